@@ -1,0 +1,516 @@
+//! MeshRoute: which requests to a Service go where, and how.
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::duration::Duration;
+use crate::refs::{ParentRef, ServiceKind};
+use crate::status::Status;
+
+/// Which requests to a Service go where, and how. Where no MeshRoute is attached to a Service port, requests go to the
+/// Service's pods; where one is, a request that no rule takes is answered 404.
+///
+/// Of all rules of all routes on a port the most specific match wins: exact path, longest path prefix, method, most
+/// headers, most query parameters; then the oldest route, then namespace/name, then the first rule. Both are told when two
+/// routes have equal matches. (These are the rules of the Gateway API's HTTPRoute.)
+///
+/// ```yaml
+/// apiVersion: weft.dev/v1alpha1
+/// kind: MeshRoute
+/// metadata: {name: reviews, namespace: shop}
+/// spec:
+///   parentRefs: [{kind: Service, name: reviews}]
+///   http:
+///   - backendRefs:
+///     - {name: reviews, port: 9080, subset: v1, weight: 90}
+///     - {name: reviews, port: 9080, subset: v2, weight: 10}
+///     timeouts: {request: 2s}
+/// ```
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "weft.dev",
+    version = "v1alpha1",
+    kind = "MeshRoute",
+    plural = "meshroutes",
+    shortname = "mrt",
+    category = "weft",
+    namespaced,
+    status = "Status",
+    derive = "PartialEq",
+    printcolumn(name = "Service", type_ = "string", json_path = ".spec.parentRefs[*].name"),
+    printcolumn(name = "Accepted", type_ = "string", json_path = ".status.conditions[?(@.type==\"Accepted\")].status"),
+    printcolumn(name = "Resolved", type_ = "string", json_path = ".status.conditions[?(@.type==\"ResolvedRefs\")].status"),
+    printcolumn(name = "Programmed", type_ = "string", json_path = ".status.conditions[?(@.type==\"Programmed\")].status"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].message",
+        priority = 1
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct MeshRouteSpec {
+    /// The Services whose traffic the route governs.
+    #[schemars(length(min = 1, max = 8))]
+    pub parent_refs: Vec<ParentRef>,
+    /// Rules for HTTP requests.
+    #[schemars(length(min = 1, max = 16))]
+    #[x_kube(validation = kube::core::Rule::new("self.all(a, !has(a.name) || self.exists_one(b, has(b.name) && a.name == b.name))")
+        .message("two rules have the same name"))]
+    pub http: Vec<HttpRule>,
+}
+
+/// Which requests, and what happens to them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = kube::core::Rule::new(
+        "!(has(self.backendRefs) && size(self.backendRefs) > 0 && has(self.filters) && self.filters.exists(f, f.type == 'RequestRedirect' || f.type == 'DirectResponse'))"
+    ).message("a rule with a RequestRedirect or DirectResponse filter answers by itself: remove its backendRefs"),
+    validation = kube::core::Rule::new(
+        "(has(self.backendRefs) && size(self.backendRefs) > 0) || (has(self.filters) && self.filters.exists(f, f.type == 'RequestRedirect' || f.type == 'DirectResponse'))"
+    ).message("a rule needs backendRefs, or a RequestRedirect or DirectResponse filter"),
+    validation = kube::core::Rule::new(
+        "!has(self.backendRefs) || size(self.backendRefs) == 0 || self.backendRefs.exists(b, b.weight > 0)"
+    ).message("the weights of backendRefs sum to zero: give at least one a weight above 0"),
+    validation = kube::core::Rule::new(
+        "!has(self.filters) || !(self.filters.exists(f, f.type == 'RequestRedirect' || f.type == 'DirectResponse') && self.filters.exists(f, f.type == 'URLRewrite'))"
+    ).message("URLRewrite cannot be combined with RequestRedirect or DirectResponse: there is no request to send"),
+    validation = kube::core::Rule::new(
+        "!has(self.filters) || ['RequestHeaderModifier', 'ResponseHeaderModifier', 'RequestRedirect', 'URLRewrite', 'DirectResponse'].all(t, self.filters.filter(f, f.type == t).size() <= 1)"
+    ).message("a filter type may appear once in a rule"),
+    validation = kube::core::Rule::new(
+        "!has(self.filters) || !(self.filters.exists(f, f.type == 'RequestRedirect') && self.filters.exists(f, f.type == 'DirectResponse'))"
+    ).message("a rule answers either with RequestRedirect or with DirectResponse"),
+    validation = kube::core::Rule::new(
+        "!has(self.filters) || !self.filters.exists(f, (has(f.urlRewrite) && has(f.urlRewrite.path) && f.urlRewrite.path.type == 'ReplacePrefixMatch') || (has(f.requestRedirect) && has(f.requestRedirect.path) && f.requestRedirect.path.type == 'ReplacePrefixMatch')) || (has(self.matches) && size(self.matches) > 0 && self.matches.all(m, has(m.path) && m.path.type == 'PathPrefix'))"
+    ).message("ReplacePrefixMatch needs a PathPrefix in every match of the rule"),
+    validation = kube::core::Rule::new(
+        "!(has(self.timeouts) || has(self.retry)) || (has(self.backendRefs) && size(self.backendRefs) > 0)"
+    ).message("timeouts and retry have no effect in a rule that answers by itself")
+)]
+pub struct HttpRule {
+    /// Name of the rule, for logs and headers; by default its position (`0`, `1`, ...).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: Option<String>,
+    /// The rule takes a request that any of these takes. Default: every request.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub matches: Vec<HttpMatch>,
+    /// Changes to request and response, or an answer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 5))]
+    pub filters: Vec<HttpFilter>,
+    /// Where requests go, by weight. A share whose backend does not exist is answered 500; one whose backend has no ready
+    /// pod is answered 503.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub backend_refs: Vec<BackendRef>,
+    /// How long a request may take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeouts: Option<Timeouts>,
+    /// When a request is tried again. Without it only what no backend has seen is tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
+}
+
+/// Conditions on a request. All that are given must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HttpMatch {
+    /// On the path, without the query.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathMatch>,
+    /// On headers; all of them. Of several conditions on one name the first counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub headers: Vec<HeaderMatch>,
+    /// On query parameters; all of them. Of a repeated parameter the first value counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub query_params: Vec<QueryParamMatch>,
+    /// On the method.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<Method>,
+}
+
+/// A condition on the path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = kube::core::Rule::new("self.type == 'RegularExpression' || self.value.startsWith('/')")
+        .message("a path starts with /"),
+    validation = kube::core::Rule::new("self.type == 'RegularExpression' || !(self.value.contains('//') || self.value.contains('/./') || self.value.contains('/../') || self.value.endsWith('/.') || self.value.endsWith('/..') || self.value.contains('#') || self.value.contains('?') || self.value.lowerAscii().contains('%2f'))")
+        .message("a path has no //, no /./ or /../, no #, ? or %2F: no request could match it"),
+    validation = kube::core::Rule::new("self.type != 'RegularExpression' || (''.matches(self.value) ? true : true)")
+        .message("the regular expression does not compile")
+)]
+pub struct PathMatch {
+    /// Exact: the whole path, case-sensitive. PathPrefix: whole segments from the start, so /abc takes /abc, /abc/ and
+    /// /abc/d but not /abcd. RegularExpression: the whole path, RE2 syntax without look-around.
+    #[serde(rename = "type", default)]
+    pub kind: PathMatchType,
+    /// The path, prefix or expression.
+    #[schemars(length(min = 1, max = 1024))]
+    pub value: String,
+}
+
+/// How a path is held against the value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PathMatchType {
+    /// See [`PathMatch::kind`].
+    Exact,
+    /// See [`PathMatch::kind`].
+    #[default]
+    PathPrefix,
+    /// See [`PathMatch::kind`].
+    RegularExpression,
+}
+
+/// A condition on a header.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = kube::core::Rule::new("self.type == 'Present' || self.type == 'Absent' ? !has(self.value) : has(self.value)")
+        .message("Exact and RegularExpression need a value; Present and Absent have none")
+)]
+pub struct HeaderMatch {
+    /// Exact: the value, case-sensitive. RegularExpression: the whole value, RE2 syntax. Present: the header is there.
+    /// Absent: it is not.
+    #[serde(rename = "type", default)]
+    pub kind: ValueMatchType,
+    /// Name of the header; case does not matter.
+    #[schemars(length(min = 1, max = 256), regex(pattern = "^[A-Za-z0-9!#$%&'*+\\-.^_\\x60|~]+$"))]
+    pub name: String,
+    /// The value or expression.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub value: Option<String>,
+}
+
+/// A condition on a query parameter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = kube::core::Rule::new("self.type == 'Present' || self.type == 'Absent' ? !has(self.value) : has(self.value)")
+        .message("Exact and RegularExpression need a value; Present and Absent have none")
+)]
+pub struct QueryParamMatch {
+    /// Exact: the value, case-sensitive. RegularExpression: the whole value, RE2 syntax. Present: the parameter is there.
+    /// Absent: it is not.
+    #[serde(rename = "type", default)]
+    pub kind: ValueMatchType,
+    /// Name of the parameter, case-sensitive.
+    #[schemars(length(min = 1, max = 256))]
+    pub name: String,
+    /// The value or expression, percent-decoded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub value: Option<String>,
+}
+
+/// How a value is tested.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ValueMatchType {
+    /// See [`HeaderMatch::kind`].
+    #[default]
+    Exact,
+    /// See [`HeaderMatch::kind`].
+    RegularExpression,
+    /// See [`HeaderMatch::kind`].
+    Present,
+    /// See [`HeaderMatch::kind`].
+    Absent,
+}
+
+/// An HTTP method.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+#[expect(missing_docs, reason = "the methods of RFC 9110 and RFC 5789")]
+pub enum Method {
+    Get,
+    Head,
+    Post,
+    Put,
+    Delete,
+    Connect,
+    Options,
+    Trace,
+    Patch,
+}
+
+/// A change to request or response, or an answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = kube::core::Rule::new(
+        "has(self.requestHeaderModifier) == (self.type == 'RequestHeaderModifier') && has(self.responseHeaderModifier) == (self.type == 'ResponseHeaderModifier') && has(self.requestRedirect) == (self.type == 'RequestRedirect') && has(self.urlRewrite) == (self.type == 'URLRewrite') && has(self.directResponse) == (self.type == 'DirectResponse')"
+    ).message("a filter has exactly the field that its type names")
+)]
+pub struct HttpFilter {
+    /// RequestHeaderModifier and ResponseHeaderModifier change headers. URLRewrite changes host and path of what is sent.
+    /// RequestRedirect and DirectResponse answer without a backend.
+    #[serde(rename = "type")]
+    pub kind: FilterType,
+    /// For type RequestHeaderModifier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_header_modifier: Option<HeaderModifier>,
+    /// For type ResponseHeaderModifier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub response_header_modifier: Option<HeaderModifier>,
+    /// For type RequestRedirect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_redirect: Option<RequestRedirect>,
+    /// For type URLRewrite.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url_rewrite: Option<UrlRewrite>,
+    /// For type DirectResponse.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub direct_response: Option<DirectResponse>,
+}
+
+/// Types of filters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum FilterType {
+    /// Changes the request's headers.
+    RequestHeaderModifier,
+    /// Changes the response's headers.
+    ResponseHeaderModifier,
+    /// Answers with a `Location`.
+    RequestRedirect,
+    /// Changes host and path of the request that is sent.
+    #[serde(rename = "URLRewrite")]
+    UrlRewrite,
+    /// Answers as it says.
+    DirectResponse,
+}
+
+/// Changes to headers: first `remove`, then `set`, then `add`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HeaderModifier {
+    /// Replaces the header, or adds it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub set: Vec<Header>,
+    /// Adds a value beside what is there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub add: Vec<Header>,
+    /// Removes the header.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "set"))]
+    pub remove: Vec<String>,
+}
+
+/// A header.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Header {
+    /// Name; case does not matter. Headers that frame or route a message (Host, Content-Length, Transfer-Encoding,
+    /// Connection, ...) cannot be changed; to change the host use URLRewrite.
+    #[schemars(length(min = 1, max = 256), regex(pattern = "^[A-Za-z0-9!#$%&'*+\\-.^_\\x60|~]+$"))]
+    #[x_kube(validation = kube::core::Rule::new("!(self.lowerAscii() in ['host', 'content-length', 'transfer-encoding', 'connection', 'keep-alive', 'proxy-connection', 'te', 'trailer', 'upgrade'])")
+        .message("this header frames or routes the message and cannot be changed; to change the host use URLRewrite"))]
+    pub name: String,
+    /// Value.
+    #[schemars(length(min = 1, max = 4096), regex(pattern = "^[\\x20-\\x7e\\t]+$"))]
+    pub value: String,
+}
+
+/// A redirection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RequestRedirect {
+    /// Scheme of the location: http or https. Default: the request's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheme: Option<Scheme>,
+    /// Host of the location. Default: the request's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub hostname: Option<String>,
+    /// Path of the location. Default: the request's. The query is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathModifier>,
+    /// Port of the location. Default: that of `scheme` if it is given, else the Service's. 80 and 443 are left out where
+    /// the scheme implies them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: Option<u16>,
+    /// 301, 302, 303, 307 or 308. Default: 302.
+    #[serde(default = "RequestRedirect::default_status_code")]
+    #[schemars(extend("enum" = [301, 302, 303, 307, 308]))]
+    pub status_code: u16,
+}
+
+impl RequestRedirect {
+    fn default_status_code() -> u16 {
+        302
+    }
+}
+
+/// Schemes of a location.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Scheme {
+    /// Without TLS.
+    Http,
+    /// With TLS.
+    Https,
+}
+
+/// Changes to host and path of the request that is sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = kube::core::Rule::new("has(self.hostname) || has(self.path)").message("URLRewrite needs a hostname or a path"))]
+pub struct UrlRewrite {
+    /// Replaces the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub hostname: Option<String>,
+    /// Replaces the path; the query is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathModifier>,
+}
+
+/// How a path is replaced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = kube::core::Rule::new("has(self.replaceFullPath) == (self.type == 'ReplaceFullPath') && has(self.replacePrefixMatch) == (self.type == 'ReplacePrefixMatch')")
+        .message("a path modifier has exactly the field that its type names")
+)]
+pub struct PathModifier {
+    /// ReplaceFullPath or ReplacePrefixMatch (the prefix that matched).
+    #[serde(rename = "type")]
+    pub kind: PathModifierType,
+    /// For type ReplaceFullPath.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024), regex(pattern = "^/[^?#\\s]*$"))]
+    pub replace_full_path: Option<String>,
+    /// For type ReplacePrefixMatch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024), regex(pattern = "^(/[^?#\\s]*)?$"))]
+    pub replace_prefix_match: Option<String>,
+}
+
+/// Types of path modifiers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PathModifierType {
+    /// The whole path.
+    ReplaceFullPath,
+    /// The prefix that matched.
+    ReplacePrefixMatch,
+}
+
+/// An answer without a backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DirectResponse {
+    /// 200 to 599.
+    #[schemars(range(min = 200, max = 599))]
+    pub status: u16,
+    /// Text of the answer. Default: empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 4096))]
+    pub body: String,
+}
+
+/// A share of a rule's requests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BackendRef {
+    /// Kind of the backend.
+    #[serde(default)]
+    pub kind: ServiceKind,
+    /// Namespace of the Service; by default the route's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub namespace: Option<String>,
+    /// Name of the Service.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Port of the Service.
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: u16,
+    /// Name of a subset in the Service's MeshCluster. Default: all pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub subset: Option<String>,
+    /// The backend's share is its weight divided by the sum of all. 0: none.
+    #[serde(default = "BackendRef::default_weight")]
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub weight: u32,
+}
+
+impl BackendRef {
+    fn default_weight() -> u32 {
+        1
+    }
+}
+
+/// How long a request may take.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = kube::core::Rule::new("!has(self.request) || !has(self.backendRequest) || duration(self.request) == duration('0s') || duration(self.backendRequest) <= duration(self.request)")
+        .message("backendRequest must not be longer than request")
+)]
+pub struct Timeouts {
+    /// For the whole request, retries included, until the last byte of the response. Then the client gets 504. Default: no
+    /// limit; 0s means the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = kube::core::Rule::new("duration(self) <= duration('24h')").message("timeouts.request must be at most 24h"))]
+    pub request: Option<Duration>,
+    /// For one attempt, until the response's head. Default: no limit of its own; 0s means the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = kube::core::Rule::new("duration(self) <= duration('24h')").message("timeouts.backendRequest must be at most 24h"))]
+    pub backend_request: Option<Duration>,
+}
+
+/// When a request is tried again. Failed connections always are, also without this.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Retry {
+    /// How often at most, beside the first attempt. Default: 1.
+    #[serde(default = "Retry::default_attempts")]
+    #[schemars(range(min = 1, max = 10))]
+    pub attempts: u32,
+    /// Statuses that are tried again. Connections that break and attempts that time out are too. Default: 502, 503, 504.
+    #[serde(default = "Retry::default_codes")]
+    #[schemars(length(max = 16), inner(range(min = 400, max = 599)), extend("x-kubernetes-list-type" = "set"))]
+    pub codes: Vec<u16>,
+    /// Methods that may be repeated after a backend has seen the request. Default: the idempotent ones, GET, HEAD, OPTIONS,
+    /// TRACE, PUT and DELETE. Add POST or PATCH only where the backend recognises a repetition. A body of more than 64 KiB,
+    /// or of unknown length, is not repeated.
+    #[serde(default = "Retry::default_methods")]
+    #[schemars(length(min = 1, max = 9), extend("x-kubernetes-list-type" = "set"))]
+    pub methods: Vec<Method>,
+    /// The shortest wait before the first repetition; it doubles with each, up to ten times it, and up to half of it is
+    /// added at random. Default: 25ms.
+    #[serde(default = "Retry::default_backoff")]
+    #[x_kube(validation = kube::core::Rule::new("duration(self) >= duration('1ms') && duration(self) <= duration('1m')")
+        .message("retry.backoff must be between 1ms and 1m"))]
+    pub backoff: Duration,
+}
+
+impl Retry {
+    fn default_attempts() -> u32 {
+        1
+    }
+
+    fn default_codes() -> Vec<u16> {
+        vec![502, 503, 504]
+    }
+
+    fn default_methods() -> Vec<Method> {
+        vec![Method::Get, Method::Head, Method::Options, Method::Trace, Method::Put, Method::Delete]
+    }
+
+    fn default_backoff() -> Duration {
+        Duration("25ms".into())
+    }
+}

@@ -1,0 +1,122 @@
+//! The contract between whoever starts a proxy (the injector, a test, a person) and the proxy: ports, user, names of
+//! environment variables, places of files, names of ConfigMaps. Every such string stands here and nowhere else.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Where redirected connections of the pod's containers arrive.
+pub const OUTBOUND_PORT: u16 = 15001;
+/// Where redirected connections to the pod arrive.
+pub const INBOUND_PORT: u16 = 15006;
+/// Configuration dump and log level, on loopback only.
+pub const ADMIN_PORT: u16 = 15000;
+/// `GET /metrics`.
+pub const METRICS_PORT: u16 = 15020;
+/// `GET /readyz` and the pod's own probes, rewritten.
+pub const HEALTH_PORT: u16 = 15021;
+
+/// The proxy's user and group. Redirection leaves this user's traffic alone, so nobody else in the pod may use it.
+pub const PROXY_UID: i64 = 15015;
+
+/// Namespace of the exported documents and the index.
+pub const EXPORT_NAMESPACE: &str = "weft-config";
+/// Namespace of the private documents.
+pub const INBOUND_NAMESPACE: &str = "weft-inbound";
+/// Name of the index.
+pub const INDEX_NAME: &str = "index";
+
+/// Name of the exported document of a namespace.
+pub fn export_name(namespace: &str) -> String {
+    format!("x.{namespace}")
+}
+
+/// Name of the private document of a namespace.
+pub fn inbound_name(namespace: &str) -> String {
+    format!("i.{namespace}")
+}
+
+/// The folder with a token for the API server (`token`), the API server's CA (`ca.crt`).
+pub const TOKEN_DIR: &str = "/var/run/weft/token";
+/// The file with the pod's labels, as the downward API writes them.
+pub const LABELS_FILE: &str = "/var/run/weft/pod/labels";
+/// The folder, kept over restarts of the container, with copies of the documents last used.
+pub const CACHE_DIR: &str = "/var/run/weft/cache";
+
+/// Environment: the pod's namespace.
+pub const ENV_NAMESPACE: &str = "WEFT_NAMESPACE";
+/// Environment: the pod's name.
+pub const ENV_POD: &str = "WEFT_POD";
+/// Environment: the pod's addresses, comma between them.
+pub const ENV_POD_IPS: &str = "WEFT_POD_IPS";
+/// Environment: the pod's service account.
+pub const ENV_SERVICE_ACCOUNT: &str = "WEFT_SERVICE_ACCOUNT";
+/// Environment: named ports of the pod's containers, JSON object of name to number.
+pub const ENV_PORT_NAMES: &str = "WEFT_PORT_NAMES";
+/// Environment: the pod's probes, JSON of [`Probes`].
+pub const ENV_PROBES: &str = "WEFT_PROBES";
+/// Environment: worker threads. Default 1.
+pub const ENV_WORKERS: &str = "WEFT_WORKERS";
+/// Environment: log filter, in the syntax of `tracing_subscriber::EnvFilter`. Default `info`.
+pub const ENV_LOG: &str = "WEFT_LOG";
+/// Environment: `json` or `text`. Default `json`.
+pub const ENV_LOG_FORMAT: &str = "WEFT_LOG_FORMAT";
+/// Environment: `on` or `off`. Default `on`.
+pub const ENV_ACCESS_LOG: &str = "WEFT_ACCESS_LOG";
+/// Environment: how long open requests may take after SIGTERM, in seconds. Default 25.
+pub const ENV_DRAIN_SECONDS: &str = "WEFT_DRAIN_SECONDS";
+/// Environment: `kubernetes` (default), or `directory:PATH` with one JSON file for each document.
+pub const ENV_SOURCE: &str = "WEFT_SOURCE";
+/// Environment: ports on which neither side is made to wait for the other to speak first, comma between them.
+pub const ENV_OPAQUE_PORTS: &str = "WEFT_OPAQUE_PORTS";
+
+/// Ports that are never looked into, because on them the server speaks first: SMTP, MySQL, PostgreSQL, Redis and their
+/// kin. Source: the default list of Linkerd.
+pub const OPAQUE_PORTS_DEFAULT: &[u16] = &[25, 587, 3306, 4444, 5432, 6379, 9300, 11211];
+
+/// The path on [`HEALTH_PORT`] under which the probe called `key` is answered.
+pub fn probe_path(key: &str) -> String {
+    format!("/probe/{key}")
+}
+
+/// Probes that the proxy makes in the kubelet's stead, by key (`<container>/<liveness|readiness|startup>`). Rewriting
+/// them keeps them honest (a TCP probe of a redirected port would reach the proxy, never the application) and keeps
+/// them working when a policy denies strangers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Probes(pub BTreeMap<String, Probe>);
+
+/// One probe.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Probe {
+    /// Port of the application.
+    pub port: u16,
+    /// How it is asked.
+    pub kind: ProbeKind,
+    /// How long it may take, in seconds.
+    pub timeout_seconds: u32,
+}
+
+/// How an application is asked whether it lives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ProbeKind {
+    /// A GET; 200 to 399 is well.
+    #[serde(rename_all = "camelCase")]
+    Http {
+        /// With the query.
+        path: String,
+        /// `https` is asked without checking the certificate, as the kubelet does.
+        https: bool,
+        /// Of the request; a `Host` among them replaces the pod's address.
+        headers: Vec<(String, String)>,
+    },
+    /// A connection that opens.
+    Tcp,
+    /// `grpc.health.v1.Health/Check`; SERVING is well.
+    Grpc {
+        /// The service asked about; empty for the whole server.
+        service: String,
+    },
+}

@@ -1,0 +1,254 @@
+//! Routes as the proxy reads them: matches in the order in which they are tried, and the rules that they lead to.
+
+use serde::{Deserialize, Serialize};
+
+use crate::is_default;
+
+/// The routes of one port of one Service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct RouteTable {
+    /// In order of precedence: the first that takes the request wins.
+    pub matches: Vec<Match>,
+    /// What the matches lead to, by index.
+    pub rules: Vec<Rule>,
+}
+
+/// Conditions on a request; all of them must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Match {
+    /// Index into [`RouteTable::rules`].
+    pub rule: usize,
+    /// On the path. Absent: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathMatch>,
+    /// Absent: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    /// On headers; names in lower case.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<ValueMatch>,
+    /// On query parameters; names as they are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub query: Vec<ValueMatch>,
+}
+
+/// A condition on the path, query excluded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PathMatch {
+    /// The whole path.
+    Exact(String),
+    /// Whole segments from the start: `/abc` takes `/abc`, `/abc/` and `/abc/d`, not `/abcd`.
+    Prefix(String),
+    /// The whole path, in the syntax of the `regex` crate (linear time).
+    Regex(String),
+}
+
+/// A condition on a named value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct ValueMatch {
+    /// Of the header or parameter.
+    pub name: String,
+    /// What must hold for it.
+    pub test: ValueTest,
+}
+
+/// What must hold for a named value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ValueTest {
+    /// It is exactly this.
+    Exact(String),
+    /// The whole of it, in the syntax of the `regex` crate.
+    Regex(String),
+    /// It is there.
+    Present,
+    /// It is not there.
+    Absent,
+}
+
+/// What happens to a request, and whose word that is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Rule {
+    /// The object that the user wrote.
+    pub route: ObjectRef,
+    /// The rule in it: its name, or its position as `0`, `1`, ...
+    pub name: String,
+    /// Changes to the request's headers, before it is sent.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub request_headers: HeaderEdit,
+    /// Changes to the response's headers.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub response_headers: HeaderEdit,
+    /// What is done.
+    pub action: Action,
+    /// For the whole request, retries included, in milliseconds. Absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_timeout_ms: Option<u64>,
+    /// For one attempt, until the response's head, in milliseconds. Absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt_timeout_ms: Option<u64>,
+    /// When to try again. Absent: only what no backend has seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
+}
+
+/// Names an object of the user's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct ObjectRef {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+/// What is done with a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Action {
+    /// Sent to one of these, by weight.
+    #[serde(rename_all = "camelCase")]
+    Forward {
+        /// At least one, and the weights' sum is not zero.
+        backends: Vec<Backend>,
+        /// Changes to authority and path.
+        #[serde(default, skip_serializing_if = "is_default")]
+        rewrite: Rewrite,
+    },
+    /// Answered with a `Location`.
+    Redirect(Redirect),
+    /// Answered as it says.
+    Respond(Respond),
+}
+
+/// A share of a rule's requests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Backend {
+    /// Its share is this divided by the sum of the rule's weights.
+    pub weight: u32,
+    /// Where the share goes.
+    pub target: BackendTarget,
+}
+
+/// Where a share goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum BackendTarget {
+    /// To a Service's pods.
+    Cluster(ClusterRef),
+    /// Nowhere: answered 500 with this reason.
+    Invalid(String),
+}
+
+/// Names a port of a Service, and perhaps a subset of its pods.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct ClusterRef {
+    /// Of the Service.
+    pub namespace: String,
+    /// Of the Service.
+    pub service: String,
+    /// Of the Service.
+    pub port: u16,
+    /// Absent: all pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subset: Option<String>,
+}
+
+/// Changes to headers: first `remove`, then `set`, then `add`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct HeaderEdit {
+    /// Names to remove.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remove: Vec<String>,
+    /// Values that replace what is there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub set: Vec<HeaderValue>,
+    /// Values beside what is there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub add: Vec<HeaderValue>,
+}
+
+/// A header.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct HeaderValue {
+    /// In lower case.
+    pub name: String,
+    /// As it is.
+    pub value: String,
+}
+
+/// Changes to authority and path of a forwarded request.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Rewrite {
+    /// Replaces the authority.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// Replaces the path; the query stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathRewrite>,
+}
+
+/// How a path is replaced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PathRewrite {
+    /// The whole of it.
+    Full(String),
+    /// The prefix that matched.
+    Prefix(String),
+}
+
+/// A redirection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Redirect {
+    /// Absent: the request's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheme: Option<String>,
+    /// Absent: the request's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// Absent: the well-known port of `scheme` if that is given, else the Service's port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Absent: the request's; the query stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathRewrite>,
+    /// 301, 302, 303, 307 or 308.
+    pub status: u16,
+}
+
+/// An answer of the proxy's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Respond {
+    /// 200 to 599.
+    pub status: u16,
+    /// As it is; `text/plain` unless the rule sets a content type.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub body: String,
+}
+
+/// When a request is tried again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Retry {
+    /// How often, beside the first attempt.
+    pub attempts: u32,
+    /// Statuses that are tried again.
+    pub codes: Vec<u16>,
+    /// Methods that may be repeated after a backend has seen them.
+    pub methods: Vec<String>,
+    /// The shortest wait before the first repetition, in milliseconds; it doubles each time, up to ten times it.
+    pub backoff_ms: u64,
+}
