@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Stops a cluster's API server, or starts it again as it was: for tests of what lives on without it.
+#
+#   apiserver.sh [--name weft] stop|start
+set -euo pipefail
+folder=$(dirname "${BASH_SOURCE[0]}")
+source "$folder/lib.sh"
+source "$folder/control-plane.sh"
+
+main() {
+  parse_name "$@"
+  need_root
+  [[ -e $state/complete ]] || die "cluster $cluster is not up: run up.sh --name $cluster"
+  case ${rest[*]} in
+    stop) stop ;;
+    start) start ;;
+    *) refuse "say stop or start" ;;
+  esac
+}
+
+# It is asked to end, so that it takes itself out of the kubernetes Service, and made to when it takes long.
+stop() {
+  local pids
+  mapfile -t pids < <(pids bin/kube-apiserver)
+  signal TERM "${pids[@]}"
+  (wait_for 10 "the API server to end" gone bin/kube-apiserver) 2>/dev/null || signal KILL "${pids[@]}"
+  wait_for 5 "the API server to end" gone bin/kube-apiserver
+}
+
+start() {
+  ! gone bin/kube-apiserver || start_apiserver
+  wait_for 60 "the API server" api_serves
+}
+
+main "$@"

@@ -1,0 +1,163 @@
+#!/usr/bin/env bash
+# Builds what a cluster is made of, or finds it built already.
+#
+#   build.sh                builds everything
+#   build.sh --print NAME   builds one part if need be, and prints its path; NAME is one of
+#                           etcd coredns helm kubernetes kubectl forward pause.tar coredns.tar probe.tar
+#
+# Parts are kept outside the checkout, in $WEFT_CACHE (~/.cache/weft), each under a hash of what it is built from. The
+# folder may be deleted whenever no cluster runs.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+cache=${WEFT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/weft}
+
+export CGO_ENABLED=0 GOWORK=off GOFLAGS=
+
+# What stands for the version when Kubernetes is not built by its own scripts: without it the server calls itself
+# v0.0.0-master+$Format:%H$, which kubectl cannot parse.
+kubernetes_version=$(awk '$1 == "k8s.io/kubernetes" { print $2 }' "$here/components/kubernetes/go.mod")
+kubernetes_stamps() {
+  local numbers
+  IFS=. read -ra numbers <<<"${kubernetes_version#v}"
+  local name stamps=""
+  for name in "gitVersion=$kubernetes_version" "gitMajor=${numbers[0]}" "gitMinor=${numbers[1]}" gitTreeState=clean; do
+    stamps+=" -X k8s.io/component-base/version.$name"
+  done
+  echo "$stamps"
+}
+
+main() {
+  case ${1-} in
+    "") install_packages; build_all ;;
+    --print) (($# == 2)) || refuse "--print takes the name of one part"; print_part "$2" ;;
+    -h | --help) usage ;;
+    *) refuse "no such option: $1" ;;
+  esac
+}
+
+# The quick ones come first, so that what is wrong with them does not wait for Kubernetes to be built.
+build_all() {
+  local part
+  for part in pause.tar forward etcd coredns.tar probe.tar helm kubernetes; do
+    build_part "$part"
+  done
+}
+
+print_part() {
+  case $1 in
+    kubectl) build_part kubernetes; echo "$(dirname "$built")/kubectl" ;;
+    etcd | coredns | helm | kubernetes | forward | *.tar) build_part "$1"; echo "$built" ;;
+    *) refuse "no such part: $1" ;;
+  esac
+}
+
+# Builds a part unless it is there, and leaves its path in `built`.
+build_part() {
+  case $1 in
+    kubernetes) build_go kubernetes . "$(kubernetes_stamps)" "about 8 minutes when nothing is cached" ;;
+    helm) build_go helm helm.sh/helm/v4/cmd/helm "" "about 3 minutes when nothing is cached" ;;
+    etcd | coredns | forward | probe) build_go "$1" . "" "" ;;
+    pause) build_pause ;;
+    pause.tar | coredns.tar | probe.tar) build_image "${1%.tar}" ;;
+    *) die "no such part: $1" ;;
+  esac
+}
+
+# build_go NAME PACKAGE LINK-FLAGS NOTE
+build_go() {
+  local name=$1 package=$2 flags="-s -w$3" note=$4
+  place "$name" "$flags $(go_version)"
+  [[ -e $built ]] || step "building $name${note:+ ($note)}" go_build "$name" "$package" "$flags"
+}
+
+# A module's own `go` line can select another toolchain, but the same for the same sources.
+go_version() { command -v go >/dev/null || die "Go is needed (https://go.dev/dl)"; go env GOVERSION; }
+
+go_build() {
+  local making
+  making=$(making)
+  (cd "$here/components/$1" && go build -trimpath -ldflags "$3" -o "$making/$1" "$2")
+  [[ $1 != kubernetes ]] || ln -s kubernetes "$making/kubectl"
+  keep "$making"
+}
+
+build_pause() {
+  place pause static
+  [[ -e $built ]] || step "building pause" gcc_build
+}
+
+gcc_build() {
+  local making
+  making=$(making)
+  gcc -Os -static -o "$making/pause" "$here/components/pause/pause.c"
+  keep "$making"
+}
+
+# An image FROM scratch with the one program of that name, as an archive that containerd imports.
+build_image() {
+  local program
+  build_part "$1"
+  program=$built
+  place "$1.tar" "$program"
+  [[ -e $built ]] || step "packing the image of $1" pack_image "$1" "$program" "localhost/weft/$1:cluster"
+}
+
+# buildah's stores go away with the folder that is being made: nothing but the archive is wanted of them.
+pack_image() {
+  local making context
+  making=$(making)
+  context=$making/context
+  mkdir "$context"
+  cp "$2" "$context/$1"
+  printf 'FROM scratch\nCOPY %s /\nENTRYPOINT ["/%s"]\n' "$1" "$1" >"$context/Dockerfile"
+  local buildah=(buildah --storage-driver vfs --root "$making/store" --runroot "$making/run")
+  "${buildah[@]}" bud --isolation chroot -t "$3" "$context"
+  "${buildah[@]}" push "$3" "oci-archive:$making/$1.tar:$3"
+  rm -rf "$context" "$making/store" "$making/run"
+  keep "$making"
+}
+
+# place NAME BUILT-FROM: sets `built` to where a part belongs, given what beside its source folder it is built from.
+place() {
+  local sources=$here/components/${1%.tar} key=""
+  key=$({
+    echo "$2"
+    [[ $1 == *.tar ]] || (cd "$sources" && find . -type f -print0 | sort -z | xargs -0 sha256sum)
+  } | sha256sum)
+  built=$cache/$1-${key:0:12}/$1
+}
+
+# A part is made beside its place and moved there when it is whole, so that an interrupted build leaves none half built.
+making() {
+  mkdir -p "$cache"
+  mktemp -d "$cache/making.XXXXXX"
+}
+
+keep() {
+  chmod 755 "$1"
+  mv -T "$1" "$(dirname "$built")" 2>/dev/null || rm -rf "$1" # another build was first
+}
+
+# Installs the Debian package of each command that is missing.
+install_packages() {
+  local missing=() pair
+  for pair in containerd:containerd runc:runc iptables:iptables nft:nftables conntrack:conntrack buildah:buildah \
+    gcc:gcc openssl:openssl ip:iproute2; do
+    command -v "${pair%:*}" >/dev/null || missing+=("${pair#*:}")
+  done
+  [[ -e /usr/lib/cni/ptp || -e /opt/cni/bin/ptp ]] || missing+=(containernetworking-plugins)
+  [[ -e /etc/containers/policy.json ]] || missing+=(golang-github-containers-common)
+  echo 'int main(void) { return 0; }' | gcc -static -x c -o /dev/null - 2>/dev/null || missing+=(libc6-dev)
+  ((${#missing[@]})) || return 0
+  need_root
+  step "installing ${missing[*]}" apt_install "${missing[@]}"
+}
+
+apt_install() {
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get update
+  apt-get install --yes --no-install-recommends "$@"
+}
+
+main "$@"
