@@ -1,0 +1,118 @@
+//! Bytes without HTTP: a server that may speak first, as databases do, and a client that says who spoke when.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use serde::Serialize;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::client::millis;
+use crate::serve::{accept, listen};
+
+/// Bytes that one read may give.
+const CHUNK: usize = 16 << 10;
+
+#[derive(clap::Args)]
+pub(crate) struct ServerArgs {
+    /// Port to listen on.
+    #[arg(long)]
+    port: u16,
+    /// What to say first. Default: nothing.
+    #[arg(long, default_value = "")]
+    greeting: String,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct ClientArgs {
+    /// Where to, as HOST:PORT.
+    #[arg(long)]
+    address: String,
+    /// What to send.
+    #[arg(long, default_value = "")]
+    send: String,
+    /// Wait for the server to speak before sending.
+    #[arg(long)]
+    expect_first: bool,
+    /// Read until this has come. Default: until as many bytes came as were sent.
+    #[arg(long)]
+    until: Option<String>,
+    /// How long all of it may take.
+    #[arg(long, default_value = "10s", value_parser = crate::duration::parse)]
+    timeout: Duration,
+}
+
+/// What `tcp-client` prints.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Answer {
+    /// What the server said before it was told anything (only with --expect-first).
+    first: String,
+    first_ms: Option<u64>,
+    /// What it said after.
+    received: String,
+    connect_ms: Option<u64>,
+    ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+pub(crate) async fn serve(args: ServerArgs) -> anyhow::Result<()> {
+    let listener = listen(args.port).await?;
+    loop {
+        let stream = accept(&listener).await;
+        let greeting = args.greeting.clone();
+        tokio::spawn(async move {
+            // A peer that goes away in the middle of it is nothing to tell about.
+            let _ = echo(stream, &greeting).await;
+        });
+    }
+}
+
+pub(crate) async fn call(args: ClientArgs) -> Answer {
+    let start = Instant::now();
+    let mut answer = Answer::default();
+    let result = tokio::time::timeout(args.timeout, converse(&args, start, &mut answer)).await;
+    answer.error = match result {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(format!("{error:#}")),
+        Err(_) => Some("timed out".into()),
+    };
+    answer.ms = millis(start.elapsed());
+    answer
+}
+
+async fn echo(mut stream: TcpStream, greeting: &str) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    stream.write_all(greeting.as_bytes()).await?;
+    let (mut read, mut write) = stream.split();
+    tokio::io::copy(&mut read, &mut write).await?;
+    write.shutdown().await
+}
+
+async fn converse(args: &ClientArgs, start: Instant, answer: &mut Answer) -> anyhow::Result<()> {
+    let mut stream = TcpStream::connect(&args.address).await.context("connect")?;
+    stream.set_nodelay(true)?;
+    answer.connect_ms = Some(millis(start.elapsed()));
+    if args.expect_first {
+        read(&mut stream, &mut answer.first).await.context("before anything was sent")?;
+        answer.first_ms = Some(millis(start.elapsed()));
+    }
+    stream.write_all(args.send.as_bytes()).await.context("send")?;
+    let enough = |received: &str| match &args.until {
+        Some(text) => received.contains(text.as_str()),
+        None => received.len() >= args.send.len(),
+    };
+    while !enough(&answer.received) {
+        read(&mut stream, &mut answer.received).await?;
+    }
+    Ok(())
+}
+
+async fn read(stream: &mut TcpStream, text: &mut String) -> anyhow::Result<()> {
+    let mut chunk = vec![0; CHUNK];
+    match stream.read(&mut chunk).await.context("receive")? {
+        0 => bail!("the server closed the connection"),
+        count => text.push_str(&String::from_utf8_lossy(&chunk[..count])),
+    }
+    Ok(())
+}
