@@ -3,14 +3,14 @@
 #
 #   build.sh                builds everything
 #   build.sh --print NAME   builds one part if need be, and prints its path; NAME is one of
-#                           etcd coredns helm kubernetes kubectl forward pause.tar coredns.tar probe.tar
+#                           etcd coredns helm kubernetes kubectl forward probe pause.tar coredns.tar probe.tar
 #
 # Parts are kept outside the checkout, in $WEFT_CACHE (~/.cache/weft), each under a hash of what it is built from. The
 # folder may be deleted whenever no cluster runs.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-cache=${WEFT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/weft}
+cache=${WEFT_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/weft}
 
 export CGO_ENABLED=0 GOWORK=off GOFLAGS=
 
@@ -47,8 +47,8 @@ build_all() {
 print_part() {
   case $1 in
     kubectl) build_part kubernetes; echo "$(dirname "$built")/kubectl" ;;
-    etcd | coredns | helm | kubernetes | forward | *.tar) build_part "$1"; echo "$built" ;;
-    *) refuse "no such part: $1" ;;
+    *.tar) install_packages; build_part "$1"; echo "$built" ;;
+    *) build_part "$1"; echo "$built" ;;
   esac
 }
 
@@ -143,7 +143,7 @@ keep() {
 install_packages() {
   local missing=() pair
   for pair in containerd:containerd runc:runc iptables:iptables nft:nftables conntrack:conntrack buildah:buildah \
-    gcc:gcc openssl:openssl ip:iproute2; do
+    gcc:gcc openssl:openssl ip:iproute2 sysctl:procps umount:mount; do
     command -v "${pair%:*}" >/dev/null || missing+=("${pair#*:}")
   done
   [[ -e /usr/lib/cni/ptp || -e /opt/cni/bin/ptp ]] || missing+=(containernetworking-plugins)

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154 # lib.sh sets them
 # The control plane: certificates, etcd, API server, controller manager, scheduler, and the way to it from the host.
 # All of it runs in the first node's network namespace, so that the API server reaches webhooks by their Services.
 # Sourced after lib.sh.
@@ -96,7 +96,7 @@ start_controllers() {
     --controllers '*,-node-ipam-controller' --use-service-account-credentials \
     --root-ca-file "$pki/ca.crt" --service-account-private-key-file "$pki/service-accounts.key" \
     --cluster-signing-cert-file "$pki/ca.crt" --cluster-signing-key-file "$pki/ca.key" \
-    --kube-api-qps 100 --kube-api-burst 200
+    --flex-volume-plugin-dir "$state/volume-plugins" --kube-api-qps 100 --kube-api-burst 200
   spawn "$(netns 1)" bin/kube-scheduler \
     --kubeconfig "$state/kube-scheduler.kubeconfig" --bind-address 127.0.0.1 --leader-elect=false
 }

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034 # others use them
 # What the scripts of this folder share: options, progress, waiting, and the names and processes of one cluster.
 # Sourced after `set -euo pipefail`. It knows nothing of how the parts of a cluster are configured
 # (control-plane.sh and node.sh do).
@@ -135,8 +135,9 @@ spawn() {
   log=${link//bin\//}
   [[ $netns == - ]] || enter=(nsenter --net="/run/netns/$netns" --)
   mkdir -p "$state/log"
-  # Both setsid and nsenter become the program. The lock (9) must not go with it, nor this script's pipes.
-  setsid "${enter[@]}" "$state/$link" "$@" </dev/null >>"$state/log/${log//\//-}.log" 2>&1 9>&- &
+  # setsid, env and nsenter each become the next. The lock (9) must not go with them, nor this script's pipes, nor its
+  # environment: an HTTP proxy that is set there would be asked for the cluster's own addresses.
+  setsid env -i PATH="$PATH" "${enter[@]}" "$state/$link" "$@" </dev/null >>"$state/log/${log//\//-}.log" 2>&1 9>&- &
 }
 
 # Prints "PID LINK" for each process of the cluster; containerd's shims are those that name its socket.

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154 # lib.sh sets them
 # One node: its network namespace, containerd, kubelet and kube-proxy, all below $state/node-N.
 # Sourced after lib.sh and control-plane.sh.
 

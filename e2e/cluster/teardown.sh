@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154 # lib.sh sets them
 # Takes a cluster down, whole or half started. Sourced after lib.sh.
 
 tear_down() {
@@ -31,7 +31,7 @@ end_containers() {
 # Deepest first. In cgroup v2 the folder is at the root, in v1 in each hierarchy.
 cgroup_folders() {
   local root
-  for root in /sys/fs/cgroup/{,*/}"$(cgroup '*')"; do
+  for root in /sys/fs/cgroup/{,*/}"$(cgroup "")"*; do
     [[ ! -d $root ]] || find "$root" -depth -type d
   done
 }
@@ -56,15 +56,17 @@ remove_namespaces() {
   done
 }
 
-# What containerd, CNI and kubelet write outside the state folder, and the folders of these when that was all.
+# What containerd, CNI and kubelet write outside the state folder, whatever they are told.
 remove_files() {
   local address
   for address in "$state"/node-*/run/io.containerd.runtime.v2.task/k8s.io/*/address; do
     [[ ! -e $address ]] || rm -f "$(sed 's,^unix://,,' "$address")"
   done
-  rm -f /var/lib/cni/results/"$(cgroup '*')"
+  [[ ! -d /var/lib/cni/results ]] || find /var/lib/cni/results -type f -exec grep -q "$state/" {} \; -delete
   [[ ! -d /var/log/containers ]] || find /var/log/containers -lname "$state/*" -delete
   rm -rf "$state"
-  rmdir --ignore-fail-on-non-empty /run/containerd/s /run/containerd /var/lib/cni/results /var/lib/cni \
-    /var/log/containers /var/lib/weft-cluster 2>/dev/null || true
+  # The last cluster to go takes with it what all kubelets share.
+  ! rmdir /var/lib/weft-cluster || rm -f /var/lib/kubelet/device-plugins/kubelet.sock
+  rmdir /run/containerd/s /run/containerd /var/lib/cni/results /var/lib/cni /var/log/containers \
+    /var/lib/kubelet/device-plugins /var/lib/kubelet || true # those that are empty
 }

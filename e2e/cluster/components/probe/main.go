@@ -1,9 +1,10 @@
 // What the cluster's own test runs in its pods: a server that says which pod it is, and the client's side of that.
 //
-//	probe serve            answers HTTP on port 8080 with the pod's name
-//	probe get URL          prints the answer
-//	probe lookup NAME      prints the addresses of a name
-//	probe done             exits
+//	probe serve              answers HTTP on port 8080: "server POD client ADDRESS"
+//	probe get URL [TIMES]    prints the answers, each over a connection of its own
+//	probe lookup NAME        prints the addresses of a name
+//	probe sleep              does nothing
+//	probe done               exits
 package main
 
 import (
@@ -12,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -26,29 +28,45 @@ func main() {
 func run(args []string) error {
 	switch args[0] {
 	case "serve":
-		name, err := os.Hostname()
-		if err != nil {
-			return err
-		}
-		fmt.Println("serving as", name)
-		return http.ListenAndServe(":8080", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			fmt.Fprintln(w, name)
-		}))
+		return serve()
 	case "get":
-		client := http.Client{Timeout: 2 * time.Second}
-		response, err := client.Get(args[1])
-		if err != nil {
-			return err
-		}
-		defer response.Body.Close()
-		_, err = io.Copy(os.Stdout, response.Body)
-		return err
+		return get(args[1], args[2])
 	case "lookup":
 		addresses, err := net.LookupHost(args[1])
 		fmt.Println(strings.Join(addresses, " "))
 		return err
+	case "sleep":
+		time.Sleep(time.Hour)
+		return nil
 	case "done":
 		return nil
 	}
 	return fmt.Errorf("unknown command %q", args[0])
+}
+
+func serve() error {
+	pod, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	fmt.Println("serving as", pod)
+	return http.ListenAndServe(":8080", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		client, _, _ := net.SplitHostPort(r.RemoteAddr)
+		fmt.Fprintln(w, "server", pod, "client", client)
+	}))
+}
+
+func get(url, times string) error {
+	client := http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	for left, _ := strconv.Atoi(times); left >= 0; left-- {
+		response, err := client.Get(url)
+		if err != nil {
+			return err
+		}
+		if _, err := io.Copy(os.Stdout, response.Body); err != nil {
+			return err
+		}
+		response.Body.Close()
+	}
+	return nil
 }
