@@ -1,0 +1,176 @@
+//! A namespace that lives as long as its test, with what a test does in one.
+//!
+//! When the test fails, what a person would look at first (pods, events, what Weft says about the objects, the proxies' and
+//! the operator's logs) is kept in `target/e2e/<test>/` before the namespace goes.
+
+use std::fs;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::ops::Deref;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::cluster::{Cluster, target};
+use crate::install;
+use crate::kubectl::{Condition, Kubectl};
+use crate::wait::eventually;
+
+/// For what the operator does after an apply.
+pub const SOON: Duration = Duration::from_secs(15);
+/// For pods to start.
+pub const READY: Duration = Duration::from_secs(120);
+
+/// A temporary namespace; a [`Kubectl`] that works in it.
+#[derive(Debug)]
+pub struct Namespace {
+    /// Its name: that of the test and a few letters.
+    pub name: String,
+    test: String,
+    kubectl: Kubectl,
+    failed: bool,
+}
+
+/// Whether pods of a namespace get a proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mesh {
+    /// The namespace carries the label.
+    Inside,
+    /// It does not.
+    Outside,
+}
+
+/// Runs a test in an injected namespace of its own.
+pub fn in_mesh(test: &str, body: impl FnOnce(&Namespace) -> Result<()>) -> Result<()> {
+    let mut namespace = Namespace::create(test, Mesh::Inside)?;
+    let result = body(&namespace);
+    namespace.failed = result.is_err();
+    result
+}
+
+// === impl Namespace ===
+
+impl Namespace {
+    /// Creates one, with Weft installed.
+    pub fn create(test: &str, mesh: Mesh) -> Result<Self> {
+        install::ensure()?;
+        let cluster = Cluster::get()?;
+        let letters = RandomState::new().build_hasher().finish() & 0xf_ffff;
+        let name = format!("e2e-{test}-{letters:05x}");
+        let label = match mesh {
+            Mesh::Inside => "weft.dev/inject: enabled",
+            Mesh::Outside => "weft.dev/e2e-outside: \"true\"",
+        };
+        Kubectl::new(cluster).apply(&format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n  labels:\n    weft.dev/e2e: \"true\"\n    {label}\n"
+        ))?;
+        // Dropped from here on, so what follows may fail.
+        let namespace =
+            Self { kubectl: Kubectl::within(cluster, &name), name, test: test.to_owned(), failed: false };
+        // Pods are refused until the account that they run under is there.
+        eventually("the default service account", SOON, || namespace.get("serviceaccount", "default"))?;
+        Ok(namespace)
+    }
+
+    /// Waits until a condition has the status, and is about the object as it is now.
+    pub fn await_condition(&self, kind: &str, name: &str, condition: &str, status: &str) -> Result<Condition> {
+        eventually(&format!("{condition}={status} of {kind}/{name}"), SOON, || {
+            let found = self.condition(kind, name, condition)?;
+            anyhow::ensure!(found.status == status, "it is {found:?}");
+            Ok(found)
+        })
+    }
+
+    /// Applies objects of Weft and waits until proxies can read them. `objects` are `kind/name`.
+    pub fn program(&self, yaml: &str, objects: &[&str]) -> Result<()> {
+        self.apply(yaml)?;
+        for object in objects {
+            let (kind, name) = object.split_once('/').unwrap_or(("meshroute", object));
+            self.await_condition(kind, name, "Programmed", "True")?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the Deployments are rolled out.
+    pub fn wait_ready(&self, deployments: &[&str]) -> Result<()> {
+        deployments.iter().try_for_each(|name| self.rolled_out(&format!("deployment/{name}"), READY))
+    }
+
+    /// The name of the only pod with the label `app`.
+    pub fn pod_of(&self, app: &str) -> Result<String> {
+        let pods = self.pods_of(app)?;
+        anyhow::ensure!(pods.len() == 1, "one pod has the label app={app}, not {pods:?}");
+        Ok(pods[0].clone())
+    }
+
+    /// The names of the pods with the label `app` that are not about to go.
+    pub fn pods_of(&self, app: &str) -> Result<Vec<String>> {
+        let pods = self.list("pods", &format!("app={app}"))?;
+        let staying = pods.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+        Ok(staying.filter_map(|pod| pod["metadata"]["name"].as_str()).map(str::to_owned).collect())
+    }
+
+    /// Keeps what explains a failure, and says where. It takes what it can get.
+    fn keep_evidence(&self) {
+        let folder = target().join("e2e").join(&self.test);
+        if fs::create_dir_all(&folder).is_err() {
+            return;
+        }
+        let keep = |file: &str, kubectl: &Kubectl, arguments: &[&str]| {
+            let text = match kubectl.run_with(arguments, "", Duration::from_secs(20)) {
+                Ok(output) => output.stdout + &output.stderr,
+                Err(error) => format!("{error:#}\n"),
+            };
+            // A disk that is full must not hide why the test failed.
+            let _ = fs::write(folder.join(file), text);
+        };
+        keep("pods.txt", &self.kubectl, &["get", "pods,services,endpointslices", "-o", "wide"]);
+        keep("pods.yaml", &self.kubectl, &["get", "pods", "-o", "yaml"]);
+        keep("events.txt", &self.kubectl, &["get", "events", "--sort-by=.metadata.creationTimestamp"]);
+        keep("weft.yaml", &self.kubectl, &["get", "weft", "-o", "yaml"]);
+        for pod in self.list("pods", "").unwrap_or_default() {
+            let Some(name) = pod["metadata"]["name"].as_str() else { continue };
+            keep(&format!("{name}.log"), &self.kubectl, &["logs", name, "--all-containers", "--prefix", "--tail=300"]);
+        }
+        let Ok(cluster) = Cluster::get() else { return };
+        for (namespace, object) in [("weft-config", "x"), ("weft-inbound", "i")] {
+            let kubectl = Kubectl::within(cluster, namespace);
+            let object = format!("{object}.{}", self.name);
+            keep(&format!("{object}.yaml"), &kubectl, &["get", "configmap", &object, "-o", "yaml"]);
+        }
+        let system = Kubectl::within(cluster, "weft-system");
+        for workload in ["weft-operator", "weft-injector"] {
+            let from = format!("deployment/{workload}");
+            keep(&format!("{workload}.log"), &system, &["logs", &from, "--tail=300"]);
+        }
+        eprintln!("{}: pods, events, objects and logs are in {}", self.test, folder.display());
+    }
+
+    /// Where the test may keep files.
+    pub fn folder(&self) -> Result<PathBuf> {
+        let folder = target().join("e2e").join(&self.test);
+        fs::create_dir_all(&folder)?;
+        Ok(folder)
+    }
+}
+
+impl Deref for Namespace {
+    type Target = Kubectl;
+
+    fn deref(&self) -> &Kubectl {
+        &self.kubectl
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        if self.failed || std::thread::panicking() {
+            self.keep_evidence();
+        }
+        if std::env::var_os("WEFT_E2E_KEEP").is_some() {
+            eprintln!("{}: namespace {} is kept (WEFT_E2E_KEEP)", self.test, self.name);
+        } else if let Err(error) = self.kubectl.delete("namespace", &self.name) {
+            eprintln!("{}: namespace {} stays: {error:#}", self.test, self.name);
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! The demo's page: what the clients were answered over time, with each apply marked.
+//!
+//! [`html`] is a pure function from a [`Story`] to one self-contained document: no script, nothing loaded from elsewhere,
+//! light and dark. Plots are stretched to the width of the window, so text stands beside them in HTML, and points are
+//! drawn as round line ends, which stretching leaves round.
+
+mod chart;
+mod summary;
+
+use std::fmt::Write;
+
+pub use summary::{Row, summarise};
+
+/// Everything that the page shows.
+#[derive(Clone, Debug, Default)]
+pub struct Story {
+    /// Where it was run, in a line.
+    pub place: String,
+    /// From the first request to the last answer.
+    pub length_ms: f64,
+    /// Clients, each with its own plot.
+    pub streams: Vec<Stream>,
+    /// What was applied, in order.
+    pub steps: Vec<Step>,
+}
+
+/// A client that asks one question over and over.
+#[derive(Clone, Debug, Default)]
+pub struct Stream {
+    /// In a few words, such as `reviews, any visitor`.
+    pub name: String,
+    /// What it sends, such as `GET http://reviews:9080/ 20 times a second`.
+    pub sends: String,
+    /// What came back, in the order of sending.
+    pub answers: Vec<Answer>,
+}
+
+/// One answer, or none.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// When the request was sent, since the start.
+    pub sent_ms: f64,
+    /// How long the answer took.
+    pub latency_ms: f64,
+    /// What it was.
+    pub outcome: Outcome,
+}
+
+/// What a client sees of an answer.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Outcome {
+    /// A success, by this version of the service.
+    Version(String),
+    /// Another status.
+    Status(u16),
+    /// No answer at all.
+    Lost,
+}
+
+/// One apply.
+#[derive(Clone, Debug, Default)]
+pub struct Step {
+    /// In three words, for the plot.
+    pub label: String,
+    /// In a sentence.
+    pub title: String,
+    /// What was applied.
+    pub yaml: String,
+    /// When `kubectl apply` had returned, since the start.
+    pub applied_ms: f64,
+    /// From here on the table counts: every proxy can have read it.
+    pub settled_ms: f64,
+    /// Names of the streams that it is about; their shares are written into the plot.
+    pub about: Vec<String>,
+    /// What `kubectl get weft -A` said.
+    pub weft: String,
+}
+
+// === impl Outcome ===
+
+impl Outcome {
+    /// As it stands in legends and tables.
+    pub fn label(&self) -> String {
+        match self {
+            Self::Version(version) => version.clone(),
+            Self::Status(status) => status.to_string(),
+            Self::Lost => "no answer".to_owned(),
+        }
+    }
+
+    /// As a legend explains it.
+    fn explanation(&self) -> String {
+        match self {
+            Self::Version(version) => format!("answered by {version}"),
+            Self::Status(500) => "500 internal server error".to_owned(),
+            Self::Status(502) => "502 bad gateway".to_owned(),
+            Self::Status(503) => "503 service unavailable".to_owned(),
+            Self::Status(504) => "504 gateway timeout".to_owned(),
+            Self::Status(status) => format!("status {status}"),
+            Self::Lost => "no answer".to_owned(),
+        }
+    }
+
+    /// The style class that gives it its colour.
+    fn class(&self) -> &'static str {
+        match self {
+            Self::Version(version) => match version.as_str() {
+                "v1" => "v1",
+                "v2" => "v2",
+                "v3" => "v3",
+                _ => "other",
+            },
+            Self::Status(504) => "timeout",
+            Self::Status(400..=499) => "other",
+            Self::Status(_) => "error",
+            Self::Lost => "lost",
+        }
+    }
+}
+
+// === impl Story ===
+
+impl Story {
+    /// The outcomes that occur, in the order of the legend.
+    fn outcomes(&self) -> Vec<Outcome> {
+        let mut outcomes: Vec<Outcome> =
+            self.streams.iter().flat_map(|stream| &stream.answers).map(|answer| answer.outcome.clone()).collect();
+        outcomes.sort();
+        outcomes.dedup();
+        outcomes
+    }
+
+    /// The time in which the table of a step counts.
+    pub fn window(&self, step: usize) -> (f64, f64) {
+        let until = self.steps.get(step + 1).map_or(self.length_ms, |next| next.applied_ms);
+        (self.steps[step].settled_ms, until)
+    }
+}
+
+/// The document.
+pub fn html(story: &Story) -> String {
+    let mut out = String::new();
+    let answers: usize = story.streams.iter().map(|stream| stream.answers.len()).sum();
+    let lost = story.streams.iter().flat_map(|stream| &stream.answers).filter(|a| a.outcome == Outcome::Lost).count();
+    let _ = write!(
+        out,
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n<title>Weft: what the clients saw</title>\n\
+         <style>\n{css}</style>\n</head>\n<body>\n<header>\n<p class=\"mark\">Weft demo</p>\n\
+         <h1>What the clients saw while routes were applied</h1>\n<p class=\"place\">{place}</p>\n<dl class=\"figures\">\n",
+        css = include_str!("page.css"),
+        place = escape(&story.place),
+    );
+    for (figure, what) in [
+        (thousands(answers), "requests"),
+        (story.steps.len().to_string(), "changes applied"),
+        (format!("{:.0} s", story.length_ms / 1000.0), "of traffic"),
+        (thousands(lost), "requests without an answer"),
+    ] {
+        let _ = writeln!(out, "<div><dt>{what}</dt><dd>{figure}</dd></div>");
+    }
+    out.push_str("</dl>\n</header>\n<main>\n");
+    chart::section(story, &mut out);
+    steps(story, &mut out);
+    out.push_str("</main>\n</body>\n</html>\n");
+    out
+}
+
+fn steps(story: &Story, out: &mut String) {
+    out.push_str("<section class=\"steps\">\n<h2>Step by step</h2>\n");
+    for (index, step) in story.steps.iter().enumerate() {
+        let number = index + 1;
+        let _ = write!(
+            out,
+            "<article id=\"step-{number}\">\n<h3><span class=\"number\">{number}</span>{title}</h3>\n\
+             <div class=\"columns\"><div class=\"scroll\">\n<table>\n<caption>What the clients observed</caption>\n<thead><tr>\
+             <th scope=\"col\">client</th><th scope=\"col\">answer</th><th scope=\"col\" class=\"n\">count</th>\
+             <th scope=\"col\" class=\"n\">share</th><th scope=\"col\" class=\"n\">median</th>\
+             <th scope=\"col\" class=\"n\">p99</th></tr></thead>\n",
+            title = escape(&step.title),
+        );
+        let (from, until) = story.window(index);
+        for stream in &story.streams {
+            let rows = summarise(stream, from, until);
+            let about = if step.about.contains(&stream.name) { " class=\"about\"" } else { "" };
+            let _ = writeln!(out, "<tbody{about}>");
+            for (line, row) in rows.iter().enumerate() {
+                let client = match line {
+                    0 => format!("<th scope=\"rowgroup\" rowspan=\"{}\">{}</th>", rows.len(), escape(&stream.name)),
+                    _ => String::new(),
+                };
+                let _ = writeln!(
+                    out,
+                    "<tr>{client}<td><i class=\"swatch {}\"></i>{}</td><td class=\"n\">{}</td><td class=\"n\">{:.0} %</td>\
+                     <td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
+                    row.outcome.class(),
+                    escape(&row.outcome.label()),
+                    thousands(row.count),
+                    row.share * 100.0,
+                    millis(row.median_ms),
+                    millis(row.p99_ms),
+                );
+            }
+            out.push_str("</tbody>\n");
+        }
+        let _ = write!(
+            out,
+            "</table>\n</div>\n<div class=\"applied\"><h4>What was applied</h4>\n<pre tabindex=\"0\">{yaml}</pre></div></div>\n\
+             <details><summary>What <code>kubectl get weft -A</code> says then</summary>\n<pre tabindex=\"0\">{weft}</pre></details>\n\
+             </article>\n",
+            yaml = escape(step.yaml.trim()),
+            weft = escape(step.weft.trim_end()),
+        );
+    }
+    out.push_str("</section>\n");
+}
+
+/// A duration for a person: three digits at most.
+pub fn millis(ms: f64) -> String {
+    match ms {
+        ms if ms < 9.95 => format!("{ms:.1} ms"),
+        ms if ms < 999.5 => format!("{ms:.0} ms"),
+        ms => format!("{:.2} s", ms / 1000.0),
+    }
+}
+
+fn thousands(number: usize) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            // A narrow space, as is used in every language.
+            out.push('\u{202f}');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+#[cfg(test)]
+mod tests;
