@@ -28,6 +28,7 @@ kubernetes_stamps() {
 }
 
 main() {
+  command -v go >/dev/null || die "Go is needed: https://go.dev/dl"
   case ${1-} in
     "") install_packages; build_all ;;
     --print) (($# == 2)) || refuse "--print takes the name of one part"; print_part "$2" ;;
@@ -67,31 +68,27 @@ build_part() {
 # build_go NAME PACKAGE LINK-FLAGS NOTE
 build_go() {
   local name=$1 package=$2 flags="-s -w$3" note=$4
-  place "$name" "$flags $(go_version)"
+  # A module's own `go` line can select another toolchain, but the same for the same sources.
+  place "$name" "$flags $(go env GOVERSION)"
   [[ -e $built ]] || step "building $name${note:+ ($note)}" go_build "$name" "$package" "$flags"
 }
 
-# A module's own `go` line can select another toolchain, but the same for the same sources.
-go_version() { command -v go >/dev/null || die "Go is needed (https://go.dev/dl)"; go env GOVERSION; }
-
 go_build() {
-  local making
-  making=$(making)
+  begin
   (cd "$here/components/$1" && go build -trimpath -ldflags "$3" -o "$making/$1" "$2")
   [[ $1 != kubernetes ]] || ln -s kubernetes "$making/kubectl"
-  keep "$making"
+  keep
 }
 
 build_pause() {
-  place pause static
+  place pause "-Os -static"
   [[ -e $built ]] || step "building pause" gcc_build
 }
 
 gcc_build() {
-  local making
-  making=$(making)
+  begin
   gcc -Os -static -o "$making/pause" "$here/components/pause/pause.c"
-  keep "$making"
+  keep
 }
 
 # An image FROM scratch with the one program of that name, as an archive that containerd imports.
@@ -105,9 +102,8 @@ build_image() {
 
 # buildah's stores go away with the folder that is being made: nothing but the archive is wanted of them.
 pack_image() {
-  local making context
-  making=$(making)
-  context=$making/context
+  begin
+  local context=$making/context
   mkdir "$context"
   cp "$2" "$context/$1"
   printf 'FROM scratch\nCOPY %s /\nENTRYPOINT ["/%s"]\n' "$1" "$1" >"$context/Dockerfile"
@@ -115,7 +111,7 @@ pack_image() {
   "${buildah[@]}" bud --isolation chroot -t "$3" "$context"
   "${buildah[@]}" push "$3" "oci-archive:$making/$1.tar:$3"
   rm -rf "$context" "$making/store" "$making/run"
-  keep "$making"
+  keep
 }
 
 # place NAME BUILT-FROM: sets `built` to where a part belongs, given what beside its source folder it is built from.
@@ -128,15 +124,20 @@ place() {
   built=$cache/$1-${key:0:12}/$1
 }
 
-# A part is made beside its place and moved there when it is whole, so that an interrupted build leaves none half built.
-making() {
+# A part is made in `making`, beside its place, and moved there when it is whole: an interrupted build leaves nothing that
+# looks built. Both run inside a step, which is a shell of its own: exit ends the step, and the lock goes with it.
+begin() {
   mkdir -p "$cache"
-  mktemp -d "$cache/making.XXXXXX"
+  exec 8>>"$cache/lock"
+  flock 8
+  [[ ! -e $built ]] || exit 0 # by another build, meanwhile
+  making=$(mktemp -d "$cache/making.XXXXXX")
+  trap 'rm -rf "$making"' EXIT
 }
 
 keep() {
-  chmod 755 "$1"
-  mv -T "$1" "$(dirname "$built")" 2>/dev/null || rm -rf "$1" # another build was first
+  chmod 755 "$making"
+  mv -T "$making" "$(dirname "$built")"
 }
 
 # Installs the Debian package of each command that is missing.
