@@ -2,6 +2,9 @@
 //! environment variables, places of files, names of ConfigMaps. Every such string stands here and nowhere else.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::num::NonZeroU16;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -119,4 +122,42 @@ pub enum ProbeKind {
         /// The service asked about; empty for the whole server.
         service: String,
     },
+}
+
+/// A port, or ports from one to another, both included: `22`, `8000-8010`. In the annotations that exclude ports from
+/// redirection and in the arguments of `weft-init`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortRange {
+    /// The lowest.
+    pub first: NonZeroU16,
+    /// The highest.
+    pub last: NonZeroU16,
+}
+
+/// Why a text is no [`PortRange`].
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0:?} is no port (1 to 65535) and no range of ports (as in 8000-8010)")]
+pub struct PortRangeError(String);
+
+// === impl PortRange ===
+
+impl FromStr for PortRange {
+    type Err = PortRangeError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let error = || PortRangeError(text.to_owned());
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let port = |text: &str| {
+            let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+            digits.then(|| text.parse().ok()).flatten().ok_or_else(error)
+        };
+        let (first, last) = (port(first)?, port(last)?);
+        if first > last { Err(error()) } else { Ok(Self { first, last }) }
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.first == self.last { write!(f, "{}", self.first) } else { write!(f, "{}-{}", self.first, self.last) }
+    }
 }

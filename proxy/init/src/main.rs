@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use ipnet::IpNet;
+use weft_config::bootstrap::PortRange;
 use weft_init::apply::{self, Outcome};
-use weft_init::rules::{Family, InitConfig, PortRange};
+use weft_init::rules::{Family, InitConfig};
 
 /// Sends this network namespace's TCP traffic to Weft's proxy. Safe to run twice.
 #[derive(Parser)]

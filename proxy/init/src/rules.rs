@@ -10,11 +10,9 @@
 //! not consult `PREROUTING` for it again, so it reaches the application and not the proxy's inbound port.
 
 use std::fmt;
-use std::num::NonZeroU16;
-use std::str::FromStr;
 
 use ipnet::IpNet;
-use weft_config::bootstrap::{HEALTH_PORT, INBOUND_PORT, METRICS_PORT, OUTBOUND_PORT, PROXY_UID};
+use weft_config::bootstrap::{HEALTH_PORT, INBOUND_PORT, METRICS_PORT, OUTBOUND_PORT, PROXY_UID, PortRange};
 
 /// Our chain for what leaves the pod.
 pub const OUTPUT: &str = "WEFT_OUTPUT";
@@ -44,18 +42,6 @@ pub enum Family {
     /// IPv6.
     V6,
 }
-
-/// A port, or ports from one to another, both included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PortRange {
-    first: NonZeroU16,
-    last: NonZeroU16,
-}
-
-/// Why a text is no [`PortRange`].
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{0:?} is no port (1 to 65535) and no range of ports (as in 8000-8010)")]
-pub struct PortRangeError(String);
 
 /// How what is in force differs from what was asked for.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -108,7 +94,7 @@ pub fn rules(config: &InitConfig, family: Family, saved: &str) -> String {
     rule(OUTPUT, "-o lo", "the pod talks to itself", "RETURN");
     rule(OUTPUT, &format!("-d {loopback}"), "loopback", "RETURN");
     for ports in exclude_outbound_ports {
-        rule(OUTPUT, &format!("-m tcp --dport {ports}"), "excluded outbound port", "RETURN");
+        rule(OUTPUT, &format!("-m tcp --dport {}", dport(ports)), "excluded outbound port", "RETURN");
     }
     for ips in exclude_outbound_ips.iter().filter(|ips| family.has(ips)) {
         rule(OUTPUT, &format!("-d {}", ips.trunc()), "excluded outbound address", "RETURN");
@@ -118,7 +104,7 @@ pub fn rules(config: &InitConfig, family: Family, saved: &str) -> String {
     rule(INBOUND, &format!("-m tcp --dport {METRICS_PORT}"), "metrics of the proxy", "RETURN");
     rule(INBOUND, &format!("-m tcp --dport {HEALTH_PORT}"), "health and probes", "RETURN");
     for ports in exclude_inbound_ports {
-        rule(INBOUND, &format!("-m tcp --dport {ports}"), "excluded inbound port", "RETURN");
+        rule(INBOUND, &format!("-m tcp --dport {}", dport(ports)), "excluded inbound port", "RETURN");
     }
     rule(INBOUND, "", "to the proxy, inbound", &to_proxy(INBOUND_PORT));
 
@@ -186,6 +172,11 @@ fn identities(chain: &str, rules: &str) -> Vec<String> {
         .collect()
 }
 
+/// As iptables writes ports.
+fn dport(PortRange { first, last }: &PortRange) -> String {
+    if first == last { first.to_string() } else { format!("{first}:{last}") }
+}
+
 /// Letters, spaces and commas only: iptables-save puts a backslash before others, and [`verify`] compares.
 fn comment(reason: &str) -> String {
     format!("-m comment --comment \"weft: {reason}\"")
@@ -205,37 +196,6 @@ impl fmt::Display for Family {
             Self::V4 => "IPv4",
             Self::V6 => "IPv6",
         })
-    }
-}
-
-// === impl PortRange ===
-
-impl PortRange {
-    /// Whether the port is one of these.
-    pub fn contains(&self, port: u16) -> bool {
-        (self.first.get()..=self.last.get()).contains(&port)
-    }
-}
-
-impl FromStr for PortRange {
-    type Err = PortRangeError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let error = || PortRangeError(text.to_owned());
-        let (first, last) = text.split_once('-').unwrap_or((text, text));
-        let port = |text: &str| {
-            let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-            digits.then(|| text.parse().ok()).flatten().ok_or_else(error)
-        };
-        let (first, last) = (port(first)?, port(last)?);
-        if first > last { Err(error()) } else { Ok(Self { first, last }) }
-    }
-}
-
-/// As iptables writes it.
-impl fmt::Display for PortRange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.first == self.last { write!(f, "{}", self.first) } else { write!(f, "{}:{}", self.first, self.last) }
     }
 }
 

@@ -152,9 +152,9 @@ fn role() {
 }
 
 fn answer(listener: &TcpListener) {
-    let SocketAddr::V6(address) = listener.local_addr().unwrap() else { panic!("listens on [::]") };
+    let SocketAddr::V6(address) = listener.local_addr().expect("it is bound") else { panic!("listens on [::]") };
     for stream in listener.incoming() {
-        let _ = stream.unwrap().write_all(address.port().to_string().as_bytes());
+        let _ = stream.expect("accepted").write_all(address.port().to_string().as_bytes());
     }
 }
 

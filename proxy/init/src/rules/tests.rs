@@ -1,4 +1,5 @@
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use proptest::prelude::*;
 
@@ -55,13 +56,11 @@ fn goldens() {
 
 #[test]
 fn ports_and_ranges() {
-    for (text, expected) in
-        [("22", Some("22")), ("8000-8010", Some("8000:8010")), ("7-7", Some("7")), ("65535", Some("65535"))]
-    {
-        assert_eq!(text.parse::<PortRange>().ok().map(|ports| ports.to_string()).as_deref(), expected, "{text}");
+    for (text, expected) in [("22", "22"), ("8000-8010", "8000:8010"), ("7-7", "7"), ("65535", "65535")] {
+        assert_eq!(text.parse().map(|ports| dport(&ports)).as_deref(), Ok(expected), "{text}");
     }
     for text in ["", "0", "65536", "9-8", "1-", "-1", "+1", "http", "1-2-3", " 22", "22;reboot"] {
-        assert_eq!(text.parse::<PortRange>(), Err(PortRangeError(text.to_owned())), "{text:?}");
+        assert!(text.parse::<PortRange>().is_err(), "{text:?}");
     }
 }
 
@@ -136,7 +135,7 @@ proptest! {
         }
         for (chain, ranges) in [(INBOUND, &config.exclude_inbound_ports), (OUTPUT, &config.exclude_outbound_ports)] {
             for ports in ranges {
-                let rule = script.lines().position(|line| line.starts_with(&format!("-A {chain} ")) && line.contains(&format!("--dport {ports} ")) && line.ends_with("RETURN"));
+                let rule = script.lines().position(|line| line.starts_with(&format!("-A {chain} ")) && line.contains(&format!("--dport {} ", dport(ports))) && line.ends_with("RETURN"));
                 prop_assert!(rule.unwrap() < redirect(chain), "an excluded port is redirected: {ports}");
             }
         }

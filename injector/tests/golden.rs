@@ -1,0 +1,323 @@
+//! Golden pairs, and laws that hold for each of them.
+//!
+//! `golden/<case>.yaml` is a pod with, where it matters, its namespace and the API server's version; `<case>.expected.yaml`
+//! is what becomes of it. `WEFT_BLESS=1 cargo test -p weft-injector` writes the expected files; read the difference as code.
+
+#![expect(clippy::unwrap_used, reason = "a test that fails")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::core::v1::Pod;
+use proptest::prelude::*;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use weft_injector::decide::{Namespace, Skip};
+use weft_injector::settings::{Installation, Resources, ServerVersion};
+use weft_injector::{Outcome, inject};
+
+/// An input file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Case {
+    #[serde(default = "enabled")]
+    namespace: NamespaceFile,
+    #[serde(default = "current")]
+    server: String,
+    pod: Value,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NamespaceFile {
+    #[serde(default = "shop")]
+    name: String,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
+}
+
+/// An expected file.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Expected {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    injected: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    skipped: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    refused: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    message: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
+}
+
+fn shop() -> String {
+    "shop".to_owned()
+}
+
+fn current() -> String {
+    "1.33".to_owned()
+}
+
+fn enabled() -> NamespaceFile {
+    let labels = BTreeMap::from([("weft.dev/inject".to_owned(), "enabled".to_owned())]);
+    NamespaceFile { name: shop(), labels, annotations: BTreeMap::new() }
+}
+
+fn installation(server: &str) -> Installation {
+    let (major, minor) = server.split_once('.').unwrap();
+    Installation {
+        proxy_image: "weft.example/proxy:1".to_owned(),
+        init_image: "weft.example/init:1".to_owned(),
+        image_pull_policy: "IfNotPresent".to_owned(),
+        proxy_version: "0.0.0-golden".to_owned(),
+        resources: Resources {
+            cpu_request: Some("50m".to_owned()),
+            memory_request: Some("64Mi".to_owned()),
+            memory_limit: Some("512Mi".to_owned()),
+            ..Resources::default()
+        },
+        server: ServerVersion::parse(major, minor).unwrap(),
+    }
+}
+
+impl Case {
+    fn namespace(&self) -> Namespace {
+        let NamespaceFile { name, labels, annotations } = &self.namespace;
+        Namespace { name: name.clone(), labels: labels.clone(), annotations: annotations.clone() }
+    }
+
+    fn inject(&self, pod: &Value) -> Outcome {
+        inject(&self.namespace(), pod, &installation(&self.server))
+    }
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+/// Every file of the folder without its ending, inputs or outputs.
+fn names(expected: bool) -> Vec<String> {
+    let files = fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = files
+        .filter_map(|file| {
+            let name = file.strip_suffix(".yaml").unwrap_or_else(|| panic!("{file} is no golden file"));
+            let bare = name.strip_suffix(".expected");
+            (bare.is_some() == expected).then(|| bare.unwrap_or(name).to_owned())
+        })
+        .collect();
+    names.sort();
+    names
+}
+
+fn cases() -> impl Iterator<Item = (String, Case)> {
+    names(false).into_iter().map(|name| {
+        let text = fs::read_to_string(folder().join(format!("{name}.yaml"))).unwrap();
+        assert!(text.starts_with("# "), "{name}: begin with a comment that says what the case is for");
+        let case = serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{name}: {error}"));
+        (name, case)
+    })
+}
+
+fn outcome(case: &Case) -> Expected {
+    match case.inject(&case.pod) {
+        Outcome::Injected { pod, warnings, .. } => Expected { injected: Some(pod), warnings, ..Expected::default() },
+        Outcome::Skipped { reason, warnings } => {
+            Expected { skipped: Some(reason.code().to_owned()), warnings, ..Expected::default() }
+        }
+        Outcome::Refused(refusal) => Expected {
+            refused: Some(refusal.code().to_owned()),
+            message: Some(refusal.to_string()),
+            ..Expected::default()
+        },
+    }
+}
+
+#[test]
+fn goldens() {
+    let bless = std::env::var_os("WEFT_BLESS").is_some();
+    let (mut wrong, mut count) = (Vec::new(), 0);
+    for (name, case) in cases() {
+        count += 1;
+        let path = folder().join(format!("{name}.expected.yaml"));
+        let found = outcome(&case);
+        if bless {
+            fs::write(&path, serde_saphyr::to_string(&found).unwrap()).unwrap();
+        }
+        let expected: Result<Expected, String> = fs::read_to_string(&path)
+            .map_err(|error| error.to_string())
+            .and_then(|text| serde_saphyr::from_str(&text).map_err(|error| error.to_string()));
+        if expected.as_ref() != Ok(&found) {
+            let found = serde_saphyr::to_string(&found).unwrap();
+            wrong.push(format!("{}: {:?}, but found:\n{found}", path.display(), expected.err().unwrap_or_default()));
+        }
+    }
+    let inputs = names(false);
+    for name in names(true).into_iter().filter(|name| !inputs.contains(name)) {
+        wrong.push(format!("{name}.expected.yaml is stale: there is no {name}.yaml"));
+    }
+    assert!(wrong.is_empty(), "{} of {count} differ; WEFT_BLESS=1 writes them\n{}", wrong.len(), wrong.join("\n"));
+    assert!(count >= 40, "only {count} cases");
+}
+
+#[test]
+fn the_patch_makes_the_pod_and_a_second_injection_nothing() {
+    for (name, case) in cases() {
+        let Outcome::Injected { pod, patch, .. } = case.inject(&case.pod) else { continue };
+        let mut patched = case.pod.clone();
+        json_patch::patch(&mut patched, &patch).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(patched, pod, "{name}: the patch makes another pod");
+        match case.inject(&pod) {
+            Outcome::Skipped { reason: Skip::AlreadyInjected, warnings } => {
+                assert_eq!(warnings, [""; 0], "{name}: our own proxy is nothing to warn of");
+            }
+            other => panic!("{name}: injected twice: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn fields_of_the_future_survive() {
+    let mut injected = 0;
+    for (name, case) in cases() {
+        let Outcome::Injected { pod: plain, .. } = case.inject(&case.pod) else { continue };
+        injected += 1;
+        let mut future = case.pod.clone();
+        let added = sow(&mut future);
+        assert!(added > 1, "{name}: {added}");
+        let Outcome::Injected { mut pod, patch, .. } = case.inject(&future) else { panic!("{name}: not injected") };
+        let mut patched = future.clone();
+        json_patch::patch(&mut patched, &patch).unwrap();
+        assert_eq!(patched, pod, "{name}: the patch makes another pod");
+        assert_eq!(reap(&mut pod), added, "{name}: some were lost");
+        assert_eq!(pod, plain, "{name}: something else changed");
+    }
+    assert!(injected >= 20, "only {injected} of the cases are injected");
+}
+
+const FUTURE: &str = "fieldOfTheFuture";
+
+/// Adds an unknown field to every object that has fields, save those that are replaced as a whole.
+fn sow(value: &mut Value) -> usize {
+    match value {
+        Value::Object(map) => {
+            let maps = ["labels", "annotations", "nodeSelector", "requests", "limits", "httpGet", "tcpSocket", "grpc"];
+            let below: usize =
+                map.iter_mut().filter(|(key, _)| !maps.contains(&key.as_str())).map(|(_, it)| sow(it)).sum();
+            map.insert(
+                FUTURE.to_owned(),
+                json!({ "a": [1, null, { "b": "c" }], "big": 18_446_744_073_709_551_615_u64 }),
+            );
+            below + 1
+        }
+        Value::Array(items) => items.iter_mut().map(sow).sum(),
+        _ => 0,
+    }
+}
+
+fn reap(value: &mut Value) -> usize {
+    match value {
+        Value::Object(map) => usize::from(map.remove(FUTURE).is_some()) + map.values_mut().map(reap).sum::<usize>(),
+        Value::Array(items) => items.iter_mut().map(reap).sum(),
+        _ => 0,
+    }
+}
+
+#[test]
+fn what_is_added_is_kubernetes_and_restricted() {
+    for (name, case) in cases() {
+        let Outcome::Injected { pod, .. } = case.inject(&case.pod) else { continue };
+        let typed: Pod = serde_json::from_value(pod.clone()).unwrap();
+        let typed = serde_json::to_value(typed).unwrap();
+        for list in ["initContainers", "containers", "volumes"] {
+            let (ours, known) = (ours(&pod, list), ours(&typed, list));
+            assert_eq!(ours, known, "{name}: {list} has a field that Kubernetes does not know");
+        }
+        let proxies: Vec<Value> = ["initContainers", "containers"].iter().flat_map(|list| ours(&pod, list)).collect();
+        let proxy = proxies.iter().find(|it| it["name"] == "weft-proxy").unwrap();
+        let context = &proxy["securityContext"];
+        for (pointer, expected) in [
+            ("/runAsNonRoot", json!(true)),
+            ("/runAsUser", json!(15015)),
+            ("/allowPrivilegeEscalation", json!(false)),
+            ("/readOnlyRootFilesystem", json!(true)),
+            ("/capabilities", json!({ "drop": ["ALL"] })),
+            ("/seccompProfile/type", json!("RuntimeDefault")),
+        ] {
+            assert_eq!(context.pointer(pointer), Some(&expected), "{name}: {pointer}");
+        }
+        assert_eq!(proxy["image"], "weft.example/proxy:1", "{name}: no annotation changes the image");
+    }
+}
+
+/// What we added to a list.
+fn ours(pod: &Value, list: &str) -> Vec<Value> {
+    let items = pod["spec"][list].as_array().cloned().unwrap_or_default();
+    items.into_iter().filter(|item| item["name"].as_str().is_some_and(|name| name.starts_with("weft-"))).collect()
+}
+
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        ".{0,8}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(5, 40, 5, |inner| {
+        let key = prop_oneof![
+            Just("metadata"),
+            Just("spec"),
+            Just("containers"),
+            Just("initContainers"),
+            Just("name"),
+            Just("labels"),
+            Just("annotations"),
+            Just("livenessProbe"),
+            Just("httpGet"),
+            Just("port"),
+            Just("volumes"),
+            Just("x"),
+        ];
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::vec((key.prop_map(str::to_owned), inner), 0..5)
+                .prop_map(|pairs| pairs.into_iter().collect::<Value>()),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn hostile_pods_do_no_harm(spec in any_json(), metadata in any_json(), whole in any_json()) {
+        let namespace = Namespace { name: shop(), labels: enabled().labels, annotations: BTreeMap::new() };
+        for pod in [json!({ "metadata": metadata, "spec": spec }), json!({ "spec": { "containers": [spec] } }), whole] {
+            if let Outcome::Injected { pod: mutated, patch, .. } = inject(&namespace, &pod, &installation("1.33")) {
+                let mut patched = pod.clone();
+                json_patch::patch(&mut patched, &patch).unwrap();
+                prop_assert_eq!(patched, mutated);
+            }
+        }
+    }
+
+    #[test]
+    fn hostile_annotations_do_no_harm(key in "[a-z-]{1,24}|workers|opaque-ports|exclude-outbound-ips|proxy-cpu-limit|proxy-log-level", value in "\\PC{0,40}|[0-9,.:/a-fMGimk-]{0,20}|[$(){}'\";\n]{0,10}") {
+        let namespace = Namespace { name: shop(), labels: enabled().labels, annotations: BTreeMap::new() };
+        let pod = json!({
+            "metadata": { "name": "web", "annotations": { format!("config.weft.dev/{key}"): value } },
+            "spec": { "containers": [{ "name": "web", "image": "web" }] },
+        });
+        if let Outcome::Injected { pod, .. } = inject(&namespace, &pod, &installation("1.33")) {
+            let init = &ours(&pod, "initContainers")[0];
+            prop_assert_eq!(&init["image"], "weft.example/init:1");
+            prop_assert!(init.get("command").is_none());
+            for argument in init["args"].as_array().unwrap() {
+                let argument = argument.as_str().unwrap();
+                prop_assert!(argument.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-=,.:/".contains(&byte)), "{}", argument);
+            }
+        }
+    }
+}
