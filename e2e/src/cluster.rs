@@ -3,12 +3,13 @@
 //! With `KUBECONFIG` in the environment it is that cluster; without, the one that `make cluster-up` starts. What only the
 //! latter can do (stop its API server, end a process in a pod) is asked of [`Cluster::embedded`].
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::command;
 
@@ -102,37 +103,30 @@ impl Embedded {
         Ok(stopped)
     }
 
-    /// Ends the process of a container as an out-of-memory kill would: at once, and without the API server.
-    /// The kubelet then starts the container again.
-    pub fn kill_container(&self, namespace: &str, pod: &str, container: &str) -> Result<()> {
-        let mut killed = 0;
-        for process in std::fs::read_dir("/proc")?.flatten() {
-            let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-            if self.owns(pid, namespace, pod, container) {
-                let mut kill = Command::new("kill");
-                kill.args(["-KILL", &pid.to_string()]);
-                command::run(&mut kill, "", Duration::from_secs(5))?.stdout_of_success("kill")?;
-                killed += 1;
-            }
-        }
-        if killed == 0 {
-            bail!("no process of container {container} of pod {namespace}/{pod} runs on this machine");
+    /// Ends the process of a pod's container as an out-of-memory kill would: at once, and without the API server. The
+    /// kubelet then starts the container again. The pod is named by its UID.
+    pub fn kill_container(&self, pod_uid: &str, container: &str) -> Result<()> {
+        let ours: Vec<u32> = fs::read_dir("/proc")?
+            .flatten()
+            .filter_map(|process| process.file_name().to_str()?.parse().ok())
+            .filter(|pid| runs_in(*pid, pod_uid, container))
+            .collect();
+        ensure!(!ours.is_empty(), "no process of container {container} of pod {pod_uid} runs on this machine");
+        for pid in ours {
+            let mut kill = Command::new("kill");
+            kill.args(["-KILL", &pid.to_string()]);
+            command::run(&mut kill, "", Duration::from_secs(5))?.stdout_of_success("kill")?;
         }
         Ok(())
     }
+}
 
-    /// The kubelet mounts each container's own termination log, by a path that names the pod and the container. That is in
-    /// the mount table of the container's processes, whatever the image holds.
-    fn owns(&self, pid: u32, _namespace: &str, pod: &str, container: &str) -> bool {
-        let Ok(mounts) = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")) else { return false };
-        let hostname = std::fs::read_to_string(format!("/proc/{pid}/root/etc/hostname")).unwrap_or_default();
-        hostname.trim() == pod
-            && mounts.lines().any(|line| {
-                line.contains(&format!("/{}/", self.name))
-                    && line.contains(&format!("/containers/{container}/"))
-                    && line.contains("/dev/termination-log")
-            })
-    }
+/// The kubelet mounts a termination log of its own into each container, from a folder named after pod and container. It is
+/// in the mount table of the container's processes, whatever the image holds.
+fn runs_in(pid: u32, pod_uid: &str, container: &str) -> bool {
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+    let folder = format!("/pods/{pod_uid}/containers/{container}/");
+    mounts.lines().any(|line| line.contains(&folder) && line.contains(" /dev/termination-log "))
 }
 
 /// An API server that is stopped for as long as this lives.

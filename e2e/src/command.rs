@@ -20,6 +20,8 @@ pub struct Output {
     pub stdout: String,
     /// What it wrote to stderr.
     pub stderr: String,
+    /// When the last of its stdout came.
+    pub ended: Instant,
 }
 
 /// Runs a program with `stdin` as its input, and ends it when it takes longer than `limit`.
@@ -50,9 +52,12 @@ pub fn start(command: &mut Command, stdin: &str) -> Result<Running> {
 pub struct Running {
     what: String,
     child: Child,
-    stdout: Option<thread::JoinHandle<String>>,
-    stderr: Option<thread::JoinHandle<String>>,
+    stdout: Option<Collected>,
+    stderr: Option<Collected>,
 }
+
+/// What a pipe gave, and when it ended.
+type Collected = thread::JoinHandle<(String, Instant)>;
 
 // === impl Output ===
 
@@ -86,7 +91,7 @@ impl Running {
             if Instant::now() > deadline {
                 self.child.kill()?;
                 self.child.wait()?;
-                let (stdout, stderr) = self.said();
+                let (stdout, stderr, _) = self.said();
                 bail!(
                     "`{}` did not end within {limit:?}; it had said:\n{}{}",
                     self.what,
@@ -97,15 +102,16 @@ impl Running {
             thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(50));
         };
-        let (stdout, stderr) = self.said();
-        Ok(Output { success: status.success(), stdout, stderr })
+        let (stdout, stderr, ended) = self.said();
+        Ok(Output { success: status.success(), stdout, stderr, ended })
     }
 
-    fn said(&mut self) -> (String, String) {
-        let take = |thread: &mut Option<thread::JoinHandle<String>>| {
-            thread.take().and_then(|thread| thread.join().ok()).unwrap_or_default()
+    fn said(&mut self) -> (String, String, Instant) {
+        let take = |thread: &mut Option<Collected>| {
+            thread.take().and_then(|thread| thread.join().ok()).unwrap_or_else(|| (String::new(), Instant::now()))
         };
-        (take(&mut self.stdout), take(&mut self.stderr))
+        let ((stdout, ended), (stderr, _)) = (take(&mut self.stdout), take(&mut self.stderr));
+        (stdout, stderr, ended)
     }
 }
 
@@ -129,12 +135,12 @@ pub fn describe(command: &Command) -> String {
     words.join(" ")
 }
 
-fn collect(mut pipe: impl Read + Send + 'static) -> thread::JoinHandle<String> {
+fn collect(mut pipe: impl Read + Send + 'static) -> Collected {
     thread::spawn(move || {
         let mut bytes = Vec::new();
         // A pipe that breaks ends the output, like one that is closed.
         let _ = pipe.read_to_end(&mut bytes);
-        String::from_utf8_lossy(&bytes).into_owned()
+        (String::from_utf8_lossy(&bytes).into_owned(), Instant::now())
     })
 }
 

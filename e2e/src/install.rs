@@ -1,3 +1,88 @@
-//! Installing.
-/// x
-pub fn ensure() -> anyhow::Result<()> { Ok(()) }
+//! Installing Weft with its charts, as a user does. Tests share one installation.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+use crate::cluster::{Cluster, checkout, target};
+use crate::command;
+use crate::kubectl::Kubectl;
+
+/// Namespace of the control plane.
+pub const SYSTEM: &str = "weft-system";
+/// Helm waits for the control plane to be ready, for at most this.
+const READY_SECONDS: u64 = 180;
+
+/// Installs or upgrades Weft from charts/, with the images that e2e/images.sh made, once in this process.
+pub fn ensure() -> Result<()> {
+    static DONE: OnceLock<Result<(), String>> = OnceLock::new();
+    DONE.get_or_init(|| install().map_err(|error| format!("{error:#}"))).clone().map_err(|error| anyhow!(error))
+}
+
+/// The values file that says which images to use.
+pub fn values() -> Result<std::path::PathBuf> {
+    let values = target().join("images/values.yaml");
+    ensure!(values.exists(), "there are no images yet: run `make images` (which runs e2e/images.sh)");
+    Ok(values)
+}
+
+/// Runs Helm and gives back what it printed.
+pub fn helm(arguments: &[&str]) -> Result<String> {
+    let (mut command, what) = helm_command(arguments)?;
+    command::run(&mut command, "", Duration::from_secs(READY_SECONDS + 60))?.stdout_of_success(&what)
+}
+
+/// Runs Helm, which must fail; gives back what it said.
+pub fn helm_refused(arguments: &[&str]) -> Result<String> {
+    let (mut command, what) = helm_command(arguments)?;
+    let output = command::run(&mut command, "", Duration::from_secs(60))?;
+    ensure!(!output.success, "`{what}` succeeded, and should have been refused");
+    Ok(output.stderr)
+}
+
+fn helm_command(arguments: &[&str]) -> Result<(Command, String)> {
+    let cluster = Cluster::get()?;
+    let mut command = Command::new(&cluster.helm);
+    command.env("KUBECONFIG", &cluster.kubeconfig).current_dir(checkout()).args(arguments);
+    let what = command::describe(&command);
+    Ok((command, what))
+}
+
+fn install() -> Result<()> {
+    let values = values()?;
+    let values = path(&values)?;
+    let timeout = format!("{READY_SECONDS}s");
+    let common = ["--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", &timeout];
+    let mut crds = vec!["upgrade", "--install", "weft-crds", "charts/weft-crds"];
+    crds.extend(common);
+    helm(&crds).context("installing the CRDs")?;
+    let mut weft = vec!["upgrade", "--install", "weft", "charts/weft", "--values", values];
+    weft.extend(common);
+    helm(&weft).map_err(with_what_the_pods_say).context("installing Weft")?;
+    Ok(())
+}
+
+/// Helm says that it waited in vain, and not for what.
+fn with_what_the_pods_say(error: anyhow::Error) -> anyhow::Error {
+    let Ok(cluster) = Cluster::get() else { return error };
+    let kubectl = Kubectl::within(cluster, SYSTEM);
+    let mut said = String::new();
+    for arguments in [
+        &["get", "pods", "-o", "wide"][..],
+        &["get", "events", "--sort-by=.metadata.creationTimestamp"],
+        &["logs", "deployment/weft-operator", "--tail=20"],
+        &["logs", "deployment/weft-injector", "--tail=20"],
+    ] {
+        if let Ok(output) = kubectl.run_with(arguments, "", Duration::from_secs(20)) {
+            said += &format!("$ kubectl -n {SYSTEM} {}\n{}{}", arguments.join(" "), output.stdout, output.stderr);
+        }
+    }
+    error.context(said)
+}
+
+fn path(path: &Path) -> Result<&str> {
+    path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))
+}

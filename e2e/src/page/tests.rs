@@ -6,7 +6,7 @@ pub(crate) fn sample() -> Story {
     let mut random = move || {
         // Numerical Recipes' generator: the sample is the same each time.
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) as f64 / f64::from(1 << 31)
+        (state >> 33) as f64 / 2_147_483_648.0
     };
     let version = |version: &str| Outcome::Version(version.to_owned());
     let applied = [8_200.0, 18_400.0, 28_500.0, 38_700.0, 49_300.0];
