@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
 use clap::{Args, Parser};
@@ -142,8 +143,13 @@ pub async fn run(arguments: Arguments) -> Result<(), Error> {
     let known = tokio::select! { known = known => known, () = stop.cancelled() => None };
     if let Some((first, certificates)) = known {
         let webhook = Webhook { namespaces: Namespaces::new(store, client), installation, version, metrics };
+        let listener =
+            std::net::TcpListener::bind(webhook_address).map_err(|error| Error::Listen(webhook_address, error))?;
         parts.2.report(true, &format!("listening on {webhook_address}"));
-        serve(webhook_address, webhook, first, certificates, stop.clone()).await?;
+        let router = server::router(webhook);
+        serve(listener, router, first, certificates, stop.clone())
+            .await
+            .map_err(|error| Error::Server("webhook", error))?;
     }
     stop.cancelled().await;
     admin.await.map_err(std::io::Error::other).flatten().map_err(|error| Error::Server("admin", error))
@@ -151,12 +157,12 @@ pub async fn run(arguments: Arguments) -> Result<(), Error> {
 
 /// Serves the webhook until `stop`, with the newest certificate.
 async fn serve(
-    address: SocketAddr,
-    webhook: Webhook,
+    listener: std::net::TcpListener,
+    router: Router,
     first: Certificate,
     mut certificates: watch::Receiver<Option<Certificate>>,
     stop: CancellationToken,
-) -> Result<(), Error> {
+) -> std::io::Result<()> {
     let tls = RustlsConfig::from_config(first.config);
     let (reload, handle) = (tls.clone(), Handle::new());
     tokio::spawn(async move {
@@ -171,12 +177,11 @@ async fn serve(
         stop.cancelled().await;
         graceful.graceful_shutdown(Some(DRAIN));
     });
-    axum_server::bind_rustls(address, tls)
+    axum_server::from_tcp_rustls(listener, tls)?
         .first_request_timeout(FIRST_REQUEST)
         .handle(handle)
-        .serve(server::router(webhook).into_make_service())
+        .serve(router.into_make_service())
         .await
-        .map_err(|error| Error::Server("webhook", error))
 }
 
 // === impl Injected ===
@@ -214,4 +219,97 @@ impl Injected {
 
 fn given(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use rustls::pki_types::ServerName;
+    use rustls::{ClientConfig, RootCertStore};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+    use tokio::sync::Notify;
+    use tokio_rustls::TlsConnector;
+
+    use super::*;
+
+    const NAME: &str = "weft-injector.weft-system.svc";
+
+    /// A certificate, and a client that trusts nothing else.
+    fn pair() -> (Certificate, TlsConnector) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::new(vec![NAME.to_owned()]).unwrap().self_signed(&key).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate.der().clone()).unwrap();
+        let client = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        let secret = certificate::tests::secret(&[("tls.crt", certificate.pem()), ("tls.key", key.serialize_pem())]);
+        (certificate::load(&secret, std::time::SystemTime::now()).unwrap(), TlsConnector::from(Arc::new(client)))
+    }
+
+    async fn fetch(address: SocketAddr, client: &TlsConnector, path: &str) -> std::io::Result<String> {
+        let stream = TcpStream::connect(address).await?;
+        let mut stream = client.connect(ServerName::try_from(NAME).unwrap(), stream).await?;
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
+    }
+
+    #[tokio::test]
+    async fn a_new_certificate_is_used_at_once_and_a_drain_finishes_what_is_open() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let ((first, first_client), (second, second_client)) = (pair(), pair());
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (sender, receiver) = watch::channel(Some(first.clone()));
+        let (stop, entered, go) = (CancellationToken::new(), Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (inside, wait) = (entered.clone(), go.clone());
+        let slow = async move || {
+            inside.notify_one();
+            wait.notified().await;
+            "slow"
+        };
+        let router = Router::new().route("/", get(|| async { "quick" })).route("/slow", get(slow));
+        let server = tokio::spawn(serve(listener, router, first, receiver, stop.clone()));
+
+        assert!(fetch(address, &first_client, "/").await.unwrap().ends_with("quick"), "the first certificate");
+        sender.send_replace(Some(second));
+        // The reload runs beside; connections made before it have the first.
+        let changed = async {
+            while fetch(address, &second_client, "/").await.is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), changed).await.expect("the second certificate");
+        assert!(fetch(address, &first_client, "/").await.is_err(), "the first certificate is gone");
+
+        let open = tokio::spawn(async move { fetch(address, &second_client, "/slow").await });
+        entered.notified().await;
+        stop.cancel();
+        go.notify_one();
+        assert!(open.await.unwrap().unwrap().ends_with("slow"), "an open request is answered");
+        tokio::time::timeout(DRAIN, server).await.expect("the server ends").unwrap().unwrap();
+    }
+
+    #[test]
+    fn flags_that_mean_nothing_are_refused() {
+        let parse = |flags: &[&str]| {
+            let image = if flags.iter().any(|flag| flag.contains("-image=")) { None } else { Some(&"--proxy-image=p") };
+            let always = ["weft-injector", "--init-image=i"];
+            let arguments = Arguments::try_parse_from(always.iter().chain(image).chain(flags))
+                .map_err(|error| error.to_string())?;
+            arguments.injected.installation().map_err(|error| error.to_string())
+        };
+        assert!(parse(&[]).is_ok(), "images are enough");
+        assert!(parse(&["--proxy-cpu-limit=", "--proxy-memory-limit="]).unwrap().resources.cpu_limit.is_none());
+        for (flag, expected) in [
+            ("--proxy-cpu-request=fast", "--proxy-cpu-request is \"fast\""),
+            ("--proxy-memory-limit=1Mi", "--proxy-memory-request is \"64Mi\""),
+            ("--proxy-image=", "--proxy-image is \"\"; name an image"),
+            ("--image-pull-policy=Sometimes", "invalid value 'Sometimes'"),
+        ] {
+            let error = parse(&[flag]).unwrap_err();
+            assert!(error.contains(expected), "{flag}: {error}");
+        }
+    }
 }

@@ -117,7 +117,7 @@ fn keeping(not_after: Option<String>) -> String {
 }
 
 /// Reads a pair and holds it together.
-fn load(secret: &Secret, now: SystemTime) -> Result<Certificate, Error> {
+pub(crate) fn load(secret: &Secret, now: SystemTime) -> Result<Certificate, Error> {
     let data = |key: &'static str| {
         let data = secret.data.as_ref().and_then(|data| data.get(key));
         data.map(|bytes| bytes.0.as_slice()).ok_or(Error::Missing(key))
@@ -142,7 +142,7 @@ fn load(secret: &Secret, now: SystemTime) -> Result<Certificate, Error> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeMap;
 
     use futures_util::stream;
@@ -151,7 +151,7 @@ mod tests {
 
     use super::*;
 
-    fn secret(entries: &[(&str, String)]) -> Secret {
+    pub(crate) fn secret(entries: &[(&str, String)]) -> Secret {
         let data = entries.iter().map(|(key, text)| ((*key).to_owned(), ByteString(text.clone().into_bytes())));
         Secret { data: Some(data.collect::<BTreeMap<_, _>>()), ..Secret::default() }
     }

@@ -12,6 +12,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 const ROLE: &str = "WEFT_INIT_TEST_ROLE";
@@ -30,7 +31,8 @@ struct Net {
 
 impl Net {
     fn new() -> Self {
-        let id = std::process::id();
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let id = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let net = Self { pod: format!("weft-pod-{id}"), peer: format!("weft-peer-{id}"), children: Vec::new() };
         let (pod, peer) = (&net.pod, &net.peer);
         for command in [
@@ -91,8 +93,11 @@ impl Net {
         answer.unwrap_or_else(|| panic!("no answer from {address}: {text}"))
     }
 
+    /// Runs weft-init with no more than it has in a pod.
     fn weft_init(&self, arguments: &[&str]) -> Output {
-        let mut command = self.inside(&self.pod, env!("CARGO_BIN_EXE_weft-init"));
+        let mut command = self.inside(&self.pod, "setpriv");
+        command.args(["--no-new-privs", "--inh-caps=-all", "--bounding-set=-all,+net_admin,+net_raw"]);
+        command.arg(env!("CARGO_BIN_EXE_weft-init"));
         ok(command.args(arguments), "weft-init failed")
     }
 
@@ -156,6 +161,46 @@ fn answer(listener: &TcpListener) {
     for stream in listener.incoming() {
         let _ = stream.expect("accepted").write_all(address.port().to_string().as_bytes());
     }
+}
+
+#[test]
+fn fails_closed_and_says_why() {
+    if std::env::var_os(ROLE).is_some() {
+        return;
+    }
+    let net = Net::new();
+    let run = |capabilities: &str, path: &str| {
+        let mut command = net.inside(&net.pod, "setpriv");
+        command.args(["--no-new-privs", "--inh-caps=-all", &format!("--bounding-set={capabilities}")]);
+        command.args(["env", &format!("PATH={path}"), env!("CARGO_BIN_EXE_weft-init")]);
+        let output = command.output().expect("ip can be run");
+        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        (output.status.success(), said)
+    };
+    let everything = std::env::var("PATH").expect("a test has a PATH");
+    let (success, said) = run("-all", &everything);
+    assert!(!success && said.contains("must run as root with the capabilities NET_ADMIN"), "no capabilities: {said}");
+
+    // A folder with the programs for IPv4 only.
+    let folder = std::env::temp_dir().join(format!("weft-init-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a temporary folder");
+    let found = ok(Command::new("sh").args(["-c", "command -v xtables-nft-multi"]), "is iptables installed?");
+    for program in ["iptables-nft-save", "iptables-nft-restore"] {
+        let target = String::from_utf8_lossy(&found.stdout).trim().to_owned();
+        std::os::unix::fs::symlink(target, folder.join(program)).expect("a link");
+    }
+    let only_v4 = folder.display().to_string();
+    let with_address = run("-all,+net_admin,+net_raw", &only_v4);
+    ok(
+        Command::new("ip").args(["-n", &net.pod, "-6", "addr", "flush", "dev", "eth0", "scope", "global"]),
+        "no address",
+    );
+    let without = run("-all,+net_admin,+net_raw", &only_v4);
+    std::fs::remove_dir_all(&folder).expect("it was just made");
+    let (success, said) = with_address;
+    assert!(!success && said.contains("cannot run ip6tables-nft-save"), "IPv6 would go around the proxy: {said}");
+    let (success, said) = without;
+    assert!(success && said.contains("no redirection, and no address of this family"), "nothing to redirect: {said}");
 }
 
 #[test]
