@@ -202,12 +202,21 @@ pub fn admissible(namespace: &Namespace, pod: &Pod) -> Result<(), Refusal> {
         return Err(Refusal::PodSecurity { namespace: namespace.name.clone(), level: level.clone() });
     }
     let Some(spec) = &pod.spec else { return Ok(()) };
+    if containers(spec).any(|container| container.name == INIT_CONTAINER) {
+        return Err(Refusal::NameTaken { kind: "container", name: INIT_CONTAINER.to_owned() });
+    }
+    if let Some(volume) = spec.volumes.iter().flatten().find(|volume| VOLUMES.contains(&volume.name.as_str())) {
+        return Err(Refusal::NameTaken { kind: "volume", name: volume.name.clone() });
+    }
+    compatible(pod)
+}
+
+/// Whether what runs beside the proxy leaves it its user and its ports.
+pub fn compatible(pod: &Pod) -> Result<(), Refusal> {
+    let Some(spec) = &pod.spec else { return Ok(()) };
     pod_user(spec)?;
-    for container in containers(spec) {
+    for container in containers(spec).filter(|container| container.name != PROXY_CONTAINER) {
         container_user(container)?;
-        if container.name == INIT_CONTAINER {
-            return Err(Refusal::NameTaken { kind: "container", name: container.name.clone() });
-        }
         let reserved = [OUTBOUND_PORT, INBOUND_PORT, ADMIN_PORT, METRICS_PORT, HEALTH_PORT].map(i32::from);
         let tcp = container.ports.iter().flatten().filter(|port| is_tcp(port));
         let taken = tcp.map(|port| port.container_port).find(|port| reserved.contains(port));
@@ -215,10 +224,7 @@ pub fn admissible(namespace: &Namespace, pod: &Pod) -> Result<(), Refusal> {
             return Err(Refusal::PortTaken { container: container.name.clone(), port });
         }
     }
-    match spec.volumes.iter().flatten().find(|volume| VOLUMES.contains(&volume.name.as_str())) {
-        Some(volume) => Err(Refusal::NameTaken { kind: "volume", name: volume.name.clone() }),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 /// What a person should know of a pod that gets a classic proxy: a Job is not over while one of its containers runs.

@@ -22,6 +22,7 @@ pub mod mutate;
 pub mod namespaces;
 pub mod patch;
 pub mod probe;
+pub mod refresh;
 pub mod server;
 pub mod settings;
 
@@ -62,6 +63,14 @@ pub fn inject(namespace: &Namespace, raw: &Value, installation: &Installation) -
 fn try_inject(namespace: &Namespace, raw: &Value, installation: &Installation) -> Result<Outcome, Refusal> {
     let pod: Pod = serde_json::from_value(raw.clone()).map_err(|error| Refusal::Unreadable(error.to_string()))?;
     if let Decision::Skip { reason, warning } = decide::decide(namespace, &pod)? {
+        // Without a warning the proxy is ours, and the pod may have been added to since.
+        if (reason, &warning) == (Skip::AlreadyInjected, &None) {
+            decide::compatible(&pod)?;
+            if let Some(pod) = refresh::refresh(raw, &pod)? {
+                let patch = patch::diff(raw, &pod);
+                return Ok(Outcome::Injected { pod, patch, warnings: Vec::new() });
+            }
+        }
         return Ok(Outcome::Skipped { reason, warnings: warning.into_iter().collect() });
     }
     decide::admissible(namespace, &pod)?;

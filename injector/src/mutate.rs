@@ -191,11 +191,12 @@ fn environment(pod: &Pod, settings: &Settings, probes: &Probes) -> Vec<Value> {
 
 /// The pod's named TCP ports. Where two containers have the same name the first counts, as it does for a Service:
 /// containers first, then native sidecars.
-fn port_names(pod: &Pod) -> BTreeMap<&str, i32> {
+pub(crate) fn port_names(pod: &Pod) -> BTreeMap<&str, i32> {
     let sidecar = |container: &&Container| container.restart_policy.as_deref() == Some("Always");
     let mut names = BTreeMap::new();
     let Some(spec) = &pod.spec else { return names };
-    for container in spec.containers.iter().chain(spec.init_containers.iter().flatten().filter(sidecar)) {
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten().filter(sidecar));
+    for container in containers.filter(|container| container.name != PROXY_CONTAINER) {
         for port in container.ports.iter().flatten().filter(|port| is_tcp(port)) {
             if let Some(name) = &port.name {
                 names.entry(name.as_str()).or_insert(port.container_port);
@@ -239,7 +240,7 @@ fn status(settings: &Settings) -> Status<'_> {
 }
 
 /// Sends a probe to the proxy. Timing and thresholds stay, and so does what is unknown.
-fn redirect_probe(pod: &mut Value, place: &Place) {
+pub(crate) fn redirect_probe(pod: &mut Value, place: &Place) {
     let Place { list, index, field, key } = place;
     let probe = &mut pod["spec"][*list][*index][*field];
     let probe = object(probe, &[]);
@@ -281,11 +282,11 @@ fn prepend(map: &mut Map<String, Value>, name: &str, mut items: Vec<Value>) {
 }
 
 /// A value of an environment variable that the kubelet leaves as it is: it replaces `$(NAME)`, and `$$` by `$`.
-fn literal(value: &str) -> String {
+pub(crate) fn literal(value: &str) -> String {
     value.replace('$', "$$")
 }
 
-fn json_text(value: &impl Serialize) -> String {
+pub(crate) fn json_text(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("strings, numbers, and maps with string keys can be written as JSON")
 }
 

@@ -6,7 +6,8 @@
 
 use k8s_openapi::api::core::v1::{Container, GRPCAction, HTTPGetAction, Pod, TCPSocketAction};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use weft_config::bootstrap::{Probe, ProbeKind, Probes};
+use weft_config::bootstrap::{HEALTH_PORT, Probe, ProbeKind, Probes, probe_path};
+use weft_crds::names::PROXY_CONTAINER;
 
 use crate::decide::Refusal;
 
@@ -41,13 +42,18 @@ pub fn rewrite(pod: &Pod) -> Result<Rewritten, Refusal> {
     let Some(spec) = &pod.spec else { return Ok(rewritten) };
     let init = spec.init_containers.iter().flatten().enumerate().map(|(index, it)| ("initContainers", index, it));
     let app = spec.containers.iter().enumerate().map(|(index, it)| ("containers", index, it));
-    for (list, index, container) in init.chain(app) {
+    let theirs = init.chain(app).filter(|(_, _, container)| container.name != PROXY_CONTAINER);
+    for (list, index, container) in theirs {
         for (name, field, probe) in [
             ("liveness", "livenessProbe", &container.liveness_probe),
             ("readiness", "readinessProbe", &container.readiness_probe),
             ("startup", "startupProbe", &container.startup_probe),
         ] {
             let Some(probe) = probe else { continue };
+            let key = format!("{}/{name}", container.name);
+            if probe.http_get.as_ref().is_some_and(|get| is_redirected(get, &key)) {
+                continue;
+            }
             let found = if let Some(get) = &probe.http_get {
                 http(get).map(|kind| (kind, get.port.clone()))
             } else if let Some(socket) = &probe.tcp_socket {
@@ -60,12 +66,16 @@ pub fn rewrite(pod: &Pod) -> Result<Rewritten, Refusal> {
             let Some((kind, port)) = found else { continue };
             let port = resolve(container, name, &port)?;
             let timeout_seconds = probe.timeout_seconds.unwrap_or(TIMEOUT_DEFAULT).max(TIMEOUT_DEFAULT).unsigned_abs();
-            let key = format!("{}/{name}", container.name);
             rewritten.probes.0.insert(key.clone(), Probe { port, kind, timeout_seconds });
             rewritten.places.push(Place { list, index, field, key });
         }
     }
     Ok(rewritten)
+}
+
+/// Whether a probe is what this module made of another.
+fn is_redirected(get: &HTTPGetAction, key: &str) -> bool {
+    get.port == IntOrString::Int(HEALTH_PORT.into()) && get.path.as_deref() == Some(&probe_path(key))
 }
 
 fn http(get: &HTTPGetAction) -> Option<ProbeKind> {

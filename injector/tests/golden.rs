@@ -181,6 +181,42 @@ fn the_patch_makes_the_pod_and_a_second_injection_nothing() {
 }
 
 #[test]
+fn what_another_webhook_adds_later_is_taken_in() {
+    for (name, case) in cases() {
+        let Outcome::Injected { pod, .. } = case.inject(&case.pod) else { continue };
+        let Some(mut later) = pod["spec"]["containers"].as_array().cloned() else { continue };
+        let late = json!({
+            "name": "late",
+            "image": "late:1",
+            "ports": [{ "name": "late-http", "containerPort": 7777 }],
+            "livenessProbe": { "httpGet": { "path": "/$(x)", "port": "late-http" }, "periodSeconds": 3 },
+        });
+        later.push(late);
+        let mut added = pod.clone();
+        added["spec"]["containers"] = later.clone().into();
+        let Outcome::Injected { pod: refreshed, patch, .. } = case.inject(&added) else {
+            panic!("{name}: not taken in");
+        };
+        let mut patched = added.clone();
+        json_patch::patch(&mut patched, &patch).unwrap();
+        assert_eq!(patched, refreshed, "{name}: the patch makes another pod");
+        let text = refreshed.to_string();
+        assert!(text.contains("/probe/late/liveness") && text.contains("/$$(x)"), "{name}: {text}");
+        assert!(text.contains("late-http\\\":7777"), "{name}: {text}");
+        let probes = |pod: &Value| pod.to_string().matches("timeoutSeconds\\\"").count();
+        assert_eq!(probes(&refreshed), probes(&pod) + 1, "{name}: the proxy knows the earlier ones as before");
+        assert!(matches!(case.inject(&refreshed), Outcome::Skipped { .. }), "{name}: and once is enough");
+
+        later.last_mut().unwrap()["securityContext"] = json!({ "runAsUser": 15015 });
+        added["spec"]["containers"] = later.into();
+        match case.inject(&added) {
+            Outcome::Refused(refusal) => assert_eq!(refusal.code(), "proxy-user", "{name}"),
+            other => panic!("{name}: a later container with the proxy's user: {other:?}"),
+        }
+    }
+}
+
+#[test]
 fn fields_of_the_future_survive() {
     let mut injected = 0;
     for (name, case) in cases() {
