@@ -25,7 +25,8 @@ use serde::Serialize;
 
 use crate::stop::Stop;
 
-/// The demo application of Weft: servers that say what reached them, clients that say what came back.
+/// The demo application of Weft: servers that say what reached them, clients that say what came back, whatever it is, and
+/// then succeed.
 #[derive(Parser)]
 #[command(version)]
 enum Command {
