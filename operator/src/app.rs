@@ -1,0 +1,105 @@
+//! Puts the parts together: what is started, and in which order it ends.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::{Api, Client};
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::watch as channel;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use weft_runtime::admin::{self, Admin};
+use weft_runtime::readiness::Readiness;
+
+use crate::metrics::Metrics;
+use crate::reconcile::Reconciler;
+use crate::{lease, watch, webhook};
+
+/// How long the API server may take to accept a connection, and to take what we send.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+const SEND_MAX: Duration = Duration::from_secs(15);
+
+/// What the operator is told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Namespace of the Lease and of the webhook's certificate.
+    pub system_namespace: String,
+    /// Name of this process in the Lease: the pod's.
+    pub name: String,
+    /// Where `/livez`, `/readyz` and `/metrics` are served.
+    pub admin: SocketAddr,
+}
+
+/// Why the operator could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no kubeconfig and no service account.
+    #[error("no cluster is configured")]
+    Config(#[source] kube::config::InferConfigError),
+    /// The configuration is not usable.
+    #[error("the cluster's configuration cannot be used")]
+    Client(#[source] kube::Error),
+    /// The admin address is not free.
+    #[error("the admin address {0} cannot be bound")]
+    Admin(SocketAddr, #[source] std::io::Error),
+}
+
+/// Runs until `stop`, then ends in order: first the writer, then the lease, so that nobody writes without it.
+pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Error> {
+    let Settings { system_namespace, name, admin } = settings;
+    let mut config = kube::Config::infer().await.map_err(Error::Config)?;
+    config.connect_timeout = Some(CONNECT_MAX);
+    config.write_timeout = Some(SEND_MAX);
+    let client = Client::try_from(config).map_err(Error::Client)?;
+
+    let mut registry = Registry::default();
+    let metrics = Metrics::register(&mut registry);
+    let readiness = Readiness::default();
+    let listener = TcpListener::bind(admin).await.map_err(|error| Error::Admin(admin, error))?;
+    let router = admin::router(Admin { readiness: readiness.clone(), registry: Arc::new(registry), log: None });
+    let serving = CancellationToken::new();
+    let server = tokio::spawn(admin::serve(listener, router, serving.clone()));
+
+    let tasks = TaskTracker::new();
+    let events = watch::start(&client, &metrics, &stop, &tasks);
+
+    // Each process is another holder, also when the pod's container starts again: its writes have an epoch of their own.
+    let identity = format!("{name}_{:x}", unix_nanos());
+    let leases: Api<Lease> = Api::namespaced(client.clone(), &system_namespace);
+    let (state, lease) = channel::channel(lease::State::default());
+    let holding = CancellationToken::new();
+    let holder = tokio::spawn(lease::run(leases.clone(), identity.clone(), state, holding.clone()));
+
+    let webhooks = webhook::run(client.clone(), system_namespace, lease.clone(), metrics.clone(), stop.clone(), tasks.clone());
+    tasks.spawn(webhooks);
+
+    tracing::info!(identity, %admin, "started");
+    let reconciler = Reconciler {
+        client,
+        leases,
+        identity,
+        lease,
+        metrics,
+        world_part: readiness.part("world"),
+        writer_part: readiness.part("writer"),
+        stop: stop.clone(),
+    };
+    reconciler.run(events).await;
+
+    stop.cancel();
+    tasks.close();
+    tasks.wait().await;
+    holding.cancel();
+    // A failed release is logged where it failed, and the lease runs out by itself.
+    let _ = holder.await;
+    serving.cancel();
+    let _ = server.await;
+    Ok(())
+}
+
+fn unix_nanos() -> u128 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_nanos())
+}

@@ -1,0 +1,125 @@
+//! MeshPolicies: who they govern and what they say. A policy that is refused is not in force, and its condition says so.
+
+use std::collections::BTreeMap;
+
+use weft_config::{AuthorizationRule, Policy, PolicyAction, PortRef, Protocol, Target};
+use weft_crds::MeshPolicySpec;
+use weft_crds::policy::{self, Action, Authorization};
+use weft_crds::refs::{PolicyTargetKind, PolicyTargetRef};
+use weft_crds::status::Reason;
+
+use super::diagnostic::{Diagnostic, Kind, ObjectId};
+use super::{Outcome, value};
+use crate::world::{self, DocumentKind, Namespace, Service, TargetPort};
+
+/// Policies in force, sorted by name.
+pub(super) fn compile(namespace: &Namespace, objects: &mut BTreeMap<ObjectId, Outcome>) -> Vec<Policy> {
+    let mut policies = Vec::new();
+    for policy in namespace.policies.values() {
+        let outcome = objects.entry(ObjectId { kind: Kind::Policy, key: policy.meta.key.clone() }).or_default();
+        match check(namespace, policy, &mut outcome.diagnostics) {
+            Ok(compiled) => {
+                outcome.documents.insert(DocumentKind::Inbound);
+                policies.push(compiled);
+            }
+            Err(mut refused) => {
+                refused.message.push_str(". The policy is not in force");
+                outcome.diagnostics.push(refused);
+            }
+        }
+    }
+    policies
+}
+
+fn check(namespace: &Namespace, policy: &world::Policy, diagnostics: &mut Vec<Diagnostic>) -> Result<Policy, Diagnostic> {
+    let spec = policy
+        .spec
+        .as_ref()
+        .map_err(|error| Diagnostic::refused(Reason::Invalid, format!("the object cannot be read: {error}")))?;
+    let MeshPolicySpec { target_ref, authorization: Authorization { rules } } = spec;
+    let looks_into_http = rules.iter().any(|rule| !(rule.methods.is_empty() && rule.paths.is_empty() && rule.headers.is_empty()));
+    let target = target(namespace, target_ref, looks_into_http, diagnostics)?;
+    let mut compiled = Vec::new();
+    for (index, rule) in rules.iter().enumerate() {
+        let rule = self::rule(rule)
+            .map_err(|message| Diagnostic::refused(Reason::UnsupportedValue, format!("rule {index}: {message}")))?;
+        compiled.push(rule);
+    }
+    Ok(Policy { name: policy.meta.key.name.clone(), target, rules: compiled })
+}
+
+fn target(
+    namespace: &Namespace,
+    target_ref: &PolicyTargetRef,
+    looks_into_http: bool,
+    diagnostics: &mut Vec<Diagnostic>,
+) -> Result<Target, Diagnostic> {
+    let PolicyTargetRef { kind, name } = target_ref;
+    let named = || name.as_deref().ok_or_else(|| Diagnostic::refused(Reason::Invalid, format!("targetRef of kind {kind:?} has no name")));
+    match kind {
+        PolicyTargetKind::Namespace => Ok(Target::Namespace),
+        PolicyTargetKind::ServiceAccount => {
+            let name = named()?;
+            if !namespace.accounts.contains_key(name) {
+                return Err(Diagnostic::refused(Reason::TargetNotFound, format!("ServiceAccount {name} does not exist")));
+            }
+            Ok(Target::ServiceAccount(name.to_owned()))
+        }
+        PolicyTargetKind::Service => {
+            let name = named()?;
+            let service = namespace
+                .services
+                .get(name)
+                .ok_or_else(|| Diagnostic::refused(Reason::TargetNotFound, format!("Service {name} does not exist")))?;
+            service_target(service, looks_into_http, diagnostics)
+        }
+    }
+}
+
+fn service_target(service: &Service, looks_into_http: bool, diagnostics: &mut Vec<Diagnostic>) -> Result<Target, Diagnostic> {
+    let name = &service.key.name;
+    if service.external || service.selector.is_empty() {
+        let message = format!("Service {name} selects no pods: a policy governs pods");
+        return Err(Diagnostic::refused(Reason::UnsupportedTarget, message));
+    }
+    let opaque: Vec<u16> = service.ports.iter().filter(|port| port.protocol == Protocol::Tcp).map(|port| port.port).collect();
+    if looks_into_http && !opaque.is_empty() {
+        if opaque.len() == service.ports.len() {
+            let message = format!(
+                "every port of Service {name} is declared to carry opaque TCP (by its appProtocol or name), and a rule asks for methods, paths or headers"
+            );
+            return Err(Diagnostic::refused(Reason::UnsupportedTarget, message));
+        }
+        let ports: Vec<String> = opaque.iter().map(u16::to_string).collect();
+        diagnostics.push(Diagnostic::note(format!(
+            "ports {} of Service {name} carry opaque TCP: there a Deny rule with methods, paths or headers refuses every connection, and such an Allow rule takes none",
+            ports.join(", ")
+        )));
+    }
+    let mut ports: Vec<PortRef> = service
+        .ports
+        .iter()
+        .map(|port| match &port.target {
+            TargetPort::Number(number) => PortRef::Number(*number),
+            TargetPort::Name(name) => PortRef::Name(name.clone()),
+        })
+        .collect();
+    ports.sort();
+    ports.dedup();
+    Ok(Target::Service { selector: service.selector.clone(), ports })
+}
+
+fn rule(rule: &policy::AuthorizationRule) -> Result<AuthorizationRule, String> {
+    let policy::AuthorizationRule { action, methods, paths, headers, ports } = rule;
+    Ok(AuthorizationRule {
+        action: match action {
+            Action::Allow => PolicyAction::Allow,
+            Action::Deny => PolicyAction::Deny,
+        },
+        methods: methods.iter().map(|method| value::method(*method)).collect(),
+        paths: paths.iter().map(value::path).collect::<Result<_, _>>()?,
+        // All of them, also those on one name: dropping a condition would widen the rule.
+        headers: headers.iter().map(value::header).collect::<Result<_, _>>()?,
+        ports: ports.clone(),
+    })
+}

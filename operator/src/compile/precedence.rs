@@ -1,0 +1,127 @@
+//! Who wins: the order in which matches are tried, and the order in which objects of one kind are heard.
+//!
+//! Of two matches that both take a request, the first of these that differs decides: exact path before regular
+//! expression before prefix; the longer one; with a method; more headers; more query parameters; the older route;
+//! namespace/name; the earlier rule; the earlier match. All but the place of regular expressions is the Gateway API's
+//! word for HTTPRoute. Regular expressions it leaves open: here they stand before prefixes, because a route for `/` would
+//! otherwise hide every expression.
+
+use std::cmp::Reverse;
+
+use weft_config::{Match, PathMatch, ValueMatch, ValueTest};
+
+use crate::world::{Key, Meta};
+
+/// Age, then name: smaller comes first and wins.
+pub(super) type Seniority<'a> = (i64, &'a Key);
+
+/// Rank of a match; smaller is tried first.
+pub(super) type Rank = (u8, Reverse<usize>, bool, Reverse<usize>, Reverse<usize>);
+
+/// How old an object is.
+pub(super) fn seniority(meta: &Meta) -> Seniority<'_> {
+    (meta.created, &meta.key)
+}
+
+/// How specific a match is.
+pub(super) fn rank(condition: &Match) -> Rank {
+    let (kind, length) = match &condition.path {
+        Some(PathMatch::Exact(path)) => (0, path.len()),
+        Some(PathMatch::Regex(regex)) => (1, regex.len()),
+        Some(PathMatch::Prefix(prefix)) => (2, prefix.len()),
+        // The same as the prefix "/".
+        None => (2, 1),
+    };
+    (kind, Reverse(length), condition.method.is_none(), Reverse(condition.headers.len()), Reverse(condition.query.len()))
+}
+
+/// Two matches with equal text take exactly the same requests.
+pub(super) fn text(condition: &Match) -> String {
+    use std::fmt::Write;
+
+    let Match { rule: _, path, method, headers, query } = condition;
+    let path = match path {
+        None => PathMatch::Prefix("/".into()),
+        Some(path) => path.clone(),
+    };
+    let mut text = format!("{path:?} {method:?}");
+    for (kind, values) in [("header", headers), ("query", query)] {
+        let mut values: Vec<&ValueMatch> = values.iter().collect();
+        values.sort_by(|a, b| a.name.cmp(&b.name));
+        for ValueMatch { name, test } in values {
+            let _ = write!(text, " {kind} {name:?} {test:?}");
+        }
+    }
+    text
+}
+
+/// A match as a person would say it.
+pub(super) fn describe(condition: &Match) -> String {
+    let Match { rule: _, path, method, headers, query } = condition;
+    let mut words = vec![match path {
+        None => "path prefix /".to_owned(),
+        Some(PathMatch::Exact(path)) => format!("path {path}"),
+        Some(PathMatch::Prefix(prefix)) => format!("path prefix {prefix}"),
+        Some(PathMatch::Regex(regex)) => format!("path expression {regex}"),
+    }];
+    words.extend(method.clone());
+    for (kind, values) in [("header", headers), ("query parameter", query)] {
+        words.extend(values.iter().map(|ValueMatch { name, test }| match test {
+            ValueTest::Exact(value) => format!("{kind} {name}={value}"),
+            ValueTest::Regex(value) => format!("{kind} {name}~{value}"),
+            ValueTest::Present => format!("{kind} {name}"),
+            ValueTest::Absent => format!("no {kind} {name}"),
+        }));
+    }
+    words.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(count: usize) -> Vec<ValueMatch> {
+        (0..count).map(|n| ValueMatch { name: format!("n{n}"), test: ValueTest::Present }).collect()
+    }
+
+    #[test]
+    fn the_more_specific_match_comes_first() {
+        let exact = |path: &str| Match { path: Some(PathMatch::Exact(path.into())), ..Match::default() };
+        let regex = |path: &str| Match { path: Some(PathMatch::Regex(path.into())), ..Match::default() };
+        let prefix = |path: &str| Match { path: Some(PathMatch::Prefix(path.into())), ..Match::default() };
+        let method = Match { method: Some("GET".into()), ..prefix("/a") };
+        let ordered = [
+            exact("/abc"),
+            exact("/a"),
+            regex("/.*longer"),
+            regex("/.*"),
+            prefix("/abc"),
+            Match { headers: values(1), ..method.clone() },
+            Match { query: values(2), ..method.clone() },
+            method,
+            Match { headers: values(2), ..prefix("/a") },
+            Match { headers: values(1), query: values(2), ..prefix("/a") },
+            Match { headers: values(1), query: values(1), ..prefix("/a") },
+            Match { headers: values(1), ..prefix("/a") },
+            Match { query: values(1), ..prefix("/a") },
+            prefix("/a"),
+            Match { method: Some("GET".into()), ..Match::default() },
+            Match::default(),
+        ];
+        for pair in ordered.windows(2) {
+            assert!(rank(&pair[0]) < rank(&pair[1]), "{} before {}", describe(&pair[0]), describe(&pair[1]));
+        }
+        assert_eq!(rank(&Match::default()), rank(&prefix("/")), "no path means every path");
+    }
+
+    #[test]
+    fn equal_conditions_have_equal_text() {
+        let mut values = values(3);
+        let one = Match { rule: 1, headers: values.clone(), ..Match::default() };
+        values.reverse();
+        let two = Match { rule: 2, path: Some(PathMatch::Prefix("/".into())), headers: values.clone(), ..Match::default() };
+        assert_eq!(text(&one), text(&two), "order of headers and index of the rule do not count");
+        let three = Match { query: values, ..Match::default() };
+        assert_ne!(text(&one), text(&three), "a header is not a parameter");
+    }
+}

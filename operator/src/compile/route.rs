@@ -1,0 +1,445 @@
+//! MeshRoutes: where they are attached, what they say, and who wins where two say something about the same request.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use weft_config::{
+    Action, Backend, BackendTarget, ClusterRef, ConsumerRoutes, HeaderEdit, Match, ObjectRef, PathRewrite, Protocol, Redirect,
+    Respond, Retry, Rewrite, RouteTable, Rule,
+};
+use weft_crds::MeshRouteSpec;
+use weft_crds::refs::ParentRef;
+use weft_crds::route::{self, FilterType, HttpRule, PathModifierType, PathMatchType, Scheme};
+use weft_crds::status::Reason;
+
+use super::diagnostic::{Diagnostic, Kind, ObjectId};
+use super::precedence::{self, Rank, seniority};
+use super::{Compiled, cluster, value};
+use crate::world::{DocumentKind, Key, Namespace, Route, Service, World};
+
+const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+const BACKOFF_MIN: Duration = Duration::from_millis(1);
+const BACKOFF_MAX: Duration = Duration::from_secs(60);
+const ATTEMPTS_MAX: u32 = 10;
+
+/// A port of a Service that routes are attached to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    service: Key,
+    port: u16,
+}
+
+/// A route that could be in force.
+struct Attached<'a> {
+    route: &'a Route,
+    rules: Vec<(Rule, Vec<Match>)>,
+    places: BTreeSet<Place>,
+    /// Matches at all places, and how many of them another route took.
+    matches: usize,
+    lost: usize,
+    conflicts: Vec<Diagnostic>,
+}
+
+/// The tables of all Service ports that the namespace's routes govern: of its own Services, and of others' for its own
+/// clients.
+pub(super) fn compile(world: &World, name: &str, namespace: &Namespace, compiled: &mut Compiled) -> BTreeMap<Place, RouteTable> {
+    let mut routes: Vec<&Route> = namespace.routes.values().collect();
+    routes.sort_by_key(|route| seniority(&route.meta));
+
+    let mut attached = Vec::new();
+    for route in routes {
+        let outcome = compiled.objects.entry(id(route)).or_default();
+        match attach(world, route, &mut outcome.diagnostics) {
+            Ok(found) => attached.push(found),
+            Err(refused) => outcome.diagnostics.push(refused),
+        }
+    }
+    let places: BTreeSet<Place> = attached.iter().flat_map(|attached| attached.places.iter().cloned()).collect();
+    let tables: BTreeMap<Place, RouteTable> =
+        places.into_iter().map(|place| (place.clone(), table(&place, &mut attached))).filter(|(_, t)| !t.matches.is_empty()).collect();
+
+    for Attached { route, places, matches, lost, conflicts, rules: _ } in attached {
+        let outcome = compiled.objects.entry(id(route)).or_default();
+        if lost == matches {
+            // Nothing of it is left, so nothing else is worth saying.
+            let messages: Vec<&str> = conflicts.iter().map(|conflict| conflict.message.as_str()).collect();
+            outcome.diagnostics = vec![Diagnostic::refused(Reason::Conflicted, messages.join("; "))];
+            continue;
+        }
+        outcome.diagnostics.extend(conflicts);
+        outcome.documents.extend(places.iter().map(|place| place.document(name)));
+    }
+    for (place, table) in &tables {
+        require(name, place, table, compiled);
+    }
+    tables
+}
+
+/// Notes what the namespace needs of others.
+fn require(name: &str, place: &Place, table: &RouteTable, compiled: &mut Compiled) {
+    let mut dependencies: BTreeSet<String> = compiled.inbound.dependencies.drain(..).collect();
+    if place.service.namespace != name {
+        dependencies.insert(place.service.namespace.clone());
+    }
+    for rule in &table.rules {
+        let Action::Forward { backends, .. } = &rule.action else { continue };
+        for backend in backends {
+            let BackendTarget::Cluster(target) = &backend.target else { continue };
+            match place.document(name) {
+                DocumentKind::Inbound => {
+                    compiled.inbound_requires.insert(target.namespace.clone());
+                }
+                _ if target.namespace != name => {
+                    compiled.export_requires.insert(target.namespace.clone());
+                }
+                _ => {}
+            }
+            if target.namespace != name {
+                dependencies.insert(target.namespace.clone());
+            }
+        }
+    }
+    compiled.inbound.dependencies = dependencies.into_iter().collect();
+}
+
+/// Reads a route and finds its places. An error means that none of it is in force.
+fn attach<'a>(world: &World, route: &'a Route, diagnostics: &mut Vec<Diagnostic>) -> Result<Attached<'a>, Diagnostic> {
+    let spec = route
+        .spec
+        .as_ref()
+        .map_err(|error| Diagnostic::refused(Reason::Invalid, format!("the object cannot be read: {error}")))?;
+    let MeshRouteSpec { parent_refs, http } = spec;
+
+    let mut rules = Vec::new();
+    for (index, rule) in http.iter().enumerate() {
+        let name = rule.name.clone().unwrap_or_else(|| index.to_string());
+        let mut unresolved = Vec::new();
+        let compiled = self::rule(world, &route.meta.key, &name, rule, &mut unresolved)
+            .map_err(|message| Diagnostic::refused(Reason::UnsupportedValue, format!("rule {name}: {message}")))?;
+        rules.push(compiled);
+        diagnostics.extend(unresolved.into_iter().map(|(reason, what)| Diagnostic::unresolved(reason, format!("rule {name}: {what}"))));
+    }
+
+    let mut places = BTreeSet::new();
+    let mut misses: Vec<(Reason, String)> = Vec::new();
+    for parent in parent_refs {
+        match self::places(world, &route.meta.key.namespace, parent) {
+            Ok(found) => places.extend(found),
+            Err(miss) => misses.push(miss),
+        }
+    }
+    if places.is_empty() {
+        let messages: Vec<&str> = misses.iter().map(|(_, message)| message.as_str()).collect();
+        let reason = misses.first().map_or(Reason::TargetNotFound, |(reason, _)| *reason);
+        return Err(Diagnostic::refused(reason, messages.join("; ")));
+    }
+    diagnostics.extend(misses.into_iter().map(|(_, message)| Diagnostic::partial(message)));
+    Ok(Attached { route, rules, places, matches: 0, lost: 0, conflicts: Vec::new() })
+}
+
+/// The ports that a parentRef means.
+fn places(world: &World, own: &str, parent: &ParentRef) -> Result<Vec<Place>, (Reason, String)> {
+    let ParentRef { kind: _, namespace, name, port } = parent;
+    let key = Key::new(namespace.as_deref().unwrap_or(own), name);
+    let service = world
+        .service(&key.namespace, name)
+        .ok_or_else(|| (Reason::TargetNotFound, format!("Service {key} does not exist")))?;
+    if !service.has_address() {
+        return Err((Reason::UnsupportedTarget, value::no_address(service)));
+    }
+    let is_opaque = |protocol: Protocol| protocol == Protocol::Tcp;
+    match port {
+        Some(port) => {
+            let found = service.port(*port).ok_or_else(|| (Reason::TargetNotFound, format!("Service {key} has no TCP port {port}")))?;
+            if is_opaque(found.protocol) {
+                let message = format!(
+                    "port {port} of Service {key} is declared to carry opaque TCP (by its appProtocol or name): no HTTP rule can be held against it"
+                );
+                return Err((Reason::UnsupportedTarget, message));
+            }
+            Ok(vec![Place { service: key, port: *port }])
+        }
+        None => {
+            let ports = service.ports.iter().filter(|port| !is_opaque(port.protocol));
+            let places: Vec<Place> = ports.map(|port| Place { service: key.clone(), port: port.port }).collect();
+            if places.is_empty() {
+                let message = format!(
+                    "every port of Service {key} is declared to carry opaque TCP (by its appProtocol or name): no HTTP rule can be held against it"
+                );
+                return Err((Reason::UnsupportedTarget, message));
+            }
+            Ok(places)
+        }
+    }
+}
+
+/// All matches of all routes at one place, in order of precedence, and the rules that are left.
+fn table(place: &Place, attached: &mut [Attached<'_>]) -> RouteTable {
+    // Indices stand for: the route (they are in order of age and name), its rule, the rule's match.
+    let mut all: Vec<(Rank, [usize; 3])> = Vec::new();
+    for (r, route) in attached.iter().enumerate().filter(|(_, route)| route.places.contains(place)) {
+        for (n, (_, matches)) in route.rules.iter().enumerate() {
+            all.extend(matches.iter().enumerate().map(|(m, condition)| (precedence::rank(condition), [r, n, m])));
+        }
+    }
+    all.sort();
+
+    let mut table = RouteTable::default();
+    let mut taken: BTreeMap<String, [usize; 2]> = BTreeMap::new();
+    let mut rules: BTreeMap<[usize; 2], usize> = BTreeMap::new();
+    for (_, [r, n, m]) in all {
+        let (rule, matches) = &attached[r].rules[n];
+        let condition = &matches[m];
+        let rule_name = rule.name.clone();
+        attached[r].matches += 1;
+        match taken.get(&precedence::text(&attached[r].rules[n].1[m])) {
+            None => {
+                let condition = &attached[r].rules[n].1[m];
+                taken.insert(precedence::text(condition), [r, n]);
+                let index = *rules.entry([r, n]).or_insert_with(|| {
+                    table.rules.push(attached[r].rules[n].0.clone());
+                    table.rules.len() - 1
+                });
+                table.matches.push(Match { rule: index, ..condition.clone() });
+            }
+            Some(&[winner, winner_rule]) => {
+                let what = precedence::describe(condition);
+                let by = attached[winner].rules[winner_rule].0.name.clone();
+                let (winner_key, loser_key) = (attached[winner].route.meta.key.clone(), attached[r].route.meta.key.clone());
+                let loser = &mut attached[r];
+                loser.lost += 1;
+                if winner == r {
+                    loser.conflicts.push(Diagnostic::partial(format!("rule {rule_name} at {place}: {what}: rule {by} takes it before")));
+                } else {
+                    loser.conflicts.push(Diagnostic {
+                        reason: Reason::PartiallyInvalid,
+                        ..Diagnostic::partial(format!("rule {rule_name} at {place}: {what}: MeshRoute {winner_key} (rule {by}) came first"))
+                    });
+                    let note = Diagnostic::note(format!("at {place}: {what}: takes precedence over MeshRoute {loser_key}"));
+                    attached[winner].conflicts.push(note);
+                }
+            }
+        }
+    }
+    table
+}
+
+/// One rule. `unresolved` takes what it names that is not there.
+fn rule(
+    world: &World,
+    route: &Key,
+    name: &str,
+    rule: &HttpRule,
+    unresolved: &mut Vec<(Reason, String)>,
+) -> Result<(Rule, Vec<Match>), String> {
+    let HttpRule { name: _, matches, filters, backend_refs, timeouts, retry } = rule;
+    let mut compiled = Rule {
+        route: ObjectRef { namespace: route.namespace.clone(), name: route.name.clone() },
+        name: name.to_owned(),
+        request_headers: HeaderEdit::default(),
+        response_headers: HeaderEdit::default(),
+        action: Action::Forward { backends: Vec::new(), rewrite: Rewrite::default() },
+        request_timeout_ms: None,
+        attempt_timeout_ms: None,
+        retry: None,
+    };
+    let by_prefix = !matches.is_empty()
+        && matches.iter().all(|m| m.path.as_ref().is_some_and(|path| path.kind == PathMatchType::PathPrefix));
+    let mut rewrite = Rewrite::default();
+    let mut answer = None;
+    for filter in filters {
+        apply_filter(filter, by_prefix, &mut compiled, &mut rewrite, &mut answer)?;
+    }
+    compiled.action = match answer {
+        Some(_) if !backend_refs.is_empty() => return Err("it answers by itself and has backendRefs too".into()),
+        Some(answer) => answer,
+        None => {
+            if backend_refs.iter().all(|backend| backend.weight == 0) {
+                return Err("the weights of backendRefs sum to zero".into());
+            }
+            let backends = backend_refs.iter().map(|backend| self::backend(world, route, backend, unresolved)).collect();
+            Action::Forward { backends, rewrite }
+        }
+    };
+    if let Some(route::Timeouts { request, backend_request }) = timeouts {
+        let limit = |text: &Option<weft_crds::Duration>, field| match text {
+            // 0s says: no limit.
+            Some(text) => value::duration(text, field, Duration::ZERO, TIMEOUT_MAX).map(|ms| (ms > 0).then_some(ms)),
+            None => Ok(None),
+        };
+        compiled.request_timeout_ms = limit(request, "timeouts.request")?;
+        compiled.attempt_timeout_ms = limit(backend_request, "timeouts.backendRequest")?;
+    }
+    compiled.retry = retry.as_ref().map(self::retry).transpose()?;
+    let matches = if matches.is_empty() { vec![Match::default()] } else { matches.iter().map(condition).collect::<Result<_, _>>()? };
+    Ok((compiled, matches))
+}
+
+fn apply_filter(
+    filter: &route::HttpFilter,
+    by_prefix: bool,
+    rule: &mut Rule,
+    rewrite: &mut Rewrite,
+    answer: &mut Option<Action>,
+) -> Result<(), String> {
+    let route::HttpFilter { kind, request_header_modifier, response_header_modifier, request_redirect, url_rewrite, direct_response } =
+        filter;
+    let needed = || format!("a filter of type {kind:?} does not have the field that its type names");
+    match kind {
+        FilterType::RequestHeaderModifier => {
+            rule.request_headers = value::header_edit(request_header_modifier.as_ref().ok_or_else(needed)?)?;
+        }
+        FilterType::ResponseHeaderModifier => {
+            rule.response_headers = value::header_edit(response_header_modifier.as_ref().ok_or_else(needed)?)?;
+        }
+        FilterType::UrlRewrite => {
+            let route::UrlRewrite { hostname, path } = url_rewrite.as_ref().ok_or_else(needed)?;
+            let path = path.as_ref().map(|path| path_rewrite(path, by_prefix)).transpose()?;
+            *rewrite = Rewrite { hostname: hostname.clone(), path };
+        }
+        FilterType::RequestRedirect => {
+            let route::RequestRedirect { scheme, hostname, path, port, status_code } = request_redirect.as_ref().ok_or_else(needed)?;
+            let scheme = scheme.map(|scheme| match scheme {
+                Scheme::Http => "http".to_owned(),
+                Scheme::Https => "https".to_owned(),
+            });
+            let path = path.as_ref().map(|path| path_rewrite(path, by_prefix)).transpose()?;
+            let redirect = Redirect { scheme, hostname: hostname.clone(), port: *port, path, status: *status_code };
+            set_answer(answer, Action::Redirect(redirect))?;
+        }
+        FilterType::DirectResponse => {
+            let route::DirectResponse { status, body } = direct_response.as_ref().ok_or_else(needed)?;
+            set_answer(answer, Action::Respond(Respond { status: *status, body: body.clone() }))?;
+        }
+    }
+    Ok(())
+}
+
+fn set_answer(answer: &mut Option<Action>, action: Action) -> Result<(), String> {
+    match answer.replace(action) {
+        None => Ok(()),
+        Some(_) => Err("it answers in two ways".into()),
+    }
+}
+
+fn path_rewrite(path: &route::PathModifier, by_prefix: bool) -> Result<PathRewrite, String> {
+    let route::PathModifier { kind, replace_full_path, replace_prefix_match } = path;
+    let needed = || format!("a path modifier of type {kind:?} does not have the field that its type names");
+    match kind {
+        PathModifierType::ReplaceFullPath => Ok(PathRewrite::Full(replace_full_path.clone().ok_or_else(needed)?)),
+        PathModifierType::ReplacePrefixMatch if !by_prefix => {
+            Err("ReplacePrefixMatch needs a PathPrefix in every match of the rule".into())
+        }
+        PathModifierType::ReplacePrefixMatch => Ok(PathRewrite::Prefix(replace_prefix_match.clone().ok_or_else(needed)?)),
+    }
+}
+
+fn retry(retry: &route::Retry) -> Result<Retry, String> {
+    let route::Retry { attempts, codes, methods, backoff } = retry;
+    if !(1..=ATTEMPTS_MAX).contains(attempts) {
+        return Err(format!("retry.attempts: {attempts} is not between 1 and {ATTEMPTS_MAX}"));
+    }
+    Ok(Retry {
+        attempts: *attempts,
+        codes: codes.clone(),
+        methods: methods.iter().map(|method| value::method(*method)).collect(),
+        backoff_ms: value::duration(backoff, "retry.backoff", BACKOFF_MIN, BACKOFF_MAX)?,
+    })
+}
+
+fn condition(condition: &route::HttpMatch) -> Result<Match, String> {
+    let route::HttpMatch { path, headers, query_params, method } = condition;
+    let headers = headers.iter().map(value::header).collect::<Result<_, _>>()?;
+    let query = query_params.iter().map(value::query).collect::<Result<_, _>>()?;
+    Ok(Match {
+        rule: 0,
+        path: path.as_ref().map(value::path).transpose()?,
+        method: method.map(value::method),
+        headers: value::first_of_each(headers),
+        query: value::first_of_each(query),
+    })
+}
+
+/// Where a share goes. What is not there answers for its share alone.
+fn backend(world: &World, route: &Key, backend: &route::BackendRef, unresolved: &mut Vec<(Reason, String)>) -> Backend {
+    let route::BackendRef { kind: _, namespace, name, port, subset, weight } = backend;
+    let key = Key::new(namespace.as_deref().unwrap_or(&route.namespace), name);
+    let target = match resolve(world, &key, *port, subset.as_deref(), unresolved) {
+        Ok(()) => BackendTarget::Cluster(ClusterRef {
+            namespace: key.namespace,
+            service: key.name,
+            port: *port,
+            subset: subset.clone(),
+        }),
+        Err((reason, message)) => {
+            unresolved.push((reason, format!("{message}: its share is answered 500")));
+            BackendTarget::Invalid(message)
+        }
+    };
+    Backend { weight: *weight, target }
+}
+
+fn resolve(
+    world: &World,
+    key: &Key,
+    port: u16,
+    subset: Option<&str>,
+    unresolved: &mut Vec<(Reason, String)>,
+) -> Result<(), (Reason, String)> {
+    let missing = |message: String| (Reason::BackendNotFound, message);
+    let (Some(namespace), Some(service)) = (world.namespace(&key.namespace), world.service(&key.namespace, &key.name)) else {
+        return Err(missing(format!("Service {key} does not exist")));
+    };
+    check_backend(service, port).map_err(missing)?;
+    let Some(subset) = subset else { return Ok(()) };
+    let declared = cluster::governing(namespace, &key.name).filter(|spec| spec.subsets.iter().any(|s| s.name == subset));
+    match declared {
+        None => Err((Reason::SubsetNotFound, format!("no MeshCluster in force declares subset {subset} of Service {key}"))),
+        Some(spec) => {
+            if !cluster::is_populated(namespace, service, spec, subset) {
+                let message = format!("subset {subset} of Service {key} has no ready pod: its share is answered 503");
+                unresolved.push((Reason::SubsetNotFound, message));
+            }
+            Ok(())
+        }
+    }
+}
+
+fn check_backend(service: &Service, port: u16) -> Result<(), String> {
+    if !service.has_address() {
+        return Err(value::no_address(service));
+    }
+    match service.port(port) {
+        Some(_) => Ok(()),
+        None => Err(format!("Service {} has no TCP port {port}", service.key)),
+    }
+}
+
+fn id(route: &Route) -> ObjectId {
+    ObjectId { kind: Kind::Route, key: route.meta.key.clone() }
+}
+
+// === impl Place ===
+
+impl Place {
+    pub(super) fn new(namespace: &str, service: &str, port: u16) -> Self {
+        Self { service: Key::new(namespace, service), port }
+    }
+
+    /// The document that its table goes into, as a namespace that has routes for it sees it.
+    fn document(&self, own: &str) -> DocumentKind {
+        if self.service.namespace == own { DocumentKind::Export } else { DocumentKind::Inbound }
+    }
+
+    /// The table as it stands in the private document.
+    pub(super) fn consumer(self, table: RouteTable) -> ConsumerRoutes {
+        let service = ObjectRef { namespace: self.service.namespace, name: self.service.name };
+        ConsumerRoutes { service, port: self.port, table }
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Service {} port {}", self.service, self.port)
+    }
+}

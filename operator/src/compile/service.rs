@@ -1,0 +1,133 @@
+//! Services and the pods behind them.
+//!
+//! EndpointSlices say who belongs to a Service; Pods say which subsets an endpoint is in, and take it out at once when
+//! they stop being ready or start being deleted, a second or so before the slice does.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+
+use weft_config::{self as wire, ClusterSettings, Endpoint};
+
+use super::cluster::{Governed, subsets_of};
+use crate::world::{Namespace, Pod, Service, ServicePort, Slice};
+
+/// One Service with an address, without routes.
+pub(super) fn compile(
+    namespace: &Namespace,
+    service: &Service,
+    governed: Option<&Governed<'_>>,
+    left_out: &mut BTreeSet<(String, IpAddr)>,
+) -> wire::Service {
+    let pods = namespace.pods_by_uid();
+    let ports = service.ports.iter().map(|port| wire::ServicePort {
+        port: port.port,
+        protocol: port.protocol,
+        routes: None,
+        endpoints: endpoints(namespace, &pods, service, port, governed, left_out),
+    });
+    let mut ports: Vec<wire::ServicePort> = ports.collect();
+    ports.dedup_by_key(|port| port.port);
+    let mut addresses = service.addresses.clone();
+    addresses.sort_unstable();
+    let settings = governed.map_or_else(ClusterSettings::default, |governed| governed.settings.clone());
+    wire::Service { name: service.key.name.clone(), addresses, settings, ports }
+}
+
+/// Slices of a Service.
+pub(super) fn slices<'a>(namespace: &'a Namespace, service: &'a Service) -> impl Iterator<Item = &'a Slice> {
+    namespace.slices.values().filter(|slice| slice.service == service.key.name)
+}
+
+/// The pod behind an endpoint: `None` if the endpoint must not be used, `Some(None)` if there is no pod.
+pub(super) fn pod_behind<'a>(
+    pods: &HashMap<&str, &'a Pod>,
+    service: &Service,
+    ready: bool,
+    uid: Option<&str>,
+) -> Option<Option<&'a Pod>> {
+    match uid {
+        _ if !ready => None,
+        None => Some(None),
+        // A pod that is not known yet comes in a moment; one that is not known any more must not be used.
+        Some(uid) => pods
+            .get(uid)
+            .filter(|pod| !pod.deleting && (pod.ready || service.publish_not_ready))
+            .map(|pod| Some(*pod)),
+    }
+}
+
+fn endpoints(
+    namespace: &Namespace,
+    pods: &HashMap<&str, &Pod>,
+    service: &Service,
+    port: &ServicePort,
+    governed: Option<&Governed<'_>>,
+    left_out: &mut BTreeSet<(String, IpAddr)>,
+) -> Vec<Endpoint> {
+    let mut endpoints: BTreeMap<SocketAddr, BTreeSet<String>> = BTreeMap::new();
+    for slice in slices(namespace, service) {
+        let Some(number) = slice.ports.iter().find(|candidate| candidate.name == port.name).map(|found| found.port) else {
+            continue;
+        };
+        for endpoint in &slice.endpoints {
+            let Some(pod) = pod_behind(pods, service, endpoint.ready, endpoint.pod.as_deref()) else { continue };
+            for address in &endpoint.addresses {
+                if !is_allowed(*address) {
+                    left_out.insert((service.key.name.clone(), *address));
+                    continue;
+                }
+                let subsets = endpoints.entry(SocketAddr::new(*address, number)).or_default();
+                if let (Some(pod), Some(governed)) = (pod, governed) {
+                    subsets.extend(subsets_of(governed.spec, &pod.labels).map(str::to_owned));
+                }
+            }
+        }
+    }
+    let endpoint = |(address, subsets): (SocketAddr, BTreeSet<String>)| Endpoint {
+        address,
+        subsets: subsets.into_iter().collect(),
+    };
+    endpoints.into_iter().map(endpoint).collect()
+}
+
+/// Whoever may write an EndpointSlice must not be able to aim proxies at themselves, at their node's own services or at a
+/// cloud's metadata server.
+fn is_allowed(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => {
+            !(v4.is_loopback() || v4.is_link_local() || v4.is_unspecified() || v4.is_multicast() || v4.is_broadcast())
+        }
+        IpAddr::V6(v6) => {
+            !(v6.is_loopback() || v6.is_unicast_link_local() || v6.is_unspecified() || v6.is_multicast())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_aim_at_the_proxy_or_its_node_are_left_out() {
+        for (address, allowed) in [
+            ("10.0.0.1", true),
+            ("192.168.1.1", true),
+            ("fd00::1", true),
+            ("2001:db8::1", true),
+            ("127.0.0.1", false),
+            ("127.9.9.9", false),
+            ("169.254.169.254", false),
+            ("0.0.0.0", false),
+            ("224.0.0.1", false),
+            ("255.255.255.255", false),
+            ("::1", false),
+            ("::", false),
+            ("fe80::1", false),
+            ("ff02::1", false),
+            ("::ffff:127.0.0.1", false),
+            ("::ffff:169.254.169.254", false),
+        ] {
+            assert_eq!(is_allowed(address.parse().unwrap()), allowed, "{address}");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Single values: what the schema could not refuse, or what an object stored under an older schema may still hold. A
+//! proxy refuses a document with a value that it cannot use, so no such value may reach one.
+
+use std::time::Duration;
+
+use weft_config::{HeaderEdit, HeaderValue, PathMatch, ValueMatch, ValueTest};
+use weft_crds::route::{self, PathMatchType, ValueMatchType};
+
+use crate::world::Service;
+
+/// Longest regular expression, in bytes, and what it may compile to. The same bounds as the proxy's.
+const REGEX_BYTES_MAX: usize = 1024;
+const REGEX_SIZE_MAX: usize = 1024 * 1024;
+
+/// Headers that frame or route a message: changing one would make two parties see two messages.
+const FRAMING_HEADERS: &[&str] = &[
+    "host", "content-length", "transfer-encoding", "connection", "keep-alive", "proxy-connection", "te", "trailer", "upgrade",
+];
+
+/// A duration between two bounds, in milliseconds.
+pub(super) fn duration(text: &weft_crds::Duration, field: &str, min: Duration, max: Duration) -> Result<u64, String> {
+    let duration = text.parse().map_err(|error| format!("{field}: {error}"))?;
+    if duration < min || duration > max {
+        return Err(format!("{field}: {} is not between {} ms and {} ms", text.0, min.as_millis(), max.as_millis()));
+    }
+    Ok(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// A path condition. The prefix `/abc/` means `/abc`.
+pub(super) fn path(path: &route::PathMatch) -> Result<PathMatch, String> {
+    let route::PathMatch { kind, value } = path;
+    if *kind != PathMatchType::RegularExpression && !value.starts_with('/') {
+        return Err(format!("path {value:?} does not start with /"));
+    }
+    Ok(match kind {
+        PathMatchType::Exact => PathMatch::Exact(value.clone()),
+        PathMatchType::PathPrefix => {
+            let trimmed = value.strip_suffix('/').unwrap_or(value);
+            PathMatch::Prefix(if trimmed.is_empty() { "/".to_owned() } else { trimmed.to_owned() })
+        }
+        PathMatchType::RegularExpression => PathMatch::Regex(regex(value)?),
+    })
+}
+
+/// A header condition.
+pub(super) fn header(header: &route::HeaderMatch) -> Result<ValueMatch, String> {
+    let route::HeaderMatch { kind, name, value } = header;
+    Ok(ValueMatch { name: header_name(name)?, test: test(*kind, name, value.as_deref())? })
+}
+
+/// A condition on a query parameter.
+pub(super) fn query(query: &route::QueryParamMatch) -> Result<ValueMatch, String> {
+    let route::QueryParamMatch { kind, name, value } = query;
+    Ok(ValueMatch { name: name.clone(), test: test(*kind, name, value.as_deref())? })
+}
+
+/// Of several conditions on one name the first counts.
+pub(super) fn first_of_each(mut values: Vec<ValueMatch>) -> Vec<ValueMatch> {
+    let mut seen = std::collections::BTreeSet::new();
+    values.retain(|value| seen.insert(value.name.clone()));
+    values
+}
+
+/// A method as it stands on the wire.
+pub(super) fn method(method: route::Method) -> String {
+    use route::Method;
+    match method {
+        Method::Get => "GET",
+        Method::Head => "HEAD",
+        Method::Post => "POST",
+        Method::Put => "PUT",
+        Method::Delete => "DELETE",
+        Method::Connect => "CONNECT",
+        Method::Options => "OPTIONS",
+        Method::Trace => "TRACE",
+        Method::Patch => "PATCH",
+    }
+    .to_owned()
+}
+
+/// Changes to headers.
+pub(super) fn header_edit(modifier: &route::HeaderModifier) -> Result<HeaderEdit, String> {
+    let route::HeaderModifier { set, add, remove } = modifier;
+    let values = |headers: &[route::Header]| headers.iter().map(header_value).collect::<Result<Vec<_>, _>>();
+    let remove = remove.iter().map(|name| editable_name(name)).collect::<Result<Vec<_>, _>>()?;
+    Ok(HeaderEdit { remove, set: values(set)?, add: values(add)? })
+}
+
+/// Why a Service cannot be governed.
+pub(super) fn no_address(service: &Service) -> String {
+    let name = &service.key;
+    if service.external {
+        format!("Service {name} is of type ExternalName: proxies know a Service by its ClusterIP, and it has none")
+    } else {
+        format!("Service {name} is headless: proxies know a Service by its ClusterIP, and it has none")
+    }
+}
+
+fn header_value(header: &route::Header) -> Result<HeaderValue, String> {
+    let route::Header { name, value } = header;
+    if !value.bytes().all(|byte| byte == b'\t' || (0x20..=0x7e).contains(&byte)) {
+        return Err(format!("the value of header {name} has characters that a header cannot have"));
+    }
+    Ok(HeaderValue { name: editable_name(name)?, value: value.clone() })
+}
+
+fn editable_name(name: &str) -> Result<String, String> {
+    let name = header_name(name)?;
+    if FRAMING_HEADERS.contains(&name.as_str()) {
+        return Err(format!("header {name} frames or routes the message and cannot be changed; to change the host use URLRewrite"));
+    }
+    Ok(name)
+}
+
+fn header_name(name: &str) -> Result<String, String> {
+    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    if name.is_empty() || name.len() > 256 || !name.bytes().all(token) {
+        return Err(format!("{name:?} is not a header name"));
+    }
+    Ok(name.to_ascii_lowercase())
+}
+
+fn test(kind: ValueMatchType, name: &str, value: Option<&str>) -> Result<ValueTest, String> {
+    let needed = || value.map(str::to_owned).ok_or_else(|| format!("the condition on {name:?} has no value"));
+    Ok(match kind {
+        ValueMatchType::Exact => ValueTest::Exact(needed()?),
+        ValueMatchType::RegularExpression => ValueTest::Regex(regex(&needed()?)?),
+        ValueMatchType::Present => ValueTest::Present,
+        ValueMatchType::Absent => ValueTest::Absent,
+    })
+}
+
+/// Only to see whether it compiles: the proxy compiles it again in the same way.
+fn regex(text: &str) -> Result<String, String> {
+    if text.len() > REGEX_BYTES_MAX {
+        return Err(format!("a regular expression of {} bytes is too long: {REGEX_BYTES_MAX} are allowed", text.len()));
+    }
+    let build = |text: &str| regex::RegexBuilder::new(text).size_limit(REGEX_SIZE_MAX).build();
+    // By itself first: "a)|(b" compiles between the anchors, and steps out of them.
+    match build(text).and_then(|_| build(&format!("^(?:{text})$"))) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(regex::Error::CompiledTooBig(_)) => Err(format!("the regular expression {text:?} compiles to more than 1 MiB")),
+        Err(error) => {
+            // The last line says what is wrong; those before it draw where, in a fixed-width font that conditions lack.
+            let error = error.to_string();
+            let cause = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
+            Err(format!("the regular expression {text:?} does not compile: {cause}"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expressions_that_do_not_compile_are_named() {
+        assert_eq!(regex("/v[0-9]+/.*"), Ok("/v[0-9]+/.*".into()));
+        assert!(regex("(").unwrap_err().contains("does not compile: unclosed group"));
+        assert!(regex("(?=a)").unwrap_err().contains("look-around"), "linear time only");
+        assert!(regex(r"(\w{1000}){1000}").unwrap_err().contains("1 MiB"));
+        assert!(regex(&"a".repeat(2000)).unwrap_err().contains("too long"));
+        assert!(regex("a)|(b").is_err(), "an expression cannot step out of its anchors");
+    }
+
+    #[test]
+    fn a_prefix_has_no_slash_at_its_end() {
+        for (given, kept) in [("/", "/"), ("/a", "/a"), ("/a/", "/a"), ("/a/b/", "/a/b")] {
+            let given = route::PathMatch { kind: PathMatchType::PathPrefix, value: given.into() };
+            assert_eq!(path(&given), Ok(PathMatch::Prefix(kept.into())));
+        }
+    }
+
+    #[test]
+    fn framing_headers_cannot_be_changed() {
+        let header = |name: &str| route::Header { name: name.into(), value: "x".into() };
+        let set = |name: &str| route::HeaderModifier { set: vec![header(name)], ..Default::default() };
+        assert!(header_edit(&set("X-Team")).is_ok_and(|edit| edit.set[0].name == "x-team"));
+        for name in ["Host", "Content-Length", "transfer-encoding", "Connection", "TE", "a b", ""] {
+            assert!(header_edit(&set(name)).is_err(), "{name}");
+        }
+        let remove = route::HeaderModifier { remove: vec!["Transfer-Encoding".into()], ..Default::default() };
+        assert!(header_edit(&remove).is_err(), "not by removal either");
+    }
+}

@@ -1,0 +1,96 @@
+//! The operator's metrics. Every name and label stands here.
+
+use std::sync::atomic::{AtomicU64, AtomicI64};
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+/// All of them. Cloning shares them.
+#[derive(Clone)]
+#[expect(missing_docs, reason = "the texts are in `register`")]
+pub struct Metrics {
+    pub objects: Family<KindLabel, Gauge>,
+    pub dirty: Gauge,
+    pub compile_seconds: Histogram,
+    pub writes: Family<WriteLabel, Counter>,
+    pub unchanged: Counter,
+    pub repairs: Counter,
+    pub status_writes: Family<OutcomeLabel, Counter>,
+    pub leader: Gauge,
+    pub watch_restarts: Family<KindLabel, Counter>,
+    pub last_sync: Gauge<f64, AtomicU64>,
+    pub document_bytes_max: Family<KindLabel, Gauge<i64, AtomicI64>>,
+    pub webhook_certificate_expiry: Gauge,
+}
+
+/// Label `kind`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct KindLabel {
+    /// A kind, in lower case and the plural.
+    pub kind: String,
+}
+
+/// Label `outcome`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OutcomeLabel {
+    /// `written`, or why not.
+    pub outcome: &'static str,
+}
+
+/// Labels of a write.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct WriteLabel {
+    /// `export`, `inbound` or `index`.
+    pub document: &'static str,
+    /// `written`, or why not.
+    pub outcome: &'static str,
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// Makes and registers them.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            objects: Family::default(),
+            dirty: Gauge::default(),
+            compile_seconds: Histogram::new(exponential_buckets(0.000_05, 4.0, 9)),
+            writes: Family::default(),
+            unchanged: Counter::default(),
+            repairs: Counter::default(),
+            status_writes: Family::default(),
+            leader: Gauge::default(),
+            watch_restarts: Family::default(),
+            last_sync: Gauge::default(),
+            document_bytes_max: Family::default(),
+            webhook_certificate_expiry: Gauge::default(),
+        };
+        let registry = registry.sub_registry_with_prefix("weft_operator");
+        registry.register("objects", "Objects known, by kind", metrics.objects.clone());
+        registry.register("dirty_scopes", "Namespaces that wait to be compiled or written", metrics.dirty.clone());
+        registry.register("compile_duration_seconds", "Time to compile one namespace", metrics.compile_seconds.clone());
+        registry.register("document_writes", "Writes of documents, by document and outcome", metrics.writes.clone());
+        registry.register("documents_unchanged", "Documents compiled and found as they should be", metrics.unchanged.clone());
+        registry.register("document_repairs", "Documents that somebody edited, damaged or deleted, written again", metrics.repairs.clone());
+        registry.register("status_writes", "Writes of conditions, by outcome", metrics.status_writes.clone());
+        registry.register("leader", "1 while this process writes", metrics.leader.clone());
+        registry.register("watch_restarts", "Watches that failed and were started again, by kind", metrics.watch_restarts.clone());
+        registry.register("last_sync_timestamp_seconds", "When all documents were last as they should be", metrics.last_sync.clone());
+        registry.register("document_bytes_max", "Size of the largest document as stored, by document", metrics.document_bytes_max.clone());
+        registry.register(
+            "webhook_certificate_expiry_timestamp_seconds",
+            "When the webhook's certificate ends",
+            metrics.webhook_certificate_expiry.clone(),
+        );
+        metrics
+    }
+
+    /// Counts the write of a document.
+    pub fn wrote(&self, document: &'static str, outcome: &'static str) {
+        self.writes.get_or_create(&WriteLabel { document, outcome }).inc();
+    }
+}

@@ -1,0 +1,230 @@
+//! From a body to what is written: generations, size, the objects around it. Pure; the time is a parameter.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::rbac::v1::{PolicyRule, Role, RoleBinding, RoleRef, Subject};
+use kube::api::ObjectMeta;
+use serde::Serialize;
+use weft_config::{BODY_BYTES_MAX, Envelope, Export, Inbound, Index, OBJECT_BYTES_MAX, Written, bootstrap};
+use weft_crds::names;
+
+use crate::world::{Document, DocumentKind, documents_namespace};
+
+/// The body of a document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "one variant for each kind of document")]
+pub enum Body {
+    Export(Export),
+    Inbound(Inbound),
+    Index(Index),
+}
+
+/// A document as it was last written, or as it was found at start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// Its body.
+    pub body: Body,
+    /// What its header says of it.
+    pub written: Written,
+    /// All of it.
+    pub envelope: Envelope,
+}
+
+/// What is to be done about a document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// It is as it should be.
+    Keep,
+    /// It is to be written.
+    Write {
+        /// In full.
+        next: Box<Published>,
+        /// What was wanted did not change: somebody edited, damaged or deleted it.
+        repair: bool,
+    },
+    /// It does not fit. The last good stays.
+    TooLarge {
+        /// Size, in bytes.
+        bytes: usize,
+        /// What fits.
+        limit: usize,
+    },
+}
+
+// === impl Body ===
+
+impl Body {
+    /// Its kind.
+    pub fn kind(&self) -> DocumentKind {
+        match self {
+            Self::Export(_) => DocumentKind::Export,
+            Self::Inbound(_) => DocumentKind::Inbound,
+            Self::Index(_) => DocumentKind::Index,
+        }
+    }
+
+    /// Whether users asked for the same: everything but endpoints.
+    fn same_intent(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Export(a), Self::Export(b)) => without_endpoints(a.clone()) == without_endpoints(b.clone()),
+            _ => self == other,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        fn length<T: Serialize>(body: &T) -> usize {
+            serde_json::to_vec(body).map_or(usize::MAX, |bytes| bytes.len())
+        }
+        match self {
+            Self::Export(body) => length(body),
+            Self::Inbound(body) => length(body),
+            Self::Index(body) => length(body),
+        }
+    }
+
+    fn envelope(&self, written: Written) -> Envelope {
+        match self {
+            Self::Export(body) => Envelope::write(written, body),
+            Self::Inbound(body) => Envelope::write(written, body),
+            Self::Index(body) => Envelope::write(written, body),
+        }
+    }
+}
+
+fn without_endpoints(mut export: Export) -> Export {
+    export.services.iter_mut().flat_map(|service| &mut service.ports).for_each(|port| port.endpoints.clear());
+    export
+}
+
+// === impl Published ===
+
+impl Published {
+    /// Takes up a document that an earlier process wrote, if it is intact.
+    pub fn adopt(kind: DocumentKind, namespace: &str, document: &Document) -> Option<Self> {
+        let (header, body) = match kind {
+            DocumentKind::Export => document.export().map(|(header, body)| (header, Body::Export(body))),
+            DocumentKind::Inbound => document.inbound().map(|(header, body)| (header, Body::Inbound(body))),
+            DocumentKind::Index => document.index().map(|(header, body)| (header, Body::Index(body))),
+        }
+        .ok()?;
+        let written = Written {
+            namespace: header.namespace,
+            generation: header.generation,
+            config_generation: header.config_generation,
+            requires: header.requires,
+            epoch: header.epoch,
+        };
+        // Only what this version would have written: no key beside, no other way to hold the body.
+        let envelope = body.envelope(written.clone());
+        (written.namespace == namespace && envelope == document.envelope).then_some(Self { body, written, envelope })
+    }
+}
+
+/// Decides about a document. `published` is what was last written or adopted, `found` what stands in the cluster, `requires`
+/// the generations to wait for, `epoch` the writer's, `now_ms` the time since 1970.
+pub fn plan(
+    namespace: &str,
+    body: Body,
+    requires: BTreeMap<String, u64>,
+    published: Option<&Published>,
+    found: Option<&Document>,
+    epoch: u64,
+    now_ms: u64,
+) -> Plan {
+    let unchanged = published.is_some_and(|published| {
+        // Generations of other namespaces move with their pods. What counts is which ones this document waits for: what it
+        // names in them was there at the generation that it says.
+        published.body == body && published.written.requires.keys().eq(requires.keys())
+    });
+    let intact = published.is_some_and(|published| {
+        found.is_some_and(|found| found.labelled && !found.immutable && found.envelope == published.envelope)
+    });
+    if unchanged && intact {
+        return Plan::Keep;
+    }
+    let body_bytes = body.bytes();
+    if body_bytes > BODY_BYTES_MAX {
+        return Plan::TooLarge { bytes: body_bytes, limit: BODY_BYTES_MAX };
+    }
+    let header = found.and_then(Document::header);
+    let previous = |of: fn(&Written) -> u64, stored: Option<u64>| published.map_or(0, |p| of(&p.written)).max(stored.unwrap_or(0));
+    // A header that somebody edited may say anything; beyond a century ahead of the clock it is not followed.
+    let believed = |generation: u64| if generation < now_ms.saturating_add(CENTURY_MS) { generation } else { 0 };
+    let generation = believed(previous(|w| w.generation, header.as_ref().map(|h| h.generation)));
+    let generation = now_ms.max(generation.saturating_add(1));
+    let config_generation = match published {
+        Some(published) if published.body.same_intent(&body) => published.written.config_generation,
+        _ => {
+            let previous = believed(previous(|w| w.config_generation, header.as_ref().map(|h| h.config_generation)));
+            now_ms.max(previous.saturating_add(1))
+        }
+    };
+    let written = Written { namespace: namespace.to_owned(), generation, config_generation, requires, epoch };
+    let envelope = body.envelope(written.clone());
+    let bytes = envelope.stored_bytes();
+    if bytes > OBJECT_BYTES_MAX {
+        return Plan::TooLarge { bytes, limit: OBJECT_BYTES_MAX };
+    }
+    Plan::Write { next: Box::new(Published { body, written, envelope }), repair: unchanged }
+}
+
+const CENTURY_MS: u64 = 100 * 365 * 24 * 60 * 60 * 1000;
+
+/// The ConfigMap of a document. `version` is the one that it replaces.
+pub fn config_map(kind: DocumentKind, namespace: &str, envelope: &Envelope, version: Option<&str>) -> ConfigMap {
+    let Envelope { data, binary } = envelope.clone();
+    ConfigMap {
+        metadata: ObjectMeta {
+            resource_version: version.map(str::to_owned),
+            ..metadata(documents_namespace(kind), &kind.name(namespace))
+        },
+        data: Some(data),
+        binary_data: Some(binary.into_iter().map(|(key, bytes)| (key, ByteString(bytes))).collect()),
+        immutable: None,
+    }
+}
+
+/// Lets the pods of a namespace read its private document, and no other.
+pub fn role(namespace: &str) -> Role {
+    let name = bootstrap::inbound_name(namespace);
+    Role {
+        metadata: metadata(bootstrap::INBOUND_NAMESPACE, &name),
+        rules: Some(vec![PolicyRule {
+            api_groups: Some(vec![String::new()]),
+            resources: Some(vec!["configmaps".into()]),
+            resource_names: Some(vec![name]),
+            verbs: vec!["get".into(), "list".into(), "watch".into()],
+            ..PolicyRule::default()
+        }]),
+    }
+}
+
+/// Gives the Role of a namespace to its service accounts.
+pub fn role_binding(namespace: &str) -> RoleBinding {
+    const RBAC: &str = "rbac.authorization.k8s.io";
+    let name = bootstrap::inbound_name(namespace);
+    RoleBinding {
+        metadata: metadata(bootstrap::INBOUND_NAMESPACE, &name),
+        role_ref: RoleRef { api_group: RBAC.into(), kind: "Role".into(), name },
+        subjects: Some(vec![Subject {
+            api_group: Some(RBAC.into()),
+            kind: "Group".into(),
+            name: format!("system:serviceaccounts:{namespace}"),
+            namespace: None,
+        }]),
+    }
+}
+
+fn metadata(namespace: &str, name: &str) -> ObjectMeta {
+    ObjectMeta {
+        namespace: Some(namespace.to_owned()),
+        name: Some(name.to_owned()),
+        labels: Some(BTreeMap::from([(names::MANAGED_BY_LABEL.to_owned(), names::MANAGED_BY.to_owned())])),
+        ..ObjectMeta::default()
+    }
+}
+
+
+

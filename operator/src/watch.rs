@@ -1,0 +1,146 @@
+//! Watches: one stream of events from all kinds.
+//!
+//! Nothing happens here but trimming: each watch turns what it is sent into the World's types and puts it into one bounded
+//! channel. When the loop is busy the channel fills and the watches wait. A relist is gathered and sent as one event.
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use futures_util::{StreamExt, TryStreamExt};
+use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use kube::core::NamespaceResourceScope;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
+use tokio_util::sync::CancellationToken;
+use weft_config::bootstrap;
+use weft_crds::{MeshCluster, MeshPolicy, MeshRoute};
+
+use crate::metrics::{KindLabel, Metrics};
+use crate::world::objects::{RawNamespace, RawPod, RawService, RawSlice, RawUser};
+use crate::world::{AccessKind, Change, DocumentKind, Event, Key, Pod};
+
+/// Events that may wait for the loop. A few seconds of a busy cluster; beyond that the watches wait.
+const EVENTS_MAX: usize = 4096;
+
+/// Number of initial lists before the World is whole.
+pub const LISTS: usize = 12;
+
+/// How long a watch may stay silent before it is taken for dead. The server sends bookmarks about once a minute.
+const WATCH_SECONDS: u32 = 120;
+
+/// Where watches send.
+#[derive(Clone)]
+struct Sink {
+    events: mpsc::Sender<Event>,
+    metrics: Metrics,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// Starts all watches.
+pub fn start(client: &Client, metrics: &Metrics, stop: &CancellationToken, tasks: &TaskTracker) -> mpsc::Receiver<Event> {
+    let (events, received) = mpsc::channel(EVENTS_MAX);
+    let sink = Sink { events, metrics: metrics.clone(), stop: stop.clone(), tasks: tasks.clone() };
+
+    sink.run(Api::<RawNamespace>::all(client.clone()), "namespaces", From::from, Event::Namespace);
+    sink.run(Api::<RawService>::all(client.clone()), "services", From::from, Event::Service);
+    sink.run(Api::<RawPod>::all(client.clone()), "pods", Pod::from, Event::Pod);
+    sink.run(Api::<RawSlice>::all(client.clone()), "endpointslices", From::from, Event::Slice);
+    sink.run(
+        Api::<kube::core::PartialObjectMeta<ServiceAccount>>::all(client.clone()),
+        "serviceaccounts",
+        From::from,
+        Event::Account,
+    );
+    sink.run(Api::<RawUser<MeshRoute>>::all(client.clone()), "meshroutes", RawUser::read, Event::Route);
+    sink.run(Api::<RawUser<MeshCluster>>::all(client.clone()), "meshclusters", RawUser::read, Event::Cluster);
+    sink.run(Api::<RawUser<MeshPolicy>>::all(client.clone()), "meshpolicies", RawUser::read, Event::Policy);
+
+    let exports = within::<ConfigMap>(client, bootstrap::EXPORT_NAMESPACE);
+    sink.run(exports.clone(), "exports", From::from, |change| Event::Document(DocumentKind::Export, change));
+    let inbound = within::<ConfigMap>(client, bootstrap::INBOUND_NAMESPACE);
+    sink.run(inbound, "inbounds", From::from, |change| Event::Document(DocumentKind::Inbound, change));
+    let roles = within::<Role>(client, bootstrap::INBOUND_NAMESPACE);
+    sink.run(roles, "roles", From::from, |change| Event::Access(AccessKind::Role, change));
+    let bindings = within::<RoleBinding>(client, bootstrap::INBOUND_NAMESPACE);
+    sink.run(bindings, "rolebindings", From::from, |change| Event::Access(AccessKind::Binding, change));
+    received
+}
+
+fn within<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(client: &Client, namespace: &str) -> Api<K> {
+    Api::namespaced(client.clone(), namespace)
+}
+
+// === impl Sink ===
+
+impl Sink {
+    fn run<R, K>(&self, api: Api<R>, kind: &'static str, trim: fn(R) -> K, event: impl Fn(Change<K>) -> Event + Send + 'static)
+    where
+        R: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+        K: Send + 'static,
+    {
+        let Self { events, metrics, stop, tasks } = self.clone();
+        let watch = async move {
+            let mut stream = watcher(api, watcher::Config::default().timeout(WATCH_SECONDS)).default_backoff().boxed();
+            let mut listed = Vec::new();
+            loop {
+                let change = match stream.try_next().await {
+                    Ok(Some(watcher::Event::Init)) => {
+                        listed = Vec::new();
+                        continue;
+                    }
+                    Ok(Some(watcher::Event::InitApply(object))) => {
+                        listed.push(trim(object));
+                        continue;
+                    }
+                    Ok(Some(watcher::Event::InitDone)) => Change::Reset(std::mem::take(&mut listed)),
+                    Ok(Some(watcher::Event::Apply(object))) => Change::Apply(trim(object)),
+                    Ok(Some(watcher::Event::Delete(object))) => {
+                        Change::Delete(Key::new(object.namespace().unwrap_or_default(), object.name_any()))
+                    }
+                    Ok(None) => return,
+                    Err(error) => {
+                        tracing::warn!(kind, %error, "watch failed, starting it again");
+                        metrics.watch_restarts.get_or_create(&KindLabel { kind: kind.to_owned() }).inc();
+                        continue;
+                    }
+                };
+                if events.send(event(change)).await.is_err() {
+                    return;
+                }
+            }
+        };
+        tasks.spawn(async move {
+            tokio::select! { () = watch => {}, () = stop.cancelled() => {} }
+        });
+    }
+}
+
+/// Watches one object by name, for whoever only wants to know that it changed.
+pub fn one<R>(api: Api<R>, name: &str, changed: mpsc::Sender<()>, stop: CancellationToken, tasks: &TaskTracker)
+where
+    R: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let config = watcher::Config::default().timeout(WATCH_SECONDS).fields(&format!("metadata.name={name}"));
+    let watch = async move {
+        let mut stream = watcher(api, config).default_backoff().boxed();
+        loop {
+            match stream.try_next().await {
+                // A change that finds the channel full is told by the one that waits there.
+                Ok(Some(_)) => drop(changed.try_send(())),
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::debug!(%error, "watch of one object failed, starting it again");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    };
+    tasks.spawn(async move {
+        tokio::select! { () = watch => {}, () = stop.cancelled() => {} }
+    });
+}

@@ -1,0 +1,530 @@
+//! Everything the operator knows: typed maps of what is watched, trimmed to what `compile` and `status` read.
+//!
+//! Events enter by [`World::observe`], which says which namespaces they touched. Pure: no client, no clock. A relist
+//! arrives as one [`Change::Reset`], so the World never shows half of a list.
+
+pub mod objects;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+pub use objects::{
+    Access, AccessKind, Account, Document, DocumentKind, Meta, NamespaceMeta, Pod, Protocol, Service, ServicePort, Slice, SliceEndpoint,
+    SlicePort, TargetPort, User, documents_namespace,
+};
+use weft_crds::{MeshClusterSpec, MeshPolicySpec, MeshRouteSpec, Status};
+
+use crate::compile::{Kind, ObjectId};
+
+/// A MeshRoute.
+pub type Route = User<MeshRouteSpec>;
+/// A MeshCluster.
+pub type Cluster = User<MeshClusterSpec>;
+/// A MeshPolicy.
+pub type Policy = User<MeshPolicySpec>;
+
+/// Namespace and name of an object.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// Empty for objects without a namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+/// What happened to objects of one kind.
+#[derive(Clone, Debug)]
+pub enum Change<K> {
+    /// It is there, as given.
+    Apply(K),
+    /// It is not there any more.
+    Delete(Key),
+    /// These are there and no others.
+    Reset(Vec<K>),
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "one variant for each kind")]
+pub enum Event {
+    Namespace(Change<NamespaceMeta>),
+    Service(Change<Service>),
+    Pod(Change<Pod>),
+    Slice(Change<Slice>),
+    Account(Change<Account>),
+    Route(Change<Route>),
+    Cluster(Change<Cluster>),
+    Policy(Change<Policy>),
+    Document(DocumentKind, Change<Document>),
+    Access(AccessKind, Change<Access>),
+}
+
+/// Namespaces that an event touched.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// To be compiled again.
+    pub scopes: BTreeSet<String>,
+    /// Something went away that proxies should stop using at once.
+    pub urgent: bool,
+}
+
+/// All that is known.
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    namespaces: BTreeMap<String, Namespace>,
+    documents: BTreeMap<(DocumentKind, String), Document>,
+    access: BTreeMap<(AccessKind, String), Access>,
+}
+
+/// What is known of one namespace, by name.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[expect(missing_docs, reason = "one map for each kind")]
+pub struct Namespace {
+    /// The Namespace itself; absent if it does not exist (any more).
+    pub meta: Option<NamespaceMeta>,
+    pub services: BTreeMap<String, Service>,
+    pub pods: BTreeMap<String, Pod>,
+    pub slices: BTreeMap<String, Slice>,
+    pub accounts: BTreeMap<String, Account>,
+    pub routes: BTreeMap<String, Route>,
+    pub clusters: BTreeMap<String, Cluster>,
+    pub policies: BTreeMap<String, Policy>,
+}
+
+/// A kind that the World keeps by namespace and name.
+trait Kept: PartialEq + Sized {
+    fn key(&self) -> &Key;
+    fn map(namespace: &mut Namespace) -> &mut BTreeMap<String, Self>;
+    /// Grows with each change; 0 where we never write ourselves and so cannot know better than the watch.
+    fn revision(&self) -> u64 {
+        0
+    }
+    /// Whether a change from `self` takes something away that proxies may be using.
+    fn removes(&self, _next: Option<&Self>) -> bool {
+        false
+    }
+    /// Whether the change has no effect on anything that is compiled.
+    fn same(&self, next: &Self) -> bool {
+        self == next
+    }
+}
+
+// === impl Key ===
+
+impl Key {
+    /// Of an object in a namespace.
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.namespace.is_empty() { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
+    }
+}
+
+// === impl Event ===
+
+impl Event {
+    /// The kind, and whether this is a whole list of it.
+    pub fn what(&self) -> (&'static str, bool) {
+        fn is_reset<K>(change: &Change<K>) -> bool {
+            matches!(change, Change::Reset(_))
+        }
+        match self {
+            Self::Namespace(change) => ("namespaces", is_reset(change)),
+            Self::Service(change) => ("services", is_reset(change)),
+            Self::Pod(change) => ("pods", is_reset(change)),
+            Self::Slice(change) => ("endpointslices", is_reset(change)),
+            Self::Account(change) => ("serviceaccounts", is_reset(change)),
+            Self::Route(change) => ("meshroutes", is_reset(change)),
+            Self::Cluster(change) => ("meshclusters", is_reset(change)),
+            Self::Policy(change) => ("meshpolicies", is_reset(change)),
+            Self::Document(DocumentKind::Inbound, change) => ("inbounds", is_reset(change)),
+            Self::Document(DocumentKind::Export | DocumentKind::Index, change) => ("exports", is_reset(change)),
+            Self::Access(AccessKind::Role, change) => ("roles", is_reset(change)),
+            Self::Access(AccessKind::Binding, change) => ("rolebindings", is_reset(change)),
+        }
+    }
+}
+
+// === impl World ===
+
+impl World {
+    /// Takes an event in.
+    pub fn observe(&mut self, event: Event) -> Touched {
+        let mut touched = Touched::default();
+        match event {
+            Event::Namespace(change) => self.observe_namespace(change, &mut touched),
+            Event::Service(change) => self.observe_kept(change, &mut touched),
+            Event::Pod(change) => self.observe_kept(change, &mut touched),
+            Event::Slice(change) => self.observe_kept(change, &mut touched),
+            Event::Account(change) => self.observe_kept(change, &mut touched),
+            Event::Route(change) => self.observe_kept(change, &mut touched),
+            Event::Cluster(change) => self.observe_kept(change, &mut touched),
+            Event::Policy(change) => self.observe_kept(change, &mut touched),
+            Event::Document(kind, change) => self.observe_document(kind, change, &mut touched),
+            Event::Access(kind, change) => self.observe_access(kind, change, &mut touched),
+        }
+        touched
+    }
+
+    /// What is known of a namespace; `None` if nothing is.
+    pub fn namespace(&self, name: &str) -> Option<&Namespace> {
+        self.namespaces.get(name)
+    }
+
+    /// All namespaces of which anything is known.
+    pub fn namespaces(&self) -> impl Iterator<Item = (&String, &Namespace)> {
+        self.namespaces.iter()
+    }
+
+    /// A Service anywhere.
+    pub fn service(&self, namespace: &str, name: &str) -> Option<&Service> {
+        self.namespaces.get(namespace)?.services.get(name)
+    }
+
+    /// A document as it stands in the cluster.
+    pub fn document(&self, kind: DocumentKind, namespace: &str) -> Option<&Document> {
+        self.documents.get(&(kind, namespace.to_owned()))
+    }
+
+    /// All documents as they stand in the cluster, with the namespaces that their names say they are about.
+    pub fn documents(&self) -> impl Iterator<Item = (DocumentKind, &str, &Document)> {
+        self.documents.iter().map(|((kind, namespace), document)| (*kind, namespace.as_str(), document))
+    }
+
+    /// Who may read the inbound document of a namespace, as it stands in the cluster.
+    pub fn access(&self, kind: AccessKind, namespace: &str) -> Option<&Access> {
+        self.access.get(&(kind, namespace.to_owned()))
+    }
+
+    /// All namespaces that the mesh serves.
+    pub fn mesh(&self) -> BTreeSet<String> {
+        let referred: BTreeSet<&str> = self.namespaces.values().flat_map(Namespace::refers).collect();
+        self.namespaces
+            .iter()
+            .filter(|(name, namespace)| {
+                namespace.meta.is_some() && (namespace.asks() || referred.contains(name.as_str()))
+            })
+            .map(|(name, _)| name.clone())
+            .collect()
+    }
+
+    /// Whether the mesh serves the namespace: somebody asked for it, or uses it, and it exists.
+    pub fn in_mesh(&self, name: &str) -> bool {
+        let Some(namespace) = self.namespaces.get(name) else { return false };
+        namespace.meta.is_some() && (namespace.asks() || self.referrers(name).next().is_some())
+    }
+
+    /// Namespaces with a route that refers to `name`, other than itself.
+    pub fn referrers<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.namespaces
+            .iter()
+            .filter(move |(other, namespace)| *other != name && namespace.refers().any(|referred| referred == name))
+            .map(|(other, _)| other.as_str())
+    }
+
+    /// Namespaces that routes of `name` refer to, itself perhaps among them.
+    pub fn references(&self, name: &str) -> BTreeSet<String> {
+        self.namespaces.get(name).map(|namespace| namespace.refers().map(str::to_owned).collect()).unwrap_or_default()
+    }
+
+    /// UID, generation and status of a user's object.
+    pub fn status(&self, id: &ObjectId) -> Option<(&str, i64, &Status)> {
+        fn of<S>(user: &User<S>) -> (&str, i64, &Status) {
+            (&user.meta.uid, user.meta.generation, &user.status)
+        }
+        let namespace = self.namespaces.get(&id.key.namespace)?;
+        match id.kind {
+            Kind::Route => namespace.routes.get(&id.key.name).map(of),
+            Kind::Cluster => namespace.clusters.get(&id.key.name).map(of),
+            Kind::Policy => namespace.policies.get(&id.key.name).map(of),
+        }
+    }
+
+    /// Notes a status that was just written; the watch will tell the same a little later.
+    pub fn set_status(&mut self, id: &ObjectId, status: Status, revision: u64) {
+        fn set<S>(user: &mut User<S>, status: Status, revision: u64) {
+            user.status = status;
+            user.meta.revision = user.meta.revision.max(revision);
+        }
+        let Some(namespace) = self.namespaces.get_mut(&id.key.namespace) else { return };
+        match id.kind {
+            Kind::Route => namespace.routes.get_mut(&id.key.name).map(|user| set(user, status, revision)),
+            Kind::Cluster => namespace.clusters.get_mut(&id.key.name).map(|user| set(user, status, revision)),
+            Kind::Policy => namespace.policies.get_mut(&id.key.name).map(|user| set(user, status, revision)),
+        };
+    }
+
+    /// Counts by kind, for metrics.
+    pub fn counts(&self) -> Vec<(&'static str, usize)> {
+        let sum = |count: fn(&Namespace) -> usize| self.namespaces.values().map(count).sum();
+        vec![
+            ("namespaces", sum(|n| usize::from(n.meta.is_some()))),
+            ("services", sum(|n| n.services.len())),
+            ("pods", sum(|n| n.pods.len())),
+            ("endpointslices", sum(|n| n.slices.len())),
+            ("serviceaccounts", sum(|n| n.accounts.len())),
+            ("meshroutes", sum(|n| n.routes.len())),
+            ("meshclusters", sum(|n| n.clusters.len())),
+            ("meshpolicies", sum(|n| n.policies.len())),
+            ("documents", self.documents.len()),
+        ]
+    }
+
+    fn observe_namespace(&mut self, change: Change<NamespaceMeta>, touched: &mut Touched) {
+        match change {
+            Change::Apply(meta) => {
+                let name = meta.name.clone();
+                let held = &mut self.namespaces.entry(name.clone()).or_default().meta;
+                if held.as_ref() != Some(&meta) {
+                    *held = Some(meta);
+                    touched.scopes.insert(name);
+                }
+            }
+            Change::Delete(key) => {
+                if let Some(namespace) = self.namespaces.get_mut(&key.name)
+                    && namespace.meta.take().is_some()
+                {
+                    touched.scopes.insert(key.name.clone());
+                    self.forget_if_empty(&key.name);
+                }
+            }
+            Change::Reset(metas) => {
+                let kept: BTreeSet<&str> = metas.iter().map(|meta| meta.name.as_str()).collect();
+                let gone: Vec<String> = self
+                    .namespaces
+                    .iter()
+                    .filter(|(name, namespace)| namespace.meta.is_some() && !kept.contains(name.as_str()))
+                    .map(|(name, _)| name.clone())
+                    .collect();
+                for name in gone {
+                    self.observe_namespace(Change::Delete(Key::new("", name)), touched);
+                }
+                for meta in metas {
+                    self.observe_namespace(Change::Apply(meta), touched);
+                }
+            }
+        }
+    }
+
+    fn observe_kept<K: Kept>(&mut self, change: Change<K>, touched: &mut Touched) {
+        match change {
+            Change::Apply(object) => {
+                let Key { namespace, name } = object.key().clone();
+                let map = K::map(self.namespaces.entry(namespace.clone()).or_default());
+                let held = map.get(&name);
+                if held.is_some_and(|held| held.revision() > object.revision()) {
+                    return;
+                }
+                if held.is_none_or(|held| !held.same(&object)) {
+                    touched.urgent |= held.is_some_and(|held| held.removes(Some(&object)));
+                    touched.scopes.insert(namespace);
+                }
+                map.insert(name, object);
+            }
+            Change::Delete(Key { namespace, name }) => {
+                let Some(held) = self.namespaces.get_mut(&namespace) else { return };
+                if let Some(object) = K::map(held).remove(&name) {
+                    touched.urgent |= object.removes(None);
+                    touched.scopes.insert(namespace.clone());
+                    self.forget_if_empty(&namespace);
+                }
+            }
+            Change::Reset(objects) => {
+                let kept: BTreeSet<Key> = objects.iter().map(|object| object.key().clone()).collect();
+                let gone: Vec<Key> = self
+                    .namespaces
+                    .iter_mut()
+                    .flat_map(|(namespace, held)| K::map(held).keys().map(|name| Key::new(namespace, name)).collect::<Vec<_>>())
+                    .filter(|key| !kept.contains(key))
+                    .collect();
+                for key in gone {
+                    self.observe_kept::<K>(Change::Delete(key), touched);
+                }
+                for object in objects {
+                    self.observe_kept(Change::Apply(object), touched);
+                }
+            }
+        }
+    }
+
+    /// `kind` is that of the watch: one on exports tells of the index too.
+    fn observe_document(&mut self, kind: DocumentKind, change: Change<Document>, touched: &mut Touched) {
+        match change {
+            Change::Apply(document) => {
+                // Names that are not a document's are none of our business.
+                let Some(slot) = kind.slot(&document.name) else { return };
+                let held = self.documents.get(&slot);
+                if held.is_some_and(|held| held.revision > document.revision) || held == Some(&document) {
+                    return;
+                }
+                touched.scopes.insert(slot.1.clone());
+                self.documents.insert(slot, document);
+            }
+            Change::Delete(key) => {
+                if let Some(slot) = kind.slot(&key.name)
+                    && self.documents.remove(&slot).is_some()
+                {
+                    touched.scopes.insert(slot.1);
+                }
+            }
+            Change::Reset(documents) => {
+                let kept: BTreeSet<&str> = documents.iter().map(|document| document.name.as_str()).collect();
+                let gone: Vec<String> = self
+                    .documents
+                    .iter()
+                    .filter(|((held, _), document)| {
+                        documents_namespace(*held) == documents_namespace(kind) && !kept.contains(document.name.as_str())
+                    })
+                    .map(|(_, document)| document.name.clone())
+                    .collect();
+                for name in gone {
+                    self.observe_document(kind, Change::Delete(Key::new("", name)), touched);
+                }
+                for document in documents {
+                    self.observe_document(kind, Change::Apply(document), touched);
+                }
+            }
+        }
+    }
+
+    fn observe_access(&mut self, kind: AccessKind, change: Change<Access>, touched: &mut Touched) {
+        match change {
+            Change::Apply(access) => {
+                let Some(namespace) = DocumentKind::Inbound.namespace_of(&access.name) else { return };
+                let key = (kind, namespace.clone());
+                if self.access.get(&key) != Some(&access) {
+                    self.access.insert(key, access);
+                    touched.scopes.insert(namespace);
+                }
+            }
+            Change::Delete(key) => {
+                if let Some(namespace) = DocumentKind::Inbound.namespace_of(&key.name)
+                    && self.access.remove(&(kind, namespace.clone())).is_some()
+                {
+                    touched.scopes.insert(namespace);
+                }
+            }
+            Change::Reset(all) => {
+                let kept: BTreeSet<&str> = all.iter().map(|access| access.name.as_str()).collect();
+                let gone: Vec<String> = self
+                    .access
+                    .iter()
+                    .filter(|((held, _), access)| *held == kind && !kept.contains(access.name.as_str()))
+                    .map(|(_, access)| access.name.clone())
+                    .collect();
+                for name in gone {
+                    self.observe_access(kind, Change::Delete(Key::new("", name)), touched);
+                }
+                for access in all {
+                    self.observe_access(kind, Change::Apply(access), touched);
+                }
+            }
+        }
+    }
+
+    fn forget_if_empty(&mut self, name: &str) {
+        if self.namespaces.get(name).is_some_and(|namespace| *namespace == Namespace::default()) {
+            self.namespaces.remove(name);
+        }
+    }
+}
+
+// === impl Namespace ===
+
+impl Namespace {
+    /// Pods by UID, for joining endpoints with them.
+    pub fn pods_by_uid(&self) -> HashMap<&str, &Pod> {
+        self.pods.values().map(|pod| (pod.uid.as_str(), pod)).collect()
+    }
+
+    /// Whether it is in the mesh by itself: labelled, or with an object of ours, or with a pod that carries a proxy.
+    fn asks(&self) -> bool {
+        self.meta.as_ref().is_some_and(|meta| meta.enabled)
+            || !(self.routes.is_empty() && self.clusters.is_empty() && self.policies.is_empty())
+            || self.pods.values().any(|pod| pod.has_proxy)
+    }
+
+    /// Namespaces that its routes name.
+    fn refers(&self) -> impl Iterator<Item = &str> {
+        self.routes.values().filter_map(|route| route.spec.as_ref().ok()).flat_map(|spec| {
+            let parents = spec.parent_refs.iter().filter_map(|parent| parent.namespace.as_deref());
+            let backends = spec.http.iter().flat_map(|rule| &rule.backend_refs).filter_map(|backend| backend.namespace.as_deref());
+            parents.chain(backends)
+        })
+    }
+}
+
+// === impl Kept ===
+
+impl Kept for Service {
+    fn key(&self) -> &Key {
+        &self.key
+    }
+    fn map(namespace: &mut Namespace) -> &mut BTreeMap<String, Self> {
+        &mut namespace.services
+    }
+}
+
+impl Kept for Pod {
+    fn key(&self) -> &Key {
+        &self.key
+    }
+    fn map(namespace: &mut Namespace) -> &mut BTreeMap<String, Self> {
+        &mut namespace.pods
+    }
+    fn removes(&self, next: Option<&Self>) -> bool {
+        self.serving() && !next.is_some_and(Self::serving)
+    }
+}
+
+impl Kept for Slice {
+    fn key(&self) -> &Key {
+        &self.key
+    }
+    fn map(namespace: &mut Namespace) -> &mut BTreeMap<String, Self> {
+        &mut namespace.slices
+    }
+    fn removes(&self, next: Option<&Self>) -> bool {
+        let ready = |slice: &Self| slice.endpoints.iter().filter(|endpoint| endpoint.ready).count();
+        ready(self) > next.map_or(0, ready)
+    }
+}
+
+impl Kept for Account {
+    fn key(&self) -> &Key {
+        &self.key
+    }
+    fn map(namespace: &mut Namespace) -> &mut BTreeMap<String, Self> {
+        &mut namespace.accounts
+    }
+}
+
+macro_rules! kept_user {
+    ($spec:ty, $map:ident) => {
+        impl Kept for User<$spec> {
+            fn key(&self) -> &Key {
+                &self.meta.key
+            }
+            fn map(namespace: &mut Namespace) -> &mut BTreeMap<String, Self> {
+                &mut namespace.$map
+            }
+            fn revision(&self) -> u64 {
+                self.meta.revision
+            }
+            fn same(&self, next: &Self) -> bool {
+                // A status that somebody else took away or changed is repaired like everything else.
+                self.spec == next.spec && self.status == next.status && self.meta.same(&next.meta)
+            }
+        }
+    };
+}
+
+kept_user!(MeshRouteSpec, routes);
+kept_user!(MeshClusterSpec, clusters);
+kept_user!(MeshPolicySpec, policies);
+
+
+

@@ -1,0 +1,692 @@
+//! The trimmed objects that the World keeps, and how they are read from what the API server sends.
+//!
+//! The `Raw…` types name only the fields that are used: serde skips the rest, so a Pod of 15 KiB becomes a few hundred
+//! bytes and its managed fields are never kept.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery, rbac::v1 as rbac};
+use kube::api::ObjectMeta;
+use kube::core::NamespaceResourceScope;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use weft_config::{DecodeError, Envelope, Export, Header, Inbound, Index, bootstrap};
+use weft_crds::{Status, names};
+
+use super::Key;
+
+/// A Namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NamespaceMeta {
+    /// Name.
+    pub name: String,
+    /// Labelled for injection.
+    pub enabled: bool,
+}
+
+/// A Service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Service {
+    /// Namespace and name.
+    pub key: Key,
+    /// ClusterIPs; none for a headless one.
+    pub addresses: Vec<IpAddr>,
+    /// Of type ExternalName.
+    pub external: bool,
+    /// Labels of its pods; empty where somebody else writes its EndpointSlices.
+    pub selector: BTreeMap<String, String>,
+    /// Its TCP ports.
+    pub ports: Vec<ServicePort>,
+    /// Pods are wanted before they are ready.
+    pub publish_not_ready: bool,
+}
+
+/// A TCP port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Name; empty if it is the only port and has none.
+    pub name: String,
+    /// Number.
+    pub port: u16,
+    /// Where it leads on the pods.
+    pub target: TargetPort,
+    /// What is spoken, as declared.
+    pub protocol: Protocol,
+}
+
+/// Where a Service's port leads on the pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetPort {
+    /// By number.
+    Number(u16),
+    /// By the name that a container gives it.
+    Name(String),
+}
+
+/// What is spoken on a port, as `appProtocol` or the port's name declare it. Same words as on the wire.
+pub type Protocol = weft_config::Protocol;
+
+/// A Pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pod {
+    /// Namespace and name.
+    pub key: Key,
+    /// UID, by which EndpointSlices know it.
+    pub uid: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Has the condition Ready.
+    pub ready: bool,
+    /// Is being deleted.
+    pub deleting: bool,
+    /// Carries a proxy.
+    pub has_proxy: bool,
+}
+
+/// An EndpointSlice.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Slice {
+    /// Namespace and name.
+    pub key: Key,
+    /// The Service, by its label.
+    pub service: String,
+    /// TCP ports by name (the Service port's).
+    pub ports: Vec<SlicePort>,
+    /// Addresses.
+    pub endpoints: Vec<SliceEndpoint>,
+}
+
+/// A port of an EndpointSlice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlicePort {
+    /// Name of the Service's port.
+    pub name: String,
+    /// Number on the pods.
+    pub port: u16,
+}
+
+/// An endpoint of an EndpointSlice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SliceEndpoint {
+    /// Of the slice's family. Kubernetes uses the first and says that all are the same.
+    pub addresses: Vec<IpAddr>,
+    /// May take traffic.
+    pub ready: bool,
+    /// UID of the pod behind it.
+    pub pod: Option<String>,
+}
+
+/// A ServiceAccount.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// Namespace and name.
+    pub key: Key,
+}
+
+/// Metadata of a user's object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Meta {
+    /// Namespace and name.
+    pub key: Key,
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `metadata.generation`.
+    pub generation: i64,
+    /// `metadata.creationTimestamp`, in seconds since 1970.
+    pub created: i64,
+    /// `metadata.resourceVersion` as a number. (Kubernetes guarantees since 1.35 that they can be compared, and they
+    /// always could.)
+    pub revision: u64,
+}
+
+/// An object of a user's. A spec that cannot be read is kept as what is wrong with it, so that one bad object gets a
+/// condition and does not stop the watch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct User<S> {
+    /// Metadata.
+    pub meta: Meta,
+    /// What the user wants.
+    pub spec: Result<S, String>,
+    /// What we said last.
+    pub status: Status,
+}
+
+/// Kinds of documents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DocumentKind {
+    /// `weft-config/x.<ns>`.
+    Export,
+    /// `weft-inbound/i.<ns>`.
+    Inbound,
+    /// `weft-config/index`, of namespace "".
+    Index,
+}
+
+/// A ConfigMap of ours as it stands in the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Document {
+    /// Name of the ConfigMap.
+    pub name: String,
+    /// `metadata.resourceVersion`, as it is and as a number.
+    pub version: String,
+    /// See [`Document::version`].
+    pub revision: u64,
+    /// Has our label.
+    pub labelled: bool,
+    /// Cannot be replaced, only deleted.
+    pub immutable: bool,
+    /// What it holds.
+    pub envelope: Envelope,
+}
+
+/// Kinds of objects that let proxies read a document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AccessKind {
+    /// A Role.
+    Role,
+    /// A RoleBinding.
+    Binding,
+}
+
+/// A Role or RoleBinding of ours as it stands in the cluster.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Access {
+    /// Name.
+    pub name: String,
+    /// Has our label.
+    pub labelled: bool,
+    /// What it says: `rules`, or `roleRef` and `subjects`.
+    pub says: Value,
+}
+
+/// A Namespace as it is sent.
+#[derive(Clone, Debug, Deserialize)]
+pub struct RawNamespace {
+    metadata: ObjectMeta,
+}
+
+/// A Pod as it is sent.
+#[derive(Clone, Debug, Deserialize)]
+pub struct RawPod {
+    metadata: ObjectMeta,
+    #[serde(default)]
+    status: RawPodStatus,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct RawPodStatus {
+    phase: Option<String>,
+    #[serde(default)]
+    conditions: Vec<RawCondition>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct RawCondition {
+    #[serde(rename = "type", default)]
+    kind: String,
+    #[serde(default)]
+    status: String,
+}
+
+/// A Service as it is sent.
+#[derive(Clone, Debug, Deserialize)]
+pub struct RawService {
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: RawServiceSpec,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawServiceSpec {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    #[serde(rename = "clusterIP")]
+    cluster_ip: Option<String>,
+    #[serde(rename = "clusterIPs", default)]
+    cluster_ips: Vec<String>,
+    #[serde(default)]
+    selector: BTreeMap<String, String>,
+    #[serde(default)]
+    ports: Vec<RawPort>,
+    #[serde(default)]
+    publish_not_ready_addresses: bool,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawPort {
+    #[serde(default)]
+    name: Option<String>,
+    port: Option<u16>,
+    protocol: Option<String>,
+    app_protocol: Option<String>,
+    target_port: Option<RawTargetPort>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+enum RawTargetPort {
+    Number(u16),
+    Name(String),
+}
+
+/// An EndpointSlice as it is sent.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RawSlice {
+    metadata: ObjectMeta,
+    #[serde(default)]
+    address_type: String,
+    #[serde(default)]
+    endpoints: Option<Vec<RawEndpoint>>,
+    #[serde(default)]
+    ports: Option<Vec<RawPort>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawEndpoint {
+    #[serde(default)]
+    addresses: Vec<String>,
+    #[serde(default)]
+    conditions: RawEndpointConditions,
+    target_ref: Option<RawTargetRef>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct RawEndpointConditions {
+    ready: Option<bool>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct RawTargetRef {
+    kind: Option<String>,
+    uid: Option<String>,
+}
+
+/// An object of a user's as it is sent. `K` is the kind.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(bound = "")]
+pub struct RawUser<K> {
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: Value,
+    #[serde(default)]
+    status: Value,
+    #[serde(skip)]
+    kind: std::marker::PhantomData<fn() -> K>,
+}
+
+macro_rules! resource {
+    ($raw:ty, $as:ty) => {
+        resource!($raw, $as, <$as as kube::Resource>::Scope);
+    };
+    ($raw:ty, $as:ty, $scope:ty $(, $generic:ident)?) => {
+        impl$(<$generic: kube::Resource<DynamicType = ()>>)? kube::Resource for $raw {
+            type DynamicType = ();
+            type Scope = $scope;
+            fn kind(_: &()) -> std::borrow::Cow<'_, str> {
+                <$as as kube::Resource>::kind(&())
+            }
+            fn group(_: &()) -> std::borrow::Cow<'_, str> {
+                <$as as kube::Resource>::group(&())
+            }
+            fn version(_: &()) -> std::borrow::Cow<'_, str> {
+                <$as as kube::Resource>::version(&())
+            }
+            fn plural(_: &()) -> std::borrow::Cow<'_, str> {
+                <$as as kube::Resource>::plural(&())
+            }
+            fn meta(&self) -> &ObjectMeta {
+                &self.metadata
+            }
+            fn meta_mut(&mut self) -> &mut ObjectMeta {
+                &mut self.metadata
+            }
+        }
+    };
+}
+
+resource!(RawNamespace, core::Namespace);
+resource!(RawPod, core::Pod);
+resource!(RawService, core::Service);
+resource!(RawSlice, discovery::EndpointSlice);
+resource!(RawUser<K>, K, NamespaceResourceScope, K);
+
+// === impl NamespaceMeta ===
+
+impl From<RawNamespace> for NamespaceMeta {
+    fn from(RawNamespace { metadata }: RawNamespace) -> Self {
+        let enabled = label(&metadata, names::INJECT_LABEL) == Some(names::INJECT_ENABLED);
+        Self { name: metadata.name.unwrap_or_default(), enabled }
+    }
+}
+
+// === impl Service ===
+
+impl Service {
+    /// Its TCP port of that number.
+    pub fn port(&self, port: u16) -> Option<&ServicePort> {
+        self.ports.iter().find(|candidate| candidate.port == port)
+    }
+
+    /// Whether it has an address of its own, by which proxies know it.
+    pub fn has_address(&self) -> bool {
+        !self.external && !self.addresses.is_empty()
+    }
+}
+
+impl From<RawService> for Service {
+    fn from(RawService { metadata, spec }: RawService) -> Self {
+        let RawServiceSpec { kind, cluster_ip, cluster_ips, selector, ports, publish_not_ready_addresses } = spec;
+        let mut addresses: Vec<IpAddr> = cluster_ips.iter().filter_map(|text| text.parse().ok()).collect();
+        if addresses.is_empty() {
+            addresses.extend(cluster_ip.and_then(|text| text.parse::<IpAddr>().ok()));
+        }
+        let mut ports: Vec<ServicePort> = ports.into_iter().filter_map(service_port).collect();
+        ports.sort_by_key(|port| port.port);
+        Self {
+            key: key(&metadata),
+            addresses,
+            external: kind.as_deref() == Some("ExternalName"),
+            selector,
+            ports,
+            publish_not_ready: publish_not_ready_addresses,
+        }
+    }
+}
+
+fn service_port(raw: RawPort) -> Option<ServicePort> {
+    let RawPort { name, port, protocol, app_protocol, target_port } = raw;
+    let (name, port) = (name.unwrap_or_default(), port.filter(|port| *port != 0)?);
+    if !is_tcp(protocol.as_deref()) {
+        return None;
+    }
+    let target = match target_port {
+        Some(RawTargetPort::Name(name)) => TargetPort::Name(name),
+        Some(RawTargetPort::Number(number)) if number != 0 => TargetPort::Number(number),
+        Some(RawTargetPort::Number(_)) | None => TargetPort::Number(port),
+    };
+    let protocol = declared_protocol(app_protocol.as_deref(), &name);
+    Some(ServicePort { name, port, target, protocol })
+}
+
+fn is_tcp(protocol: Option<&str>) -> bool {
+    matches!(protocol, None | Some("" | "TCP"))
+}
+
+/// What a port is declared to speak. `appProtocol` decides where it is given (words of KEP-3726 and of IANA; a word that
+/// is not known means bytes, as for Linkerd). Else the port's name does, up to its first dash, as for Istio; a name that
+/// says nothing leaves it to detection.
+fn declared_protocol(app_protocol: Option<&str>, name: &str) -> Protocol {
+    match app_protocol.map(str::to_ascii_lowercase).as_deref() {
+        Some("http" | "kubernetes.io/ws") => Protocol::Http,
+        Some("http2" | "h2c" | "kubernetes.io/h2c" | "grpc") => Protocol::Http2,
+        Some(_) => Protocol::Tcp,
+        None => match name.split('-').next().unwrap_or_default() {
+            "http" => Protocol::Http,
+            "http2" | "h2c" | "grpc" => Protocol::Http2,
+            "tcp" | "tls" | "https" | "mongo" | "mysql" | "redis" => Protocol::Tcp,
+            _ => Protocol::Detect,
+        },
+    }
+}
+
+// === impl Pod ===
+
+impl Pod {
+    /// May take traffic.
+    pub fn serving(&self) -> bool {
+        self.ready && !self.deleting
+    }
+}
+
+impl From<RawPod> for Pod {
+    fn from(RawPod { metadata, status }: RawPod) -> Self {
+        let over = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        let ready = status.conditions.iter().any(|condition| condition.kind == "Ready" && condition.status == "True");
+        let annotated =
+            metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(names::STATUS_ANNOTATION));
+        Self {
+            key: key(&metadata),
+            uid: metadata.uid.clone().unwrap_or_default(),
+            ready: ready && !over,
+            deleting: metadata.deletion_timestamp.is_some(),
+            has_proxy: annotated || label(&metadata, names::PROXY_VERSION_LABEL).is_some(),
+            labels: metadata.labels.unwrap_or_default(),
+        }
+    }
+}
+
+// === impl Slice ===
+
+impl From<RawSlice> for Slice {
+    fn from(RawSlice { metadata, address_type, endpoints, ports }: RawSlice) -> Self {
+        let service = label(&metadata, "kubernetes.io/service-name").unwrap_or_default().to_owned();
+        // Names (FQDN) are not addresses: a proxy does not look them up.
+        let by_address = matches!(address_type.as_str(), "IPv4" | "IPv6");
+        let endpoints = endpoints.unwrap_or_default().into_iter().filter(|_| by_address).map(slice_endpoint).collect();
+        let ports = ports.unwrap_or_default().into_iter().filter(|port| is_tcp(port.protocol.as_deref()));
+        let ports = ports
+            .filter_map(|raw| Some(SlicePort { name: raw.name.unwrap_or_default(), port: raw.port.filter(|port| *port != 0)? }))
+            .collect();
+        Self { key: key(&metadata), service, ports, endpoints }
+    }
+}
+
+fn slice_endpoint(RawEndpoint { addresses, conditions, target_ref }: RawEndpoint) -> SliceEndpoint {
+    SliceEndpoint {
+        addresses: addresses.iter().filter_map(|text| text.parse().ok()).collect(),
+        ready: conditions.ready.unwrap_or(true),
+        pod: target_ref.filter(|target| target.kind.as_deref() == Some("Pod")).and_then(|target| target.uid),
+    }
+}
+
+// === impl Account ===
+
+impl From<kube::core::PartialObjectMeta<core::ServiceAccount>> for Account {
+    fn from(object: kube::core::PartialObjectMeta<core::ServiceAccount>) -> Self {
+        Self { key: key(&object.metadata) }
+    }
+}
+
+// === impl User ===
+
+impl Meta {
+    /// Equal but for the revision.
+    pub fn same(&self, other: &Self) -> bool {
+        let Self { key, uid, generation, created, revision: _ } = self;
+        (key, uid, generation, created) == (&other.key, &other.uid, &other.generation, &other.created)
+    }
+}
+
+impl<K> RawUser<K> {
+    /// Reads the spec.
+    pub fn read<S: DeserializeOwned>(self) -> User<S> {
+        let Self { metadata, spec, status, kind: _ } = self;
+        let meta = Meta {
+            key: key(&metadata),
+            uid: metadata.uid.unwrap_or_default(),
+            generation: metadata.generation.unwrap_or_default(),
+            created: metadata.creation_timestamp.map_or(0, |time| time.0.as_second()),
+            revision: revision(metadata.resource_version.as_deref()),
+        };
+        User {
+            meta,
+            spec: serde_json::from_value(spec).map_err(|error| error.to_string()),
+            // One that we cannot read is not one that we wrote.
+            status: serde_json::from_value(status).unwrap_or_default(),
+        }
+    }
+}
+
+// === impl DocumentKind ===
+
+impl DocumentKind {
+    /// Name of the document of a namespace ("" for the index).
+    pub fn name(self, namespace: &str) -> String {
+        match self {
+            Self::Export => bootstrap::export_name(namespace),
+            Self::Inbound => bootstrap::inbound_name(namespace),
+            Self::Index => bootstrap::INDEX_NAME.to_owned(),
+        }
+    }
+
+    /// The namespace that a document of this name is about.
+    pub fn namespace_of(self, name: &str) -> Option<String> {
+        match self {
+            Self::Export => name.strip_prefix("x.").filter(|rest| !rest.is_empty()).map(str::to_owned),
+            Self::Inbound => name.strip_prefix("i.").filter(|rest| !rest.is_empty()).map(str::to_owned),
+            Self::Index => (name == bootstrap::INDEX_NAME).then(String::new),
+        }
+    }
+
+    /// The document of this name that stands in the same namespace as those of this kind: its kind, and what it is about.
+    pub fn slot(self, name: &str) -> Option<(Self, String)> {
+        let kinds: &[Self] = match self {
+            Self::Export | Self::Index => &[Self::Export, Self::Index],
+            Self::Inbound => &[Self::Inbound],
+        };
+        kinds.iter().find_map(|kind| Some((*kind, kind.namespace_of(name)?)))
+    }
+
+    /// As a word for logs and metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Export => "export",
+            Self::Inbound => "inbound",
+            Self::Index => "index",
+        }
+    }
+}
+
+/// The namespace that documents of a kind stand in.
+pub fn documents_namespace(kind: DocumentKind) -> &'static str {
+    match kind {
+        DocumentKind::Export | DocumentKind::Index => bootstrap::EXPORT_NAMESPACE,
+        DocumentKind::Inbound => bootstrap::INBOUND_NAMESPACE,
+    }
+}
+
+// === impl Document ===
+
+impl Document {
+    /// Its header, whether or not the body is intact.
+    pub fn header(&self) -> Option<Header> {
+        Header::read(&self.envelope).ok()
+    }
+
+    /// Header and body of an export.
+    pub fn export(&self) -> Result<(Header, Export), DecodeError> {
+        self.envelope.read()
+    }
+
+    /// Header and body of a private document.
+    pub fn inbound(&self) -> Result<(Header, Inbound), DecodeError> {
+        self.envelope.read()
+    }
+
+    /// Header and body of the index.
+    pub fn index(&self) -> Result<(Header, Index), DecodeError> {
+        self.envelope.read()
+    }
+}
+
+impl From<core::ConfigMap> for Document {
+    fn from(object: core::ConfigMap) -> Self {
+        let core::ConfigMap { metadata, data, binary_data, immutable } = object;
+        let binary = binary_data.unwrap_or_default().into_iter().map(|(key, bytes)| (key, bytes.0)).collect();
+        Self {
+            revision: revision(metadata.resource_version.as_deref()),
+            labelled: label(&metadata, names::MANAGED_BY_LABEL) == Some(names::MANAGED_BY),
+            immutable: immutable == Some(true),
+            envelope: Envelope { data: data.unwrap_or_default(), binary },
+            name: metadata.name.unwrap_or_default(),
+            version: metadata.resource_version.unwrap_or_default(),
+        }
+    }
+}
+
+// === impl Access ===
+
+impl From<rbac::Role> for Access {
+    fn from(role: rbac::Role) -> Self {
+        Self {
+            labelled: label(&role.metadata, names::MANAGED_BY_LABEL) == Some(names::MANAGED_BY),
+            says: serde_json::json!({ "rules": role.rules }),
+            name: role.metadata.name.unwrap_or_default(),
+        }
+    }
+}
+
+impl From<rbac::RoleBinding> for Access {
+    fn from(binding: rbac::RoleBinding) -> Self {
+        Self {
+            labelled: label(&binding.metadata, names::MANAGED_BY_LABEL) == Some(names::MANAGED_BY),
+            says: serde_json::json!({ "roleRef": binding.role_ref, "subjects": binding.subjects }),
+            name: binding.metadata.name.unwrap_or_default(),
+        }
+    }
+}
+
+// === helpers ===
+
+fn key(metadata: &ObjectMeta) -> Key {
+    Key::new(metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
+}
+
+fn label<'a>(metadata: &'a ObjectMeta, name: &str) -> Option<&'a str> {
+    metadata.labels.as_ref()?.get(name).map(String::as_str)
+}
+
+fn revision(version: Option<&str>) -> u64 {
+    version.and_then(|version| version.parse().ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn protocols_are_declared_by_app_protocol_then_by_name() {
+        for (app_protocol, name, protocol) in [
+            (Some("http"), "", Protocol::Http),
+            (Some("HTTP"), "tcp-x", Protocol::Http),
+            (Some("kubernetes.io/ws"), "", Protocol::Http),
+            (Some("kubernetes.io/h2c"), "", Protocol::Http2),
+            (Some("grpc"), "", Protocol::Http2),
+            (Some("https"), "http", Protocol::Tcp),
+            (Some("example.com/own"), "http", Protocol::Tcp),
+            (None, "http", Protocol::Http),
+            (None, "http-web", Protocol::Http),
+            (None, "http2-web", Protocol::Http2),
+            (None, "grpc", Protocol::Http2),
+            (None, "tcp-db", Protocol::Tcp),
+            (None, "https", Protocol::Tcp),
+            (None, "mysql", Protocol::Tcp),
+            (None, "httpx", Protocol::Detect),
+            (None, "web", Protocol::Detect),
+            (None, "", Protocol::Detect),
+        ] {
+            assert_eq!(declared_protocol(app_protocol, name), protocol, "{app_protocol:?} {name:?}");
+        }
+    }
+
+    #[test]
+    fn an_unreadable_spec_keeps_its_metadata_and_status() {
+        let raw: RawUser<weft_crds::MeshRoute> = serde_json::from_value(serde_json::json!({
+            "metadata": {"namespace": "shop", "name": "bad", "generation": 3, "resourceVersion": "12"},
+            "spec": {"parentRefs": "nonsense"},
+            "status": {"observedGeneration": 2, "conditions": []},
+        }))
+        .expect("metadata is enough");
+        let user = raw.read::<weft_crds::MeshRouteSpec>();
+        assert_eq!((user.meta.generation, user.meta.revision), (3, 12));
+        assert_eq!(user.status.observed_generation, Some(2));
+        let error = user.spec.expect_err("cannot be read");
+        assert!(error.contains("nonsense"), "{error}");
+    }
+}
