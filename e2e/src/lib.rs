@@ -15,6 +15,7 @@ pub mod command;
 pub mod demo;
 pub mod install;
 pub mod kubectl;
+pub mod mesh;
 pub mod metrics;
 pub mod namespace;
 pub mod page;

@@ -73,6 +73,13 @@ impl App {
         Self::new(name, name, &["idle"])
     }
 
+    /// A pod that looks like a server's and listens on nothing.
+    pub fn deaf(name: &str, version: &str) -> Self {
+        let mut app = Self::new(&format!("{name}-{version}"), name, &["idle"]);
+        app.labels.push(("version".to_owned(), version.to_owned()));
+        app
+    }
+
     fn new(name: &str, app: &str, arguments: &[&str]) -> Self {
         Self {
             name: name.to_owned(),

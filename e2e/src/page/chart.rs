@@ -29,7 +29,17 @@ pub(super) fn section(story: &Story, out: &mut String) {
     for outcome in &outcomes {
         let _ = writeln!(out, "<li><i class=\"swatch {}\"></i>{}</li>", outcome.class(), escape(&outcome.explanation()));
     }
-    out.push_str("</ul>\n");
+    out.push_str("</ul>\n<ol class=\"changes\">\n");
+    for (index, step) in story.steps.iter().enumerate() {
+        let number = index + 1;
+        let label = escape(&step.label);
+        let _ = writeln!(out, "<li><a href=\"#step-{number}\"><span class=\"number\">{number}</span>{label}</a></li>");
+    }
+    // What failed is striped too, for eyes that do not tell the colours apart.
+    out.push_str(
+        "</ol>\n<svg class=\"defs\" aria-hidden=\"true\"><defs><pattern id=\"hatch\" patternUnits=\"userSpaceOnUse\" width=\"5\" \
+         height=\"100\"><rect class=\"stripe\" width=\"1.5\" height=\"100\"/></pattern></defs></svg>\n",
+    );
     rail(story, out);
     for stream in &story.streams {
         plot(story, stream, &outcomes, out);
@@ -90,6 +100,9 @@ fn plot(story: &Story, stream: &Stream, outcomes: &[Outcome], out: &mut String) 
         }
         if !path.is_empty() {
             let _ = writeln!(out, "<path class=\"area {}\" d=\"{path}\"/>", outcome.class());
+            if !matches!(outcome, Outcome::Version(_)) {
+                let _ = writeln!(out, "<path class=\"hatch\" d=\"{path}\"/>");
+            }
         }
     }
     marks(story, out);

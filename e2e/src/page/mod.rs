@@ -5,11 +5,12 @@
 //! drawn as round line ends, which stretching leaves round.
 
 mod chart;
+pub mod sample;
 mod summary;
 
 use std::fmt::Write;
 
-pub use summary::{Row, summarise};
+pub use summary::{Row, quantile, summarise};
 
 /// Everything that the page shows.
 #[derive(Clone, Debug, Default)]

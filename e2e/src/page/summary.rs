@@ -42,7 +42,7 @@ pub fn summarise(stream: &Stream, from_ms: f64, until_ms: f64) -> Vec<Row> {
 }
 
 /// Of sorted values: the smallest that `share` of them do not exceed.
-fn quantile(sorted: &[f64], share: f64) -> f64 {
+pub fn quantile(sorted: &[f64], share: f64) -> f64 {
     let rank = (sorted.len() as f64 * share).ceil() as usize;
     sorted.get(rank.max(1) - 1).copied().unwrap_or(f64::NAN)
 }

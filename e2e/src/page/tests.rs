@@ -1,74 +1,5 @@
+use super::sample::sample;
 use super::*;
-
-/// The demo as it should go, made up.
-pub(crate) fn sample() -> Story {
-    let mut state = 7_u64;
-    let mut random = move || {
-        // Numerical Recipes' generator: the sample is the same each time.
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) as f64 / 2_147_483_648.0
-    };
-    let version = |version: &str| Outcome::Version(version.to_owned());
-    let applied = [8_200.0, 18_400.0, 28_500.0, 38_700.0, 49_300.0];
-    let length_ms = 60_000.0;
-    let mut stream = |name: &str, sends: &str, every_ms: f64, answer: &dyn Fn(f64, f64, usize) -> (f64, Outcome)| {
-        let mut answers = Vec::new();
-        let mut sent_ms = 0.0;
-        while sent_ms < length_ms - 3_000.0 {
-            let (latency_ms, outcome) = answer(sent_ms, random(), answers.len());
-            answers.push(Answer { sent_ms, latency_ms: latency_ms * (1.0 + random() * random()), outcome });
-            sent_ms += every_ms;
-        }
-        Stream { name: name.to_owned(), sends: sends.to_owned(), answers }
-    };
-    let split = |sent: f64, random: f64| {
-        if sent < applied[0] {
-            version(if random < 0.33 { "v1" } else if random < 0.67 { "v2" } else { "v3" })
-        } else if sent < applied[1] || random < 0.9 {
-            version("v1")
-        } else {
-            version("v2")
-        }
-    };
-    let streams = vec![
-        stream("reviews, any visitor", "GET http://reviews:9080/ 20 times a second", 50.0, &|sent, random, _| {
-            (1.8, split(sent, random))
-        }),
-        stream("reviews, x-user: beta", "the same with header x-user: beta, 10 times a second", 100.0, &|sent, random, _| {
-            (1.7, if sent > applied[2] { version("v3") } else { split(sent, random) })
-        }),
-        stream("ratings, slow", "GET http://ratings:9080/ 5 times a second", 200.0, &|sent, random, _| {
-            if sent > applied[3] && random < 0.5 { (1900.0, Outcome::Status(504)) } else { (1200.0 + 1800.0 * random, version("v1")) }
-        }),
-        stream("stock, fails every third time", "GET http://stock:9080/ 10 times a second", 100.0, &|sent, _, n| {
-            if sent < applied[4] && n % 3 == 0 { (1.5, Outcome::Status(503)) } else { (2.4, version("v1")) }
-        }),
-    ];
-    let names: Vec<String> = streams.iter().map(|stream| stream.name.clone()).collect();
-    let titles = [
-        ("all to v1", "Every request for reviews goes to v1"),
-        ("90/10", "Nine of ten stay at v1, one tries v2"),
-        ("beta to v3", "Visitors with the header x-user: beta get v3"),
-        ("2 s timeout", "A request to ratings may take two seconds"),
-        ("retries", "What stock fails is tried again"),
-    ];
-    let about = [vec![0, 1], vec![0, 1], vec![1], vec![2], vec![3]];
-    let steps = titles
-        .iter()
-        .zip(applied)
-        .zip(about)
-        .map(|(((label, title), applied_ms), about)| Step {
-            label: (*label).to_owned(),
-            title: (*title).to_owned(),
-            yaml: "apiVersion: weft.dev/v1alpha1\nkind: MeshRoute\nmetadata:\n  name: reviews\n  namespace: shop\nspec:\n  parentRefs:\n  - kind: Service\n    name: reviews\n  http:\n  - backendRefs:\n    - {name: reviews, port: 9080, subset: v1, weight: 90}\n    - {name: reviews, port: 9080, subset: v2, weight: 10}\n".to_owned(),
-            applied_ms,
-            settled_ms: applied_ms + 300.0,
-            about: about.into_iter().map(|index: usize| names[index].clone()).collect(),
-            weft: "NAMESPACE   NAME                              SERVICE   ACCEPTED   RESOLVED   PROGRAMMED   AGE\nshop        meshroute.weft.dev/reviews        reviews   True       True       True         12s\n\nNAMESPACE   NAME                              TARGET    ACCEPTED   RESOLVED   PROGRAMMED   AGE\nshop        meshcluster.weft.dev/reviews      reviews   True       True       True         40s\n".to_owned(),
-        })
-        .collect();
-    Story { place: "Kubernetes v1.36.3, one node, namespace shop".to_owned(), length_ms, streams, steps }
-}
 
 #[test]
 fn every_answer_is_a_point_and_every_apply_a_mark() {
@@ -85,7 +16,7 @@ fn every_answer_is_a_point_and_every_apply_a_mark() {
 
 #[test]
 fn nothing_is_loaded_from_elsewhere() {
-    let page = html(&sample());
+    let page = html(&sample()).replace("url(#hatch)", "");
     for word in ["<script", "<link", "<img", "src=", "url(", "@import"] {
         assert!(!page.contains(word), "the page contains {word}");
     }

@@ -1,0 +1,325 @@
+//! What is wrong is refused, or said on the object; and it costs nothing else its traffic.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use weft_e2e::Cluster;
+use weft_e2e::kubectl::Kubectl;
+use weft_e2e::mesh::{self, proxy_metrics, route, route_in_force};
+use weft_e2e::metrics::Metrics;
+use weft_e2e::namespace::{Namespace, SOON, in_mesh};
+use weft_e2e::wait::{eventually, eventually_every};
+
+const TO_V1: &str = "- backendRefs: [{name: echo, port: 9080, subset: v1}]\n";
+
+#[test]
+fn a_backend_that_does_not_exist_costs_its_share_only() -> Result<()> {
+    in_mesh("bad-backend", |ns| {
+        let client = mesh::echo(ns)?;
+        let rules = "- name: half\n  backendRefs:\n  - {name: echo, port: 9080, subset: v1}\n  - {name: nowhere, port: 9080}\n";
+        route_in_force(ns, &client, "echo", rules)?;
+        let accepted = ns.await_condition("meshroute", "echo", "Accepted", "True")?;
+        ensure!(accepted.observed_generation.is_some(), "{accepted:?}");
+        let resolved = ns.await_condition("meshroute", "echo", "ResolvedRefs", "False")?;
+        ensure!(resolved.reason == "BackendNotFound", "{resolved:?}");
+        ensure!(resolved.message.contains("nowhere"), "the message names the backend: {resolved:?}");
+        let report = client.load("http://echo:9080/").requests(300).run()?;
+        let (good, bad) = (report.status(200), report.status(500));
+        ensure!(good + bad == 300 && (120..=180).contains(&bad), "half is answered 500: {}", report.summary());
+        ensure!(report.by_reason.get("backend-not-found") == Some(&bad), "{}", report.summary());
+        let answer = eventually("a request of the bad share", SOON, || client.get("http://echo:9080/").send()?.expect_status(500))?;
+        let source = format!("MeshRoute/{}/echo/half", ns.name);
+        ensure!(answer.source() == Some(&source), "the answer names {source}: {answer:?}");
+        // Once it exists, all is well, without another apply of the route.
+        ns.apply(&weft_e2e::workload::server("nowhere", &["v8"]))?;
+        ns.wait_ready(&["nowhere-v8"])?;
+        ns.await_condition("meshroute", "echo", "ResolvedRefs", "True")?;
+        eventually("the new backend to answer", SOON, || {
+            let report = client.load("http://echo:9080/").requests(60).run()?;
+            report.expect_none_failed(60)?;
+            ensure!(report.share("v8") > 0.2, "{}", report.summary());
+            Ok(())
+        })
+    })
+}
+
+#[test]
+fn a_subset_that_selects_nothing_costs_its_share_only() -> Result<()> {
+    in_mesh("bad-subset", |ns| {
+        let client = mesh::echo(ns)?;
+        let subsets = mesh::SUBSETS.to_owned() + "  - {name: empty, labels: {version: v99}}\n";
+        ns.program(&subsets, &["meshcluster/echo"])?;
+        let rules = "- name: half\n  backendRefs:\n  - {name: echo, port: 9080, subset: v1}\n  - {name: echo, port: 9080, subset: empty}\n";
+        route_in_force(ns, &client, "echo", rules)?;
+        let report = client.load("http://echo:9080/").requests(300).run()?;
+        let (good, bad) = (report.status(200), report.status(503));
+        ensure!(good + bad == 300 && (120..=180).contains(&bad), "half is answered 503: {}", report.summary());
+        ensure!(report.by_reason.get("no-endpoints") == Some(&bad), "{}", report.summary());
+        let said = ns.await_condition("meshcluster", "echo", "ResolvedRefs", "False").or_else(|_| {
+            ns.await_condition("meshroute", "echo", "ResolvedRefs", "False")
+        })?;
+        ensure!(said.reason == "SubsetNotFound" && said.message.contains("empty"), "{said:?}");
+        // A subset that nobody declared is an error of the route.
+        let undeclared = "- name: half\n  backendRefs: [{name: echo, port: 9080, subset: v1}, {name: echo, port: 9080, subset: nope}]\n";
+        ns.apply(&route("echo", undeclared))?;
+        let said = ns.await_condition("meshroute", "echo", "ResolvedRefs", "False")?;
+        ensure!(said.reason == "SubsetNotFound" && said.message.contains("nope"), "{said:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn of_two_routes_for_the_same_requests_the_older_wins_and_the_other_is_told() -> Result<()> {
+    in_mesh("bad-conflict", |ns| {
+        let client = mesh::echo(ns)?;
+        route_in_force(ns, &client, "echo", TO_V1)?;
+        // Times of creation are in whole seconds: the second route is to be younger.
+        let created = Instant::now();
+        eventually_every(Duration::from_millis(50), "the next second", SOON, || {
+            ensure!(created.elapsed() > Duration::from_millis(1100), "not yet");
+            Ok(())
+        })?;
+        let second = route("echo", "- backendRefs: [{name: echo, port: 9080, subset: v2}]\n").replace("metadata: {name: echo}", "metadata: {name: a-second}");
+        ns.apply(&second)?;
+        let said = eventually("the loser to be told", SOON, || {
+            let conditions = ns.conditions("meshroute", "a-second")?;
+            let told = conditions.iter().find(|condition| condition.reason == "Conflicted" || condition.message.contains("echo"));
+            told.cloned().with_context(|| format!("no condition says who won: {conditions:?}"))
+        })?;
+        ensure!(said.message.contains(&format!("{}/echo", ns.name)) || said.message.contains("\"echo\"") || said.message.contains("echo"), "{said:?}");
+        let report = client.load("http://echo:9080/").requests(100).run()?;
+        report.expect_none_failed(100)?;
+        ensure!(report.share("v1") == 1.0, "the older route decides: {}", report.summary());
+        // When the winner goes, the other is in force.
+        ns.delete("meshroute", "echo")?;
+        eventually("the other route to take over", SOON, || {
+            let report = client.load("http://echo:9080/").requests(40).run()?;
+            ensure!(report.share("v2") == 1.0, "{}", report.summary());
+            Ok(())
+        })?;
+        ns.await_condition("meshroute", "a-second", "Accepted", "True").map(drop)
+    })
+}
+
+#[test]
+fn what_the_schema_can_see_is_refused_at_apply() -> Result<()> {
+    in_mesh("bad-schema", |ns| {
+        let client = mesh::echo(ns)?;
+        route_in_force(ns, &client, "echo", TO_V1)?;
+        let bad = |rules: &str| route("bad", rules);
+        let to_echo = "backendRefs: [{name: echo, port: 9080}]";
+        let cases: Vec<(&str, String, &str)> = vec![
+            (
+                "weights that sum to zero",
+                bad("- backendRefs: [{name: echo, port: 9080, weight: 0}]\n"),
+                "the weights of backendRefs sum to zero",
+            ),
+            (
+                "an expression that does not compile",
+                bad(&format!("- matches: [{{path: {{type: RegularExpression, value: \"/a(\"}}}}]\n  {to_echo}\n")),
+                "the regular expression does not compile",
+            ),
+            ("a duration that is none", bad(&format!("- {to_echo}\n  timeouts: {{request: 2 seconds}}\n")), "spec.http[0].timeouts.request"),
+            (
+                "a duration out of range",
+                bad(&format!("- {to_echo}\n  timeouts: {{request: 25h}}\n")),
+                "timeouts.request must be at most 24h",
+            ),
+            (
+                "an attempt longer than the request",
+                bad(&format!("- {to_echo}\n  timeouts: {{request: 1s, backendRequest: 2s}}\n")),
+                "backendRequest must not be longer than request",
+            ),
+            ("a backoff out of range", bad(&format!("- {to_echo}\n  retry: {{backoff: 2m}}\n")), "retry.backoff must be between 1ms and 1m"),
+            (
+                "a redirect together with backends",
+                bad(&format!("- {to_echo}\n  filters: [{{type: RequestRedirect, requestRedirect: {{port: 1}}}}]\n")),
+                "remove its backendRefs",
+            ),
+            (
+                "a filter without its field",
+                bad(&format!("- {to_echo}\n  filters: [{{type: URLRewrite, requestRedirect: {{port: 1}}}}]\n")),
+                "a filter has exactly the field that its type names",
+            ),
+            ("a path without a slash", bad(&format!("- matches: [{{path: {{value: a}}}}]\n  {to_echo}\n")), "a path starts with /"),
+            ("a rule that does nothing", bad("- name: idle\n"), "a rule needs backendRefs"),
+            ("a header that frames messages", bad(&format!("- {to_echo}\n  filters: [{{type: RequestHeaderModifier, requestHeaderModifier: {{set: [{{name: Host, value: a}}]}}}}]\n")), "use URLRewrite"),
+            ("a field that does not exist", bad(&format!("- {to_echo}\n  timeout: 2s\n")), "unknown field"),
+            (
+                "two subsets of one name",
+                "apiVersion: weft.dev/v1alpha1\nkind: MeshCluster\nmetadata: {name: bad}\nspec:\n  targetRef: {name: echo}\n  subsets: [{name: a, labels: \
+                 {v: a}}, {name: a, labels: {v: b}}]\n"
+                    .to_owned(),
+                "Duplicate value",
+            ),
+            (
+                "a namespace's policy with a name",
+                "apiVersion: weft.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {name: bad}\nspec:\n  targetRef: {kind: Namespace, name: x}\n  authorization: \
+                 {rules: [{action: Deny}]}\n"
+                    .to_owned(),
+                "leave the name out",
+            ),
+        ];
+        for (desc, yaml, message) in cases {
+            let said = ns.apply_refused(&yaml).with_context(|| desc.to_owned())?;
+            ensure!(said.contains(message), "{desc}: kubectl should say {message:?}: {said}");
+        }
+        let report = client.load("http://echo:9080/").requests(50).run()?;
+        report.expect_none_failed(50)?;
+        ensure!(report.share("v1") == 1.0, "the other route is as it was: {}", report.summary());
+        Ok(())
+    })
+}
+
+#[test]
+fn what_the_schema_cannot_see_becomes_a_condition() -> Result<()> {
+    in_mesh("bad-condition", |ns| {
+        let client = mesh::echo(ns)?;
+        route_in_force(ns, &client, "echo", TO_V1)?;
+        // CEL sees only whether paths compile; a header's expression is for the operator to refuse.
+        let regex = route("echo", "- matches: [{headers: [{type: RegularExpression, name: a, value: \"(\"}]}]\n  backendRefs: [{name: echo, port: 9080}]\n")
+            .replace("metadata: {name: echo}", "metadata: {name: bad-regex}");
+        let no_service = route("ghost", "- backendRefs: [{name: echo, port: 9080}]\n");
+        ns.apply(&(regex + &no_service))?;
+        let said = ns.await_condition("meshroute", "bad-regex", "Accepted", "False")?;
+        ensure!(said.reason == "UnsupportedValue" && said.message.contains('('), "{said:?}");
+        let said = ns.await_condition("meshroute", "ghost", "Accepted", "False")?;
+        ensure!(said.reason == "TargetNotFound" && said.message.contains("ghost"), "{said:?}");
+        let report = client.load("http://echo:9080/").requests(50).run()?;
+        report.expect_none_failed(50)?;
+        ensure!(report.share("v1") == 1.0, "the other route is as it was: {}", report.summary());
+        Ok(())
+    })
+}
+
+fn exports() -> Result<Kubectl> {
+    Ok(Kubectl::within(Cluster::get()?, "weft-config"))
+}
+
+/// The proxy's readiness, in words.
+fn readiness(ns: &Namespace, app: &str) -> Result<String> {
+    ns.pod_get(&ns.pod_of(app)?, 15021, "readyz")
+}
+
+#[test]
+fn a_configuration_edited_by_hand_is_not_used_and_is_repaired() -> Result<()> {
+    in_mesh("bad-edited", |ns| {
+        let client = mesh::echo(ns)?;
+        route_in_force(ns, &client, "echo", TO_V1)?;
+        let (exports, name) = (exports()?, format!("x.{}", ns.name));
+        let refused = |metrics: &Metrics| {
+            metrics.beginning("weft_").iter().filter(|sample| sample.name.contains("reject") || sample.name.contains("refused")).map(|sample| sample.value).sum::<f64>()
+        };
+        let before = (refused(&proxy_metrics(ns, "client")?), exports.get("configmap", &name)?);
+        let load = client.load("http://echo:9080/").rate(100).duration(Duration::from_secs(10)).start()?;
+        let edited = Instant::now();
+        // Whatever the encoding, the header now vouches for another body.
+        let header: String = before.1["data"]["header"].as_str().context("the object has a header")?.to_owned();
+        let mut parsed: Value = serde_json::from_str(&header)?;
+        parsed["sha256"] = "0".repeat(64).into();
+        let patch = serde_json::json!({ "data": { "header": parsed.to_string() } }).to_string();
+        exports.run(&["patch", "configmap", &name, "--type=merge", "-p", &patch])?;
+        eventually_every(Duration::from_millis(50), "the operator to repair it", Duration::from_secs(2), || {
+            let header = exports.get("configmap", &name)?["data"]["header"].as_str().unwrap_or_default().to_owned();
+            ensure!(!header.contains(&"0".repeat(64)), "the header is still the edited one");
+            Ok(())
+        })?;
+        println!("a ConfigMap edited by hand was repaired {:?} after the edit began", edited.elapsed());
+        eventually("the proxy to count what it refused", SOON, || {
+            let metrics = proxy_metrics(ns, "client")?;
+            ensure!(refused(&metrics) > before.0, "no metric says so: {:?}", metrics.beginning("weft_config"));
+            Ok(())
+        })?;
+        let report = load.finish()?;
+        report.expect_none_failed(900)?;
+        ensure!(report.share("v1") == 1.0, "the last good configuration stays: {}", report.summary());
+        Ok(())
+    })
+}
+
+#[test]
+fn a_deleted_configuration_costs_no_traffic_and_comes_back() -> Result<()> {
+    in_mesh("bad-deleted", |ns| {
+        let client = mesh::echo(ns)?;
+        route_in_force(ns, &client, "echo", TO_V1)?;
+        let exports = exports()?;
+        let name = format!("x.{}", ns.name);
+        let generation = |object: &Value| -> Option<u64> {
+            let header: Value = serde_json::from_str(object["data"]["header"].as_str()?).ok()?;
+            header["generation"].as_u64()
+        };
+        let before = generation(&exports.get("configmap", &name)?);
+        let load = client.load("http://echo:9080/").rate(100).duration(Duration::from_secs(8)).start()?;
+        exports.run(&["delete", "configmap", &name])?;
+        let after = eventually("the operator to write it again", SOON, || exports.get("configmap", &name))?;
+        ensure!(generation(&after) > before, "the generation grows: {before:?}, then {:?}", generation(&after));
+        let report = load.finish()?;
+        report.expect_none_failed(700)?;
+        ensure!(report.share("v1") == 1.0, "the last good configuration stays: {}", report.summary());
+        // And the proxy follows the new object.
+        route_in_force(ns, &client, "echo", "- backendRefs: [{name: echo, port: 9080, subset: v2}]\n")
+    })
+}
+
+#[test]
+fn readiness_says_what_runs() -> Result<()> {
+    in_mesh("bad-readiness", |ns| {
+        let client = mesh::echo(ns)?;
+        route_in_force(ns, &client, "echo", TO_V1)?;
+        let said = readiness(ns, "client")?;
+        ensure!(!said.trim().is_empty(), "a ready proxy says what it runs");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_configuration_that_does_not_fit_is_a_condition_and_no_write() -> Result<()> {
+    in_mesh("bad-too-large", |ns| {
+        let client = mesh::echo(ns)?;
+        route_in_force(ns, &client, "echo", TO_V1)?;
+        let exports = exports()?;
+        let name = format!("x.{}", ns.name);
+        // Bodies that do not compress, for paths that no request has, until they exceed what one object may hold.
+        let mut state = 1_u64;
+        let mut letters = |count: usize| -> String {
+            (0..count)
+                .map(|_| {
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    char::from(b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_"[(state >> 58) as usize])
+                })
+                .collect()
+        };
+        let mut routes = Vec::new();
+        for number in 0..24 {
+            let rules: String = (0..16)
+                .map(|rule| {
+                    format!(
+                        "- matches: [{{path: {{type: Exact, value: /big/{number}/{rule}}}}}]\n  filters: [{{type: DirectResponse, directResponse: {{status: \
+                         200, body: {}}}}}]\n",
+                        letters(4000)
+                    )
+                })
+                .collect();
+            routes.push(route("echo", &rules).replace("metadata: {name: echo}", &format!("metadata: {{name: big-{number}}}")));
+        }
+        routes.chunks(4).try_for_each(|some| ns.apply(&some.concat()).map(drop))?;
+        let said = eventually("a route to be told that it does not fit", SOON * 2, || {
+            for number in (0..24).rev() {
+                let conditions = ns.conditions("meshroute", &format!("big-{number}"))?;
+                if let Some(told) = conditions.into_iter().find(|condition| condition.reason == "TooLarge") {
+                    return Ok(told);
+                }
+            }
+            anyhow::bail!("no condition says TooLarge")
+        })?;
+        ensure!(said.status == "False" && !said.message.is_empty(), "{said:?}");
+        // What is there is whole: its hash holds for the proxy, and what was in force stays so.
+        let stored = exports.get("configmap", &name)?.to_string().len();
+        ensure!(stored < 1_400_000, "the object holds {stored} bytes");
+        let report = client.load("http://echo:9080/").requests(100).run()?;
+        report.expect_none_failed(100)?;
+        ensure!(report.share("v1") == 1.0, "what was in force stays: {}", report.summary());
+        Ok(())
+    })
+}

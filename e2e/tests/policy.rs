@@ -1,0 +1,152 @@
+//! Who may call what.
+
+use anyhow::{Result, ensure};
+use weft_e2e::namespace::{Namespace, READY, SOON, in_mesh};
+use weft_e2e::traffic::{Client, Request};
+use weft_e2e::wait::eventually;
+use weft_e2e::workload::{App, Service};
+
+/// Deploys Service `echo` under a service account of its own, and a client.
+fn echo(ns: &Namespace) -> Result<Client> {
+    ns.apply(&(Service::new("echo").yaml() + &App::server("echo", "v1").service_account("echo").yaml()))?;
+    let client = Client::deploy(ns)?;
+    ns.wait_ready(&["echo-v1"])?;
+    Ok(client)
+}
+
+/// Applies a MeshPolicy and waits until the server's proxy holds calls against it: `refused` is a request that it denies.
+fn policy_in_force(ns: &Namespace, target: &str, rules: &str, refused: &Request) -> Result<()> {
+    let yaml = format!(
+        "apiVersion: weft.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {{name: guard}}\nspec:\n  targetRef: {target}\n  authorization:\n    rules:\n{rules}"
+    );
+    ns.program(&yaml, &["meshpolicy/guard"])?;
+    eventually("the policy to be in force", SOON, || refused.send()?.expect_status(403).map(drop))
+}
+
+const SERVICE: &str = "{kind: Service, name: echo}";
+
+#[test]
+fn deny_rules_refuse_what_they_name_and_nothing_else() -> Result<()> {
+    in_mesh("policy-deny", |ns| {
+        let client = echo(ns)?;
+        let get = |path: &str| client.get(&format!("http://echo:9080{path}"));
+        let rules = "    - {action: Deny, methods: [POST, DELETE], paths: [{type: PathPrefix, value: /admin}]}\n    - {action: Deny, paths: [{type: \
+                     Exact, value: /secret}]}\n    - {action: Deny, paths: [{type: RegularExpression, value: \"/u/[0-9]+\"}]}\n    - {action: Deny, \
+                     headers: [{name: x-evil, value: \"1\"}]}\n";
+        policy_in_force(ns, SERVICE, rules, &get("/secret"))?;
+        let cases: [(&str, Request, u16); 13] = [
+            ("method and path", get("/admin").method("POST"), 403),
+            ("method and below the path", get("/admin/x").method("DELETE"), 403),
+            ("another method", get("/admin"), 200),
+            ("another path", get("/admins").method("POST"), 200),
+            ("exact", get("/secret"), 403),
+            ("exact with a query", get("/secret?x=1"), 403),
+            ("below exact", get("/secret/x"), 200),
+            ("the way round by dot segments", get("/a/../secret"), 403),
+            ("the way round by slashes", get("//secret"), 403),
+            ("the way round by encoding", get("/%73ecret"), 403),
+            ("expression", get("/u/7"), 403),
+            ("not the expression", get("/u/x"), 200),
+            ("header", get("/").header("X-Evil", "1"), 403),
+        ];
+        for (desc, request, status) in cases {
+            let answer = request.send()?;
+            ensure!(answer.status == status, "{desc}: {status} should be answered: {answer:?}");
+            if status == 403 {
+                ensure!(answer.reason() == Some("policy-denied"), "{desc}: {answer:?}");
+                let source = format!("MeshPolicy/{}/guard/", ns.name);
+                ensure!(answer.source().is_some_and(|found| found.starts_with(&source)), "{desc}: {answer:?}");
+            }
+        }
+        let answer = get("/x%2fsecret").send()?;
+        ensure!(answer.status == 400, "an encoded slash is refused: {answer:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn where_something_is_allowed_the_rest_is_not() -> Result<()> {
+    in_mesh("policy-allow", |ns| {
+        let client = echo(ns)?;
+        let get = |path: &str| client.get(&format!("http://echo:9080{path}"));
+        let rules = "    - {action: Allow, methods: [GET], paths: [{type: PathPrefix, value: /public}]}\n    - {action: Allow, headers: [{name: \
+                     x-key, value: good}]}\n    - {action: Deny, paths: [{type: PathPrefix, value: /public/not}]}\n";
+        policy_in_force(ns, SERVICE, rules, &get("/other"))?;
+        for (desc, request, status) in [
+            ("allowed by method and path", get("/public/a"), 200),
+            ("the method is not allowed", get("/public/a").method("POST"), 403),
+            ("nothing allows it", get("/other"), 403),
+            ("allowed by header", get("/other").header("x-key", "good"), 200),
+            ("another value", get("/other").header("x-key", "bad"), 403),
+            ("a deny rule beats every allow rule", get("/public/not").header("x-key", "good"), 403),
+        ] {
+            request.send()?.expect_status(status).map_err(|error| error.context(desc))?;
+        }
+        ns.delete("meshpolicy", "guard")?;
+        eventually("everything to be allowed again", SOON, || get("/other").send()?.expect_status(200).map(drop))
+    })
+}
+
+#[test]
+fn probes_work_where_everything_is_denied() -> Result<()> {
+    in_mesh("policy-probes", |ns| {
+        let client = echo(ns)?;
+        let everything = "    - {action: Deny}\n";
+        policy_in_force(ns, "{kind: Namespace}", everything, &client.get("http://echo:9080/healthz"))?;
+        // A pod that starts now has to pass its readiness probe under the policy.
+        ns.run(&["rollout", "restart", "deployment/echo-v1"])?;
+        ns.rolled_out("deployment/echo-v1", READY)?;
+        let answer = client.get("http://echo:9080/healthz").send()?;
+        ensure!(answer.status == 403, "the path of the probe is no way in: {answer:?}");
+        let pod = ns.pod_of("echo")?;
+        let restarts = ns.get("pod", &pod)?["status"]["containerStatuses"][0]["restartCount"].clone();
+        ensure!(restarts == 0, "the pod was restarted {restarts} times");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_policy_governs_a_port_a_service_account_or_a_namespace() -> Result<()> {
+    in_mesh("policy-target", |ns| {
+        let client = echo(ns)?;
+        let other = Service::new("other").yaml() + &App::server("other", "v1").yaml();
+        ns.apply(&other)?;
+        ns.wait_ready(&["other-v1"])?;
+        let echo = client.get("http://echo:9080/");
+        let other = client.get("http://other:9080/");
+        for (target, ports, other_status) in [
+            ("{kind: ServiceAccount, name: echo}", "", 200),
+            (SERVICE, ", ports: [9080]", 200),
+            ("{kind: Namespace}", ", ports: [9080]", 403),
+        ] {
+            policy_in_force(ns, target, &format!("    - {{action: Deny{ports}}}\n"), &echo)?;
+            eventually(&format!("{target}: {other_status} by the other service"), SOON, || {
+                other.send()?.expect_status(other_status).map(drop)
+            })?;
+        }
+        // A port that nothing listens on: the rule takes no call.
+        policy_in_force(ns, "{kind: Namespace}", "    - {action: Deny, ports: [1]}\n    - {action: Deny, paths: [{value: /marker}]}\n", &client.get("http://echo:9080/marker"))?;
+        echo.send()?.expect_status(200)?;
+        Ok(())
+    })
+}
+
+#[test]
+fn a_rule_about_http_never_lets_opaque_tcp_through() -> Result<()> {
+    in_mesh("policy-tcp", |ns| {
+        ns.apply(&(App::tcp("db", 3306, "hello").yaml() + &Service::new("db").port(3306, 3306).yaml()))?;
+        let client = Client::deploy(ns)?;
+        ns.wait_ready(&["db"])?;
+        let talk = || client.tcp("db:3306", &["--expect-first", "--send", "ping", "--timeout", "5s"]);
+        let answer = talk()?;
+        ensure!(answer.received == "ping", "before the policy it answers: {answer:?}");
+        let policy = "apiVersion: weft.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {name: guard}\nspec:\n  targetRef: {kind: Service, name: \
+                      db}\n  authorization: {rules: [{action: Allow, paths: [{value: /}]}]}\n";
+        ns.program(policy, &["meshpolicy/guard"])?;
+        eventually("the connection to be refused", SOON, || {
+            let answer = talk()?;
+            ensure!(answer.error.is_some() && answer.received.is_empty(), "{answer:?}");
+            Ok(())
+        })
+    })
+}

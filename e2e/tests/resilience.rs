@@ -1,0 +1,191 @@
+//! Timeouts, retries, limits, and backends that come and go under load.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::Value;
+use weft_e2e::mesh::{proxy_metrics, route_in_force};
+use weft_e2e::namespace::{Namespace, READY, SOON, in_mesh};
+use weft_e2e::traffic::Client;
+use weft_e2e::wait::eventually;
+use weft_e2e::workload::{App, PROGRAM, Service};
+
+/// Deploys Service `echo` with one version, and a client.
+fn echo(ns: &Namespace, server: App) -> Result<Client> {
+    ns.apply(&(Service::new("echo").yaml() + &server.yaml()))?;
+    let client = Client::deploy(ns)?;
+    ns.wait_ready(&["echo-v1"])?;
+    Ok(client)
+}
+
+/// What the only pod of `echo` has seen, asked inside the pod so that no proxy is in between.
+fn seen(ns: &Namespace) -> Result<Value> {
+    let pod = ns.pod_of("echo")?;
+    let url = "http://127.0.0.1:9080/_seen";
+    let printed = ns.run(&["exec", &pod, "-c", "echo", "--", PROGRAM, "request", "--url", url])?;
+    let answer: Value = serde_json::from_str(&printed)?;
+    Ok(serde_json::from_str(answer["body"].as_str().unwrap_or_default())?)
+}
+
+#[test]
+fn a_request_is_given_up_at_its_timeout() -> Result<()> {
+    in_mesh("resilience-timeout", |ns| {
+        let client = echo(ns, App::server("echo", "v1"))?;
+        let rules = "- name: whole\n  matches: [{path: {value: /whole}}]\n  backendRefs: [{name: echo, port: 9080}]\n  timeouts: {request: \
+                     1s}\n- name: attempt\n  matches: [{path: {value: /attempt}}]\n  backendRefs: [{name: echo, port: 9080}]\n  timeouts: \
+                     {request: 5s, backendRequest: 500ms}\n";
+        route_in_force(ns, &client, "echo", rules)?;
+        for (path, reason, ms) in [("/whole", "request-timeout", 1000), ("/attempt", "attempt-timeout", 500)] {
+            let answer = client.get(&format!("http://echo:9080{path}?delay=3s")).send()?.expect_status(504)?;
+            ensure!((ms..ms + 400).contains(&answer.ms), "{path}: 504 should come after {ms} ms: {answer:?}");
+            ensure!(answer.reason() == Some(reason), "{path}: {answer:?}");
+            ensure!(answer.source() == Some(&format!("MeshRoute/{}/echo{path}", ns.name)), "{path}: {answer:?}");
+            client.get(&format!("http://echo:9080{path}?delay=200ms")).send()?.expect_status(200)?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn retries_hide_failures_and_are_counted() -> Result<()> {
+    in_mesh("resilience-retry", |ns| {
+        let client = echo(ns, App::server("echo", "v1").arguments(&["--fail-every", "3"]))?;
+        let rules = "- backendRefs: [{name: echo, port: 9080}]\n  retry: {attempts: 2, codes: [503], backoff: 1ms}\n";
+        route_in_force(ns, &client, "echo", rules)?;
+        let before = (proxy_metrics(ns, "client")?.sum("weft_retries_total", &[]), seen(ns)?["requests"].as_u64());
+        // One at a time, so that no request meets the third of another's three twice in a row.
+        let report = client.load("http://echo:9080/").requests(120).concurrency(1).run()?;
+        report.expect_none_failed(120)?;
+        let metrics = proxy_metrics(ns, "client")?;
+        let retried = metrics.sum("weft_retries_total", &[]) - before.0;
+        let reached = seen(ns)?["requests"].as_u64().zip(before.1).map_or(0, |(now, before)| now - before);
+        ensure!(
+            reached > 160 && retried == (reached - 120) as f64,
+            "120 requests reached the backend {reached} times, and {retried} retries are counted: {:?}",
+            metrics.beginning("weft_retries")
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn without_a_retry_policy_failures_are_seen() -> Result<()> {
+    in_mesh("resilience-no-retry", |ns| {
+        let client = echo(ns, App::server("echo", "v1").arguments(&["--fail-every", "3"]))?;
+        let report = client.load("http://echo:9080/").requests(90).concurrency(1).run()?;
+        ensure!(report.status(503) == 30 && report.status(200) == 60, "each third fails: {}", report.summary());
+        ensure!(report.by_reason.is_empty(), "the server's own 503 is passed on as it is: {}", report.summary());
+        Ok(())
+    })
+}
+
+#[test]
+fn a_post_is_repeated_only_where_that_was_asked_for() -> Result<()> {
+    in_mesh("resilience-post", |ns| {
+        let client = echo(ns, App::server("echo", "v1"))?;
+        let retry = "retry: {attempts: 3, codes: [503], backoff: 1ms";
+        let rules = format!(
+            "- name: asked-for\n  matches: [{{path: {{value: /asked-for}}}}]\n  backendRefs: [{{name: echo, port: 9080}}]\n  {retry}, methods: \
+             [GET, POST]}}\n- name: default\n  backendRefs: [{{name: echo, port: 9080}}]\n  {retry}}}\n"
+        );
+        route_in_force(ns, &client, "echo", &rules)?;
+        for (method, path, times) in [("POST", "/once", 1), ("PATCH", "/once", 1), ("PUT", "/put", 4), ("POST", "/asked-for", 4)] {
+            let token = format!("{method}{}", path.replace('/', "-"));
+            let answer = client
+                .get(&format!("http://echo:9080{path}?status=503"))
+                .method(method)
+                .header("x-request-token", &token)
+                .body("an order")
+                .send()?;
+            ensure!(answer.status == 503, "{method} {path}: {answer:?}");
+            let reached = &seen(ns)?["by_token"][&token];
+            ensure!(*reached == times, "{method} {path} should reach the backend {times} times, not {reached}");
+        }
+        // Nor when the backend takes too long, or breaks the connection: it may have had its effect.
+        let rules = "- backendRefs: [{name: echo, port: 9080}]\n  timeouts: {backendRequest: 300ms}\n  retry: {attempts: 3, backoff: 1ms}\n";
+        route_in_force(ns, &client, "echo", rules)?;
+        let slow = client.get("http://echo:9080/slow?delay=2s").method("POST").header("x-request-token", "slow").body("x");
+        slow.send()?.expect_status(504)?;
+        let reached = &seen(ns)?["by_token"]["slow"];
+        ensure!(*reached == 1, "a POST that timed out reached the backend {reached} times");
+        Ok(())
+    })
+}
+
+#[test]
+fn what_is_beyond_a_limit_is_answered_at_once() -> Result<()> {
+    in_mesh("resilience-limit", |ns| {
+        let client = echo(ns, App::server("echo", "v1"))?;
+        ns.program(
+            "apiVersion: weft.dev/v1alpha1\nkind: MeshCluster\nmetadata: {name: echo}\nspec:\n  targetRef: {kind: Service, name: \
+             echo}\n  limits: {maxRequests: 2}\n",
+            &["meshcluster/echo"],
+        )?;
+        eventually("the limit to be in force", SOON, || {
+            let report = client.load("http://echo:9080/?delay=500ms").requests(12).concurrency(6).run()?;
+            ensure!(report.by_reason.contains_key("overflow"), "{}", report.summary());
+            ensure!(report.status(200) >= 2, "those within the limit are answered: {}", report.summary());
+            Ok(())
+        })
+    })
+}
+
+#[test]
+fn a_rollout_of_a_backend_under_load_fails_no_request() -> Result<()> {
+    in_mesh("resilience-rollout", |ns| {
+        let client = echo(ns, App::server("echo", "v1").replicas(3))?;
+        let mut load = client.load("http://echo:9080/").requests(20_000).rate(700).concurrency(16).limit(READY * 2).start()?;
+        let mut rollouts = 0;
+        while load.is_running()? && rollouts < 2 {
+            ns.run(&["rollout", "restart", "deployment/echo-v1"])?;
+            ns.wait_ready(&["echo-v1"])?;
+            rollouts += 1;
+        }
+        let report = load.finish()?;
+        println!("rollout of a backend: {} failed of {}, {rollouts} rollouts, {}", report.failed, report.requests, report.summary());
+        ensure!(rollouts > 0 && report.by_pod.len() > 3, "pods were replaced while it ran: {}", report.summary());
+        report.expect_none_failed(20_000)
+    })
+}
+
+#[test]
+fn after_scaling_no_request_goes_to_a_pod_that_is_gone() -> Result<()> {
+    in_mesh("resilience-scale", |ns| {
+        let client = echo(ns, App::server("echo", "v1").replicas(3))?;
+        let load = client.load("http://echo:9080/").rate(200).duration(Duration::from_secs(40)).start()?;
+        for replicas in [10, 3] {
+            ns.run(&["scale", "deployment/echo-v1", &format!("--replicas={replicas}")])?;
+            ns.wait_ready(&["echo-v1"])?;
+            let pods = eventually("the pods to be as many", READY, || {
+                let pods = ns.pods_of("echo")?;
+                ensure!(pods.len() == replicas, "{pods:?}");
+                Ok(pods)
+            })?;
+            // Convergence: the answers come from the pods that there are, from all of them, and from no other.
+            eventually("every pod and no other to answer", SOON, || {
+                let report = client.load("http://echo:9080/").requests(300).run()?;
+                report.expect_none_failed(300)?;
+                let answered: Vec<&String> = report.by_pod.keys().collect();
+                let unknown: Vec<&&String> = answered.iter().filter(|pod| !pods.contains(pod)).collect();
+                ensure!(unknown.is_empty(), "pods that are gone answer: {unknown:?}");
+                ensure!(answered.len() == replicas, "only {answered:?} of {pods:?} answer");
+                Ok(())
+            })?;
+        }
+        let report = load.finish()?;
+        println!("scale 3 to 10 to 3: {} failed of {}", report.failed, report.requests);
+        report.expect_none_failed(1_000)
+    })
+}
+
+#[test]
+fn a_backend_that_refuses_connections_is_passed_over() -> Result<()> {
+    in_mesh("resilience-refused", |ns| {
+        let client = echo(ns, App::server("echo", "v1").replicas(2))?;
+        ns.apply(&App::deaf("echo", "deaf").yaml())?;
+        ns.wait_ready(&["echo-deaf"])?;
+        let report = client.load("http://echo:9080/").requests(200).run()?;
+        // What no backend has seen is tried elsewhere, also without a retry policy.
+        report.expect_none_failed(200)
+    })
+}
