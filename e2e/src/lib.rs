@@ -10,6 +10,7 @@
 //! Nothing here talks to the Kubernetes API by itself, and no traffic leaves the cluster: what a test does, a person could
 //! type. A missing cluster fails a test; it never skips one.
 
+pub mod browser;
 pub mod cluster;
 pub mod command;
 pub mod demo;

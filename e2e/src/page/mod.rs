@@ -168,6 +168,24 @@ pub fn html(story: &Story) -> String {
     out
 }
 
+/// What a document shows, by the marks in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// Points, one for each answer.
+    pub answers: usize,
+    /// Labelled marks, one for each apply.
+    pub applies: usize,
+}
+
+/// Counts the marks in a document, as this module wrote it or as a browser gives it back.
+pub fn shown(document: &str) -> Shown {
+    let dots = document.split("<path class=\"dots").skip(1).filter_map(|path| path.split('>').next());
+    Shown {
+        answers: dots.map(|path| path.matches("h0").count()).sum(),
+        applies: document.matches("class=\"apply\"").count(),
+    }
+}
+
 fn steps(story: &Story, out: &mut String) {
     out.push_str("<section class=\"steps\">\n<h2>Step by step</h2>\n");
     for (index, step) in story.steps.iter().enumerate() {

@@ -1,0 +1,186 @@
+//! The charts, with the real Helm and the real admission.
+
+use std::fs;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+use weft_e2e::Cluster;
+use weft_e2e::cluster::checkout;
+use weft_e2e::install::{self, SYSTEM, helm, helm_refused};
+use weft_e2e::kubectl::Kubectl;
+use weft_e2e::namespace::{Mesh, Namespace, READY, in_mesh};
+
+const CHARTS: [&str; 2] = ["charts/weft-crds", "charts/weft"];
+
+/// The objects that a chart renders. kubectl reads them, so what it cannot read fails here.
+fn rendered(chart: &str, settings: &[&str]) -> Result<Vec<Value>> {
+    let yaml = helm(&[&["template", "weft", chart, "--namespace", SYSTEM], settings].concat())?;
+    let kubectl = Kubectl::new(Cluster::get()?);
+    let output = kubectl.run_with(&["create", "--dry-run=client", "--validate=false", "-o", "json", "-f", "-"], &yaml, READY)?;
+    let printed = output.stdout_of_success("kubectl create --dry-run=client")?;
+    // One object after another, or a List.
+    let mut objects = Vec::new();
+    for object in serde_json::Deserializer::from_str(&printed).into_iter::<Value>() {
+        let object = object?;
+        match object["items"].as_array() {
+            Some(items) if object["kind"] == "List" => objects.extend(items.clone()),
+            _ => objects.push(object),
+        }
+    }
+    ensure!(!objects.is_empty(), "{chart} renders nothing");
+    Ok(objects)
+}
+
+fn name(object: &Value) -> String {
+    format!("{}/{}", object["kind"].as_str().unwrap_or("?"), object["metadata"]["name"].as_str().unwrap_or("?"))
+}
+
+#[test]
+fn charts_pass_lint() -> Result<()> {
+    for chart in CHARTS {
+        let said = helm(&["lint", "--strict", chart])?;
+        ensure!(said.contains("0 chart(s) failed"), "{chart}: {said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn two_renderings_are_equal_byte_for_byte() -> Result<()> {
+    for settings in [&[][..], &["--values", "charts/weft/values-ha.yaml"]] {
+        for chart in CHARTS {
+            if chart != "charts/weft" && !settings.is_empty() {
+                continue;
+            }
+            let arguments = [&["template", "weft", chart, "--namespace", SYSTEM], settings].concat();
+            ensure!(helm(&arguments)? == helm(&arguments)?, "{chart} {settings:?} renders differently each time");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn an_unknown_value_is_refused() -> Result<()> {
+    for chart in CHARTS {
+        let said = helm_refused(&["template", "weft", chart, "--set", "nosuch.value=1"])?;
+        ensure!(said.contains("nosuch"), "{chart}: the refusal should name the value: {said}");
+    }
+    for (setting, key) in [("operator.nosuch=1", "nosuch"), ("webhook.failurePolicy=Maybe", "failurePolicy"), ("image.pullpolicy=Always", "pullpolicy")] {
+        let said = helm_refused(&["template", "weft", "charts/weft", "--set", setting])?;
+        ensure!(said.contains(key), "{setting}: the refusal should name the value: {said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn roles_list_their_verbs_and_have_no_wildcard() -> Result<()> {
+    let mut roles = 0;
+    for object in rendered("charts/weft", &[])? {
+        let Some(rules) = object["rules"].as_array().filter(|_| object["kind"] == "Role" || object["kind"] == "ClusterRole") else {
+            continue;
+        };
+        roles += 1;
+        for rule in rules {
+            for field in ["apiGroups", "resources", "verbs", "resourceNames", "nonResourceURLs"] {
+                let words = rule[field].as_array().into_iter().flatten().filter_map(Value::as_str);
+                for word in words {
+                    ensure!(!word.contains('*'), "{}: {field} has the wildcard {word:?}: {rule}", name(&object));
+                }
+            }
+            for verb in rule["verbs"].as_array().into_iter().flatten() {
+                ensure!(
+                    !["escalate", "bind", "impersonate", "deletecollection"].iter().any(|dangerous| verb == dangerous),
+                    "{}: the verb {verb} gives more than it says: {rule}",
+                    name(&object)
+                );
+            }
+        }
+    }
+    ensure!(roles > 0, "the chart has no roles");
+    Ok(())
+}
+
+#[test]
+fn pods_meet_pod_security_restricted() -> Result<()> {
+    let ns = Namespace::create("charts-restricted", Mesh::Outside)?;
+    ns.run(&["label", "namespace", &ns.name, "pod-security.kubernetes.io/enforce=restricted"])?;
+    // Admission is what says no: this pod shows that it looks.
+    let careless = "apiVersion: v1\nkind: Pod\nmetadata: {name: careless}\nspec: {containers: [{name: a, image: a}]}\n";
+    let said = ns.apply_refused(careless)?;
+    ensure!(said.contains("violates PodSecurity"), "{said}");
+    let mut pods = 0;
+    for object in rendered("charts/weft", &[])? {
+        if object["kind"] != "Deployment" {
+            continue;
+        }
+        let mut spec = object["spec"]["template"]["spec"].clone();
+        spec["serviceAccountName"] = "default".into();
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": object["metadata"]["name"]}, "spec": spec});
+        let output = ns.run_with(&["create", "--dry-run=server", "-f", "-"], &pod.to_string(), READY)?;
+        output.stdout_of_success("kubectl create --dry-run=server").with_context(|| name(&object))?;
+        pods += 1;
+    }
+    ensure!(pods == 2, "operator and injector are Deployments; {pods} were found");
+    Ok(())
+}
+
+#[test]
+fn the_installed_control_plane_is_ready() -> Result<()> {
+    install::ensure()?;
+    let system = Kubectl::within(Cluster::get()?, SYSTEM);
+    for workload in ["weft-operator", "weft-injector"] {
+        system.rolled_out(&format!("deployment/{workload}"), READY)?;
+        let found = system.get("deployment", workload)?;
+        ensure!(found["status"]["readyReplicas"].as_u64() >= Some(1), "{workload}: {}", found["status"]);
+    }
+    for kind in ["meshroutes", "meshclusters", "meshpolicies"] {
+        let crd = format!("crd/{kind}.weft.dev");
+        Kubectl::new(Cluster::get()?).wait(&crd, "condition=Established", READY)?;
+    }
+    Ok(())
+}
+
+/// The YAML blocks of a Markdown file that are manifests.
+fn manifests(markdown: &str) -> Vec<String> {
+    markdown
+        .split("```yaml\n")
+        .skip(1)
+        .filter_map(|block| block.split("```").next())
+        .filter(|block| block.contains("apiVersion:"))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn examples_of_the_readme_apply() -> Result<()> {
+    in_mesh("charts-readme", |ns| {
+        let readme = fs::read_to_string(checkout().join("README.md")).context("reading README.md")?;
+        let manifests = manifests(&readme);
+        for kind in ["MeshRoute", "MeshCluster", "MeshPolicy"] {
+            let shown = manifests.iter().any(|manifest| manifest.contains(&format!("kind: {kind}")));
+            ensure!(shown, "README.md has no example of a {kind}");
+        }
+        for manifest in &manifests {
+            let here = manifest.replace("namespace: shop", &format!("namespace: {}", ns.name));
+            let output = ns.run_with(&["apply", "--dry-run=server", "-f", "-"], &here, READY)?;
+            if let Err(error) = output.stdout_of_success("kubectl apply --dry-run=server") {
+                bail!("an example of README.md is refused: {error:#}\n{manifest}");
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn every_field_is_explained() -> Result<()> {
+    install::ensure()?;
+    let kubectl = Kubectl::new(Cluster::get()?);
+    for kind in ["meshroute", "meshcluster", "meshpolicy"] {
+        let fields = kubectl.run(&["explain", kind, "--recursive"])?;
+        ensure!(!fields.contains("<no description>"), "{kind} has a field without a description: {fields}");
+        let spec = kubectl.run(&["explain", &format!("{kind}.spec")])?;
+        ensure!(!spec.contains("<no description>"), "{kind}.spec has a field without a description: {spec}");
+    }
+    let short = kubectl.run(&["api-resources", "--categories=weft", "-o", "name"])?;
+    ensure!(short.lines().count() == 3, "kubectl get weft shows three kinds: {short}");
+    Ok(())
+}

@@ -1,0 +1,23 @@
+//! The demo, as `make demo` runs it, and its page in a browser.
+
+use anyhow::{Result, ensure};
+use weft_e2e::browser;
+use weft_e2e::demo::{self, Options};
+use weft_e2e::namespace::in_mesh;
+use weft_e2e::page;
+
+#[test]
+fn the_demo_shows_each_change() -> Result<()> {
+    in_mesh("demo", |ns| {
+        let folder = ns.folder()?;
+        let html = folder.join("index.html");
+        // It fails by itself when the clients saw something else than the routes say.
+        let story = demo::run(&Options { namespace: ns.name.clone(), page: html.clone() })?;
+        let shown = page::shown(&browser::dom(&html)?);
+        let answers: usize = story.streams.iter().map(|stream| stream.answers.len()).sum();
+        ensure!(answers > 1000, "only {answers} requests were sent");
+        ensure!(shown.answers == answers, "{answers} answers, and {} points", shown.answers);
+        ensure!(shown.applies == 5 && story.steps.len() == 5, "five changes, and {} marks", shown.applies);
+        browser::screenshot(&html, &folder.join("page.png"), 1280, 2400)
+    })
+}

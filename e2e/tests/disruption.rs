@@ -1,0 +1,151 @@
+//! What traffic does not notice. These tests stop what every other test needs, so they run alone and one at a time:
+//! `cargo test -p weft-e2e --test disruption -- --test-threads 1`.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use weft_e2e::Cluster;
+use weft_e2e::install::SYSTEM;
+use weft_e2e::kubectl::Kubectl;
+use weft_e2e::mesh::{self, route_in_force};
+use weft_e2e::namespace::{Namespace, READY, in_mesh};
+use weft_e2e::traffic::Report;
+use weft_e2e::wait::eventually;
+use weft_e2e::workload;
+
+const TO_V1: &str = "- backendRefs: [{name: echo, port: 9080, subset: v1}]\n";
+/// How long the API server is away.
+const AWAY: Duration = Duration::from_secs(60);
+
+fn system() -> Result<Kubectl> {
+    Ok(Kubectl::within(Cluster::get()?, SYSTEM))
+}
+
+/// The only pod of a Job: its UID.
+fn pod_uid(ns: &Namespace, app: &str) -> Result<String> {
+    let pods = ns.list("pods", &format!("app={app}"))?;
+    let pod = pods.first().with_context(|| format!("no pod has the label app={app}"))?;
+    pod["metadata"]["uid"].as_str().map(str::to_owned).context("a pod has a UID")
+}
+
+/// Waits until the pod's own container runs, its proxy ready before it.
+fn await_running(ns: &Namespace, app: &str) -> Result<()> {
+    eventually(&format!("the pod of {app} to run"), READY, || {
+        let pods = ns.list("pods", &format!("app={app}"))?;
+        let phase = pods.first().and_then(|pod| pod["status"]["phase"].as_str());
+        ensure!(phase == Some("Running"), "it is {phase:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn the_operator_is_killed_under_load() -> Result<()> {
+    in_mesh("disruption-operator", |ns| {
+        let client = mesh::echo(ns)?;
+        route_in_force(ns, &client, "echo", TO_V1)?;
+        let mut load = client.load("http://echo:9080/").requests(20_000).rate(700).concurrency(16).limit(READY * 2).start()?;
+        let (system, mut killed) = (system()?, 0);
+        while load.is_running()? && killed < 4 {
+            system.run(&["delete", "pods", "-l", "app.kubernetes.io/component=operator", "--grace-period=0", "--force"])?;
+            system.rolled_out("deployment/weft-operator", READY)?;
+            killed += 1;
+        }
+        let report = load.finish()?;
+        println!("operator killed {killed} times: {} failed of {}, {}", report.failed, report.requests, report.summary());
+        ensure!(killed > 0, "the operator was not killed while the load ran");
+        report.expect_none_failed(20_000)?;
+        ensure!(report.share("v1") == 1.0, "the route stays in force: {}", report.summary());
+        // The new one takes over: what is applied now comes into force.
+        route_in_force(ns, &client, "echo", "- backendRefs: [{name: echo, port: 9080, subset: v2}]\n")
+    })
+}
+
+#[test]
+fn the_api_server_is_away_for_a_minute_and_a_proxy_restarts_meanwhile() -> Result<()> {
+    let embedded = Cluster::get()?.embedded()?;
+    in_mesh("disruption-api-server", |ns| {
+        let client = mesh::echo(ns)?;
+        route_in_force(ns, &client, "echo", TO_V1)?;
+        // `kubectl exec` goes through the API server, so these clients are Jobs, and say what they saw in their logs.
+        let seconds = AWAY.as_secs() + 25;
+        let job = |name: &str, rate: &str| {
+            let duration = format!("{seconds}s");
+            let arguments = ["load", "--url", "http://echo:9080/", "--rate", rate, "--duration", &duration, "--timeline", "--timeout", "5s"];
+            workload::job(name, &arguments)
+        };
+        ns.apply(&(job("steady", "100") + &job("restarted", "20")))?;
+        for name in ["steady", "restarted"] {
+            await_running(ns, name)?;
+        }
+        let began = Instant::now();
+        let uid = pod_uid(ns, "restarted")?;
+        let stopped = embedded.stop_api_server()?;
+        let away = Instant::now();
+        thread::sleep(AWAY / 4);
+        embedded.kill_container(&uid, "weft-proxy")?;
+        let killed = began.elapsed();
+        thread::sleep(AWAY.saturating_sub(away.elapsed()));
+        let until = began.elapsed();
+        stopped.start()?;
+        println!("the API server was away for {:?}", away.elapsed());
+
+        for name in ["steady", "restarted"] {
+            ns.wait(&format!("job/{name}"), "condition=Complete", READY)?;
+        }
+        let report = |name: &str| Report::parse(&ns.run(&["logs", &format!("job/{name}"), "-c", name])?);
+        let steady = report("steady")?;
+        println!("API server away: {} failed of {}, {}", steady.failed, steady.requests, steady.summary());
+        steady.expect_none_failed(seconds * 100 - 200)?;
+        ensure!(steady.share("v1") == 1.0, "the route stays in force: {}", steady.summary());
+
+        let restarted = report("restarted")?;
+        let failed: Vec<u64> = restarted.timeline.iter().filter(|(_, status, ..)| *status != 200).map(|(at, ..)| *at).collect();
+        let (killed, until) = (killed.as_millis() as u64, until.as_millis() as u64);
+        let last = failed.iter().max().copied().context("killing a proxy breaks its own pod's connections; none broke")?;
+        println!(
+            "proxy restarted with the API server away: {} of {} requests failed, the last {} ms after it was killed",
+            failed.len(),
+            restarted.requests,
+            last.saturating_sub(killed)
+        );
+        let back = AWAY.as_millis() as u64 / 3;
+        ensure!(last < killed + back && last < until, "it should serve again within {back} ms, with the API server away: {failed:?}");
+        let after: Vec<_> = restarted.timeline.iter().filter(|(at, ..)| (last + 1..until).contains(at)).collect();
+        ensure!(after.len() > 100, "too few requests after the restart: {}", after.len());
+        ensure!(
+            after.iter().all(|(_, status, version, _)| *status == 200 && version == "v1"),
+            "the route is in force from the proxy's own copy"
+        );
+        // And it follows the API server again.
+        route_in_force(ns, &client, "echo", "- backendRefs: [{name: echo, port: 9080, subset: v2}]\n")
+    })
+}
+
+#[test]
+fn pods_in_the_mesh_wait_for_the_injector_rather_than_start_without_a_proxy() -> Result<()> {
+    in_mesh("disruption-injector", |ns| {
+        let system = system()?;
+        system.run(&["scale", "deployment/weft-injector", "--replicas=0"])?;
+        let result = (|| {
+            eventually("the injector to be gone", READY, || {
+                let pods = system.list("pods", "app.kubernetes.io/component=injector")?;
+                ensure!(pods.is_empty(), "{} are left", pods.len());
+                Ok(())
+            })?;
+            ns.apply(&workload::server("echo", &["v1"]))?;
+            eventually("the ReplicaSet to say why it has no pod", READY, || {
+                let events = ns.run(&["get", "events"])?;
+                ensure!(events.contains("weft-injector"), "{events}");
+                Ok(())
+            })?;
+            ensure!(ns.pods_of("echo")?.is_empty(), "a pod started without a proxy");
+            Ok(())
+        })();
+        // Whatever came of it, the others need it.
+        system.run(&["scale", "deployment/weft-injector", "--replicas=1"])?;
+        system.rolled_out("deployment/weft-injector", READY)?;
+        result?;
+        ns.wait_ready(&["echo-v1"])
+    })
+}
