@@ -61,9 +61,15 @@ mod tests {
 
     #[test]
     fn reads_what_the_gateway_api_reads() {
-        for (text, millis) in
-            [("0s", 0), ("25ms", 25), ("2s", 2_000), ("1m30s", 90_000), ("1h", 3_600_000), ("1s1ms", 1_001), ("10m", 600_000)]
-        {
+        for (text, millis) in [
+            ("0s", 0),
+            ("25ms", 25),
+            ("2s", 2_000),
+            ("1m30s", 90_000),
+            ("1h", 3_600_000),
+            ("1s1ms", 1_001),
+            ("10m", 600_000),
+        ] {
             assert_eq!(Duration(text.into()).parse(), Ok(std::time::Duration::from_millis(millis)), "{text}");
         }
         for text in ["", "2", "s", "1.5s", "-1s", "2S", "100000s", "1s 2s", "1s1s1s1s1s", "1d", "2s\u{fc}"] {

@@ -39,7 +39,11 @@ use crate::status::Status;
     printcolumn(name = "Target", type_ = "string", json_path = ".spec.targetRef.kind"),
     printcolumn(name = "Name", type_ = "string", json_path = ".spec.targetRef.name"),
     printcolumn(name = "Accepted", type_ = "string", json_path = ".status.conditions[?(@.type==\"Accepted\")].status"),
-    printcolumn(name = "Programmed", type_ = "string", json_path = ".status.conditions[?(@.type==\"Programmed\")].status"),
+    printcolumn(
+        name = "Programmed",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Programmed\")].status"
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(
         name = "Message",

@@ -1,1 +1,16 @@
-fn main() {}
+//! The proxy process: reads what it was told by its environment, then [`weft_proxy::app::run`].
+
+use std::process::ExitCode;
+
+use weft_proxy::app;
+use weft_proxy::bootstrap::Bootstrap;
+
+fn main() -> ExitCode {
+    match Bootstrap::from_env().map_err(anyhow::Error::from).and_then(app::run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("weft-proxy: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

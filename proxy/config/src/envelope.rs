@@ -170,9 +170,7 @@ impl Envelope {
             return Err(DecodeError::Version { found: header.format_version });
         }
         let bytes = match header.encoding {
-            Encoding::Json => {
-                self.data.get(BODY_KEY).ok_or(DecodeError::Missing(BODY_KEY))?.as_bytes().to_vec()
-            }
+            Encoding::Json => self.data.get(BODY_KEY).ok_or(DecodeError::Missing(BODY_KEY))?.as_bytes().to_vec(),
             Encoding::Gzip => {
                 let packed = self.binary.get(BODY_GZIP_KEY).ok_or(DecodeError::Missing(BODY_GZIP_KEY))?;
                 gunzip(packed).map_err(DecodeError::Unpack)?
@@ -229,9 +227,7 @@ mod tests {
 
     fn export(services: usize) -> Export {
         Export {
-            services: (0..services)
-                .map(|n| Service { name: format!("service-{n}"), ..Service::default() })
-                .collect(),
+            services: (0..services).map(|n| Service { name: format!("service-{n}"), ..Service::default() }).collect(),
         }
     }
 

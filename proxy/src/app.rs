@@ -1,0 +1,196 @@
+//! The composition root: builds everything, runs it, takes it down again.
+//!
+//! Threads: one for control (configuration, admin, metrics, probes), so that a scrape cannot hold up a request, and one for
+//! each worker.
+//!
+//! Taking down, after SIGTERM: listeners stop accepting, idle connections close, open requests are finished within the
+//! drain time, then the process ends. The proxy is a native sidecar, so its SIGTERM comes after the application is gone.
+
+use std::collections::HashSet;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
+
+use anyhow::Context;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::runtime;
+use tokio::task::LocalSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use weft_runtime::admin::{self, Admin};
+use weft_runtime::readiness::Readiness;
+use weft_runtime::{log, signal};
+
+use crate::bootstrap::{Bootstrap, Source as SourceChoice};
+use crate::listener;
+use crate::table::source::Source;
+use crate::table::store::Keeper;
+use crate::telemetry::metrics::{ConfigMetrics, Metrics};
+use crate::upstream::load::Loads;
+use crate::worker::{Shared, Worker};
+use crate::{inbound, outbound, probe};
+
+/// A proxy that is running. Dropping it does not stop it.
+pub struct Running {
+    /// Where outbound connections are taken.
+    pub outbound: SocketAddr,
+    /// Where inbound connections are taken.
+    pub inbound: SocketAddr,
+    /// Where metrics are.
+    pub metrics: SocketAddr,
+    /// Where readiness and probes are.
+    pub health: SocketAddr,
+    connections: TaskTracker,
+    workers: Vec<thread::JoinHandle<()>>,
+}
+
+/// Runs a proxy until the process is asked to stop.
+pub fn run(bootstrap: Bootstrap) -> anyhow::Result<()> {
+    // Two providers may be linked in through dependencies; this one is meant.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let filter = log::init(&bootstrap.log.0, &bootstrap.log.1)?;
+    let control = runtime::Builder::new_current_thread().enable_all().build()?;
+    control.block_on(async {
+        let drain = signal::drain().context("cannot listen for signals")?;
+        let patience = bootstrap.drain;
+        let running = start(bootstrap, Some(filter), drain.clone()).await?;
+        drain.cancelled().await;
+        if tokio::time::timeout(patience, running.finished()).await.is_err() {
+            tracing::warn!("the drain time is over and connections are open still");
+        }
+        Ok(())
+    })
+}
+
+/// Starts a proxy on the current runtime and on threads of its own, until `drain`.
+pub async fn start(
+    bootstrap: Bootstrap,
+    filter: Option<log::Filter>,
+    drain: CancellationToken,
+) -> anyhow::Result<Running> {
+    let Bootstrap { pod, workers, source, cache, ports, opaque_ports, probes, drain: _, log: _, access_log } =
+        bootstrap;
+    let mut registry = Registry::with_prefix("weft");
+    let metrics = Metrics::new(&mut registry);
+    let config_metrics = ConfigMetrics::new(&mut registry);
+    let readiness = Readiness::default();
+    let source = match source {
+        SourceChoice::Kubernetes => Source::kubernetes()?,
+        SourceChoice::Directory(path) => Source::Directory(path),
+    };
+    let pod_ips = pod.ips.clone();
+    let (store, keeper) = Keeper::new(pod, source, cache, config_metrics, readiness.part("configuration"));
+
+    let (outbound, inbound) = (Listeners::bind(ports.outbound, workers)?, Listeners::bind(ports.inbound, workers)?);
+    let metrics_listener = bind_any(ports.metrics).await?;
+    let health_listener = bind_any(ports.health).await?;
+    let admin_listener =
+        TcpListener::bind((Ipv4Addr::LOCALHOST, ports.admin)).await.context("cannot bind the admin port")?;
+    let own_ports: HashSet<u16> =
+        [outbound.address.port(), inbound.address.port(), admin_listener.local_addr()?.port()].into();
+
+    let admin = Admin { readiness, registry: Arc::new(registry), log: None };
+    let running = Running {
+        outbound: outbound.address,
+        inbound: inbound.address,
+        metrics: metrics_listener.local_addr()?,
+        health: health_listener.local_addr()?,
+        connections: TaskTracker::new(),
+        workers: Vec::new(),
+    };
+    // These answer until the very end: a pod that drains is asked how it does.
+    let forever = CancellationToken::new();
+    tokio::spawn(admin::serve(metrics_listener, admin::router(admin.clone()), forever.clone()));
+    let health = admin::router(admin.clone()).merge(probe::router(probes, &pod_ips));
+    tokio::spawn(admin::serve(health_listener, health, forever.clone()));
+    tokio::spawn(admin::serve(admin_listener, admin::router(Admin { log: filter, ..admin }), forever));
+    tokio::spawn(keeper.run());
+
+    let shared = Arc::new(Shared {
+        store,
+        loads: Loads::default(),
+        metrics,
+        opaque_ports,
+        pod_ips,
+        own_ports,
+        access_log,
+        drain,
+        connections: running.connections.clone(),
+        started: Instant::now(),
+    });
+    let sockets = outbound.sockets.into_iter().zip(inbound.sockets);
+    let workers = sockets
+        .enumerate()
+        .map(|(number, sockets)| {
+            let shared = shared.clone();
+            thread::Builder::new()
+                .name(format!("worker-{number}"))
+                .spawn(move || work(shared, number as u64, sockets))
+                .context("cannot start a worker")
+        })
+        .collect::<anyhow::Result<_>>()?;
+    Ok(Running { workers, ..running })
+}
+
+impl Running {
+    /// Waits until every connection is done and every worker has ended.
+    pub async fn finished(self) {
+        self.connections.close();
+        self.connections.wait().await;
+        let joined = tokio::task::spawn_blocking(|| self.workers.into_iter().for_each(|worker| drop(worker.join())));
+        let _ = joined.await;
+    }
+}
+
+/// One socket for each worker on one port.
+struct Listeners {
+    address: SocketAddr,
+    sockets: Vec<std::net::TcpListener>,
+}
+
+impl Listeners {
+    fn bind(port: u16, count: usize) -> anyhow::Result<Self> {
+        let bind = |port| listener::bind(port).with_context(|| format!("cannot bind port {port}"));
+        let first = bind(port)?;
+        let address = first.local_addr()?;
+        let mut sockets = vec![first];
+        for _ in 1..count {
+            sockets.push(bind(address.port())?);
+        }
+        Ok(Self { address, sockets })
+    }
+}
+
+async fn bind_any(port: u16) -> anyhow::Result<TcpListener> {
+    match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
+        Ok(listener) => Ok(listener),
+        Err(_) => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await.with_context(|| format!("cannot bind port {port}"))
+        }
+    }
+}
+
+fn work(shared: Arc<Shared>, number: u64, (outbound, inbound): (std::net::TcpListener, std::net::TcpListener)) {
+    let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return tracing::error!(%error, "a worker cannot start"),
+    };
+    LocalSet::new().block_on(&runtime, async move {
+        let connections = shared.connections.clone();
+        let drain = shared.drain.clone();
+        let worker = Worker::new(shared, number);
+        match (TcpListener::from_std(outbound), TcpListener::from_std(inbound)) {
+            (Ok(outbound), Ok(inbound)) => {
+                tokio::task::spawn_local(listener::accept(worker.clone(), outbound, outbound::handle));
+                tokio::task::spawn_local(listener::accept(Rc::clone(&worker), inbound, inbound::handle));
+            }
+            (Err(error), _) | (_, Err(error)) => return tracing::error!(%error, "a worker cannot listen"),
+        }
+        drain.cancelled().await;
+        connections.close();
+        connections.wait().await;
+    });
+}

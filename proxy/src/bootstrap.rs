@@ -1,0 +1,216 @@
+//! What the process is told when it starts, read once and completely: a bad value is an error here, never a default later.
+
+use std::collections::{BTreeMap, HashSet};
+use std::env;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use weft_config::bootstrap::{self as contract, Probes};
+
+/// Everything that does not change while the process runs.
+#[derive(Clone, Debug)]
+pub struct Bootstrap {
+    /// The pod that the proxy stands in.
+    pub pod: Pod,
+    /// Worker threads.
+    pub workers: usize,
+    /// Where configuration comes from.
+    pub source: Source,
+    /// Where copies of documents are kept.
+    pub cache: PathBuf,
+    /// Ports that are listened on.
+    pub ports: Ports,
+    /// Destination ports that are never looked into.
+    pub opaque_ports: HashSet<u16>,
+    /// Probes to make in the kubelet's stead.
+    pub probes: Probes,
+    /// How long open requests may take after SIGTERM.
+    pub drain: Duration,
+    /// Log filter and form.
+    pub log: (String, String),
+    /// Whether each request leaves a line.
+    pub access_log: bool,
+}
+
+/// The pod that the proxy stands in.
+#[derive(Clone, Debug, Default)]
+pub struct Pod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its addresses. Empty: not checked (local runs).
+    pub ips: Vec<IpAddr>,
+    /// Its service account.
+    pub service_account: String,
+    /// Its labels when it was created.
+    pub labels: BTreeMap<String, String>,
+    /// Named ports of its containers.
+    pub port_names: BTreeMap<String, u16>,
+}
+
+/// Where configuration comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// ConfigMaps, watched by name.
+    Kubernetes,
+    /// One file for each document, `<name>.json`, holding the body.
+    Directory(PathBuf),
+}
+
+/// Ports that are listened on; 0 takes a free one.
+#[derive(Clone, Copy, Debug)]
+pub struct Ports {
+    /// See [`contract::OUTBOUND_PORT`].
+    pub outbound: u16,
+    /// See [`contract::INBOUND_PORT`].
+    pub inbound: u16,
+    /// See [`contract::ADMIN_PORT`].
+    pub admin: u16,
+    /// See [`contract::METRICS_PORT`].
+    pub metrics: u16,
+    /// See [`contract::HEALTH_PORT`].
+    pub health: u16,
+}
+
+/// A variable that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It is not set.
+    #[error("{0} is not set")]
+    Missing(&'static str),
+    /// It is set to something else than it should be.
+    #[error("{name}={value:?} cannot be used: {reason}")]
+    Value {
+        /// The variable.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+// === impl Bootstrap ===
+
+impl Bootstrap {
+    /// Reads the environment and the files it names.
+    pub fn from_env() -> Result<Self, Error> {
+        let source = match text(contract::ENV_SOURCE) {
+            None => Source::Kubernetes,
+            Some(value) => parse_source(&value)?,
+        };
+        Ok(Self {
+            pod: Pod::from_env()?,
+            workers: parsed(contract::ENV_WORKERS)?.unwrap_or(1usize).clamp(1, 256),
+            source,
+            cache: contract::CACHE_DIR.into(),
+            ports: Ports::default(),
+            opaque_ports: list(contract::ENV_OPAQUE_PORTS)?
+                .map_or_else(|| contract::OPAQUE_PORTS_DEFAULT.iter().copied().collect(), HashSet::from_iter),
+            probes: json(contract::ENV_PROBES)?.unwrap_or_default(),
+            drain: Duration::from_secs(parsed(contract::ENV_DRAIN_SECONDS)?.unwrap_or(25)),
+            log: (
+                text(contract::ENV_LOG).unwrap_or_else(|| "info".into()),
+                text(contract::ENV_LOG_FORMAT).unwrap_or_else(|| "json".into()),
+            ),
+            access_log: match text(contract::ENV_ACCESS_LOG).as_deref() {
+                None | Some("on") => true,
+                Some("off") => false,
+                Some(other) => return Err(wrong(contract::ENV_ACCESS_LOG, other, "it is \"on\" or \"off\"")),
+            },
+        })
+    }
+}
+
+impl Pod {
+    fn from_env() -> Result<Self, Error> {
+        let labels = std::fs::read_to_string(contract::LABELS_FILE).unwrap_or_default();
+        Ok(Self {
+            namespace: text(contract::ENV_NAMESPACE).ok_or(Error::Missing(contract::ENV_NAMESPACE))?,
+            name: text(contract::ENV_POD).unwrap_or_default(),
+            ips: list(contract::ENV_POD_IPS)?.unwrap_or_default(),
+            service_account: text(contract::ENV_SERVICE_ACCOUNT).unwrap_or_else(|| "default".into()),
+            labels: labels.lines().filter_map(parse_label).collect(),
+            port_names: json(contract::ENV_PORT_NAMES)?.unwrap_or_default(),
+        })
+    }
+}
+
+impl Default for Ports {
+    fn default() -> Self {
+        Self {
+            outbound: contract::OUTBOUND_PORT,
+            inbound: contract::INBOUND_PORT,
+            admin: contract::ADMIN_PORT,
+            metrics: contract::METRICS_PORT,
+            health: contract::HEALTH_PORT,
+        }
+    }
+}
+
+/// A line of the downward API: `key="value"`, the value quoted as Go quotes.
+fn parse_label(line: &str) -> Option<(String, String)> {
+    let (key, quoted) = line.split_once('=')?;
+    // Label values have no character that Go would escape, so a JSON string reads the same.
+    Some((key.to_owned(), serde_json::from_str(quoted).ok()?))
+}
+
+fn parse_source(value: &str) -> Result<Source, Error> {
+    match value.split_once(':') {
+        None if value == "kubernetes" => Ok(Source::Kubernetes),
+        Some(("directory", path)) if !path.is_empty() => Ok(Source::Directory(path.into())),
+        _ => Err(wrong(contract::ENV_SOURCE, value, "it is \"kubernetes\" or \"directory:PATH\"")),
+    }
+}
+
+fn text(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+fn wrong(name: &'static str, value: &str, reason: impl ToString) -> Error {
+    Error::Value { name, value: value.to_owned(), reason: reason.to_string() }
+}
+
+fn parsed<T: FromStr<Err: ToString>>(name: &'static str) -> Result<Option<T>, Error> {
+    text(name).map(|value| value.trim().parse().map_err(|error: T::Err| wrong(name, &value, error))).transpose()
+}
+
+fn list<T: FromStr<Err: ToString>>(name: &'static str) -> Result<Option<Vec<T>>, Error> {
+    let Some(value) = text(name) else { return Ok(None) };
+    value
+        .split(',')
+        .map(str::trim)
+        .filter(|item| !item.is_empty())
+        .map(|item| {
+            item.parse().map_err(|error: T::Err| wrong(name, &value, format!("{item:?}: {}", error.to_string())))
+        })
+        .collect::<Result<_, _>>()
+        .map(Some)
+}
+
+fn json<T: serde::de::DeserializeOwned>(name: &'static str) -> Result<Option<T>, Error> {
+    text(name).map(|value| serde_json::from_str(&value).map_err(|error| wrong(name, &value, error))).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_read_as_the_downward_api_writes_them() {
+        assert_eq!(parse_label("app=\"reviews\""), Some(("app".into(), "reviews".into())));
+        assert_eq!(parse_label("weft.dev/inject=\"true\""), Some(("weft.dev/inject".into(), "true".into())));
+        assert_eq!(parse_label("nonsense"), None);
+    }
+
+    #[test]
+    fn sources() {
+        assert_eq!(parse_source("kubernetes").ok(), Some(Source::Kubernetes));
+        assert_eq!(parse_source("directory:/tmp/x").ok(), Some(Source::Directory("/tmp/x".into())));
+        let error = parse_source("file:/tmp/x").expect_err("unknown").to_string();
+        assert!(error.contains("directory:PATH"), "{error}");
+    }
+}

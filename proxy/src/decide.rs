@@ -1,0 +1,155 @@
+//! What happens to a request, from its head and the routes of the port it was sent to. Pure.
+
+use http::{HeaderMap, Method};
+
+use crate::table::route::{Backend, Match, Routes, Rule, ValueTest};
+
+/// What a decision may look at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RequestHead<'a> {
+    pub(crate) method: &'a Method,
+    /// Without the query.
+    pub(crate) path: &'a str,
+    pub(crate) query: Option<&'a str>,
+    pub(crate) headers: &'a HeaderMap,
+}
+
+/// The rule that takes a request, and the match that led to it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Decision<'a> {
+    pub(crate) rule: &'a Rule,
+    pub(crate) by: &'a Match,
+}
+
+/// The first match in order of precedence that takes the request. None: no rule does.
+pub(crate) fn decide<'a>(routes: &'a Routes, head: &RequestHead<'_>) -> Option<Decision<'a>> {
+    let by = routes.matches.iter().find(|candidate| takes(candidate, head))?;
+    Some(Decision { rule: &routes.rules[by.rule], by })
+}
+
+/// The backend whose share a number below the sum of the weights falls into.
+pub(crate) fn pick(backends: &[Backend], mut roll: u32) -> &Backend {
+    for backend in backends {
+        match roll.checked_sub(backend.weight) {
+            None => return backend,
+            Some(rest) => roll = rest,
+        }
+    }
+    // The roll was below the sum; the last one is as good as any if a caller errs.
+    &backends[backends.len() - 1]
+}
+
+fn takes(condition: &Match, head: &RequestHead<'_>) -> bool {
+    condition.path.as_ref().is_none_or(|path| path.takes(head.path))
+        && condition.method.as_ref().is_none_or(|method| method == head.method)
+        && condition.headers.iter().all(|(name, test)| header_holds(head.headers, name, test))
+        && condition.query.iter().all(|(name, test)| query_holds(head.query.unwrap_or_default(), name, test))
+}
+
+/// A condition on a header that may have several values holds if it holds for any of them; each value is looked at by
+/// itself, never joined.
+pub(crate) fn header_holds(headers: &HeaderMap, name: &http::HeaderName, test: &ValueTest) -> bool {
+    let mut values = headers.get_all(name).iter().peekable();
+    match values.peek() {
+        None => matches!(test, ValueTest::Absent),
+        Some(_) => values.any(|value| test.holds(value.as_bytes())),
+    }
+}
+
+/// Of a parameter that is repeated the first counts.
+fn query_holds(query: &str, name: &str, test: &ValueTest) -> bool {
+    let value = query.split('&').find_map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (percent_decode(key) == name.as_bytes()).then(|| percent_decode(value))
+    });
+    match value {
+        None => matches!(test, ValueTest::Absent),
+        Some(value) => test.holds(&value),
+    }
+}
+
+/// Decodes `%XX` and `+`; what is not an encoding stays as it is.
+fn percent_decode(text: &str) -> Vec<u8> {
+    let bytes = text.as_bytes();
+    let hex = |at: usize| bytes.get(at).and_then(|byte| (*byte as char).to_digit(16));
+    let (mut decoded, mut at) = (Vec::with_capacity(bytes.len()), 0);
+    while at < bytes.len() {
+        match (bytes[at], hex(at + 1), hex(at + 2)) {
+            (b'%', Some(high), Some(low)) => {
+                decoded.push((high * 16 + low) as u8);
+                at += 3;
+                continue;
+            }
+            (b'+', ..) => decoded.push(b' '),
+            (byte, ..) => decoded.push(byte),
+        }
+        at += 1;
+    }
+    decoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weft_config as wire;
+
+    fn routes(matches: serde_json::Value) -> Routes {
+        let count = matches.as_array().expect("a list").len();
+        let rules = (0..count)
+            .map(|rule| {
+                serde_json::json!({
+                    "route": {"namespace": "n", "name": "r"}, "name": rule.to_string(),
+                    "action": {"respond": {"status": 200}}
+                })
+            })
+            .collect::<Vec<_>>();
+        let table: wire::RouteTable =
+            serde_json::from_value(serde_json::json!({"matches": matches, "rules": rules})).expect("a table");
+        Routes::compile(table).expect("compiles")
+    }
+
+    fn check(routes: &Routes, method: &str, target: &str, headers: &[(&str, &str)], expected: Option<&str>) {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(
+                http::HeaderName::from_bytes(name.as_bytes()).expect("name"),
+                http::HeaderValue::from_str(value).expect("value"),
+            );
+        }
+        let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+        let method = Method::from_bytes(method.as_bytes()).expect("method");
+        let head = RequestHead { method: &method, path, query, headers: &map };
+        let by = decide(routes, &head).map(|decision| decision.rule.origin.text.rsplit('/').next().expect("a rule"));
+        assert_eq!(by, expected, "{method} {target} {headers:?}");
+    }
+
+    #[test]
+    fn the_first_match_that_takes_a_request_wins() {
+        let routes = routes(serde_json::json!([
+            {"rule": 0, "path": {"exact": "/a"}},
+            {"rule": 1, "path": {"prefix": "/a"}, "method": "POST"},
+            {"rule": 2, "headers": [{"name": "x-user", "test": {"exact": "beta"}}]},
+            {"rule": 3, "query": [{"name": "q", "test": {"regex": "[0-9]+"}}]},
+            {"rule": 4, "headers": [{"name": "x-a", "test": "absent"}, {"name": "x-b", "test": "present"}]}
+        ]));
+        check(&routes, "POST", "/a", &[], Some("0"));
+        check(&routes, "POST", "/a/b", &[], Some("1"));
+        check(&routes, "GET", "/a/b", &[], None);
+        check(&routes, "GET", "/", &[("x-user", "beta")], Some("2"));
+        check(&routes, "GET", "/", &[("x-user", "other"), ("x-user", "beta")], Some("2"));
+        check(&routes, "GET", "/", &[("x-user", "beta, other")], None);
+        check(&routes, "GET", "/?q=12", &[], Some("3"));
+        check(&routes, "GET", "/?p=1&%71=1%32", &[], Some("3"));
+        check(&routes, "GET", "/?q=x&q=1", &[], None);
+        check(&routes, "GET", "/", &[("x-b", "")], Some("4"));
+        check(&routes, "GET", "/", &[("x-b", ""), ("x-a", "1")], None);
+    }
+
+    #[test]
+    fn shares_follow_weights() {
+        let backend = |weight| Backend { weight, target: Err(weight.to_string()) };
+        let backends = [backend(1), backend(0), backend(3)];
+        let picked: Vec<u32> = (0..4).map(|roll| pick(&backends, roll).weight).collect();
+        assert_eq!(picked, [1, 3, 3, 3]);
+    }
+}

@@ -1,0 +1,236 @@
+//! Bodies that can be sent again, and bodies that know when they are complete.
+
+use std::cell::{Cell, RefCell};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::Sleep;
+
+use super::forward::Finish;
+
+/// Why a body ended early.
+pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Bytes of a request that are kept to be sent again. Source: Linkerd.
+const REPLAY_BYTES_MAX: usize = 64 * 1024;
+
+/// A request's body on its way up.
+pub(crate) enum RequestBody {
+    Empty,
+    Replay(Replay),
+}
+
+/// One sending of a body. A later sending makes an earlier one end in an error, so two never race for the source.
+pub(crate) struct Replay {
+    shared: Rc<Shared>,
+    sending: u32,
+    position: usize,
+}
+
+/// A body and what was sent of it, for all its sendings.
+pub(crate) struct Shared {
+    source: RefCell<Incoming>,
+    chunks: RefCell<Vec<Bytes>>,
+    kept: Cell<usize>,
+    /// More came than is kept.
+    lost: Cell<bool>,
+    ended: Cell<bool>,
+    sending: Cell<u32>,
+    size: SizeHint,
+}
+
+/// A response's body on its way down.
+pub(crate) struct ResponseBody {
+    source: Source,
+    /// When the request's time is over.
+    deadline: Option<Pin<Box<Sleep>>>,
+    finish: Box<Finish>,
+}
+
+enum Source {
+    Ended,
+    Full(Bytes),
+    Incoming(Incoming),
+}
+
+/// The response was not complete when the request's time was over.
+#[derive(Debug, thiserror::Error)]
+#[error("the response was not complete when the time for the request was over")]
+struct DeadlineError;
+
+/// The request is being sent again elsewhere.
+#[derive(Debug, thiserror::Error)]
+#[error("the request is being sent again on another connection")]
+struct SupersededError;
+
+// === impl Shared ===
+
+impl Shared {
+    pub(crate) fn new(source: Incoming) -> Rc<Self> {
+        Rc::new(Self {
+            size: source.size_hint(),
+            ended: Cell::new(source.is_end_stream()),
+            source: RefCell::new(source),
+            chunks: RefCell::default(),
+            kept: Cell::new(0),
+            lost: Cell::new(false),
+            sending: Cell::new(0),
+        })
+    }
+
+    /// Whether all of the body was read from downstream.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.ended.get()
+    }
+
+    /// Whether it can be sent from its beginning.
+    pub(crate) fn can_replay(&self) -> bool {
+        !self.lost.get()
+    }
+
+    /// The body from its beginning.
+    pub(crate) fn body(self: &Rc<Self>) -> RequestBody {
+        if self.ended.get() && self.kept.get() == 0 && self.size.exact() == Some(0) {
+            return RequestBody::Empty;
+        }
+        self.sending.set(self.sending.get() + 1);
+        RequestBody::Replay(Replay { shared: self.clone(), sending: self.sending.get(), position: 0 })
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Self::Replay(replay) = self.get_mut() else { return Poll::Ready(None) };
+        let shared = &replay.shared;
+        if replay.sending != shared.sending.get() {
+            return Poll::Ready(Some(Err(SupersededError.into())));
+        }
+        if let Some(chunk) = shared.chunks.borrow().get(replay.position) {
+            replay.position += 1;
+            return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
+        }
+        if shared.ended.get() {
+            return Poll::Ready(None);
+        }
+        let frame = ready!(Pin::new(&mut *shared.source.borrow_mut()).poll_frame(cx));
+        match &frame {
+            None => shared.ended.set(true),
+            Some(Err(_)) => shared.lost.set(true),
+            Some(Ok(frame)) => match frame.data_ref() {
+                Some(data) if !shared.lost.get() && shared.kept.get() + data.len() <= REPLAY_BYTES_MAX => {
+                    shared.kept.set(shared.kept.get() + data.len());
+                    shared.chunks.borrow_mut().push(data.clone());
+                    replay.position += 1;
+                }
+                // Trailers are not kept either: a request with some is sent once.
+                _ => {
+                    shared.lost.set(true);
+                    shared.chunks.borrow_mut().clear();
+                }
+            },
+        }
+        if shared.source.borrow().is_end_stream() {
+            shared.ended.set(true);
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Replay(replay) => replay.shared.ended.get() && replay.position >= replay.shared.chunks.borrow().len(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Replay(replay) if replay.position == 0 => replay.shared.size.clone(),
+            Self::Replay(_) => SizeHint::default(),
+        }
+    }
+}
+
+// === impl ResponseBody ===
+
+impl ResponseBody {
+    /// An answer of the proxy's own.
+    pub(crate) fn full(bytes: Bytes, finish: Box<Finish>) -> Self {
+        let source = if bytes.is_empty() { Source::Ended } else { Source::Full(bytes) };
+        let mut body = Self { source, deadline: None, finish };
+        if matches!(body.source, Source::Ended) {
+            body.finish.complete();
+        }
+        body
+    }
+
+    /// A backend's answer.
+    pub(crate) fn incoming(body: Incoming, deadline: Option<tokio::time::Instant>, finish: Box<Finish>) -> Self {
+        let deadline = deadline.map(|at| Box::pin(tokio::time::sleep_until(at)));
+        let ended = body.is_end_stream();
+        let mut body = Self { source: Source::Incoming(body), deadline, finish };
+        if ended {
+            body.source = Source::Ended;
+            body.finish.complete();
+        }
+        body
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        match &mut this.source {
+            Source::Ended => Poll::Ready(None),
+            Source::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                this.finish.bytes += bytes.len() as u64;
+                this.source = Source::Ended;
+                this.finish.complete();
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Source::Incoming(incoming) => {
+                let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(cx) else {
+                    if this.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
+                        this.finish.timed_out();
+                        return Poll::Ready(Some(Err(DeadlineError.into())));
+                    }
+                    return Poll::Pending;
+                };
+                let ended = frame.is_none() || incoming.is_end_stream();
+                match &frame {
+                    Some(Ok(frame)) => this.finish.bytes += frame.data_ref().map_or(0, |data| data.len() as u64),
+                    Some(Err(_)) => this.finish.broken(),
+                    None => {}
+                }
+                if ended && !matches!(frame, Some(Err(_))) {
+                    this.source = Source::Ended;
+                    this.finish.complete();
+                }
+                Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.source, Source::Ended)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Ended => SizeHint::with_exact(0),
+            Source::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Source::Incoming(incoming) => incoming.size_hint(),
+        }
+    }
+}

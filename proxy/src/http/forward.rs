@@ -1,0 +1,504 @@
+//! Sending a request on: attempts, timeouts, retries, and the note of what came of it.
+//!
+//! What may be sent again, and why:
+//!
+//! | what happened | who may repeat it |
+//! |---|---|
+//! | no connection, or nothing of the request was sent, or the proxy beside the backend says that the backend never saw it | anybody, up to [`SAFE_RETRIES_MAX`] times |
+//! | a connection that had idled was closed under the request | an idempotent request without a rule's word, as RFC 9110 9.2.2 allows |
+//! | a reset, a timed-out attempt, a status that the rule lists | what the rule's `retry` allows, for its methods |
+//!
+//! A body can be sent again only as long as all of it is kept (64 KiB).
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{self, HeaderValue};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use super::body::{ResponseBody, Shared};
+use super::head;
+use super::respond::{Answer, Reason, UNPROCESSED};
+use super::upgrade;
+use crate::table::route::{Edit, Origin, Retry};
+use crate::telemetry::access;
+use crate::telemetry::metrics::Direction;
+use crate::upstream::cluster::ClusterState;
+use crate::upstream::endpoint::{Endpoint, Lease, LeaseError};
+use crate::upstream::load::Permit;
+use crate::worker::Worker;
+
+/// Repetitions of what no backend has seen.
+const SAFE_RETRIES_MAX: u32 = 3;
+
+/// The wait before every endpoint has been tried and one is tried again; doubles each time.
+const SAFE_BACKOFF: Duration = Duration::from_millis(10);
+
+/// What an endpoint that fails is taken to cost: about what its callers lose.
+const FAILURE_COST: Duration = Duration::from_secs(1);
+
+/// How long a connection to the application may take to be made. It is this pod's: a healthy one answers at once.
+const LOCAL_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// nginx's word for a client that did not wait.
+const CLIENT_CLOSED: u16 = 499;
+
+/// How a request is to be sent.
+pub(crate) struct Plan<'a> {
+    pub(crate) upstream: Upstream,
+    pub(crate) host: Option<HeaderValue>,
+    /// Absent: the request's.
+    pub(crate) path: Option<PathAndQuery>,
+    pub(crate) http2: bool,
+    pub(crate) request_edit: Option<&'a Edit>,
+    pub(crate) response_edit: Option<&'a Edit>,
+    pub(crate) request_timeout: Option<Duration>,
+    pub(crate) attempt_timeout: Option<Duration>,
+    pub(crate) retry: Option<&'a Retry>,
+}
+
+/// Where it is to be sent.
+pub(crate) enum Upstream {
+    /// To one of a cluster's endpoints.
+    Cluster(Rc<ClusterState>, Option<String>),
+    /// To the application in this pod.
+    Local(Rc<Endpoint>),
+}
+
+/// What is known of a request, noted once when it is dropped: in the metrics and in the access log.
+pub(crate) struct Finish {
+    worker: Rc<Worker>,
+    pub(crate) note: Note,
+    pub(crate) bytes: u64,
+    lease: Option<Lease>,
+    body: Option<Rc<Shared>>,
+    permit: Option<Permit>,
+}
+
+/// What is noted.
+pub(crate) struct Note {
+    pub(crate) direction: Direction,
+    pub(crate) peer: SocketAddr,
+    pub(crate) destination: SocketAddr,
+    pub(crate) started: Instant,
+    pub(crate) version: Version,
+    pub(crate) method: Method,
+    pub(crate) uri: Uri,
+    pub(crate) host: Option<HeaderValue>,
+    pub(crate) rule: u64,
+    pub(crate) origin: Option<Arc<Origin>>,
+    pub(crate) cluster: Option<Arc<str>>,
+    pub(crate) endpoint: Option<SocketAddr>,
+    pub(crate) attempts: u32,
+    pub(crate) status: u16,
+    pub(crate) reason: Option<Reason>,
+    /// What went wrong after the head of the response was sent.
+    pub(crate) broken: Option<&'static str>,
+    pub(crate) complete: bool,
+    grpc: bool,
+}
+
+/// What came of one attempt, if not a response.
+enum Failure {
+    /// Nobody to send to.
+    NoEndpoints,
+    Overflow,
+    /// Nothing was sent.
+    Connect(String),
+    /// Something may have been sent.
+    Reset {
+        reused: bool,
+        text: String,
+    },
+    /// The answer was not HTTP.
+    Protocol(String),
+    AttemptTimeout,
+    RequestTimeout,
+}
+
+/// How many repetitions are left.
+struct Allowance<'a> {
+    retry: Option<&'a Retry>,
+    safe: u32,
+    ruled: u32,
+}
+
+/// Sends a request on and gives back what the client gets.
+pub(crate) async fn forward(
+    mut request: Request<Incoming>,
+    plan: Plan<'_>,
+    mut finish: Box<Finish>,
+) -> Response<ResponseBody> {
+    let worker = finish.worker.clone();
+    let deadline = plan.request_timeout.map(|timeout| finish.note.started + timeout);
+    let downstream = head::wants_upgrade(request.version(), request.headers())
+        .map(|protocol| (protocol, hyper::upgrade::on(&mut request)));
+    let (mut parts, body) = request.into_parts();
+    if let Some(edit) = plan.request_edit {
+        edit.apply(&mut parts.headers);
+    }
+    if let Err(head::BadHead(text)) = head::for_upstream(&mut parts, plan.host.clone(), plan.path.clone(), plan.http2) {
+        return Answer::new(Reason::BadRequest, text).into_response(finish);
+    }
+    if let Some((protocol, _)) = &downstream {
+        parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        parts.headers.insert(header::UPGRADE, protocol.clone());
+    }
+    let body = Shared::new(body);
+    finish.body = Some(body.clone());
+    let mut allowance =
+        Allowance { retry: plan.retry, safe: SAFE_RETRIES_MAX, ruled: plan.retry.map_or(0, |retry| retry.attempts) };
+    let mut tried: Vec<SocketAddr> = Vec::new();
+    loop {
+        finish.note.attempts += 1;
+        let outcome = attempt(&worker, &plan, &parts, &body, deadline, &mut tried, &mut finish).await;
+        let again = match &outcome {
+            Ok((response, _)) => allowance.after_response(response, &parts.method, &body),
+            Err(failure) => allowance.after_failure(failure, &parts.method, &body),
+        };
+        if let Some(why) = again {
+            let wait = allowance.wait(&worker, &plan.upstream, &tried);
+            if deadline.is_none_or(|deadline| Instant::now() + wait < deadline) {
+                worker.handles.retried(finish.note.cluster.as_deref(), why);
+                if let Ok((response, lease)) = outcome {
+                    discard(response.into_body(), lease, body.clone());
+                }
+                tokio::time::sleep(wait).await;
+                continue;
+            }
+        }
+        return match outcome {
+            Ok((response, lease)) => accept(response, lease, &plan, deadline, downstream, finish),
+            Err(failure) => failure.answer(&plan, finish),
+        };
+    }
+}
+
+async fn attempt(
+    worker: &Rc<Worker>,
+    plan: &Plan<'_>,
+    parts: &Parts,
+    body: &Rc<Shared>,
+    deadline: Option<Instant>,
+    tried: &mut Vec<SocketAddr>,
+    finish: &mut Finish,
+) -> Result<(Response<Incoming>, Lease), Failure> {
+    let started = Instant::now();
+    let endpoint = match &plan.upstream {
+        Upstream::Local(endpoint) => endpoint.clone(),
+        Upstream::Cluster(state, subset) => {
+            // A retry sees the endpoints as they are now.
+            if finish.note.attempts > 1
+                && let Some(cluster) = worker.shared.store.load().cluster_named(&state.cluster().name)
+            {
+                state.refresh(cluster, worker.now());
+            }
+            state
+                .pick(subset.as_deref(), tried, &mut worker.chance.borrow_mut(), worker.now())
+                .map_err(|_| Failure::NoEndpoints)?
+        }
+    };
+    finish.note.endpoint = Some(endpoint.address);
+    tried.push(endpoint.address);
+    let (until, late) = match (plan.attempt_timeout.map(|timeout| started + timeout), deadline) {
+        (Some(attempt), Some(request)) if attempt < request => (Some(attempt), Failure::AttemptTimeout),
+        (_, Some(request)) => (Some(request), Failure::RequestTimeout),
+        (attempt, None) => (attempt, Failure::AttemptTimeout),
+    };
+    let sending = async {
+        let lease = match &plan.upstream {
+            Upstream::Local(endpoint) => match endpoint.idle(plan.http2) {
+                Some(lease) => Ok(lease),
+                None => endpoint.connect(plan.http2, LOCAL_CONNECT_TIMEOUT, None).await,
+            },
+            Upstream::Cluster(state, _) => state.lease(&endpoint, plan.http2).await,
+        };
+        let mut lease = lease.map_err(|error| match error {
+            LeaseError::Overflow => Failure::Overflow,
+            other => Failure::Connect(other.to_string()),
+        })?;
+        let reused = lease.reused;
+        match lease.send(Request::from_parts(parts.clone(), body.body())).await {
+            Ok(response) => Ok((response, lease)),
+            Err((error, Some(_unsent))) => Err(Failure::Connect(error.to_string())),
+            Err((error, None)) if refused_stream(&error) => Err(Failure::Connect("the stream was refused".into())),
+            Err((error, None)) if error.is_parse() => Err(Failure::Protocol(error.to_string())),
+            Err((error, None)) => Err(Failure::Reset { reused, text: error.to_string() }),
+        }
+    };
+    let outcome = match until {
+        None => sending.await,
+        Some(until) => tokio::time::timeout_at(until, sending).await.unwrap_or(Err(late)),
+    };
+    match &outcome {
+        Ok(_) => endpoint.observe(started.elapsed(), worker.now()),
+        Err(Failure::NoEndpoints | Failure::Overflow) => {}
+        Err(_) => endpoint.observe(FAILURE_COST.max(started.elapsed()), worker.now()),
+    }
+    outcome
+}
+
+/// An HTTP/2 peer says that it did nothing for this stream.
+fn refused_stream(error: &hyper::Error) -> bool {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            return error.reason() == Some(h2::Reason::REFUSED_STREAM)
+                || (error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR));
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// Makes the client's response of the backend's.
+fn accept(
+    response: Response<Incoming>,
+    lease: Lease,
+    plan: &Plan<'_>,
+    deadline: Option<Instant>,
+    downstream: Option<(HeaderValue, hyper::upgrade::OnUpgrade)>,
+    mut finish: Box<Finish>,
+) -> Response<ResponseBody> {
+    finish.note.status = response.status().as_u16();
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return match downstream {
+            Some((protocol, downstream)) => upgrade::switch(response, lease, protocol, downstream, finish),
+            None => Answer::new(Reason::UpstreamProtocol, "the backend changed the protocol without being asked")
+                .into_response(finish),
+        };
+    }
+    let (mut parts, body) = response.into_parts();
+    if parts.headers.contains_key(header::TRANSFER_ENCODING) {
+        parts.headers.remove(header::CONTENT_LENGTH);
+    }
+    head::strip_hop_by_hop(&mut parts.headers);
+    strip_own(&mut parts.headers, finish.note.direction);
+    if let Some(edit) = plan.response_edit {
+        edit.apply(&mut parts.headers);
+    }
+    parts.extensions.clear();
+    parts.version = Version::HTTP_11;
+    finish.lease = Some(lease);
+    Response::from_parts(parts, ResponseBody::incoming(body, deadline, finish))
+}
+
+/// An application cannot speak for the proxy beside it.
+fn strip_own(headers: &mut HeaderMap, direction: Direction) {
+    headers.remove(&UNPROCESSED);
+    if direction == Direction::Inbound {
+        headers.remove(&super::respond::REASON);
+        headers.remove(&super::respond::SOURCE);
+    }
+}
+
+/// Reads the rest of a response that nobody wants, so that its connection can be used again; gives up soon.
+fn discard(mut body: Incoming, lease: Lease, request: Rc<Shared>) {
+    const BYTES_MAX: usize = 16 * 1024;
+    const PATIENCE: Duration = Duration::from_millis(250);
+    tokio::task::spawn_local(async move {
+        let mut read = 0;
+        let rest = async {
+            while let Some(Ok(frame)) = http_body_util::BodyExt::frame(&mut body).await {
+                read += frame.data_ref().map_or(0, bytes::Bytes::len);
+                if read > BYTES_MAX {
+                    return false;
+                }
+            }
+            http_body::Body::is_end_stream(&body)
+        };
+        if tokio::time::timeout(PATIENCE, rest).await == Ok(true) && request.is_complete() {
+            lease.give_back();
+        }
+    });
+}
+
+// === impl Allowance ===
+
+impl Allowance<'_> {
+    /// Why a response is not taken, if a repetition is allowed.
+    fn after_response(
+        &mut self,
+        response: &Response<Incoming>,
+        method: &Method,
+        body: &Shared,
+    ) -> Option<&'static str> {
+        if !body.can_replay() {
+            return None;
+        }
+        if response.headers().contains_key(&UNPROCESSED) {
+            return self.safely("unprocessed");
+        }
+        let retry = self.retry?;
+        if retry.codes.contains(&response.status()) { self.by_rule(method, "status") } else { None }
+    }
+
+    /// Why an attempt is repeated, if that is allowed.
+    fn after_failure(&mut self, failure: &Failure, method: &Method, body: &Shared) -> Option<&'static str> {
+        if !body.can_replay() {
+            return None;
+        }
+        match failure {
+            Failure::Connect(_) => self.safely("connect").or_else(|| self.by_rule(method, "connect")),
+            Failure::Reset { reused, .. } => self
+                .by_rule(method, "reset")
+                .or_else(|| if *reused && method.is_idempotent() { self.safely("reset") } else { None }),
+            Failure::AttemptTimeout => self.by_rule(method, "timeout"),
+            Failure::NoEndpoints | Failure::Overflow | Failure::Protocol(_) | Failure::RequestTimeout => None,
+        }
+    }
+
+    fn safely(&mut self, why: &'static str) -> Option<&'static str> {
+        self.safe = self.safe.checked_sub(1)?;
+        Some(why)
+    }
+
+    fn by_rule(&mut self, method: &Method, why: &'static str) -> Option<&'static str> {
+        self.retry.filter(|retry| retry.methods.contains(method))?;
+        self.ruled = self.ruled.checked_sub(1)?;
+        Some(why)
+    }
+
+    /// How long to wait before the repetition that was just allowed.
+    fn wait(&self, worker: &Worker, upstream: &Upstream, tried: &[SocketAddr]) -> Duration {
+        let ruled = self.retry.map_or(0, |retry| retry.attempts - self.ruled);
+        if let (Some(retry), 1..) = (self.retry, ruled) {
+            let base = retry.backoff * 2u32.saturating_pow(ruled - 1);
+            let jitter = retry.backoff.mul_f64(f64::from(worker.chance.borrow_mut().below(1000)) / 2000.0);
+            return base.min(retry.backoff * 10) + jitter;
+        }
+        let endpoints = match upstream {
+            Upstream::Local(_) => 1,
+            Upstream::Cluster(state, _) => state.cluster().endpoints.len(),
+        };
+        // Another endpoint may be tried at once.
+        if tried.len() < endpoints { Duration::ZERO } else { SAFE_BACKOFF * 2u32.pow(SAFE_RETRIES_MAX - self.safe) }
+    }
+}
+
+// === impl Failure ===
+
+impl Failure {
+    fn answer(self, plan: &Plan<'_>, finish: Box<Finish>) -> Response<ResponseBody> {
+        let inbound = finish.note.direction == Direction::Inbound;
+        let whom = match (&finish.note.cluster, &plan.upstream) {
+            (Some(cluster), Upstream::Cluster(_, Some(subset))) => format!("{cluster} subset {subset}"),
+            (Some(cluster), _) => cluster.to_string(),
+            (None, _) => "the application".to_owned(),
+        };
+        let (reason, detail) = match self {
+            Self::NoEndpoints => (Reason::NoEndpoints, format!("{whom} has no ready endpoint")),
+            Self::Overflow => (Reason::Overflow, format!("a limit for {whom} is reached")),
+            Self::Connect(text) => (Reason::ConnectFailed, format!("no connection to {whom}: {text}")),
+            Self::Reset { text, .. } => (Reason::UpstreamReset, format!("{whom} closed the connection: {text}")),
+            Self::Protocol(text) => (Reason::UpstreamProtocol, format!("{whom} did not answer in HTTP: {text}")),
+            Self::AttemptTimeout => (Reason::AttemptTimeout, format!("{whom} did not answer in time")),
+            Self::RequestTimeout => (Reason::RequestTimeout, format!("{whom} did not answer in time")),
+        };
+        let mut answer = Answer::new(reason, detail);
+        if inbound && reason == Reason::ConnectFailed {
+            answer.headers.insert(UNPROCESSED, HeaderValue::from_static("true"));
+        }
+        answer.into_response(finish)
+    }
+}
+
+// === impl Finish ===
+
+impl Finish {
+    pub(crate) fn new(
+        worker: Rc<Worker>,
+        direction: Direction,
+        (peer, destination): (SocketAddr, SocketAddr),
+        parts: &Request<Incoming>,
+        host: Option<HeaderValue>,
+    ) -> Box<Self> {
+        let grpc = parts
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+        let note = Note {
+            direction,
+            peer,
+            destination,
+            started: Instant::now(),
+            version: parts.version(),
+            method: parts.method().clone(),
+            uri: parts.uri().clone(),
+            host,
+            rule: 0,
+            origin: None,
+            cluster: None,
+            endpoint: None,
+            attempts: 0,
+            status: CLIENT_CLOSED,
+            reason: None,
+            broken: None,
+            complete: false,
+            grpc,
+        };
+        Box::new(Self { worker, note, bytes: 0, lease: None, body: None, permit: None })
+    }
+
+    /// Says whose word the request's fate is.
+    pub(crate) fn decided(&mut self, rule: u64, origin: &Arc<Origin>) {
+        self.note.rule = rule;
+        self.note.origin = Some(origin.clone());
+    }
+
+    /// Counts the request against a limit until it is over.
+    pub(crate) fn hold(&mut self, permit: Permit) {
+        self.permit = Some(permit);
+    }
+
+    pub(crate) fn worker(&self) -> &Rc<Worker> {
+        &self.worker
+    }
+
+    pub(crate) fn origin(&self) -> Option<&Arc<Origin>> {
+        self.note.origin.as_ref()
+    }
+
+    pub(crate) fn is_grpc(&self) -> bool {
+        self.note.grpc
+    }
+
+    /// The proxy answers by itself.
+    pub(crate) fn answered(&mut self, reason: Reason, status: StatusCode) {
+        self.note.reason = Some(reason);
+        self.note.status = status.as_u16();
+    }
+
+    /// The response was sent whole: the connection that it came from can be used again, if the request went out whole.
+    pub(crate) fn complete(&mut self) {
+        self.note.complete = true;
+        if let Some(lease) = self.lease.take()
+            && self.body.as_ref().is_none_or(|body| body.is_complete())
+        {
+            lease.give_back();
+        }
+    }
+
+    pub(crate) fn timed_out(&mut self) {
+        self.note.broken = Some("request-timeout");
+    }
+
+    pub(crate) fn broken(&mut self) {
+        self.note.broken = Some("upstream-reset");
+    }
+}
+
+impl Drop for Finish {
+    fn drop(&mut self) {
+        self.worker.handles.finished(&self.note);
+        if self.worker.shared.access_log {
+            access::request(&self.note, self.bytes);
+        }
+    }
+}

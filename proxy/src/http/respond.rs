@@ -1,0 +1,149 @@
+//! Answers of the proxy's own. Each says why it was made (`weft-reason`) and whose word it is (`weft-source`), in headers
+//! and in the access log.
+
+use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use http::{HeaderMap, Response, StatusCode};
+
+use super::body::ResponseBody;
+use super::forward::Finish;
+
+/// Why the proxy answered.
+pub(crate) const REASON: HeaderName = HeaderName::from_static("weft-reason");
+/// The object and rule whose word it is: `MeshRoute/namespace/name/rule`.
+pub(crate) const SOURCE: HeaderName = HeaderName::from_static("weft-source");
+/// On answers from the proxy beside a backend that never saw the request: it may be sent elsewhere, whatever it is.
+pub(crate) const UNPROCESSED: HeaderName = HeaderName::from_static("weft-unprocessed");
+
+/// Why the proxy answered, in one closed list. The words are those of headers, logs and metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Reason {
+    /// The request could mean two things.
+    BadRequest,
+    /// CONNECT is for proxies that are asked to be one.
+    ConnectRefused,
+    /// No rule of the port's routes takes the request.
+    NoRoute,
+    /// The backend of this share does not exist.
+    BackendNotFound,
+    /// The backend, or its subset, has no ready endpoint.
+    NoEndpoints,
+    /// No endpoint could be connected to.
+    ConnectFailed,
+    /// The endpoint closed the connection before it answered.
+    UpstreamReset,
+    /// The endpoint's answer was not HTTP.
+    UpstreamProtocol,
+    /// The time for the whole request was over.
+    RequestTimeout,
+    /// The time for an attempt was over, and there was none left.
+    AttemptTimeout,
+    /// A limit of the MeshCluster was reached.
+    Overflow,
+    /// A MeshPolicy refuses it.
+    PolicyDenied,
+    /// The destination is not of this pod, or is the proxy itself.
+    WrongDestination,
+    /// A rule answers directly.
+    DirectResponse,
+    /// A rule redirects.
+    Redirect,
+}
+
+impl Reason {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::BadRequest => "bad-request",
+            Self::ConnectRefused => "connect-refused",
+            Self::NoRoute => "no-route",
+            Self::BackendNotFound => "backend-not-found",
+            Self::NoEndpoints => "no-endpoints",
+            Self::ConnectFailed => "connect-failed",
+            Self::UpstreamReset => "upstream-reset",
+            Self::UpstreamProtocol => "upstream-protocol",
+            Self::RequestTimeout => "request-timeout",
+            Self::AttemptTimeout => "attempt-timeout",
+            Self::Overflow => "overflow",
+            Self::PolicyDenied => "policy-denied",
+            Self::WrongDestination => "wrong-destination",
+            Self::DirectResponse => "direct-response",
+            Self::Redirect => "redirect",
+        }
+    }
+
+    /// The status of the answer, where no rule gives one.
+    fn status(self) -> StatusCode {
+        match self {
+            Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::ConnectRefused => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::BackendNotFound => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::NoEndpoints | Self::ConnectFailed | Self::Overflow => StatusCode::SERVICE_UNAVAILABLE,
+            Self::UpstreamReset | Self::UpstreamProtocol => StatusCode::BAD_GATEWAY,
+            Self::RequestTimeout | Self::AttemptTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::PolicyDenied => StatusCode::FORBIDDEN,
+            Self::WrongDestination => StatusCode::MISDIRECTED_REQUEST,
+            Self::DirectResponse | Self::Redirect => StatusCode::OK,
+        }
+    }
+}
+
+/// An answer to be made.
+pub(crate) struct Answer {
+    pub(crate) reason: Reason,
+    /// Absent: the reason's.
+    pub(crate) status: Option<StatusCode>,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl Answer {
+    /// An answer that says what the matter is, in a line for people.
+    pub(crate) fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        let mut line: String = detail.into();
+        if !line.is_empty() {
+            line.push('\n');
+        }
+        Self { reason, status: None, headers: HeaderMap::new(), body: line.into() }
+    }
+
+    /// The response; `finish` says whose word it is and notes what came of it.
+    pub(crate) fn into_response(self, mut finish: Box<Finish>) -> Response<ResponseBody> {
+        let Self { reason, status, headers, body } = self;
+        let status = status.unwrap_or(reason.status());
+        finish.answered(reason, status);
+        let mut response = Response::new(());
+        *response.headers_mut() = headers;
+        let out = response.headers_mut();
+        out.insert(REASON, HeaderValue::from_static(reason.as_str()));
+        if let Some(origin) = finish.origin() {
+            out.insert(SOURCE, origin.header.clone());
+        }
+        let own_failure = !matches!(reason, Reason::DirectResponse | Reason::Redirect);
+        if finish.is_grpc() && own_failure {
+            // A gRPC client reads the status from here; a trailers-only response is a head and no body.
+            out.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            out.insert("grpc-status", HeaderValue::from_static(grpc_status(status)));
+            out.insert("grpc-message", HeaderValue::from_static(reason.as_str()));
+            return response.map(|()| ResponseBody::full(Bytes::new(), finish));
+        }
+        *response.status_mut() = status;
+        if !body.is_empty() && !response.headers().contains_key(header::CONTENT_TYPE) {
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        }
+        response.map(|()| ResponseBody::full(body, finish))
+    }
+}
+
+/// The gRPC status for an HTTP one. Source: "HTTP to gRPC Status Code Mapping" of the gRPC project; 500 is the Gateway
+/// API's: a backend that does not exist is UNAVAILABLE.
+fn grpc_status(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        400 => "13",
+        401 => "16",
+        403 => "7",
+        404 => "12",
+        429 | 500 | 502..=504 => "14",
+        _ => "2",
+    }
+}

@@ -1,0 +1,76 @@
+//! The server side of a connection: HTTP/1.1 or HTTP/2, request by request, drained when the process is.
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio_util::sync::CancellationToken;
+
+use super::body::ResponseBody;
+use crate::sniff::Prefixed;
+use crate::upstream::endpoint::LocalExecutor;
+
+/// How long a client may take for a request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Bytes of a request's head.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+
+/// Headers of a request. Source: Envoy's default.
+const HEADERS_MAX: usize = 100;
+
+/// Requests at once on one HTTP/2 connection.
+const STREAMS_MAX: u32 = 1000;
+
+/// HTTP/2 windows, in bytes: what may be buffered for one slow stream, and for one connection.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+/// Serves a connection until it closes, or until it is drained: open requests are finished, new ones are not taken.
+pub(crate) async fn serve<F, R>(stream: Prefixed, http2: bool, drain: &CancellationToken, handle: F)
+where
+    F: Fn(Request<Incoming>) -> R,
+    R: Future<Output = Response<ResponseBody>> + 'static,
+{
+    let service = service_fn(move |request| {
+        let response = handle(request);
+        async move { Ok::<_, Infallible>(response.await) }
+    });
+    let io = TokioIo::new(stream);
+    // Errors of a connection end that connection; what they mean for a request is noted by the request.
+    if http2 {
+        let mut connection = pin!(
+            http2::Builder::new(LocalExecutor)
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(STREAMS_MAX)
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .serve_connection(io, service)
+        );
+        tokio::select! {
+            _ = &mut connection => return,
+            () = drain.cancelled() => connection.as_mut().graceful_shutdown(),
+        }
+        let _ = connection.await;
+    } else {
+        let mut connection = pin!(
+            http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .max_headers(HEADERS_MAX)
+                .max_buf_size(HEAD_BYTES_MAX)
+                .serve_connection(io, service)
+                .with_upgrades()
+        );
+        tokio::select! {
+            _ = &mut connection => return,
+            () = drain.cancelled() => connection.as_mut().graceful_shutdown(),
+        }
+        let _ = connection.await;
+    }
+}

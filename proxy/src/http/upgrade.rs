@@ -1,0 +1,46 @@
+//! What was HTTP and is bytes from now on (WebSocket and its like). Bytes pass only after the backend's own 101, and the
+//! connections never go back to a pool.
+
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+
+use super::body::ResponseBody;
+use super::forward::Finish;
+use super::head;
+use crate::tcp;
+use crate::upstream::endpoint::Lease;
+
+/// Passes a 101 on, and then bytes both ways until one side has had enough.
+pub(crate) fn switch(
+    response: Response<Incoming>,
+    lease: Lease,
+    protocol: HeaderValue,
+    downstream: OnUpgrade,
+    mut finish: Box<Finish>,
+) -> Response<ResponseBody> {
+    let mut headers = response.headers().clone();
+    let upstream = hyper::upgrade::on(response);
+    let answer = finish.worker().clone();
+    tokio::task::spawn_local(async move {
+        // The endpoint counts it as in flight as long as it lasts.
+        let _lease = lease;
+        if let (Ok(downstream), Ok(upstream)) = (downstream.await, upstream.await) {
+            let (mut downstream, mut upstream) = (TokioIo::new(downstream), TokioIo::new(upstream));
+            let drain = answer.shared.drain.clone();
+            let _ = tcp::copy(&mut downstream, &mut upstream, &drain).await;
+        }
+    });
+    let agreed = headers.get(header::UPGRADE).cloned().unwrap_or(protocol);
+    head::strip_hop_by_hop(&mut headers);
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, agreed);
+    let mut switched = Response::new(());
+    *switched.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    *switched.headers_mut() = headers;
+    finish.note.status = StatusCode::SWITCHING_PROTOCOLS.as_u16();
+    switched.map(|()| ResponseBody::full(Bytes::new(), finish))
+}

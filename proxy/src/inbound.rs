@@ -1,0 +1,179 @@
+//! Connections to this pod: held against policy, then passed to the application.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use http::uri::PathAndQuery;
+use http::{Method, Request, Response, Version};
+use hyper::body::Incoming;
+use tokio::net::TcpStream;
+
+use crate::decide::RequestHead;
+use crate::detect::Verdict;
+use crate::http::body::ResponseBody;
+use crate::http::forward::{Finish, Plan, Upstream, forward};
+use crate::http::respond::{Answer, Reason};
+use crate::http::{head, serve};
+use crate::orig_dst::original_destination;
+use crate::path;
+use crate::policy::Verdict as PolicyVerdict;
+use crate::sniff::{PATIENCE, Prefixed, SILENCE, Said};
+use crate::tcp;
+use crate::telemetry::access::{self, ConnectionNote};
+use crate::telemetry::metrics::Direction;
+use crate::upstream::endpoint::open;
+use crate::worker::Worker;
+
+/// How long a connection to the application may take to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Carries one connection.
+pub(crate) async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
+    let Ok(destination) = original_destination(&stream) else { return };
+    let _open = worker.shared.metrics.connection(Direction::Inbound);
+    let shared = &worker.shared;
+    let foreign = !shared.pod_ips.is_empty() && !shared.pod_ips.contains(&destination.ip());
+    if foreign || shared.own_ports.contains(&destination.port()) {
+        tracing::warn!(src.addr = %peer, dst.addr = %destination, reason = Reason::WrongDestination.as_str(), "connection refused");
+        return;
+    }
+    let mut stream = Prefixed::new(stream);
+    let opaque = shared.opaque_ports.contains(&destination.port());
+    let said = if opaque { Ok(Said::Spoke(Verdict::Opaque)) } else { stream.sniff(SILENCE).await };
+    let http2 = match said {
+        Ok(Said::Spoke(Verdict::Http1)) => false,
+        Ok(Said::Spoke(Verdict::Http2)) => true,
+        Ok(Said::Spoke(_)) => return bytes(&worker, stream, peer, destination, None).await,
+        // Perhaps the application speaks first; but it is not asked for somebody whom policy would not let through.
+        Ok(Said::Nothing) => match server_first(&worker, &mut stream, destination).await {
+            First::Client(Verdict::Http1) => false,
+            First::Client(Verdict::Http2) => true,
+            First::Client(_) => return bytes(&worker, stream, peer, destination, None).await,
+            First::Server(upstream) => return bytes(&worker, stream, peer, destination, Some(upstream)).await,
+            First::Nobody => return,
+        },
+        Ok(Said::Closed) | Err(_) => return,
+    };
+    let drain = worker.shared.drain.clone();
+    serve::serve(stream, http2, &drain, move |request| respond(worker.clone(), peer, destination, request)).await;
+}
+
+/// Who spoke first after a silence.
+enum First {
+    Client(Verdict),
+    Server(TcpStream),
+    Nobody,
+}
+
+async fn server_first(worker: &Rc<Worker>, stream: &mut Prefixed, destination: SocketAddr) -> First {
+    let inbound = worker.shared.store.load().inbound.clone();
+    let passes = matches!(inbound.policies.of_bytes(destination.port()), PolicyVerdict::Allowed);
+    let upstream = if passes { open(destination, CONNECT_TIMEOUT).await.ok() } else { None };
+    if let Some(upstream) = upstream {
+        tokio::select! {
+            _ = stream.readable() => {}
+            _ = upstream.readable() => return First::Server(upstream),
+        }
+    }
+    match stream.sniff(PATIENCE).await {
+        Ok(Said::Spoke(verdict)) => First::Client(verdict),
+        _ => First::Nobody,
+    }
+}
+
+/// Carries bytes to the application.
+async fn bytes(
+    worker: &Rc<Worker>,
+    mut stream: Prefixed,
+    peer: SocketAddr,
+    destination: SocketAddr,
+    upstream: Option<TcpStream>,
+) {
+    let mut note = ConnectionNote::new(Direction::Inbound, peer, destination, None);
+    let inbound = worker.shared.store.load().inbound.clone();
+    match inbound.policies.of_bytes(destination.port()) {
+        PolicyVerdict::Allowed => {}
+        PolicyVerdict::Denied(origin) | PolicyVerdict::NotAllowed(origin) => {
+            note.origin = Some(origin.clone());
+            note.reason = Some(Reason::PolicyDenied);
+            return access::connection(worker, note);
+        }
+    }
+    let upstream = match upstream {
+        Some(upstream) => Ok(upstream),
+        None => open(destination, CONNECT_TIMEOUT).await,
+    };
+    match upstream {
+        Ok(mut upstream) => {
+            note.endpoint = Some(destination);
+            note.copied(tcp::copy(&mut stream, &mut upstream, &worker.shared.drain).await);
+        }
+        Err(_) => note.reason = Some(Reason::ConnectFailed),
+    }
+    access::connection(worker, note);
+}
+
+/// Answers one request.
+async fn respond(
+    worker: Rc<Worker>,
+    peer: SocketAddr,
+    destination: SocketAddr,
+    request: Request<Incoming>,
+) -> Response<ResponseBody> {
+    let host = head::authority(&request);
+    let mut finish = Finish::new(worker.clone(), Direction::Inbound, (peer, destination), &request, host.clone());
+    if request.method() == Method::CONNECT {
+        return Answer::new(Reason::ConnectRefused, "CONNECT is not carried").into_response(finish);
+    }
+    if let Err(head::BadHead(text)) = head::check(&request) {
+        return Answer::new(Reason::BadRequest, text).into_response(finish);
+    }
+    let inbound = worker.shared.store.load().inbound.clone();
+    let mut forwarded_path = None;
+    let uri = request.uri().clone();
+    let mut looked_at = std::borrow::Cow::Borrowed(uri.path());
+    if inbound.policies.look_at_paths(destination.port()) && request.uri().path() != "*" {
+        match path::normalize(uri.path()) {
+            Err(ambiguous) => {
+                return Answer::new(
+                    Reason::BadRequest,
+                    format!("policies look at paths, and this one has no one meaning: {ambiguous:?}"),
+                )
+                .into_response(finish);
+            }
+            Ok(canonical) => {
+                if canonical != uri.path() {
+                    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+                    forwarded_path = format!("{canonical}{query}").parse::<PathAndQuery>().ok();
+                }
+                looked_at = canonical;
+            }
+        }
+    }
+    let head =
+        RequestHead { method: request.method(), path: &looked_at, query: uri.query(), headers: request.headers() };
+    match inbound.policies.of_request(destination.port(), &head) {
+        PolicyVerdict::Allowed => {}
+        PolicyVerdict::Denied(origin) => {
+            finish.decided(0, origin);
+            return Answer::new(Reason::PolicyDenied, "a policy denies the request").into_response(finish);
+        }
+        PolicyVerdict::NotAllowed(origin) => {
+            finish.decided(0, origin);
+            return Answer::new(Reason::PolicyDenied, "no policy allows the request").into_response(finish);
+        }
+    }
+    let plan = Plan {
+        upstream: Upstream::Local(worker.local(destination)),
+        host,
+        path: forwarded_path,
+        http2: request.version() == Version::HTTP_2,
+        request_edit: None,
+        response_edit: None,
+        request_timeout: None,
+        attempt_timeout: None,
+        retry: None,
+    };
+    forward(request, plan, finish).await
+}

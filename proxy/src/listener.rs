@@ -1,0 +1,83 @@
+//! The accept loop: as many connections as the limit allows, and no error of one connection ends it.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use crate::worker::Worker;
+
+/// Connections that one worker has open in one direction; more wait in the kernel's queue.
+const CONNECTIONS_MAX: usize = 10_000;
+
+/// Connections that the kernel queues.
+const BACKLOG: i32 = 4096;
+
+/// How long accepting rests when the process has no file descriptor left.
+const REST: Duration = Duration::from_millis(50);
+
+/// Binds a port on all addresses, both families where the kernel has both. Several sockets may share it: the kernel
+/// spreads connections over them.
+pub(crate) fn bind(port: u16) -> io::Result<std::net::TcpListener> {
+    let open = |domain| -> io::Result<Socket> {
+        let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(true)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    };
+    let bind_v6 = || -> io::Result<Socket> {
+        let socket = open(Domain::IPV6)?;
+        socket.set_only_v6(false)?;
+        socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())?;
+        Ok(socket)
+    };
+    let bind_v4 = || -> io::Result<Socket> {
+        let socket = open(Domain::IPV4)?;
+        socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
+        Ok(socket)
+    };
+    let socket = bind_v6().or_else(|_| bind_v4())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Accepts until the process is drained, and gives each connection to `handle` in a task of its own.
+pub(crate) async fn accept<F, R>(worker: Rc<Worker>, listener: TcpListener, handle: F)
+where
+    F: Fn(Rc<Worker>, TcpStream, SocketAddr) -> R + 'static,
+    R: Future<Output = ()> + 'static,
+{
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let drain = worker.shared.drain.clone();
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = drain.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let _ = stream.set_nodelay(true);
+                let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+                let connection = handle(worker.clone(), stream, peer);
+                let connection = worker.shared.connections.track_future(connection);
+                tokio::task::spawn_local(async move {
+                    connection.await;
+                    drop(place);
+                });
+            }
+            // The peer was gone before it was accepted: nothing to rest for.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(REST).await;
+            }
+        }
+    }
+}

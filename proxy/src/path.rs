@@ -1,0 +1,122 @@
+//! The one path that is authorised and forwarded.
+//!
+//! A rule about paths is worth something only if the application sees the path that the rule was held against. So where
+//! rules about paths apply, dot segments are resolved and repeated slashes merged before anybody looks, and what is sent
+//! on is the result. What applications read differently from one another (an encoded slash, a backslash) is refused there.
+//! Source of the rules: RFC 3986 6.2.2.3 and the merge-slashes normalisation of Envoy and Istio.
+
+use std::borrow::Cow;
+
+/// Why a path has no one meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ambiguous {
+    /// `%2F` or `%5C`: a slash to some, a character to others.
+    EncodedSlash,
+    /// A backslash: a slash to some.
+    Backslash,
+    /// `%00`, or a percent sign that encodes nothing.
+    BadEncoding,
+    /// It does not begin with a slash.
+    NotAbsolute,
+}
+
+/// The canonical form of a path. Idempotent, and its result has no `.` or `..` segment and no empty one but the last.
+pub(crate) fn normalize(path: &str) -> Result<Cow<'_, str>, Ambiguous> {
+    let bytes = path.as_bytes();
+    if bytes.first() != Some(&b'/') {
+        return Err(Ambiguous::NotAbsolute);
+    }
+    let (mut encoded_dot, mut plain) = (false, true);
+    for (at, byte) in bytes.iter().enumerate() {
+        match byte {
+            b'\\' => return Err(Ambiguous::Backslash),
+            b'%' => match decode(bytes, at) {
+                Some(b'/' | b'\\') => return Err(Ambiguous::EncodedSlash),
+                None | Some(0) => return Err(Ambiguous::BadEncoding),
+                Some(b'.') => (encoded_dot, plain) = (true, false),
+                Some(_) => {}
+            },
+            b'/' if matches!(bytes.get(at + 1), Some(b'/' | b'.')) => plain = false,
+            _ => {}
+        }
+    }
+    if plain {
+        return Ok(Cow::Borrowed(path));
+    }
+    let decoded = if encoded_dot { path.replace("%2e", ".").replace("%2E", ".") } else { path.to_owned() };
+    let mut segments: Vec<&str> = Vec::new();
+    let mut open = false;
+    for segment in decoded.split('/').skip(1) {
+        open = true;
+        match segment {
+            "" | "." => {}
+            ".." => {
+                segments.pop();
+            }
+            name => {
+                segments.push(name);
+                open = false;
+            }
+        }
+    }
+    let mut result = String::with_capacity(decoded.len());
+    for segment in &segments {
+        result.push('/');
+        result.push_str(segment);
+    }
+    if open || segments.is_empty() {
+        result.push('/');
+    }
+    Ok(Cow::Owned(result))
+}
+
+fn decode(bytes: &[u8], at: usize) -> Option<u8> {
+    let hex = |byte: u8| (byte as char).to_digit(16).map(|digit| digit as u8);
+    Some(hex(*bytes.get(at + 1)?)? * 16 + hex(*bytes.get(at + 2)?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn canonical_forms() {
+        for (path, expected) in [
+            ("/", "/"),
+            ("/a/b", "/a/b"),
+            ("/a/b/", "/a/b/"),
+            ("//a///b", "/a/b"),
+            ("/a/./b", "/a/b"),
+            ("/a/../b", "/b"),
+            ("/../../b", "/b"),
+            ("/a/..", "/"),
+            ("/a/.", "/a/"),
+            ("/a/%2e%2E/b", "/b"),
+            ("/a%2eb", "/a.b"),
+            ("/a..b/.c", "/a..b/.c"),
+            ("/%41", "/%41"),
+            ("/a;x=y/b", "/a;x=y/b"),
+        ] {
+            assert_eq!(normalize(path).as_deref(), Ok(expected), "{path}");
+            assert_eq!(normalize(expected).as_deref(), Ok(expected), "{path}: normalising twice changes nothing");
+        }
+    }
+
+    #[test]
+    fn refusals() {
+        for (path, expected) in [
+            ("/a%2fb", Ambiguous::EncodedSlash),
+            ("/a%5Cb", Ambiguous::EncodedSlash),
+            ("/a\\b", Ambiguous::Backslash),
+            ("/a%00", Ambiguous::BadEncoding),
+            ("/a%", Ambiguous::BadEncoding),
+            ("/a%2", Ambiguous::BadEncoding),
+            ("/%zz", Ambiguous::BadEncoding),
+            ("a", Ambiguous::NotAbsolute),
+            ("", Ambiguous::NotAbsolute),
+            ("*", Ambiguous::NotAbsolute),
+        ] {
+            assert_eq!(normalize(path), Err(expected), "{path}");
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Looking at what a connection says first, without making anybody wait.
+//!
+//! A client that speaks is read until its protocol is known. A client that is silent may be one whose server speaks first
+//! (MySQL, SMTP), so after a moment the server is connected to as well, and whoever speaks first settles it.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use crate::detect::{LINE_BYTES_MAX, Verdict, detect};
+
+/// How long a client may be silent before its server is asked. Short, because a server that speaks first is waited for
+/// by this much; long enough for a client's first bytes to come along with its connection.
+pub(crate) const SILENCE: Duration = Duration::from_millis(50);
+
+/// How long a client may be silent where nobody else could speak.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(3600);
+
+/// How long a client that has begun to speak may leave its protocol open.
+const DETECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A stream, with what was read from it put back in front.
+pub(crate) struct Prefixed {
+    prefix: BytesMut,
+    stream: TcpStream,
+}
+
+/// What a client did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Said {
+    /// It spoke, and this is what.
+    Spoke(Verdict),
+    /// It said nothing so far.
+    Nothing,
+    /// It left without a word.
+    Closed,
+}
+
+impl Prefixed {
+    pub(crate) fn new(stream: TcpStream) -> Self {
+        Self { prefix: BytesMut::new(), stream }
+    }
+
+    /// Reads until the protocol is known, or until the client has been silent for `silence`. What it has begun to say may
+    /// take [`DETECT_TIMEOUT`]; then it is taken for bytes.
+    pub(crate) async fn sniff(&mut self, silence: Duration) -> io::Result<Said> {
+        let begun = Instant::now();
+        loop {
+            let (patience, late) = match self.prefix.is_empty() {
+                true => (silence, Said::Nothing),
+                false => (DETECT_TIMEOUT, Said::Spoke(Verdict::Opaque)),
+            };
+            let Ok(read) = tokio::time::timeout_at(begun + patience, self.more()).await else { return Ok(late) };
+            if read? == 0 {
+                return Ok(if self.prefix.is_empty() { Said::Closed } else { Said::Spoke(Verdict::Opaque) });
+            }
+            match detect(&self.prefix) {
+                Verdict::NeedMore => {}
+                verdict => return Ok(Said::Spoke(verdict)),
+            }
+        }
+    }
+
+    /// Waits until there is something to read, without reading it.
+    pub(crate) async fn readable(&self) -> io::Result<()> {
+        self.stream.readable().await
+    }
+
+    async fn more(&mut self) -> io::Result<usize> {
+        self.prefix.reserve(LINE_BYTES_MAX.min(2048));
+        self.stream.read_buf(&mut self.prefix).await
+    }
+}
+
+impl AsyncRead for Prefixed {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.prefix.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, out);
+        }
+        let count = self.prefix.len().min(out.remaining());
+        out.put_slice(&self.prefix[..count]);
+        self.prefix.advance(count);
+        if self.prefix.is_empty() {
+            // Gives the memory back: most of a connection's life is after its first bytes.
+            self.prefix = BytesMut::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Prefixed {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

@@ -1,0 +1,312 @@
+//! Configuration as requests see it: documents compiled into tables, one immutable snapshot at a time.
+//!
+//! ```text
+//! Table
+//! ├── addresses      ClusterIP -> namespace, for services opened or only known of
+//! ├── namespaces     namespace -> Namespace { ports by (ClusterIP, port), clusters by (service, port) }
+//! └── inbound        Inbound { policies of this pod, consumer routes of its namespace }
+//! ```
+//!
+//! Compilation is pure and happens once for each document; a request only looks up. Whatever cannot be compiled refuses
+//! its whole document, because a condition that is left out is a wider condition.
+
+pub(crate) mod route;
+pub(crate) mod source;
+pub(crate) mod store;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use hashbrown::HashMap;
+use weft_config as wire;
+
+use self::route::Routes;
+use crate::bootstrap::Pod;
+use crate::policy::Policies;
+
+/// How long a connection may take to be made where a Service says nothing. Source: Linkerd's outbound default.
+const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(1);
+
+/// Everything a request may need to know, as of one moment.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Table {
+    /// Namespace of each ClusterIP that is known.
+    pub(crate) addresses: Arc<HashMap<IpAddr, Arc<str>>>,
+    /// Namespaces that are opened.
+    pub(crate) namespaces: HashMap<Arc<str>, Arc<Namespace>>,
+    /// What concerns this pod itself.
+    pub(crate) inbound: Arc<Inbound>,
+}
+
+/// The exported part of a namespace.
+#[derive(Debug, Default)]
+pub(crate) struct Namespace {
+    ports: HashMap<SocketAddr, Arc<Port>>,
+    clusters: HashMap<(Arc<str>, u16), Arc<Cluster>>,
+    addresses: Vec<IpAddr>,
+    /// When it was last needed, in seconds of the process's life.
+    pub(crate) used: AtomicU64,
+}
+
+/// A port of a Service.
+#[derive(Debug)]
+pub(crate) struct Port {
+    pub(crate) protocol: wire::Protocol,
+    pub(crate) routes: Option<Arc<Routes>>,
+    pub(crate) cluster: Arc<Cluster>,
+}
+
+/// Where requests for a Service port may go.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    /// `namespace/service:port`, which no other cluster is called.
+    pub(crate) name: Arc<str>,
+    pub(crate) http2: bool,
+    pub(crate) balancer: wire::Balancer,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) limits: wire::Limits,
+    pub(crate) endpoints: Vec<SocketAddr>,
+    /// Positions in `endpoints` of each subset's members.
+    pub(crate) subsets: HashMap<String, Vec<usize>>,
+}
+
+/// The private part of this pod's namespace.
+#[derive(Debug, Default)]
+pub(crate) struct Inbound {
+    pub(crate) policies: Policies,
+    /// By namespace, service and port.
+    pub(crate) routes: HashMap<(Arc<str>, Arc<str>, u16), Arc<Routes>>,
+    pub(crate) dependencies: Vec<Arc<str>>,
+}
+
+/// Why a document that reads well cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CompileError {
+    /// A regular expression is none.
+    #[error("the regular expression {pattern:?} does not compile: {source}")]
+    Regex {
+        pattern: String,
+        #[source]
+        source: Box<regex::Error>,
+    },
+    /// A header's name or value cannot be one.
+    #[error("{0:?} cannot be a header")]
+    Header(String),
+    /// A method cannot be one.
+    #[error("{0:?} cannot be a method")]
+    Method(String),
+    /// A status cannot be one.
+    #[error("{0} cannot be a status")]
+    Status(u16),
+    /// A match leads to a rule that is not there.
+    #[error("a match leads to rule {0}, which is not there")]
+    Rule(usize),
+    /// A rule has nowhere to send.
+    #[error("rule {0} has no backend with a weight")]
+    Weights(String),
+}
+
+// === impl Table ===
+
+impl Table {
+    /// Replaces the exported part of one namespace, or takes it away.
+    pub(crate) fn with_namespace(&self, name: &Arc<str>, part: Option<Arc<Namespace>>) -> Self {
+        let mut table = self.clone();
+        let mut addresses = HashMap::clone(&table.addresses);
+        if let Some(part) = &part {
+            addresses.retain(|_, namespace| namespace != name);
+            addresses.extend(part.addresses.iter().map(|ip| (*ip, name.clone())));
+        }
+        table.addresses = Arc::new(addresses);
+        match part {
+            Some(part) => table.namespaces.insert(name.clone(), part),
+            None => table.namespaces.remove(name),
+        };
+        table
+    }
+
+    /// Replaces what is known of namespaces that are not opened.
+    pub(crate) fn with_index(&self, index: &wire::Index) -> Self {
+        let mut addresses = HashMap::new();
+        for (namespace, ips) in &index.namespaces {
+            let namespace: Arc<str> = namespace.as_str().into();
+            addresses.extend(ips.iter().map(|ip| (*ip, namespace.clone())));
+        }
+        // A namespace that is opened knows its own addresses better than an index that may be older.
+        for (name, namespace) in &self.namespaces {
+            addresses.extend(namespace.addresses.iter().map(|ip| (*ip, name.clone())));
+        }
+        Self { addresses: Arc::new(addresses), ..self.clone() }
+    }
+
+    /// The Service port at an address, if its namespace is opened.
+    pub(crate) fn port(&self, address: SocketAddr) -> Option<&Arc<Port>> {
+        let namespace = self.namespaces.get(self.addresses.get(&address.ip())?)?;
+        namespace.used.store(store::now_seconds(), Ordering::Relaxed);
+        namespace.ports.get(&address)
+    }
+
+    /// The namespace to open before an address means anything, if there is one.
+    pub(crate) fn unopened(&self, address: IpAddr) -> Option<&Arc<str>> {
+        let namespace = self.addresses.get(&address)?;
+        (!self.namespaces.contains_key(namespace)).then_some(namespace)
+    }
+
+    /// The routes that govern a port for clients in this pod: their own namespace's, else the Service's.
+    pub(crate) fn routes<'a>(&'a self, port: &'a Port) -> Option<&'a Arc<Routes>> {
+        if !self.inbound.routes.is_empty() {
+            let routes = split(&port.cluster.name).and_then(|(namespace, service, port)| {
+                self.inbound.routes.get(&(namespace.into(), service.into(), port))
+            });
+            if routes.is_some() {
+                return routes;
+            }
+        }
+        port.routes.as_ref()
+    }
+
+    /// The cluster of this name, if it is still there.
+    pub(crate) fn cluster_named(&self, name: &str) -> Option<&Arc<Cluster>> {
+        let (namespace, service, port) = split(name)?;
+        self.namespaces.get(namespace)?.clusters.get(&(Arc::from(service), port))
+    }
+
+    /// The cluster that a route names.
+    pub(crate) fn cluster(&self, target: &route::Target) -> Option<&Arc<Cluster>> {
+        let namespace = self.namespaces.get(&target.namespace)?;
+        namespace.used.store(store::now_seconds(), Ordering::Relaxed);
+        namespace.clusters.get(&target.service)
+    }
+}
+
+// === impl Namespace ===
+
+impl Namespace {
+    /// Compiles an exported document.
+    pub(crate) fn compile(namespace: &str, export: wire::Export) -> Result<Self, CompileError> {
+        let wire::Export { services } = export;
+        let mut compiled = Self { used: AtomicU64::new(store::now_seconds()), ..Self::default() };
+        for service in services {
+            let wire::Service { name, addresses, settings, ports } = service;
+            let service: Arc<str> = name.as_str().into();
+            for port in ports {
+                let wire::ServicePort { port: number, protocol, routes, endpoints } = port;
+                let cluster = Arc::new(Cluster::compile(namespace, &name, number, protocol, &settings, endpoints));
+                compiled.clusters.insert((service.clone(), number), cluster.clone());
+                let routes = routes.map(Routes::compile).transpose()?.map(Arc::new);
+                let port = Arc::new(Port { protocol, routes, cluster });
+                compiled.ports.extend(addresses.iter().map(|ip| (SocketAddr::new(*ip, number), port.clone())));
+            }
+            compiled.addresses.extend(addresses);
+        }
+        Ok(compiled)
+    }
+}
+
+// === impl Cluster ===
+
+impl Cluster {
+    fn compile(
+        namespace: &str,
+        service: &str,
+        port: u16,
+        protocol: wire::Protocol,
+        settings: &wire::ClusterSettings,
+        endpoints: Vec<wire::Endpoint>,
+    ) -> Self {
+        let wire::ClusterSettings { balancer, connect_timeout_ms, limits, subsets } = settings;
+        let mut members: HashMap<String, Vec<usize>> = subsets.iter().map(|name| (name.clone(), Vec::new())).collect();
+        for (at, endpoint) in endpoints.iter().enumerate() {
+            for subset in &endpoint.subsets {
+                members.entry_ref(subset.as_str()).or_default().push(at);
+            }
+        }
+        Self {
+            name: format!("{namespace}/{service}:{port}").into(),
+            http2: protocol == wire::Protocol::Http2,
+            balancer: *balancer,
+            connect_timeout: connect_timeout_ms.map_or(CONNECT_TIMEOUT_DEFAULT, Duration::from_millis),
+            limits: *limits,
+            endpoints: endpoints.into_iter().map(|endpoint| endpoint.address).collect(),
+            subsets: members,
+        }
+    }
+}
+
+/// Namespace, service and port of a cluster's name.
+fn split(name: &str) -> Option<(&str, &str, u16)> {
+    let (namespace, rest) = name.split_once('/')?;
+    let (service, port) = rest.rsplit_once(':')?;
+    Some((namespace, service, port.parse().ok()?))
+}
+
+// === impl Inbound ===
+
+impl Inbound {
+    /// Compiles a private document, keeping of the policies those that govern this pod.
+    pub(crate) fn compile(pod: &Pod, inbound: wire::Inbound) -> Result<Self, CompileError> {
+        let wire::Inbound { policies, routes, dependencies } = inbound;
+        let mut by_port = HashMap::new();
+        for wire::ConsumerRoutes { service, port, table } in routes {
+            let key = (service.namespace.as_str().into(), service.name.as_str().into(), port);
+            by_port.insert(key, Arc::new(Routes::compile(table)?));
+        }
+        Ok(Self {
+            policies: Policies::compile(pod, policies)?,
+            routes: by_port,
+            dependencies: dependencies.iter().map(|name| name.as_str().into()).collect(),
+        })
+    }
+}
+
+#[cfg(test)]
+impl Namespace {
+    pub(crate) fn only_cluster(&self) -> Arc<Cluster> {
+        self.clusters.values().next().expect("a cluster").clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn export() -> wire::Export {
+        serde_json::from_value(serde_json::json!({"services": [{
+            "name": "reviews",
+            "addresses": ["198.19.0.7"],
+            "settings": {"subsets": ["v1", "v9"], "connectTimeoutMs": 250},
+            "ports": [{"port": 9080, "endpoints": [
+                {"address": "198.18.128.2:8080", "subsets": ["v1"]},
+                {"address": "198.18.128.3:8080"}
+            ]}]
+        }]}))
+        .expect("a document")
+    }
+
+    #[test]
+    fn an_address_leads_to_its_port() {
+        let name: Arc<str> = "shop".into();
+        let part = Namespace::compile("shop", export()).expect("compiles");
+        let table = Table::default().with_namespace(&name, Some(Arc::new(part)));
+        let port = table.port("198.19.0.7:9080".parse().expect("address")).expect("known");
+        assert_eq!(&*port.cluster.name, "shop/reviews:9080");
+        assert_eq!(port.cluster.connect_timeout, Duration::from_millis(250));
+        assert_eq!(port.cluster.subsets["v1"], [0]);
+        assert!(port.cluster.subsets["v9"].is_empty(), "declared, and nobody is in it");
+        assert!(table.port("198.19.0.7:80".parse().expect("address")).is_none(), "another port");
+        assert!(table.cluster_named("shop/reviews:9080").is_some());
+        assert!(table.cluster_named("shop/reviews:80").is_none());
+    }
+
+    #[test]
+    fn an_index_names_what_is_to_be_opened() {
+        let index = wire::Index { namespaces: [("bank".to_owned(), vec!["198.19.0.9".parse().expect("ip")])].into() };
+        let table = Table::default().with_index(&index);
+        assert_eq!(table.unopened("198.19.0.9".parse().expect("ip")).map(|name| &**name), Some("bank"));
+        let name: Arc<str> = "bank".into();
+        let table = table.with_namespace(&name, Some(Arc::default()));
+        assert_eq!(table.unopened("198.19.0.9".parse().expect("ip")), None, "bank says the address is not its own");
+    }
+}

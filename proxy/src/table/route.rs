@@ -1,0 +1,435 @@
+//! Routes compiled: matchers with their expressions compiled, edits with their headers parsed, weights summed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{HeaderName, HeaderValue};
+use http::{HeaderMap, Method, StatusCode};
+use regex::{Regex, RegexBuilder};
+use weft_config as wire;
+
+use super::CompileError;
+
+/// What a compiled expression may take, in bytes. An expression that needs more is refused.
+const REGEX_BYTES_MAX: usize = 1024 * 1024;
+
+/// The routes of one port.
+#[derive(Debug)]
+pub(crate) struct Routes {
+    pub(crate) matches: Vec<Match>,
+    pub(crate) rules: Vec<Rule>,
+}
+
+/// Conditions on a request; all must hold.
+#[derive(Debug)]
+pub(crate) struct Match {
+    pub(crate) rule: usize,
+    pub(crate) path: Option<PathMatch>,
+    pub(crate) method: Option<Method>,
+    pub(crate) headers: Vec<(HeaderName, ValueTest)>,
+    pub(crate) query: Vec<(String, ValueTest)>,
+}
+
+/// A condition on the path.
+#[derive(Debug)]
+pub(crate) enum PathMatch {
+    Exact(String),
+    /// Without a slash at its end, so `/` is the empty string.
+    Prefix(String),
+    Regex(Regex),
+}
+
+/// A condition on a value.
+#[derive(Debug)]
+pub(crate) enum ValueTest {
+    Exact(String),
+    Regex(Regex),
+    Present,
+    Absent,
+}
+
+/// What happens to a request.
+#[derive(Debug)]
+pub(crate) struct Rule {
+    /// No other rule has or had it, so that what is remembered about a rule is never taken for another's.
+    pub(crate) id: u64,
+    /// `MeshRoute/namespace/name/rule`.
+    pub(crate) origin: Arc<Origin>,
+    pub(crate) request_edit: Edit,
+    pub(crate) response_edit: Edit,
+    pub(crate) action: Action,
+    pub(crate) request_timeout: Option<Duration>,
+    pub(crate) attempt_timeout: Option<Duration>,
+    pub(crate) retry: Option<Retry>,
+}
+
+/// The object and rule whose word something is.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    pub(crate) text: String,
+    pub(crate) header: HeaderValue,
+}
+
+/// What is done with a request.
+#[derive(Debug)]
+pub(crate) enum Action {
+    Forward {
+        backends: Vec<Backend>,
+        /// Sum of the weights, above 0.
+        total: u32,
+        rewrite: Rewrite,
+    },
+    Redirect(Redirect),
+    Respond {
+        status: StatusCode,
+        body: Bytes,
+    },
+}
+
+/// A share of a rule's requests.
+#[derive(Debug)]
+pub(crate) struct Backend {
+    pub(crate) weight: u32,
+    pub(crate) target: Result<Target, String>,
+}
+
+/// A port of a Service, and perhaps a subset of its pods.
+#[derive(Debug)]
+pub(crate) struct Target {
+    pub(crate) namespace: Arc<str>,
+    pub(crate) service: (Arc<str>, u16),
+    pub(crate) subset: Option<String>,
+}
+
+/// Changes to headers.
+#[derive(Debug, Default)]
+pub(crate) struct Edit {
+    remove: Vec<HeaderName>,
+    set: Vec<(HeaderName, HeaderValue)>,
+    add: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// Changes to authority and path.
+#[derive(Debug, Default)]
+pub(crate) struct Rewrite {
+    pub(crate) hostname: Option<HeaderValue>,
+    pub(crate) path: Option<wire::PathRewrite>,
+}
+
+/// A redirection.
+#[derive(Debug)]
+pub(crate) struct Redirect {
+    pub(crate) scheme: Option<String>,
+    pub(crate) hostname: Option<String>,
+    pub(crate) port: Option<u16>,
+    pub(crate) path: Option<wire::PathRewrite>,
+    pub(crate) status: StatusCode,
+}
+
+/// When a request is tried again.
+#[derive(Debug)]
+pub(crate) struct Retry {
+    pub(crate) attempts: u32,
+    pub(crate) codes: Vec<StatusCode>,
+    pub(crate) methods: Vec<Method>,
+    pub(crate) backoff: Duration,
+}
+
+// === impl Routes ===
+
+impl Routes {
+    pub(crate) fn compile(table: wire::RouteTable) -> Result<Self, CompileError> {
+        let wire::RouteTable { matches, rules } = table;
+        if let Some(stray) = matches.iter().find(|candidate| candidate.rule >= rules.len()) {
+            return Err(CompileError::Rule(stray.rule));
+        }
+        Ok(Self {
+            matches: matches.into_iter().map(Match::compile).collect::<Result<_, _>>()?,
+            rules: rules.into_iter().map(Rule::compile).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl Match {
+    fn compile(condition: wire::Match) -> Result<Self, CompileError> {
+        let wire::Match { rule, path, method, headers, query } = condition;
+        Ok(Self {
+            rule,
+            path: path.map(PathMatch::compile).transpose()?,
+            method: method.map(|name| parse_method(&name)).transpose()?,
+            headers: compile_headers(headers)?,
+            query: query
+                .into_iter()
+                .map(|wire::ValueMatch { name, test }| Ok((name, ValueTest::compile(test)?)))
+                .collect::<Result<_, CompileError>>()?,
+        })
+    }
+}
+
+impl PathMatch {
+    pub(crate) fn compile(path: wire::PathMatch) -> Result<Self, CompileError> {
+        Ok(match path {
+            wire::PathMatch::Exact(path) => Self::Exact(path),
+            wire::PathMatch::Prefix(prefix) => Self::Prefix(prefix.trim_end_matches('/').to_owned()),
+            wire::PathMatch::Regex(pattern) => Self::Regex(compile_regex(&pattern)?),
+        })
+    }
+
+    /// Whether it takes a path (without query).
+    pub(crate) fn takes(&self, path: &str) -> bool {
+        match self {
+            Self::Exact(exact) => path == exact,
+            Self::Prefix(prefix) => {
+                path.strip_prefix(prefix.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            }
+            Self::Regex(regex) => regex.is_match(path),
+        }
+    }
+}
+
+impl ValueTest {
+    pub(crate) fn compile(test: wire::ValueTest) -> Result<Self, CompileError> {
+        Ok(match test {
+            wire::ValueTest::Exact(value) => Self::Exact(value),
+            wire::ValueTest::Regex(pattern) => Self::Regex(compile_regex(&pattern)?),
+            wire::ValueTest::Present => Self::Present,
+            wire::ValueTest::Absent => Self::Absent,
+        })
+    }
+
+    /// Whether it holds for one value, where there is one.
+    pub(crate) fn holds(&self, value: &[u8]) -> bool {
+        match self {
+            Self::Exact(expected) => expected.as_bytes() == value,
+            Self::Regex(regex) => std::str::from_utf8(value).is_ok_and(|value| regex.is_match(value)),
+            Self::Present => true,
+            Self::Absent => false,
+        }
+    }
+}
+
+impl Rule {
+    fn compile(rule: wire::Rule) -> Result<Self, CompileError> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        let wire::Rule {
+            route,
+            name,
+            request_headers,
+            response_headers,
+            action,
+            request_timeout_ms,
+            attempt_timeout_ms,
+            retry,
+        } = rule;
+        let origin = Origin::new("MeshRoute", &route.namespace, &route.name, &name);
+        Ok(Self {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            request_edit: Edit::compile(request_headers)?,
+            response_edit: Edit::compile(response_headers)?,
+            action: Action::compile(action, &origin)?,
+            request_timeout: request_timeout_ms.map(Duration::from_millis),
+            attempt_timeout: attempt_timeout_ms.map(Duration::from_millis),
+            retry: retry.map(Retry::compile).transpose()?,
+            origin: Arc::new(origin),
+        })
+    }
+}
+
+impl Origin {
+    pub(crate) fn new(kind: &str, namespace: &str, name: &str, rule: &str) -> Self {
+        let text = format!("{kind}/{namespace}/{name}/{rule}");
+        // Names of Kubernetes objects are DNS labels, which are fit for a header.
+        let header = HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("unknown"));
+        Self { text, header }
+    }
+}
+
+impl Action {
+    fn compile(action: wire::Action, origin: &Origin) -> Result<Self, CompileError> {
+        Ok(match action {
+            wire::Action::Forward { backends, rewrite } => {
+                let total = backends.iter().map(|backend| backend.weight).fold(0, u32::saturating_add);
+                if total == 0 {
+                    return Err(CompileError::Weights(origin.text.clone()));
+                }
+                Self::Forward {
+                    backends: backends.into_iter().map(Backend::compile).collect(),
+                    total,
+                    rewrite: Rewrite::compile(rewrite)?,
+                }
+            }
+            wire::Action::Redirect(wire::Redirect { scheme, hostname, port, path, status }) => {
+                Self::Redirect(Redirect { scheme, hostname, port, path, status: parse_status(status)? })
+            }
+            wire::Action::Respond(wire::Respond { status, body }) => {
+                Self::Respond { status: parse_status(status)?, body: body.into() }
+            }
+        })
+    }
+}
+
+impl Backend {
+    fn compile(backend: wire::Backend) -> Self {
+        let wire::Backend { weight, target } = backend;
+        let target = match target {
+            wire::BackendTarget::Cluster(wire::ClusterRef { namespace, service, port, subset }) => {
+                Ok(Target { namespace: namespace.into(), service: (service.into(), port), subset })
+            }
+            wire::BackendTarget::Invalid(reason) => Err(reason),
+        };
+        Self { weight, target }
+    }
+}
+
+impl Rewrite {
+    fn compile(rewrite: wire::Rewrite) -> Result<Self, CompileError> {
+        let wire::Rewrite { hostname, path } = rewrite;
+        Ok(Self { hostname: hostname.map(|name| parse_value(&name)).transpose()?, path })
+    }
+}
+
+impl Retry {
+    fn compile(retry: wire::Retry) -> Result<Self, CompileError> {
+        let wire::Retry { attempts, codes, methods, backoff_ms } = retry;
+        Ok(Self {
+            attempts,
+            codes: codes.into_iter().map(parse_status).collect::<Result<_, _>>()?,
+            methods: methods.iter().map(|name| parse_method(name)).collect::<Result<_, _>>()?,
+            backoff: Duration::from_millis(backoff_ms),
+        })
+    }
+}
+
+// === impl Edit ===
+
+impl Edit {
+    fn compile(edit: wire::HeaderEdit) -> Result<Self, CompileError> {
+        let wire::HeaderEdit { remove, set, add } = edit;
+        let pairs = |headers: Vec<wire::HeaderValue>| {
+            headers
+                .into_iter()
+                .map(|wire::HeaderValue { name, value }| Ok((parse_name(&name)?, parse_value(&value)?)))
+                .collect::<Result<Vec<_>, CompileError>>()
+        };
+        Ok(Self {
+            remove: remove.iter().map(|name| parse_name(name)).collect::<Result<_, _>>()?,
+            set: pairs(set)?,
+            add: pairs(add)?,
+        })
+    }
+
+    /// Makes the changes: removes, then sets, then adds.
+    pub(crate) fn apply(&self, headers: &mut HeaderMap) {
+        for name in &self.remove {
+            headers.remove(name);
+        }
+        for (name, value) in &self.set {
+            headers.insert(name.clone(), value.clone());
+        }
+        for (name, value) in &self.add {
+            headers.append(name.clone(), value.clone());
+        }
+    }
+}
+
+/// Compiles conditions on headers; of several on one name the first counts.
+pub(crate) fn compile_headers(headers: Vec<wire::ValueMatch>) -> Result<Vec<(HeaderName, ValueTest)>, CompileError> {
+    let mut compiled: Vec<(HeaderName, ValueTest)> = Vec::with_capacity(headers.len());
+    for wire::ValueMatch { name, test } in headers {
+        let name = parse_name(&name)?;
+        if compiled.iter().all(|(earlier, _)| *earlier != name) {
+            compiled.push((name, ValueTest::compile(test)?));
+        }
+    }
+    Ok(compiled)
+}
+
+fn compile_regex(pattern: &str) -> Result<Regex, CompileError> {
+    RegexBuilder::new(&format!("^(?:{pattern})$"))
+        .size_limit(REGEX_BYTES_MAX)
+        .dfa_size_limit(REGEX_BYTES_MAX)
+        .build()
+        .map_err(|source| CompileError::Regex { pattern: pattern.to_owned(), source: Box::new(source) })
+}
+
+fn parse_name(name: &str) -> Result<HeaderName, CompileError> {
+    HeaderName::from_bytes(name.as_bytes()).map_err(|_| CompileError::Header(name.to_owned()))
+}
+
+fn parse_value(value: &str) -> Result<HeaderValue, CompileError> {
+    HeaderValue::from_str(value).map_err(|_| CompileError::Header(value.to_owned()))
+}
+
+pub(crate) fn parse_method(name: &str) -> Result<Method, CompileError> {
+    Method::from_bytes(name.as_bytes()).map_err(|_| CompileError::Method(name.to_owned()))
+}
+
+fn parse_status(status: u16) -> Result<StatusCode, CompileError> {
+    StatusCode::from_u16(status).map_err(|_| CompileError::Status(status))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check_path(condition: wire::PathMatch, path: &str, expected: bool) {
+        let compiled = PathMatch::compile(condition.clone()).expect("compiles");
+        assert_eq!(compiled.takes(path), expected, "{condition:?} and {path}");
+    }
+
+    #[test]
+    fn paths_match_as_in_the_gateway_api() {
+        let prefix = |value: &str| wire::PathMatch::Prefix(value.into());
+        let exact = |value: &str| wire::PathMatch::Exact(value.into());
+        for value in ["/abc", "/abc/"] {
+            for (path, expected) in
+                [("/abc", true), ("/abc/", true), ("/abc/def", true), ("/abcd", false), ("/ab", false)]
+            {
+                check_path(prefix(value), path, expected);
+            }
+        }
+        for path in ["/", "/a", "/a/b"] {
+            check_path(prefix("/"), path, true);
+        }
+        check_path(exact("/abc"), "/abc", true);
+        check_path(exact("/abc"), "/abc/", false);
+        check_path(exact("/abc"), "/ABC", false);
+        check_path(wire::PathMatch::Regex("/v[0-9]+|/x".into()), "/v12", true);
+        check_path(wire::PathMatch::Regex("/v[0-9]+|/x".into()), "/v12/a", false);
+        check_path(wire::PathMatch::Regex("/v[0-9]+|/x".into()), "/x", true);
+    }
+
+    #[test]
+    fn a_bad_expression_refuses_the_table() {
+        let table = wire::RouteTable {
+            matches: vec![wire::Match { path: Some(wire::PathMatch::Regex("(".into())), ..wire::Match::default() }],
+            rules: vec![],
+        };
+        assert!(matches!(Routes::compile(table), Err(CompileError::Rule(0))));
+        assert!(matches!(compile_regex("("), Err(CompileError::Regex { .. })));
+        assert!(matches!(compile_regex(r"(\w{1000}){1000}"), Err(CompileError::Regex { .. })), "too large");
+    }
+
+    #[test]
+    fn edits_remove_then_set_then_add() {
+        let value = |name: &str, value: &str| wire::HeaderValue { name: name.into(), value: value.into() };
+        let edit = Edit::compile(wire::HeaderEdit {
+            remove: vec!["x-old".into(), "x-both".into()],
+            set: vec![value("x-set", "new")],
+            add: vec![value("x-both", "again"), value("x-add", "2")],
+        })
+        .expect("compiles");
+        let mut headers = HeaderMap::new();
+        for (name, value) in [("x-old", "1"), ("x-both", "1"), ("x-set", "a"), ("x-set", "b"), ("x-add", "1")] {
+            headers.append(name, HeaderValue::from_static(value));
+        }
+        edit.apply(&mut headers);
+        let of = |name: &str| headers.get_all(name).iter().map(|v| v.to_str().expect("text")).collect::<Vec<_>>();
+        assert_eq!(of("x-old"), Vec::<&str>::new());
+        assert_eq!(of("x-both"), ["again"]);
+        assert_eq!(of("x-set"), ["new"]);
+        assert_eq!(of("x-add"), ["1", "2"]);
+    }
+}

@@ -1,0 +1,172 @@
+//! Where documents come from. One enum, so that everything behind it is the same for a pod and for a test.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, Config};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use weft_config::bootstrap as contract;
+use weft_config::{Envelope, Written};
+
+/// How often files are looked at.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Names a document.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Document {
+    /// Which namespace an address belongs to.
+    Index,
+    /// What a namespace offers.
+    Export(Arc<str>),
+    /// What concerns the pods of a namespace.
+    Inbound(Arc<str>),
+}
+
+/// What a source says.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A document, new or changed.
+    Document(Document, Envelope),
+    /// There is none, or none any more.
+    Absent(Document),
+    /// The source does not answer; it is asked again.
+    Lost(Document, String),
+}
+
+/// Where documents come from.
+#[derive(Clone)]
+pub(crate) enum Source {
+    /// ConfigMaps, each watched by its name.
+    Kubernetes(Client),
+    /// Files with bodies, one for each document.
+    Directory(PathBuf),
+}
+
+/// Why the API server cannot be asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("no API server: KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set")]
+    NoServer,
+    #[error("the address of the API server cannot be used: {0}")]
+    Address(#[source] http::uri::InvalidUri),
+    #[error("the API server's CA cannot be read from {}: {source}", path.display())]
+    Ca { path: PathBuf, source: rustls::pki_types::pem::Error },
+    #[error("no client for the API server: {0}")]
+    Client(#[source] Box<kube::Error>),
+}
+
+// === impl Source ===
+
+impl Source {
+    /// The API server of the cluster that the pod runs in, with the token that the injector mounted.
+    pub(crate) fn kubernetes() -> Result<Self, Error> {
+        let variable = |name| std::env::var(name).map_err(|_| Error::NoServer);
+        let (host, port) = (variable("KUBERNETES_SERVICE_HOST")?, variable("KUBERNETES_SERVICE_PORT")?);
+        let host = if host.contains(':') { format!("[{host}]") } else { host };
+        let mut config = Config::new(format!("https://{host}:{port}").parse().map_err(Error::Address)?);
+        let directory = Path::new(contract::TOKEN_DIR);
+        let path = directory.join("ca.crt");
+        let roots: Vec<Vec<u8>> = CertificateDer::pem_file_iter(&path)
+            .and_then(|certificates| certificates.map(|der| der.map(|der| der.to_vec())).collect())
+            .map_err(|source| Error::Ca { path, source })?;
+        config.root_cert = Some(roots);
+        config.auth_info.token_file = Some(directory.join("token").display().to_string());
+        Client::try_from(config).map(Self::Kubernetes).map_err(|source| Error::Client(Box::new(source)))
+    }
+
+    /// Tells of a document until the task is aborted.
+    pub(crate) fn watch(&self, document: Document, events: mpsc::Sender<Event>) -> JoinHandle<()> {
+        match self.clone() {
+            Self::Kubernetes(client) => tokio::spawn(watch_config_map(client, document, events)),
+            Self::Directory(directory) => tokio::spawn(watch_file(directory, document, events)),
+        }
+    }
+}
+
+async fn watch_config_map(client: Client, document: Document, events: mpsc::Sender<Event>) {
+    let namespace = match document {
+        Document::Inbound(_) => contract::INBOUND_NAMESPACE,
+        Document::Index | Document::Export(_) => contract::EXPORT_NAMESPACE,
+    };
+    let api: Api<ConfigMap> = Api::namespaced(client, namespace);
+    let by_name = watcher::Config::default().fields(&format!("metadata.name={document}"));
+    let mut stream = pin!(watcher(api, by_name).default_backoff());
+    let mut found = false;
+    while let Some(event) = stream.next().await {
+        let event = match event {
+            Ok(watcher::Event::Init) => {
+                found = false;
+                continue;
+            }
+            Ok(watcher::Event::InitApply(object)) => {
+                found = true;
+                Event::Document(document.clone(), envelope(object))
+            }
+            Ok(watcher::Event::InitDone) if found => continue,
+            Ok(watcher::Event::InitDone | watcher::Event::Delete(_)) => Event::Absent(document.clone()),
+            Ok(watcher::Event::Apply(object)) => Event::Document(document.clone(), envelope(object)),
+            Err(error) => Event::Lost(document.clone(), error.to_string()),
+        };
+        if events.send(event).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn envelope(object: ConfigMap) -> Envelope {
+    Envelope {
+        data: object.data.unwrap_or_default(),
+        binary: object.binary_data.unwrap_or_default().into_iter().map(|(key, bytes)| (key, bytes.0)).collect(),
+    }
+}
+
+/// A file holds a body alone; what a header would say follows from when it changes.
+async fn watch_file(directory: PathBuf, document: Document, events: mpsc::Sender<Event>) {
+    let path = directory.join(format!("{document}.json"));
+    let mut generation = 0;
+    let mut last: Option<Option<Vec<u8>>> = None;
+    loop {
+        let bytes = std::fs::read(&path).ok();
+        if last.as_ref() != Some(&bytes) {
+            let event = match bytes.as_deref().map(serde_json::from_slice::<serde_json::Value>) {
+                None => Event::Absent(document.clone()),
+                Some(Err(error)) => Event::Lost(document.clone(), format!("{}: {error}", path.display())),
+                Some(Ok(body)) => {
+                    generation += 1;
+                    let namespace = match &document {
+                        Document::Index => String::new(),
+                        Document::Export(namespace) | Document::Inbound(namespace) => namespace.to_string(),
+                    };
+                    let written =
+                        Written { namespace, generation, config_generation: generation, ..Written::default() };
+                    Event::Document(document.clone(), Envelope::write(written, &body))
+                }
+            };
+            last = Some(bytes);
+            if events.send(event).await.is_err() {
+                return;
+            }
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+impl fmt::Display for Document {
+    /// The name of its ConfigMap.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Index => f.write_str(contract::INDEX_NAME),
+            Self::Export(namespace) => f.write_str(&contract::export_name(namespace)),
+            Self::Inbound(namespace) => f.write_str(&contract::inbound_name(namespace)),
+        }
+    }
+}

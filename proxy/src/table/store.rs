@@ -1,0 +1,413 @@
+//! The snapshot that requests see, and the one task that changes it.
+//!
+//! Documents come from `source` and, when the process starts, from copies on disk. One that cannot be used changes
+//! nothing: the last good one stays, and metrics and `/readyz` say so. A document that disappears changes nothing either:
+//! an operator that wants a namespace empty says so in a document.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use weft_config::{DecodeError, Envelope, Export, Header, Index};
+use weft_runtime::readiness::Part;
+
+use super::source::{Document, Event, Source};
+use super::{CompileError, Inbound, Namespace, Table};
+use crate::bootstrap::Pod;
+use crate::telemetry::metrics::ConfigMetrics;
+
+/// Namespaces that are open at once; beyond, the one not used for longest is closed. An API server allows a client 100
+/// streams on a connection.
+const NAMESPACES_MAX: usize = 64;
+
+/// A namespace that nobody needed for this long is closed.
+const IDLE: Duration = Duration::from_secs(600);
+
+/// How often idle namespaces are looked for.
+const SWEEP: Duration = Duration::from_secs(30);
+
+/// How long a connection waits for its namespace to be opened before it goes where it meant to go without routes.
+const OPEN_WAIT: Duration = Duration::from_secs(2);
+
+/// How long a document waits for others that it requires.
+const REQUIRES_WAIT: Duration = Duration::from_secs(5);
+
+/// Requests to open that may be queued.
+const COMMANDS_MAX: usize = 1024;
+
+/// The current snapshot. Shared by all workers.
+#[derive(Debug)]
+pub(crate) struct Store {
+    table: ArcSwap<Table>,
+    changed: watch::Sender<()>,
+    open: mpsc::Sender<Arc<str>>,
+}
+
+/// The task's state.
+pub(crate) struct Keeper {
+    pod: Pod,
+    source: Source,
+    cache: PathBuf,
+    store: Arc<Store>,
+    requests: mpsc::Receiver<Arc<str>>,
+    events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
+    held: BTreeMap<Document, Held>,
+    staged: Vec<Staged>,
+    metrics: ConfigMetrics,
+    part: Part,
+}
+
+/// What is known of one document.
+#[derive(Default)]
+struct Held {
+    watch: Option<JoinHandle<()>>,
+    /// Of the document in use.
+    header: Option<Header>,
+    /// What is wrong with the newest one, if it is not the one in use.
+    trouble: Option<String>,
+}
+
+/// A document that waits for others.
+struct Staged {
+    document: Document,
+    header: Header,
+    part: Compiled,
+    envelope: Envelope,
+    until: Instant,
+}
+
+enum Compiled {
+    Namespace(Arc<Namespace>),
+    Inbound(Arc<Inbound>),
+    Index(Index),
+}
+
+/// Why a document is not used.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    #[error("it is about namespace {found:?}")]
+    Namespace { found: String },
+}
+
+// === impl Store ===
+
+impl Store {
+    /// The snapshot as of now.
+    pub(crate) fn load(&self) -> Arc<Table> {
+        self.table.load_full()
+    }
+
+    /// Waits until a namespace is open, for a while.
+    pub(crate) async fn open(&self, namespace: &Arc<str>) {
+        let mut changed = self.changed.subscribe();
+        if self.open.try_send(namespace.clone()).is_err() {
+            return;
+        }
+        let opened = async {
+            while !self.table.load().namespaces.contains_key(namespace) {
+                if changed.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        if tokio::time::timeout(OPEN_WAIT, opened).await.is_err() {
+            tracing::warn!(%namespace, "configuration of the namespace did not come in time");
+        }
+    }
+}
+
+// === impl Keeper ===
+
+impl Keeper {
+    pub(crate) fn new(
+        pod: Pod,
+        source: Source,
+        cache: PathBuf,
+        metrics: ConfigMetrics,
+        part: Part,
+    ) -> (Arc<Store>, Self) {
+        let (open, requests) = mpsc::channel(COMMANDS_MAX);
+        let store = Arc::new(Store { table: ArcSwap::default(), changed: watch::Sender::new(()), open });
+        let keeper = Self {
+            pod,
+            source,
+            cache,
+            store: store.clone(),
+            requests,
+            events: mpsc::channel(64),
+            held: BTreeMap::new(),
+            staged: Vec::new(),
+            metrics,
+            part,
+        };
+        (store, keeper)
+    }
+
+    /// Keeps the snapshot current, for ever.
+    pub(crate) async fn run(mut self) {
+        let own = self.pod.namespace.clone();
+        for document in [Document::Index, Document::Export(own.as_str().into()), Document::Inbound(own.as_str().into())]
+        {
+            self.open(document);
+        }
+        self.report();
+        let mut sweep = tokio::time::interval(SWEEP);
+        loop {
+            let patience = self.staged.iter().map(|staged| staged.until).min();
+            tokio::select! {
+                Some(event) = self.events.1.recv() => self.on_event(event),
+                Some(namespace) = self.requests.recv() => self.open(Document::Export(namespace)),
+                _ = sweep.tick() => self.close_idle(),
+                () = sleep_until(patience) => self.activate_staged(),
+            }
+            self.report();
+        }
+    }
+
+    /// Starts watching a document, with its copy on disk as a beginning.
+    fn open(&mut self, document: Document) {
+        if self.held.contains_key(&document) {
+            return;
+        }
+        self.make_room();
+        self.held.insert(document.clone(), Held::default());
+        if let Some(envelope) = read_copy(&self.cache, &document) {
+            self.on_document(&document, envelope);
+        }
+        let watch = self.source.watch(document.clone(), self.events.0.clone());
+        if let Some(held) = self.held.get_mut(&document) {
+            held.watch = Some(watch);
+        }
+    }
+
+    fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Document(document, envelope) => self.on_document(&document, envelope),
+            Event::Absent(document) => {
+                let Some(held) = self.held.get_mut(&document) else { return };
+                held.trouble = Some("it does not exist".into());
+                let empty = held.header.is_none();
+                // A namespace that is not in the mesh has none: remember that it is empty, so that nobody waits for it.
+                if let (Document::Export(namespace), true) = (&document, empty)
+                    && *namespace.as_ref() != *self.pod.namespace
+                {
+                    self.swap(|table| table.with_namespace(namespace, Some(Arc::default())));
+                }
+            }
+            Event::Lost(document, error) => {
+                self.metrics.source_errors.inc();
+                tracing::warn!(%document, %error, "the source of configuration does not answer");
+                if let Some(held) = self.held.get_mut(&document) {
+                    held.trouble = Some(format!("the source does not answer: {error}"));
+                }
+            }
+        }
+    }
+
+    fn on_document(&mut self, document: &Document, envelope: Envelope) {
+        let Some(held) = self.held.get_mut(document) else { return };
+        match read(&self.pod, document, &envelope) {
+            Err(refusal) => {
+                tracing::error!(%document, error = %refusal, "configuration refused, the last good one stays");
+                held.trouble = Some(format!("refused: {refusal}"));
+                self.metrics.refusals.inc();
+            }
+            Ok((header, part)) => {
+                held.trouble = None;
+                match &held.header {
+                    Some(current) if *current == header => return,
+                    Some(current) if current.generation > header.generation => {
+                        held.trouble = Some(format!("generation {} is older than the one in use", header.generation));
+                        return;
+                    }
+                    _ => {}
+                }
+                self.staged.retain(|staged| staged.document != *document);
+                for namespace in header.requires.keys() {
+                    self.open(Document::Export(namespace.as_str().into()));
+                }
+                let until = Instant::now() + REQUIRES_WAIT;
+                self.staged.push(Staged { document: document.clone(), header, part, envelope, until });
+                self.activate_staged();
+            }
+        }
+    }
+
+    /// Uses every staged document whose requirements are there or have been waited for long enough. "There" means staged,
+    /// not used, so that two documents that require each other do not wait for ever.
+    fn activate_staged(&mut self) {
+        let now = Instant::now();
+        let generations: BTreeMap<String, u64> = (self.held.iter())
+            .filter_map(|(document, held)| Some((document, held.header.as_ref()?)))
+            .chain(self.staged.iter().map(|staged| (&staged.document, &staged.header)))
+            .filter_map(|(document, header)| match document {
+                Document::Export(namespace) => Some((namespace.to_string(), header.generation)),
+                _ => None,
+            })
+            .collect();
+        let (due, waiting) = std::mem::take(&mut self.staged).into_iter().partition::<Vec<_>, _>(|staged| {
+            now >= staged.until
+                || (staged.header.requires.iter())
+                    .all(|(namespace, wanted)| generations.get(namespace).is_some_and(|have| have >= wanted))
+        });
+        self.staged = waiting;
+        for staged in due {
+            self.activate(staged);
+        }
+    }
+
+    fn activate(&mut self, staged: Staged) {
+        let Staged { document, header, part, envelope, .. } = staged;
+        match part {
+            Compiled::Namespace(part) => {
+                let Document::Export(namespace) = &document else { return };
+                self.swap(|table| table.with_namespace(namespace, Some(part)));
+            }
+            Compiled::Inbound(inbound) => {
+                let dependencies = inbound.dependencies.clone();
+                self.swap(|table| Table { inbound, ..table.clone() });
+                for namespace in dependencies {
+                    self.open(Document::Export(namespace));
+                }
+            }
+            Compiled::Index(index) => self.swap(|table| table.with_index(&index)),
+        }
+        self.metrics.generation(&document.to_string(), header.generation);
+        tracing::info!(%document, generation = header.generation, "configuration in use");
+        if let Err(error) = write_copy(&self.cache, &document, &envelope) {
+            tracing::debug!(%document, %error, "no copy of the configuration was kept");
+        }
+        if let Some(held) = self.held.get_mut(&document) {
+            held.header = Some(header);
+        }
+    }
+
+    fn swap(&self, change: impl FnOnce(&Table) -> Table) {
+        self.store.table.store(Arc::new(change(&self.store.table.load())));
+        self.store.changed.send_replace(());
+    }
+
+    /// Closes what nobody needed for long.
+    fn close_idle(&mut self) {
+        let idle_since = now_seconds().saturating_sub(IDLE.as_secs());
+        let table = self.store.load();
+        for (name, namespace) in &table.namespaces {
+            if namespace.used.load(Ordering::Relaxed) < idle_since && self.may_close(&table, name) {
+                self.close(name);
+            }
+        }
+    }
+
+    fn make_room(&mut self) {
+        let table = self.store.load();
+        if table.namespaces.len() < NAMESPACES_MAX {
+            return;
+        }
+        let oldest = (table.namespaces.iter())
+            .filter(|(name, _)| self.may_close(&table, name))
+            .min_by_key(|(_, namespace)| namespace.used.load(Ordering::Relaxed));
+        if let Some((name, _)) = oldest {
+            self.close(name);
+        }
+    }
+
+    fn may_close(&self, table: &Table, name: &Arc<str>) -> bool {
+        **name != *self.pod.namespace && !table.inbound.dependencies.contains(name)
+    }
+
+    fn close(&mut self, name: &Arc<str>) {
+        if let Some(held) = self.held.remove(&Document::Export(name.clone()))
+            && let Some(watch) = held.watch
+        {
+            watch.abort();
+        }
+        self.swap(|table| table.with_namespace(name, None));
+    }
+
+    /// Says in `/readyz` and metrics how each document stands.
+    fn report(&self) {
+        let mut detail = Vec::new();
+        let mut ready = true;
+        let mut troubled = 0;
+        for (document, held) in &self.held {
+            let own = match document {
+                Document::Index => false,
+                Document::Export(namespace) | Document::Inbound(namespace) => **namespace == *self.pod.namespace,
+            };
+            ready &= !own || held.header.is_some();
+            let generation =
+                held.header.as_ref().map_or("none".into(), |header| format!("generation {}", header.generation));
+            match &held.trouble {
+                Some(trouble) if own || held.header.is_some() => {
+                    troubled += 1;
+                    detail.push(format!("{document} in use: {generation}; newest: {trouble}"));
+                }
+                _ => detail.push(format!("{document} in use: {generation}")),
+            }
+        }
+        self.metrics.troubled.set(troubled);
+        self.part.report(ready, &detail.join(", "));
+    }
+}
+
+/// Seconds since the process first asked.
+pub(crate) fn now_seconds() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    // Never 0, so that what was never used is older than everything.
+    START.get_or_init(Instant::now).elapsed().as_secs() + 1
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn read(pod: &Pod, document: &Document, envelope: &Envelope) -> Result<(Header, Compiled), Refusal> {
+    let belongs = |header: &Header, namespace: &str| match header.namespace == namespace {
+        true => Ok(()),
+        false => Err(Refusal::Namespace { found: header.namespace.clone() }),
+    };
+    match document {
+        Document::Export(namespace) => {
+            let (header, export) = envelope.read::<Export>()?;
+            belongs(&header, namespace)?;
+            Ok((header, Compiled::Namespace(Arc::new(Namespace::compile(namespace, export)?))))
+        }
+        Document::Inbound(namespace) => {
+            let (header, inbound) = envelope.read::<weft_config::Inbound>()?;
+            belongs(&header, namespace)?;
+            Ok((header, Compiled::Inbound(Arc::new(Inbound::compile(pod, inbound)?))))
+        }
+        Document::Index => {
+            let (header, index) = envelope.read::<Index>()?;
+            Ok((header, Compiled::Index(index)))
+        }
+    }
+}
+
+fn copy_path(cache: &Path, document: &Document) -> PathBuf {
+    cache.join(format!("{document}.json"))
+}
+
+fn read_copy(cache: &Path, document: &Document) -> Option<Envelope> {
+    serde_json::from_slice(&std::fs::read(copy_path(cache, document)).ok()?).ok()
+}
+
+/// Written aside and renamed, so that a copy is whole or not there.
+fn write_copy(cache: &Path, document: &Document, envelope: &Envelope) -> std::io::Result<()> {
+    let path = copy_path(cache, document);
+    let aside = path.with_extension("new");
+    std::fs::write(&aside, serde_json::to_vec(envelope)?)?;
+    std::fs::rename(aside, path)
+}

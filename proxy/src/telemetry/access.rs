@@ -1,0 +1,106 @@
+//! The access log: one event for each request, and one for each connection of bytes, target `access`. It says whose word
+//! the outcome is: `source` is the object and rule, `reason` why the proxy answered by itself.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::metrics::Direction;
+use crate::http::forward::Note;
+use crate::http::respond::Reason;
+use crate::table::route::Origin;
+use crate::worker::Worker;
+
+/// What is known of a connection of bytes when it is over.
+pub(crate) struct ConnectionNote {
+    pub(crate) direction: Direction,
+    pub(crate) peer: SocketAddr,
+    pub(crate) destination: SocketAddr,
+    pub(crate) cluster: Option<Arc<str>>,
+    pub(crate) endpoint: Option<SocketAddr>,
+    pub(crate) origin: Option<Arc<Origin>>,
+    pub(crate) reason: Option<Reason>,
+    pub(crate) sent: u64,
+    pub(crate) received: u64,
+    started: Instant,
+}
+
+impl ConnectionNote {
+    pub(crate) fn new(
+        direction: Direction,
+        peer: SocketAddr,
+        destination: SocketAddr,
+        cluster: Option<Arc<str>>,
+    ) -> Self {
+        Self {
+            direction,
+            peer,
+            destination,
+            cluster,
+            endpoint: None,
+            origin: None,
+            reason: None,
+            sent: 0,
+            received: 0,
+            started: Instant::now(),
+        }
+    }
+
+    /// Takes in what was copied, as seen from downstream: sent upstream, received from there.
+    pub(crate) fn copied(&mut self, outcome: io::Result<(u64, u64)>) {
+        match outcome {
+            Ok((sent, received)) => (self.sent, self.received) = (sent, received),
+            Err(_) => self.reason = Some(Reason::UpstreamReset),
+        }
+    }
+}
+
+/// A request is over.
+pub(crate) fn request(note: &Note, bytes: u64) {
+    let host = note.host.as_ref().and_then(|host| host.to_str().ok());
+    tracing::info!(
+        target: "access",
+        direction = note.direction.as_str(),
+        src.addr = %note.peer,
+        dst.addr = %note.destination,
+        version = ?note.version,
+        method = %note.method,
+        host,
+        path = note.uri.path(),
+        status = note.status,
+        source = note.origin.as_ref().map(|origin| origin.text.as_str()),
+        reason = note.reason.map(Reason::as_str),
+        broken = note.broken,
+        complete = note.complete,
+        dst.service = note.cluster.as_deref(),
+        dst.endpoint = note.endpoint.map(tracing::field::display),
+        attempts = note.attempts,
+        bytes_sent = bytes,
+        duration_us = u64::try_from(note.started.elapsed().as_micros()).unwrap_or(u64::MAX),
+        "request"
+    );
+}
+
+/// A connection of bytes is over.
+pub(crate) fn connection(worker: &Rc<Worker>, note: ConnectionNote) {
+    worker.handles.connection_finished(&note);
+    if !worker.shared.access_log {
+        return;
+    }
+    tracing::info!(
+        target: "access",
+        direction = note.direction.as_str(),
+        src.addr = %note.peer,
+        dst.addr = %note.destination,
+        source = note.origin.as_ref().map(|origin| origin.text.as_str()),
+        reason = note.reason.map(Reason::as_str),
+        dst.service = note.cluster.as_deref(),
+        dst.endpoint = note.endpoint.map(tracing::field::display),
+        bytes_sent = note.sent,
+        bytes_recv = note.received,
+        duration_us = u64::try_from(note.started.elapsed().as_micros()).unwrap_or(u64::MAX),
+        "connection"
+    );
+}

@@ -1,0 +1,271 @@
+//! Metrics: their names, their labels, and the handles that a request touches.
+//!
+//! Labels come from configuration alone, never from what a client sends, so that nobody can make series. A worker caches
+//! handles by rule, service and status: a request looks up integers and pointers and formats nothing.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use hashbrown::HashMap;
+use prometheus_client::encoding::{EncodeLabelSet, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use super::access::ConnectionNote;
+use crate::http::forward::Note;
+
+/// Upper bounds of the request duration's buckets, in seconds.
+const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+
+/// Handles that a worker remembers; beyond, it forgets all and looks them up again.
+const HANDLES_MAX: usize = 4096;
+
+/// Which way traffic goes, as seen from the pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Direction {
+    /// To the pod.
+    Inbound,
+    /// From the pod.
+    Outbound,
+}
+
+/// Every metric of the data path. Cloning shares them.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics {
+    requests: Family<RequestLabels, Counter>,
+    durations: Family<ServiceLabels, Histogram, fn() -> Histogram>,
+    retries: Family<RetryLabels, Counter>,
+    open: Family<DirectionLabels, Gauge>,
+    accepted: Family<DirectionLabels, Counter>,
+    connections: Family<ConnectionLabels, Counter>,
+    bytes: Family<BytesLabels, Counter>,
+}
+
+/// Metrics of configuration.
+#[derive(Clone, Debug)]
+pub(crate) struct ConfigMetrics {
+    generations: Family<DocumentLabels, Gauge<u64, AtomicU64>>,
+    pub(crate) refusals: Counter,
+    pub(crate) troubled: Gauge,
+    pub(crate) source_errors: Counter,
+}
+
+/// One worker's handles.
+pub(crate) struct RequestHandles {
+    metrics: Metrics,
+    by_request: RefCell<HashMap<RequestKey, RequestHandle>>,
+}
+
+struct RequestHandle {
+    counter: Counter,
+    histogram: Histogram,
+    /// Held, so that the address in the key stays this name's.
+    _service: Option<Arc<str>>,
+}
+
+/// Counts an open connection until it is dropped.
+pub(crate) struct Open(Gauge);
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct RequestKey {
+    direction: Direction,
+    rule: u64,
+    /// Where the name lies.
+    service: usize,
+    status: u16,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    direction: Direction,
+    service: String,
+    source: String,
+    reason: &'static str,
+    status: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ServiceLabels {
+    direction: Direction,
+    service: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RetryLabels {
+    service: String,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DirectionLabels {
+    direction: Direction,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ConnectionLabels {
+    direction: Direction,
+    service: String,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BytesLabels {
+    direction: Direction,
+    service: String,
+    way: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DocumentLabels {
+    document: String,
+}
+
+// === impl Direction ===
+
+impl Direction {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        }
+    }
+}
+
+impl prometheus_client::encoding::EncodeLabelValue for Direction {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.as_str().encode(encoder)
+    }
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    pub(crate) fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            requests: Family::default(),
+            durations: Family::new_with_constructor(|| Histogram::new(BUCKETS)),
+            retries: Family::default(),
+            open: Family::default(),
+            accepted: Family::default(),
+            connections: Family::default(),
+            bytes: Family::default(),
+        };
+        let Self { requests, durations, retries, open, accepted, connections, bytes } = metrics.clone();
+        registry.register("requests", "Requests that are over, by the rule that decided on them", requests);
+        registry.register("request_duration_seconds", "From a request's head to the end of its response", durations);
+        registry.register("retries", "Attempts that were repeated, by why", retries);
+        registry.register("connections_open", "Connections from downstream that are open", open);
+        registry.register("connections_accepted", "Connections from downstream", accepted);
+        registry.register("tcp_connections", "Connections of bytes that are over", connections);
+        registry.register("tcp_bytes", "Bytes of connections of bytes that are over", bytes);
+        metrics
+    }
+
+    /// Counts a connection until the result is dropped.
+    pub(crate) fn connection(&self, direction: Direction) -> Open {
+        let labels = DirectionLabels { direction };
+        self.accepted.get_or_create(&labels).inc();
+        let open = self.open.get_or_create(&labels).clone();
+        open.inc();
+        Open(open)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+// === impl ConfigMetrics ===
+
+impl ConfigMetrics {
+    pub(crate) fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            generations: Family::default(),
+            refusals: Counter::default(),
+            troubled: Gauge::default(),
+            source_errors: Counter::default(),
+        };
+        let Self { generations, refusals, troubled, source_errors } = metrics.clone();
+        registry.register("config_generation", "Generation of each document in use", generations);
+        registry.register("config_refusals", "Documents that were refused", refusals);
+        registry.register("config_troubled", "Documents whose newest version is not the one in use", troubled);
+        registry.register(
+            "config_source_errors",
+            "Times that the source of configuration did not answer",
+            source_errors,
+        );
+        metrics
+    }
+
+    pub(crate) fn generation(&self, document: &str, generation: u64) {
+        self.generations.get_or_create(&DocumentLabels { document: document.to_owned() }).set(generation);
+    }
+}
+
+// === impl RequestHandles ===
+
+impl RequestHandles {
+    pub(crate) fn new(metrics: Metrics) -> Self {
+        Self { metrics, by_request: RefCell::default() }
+    }
+
+    /// A request is over.
+    pub(crate) fn finished(&self, note: &Note) {
+        let key = RequestKey {
+            direction: note.direction,
+            rule: note.rule,
+            service: note.cluster.as_ref().map_or(0, |name| name.as_ptr() as usize),
+            status: note.status,
+            reason: note.reason.map_or("", |reason| reason.as_str()),
+        };
+        let mut handles = self.by_request.borrow_mut();
+        if handles.len() >= HANDLES_MAX {
+            handles.clear();
+        }
+        let handle = handles.entry(key).or_insert_with_key(|key| {
+            let service = note.cluster.as_deref().unwrap_or_default().to_owned();
+            let source = note.origin.as_ref().map(|origin| origin.text.clone()).unwrap_or_default();
+            let labels = RequestLabels {
+                direction: key.direction,
+                service: service.clone(),
+                source,
+                reason: key.reason,
+                status: key.status,
+            };
+            let service = ServiceLabels { direction: key.direction, service };
+            RequestHandle {
+                counter: self.metrics.requests.get_or_create(&labels).clone(),
+                histogram: self.metrics.durations.get_or_create(&service).clone(),
+                _service: note.cluster.clone(),
+            }
+        });
+        handle.counter.inc();
+        handle.histogram.observe(note.started.elapsed().as_secs_f64());
+    }
+
+    /// An attempt is repeated.
+    pub(crate) fn retried(&self, service: Option<&str>, reason: &'static str) {
+        let labels = RetryLabels { service: service.unwrap_or_default().to_owned(), reason };
+        self.metrics.retries.get_or_create(&labels).inc();
+    }
+
+    /// A connection of bytes is over.
+    pub(crate) fn connection_finished(&self, note: &ConnectionNote) {
+        let service = note.cluster.as_deref().unwrap_or_default().to_owned();
+        let direction = note.direction;
+        let reason = note.reason.map_or("", |reason| reason.as_str());
+        let labels = ConnectionLabels { direction, service: service.clone(), reason };
+        self.metrics.connections.get_or_create(&labels).inc();
+        for (way, count) in [("sent", note.sent), ("received", note.received)] {
+            let labels = BytesLabels { direction, service: service.clone(), way };
+            self.metrics.bytes.get_or_create(&labels).inc_by(count);
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! One endpoint as one worker sees it: what it costs, and its connections.
+//!
+//! An HTTP/1.1 connection carries one request at a time: it is leased, and comes back when request and response are both
+//! complete; in any doubt it is closed. An HTTP/2 connection is shared.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+
+use super::load::{Load, Permit};
+use crate::balance::PeakEwma;
+use crate::http::body::RequestBody;
+
+/// How long an HTTP/1.1 connection may idle. Shorter than the idle timeouts of common servers, so that it is this side
+/// that closes. Source: Linkerd closes after 3 s.
+const IDLE: Duration = Duration::from_secs(4);
+
+/// Idle connections that one worker keeps for one endpoint.
+const IDLE_MAX: usize = 256;
+
+/// Requests on one HTTP/2 connection before another is opened. Source: what common servers allow.
+const STREAMS_MAX: u32 = 100;
+
+/// HTTP/2 windows, in bytes: what may be buffered for one slow stream, and for one connection.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+/// An endpoint.
+pub(crate) struct Endpoint {
+    pub(crate) address: SocketAddr,
+    in_flight: Cell<u32>,
+    ewma: Cell<PeakEwma>,
+    idle: RefCell<Vec<Idle>>,
+    shared: RefCell<Vec<Rc<Http2>>>,
+}
+
+struct Idle {
+    sender: http1::SendRequest<RequestBody>,
+    since: Instant,
+}
+
+/// A connection with several requests on it.
+pub(crate) struct Http2 {
+    sender: http2::SendRequest<RequestBody>,
+    streams: Cell<u32>,
+}
+
+/// A connection for one request. Counts as a request in flight until it is dropped.
+pub(crate) struct Lease {
+    endpoint: Rc<Endpoint>,
+    pub(crate) connection: Connection,
+    /// Whether the connection has carried a request before.
+    pub(crate) reused: bool,
+    load: Option<Arc<Load>>,
+}
+
+/// A connection.
+pub(crate) enum Connection {
+    /// None once it has gone back or is not to.
+    Http1(Option<http1::SendRequest<RequestBody>>),
+    Http2(Rc<Http2>),
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LeaseError {
+    /// None could be made.
+    #[error("{0}")]
+    Connect(#[source] io::Error),
+    /// None could be made in time.
+    #[error("no connection within {0:?}")]
+    Timeout(Duration),
+    /// The other side does not speak HTTP.
+    #[error("{0}")]
+    Handshake(#[source] hyper::Error),
+    /// Too many requests wait already.
+    #[error("too many requests wait for a connection")]
+    Overflow,
+}
+
+/// Runs the tasks of HTTP/2 connections on the worker's own thread.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LocalExecutor;
+
+// === impl Endpoint ===
+
+impl Endpoint {
+    pub(crate) fn new(address: SocketAddr, now: Duration) -> Self {
+        Self {
+            address,
+            in_flight: Cell::new(0),
+            ewma: Cell::new(PeakEwma::new(now)),
+            idle: RefCell::default(),
+            shared: RefCell::default(),
+        }
+    }
+
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.in_flight.get()
+    }
+
+    pub(crate) fn cost(&self, now: Duration) -> f64 {
+        self.ewma.get().cost(self.in_flight.get(), now)
+    }
+
+    pub(crate) fn observe(&self, sample: Duration, now: Duration) {
+        let mut ewma = self.ewma.get();
+        ewma.observe(sample, now);
+        self.ewma.set(ewma);
+    }
+
+    /// A connection that is there already.
+    pub(crate) fn idle(self: &Rc<Self>, http2: bool) -> Option<Lease> {
+        if http2 {
+            let mut shared = self.shared.borrow_mut();
+            shared.retain(|connection| !connection.sender.is_closed());
+            let connection = shared.iter().find(|connection| connection.streams.get() < STREAMS_MAX)?.clone();
+            return Some(self.lease(Connection::Http2(connection), true));
+        }
+        let mut idle = self.idle.borrow_mut();
+        while let Some(Idle { sender, since }) = idle.pop() {
+            // The newest is at the end: if that one is too old, all are.
+            if since.elapsed() > IDLE {
+                idle.clear();
+                return None;
+            }
+            if sender.is_ready() {
+                return Some(self.lease(Connection::Http1(Some(sender)), true));
+            }
+        }
+        None
+    }
+
+    /// A new connection. The permit lives as long as it does.
+    pub(crate) async fn connect(
+        self: &Rc<Self>,
+        http2: bool,
+        timeout: Duration,
+        permit: Option<Permit>,
+    ) -> Result<Lease, LeaseError> {
+        let stream = open(self.address, timeout).await?;
+        if http2 {
+            let (sender, connection) = http2::Builder::new(LocalExecutor)
+                .timer(TokioTimer::new())
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .keep_alive_interval(Duration::from_secs(10))
+                .keep_alive_timeout(Duration::from_secs(5))
+                .handshake(TokioIo::new(stream))
+                .await
+                .map_err(LeaseError::Handshake)?;
+            tokio::task::spawn_local(async move {
+                let _ = connection.await;
+                drop(permit);
+            });
+            let connection = Rc::new(Http2 { sender, streams: Cell::new(0) });
+            self.shared.borrow_mut().push(connection.clone());
+            return Ok(self.lease(Connection::Http2(connection), false));
+        }
+        let (sender, connection) =
+            http1::Builder::new().handshake(TokioIo::new(stream)).await.map_err(LeaseError::Handshake)?;
+        tokio::task::spawn_local(async move {
+            // Its errors reach whoever waits for the response.
+            let _ = connection.with_upgrades().await;
+            drop(permit);
+        });
+        Ok(self.lease(Connection::Http1(Some(sender)), false))
+    }
+
+    /// Closes what has idled for too long.
+    pub(crate) fn close_idle(&self) {
+        self.idle.borrow_mut().retain(|idle| idle.since.elapsed() <= IDLE && !idle.sender.is_closed());
+        self.shared.borrow_mut().retain(|connection| !connection.sender.is_closed());
+    }
+
+    /// Closes the connection that has idled for longest, if there is one.
+    pub(crate) fn close_one_idle(&self) -> bool {
+        let mut idle = self.idle.borrow_mut();
+        !idle.is_empty() && {
+            idle.remove(0);
+            true
+        }
+    }
+
+    fn lease(self: &Rc<Self>, connection: Connection, reused: bool) -> Lease {
+        self.in_flight.set(self.in_flight.get() + 1);
+        if let Connection::Http2(connection) = &connection {
+            connection.streams.set(connection.streams.get() + 1);
+        }
+        Lease { endpoint: self.clone(), connection, reused, load: None }
+    }
+}
+
+// === impl Lease ===
+
+impl Lease {
+    /// Tells those who wait for a connection when this one is free again.
+    pub(crate) fn counted(mut self, load: Arc<Load>) -> Self {
+        self.load = Some(load);
+        self
+    }
+
+    /// Sends a request. On failure the request comes back if nothing of it was sent.
+    pub(crate) async fn send(
+        &mut self,
+        request: http::Request<RequestBody>,
+    ) -> Result<http::Response<hyper::body::Incoming>, (hyper::Error, Option<http::Request<RequestBody>>)> {
+        let sent = match &mut self.connection {
+            Connection::Http1(Some(sender)) => sender.try_send_request(request).await,
+            Connection::Http2(connection) => {
+                let mut sender = connection.sender.clone();
+                sender.try_send_request(request).await
+            }
+            Connection::Http1(None) => unreachable!("a lease is given back once, when its response is complete"),
+        };
+        sent.map_err(|mut error| {
+            let unsent = error.take_message();
+            (error.into_error(), unsent)
+        })
+    }
+
+    /// Gives an HTTP/1.1 connection back once its request and response are complete. Without this it is closed.
+    pub(crate) fn give_back(mut self) {
+        let Connection::Http1(sender) = &mut self.connection else { return };
+        let Some(mut sender) = sender.take() else { return };
+        let endpoint = self.endpoint.clone();
+        let load = self.load.take();
+        let keep = move |sender| {
+            let mut idle = endpoint.idle.borrow_mut();
+            if idle.len() < IDLE_MAX {
+                idle.push(Idle { sender, since: Instant::now() });
+            }
+            if let Some(load) = load {
+                load.freed.notify_one();
+            }
+        };
+        if sender.is_ready() {
+            keep(sender);
+        } else {
+            // The connection's task has yet to see the end of the response.
+            tokio::task::spawn_local(async move {
+                if sender.ready().await.is_ok() {
+                    keep(sender);
+                }
+            });
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.endpoint.in_flight.set(self.endpoint.in_flight.get() - 1);
+        if let Connection::Http2(connection) = &self.connection {
+            connection.streams.set(connection.streams.get() - 1);
+        }
+    }
+}
+
+/// Opens a TCP connection.
+pub(crate) async fn open(address: SocketAddr, timeout: Duration) -> Result<TcpStream, LeaseError> {
+    let stream = tokio::time::timeout(timeout, TcpStream::connect(address))
+        .await
+        .map_err(|_| LeaseError::Timeout(timeout))?
+        .map_err(LeaseError::Connect)?;
+    stream.set_nodelay(true).map_err(LeaseError::Connect)?;
+    Ok(stream)
+}
+
+impl<F> hyper::rt::Executor<F> for LocalExecutor
+where
+    F: Future + 'static,
+    F::Output: 'static,
+{
+    fn execute(&self, task: F) {
+        tokio::task::spawn_local(task);
+    }
+}

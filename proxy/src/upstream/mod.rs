@@ -1,0 +1,10 @@
+//! The far side: endpoints and the connections to them, the choice between them, and the limits on all of it.
+//!
+//! ```text
+//! ClusterState ── pick ──> Endpoint ── lease ──> Lease { a connection, for one request }
+//!      └── Load (shared by all workers): requests, connections, waiting
+//! ```
+
+pub(crate) mod cluster;
+pub(crate) mod endpoint;
+pub(crate) mod load;

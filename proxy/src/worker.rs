@@ -1,0 +1,113 @@
+//! One worker: a thread with its own runtime, listener sockets, connection pools and balancer state. Nothing in here is
+//! shared with another thread but what [`Shared`] holds.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hashbrown::HashMap;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::balance::Chance;
+use crate::table::Cluster;
+use crate::table::store::Store;
+use crate::telemetry::metrics::{Metrics, RequestHandles};
+use crate::upstream::cluster::ClusterState;
+use crate::upstream::endpoint::Endpoint;
+use crate::upstream::load::Loads;
+
+/// How often idle connections are looked for.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// Destinations of this pod that are remembered at once. A pod has few ports; more are attempts to fill memory.
+const LOCAL_MAX: usize = 1024;
+
+/// What all workers share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) store: Arc<Store>,
+    pub(crate) loads: Loads,
+    pub(crate) metrics: Metrics,
+    pub(crate) opaque_ports: HashSet<u16>,
+    pub(crate) pod_ips: Vec<IpAddr>,
+    /// Ports of the proxy itself, which nobody is forwarded to.
+    pub(crate) own_ports: HashSet<u16>,
+    pub(crate) access_log: bool,
+    /// Cancelled when the process is asked to stop.
+    pub(crate) drain: CancellationToken,
+    /// The connections that are open.
+    pub(crate) connections: TaskTracker,
+    /// When the process began.
+    pub(crate) started: Instant,
+}
+
+/// What one worker has to itself.
+pub(crate) struct Worker {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) chance: RefCell<Chance>,
+    pub(crate) handles: RequestHandles,
+    clusters: RefCell<HashMap<Arc<str>, Rc<ClusterState>>>,
+    local: RefCell<HashMap<SocketAddr, Rc<Endpoint>>>,
+}
+
+impl Worker {
+    pub(crate) fn new(shared: Arc<Shared>, number: u64) -> Rc<Self> {
+        let seed = number ^ u64::from(std::process::id()) << 16;
+        let worker = Rc::new(Self {
+            handles: RequestHandles::new(shared.metrics.clone()),
+            shared,
+            chance: RefCell::new(Chance::new(seed)),
+            clusters: RefCell::default(),
+            local: RefCell::default(),
+        });
+        tokio::task::spawn_local(sweep(Rc::downgrade(&worker)));
+        worker
+    }
+
+    /// The balancer and pools for a cluster, brought up to its newest endpoints.
+    pub(crate) fn cluster(&self, cluster: &Arc<Cluster>) -> Rc<ClusterState> {
+        let mut clusters = self.clusters.borrow_mut();
+        let state = (clusters.entry_ref(&cluster.name))
+            .or_insert_with(|| Rc::new(ClusterState::new(cluster, &self.shared.loads, self.now())));
+        state.refresh(cluster, self.now());
+        state.clone()
+    }
+
+    /// The pool for an address of this pod.
+    pub(crate) fn local(&self, address: SocketAddr) -> Rc<Endpoint> {
+        let mut local = self.local.borrow_mut();
+        if local.len() >= LOCAL_MAX {
+            local.clear();
+        }
+        local.entry(address).or_insert_with(|| Rc::new(Endpoint::new(address, self.now()))).clone()
+    }
+
+    /// Time since the process began, for balancers.
+    pub(crate) fn now(&self) -> Duration {
+        self.shared.started.elapsed()
+    }
+
+    fn close_idle(&self) {
+        self.local.borrow().values().for_each(|endpoint| endpoint.close_idle());
+        let table = self.shared.store.load();
+        self.clusters.borrow_mut().retain(|name, state| {
+            state.close_idle();
+            // A cluster that no table has any more is forgotten once nobody uses it.
+            Rc::strong_count(state) > 1 || table.cluster_named(name).is_some()
+        });
+    }
+}
+
+async fn sweep(worker: std::rc::Weak<Worker>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        match worker.upgrade() {
+            Some(worker) => worker.close_idle(),
+            None => return,
+        }
+    }
+}

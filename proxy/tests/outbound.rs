@@ -1,0 +1,506 @@
+//! The outbound path from the first byte to the last: a real proxy with files for a source, real sockets, real backends.
+//!
+//! Nothing is redirected here, so the "ClusterIP" of the one Service is the proxy's own listener.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use weft_proxy::app::{self, Running};
+use weft_proxy::bootstrap::{Bootstrap, Pod, Ports, Source};
+
+/// A proxy, the folder it reads, and what stops it.
+struct Proxy {
+    running: Option<Running>,
+    address: SocketAddr,
+    health: SocketAddr,
+    metrics: SocketAddr,
+    folder: PathBuf,
+    stop: CancellationToken,
+}
+
+impl Proxy {
+    async fn start(test: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("weft-proxy-{test}-{}", std::process::id()));
+        let cache = folder.join("cache");
+        std::fs::create_dir_all(&cache).expect("a folder");
+        let bootstrap = Bootstrap {
+            pod: Pod { namespace: "shop".into(), ..Pod::default() },
+            workers: 1,
+            source: Source::Directory(folder.clone()),
+            cache,
+            ports: Ports { outbound: 0, inbound: 0, admin: 0, metrics: 0, health: 0 },
+            opaque_ports: [].into(),
+            probes: Default::default(),
+            drain: Duration::from_secs(5),
+            log: ("info".into(), "text".into()),
+            access_log: false,
+        };
+        let stop = CancellationToken::new();
+        let running = app::start(bootstrap, None, stop.clone()).await.expect("starts");
+        let local = |address: SocketAddr| SocketAddr::from(([127, 0, 0, 1], address.port()));
+        let (address, health, metrics) = (local(running.outbound), local(running.health), local(running.metrics));
+        Self { running: Some(running), address, health, metrics, folder, stop }
+    }
+
+    /// Writes the configuration and waits until it is in use.
+    async fn configure(
+        &self,
+        routes: Option<Value>,
+        protocol: &str,
+        endpoints: &[(SocketAddr, &str)],
+        settings: Value,
+    ) {
+        let endpoints: Vec<Value> =
+            (endpoints.iter()).map(|(address, subset)| json!({"address": address, "subsets": [subset]})).collect();
+        let mut port = json!({"port": self.address.port(), "protocol": protocol, "endpoints": endpoints});
+        if let Some(routes) = routes {
+            port["routes"] = routes;
+        }
+        let export = json!({"services": [
+            {"name": "reviews", "addresses": ["127.0.0.1"], "settings": settings, "ports": [port]}
+        ]});
+        let before = self.generation().await;
+        self.write("i.shop", &json!({}));
+        self.write("x.shop", &export);
+        for _ in 0..200 {
+            if self.generation().await > before {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the configuration was not taken: {}", self.get(self.health, "/readyz").await.1);
+    }
+
+    fn write(&self, name: &str, body: &Value) {
+        let path = self.folder.join(format!("{name}.json"));
+        std::fs::write(path.with_extension("new"), body.to_string()).expect("written");
+        std::fs::rename(path.with_extension("new"), path).expect("renamed");
+    }
+
+    async fn generation(&self) -> u64 {
+        let page = self.get(self.metrics, "/metrics").await.1;
+        let line = page.lines().find(|line| line.starts_with("weft_config_generation{document=\"x.shop\"}"));
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0)
+    }
+
+    async fn get(&self, address: SocketAddr, path: &str) -> (StatusCode, String) {
+        let (status, _, body) = send(address, "GET", path, &[], "").await;
+        (status, body)
+    }
+
+    async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> (StatusCode, HeaderMap, String) {
+        send(self.address, method, path, headers, body).await
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+async fn send(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> (StatusCode, HeaderMap, String) {
+    let stream = TcpStream::connect(address).await.expect("connects");
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("handshake");
+    tokio::spawn(connection);
+    let mut request = Request::builder().method(method).uri(path).header("host", "reviews.shop");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(Full::new(Bytes::from(body.to_owned()))).expect("a request");
+    let response = sender.send_request(request).await.expect("a response");
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await.expect("a whole body").to_bytes();
+    (parts.status, parts.headers, String::from_utf8_lossy(&body).into_owned())
+}
+
+/// What a backend saw.
+#[derive(Clone, Default)]
+struct Seen {
+    requests: Arc<AtomicU32>,
+    heads: Arc<Mutex<Vec<(String, HeaderMap)>>>,
+}
+
+/// A backend that answers with its name, or as `behave` says for the request with that number.
+async fn backend(
+    name: &'static str,
+    behave: impl Fn(u32) -> (u16, Duration) + Clone + Send + Sync + 'static,
+) -> (SocketAddr, Seen) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let address = listener.local_addr().expect("an address");
+    let seen = Seen::default();
+    let noted = seen.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (seen, behave) = (noted.clone(), behave.clone());
+            let service = service_fn(move |request: Request<Incoming>| {
+                let (seen, behave) = (seen.clone(), behave.clone());
+                async move {
+                    let number = seen.requests.fetch_add(1, Ordering::SeqCst);
+                    let target = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
+                    seen.heads.lock().expect("whole").push((target, request.headers().clone()));
+                    let body = request.into_body().collect().await.map(|body| body.to_bytes().len()).unwrap_or(0);
+                    let (status, delay) = behave(number);
+                    tokio::time::sleep(delay).await;
+                    let response = Response::builder().status(status).header("x-version", name).header("x-body", body);
+                    Ok::<_, Infallible>(response.body(Full::new(Bytes::from(name))).expect("a response"))
+                }
+            });
+            tokio::spawn(
+                hyper_util::server::conn::auto::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(stream), service)
+                    .into_owned(),
+            );
+        }
+    });
+    (address, seen)
+}
+
+fn ok(_: u32) -> (u16, Duration) {
+    (200, Duration::ZERO)
+}
+
+fn rule(action: Value) -> Value {
+    json!({"route": {"namespace": "shop", "name": "reviews"}, "name": "0", "action": action})
+}
+
+/// One rule for everything, with fields beside its action.
+fn routes(action: Value, more: Value) -> Option<Value> {
+    let mut rule = rule(action);
+    rule.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+    Some(json!({"matches": [{"rule": 0}], "rules": [rule]}))
+}
+
+fn forward(proxy: &Proxy, shares: &[(&str, u32)]) -> Value {
+    let backends: Vec<Value> = (shares.iter())
+        .map(|(subset, weight)| {
+            let cluster =
+                json!({"namespace": "shop", "service": "reviews", "port": proxy.address.port(), "subset": subset});
+            json!({"weight": weight, "target": {"cluster": cluster}})
+        })
+        .collect();
+    json!({"forward": {"backends": backends}})
+}
+
+#[tokio::test]
+async fn shares_follow_weights() {
+    let proxy = Proxy::start("weights").await;
+    let (v1, _) = backend("v1", ok).await;
+    let (v2, _) = backend("v2", ok).await;
+    let action = forward(&proxy, &[("v1", 90), ("v2", 10)]);
+    proxy
+        .configure(routes(action, json!({})), "detect", &[(v1, "v1"), (v2, "v2")], json!({"subsets": ["v1", "v2"]}))
+        .await;
+    let mut second = 0;
+    for _ in 0..500 {
+        let (status, headers, body) = proxy.send("GET", "/", &[], "").await;
+        assert_eq!(status, 200);
+        assert_eq!(headers["x-version"], body.as_str());
+        second += u32::from(body == "v2");
+    }
+    assert!((25..=75).contains(&second), "10 % of 500 within 5 points, got {second}");
+}
+
+#[tokio::test]
+async fn the_proxy_says_why_it_answers() {
+    let proxy = Proxy::start("reasons").await;
+    let (v1, seen) = backend("v1", ok).await;
+    let invalid = json!({"forward": {"backends": [{"weight": 1, "target": {"invalid": "no Service shop/nope"}}]}});
+    let table = json!({
+        "matches": [
+            {"rule": 0, "path": {"exact": "/invalid"}},
+            {"rule": 1, "path": {"exact": "/empty"}},
+            {"rule": 2, "path": {"exact": "/direct"}},
+            {"rule": 3, "path": {"prefix": "/old"}},
+            {"rule": 4, "path": {"prefix": "/here"}}
+        ],
+        "rules": [
+            rule(invalid),
+            rule(forward(&proxy, &[("v9", 1)])),
+            rule(json!({"respond": {"status": 418, "body": "tea"}})),
+            rule(json!({"redirect": {"status": 301, "path": {"prefix": "/new"}}})),
+            rule(forward(&proxy, &[("v1", 1)]))
+        ]
+    });
+    proxy.configure(Some(table), "detect", &[(v1, "v1")], json!({"subsets": ["v1", "v9"]})).await;
+    for (path, status, reason) in [
+        ("/invalid", 500, "backend-not-found"),
+        ("/empty", 503, "no-endpoints"),
+        ("/direct", 418, "direct-response"),
+        ("/old/a", 301, "redirect"),
+    ] {
+        let (got, headers, body) = proxy.send("GET", path, &[], "").await;
+        assert_eq!((got.as_u16(), headers["weft-reason"].to_str().expect("text")), (status, reason), "{path}: {body}");
+        assert_eq!(headers["weft-source"], "MeshRoute/shop/reviews/0", "{path}");
+    }
+    let (status, headers, _) = proxy.send("GET", "/nowhere", &[], "").await;
+    assert_eq!((status.as_u16(), headers["weft-reason"].to_str().expect("text")), (404, "no-route"));
+    let (_, headers, _) = proxy.send("GET", "/old/a?q=1", &[], "").await;
+    let expected = format!("http://reviews.shop:{}/new/a?q=1", proxy.address.port());
+    assert_eq!(headers["location"], expected.as_str());
+    assert_eq!(seen.requests.load(Ordering::SeqCst), 0, "none of these reached a backend");
+    let (status, headers, _) = proxy.send("GET", "/here", &[], "").await;
+    assert_eq!(status, 200);
+    assert!(!headers.contains_key("weft-reason"), "a backend's answer is its own");
+}
+
+#[tokio::test]
+async fn timeouts_answer_504() {
+    let proxy = Proxy::start("timeouts").await;
+    let (slow, _) = backend("v1", |_| (200, Duration::from_secs(5))).await;
+    for (field, reason) in [("requestTimeoutMs", "request-timeout"), ("attemptTimeoutMs", "attempt-timeout")] {
+        let action = forward(&proxy, &[("v1", 1)]);
+        proxy
+            .configure(routes(action, json!({field: 200})), "detect", &[(slow, "v1")], json!({"subsets": ["v1"]}))
+            .await;
+        let begun = std::time::Instant::now();
+        let (status, headers, _) = proxy.send("GET", "/", &[], "").await;
+        assert_eq!((status.as_u16(), headers["weft-reason"].to_str().expect("text")), (504, reason));
+        assert!(begun.elapsed() < Duration::from_secs(1), "after {:?}", begun.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn retries_repeat_what_may_be_repeated() {
+    let proxy = Proxy::start("retries").await;
+    let (flaky, seen) = backend("v1", |number| (if number % 2 == 0 { 503 } else { 200 }, Duration::ZERO)).await;
+    let retry = json!({"retry": {"attempts": 2, "codes": [503], "methods": ["GET"], "backoffMs": 5}});
+    let action = forward(&proxy, &[("v1", 1)]);
+    proxy.configure(routes(action, retry), "detect", &[(flaky, "v1")], json!({"subsets": ["v1"]})).await;
+    for _ in 0..10 {
+        assert_eq!(proxy.send("GET", "/", &[], "").await.0, 200);
+    }
+    assert_eq!(seen.requests.load(Ordering::SeqCst), 20, "each was asked for twice");
+    let (status, ..) = proxy.send("POST", "/", &[], "order").await;
+    assert_eq!(status, 503, "a POST that a backend has seen is not repeated");
+    assert_eq!(seen.requests.load(Ordering::SeqCst), 21);
+    let (_, page) = proxy.get(proxy.metrics, "/metrics").await;
+    let retries = page.lines().find(|line| line.starts_with("weft_retries_total{")).expect("counted");
+    assert!(retries.ends_with(" 10"), "{retries}");
+}
+
+#[tokio::test]
+async fn a_post_is_repeated_where_the_rule_says_so_with_its_body() {
+    let proxy = Proxy::start("post").await;
+    let (flaky, seen) = backend("v1", |number| (if number == 0 { 503 } else { 200 }, Duration::ZERO)).await;
+    let retry = json!({"retry": {"attempts": 1, "codes": [503], "methods": ["POST"], "backoffMs": 5}});
+    let action = forward(&proxy, &[("v1", 1)]);
+    proxy.configure(routes(action, retry), "detect", &[(flaky, "v1")], json!({"subsets": ["v1"]})).await;
+    let (status, headers, _) = proxy.send("POST", "/", &[], "order").await;
+    assert_eq!((status.as_u16(), headers["x-body"].to_str().expect("text")), (200, "5"));
+    assert_eq!(seen.requests.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_gone_costs_nobody_a_request() {
+    let proxy = Proxy::start("gone").await;
+    let (v1, _) = backend("v1", ok).await;
+    let gone = TcpListener::bind("127.0.0.1:0").await.expect("binds").local_addr().expect("an address");
+    proxy.configure(None, "http", &[(gone, "v1"), (v1, "v1")], json!({"balancer": "roundRobin"})).await;
+    for method in ["GET", "POST"] {
+        for _ in 0..20 {
+            assert_eq!(
+                proxy.send(method, "/", &[], "x").await.0,
+                200,
+                "{method}: nobody saw it, so it goes to the other one"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn headers_and_paths_are_changed_as_the_rule_says() {
+    let proxy = Proxy::start("filters").await;
+    let (v1, seen) = backend("v1", ok).await;
+    let mut action = forward(&proxy, &[("v1", 1)]);
+    action["forward"]["rewrite"] = json!({"hostname": "other.example", "path": {"full": "/there"}});
+    let more = json!({
+        "requestHeaders": {"remove": ["x-gone"], "set": [{"name": "x-set", "value": "1"}]},
+        "responseHeaders": {"add": [{"name": "x-added", "value": "2"}]}
+    });
+    proxy.configure(routes(action, more), "detect", &[(v1, "v1")], json!({"subsets": ["v1"]})).await;
+    let headers = [("x-gone", "1"), ("x-set", "0"), ("connection", "x-named"), ("x-named", "1")];
+    let (status, answered, _) = proxy.send("GET", "/here?q=1", &headers, "").await;
+    assert_eq!((status.as_u16(), answered["x-added"].to_str().expect("text")), (200, "2"));
+    let (target, sent) = seen.heads.lock().expect("whole").pop().expect("a request");
+    assert_eq!(target, "/there?q=1");
+    assert_eq!(sent["host"], "other.example");
+    assert_eq!(sent["x-set"], "1");
+    assert!(!sent.contains_key("x-gone") && !sent.contains_key("x-named"), "{sent:?}");
+}
+
+#[tokio::test]
+async fn http2_goes_through_as_http2() {
+    let proxy = Proxy::start("http2").await;
+    let (v1, _) = backend("v1", ok).await;
+    proxy.configure(None, "detect", &[(v1, "")], json!({})).await;
+    let stream = TcpStream::connect(proxy.address).await.expect("connects");
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("handshake");
+    tokio::spawn(connection);
+    let calls = (0..50).map(|_| {
+        let mut sender = sender.clone();
+        tokio::spawn(async move {
+            let request =
+                Request::post("http://reviews.shop/a").body(Full::new(Bytes::from("hello"))).expect("a request");
+            let response = sender.send_request(request).await.expect("a response");
+            assert_eq!(response.headers()["x-body"], "5");
+            assert_eq!(response.into_body().collect().await.expect("whole").to_bytes(), "v1");
+        })
+    });
+    for call in calls.collect::<Vec<_>>() {
+        call.await.expect("answered");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_speaks_first_is_heard() {
+    let proxy = Proxy::start("server-first").await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                stream.write_all(b"220 ready\r\n").await.expect("greets");
+                let mut got = Vec::new();
+                stream.read_to_end(&mut got).await.expect("reads until the client has finished");
+                stream.write_all(&got).await.expect("echoes after the client has closed its half");
+            });
+        }
+    });
+    proxy.configure(None, "detect", &[(address, "")], json!({})).await;
+    let begun = std::time::Instant::now();
+    let mut client = TcpStream::connect(proxy.address).await.expect("connects");
+    let mut greeting = [0; 11];
+    client.read_exact(&mut greeting).await.expect("is greeted");
+    assert_eq!(&greeting, b"220 ready\r\n");
+    assert!(begun.elapsed() < Duration::from_millis(500), "greeted after {:?}", begun.elapsed());
+    client.write_all(b"QUIT\r\n").await.expect("writes");
+    client.shutdown().await.expect("closes its half");
+    let mut rest = String::new();
+    client.read_to_string(&mut rest).await.expect("reads");
+    assert_eq!(rest, "QUIT\r\n");
+}
+
+#[tokio::test]
+async fn upgrades_pass_bytes_after_a_101() {
+    let proxy = Proxy::start("upgrade").await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.expect("accepts");
+        let mut head = vec![0; 4096];
+        let read = stream.read(&mut head).await.expect("reads");
+        let head = String::from_utf8_lossy(&head[..read]).to_lowercase();
+        assert!(head.contains("upgrade: echo") && head.contains("connection: upgrade"), "{head}");
+        stream
+            .write_all(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n")
+            .await
+            .expect("writes");
+        let mut bytes = [0; 5];
+        stream.read_exact(&mut bytes).await.expect("reads");
+        stream.write_all(&bytes).await.expect("echoes");
+    });
+    proxy.configure(None, "http", &[(address, "")], json!({})).await;
+    let mut client = TcpStream::connect(proxy.address).await.expect("connects");
+    client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n").await.expect("asks");
+    let mut head = vec![0; 4096];
+    let read = client.read(&mut head).await.expect("reads");
+    assert!(head[..read].starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head[..read]));
+    client.write_all(b"hello").await.expect("writes");
+    let mut echo = [0; 5];
+    client.read_exact(&mut echo).await.expect("is echoed");
+    assert_eq!(&echo, b"hello");
+}
+
+#[tokio::test]
+async fn limits_answer_503_at_once() {
+    let proxy = Proxy::start("limits").await;
+    let (slow, _) = backend("v1", |_| (200, Duration::from_millis(500))).await;
+    for limits in [json!({"maxRequests": 2}), json!({"maxConnections": 2, "maxPending": 0})] {
+        proxy.configure(None, "http", &[(slow, "")], json!({"limits": limits})).await;
+        let calls: Vec<_> = (0..6).map(|_| tokio::spawn(send_owned(proxy.address))).collect();
+        let mut answers = Vec::new();
+        for call in calls {
+            answers.push(call.await.expect("answered"));
+        }
+        answers.sort();
+        assert_eq!(answers, [200, 200, 503, 503, 503, 503], "{limits}");
+    }
+    proxy.configure(None, "http", &[(slow, "")], json!({"limits": {"maxConnections": 1, "maxPending": 10}})).await;
+    let calls: Vec<_> = (0..3).map(|_| tokio::spawn(send_owned(proxy.address))).collect();
+    for call in calls {
+        assert_eq!(call.await.expect("answered"), 200, "those that may wait do");
+    }
+}
+
+async fn send_owned(address: SocketAddr) -> u16 {
+    send(address, "GET", "/", &[], "").await.0.as_u16()
+}
+
+#[tokio::test]
+async fn a_bad_document_leaves_the_last_good_one() {
+    let proxy = Proxy::start("bad").await;
+    let (v1, _) = backend("v1", ok).await;
+    proxy.configure(None, "http", &[(v1, "")], json!({})).await;
+    proxy.write("x.shop", &json!({"services": [{"name": "reviews", "surprise": true}]}));
+    for _ in 0..200 {
+        if proxy.get(proxy.health, "/readyz").await.1.contains("surprise") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let (status, detail) = proxy.get(proxy.health, "/readyz").await;
+    assert!(status == 200 && detail.contains("refused") && detail.contains("surprise"), "{status} {detail}");
+    assert_eq!(proxy.send("GET", "/", &[], "").await.0, 200);
+    std::fs::remove_file(proxy.folder.join("x.shop.json")).expect("removed");
+    for _ in 0..200 {
+        if proxy.get(proxy.health, "/readyz").await.1.contains("does not exist") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(proxy.send("GET", "/", &[], "").await.0, 200, "a document that is gone is not an empty one");
+}
+
+#[tokio::test]
+async fn a_drain_finishes_what_is_open() {
+    let mut proxy = Proxy::start("drain").await;
+    let (slow, _) = backend("v1", |_| (200, Duration::from_millis(600))).await;
+    proxy.configure(None, "http", &[(slow, "")], json!({})).await;
+    let open = tokio::spawn(send_owned(proxy.address));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    proxy.stop.cancel();
+    let running = proxy.running.take().expect("once");
+    tokio::time::timeout(Duration::from_secs(3), running.finished()).await.expect("ends when what is open is done");
+    assert_eq!(open.await.expect("answered"), 200);
+    assert!(TcpStream::connect(proxy.address).await.is_err(), "nothing new is taken");
+}
