@@ -1,0 +1,96 @@
+//! Whole documents: `golden/<case>.yaml` holds what users and the cluster say, `golden/<case>.expected.yaml` what becomes of
+//! it. `WEFT_BLESS=1 cargo test -p weft-operator --test golden` writes the expectations; review them as code.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::jiff::Timestamp;
+use serde_json::{Map, Value, json};
+use weft_config::{Envelope, Export, Inbound, Written};
+use weft_crds::Status;
+use weft_operator::compile::{self, Compiled};
+use weft_operator::status::{self, Delivery};
+use weft_operator::world::World;
+
+const EXPECTED: &str = ".expected.yaml";
+
+#[test]
+fn goldens() {
+    let bless = std::env::var_os("WEFT_BLESS").is_some_and(|value| value == "1");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let files: BTreeSet<PathBuf> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let is_expected = |path: &Path| path.to_str().unwrap().ends_with(EXPECTED);
+    let cases: Vec<&PathBuf> = files.iter().filter(|path| !is_expected(path)).collect();
+    assert!(cases.len() >= 25, "{} cases", cases.len());
+
+    let mut wrong = Vec::new();
+    for case in &cases {
+        let input = std::fs::read_to_string(case).unwrap();
+        let text = outcome(&input, case);
+        let expected = PathBuf::from(case.to_str().unwrap().replace(".yaml", EXPECTED));
+        if bless {
+            std::fs::write(&expected, text).unwrap();
+        } else if std::fs::read_to_string(&expected).unwrap_or_default() != text {
+            wrong.push(format!("{} is not what comes out:\n{text}", expected.display()));
+        }
+    }
+    for expected in files.iter().filter(|path| is_expected(path)) {
+        let case = PathBuf::from(expected.to_str().unwrap().replace(EXPECTED, ".yaml"));
+        if !files.contains(&case) {
+            wrong.push(format!("{} has no case", expected.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn outcome(input: &str, case: &Path) -> String {
+    let mut manifests = support::manifests(input);
+    let text = describe(&support::world(&manifests));
+    manifests.reverse();
+    assert_eq!(text, describe(&support::world(&manifests)), "{}: the order of input shows", case.display());
+    text
+}
+
+fn describe(world: &World) -> String {
+    let mut namespaces = Map::new();
+    for name in world.mesh() {
+        let compiled = compile::compile(world, &name);
+        let Compiled { export, inbound, export_requires, inbound_requires, objects, left_out } = &compiled;
+        let written = Written { namespace: name.clone(), ..Written::default() };
+        assert_eq!(Envelope::write(written.clone(), export).read::<Export>().unwrap().1, *export, "reads back");
+        assert_eq!(Envelope::write(written, inbound).read::<Inbound>().unwrap().1, *inbound, "reads back");
+
+        let mut shown = Map::new();
+        shown.insert("export".into(), serde_json::to_value(export).unwrap());
+        shown.insert("inbound".into(), serde_json::to_value(inbound).unwrap());
+        for (key, requires) in [("exportRequires", export_requires), ("inboundRequires", inbound_requires)] {
+            if !requires.is_empty() {
+                shown.insert(key.into(), json!(requires));
+            }
+        }
+        if !left_out.is_empty() {
+            shown.insert("leftOut".into(), json!(left_out));
+        }
+        let mut conditions = Map::new();
+        for (id, outcome) in objects {
+            let documents: Vec<&str> = outcome.documents.iter().map(|kind| kind.word()).collect();
+            let delivery = Delivery::Written(format!("in {}", documents.join(" and ")));
+            let status = status::next(&Status::default(), 1, &outcome.diagnostics, &delivery, Timestamp::UNIX_EPOCH).unwrap();
+            let lines: Vec<String> = status
+                .conditions
+                .iter()
+                .filter(|condition| condition.type_ != "Ready")
+                .map(|condition| format!("{} {} {}: {}", condition.type_, condition.status, condition.reason, condition.message))
+                .collect();
+            conditions.insert(id.to_string(), json!(lines));
+        }
+        if !conditions.is_empty() {
+            shown.insert("conditions".into(), Value::Object(conditions));
+        }
+        namespaces.insert(name, Value::Object(shown));
+    }
+    let index = serde_json::to_value(compile::index(world)).unwrap();
+    serde_saphyr::to_string(&json!({ "index": index["namespaces"], "namespaces": namespaces })).unwrap()
+}

@@ -1,0 +1,98 @@
+//! Manifests as the API server would send them, and the World that they make.
+
+#![allow(dead_code, reason = "each test uses its own part")]
+
+use serde_json::{Value, json};
+use weft_crds::{MeshCluster, MeshPolicy, MeshRoute};
+use weft_operator::world::objects::{RawNamespace, RawPod, RawService, RawSlice, RawUser};
+use weft_operator::world::{Account, Change, Event, Key, World};
+
+/// The objects of a file.
+pub fn manifests(text: &str) -> Vec<Value> {
+    text.split("\n---\n").map(|part| serde_saphyr::from_str(part).unwrap_or_else(|error| panic!("{error}: {part}"))).collect()
+}
+
+/// A World of these objects.
+pub fn world(manifests: &[Value]) -> World {
+    let mut world = World::default();
+    for manifest in manifests {
+        world.observe(applied(manifest));
+    }
+    world
+}
+
+/// The event that an object is there.
+pub fn applied(manifest: &Value) -> Event {
+    fn read<T: serde::de::DeserializeOwned>(manifest: &Value) -> T {
+        serde_json::from_value(manifest.clone()).unwrap_or_else(|error| panic!("{error}: {manifest}"))
+    }
+    match manifest["kind"].as_str().unwrap_or_default() {
+        "Namespace" => Event::Namespace(Change::Apply(read::<RawNamespace>(manifest).into())),
+        "Service" => Event::Service(Change::Apply(read::<RawService>(manifest).into())),
+        "Pod" => Event::Pod(Change::Apply(read::<RawPod>(manifest).into())),
+        "EndpointSlice" => Event::Slice(Change::Apply(read::<RawSlice>(manifest).into())),
+        "ServiceAccount" => Event::Account(Change::Apply(Account { key: key(manifest) })),
+        "MeshRoute" => Event::Route(Change::Apply(read::<RawUser<MeshRoute>>(manifest).read())),
+        "MeshCluster" => Event::Cluster(Change::Apply(read::<RawUser<MeshCluster>>(manifest).read())),
+        "MeshPolicy" => Event::Policy(Change::Apply(read::<RawUser<MeshPolicy>>(manifest).read())),
+        other => panic!("kind {other:?} is not watched"),
+    }
+}
+
+/// The event that an object is gone.
+pub fn deleted(manifest: &Value) -> Event {
+    let key = key(manifest);
+    match manifest["kind"].as_str().unwrap_or_default() {
+        "Namespace" => Event::Namespace(Change::Delete(key)),
+        "Service" => Event::Service(Change::Delete(key)),
+        "Pod" => Event::Pod(Change::Delete(key)),
+        "EndpointSlice" => Event::Slice(Change::Delete(key)),
+        "ServiceAccount" => Event::Account(Change::Delete(key)),
+        "MeshRoute" => Event::Route(Change::Delete(key)),
+        "MeshCluster" => Event::Cluster(Change::Delete(key)),
+        "MeshPolicy" => Event::Policy(Change::Delete(key)),
+        other => panic!("kind {other:?} is not watched"),
+    }
+}
+
+/// Namespace and name of a manifest.
+pub fn key(manifest: &Value) -> Key {
+    let field = |name: &str| manifest["metadata"][name].as_str().unwrap_or_default().to_owned();
+    Key::new(field("namespace"), field("name"))
+}
+
+/// A namespace with the label.
+pub fn namespace(name: &str) -> Value {
+    json!({"kind": "Namespace", "metadata": {"name": name, "labels": {"weft.dev/inject": "enabled"}}})
+}
+
+/// A Service with one port 80.
+pub fn service(namespace: &str, name: &str, address: &str) -> Value {
+    json!({
+        "kind": "Service", "metadata": {"namespace": namespace, "name": name},
+        "spec": {"clusterIP": address, "selector": {"app": name}, "ports": [{"name": "http", "port": 80, "targetPort": 8080}]}
+    })
+}
+
+/// A ready pod.
+pub fn pod(namespace: &str, name: &str, labels: Value) -> Value {
+    json!({
+        "kind": "Pod", "metadata": {"namespace": namespace, "name": name, "uid": format!("uid-{name}"), "labels": labels},
+        "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
+    })
+}
+
+/// A slice of one Service's pods: name and address.
+pub fn slice(namespace: &str, service: &str, pods: &[(&str, &str)]) -> Value {
+    let endpoints: Vec<Value> = pods
+        .iter()
+        .map(|(pod, address)| {
+            json!({"addresses": [address], "conditions": {"ready": true}, "targetRef": {"kind": "Pod", "name": pod, "uid": format!("uid-{pod}")}})
+        })
+        .collect();
+    json!({
+        "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"namespace": namespace, "name": format!("{service}-1"), "labels": {"kubernetes.io/service-name": service}},
+        "ports": [{"name": "http", "port": 8080}], "endpoints": endpoints
+    })
+}
