@@ -42,7 +42,8 @@ main() {
       *) refuse "no such option: $1" ;;
     esac
   done
-  install_packages
+  need_commands buildah:buildah xtables-nft-multi:iptables
+  [[ -e /etc/containers/policy.json ]] || install_packages golang-github-containers-common
   mkdir -p "$out"
   exec 9<"$out"
   flock 9
@@ -157,24 +158,5 @@ table() {
 }
 
 unpacked() { du --summarize --apparent-size --bytes --exclude Dockerfile "$out/context/$1" | cut -f1; }
-
-# === packages ===
-
-# Installs the Debian package of each command that is missing.
-install_packages() {
-  local missing=()
-  command -v buildah >/dev/null || missing+=(buildah)
-  command -v xtables-nft-multi >/dev/null || missing+=(iptables)
-  [[ -e /etc/containers/policy.json ]] || missing+=(golang-github-containers-common)
-  ((${#missing[@]})) || return 0
-  ((EUID == 0)) && command -v apt-get >/dev/null || die "install ${missing[*]}"
-  step "installing ${missing[*]}" apt_install "${missing[@]}"
-}
-
-apt_install() {
-  export DEBIAN_FRONTEND=noninteractive
-  apt-get update
-  apt-get install --yes --no-install-recommends "$@"
-}
 
 main "$@"

@@ -30,7 +30,7 @@ kubernetes_stamps() {
 main() {
   command -v go >/dev/null || die "Go is needed: https://go.dev/dl"
   case ${1-} in
-    "") install_packages; build_all ;;
+    "") need_packages; build_all ;;
     --print) (($# == 2)) || refuse "--print takes the name of one part"; print_part "$2" ;;
     -h | --help) usage ;;
     *) refuse "no such option: $1" ;;
@@ -48,7 +48,7 @@ build_all() {
 print_part() {
   case $1 in
     kubectl) build_part kubernetes; echo "$(dirname "$built")/kubectl" ;;
-    *.tar) install_packages; build_part "$1"; echo "$built" ;;
+    *.tar) need_packages; build_part "$1"; echo "$built" ;;
     *) build_part "$1"; echo "$built" ;;
   esac
 }
@@ -140,25 +140,14 @@ keep() {
   mv -T "$making" "$(dirname "$built")"
 }
 
-# Installs the Debian package of each command that is missing.
-install_packages() {
-  local missing=() pair
-  for pair in containerd:containerd runc:runc iptables:iptables nft:nftables conntrack:conntrack buildah:buildah \
-    gcc:gcc openssl:openssl ip:iproute2 sysctl:procps umount:mount; do
-    command -v "${pair%:*}" >/dev/null || missing+=("${pair#*:}")
-  done
+need_packages() {
+  local missing=()
+  need_commands containerd:containerd runc:runc iptables:iptables nft:nftables conntrack:conntrack buildah:buildah \
+    gcc:gcc openssl:openssl ip:iproute2 sysctl:procps umount:mount
   [[ -e /usr/lib/cni/ptp || -e /opt/cni/bin/ptp ]] || missing+=(containernetworking-plugins)
   [[ -e /etc/containers/policy.json ]] || missing+=(golang-github-containers-common)
   echo 'int main(void) { return 0; }' | gcc -static -x c -o /dev/null - 2>/dev/null || missing+=(libc6-dev)
-  ((${#missing[@]})) || return 0
-  need_root
-  step "installing ${missing[*]}" apt_install "${missing[@]}"
-}
-
-apt_install() {
-  export DEBIAN_FRONTEND=noninteractive
-  apt-get update
-  apt-get install --yes --no-install-recommends "$@"
+  install_packages "${missing[@]}"
 }
 
 main "$@"

@@ -32,6 +32,27 @@ refuse() { die "$1"$'\n\n'"$(usage)"; }
 
 need_root() { ((EUID == 0)) || die "a cluster needs root: namespaces, mounts and cgroups are made for it"; }
 
+# === packages ===
+
+# need_commands COMMAND:PACKAGE...: installs the Debian package of each command that is missing.
+need_commands() {
+  local missing=() pair
+  for pair in "$@"; do command -v "${pair%:*}" >/dev/null || missing+=("${pair#*:}"); done
+  install_packages "${missing[@]}"
+}
+
+install_packages() {
+  (($#)) || return 0
+  ((EUID == 0)) && command -v apt-get >/dev/null || die "missing: the package(s) $*; install them, or run this as root on Debian"
+  step "installing $*" apt_install "$@"
+}
+
+apt_install() {
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get update
+  apt-get install --yes --no-install-recommends "$@"
+}
+
 # === progress ===
 # Everything that is said goes to stderr: stdout is for what a script was asked to print.
 

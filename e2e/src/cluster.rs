@@ -86,9 +86,11 @@ impl Cluster {
         };
         let mut ask = Command::new(&cluster.kubectl);
         ask.env("KUBECONFIG", &cluster.kubeconfig).args(["get", "--raw", "/readyz", "--request-timeout=10s"]);
-        command::run(&mut ask, "", Duration::from_secs(20))?.stdout_of_success("kubectl get --raw /readyz").with_context(
-            || format!("the cluster of {} does not answer: run `make cluster-up`", cluster.kubeconfig.display()),
-        )?;
+        command::run(&mut ask, "", Duration::from_secs(20))?
+            .stdout_of_success("kubectl get --raw /readyz")
+            .with_context(|| {
+                format!("the cluster of {} does not answer: run `make cluster-up`", cluster.kubeconfig.display())
+            })?;
         Ok(cluster)
     }
 }

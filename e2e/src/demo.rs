@@ -83,11 +83,18 @@ const QUICK: Duration = Duration::ZERO;
 const SLOW: Duration = Duration::from_millis(2500);
 
 const VISITORS: [Visitor; 4] = [
-    Visitor { name: "reviews, any visitor", url: "http://reviews:9080/", header: None, rate: 20, concurrency: 8, patience: QUICK },
+    Visitor {
+        name: "reviews, any visitor",
+        url: "http://reviews:9080/",
+        header: None,
+        rate: 20,
+        concurrency: 8,
+        patience: QUICK,
+    },
     Visitor {
         name: "reviews, beta visitor",
         url: "http://reviews:9080/",
-        header: Some(("x-beta", "true")),
+        header: Some(("x-user", "beta")),
         rate: 10,
         concurrency: 8,
         patience: QUICK,
@@ -115,7 +122,7 @@ const CHANGES: [Change; 5] = [
         file: "03-beta-header.yaml",
         object: "reviews",
         label: "beta to v3",
-        title: "Who sends x-beta: true gets v3, everyone else v1",
+        title: "Who sends x-user: beta gets v3, everyone else v1",
         about: &[(0, Expected::All("v1")), (1, Expected::All("v3"))],
     },
     Change {
@@ -187,7 +194,10 @@ fn first_answer(client: &Client, visitor: &Visitor) -> Result<()> {
 fn watch(shop: &Kubectl, client: &Client, place: String) -> Result<(Story, Vec<String>)> {
     let mut story = Story {
         place,
-        streams: VISITORS.iter().map(|visitor| Stream { name: visitor.name.to_owned(), sends: visitor.sends(), ..Stream::default() }).collect(),
+        streams: VISITORS
+            .iter()
+            .map(|visitor| Stream { name: visitor.name.to_owned(), sends: visitor.sends(), ..Stream::default() })
+            .collect(),
         ..Story::default()
     };
     let mut wrong = Vec::new();
@@ -325,10 +335,15 @@ fn farewell(options: &Options) -> String {
     for (command, why) in [
         (format!("{kubeconfig}; kubectl -n {namespace} get pods,weft"), "what runs, and what Weft says about it"),
         (
-            format!("kubectl -n {namespace} exec deploy/client -c client -- /weft-demo load --url http://reviews:9080/"),
+            format!(
+                "kubectl -n {namespace} exec deploy/client -c client -- /weft-demo load --url http://reviews:9080/"
+            ),
             "more traffic",
         ),
-        (format!("kubectl -n {namespace} logs deploy/client -c weft-proxy --tail 5"), "which rule decided each request"),
+        (
+            format!("kubectl -n {namespace} logs deploy/client -c weft-proxy --tail 5"),
+            "which rule decided each request",
+        ),
     ] {
         let _ = writeln!(out, "  {command}\n      {why}");
     }
@@ -369,8 +384,10 @@ impl Expected {
     const MARGIN_MS: f64 = 500.0;
 
     fn check(self, rows: &[Row]) -> Result<()> {
-        let share = |wanted: &Outcome| rows.iter().filter(|row| row.outcome == *wanted).map(|row| row.share).sum::<f64>();
-        let said = || rows.iter().map(|row| format!("{} × {}", row.count, row.outcome.label())).collect::<Vec<_>>().join(", ");
+        let share =
+            |wanted: &Outcome| rows.iter().filter(|row| row.outcome == *wanted).map(|row| row.share).sum::<f64>();
+        let said =
+            || rows.iter().map(|row| format!("{} × {}", row.count, row.outcome.label())).collect::<Vec<_>>().join(", ");
         ensure!(!rows.is_empty(), "no requests were sent");
         match self {
             Self::All(version) => {
@@ -385,7 +402,11 @@ impl Expected {
                 ensure!(!failed, "nothing should fail: {}", said());
             }
             Self::StatusAfter(status, ms) => {
-                ensure!(share(&Outcome::Status(status)) > 1.0 - 1e-9, "every answer should be {status}, not {}", said());
+                ensure!(
+                    share(&Outcome::Status(status)) > 1.0 - 1e-9,
+                    "every answer should be {status}, not {}",
+                    said()
+                );
                 let median = rows[0].median_ms;
                 let timely = (ms..ms + Self::MARGIN_MS).contains(&median);
                 ensure!(timely, "answers should take {}, not {}", millis(ms), millis(median));

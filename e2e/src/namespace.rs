@@ -65,8 +65,7 @@ impl Namespace {
             "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n  labels:\n    weft.dev/e2e: \"true\"\n    {label}\n"
         ))?;
         // Dropped from here on, so what follows may fail.
-        let namespace =
-            Self { kubectl: Kubectl::within(cluster, &name), name, test: test.to_owned(), failed: false };
+        let namespace = Self { kubectl: Kubectl::within(cluster, &name), name, test: test.to_owned(), failed: false };
         // Pods are refused until the account that they run under is there.
         eventually("the default service account", SOON, || namespace.get("serviceaccount", "default"))?;
         Ok(namespace)

@@ -214,7 +214,8 @@ impl Answer {
 
     /// What the server says that it was asked.
     pub fn told(&self) -> Result<Value> {
-        serde_json::from_str(&self.body).with_context(|| format!("no server of the demo application answered: {self:?}"))
+        serde_json::from_str(&self.body)
+            .with_context(|| format!("no server of the demo application answered: {self:?}"))
     }
 
     /// Fails unless the status is this one.

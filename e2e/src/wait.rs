@@ -28,9 +28,7 @@ pub fn eventually_every<T>(
         match look() {
             Ok(value) => return Ok(value),
             Err(error) if began.elapsed() >= limit => {
-                return Err(anyhow!(
-                    "waited {limit:?} in vain for {what} ({looks} looks); at the end: {error:#}"
-                ));
+                return Err(anyhow!("waited {limit:?} in vain for {what} ({looks} looks); at the end: {error:#}"));
             }
             Err(_) => thread::sleep(pause),
         }
@@ -55,7 +53,8 @@ mod tests {
 
     #[test]
     fn says_what_was_wrong_at_the_end() {
-        let error = eventually("rain", Duration::ZERO, || -> Result<()> { bail!("the sky is blue") }).expect_err("no rain");
+        let error =
+            eventually("rain", Duration::ZERO, || -> Result<()> { bail!("the sky is blue") }).expect_err("no rain");
         assert_eq!(error.to_string(), "waited 0ns in vain for rain (1 looks); at the end: the sky is blue");
     }
 }

@@ -150,7 +150,8 @@ impl App {
         out += &container(app, &self.arguments, "      ");
         if let Some(port) = self.port {
             let _ = writeln!(out, "        ports: [{{name: main, containerPort: {port}}}]");
-            let probe = if self.http_probe { "httpGet: {path: /healthz, port: main}" } else { "tcpSocket: {port: main}" };
+            let probe =
+                if self.http_probe { "httpGet: {path: /healthz, port: main}" } else { "tcpSocket: {port: main}" };
             let _ = writeln!(out, "        readinessProbe: {{{probe}, periodSeconds: 1, failureThreshold: 2}}");
         }
         out

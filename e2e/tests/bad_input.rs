@@ -17,7 +17,8 @@ const TO_V1: &str = "- backendRefs: [{name: echo, port: 9080, subset: v1}]\n";
 fn a_backend_that_does_not_exist_costs_its_share_only() -> Result<()> {
     in_mesh("bad-backend", |ns| {
         let client = mesh::echo(ns)?;
-        let rules = "- name: half\n  backendRefs:\n  - {name: echo, port: 9080, subset: v1}\n  - {name: nowhere, port: 9080}\n";
+        let rules =
+            "- name: half\n  backendRefs:\n  - {name: echo, port: 9080, subset: v1}\n  - {name: nowhere, port: 9080}\n";
         route_in_force(ns, &client, "echo", rules)?;
         let accepted = ns.await_condition("meshroute", "echo", "Accepted", "True")?;
         ensure!(accepted.observed_generation.is_some(), "{accepted:?}");
@@ -28,7 +29,9 @@ fn a_backend_that_does_not_exist_costs_its_share_only() -> Result<()> {
         let (good, bad) = (report.status(200), report.status(500));
         ensure!(good + bad == 300 && (120..=180).contains(&bad), "half is answered 500: {}", report.summary());
         ensure!(report.by_reason.get("backend-not-found") == Some(&bad), "{}", report.summary());
-        let answer = eventually("a request of the bad share", SOON, || client.get("http://echo:9080/").send()?.expect_status(500))?;
+        let answer = eventually("a request of the bad share", SOON, || {
+            client.get("http://echo:9080/").send()?.expect_status(500)
+        })?;
         let source = format!("MeshRoute/{}/echo/half", ns.name);
         ensure!(answer.source() == Some(&source), "the answer names {source}: {answer:?}");
         // Once it exists, all is well, without another apply of the route.
@@ -56,9 +59,9 @@ fn a_subset_that_selects_nothing_costs_its_share_only() -> Result<()> {
         let (good, bad) = (report.status(200), report.status(503));
         ensure!(good + bad == 300 && (120..=180).contains(&bad), "half is answered 503: {}", report.summary());
         ensure!(report.by_reason.get("no-endpoints") == Some(&bad), "{}", report.summary());
-        let said = ns.await_condition("meshcluster", "echo", "ResolvedRefs", "False").or_else(|_| {
-            ns.await_condition("meshroute", "echo", "ResolvedRefs", "False")
-        })?;
+        let said = ns
+            .await_condition("meshcluster", "echo", "ResolvedRefs", "False")
+            .or_else(|_| ns.await_condition("meshroute", "echo", "ResolvedRefs", "False"))?;
         ensure!(said.reason == "SubsetNotFound" && said.message.contains("empty"), "{said:?}");
         // A subset that nobody declared is an error of the route.
         let undeclared = "- name: half\n  backendRefs: [{name: echo, port: 9080, subset: v1}, {name: echo, port: 9080, subset: nope}]\n";
@@ -80,14 +83,22 @@ fn of_two_routes_for_the_same_requests_the_older_wins_and_the_other_is_told() ->
             ensure!(created.elapsed() > Duration::from_millis(1100), "not yet");
             Ok(())
         })?;
-        let second = route("echo", "- backendRefs: [{name: echo, port: 9080, subset: v2}]\n").replace("metadata: {name: echo}", "metadata: {name: a-second}");
+        let second = route("echo", "- backendRefs: [{name: echo, port: 9080, subset: v2}]\n")
+            .replace("metadata: {name: echo}", "metadata: {name: a-second}");
         ns.apply(&second)?;
         let said = eventually("the loser to be told", SOON, || {
             let conditions = ns.conditions("meshroute", "a-second")?;
-            let told = conditions.iter().find(|condition| condition.reason == "Conflicted" || condition.message.contains("echo"));
+            let told = conditions
+                .iter()
+                .find(|condition| condition.reason == "Conflicted" || condition.message.contains("echo"));
             told.cloned().with_context(|| format!("no condition says who won: {conditions:?}"))
         })?;
-        ensure!(said.message.contains(&format!("{}/echo", ns.name)) || said.message.contains("\"echo\"") || said.message.contains("echo"), "{said:?}");
+        ensure!(
+            said.message.contains(&format!("{}/echo", ns.name))
+                || said.message.contains("\"echo\"")
+                || said.message.contains("echo"),
+            "{said:?}"
+        );
         let report = client.load("http://echo:9080/").requests(100).run()?;
         report.expect_none_failed(100)?;
         ensure!(report.share("v1") == 1.0, "the older route decides: {}", report.summary());
@@ -208,8 +219,8 @@ fn a_configuration_edited_by_hand_is_not_used_and_is_repaired() -> Result<()> {
         let client = mesh::echo(ns)?;
         route_in_force(ns, &client, "echo", TO_V1)?;
         let (exports, name) = (exports()?, format!("x.{}", ns.name));
-        let refused = |metrics: &Metrics| {
-            metrics.beginning("weft_").iter().filter(|sample| sample.name.contains("reject") || sample.name.contains("refused")).map(|sample| sample.value).sum::<f64>()
+        let refused = |metrics: &Metrics| -> f64 {
+            metrics.beginning("weft_config_refusals").iter().map(|sample| sample.value).sum()
         };
         let before = (refused(&proxy_metrics(ns, "client")?), exports.get("configmap", &name)?);
         let load = client.load("http://echo:9080/").rate(100).duration(Duration::from_secs(10)).start()?;
@@ -286,7 +297,9 @@ fn a_configuration_that_does_not_fit_is_a_condition_and_no_write() -> Result<()>
             (0..count)
                 .map(|_| {
                     state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                    char::from(b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_"[(state >> 58) as usize])
+                    char::from(
+                        b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_"[(state >> 58) as usize],
+                    )
                 })
                 .collect()
         };
@@ -301,7 +314,9 @@ fn a_configuration_that_does_not_fit_is_a_condition_and_no_write() -> Result<()>
                     )
                 })
                 .collect();
-            routes.push(route("echo", &rules).replace("metadata: {name: echo}", &format!("metadata: {{name: big-{number}}}")));
+            routes.push(
+                route("echo", &rules).replace("metadata: {name: echo}", &format!("metadata: {{name: big-{number}}}")),
+            );
         }
         routes.chunks(4).try_for_each(|some| ns.apply(&some.concat()).map(drop))?;
         let said = eventually("a route to be told that it does not fit", SOON * 2, || {

@@ -16,7 +16,8 @@ const CHARTS: [&str; 2] = ["charts/weft-crds", "charts/weft"];
 fn rendered(chart: &str, settings: &[&str]) -> Result<Vec<Value>> {
     let yaml = helm(&[&["template", "weft", chart, "--namespace", SYSTEM], settings].concat())?;
     let kubectl = Kubectl::new(Cluster::get()?);
-    let output = kubectl.run_with(&["create", "--dry-run=client", "--validate=false", "-o", "json", "-f", "-"], &yaml, READY)?;
+    let output =
+        kubectl.run_with(&["create", "--dry-run=client", "--validate=false", "-o", "json", "-f", "-"], &yaml, READY)?;
     let printed = output.stdout_of_success("kubectl create --dry-run=client")?;
     // One object after another, or a List.
     let mut objects = Vec::new();
@@ -64,7 +65,11 @@ fn an_unknown_value_is_refused() -> Result<()> {
         let said = helm_refused(&["template", "weft", chart, "--set", "nosuch.value=1"])?;
         ensure!(said.contains("nosuch"), "{chart}: the refusal should name the value: {said}");
     }
-    for (setting, key) in [("operator.nosuch=1", "nosuch"), ("webhook.failurePolicy=Maybe", "failurePolicy"), ("image.pullpolicy=Always", "pullpolicy")] {
+    for (setting, key) in [
+        ("operator.nosuch=1", "nosuch"),
+        ("webhook.failurePolicy=Maybe", "failurePolicy"),
+        ("image.pullpolicy=Always", "pullpolicy"),
+    ] {
         let said = helm_refused(&["template", "weft", "charts/weft", "--set", setting])?;
         ensure!(said.contains(key), "{setting}: the refusal should name the value: {said}");
     }
@@ -75,7 +80,9 @@ fn an_unknown_value_is_refused() -> Result<()> {
 fn roles_list_their_verbs_and_have_no_wildcard() -> Result<()> {
     let mut roles = 0;
     for object in rendered("charts/weft", &[])? {
-        let Some(rules) = object["rules"].as_array().filter(|_| object["kind"] == "Role" || object["kind"] == "ClusterRole") else {
+        let Some(rules) =
+            object["rules"].as_array().filter(|_| object["kind"] == "Role" || object["kind"] == "ClusterRole")
+        else {
             continue;
         };
         roles += 1;
@@ -114,7 +121,8 @@ fn pods_meet_pod_security_restricted() -> Result<()> {
         }
         let mut spec = object["spec"]["template"]["spec"].clone();
         spec["serviceAccountName"] = "default".into();
-        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": object["metadata"]["name"]}, "spec": spec});
+        let pod =
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": object["metadata"]["name"]}, "spec": spec});
         let output = ns.run_with(&["create", "--dry-run=server", "-f", "-"], &pod.to_string(), READY)?;
         output.stdout_of_success("kubectl create --dry-run=server").with_context(|| name(&object))?;
         pods += 1;

@@ -44,15 +44,28 @@ fn the_operator_is_killed_under_load() -> Result<()> {
     in_mesh("disruption-operator", |ns| {
         let client = mesh::echo(ns)?;
         route_in_force(ns, &client, "echo", TO_V1)?;
-        let mut load = client.load("http://echo:9080/").requests(20_000).rate(700).concurrency(16).limit(READY * 2).start()?;
+        let mut load =
+            client.load("http://echo:9080/").requests(20_000).rate(700).concurrency(16).limit(READY * 2).start()?;
         let (system, mut killed) = (system()?, 0);
         while load.is_running()? && killed < 4 {
-            system.run(&["delete", "pods", "-l", "app.kubernetes.io/component=operator", "--grace-period=0", "--force"])?;
+            system.run(&[
+                "delete",
+                "pods",
+                "-l",
+                "app.kubernetes.io/component=operator",
+                "--grace-period=0",
+                "--force",
+            ])?;
             system.rolled_out("deployment/weft-operator", READY)?;
             killed += 1;
         }
         let report = load.finish()?;
-        println!("operator killed {killed} times: {} failed of {}, {}", report.failed, report.requests, report.summary());
+        println!(
+            "operator killed {killed} times: {} failed of {}, {}",
+            report.failed,
+            report.requests,
+            report.summary()
+        );
         ensure!(killed > 0, "the operator was not killed while the load ran");
         report.expect_none_failed(20_000)?;
         ensure!(report.share("v1") == 1.0, "the route stays in force: {}", report.summary());
@@ -71,7 +84,18 @@ fn the_api_server_is_away_for_a_minute_and_a_proxy_restarts_meanwhile() -> Resul
         let seconds = AWAY.as_secs() + 25;
         let job = |name: &str, rate: &str| {
             let duration = format!("{seconds}s");
-            let arguments = ["load", "--url", "http://echo:9080/", "--rate", rate, "--duration", &duration, "--timeline", "--timeout", "5s"];
+            let arguments = [
+                "load",
+                "--url",
+                "http://echo:9080/",
+                "--rate",
+                rate,
+                "--duration",
+                &duration,
+                "--timeline",
+                "--timeout",
+                "5s",
+            ];
             workload::job(name, &arguments)
         };
         ns.apply(&(job("steady", "100") + &job("restarted", "20")))?;
@@ -100,9 +124,11 @@ fn the_api_server_is_away_for_a_minute_and_a_proxy_restarts_meanwhile() -> Resul
         ensure!(steady.share("v1") == 1.0, "the route stays in force: {}", steady.summary());
 
         let restarted = report("restarted")?;
-        let failed: Vec<u64> = restarted.timeline.iter().filter(|(_, status, ..)| *status != 200).map(|(at, ..)| *at).collect();
+        let failed: Vec<u64> =
+            restarted.timeline.iter().filter(|(_, status, ..)| *status != 200).map(|(at, ..)| *at).collect();
         let (killed, until) = (killed.as_millis() as u64, until.as_millis() as u64);
-        let last = failed.iter().max().copied().context("killing a proxy breaks its own pod's connections; none broke")?;
+        let last =
+            failed.iter().max().copied().context("killing a proxy breaks its own pod's connections; none broke")?;
         println!(
             "proxy restarted with the API server away: {} of {} requests failed, the last {} ms after it was killed",
             failed.len(),
@@ -110,7 +136,10 @@ fn the_api_server_is_away_for_a_minute_and_a_proxy_restarts_meanwhile() -> Resul
             last.saturating_sub(killed)
         );
         let back = AWAY.as_millis() as u64 / 3;
-        ensure!(last < killed + back && last < until, "it should serve again within {back} ms, with the API server away: {failed:?}");
+        ensure!(
+            last < killed + back && last < until,
+            "it should serve again within {back} ms, with the API server away: {failed:?}"
+        );
         let after: Vec<_> = restarted.timeline.iter().filter(|(at, ..)| (last + 1..until).contains(at)).collect();
         ensure!(after.len() > 100, "too few requests after the restart: {}", after.len());
         ensure!(

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use weft_e2e::namespace::{Mesh, Namespace, READY, in_mesh};
 use weft_e2e::traffic::{Client, Report};
+use weft_e2e::wait::eventually;
 use weft_e2e::workload::{self, App};
 
 fn containers(pod: &Value) -> Vec<&str> {
@@ -28,7 +29,10 @@ fn pods_of_a_labelled_namespace_get_a_proxy() -> Result<()> {
             ensure!(containers.contains(&container), "the pod has no container {container}: {containers:?}");
         }
         let version = pod["metadata"]["labels"]["weft.dev/proxy-version"].as_str();
-        ensure!(version.is_some_and(|version| !version.is_empty()), "the pod does not say which proxy it has: {version:?}");
+        ensure!(
+            version.is_some_and(|version| !version.is_empty()),
+            "the pod does not say which proxy it has: {version:?}"
+        );
         let answer = client.get("http://echo:9080/hello").send()?.expect_status(200)?;
         ensure!(answer.told()?["service"] == "echo", "{answer:?}");
         Ok(())
@@ -82,7 +86,10 @@ fn a_bad_annotation_refuses_the_pod_with_a_reason() -> Result<()> {
         let pod = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: bad\n  annotations: {config.weft.dev/workers: many}\nspec:\n  \
                    containers: [{name: app, image: localhost/weft-demo:dev, args: [idle]}]\n";
         let said = ns.apply_refused(pod)?;
-        ensure!(said.contains("config.weft.dev/workers") && said.contains("many"), "the refusal names key and value: {said}");
+        ensure!(
+            said.contains("config.weft.dev/workers") && said.contains("many"),
+            "the refusal names key and value: {said}"
+        );
         Ok(())
     })
 }
@@ -109,7 +116,8 @@ fn a_job_with_a_proxy_completes() -> Result<()> {
         report.expect_none_failed(50)?;
         // Complete is said of the Job; the pod must have ended too, with its proxy.
         let pods = ns.list("pods", "app=work")?;
-        let phase = pods.first().context("the Job has a pod")?["status"]["phase"].as_str().unwrap_or_default().to_owned();
+        let phase =
+            pods.first().context("the Job has a pod")?["status"]["phase"].as_str().unwrap_or_default().to_owned();
         ensure!(phase == "Succeeded", "the pod is {phase}");
         Ok(())
     })
@@ -122,9 +130,14 @@ fn a_pod_calls_its_own_service() -> Result<()> {
         ns.wait_ready(&["echo-v1"])?;
         let pod = ns.pod_of("echo")?;
         for address in ["http://echo:9080/own", "http://127.0.0.1:9080/own"] {
-            let printed = ns.run(&["exec", &pod, "-c", "echo", "--", workload::PROGRAM, "request", "--url", address])?;
-            let answer: Value = serde_json::from_str(&printed)?;
-            ensure!(answer["status"] == 200, "{address}: {printed}");
+            // A pod that is ready becomes an endpoint a moment later.
+            eventually(&format!("the pod to reach itself at {address}"), READY, || {
+                let printed =
+                    ns.run(&["exec", &pod, "-c", "echo", "--", workload::PROGRAM, "request", "--url", address])?;
+                let answer: Value = serde_json::from_str(&printed)?;
+                ensure!(answer["status"] == 200, "{address}: {printed}");
+                Ok(())
+            })?;
         }
         Ok(())
     })
@@ -151,7 +164,14 @@ fn pods_meet_pod_security_restricted_but_for_the_init_container() -> Result<()> 
         // `warn` tells what `enforce` would refuse, through the real admission.
         let said = ns
             .run_with(
-                &["label", "namespace", &ns.name, "pod-security.kubernetes.io/enforce=restricted", "--dry-run=server", "--overwrite"],
+                &[
+                    "label",
+                    "namespace",
+                    &ns.name,
+                    "pod-security.kubernetes.io/enforce=restricted",
+                    "--dry-run=server",
+                    "--overwrite",
+                ],
                 "",
                 Duration::from_secs(30),
             )?

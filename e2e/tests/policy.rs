@@ -125,7 +125,12 @@ fn a_policy_governs_a_port_a_service_account_or_a_namespace() -> Result<()> {
             })?;
         }
         // A port that nothing listens on: the rule takes no call.
-        policy_in_force(ns, "{kind: Namespace}", "    - {action: Deny, ports: [1]}\n    - {action: Deny, paths: [{value: /marker}]}\n", &client.get("http://echo:9080/marker"))?;
+        policy_in_force(
+            ns,
+            "{kind: Namespace}",
+            "    - {action: Deny, ports: [1]}\n    - {action: Deny, paths: [{value: /marker}]}\n",
+            &client.get("http://echo:9080/marker"),
+        )?;
         echo.send()?.expect_status(200)?;
         Ok(())
     })

@@ -89,7 +89,9 @@ fn a_post_is_repeated_only_where_that_was_asked_for() -> Result<()> {
              [GET, POST]}}\n- name: default\n  backendRefs: [{{name: echo, port: 9080}}]\n  {retry}}}\n"
         );
         route_in_force(ns, &client, "echo", &rules)?;
-        for (method, path, times) in [("POST", "/once", 1), ("PATCH", "/once", 1), ("PUT", "/put", 4), ("POST", "/asked-for", 4)] {
+        for (method, path, times) in
+            [("POST", "/once", 1), ("PATCH", "/once", 1), ("PUT", "/put", 4), ("POST", "/asked-for", 4)]
+        {
             let token = format!("{method}{}", path.replace('/', "-"));
             let answer = client
                 .get(&format!("http://echo:9080{path}?status=503"))
@@ -104,7 +106,8 @@ fn a_post_is_repeated_only_where_that_was_asked_for() -> Result<()> {
         // Nor when the backend takes too long, or breaks the connection: it may have had its effect.
         let rules = "- backendRefs: [{name: echo, port: 9080}]\n  timeouts: {backendRequest: 300ms}\n  retry: {attempts: 3, backoff: 1ms}\n";
         route_in_force(ns, &client, "echo", rules)?;
-        let slow = client.get("http://echo:9080/slow?delay=2s").method("POST").header("x-request-token", "slow").body("x");
+        let slow =
+            client.get("http://echo:9080/slow?delay=2s").method("POST").header("x-request-token", "slow").body("x");
         slow.send()?.expect_status(504)?;
         let reached = &seen(ns)?["by_token"]["slow"];
         ensure!(*reached == 1, "a POST that timed out reached the backend {reached} times");
@@ -134,7 +137,8 @@ fn what_is_beyond_a_limit_is_answered_at_once() -> Result<()> {
 fn a_rollout_of_a_backend_under_load_fails_no_request() -> Result<()> {
     in_mesh("resilience-rollout", |ns| {
         let client = echo(ns, App::server("echo", "v1").replicas(3))?;
-        let mut load = client.load("http://echo:9080/").requests(20_000).rate(700).concurrency(16).limit(READY * 2).start()?;
+        let mut load =
+            client.load("http://echo:9080/").requests(20_000).rate(700).concurrency(16).limit(READY * 2).start()?;
         let mut rollouts = 0;
         while load.is_running()? && rollouts < 2 {
             ns.run(&["rollout", "restart", "deployment/echo-v1"])?;
@@ -142,7 +146,12 @@ fn a_rollout_of_a_backend_under_load_fails_no_request() -> Result<()> {
             rollouts += 1;
         }
         let report = load.finish()?;
-        println!("rollout of a backend: {} failed of {}, {rollouts} rollouts, {}", report.failed, report.requests, report.summary());
+        println!(
+            "rollout of a backend: {} failed of {}, {rollouts} rollouts, {}",
+            report.failed,
+            report.requests,
+            report.summary()
+        );
         ensure!(rollouts > 0 && report.by_pod.len() > 3, "pods were replaced while it ran: {}", report.summary());
         report.expect_none_failed(20_000)
     })

@@ -109,7 +109,10 @@ fn each_type_of_match_takes_what_it_says() -> Result<()> {
             let answer = request.send()?;
             match rule {
                 Some(rule) => {
-                    ensure!(answer.status == 200 && answer.body == rule, "{desc}: rule {rule} should answer: {answer:?}");
+                    ensure!(
+                        answer.status == 200 && answer.body == rule,
+                        "{desc}: rule {rule} should answer: {answer:?}"
+                    );
                     ensure!(answer.reason() == Some("direct-response"), "{desc}: {answer:?}");
                     let source = format!("MeshRoute/{}/echo/{rule}", ns.name);
                     ensure!(answer.source() == Some(&source), "{desc}: the answer names {source}: {answer:?}");
@@ -153,7 +156,8 @@ fn each_filter_does_what_it_says() -> Result<()> {
         let answer = get("/headers").header("x-set", "old").header("x-add", "first").header("x-gone", "1").send()?;
         let told = answer.clone().expect_status(200)?.told()?;
         ensure!(told["headers"]["x-set"] == serde_json::json!(["new"]), "set replaces: {told}");
-        let added: Vec<&str> = told["headers"]["x-add"].as_array().into_iter().flatten().filter_map(|v| v.as_str()).collect();
+        let added: Vec<&str> =
+            told["headers"]["x-add"].as_array().into_iter().flatten().filter_map(|v| v.as_str()).collect();
         ensure!(added.join(",").replace(' ', "") == "first,more", "add keeps what is there: {told}");
         ensure!(told["headers"]["x-gone"].is_null(), "remove removes: {told}");
         ensure!(answer.version() == Some("hidden"), "the response's header is set: {answer:?}");
@@ -168,10 +172,9 @@ fn each_filter_does_what_it_says() -> Result<()> {
         let told = get("/whole?b=c").send()?.expect_status(200)?.told()?;
         ensure!(told["path"] == "/replaced?b=c", "the whole path is replaced and the query stays: {told}");
 
-        for (path, status, location) in [
-            ("/go/here?x=1", 301, "https://shop.example/there/here?x=1"),
-            ("/port/a", 302, "http://echo:8443/port/a"),
-        ] {
+        for (path, status, location) in
+            [("/go/here?x=1", 301, "https://shop.example/there/here?x=1"), ("/port/a", 302, "http://echo:8443/port/a")]
+        {
             let answer = get(path).send()?.expect_status(status)?;
             ensure!(answer.header("location") == Some(location), "{path} should lead to {location}: {answer:?}");
             ensure!(answer.reason() == Some("redirect"), "{answer:?}");
@@ -291,7 +294,10 @@ fn opaque_tcp_passes_and_a_server_may_speak_first() -> Result<()> {
         ensure!(answer.error.is_none() && answer.received == bytes, "{answer:?}");
         for (address, greeting) in [("forward:7001", "hello, who is there?"), ("db:3306", "mysql says hello")] {
             let answer = client.tcp(address, &["--expect-first", "--send", "ping"])?;
-            ensure!(answer.error.is_none() && answer.first == greeting && answer.received == "ping", "{address}: {answer:?}");
+            ensure!(
+                answer.error.is_none() && answer.first == greeting && answer.received == "ping",
+                "{address}: {answer:?}"
+            );
             ensure!(answer.first_ms.is_some_and(|ms| ms < 2000), "{address}: the greeting should not wait: {answer:?}");
         }
         // Also where nobody said what is spoken: detection has a deadline.
@@ -310,7 +316,11 @@ fn requests_by_pod_address_pass() -> Result<()> {
         let client = mesh::echo(ns)?;
         let pod = ns.pods_of("echo")?.remove(0);
         let address = ns.get("pod", &pod)?["status"]["podIP"].as_str().unwrap_or_default().to_owned();
-        client.get(&format!("http://{address}:{PORT}/direct")).timeout(Duration::from_secs(5)).send()?.expect_status(200)?;
+        client
+            .get(&format!("http://{address}:{PORT}/direct"))
+            .timeout(Duration::from_secs(5))
+            .send()?
+            .expect_status(200)?;
         Ok(())
     })
 }

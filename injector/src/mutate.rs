@@ -43,8 +43,6 @@ const HEALTH_PORT_NAME: &str = "weft-health";
 
 /// The kubelet renews the token well before.
 const TOKEN_SECONDS: u32 = 3600;
-/// A few runs of iptables, one after the other.
-const INIT_RESOURCES: [(&str, &str); 2] = [("cpu", "100m"), ("memory", "64Mi")];
 /// Copies of a few dozen documents.
 const CACHE_SIZE: &str = "16Mi";
 /// The application waits so long for the proxy; then the pod has failed, and says so.
@@ -113,8 +111,8 @@ fn init(settings: &Settings) -> Value {
         "image": settings.init_image,
         "imagePullPolicy": settings.image_pull_policy,
         "args": arguments,
-        // Equal, so that a pod can still be Guaranteed; and no more than the proxy asks, which then costs the pod nothing.
-        "resources": { "requests": BTreeMap::from(INIT_RESOURCES), "limits": BTreeMap::from(INIT_RESOURCES) },
+        // The proxy's own: it has ended before the proxy begins, so a pod costs no more for it, and can be Guaranteed still.
+        "resources": resources(&settings.resources),
         "securityContext": {
             "runAsUser": 0,
             "runAsGroup": 0,

@@ -73,7 +73,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
     let holding = CancellationToken::new();
     let holder = tokio::spawn(lease::run(leases.clone(), identity.clone(), state, holding.clone()));
 
-    let webhooks = webhook::run(client.clone(), system_namespace, lease.clone(), metrics.clone(), stop.clone(), tasks.clone());
+    let webhooks =
+        webhook::run(client.clone(), system_namespace, lease.clone(), metrics.clone(), stop.clone(), tasks.clone());
     tasks.spawn(webhooks);
 
     tracing::info!(identity, %admin, "started");

@@ -100,7 +100,12 @@ pub async fn read_document(client: &Client, kind: DocumentKind, namespace: &str)
 }
 
 /// Deletes a document, if it is still the one found.
-pub async fn delete_document(client: &Client, kind: DocumentKind, namespace: &str, found: &Document) -> Result<(), Error> {
+pub async fn delete_document(
+    client: &Client,
+    kind: DocumentKind,
+    namespace: &str,
+    found: &Document,
+) -> Result<(), Error> {
     match call(documents(client, kind).delete(&kind.name(namespace), &exactly(&found.version))).await {
         Ok(_) | Err(Error::Gone) => Ok(()),
         Err(error) => Err(error),
@@ -158,7 +163,11 @@ pub async fn status(client: &Client, id: &ObjectId, uid: &str, status: &Status) 
 
 async fn put<K>(client: &Client, object: K, found: bool) -> Result<K, Error>
 where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Serialize + std::fmt::Debug,
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + DeserializeOwned
+        + Serialize
+        + std::fmt::Debug,
 {
     let api = inbound::<K>(client);
     let name = object.meta().name.clone().unwrap_or_default();

@@ -133,7 +133,9 @@ async fn attempt(api: &Api<Lease>, identity: &str, seen: &mut Seen) -> Result<Op
             *seen = Seen { lease: Some(lease), since: Instant::now() };
             Ok(Some(epoch))
         }
-        Err(Error::Api(kube::Error::Api(status))) if status.is_conflict() || status.is_not_found() || status.is_already_exists() => {
+        Err(Error::Api(kube::Error::Api(status)))
+            if status.is_conflict() || status.is_not_found() || status.is_already_exists() =>
+        {
             // Somebody else was faster, or took it away.
             *seen = Seen { lease: call(api.get_opt(names::LEASE)).await?, since: Instant::now() };
             let epoch = seen.lease.as_ref().filter(|lease| holder(lease) == Some(identity)).map(transitions);
@@ -156,7 +158,9 @@ async fn release(api: &Api<Lease>, identity: &str, seen: Seen) {
     }
     match call(api.replace(names::LEASE, &PostParams::default(), &lease)).await {
         Ok(_) => tracing::info!("lease given up"),
-        Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "the lease could not be given up and will run out"),
+        Err(error) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the lease could not be given up and will run out")
+        }
     }
 }
 
@@ -178,7 +182,9 @@ fn new_lease(identity: &str, previous: Option<&Lease>) -> Lease {
             acquire_time: Some(now.clone()),
             holder_identity: Some(identity.to_owned()),
             lease_duration_seconds: i32::try_from(TERM.as_secs()).ok(),
-            lease_transitions: Some(previous.and_then(|lease| lease.spec.as_ref()?.lease_transitions).unwrap_or(0).saturating_add(1)),
+            lease_transitions: Some(
+                previous.and_then(|lease| lease.spec.as_ref()?.lease_transitions).unwrap_or(0).saturating_add(1),
+            ),
             renew_time: Some(now),
             ..LeaseSpec::default()
         }),

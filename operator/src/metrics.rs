@@ -1,6 +1,6 @@
 //! The operator's metrics. Every name and label stands here.
 
-use std::sync::atomic::{AtomicU64, AtomicI64};
+use std::sync::atomic::{AtomicI64, AtomicU64};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -74,13 +74,33 @@ impl Metrics {
         registry.register("dirty_scopes", "Namespaces that wait to be compiled or written", metrics.dirty.clone());
         registry.register("compile_duration_seconds", "Time to compile one namespace", metrics.compile_seconds.clone());
         registry.register("document_writes", "Writes of documents, by document and outcome", metrics.writes.clone());
-        registry.register("documents_unchanged", "Documents compiled and found as they should be", metrics.unchanged.clone());
-        registry.register("document_repairs", "Documents that somebody edited, damaged or deleted, written again", metrics.repairs.clone());
+        registry.register(
+            "documents_unchanged",
+            "Documents compiled and found as they should be",
+            metrics.unchanged.clone(),
+        );
+        registry.register(
+            "document_repairs",
+            "Documents that somebody edited, damaged or deleted, written again",
+            metrics.repairs.clone(),
+        );
         registry.register("status_writes", "Writes of conditions, by outcome", metrics.status_writes.clone());
         registry.register("leader", "1 while this process writes", metrics.leader.clone());
-        registry.register("watch_restarts", "Watches that failed and were started again, by kind", metrics.watch_restarts.clone());
-        registry.register("last_sync_timestamp_seconds", "When all documents were last as they should be", metrics.last_sync.clone());
-        registry.register("document_bytes_max", "Size of the largest document as stored, by document", metrics.document_bytes_max.clone());
+        registry.register(
+            "watch_restarts",
+            "Watches that failed and were started again, by kind",
+            metrics.watch_restarts.clone(),
+        );
+        registry.register(
+            "last_sync_timestamp_seconds",
+            "When all documents were last as they should be",
+            metrics.last_sync.clone(),
+        );
+        registry.register(
+            "document_bytes_max",
+            "Size of the largest document as stored, by document",
+            metrics.document_bytes_max.clone(),
+        );
         registry.register(
             "webhook_certificate_expiry_timestamp_seconds",
             "When the webhook's certificate ends",

@@ -202,7 +202,15 @@ impl Reconciler {
         self.plan(memory, scope, Body::Inbound(inbound.clone()), requires, epoch, jobs);
     }
 
-    fn plan(&self, memory: &mut Memory, scope: &str, body: Body, requires: BTreeMap<String, u64>, epoch: u64, jobs: &mut Vec<Job>) {
+    fn plan(
+        &self,
+        memory: &mut Memory,
+        scope: &str,
+        body: Body,
+        requires: BTreeMap<String, u64>,
+        epoch: u64,
+        jobs: &mut Vec<Job>,
+    ) {
         let kind = body.kind();
         let slot = (kind, scope.to_owned());
         let found = memory.world.document(kind, scope).cloned();
@@ -222,7 +230,10 @@ impl Reconciler {
             Plan::TooLarge { bytes, limit } => {
                 self.metrics.wrote(kind.word(), "too_large");
                 tracing::error!(document = %place(kind, scope), bytes, limit, "document is too large, the last good one stays");
-                let message = format!("{} would have {bytes} bytes, and {limit} are allowed: the last good one stays", place(kind, scope));
+                let message = format!(
+                    "{} would have {bytes} bytes, and {limit} are allowed: the last good one stays",
+                    place(kind, scope)
+                );
                 memory.delivery.insert(slot, Delivery::TooLarge(message));
             }
         }
@@ -233,7 +244,8 @@ impl Reconciler {
             if !self.may_write(epoch) {
                 return (job, Err(apply::Error::Conflict));
             }
-            let written = apply::document(&self.client, job.kind, &job.scope, &job.next.envelope, job.found.as_ref()).await;
+            let written =
+                apply::document(&self.client, job.kind, &job.scope, &job.next.envelope, job.found.as_ref()).await;
             (job, written)
         });
         let results: Vec<_> = futures_util::stream::iter(writes).buffer_unordered(WRITES_MAX).collect().await;
@@ -256,7 +268,11 @@ impl Reconciler {
                     if repair {
                         self.metrics.repairs.inc();
                     }
-                    let gauge = self.metrics.document_bytes_max.get_or_create(&KindLabel { kind: kind.word().to_owned() }).clone();
+                    let gauge = self
+                        .metrics
+                        .document_bytes_max
+                        .get_or_create(&KindLabel { kind: kind.word().to_owned() })
+                        .clone();
                     gauge.set(gauge.get().max(i64::try_from(bytes).unwrap_or(i64::MAX)));
                     memory.delivery.insert(slot.clone(), Delivery::Written(delivered(kind, &scope, &next)));
                     memory.published.insert(slot, *next);
@@ -333,7 +349,9 @@ impl Reconciler {
             let slot = (kind, scope.to_owned());
             memory.published.remove(&slot);
             memory.delivery.remove(&slot);
-            let Some(found) = memory.world.document(kind, scope).filter(|found| found.labelled).cloned() else { continue };
+            let Some(found) = memory.world.document(kind, scope).filter(|found| found.labelled).cloned() else {
+                continue;
+            };
             if !self.may_write(epoch) {
                 return;
             }
@@ -374,7 +392,10 @@ impl Reconciler {
         for (id, outcome) in &compiled.objects {
             let Some((uid, generation, previous)) = memory.world.status(id) else { continue };
             let delivery = memory.delivery_of(scope, outcome);
-            let Some(next) = status::next(previous, generation, &outcome.diagnostics, &delivery, Timestamp::now()) else { continue };
+            let Some(next) = status::next(previous, generation, &outcome.diagnostics, &delivery, Timestamp::now())
+            else {
+                continue;
+            };
             let uid = uid.to_owned();
             match memory.told.get(id).map(|told| *told + STATUS_INTERVAL).filter(|then| *then > now) {
                 Some(then) => memory.later(scope, then),
@@ -416,13 +437,16 @@ impl Reconciler {
         if memory.is_whole() {
             self.world_part.ready();
         } else {
-            self.world_part.report(false, &format!("{} of {LISTS} kinds listed: {:?}", memory.listed.len(), memory.listed));
+            self.world_part
+                .report(false, &format!("{} of {LISTS} kinds listed: {:?}", memory.listed.len(), memory.listed));
         }
         let failing = memory.failures.len();
         match memory.epoch {
             _ if !memory.is_whole() => self.writer_part.report(false, "the world is not known yet"),
             None => self.writer_part.report(true, "standing by"),
-            Some(epoch) if failing > 0 => self.writer_part.report(true, &format!("writing, epoch {epoch}; {failing} namespaces fail")),
+            Some(epoch) if failing > 0 => {
+                self.writer_part.report(true, &format!("writing, epoch {epoch}; {failing} namespaces fail"))
+            }
             Some(epoch) => self.writer_part.report(true, &format!("writing, epoch {epoch}")),
         }
         self.metrics.dirty.set(i64::try_from(memory.dirty.len()).unwrap_or(i64::MAX));
@@ -431,7 +455,10 @@ impl Reconciler {
 
     fn count(&self, memory: &Memory) {
         for (kind, count) in memory.world.counts() {
-            self.metrics.objects.get_or_create(&KindLabel { kind: kind.to_owned() }).set(i64::try_from(count).unwrap_or(i64::MAX));
+            self.metrics
+                .objects
+                .get_or_create(&KindLabel { kind: kind.to_owned() })
+                .set(i64::try_from(count).unwrap_or(i64::MAX));
         }
         if memory.epoch.is_some() && memory.is_whole() && memory.dirty.is_empty() {
             self.metrics.last_sync.set(Duration::from_millis(unix_ms()).as_secs_f64());
@@ -532,7 +559,9 @@ impl Memory {
         let mut levels = Vec::new();
         while !scopes.is_empty() {
             let waits = |scope: &String| {
-                self.references.get(scope).is_some_and(|others| others.iter().any(|other| other != scope && scopes.contains(other)))
+                self.references
+                    .get(scope)
+                    .is_some_and(|others| others.iter().any(|other| other != scope && scopes.contains(other)))
             };
             let mut level: Vec<String> = scopes.iter().filter(|scope| !waits(scope)).cloned().collect();
             if level.is_empty() {
@@ -547,8 +576,12 @@ impl Memory {
     /// Generations of exports as they are now. One that does not exist is not waited for.
     fn generations(&self, namespaces: &BTreeSet<String>) -> BTreeMap<String, u64> {
         let generation = |namespace: &String| {
-            let published = self.published.get(&(DocumentKind::Export, namespace.clone())).map(|published| published.written.generation);
-            let found = || self.world.document(DocumentKind::Export, namespace)?.header().map(|header| header.generation);
+            let published = self
+                .published
+                .get(&(DocumentKind::Export, namespace.clone()))
+                .map(|published| published.written.generation);
+            let found =
+                || self.world.document(DocumentKind::Export, namespace)?.header().map(|header| header.generation);
             Some((namespace.clone(), published.or_else(found)?))
         };
         namespaces.iter().filter_map(generation).collect()
@@ -634,7 +667,9 @@ mod tests {
 
     #[test]
     fn the_first_change_goes_out_at_once_and_a_storm_gathers() {
-        let namespace = |name: &str, enabled| Event::Namespace(Change::Apply(crate::world::NamespaceMeta { name: name.into(), enabled }));
+        let namespace = |name: &str, enabled| {
+            Event::Namespace(Change::Apply(crate::world::NamespaceMeta { name: name.into(), enabled }))
+        };
         let mut memory = Memory { wait: WAIT_MIN, ..Memory::default() };
         memory.take(namespace("a", true));
         assert_eq!(memory.wait, WAIT_MIN);

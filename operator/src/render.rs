@@ -149,7 +149,8 @@ pub fn plan(
         return Plan::TooLarge { bytes: body_bytes, limit: BODY_BYTES_MAX };
     }
     let header = found.and_then(Document::header);
-    let previous = |of: fn(&Written) -> u64, stored: Option<u64>| published.map_or(0, |p| of(&p.written)).max(stored.unwrap_or(0));
+    let previous =
+        |of: fn(&Written) -> u64, stored: Option<u64>| published.map_or(0, |p| of(&p.written)).max(stored.unwrap_or(0));
     // A header that somebody edited may say anything; beyond a century ahead of the clock it is not followed.
     let believed = |generation: u64| if generation < now_ms.saturating_add(CENTURY_MS) { generation } else { 0 };
     let generation = believed(previous(|w| w.generation, header.as_ref().map(|h| h.generation)));
@@ -225,6 +226,3 @@ fn metadata(namespace: &str, name: &str) -> ObjectMeta {
         ..ObjectMeta::default()
     }
 }
-
-
-

@@ -32,12 +32,19 @@ struct Wanted {
 }
 
 /// The status that an object should have, or `None` if it has it.
-pub fn next(previous: &Status, generation: i64, diagnostics: &[Diagnostic], delivery: &Delivery, now: Timestamp) -> Option<Status> {
+pub fn next(
+    previous: &Status,
+    generation: i64,
+    diagnostics: &[Diagnostic],
+    delivery: &Delivery,
+    now: Timestamp,
+) -> Option<Status> {
     let accepted = accepted(diagnostics);
     let resolved = resolved(diagnostics);
     let programmed = programmed(&accepted, delivery);
     let ready = ready([&accepted, &resolved, &programmed]);
-    let conditions = [accepted, resolved, programmed, ready].map(|wanted| condition(wanted, &previous.conditions, generation, now));
+    let conditions =
+        [accepted, resolved, programmed, ready].map(|wanted| condition(wanted, &previous.conditions, generation, now));
     // Conditions of others, and the order that the API server keeps them in, are not ours to judge.
     let held = |wanted: &Condition| previous.conditions.contains(wanted);
     let same = previous.observed_generation == Some(generation) && conditions.iter().all(held);
@@ -53,17 +60,32 @@ fn accepted(diagnostics: &[Diagnostic]) -> Wanted {
         return Wanted { kind, status: "True", reason, message: format!("in force but for this: {message}") };
     }
     let message = said(diagnostics, Severity::Note).map(|(_, message)| message);
-    Wanted { kind, status: "True", reason: Reason::Accepted, message: message.unwrap_or_else(|| "the object is valid".into()) }
+    Wanted {
+        kind,
+        status: "True",
+        reason: Reason::Accepted,
+        message: message.unwrap_or_else(|| "the object is valid".into()),
+    }
 }
 
 fn resolved(diagnostics: &[Diagnostic]) -> Wanted {
     let kind = ConditionType::ResolvedRefs;
     if diagnostics.iter().any(|diagnostic| diagnostic.reason == Reason::Invalid) {
-        return Wanted { kind, status: "Unknown", reason: Reason::Invalid, message: "the object cannot be read".into() };
+        return Wanted {
+            kind,
+            status: "Unknown",
+            reason: Reason::Invalid,
+            message: "the object cannot be read".into(),
+        };
     }
     match said(diagnostics, Severity::Unresolved) {
         Some((reason, message)) => Wanted { kind, status: "False", reason, message },
-        None => Wanted { kind, status: "True", reason: Reason::ResolvedRefs, message: "all that the object names exists".into() },
+        None => Wanted {
+            kind,
+            status: "True",
+            reason: Reason::ResolvedRefs,
+            message: "all that the object names exists".into(),
+        },
     }
 }
 
@@ -92,7 +114,8 @@ fn ready(conditions: [&Wanted; 3]) -> Wanted {
         },
         None => {
             let [accepted, ..] = conditions;
-            let message = if accepted.reason == Reason::PartiallyInvalid { accepted.message.clone() } else { String::new() };
+            let message =
+                if accepted.reason == Reason::PartiallyInvalid { accepted.message.clone() } else { String::new() };
             Wanted { kind, status: "True", reason: Reason::Ready, message }
         }
     }
@@ -105,7 +128,10 @@ fn condition(wanted: Wanted, previous: &[Condition], generation: i64, now: Times
         .iter()
         .find(|condition| condition.type_ == kind && condition.status == status)
         // Kubernetes keeps whole seconds.
-        .map_or_else(|| Time(Timestamp::from_second(now.as_second()).unwrap_or(now)), |condition| condition.last_transition_time.clone());
+        .map_or_else(
+            || Time(Timestamp::from_second(now.as_second()).unwrap_or(now)),
+            |condition| condition.last_transition_time.clone(),
+        );
     Condition {
         last_transition_time: since,
         message,
@@ -186,7 +212,10 @@ mod tests {
     fn what_is_not_accepted_is_not_programmed() {
         let refused = [Diagnostic::refused(Reason::TargetNotFound, "Service a/b does not exist")];
         let status = next(&Status::default(), 1, &refused, &written(), at(EARLIER)).unwrap();
-        assert_eq!((find(&status, "Accepted").status.as_str(), find(&status, "Accepted").reason.as_str()), ("False", "TargetNotFound"));
+        assert_eq!(
+            (find(&status, "Accepted").status.as_str(), find(&status, "Accepted").reason.as_str()),
+            ("False", "TargetNotFound")
+        );
         assert_eq!(find(&status, "Programmed").status, "False");
         assert_eq!(find(&status, "Ready").message, "Accepted is False: TargetNotFound: Service a/b does not exist");
     }
@@ -203,7 +232,8 @@ mod tests {
 
     #[test]
     fn long_messages_are_counted_not_kept() {
-        let many: Vec<Diagnostic> = (0..100).map(|n| Diagnostic::partial(format!("{n}: {}", "x".repeat(100)))).collect();
+        let many: Vec<Diagnostic> =
+            (0..100).map(|n| Diagnostic::partial(format!("{n}: {}", "x".repeat(100)))).collect();
         let status = next(&Status::default(), 1, &many, &written(), at(EARLIER)).unwrap();
         let message = &find(&status, "Accepted").message;
         assert!(message.len() < 1200 && message.ends_with("more"), "{message}");

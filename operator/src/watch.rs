@@ -14,8 +14,8 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
-use tokio_util::task::TaskTracker;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use weft_config::bootstrap;
 use weft_crds::{MeshCluster, MeshPolicy, MeshRoute};
 
@@ -42,7 +42,12 @@ struct Sink {
 }
 
 /// Starts all watches.
-pub fn start(client: &Client, metrics: &Metrics, stop: &CancellationToken, tasks: &TaskTracker) -> mpsc::Receiver<Event> {
+pub fn start(
+    client: &Client,
+    metrics: &Metrics,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) -> mpsc::Receiver<Event> {
     let (events, received) = mpsc::channel(EVENTS_MAX);
     let sink = Sink { events, metrics: metrics.clone(), stop: stop.clone(), tasks: tasks.clone() };
 
@@ -78,8 +83,13 @@ fn within<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(client:
 // === impl Sink ===
 
 impl Sink {
-    fn run<R, K>(&self, api: Api<R>, kind: &'static str, trim: fn(R) -> K, event: impl Fn(Change<K>) -> Event + Send + 'static)
-    where
+    fn run<R, K>(
+        &self,
+        api: Api<R>,
+        kind: &'static str,
+        trim: fn(R) -> K,
+        event: impl Fn(Change<K>) -> Event + Send + 'static,
+    ) where
         R: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
         K: Send + 'static,
     {

@@ -19,7 +19,9 @@ use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+};
 use rustls::RootCertStore;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
@@ -146,7 +148,10 @@ pub async fn run(
                 metrics.webhook_certificate_expiry.set(next.expiry);
             }
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "webhook certificates are not in order, trying again");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "webhook certificates are not in order, trying again"
+                );
                 wait = RETRY;
             }
         }
@@ -176,7 +181,8 @@ async fn pass(
     let (certificates, settling) = wanted(&found, hosts, now)?;
     let bundle = certificates.bundle();
 
-    let mut ca_data = BTreeMap::from([(CA_CERT, certificates.ca.certificate.clone()), (CA_KEY, certificates.ca.key.clone())]);
+    let mut ca_data =
+        BTreeMap::from([(CA_CERT, certificates.ca.certificate.clone()), (CA_KEY, certificates.ca.key.clone())]);
     ca_data.extend(certificates.previous.clone().map(|previous| (CA_PREVIOUS, previous)));
     put(secrets, CA_SECRET, ca_secret, ca_data).await?;
     let expiry = validity(&certificates.leaf.certificate).map_or(0, |(_, end)| end);
@@ -269,7 +275,8 @@ fn is_over(pem: &str, now: OffsetDateTime) -> bool {
 /// Whether certificate and key can issue: they belong together, and are in force.
 fn is_authority(ca: &Pair, now: OffsetDateTime) -> bool {
     let host = ["probe".to_owned()];
-    !is_over(&ca.certificate, now) && issue(ca, &host, now).is_ok_and(|leaf| serves(&leaf, &[&ca.certificate], &host, now))
+    !is_over(&ca.certificate, now)
+        && issue(ca, &host, now).is_ok_and(|leaf| serves(&leaf, &[&ca.certificate], &host, now))
 }
 
 /// Whether a client that trusts `roots` takes the leaf for each of `hosts`, and its key belongs to it.
@@ -295,7 +302,12 @@ fn serves(leaf: &Pair, roots: &[&str], hosts: &[String], now: OffsetDateTime) ->
 }
 
 /// Writes a Secret, if it does not say so already.
-async fn put(secrets: &Api<Secret>, name: &str, found: Option<Secret>, data: BTreeMap<&str, String>) -> Result<(), Error> {
+async fn put(
+    secrets: &Api<Secret>,
+    name: &str,
+    found: Option<Secret>,
+    data: BTreeMap<&str, String>,
+) -> Result<(), Error> {
     let data: BTreeMap<String, ByteString> =
         data.into_iter().map(|(key, text)| (key.to_owned(), ByteString(text.into_bytes()))).collect();
     if found.as_ref().is_some_and(|found| found.data.as_ref() == Some(&data)) {
@@ -425,16 +437,31 @@ mod tests {
         let hosts = hosts("weft-system");
         for (desc, damaged) in [
             ("no leaf", Found { leaf: None, ..found(&first) }),
-            ("a key of another", Found { leaf: Some(Pair { key: other.leaf.key.clone(), ..first.leaf.clone() }), ..found(&first) }),
+            (
+                "a key of another",
+                Found { leaf: Some(Pair { key: other.leaf.key.clone(), ..first.leaf.clone() }), ..found(&first) },
+            ),
             ("issued by another", Found { leaf: Some(other.leaf.clone()), ..found(&first) }),
-            ("not a certificate", Found { leaf: Some(Pair { certificate: "x".into(), ..first.leaf.clone() }), ..found(&first) }),
-            ("the CA has another's key", Found { ca: Some(Pair { key: other.ca.key.clone(), ..first.ca.clone() }), ..found(&first) }),
-            ("the CA is not one", Found { ca: Some(Pair { certificate: "x".into(), key: "y".into() }), ..found(&first) }),
+            (
+                "not a certificate",
+                Found { leaf: Some(Pair { certificate: "x".into(), ..first.leaf.clone() }), ..found(&first) },
+            ),
+            (
+                "the CA has another's key",
+                Found { ca: Some(Pair { key: other.ca.key.clone(), ..first.ca.clone() }), ..found(&first) },
+            ),
+            (
+                "the CA is not one",
+                Found { ca: Some(Pair { certificate: "x".into(), key: "y".into() }), ..found(&first) },
+            ),
         ] {
             let (repaired, _) = make(&damaged, now());
             assert!(serves(&repaired.leaf, &[&repaired.ca.certificate], &hosts, now()), "{desc}");
         }
         let elsewhere = super::hosts("elsewhere");
-        assert!(!serves(&first.leaf, &[&first.ca.certificate], &elsewhere, now()), "another system namespace, another name");
+        assert!(
+            !serves(&first.leaf, &[&first.ca.certificate], &elsewhere, now()),
+            "another system namespace, another name"
+        );
     }
 }

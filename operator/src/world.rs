@@ -8,8 +8,8 @@ pub mod objects;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 pub use objects::{
-    Access, AccessKind, Account, Document, DocumentKind, Meta, NamespaceMeta, Pod, Protocol, Service, ServicePort, Slice, SliceEndpoint,
-    SlicePort, TargetPort, User, documents_namespace,
+    Access, AccessKind, Account, Document, DocumentKind, Meta, NamespaceMeta, Pod, Protocol, Service, ServicePort,
+    Slice, SliceEndpoint, SlicePort, TargetPort, User, documents_namespace,
 };
 use weft_crds::{MeshClusterSpec, MeshPolicySpec, MeshRouteSpec, Status};
 
@@ -337,7 +337,9 @@ impl World {
                 let gone: Vec<Key> = self
                     .namespaces
                     .iter_mut()
-                    .flat_map(|(namespace, held)| K::map(held).keys().map(|name| Key::new(namespace, name)).collect::<Vec<_>>())
+                    .flat_map(|(namespace, held)| {
+                        K::map(held).keys().map(|name| Key::new(namespace, name)).collect::<Vec<_>>()
+                    })
                     .filter(|key| !kept.contains(key))
                     .collect();
                 for key in gone {
@@ -376,7 +378,8 @@ impl World {
                     .documents
                     .iter()
                     .filter(|((held, _), document)| {
-                        documents_namespace(*held) == documents_namespace(kind) && !kept.contains(document.name.as_str())
+                        documents_namespace(*held) == documents_namespace(kind)
+                            && !kept.contains(document.name.as_str())
                     })
                     .map(|(_, document)| document.name.clone())
                     .collect();
@@ -451,7 +454,8 @@ impl Namespace {
     fn refers(&self) -> impl Iterator<Item = &str> {
         self.routes.values().filter_map(|route| route.spec.as_ref().ok()).flat_map(|spec| {
             let parents = spec.parent_refs.iter().filter_map(|parent| parent.namespace.as_deref());
-            let backends = spec.http.iter().flat_map(|rule| &rule.backend_refs).filter_map(|backend| backend.namespace.as_deref());
+            let backends =
+                spec.http.iter().flat_map(|rule| &rule.backend_refs).filter_map(|backend| backend.namespace.as_deref());
             parents.chain(backends)
         })
     }
@@ -525,6 +529,3 @@ macro_rules! kept_user {
 kept_user!(MeshRouteSpec, routes);
 kept_user!(MeshClusterSpec, clusters);
 kept_user!(MeshPolicySpec, policies);
-
-
-

@@ -77,12 +77,15 @@ fn describe(world: &World) -> String {
         for (id, outcome) in objects {
             let documents: Vec<&str> = outcome.documents.iter().map(|kind| kind.word()).collect();
             let delivery = Delivery::Written(format!("in {}", documents.join(" and ")));
-            let status = status::next(&Status::default(), 1, &outcome.diagnostics, &delivery, Timestamp::UNIX_EPOCH).unwrap();
+            let status =
+                status::next(&Status::default(), 1, &outcome.diagnostics, &delivery, Timestamp::UNIX_EPOCH).unwrap();
             let lines: Vec<String> = status
                 .conditions
                 .iter()
                 .filter(|condition| condition.type_ != "Ready")
-                .map(|condition| format!("{} {} {}: {}", condition.type_, condition.status, condition.reason, condition.message))
+                .map(|condition| {
+                    format!("{} {} {}: {}", condition.type_, condition.status, condition.reason, condition.message)
+                })
                 .collect();
             conditions.insert(id.to_string(), json!(lines));
         }

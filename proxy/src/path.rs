@@ -1,9 +1,9 @@
 //! The one path that is authorised and forwarded.
 //!
 //! A rule about paths is worth something only if the application sees the path that the rule was held against. So where
-//! rules about paths apply, dot segments are resolved and repeated slashes merged before anybody looks, and what is sent
-//! on is the result. What applications read differently from one another (an encoded slash, a backslash) is refused there.
-//! Source of the rules: RFC 3986 6.2.2.3 and the merge-slashes normalisation of Envoy and Istio.
+//! rules about paths apply, what needs no encoding is decoded, dot segments are resolved and repeated slashes merged before
+//! anybody looks, and what is sent on is the result. What applications read differently from one another (an encoded slash,
+//! a backslash) is refused there. Source of the rules: RFC 3986 6.2.2 and the merge-slashes normalisation of Envoy and Istio.
 
 use std::borrow::Cow;
 
@@ -20,21 +20,21 @@ pub(crate) enum Ambiguous {
     NotAbsolute,
 }
 
-/// The canonical form of a path. Idempotent, and its result has no `.` or `..` segment and no empty one but the last.
+/// The canonical form of a path. Idempotent, and its result has no `.` or `..` segment, no empty one but the last, and no
+/// encoding of a character that needs none.
 pub(crate) fn normalize(path: &str) -> Result<Cow<'_, str>, Ambiguous> {
     let bytes = path.as_bytes();
     if bytes.first() != Some(&b'/') {
         return Err(Ambiguous::NotAbsolute);
     }
-    let (mut encoded_dot, mut plain) = (false, true);
+    let mut plain = true;
     for (at, byte) in bytes.iter().enumerate() {
         match byte {
             b'\\' => return Err(Ambiguous::Backslash),
             b'%' => match decode(bytes, at) {
                 Some(b'/' | b'\\') => return Err(Ambiguous::EncodedSlash),
                 None | Some(0) => return Err(Ambiguous::BadEncoding),
-                Some(b'.') => (encoded_dot, plain) = (true, false),
-                Some(_) => {}
+                Some(_) => plain = false,
             },
             b'/' if matches!(bytes.get(at + 1), Some(b'/' | b'.')) => plain = false,
             _ => {}
@@ -43,7 +43,7 @@ pub(crate) fn normalize(path: &str) -> Result<Cow<'_, str>, Ambiguous> {
     if plain {
         return Ok(Cow::Borrowed(path));
     }
-    let decoded = if encoded_dot { path.replace("%2e", ".").replace("%2E", ".") } else { path.to_owned() };
+    let decoded = decode_unreserved(path);
     let mut segments: Vec<&str> = Vec::new();
     let mut open = false;
     for segment in decoded.split('/').skip(1) {
@@ -70,6 +70,27 @@ pub(crate) fn normalize(path: &str) -> Result<Cow<'_, str>, Ambiguous> {
     Ok(Cow::Owned(result))
 }
 
+/// Decodes what needs no encoding; the digits of what stays encoded become upper case, so that each path has one spelling.
+fn decode_unreserved(path: &str) -> String {
+    let bytes = path.as_bytes();
+    let mut decoded = String::with_capacity(path.len());
+    let mut rest = path;
+    while let Some(at) = rest.find('%') {
+        let start = bytes.len() - rest.len() + at;
+        decoded.push_str(&rest[..at]);
+        match decode(bytes, start) {
+            Some(byte) if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') => {
+                decoded.push(byte as char)
+            }
+            // Two ASCII digits follow: the caller has refused a percent sign that encodes nothing.
+            _ => decoded.push_str(&rest[at..at + 3].to_ascii_uppercase()),
+        }
+        rest = &rest[at + 3..];
+    }
+    decoded.push_str(rest);
+    decoded
+}
+
 fn decode(bytes: &[u8], at: usize) -> Option<u8> {
     let hex = |byte: u8| (byte as char).to_digit(16).map(|digit| digit as u8);
     Some(hex(*bytes.get(at + 1)?)? * 16 + hex(*bytes.get(at + 2)?)?)
@@ -94,7 +115,11 @@ mod tests {
             ("/a/%2e%2E/b", "/b"),
             ("/a%2eb", "/a.b"),
             ("/a..b/.c", "/a..b/.c"),
-            ("/%41", "/%41"),
+            ("/%41", "/A"),
+            ("/%73ecret", "/secret"),
+            ("/a%7Eb%2d", "/a~b-"),
+            ("/a%3db%c3%a9", "/a%3Db%C3%A9"),
+            ("/%252e", "/%252e"),
             ("/a;x=y/b", "/a;x=y/b"),
         ] {
             assert_eq!(normalize(path).as_deref(), Ok(expected), "{path}");

@@ -43,7 +43,7 @@ const CARRIED: [HeaderName; 5] = [
     HeaderName::from_static("tracestate"),
     HeaderName::from_static("x-request-id"),
     HeaderName::from_static("x-request-token"),
-    HeaderName::from_static("x-beta"),
+    HeaderName::from_static("x-user"),
 ];
 /// How long a service called may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);

@@ -27,7 +27,8 @@ pub(super) fn section(story: &Story, out: &mut String) {
     let outcomes = story.outcomes();
     out.push_str("<section class=\"plots\">\n<h2>Answers over time</h2>\n<ul class=\"legend\">\n");
     for outcome in &outcomes {
-        let _ = writeln!(out, "<li><i class=\"swatch {}\"></i>{}</li>", outcome.class(), escape(&outcome.explanation()));
+        let _ =
+            writeln!(out, "<li><i class=\"swatch {}\"></i>{}</li>", outcome.class(), escape(&outcome.explanation()));
     }
     out.push_str("</ul>\n<ol class=\"changes\">\n");
     for (index, step) in story.steps.iter().enumerate() {
@@ -139,7 +140,14 @@ fn words(story: &Story, stream: &Stream, out: &mut String) {
         rows.retain(|row| row.share >= WORTH_A_WORD);
         let said: Vec<String> = rows
             .iter()
-            .map(|row| format!("<b class=\"{}\">{} {:.0} %</b>", row.outcome.class(), escape(&row.outcome.label()), row.share * 100.0))
+            .map(|row| {
+                format!(
+                    "<b class=\"{}\">{} {:.0} %</b>",
+                    row.outcome.class(),
+                    escape(&row.outcome.label()),
+                    row.share * 100.0
+                )
+            })
             .collect();
         let _ = writeln!(
             out,
@@ -257,10 +265,15 @@ mod tests {
     #[test]
     fn bins_start_anew_at_each_apply_and_hold_every_answer() {
         let answers: Vec<Answer> = (0..100)
-            .map(|n| Answer { sent_ms: f64::from(n) * 100.0, latency_ms: 1.0, outcome: Outcome::Version("v1".to_owned()) })
+            .map(|n| Answer {
+                sent_ms: f64::from(n) * 100.0,
+                latency_ms: 1.0,
+                outcome: Outcome::Version("v1".to_owned()),
+            })
             .collect();
         let stream = Stream { answers, ..Stream::default() };
-        let steps = vec![Step { applied_ms: 3300.0, ..Step::default() }, Step { applied_ms: 7900.0, ..Step::default() }];
+        let steps =
+            vec![Step { applied_ms: 3300.0, ..Step::default() }, Step { applied_ms: 7900.0, ..Step::default() }];
         let story = Story { length_ms: 10_000.0, streams: vec![stream.clone()], steps, ..Story::default() };
         let bins = bins(&story, &stream, &story.outcomes());
         let edges: Vec<f64> = bins.iter().map(|bin| bin.until_ms).collect();

@@ -25,7 +25,13 @@ pub fn sample() -> Story {
     };
     let split = |sent: f64, random: f64| {
         if sent < applied[0] {
-            version(if random < 0.33 { "v1" } else if random < 0.67 { "v2" } else { "v3" })
+            version(if random < 0.33 {
+                "v1"
+            } else if random < 0.67 {
+                "v2"
+            } else {
+                "v3"
+            })
         } else if sent < applied[1] || random < 0.9 {
             version("v1")
         } else {
@@ -36,11 +42,18 @@ pub fn sample() -> Story {
         stream("reviews, any visitor", "GET http://reviews:9080/ 20 times a second", 50.0, &|sent, random, _| {
             (1.8, split(sent, random))
         }),
-        stream("reviews, x-user: beta", "the same with header x-user: beta, 10 times a second", 100.0, &|sent, random, _| {
-            (1.7, if sent > applied[2] { version("v3") } else { split(sent, random) })
-        }),
+        stream(
+            "reviews, x-user: beta",
+            "the same with header x-user: beta, 10 times a second",
+            100.0,
+            &|sent, random, _| (1.7, if sent > applied[2] { version("v3") } else { split(sent, random) }),
+        ),
         stream("ratings, slow", "GET http://ratings:9080/ 5 times a second", 200.0, &|sent, random, _| {
-            if sent > applied[3] && random < 0.5 { (1900.0, Outcome::Status(504)) } else { (1200.0 + 1800.0 * random, version("v1")) }
+            if sent > applied[3] && random < 0.5 {
+                (1900.0, Outcome::Status(504))
+            } else {
+                (1200.0 + 1800.0 * random, version("v1"))
+            }
         }),
         stream("stock, fails every third time", "GET http://stock:9080/ 10 times a second", 100.0, &|sent, _, n| {
             if sent < applied[4] && n % 3 == 0 { (1.5, Outcome::Status(503)) } else { (2.4, version("v1")) }

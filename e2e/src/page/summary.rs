@@ -59,7 +59,8 @@ mod tests {
             latency_ms: sent_ms / 10.0,
             outcome: Outcome::Version(version.to_owned()),
         };
-        let answers = vec![answer(0.0, "v1"), answer(10.0, "v1"), answer(20.0, "v2"), answer(30.0, "v1"), answer(40.0, "v2")];
+        let answers =
+            vec![answer(0.0, "v1"), answer(10.0, "v1"), answer(20.0, "v2"), answer(30.0, "v1"), answer(40.0, "v2")];
         let stream = Stream { answers, ..Stream::default() };
         let rows = summarise(&stream, 10.0, 40.0);
         assert_eq!(rows.len(), 2, "{rows:?}");

@@ -7,7 +7,11 @@ fn every_answer_is_a_point_and_every_apply_a_mark() {
     let page = html(&story);
     let answers: usize = story.streams.iter().map(|stream| stream.answers.len()).sum();
     assert_eq!(shown(&page), Shown { answers, applies: story.steps.len() });
-    assert_eq!(page.matches("class=\"mark\" d").count(), 2 * story.streams.len() * story.steps.len(), "lines of applies");
+    assert_eq!(
+        page.matches("class=\"mark\" d").count(),
+        2 * story.streams.len() * story.steps.len(),
+        "lines of applies"
+    );
     assert_eq!(page.matches("<article").count(), story.steps.len(), "steps");
 }
 

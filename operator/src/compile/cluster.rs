@@ -26,7 +26,10 @@ pub(super) struct Governed<'a> {
 }
 
 /// MeshClusters in force, by Service.
-pub(super) fn compile<'a>(namespace: &'a Namespace, objects: &mut BTreeMap<ObjectId, Outcome>) -> BTreeMap<String, Governed<'a>> {
+pub(super) fn compile<'a>(
+    namespace: &'a Namespace,
+    objects: &mut BTreeMap<ObjectId, Outcome>,
+) -> BTreeMap<String, Governed<'a>> {
     let mut governed: BTreeMap<String, (Governed<'a>, &'a Cluster)> = BTreeMap::new();
     for cluster in by_seniority(namespace) {
         let id = ObjectId { kind: Kind::Cluster, key: cluster.meta.key.clone() };
@@ -63,7 +66,10 @@ pub(super) fn subsets_of<'a>(
     spec: &'a MeshClusterSpec,
     labels: &'a BTreeMap<String, String>,
 ) -> impl Iterator<Item = &'a str> {
-    spec.subsets.iter().filter(|subset| subset.labels.iter().all(|(k, v)| labels.get(k) == Some(v))).map(|s| s.name.as_str())
+    spec.subsets
+        .iter()
+        .filter(|subset| subset.labels.iter().all(|(k, v)| labels.get(k) == Some(v)))
+        .map(|s| s.name.as_str())
 }
 
 /// Whether a pod that may take traffic of the Service is in the subset.
@@ -105,7 +111,8 @@ fn check<'a>(
         return None;
     }
     let timeout = connect.as_ref().and_then(|cluster::Connect { timeout }| timeout.as_ref());
-    let timeout = timeout.map(|timeout| value::duration(timeout, "connect.timeout", CONNECT_TIMEOUT_MIN, CONNECT_TIMEOUT_MAX));
+    let timeout =
+        timeout.map(|timeout| value::duration(timeout, "connect.timeout", CONNECT_TIMEOUT_MIN, CONNECT_TIMEOUT_MAX));
     let connect_timeout_ms = match timeout.transpose() {
         Ok(timeout) => timeout,
         Err(message) => {
@@ -132,7 +139,8 @@ fn check<'a>(
 fn limits(limits: &cluster::Limits, diagnostics: &mut Vec<Diagnostic>) -> Limits {
     let cluster::Limits { max_connections, max_requests, max_pending } = *limits;
     if max_pending.is_some() && max_connections.is_none() {
-        diagnostics.push(Diagnostic::partial("limits.maxPending has no effect without limits.maxConnections: nothing waits"));
+        diagnostics
+            .push(Diagnostic::partial("limits.maxPending has no effect without limits.maxConnections: nothing waits"));
     }
     let max_pending = max_connections.map(|_| max_pending.unwrap_or(MAX_PENDING_DEFAULT));
     Limits { max_connections, max_requests, max_pending }

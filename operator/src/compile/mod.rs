@@ -88,7 +88,8 @@ pub fn surface(world: &World, name: &str, compiled: &Compiled) -> Surface {
     for service in &compiled.export.services {
         surface.addresses.extend(&service.addresses);
         let ports = service.ports.iter().map(|port| port.port).collect();
-        let populated = |subset: &String| service.ports.iter().flat_map(|port| &port.endpoints).any(|e| e.subsets.contains(subset));
+        let populated =
+            |subset: &String| service.ports.iter().flat_map(|port| &port.endpoints).any(|e| e.subsets.contains(subset));
         let subsets = service.settings.subsets.iter().map(|subset| (subset.clone(), populated(subset))).collect();
         surface.services.insert(service.name.clone(), (ports, subsets));
     }

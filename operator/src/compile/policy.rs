@@ -31,13 +31,18 @@ pub(super) fn compile(namespace: &Namespace, objects: &mut BTreeMap<ObjectId, Ou
     policies
 }
 
-fn check(namespace: &Namespace, policy: &world::Policy, diagnostics: &mut Vec<Diagnostic>) -> Result<Policy, Diagnostic> {
+fn check(
+    namespace: &Namespace,
+    policy: &world::Policy,
+    diagnostics: &mut Vec<Diagnostic>,
+) -> Result<Policy, Diagnostic> {
     let spec = policy
         .spec
         .as_ref()
         .map_err(|error| Diagnostic::refused(Reason::Invalid, format!("the object cannot be read: {error}")))?;
     let MeshPolicySpec { target_ref, authorization: Authorization { rules } } = spec;
-    let looks_into_http = rules.iter().any(|rule| !(rule.methods.is_empty() && rule.paths.is_empty() && rule.headers.is_empty()));
+    let looks_into_http =
+        rules.iter().any(|rule| !(rule.methods.is_empty() && rule.paths.is_empty() && rule.headers.is_empty()));
     let target = target(namespace, target_ref, looks_into_http, diagnostics)?;
     let mut compiled = Vec::new();
     for (index, rule) in rules.iter().enumerate() {
@@ -55,13 +60,19 @@ fn target(
     diagnostics: &mut Vec<Diagnostic>,
 ) -> Result<Target, Diagnostic> {
     let PolicyTargetRef { kind, name } = target_ref;
-    let named = || name.as_deref().ok_or_else(|| Diagnostic::refused(Reason::Invalid, format!("targetRef of kind {kind:?} has no name")));
+    let named = || {
+        name.as_deref()
+            .ok_or_else(|| Diagnostic::refused(Reason::Invalid, format!("targetRef of kind {kind:?} has no name")))
+    };
     match kind {
         PolicyTargetKind::Namespace => Ok(Target::Namespace),
         PolicyTargetKind::ServiceAccount => {
             let name = named()?;
             if !namespace.accounts.contains_key(name) {
-                return Err(Diagnostic::refused(Reason::TargetNotFound, format!("ServiceAccount {name} does not exist")));
+                return Err(Diagnostic::refused(
+                    Reason::TargetNotFound,
+                    format!("ServiceAccount {name} does not exist"),
+                ));
             }
             Ok(Target::ServiceAccount(name.to_owned()))
         }
@@ -76,13 +87,18 @@ fn target(
     }
 }
 
-fn service_target(service: &Service, looks_into_http: bool, diagnostics: &mut Vec<Diagnostic>) -> Result<Target, Diagnostic> {
+fn service_target(
+    service: &Service,
+    looks_into_http: bool,
+    diagnostics: &mut Vec<Diagnostic>,
+) -> Result<Target, Diagnostic> {
     let name = &service.key.name;
     if service.external || service.selector.is_empty() {
         let message = format!("Service {name} selects no pods: a policy governs pods");
         return Err(Diagnostic::refused(Reason::UnsupportedTarget, message));
     }
-    let opaque: Vec<u16> = service.ports.iter().filter(|port| port.protocol == Protocol::Tcp).map(|port| port.port).collect();
+    let opaque: Vec<u16> =
+        service.ports.iter().filter(|port| port.protocol == Protocol::Tcp).map(|port| port.port).collect();
     if looks_into_http && !opaque.is_empty() {
         if opaque.len() == service.ports.len() {
             let message = format!(

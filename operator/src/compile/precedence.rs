@@ -32,7 +32,13 @@ pub(super) fn rank(condition: &Match) -> Rank {
         // The same as the prefix "/".
         None => (2, 1),
     };
-    (kind, Reverse(length), condition.method.is_none(), Reverse(condition.headers.len()), Reverse(condition.query.len()))
+    (
+        kind,
+        Reverse(length),
+        condition.method.is_none(),
+        Reverse(condition.headers.len()),
+        Reverse(condition.query.len()),
+    )
 }
 
 /// Two matches with equal text take exactly the same requests.
@@ -119,7 +125,8 @@ mod tests {
         let mut values = values(3);
         let one = Match { rule: 1, headers: values.clone(), ..Match::default() };
         values.reverse();
-        let two = Match { rule: 2, path: Some(PathMatch::Prefix("/".into())), headers: values.clone(), ..Match::default() };
+        let two =
+            Match { rule: 2, path: Some(PathMatch::Prefix("/".into())), headers: values.clone(), ..Match::default() };
         assert_eq!(text(&one), text(&two), "order of headers and index of the rule do not count");
         let three = Match { query: values, ..Match::default() };
         assert_ne!(text(&one), text(&three), "a header is not a parameter");

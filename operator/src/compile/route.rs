@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use weft_config::{
-    Action, Backend, BackendTarget, ClusterRef, ConsumerRoutes, HeaderEdit, Match, ObjectRef, PathRewrite, Protocol, Redirect,
-    Respond, Retry, Rewrite, RouteTable, Rule,
+    Action, Backend, BackendTarget, ClusterRef, ConsumerRoutes, HeaderEdit, Match, ObjectRef, PathRewrite, Protocol,
+    Redirect, Respond, Retry, Rewrite, RouteTable, Rule,
 };
 use weft_crds::MeshRouteSpec;
 use weft_crds::refs::ParentRef;
-use weft_crds::route::{self, FilterType, HttpRule, PathModifierType, PathMatchType, Scheme};
+use weft_crds::route::{self, FilterType, HttpRule, PathMatchType, PathModifierType, Scheme};
 use weft_crds::status::Reason;
 
 use super::diagnostic::{Diagnostic, Kind, ObjectId};
@@ -42,7 +42,12 @@ struct Attached<'a> {
 
 /// The tables of all Service ports that the namespace's routes govern: of its own Services, and of others' for its own
 /// clients.
-pub(super) fn compile(world: &World, name: &str, namespace: &Namespace, compiled: &mut Compiled) -> BTreeMap<Place, RouteTable> {
+pub(super) fn compile(
+    world: &World,
+    name: &str,
+    namespace: &Namespace,
+    compiled: &mut Compiled,
+) -> BTreeMap<Place, RouteTable> {
     let mut routes: Vec<&Route> = namespace.routes.values().collect();
     routes.sort_by_key(|route| seniority(&route.meta));
 
@@ -55,8 +60,11 @@ pub(super) fn compile(world: &World, name: &str, namespace: &Namespace, compiled
         }
     }
     let places: BTreeSet<Place> = attached.iter().flat_map(|attached| attached.places.iter().cloned()).collect();
-    let tables: BTreeMap<Place, RouteTable> =
-        places.into_iter().map(|place| (place.clone(), table(&place, &mut attached))).filter(|(_, t)| !t.matches.is_empty()).collect();
+    let tables: BTreeMap<Place, RouteTable> = places
+        .into_iter()
+        .map(|place| (place.clone(), table(&place, &mut attached)))
+        .filter(|(_, t)| !t.matches.is_empty())
+        .collect();
 
     for Attached { route, places, matches, lost, conflicts, rules: _ } in attached {
         let outcome = compiled.objects.entry(id(route)).or_default();
@@ -117,7 +125,9 @@ fn attach<'a>(world: &World, route: &'a Route, diagnostics: &mut Vec<Diagnostic>
         let compiled = self::rule(world, &route.meta.key, &name, rule, &mut unresolved)
             .map_err(|message| Diagnostic::refused(Reason::UnsupportedValue, format!("rule {name}: {message}")))?;
         rules.push(compiled);
-        diagnostics.extend(unresolved.into_iter().map(|(reason, what)| Diagnostic::unresolved(reason, format!("rule {name}: {what}"))));
+        diagnostics.extend(
+            unresolved.into_iter().map(|(reason, what)| Diagnostic::unresolved(reason, format!("rule {name}: {what}"))),
+        );
     }
 
     let mut places = BTreeSet::new();
@@ -150,7 +160,9 @@ fn places(world: &World, own: &str, parent: &ParentRef) -> Result<Vec<Place>, (R
     let is_opaque = |protocol: Protocol| protocol == Protocol::Tcp;
     match port {
         Some(port) => {
-            let found = service.port(*port).ok_or_else(|| (Reason::TargetNotFound, format!("Service {key} has no TCP port {port}")))?;
+            let found = service
+                .port(*port)
+                .ok_or_else(|| (Reason::TargetNotFound, format!("Service {key} has no TCP port {port}")))?;
             if is_opaque(found.protocol) {
                 let message = format!(
                     "port {port} of Service {key} is declared to carry opaque TCP (by its appProtocol or name): no HTTP rule can be held against it"
@@ -205,17 +217,23 @@ fn table(place: &Place, attached: &mut [Attached<'_>]) -> RouteTable {
             Some(&[winner, winner_rule]) => {
                 let what = precedence::describe(condition);
                 let by = attached[winner].rules[winner_rule].0.name.clone();
-                let (winner_key, loser_key) = (attached[winner].route.meta.key.clone(), attached[r].route.meta.key.clone());
+                let (winner_key, loser_key) =
+                    (attached[winner].route.meta.key.clone(), attached[r].route.meta.key.clone());
                 let loser = &mut attached[r];
                 loser.lost += 1;
                 if winner == r {
-                    loser.conflicts.push(Diagnostic::partial(format!("rule {rule_name} at {place}: {what}: rule {by} takes it before")));
+                    loser.conflicts.push(Diagnostic::partial(format!(
+                        "rule {rule_name} at {place}: {what}: rule {by} takes it before"
+                    )));
                 } else {
                     loser.conflicts.push(Diagnostic {
                         reason: Reason::PartiallyInvalid,
-                        ..Diagnostic::partial(format!("rule {rule_name} at {place}: {what}: MeshRoute {winner_key} (rule {by}) came first"))
+                        ..Diagnostic::partial(format!(
+                            "rule {rule_name} at {place}: {what}: MeshRoute {winner_key} (rule {by}) came first"
+                        ))
                     });
-                    let note = Diagnostic::note(format!("at {place}: {what}: takes precedence over MeshRoute {loser_key}"));
+                    let note =
+                        Diagnostic::note(format!("at {place}: {what}: takes precedence over MeshRoute {loser_key}"));
                     attached[winner].conflicts.push(note);
                 }
             }
@@ -257,7 +275,8 @@ fn rule(
             if backend_refs.iter().all(|backend| backend.weight == 0) {
                 return Err("the weights of backendRefs sum to zero".into());
             }
-            let backends = backend_refs.iter().map(|backend| self::backend(world, route, backend, unresolved)).collect();
+            let backends =
+                backend_refs.iter().map(|backend| self::backend(world, route, backend, unresolved)).collect();
             Action::Forward { backends, rewrite }
         }
     };
@@ -271,7 +290,11 @@ fn rule(
         compiled.attempt_timeout_ms = limit(backend_request, "timeouts.backendRequest")?;
     }
     compiled.retry = retry.as_ref().map(self::retry).transpose()?;
-    let matches = if matches.is_empty() { vec![Match::default()] } else { matches.iter().map(condition).collect::<Result<_, _>>()? };
+    let matches = if matches.is_empty() {
+        vec![Match::default()]
+    } else {
+        matches.iter().map(condition).collect::<Result<_, _>>()?
+    };
     Ok((compiled, matches))
 }
 
@@ -282,8 +305,14 @@ fn apply_filter(
     rewrite: &mut Rewrite,
     answer: &mut Option<Action>,
 ) -> Result<(), String> {
-    let route::HttpFilter { kind, request_header_modifier, response_header_modifier, request_redirect, url_rewrite, direct_response } =
-        filter;
+    let route::HttpFilter {
+        kind,
+        request_header_modifier,
+        response_header_modifier,
+        request_redirect,
+        url_rewrite,
+        direct_response,
+    } = filter;
     let needed = || format!("a filter of type {kind:?} does not have the field that its type names");
     match kind {
         FilterType::RequestHeaderModifier => {
@@ -298,7 +327,8 @@ fn apply_filter(
             *rewrite = Rewrite { hostname: hostname.clone(), path };
         }
         FilterType::RequestRedirect => {
-            let route::RequestRedirect { scheme, hostname, path, port, status_code } = request_redirect.as_ref().ok_or_else(needed)?;
+            let route::RequestRedirect { scheme, hostname, path, port, status_code } =
+                request_redirect.as_ref().ok_or_else(needed)?;
             let scheme = scheme.map(|scheme| match scheme {
                 Scheme::Http => "http".to_owned(),
                 Scheme::Https => "https".to_owned(),
@@ -330,7 +360,9 @@ fn path_rewrite(path: &route::PathModifier, by_prefix: bool) -> Result<PathRewri
         PathModifierType::ReplacePrefixMatch if !by_prefix => {
             Err("ReplacePrefixMatch needs a PathPrefix in every match of the rule".into())
         }
-        PathModifierType::ReplacePrefixMatch => Ok(PathRewrite::Prefix(replace_prefix_match.clone().ok_or_else(needed)?)),
+        PathModifierType::ReplacePrefixMatch => {
+            Ok(PathRewrite::Prefix(replace_prefix_match.clone().ok_or_else(needed)?))
+        }
     }
 }
 
@@ -387,14 +419,18 @@ fn resolve(
     unresolved: &mut Vec<(Reason, String)>,
 ) -> Result<(), (Reason, String)> {
     let missing = |message: String| (Reason::BackendNotFound, message);
-    let (Some(namespace), Some(service)) = (world.namespace(&key.namespace), world.service(&key.namespace, &key.name)) else {
+    let (Some(namespace), Some(service)) = (world.namespace(&key.namespace), world.service(&key.namespace, &key.name))
+    else {
         return Err(missing(format!("Service {key} does not exist")));
     };
     check_backend(service, port).map_err(missing)?;
     let Some(subset) = subset else { return Ok(()) };
-    let declared = cluster::governing(namespace, &key.name).filter(|spec| spec.subsets.iter().any(|s| s.name == subset));
+    let declared =
+        cluster::governing(namespace, &key.name).filter(|spec| spec.subsets.iter().any(|s| s.name == subset));
     match declared {
-        None => Err((Reason::SubsetNotFound, format!("no MeshCluster in force declares subset {subset} of Service {key}"))),
+        None => {
+            Err((Reason::SubsetNotFound, format!("no MeshCluster in force declares subset {subset} of Service {key}")))
+        }
         Some(spec) => {
             if !cluster::is_populated(namespace, service, spec, subset) {
                 let message = format!("subset {subset} of Service {key} has no ready pod: its share is answered 503");

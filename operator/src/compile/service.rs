@@ -49,10 +49,9 @@ pub(super) fn pod_behind<'a>(
         _ if !ready => None,
         None => Some(None),
         // A pod that is not known yet comes in a moment; one that is not known any more must not be used.
-        Some(uid) => pods
-            .get(uid)
-            .filter(|pod| !pod.deleting && (pod.ready || service.publish_not_ready))
-            .map(|pod| Some(*pod)),
+        Some(uid) => {
+            pods.get(uid).filter(|pod| !pod.deleting && (pod.ready || service.publish_not_ready)).map(|pod| Some(*pod))
+        }
     }
 }
 
@@ -66,7 +65,8 @@ fn endpoints(
 ) -> Vec<Endpoint> {
     let mut endpoints: BTreeMap<SocketAddr, BTreeSet<String>> = BTreeMap::new();
     for slice in slices(namespace, service) {
-        let Some(number) = slice.ports.iter().find(|candidate| candidate.name == port.name).map(|found| found.port) else {
+        let Some(number) = slice.ports.iter().find(|candidate| candidate.name == port.name).map(|found| found.port)
+        else {
             continue;
         };
         for endpoint in &slice.endpoints {
@@ -97,9 +97,7 @@ fn is_allowed(address: IpAddr) -> bool {
         IpAddr::V4(v4) => {
             !(v4.is_loopback() || v4.is_link_local() || v4.is_unspecified() || v4.is_multicast() || v4.is_broadcast())
         }
-        IpAddr::V6(v6) => {
-            !(v6.is_loopback() || v6.is_unicast_link_local() || v6.is_unspecified() || v6.is_multicast())
-        }
+        IpAddr::V6(v6) => !(v6.is_loopback() || v6.is_unicast_link_local() || v6.is_unspecified() || v6.is_multicast()),
     }
 }
 

@@ -14,7 +14,15 @@ const REGEX_SIZE_MAX: usize = 1024 * 1024;
 
 /// Headers that frame or route a message: changing one would make two parties see two messages.
 const FRAMING_HEADERS: &[&str] = &[
-    "host", "content-length", "transfer-encoding", "connection", "keep-alive", "proxy-connection", "te", "trailer", "upgrade",
+    "host",
+    "content-length",
+    "transfer-encoding",
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "upgrade",
 ];
 
 /// A duration between two bounds, in milliseconds.
@@ -107,7 +115,9 @@ fn header_value(header: &route::Header) -> Result<HeaderValue, String> {
 fn editable_name(name: &str) -> Result<String, String> {
     let name = header_name(name)?;
     if FRAMING_HEADERS.contains(&name.as_str()) {
-        return Err(format!("header {name} frames or routes the message and cannot be changed; to change the host use URLRewrite"));
+        return Err(format!(
+            "header {name} frames or routes the message and cannot be changed; to change the host use URLRewrite"
+        ));
     }
     Ok(name)
 }
@@ -139,7 +149,9 @@ fn regex(text: &str) -> Result<String, String> {
     // By itself first: "a)|(b" compiles between the anchors, and steps out of them.
     match build(text).and_then(|_| build(&format!("^(?:{text})$"))) {
         Ok(_) => Ok(text.to_owned()),
-        Err(regex::Error::CompiledTooBig(_)) => Err(format!("the regular expression {text:?} compiles to more than 1 MiB")),
+        Err(regex::Error::CompiledTooBig(_)) => {
+            Err(format!("the regular expression {text:?} compiles to more than 1 MiB"))
+        }
         Err(error) => {
             // The last line says what is wrong; those before it draw where, in a fixed-width font that conditions lack.
             let error = error.to_string();

@@ -471,7 +471,9 @@ impl From<RawSlice> for Slice {
         let endpoints = endpoints.unwrap_or_default().into_iter().filter(|_| by_address).map(slice_endpoint).collect();
         let ports = ports.unwrap_or_default().into_iter().filter(|port| is_tcp(port.protocol.as_deref()));
         let ports = ports
-            .filter_map(|raw| Some(SlicePort { name: raw.name.unwrap_or_default(), port: raw.port.filter(|port| *port != 0)? }))
+            .filter_map(|raw| {
+                Some(SlicePort { name: raw.name.unwrap_or_default(), port: raw.port.filter(|port| *port != 0)? })
+            })
             .collect();
         Self { key: key(&metadata), service, ports, endpoints }
     }

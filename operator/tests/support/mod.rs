@@ -9,7 +9,9 @@ use weft_operator::world::{Account, Change, Event, Key, World};
 
 /// The objects of a file.
 pub fn manifests(text: &str) -> Vec<Value> {
-    text.split("\n---\n").map(|part| serde_saphyr::from_str(part).unwrap_or_else(|error| panic!("{error}: {part}"))).collect()
+    text.split("\n---\n")
+        .map(|part| serde_saphyr::from_str(part).unwrap_or_else(|error| panic!("{error}: {part}")))
+        .collect()
 }
 
 /// A World of these objects.
