@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::cluster::{Cluster, checkout};
+use crate::install::SYSTEM;
 use crate::kubectl::Kubectl;
 use crate::namespace::READY;
 use crate::page::{self, Answer, Outcome, Row, Step, Story, Stream, millis, summarise};
@@ -168,6 +169,30 @@ pub fn run(options: &Options) -> Result<Story> {
     Ok(story)
 }
 
+/// Takes the shop, Weft and its kinds away from a cluster that stays.
+pub fn remove(options: &Options) -> Result<()> {
+    let kubectl = Kubectl::new(Cluster::get()?);
+    let gone = |arguments: &[&str]| {
+        kubectl.run_with(arguments, "", READY)?.stdout_of_success(&format!("kubectl {}", arguments.join(" "))).map(drop)
+    };
+    step("removing the shop", || gone(&["delete", "namespace", &options.namespace, "--ignore-not-found"]))?;
+    step("removing Weft", || {
+        for release in ["weft", "weft-crds"] {
+            crate::install::helm(&["uninstall", release, "--namespace", SYSTEM, "--ignore-not-found", "--wait"])?;
+        }
+        // Helm leaves the kinds, because users' objects go with them: here that is what is wanted.
+        gone(&[
+            "delete",
+            "crd",
+            "meshroutes.weft.dev",
+            "meshclusters.weft.dev",
+            "meshpolicies.weft.dev",
+            "--ignore-not-found",
+        ])?;
+        gone(&["delete", "namespace", SYSTEM, "--ignore-not-found"])
+    })
+}
+
 fn deploy(shop: &Kubectl, namespace: &str) -> Result<()> {
     shop.apply(&format!(
         "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {namespace}\n  labels: {{weft.dev/inject: enabled}}\n"
@@ -185,7 +210,7 @@ fn deploy(shop: &Kubectl, namespace: &str) -> Result<()> {
 fn first_answer(client: &Client, visitor: &Visitor) -> Result<()> {
     eventually(&format!("an answer of {}", visitor.url), Duration::from_secs(30), || {
         let answer = client.get(visitor.url).send()?;
-        ensure!(answer.status != 0 && answer.status != 404, "{answer:?}");
+        ensure!(answer.status == 200, "{answer:?}");
         Ok(())
     })
 }

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 
 use crate::metrics::Metrics;
-use crate::namespace::{Namespace, SOON};
+use crate::namespace::{Namespace, READY, SOON};
 use crate::traffic::Client;
 use crate::wait::eventually;
 use crate::workload;
@@ -27,8 +27,20 @@ pub fn echo(namespace: &Namespace) -> Result<Client> {
     namespace.apply(&(workload::server("echo", &["v1", "v2", "v3"]) + SUBSETS))?;
     let client = Client::deploy(namespace)?;
     namespace.wait_ready(&["echo-v1", "echo-v2", "echo-v3"])?;
+    // A pod that is ready becomes an endpoint a moment later; then its subset is resolved, and then proxies know.
+    namespace.await_condition("meshcluster", "echo", "ResolvedRefs", "True")?;
     namespace.await_condition("meshcluster", "echo", "Programmed", "True")?;
+    reachable(&client, "echo")?;
     Ok(client)
+}
+
+/// Waits until the client's proxy knows a pod of the Service.
+pub fn reachable(client: &Client, service: &str) -> Result<()> {
+    eventually(&format!("Service {service} to be reached"), READY, || {
+        let answer = client.get(&format!("http://{service}:9080/healthz")).send()?;
+        ensure!(answer.status == 200, "it answers {answer:?}");
+        Ok(())
+    })
 }
 
 /// A MeshRoute of that name for the Service of that name, with these rules in YAML.

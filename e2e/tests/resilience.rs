@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
-use weft_e2e::mesh::{proxy_metrics, route_in_force};
+use weft_e2e::mesh::{proxy_metrics, reachable, route_in_force};
 use weft_e2e::namespace::{Namespace, READY, SOON, in_mesh};
 use weft_e2e::traffic::Client;
 use weft_e2e::wait::eventually;
@@ -15,6 +15,7 @@ fn echo(ns: &Namespace, server: App) -> Result<Client> {
     ns.apply(&(Service::new("echo").yaml() + &server.yaml()))?;
     let client = Client::deploy(ns)?;
     ns.wait_ready(&["echo-v1"])?;
+    reachable(&client, "echo")?;
     Ok(client)
 }
 
