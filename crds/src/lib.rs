@@ -13,6 +13,7 @@
 //!
 //! This crate knows nothing of how proxies are configured.
 
+#![expect(clippy::duplicated_attributes, reason = "each printer column says its type")]
 #![expect(unreachable_pub, reason = "the KubeSchema derive repeats the types it is put on inside a function")]
 
 pub mod cluster;

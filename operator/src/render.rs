@@ -226,3 +226,6 @@ fn metadata(namespace: &str, name: &str) -> ObjectMeta {
         ..ObjectMeta::default()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,8 @@
 //! Whole documents: `golden/<case>.yaml` holds what users and the cluster say, `golden/<case>.expected.yaml` what becomes of
 //! it. `WEFT_BLESS=1 cargo test -p weft-operator --test golden` writes the expectations; review them as code.
 
+#![expect(clippy::unwrap_used, reason = "a file or value that is not as expected fails the test")]
+
 mod support;
 
 use std::collections::BTreeSet;

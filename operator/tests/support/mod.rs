@@ -8,14 +8,14 @@ use weft_operator::world::objects::{RawNamespace, RawPod, RawService, RawSlice, 
 use weft_operator::world::{Account, Change, Event, Key, World};
 
 /// The objects of a file.
-pub fn manifests(text: &str) -> Vec<Value> {
+pub(crate) fn manifests(text: &str) -> Vec<Value> {
     text.split("\n---\n")
         .map(|part| serde_saphyr::from_str(part).unwrap_or_else(|error| panic!("{error}: {part}")))
         .collect()
 }
 
 /// A World of these objects.
-pub fn world(manifests: &[Value]) -> World {
+pub(crate) fn world(manifests: &[Value]) -> World {
     let mut world = World::default();
     for manifest in manifests {
         world.observe(applied(manifest));
@@ -24,7 +24,7 @@ pub fn world(manifests: &[Value]) -> World {
 }
 
 /// The event that an object is there.
-pub fn applied(manifest: &Value) -> Event {
+pub(crate) fn applied(manifest: &Value) -> Event {
     fn read<T: serde::de::DeserializeOwned>(manifest: &Value) -> T {
         serde_json::from_value(manifest.clone()).unwrap_or_else(|error| panic!("{error}: {manifest}"))
     }
@@ -42,7 +42,7 @@ pub fn applied(manifest: &Value) -> Event {
 }
 
 /// The event that an object is gone.
-pub fn deleted(manifest: &Value) -> Event {
+pub(crate) fn deleted(manifest: &Value) -> Event {
     let key = key(manifest);
     match manifest["kind"].as_str().unwrap_or_default() {
         "Namespace" => Event::Namespace(Change::Delete(key)),
@@ -58,18 +58,18 @@ pub fn deleted(manifest: &Value) -> Event {
 }
 
 /// Namespace and name of a manifest.
-pub fn key(manifest: &Value) -> Key {
+pub(crate) fn key(manifest: &Value) -> Key {
     let field = |name: &str| manifest["metadata"][name].as_str().unwrap_or_default().to_owned();
     Key::new(field("namespace"), field("name"))
 }
 
 /// A namespace with the label.
-pub fn namespace(name: &str) -> Value {
+pub(crate) fn namespace(name: &str) -> Value {
     json!({"kind": "Namespace", "metadata": {"name": name, "labels": {"weft.dev/inject": "enabled"}}})
 }
 
 /// A Service with one port 80.
-pub fn service(namespace: &str, name: &str, address: &str) -> Value {
+pub(crate) fn service(namespace: &str, name: &str, address: &str) -> Value {
     json!({
         "kind": "Service", "metadata": {"namespace": namespace, "name": name},
         "spec": {"clusterIP": address, "selector": {"app": name}, "ports": [{"name": "http", "port": 80, "targetPort": 8080}]}
@@ -77,7 +77,7 @@ pub fn service(namespace: &str, name: &str, address: &str) -> Value {
 }
 
 /// A ready pod.
-pub fn pod(namespace: &str, name: &str, labels: Value) -> Value {
+pub(crate) fn pod(namespace: &str, name: &str, labels: Value) -> Value {
     json!({
         "kind": "Pod", "metadata": {"namespace": namespace, "name": name, "uid": format!("uid-{name}"), "labels": labels},
         "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
@@ -85,7 +85,7 @@ pub fn pod(namespace: &str, name: &str, labels: Value) -> Value {
 }
 
 /// A slice of one Service's pods: name and address.
-pub fn slice(namespace: &str, service: &str, pods: &[(&str, &str)]) -> Value {
+pub(crate) fn slice(namespace: &str, service: &str, pods: &[(&str, &str)]) -> Value {
     let endpoints: Vec<Value> = pods
         .iter()
         .map(|(pod, address)| {

@@ -152,7 +152,7 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
-            Self::Replay(replay) if replay.position == 0 => replay.shared.size.clone(),
+            Self::Replay(replay) if replay.position == 0 => replay.shared.size,
             Self::Replay(_) => SizeHint::default(),
         }
     }

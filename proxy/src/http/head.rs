@@ -51,7 +51,7 @@ pub(crate) fn check<B>(request: &Request<B>) -> Result<(), BadHead> {
     if let Some(host) = host {
         let authority = Authority::try_from(host.as_bytes());
         let empty = host.is_empty() && request.uri().authority().is_none();
-        if !empty && authority.as_ref().map_or(true, |authority| authority.as_str().contains('@')) {
+        if !(empty || authority.as_ref().is_ok_and(|authority| !authority.as_str().contains('@'))) {
             return Err(BadHead("the Host header is no host"));
         }
         if let (Some(of_uri), Ok(of_host)) = (request.uri().authority(), authority)
@@ -63,10 +63,8 @@ pub(crate) fn check<B>(request: &Request<B>) -> Result<(), BadHead> {
         return Err(BadHead("there is no Host header"));
     }
     let path = request.uri().path();
-    if !path.starts_with('/')
-        && !(path == "*" && request.method() == Method::OPTIONS)
-        && request.method() != Method::CONNECT
-    {
+    let any_server = path == "*" && request.method() == Method::OPTIONS;
+    if !path.starts_with('/') && !any_server && request.method() != Method::CONNECT {
         return Err(BadHead("the path does not begin with a slash"));
     }
     Ok(())

@@ -1,0 +1,145 @@
+use std::net::SocketAddr;
+
+use weft_config::{Endpoint, Service, ServicePort};
+
+use super::*;
+
+const NOW: u64 = 1_800_000_000_000;
+
+fn export(service: &str, endpoints: u8) -> Body {
+    let endpoint = |n| Endpoint { address: SocketAddr::from(([10, 0, 0, n], 80)), subsets: Vec::new() };
+    let port = ServicePort { port: 80, endpoints: (0..endpoints).map(endpoint).collect(), ..ServicePort::default() };
+    let service = Service { name: service.into(), ports: vec![port], ..Service::default() };
+    Body::Export(Export { services: vec![service] })
+}
+
+fn found(published: &Published) -> Document {
+    let version = "5".to_owned();
+    Document { version, revision: 5, labelled: true, envelope: published.envelope.clone(), ..Document::default() }
+}
+
+fn write(plan: Plan) -> (Published, bool) {
+    match plan {
+        Plan::Write { next, repair } => (*next, repair),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn first() -> Published {
+    write(plan("shop", export("web", 1), BTreeMap::new(), None, None, 3, NOW)).0
+}
+
+#[test]
+fn what_is_as_it_should_be_is_kept() {
+    let first = first();
+    assert_eq!((first.written.generation, first.written.config_generation, first.written.epoch), (NOW, NOW, 3));
+    let again = plan("shop", export("web", 1), BTreeMap::new(), Some(&first), Some(&found(&first)), 4, NOW + 9);
+    assert_eq!(again, Plan::Keep, "also for another writer, later");
+    let adopted = Published::adopt(DocumentKind::Export, "shop", &found(&first));
+    assert_eq!(adopted, Some(first), "and after a restart");
+}
+
+#[test]
+fn the_configuration_is_the_same_while_only_endpoints_move() {
+    let first = first();
+    let (second, repair) =
+        write(plan("shop", export("web", 2), BTreeMap::new(), Some(&first), Some(&found(&first)), 3, NOW + 9));
+    assert_eq!((second.written.generation, second.written.config_generation, repair), (NOW + 9, NOW, false));
+    let (third, _) =
+        write(plan("shop", export("api", 2), BTreeMap::new(), Some(&second), Some(&found(&second)), 3, NOW + 20));
+    assert_eq!((third.written.generation, third.written.config_generation), (NOW + 20, NOW + 20));
+}
+
+#[test]
+fn generations_grow_when_the_clock_goes_back() {
+    let first = first();
+    let (second, _) =
+        write(plan("shop", export("api", 1), BTreeMap::new(), Some(&first), Some(&found(&first)), 3, NOW - 60_000));
+    assert_eq!((second.written.generation, second.written.config_generation), (NOW + 1, NOW + 1));
+    let mut damaged = found(&first);
+    damaged.envelope.data.remove("body");
+    assert_eq!(Published::adopt(DocumentKind::Export, "shop", &damaged), None);
+    let (repaired, _) = write(plan("shop", export("web", 1), BTreeMap::new(), None, Some(&damaged), 3, NOW - 60_000));
+    assert_eq!(repaired.written.generation, NOW + 1, "a header survives its body");
+}
+
+#[test]
+fn an_absurd_generation_is_not_followed() {
+    let far = Published {
+        written: Written { generation: u64::MAX, config_generation: u64::MAX, ..first().written },
+        ..first()
+    };
+    let far = Published { envelope: far.body.envelope(far.written.clone()), ..far };
+    let (next, _) = write(plan("shop", export("web", 1), BTreeMap::new(), None, Some(&found(&far)), 3, NOW));
+    assert_eq!((next.written.generation, next.written.config_generation), (NOW, NOW));
+}
+
+#[test]
+fn damage_of_every_kind_is_repaired_with_a_larger_generation() {
+    type Edit = fn(&mut Document);
+    let first = first();
+    let edits: [(&str, Edit); 6] = [
+        ("body", |d| *d.envelope.data.get_mut("body").unwrap() = "{}".into()),
+        ("header", |d| {
+            let header = d.envelope.data.get_mut("header").unwrap();
+            *header = header.replace("\"epoch\":3", "\"epoch\":4");
+        }),
+        ("another key", |d| drop(d.envelope.data.insert("note".into(), "hello".into()))),
+        ("emptied", |d| d.envelope = Envelope::default()),
+        ("label", |d| d.labelled = false),
+        ("immutable", |d| d.immutable = true),
+    ];
+    for (desc, edit) in edits {
+        let mut document = found(&first);
+        edit(&mut document);
+        let (next, repair) =
+            write(plan("shop", export("web", 1), BTreeMap::new(), Some(&first), Some(&document), 3, NOW + 5));
+        assert!(repair, "{desc}");
+        assert_eq!((next.written.generation, next.written.config_generation), (NOW + 5, NOW), "{desc}");
+    }
+    let (next, repair) = write(plan("shop", export("web", 1), BTreeMap::new(), Some(&first), None, 3, NOW));
+    assert!(repair, "deleted");
+    assert_eq!(next.written.generation, NOW + 1);
+}
+
+#[test]
+fn what_is_waited_for_is_set_when_something_is_written() {
+    let requires = |generation| BTreeMap::from([("bank".to_owned(), generation)]);
+    let first = write(plan("shop", export("web", 1), requires(7), None, None, 3, NOW)).0;
+    let moved = plan("shop", export("web", 1), requires(8), Some(&first), Some(&found(&first)), 3, NOW + 1);
+    assert_eq!(moved, Plan::Keep, "pods of another namespace do not rewrite this one");
+    let (next, _) = write(plan("shop", export("api", 1), requires(8), Some(&first), Some(&found(&first)), 3, NOW + 1));
+    assert_eq!(next.written.requires, requires(8));
+}
+
+#[test]
+fn what_does_not_fit_is_not_written() {
+    // Names that do not compress.
+    let name = |n: u64| format!("{:x}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17) ^ n);
+    let services = |count| {
+        Body::Export(Export {
+            services: (0..count)
+                .map(|n| Service { name: (0..4).map(|part| name(n * 4 + part)).collect(), ..Service::default() })
+                .collect(),
+        })
+    };
+    let first = first();
+    assert!(matches!(plan("shop", services(1_000), BTreeMap::new(), Some(&first), None, 3, NOW), Plan::Write { .. }));
+    let Plan::TooLarge { bytes, limit } = plan("shop", services(60_000), BTreeMap::new(), Some(&first), None, 3, NOW)
+    else {
+        panic!("it fits");
+    };
+    assert_eq!(limit, OBJECT_BYTES_MAX);
+    assert!(bytes > limit);
+}
+
+#[test]
+fn a_namespace_may_read_its_own_private_document_only() {
+    let role = role("shop");
+    let rule = &role.rules.as_ref().unwrap()[0];
+    assert_eq!(rule.resource_names.as_deref(), Some(["i.shop".to_owned()].as_slice()));
+    assert_eq!(rule.verbs, ["get", "list", "watch"]);
+    let binding = role_binding("shop");
+    assert_eq!(binding.subjects.unwrap()[0].name, "system:serviceaccounts:shop");
+    assert_eq!(binding.role_ref.name, "i.shop");
+}

@@ -1,0 +1,120 @@
+//! The order in which things are observed never shows: whatever came and went on the way, equal states compile to equal
+//! bytes, and what is touched by each step is enough to be compiled again.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use weft_config::{Envelope, Written};
+use weft_operator::compile::{self, Compiled};
+use weft_operator::world::World;
+
+use support::{applied, deleted, namespace, pod, service, slice};
+
+fn objects() -> Vec<Value> {
+    let route = |namespace: &str, name: &str, created: u32, parent: Value, path: &str, backend: Value| {
+        json!({
+            "kind": "MeshRoute",
+            "metadata": {"namespace": namespace, "name": name, "creationTimestamp": format!("2026-01-0{created}T00:00:00Z")},
+            "spec": {"parentRefs": [parent], "http": [{"matches": [{"path": {"value": path}}], "backendRefs": [backend]}]},
+        })
+    };
+    let cluster = |name: &str, created: u32, version: &str| {
+        json!({
+            "kind": "MeshCluster",
+            "metadata": {"namespace": "a", "name": name, "creationTimestamp": format!("2026-01-0{created}T00:00:00Z")},
+            "spec": {"targetRef": {"name": "web"}, "subsets": [{"name": "v", "labels": {"version": version}}]},
+        })
+    };
+    vec![
+        namespace("a"),
+        namespace("b"),
+        service("a", "web", "10.0.0.1"),
+        service("a", "api", "10.0.0.2"),
+        service("b", "web", "10.0.1.1"),
+        pod("a", "web-1", json!({"app": "web", "version": "1"})),
+        pod("a", "web-2", json!({"app": "web", "version": "2"})),
+        pod("b", "other-1", json!({"app": "web"})),
+        slice("a", "web", &[("web-2", "10.1.0.2"), ("web-1", "10.1.0.1")]),
+        slice("b", "web", &[("other-1", "10.1.1.1")]),
+        cluster("one", 2, "1"),
+        cluster("two", 1, "2"),
+        route("a", "r1", 1, json!({"name": "web"}), "/", json!({"name": "web", "port": 80, "subset": "v"})),
+        route("a", "r2", 1, json!({"name": "web"}), "/", json!({"name": "api", "port": 80})),
+        route(
+            "a",
+            "r3",
+            3,
+            json!({"name": "web", "port": 80}),
+            "/x",
+            json!({"name": "web", "namespace": "b", "port": 80}),
+        ),
+        route("b", "r4", 1, json!({"name": "web", "namespace": "a"}), "/", json!({"name": "web", "port": 80})),
+        json!({
+            "kind": "MeshPolicy", "metadata": {"namespace": "a", "name": "p"},
+            "spec": {"targetRef": {"kind": "Service", "name": "web"}, "authorization": {"rules": [{"action": "Deny"}]}},
+        }),
+    ]
+}
+
+fn all(world: &World) -> BTreeMap<String, Compiled> {
+    world.mesh().into_iter().map(|name| (name.clone(), compile::compile(world, &name))).collect()
+}
+
+fn bytes(compiled: &BTreeMap<String, Compiled>) -> Vec<Envelope> {
+    let envelopes = compiled.values().flat_map(|compiled| {
+        [Envelope::write(Written::default(), &compiled.export), Envelope::write(Written::default(), &compiled.inbound)]
+    });
+    envelopes.collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn equal_states_give_equal_bytes(order in Just(objects()).prop_shuffle(), detour in prop::collection::vec(0..17_usize, 0..8)) {
+        let expected = all(&support::world(&objects()));
+        let mut world = World::default();
+        for object in &order {
+            world.observe(applied(object));
+        }
+        // Objects that go and come back leave no trace.
+        for index in &detour {
+            world.observe(deleted(&order[*index]));
+        }
+        for index in &detour {
+            world.observe(applied(&order[*index]));
+        }
+        let found = all(&world);
+        prop_assert_eq!(bytes(&found), bytes(&expected));
+        prop_assert_eq!(found, expected);
+    }
+
+    /// As the loop does it: compile what a step touched, and those who see a namespace that looks different now.
+    #[test]
+    fn what_is_touched_is_enough(steps in prop::collection::vec((0..17_usize, any::<bool>()), 1..60)) {
+        let objects = objects();
+        let mut world = World::default();
+        let mut kept: BTreeMap<String, (Option<Compiled>, compile::Surface, BTreeSet<String>)> = BTreeMap::new();
+        for (index, there) in steps {
+            let event = if there { applied(&objects[index]) } else { deleted(&objects[index]) };
+            let mut dirty = world.observe(event).scopes;
+            while let Some(scope) = dirty.pop_first() {
+                let compiled = world.in_mesh(&scope).then(|| compile::compile(&world, &scope));
+                let surface = compiled.as_ref().map(|compiled| compile::surface(&world, &scope, compiled)).unwrap_or_default();
+                let references = world.references(&scope);
+                let before = kept.insert(scope.clone(), (compiled, surface.clone(), references.clone()));
+                let (_, seen, named) = before.unwrap_or_default();
+                if seen != surface {
+                    dirty.extend(world.referrers(&scope).map(str::to_owned));
+                }
+                dirty.extend(named.symmetric_difference(&references).filter(|other| **other != scope).cloned());
+            }
+            let found: BTreeMap<String, Compiled> =
+                kept.iter().filter_map(|(name, (compiled, ..))| Some((name.clone(), compiled.clone()?))).collect();
+            prop_assert_eq!(found, all(&world));
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! What the World makes of events.
+
+mod support;
+
+use serde_json::json;
+use weft_operator::world::objects::{RawPod, RawService};
+use weft_operator::world::{Change, Document, DocumentKind, Event, Key, Pod, Service, Touched, World};
+
+use support::{applied, deleted, namespace, pod, service, slice};
+
+fn scopes(touched: &Touched) -> Vec<&str> {
+    touched.scopes.iter().map(String::as_str).collect()
+}
+
+fn document(name: &str, revision: u64) -> Document {
+    Document { name: name.into(), version: revision.to_string(), revision, labelled: true, ..Document::default() }
+}
+
+#[test]
+fn only_changes_touch() {
+    let mut world = World::default();
+    let web = pod("shop", "web-1", json!({"app": "web"}));
+    assert_eq!(scopes(&world.observe(applied(&web))), ["shop"]);
+    let mut heartbeat = web.clone();
+    heartbeat["status"]["message"] = json!("fields that nobody reads");
+    assert_eq!(scopes(&world.observe(applied(&heartbeat))), [""; 0]);
+    assert_eq!(scopes(&world.observe(deleted(&web))), ["shop"]);
+    assert_eq!(scopes(&world.observe(deleted(&web))), [""; 0], "it was gone already");
+}
+
+#[test]
+fn what_stops_serving_is_urgent() {
+    let mut world = World::default();
+    let web = pod("shop", "web-1", json!({}));
+    assert!(!world.observe(applied(&web)).urgent);
+    let mut leaving = web.clone();
+    leaving["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    assert!(world.observe(applied(&leaving)).urgent);
+    assert!(!world.observe(deleted(&web)).urgent, "it was not serving any more");
+
+    world.observe(applied(&slice("shop", "web", &[("web-1", "10.1.0.1"), ("web-2", "10.1.0.2")])));
+    assert!(world.observe(applied(&slice("shop", "web", &[("web-1", "10.1.0.1")]))).urgent);
+}
+
+#[test]
+fn a_list_replaces_what_was_known_of_its_kind() {
+    let mut world = World::default();
+    for object in
+        [namespace("a"), service("a", "x", "10.0.0.1"), service("a", "y", "10.0.0.2"), pod("a", "p", json!({}))]
+    {
+        world.observe(applied(&object));
+    }
+    let read = |value| Service::from(serde_json::from_value::<RawService>(value).unwrap());
+    let touched = world.observe(Event::Service(Change::Reset(vec![read(service("a", "x", "10.0.0.1"))])));
+    assert_eq!(scopes(&touched), ["a"], "y is gone");
+    let held = world.namespace("a").unwrap();
+    assert_eq!((held.services.len(), held.pods.len()), (1, 1), "other kinds are left alone");
+    let touched = world.observe(Event::Service(Change::Reset(vec![read(service("a", "x", "10.0.0.1"))])));
+    assert_eq!(touched, Touched::default(), "nothing changed");
+
+    let pod = |value| Pod::from(serde_json::from_value::<RawPod>(value).unwrap());
+    world.observe(Event::Pod(Change::Reset(vec![pod(support::pod("b", "p", json!({})))])));
+    assert!(world.namespace("a").unwrap().pods.is_empty());
+    assert_eq!(world.namespace("b").unwrap().pods.len(), 1);
+}
+
+#[test]
+fn nothing_is_kept_of_a_namespace_that_is_gone() {
+    let mut world = World::default();
+    let objects = [namespace("a"), service("a", "x", "10.0.0.1"), pod("a", "p", json!({}))];
+    for object in &objects {
+        world.observe(applied(object));
+    }
+    assert!(world.in_mesh("a"));
+    world.observe(deleted(&objects[0]));
+    assert!(!world.in_mesh("a"), "a namespace that does not exist has no documents");
+    for object in &objects {
+        world.observe(deleted(object));
+    }
+    assert!(world.namespace("a").is_none());
+}
+
+#[test]
+fn older_news_of_a_document_is_not_believed() {
+    let mut world = World::default();
+    let apply = |revision| Event::Document(DocumentKind::Export, Change::Apply(document("x.shop", revision)));
+    assert_eq!(scopes(&world.observe(apply(7))), ["shop"]);
+    assert_eq!(scopes(&world.observe(apply(5))), [""; 0], "the watch is behind what we wrote");
+    assert_eq!(world.document(DocumentKind::Export, "shop").unwrap().revision, 7);
+    let gone = Event::Document(DocumentKind::Export, Change::Delete(Key::new("weft-config", "x.shop")));
+    assert_eq!(scopes(&world.observe(gone)), ["shop"]);
+}
+
+#[test]
+fn documents_are_told_apart_by_name() {
+    let mut world = World::default();
+    let exports = vec![document("x.shop", 1), document("index", 2), document("kube-root-ca.crt", 3)];
+    let touched = world.observe(Event::Document(DocumentKind::Export, Change::Reset(exports)));
+    assert_eq!(scopes(&touched), ["", "shop"]);
+    assert!(world.document(DocumentKind::Index, "").is_some());
+    let inbound = vec![document("i.shop", 4), document("x.shop", 5)];
+    world.observe(Event::Document(DocumentKind::Inbound, Change::Reset(inbound)));
+    assert!(world.document(DocumentKind::Inbound, "shop").is_some());
+    assert_eq!(world.documents().count(), 3, "names that mean nothing there are not ours");
+    world.observe(Event::Document(DocumentKind::Export, Change::Reset(vec![document("x.shop", 1)])));
+    assert!(world.document(DocumentKind::Index, "").is_none(), "the same watch tells of both");
+    assert!(world.document(DocumentKind::Inbound, "shop").is_some(), "another watch tells of those");
+}
