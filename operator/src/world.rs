@@ -179,9 +179,12 @@ impl World {
         self.namespaces.iter()
     }
 
-    /// A Service anywhere.
+    /// A Service anywhere. It is there when its namespace is: watches of two kinds do not wait for each other, and others see
+    /// a namespace change only as a whole.
     pub fn service(&self, namespace: &str, name: &str) -> Option<&Service> {
-        self.namespaces.get(namespace)?.services.get(name)
+        let namespace = self.namespaces.get(namespace)?;
+        namespace.meta.as_ref()?;
+        namespace.services.get(name)
     }
 
     /// A document as it stands in the cluster.

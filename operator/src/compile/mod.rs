@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 pub use diagnostic::{Diagnostic, Kind, ObjectId, Severity};
-use weft_config::{Export, Inbound, Index};
+use weft_config::{Export, Inbound, Index, Protocol};
 
 use crate::world::{DocumentKind, World};
 
@@ -59,7 +59,9 @@ pub struct Surface {
     in_mesh: bool,
     addresses: Vec<IpAddr>,
     /// Ports of Services that can be sent to, and subsets with whether they have pods.
-    services: BTreeMap<String, (Vec<u16>, BTreeMap<String, bool>)>,
+    services: BTreeMap<String, (Vec<(u16, Protocol)>, BTreeMap<String, bool>)>,
+    /// Services that cannot be governed, which a route that names them is told.
+    without_address: BTreeSet<String>,
 }
 
 /// Compiles a namespace.
@@ -87,13 +89,16 @@ pub fn surface(world: &World, name: &str, compiled: &Compiled) -> Surface {
     let mut surface = Surface { in_mesh: world.in_mesh(name), ..Surface::default() };
     for service in &compiled.export.services {
         surface.addresses.extend(&service.addresses);
-        let ports = service.ports.iter().map(|port| port.port).collect();
+        let ports = service.ports.iter().map(|port| (port.port, port.protocol)).collect();
         let populated =
             |subset: &String| service.ports.iter().flat_map(|port| &port.endpoints).any(|e| e.subsets.contains(subset));
         let subsets = service.settings.subsets.iter().map(|subset| (subset.clone(), populated(subset))).collect();
         surface.services.insert(service.name.clone(), (ports, subsets));
     }
     surface.addresses.sort_unstable();
+    let services = world.namespace(name).into_iter().flat_map(|namespace| namespace.services.values());
+    surface.without_address =
+        services.filter(|service| !service.has_address()).map(|service| service.key.name.clone()).collect();
     surface
 }
 
