@@ -36,6 +36,8 @@ const LEAD: Duration = Duration::from_secs(1);
 const EXEC: Duration = Duration::from_millis(250);
 /// What a proxy may take to read a configuration that the operator has written.
 const SETTLE: Duration = Duration::from_millis(300);
+/// What a run may take longer than it should.
+const LIMIT: Duration = Duration::from_secs(60);
 /// For an apply to be in force.
 const PROGRAMMED: Duration = Duration::from_secs(10);
 
@@ -194,9 +196,9 @@ pub fn remove(options: &Options) -> Result<()> {
 }
 
 fn deploy(shop: &Kubectl, namespace: &str) -> Result<()> {
-    shop.apply(&format!(
-        "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {namespace}\n  labels: {{weft.dev/inject: enabled}}\n"
-    ))?;
+    // It is there already when the demo was run before.
+    shop.run_with(&["create", "namespace", namespace], "", READY)?;
+    shop.run(&["label", "namespace", namespace, "weft.dev/inject=enabled", "--overwrite"])?;
     let folder = checkout().join("e2e/demo");
     shop.apply(&read(&folder.join("shop.yaml"))?)?;
     // What an earlier demo left; the clients shall see each change happen.
@@ -264,7 +266,9 @@ fn begin(client: &Client, duration: Duration, change: Option<&Change>) -> Result
     let begin = |(visitor, it): (usize, &Visitor)| {
         let waited_for = change.is_some_and(|change| change.is_about(visitor));
         let duration = if waited_for { duration - it.patience } else { duration };
-        let mut load = client.load(it.url).rate(it.rate).concurrency(it.concurrency).duration(duration).timeline();
+        let requests = (duration.as_secs_f64() * f64::from(it.rate)).round() as u64;
+        let load = client.load(it.url).rate(it.rate).concurrency(it.concurrency).requests(requests).timeline();
+        let mut load = load.limit(duration + LIMIT);
         if let Some((name, value)) = it.header {
             load = load.header(name, value);
         }

@@ -48,6 +48,18 @@ pub fn in_mesh(test: &str, body: impl FnOnce(&Namespace) -> Result<()>) -> Resul
     result
 }
 
+/// Waits until the namespaces of earlier tests are gone, for tests that measure: pods that go keep a small machine busy.
+pub fn await_quiet() -> Result<()> {
+    let kubectl = Kubectl::new(Cluster::get()?);
+    eventually("namespaces of earlier tests to be gone", READY, || {
+        let going = kubectl.list("namespaces", "weft.dev/e2e=true")?;
+        let going: Vec<_> =
+            going.iter().filter(|namespace| !namespace["metadata"]["deletionTimestamp"].is_null()).collect();
+        anyhow::ensure!(going.is_empty(), "{} are not", going.len());
+        Ok(())
+    })
+}
+
 // === impl Namespace ===
 
 impl Namespace {

@@ -8,8 +8,8 @@ use anyhow::{Context, Result, ensure};
 use weft_e2e::Cluster;
 use weft_e2e::install::SYSTEM;
 use weft_e2e::kubectl::Kubectl;
-use weft_e2e::mesh::{self, route_in_force};
-use weft_e2e::namespace::{Namespace, READY, in_mesh};
+use weft_e2e::mesh::{self, proxy_metrics, route_in_force};
+use weft_e2e::namespace::{Namespace, READY, SOON, in_mesh};
 use weft_e2e::traffic::Report;
 use weft_e2e::wait::eventually;
 use weft_e2e::workload;
@@ -151,17 +151,58 @@ fn the_api_server_is_away_for_a_minute_and_a_proxy_restarts_meanwhile() -> Resul
     })
 }
 
+/// Does something while a part of the control plane is gone. Whatever comes of it, the part is back afterwards.
+fn without<T>(component: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let (system, deployment) = (system()?, format!("deployment/weft-{component}"));
+    system.run(&["scale", &deployment, "--replicas=0"])?;
+    let gone = eventually(&format!("the {component} to be gone"), READY, || {
+        let pods = system.list("pods", &format!("app.kubernetes.io/component={component}"))?;
+        ensure!(pods.is_empty(), "{} are left", pods.len());
+        Ok(())
+    });
+    let result = gone.and_then(|()| work());
+    system.run(&["scale", &deployment, "--replicas=1"])?;
+    system.rolled_out(&deployment, READY)?;
+    result
+}
+
+#[test]
+fn a_damaged_configuration_is_told_of_until_the_operator_repairs_it() -> Result<()> {
+    in_mesh("disruption-damaged", |ns| {
+        let client = mesh::echo(ns)?;
+        route_in_force(ns, &client, "echo", TO_V1)?;
+        let exports = Kubectl::within(Cluster::get()?, "weft-config");
+        let readiness = || ns.pod_get(&ns.pod_of("client")?, 15021, "readyz");
+        let troubled = || Ok::<f64, anyhow::Error>(proxy_metrics(ns, "client")?.sum("weft_config_troubled", &[]));
+        let (said, before) = (readiness()?, troubled()?);
+        ensure!(said.contains("generation") && !said.contains("newest:"), "all is well, and it says: {said}");
+        ensure!(before == 0.0, "all is well, and the metric says {before}");
+        without("operator", || {
+            let patch = r#"{"data":{"header":"{}"}}"#;
+            exports.run(&["patch", "configmap", &format!("x.{}", ns.name), "--type=merge", "-p", patch])?;
+            eventually("the proxy to say what it does not use", SOON, || {
+                let said = readiness()?;
+                ensure!(said.contains(&ns.name) && said.contains("newest:"), "readiness says: {said}");
+                ensure!(troubled()? == 1.0, "the metric says {}", troubled()?);
+                Ok(())
+            })?;
+            let report = client.load("http://echo:9080/").requests(300).run()?;
+            report.expect_none_failed(300)?;
+            ensure!(report.share("v1") == 1.0, "the last good configuration stays: {}", report.summary());
+            Ok(())
+        })?;
+        eventually("the operator to repair it", SOON, || {
+            let said = readiness()?;
+            ensure!(!said.contains("newest:") && troubled()? == 0.0, "readiness says: {said}");
+            Ok(())
+        })
+    })
+}
+
 #[test]
 fn pods_in_the_mesh_wait_for_the_injector_rather_than_start_without_a_proxy() -> Result<()> {
     in_mesh("disruption-injector", |ns| {
-        let system = system()?;
-        system.run(&["scale", "deployment/weft-injector", "--replicas=0"])?;
-        let result = (|| {
-            eventually("the injector to be gone", READY, || {
-                let pods = system.list("pods", "app.kubernetes.io/component=injector")?;
-                ensure!(pods.is_empty(), "{} are left", pods.len());
-                Ok(())
-            })?;
+        without("injector", || {
             ns.apply(&workload::server("echo", &["v1"]))?;
             eventually("the ReplicaSet to say why it has no pod", READY, || {
                 let events = ns.run(&["get", "events"])?;
@@ -170,11 +211,7 @@ fn pods_in_the_mesh_wait_for_the_injector_rather_than_start_without_a_proxy() ->
             })?;
             ensure!(ns.pods_of("echo")?.is_empty(), "a pod started without a proxy");
             Ok(())
-        })();
-        // Whatever came of it, the others need it.
-        system.run(&["scale", "deployment/weft-injector", "--replicas=1"])?;
-        system.rolled_out("deployment/weft-injector", READY)?;
-        result?;
+        })?;
         ns.wait_ready(&["echo-v1"])
     })
 }

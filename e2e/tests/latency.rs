@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use weft_e2e::mesh::{self, route, route_in_force};
-use weft_e2e::namespace::in_mesh;
+use weft_e2e::namespace::{await_quiet, in_mesh};
 use weft_e2e::page::quantile;
 
 const APPLIES: usize = 40;
@@ -15,6 +15,7 @@ const RATE: u32 = 200;
 
 #[test]
 fn an_apply_has_its_effect_within_a_second() -> Result<()> {
+    await_quiet()?;
     in_mesh("latency", |ns| {
         let client = mesh::echo(ns)?;
         let to = |version: &str| format!("- backendRefs: [{{name: echo, port: 9080, subset: {version}}}]\n");

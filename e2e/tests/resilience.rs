@@ -37,10 +37,19 @@ fn a_request_is_given_up_at_its_timeout() -> Result<()> {
                      {request: 5s, backendRequest: 500ms}\n";
         route_in_force(ns, &client, "echo", rules)?;
         for (path, reason, ms) in [("/whole", "request-timeout", 1000), ("/attempt", "attempt-timeout", 500)] {
-            let answer = client.get(&format!("http://echo:9080{path}?delay=3s")).send()?.expect_status(504)?;
-            ensure!((ms..ms + 400).contains(&answer.ms), "{path}: 504 should come after {ms} ms: {answer:?}");
-            ensure!(answer.reason() == Some(reason), "{path}: {answer:?}");
-            ensure!(answer.source() == Some(&format!("MeshRoute/{}/echo{path}", ns.name)), "{path}: {answer:?}");
+            let mut took = Vec::new();
+            for _ in 0..5 {
+                let answer = client.get(&format!("http://echo:9080{path}?delay=3s")).send()?.expect_status(504)?;
+                ensure!(answer.reason() == Some(reason), "{path}: {answer:?}");
+                ensure!(answer.source() == Some(&format!("MeshRoute/{}/echo{path}", ns.name)), "{path}: {answer:?}");
+                took.push(answer.ms);
+            }
+            // None is early. Some are late when the machine is busy with other tests, but not all.
+            let (earliest, latest) = (took.iter().min(), took.iter().max());
+            ensure!(
+                earliest >= Some(&ms) && earliest < Some(&(ms + 150)) && latest < Some(&2900),
+                "{path}: 504 should come after {ms} ms, and came after {took:?}"
+            );
             client.get(&format!("http://echo:9080{path}?delay=200ms")).send()?.expect_status(200)?;
         }
         Ok(())
