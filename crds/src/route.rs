@@ -183,7 +183,9 @@ pub enum PathMatchType {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = kube::core::Rule::new("self.type == 'Present' || self.type == 'Absent' ? !has(self.value) : has(self.value)")
-        .message("Exact and RegularExpression need a value; Present and Absent have none")
+        .message("Exact and RegularExpression need a value; Present and Absent have none"),
+    validation = kube::core::Rule::new("self.type != 'RegularExpression' || !has(self.value) || (''.matches(self.value) ? true : true)")
+        .message("the regular expression does not compile")
 )]
 pub struct HeaderMatch {
     /// Exact: the value, case-sensitive. RegularExpression: the whole value, RE2 syntax. Present: the header is there.
@@ -204,7 +206,9 @@ pub struct HeaderMatch {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = kube::core::Rule::new("self.type == 'Present' || self.type == 'Absent' ? !has(self.value) : has(self.value)")
-        .message("Exact and RegularExpression need a value; Present and Absent have none")
+        .message("Exact and RegularExpression need a value; Present and Absent have none"),
+    validation = kube::core::Rule::new("self.type != 'RegularExpression' || !has(self.value) || (''.matches(self.value) ? true : true)")
+        .message("the regular expression does not compile")
 )]
 pub struct QueryParamMatch {
     /// Exact: the value, case-sensitive. RegularExpression: the whole value, RE2 syntax. Present: the parameter is there.
@@ -297,8 +301,12 @@ pub enum FilterType {
 }
 
 /// Changes to headers: first `remove`, then `set`, then `add`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = kube::core::Rule::new("!has(self.remove) || self.remove.all(n, !(n.lowerAscii() in ['host', 'content-length', 'transfer-encoding', 'connection', 'keep-alive', 'proxy-connection', 'te', 'trailer', 'upgrade']))")
+        .message("a header that frames or routes the message cannot be removed")
+)]
 pub struct HeaderModifier {
     /// Replaces the header, or adds it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -310,7 +318,11 @@ pub struct HeaderModifier {
     pub add: Vec<Header>,
     /// Removes the header.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(
+        length(max = 16),
+        inner(length(min = 1, max = 256), regex(pattern = "^[A-Za-z0-9!#$%&'*+\\-.^_\\x60|~]+$")),
+        extend("x-kubernetes-list-type" = "set")
+    )]
     pub remove: Vec<String>,
 }
 
