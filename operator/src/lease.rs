@@ -83,10 +83,10 @@ pub async fn run(api: Api<Lease>, identity: String, state: watch::Sender<State>,
                 state.send_replace(State::Leader { epoch, until: asked + TERM - MARGIN });
             }
             Ok(None) => {
-                if held.is_some() {
+                let was_leader = state.send_if_modified(|state| std::mem::take(state) != State::Standby);
+                if was_leader {
                     tracing::warn!("another process took the lease, not writing any more");
                 }
-                state.send_if_modified(|state| std::mem::take(state) != State::Standby);
             }
             // The term of the one that we hold runs on; `State::epoch` ends it.
             Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "the lease cannot be reached"),

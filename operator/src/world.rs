@@ -441,9 +441,18 @@ impl World {
 // === impl Namespace ===
 
 impl Namespace {
-    /// Pods by UID, for joining endpoints with them.
-    pub fn pods_by_uid(&self) -> HashMap<&str, &Pod> {
-        self.pods.values().map(|pod| (pod.uid.as_str(), pod)).collect()
+    /// EndpointSlices by Service.
+    pub fn slices_by_service(&self) -> HashMap<&str, Vec<&Slice>> {
+        let mut slices: HashMap<&str, Vec<&Slice>> = HashMap::new();
+        for slice in self.slices.values() {
+            slices.entry(&slice.service).or_default().push(slice);
+        }
+        slices
+    }
+
+    /// The pod of this name, if it is the one of this UID and not another that took its place.
+    pub fn pod(&self, name: &str, uid: &str) -> Option<&Pod> {
+        self.pods.get(name).filter(|pod| pod.uid == uid)
     }
 
     /// Whether it is in the mesh by itself: labelled, or with an object of ours, or with a pod that carries a proxy.

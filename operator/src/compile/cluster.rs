@@ -55,10 +55,13 @@ pub(super) fn compile<'a>(
 
 /// The MeshCluster in force for a Service, seen from anywhere.
 pub(super) fn governing<'a>(namespace: &'a Namespace, service: &str) -> Option<&'a MeshClusterSpec> {
-    by_seniority(namespace)
-        .into_iter()
+    let mut clusters: Vec<&Cluster> = namespace
+        .clusters
+        .values()
         .filter(|cluster| cluster.spec.as_ref().is_ok_and(|spec| spec.target_ref.name == service))
-        .find_map(|cluster| check(namespace, cluster, &mut Vec::new()).map(|(spec, _)| spec))
+        .collect();
+    clusters.sort_by_key(|cluster| seniority(&cluster.meta));
+    clusters.into_iter().find_map(|cluster| check(namespace, cluster, &mut Vec::new()).map(|(spec, _)| spec))
 }
 
 /// Names of the subsets that a pod with these labels is in.
@@ -74,10 +77,10 @@ pub(super) fn subsets_of<'a>(
 
 /// Whether a pod that may take traffic of the Service is in the subset.
 pub(super) fn is_populated(namespace: &Namespace, service: &Service, spec: &MeshClusterSpec, subset: &str) -> bool {
-    let pods = namespace.pods_by_uid();
-    service::slices(namespace, service)
+    let slices = namespace.slices.values().filter(|slice| slice.service == service.key.name);
+    slices
         .flat_map(|slice| &slice.endpoints)
-        .filter_map(|endpoint| service::pod_behind(&pods, service, endpoint.ready, endpoint.pod.as_deref()).flatten())
+        .filter_map(|endpoint| service::pod_behind(namespace, service, endpoint).flatten())
         .any(|pod| subsets_of(spec, &pod.labels).any(|name| name == subset))
 }
 

@@ -59,9 +59,16 @@ pub struct Surface {
     in_mesh: bool,
     addresses: Vec<IpAddr>,
     /// Ports of Services that can be sent to, and subsets with whether they have pods.
-    services: BTreeMap<String, (Vec<(u16, Protocol)>, BTreeMap<String, bool>)>,
+    services: BTreeMap<String, Face>,
     /// Services that cannot be governed, which a route that names them is told.
     without_address: BTreeSet<String>,
+}
+
+/// What others see of a Service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Face {
+    ports: Vec<(u16, Protocol)>,
+    subsets: BTreeMap<String, bool>,
 }
 
 /// Compiles a namespace.
@@ -70,8 +77,11 @@ pub fn compile(world: &World, name: &str) -> Compiled {
     let Some(namespace) = world.namespace(name) else { return compiled };
     let clusters = cluster::compile(namespace, &mut compiled.objects);
     let mut tables = route::compile(world, name, namespace, &mut compiled);
+    let slices = namespace.slices_by_service();
     for service in namespace.services.values().filter(|service| service.has_address()) {
-        let exported = service::compile(namespace, service, clusters.get(&service.key.name), &mut compiled.left_out);
+        let name = service.key.name.as_str();
+        let slices = slices.get(name).map(Vec::as_slice).unwrap_or_default();
+        let exported = service::compile(namespace, service, slices, clusters.get(name), &mut compiled.left_out);
         compiled.export.services.push(exported);
     }
     for service in &mut compiled.export.services {
@@ -93,7 +103,7 @@ pub fn surface(world: &World, name: &str, compiled: &Compiled) -> Surface {
         let populated =
             |subset: &String| service.ports.iter().flat_map(|port| &port.endpoints).any(|e| e.subsets.contains(subset));
         let subsets = service.settings.subsets.iter().map(|subset| (subset.clone(), populated(subset))).collect();
-        surface.services.insert(service.name.clone(), (ports, subsets));
+        surface.services.insert(service.name.clone(), Face { ports, subsets });
     }
     surface.addresses.sort_unstable();
     let services = world.namespace(name).into_iter().flat_map(|namespace| namespace.services.values());

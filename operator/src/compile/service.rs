@@ -3,27 +3,27 @@
 //! EndpointSlices say who belongs to a Service; Pods say which subsets an endpoint is in, and take it out at once when
 //! they stop being ready or start being deleted, a second or so before the slice does.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use weft_config::{self as wire, ClusterSettings, Endpoint};
 
 use super::cluster::{Governed, subsets_of};
-use crate::world::{Namespace, Pod, Service, ServicePort, Slice};
+use crate::world::{Namespace, Pod, Service, ServicePort, Slice, SliceEndpoint};
 
 /// One Service with an address, without routes.
 pub(super) fn compile(
     namespace: &Namespace,
     service: &Service,
+    slices: &[&Slice],
     governed: Option<&Governed<'_>>,
     left_out: &mut BTreeSet<(String, IpAddr)>,
 ) -> wire::Service {
-    let pods = namespace.pods_by_uid();
     let ports = service.ports.iter().map(|port| wire::ServicePort {
         port: port.port,
         protocol: port.protocol,
         routes: None,
-        endpoints: endpoints(namespace, &pods, service, port, governed, left_out),
+        endpoints: endpoints(namespace, slices, service, port, governed, left_out),
     });
     let mut ports: Vec<wire::ServicePort> = ports.collect();
     ports.dedup_by_key(|port| port.port);
@@ -33,44 +33,38 @@ pub(super) fn compile(
     wire::Service { name: service.key.name.clone(), addresses, settings, ports }
 }
 
-/// Slices of a Service.
-pub(super) fn slices<'a>(namespace: &'a Namespace, service: &'a Service) -> impl Iterator<Item = &'a Slice> {
-    namespace.slices.values().filter(|slice| slice.service == service.key.name)
-}
-
 /// The pod behind an endpoint: `None` if the endpoint must not be used, `Some(None)` if there is no pod.
 pub(super) fn pod_behind<'a>(
-    pods: &HashMap<&str, &'a Pod>,
+    namespace: &'a Namespace,
     service: &Service,
-    ready: bool,
-    uid: Option<&str>,
+    endpoint: &SliceEndpoint,
 ) -> Option<Option<&'a Pod>> {
-    match uid {
-        _ if !ready => None,
+    match &endpoint.pod {
+        _ if !endpoint.ready => None,
         None => Some(None),
         // A pod that is not known yet comes in a moment; one that is not known any more must not be used.
-        Some(uid) => {
-            pods.get(uid).filter(|pod| !pod.deleting && (pod.ready || service.publish_not_ready)).map(|pod| Some(*pod))
+        Some((name, uid)) => {
+            namespace.pod(name, uid).filter(|pod| !pod.deleting && (pod.ready || service.publish_not_ready)).map(Some)
         }
     }
 }
 
 fn endpoints(
     namespace: &Namespace,
-    pods: &HashMap<&str, &Pod>,
+    slices: &[&Slice],
     service: &Service,
     port: &ServicePort,
     governed: Option<&Governed<'_>>,
     left_out: &mut BTreeSet<(String, IpAddr)>,
 ) -> Vec<Endpoint> {
     let mut endpoints: BTreeMap<SocketAddr, BTreeSet<String>> = BTreeMap::new();
-    for slice in slices(namespace, service) {
+    for slice in slices {
         let Some(number) = slice.ports.iter().find(|candidate| candidate.name == port.name).map(|found| found.port)
         else {
             continue;
         };
         for endpoint in &slice.endpoints {
-            let Some(pod) = pod_behind(pods, service, endpoint.ready, endpoint.pod.as_deref()) else { continue };
+            let Some(pod) = pod_behind(namespace, service, endpoint) else { continue };
             for address in &endpoint.addresses {
                 if !is_allowed(*address) {
                     left_out.insert((service.key.name.clone(), *address));

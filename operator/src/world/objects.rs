@@ -114,8 +114,8 @@ pub struct SliceEndpoint {
     pub addresses: Vec<IpAddr>,
     /// May take traffic.
     pub ready: bool,
-    /// UID of the pod behind it.
-    pub pod: Option<String>,
+    /// Name and UID of the pod behind it.
+    pub pod: Option<(String, String)>,
 }
 
 /// A ServiceAccount.
@@ -304,6 +304,7 @@ struct RawEndpointConditions {
 #[derive(Clone, Debug, Deserialize)]
 struct RawTargetRef {
     kind: Option<String>,
+    name: Option<String>,
     uid: Option<String>,
 }
 
@@ -483,7 +484,9 @@ fn slice_endpoint(RawEndpoint { addresses, conditions, target_ref }: RawEndpoint
     SliceEndpoint {
         addresses: addresses.iter().filter_map(|text| text.parse().ok()).collect(),
         ready: conditions.ready.unwrap_or(true),
-        pod: target_ref.filter(|target| target.kind.as_deref() == Some("Pod")).and_then(|target| target.uid),
+        pod: target_ref
+            .filter(|target| target.kind.as_deref() == Some("Pod"))
+            .and_then(|target| Some((target.name?, target.uid?))),
     }
 }
 
