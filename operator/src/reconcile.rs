@@ -25,7 +25,7 @@ use crate::lease;
 use crate::metrics::{KindLabel, Metrics, OutcomeLabel};
 use crate::render::{self, Body, Plan, Published};
 use crate::status::{self, Delivery};
-use crate::watch::LISTS;
+use crate::watch::KINDS;
 use crate::world::{Access, AccessKind, Change, Document, DocumentKind, Event, Key, World};
 
 /// The scope of the index: no namespace has this name.
@@ -437,8 +437,8 @@ impl Reconciler {
         if memory.is_whole() {
             self.world_part.ready();
         } else {
-            self.world_part
-                .report(false, &format!("{} of {LISTS} kinds listed: {:?}", memory.listed.len(), memory.listed));
+            let missing: Vec<&str> = KINDS.into_iter().filter(|kind| !memory.listed.contains(kind)).collect();
+            self.world_part.report(false, &format!("not listed yet: {}", missing.join(", ")));
         }
         let failing = memory.failures.len();
         match memory.epoch {
@@ -492,7 +492,7 @@ impl Memory {
     }
 
     fn is_whole(&self) -> bool {
-        self.listed.len() == LISTS
+        KINDS.iter().all(|kind| self.listed.contains(kind))
     }
 
     /// Begins to write, or stops: what an earlier writer left is looked at anew.
@@ -637,6 +637,19 @@ async fn sleep_until(then: Option<Instant>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::world::NamespaceMeta;
+
+    #[test]
+    fn whole_when_every_kind_was_listed() {
+        let (mut memory, kinds) = (Memory::default(), KINDS);
+        let namespaces: Vec<NamespaceMeta> = Vec::new();
+        memory.take(Event::Namespace(Change::Reset(namespaces)));
+        assert_eq!(memory.listed, BTreeSet::from(["namespaces"]), "as the watch calls it");
+        memory.listed.extend(kinds.iter().skip(2));
+        assert!(!memory.is_whole(), "one is missing");
+        memory.listed.extend(kinds);
+        assert!(memory.is_whole());
+    }
 
     fn set(names: &[&str]) -> BTreeSet<String> {
         names.iter().map(|name| (*name).to_owned()).collect()

@@ -26,8 +26,21 @@ use crate::world::{AccessKind, Change, DocumentKind, Event, Key, Pod};
 /// Events that may wait for the loop. A few seconds of a busy cluster; beyond that the watches wait.
 const EVENTS_MAX: usize = 4096;
 
-/// Number of initial lists before the World is whole.
-pub const LISTS: usize = 12;
+/// Kinds whose first list makes the World whole, as `Event::what` calls them.
+pub const KINDS: [&str; 12] = [
+    "namespaces",
+    "services",
+    "pods",
+    "endpointslices",
+    "serviceaccounts",
+    "meshroutes",
+    "meshclusters",
+    "meshpolicies",
+    "exports",
+    "inbounds",
+    "roles",
+    "rolebindings",
+];
 
 /// How long a watch may stay silent before it is taken for dead. The server sends bookmarks about once a minute.
 const WATCH_SECONDS: u32 = 120;
