@@ -11,7 +11,7 @@ use crate::status::Status;
 /// Which requests to a Service go where, and how. Where no MeshRoute is attached to a Service port, requests go to the
 /// Service's pods; where one is, a request that no rule takes is answered 404.
 ///
-/// Of all rules of all routes on a port the most specific match wins: exact path, longest path prefix, method, most
+/// Of all rules of all routes on a port the most specific match wins: exact path, expression, longest prefix, method, most
 /// headers, most query parameters; then the oldest route, then namespace/name, then the first rule. Both are told when two
 /// routes have equal matches. (These are the rules of the Gateway API's HTTPRoute.)
 ///
