@@ -118,6 +118,11 @@ fn what_the_schema_can_see_is_refused_at_apply() -> Result<()> {
                 bad(&format!("- matches: [{{path: {{type: RegularExpression, value: \"/a(\"}}}}]\n  {to_echo}\n")),
                 "the regular expression does not compile",
             ),
+            (
+                "a header's expression that does not compile",
+                bad(&format!("- matches: [{{headers: [{{type: RegularExpression, name: a, value: \"(\"}}]}}]\n  {to_echo}\n")),
+                "the regular expression does not compile",
+            ),
             ("a duration that is none", bad(&format!("- {to_echo}\n  timeouts: {{request: 2 seconds}}\n")), "spec.http[0].timeouts.request"),
             (
                 "a duration out of range",
@@ -175,13 +180,13 @@ fn what_the_schema_cannot_see_becomes_a_condition() -> Result<()> {
     in_mesh("bad-condition", |ns| {
         let client = mesh::echo(ns)?;
         route_in_force(ns, &client, "echo", TO_V1)?;
-        // CEL sees only whether paths compile; a header's expression is for the operator to refuse.
-        let regex = route("echo", "- matches: [{headers: [{type: RegularExpression, name: a, value: \"(\"}]}]\n  backendRefs: [{name: echo, port: 9080}]\n")
+        // The schema's expressions know quoting by \Q and \E, the proxy's do not.
+        let regex = route("echo", "- matches: [{headers: [{type: RegularExpression, name: a, value: '\\Qa.b\\E'}]}]\n  backendRefs: [{name: echo, port: 9080}]\n")
             .replace("metadata: {name: echo}", "metadata: {name: bad-regex}");
         let no_service = route("ghost", "- backendRefs: [{name: echo, port: 9080}]\n");
         ns.apply(&(regex + &no_service))?;
         let said = ns.await_condition("meshroute", "bad-regex", "Accepted", "False")?;
-        ensure!(said.reason == "UnsupportedValue" && said.message.contains('('), "{said:?}");
+        ensure!(said.reason == "UnsupportedValue" && said.message.contains("Qa.b"), "{said:?}");
         let said = ns.await_condition("meshroute", "ghost", "Accepted", "False")?;
         ensure!(said.reason == "TargetNotFound" && said.message.contains("ghost"), "{said:?}");
         let report = client.load("http://echo:9080/").requests(50).run()?;

@@ -347,11 +347,16 @@ pub(crate) fn compile_headers(headers: Vec<wire::ValueMatch>) -> Result<Vec<(Hea
 }
 
 fn compile_regex(pattern: &str) -> Result<Regex, CompileError> {
-    RegexBuilder::new(&format!("^(?:{pattern})$"))
-        .size_limit(REGEX_BYTES_MAX)
-        .dfa_size_limit(REGEX_BYTES_MAX)
-        .build()
-        .map_err(|source| CompileError::Regex { pattern: pattern.to_owned(), source: Box::new(source) })
+    let compile = |text: &str| {
+        RegexBuilder::new(text)
+            .size_limit(REGEX_BYTES_MAX)
+            .dfa_size_limit(REGEX_BYTES_MAX)
+            .build()
+            .map_err(|source| CompileError::Regex { pattern: pattern.to_owned(), source: Box::new(source) })
+    };
+    // By itself first: `a)|(b` compiles between the anchors, and escapes them.
+    compile(pattern)?;
+    compile(&format!("^(?:{pattern})$"))
 }
 
 fn parse_name(name: &str) -> Result<HeaderName, CompileError> {
@@ -409,6 +414,7 @@ mod tests {
         };
         assert!(matches!(Routes::compile(table), Err(CompileError::Rule(0))));
         assert!(matches!(compile_regex("("), Err(CompileError::Regex { .. })));
+        assert!(matches!(compile_regex("a)|(b"), Err(CompileError::Regex { .. })), "escapes the anchors");
         assert!(matches!(compile_regex(r"(\w{1000}){1000}"), Err(CompileError::Regex { .. })), "too large");
     }
 
