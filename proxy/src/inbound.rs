@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Duration;
 
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, Version};
@@ -12,21 +11,18 @@ use tokio::net::TcpStream;
 use crate::decide::RequestHead;
 use crate::detect::Verdict;
 use crate::http::body::ResponseBody;
-use crate::http::forward::{Finish, Plan, Upstream, forward};
+use crate::http::forward::{Finish, LOCAL_CONNECT_TIMEOUT, Plan, Upstream, forward};
 use crate::http::respond::{Answer, Reason};
 use crate::http::{head, serve};
 use crate::orig_dst::original_destination;
 use crate::path;
 use crate::policy::Verdict as PolicyVerdict;
-use crate::sniff::{PATIENCE, Prefixed, SILENCE, Said};
+use crate::sniff::{First, Prefixed, SILENCE, Said};
 use crate::tcp;
 use crate::telemetry::access::{self, ConnectionNote};
 use crate::telemetry::metrics::Direction;
 use crate::upstream::endpoint::open;
 use crate::worker::Worker;
-
-/// How long a connection to the application may take to be made.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Carries one connection.
 pub(crate) async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
@@ -45,40 +41,28 @@ pub(crate) async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAd
         Ok(Said::Spoke(Verdict::Http1)) => false,
         Ok(Said::Spoke(Verdict::Http2)) => true,
         Ok(Said::Spoke(_)) => return bytes(&worker, stream, peer, destination, None).await,
-        // Perhaps the application speaks first; but it is not asked for somebody whom policy would not let through.
-        Ok(Said::Nothing) => match server_first(&worker, &mut stream, destination).await {
-            First::Client(Verdict::Http1) => false,
-            First::Client(Verdict::Http2) => true,
-            First::Client(_) => return bytes(&worker, stream, peer, destination, None).await,
-            First::Server(upstream) => return bytes(&worker, stream, peer, destination, Some(upstream)).await,
-            First::Nobody => return,
-        },
+        Ok(Said::Nothing) => {
+            let upstream = ask(&worker, destination).await;
+            match stream.first(upstream.as_ref()).await {
+                First::Client(Verdict::Http1) => false,
+                First::Client(Verdict::Http2) => true,
+                First::Client(_) => return bytes(&worker, stream, peer, destination, None).await,
+                First::Server => return bytes(&worker, stream, peer, destination, upstream).await,
+                First::Nobody => return,
+            }
+        }
         Ok(Said::Closed) | Err(_) => return,
     };
     let drain = worker.shared.drain.clone();
     serve::serve(stream, http2, &drain, move |request| respond(worker.clone(), peer, destination, request)).await;
 }
 
-/// Who spoke first after a silence.
-enum First {
-    Client(Verdict),
-    Server(TcpStream),
-    Nobody,
-}
-
-async fn server_first(worker: &Rc<Worker>, stream: &mut Prefixed, destination: SocketAddr) -> First {
+/// A connection to the application, for one who is silent so far. Nobody is asked for somebody whom policy would not let through.
+async fn ask(worker: &Rc<Worker>, destination: SocketAddr) -> Option<TcpStream> {
     let inbound = worker.shared.store.load().inbound.clone();
-    let passes = matches!(inbound.policies.of_bytes(destination.port()), PolicyVerdict::Allowed);
-    let upstream = if passes { open(destination, CONNECT_TIMEOUT).await.ok() } else { None };
-    if let Some(upstream) = upstream {
-        tokio::select! {
-            _ = stream.readable() => {}
-            _ = upstream.readable() => return First::Server(upstream),
-        }
-    }
-    match stream.sniff(PATIENCE).await {
-        Ok(Said::Spoke(verdict)) => First::Client(verdict),
-        _ => First::Nobody,
+    match inbound.policies.of_bytes(destination.port()) {
+        PolicyVerdict::Allowed => open(destination, LOCAL_CONNECT_TIMEOUT).await.ok(),
+        PolicyVerdict::Denied(_) | PolicyVerdict::NotAllowed(_) => None,
     }
 }
 
@@ -102,7 +86,7 @@ async fn bytes(
     }
     let upstream = match upstream {
         Some(upstream) => Ok(upstream),
-        None => open(destination, CONNECT_TIMEOUT).await,
+        None => open(destination, LOCAL_CONNECT_TIMEOUT).await,
     };
     match upstream {
         Ok(mut upstream) => {

@@ -18,7 +18,7 @@ use crate::http::forward::{Finish, Plan, Upstream, forward};
 use crate::http::respond::{Answer, Reason};
 use crate::http::{head, serve};
 use crate::orig_dst::original_destination;
-use crate::sniff::{PATIENCE, Prefixed, SILENCE, Said};
+use crate::sniff::{First, PATIENCE, Prefixed, SILENCE, Said};
 use crate::table::route::{Action, PathMatch, Redirect, Target};
 use crate::table::{Cluster, Port};
 use crate::tcp;
@@ -84,15 +84,17 @@ async fn carry(worker: &Rc<Worker>, mut stream: Prefixed, peer: SocketAddr, dest
             Ok(Said::Spoke(Verdict::Http1)) => false,
             Ok(Said::Spoke(Verdict::Http2)) => true,
             Ok(Said::Spoke(_)) => return bytes(worker, stream, peer, destination, &port.cluster, None).await,
-            Ok(Said::Nothing) => match server_first(worker, &mut stream, &port.cluster).await {
-                First::Client(Verdict::Http1) => false,
-                First::Client(Verdict::Http2) => true,
-                First::Client(_) => return bytes(worker, stream, peer, destination, &port.cluster, None).await,
-                First::Server(upstream) => {
-                    return bytes(worker, stream, peer, destination, &port.cluster, Some(upstream)).await;
+            // If no endpoint can be asked, none can speak first, and the client will have to.
+            Ok(Said::Nothing) => {
+                let upstream = connect(worker, &port.cluster).await.ok();
+                match stream.first(upstream.as_ref().map(|(_, stream)| stream)).await {
+                    First::Client(Verdict::Http1) => false,
+                    First::Client(Verdict::Http2) => true,
+                    First::Client(_) => return bytes(worker, stream, peer, destination, &port.cluster, None).await,
+                    First::Server => return bytes(worker, stream, peer, destination, &port.cluster, upstream).await,
+                    First::Nobody => return,
                 }
-                First::Nobody => return,
-            },
+            }
             Ok(Said::Closed) | Err(_) => return,
         },
     };
@@ -103,32 +105,6 @@ async fn carry(worker: &Rc<Worker>, mut stream: Prefixed, peer: SocketAddr, dest
         respond(worker.clone(), port.clone(), peer, destination, request)
     })
     .await;
-}
-
-/// Who spoke first after a silence.
-enum First {
-    Client(Verdict),
-    /// With the address and the connection that the server spoke on.
-    Server((SocketAddr, TcpStream)),
-    Nobody,
-}
-
-/// The client is silent: asks an endpoint, and waits for whoever speaks first.
-async fn server_first(worker: &Rc<Worker>, stream: &mut Prefixed, cluster: &Arc<Cluster>) -> First {
-    let Ok((address, upstream)) = connect(worker, cluster).await else {
-        // There is no server that could speak first, so the client will have to.
-        return match stream.sniff(PATIENCE).await {
-            Ok(Said::Spoke(verdict)) => First::Client(verdict),
-            _ => First::Nobody,
-        };
-    };
-    tokio::select! {
-        _ = stream.readable() => match stream.sniff(PATIENCE).await {
-            Ok(Said::Spoke(verdict)) => First::Client(verdict),
-            _ => First::Nobody,
-        },
-        _ = upstream.readable() => First::Server((address, upstream)),
-    }
 }
 
 /// A connection to an endpoint of a cluster; another one is tried if it cannot be made.

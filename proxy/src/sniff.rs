@@ -42,6 +42,17 @@ pub(crate) enum Said {
     Closed,
 }
 
+/// Who spoke first after a silence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum First {
+    /// The client, and this is what.
+    Client(Verdict),
+    /// The server.
+    Server,
+    /// Neither: the connection is over.
+    Nobody,
+}
+
 impl Prefixed {
     pub(crate) fn new(stream: TcpStream) -> Self {
         Self { prefix: BytesMut::new(), stream }
@@ -67,9 +78,18 @@ impl Prefixed {
         }
     }
 
-    /// Waits until there is something to read, without reading it.
-    pub(crate) async fn readable(&self) -> io::Result<()> {
-        self.stream.readable().await
+    /// After a silence: waits for whoever speaks first, the client or, where it could be asked, its server.
+    pub(crate) async fn first(&mut self, server: Option<&TcpStream>) -> First {
+        if let Some(server) = server {
+            tokio::select! {
+                _ = self.stream.readable() => {}
+                _ = server.readable() => return First::Server,
+            }
+        }
+        match self.sniff(PATIENCE).await {
+            Ok(Said::Spoke(verdict)) => First::Client(verdict),
+            _ => First::Nobody,
+        }
     }
 
     async fn more(&mut self) -> io::Result<usize> {

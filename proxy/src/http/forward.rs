@@ -44,7 +44,7 @@ const SAFE_BACKOFF: Duration = Duration::from_millis(10);
 const FAILURE_COST: Duration = Duration::from_secs(1);
 
 /// How long a connection to the application may take to be made. It is this pod's: a healthy one answers at once.
-const LOCAL_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+pub(crate) const LOCAL_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// nginx's word for a client that did not wait.
 const CLIENT_CLOSED: u16 = 499;

@@ -13,3 +13,7 @@ pub(crate) mod head;
 pub(crate) mod respond;
 pub(crate) mod serve;
 pub(crate) mod upgrade;
+
+/// HTTP/2 windows, on both sides, in bytes: what may be buffered for one slow stream, and for one connection.
+pub(crate) const STREAM_WINDOW: u32 = 256 * 1024;
+pub(crate) const CONNECTION_WINDOW: u32 = 1024 * 1024;

@@ -12,6 +12,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio_util::sync::CancellationToken;
 
 use super::body::ResponseBody;
+use super::{CONNECTION_WINDOW, STREAM_WINDOW};
 use crate::sniff::Prefixed;
 use crate::upstream::endpoint::LocalExecutor;
 
@@ -26,10 +27,6 @@ const HEADERS_MAX: usize = 100;
 
 /// Requests at once on one HTTP/2 connection.
 const STREAMS_MAX: u32 = 1000;
-
-/// HTTP/2 windows, in bytes: what may be buffered for one slow stream, and for one connection.
-const STREAM_WINDOW: u32 = 256 * 1024;
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
 /// Serves a connection until it closes, or until it is drained: open requests are finished, new ones are not taken.
 pub(crate) async fn serve<F, R>(stream: Prefixed, http2: bool, drain: &CancellationToken, handle: F)

@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use super::load::{Load, Permit};
 use crate::balance::PeakEwma;
 use crate::http::body::RequestBody;
+use crate::http::{CONNECTION_WINDOW, STREAM_WINDOW};
 
 /// How long an HTTP/1.1 connection may idle. Shorter than the idle timeouts of common servers, so that it is this side
 /// that closes. Source: Linkerd closes after 3 s.
@@ -27,10 +28,6 @@ const IDLE_MAX: usize = 256;
 
 /// Requests on one HTTP/2 connection before another is opened. Source: what common servers allow.
 const STREAMS_MAX: u32 = 100;
-
-/// HTTP/2 windows, in bytes: what may be buffered for one slow stream, and for one connection.
-const STREAM_WINDOW: u32 = 256 * 1024;
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
 /// An endpoint.
 pub(crate) struct Endpoint {
