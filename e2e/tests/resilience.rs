@@ -198,6 +198,45 @@ fn after_scaling_no_request_goes_to_a_pod_that_is_gone() -> Result<()> {
 }
 
 #[test]
+fn pods_whose_node_is_silent_are_used_while_there_is_no_other() -> Result<()> {
+    in_mesh("resilience-lost", |ns| {
+        let client = echo(ns, App::server("echo", "v1"))?;
+        // A pod on a node that nobody has heard of, at an address where somebody answers.
+        ns.apply(
+            &(Service::new("lost").yaml()
+                + "---\napiVersion: v1\nkind: Pod\nmetadata: {name: lost, labels: {app: lost}}\nspec:\n  nodeName: silent\n  \
+                   containers: [{name: lost, image: none}]\n"),
+        )?;
+        let echo = ns.get("pod", &ns.pod_of("echo")?)?;
+        let address = &echo["status"]["podIP"];
+        // Kubernetes makes no slice for a node that does not exist.
+        let uid = &ns.get("pod", "lost")?["metadata"]["uid"];
+        ns.apply(&format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: lost, labels: \
+             {{kubernetes.io/service-name: lost}}}}\naddressType: IPv4\nports: [{{name: main, port: 9080}}]\nendpoints: \
+             [{{addresses: [{address}], conditions: {{ready: false}}, targetRef: {{kind: Pod, name: lost, uid: {uid}}}}}]\n"
+        ))?;
+        let status = |ready: &str| {
+            let conditions = format!("[{ready}, {{\"type\": \"ContainersReady\", \"status\": \"True\"}}]");
+            let status = format!("{{\"phase\": \"Running\", \"podIP\": {address}, \"podIPs\": [{{\"ip\": {address}}}]");
+            let patch = format!("{{\"status\": {status}, \"conditions\": {conditions}}}}}");
+            ns.run(&["patch", "pod", "lost", "--subresource=status", "--type=merge", "-p", &patch])
+        };
+        let answered = |wanted: u16| {
+            eventually(&format!("{wanted} from Service lost"), SOON, || {
+                client.get("http://lost:9080/").send()?.expect_status(wanted)
+            })
+        };
+        status(r#"{"type": "Ready", "status": "False"}"#)?;
+        answered(200)?;
+        // A gate that is closed is the pod's own word.
+        status(r#"{"type": "Ready", "status": "False", "reason": "ReadinessGatesNotReady"}"#)?;
+        ensure!(answered(503)?.reason() == Some("no-endpoints"), "nobody is left");
+        Ok(())
+    })
+}
+
+#[test]
 fn a_backend_that_refuses_connections_is_passed_over() -> Result<()> {
     in_mesh("resilience-refused", |ns| {
         let client = echo(ns, App::server("echo", "v1").replicas(2))?;

@@ -16,6 +16,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::watch;
 use weft_crds::names::WEBHOOK_SECRET;
 use weft_runtime::readiness::Part;
+use weft_runtime::watch::pace;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::metrics::Metrics;
@@ -67,7 +68,14 @@ pub async fn follow(
     let config = Config::default().fields(&format!("metadata.name={WEBHOOK_SECRET}"));
     let place = format!("{namespace}/{WEBHOOK_SECRET}");
     part.report(false, &format!("waiting for the operator to make Secret {place}"));
-    follow_events(watcher(secrets, config).default_backoff(), &place, sender, part, metrics).await;
+    follow_events(
+        watcher(secrets, config).backoff(watcher::ExponentialBackoff::from(pace())),
+        &place,
+        sender,
+        part,
+        metrics,
+    )
+    .await;
 }
 
 async fn follow_events(

@@ -4,7 +4,6 @@
 //! channel. When the loop is busy the channel fills and the watches wait. A relist is gathered and sent as one event.
 
 use std::fmt::Debug;
-use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
@@ -18,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weft_config::bootstrap;
 use weft_crds::{MeshCluster, MeshPolicy, MeshRoute};
+use weft_runtime::watch::pace;
 
 use crate::metrics::{KindLabel, Metrics};
 use crate::world::objects::{RawNamespace, RawPod, RawService, RawSlice, RawUser};
@@ -108,7 +108,9 @@ impl Sink {
     {
         let Self { events, metrics, stop, tasks } = self.clone();
         let watch = async move {
-            let mut stream = watcher(api, watcher::Config::default().timeout(WATCH_SECONDS)).default_backoff().boxed();
+            let mut stream = watcher(api, watcher::Config::default().timeout(WATCH_SECONDS))
+                .backoff(watcher::ExponentialBackoff::from(pace()))
+                .boxed();
             let mut listed = Vec::new();
             loop {
                 let change = match stream.try_next().await {
@@ -150,16 +152,13 @@ where
 {
     let config = watcher::Config::default().timeout(WATCH_SECONDS).fields(&format!("metadata.name={name}"));
     let watch = async move {
-        let mut stream = watcher(api, config).default_backoff().boxed();
+        let mut stream = watcher(api, config).backoff(watcher::ExponentialBackoff::from(pace())).boxed();
         loop {
             match stream.try_next().await {
                 // A change that finds the channel full is told by the one that waits there.
                 Ok(Some(_)) => drop(changed.try_send(())),
                 Ok(None) => return,
-                Err(error) => {
-                    tracing::debug!(%error, "watch of one object failed, starting it again");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                }
+                Err(error) => tracing::debug!(%error, "watch of one object failed, starting it again"),
             }
         }
     };

@@ -80,7 +80,7 @@ pub(super) fn is_populated(namespace: &Namespace, service: &Service, spec: &Mesh
     let slices = namespace.slices.values().filter(|slice| slice.service == service.key.name);
     slices
         .flat_map(|slice| &slice.endpoints)
-        .filter_map(|endpoint| service::pod_behind(namespace, service, endpoint).flatten())
+        .filter_map(|endpoint| service::behind(namespace, service, endpoint)?.pod)
         .any(|pod| subsets_of(spec, &pod.labels).any(|name| name == subset))
 }
 

@@ -1,7 +1,7 @@
 //! Services and the pods behind them.
 //!
-//! EndpointSlices say who belongs to a Service; Pods say which subsets an endpoint is in, and take it out at once when
-//! they stop being ready or start being deleted, a second or so before the slice does.
+//! EndpointSlices say who belongs to a Service. Pods say which subsets an endpoint is in, and whether it may take traffic:
+//! what they say is a second or so newer than the slice that is derived from it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use weft_config::{self as wire, ClusterSettings, Endpoint};
 
 use super::cluster::{Governed, subsets_of};
-use crate::world::{Namespace, Pod, Service, ServicePort, Slice, SliceEndpoint};
+use crate::world::{Namespace, Pod, Readiness, Service, ServicePort, Slice, SliceEndpoint};
 
 /// One Service with an address, without routes.
 pub(super) fn compile(
@@ -33,20 +33,30 @@ pub(super) fn compile(
     wire::Service { name: service.key.name.clone(), addresses, settings, ports }
 }
 
-/// The pod behind an endpoint: `None` if the endpoint must not be used, `Some(None)` if there is no pod.
-pub(super) fn pod_behind<'a>(
-    namespace: &'a Namespace,
-    service: &Service,
-    endpoint: &SliceEndpoint,
-) -> Option<Option<&'a Pod>> {
-    match &endpoint.pod {
-        _ if !endpoint.ready => None,
-        None => Some(None),
-        // A pod that is not known yet comes in a moment; one that is not known any more must not be used.
-        Some((name, uid)) => {
-            namespace.pod(name, uid).filter(|pod| !pod.deleting && (pod.ready || service.publish_not_ready)).map(Some)
-        }
-    }
+/// What stands behind an endpoint that may be used.
+pub(super) struct Behind<'a> {
+    /// The pod, if it is one.
+    pub(super) pod: Option<&'a Pod>,
+    /// Its node is silent: it is there for when nothing else is.
+    pub(super) lost: bool,
+}
+
+/// What stands behind an endpoint; `None` if it must not be used.
+pub(super) fn behind<'a>(namespace: &'a Namespace, service: &Service, endpoint: &SliceEndpoint) -> Option<Behind<'a>> {
+    let Some((name, uid)) = &endpoint.pod else {
+        return endpoint.ready.then_some(Behind { pod: None, lost: false });
+    };
+    // A pod that is not known yet comes in a moment; one that is not known any more must not be used.
+    let pod = namespace.pod(name, uid).filter(|pod| !pod.deleting)?;
+    // Kubernetes derives the slices of a Service with a selector from the pods; others are somebody's own word.
+    let derived = !service.selector.is_empty();
+    let lost = match pod.readiness {
+        _ if service.publish_not_ready => false,
+        Readiness::Ready if derived || endpoint.ready => false,
+        Readiness::Lost if derived => true,
+        Readiness::Ready | Readiness::Lost | Readiness::NotReady => return None,
+    };
+    Some(Behind { pod: Some(pod), lost })
 }
 
 fn endpoints(
@@ -57,31 +67,31 @@ fn endpoints(
     governed: Option<&Governed<'_>>,
     left_out: &mut BTreeSet<(String, IpAddr)>,
 ) -> Vec<Endpoint> {
-    let mut endpoints: BTreeMap<SocketAddr, BTreeSet<String>> = BTreeMap::new();
+    let mut endpoints: BTreeMap<SocketAddr, Endpoint> = BTreeMap::new();
     for slice in slices {
         let Some(number) = slice.ports.iter().find(|candidate| candidate.name == port.name).map(|found| found.port)
         else {
             continue;
         };
         for endpoint in &slice.endpoints {
-            let Some(pod) = pod_behind(namespace, service, endpoint) else { continue };
+            let Some(Behind { pod, lost }) = behind(namespace, service, endpoint) else { continue };
             for address in &endpoint.addresses {
                 if !is_allowed(*address) {
                     left_out.insert((service.key.name.clone(), *address));
                     continue;
                 }
-                let subsets = endpoints.entry(SocketAddr::new(*address, number)).or_default();
+                let address = SocketAddr::new(*address, number);
+                let known = endpoints.entry(address).or_insert_with(|| Endpoint { address, subsets: Vec::new(), lost });
+                known.lost &= lost;
                 if let (Some(pod), Some(governed)) = (pod, governed) {
-                    subsets.extend(subsets_of(governed.spec, &pod.labels).map(str::to_owned));
+                    known.subsets.extend(subsets_of(governed.spec, &pod.labels).map(str::to_owned));
+                    known.subsets.sort_unstable();
+                    known.subsets.dedup();
                 }
             }
         }
     }
-    let endpoint = |(address, subsets): (SocketAddr, BTreeSet<String>)| Endpoint {
-        address,
-        subsets: subsets.into_iter().collect(),
-    };
-    endpoints.into_iter().map(endpoint).collect()
+    endpoints.into_values().collect()
 }
 
 /// Whoever may write an EndpointSlice must not be able to aim proxies at themselves, at their node's own services or at a

@@ -77,12 +77,25 @@ pub struct Pod {
     pub uid: String,
     /// Labels.
     pub labels: BTreeMap<String, String>,
-    /// Has the condition Ready.
-    pub ready: bool,
+    /// Whether it may take traffic.
+    pub readiness: Readiness,
     /// Is being deleted.
     pub deleting: bool,
     /// Carries a proxy.
     pub has_proxy: bool,
+}
+
+/// Whether a pod may take traffic, as its conditions say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Readiness {
+    /// Not: it is starting, a probe fails, a readiness gate is closed, or it is over.
+    #[default]
+    NotReady,
+    /// Its containers were ready when they were last heard of, and it is not: the node controller took Ready away because
+    /// the node is silent. The node is dead, or cut off, or the API server itself was away, after which all nodes were.
+    Lost,
+    /// It is ready.
+    Ready,
 }
 
 /// An EndpointSlice.
@@ -228,6 +241,7 @@ struct RawCondition {
     kind: String,
     #[serde(default)]
     status: String,
+    reason: Option<String>,
 }
 
 /// A Service as it is sent.
@@ -441,23 +455,41 @@ fn declared_protocol(app_protocol: Option<&str>, name: &str) -> Protocol {
 impl Pod {
     /// May take traffic.
     pub fn serving(&self) -> bool {
-        self.ready && !self.deleting
+        self.readiness == Readiness::Ready && !self.deleting
     }
 }
 
 impl From<RawPod> for Pod {
     fn from(RawPod { metadata, status }: RawPod) -> Self {
-        let over = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
-        let ready = status.conditions.iter().any(|condition| condition.kind == "Ready" && condition.status == "True");
         let annotated =
             metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(names::STATUS_ANNOTATION));
         Self {
             key: key(&metadata),
             uid: metadata.uid.clone().unwrap_or_default(),
-            ready: ready && !over,
+            readiness: Readiness::from(&status),
             deleting: metadata.deletion_timestamp.is_some(),
             has_proxy: annotated || label(&metadata, names::PROXY_VERSION_LABEL).is_some(),
             labels: metadata.labels.unwrap_or_default(),
+        }
+    }
+}
+
+// === impl Readiness ===
+
+impl From<&RawPodStatus> for Readiness {
+    fn from(status: &RawPodStatus) -> Self {
+        if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+            return Self::NotReady;
+        }
+        let condition = |kind: &str| status.conditions.iter().find(|condition| condition.kind == kind);
+        let holds = |condition: Option<&RawCondition>| condition.is_some_and(|condition| condition.status == "True");
+        let ready = condition("Ready");
+        // Kubelet takes Ready away for the containers or for a gate, and then says so.
+        let gated = ready.is_some_and(|ready| ready.reason.as_deref() == Some("ReadinessGatesNotReady"));
+        match (holds(ready), holds(condition("ContainersReady"))) {
+            (true, _) => Self::Ready,
+            (false, true) if ready.is_some() && !gated => Self::Lost,
+            (false, _) => Self::NotReady,
         }
     }
 }

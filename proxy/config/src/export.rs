@@ -48,7 +48,7 @@ pub struct ServicePort {
     /// match takes is answered 404.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub routes: Option<RouteTable>,
-    /// Ready pods, sorted by address.
+    /// Pods that may take traffic, sorted by address.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub endpoints: Vec<Endpoint>,
 }
@@ -77,6 +77,10 @@ pub struct Endpoint {
     /// Names of the subsets that it is in, sorted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub subsets: Vec<String>,
+    /// Nobody has heard of its node of late. It takes traffic only while none that is not lost is left among those that
+    /// the request may go to.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub lost: bool,
 }
 
 /// How to talk to a Service.

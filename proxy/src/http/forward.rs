@@ -375,7 +375,7 @@ impl Allowance<'_> {
         }
         let endpoints = match upstream {
             Upstream::Local(_) => 1,
-            Upstream::Cluster(state, _) => state.cluster().endpoints.len(),
+            Upstream::Cluster(state, _) => state.cluster().usable,
         };
         // Another endpoint may be tried at once.
         if tried.len() < endpoints { Duration::ZERO } else { SAFE_BACKOFF * 2u32.pow(SAFE_RETRIES_MAX - self.safe) }

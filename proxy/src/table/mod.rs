@@ -67,7 +67,10 @@ pub(crate) struct Cluster {
     pub(crate) balancer: wire::Balancer,
     pub(crate) connect_timeout: Duration,
     pub(crate) limits: wire::Limits,
+    /// Those whose node is silent stand last.
     pub(crate) endpoints: Vec<SocketAddr>,
+    /// How many of them, from the first, a request without a subset may go to.
+    pub(crate) usable: usize,
     /// Positions in `endpoints` of each subset's members.
     pub(crate) subsets: HashMap<String, Vec<usize>>,
 }
@@ -214,14 +217,22 @@ impl Cluster {
         port: u16,
         protocol: wire::Protocol,
         settings: &wire::ClusterSettings,
-        endpoints: Vec<wire::Endpoint>,
+        mut endpoints: Vec<wire::Endpoint>,
     ) -> Self {
         let wire::ClusterSettings { balancer, connect_timeout_ms, limits, subsets } = settings;
+        endpoints.sort_by_key(|endpoint| endpoint.lost);
+        // Better one that may be dead than none: after the API server was away, every node is silent for a while.
+        let or_lost = |heard: usize, all: usize| if heard > 0 { heard } else { all };
+        let heard = endpoints.partition_point(|endpoint| !endpoint.lost);
         let mut members: HashMap<String, Vec<usize>> = subsets.iter().map(|name| (name.clone(), Vec::new())).collect();
         for (at, endpoint) in endpoints.iter().enumerate() {
             for subset in &endpoint.subsets {
                 members.entry_ref(subset.as_str()).or_default().push(at);
             }
+        }
+        for members in members.values_mut() {
+            let heard = members.partition_point(|at| *at < heard);
+            members.truncate(or_lost(heard, members.len()));
         }
         Self {
             name: format!("{namespace}/{service}:{port}").into(),
@@ -229,6 +240,7 @@ impl Cluster {
             balancer: *balancer,
             connect_timeout: connect_timeout_ms.map_or(CONNECT_TIMEOUT_DEFAULT, Duration::from_millis),
             limits: *limits,
+            usable: or_lost(heard, endpoints.len()),
             endpoints: endpoints.into_iter().map(|endpoint| endpoint.address).collect(),
             subsets: members,
         }
@@ -298,6 +310,31 @@ mod tests {
         assert!(table.port("198.19.0.7:80".parse().expect("address")).is_none(), "another port");
         assert!(table.cluster_named("shop/reviews:9080").is_some());
         assert!(table.cluster_named("shop/reviews:80").is_none());
+    }
+
+    #[test]
+    fn the_lost_are_used_where_nothing_else_is() {
+        let cluster = |endpoints: serde_json::Value| {
+            let export = serde_json::json!({"services": [{
+                "name": "s", "settings": {"subsets": ["a", "b"]}, "ports": [{"port": 80, "endpoints": endpoints}]
+            }]});
+            Namespace::compile("n", serde_json::from_value(export).expect("a document"))
+                .expect("compiles")
+                .only_cluster()
+        };
+        let addresses = ["198.18.128.2:80", "198.18.128.3:80", "198.18.128.4:80"];
+        let [one, two, three] = addresses;
+        let mixed = cluster(serde_json::json!([
+            {"address": one, "subsets": ["a"], "lost": true},
+            {"address": two, "subsets": ["b"], "lost": true},
+            {"address": three, "subsets": ["b"]},
+        ]));
+        assert_eq!(mixed.endpoints, [three, one, two].map(|text| text.parse().expect("an address")));
+        assert_eq!(mixed.usable, 1, "the one that is heard of");
+        assert_eq!((&*mixed.subsets["a"], &*mixed.subsets["b"]), (&[1][..], &[0][..]), "a has only a lost one");
+        let all =
+            cluster(serde_json::json!(addresses.map(|address| serde_json::json!({"address": address, "lost": true}))));
+        assert_eq!(all.usable, 3);
     }
 
     #[test]

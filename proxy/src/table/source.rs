@@ -16,9 +16,12 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use weft_config::bootstrap as contract;
 use weft_config::{Envelope, Written};
+use weft_runtime::watch::pace;
 
 /// How often files are looked at.
 const POLL: Duration = Duration::from_millis(100);
+/// How long the API server may take to accept a connection.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
 
 /// Names a document.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -79,6 +82,8 @@ impl Source {
             .and_then(|certificates| certificates.map(|der| der.map(|der| der.to_vec())).collect())
             .map_err(|source| Error::Ca { path, source })?;
         config.root_cert = Some(roots);
+        config.connect_timeout = Some(CONNECT_MAX);
+        config.connect_timeout = Some(CONNECT_MAX);
         config.auth_info.token_file = Some(directory.join("token").display().to_string());
         Client::try_from(config).map(Self::Kubernetes).map_err(|source| Error::Client(Box::new(source)))
     }
@@ -99,7 +104,7 @@ async fn watch_config_map(client: Client, document: Document, events: mpsc::Send
     };
     let api: Api<ConfigMap> = Api::namespaced(client, namespace);
     let by_name = watcher::Config::default().fields(&format!("metadata.name={document}"));
-    let mut stream = pin!(watcher(api, by_name).default_backoff());
+    let mut stream = pin!(watcher(api, by_name).backoff(watcher::ExponentialBackoff::from(pace())));
     let mut found = false;
     while let Some(event) = stream.next().await {
         let event = match event {

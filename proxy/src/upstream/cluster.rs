@@ -69,7 +69,7 @@ impl ClusterState {
             None => None,
             Some(name) => Some(cluster.subsets.get(name).ok_or(NoEndpoints)?.as_slice()),
         };
-        let count = members.map_or(endpoints.len(), <[usize]>::len);
+        let count = members.map_or(cluster.usable, <[usize]>::len);
         if count == 0 {
             return Err(NoEndpoints);
         }
