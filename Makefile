@@ -68,7 +68,7 @@ deny: ## licences, bans, sources and advisories of the dependencies
 images: ## build the images as OCI archives (target/images), and load them into our cluster
 	@e2e/images.sh $(load)
 
-install: $(cluster) ## install or upgrade Weft on the cluster with its charts
+install: $(cluster) images ## install or upgrade Weft on the cluster with its charts
 	@$(cargo) run $(profile) --package weft-e2e --bin weft-e2e-install
 
 cluster-up: ## start a real Kubernetes on this machine (NODES=2, NAME=other)

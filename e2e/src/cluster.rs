@@ -64,6 +64,15 @@ impl Cluster {
         )
     }
 
+    /// What makes a plain `kubectl` in a shell talk to it.
+    pub fn exports(&self) -> String {
+        let kubeconfig = format!("export KUBECONFIG={}", self.kubeconfig.display());
+        match self.kubectl.parent() {
+            Some(folder) if on_path("kubectl").is_none() => format!("{kubeconfig} PATH=$PATH:{}", folder.display()),
+            _ => kubeconfig,
+        }
+    }
+
     fn find() -> Result<Self> {
         let cluster = match std::env::var("KUBECONFIG") {
             Ok(path) if !path.is_empty() => Self {

@@ -166,7 +166,7 @@ pub fn run(options: &Options) -> Result<Story> {
         fs::create_dir_all(folder)?;
     }
     fs::write(&options.page, page::html(&story)).with_context(|| format!("writing {}", options.page.display()))?;
-    say(&farewell(options));
+    say(&farewell(cluster, options));
     ensure!(wrong.is_empty(), "the clients saw something else than the routes say:\n  {}", wrong.join("\n  "));
     Ok(story)
 }
@@ -357,12 +357,11 @@ fn place(cluster: &'static Cluster, namespace: &str) -> Result<String> {
     Ok(format!("Kubernetes {version}, {nodes} node{}, namespace {namespace}", if nodes == 1 { "" } else { "s" }))
 }
 
-fn farewell(options: &Options) -> String {
+fn farewell(cluster: &Cluster, options: &Options) -> String {
     let namespace = &options.namespace;
-    let mut out = String::from("\nEverything is left running. To look around:\n");
-    let kubeconfig = "export KUBECONFIG=$(make -s kubeconfig)";
+    let mut out = format!("\nEverything is left running. To look around, after\n  {}\n", cluster.exports());
     for (command, why) in [
-        (format!("{kubeconfig}; kubectl -n {namespace} get pods,weft"), "what runs, and what Weft says about it"),
+        (format!("kubectl -n {namespace} get pods,weft"), "what runs, and what Weft says about it"),
         (
             format!(
                 "kubectl -n {namespace} exec deploy/client -c client -- /weft-demo load --url http://reviews:9080/"
@@ -376,7 +375,11 @@ fn farewell(options: &Options) -> String {
     ] {
         let _ = writeln!(out, "  {command}\n      {why}");
     }
-    let _ = write!(out, "\nThe page: {}\n`make demo-down` removes every trace.", options.page.display());
+    let down = match cluster.embedded() {
+        Ok(_) => "make demo-down".to_owned(),
+        Err(_) => format!("make demo-down KUBECONFIG={}", cluster.kubeconfig.display()),
+    };
+    let _ = write!(out, "\nThe page: {}\n`{down}` removes every trace.", options.page.display());
     out
 }
 
