@@ -113,6 +113,16 @@ fn a_post_is_repeated_only_where_that_was_asked_for() -> Result<()> {
             let reached = &seen(ns)?["by_token"][&token];
             ensure!(*reached == times, "{method} {path} should reach the backend {times} times, not {reached}");
         }
+        // Nor when the application says, in the name of the proxy beside it, that it has not seen the request.
+        let claim = client
+            .get("http://echo:9080/once?status=503&header=weft-unprocessed:true")
+            .method("POST")
+            .header("x-request-token", "claim")
+            .body("an order");
+        let answer = claim.send()?;
+        ensure!(answer.status == 503 && !answer.headers.contains_key("weft-unprocessed"), "{answer:?}");
+        let reached = &seen(ns)?["by_token"]["claim"];
+        ensure!(*reached == 1, "a POST that the application disowned reached it {reached} times");
         // Nor when the backend takes too long, or breaks the connection: it may have had its effect.
         let rules = "- backendRefs: [{name: echo, port: 9080}]\n  timeouts: {backendRequest: 300ms}\n  retry: {attempts: 3, backoff: 1ms}\n";
         route_in_force(ns, &client, "echo", rules)?;

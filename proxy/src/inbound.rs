@@ -129,7 +129,13 @@ async fn respond(
             Ok(canonical) => {
                 if canonical != uri.path() {
                     let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-                    forwarded_path = format!("{canonical}{query}").parse::<PathAndQuery>().ok();
+                    match format!("{canonical}{query}").parse::<PathAndQuery>() {
+                        Ok(path) => forwarded_path = Some(path),
+                        // Never the path that policies were not held against.
+                        Err(_) => {
+                            return Answer::new(Reason::BadRequest, "the canonical path is none").into_response(finish);
+                        }
+                    }
                 }
                 looked_at = canonical;
             }

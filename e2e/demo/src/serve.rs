@@ -8,7 +8,8 @@
 //! | `/_seen`, `/_reset` | what was asked since the start or the last reset, by method and first part of the path, and by token |
 //! | any other | what was asked |
 //!
-//! `?delay=300ms` and `?status=503` hold for one request. A request with `Upgrade: echo` is upgraded to an echo of bytes.
+//! `?delay=300ms`, `?status=503` and `?header=NAME:VALUE` hold for one request. A request with `Upgrade: echo` is upgraded to
+//! an echo of bytes.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -108,6 +109,7 @@ struct Wishes {
     delay: Option<Duration>,
     status: Option<StatusCode>,
     bytes: u64,
+    header: Option<(HeaderName, HeaderValue)>,
 }
 
 pub(crate) async fn run(args: Args, mut stop: Stop) -> anyhow::Result<()> {
@@ -237,7 +239,9 @@ impl Service {
             "body_bytes": body_bytes,
             "calls": calls,
         });
-        self.answer(status, &told)
+        let mut answer = self.answer(status, &told);
+        answer.headers_mut().extend(wishes.header);
+        answer
     }
 
     /// Calls the services that this one needs, one after another, and tells how each answered.
@@ -326,11 +330,17 @@ impl Wishes {
                 "delay" => wishes.delay = Some(duration::parse(value)?),
                 "status" => wishes.status = Some(final_status(value).ok_or("status is a number from 200 to 599")?),
                 "bytes" => wishes.bytes = value.parse().map_err(|_| "bytes is a number")?,
+                "header" => wishes.header = Some(header(value).ok_or("header is NAME:VALUE")?),
                 _ => {}
             }
         }
         Ok(wishes)
     }
+}
+
+fn header(text: &str) -> Option<(HeaderName, HeaderValue)> {
+    let (name, value) = text.split_once(':')?;
+    Some((name.parse().ok()?, value.parse().ok()?))
 }
 
 fn final_status(text: &str) -> Option<StatusCode> {

@@ -159,6 +159,8 @@ pub(crate) async fn forward(
         finish.note.attempts += 1;
         let outcome = attempt(&worker, &plan, &parts, &body, deadline, &mut tried, &mut finish).await;
         let again = match &outcome {
+            // An application has no say in this: the proxy beside the backend is the one that knows what was seen.
+            Ok(_) if matches!(plan.upstream, Upstream::Local(_)) => None,
             Ok((response, _)) => allowance.after_response(response, &parts.method, &body),
             Err(failure) => allowance.after_failure(failure, &parts.method, &body),
         };
