@@ -78,8 +78,9 @@ impl Namespace {
         ))?;
         // Dropped from here on, so what follows may fail.
         let namespace = Self { kubectl: Kubectl::within(cluster, &name), name, test: test.to_owned(), failed: false };
-        // Pods are refused until the account that they run under is there.
-        eventually("the default service account", SOON, || namespace.get("serviceaccount", "default"))?;
+        // Pods are refused until the account that they run under is there. Kubernetes' own controllers make it, which
+        // may wait half a minute before they try again where a test before this one took the API server away.
+        eventually("the default service account", READY, || namespace.get("serviceaccount", "default"))?;
         Ok(namespace)
     }
 
