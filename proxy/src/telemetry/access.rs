@@ -1,7 +1,6 @@
 //! The access log: one event for each request, and one for each connection of bytes, target `access`. It says whose word
 //! the outcome is: `source` is the object and rule, `reason` why the proxy answered by itself.
 
-use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,6 +13,7 @@ use crate::table::route::Origin;
 use crate::worker::Worker;
 
 /// What is known of a connection of bytes when it is over.
+use crate::tcp::Relayed;
 pub(crate) struct ConnectionNote {
     pub(crate) direction: Direction,
     pub(crate) peer: SocketAddr,
@@ -48,11 +48,11 @@ impl ConnectionNote {
         }
     }
 
-    /// Takes in what was copied, as seen from downstream: sent upstream, received from there.
-    pub(crate) fn copied(&mut self, outcome: io::Result<(u64, u64)>) {
-        match outcome {
-            Ok((sent, received)) => (self.sent, self.received) = (sent, received),
-            Err(_) => self.reason = Some(Reason::UpstreamReset),
+    /// Takes in what was carried, as seen from downstream: sent upstream, received from there.
+    pub(crate) fn relayed(&mut self, Relayed { sent, received, outcome }: Relayed) {
+        (self.sent, self.received) = (sent, received);
+        if outcome.is_err() {
+            self.reason = Some(Reason::UpstreamReset);
         }
     }
 }
