@@ -1,4 +1,5 @@
-//! The access log: one event for each request, and one for each connection of bytes, target `access`. It says whose word
+//! The access log: one event for each request, and one for each connection of bytes, target `access`; by default for
+//! those that failed. It says whose word
 //! the outcome is: `source` is the object and rule, `reason` why the proxy answered by itself.
 
 use std::net::SocketAddr;
@@ -6,14 +7,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use weft_config::bootstrap::AccessLog;
+
 use super::metrics::Direction;
 use crate::http::forward::Note;
 use crate::http::respond::Reason;
 use crate::table::route::Origin;
+use crate::tcp::Relayed;
 use crate::worker::Worker;
 
 /// What is known of a connection of bytes when it is over.
-use crate::tcp::Relayed;
 pub(crate) struct ConnectionNote {
     pub(crate) direction: Direction,
     pub(crate) peer: SocketAddr,
@@ -57,8 +60,20 @@ impl ConnectionNote {
     }
 }
 
+fn is_logged(log: AccessLog, failed: bool) -> bool {
+    match log {
+        AccessLog::On => true,
+        AccessLog::Failures => failed,
+        AccessLog::Off => false,
+    }
+}
+
 /// A request is over.
-pub(crate) fn request(note: &Note, bytes: u64) {
+pub(crate) fn request(worker: &Worker, note: &Note, bytes: u64) {
+    let failed = note.status >= 500 || note.broken.is_some() || note.reason.is_some_and(Reason::is_failure);
+    if !is_logged(worker.shared.access_log, failed) {
+        return;
+    }
     let host = note.host.as_ref().and_then(|host| host.to_str().ok());
     tracing::info!(
         target: "access",
@@ -86,7 +101,7 @@ pub(crate) fn request(note: &Note, bytes: u64) {
 /// A connection of bytes is over.
 pub(crate) fn connection(worker: &Rc<Worker>, note: ConnectionNote) {
     worker.handles.connection_finished(&note);
-    if !worker.shared.access_log {
+    if !is_logged(worker.shared.access_log, note.reason.is_some()) {
         return;
     }
     tracing::info!(
