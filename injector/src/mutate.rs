@@ -182,7 +182,7 @@ fn environment(pod: &Pod, settings: &Settings, probes: &Probes) -> Vec<Value> {
     ];
     // Where nothing was said the proxy's own default is meant, which may be another in another version.
     environment.extend(settings.log.as_ref().map(|log| text(ENV_LOG, log)));
-    environment.extend(settings.access_log.map(|on| text(ENV_ACCESS_LOG, if on { "on" } else { "off" })));
+    environment.extend(settings.access_log.map(|log| text(ENV_ACCESS_LOG, log.as_str())));
     environment.extend(settings.opaque_ports.as_ref().map(|ports| text(ENV_OPAQUE_PORTS, &join(ports))));
     environment
 }

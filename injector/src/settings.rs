@@ -9,7 +9,7 @@ use std::fmt;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Pod;
-use weft_config::bootstrap::PortRange;
+use weft_config::bootstrap::{AccessLog, PortRange};
 use weft_crds::names::CONFIG_PREFIX;
 
 use crate::decide::Namespace;
@@ -126,8 +126,8 @@ pub struct Settings {
     pub resources: Resources,
     /// Log filter, where the proxy's default is not meant.
     pub log: Option<String>,
-    /// Whether requests are logged, where the proxy's default is not meant.
-    pub access_log: Option<bool>,
+    /// Which requests are logged, where the proxy's default is not meant.
+    pub access_log: Option<AccessLog>,
     /// Worker threads.
     pub workers: u16,
     /// How long open requests may take after SIGTERM.
@@ -212,11 +212,7 @@ impl Settings {
                 "use off, error, warn, info, debug or trace, or a list as in info,weft_proxy=debug",
                 log_filter,
             ),
-            access_log: found.take(ACCESS_LOG, "use \"on\" or \"off\"", |value| match value {
-                "on" => Some(true),
-                "off" => Some(false),
-                _ => None,
-            }),
+            access_log: found.take(ACCESS_LOG, "use \"on\", \"failures\" or \"off\"", |value| value.parse().ok()),
             workers: workers.unwrap_or_else(|| cpu_limit.map_or(1, Quantity::whole_cores)),
             drain_seconds,
             exclude_inbound_ports: found.list(EXCLUDE_INBOUND_PORTS, PORTS_REMEDY, |item| item.parse().ok()),

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use weft_config::bootstrap::{self as contract, Probes};
+use weft_config::bootstrap::{self as contract, AccessLog, Probes};
 
 /// Everything that does not change while the process runs.
 #[derive(Clone, Debug)]
@@ -30,8 +30,8 @@ pub struct Bootstrap {
     pub drain: Duration,
     /// Log filter and form.
     pub log: (String, String),
-    /// Whether each request leaves a line.
-    pub access_log: bool,
+    /// Which requests leave a line.
+    pub access_log: AccessLog,
 }
 
 /// The pod that the proxy stands in.
@@ -116,11 +116,7 @@ impl Bootstrap {
                 text(contract::ENV_LOG).unwrap_or_else(|| "info".into()),
                 text(contract::ENV_LOG_FORMAT).unwrap_or_else(|| "json".into()),
             ),
-            access_log: match text(contract::ENV_ACCESS_LOG).as_deref() {
-                None | Some("on") => true,
-                Some("off") => false,
-                Some(other) => return Err(wrong(contract::ENV_ACCESS_LOG, other, "it is \"on\" or \"off\"")),
-            },
+            access_log: parsed(contract::ENV_ACCESS_LOG)?.unwrap_or_default(),
         })
     }
 }

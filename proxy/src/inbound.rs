@@ -69,7 +69,7 @@ async fn ask(worker: &Rc<Worker>, destination: SocketAddr) -> Option<TcpStream> 
 /// Carries bytes to the application.
 async fn bytes(
     worker: &Rc<Worker>,
-    mut stream: Prefixed,
+    stream: Prefixed,
     peer: SocketAddr,
     destination: SocketAddr,
     upstream: Option<TcpStream>,
@@ -89,9 +89,9 @@ async fn bytes(
         None => open(destination, LOCAL_CONNECT_TIMEOUT).await,
     };
     match upstream {
-        Ok(mut upstream) => {
+        Ok(upstream) => {
             note.endpoint = Some(destination);
-            note.copied(tcp::copy(&mut stream, &mut upstream, &worker.shared.drain).await);
+            note.relayed(tcp::relay(stream.into_end(), upstream.into(), &worker.shared.drain).await);
         }
         Err(_) => note.reason = Some(Reason::ConnectFailed),
     }

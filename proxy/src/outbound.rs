@@ -134,7 +134,7 @@ async fn connect(
 /// Carries bytes to a cluster.
 async fn bytes(
     worker: &Rc<Worker>,
-    mut stream: Prefixed,
+    stream: Prefixed,
     peer: SocketAddr,
     destination: SocketAddr,
     cluster: &Arc<Cluster>,
@@ -151,9 +151,9 @@ async fn bytes(
         None => connect(worker, cluster).await,
     };
     match connected {
-        Ok((address, mut upstream)) => {
+        Ok((address, upstream)) => {
             note.endpoint = Some(address);
-            note.copied(tcp::copy(&mut stream, &mut upstream, &worker.shared.drain).await);
+            note.relayed(tcp::relay(stream.into_end(), upstream.into(), &worker.shared.drain).await);
         }
         Err((reason, endpoint)) => {
             note.endpoint = endpoint;
@@ -164,11 +164,11 @@ async fn bytes(
 }
 
 /// Carries bytes to where they were meant to go, which is nowhere in the mesh.
-async fn pass(worker: &Rc<Worker>, mut stream: Prefixed, peer: SocketAddr, destination: SocketAddr) {
+async fn pass(worker: &Rc<Worker>, stream: Prefixed, peer: SocketAddr, destination: SocketAddr) {
     let mut note = ConnectionNote::new(Direction::Outbound, peer, destination, None);
     note.endpoint = Some(destination);
     match open(destination, PASSTHROUGH_TIMEOUT).await {
-        Ok(mut upstream) => note.copied(tcp::copy(&mut stream, &mut upstream, &worker.shared.drain).await),
+        Ok(upstream) => note.relayed(tcp::relay(stream.into_end(), upstream.into(), &worker.shared.drain).await),
         Err(_) => note.reason = Some(Reason::ConnectFailed),
     }
     access::connection(worker, note);

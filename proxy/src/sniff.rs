@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::detect::{LINE_BYTES_MAX, Verdict, detect};
+use crate::tcp::End;
 
 /// How long a client may be silent before its server is asked. Short, because a server that speaks first is waited for
 /// by this much; long enough for a client's first bytes to come along with its connection.
@@ -90,6 +91,11 @@ impl Prefixed {
             Ok(Said::Spoke(verdict)) => First::Client(verdict),
             _ => First::Nobody,
         }
+    }
+
+    /// The stream as the end of a relay.
+    pub(crate) fn into_end(self) -> End {
+        End { stream: self.stream, read: self.prefix.freeze() }
     }
 
     async fn more(&mut self) -> io::Result<usize> {

@@ -1,29 +1,256 @@
 //! Bytes both ways, each direction closed as its sender closes it.
+//!
+//! A direction begins with reads and writes, which cost least while messages are small. Once it carries bulk, its bytes no
+//! longer come up from the kernel: they are spliced through a pipe. Nothing is held for a direction that is silent.
 
+use std::cell::Cell;
 use std::io;
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use bytes::Bytes;
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Bytes read at once in each direction.
+/// Bytes read at once.
 const BUFFER: usize = 16 * 1024;
+
+/// Full buffers in a row that make bulk of a direction.
+const BULK_READS: u32 = 4;
+
+/// Bytes that a pipe is asked to hold. The kernel may give less: unprivileged users share a limit.
+const PIPE_BYTES: usize = 256 * 1024;
+
+/// How long both directions may be silent. Source: Envoy's default.
+const IDLE: Duration = Duration::from_secs(3600);
 
 /// How long a connection of bytes may go on after the process was asked to stop: nothing can tell it to finish.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// Copies until both directions are closed. Gives back the bytes of each, first to second and second to first.
-pub(crate) async fn copy<A, B>(first: &mut A, second: &mut B, drain: &CancellationToken) -> io::Result<(u64, u64)>
-where
-    A: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
-{
-    let drained = async {
-        drain.cancelled().await;
-        tokio::time::sleep(DRAIN).await;
+/// One end of a relay, and what was read from it already.
+pub(crate) struct End {
+    pub(crate) stream: TcpStream,
+    pub(crate) read: Bytes,
+}
+
+/// What was carried, whatever ended it.
+pub(crate) struct Relayed {
+    /// Bytes from the first end to the second.
+    pub(crate) sent: u64,
+    /// Bytes from the second end to the first.
+    pub(crate) received: u64,
+    pub(crate) outcome: io::Result<()>,
+}
+
+/// Relays until both directions are closed.
+pub(crate) async fn relay(first: End, second: End, drain: &CancellationToken) -> Relayed {
+    let (sent, received, active) = (Cell::new(0), Cell::new(0), Cell::new(Instant::now()));
+    let there = pump(&first.stream, &second.stream, first.read, &sent, &active);
+    let back = pump(&second.stream, &first.stream, second.read, &received, &active);
+    let both = async { tokio::try_join!(there, back).map(drop) };
+    let outcome = tokio::select! {
+        outcome = both => outcome,
+        () = silence(&active, IDLE) => Err(io::ErrorKind::TimedOut.into()),
+        () = drained(drain) => Err(io::ErrorKind::ConnectionAborted.into()),
     };
-    tokio::select! {
-        copied = tokio::io::copy_bidirectional_with_sizes(first, second, BUFFER, BUFFER) => copied,
-        () = drained => Err(io::ErrorKind::ConnectionAborted.into()),
+    Relayed { sent: sent.get(), received: received.get(), outcome }
+}
+
+impl From<TcpStream> for End {
+    /// Nothing was read from it yet.
+    fn from(stream: TcpStream) -> Self {
+        Self { stream, read: Bytes::new() }
+    }
+}
+
+async fn drained(drain: &CancellationToken) {
+    drain.cancelled().await;
+    tokio::time::sleep(DRAIN).await;
+}
+
+/// Ends when nothing was active for as long as `limit`.
+async fn silence(active: &Cell<Instant>, limit: Duration) {
+    loop {
+        let end = active.get() + limit;
+        if end <= Instant::now() {
+            return;
+        }
+        tokio::time::sleep_until(end).await;
+    }
+}
+
+/// Carries one direction to its end, and passes the end on.
+async fn pump(
+    from: &TcpStream,
+    to: &TcpStream,
+    first: Bytes,
+    count: &Cell<u64>,
+    active: &Cell<Instant>,
+) -> io::Result<()> {
+    let carried = |bytes: usize| {
+        count.set(count.get() + bytes as u64);
+        active.set(Instant::now());
+    };
+    write_all(to, &first).await?;
+    carried(first.len());
+    drop(first);
+    let (mut buffer, mut full) = (Vec::new(), 0);
+    loop {
+        tokio::task::coop::consume_budget().await;
+        buffer.clear();
+        buffer.reserve_exact(BUFFER);
+        match from.try_read_buf(&mut buffer) {
+            Ok(0) => return end(to),
+            Ok(bytes) => {
+                write_all(to, &buffer).await?;
+                carried(bytes);
+                full = if bytes == BUFFER { full + 1 } else { 0 };
+                if full == BULK_READS {
+                    // Without a descriptor to spare, bytes go on as they did.
+                    match pipe() {
+                        Ok(pipe) => break splice_through(from, to, &pipe, carried).await,
+                        Err(_) => full = 0,
+                    }
+                }
+                if bytes == BUFFER {
+                    continue;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+        // A short read has emptied the socket: asking again at once would only hear so.
+        buffer = Vec::new();
+        from.readable().await?;
+    }
+}
+
+/// Passes on that no more bytes come.
+fn end(to: &TcpStream) -> io::Result<()> {
+    match SockRef::from(to).shutdown(Shutdown::Write) {
+        // It is gone altogether.
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+        ended => ended,
+    }
+}
+
+async fn write_all(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match to.try_write(bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => to.writable().await?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// The read end and the write end of a new pipe.
+fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+    let _ = fcntl_setpipe_size(&write, PIPE_BYTES);
+    Ok((read, write))
+}
+
+/// Carries a direction to its end through a pipe, and passes the end on.
+async fn splice_through(
+    from: &TcpStream,
+    to: &TcpStream,
+    (read, write): &(OwnedFd, OwnedFd),
+    carried: impl Fn(usize),
+) -> io::Result<()> {
+    let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+    loop {
+        tokio::task::coop::consume_budget().await;
+        // The pipe is empty here, so it is the socket that would block.
+        let filled =
+            from.async_io(Interest::READABLE, || Ok(splice(from, None, write, None, PIPE_BYTES, flags)?)).await?;
+        if filled == 0 {
+            return end(to);
+        }
+        let mut left = filled;
+        while left > 0 {
+            left -= to.async_io(Interest::WRITABLE, || Ok(splice(read, None, to, None, left, flags)?)).await?;
+        }
+        carried(filled);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Two sockets that are connected to each other.
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let (ours, theirs) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (ours.expect("connects"), theirs.expect("accepts").0)
+    }
+
+    /// A client and a server with a relay between them, which has read `read` from the client already.
+    async fn relayed(read: &'static [u8]) -> (TcpStream, TcpStream, impl Future<Output = Relayed>) {
+        let ((client, first), (second, server)) = tokio::join!(pair(), pair());
+        let first = End { stream: first, read: Bytes::from_static(read) };
+        (client, server, async move { relay(first, second.into(), &CancellationToken::new()).await })
+    }
+
+    #[tokio::test]
+    async fn a_direction_ends_alone() {
+        let (mut client, mut server, relay) = relayed(b"he").await;
+        let ends = async move {
+            client.write_all(b"llo").await.expect("writes");
+            client.shutdown().await.expect("ends");
+            let mut heard = String::new();
+            server.read_to_string(&mut heard).await.expect("reads");
+            assert_eq!(heard, "hello", "what was read already comes first, and the end is passed on");
+            server.write_all(b"bye").await.expect("the other direction goes on");
+            drop(server);
+            let mut heard = String::new();
+            client.read_to_string(&mut heard).await.expect("reads");
+            assert_eq!(heard, "bye");
+        };
+        let (Relayed { sent, received, outcome }, ()) = tokio::join!(relay, ends);
+        assert!(outcome.is_ok(), "{outcome:?}");
+        assert_eq!((sent, received), (5, 3));
+    }
+
+    #[tokio::test]
+    async fn bulk_arrives_as_it_was_sent() {
+        const BYTES: usize = 20 << 20;
+        let (mut client, mut server, relay) = relayed(b"").await;
+        let byte = |at: usize| (at.wrapping_mul(2_654_435_761) >> 13) as u8;
+        let sending = async move {
+            let bytes: Vec<u8> = (0..BYTES).map(byte).collect();
+            client.write_all(&bytes).await.expect("writes");
+            client.shutdown().await.expect("ends");
+            let mut heard = Vec::new();
+            client.read_to_end(&mut heard).await.expect("reads");
+            assert_eq!(heard, b"thanks");
+        };
+        let receiving = async move {
+            let mut heard = Vec::new();
+            server.read_to_end(&mut heard).await.expect("reads");
+            assert!(heard.len() == BYTES && heard.iter().enumerate().all(|(at, got)| *got == byte(at)));
+            server.write_all(b"thanks").await.expect("writes");
+        };
+        let (Relayed { sent, received, .. }, (), ()) = tokio::join!(relay, sending, receiving);
+        assert_eq!((sent, received), (BYTES as u64, 6));
+    }
+
+    #[tokio::test]
+    async fn silence_has_an_end() {
+        let just_now = Cell::new(Instant::now());
+        let wait = Duration::from_millis(20);
+        assert!(tokio::time::timeout(wait * 3, silence(&just_now, Duration::from_secs(60))).await.is_err());
+        tokio::time::timeout(Duration::from_secs(5), silence(&just_now, wait)).await.expect("it is over");
     }
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use hashbrown::HashMap;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use weft_config::bootstrap::AccessLog;
 
 use crate::balance::Chance;
 use crate::table::Cluster;
@@ -36,7 +37,7 @@ pub(crate) struct Shared {
     pub(crate) pod_ips: Vec<IpAddr>,
     /// Ports of the proxy itself, which nobody is forwarded to.
     pub(crate) own_ports: HashSet<u16>,
-    pub(crate) access_log: bool,
+    pub(crate) access_log: AccessLog,
     /// Cancelled when the process is asked to stop.
     pub(crate) drain: CancellationToken,
     /// The connections that are open.

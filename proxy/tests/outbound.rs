@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
+use weft_config::bootstrap::AccessLog;
 use weft_proxy::app::{self, Running};
 use weft_proxy::bootstrap::{Bootstrap, Pod, Ports, Source};
 
@@ -47,7 +48,7 @@ impl Proxy {
             probes: Default::default(),
             drain: Duration::from_secs(5),
             log: ("info".into(), "text".into()),
-            access_log: false,
+            access_log: AccessLog::Off,
         };
         let stop = CancellationToken::new();
         let running = app::start(bootstrap, None, stop.clone()).await.expect("starts");

@@ -64,7 +64,7 @@ pub const ENV_WORKERS: &str = "WEFT_WORKERS";
 pub const ENV_LOG: &str = "WEFT_LOG";
 /// Environment: `json` or `text`. Default `json`.
 pub const ENV_LOG_FORMAT: &str = "WEFT_LOG_FORMAT";
-/// Environment: `on` or `off`. Default `on`.
+/// Environment: which requests leave a line, a word of [`AccessLog`]. Default `failures`.
 pub const ENV_ACCESS_LOG: &str = "WEFT_ACCESS_LOG";
 /// Environment: how long open requests may take after SIGTERM, in seconds. Default 25.
 pub const ENV_DRAIN_SECONDS: &str = "WEFT_DRAIN_SECONDS";
@@ -134,10 +134,50 @@ pub struct PortRange {
     pub last: NonZeroU16,
 }
 
+/// Which requests and connections leave a line in the access log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AccessLog {
+    /// All.
+    On,
+    /// Those that failed: the proxy answered by itself because something is wrong, the status is 500 or above, or the
+    /// response broke off.
+    #[default]
+    Failures,
+    /// None.
+    Off,
+}
+
+/// Why a text is no [`AccessLog`].
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0:?} is none of \"on\", \"failures\" and \"off\"")]
+pub struct AccessLogError(String);
+
 /// Why a text is no [`PortRange`].
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{0:?} is no port (1 to 65535) and no range of ports (as in 8000-8010)")]
 pub struct PortRangeError(String);
+
+// === impl AccessLog ===
+
+impl AccessLog {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::On => "on",
+            Self::Failures => "failures",
+            Self::Off => "off",
+        }
+    }
+}
+
+impl FromStr for AccessLog {
+    type Err = AccessLogError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let known = [Self::On, Self::Failures, Self::Off].into_iter().find(|log| log.as_str() == text);
+        known.ok_or_else(|| AccessLogError(text.to_owned()))
+    }
+}
 
 // === impl PortRange ===
 

@@ -499,8 +499,6 @@ impl Finish {
 impl Drop for Finish {
     fn drop(&mut self) {
         self.worker.handles.finished(&self.note);
-        if self.worker.shared.access_log {
-            access::request(&self.note, self.bytes);
-        }
+        access::request(&self.worker, &self.note, self.bytes);
     }
 }

@@ -71,6 +71,11 @@ impl Reason {
         }
     }
 
+    /// Whether something is wrong; what a rule answers is meant so.
+    pub(crate) fn is_failure(self) -> bool {
+        !matches!(self, Self::DirectResponse | Self::Redirect)
+    }
+
     /// The status of the answer, where no rule gives one.
     fn status(self) -> StatusCode {
         match self {

@@ -7,11 +7,13 @@ use http::{Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
 
 use super::body::ResponseBody;
 use super::forward::Finish;
 use super::head;
-use crate::tcp;
+use crate::sniff::Prefixed;
+use crate::tcp::{self, End};
 use crate::upstream::endpoint::Lease;
 
 /// Passes a 101 on, and then bytes both ways until one side has had enough.
@@ -28,11 +30,17 @@ pub(crate) fn switch(
     tokio::task::spawn_local(async move {
         // The endpoint counts it as in flight as long as it lasts.
         let _lease = lease;
-        if let (Ok(downstream), Ok(upstream)) = (downstream.await, upstream.await) {
-            let (mut downstream, mut upstream) = (TokioIo::new(downstream), TokioIo::new(upstream));
-            let drain = answer.shared.drain.clone();
-            let _ = tcp::copy(&mut downstream, &mut upstream, &drain).await;
-        }
+        let (Ok(downstream), Ok(upstream)) = (downstream.await, upstream.await) else { return };
+        // Both are what `serve` and `Endpoint::connect` gave to hyper.
+        let (Ok(downstream), Ok(upstream)) =
+            (downstream.downcast::<TokioIo<Prefixed>>(), upstream.downcast::<TokioIo<TcpStream>>())
+        else {
+            return;
+        };
+        let End { stream, read } = downstream.io.into_inner().into_end();
+        let downstream = End { stream, read: [downstream.read_buf, read].concat().into() };
+        let upstream = End { stream: upstream.io.into_inner(), read: upstream.read_buf };
+        tcp::relay(downstream, upstream, &answer.shared.drain).await;
     });
     let agreed = headers.get(header::UPGRADE).cloned().unwrap_or(protocol);
     head::strip_hop_by_hop(&mut headers);

@@ -1,16 +1,19 @@
-//! The access log: one event for each request, and one for each connection of bytes, target `access`. It says whose word
+//! The access log: one event for each request, and one for each connection of bytes, target `access`; by default for
+//! those that failed. It says whose word
 //! the outcome is: `source` is the object and rule, `reason` why the proxy answered by itself.
 
-use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use weft_config::bootstrap::AccessLog;
+
 use super::metrics::Direction;
 use crate::http::forward::Note;
 use crate::http::respond::Reason;
 use crate::table::route::Origin;
+use crate::tcp::Relayed;
 use crate::worker::Worker;
 
 /// What is known of a connection of bytes when it is over.
@@ -48,17 +51,29 @@ impl ConnectionNote {
         }
     }
 
-    /// Takes in what was copied, as seen from downstream: sent upstream, received from there.
-    pub(crate) fn copied(&mut self, outcome: io::Result<(u64, u64)>) {
-        match outcome {
-            Ok((sent, received)) => (self.sent, self.received) = (sent, received),
-            Err(_) => self.reason = Some(Reason::UpstreamReset),
+    /// Takes in what was carried, as seen from downstream: sent upstream, received from there.
+    pub(crate) fn relayed(&mut self, Relayed { sent, received, outcome }: Relayed) {
+        (self.sent, self.received) = (sent, received);
+        if outcome.is_err() {
+            self.reason = Some(Reason::UpstreamReset);
         }
     }
 }
 
+fn is_logged(log: AccessLog, failed: bool) -> bool {
+    match log {
+        AccessLog::On => true,
+        AccessLog::Failures => failed,
+        AccessLog::Off => false,
+    }
+}
+
 /// A request is over.
-pub(crate) fn request(note: &Note, bytes: u64) {
+pub(crate) fn request(worker: &Worker, note: &Note, bytes: u64) {
+    let failed = note.status >= 500 || note.broken.is_some() || note.reason.is_some_and(Reason::is_failure);
+    if !is_logged(worker.shared.access_log, failed) {
+        return;
+    }
     let host = note.host.as_ref().and_then(|host| host.to_str().ok());
     tracing::info!(
         target: "access",
@@ -86,7 +101,7 @@ pub(crate) fn request(note: &Note, bytes: u64) {
 /// A connection of bytes is over.
 pub(crate) fn connection(worker: &Rc<Worker>, note: ConnectionNote) {
     worker.handles.connection_finished(&note);
-    if !worker.shared.access_log {
+    if !is_logged(worker.shared.access_log, note.reason.is_some()) {
         return;
     }
     tracing::info!(
