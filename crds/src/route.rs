@@ -87,7 +87,7 @@ pub struct MeshRouteSpec {
         "!has(self.filters) || !(self.filters.exists(f, f.type == 'RequestRedirect' || f.type == 'DirectResponse') && self.filters.exists(f, f.type == 'URLRewrite'))"
     ).message("URLRewrite cannot be combined with RequestRedirect or DirectResponse: there is no request to send"),
     validation = kube::core::Rule::new(
-        "!has(self.filters) || ['RequestHeaderModifier', 'ResponseHeaderModifier', 'RequestRedirect', 'URLRewrite', 'DirectResponse'].all(t, self.filters.filter(f, f.type == t).size() <= 1)"
+        "!has(self.filters) || ['RequestHeaderModifier', 'ResponseHeaderModifier', 'RequestRedirect', 'URLRewrite', 'DirectResponse', 'Fault'].all(t, self.filters.filter(f, f.type == t).size() <= 1)"
     ).message("a filter type may appear once in a rule"),
     validation = kube::core::Rule::new(
         "!has(self.filters) || !(self.filters.exists(f, f.type == 'RequestRedirect') && self.filters.exists(f, f.type == 'DirectResponse'))"
@@ -108,9 +108,9 @@ pub struct HttpRule {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub matches: Vec<HttpMatch>,
-    /// Changes to request and response, or an answer.
+    /// Changes to request and response, or an answer. In whatever order they stand: first Fault, then the rest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 5))]
+    #[schemars(length(max = 6))]
     pub filters: Vec<HttpFilter>,
     /// Where requests go, by weight. A share whose backend does not exist is answered 500; one whose backend has no ready
     /// pod is answered 503.
@@ -259,12 +259,12 @@ pub enum Method {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = kube::core::Rule::new(
-        "has(self.requestHeaderModifier) == (self.type == 'RequestHeaderModifier') && has(self.responseHeaderModifier) == (self.type == 'ResponseHeaderModifier') && has(self.requestRedirect) == (self.type == 'RequestRedirect') && has(self.urlRewrite) == (self.type == 'URLRewrite') && has(self.directResponse) == (self.type == 'DirectResponse')"
+        "has(self.requestHeaderModifier) == (self.type == 'RequestHeaderModifier') && has(self.responseHeaderModifier) == (self.type == 'ResponseHeaderModifier') && has(self.requestRedirect) == (self.type == 'RequestRedirect') && has(self.urlRewrite) == (self.type == 'URLRewrite') && has(self.directResponse) == (self.type == 'DirectResponse') && has(self.fault) == (self.type == 'Fault')"
     ).message("a filter has exactly the field that its type names")
 )]
 pub struct HttpFilter {
     /// RequestHeaderModifier and ResponseHeaderModifier change headers. URLRewrite changes host and path of what is sent.
-    /// RequestRedirect and DirectResponse answer without a backend.
+    /// RequestRedirect and DirectResponse answer without a backend. Fault makes requests wait or fail on purpose.
     #[serde(rename = "type")]
     pub kind: FilterType,
     /// For type RequestHeaderModifier.
@@ -282,6 +282,9 @@ pub struct HttpFilter {
     /// For type DirectResponse.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direct_response: Option<DirectResponse>,
+    /// For type Fault.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<Fault>,
 }
 
 /// Types of filters.
@@ -298,6 +301,8 @@ pub enum FilterType {
     UrlRewrite,
     /// Answers as it says.
     DirectResponse,
+    /// Makes requests wait or fail.
+    Fault,
 }
 
 /// Changes to headers: first `remove`, then `set`, then `add`.
@@ -437,6 +442,77 @@ pub struct DirectResponse {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 4096))]
     pub body: String,
+}
+
+/// Requests that wait or fail on purpose, to see what their callers make of it. The client's proxy does it, before anything
+/// else; no backend sees a request that is aborted. Whether a request waits and whether it is aborted are decided apart,
+/// so some do both.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = kube::core::Rule::new("has(self.delay) || has(self.abort)").message("a fault needs a delay or an abort"))]
+pub struct Fault {
+    /// Makes requests wait. The wait is part of the request's time: with `timeouts.request` shorter than it, the client gets
+    /// 504 as it would from a slow backend. It is no part of an attempt's time (`timeouts.backendRequest`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delay: Option<FaultDelay>,
+    /// Answers requests with an error, with the reason `fault` in the header `weft-reason`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub abort: Option<FaultAbort>,
+}
+
+/// A wait.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = kube::core::Rule::new("!(has(self.percent) && has(self.fraction))").message("give percent or fraction, not both"))]
+pub struct FaultDelay {
+    /// How long.
+    #[x_kube(validation = kube::core::Rule::new("duration(self) >= duration('1ms') && duration(self) <= duration('5m')")
+        .message("fault.delay.duration must be between 1ms and 5m"))]
+    pub duration: Duration,
+    /// How many of a hundred requests wait. Default: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub percent: Option<u32>,
+    /// The same, finer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fraction: Option<Fraction>,
+}
+
+/// An error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = kube::core::Rule::new("!(has(self.percent) && has(self.fraction))").message("give percent or fraction, not both"))]
+pub struct FaultAbort {
+    /// Status of the answer, 400 to 599. A gRPC client gets the gRPC status that stands for it.
+    #[schemars(range(min = 400, max = 599))]
+    pub status: u16,
+    /// How many of a hundred requests are aborted. Default: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub percent: Option<u32>,
+    /// The same, finer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fraction: Option<Fraction>,
+}
+
+/// A part of all requests, each taken or left by chance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = kube::core::Rule::new("self.numerator <= self.denominator").message("a fraction's numerator is at most its denominator"))]
+pub struct Fraction {
+    /// How many.
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub numerator: u32,
+    /// Of how many. Default: 100.
+    #[serde(default = "Fraction::default_denominator")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub denominator: u32,
+}
+
+impl Fraction {
+    fn default_denominator() -> u32 {
+        100
+    }
 }
 
 /// A share of a rule's requests.

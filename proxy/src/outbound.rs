@@ -9,10 +9,12 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, Version};
 use hyper::body::Incoming;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use weft_config::{PathRewrite, Protocol};
 
 use crate::decide::{Decision, RequestHead, decide, pick};
 use crate::detect::Verdict;
+use crate::filter::Filters;
 use crate::http::body::ResponseBody;
 use crate::http::forward::{Finish, Plan, Upstream, forward};
 use crate::http::respond::{Answer, Reason};
@@ -212,10 +214,61 @@ async fn respond(
         )
         .into_response(finish);
     };
+    finish.decided(decision.rule.id, &decision.rule.origin);
+    match decision.rule.filters.as_deref() {
+        None => act(&worker, request, &decision, &uri, host, destination.port(), finish).await,
+        Some(filters) => {
+            // Apart, so that requests without filters do not carry the room for them.
+            Box::pin(filtered(&worker, request, filters, &decision, &uri, host, destination.port(), finish)).await
+        }
+    }
+}
+
+/// Does what a rule with filters does.
+#[expect(clippy::too_many_arguments, reason = "the parts of one request, and the filters that it goes through")]
+async fn filtered(
+    worker: &Rc<Worker>,
+    request: Request<Incoming>,
+    filters: &Filters,
+    decision: &Decision<'_>,
+    uri: &http::Uri,
+    host: Option<HeaderValue>,
+    port: u16,
+    mut finish: Box<Finish>,
+) -> Response<ResponseBody> {
+    if let Some(fault) = &filters.fault {
+        let drawn = fault.draw(&mut worker.chance.borrow_mut());
+        if let Some(delay) = drawn.delay {
+            finish.note.fault_delay = Some(delay);
+            let (begun, until) = (finish.note.started, Instant::now() + delay);
+            let deadline = decision.rule.request_timeout.map(|timeout| begun + timeout);
+            tokio::time::sleep_until(deadline.map_or(until, |deadline| deadline.min(until))).await;
+            if deadline.is_some_and(|deadline| deadline < until) {
+                let text = "the time for the request was over while a fault made it wait";
+                return Answer::new(Reason::RequestTimeout, text).into_response(finish);
+            }
+        }
+        if let Some(status) = drawn.abort {
+            let answer = Answer::new(Reason::Fault, "the rule makes this request fail on purpose");
+            return Answer { status: Some(status), ..answer }.into_response(finish);
+        }
+    }
+    act(worker, request, decision, uri, host, port, finish).await
+}
+
+/// Does what a rule says.
+async fn act(
+    worker: &Rc<Worker>,
+    request: Request<Incoming>,
+    decision: &Decision<'_>,
+    uri: &http::Uri,
+    host: Option<HeaderValue>,
+    port: u16,
+    mut finish: Box<Finish>,
+) -> Response<ResponseBody> {
     let rule = decision.rule;
-    finish.decided(rule.id, &rule.origin);
     match &rule.action {
-        Action::Redirect(redirect) => match location(redirect, &decision, &uri, host.as_ref(), destination.port()) {
+        Action::Redirect(redirect) => match location(redirect, decision, uri, host.as_ref(), port) {
             Some(location) => {
                 let mut answer = Answer::new(Reason::Redirect, "");
                 answer.status = Some(redirect.status);
@@ -241,7 +294,7 @@ async fn respond(
                 Ok(target) => target,
                 Err(reason) => return Answer::new(Reason::BackendNotFound, reason.clone()).into_response(finish),
             };
-            let cluster = match find_cluster(&worker, target).await {
+            let cluster = match find_cluster(worker, target).await {
                 Some(cluster) => cluster,
                 None => {
                     let text = format!("the configuration of {}/{} is not there", target.namespace, target.service.0);
@@ -251,14 +304,14 @@ async fn respond(
             finish.note.cluster = Some(cluster.name.clone());
             let path = match &rewrite.path {
                 None => None,
-                Some(change) => match rewritten(change, &decision, &uri) {
+                Some(change) => match rewritten(change, decision, uri) {
                     Some(path) => Some(path),
                     None => return Answer::new(Reason::BadRequest, "the rewritten path is none").into_response(finish),
                 },
             };
             let host = rewrite.hostname.clone().or(host);
             let rest = Rest { rule: Some(rule) };
-            send(&worker, request, &cluster, target.subset.clone(), path, rest, host, finish).await
+            send(worker, request, &cluster, target.subset.clone(), path, rest, host, finish).await
         }
     }
 }

@@ -22,6 +22,9 @@ use tokio_util::sync::CancellationToken;
 use weft_proxy::app::{self, Running};
 use weft_proxy::bootstrap::{Bootstrap, Pod, Ports, Source};
 
+#[path = "outbound/filters.rs"]
+mod filters;
+
 /// A proxy, the folder it reads, and what stops it.
 struct Proxy {
     running: Option<Running>,

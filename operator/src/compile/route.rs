@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use weft_config::{
-    Action, Backend, BackendTarget, ClusterRef, ConsumerRoutes, HeaderEdit, Match, ObjectRef, PathRewrite, Protocol,
-    Redirect, Respond, Retry, Rewrite, RouteTable, Rule,
+    Action, Backend, BackendTarget, ClusterRef, ConsumerRoutes, Fault, FaultAbort, FaultDelay, HeaderEdit, Match,
+    ObjectRef, PathRewrite, Protocol, Redirect, Respond, Retry, Rewrite, RouteTable, Rule,
 };
 use weft_crds::MeshRouteSpec;
 use weft_crds::refs::ParentRef;
@@ -21,6 +21,8 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 const BACKOFF_MIN: Duration = Duration::from_millis(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 const ATTEMPTS_MAX: u32 = 10;
+const DELAY_MIN: Duration = Duration::from_millis(1);
+const DELAY_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// A port of a Service that routes are attached to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -256,6 +258,7 @@ fn rule(
         name: name.to_owned(),
         request_headers: HeaderEdit::default(),
         response_headers: HeaderEdit::default(),
+        fault: Fault::default(),
         action: Action::Forward { backends: Vec::new(), rewrite: Rewrite::default() },
         request_timeout_ms: None,
         attempt_timeout_ms: None,
@@ -312,6 +315,7 @@ fn apply_filter(
         request_redirect,
         url_rewrite,
         direct_response,
+        fault,
     } = filter;
     let needed = || format!("a filter of type {kind:?} does not have the field that its type names");
     match kind {
@@ -341,8 +345,26 @@ fn apply_filter(
             let route::DirectResponse { status, body } = direct_response.as_ref().ok_or_else(needed)?;
             set_answer(answer, Action::Respond(Respond { status: *status, body: body.clone() }))?;
         }
+        FilterType::Fault => rule.fault = self::fault(fault.as_ref().ok_or_else(needed)?)?,
     }
     Ok(())
+}
+
+fn fault(fault: &route::Fault) -> Result<Fault, String> {
+    let route::Fault { delay, abort } = fault;
+    let read_delay = |delay: &route::FaultDelay| -> Result<FaultDelay, String> {
+        let route::FaultDelay { duration, percent, fraction } = delay;
+        let duration_ms = value::duration(duration, "fault.delay.duration", DELAY_MIN, DELAY_MAX)?;
+        Ok(FaultDelay { duration_ms, share: value::fraction(*percent, fraction.as_ref())? })
+    };
+    let read_abort = |abort: &route::FaultAbort| -> Result<FaultAbort, String> {
+        let route::FaultAbort { status, percent, fraction } = abort;
+        if !(400..600).contains(status) {
+            return Err(format!("fault.abort.status: {status} is not between 400 and 599"));
+        }
+        Ok(FaultAbort { status: *status, share: value::fraction(*percent, fraction.as_ref())? })
+    };
+    Ok(Fault { delay: delay.as_ref().map(read_delay).transpose()?, abort: abort.as_ref().map(read_abort).transpose()? })
 }
 
 fn set_answer(answer: &mut Option<Action>, action: Action) -> Result<(), String> {

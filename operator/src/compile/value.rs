@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use weft_config::{HeaderEdit, HeaderValue, PathMatch, ValueMatch, ValueTest};
+use weft_config::{Fraction, HeaderEdit, HeaderValue, PathMatch, ValueMatch, ValueTest};
 use weft_crds::route::{self, PathMatchType, ValueMatchType};
 
 use crate::world::Service;
@@ -32,6 +32,20 @@ pub(super) fn duration(text: &weft_crds::Duration, field: &str, min: Duration, m
         return Err(format!("{field}: {} is not between {} ms and {} ms", text.0, min.as_millis(), max.as_millis()));
     }
     Ok(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// A part of all requests; all of them where nothing is said.
+pub(super) fn fraction(percent: Option<u32>, fraction: Option<&route::Fraction>) -> Result<Fraction, String> {
+    let (numerator, denominator) = match (percent, fraction) {
+        (None, None) => (100, 100),
+        (Some(percent), None) => (percent, 100),
+        (None, Some(route::Fraction { numerator, denominator })) => (*numerator, *denominator),
+        (Some(_), Some(_)) => return Err("give percent or fraction, not both".into()),
+    };
+    if denominator == 0 || numerator > denominator {
+        return Err(format!("{numerator} of {denominator} is no part of all requests"));
+    }
+    Ok(Fraction { numerator, denominator })
 }
 
 /// A path condition. The prefix `/abc/` means `/abc`.
@@ -173,6 +187,22 @@ mod tests {
         assert!(regex(r"(\w{1000}){1000}").unwrap_err().contains("1 MiB"));
         assert!(regex(&"a".repeat(2000)).unwrap_err().contains("too long"));
         assert!(regex("a)|(b").is_err(), "an expression cannot step out of its anchors");
+    }
+
+    #[test]
+    fn parts_of_all_requests() {
+        let of = |numerator, denominator| route::Fraction { numerator, denominator };
+        let check = |percent, given: Option<route::Fraction>, expected: Option<(u32, u32)>| {
+            let found = fraction(percent, given.as_ref()).ok().map(|found| (found.numerator, found.denominator));
+            assert_eq!(found, expected, "{percent:?} {given:?}");
+        };
+        check(None, None, Some((100, 100)));
+        check(Some(0), None, Some((0, 100)));
+        check(None, Some(of(1, 1000)), Some((1, 1000)));
+        check(Some(101), None, None);
+        check(None, Some(of(1, 0)), None);
+        check(None, Some(of(3, 2)), None);
+        check(Some(1), Some(of(1, 2)), None);
     }
 
     #[test]

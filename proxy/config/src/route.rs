@@ -84,6 +84,9 @@ pub struct Rule {
     /// Changes to the response's headers.
     #[serde(default, skip_serializing_if = "is_default")]
     pub response_headers: HeaderEdit,
+    /// Requests that wait or fail on purpose. Before anything else is done.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub fault: Fault,
     /// What is done.
     pub action: Action,
     /// For the whole request, retries included, in milliseconds. Absent: none.
@@ -237,6 +240,48 @@ pub struct Respond {
     /// As it is; `text/plain` unless the rule sets a content type.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub body: String,
+}
+
+/// Requests that wait or fail on purpose. The two are decided apart.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Fault {
+    /// Absent: nobody waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delay: Option<FaultDelay>,
+    /// Absent: nobody fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub abort: Option<FaultAbort>,
+}
+
+/// A wait. It is part of the request's time, not of an attempt's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct FaultDelay {
+    /// How long, in milliseconds.
+    pub duration_ms: u64,
+    /// How many requests wait.
+    pub share: Fraction,
+}
+
+/// An error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct FaultAbort {
+    /// 400 to 599.
+    pub status: u16,
+    /// How many requests fail.
+    pub share: Fraction,
+}
+
+/// A part of all requests, each taken or left by chance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Fraction {
+    /// How many.
+    pub numerator: u32,
+    /// Of how many; not 0.
+    pub denominator: u32,
 }
 
 /// When a request is tried again.

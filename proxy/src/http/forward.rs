@@ -98,6 +98,8 @@ pub(crate) struct Note {
     pub(crate) attempts: u32,
     pub(crate) status: u16,
     pub(crate) reason: Option<Reason>,
+    /// How long a fault made it wait.
+    pub(crate) fault_delay: Option<Duration>,
     /// What went wrong after the head of the response was sent.
     pub(crate) broken: Option<&'static str>,
     pub(crate) complete: bool,
@@ -439,6 +441,7 @@ impl Finish {
             attempts: 0,
             status: CLIENT_CLOSED,
             reason: None,
+            fault_delay: None,
             broken: None,
             complete: false,
             grpc,

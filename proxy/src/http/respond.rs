@@ -48,6 +48,8 @@ pub(crate) enum Reason {
     DirectResponse,
     /// A rule redirects.
     Redirect,
+    /// A rule makes requests fail on purpose.
+    Fault,
 }
 
 impl Reason {
@@ -68,6 +70,7 @@ impl Reason {
             Self::WrongDestination => "wrong-destination",
             Self::DirectResponse => "direct-response",
             Self::Redirect => "redirect",
+            Self::Fault => "fault",
         }
     }
 
@@ -78,7 +81,7 @@ impl Reason {
             Self::ConnectRefused => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::BackendNotFound => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::NoEndpoints | Self::ConnectFailed | Self::Overflow => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoEndpoints | Self::ConnectFailed | Self::Overflow | Self::Fault => StatusCode::SERVICE_UNAVAILABLE,
             Self::UpstreamReset | Self::UpstreamProtocol => StatusCode::BAD_GATEWAY,
             Self::RequestTimeout | Self::AttemptTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::PolicyDenied => StatusCode::FORBIDDEN,

@@ -103,6 +103,9 @@ pub(crate) enum CompileError {
     /// A status cannot be one.
     #[error("{0} cannot be a status")]
     Status(u16),
+    /// A part of all requests is none.
+    #[error("a fraction has the denominator 0")]
+    Fraction,
     /// A match leads to a rule that is not there.
     #[error("a match leads to rule {0}, which is not there")]
     Rule(usize),

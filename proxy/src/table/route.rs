@@ -11,6 +11,7 @@ use regex::{Regex, RegexBuilder};
 use weft_config as wire;
 
 use super::CompileError;
+use crate::filter::Filters;
 
 /// What a compiled expression may take, in bytes. An expression that needs more is refused.
 const REGEX_BYTES_MAX: usize = 1024 * 1024;
@@ -59,6 +60,7 @@ pub(crate) struct Rule {
     pub(crate) origin: Arc<Origin>,
     pub(crate) request_edit: Edit,
     pub(crate) response_edit: Edit,
+    pub(crate) filters: Option<Box<Filters>>,
     pub(crate) action: Action,
     pub(crate) request_timeout: Option<Duration>,
     pub(crate) attempt_timeout: Option<Duration>,
@@ -218,6 +220,7 @@ impl Rule {
             name,
             request_headers,
             response_headers,
+            fault,
             action,
             request_timeout_ms,
             attempt_timeout_ms,
@@ -228,6 +231,7 @@ impl Rule {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             request_edit: Edit::compile(request_headers)?,
             response_edit: Edit::compile(response_headers)?,
+            filters: Filters::compile(fault)?,
             action: Action::compile(action, &origin)?,
             request_timeout: request_timeout_ms.map(Duration::from_millis),
             attempt_timeout: attempt_timeout_ms.map(Duration::from_millis),
@@ -371,7 +375,7 @@ pub(crate) fn parse_method(name: &str) -> Result<Method, CompileError> {
     Method::from_bytes(name.as_bytes()).map_err(|_| CompileError::Method(name.to_owned()))
 }
 
-fn parse_status(status: u16) -> Result<StatusCode, CompileError> {
+pub(crate) fn parse_status(status: u16) -> Result<StatusCode, CompileError> {
     StatusCode::from_u16(status).map_err(|_| CompileError::Status(status))
 }
 

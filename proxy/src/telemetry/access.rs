@@ -72,6 +72,7 @@ pub(crate) fn request(note: &Note, bytes: u64) {
         status = note.status,
         source = note.origin.as_ref().map(|origin| origin.text.as_str()),
         reason = note.reason.map(Reason::as_str),
+        fault_delay_ms = note.fault_delay.map(|delay| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)),
         broken = note.broken,
         complete = note.complete,
         dst.service = note.cluster.as_deref(),

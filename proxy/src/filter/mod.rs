@@ -1,0 +1,73 @@
+//! What a rule does to requests beside choosing a backend for them. Few rules have any of it: the others pay one look.
+//!
+//! In this order: [`fault`] makes a request wait or answers it; then comes the rule's action.
+
+pub(crate) mod fault;
+
+use weft_config as wire;
+
+use self::fault::Fault;
+use crate::balance::Chance;
+use crate::table::CompileError;
+
+/// The filters of one rule, at least one.
+#[derive(Debug)]
+pub(crate) struct Filters {
+    pub(crate) fault: Option<Fault>,
+}
+
+/// A part of all requests.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fraction {
+    numerator: u32,
+    denominator: u32,
+}
+
+// === impl Filters ===
+
+impl Filters {
+    /// None where the rule has none.
+    pub(crate) fn compile(fault: wire::Fault) -> Result<Option<Box<Self>>, CompileError> {
+        let fault = Fault::compile(fault)?;
+        Ok(fault.is_some().then(|| Box::new(Self { fault })))
+    }
+}
+
+// === impl Fraction ===
+
+impl Fraction {
+    pub(crate) fn compile(fraction: wire::Fraction) -> Result<Self, CompileError> {
+        let wire::Fraction { numerator, denominator } = fraction;
+        if denominator == 0 { Err(CompileError::Fraction) } else { Ok(Self { numerator, denominator }) }
+    }
+
+    /// Whether it takes the next request.
+    pub(crate) fn takes(self, chance: &mut Chance) -> bool {
+        chance.below(self.denominator) < self.numerator
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fraction_takes_its_part() {
+        let mut chance = Chance::new(3);
+        for (numerator, denominator, expected) in [
+            (0, 100, 0..1),
+            (100, 100, 100_000..100_001),
+            (10, 100, 9_500..10_500),
+            (1, 1000, 60..150),
+            (1, 1, 100_000..100_001),
+        ] {
+            let fraction = Fraction::compile(wire::Fraction { numerator, denominator }).expect("compiles");
+            let taken = (0..100_000).filter(|_| fraction.takes(&mut chance)).count();
+            assert!(expected.contains(&taken), "{numerator} of {denominator} took {taken} of 100000");
+        }
+        assert!(matches!(
+            Fraction::compile(wire::Fraction { numerator: 0, denominator: 0 }),
+            Err(CompileError::Fraction)
+        ));
+    }
+}
