@@ -88,7 +88,13 @@ pub struct MeshRouteSpec {
     ).message("URLRewrite cannot be combined with RequestRedirect or DirectResponse: there is no request to send"),
     validation = kube::core::Rule::new(
         "!has(self.filters) || ['RequestHeaderModifier', 'ResponseHeaderModifier', 'RequestRedirect', 'URLRewrite', 'DirectResponse', 'Fault'].all(t, self.filters.filter(f, f.type == t).size() <= 1)"
-    ).message("a filter type may appear once in a rule"),
+    ).message("a filter type may appear once in a rule, RequestMirror 4 times"),
+    validation = kube::core::Rule::new(
+        "!has(self.filters) || self.filters.filter(f, f.type == 'RequestMirror').size() <= 4"
+    ).message("a rule has at most 4 RequestMirror filters"),
+    validation = kube::core::Rule::new(
+        "!has(self.filters) || !self.filters.exists(f, f.type == 'RequestMirror') || (has(self.backendRefs) && size(self.backendRefs) > 0)"
+    ).message("RequestMirror has no effect in a rule that answers by itself: there is no request to copy"),
     validation = kube::core::Rule::new(
         "!has(self.filters) || !(self.filters.exists(f, f.type == 'RequestRedirect') && self.filters.exists(f, f.type == 'DirectResponse'))"
     ).message("a rule answers either with RequestRedirect or with DirectResponse"),
@@ -110,7 +116,7 @@ pub struct HttpRule {
     pub matches: Vec<HttpMatch>,
     /// Changes to request and response, or an answer. In whatever order they stand: first Fault, then the rest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 6))]
+    #[schemars(length(max = 9))]
     pub filters: Vec<HttpFilter>,
     /// Where requests go, by weight. A share whose backend does not exist is answered 500; one whose backend has no ready
     /// pod is answered 503.
@@ -259,12 +265,13 @@ pub enum Method {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = kube::core::Rule::new(
-        "has(self.requestHeaderModifier) == (self.type == 'RequestHeaderModifier') && has(self.responseHeaderModifier) == (self.type == 'ResponseHeaderModifier') && has(self.requestRedirect) == (self.type == 'RequestRedirect') && has(self.urlRewrite) == (self.type == 'URLRewrite') && has(self.directResponse) == (self.type == 'DirectResponse') && has(self.fault) == (self.type == 'Fault')"
+        "has(self.requestHeaderModifier) == (self.type == 'RequestHeaderModifier') && has(self.responseHeaderModifier) == (self.type == 'ResponseHeaderModifier') && has(self.requestRedirect) == (self.type == 'RequestRedirect') && has(self.urlRewrite) == (self.type == 'URLRewrite') && has(self.directResponse) == (self.type == 'DirectResponse') && has(self.fault) == (self.type == 'Fault') && has(self.requestMirror) == (self.type == 'RequestMirror')"
     ).message("a filter has exactly the field that its type names")
 )]
 pub struct HttpFilter {
     /// RequestHeaderModifier and ResponseHeaderModifier change headers. URLRewrite changes host and path of what is sent.
     /// RequestRedirect and DirectResponse answer without a backend. Fault makes requests wait or fail on purpose.
+    /// RequestMirror sends a copy of requests to another backend as well.
     #[serde(rename = "type")]
     pub kind: FilterType,
     /// For type RequestHeaderModifier.
@@ -285,6 +292,9 @@ pub struct HttpFilter {
     /// For type Fault.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<Fault>,
+    /// For type RequestMirror.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_mirror: Option<RequestMirror>,
 }
 
 /// Types of filters.
@@ -303,6 +313,8 @@ pub enum FilterType {
     DirectResponse,
     /// Makes requests wait or fail.
     Fault,
+    /// Sends copies to another backend.
+    RequestMirror,
 }
 
 /// Changes to headers: first `remove`, then `set`, then `add`.
@@ -493,6 +505,54 @@ pub struct FaultAbort {
     /// The same, finer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fraction: Option<Fraction>,
+}
+
+/// Copies of requests to another backend. Each goes to one of its pods; what that answers is read and thrown away, and
+/// nothing about it delays or fails the request itself. A copy is the request as it is sent to the rule's own backend, and is
+/// sent when all of its body is there; one with a body of more than 64 KiB, or with trailers, is not sent, and neither are
+/// WebSockets and their like. Each worker of a proxy has at most 100 copies under way; beyond, none is made. The metric
+/// `weft_mirrored_requests_total` says what came of each.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = kube::core::Rule::new("!(has(self.percent) && has(self.fraction))").message("give percent or fraction, not both"))]
+pub struct RequestMirror {
+    /// Where copies go. While it does not exist no copies are made, and the condition ResolvedRefs says so.
+    pub backend_ref: MirrorRef,
+    /// How many of a hundred requests are copied. Default: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub percent: Option<u32>,
+    /// The same, finer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fraction: Option<Fraction>,
+    /// What is put behind the host of copies, before the port, by which the backend tells them from requests: `-shadow`.
+    /// Default: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[-a-z0-9.]*[a-z0-9]$"))]
+    pub host_suffix: Option<String>,
+}
+
+/// Where copies go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MirrorRef {
+    /// Kind of the backend.
+    #[serde(default)]
+    pub kind: ServiceKind,
+    /// Namespace of the Service; by default the route's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub namespace: Option<String>,
+    /// Name of the Service.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Port of the Service.
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: u16,
+    /// Name of a subset in the Service's MeshCluster. Default: all pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub subset: Option<String>,
 }
 
 /// A part of all requests, each taken or left by chance.

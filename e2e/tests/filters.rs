@@ -1,8 +1,10 @@
 //! What the filters of a rule do: faults, mirrors, CORS, rate limits.
 
 use anyhow::{Result, ensure};
-use weft_e2e::mesh::{self, route_in_force};
-use weft_e2e::namespace::in_mesh;
+use weft_e2e::mesh::{self, proxy_metrics, route_in_force};
+use weft_e2e::namespace::{SOON, in_mesh};
+use weft_e2e::wait::eventually;
+use weft_e2e::workload;
 
 const TO_V1: &str = "  backendRefs: [{name: echo, port: 9080, subset: v1}]\n";
 
@@ -38,5 +40,49 @@ fn faults_make_requests_wait_and_fail() -> Result<()> {
             report.summary()
         );
         Ok(())
+    })
+}
+
+#[test]
+fn copies_go_to_a_mirror_that_nobody_waits_for() -> Result<()> {
+    in_mesh("filters-mirror", |ns| {
+        ns.apply(&workload::server("shadow", &["v9"]))?;
+        let client = mesh::echo(ns)?;
+        ns.wait_ready(&["shadow-v9"])?;
+        mesh::reachable(&client, "shadow")?;
+        let mirror = |name: &str, mirror: &str| {
+            format!(
+                "- name: {name}\n  matches: [{{path: {{value: /{name}}}}}]\n  filters: [{{type: RequestMirror, requestMirror: {{{mirror}}}}}]\n{TO_V1}"
+            )
+        };
+        let rules = mirror("all", "backendRef: {name: shadow, port: 9080}, hostSuffix: -shadow")
+            + &mirror("some", "backendRef: {name: shadow, port: 9080}, percent: 20")
+            + &mirror("nowhere", "backendRef: {name: nowhere, port: 9080}");
+        route_in_force(ns, &client, "echo", &rules)?;
+        let seen = |path: &str| -> Result<u64> {
+            let told = client.get("http://shadow:9080/_seen").send()?.expect_status(200)?.told()?;
+            Ok(told["by_path"][path].as_u64().unwrap_or(0))
+        };
+
+        // Each copy would hold its request up for a second if anybody waited for it.
+        let answer = client.get("http://echo:9080/all").method("POST").body("an order").send()?.expect_status(200)?;
+        ensure!(answer.version() == Some("v1"), "the rule's own backend answers: {answer:?}");
+        let report = client.load("http://echo:9080/some").requests(500).concurrency(5).run()?;
+        report.expect_none_failed(500)?;
+        ensure!(report.share("v1") == 1.0, "{}", report.summary());
+        eventually("copies to arrive", SOON, || {
+            let (all, some) = (seen("POST /all")?, seen("GET /some")?);
+            ensure!(all == 1 && (75..=125).contains(&some), "{all} of 1 and {some} of 500 arrived");
+            Ok(())
+        })?;
+        let metrics = proxy_metrics(ns, "client")?;
+        let source = format!("MeshRoute/{}/echo/all", ns.name);
+        let answered = metrics.sum("weft_mirrored_requests_total", &[("outcome", "answered"), ("source", &source)]);
+        ensure!(answered == 1.0, "{:?}", metrics.beginning("weft_mirrored"));
+
+        // A mirror that is not there is said on the route, and costs nothing.
+        let resolved = ns.await_condition("meshroute", "echo", "ResolvedRefs", "False")?;
+        ensure!(resolved.reason == "BackendNotFound" && resolved.message.contains("nowhere"), "{resolved:?}");
+        client.load("http://echo:9080/nowhere").requests(100).run()?.expect_none_failed(100)
     })
 }

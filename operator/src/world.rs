@@ -468,7 +468,9 @@ impl Namespace {
             let parents = spec.parent_refs.iter().filter_map(|parent| parent.namespace.as_deref());
             let backends =
                 spec.http.iter().flat_map(|rule| &rule.backend_refs).filter_map(|backend| backend.namespace.as_deref());
-            parents.chain(backends)
+            let filters = spec.http.iter().flat_map(|rule| &rule.filters);
+            let mirrors = filters.filter_map(|filter| filter.request_mirror.as_ref()?.backend_ref.namespace.as_deref());
+            parents.chain(backends).chain(mirrors)
         })
     }
 }

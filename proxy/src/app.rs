@@ -112,6 +112,7 @@ pub async fn start(
     let shared = Arc::new(Shared {
         store,
         loads: Loads::default(),
+        mirror_loads: Loads::default(),
         metrics,
         opaque_ports,
         pod_ips,

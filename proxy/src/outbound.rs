@@ -15,6 +15,7 @@ use weft_config::{PathRewrite, Protocol};
 use crate::decide::{Decision, RequestHead, decide, pick};
 use crate::detect::Verdict;
 use crate::filter::Filters;
+use crate::filter::mirror::Copies;
 use crate::http::body::ResponseBody;
 use crate::http::forward::{Finish, Plan, Upstream, forward};
 use crate::http::respond::{Answer, Reason};
@@ -253,6 +254,13 @@ async fn filtered(
             return Answer { status: Some(status), ..answer }.into_response(finish);
         }
     }
+    // Whatever a connection is upgraded to, nobody could answer for its copy.
+    if !filters.mirrors.is_empty() && head::wants_upgrade(request.version(), request.headers()).is_none() {
+        let http2 = request.version() == Version::HTTP_2;
+        if let Some(copies) = Copies::draw(worker, &filters.mirrors, decision.rule, http2) {
+            finish.mirror(copies);
+        }
+    }
     act(worker, request, decision, uri, host, port, finish).await
 }
 
@@ -361,7 +369,7 @@ async fn send(
 }
 
 /// The cluster that a route names, opening its namespace first if need be.
-async fn find_cluster(worker: &Worker, target: &Target) -> Option<Arc<Cluster>> {
+pub(crate) async fn find_cluster(worker: &Worker, target: &Target) -> Option<Arc<Cluster>> {
     let store = &worker.shared.store;
     let table = store.load();
     if !table.namespaces.contains_key(&target.namespace) {

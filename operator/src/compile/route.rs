@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use weft_config::{
     Action, Backend, BackendTarget, ClusterRef, ConsumerRoutes, Fault, FaultAbort, FaultDelay, HeaderEdit, Match,
-    ObjectRef, PathRewrite, Protocol, Redirect, Respond, Retry, Rewrite, RouteTable, Rule,
+    Mirror, ObjectRef, PathRewrite, Protocol, Redirect, Respond, Retry, Rewrite, RouteTable, Rule,
 };
 use weft_crds::MeshRouteSpec;
 use weft_crds::refs::ParentRef;
@@ -21,6 +21,7 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 const BACKOFF_MIN: Duration = Duration::from_millis(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 const ATTEMPTS_MAX: u32 = 10;
+const MIRRORS_MAX: usize = 4;
 const DELAY_MIN: Duration = Duration::from_millis(1);
 const DELAY_MAX: Duration = Duration::from_secs(5 * 60);
 
@@ -92,6 +93,9 @@ fn require(name: &str, place: &Place, table: &RouteTable, compiled: &mut Compile
         dependencies.insert(place.service.namespace.clone());
     }
     for rule in &table.rules {
+        // Copies may be lost for a moment, so nothing waits for the namespaces that they go to.
+        let mirrors = rule.mirrors.iter().map(|mirror| &mirror.target.namespace);
+        dependencies.extend(mirrors.filter(|namespace| *namespace != name).cloned());
         let Action::Forward { backends, .. } = &rule.action else { continue };
         for backend in backends {
             let BackendTarget::Cluster(target) = &backend.target else { continue };
@@ -259,6 +263,7 @@ fn rule(
         request_headers: HeaderEdit::default(),
         response_headers: HeaderEdit::default(),
         fault: Fault::default(),
+        mirrors: Vec::new(),
         action: Action::Forward { backends: Vec::new(), rewrite: Rewrite::default() },
         request_timeout_ms: None,
         attempt_timeout_ms: None,
@@ -269,10 +274,22 @@ fn rule(
     let mut rewrite = Rewrite::default();
     let mut answer = None;
     for filter in filters {
-        apply_filter(filter, by_prefix, &mut compiled, &mut rewrite, &mut answer)?;
+        match (filter.kind, &filter.request_mirror) {
+            // Alone among filters it names an object, which may not be there.
+            (FilterType::RequestMirror, Some(mirror)) => {
+                compiled.mirrors.extend(self::mirror(world, route, mirror, unresolved)?);
+            }
+            _ => apply_filter(filter, by_prefix, &mut compiled, &mut rewrite, &mut answer)?,
+        }
+    }
+    if compiled.mirrors.len() > MIRRORS_MAX {
+        return Err(format!("{} RequestMirror filters: at most {MIRRORS_MAX} are allowed", compiled.mirrors.len()));
     }
     compiled.action = match answer {
         Some(_) if !backend_refs.is_empty() => return Err("it answers by itself and has backendRefs too".into()),
+        Some(_) if !compiled.mirrors.is_empty() => {
+            return Err("it answers by itself: RequestMirror has no request to copy".into());
+        }
         Some(answer) => answer,
         None => {
             if backend_refs.iter().all(|backend| backend.weight == 0) {
@@ -316,6 +333,7 @@ fn apply_filter(
         url_rewrite,
         direct_response,
         fault,
+        request_mirror: _,
     } = filter;
     let needed = || format!("a filter of type {kind:?} does not have the field that its type names");
     match kind {
@@ -346,6 +364,7 @@ fn apply_filter(
             set_answer(answer, Action::Respond(Respond { status: *status, body: body.clone() }))?;
         }
         FilterType::Fault => rule.fault = self::fault(fault.as_ref().ok_or_else(needed)?)?,
+        FilterType::RequestMirror => return Err(needed()),
     }
     Ok(())
 }
@@ -418,13 +437,8 @@ fn condition(condition: &route::HttpMatch) -> Result<Match, String> {
 fn backend(world: &World, route: &Key, backend: &route::BackendRef, unresolved: &mut Vec<(Reason, String)>) -> Backend {
     let route::BackendRef { kind: _, namespace, name, port, subset, weight } = backend;
     let key = Key::new(namespace.as_deref().unwrap_or(&route.namespace), name);
-    let target = match resolve(world, &key, *port, subset.as_deref(), unresolved) {
-        Ok(()) => BackendTarget::Cluster(ClusterRef {
-            namespace: key.namespace,
-            service: key.name,
-            port: *port,
-            subset: subset.clone(),
-        }),
+    let target = match resolve(world, &key, *port, subset.as_deref(), "its share is answered 503", unresolved) {
+        Ok(target) => BackendTarget::Cluster(target),
         Err((reason, message)) => {
             unresolved.push((reason, format!("{message}: its share is answered 500")));
             BackendTarget::Invalid(message)
@@ -433,20 +447,48 @@ fn backend(world: &World, route: &Key, backend: &route::BackendRef, unresolved: 
     Backend { weight: *weight, target }
 }
 
+/// Where copies go. Nowhere, if that is not there: the requests themselves are not to feel it.
+fn mirror(
+    world: &World,
+    route: &Key,
+    mirror: &route::RequestMirror,
+    unresolved: &mut Vec<(Reason, String)>,
+) -> Result<Option<Mirror>, String> {
+    let route::RequestMirror { backend_ref, percent, fraction, host_suffix } = mirror;
+    let route::MirrorRef { kind: _, namespace, name, port, subset } = backend_ref;
+    let share = value::fraction(*percent, fraction.as_ref())?;
+    let key = Key::new(namespace.as_deref().unwrap_or(&route.namespace), name);
+    match resolve(world, &key, *port, subset.as_deref(), "nothing is mirrored there", unresolved) {
+        Ok(target) => Ok(Some(Mirror { target, share, host_suffix: host_suffix.clone() })),
+        Err((reason, message)) => {
+            unresolved.push((reason, format!("{message}: nothing is mirrored there")));
+            Ok(None)
+        }
+    }
+}
+
+/// The cluster that a reference means. `while_empty` says what follows while the subset has no pod.
 fn resolve(
     world: &World,
     key: &Key,
     port: u16,
     subset: Option<&str>,
+    while_empty: &str,
     unresolved: &mut Vec<(Reason, String)>,
-) -> Result<(), (Reason, String)> {
+) -> Result<ClusterRef, (Reason, String)> {
     let missing = |message: String| (Reason::BackendNotFound, message);
     let (Some(namespace), Some(service)) = (world.namespace(&key.namespace), world.service(&key.namespace, &key.name))
     else {
         return Err(missing(format!("Service {key} does not exist")));
     };
     check_backend(service, port).map_err(missing)?;
-    let Some(subset) = subset else { return Ok(()) };
+    let found = |subset: Option<&str>| ClusterRef {
+        namespace: key.namespace.clone(),
+        service: key.name.clone(),
+        port,
+        subset: subset.map(str::to_owned),
+    };
+    let Some(subset) = subset else { return Ok(found(None)) };
     let declared =
         cluster::governing(namespace, &key.name).filter(|spec| spec.subsets.iter().any(|s| s.name == subset));
     match declared {
@@ -455,10 +497,10 @@ fn resolve(
         }
         Some(spec) => {
             if !cluster::is_populated(namespace, service, spec, subset) {
-                let message = format!("subset {subset} of Service {key} has no ready pod: its share is answered 503");
+                let message = format!("subset {subset} of Service {key} has no ready pod: {while_empty}");
                 unresolved.push((Reason::SubsetNotFound, message));
             }
-            Ok(())
+            Ok(found(Some(subset)))
         }
     }
 }

@@ -28,7 +28,7 @@ pub use inbound::{Action as PolicyAction, AuthorizationRule, ConsumerRoutes, Inb
 pub use index::Index;
 pub use route::{
     Action, Backend, BackendTarget, ClusterRef, Fault, FaultAbort, FaultDelay, Fraction, HeaderEdit, HeaderValue,
-    Match, ObjectRef, PathMatch, PathRewrite, Redirect, Respond, Retry, Rewrite, RouteTable, Rule, ValueMatch,
+    Match, Mirror, ObjectRef, PathMatch, PathRewrite, Redirect, Respond, Retry, Rewrite, RouteTable, Rule, ValueMatch,
     ValueTest,
 };
 

@@ -87,6 +87,9 @@ pub struct Rule {
     /// Requests that wait or fail on purpose. Before anything else is done.
     #[serde(default, skip_serializing_if = "is_default")]
     pub fault: Fault,
+    /// Copies of what is forwarded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mirrors: Vec<Mirror>,
     /// What is done.
     pub action: Action,
     /// For the whole request, retries included, in milliseconds. Absent: none.
@@ -272,6 +275,19 @@ pub struct FaultAbort {
     pub status: u16,
     /// How many requests fail.
     pub share: Fraction,
+}
+
+/// Copies of requests to one endpoint of another cluster, whose answer nobody waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Mirror {
+    /// Where copies go.
+    pub target: ClusterRef,
+    /// How many requests are copied.
+    pub share: Fraction,
+    /// What is put behind the host of copies. Absent: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_suffix: Option<String>,
 }
 
 /// A part of all requests, each taken or left by chance.

@@ -1,12 +1,17 @@
 //! What a rule does to requests beside choosing a backend for them. Few rules have any of it: the others pay one look.
 //!
-//! In this order: [`fault`] makes a request wait or answers it; then comes the rule's action.
+//! In this order: [`fault`] makes a request wait or answers it; [`mirror`] sends copies of it elsewhere; then comes the
+//! rule's action.
 
 pub(crate) mod fault;
+pub(crate) mod mirror;
+
+use std::sync::Arc;
 
 use weft_config as wire;
 
 use self::fault::Fault;
+use self::mirror::Mirror;
 use crate::balance::Chance;
 use crate::table::CompileError;
 
@@ -14,6 +19,7 @@ use crate::table::CompileError;
 #[derive(Debug)]
 pub(crate) struct Filters {
     pub(crate) fault: Option<Fault>,
+    pub(crate) mirrors: Vec<Arc<Mirror>>,
 }
 
 /// A part of all requests.
@@ -27,9 +33,12 @@ pub(crate) struct Fraction {
 
 impl Filters {
     /// None where the rule has none.
-    pub(crate) fn compile(fault: wire::Fault) -> Result<Option<Box<Self>>, CompileError> {
+    pub(crate) fn compile(fault: wire::Fault, mirrors: Vec<wire::Mirror>) -> Result<Option<Box<Self>>, CompileError> {
         let fault = Fault::compile(fault)?;
-        Ok(fault.is_some().then(|| Box::new(Self { fault })))
+        let mirrors: Vec<_> =
+            mirrors.into_iter().map(|mirror| Mirror::compile(mirror).map(Arc::new)).collect::<Result<_, _>>()?;
+        let any = fault.is_some() || !mirrors.is_empty();
+        Ok(any.then(|| Box::new(Self { fault, mirrors })))
     }
 }
 

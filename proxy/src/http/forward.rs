@@ -26,6 +26,7 @@ use super::body::{ResponseBody, Shared};
 use super::head;
 use super::respond::{Answer, Reason, UNPROCESSED};
 use super::upgrade;
+use crate::filter::mirror::Copies;
 use crate::table::route::{Edit, Origin, Retry};
 use crate::telemetry::access;
 use crate::telemetry::metrics::Direction;
@@ -79,6 +80,7 @@ pub(crate) struct Finish {
     lease: Option<Lease>,
     body: Option<Rc<Shared>>,
     permit: Option<Permit>,
+    copies: Option<Box<Copies>>,
 }
 
 /// What is noted.
@@ -154,6 +156,9 @@ pub(crate) async fn forward(
     }
     let body = Shared::new(body);
     finish.body = Some(body.clone());
+    if let Some(copies) = finish.copies.take() {
+        body.copy_to(copies.of(&parts, plan.host.as_ref()));
+    }
     let mut allowance =
         Allowance { retry: plan.retry, safe: SAFE_RETRIES_MAX, ruled: plan.retry.map_or(0, |retry| retry.attempts) };
     let mut tried: Vec<SocketAddr> = Vec::new();
@@ -446,7 +451,7 @@ impl Finish {
             complete: false,
             grpc,
         };
-        Box::new(Self { worker, note, bytes: 0, lease: None, body: None, permit: None })
+        Box::new(Self { worker, note, bytes: 0, lease: None, body: None, permit: None, copies: None })
     }
 
     /// Says whose word the request's fate is.
@@ -458,6 +463,11 @@ impl Finish {
     /// Counts the request against a limit until it is over.
     pub(crate) fn hold(&mut self, permit: Permit) {
         self.permit = Some(permit);
+    }
+
+    /// Has copies made of the request when it is sent.
+    pub(crate) fn mirror(&mut self, copies: Box<Copies>) {
+        self.copies = Some(copies);
     }
 
     pub(crate) fn worker(&self) -> &Rc<Worker> {

@@ -221,6 +221,7 @@ impl Rule {
             request_headers,
             response_headers,
             fault,
+            mirrors,
             action,
             request_timeout_ms,
             attempt_timeout_ms,
@@ -231,7 +232,7 @@ impl Rule {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             request_edit: Edit::compile(request_headers)?,
             response_edit: Edit::compile(response_headers)?,
-            filters: Filters::compile(fault)?,
+            filters: Filters::compile(fault, mirrors)?,
             action: Action::compile(action, &origin)?,
             request_timeout: request_timeout_ms.map(Duration::from_millis),
             attempt_timeout: attempt_timeout_ms.map(Duration::from_millis),
@@ -274,13 +275,18 @@ impl Action {
     }
 }
 
+impl Target {
+    pub(crate) fn compile(cluster: wire::ClusterRef) -> Self {
+        let wire::ClusterRef { namespace, service, port, subset } = cluster;
+        Self { namespace: namespace.into(), service: (service.into(), port), subset }
+    }
+}
+
 impl Backend {
     fn compile(backend: wire::Backend) -> Self {
         let wire::Backend { weight, target } = backend;
         let target = match target {
-            wire::BackendTarget::Cluster(wire::ClusterRef { namespace, service, port, subset }) => {
-                Ok(Target { namespace: namespace.into(), service: (service.into(), port), subset })
-            }
+            wire::BackendTarget::Cluster(cluster) => Ok(Target::compile(cluster)),
             wire::BackendTarget::Invalid(reason) => Err(reason),
         };
         Self { weight, target }

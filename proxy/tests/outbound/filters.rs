@@ -81,3 +81,92 @@ async fn faults_delay_and_abort_and_say_whose_word_it_was() {
         .find(|line| line.starts_with("weft_requests_total{") && line.contains("fault") && line.contains("503"));
     assert!(counted.is_some_and(|line| line.ends_with(&format!(" {failed}"))), "{counted:?}");
 }
+
+/// A mirror to a subset of the Service.
+fn mirror_to(proxy: &Proxy, subset: &str, more: Value) -> Value {
+    let target = json!({"namespace": "shop", "service": "reviews", "port": proxy.address.port(), "subset": subset});
+    with(json!({"target": target, "share": all()}), more)
+}
+
+/// How many copies came to this.
+async fn mirrored(proxy: &Proxy, outcome: &str) -> u64 {
+    let (_, page) = proxy.get(proxy.metrics, "/metrics").await;
+    let label = format!("outcome=\"{outcome}\"");
+    let lines = page.lines().filter(|line| line.starts_with("weft_mirrored_requests_total{") && line.contains(&label));
+    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+}
+
+/// Waits until so many copies came to this.
+async fn await_mirrored(proxy: &Proxy, outcome: &str, count: u64) {
+    for _ in 0..300 {
+        if mirrored(proxy, outcome).await >= count {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(mirrored(proxy, outcome).await, count, "{outcome}");
+}
+
+#[tokio::test]
+async fn copies_go_elsewhere_and_nobody_waits_for_them() {
+    let proxy = Proxy::start("mirror").await;
+    let (v1, seen) = backend("v1", ok).await;
+    let (shadow, copied) = backend("shadow", |_| (500, Duration::from_secs(2))).await;
+    let gone = TcpListener::bind("127.0.0.1:0").await.expect("binds").local_addr().expect("an address");
+    let to_v1 = || {
+        let mut action = forward(&proxy, &[("v1", 1)]);
+        action["forward"]["rewrite"] = json!({"hostname": "new.example", "path": {"full": "/new"}});
+        rule(action)
+    };
+    let part = json!({"share": {"numerator": 0, "denominator": 100}});
+    let table = json!({
+        "matches": [
+            {"rule": 0, "path": {"exact": "/copied"}},
+            {"rule": 1, "path": {"exact": "/gone"}},
+            {"rule": 2, "path": {"exact": "/never"}},
+            {"rule": 3, "path": {"exact": "/twice"}}
+        ],
+        "rules": [
+            with(to_v1(), json!({"mirrors": [mirror_to(&proxy, "shadow", json!({"hostSuffix": "-shadow"}))]})),
+            with(to_v1(), json!({"mirrors": [mirror_to(&proxy, "gone", json!({})), mirror_to(&proxy, "none", json!({}))]})),
+            with(to_v1(), json!({"mirrors": [with(mirror_to(&proxy, "shadow", json!({})), part)]})),
+            with(to_v1(), json!({"mirrors": [mirror_to(&proxy, "shadow", json!({})), mirror_to(&proxy, "shadow", json!({}))]}))
+        ]
+    });
+    let endpoints = [(v1, "v1"), (shadow, "shadow"), (gone, "gone")];
+    let settings = json!({"subsets": ["v1", "shadow", "gone", "none"], "limits": {"maxRequests": 2}});
+    proxy.configure(Some(table), "detect", &endpoints, settings).await;
+
+    let begun = std::time::Instant::now();
+    let (status, _, body) = proxy.send("POST", "/copied?q=1", &[("x-mark", "1")], "order").await;
+    assert_eq!((status.as_u16(), body.as_str()), (200, "v1"));
+    assert!(begun.elapsed() < Duration::from_secs(1), "the copy's answer is not waited for: {:?}", begun.elapsed());
+    await_mirrored(&proxy, "answered", 1).await;
+    let (target, headers) = copied.heads.lock().expect("whole").pop().expect("a copy");
+    assert_eq!((target.as_str(), &headers["host"]), ("/new?q=1", &"new.example-shadow".parse().expect("a value")));
+    assert_eq!(
+        (&headers["x-mark"], &headers["content-length"]),
+        (&"1".parse().expect("a value"), &"5".parse().expect("a value"))
+    );
+    assert_eq!(seen.heads.lock().expect("whole").pop().expect("the request").1["host"], "new.example");
+
+    let large = "x".repeat(65 * 1024);
+    let (status, headers, _) = proxy.send("POST", "/copied", &[], &large).await;
+    assert_eq!((status.as_u16(), headers["x-body"].to_str().expect("text")), (200, "66560"));
+    await_mirrored(&proxy, "body-not-kept", 1).await;
+    assert_eq!(copied.requests.load(Ordering::SeqCst), 1);
+
+    assert_eq!(proxy.send("GET", "/gone", &[], "").await.0, 200, "a mirror that is gone costs nothing");
+    await_mirrored(&proxy, "failed", 1).await;
+    await_mirrored(&proxy, "no-endpoints", 1).await;
+    assert_eq!(proxy.send("GET", "/never", &[], "").await.0, 200);
+    assert_eq!(copied.requests.load(Ordering::SeqCst), 1, "none of a hundred");
+
+    // Two copies are under way at the limit of two requests, and the requests themselves do not feel it.
+    for _ in 0..3 {
+        assert_eq!(proxy.send("GET", "/twice", &[], "").await.0, 200);
+    }
+    await_mirrored(&proxy, "overflow", 4).await;
+    await_mirrored(&proxy, "answered", 3).await;
+    assert_eq!(copied.requests.load(Ordering::SeqCst), 3);
+}
