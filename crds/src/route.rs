@@ -87,7 +87,7 @@ pub struct MeshRouteSpec {
         "!has(self.filters) || !(self.filters.exists(f, f.type == 'RequestRedirect' || f.type == 'DirectResponse') && self.filters.exists(f, f.type == 'URLRewrite'))"
     ).message("URLRewrite cannot be combined with RequestRedirect or DirectResponse: there is no request to send"),
     validation = kube::core::Rule::new(
-        "!has(self.filters) || ['RequestHeaderModifier', 'ResponseHeaderModifier', 'RequestRedirect', 'URLRewrite', 'DirectResponse', 'Fault'].all(t, self.filters.filter(f, f.type == t).size() <= 1)"
+        "!has(self.filters) || ['RequestHeaderModifier', 'ResponseHeaderModifier', 'RequestRedirect', 'URLRewrite', 'DirectResponse', 'CORS', 'Fault'].all(t, self.filters.filter(f, f.type == t).size() <= 1)"
     ).message("a filter type may appear once in a rule, RequestMirror 4 times"),
     validation = kube::core::Rule::new(
         "!has(self.filters) || self.filters.filter(f, f.type == 'RequestMirror').size() <= 4"
@@ -114,9 +114,10 @@ pub struct HttpRule {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub matches: Vec<HttpMatch>,
-    /// Changes to request and response, or an answer. In whatever order they stand: first Fault, then the rest.
+    /// Changes to request and response, or an answer. In whatever order they stand: first CORS, then Fault, then
+    /// the rest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 9))]
+    #[schemars(length(max = 10))]
     pub filters: Vec<HttpFilter>,
     /// Where requests go, by weight. A share whose backend does not exist is answered 500; one whose backend has no ready
     /// pod is answered 503.
@@ -265,13 +266,13 @@ pub enum Method {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = kube::core::Rule::new(
-        "has(self.requestHeaderModifier) == (self.type == 'RequestHeaderModifier') && has(self.responseHeaderModifier) == (self.type == 'ResponseHeaderModifier') && has(self.requestRedirect) == (self.type == 'RequestRedirect') && has(self.urlRewrite) == (self.type == 'URLRewrite') && has(self.directResponse) == (self.type == 'DirectResponse') && has(self.fault) == (self.type == 'Fault') && has(self.requestMirror) == (self.type == 'RequestMirror')"
+        "has(self.requestHeaderModifier) == (self.type == 'RequestHeaderModifier') && has(self.responseHeaderModifier) == (self.type == 'ResponseHeaderModifier') && has(self.requestRedirect) == (self.type == 'RequestRedirect') && has(self.urlRewrite) == (self.type == 'URLRewrite') && has(self.directResponse) == (self.type == 'DirectResponse') && has(self.cors) == (self.type == 'CORS') && has(self.fault) == (self.type == 'Fault') && has(self.requestMirror) == (self.type == 'RequestMirror')"
     ).message("a filter has exactly the field that its type names")
 )]
 pub struct HttpFilter {
     /// RequestHeaderModifier and ResponseHeaderModifier change headers. URLRewrite changes host and path of what is sent.
     /// RequestRedirect and DirectResponse answer without a backend. Fault makes requests wait or fail on purpose.
-    /// RequestMirror sends a copy of requests to another backend as well.
+    /// RequestMirror sends a copy of requests to another backend as well. CORS says which pages of other origins may call.
     #[serde(rename = "type")]
     pub kind: FilterType,
     /// For type RequestHeaderModifier.
@@ -289,6 +290,9 @@ pub struct HttpFilter {
     /// For type DirectResponse.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direct_response: Option<DirectResponse>,
+    /// For type CORS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cors: Option<Cors>,
     /// For type Fault.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<Fault>,
@@ -311,6 +315,9 @@ pub enum FilterType {
     UrlRewrite,
     /// Answers as it says.
     DirectResponse,
+    /// Answers browsers that ask for other origins' pages.
+    #[serde(rename = "CORS")]
+    Cors,
     /// Makes requests wait or fail.
     Fault,
     /// Sends copies to another backend.
@@ -454,6 +461,69 @@ pub struct DirectResponse {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 4096))]
     pub body: String,
+}
+
+/// Which pages of other origins a browser lets call. The proxy answers preflight requests by itself, 204 or for another origin
+/// 403, and adds the headers to all other responses of the rule. A preflight goes by the rule that takes the request it
+/// asks about. What the backend says about origins is taken away, so that it does not contradict.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = kube::core::Rule::new("!(self.allowCredentials && has(self.exposeHeaders) && '*' in self.exposeHeaders)")
+        .message("browsers do not know exposeHeaders '*' together with allowCredentials: name the headers")
+)]
+pub struct Cors {
+    /// Origins that may: `*`, or scheme and host and perhaps port, as in `https://shop.example`. Without a port it is that of
+    /// the scheme, 80 or 443. `https://*.example` takes every host below, `a.example` and `a.b.example`, and
+    /// `https://*` every host.
+    #[schemars(
+        length(min = 1, max = 64),
+        inner(length(max = 253), regex(pattern = "^(\\*|https?://(\\*|(\\*\\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?)(:[0-9]{1,5})?)$")),
+        extend("x-kubernetes-list-type" = "set")
+    )]
+    #[x_kube(validation = kube::core::Rule::new("!('*' in self && self.size() > 1)").message("'*' takes every origin: no other can stand beside it"))]
+    pub allow_origins: Vec<String>,
+    /// Whether browsers may send cookies and the like along.
+    #[serde(default)]
+    pub allow_credentials: bool,
+    /// Methods that may be used beside GET, HEAD and POST, which always may. `*`: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 9),
+        inner(length(max = 7), regex(pattern = "^(\\*|GET|HEAD|POST|PUT|DELETE|CONNECT|OPTIONS|TRACE|PATCH)$")),
+        extend("x-kubernetes-list-type" = "set")
+    )]
+    #[x_kube(validation = kube::core::Rule::new("!('*' in self && self.size() > 1)").message("'*' takes every method: no other can stand beside it"))]
+    pub allow_methods: Vec<String>,
+    /// Headers that requests may have beside those that always may. `*`: all (without credentials all but Authorization, which
+    /// browsers want named).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 64),
+        inner(length(min = 1, max = 256), regex(pattern = "^[A-Za-z0-9!#$%&'*+\\-.^_\\x60|~]+$")),
+        extend("x-kubernetes-list-type" = "set")
+    )]
+    #[x_kube(validation = kube::core::Rule::new("!('*' in self && self.size() > 1)").message("'*' takes every header: no other can stand beside it"))]
+    pub allow_headers: Vec<String>,
+    /// Headers of responses that pages may read beside those that they always may. `*`: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 64),
+        inner(length(min = 1, max = 256), regex(pattern = "^[A-Za-z0-9!#$%&'*+\\-.^_\\x60|~]+$")),
+        extend("x-kubernetes-list-type" = "set")
+    )]
+    #[x_kube(validation = kube::core::Rule::new("!('*' in self && self.size() > 1)").message("'*' takes every header: no other can stand beside it"))]
+    pub expose_headers: Vec<String>,
+    /// How long a browser may remember what a preflight said, in seconds. Default: 5.
+    #[serde(default = "Cors::default_max_age")]
+    #[schemars(range(min = 1, max = 86_400))]
+    pub max_age: u32,
+}
+
+impl Cors {
+    fn default_max_age() -> u32 {
+        5
+    }
 }
 
 /// Requests that wait or fail on purpose, to see what their callers make of it. The client's proxy does it, before anything

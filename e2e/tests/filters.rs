@@ -64,7 +64,6 @@ fn copies_go_to_a_mirror_that_nobody_waits_for() -> Result<()> {
             Ok(told["by_path"][path].as_u64().unwrap_or(0))
         };
 
-        // Each copy would hold its request up for a second if anybody waited for it.
         let answer = client.get("http://echo:9080/all").method("POST").body("an order").send()?.expect_status(200)?;
         ensure!(answer.version() == Some("v1"), "the rule's own backend answers: {answer:?}");
         let report = client.load("http://echo:9080/some").requests(500).concurrency(5).run()?;
@@ -84,5 +83,44 @@ fn copies_go_to_a_mirror_that_nobody_waits_for() -> Result<()> {
         let resolved = ns.await_condition("meshroute", "echo", "ResolvedRefs", "False")?;
         ensure!(resolved.reason == "BackendNotFound" && resolved.message.contains("nowhere"), "{resolved:?}");
         client.load("http://echo:9080/nowhere").requests(100).run()?.expect_none_failed(100)
+    })
+}
+
+#[test]
+fn browsers_are_told_which_origins_may_call() -> Result<()> {
+    in_mesh("filters-cors", |ns| {
+        let client = mesh::echo(ns)?;
+        let rules = format!(
+            "- name: api\n  filters: [{{type: CORS, cors: {{allowOrigins: [\"https://*.shop.example\"], allowMethods: [PUT], allowHeaders: [x-a], \
+             allowCredentials: true, maxAge: 60}}}}]\n{TO_V1}"
+        );
+        route_in_force(ns, &client, "echo", &rules)?;
+        let asks = |origin: &str| {
+            let request = client.get("http://echo:9080/api").method("OPTIONS").header("origin", origin);
+            request.header("access-control-request-method", "PUT").send()
+        };
+        let answer = asks("https://a.shop.example")?.expect_status(204)?;
+        ensure!(answer.reason() == Some("cors-preflight"), "{answer:?}");
+        for (name, expected) in [
+            ("access-control-allow-origin", "https://a.shop.example"),
+            ("access-control-allow-methods", "PUT"),
+            ("access-control-allow-headers", "x-a"),
+            ("access-control-allow-credentials", "true"),
+            ("access-control-max-age", "60"),
+            ("vary", "Origin"),
+        ] {
+            ensure!(answer.header(name) == Some(expected), "{name} should be {expected}: {answer:?}");
+        }
+        let answer = asks("https://evil.example")?.expect_status(403)?;
+        ensure!(answer.reason() == Some("cors-refused"), "{answer:?}");
+        ensure!(answer.header("access-control-allow-origin").is_none(), "{answer:?}");
+        for (origin, allowed) in
+            [("https://a.shop.example", Some("https://a.shop.example")), ("https://evil.example", None)]
+        {
+            let answer = client.get("http://echo:9080/api").header("origin", origin).send()?.expect_status(200)?;
+            ensure!(answer.header("access-control-allow-origin") == allowed, "{origin}: {answer:?}");
+            ensure!(answer.header("vary") == Some("Origin") && answer.version() == Some("v1"), "{answer:?}");
+        }
+        Ok(())
     })
 }

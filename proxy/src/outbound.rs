@@ -14,8 +14,8 @@ use weft_config::{PathRewrite, Protocol};
 
 use crate::decide::{Decision, RequestHead, decide, pick};
 use crate::detect::Verdict;
-use crate::filter::Filters;
 use crate::filter::mirror::Copies;
+use crate::filter::{Filters, cors};
 use crate::http::body::ResponseBody;
 use crate::http::forward::{Finish, Plan, Upstream, forward};
 use crate::http::respond::{Answer, Reason};
@@ -208,7 +208,11 @@ async fn respond(
     };
     let head =
         RequestHead { method: request.method(), path: uri.path(), query: uri.query(), headers: request.headers() };
-    let Some(decision) = decide(routes, &head) else {
+    // A preflight is held against the routes as the request that it asks about.
+    let asked = cors::preflight(request.method(), request.headers());
+    let answering = asked.as_ref().and_then(|method| decide(routes, &RequestHead { method, ..head }));
+    let answering = answering.filter(|decision| decision.rule.filters.as_ref().is_some_and(|it| it.cors.is_some()));
+    let Some(decision) = answering.or_else(|| decide(routes, &head)) else {
         return Answer::new(
             Reason::NoRoute,
             format!("no rule of the routes for {} takes the request", port.cluster.name),
@@ -228,6 +232,34 @@ async fn respond(
 /// Does what a rule with filters does.
 #[expect(clippy::too_many_arguments, reason = "the parts of one request, and the filters that it goes through")]
 async fn filtered(
+    worker: &Rc<Worker>,
+    request: Request<Incoming>,
+    filters: &Filters,
+    decision: &Decision<'_>,
+    uri: &http::Uri,
+    host: Option<HeaderValue>,
+    port: u16,
+    finish: Box<Finish>,
+) -> Response<ResponseBody> {
+    let Some(cors) = &filters.cors else {
+        return passed(worker, request, filters, decision, uri, host, port, finish).await;
+    };
+    if cors::preflight(request.method(), request.headers()).is_some() {
+        let (reason, headers) = match cors.preflight_headers(request.headers()) {
+            Ok(headers) => (Reason::CorsPreflight, headers),
+            Err(headers) => (Reason::CorsRefused, headers),
+        };
+        return Answer { headers, ..Answer::new(reason, "") }.into_response(finish);
+    }
+    let origin = request.headers().get(header::ORIGIN).cloned();
+    let mut response = passed(worker, request, filters, decision, uri, host, port, finish).await;
+    cors.mark(origin.as_ref(), response.headers_mut());
+    response
+}
+
+/// Does what is left once browsers have had their answer.
+#[expect(clippy::too_many_arguments, reason = "the parts of one request, and the filters that it goes through")]
+async fn passed(
     worker: &Rc<Worker>,
     request: Request<Incoming>,
     filters: &Filters,

@@ -262,6 +262,7 @@ fn rule(
         name: name.to_owned(),
         request_headers: HeaderEdit::default(),
         response_headers: HeaderEdit::default(),
+        cors: None,
         fault: Fault::default(),
         mirrors: Vec::new(),
         action: Action::Forward { backends: Vec::new(), rewrite: Rewrite::default() },
@@ -332,6 +333,7 @@ fn apply_filter(
         request_redirect,
         url_rewrite,
         direct_response,
+        cors,
         fault,
         request_mirror: _,
     } = filter;
@@ -363,6 +365,7 @@ fn apply_filter(
             let route::DirectResponse { status, body } = direct_response.as_ref().ok_or_else(needed)?;
             set_answer(answer, Action::Respond(Respond { status: *status, body: body.clone() }))?;
         }
+        FilterType::Cors => rule.cors = Some(value::cors(cors.as_ref().ok_or_else(needed)?)?),
         FilterType::Fault => rule.fault = self::fault(fault.as_ref().ok_or_else(needed)?)?,
         FilterType::RequestMirror => return Err(needed()),
     }

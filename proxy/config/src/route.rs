@@ -84,6 +84,9 @@ pub struct Rule {
     /// Changes to the response's headers.
     #[serde(default, skip_serializing_if = "is_default")]
     pub response_headers: HeaderEdit,
+    /// What browsers are told of other origins' pages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cors: Option<Cors>,
     /// Requests that wait or fail on purpose. Before anything else is done.
     #[serde(default, skip_serializing_if = "is_default")]
     pub fault: Fault,
@@ -243,6 +246,41 @@ pub struct Respond {
     /// As it is; `text/plain` unless the rule sets a content type.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub body: String,
+}
+
+/// What browsers are told of other origins' pages. In lists `*` stands alone and means all.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Cors {
+    /// Origins that may call. Absent: every one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origins: Option<Vec<Origin>>,
+    /// Whether cookies and the like may come along.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub credentials: bool,
+    /// Methods that may be used.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub methods: Vec<String>,
+    /// Headers that requests may have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<String>,
+    /// Headers of responses that pages may read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expose: Vec<String>,
+    /// How long the answer to a preflight holds, in seconds.
+    pub max_age_s: u32,
+}
+
+/// An origin, or all whose host ends in the same way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Origin {
+    /// `http` or `https`.
+    pub scheme: String,
+    /// A host; `*.example` for all below it; `*` for all.
+    pub host: String,
+    /// Always given.
+    pub port: u16,
 }
 
 /// Requests that wait or fail on purpose. The two are decided apart.

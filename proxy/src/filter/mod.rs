@@ -1,8 +1,9 @@
 //! What a rule does to requests beside choosing a backend for them. Few rules have any of it: the others pay one look.
 //!
-//! In this order: [`fault`] makes a request wait or answers it; [`mirror`] sends copies of it elsewhere; then comes the
-//! rule's action.
+//! In this order: [`cors`] answers a browser's preflight, and marks the response of everything else; [`fault`] makes a
+//! request wait or answers it; [`mirror`] sends copies of it elsewhere; then comes the rule's action.
 
+pub(crate) mod cors;
 pub(crate) mod fault;
 pub(crate) mod mirror;
 
@@ -10,6 +11,7 @@ use std::sync::Arc;
 
 use weft_config as wire;
 
+use self::cors::Cors;
 use self::fault::Fault;
 use self::mirror::Mirror;
 use crate::balance::Chance;
@@ -18,6 +20,7 @@ use crate::table::CompileError;
 /// The filters of one rule, at least one.
 #[derive(Debug)]
 pub(crate) struct Filters {
+    pub(crate) cors: Option<Cors>,
     pub(crate) fault: Option<Fault>,
     pub(crate) mirrors: Vec<Arc<Mirror>>,
 }
@@ -33,12 +36,17 @@ pub(crate) struct Fraction {
 
 impl Filters {
     /// None where the rule has none.
-    pub(crate) fn compile(fault: wire::Fault, mirrors: Vec<wire::Mirror>) -> Result<Option<Box<Self>>, CompileError> {
+    pub(crate) fn compile(
+        cors: Option<wire::Cors>,
+        fault: wire::Fault,
+        mirrors: Vec<wire::Mirror>,
+    ) -> Result<Option<Box<Self>>, CompileError> {
+        let cors = cors.map(Cors::compile).transpose()?;
         let fault = Fault::compile(fault)?;
         let mirrors: Vec<_> =
             mirrors.into_iter().map(|mirror| Mirror::compile(mirror).map(Arc::new)).collect::<Result<_, _>>()?;
-        let any = fault.is_some() || !mirrors.is_empty();
-        Ok(any.then(|| Box::new(Self { fault, mirrors })))
+        let any = cors.is_some() || fault.is_some() || !mirrors.is_empty();
+        Ok(any.then(|| Box::new(Self { cors, fault, mirrors })))
     }
 }
 

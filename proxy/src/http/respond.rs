@@ -50,6 +50,10 @@ pub(crate) enum Reason {
     Redirect,
     /// A rule makes requests fail on purpose.
     Fault,
+    /// A rule answers a browser that asks on behalf of another origin's page.
+    CorsPreflight,
+    /// It does not let that origin call.
+    CorsRefused,
 }
 
 impl Reason {
@@ -71,6 +75,8 @@ impl Reason {
             Self::DirectResponse => "direct-response",
             Self::Redirect => "redirect",
             Self::Fault => "fault",
+            Self::CorsPreflight => "cors-preflight",
+            Self::CorsRefused => "cors-refused",
         }
     }
 
@@ -84,9 +90,10 @@ impl Reason {
             Self::NoEndpoints | Self::ConnectFailed | Self::Overflow | Self::Fault => StatusCode::SERVICE_UNAVAILABLE,
             Self::UpstreamReset | Self::UpstreamProtocol => StatusCode::BAD_GATEWAY,
             Self::RequestTimeout | Self::AttemptTimeout => StatusCode::GATEWAY_TIMEOUT,
-            Self::PolicyDenied => StatusCode::FORBIDDEN,
+            Self::PolicyDenied | Self::CorsRefused => StatusCode::FORBIDDEN,
             Self::WrongDestination => StatusCode::MISDIRECTED_REQUEST,
             Self::DirectResponse | Self::Redirect => StatusCode::OK,
+            Self::CorsPreflight => StatusCode::NO_CONTENT,
         }
     }
 }

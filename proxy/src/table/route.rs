@@ -220,6 +220,7 @@ impl Rule {
             name,
             request_headers,
             response_headers,
+            cors,
             fault,
             mirrors,
             action,
@@ -232,7 +233,7 @@ impl Rule {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             request_edit: Edit::compile(request_headers)?,
             response_edit: Edit::compile(response_headers)?,
-            filters: Filters::compile(fault, mirrors)?,
+            filters: Filters::compile(cors, fault, mirrors)?,
             action: Action::compile(action, &origin)?,
             request_timeout: request_timeout_ms.map(Duration::from_millis),
             attempt_timeout: attempt_timeout_ms.map(Duration::from_millis),
@@ -369,11 +370,11 @@ fn compile_regex(pattern: &str) -> Result<Regex, CompileError> {
     compile(&format!("^(?:{pattern})$"))
 }
 
-fn parse_name(name: &str) -> Result<HeaderName, CompileError> {
+pub(crate) fn parse_name(name: &str) -> Result<HeaderName, CompileError> {
     HeaderName::from_bytes(name.as_bytes()).map_err(|_| CompileError::Header(name.to_owned()))
 }
 
-fn parse_value(value: &str) -> Result<HeaderValue, CompileError> {
+pub(crate) fn parse_value(value: &str) -> Result<HeaderValue, CompileError> {
     HeaderValue::from_str(value).map_err(|_| CompileError::Header(value.to_owned()))
 }
 

@@ -170,3 +170,68 @@ async fn copies_go_elsewhere_and_nobody_waits_for_them() {
     await_mirrored(&proxy, "answered", 3).await;
     assert_eq!(copied.requests.load(Ordering::SeqCst), 3);
 }
+
+#[tokio::test]
+async fn browsers_are_told_which_origins_may_call() {
+    let proxy = Proxy::start("cors").await;
+    let (v1, seen) = backend("v1", ok).await;
+    let cors = json!({
+        "origins": [{"scheme": "https", "host": "*.shop.example", "port": 443}],
+        "credentials": true, "methods": ["PUT"], "headers": ["x-a"], "expose": ["x-version"], "maxAgeS": 60
+    });
+    let mut table = json!({
+        "matches": [{"rule": 0, "path": {"exact": "/cors"}, "method": "PUT"}, {"rule": 1}],
+        "rules": [with(rule(forward(&proxy, &[("v1", 1)])), json!({"cors": cors})), rule(forward(&proxy, &[("v1", 1)]))]
+    });
+    proxy.configure(Some(table.clone()), "detect", &[(v1, "v1")], json!({"subsets": ["v1"]})).await;
+    let good = ("origin", "https://a.shop.example");
+    let evil = ("origin", "https://evil.example");
+    let asks = ("access-control-request-method", "PUT");
+    let value =
+        |headers: &HeaderMap, name: &str| headers.get(name).map(|value| value.to_str().expect("text").to_owned());
+
+    let (status, headers, body) = proxy.send("OPTIONS", "/cors", &[good, asks], "").await;
+    assert_eq!(
+        (status.as_u16(), reason(&headers), body.as_str()),
+        (204, Some("cors-preflight"), ""),
+        "answered for the PUT"
+    );
+    assert_eq!(headers["weft-source"], "MeshRoute/shop/reviews/0");
+    for (name, expected) in [
+        ("access-control-allow-origin", Some("https://a.shop.example")),
+        ("access-control-allow-credentials", Some("true")),
+        ("access-control-allow-methods", Some("PUT")),
+        ("access-control-allow-headers", Some("x-a")),
+        ("access-control-max-age", Some("60")),
+        ("vary", Some("Origin")),
+    ] {
+        assert_eq!(value(&headers, name).as_deref(), expected, "{name}");
+    }
+    let (status, headers, _) = proxy.send("OPTIONS", "/cors", &[evil, asks], "").await;
+    assert_eq!((status.as_u16(), reason(&headers)), (403, Some("cors-refused")));
+    assert_eq!(value(&headers, "access-control-allow-origin"), None);
+    assert_eq!(seen.requests.load(Ordering::SeqCst), 0, "no preflight reached a backend");
+
+    for (origin, allowed) in [(good, Some("https://a.shop.example")), (evil, None)] {
+        let (status, headers, _) = proxy.send("PUT", "/cors", &[origin], "x").await;
+        assert_eq!(status, 200, "what a browser makes of it is the browser's affair");
+        assert_eq!(value(&headers, "access-control-allow-origin").as_deref(), allowed);
+        assert_eq!(value(&headers, "access-control-expose-headers").as_deref(), allowed.map(|_| "x-version"));
+        assert_eq!(value(&headers, "vary").as_deref(), Some("Origin"));
+    }
+    let (_, headers, _) = proxy.send("OPTIONS", "/other", &[good, asks], "").await;
+    assert_eq!(
+        (value(&headers, "x-version").as_deref(), value(&headers, "vary")),
+        (Some("v1"), None),
+        "another rule's preflight is the backend's"
+    );
+
+    // A page may read why its call failed.
+    table["rules"][0]["fault"] = json!({"abort": {"status": 503, "share": all()}});
+    proxy.configure(Some(table), "detect", &[(v1, "v1")], json!({"subsets": ["v1"]})).await;
+    let (status, headers, _) = proxy.send("PUT", "/cors", &[good], "").await;
+    assert_eq!(
+        (status.as_u16(), value(&headers, "access-control-allow-origin").as_deref()),
+        (503, Some("https://a.shop.example"))
+    );
+}
