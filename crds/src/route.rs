@@ -87,7 +87,7 @@ pub struct MeshRouteSpec {
         "!has(self.filters) || !(self.filters.exists(f, f.type == 'RequestRedirect' || f.type == 'DirectResponse') && self.filters.exists(f, f.type == 'URLRewrite'))"
     ).message("URLRewrite cannot be combined with RequestRedirect or DirectResponse: there is no request to send"),
     validation = kube::core::Rule::new(
-        "!has(self.filters) || ['RequestHeaderModifier', 'ResponseHeaderModifier', 'RequestRedirect', 'URLRewrite', 'DirectResponse', 'CORS', 'Fault'].all(t, self.filters.filter(f, f.type == t).size() <= 1)"
+        "!has(self.filters) || ['RequestHeaderModifier', 'ResponseHeaderModifier', 'RequestRedirect', 'URLRewrite', 'DirectResponse', 'CORS', 'RateLimit', 'Fault'].all(t, self.filters.filter(f, f.type == t).size() <= 1)"
     ).message("a filter type may appear once in a rule, RequestMirror 4 times"),
     validation = kube::core::Rule::new(
         "!has(self.filters) || self.filters.filter(f, f.type == 'RequestMirror').size() <= 4"
@@ -114,10 +114,10 @@ pub struct HttpRule {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub matches: Vec<HttpMatch>,
-    /// Changes to request and response, or an answer. In whatever order they stand: first CORS, then Fault, then
-    /// the rest.
+    /// Changes to request and response, or an answer. In whatever order they stand: first CORS, then RateLimit,
+    /// then Fault, then the rest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 10))]
+    #[schemars(length(max = 11))]
     pub filters: Vec<HttpFilter>,
     /// Where requests go, by weight. A share whose backend does not exist is answered 500; one whose backend has no ready
     /// pod is answered 503.
@@ -266,13 +266,14 @@ pub enum Method {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = kube::core::Rule::new(
-        "has(self.requestHeaderModifier) == (self.type == 'RequestHeaderModifier') && has(self.responseHeaderModifier) == (self.type == 'ResponseHeaderModifier') && has(self.requestRedirect) == (self.type == 'RequestRedirect') && has(self.urlRewrite) == (self.type == 'URLRewrite') && has(self.directResponse) == (self.type == 'DirectResponse') && has(self.cors) == (self.type == 'CORS') && has(self.fault) == (self.type == 'Fault') && has(self.requestMirror) == (self.type == 'RequestMirror')"
+        "has(self.requestHeaderModifier) == (self.type == 'RequestHeaderModifier') && has(self.responseHeaderModifier) == (self.type == 'ResponseHeaderModifier') && has(self.requestRedirect) == (self.type == 'RequestRedirect') && has(self.urlRewrite) == (self.type == 'URLRewrite') && has(self.directResponse) == (self.type == 'DirectResponse') && has(self.cors) == (self.type == 'CORS') && has(self.fault) == (self.type == 'Fault') && has(self.requestMirror) == (self.type == 'RequestMirror') && has(self.rateLimit) == (self.type == 'RateLimit')"
     ).message("a filter has exactly the field that its type names")
 )]
 pub struct HttpFilter {
     /// RequestHeaderModifier and ResponseHeaderModifier change headers. URLRewrite changes host and path of what is sent.
     /// RequestRedirect and DirectResponse answer without a backend. Fault makes requests wait or fail on purpose.
     /// RequestMirror sends a copy of requests to another backend as well. CORS says which pages of other origins may call.
+    /// RateLimit refuses requests beyond a pace.
     #[serde(rename = "type")]
     pub kind: FilterType,
     /// For type RequestHeaderModifier.
@@ -299,6 +300,9 @@ pub struct HttpFilter {
     /// For type RequestMirror.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_mirror: Option<RequestMirror>,
+    /// For type RateLimit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<RateLimit>,
 }
 
 /// Types of filters.
@@ -322,6 +326,8 @@ pub enum FilterType {
     Fault,
     /// Sends copies to another backend.
     RequestMirror,
+    /// Refuses requests beyond a pace.
+    RateLimit,
 }
 
 /// Changes to headers: first `remove`, then `set`, then `add`.
@@ -623,6 +629,70 @@ pub struct MirrorRef {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub subset: Option<String>,
+}
+
+/// A pace that requests of the rule must keep, by a token bucket. Each client pod's proxy keeps its own count, over all its
+/// workers: with ten client pods the Service may see ten times the pace. Requests beyond it are answered 429 with
+/// `retry-after` and the reason `rate-limited`; `ratelimit-limit`, `ratelimit-remaining` and `ratelimit-reset` stand on every
+/// response of the rule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RateLimit {
+    /// How many requests.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub requests: u32,
+    /// In how long. Default: 1s.
+    #[serde(default = "RateLimit::default_per")]
+    #[x_kube(validation = kube::core::Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('24h')")
+        .message("rateLimit.per must be between 1s and 24h"))]
+    pub per: Duration,
+    /// How many may come at once after a quiet time. Default: as `requests`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub burst: Option<u32>,
+    /// What tells callers apart, so that each has a pace of its own. Requests without it count as one caller. At most 10000
+    /// callers are told apart at once; those beyond count as one. Default: all requests of the rule count together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<RateLimitKey>,
+}
+
+impl RateLimit {
+    fn default_per() -> Duration {
+        Duration("1s".into())
+    }
+}
+
+/// What tells callers apart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = kube::core::Rule::new("self.type == 'SourceAddress' ? !has(self.name) : has(self.name)")
+        .message("Header, QueryParam and Cookie need a name; SourceAddress has none"),
+    validation = kube::core::Rule::new("!has(self.name) || self.type == 'QueryParam' || self.name.matches('^[A-Za-z0-9!#$%&\\'*+.^_`|~-]+$')")
+        .message("this cannot be the name of a header or cookie")
+)]
+pub struct RateLimitKey {
+    /// Header, QueryParam or Cookie: its first value. SourceAddress: the address that the connection comes from; in a client
+    /// pod that is the pod's own.
+    #[serde(rename = "type")]
+    pub kind: RateLimitKeyType,
+    /// Name of the header, query parameter or cookie.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub name: Option<String>,
+}
+
+/// Types of keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RateLimitKeyType {
+    /// See [`RateLimitKey::kind`].
+    Header,
+    /// See [`RateLimitKey::kind`].
+    QueryParam,
+    /// See [`RateLimitKey::kind`].
+    Cookie,
+    /// See [`RateLimitKey::kind`].
+    SourceAddress,
 }
 
 /// A part of all requests, each taken or left by chance.

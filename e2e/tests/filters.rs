@@ -1,5 +1,7 @@
 //! What the filters of a rule do: faults, mirrors, CORS, rate limits.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use weft_e2e::mesh::{self, proxy_metrics, route_in_force};
 use weft_e2e::namespace::{SOON, in_mesh};
@@ -120,6 +122,42 @@ fn browsers_are_told_which_origins_may_call() -> Result<()> {
             let answer = client.get("http://echo:9080/api").header("origin", origin).send()?.expect_status(200)?;
             ensure!(answer.header("access-control-allow-origin") == allowed, "{origin}: {answer:?}");
             ensure!(answer.header("vary") == Some("Origin") && answer.version() == Some("v1"), "{answer:?}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn what_comes_too_fast_is_answered_429() -> Result<()> {
+    in_mesh("filters-rate", |ns| {
+        let client = mesh::echo(ns)?;
+        let limit = |name: &str, limit: &str| {
+            format!(
+                "- name: {name}\n  matches: [{{path: {{value: /{name}}}}}]\n  filters: [{{type: RateLimit, rateLimit: {{{limit}}}}}]\n{TO_V1}"
+            )
+        };
+        let rules = limit("all", "requests: 10, burst: 20")
+            + &limit("each", "requests: 1, per: 1h, burst: 2, key: {type: Header, name: x-caller}");
+        route_in_force(ns, &client, "echo", &rules)?;
+
+        let report = client.load("http://echo:9080/all").rate(50).duration(Duration::from_secs(6)).run()?;
+        let passed = report.status(200);
+        ensure!((70..=95).contains(&passed), "20 at once and 10 in each of 6 seconds pass: {}", report.summary());
+        ensure!(report.by_reason.get("rate-limited") == Some(&report.status(429)), "{}", report.summary());
+        ensure!(report.status(429) + passed == report.requests, "{}", report.summary());
+
+        for caller in ["a", "b"] {
+            for (remaining, status) in [("1", 200), ("0", 200), ("0", 429)] {
+                let answer = client.get("http://echo:9080/each").header("x-caller", caller).send()?;
+                let answer = answer.expect_status(status)?;
+                ensure!(answer.header("ratelimit-limit") == Some("2"), "{answer:?}");
+                ensure!(answer.header("ratelimit-remaining") == Some(remaining), "{answer:?}");
+                if status == 429 {
+                    let wait: u64 = answer.header("retry-after").unwrap_or_default().parse()?;
+                    ensure!((3000..=3600).contains(&wait) && answer.reason() == Some("rate-limited"), "{answer:?}");
+                    ensure!(answer.source() == Some(&format!("MeshRoute/{}/echo/each", ns.name)), "{answer:?}");
+                }
+            }
         }
         Ok(())
     })

@@ -241,23 +241,37 @@ async fn filtered(
     port: u16,
     finish: Box<Finish>,
 ) -> Response<ResponseBody> {
-    let Some(cors) = &filters.cors else {
-        return passed(worker, request, filters, decision, uri, host, port, finish).await;
-    };
-    if cors::preflight(request.method(), request.headers()).is_some() {
+    if let Some(cors) = &filters.cors
+        && cors::preflight(request.method(), request.headers()).is_some()
+    {
         let (reason, headers) = match cors.preflight_headers(request.headers()) {
             Ok(headers) => (Reason::CorsPreflight, headers),
             Err(headers) => (Reason::CorsRefused, headers),
         };
         return Answer { headers, ..Answer::new(reason, "") }.into_response(finish);
     }
-    let origin = request.headers().get(header::ORIGIN).cloned();
-    let mut response = passed(worker, request, filters, decision, uri, host, port, finish).await;
-    cors.mark(origin.as_ref(), response.headers_mut());
+    let origin = filters.cors.as_ref().and_then(|_| request.headers().get(header::ORIGIN).cloned());
+    let limit = filters.rate_limit.as_ref();
+    let taken = limit.map(|limit| {
+        let (peer, now) = (finish.note.peer.ip(), worker.now());
+        limit.take(&worker.shared.limiters, request.headers(), uri.query(), peer, now)
+    });
+    let mut response = match taken {
+        Some(taken) if !taken.admitted => {
+            Answer::new(Reason::RateLimited, "requests come faster than the rule lets pass").into_response(finish)
+        }
+        _ => passed(worker, request, filters, decision, uri, host, port, finish).await,
+    };
+    if let Some(taken) = taken {
+        taken.mark(response.headers_mut());
+    }
+    if let Some(cors) = &filters.cors {
+        cors.mark(origin.as_ref(), response.headers_mut());
+    }
     response
 }
 
-/// Does what is left once browsers have had their answer.
+/// Does what is left for requests that go on.
 #[expect(clippy::too_many_arguments, reason = "the parts of one request, and the filters that it goes through")]
 async fn passed(
     worker: &Rc<Worker>,

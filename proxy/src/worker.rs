@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::balance::Chance;
+use crate::filter::rate_limit::Limiters;
 use crate::table::Cluster;
 use crate::table::store::Store;
 use crate::telemetry::metrics::{Metrics, RequestHandles};
@@ -33,6 +34,7 @@ pub(crate) struct Shared {
     pub(crate) loads: Loads,
     /// Of mirrored requests, which limits count apart.
     pub(crate) mirror_loads: Loads,
+    pub(crate) limiters: Limiters,
     pub(crate) metrics: Metrics,
     pub(crate) opaque_ports: HashSet<u16>,
     pub(crate) pod_ips: Vec<IpAddr>,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use weft_config::{
     Action, Backend, BackendTarget, ClusterRef, ConsumerRoutes, Fault, FaultAbort, FaultDelay, HeaderEdit, Match,
-    Mirror, ObjectRef, PathRewrite, Protocol, Redirect, Respond, Retry, Rewrite, RouteTable, Rule,
+    Mirror, ObjectRef, PathRewrite, Protocol, RateLimit, Redirect, Respond, Retry, Rewrite, RouteTable, Rule,
 };
 use weft_crds::MeshRouteSpec;
 use weft_crds::refs::ParentRef;
@@ -22,6 +22,9 @@ const BACKOFF_MIN: Duration = Duration::from_millis(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 const ATTEMPTS_MAX: u32 = 10;
 const MIRRORS_MAX: usize = 4;
+const PER_MIN: Duration = Duration::from_secs(1);
+const PER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+const RATE_MAX: u32 = 1_000_000;
 const DELAY_MIN: Duration = Duration::from_millis(1);
 const DELAY_MAX: Duration = Duration::from_secs(5 * 60);
 
@@ -263,6 +266,7 @@ fn rule(
         request_headers: HeaderEdit::default(),
         response_headers: HeaderEdit::default(),
         cors: None,
+        rate_limit: None,
         fault: Fault::default(),
         mirrors: Vec::new(),
         action: Action::Forward { backends: Vec::new(), rewrite: Rewrite::default() },
@@ -336,6 +340,7 @@ fn apply_filter(
         cors,
         fault,
         request_mirror: _,
+        rate_limit,
     } = filter;
     let needed = || format!("a filter of type {kind:?} does not have the field that its type names");
     match kind {
@@ -368,8 +373,22 @@ fn apply_filter(
         FilterType::Cors => rule.cors = Some(value::cors(cors.as_ref().ok_or_else(needed)?)?),
         FilterType::Fault => rule.fault = self::fault(fault.as_ref().ok_or_else(needed)?)?,
         FilterType::RequestMirror => return Err(needed()),
+        FilterType::RateLimit => rule.rate_limit = Some(self::rate_limit(rate_limit.as_ref().ok_or_else(needed)?)?),
     }
     Ok(())
+}
+
+fn rate_limit(limit: &route::RateLimit) -> Result<RateLimit, String> {
+    let route::RateLimit { requests, per, burst, key } = limit;
+    let burst = burst.unwrap_or(*requests);
+    for (field, count) in [("requests", *requests), ("burst", burst)] {
+        if !(1..=RATE_MAX).contains(&count) {
+            return Err(format!("rateLimit.{field}: {count} is not between 1 and {RATE_MAX}"));
+        }
+    }
+    let per_ms = value::duration(per, "rateLimit.per", PER_MIN, PER_MAX)?;
+    let key = key.as_ref().map(value::rate_limit_key).transpose()?;
+    Ok(RateLimit { requests: *requests, per_ms, burst, key })
 }
 
 fn fault(fault: &route::Fault) -> Result<Fault, String> {

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use weft_config::{Cors, Fraction, HeaderEdit, HeaderValue, Origin, PathMatch, ValueMatch, ValueTest};
-use weft_crds::route::{self, PathMatchType, ValueMatchType};
+use weft_config::{Cors, Fraction, HeaderEdit, HeaderValue, Origin, PathMatch, RateLimitKey, ValueMatch, ValueTest};
+use weft_crds::route::{self, PathMatchType, RateLimitKeyType, ValueMatchType};
 
 use crate::world::Service;
 
@@ -76,6 +76,18 @@ pub(super) fn cors(cors: &route::Cors) -> Result<Cors, String> {
         headers: names(allow_headers)?,
         expose: names(expose_headers)?,
         max_age_s: *max_age,
+    })
+}
+
+/// What tells callers apart.
+pub(super) fn rate_limit_key(key: &route::RateLimitKey) -> Result<RateLimitKey, String> {
+    let route::RateLimitKey { kind, name } = key;
+    let needed = || name.as_deref().ok_or_else(|| format!("rateLimit.key: type {kind:?} needs a name"));
+    Ok(match kind {
+        RateLimitKeyType::Header => RateLimitKey::Header(header_name(needed()?)?),
+        RateLimitKeyType::QueryParam => RateLimitKey::Query(needed()?.to_owned()),
+        RateLimitKeyType::Cookie => RateLimitKey::Cookie(needed()?.to_owned()),
+        RateLimitKeyType::SourceAddress => RateLimitKey::SourceAddress,
     })
 }
 

@@ -28,8 +28,8 @@ pub use inbound::{Action as PolicyAction, AuthorizationRule, ConsumerRoutes, Inb
 pub use index::Index;
 pub use route::{
     Action, Backend, BackendTarget, ClusterRef, Cors, Fault, FaultAbort, FaultDelay, Fraction, HeaderEdit, HeaderValue,
-    Match, Mirror, ObjectRef, Origin, PathMatch, PathRewrite, Redirect, Respond, Retry, Rewrite, RouteTable, Rule,
-    ValueMatch, ValueTest,
+    Match, Mirror, ObjectRef, Origin, PathMatch, PathRewrite, RateLimit, RateLimitKey, Redirect, Respond, Retry,
+    Rewrite, RouteTable, Rule, ValueMatch, ValueTest,
 };
 
 /// Skips a field that holds its default, so that a field appears on the wire only when somebody uses it. That keeps

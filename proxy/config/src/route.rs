@@ -87,7 +87,10 @@ pub struct Rule {
     /// What browsers are told of other origins' pages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cors: Option<Cors>,
-    /// Requests that wait or fail on purpose. Before anything else is done.
+    /// A pace that requests must keep.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<RateLimit>,
+    /// Requests that wait or fail on purpose.
     #[serde(default, skip_serializing_if = "is_default")]
     pub fault: Fault,
     /// Copies of what is forwarded.
@@ -281,6 +284,35 @@ pub struct Origin {
     pub host: String,
     /// Always given.
     pub port: u16,
+}
+
+/// A pace that requests must keep, by a token bucket that all workers share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct RateLimit {
+    /// How many requests; not 0.
+    pub requests: u32,
+    /// In how many milliseconds; not 0.
+    pub per_ms: u64,
+    /// What the bucket holds; not 0.
+    pub burst: u32,
+    /// What tells callers apart. Absent: nothing, they share one bucket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<RateLimitKey>,
+}
+
+/// What tells callers apart. Those without it share one bucket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RateLimitKey {
+    /// First value of a header; its name in lower case.
+    Header(String),
+    /// First value of a query parameter.
+    Query(String),
+    /// A cookie.
+    Cookie(String),
+    /// The address that the connection comes from.
+    SourceAddress,
 }
 
 /// Requests that wait or fail on purpose. The two are decided apart.

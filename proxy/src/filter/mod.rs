@@ -1,11 +1,13 @@
 //! What a rule does to requests beside choosing a backend for them. Few rules have any of it: the others pay one look.
 //!
-//! In this order: [`cors`] answers a browser's preflight, and marks the response of everything else; [`fault`] makes a
-//! request wait or answers it; [`mirror`] sends copies of it elsewhere; then comes the rule's action.
+//! In this order: [`cors`] answers a browser's preflight, and marks the response of everything else; [`rate_limit`] refuses
+//! what comes too fast; [`fault`] makes a request wait or answers it; [`mirror`] sends copies of it elsewhere; then comes
+//! the rule's action.
 
 pub(crate) mod cors;
 pub(crate) mod fault;
 pub(crate) mod mirror;
+pub(crate) mod rate_limit;
 
 use std::sync::Arc;
 
@@ -14,6 +16,7 @@ use weft_config as wire;
 use self::cors::Cors;
 use self::fault::Fault;
 use self::mirror::Mirror;
+use self::rate_limit::RateLimit;
 use crate::balance::Chance;
 use crate::table::CompileError;
 
@@ -21,6 +24,7 @@ use crate::table::CompileError;
 #[derive(Debug)]
 pub(crate) struct Filters {
     pub(crate) cors: Option<Cors>,
+    pub(crate) rate_limit: Option<RateLimit>,
     pub(crate) fault: Option<Fault>,
     pub(crate) mirrors: Vec<Arc<Mirror>>,
 }
@@ -35,9 +39,11 @@ pub(crate) struct Fraction {
 // === impl Filters ===
 
 impl Filters {
-    /// None where the rule has none.
+    /// None where the rule has none. `origin` names the rule.
     pub(crate) fn compile(
+        origin: &str,
         cors: Option<wire::Cors>,
+        rate_limit: Option<wire::RateLimit>,
         fault: wire::Fault,
         mirrors: Vec<wire::Mirror>,
     ) -> Result<Option<Box<Self>>, CompileError> {
@@ -45,8 +51,9 @@ impl Filters {
         let fault = Fault::compile(fault)?;
         let mirrors: Vec<_> =
             mirrors.into_iter().map(|mirror| Mirror::compile(mirror).map(Arc::new)).collect::<Result<_, _>>()?;
-        let any = cors.is_some() || fault.is_some() || !mirrors.is_empty();
-        Ok(any.then(|| Box::new(Self { cors, fault, mirrors })))
+        let rate_limit = rate_limit.map(|limit| RateLimit::compile(origin, limit)).transpose()?;
+        let any = cors.is_some() || rate_limit.is_some() || fault.is_some() || !mirrors.is_empty();
+        Ok(any.then(|| Box::new(Self { cors, rate_limit, fault, mirrors })))
     }
 }
 

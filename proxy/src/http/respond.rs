@@ -54,6 +54,8 @@ pub(crate) enum Reason {
     CorsPreflight,
     /// It does not let that origin call.
     CorsRefused,
+    /// A rule's pace is exceeded.
+    RateLimited,
 }
 
 impl Reason {
@@ -77,6 +79,7 @@ impl Reason {
             Self::Fault => "fault",
             Self::CorsPreflight => "cors-preflight",
             Self::CorsRefused => "cors-refused",
+            Self::RateLimited => "rate-limited",
         }
     }
 
@@ -94,6 +97,7 @@ impl Reason {
             Self::WrongDestination => StatusCode::MISDIRECTED_REQUEST,
             Self::DirectResponse | Self::Redirect => StatusCode::OK,
             Self::CorsPreflight => StatusCode::NO_CONTENT,
+            Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
         }
     }
 }

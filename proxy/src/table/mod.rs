@@ -106,6 +106,9 @@ pub(crate) enum CompileError {
     /// A part of all requests is none.
     #[error("a fraction has the denominator 0")]
     Fraction,
+    /// A pace at which nothing may come.
+    #[error("a rate limit of {requests} requests in {per_ms} ms, {burst} at once, is none")]
+    RateLimit { requests: u32, per_ms: u64, burst: u32 },
     /// A match leads to a rule that is not there.
     #[error("a match leads to rule {0}, which is not there")]
     Rule(usize),

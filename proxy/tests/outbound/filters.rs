@@ -235,3 +235,45 @@ async fn browsers_are_told_which_origins_may_call() {
         (503, Some("https://a.shop.example"))
     );
 }
+
+#[tokio::test]
+async fn what_comes_too_fast_is_answered_429() {
+    let proxy = Proxy::start("rate").await;
+    let (v1, seen) = backend("v1", ok).await;
+    let limited = |limit: Value| with(rule(forward(&proxy, &[("v1", 1)])), json!({"rateLimit": limit}));
+    let table = json!({
+        "matches": [{"rule": 0, "path": {"exact": "/all"}}, {"rule": 1, "path": {"exact": "/each"}}],
+        "rules": [
+            limited(json!({"requests": 1, "perMs": 3_600_000, "burst": 3})),
+            limited(json!({"requests": 1, "perMs": 3_600_000, "burst": 2, "key": {"header": "x-caller"}}))
+        ]
+    });
+    let endpoints = [(v1, "v1")];
+    proxy.configure(Some(table.clone()), "detect", &endpoints, json!({"subsets": ["v1"]})).await;
+    let field = |headers: &HeaderMap, name: &str| {
+        headers.get(name).map_or("", |value| value.to_str().expect("text")).to_owned()
+    };
+    for remaining in ["2", "1", "0"] {
+        let (status, headers, _) = proxy.send("GET", "/all", &[], "").await;
+        assert_eq!((status.as_u16(), field(&headers, "ratelimit-limit").as_str()), (200, "3"));
+        assert_eq!(field(&headers, "ratelimit-remaining"), remaining);
+    }
+    let (status, headers, _) = proxy.send("GET", "/all", &[], "").await;
+    assert_eq!((status.as_u16(), reason(&headers)), (429, Some("rate-limited")));
+    assert_eq!(headers["weft-source"], "MeshRoute/shop/reviews/0");
+    let seconds = |name: &str| field(&headers, name).parse::<u32>().expect("seconds");
+    assert!((3590..=3600).contains(&seconds("retry-after")), "{headers:?}");
+    assert!((10_790..=10_800).contains(&seconds("ratelimit-reset")), "{headers:?}");
+    assert_eq!(seen.requests.load(Ordering::SeqCst), 3);
+
+    for (caller, expected) in [("a", [200, 200, 429]), ("b", [200, 200, 429])] {
+        for status in expected {
+            assert_eq!(proxy.send("GET", "/each", &[("x-caller", caller)], "").await.0, status, "{caller}");
+        }
+    }
+    // A change of something else gives nobody anything.
+    proxy.configure(Some(table), "detect", &endpoints, json!({"subsets": ["v1", "v2"]})).await;
+    assert_eq!(proxy.send("GET", "/all", &[], "").await.0, 429);
+    assert_eq!(proxy.send("GET", "/each", &[("x-caller", "c")], "").await.0, 200);
+    assert_eq!(proxy.send("GET", "/each", &[("x-caller", "a")], "").await.0, 429);
+}
