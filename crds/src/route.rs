@@ -15,6 +15,9 @@ use crate::status::Status;
 /// headers, most query parameters; then the oldest route, then namespace/name, then the first rule. Both are told when two
 /// routes have equal matches. (These are the rules of the Gateway API's HTTPRoute.)
 ///
+/// A route's rules are for HTTP requests, for TLS connections by the name that the client asks for, or for connections of
+/// bytes. A connection goes by what its client speaks; one that no rule takes is closed.
+///
 /// ```yaml
 /// apiVersion: weft.dev/v1alpha1
 /// kind: MeshRoute
@@ -59,15 +62,89 @@ use crate::status::Status;
     )
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = kube::core::Rule::new("(has(self.http) && size(self.http) > 0) || (has(self.tls) && size(self.tls) > 0) || (has(self.tcp) && size(self.tcp) > 0)")
+        .message("a route needs http, tls or tcp rules")
+)]
 pub struct MeshRouteSpec {
     /// The Services whose traffic the route governs.
     #[schemars(length(min = 1, max = 8))]
     pub parent_refs: Vec<ParentRef>,
-    /// Rules for HTTP requests.
-    #[schemars(length(min = 1, max = 16))]
+    /// Rules for HTTP requests. Not for ports that are declared to carry something else.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
     #[x_kube(validation = kube::core::Rule::new("self.all(a, !has(a.name) || self.exists_one(b, has(b.name) && a.name == b.name))")
         .message("two rules have the same name"))]
     pub http: Vec<HttpRule>,
+    /// Rules for TLS connections, by the server name that the client asks for; what is inside is not looked at. Not for ports
+    /// that are declared to carry HTTP. The longest name wins, and a whole one before a wildcard. A connection that asks for no
+    /// name, or for one that no rule takes, is closed with the TLS alert `unrecognized_name`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(validation = kube::core::Rule::new("self.all(a, !has(a.name) || self.exists_one(b, has(b.name) && a.name == b.name))")
+        .message("two rules have the same name"))]
+    pub tls: Vec<TlsRule>,
+    /// A rule for connections that no other kind of rule is for: where there are no `tls` rules for TLS too, and where there are
+    /// no `http` rules for HTTP too. Not for ports that are declared to carry HTTP. With this alone a port is not looked into.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1))]
+    pub tcp: Vec<TcpRule>,
+}
+
+impl MeshRouteSpec {
+    /// Everywhere that its rules send to, copies aside.
+    pub fn backend_refs(&self) -> impl Iterator<Item = &BackendRef> {
+        let http = self.http.iter().map(|rule| &rule.backend_refs);
+        let tls = self.tls.iter().map(|rule| &rule.backend_refs);
+        let tcp = self.tcp.iter().map(|rule| &rule.backend_refs);
+        http.chain(tls).chain(tcp).flatten()
+    }
+}
+
+/// Which TLS connections, and where they go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = kube::core::Rule::new("self.backendRefs.exists(b, b.weight > 0)")
+    .message("the weights of backendRefs sum to zero: give at least one a weight above 0"))]
+pub struct TlsRule {
+    /// Name of the rule, for logs; by default its position (`tls-0`, `tls-1`, ...).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: Option<String>,
+    /// The rule takes a connection that any of these takes.
+    #[schemars(length(min = 1, max = 16))]
+    pub matches: Vec<TlsMatch>,
+    /// Where connections go, by weight. The share of a backend that does not exist is closed.
+    #[schemars(length(min = 1, max = 16))]
+    pub backend_refs: Vec<BackendRef>,
+}
+
+/// A condition on a TLS connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TlsMatch {
+    /// Server names, any of them: `shop.example`, or `*.shop.example` for all below it, however deep.
+    #[schemars(
+        length(min = 1, max = 16),
+        inner(length(min = 1, max = 253), regex(pattern = "^(\\*\\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")),
+        extend("x-kubernetes-list-type" = "set")
+    )]
+    pub sni: Vec<String>,
+}
+
+/// Where connections of bytes go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = kube::core::Rule::new("self.backendRefs.exists(b, b.weight > 0)")
+    .message("the weights of backendRefs sum to zero: give at least one a weight above 0"))]
+pub struct TcpRule {
+    /// Name of the rule, for logs. Default: `tcp-0`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: Option<String>,
+    /// Where connections go, by weight. The share of a backend that does not exist is closed.
+    #[schemars(length(min = 1, max = 16))]
+    pub backend_refs: Vec<BackendRef>,
 }
 
 /// Which requests, and what happens to them.

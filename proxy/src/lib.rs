@@ -31,6 +31,7 @@ mod outbound;
 mod path;
 mod policy;
 mod probe;
+mod sni;
 mod sniff;
 mod table;
 mod tcp;

@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::detect::{LINE_BYTES_MAX, Verdict, detect};
+use crate::sni::{Hello, client_hello};
 
 /// How long a client may be silent before its server is asked. Short, because a server that speaks first is waited for
 /// by this much; long enough for a client's first bytes to come along with its connection.
@@ -89,6 +90,21 @@ impl Prefixed {
         match self.sniff(PATIENCE).await {
             Ok(Said::Spoke(verdict)) => First::Client(verdict),
             _ => First::Nobody,
+        }
+    }
+
+    /// After a client has spoken: reads until it is known what server name it asks for, if it speaks TLS at all.
+    pub(crate) async fn hello(&mut self) -> io::Result<Hello> {
+        let until = Instant::now() + DETECT_TIMEOUT;
+        loop {
+            match client_hello(&self.prefix) {
+                Hello::NeedMore => {}
+                hello => return Ok(hello),
+            }
+            let Ok(read) = tokio::time::timeout_at(until, self.more()).await else { return Ok(Hello::None) };
+            if read? == 0 {
+                return Ok(Hello::None);
+            }
         }
     }
 

@@ -24,6 +24,8 @@ use weft_proxy::bootstrap::{Bootstrap, Pod, Ports, Source};
 
 #[path = "outbound/filters.rs"]
 mod filters;
+#[path = "outbound/streams.rs"]
+mod streams;
 
 /// A proxy, the folder it reads, and what stops it.
 struct Proxy {

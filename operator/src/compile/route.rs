@@ -6,6 +6,7 @@ use std::time::Duration;
 use weft_config::{
     Action, Backend, BackendTarget, ClusterRef, ConsumerRoutes, Fault, FaultAbort, FaultDelay, HeaderEdit, Match,
     Mirror, ObjectRef, PathRewrite, Protocol, RateLimit, Redirect, Respond, Retry, Rewrite, RouteTable, Rule,
+    ServerName, StreamRule,
 };
 use weft_crds::MeshRouteSpec;
 use weft_crds::refs::ParentRef;
@@ -39,11 +40,29 @@ pub(super) struct Place {
 struct Attached<'a> {
     route: &'a Route,
     rules: Vec<(Rule, Vec<Match>)>,
-    places: BTreeSet<Place>,
+    /// With the names that lead to them; none for the one that takes all other connections.
+    streams: Vec<(StreamRule, Vec<String>)>,
+    /// Where its rules for HTTP are held against requests, and its others against connections.
+    http_places: BTreeSet<Place>,
+    stream_places: BTreeSet<Place>,
     /// Matches at all places, and how many of them another route took.
     matches: usize,
     lost: usize,
     conflicts: Vec<Diagnostic>,
+}
+
+/// What rules are held against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Speech {
+    Http,
+    Bytes,
+}
+
+/// What becomes of the share of a backend that is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Share {
+    Answered,
+    Closed,
 }
 
 /// The tables of all Service ports that the namespace's routes govern: of its own Services, and of others' for its own
@@ -65,14 +84,16 @@ pub(super) fn compile(
             Err(refused) => outcome.diagnostics.push(refused),
         }
     }
-    let places: BTreeSet<Place> = attached.iter().flat_map(|attached| attached.places.iter().cloned()).collect();
+    let places: BTreeSet<Place> = attached.iter().flat_map(Attached::places).cloned().collect();
     let tables: BTreeMap<Place, RouteTable> = places
         .into_iter()
         .map(|place| (place.clone(), table(&place, &mut attached)))
-        .filter(|(_, t)| !t.matches.is_empty())
+        .filter(|(_, t)| !t.matches.is_empty() || !t.streams.is_empty())
         .collect();
 
-    for Attached { route, places, matches, lost, conflicts, rules: _ } in attached {
+    for attached in attached {
+        let documents: BTreeSet<DocumentKind> = attached.places().map(|place| place.document(name)).collect();
+        let Attached { route, matches, lost, conflicts, .. } = attached;
         let outcome = compiled.objects.entry(id(route)).or_default();
         if lost == matches {
             // Nothing of it is left, so nothing else is worth saying.
@@ -81,7 +102,7 @@ pub(super) fn compile(
             continue;
         }
         outcome.diagnostics.extend(conflicts);
-        outcome.documents.extend(places.iter().map(|place| place.document(name)));
+        outcome.documents.extend(documents);
     }
     for (place, table) in &tables {
         require(name, place, table, compiled);
@@ -95,25 +116,26 @@ fn require(name: &str, place: &Place, table: &RouteTable, compiled: &mut Compile
     if place.service.namespace != name {
         dependencies.insert(place.service.namespace.clone());
     }
-    for rule in &table.rules {
-        // Copies may be lost for a moment, so nothing waits for the namespaces that they go to.
-        let mirrors = rule.mirrors.iter().map(|mirror| &mirror.target.namespace);
-        dependencies.extend(mirrors.filter(|namespace| *namespace != name).cloned());
-        let Action::Forward { backends, .. } = &rule.action else { continue };
-        for backend in backends {
-            let BackendTarget::Cluster(target) = &backend.target else { continue };
-            match place.document(name) {
-                DocumentKind::Inbound => {
-                    compiled.inbound_requires.insert(target.namespace.clone());
-                }
-                _ if target.namespace != name => {
-                    compiled.export_requires.insert(target.namespace.clone());
-                }
-                _ => {}
+    // Copies may be lost for a moment, so nothing waits for the namespaces that they go to.
+    let mirrors = table.rules.iter().flat_map(|rule| &rule.mirrors).map(|mirror| &mirror.target.namespace);
+    dependencies.extend(mirrors.filter(|namespace| *namespace != name).cloned());
+    let of_rules = table.rules.iter().filter_map(|rule| match &rule.action {
+        Action::Forward { backends, .. } => Some(backends),
+        Action::Redirect(_) | Action::Respond(_) => None,
+    });
+    for backend in of_rules.chain(table.streams.iter().map(|rule| &rule.backends)).flatten() {
+        let BackendTarget::Cluster(target) = &backend.target else { continue };
+        match place.document(name) {
+            DocumentKind::Inbound => {
+                compiled.inbound_requires.insert(target.namespace.clone());
             }
-            if target.namespace != name {
-                dependencies.insert(target.namespace.clone());
+            _ if target.namespace != name => {
+                compiled.export_requires.insert(target.namespace.clone());
             }
+            _ => {}
+        }
+        if target.namespace != name {
+            dependencies.insert(target.namespace.clone());
         }
     }
     compiled.inbound.dependencies = dependencies.into_iter().collect();
@@ -125,39 +147,72 @@ fn attach<'a>(world: &World, route: &'a Route, diagnostics: &mut Vec<Diagnostic>
         .spec
         .as_ref()
         .map_err(|error| Diagnostic::refused(Reason::Invalid, format!("the object cannot be read: {error}")))?;
-    let MeshRouteSpec { parent_refs, http } = spec;
+    let MeshRouteSpec { parent_refs, http, tls, tcp } = spec;
 
+    let key = &route.meta.key;
+    let mut unresolved = Vec::new();
+    let mut note = |name: &str, found: Vec<(Reason, String)>| {
+        unresolved.extend(
+            found.into_iter().map(|(reason, what)| Diagnostic::unresolved(reason, format!("rule {name}: {what}"))),
+        );
+    };
+    let refused =
+        |name: &str, message: String| Diagnostic::refused(Reason::UnsupportedValue, format!("rule {name}: {message}"));
     let mut rules = Vec::new();
     for (index, rule) in http.iter().enumerate() {
         let name = rule.name.clone().unwrap_or_else(|| index.to_string());
-        let mut unresolved = Vec::new();
-        let compiled = self::rule(world, &route.meta.key, &name, rule, &mut unresolved)
-            .map_err(|message| Diagnostic::refused(Reason::UnsupportedValue, format!("rule {name}: {message}")))?;
-        rules.push(compiled);
-        diagnostics.extend(
-            unresolved.into_iter().map(|(reason, what)| Diagnostic::unresolved(reason, format!("rule {name}: {what}"))),
-        );
+        let mut found = Vec::new();
+        let compiled = self::rule(world, key, &name, rule, &mut found);
+        rules.push(compiled.map_err(|message| refused(&name, message))?);
+        note(&name, found);
     }
+    let mut streams = Vec::new();
+    for (index, route::TlsRule { name, matches, backend_refs }) in tls.iter().enumerate() {
+        let name = name.clone().unwrap_or_else(|| format!("tls-{index}"));
+        let mut found = Vec::new();
+        let names = value::server_names(matches).map_err(|message| refused(&name, message))?;
+        let compiled = stream(world, key, &name, backend_refs, &mut found);
+        streams.push((compiled.map_err(|message| refused(&name, message))?, names));
+        note(&name, found);
+    }
+    for (index, route::TcpRule { name, backend_refs }) in tcp.iter().enumerate() {
+        let name = name.clone().unwrap_or_else(|| format!("tcp-{index}"));
+        let mut found = Vec::new();
+        let compiled = stream(world, key, &name, backend_refs, &mut found);
+        streams.push((compiled.map_err(|message| refused(&name, message))?, Vec::new()));
+        note(&name, found);
+    }
+    if rules.is_empty() && streams.is_empty() {
+        return Err(Diagnostic::refused(Reason::UnsupportedValue, "a route needs http, tls or tcp rules"));
+    }
+    diagnostics.append(&mut unresolved);
 
-    let mut places = BTreeSet::new();
     let mut misses: Vec<(Reason, String)> = Vec::new();
-    for parent in parent_refs {
-        match self::places(world, &route.meta.key.namespace, parent) {
-            Ok(found) => places.extend(found),
-            Err(miss) => misses.push(miss),
+    let mut attach = |speech: Speech, any: bool| {
+        let mut places = BTreeSet::new();
+        for parent in parent_refs.iter().filter(|_| any) {
+            match self::places(world, &key.namespace, parent, speech) {
+                Ok(found) => places.extend(found),
+                // What is missing is missing for both kinds of rules.
+                Err(miss) if misses.contains(&miss) => {}
+                Err(miss) => misses.push(miss),
+            }
         }
-    }
-    if places.is_empty() {
+        places
+    };
+    let http_places = attach(Speech::Http, !rules.is_empty());
+    let stream_places = attach(Speech::Bytes, !streams.is_empty());
+    if http_places.is_empty() && stream_places.is_empty() {
         let messages: Vec<&str> = misses.iter().map(|(_, message)| message.as_str()).collect();
         let reason = misses.first().map_or(Reason::TargetNotFound, |(reason, _)| *reason);
         return Err(Diagnostic::refused(reason, messages.join("; ")));
     }
     diagnostics.extend(misses.into_iter().map(|(_, message)| Diagnostic::partial(message)));
-    Ok(Attached { route, rules, places, matches: 0, lost: 0, conflicts: Vec::new() })
+    Ok(Attached { route, rules, streams, http_places, stream_places, matches: 0, lost: 0, conflicts: Vec::new() })
 }
 
-/// The ports that a parentRef means.
-fn places(world: &World, own: &str, parent: &ParentRef) -> Result<Vec<Place>, (Reason, String)> {
+/// The ports that a parentRef means, as far as rules of this kind can be held against them.
+fn places(world: &World, own: &str, parent: &ParentRef, speech: Speech) -> Result<Vec<Place>, (Reason, String)> {
     let ParentRef { kind: _, namespace, name, port } = parent;
     let key = Key::new(namespace.as_deref().unwrap_or(own), name);
     let service = world
@@ -166,28 +221,30 @@ fn places(world: &World, own: &str, parent: &ParentRef) -> Result<Vec<Place>, (R
     if !service.has_address() {
         return Err((Reason::UnsupportedTarget, value::no_address(service)));
     }
-    let is_opaque = |protocol: Protocol| protocol == Protocol::Tcp;
+    let fits = |protocol: Protocol| match speech {
+        Speech::Http => protocol != Protocol::Tcp,
+        Speech::Bytes => !matches!(protocol, Protocol::Http | Protocol::Http2),
+    };
+    let (carries, rules) = match speech {
+        Speech::Http => ("opaque TCP", "no HTTP rule"),
+        Speech::Bytes => ("HTTP", "no TLS or TCP rule"),
+    };
+    let declared = format!("declared to carry {carries} (by its appProtocol or name): {rules} can be held against it");
     match port {
         Some(port) => {
             let found = service
                 .port(*port)
                 .ok_or_else(|| (Reason::TargetNotFound, format!("Service {key} has no TCP port {port}")))?;
-            if is_opaque(found.protocol) {
-                let message = format!(
-                    "port {port} of Service {key} is declared to carry opaque TCP (by its appProtocol or name): no HTTP rule can be held against it"
-                );
-                return Err((Reason::UnsupportedTarget, message));
+            if !fits(found.protocol) {
+                return Err((Reason::UnsupportedTarget, format!("port {port} of Service {key} is {declared}")));
             }
             Ok(vec![Place { service: key, port: *port }])
         }
         None => {
-            let ports = service.ports.iter().filter(|port| !is_opaque(port.protocol));
+            let ports = service.ports.iter().filter(|port| fits(port.protocol));
             let places: Vec<Place> = ports.map(|port| Place { service: key.clone(), port: port.port }).collect();
             if places.is_empty() {
-                let message = format!(
-                    "every port of Service {key} is declared to carry opaque TCP (by its appProtocol or name): no HTTP rule can be held against it"
-                );
-                return Err((Reason::UnsupportedTarget, message));
+                return Err((Reason::UnsupportedTarget, format!("every port of Service {key} is {declared}")));
             }
             Ok(places)
         }
@@ -198,7 +255,7 @@ fn places(world: &World, own: &str, parent: &ParentRef) -> Result<Vec<Place>, (R
 fn table(place: &Place, attached: &mut [Attached<'_>]) -> RouteTable {
     // Indices stand for: the route (they are in order of age and name), its rule, the rule's match.
     let mut all: Vec<(Rank, [usize; 3])> = Vec::new();
-    for (r, route) in attached.iter().enumerate().filter(|(_, route)| route.places.contains(place)) {
+    for (r, route) in attached.iter().enumerate().filter(|(_, route)| route.http_places.contains(place)) {
         for (n, (_, matches)) in route.rules.iter().enumerate() {
             all.extend(matches.iter().enumerate().map(|(m, condition)| (precedence::rank(condition), [r, n, m])));
         }
@@ -226,29 +283,66 @@ fn table(place: &Place, attached: &mut [Attached<'_>]) -> RouteTable {
             Some(&[winner, winner_rule]) => {
                 let what = precedence::describe(condition);
                 let by = attached[winner].rules[winner_rule].0.name.clone();
-                let (winner_key, loser_key) =
-                    (attached[winner].route.meta.key.clone(), attached[r].route.meta.key.clone());
-                let loser = &mut attached[r];
-                loser.lost += 1;
-                if winner == r {
-                    loser.conflicts.push(Diagnostic::partial(format!(
-                        "rule {rule_name} at {place}: {what}: rule {by} takes it before"
-                    )));
-                } else {
-                    loser.conflicts.push(Diagnostic {
-                        reason: Reason::PartiallyInvalid,
-                        ..Diagnostic::partial(format!(
-                            "rule {rule_name} at {place}: {what}: MeshRoute {winner_key} (rule {by}) came first"
-                        ))
-                    });
-                    let note =
-                        Diagnostic::note(format!("at {place}: {what}: takes precedence over MeshRoute {loser_key}"));
-                    attached[winner].conflicts.push(note);
-                }
+                conflict(place, attached, [winner, r], [&by, &rule_name], &what);
             }
         }
     }
+    streams(place, attached, &mut table);
     table
+}
+
+/// The rules for connections at one place: by the name asked for, and for all others.
+fn streams(place: &Place, attached: &mut [Attached<'_>], table: &mut RouteTable) {
+    // None stands for all other connections. Indices stand for: the route (they are in order of age and name), its rule.
+    let mut all: Vec<(Option<String>, [usize; 2])> = Vec::new();
+    for (r, route) in attached.iter().enumerate().filter(|(_, route)| route.stream_places.contains(place)) {
+        for (n, (_, names)) in route.streams.iter().enumerate() {
+            all.extend(names.iter().map(|name| (Some(name.clone()), [r, n])));
+            all.extend(names.is_empty().then_some((None, [r, n])));
+        }
+    }
+    let mut taken: BTreeMap<Option<String>, [usize; 2]> = BTreeMap::new();
+    let mut indices: BTreeMap<[usize; 2], usize> = BTreeMap::new();
+    for (name, [r, n]) in all {
+        attached[r].matches += 1;
+        if let Some(&[winner, winner_rule]) = taken.get(&name) {
+            let what = name.map_or_else(|| "connections of bytes".to_owned(), |name| format!("server name {name}"));
+            let [by, of] = [[winner, winner_rule], [r, n]].map(|[r, n]| attached[r].streams[n].0.name.clone());
+            conflict(place, attached, [winner, r], [&by, &of], &what);
+            continue;
+        }
+        taken.insert(name.clone(), [r, n]);
+        let rule = *indices.entry([r, n]).or_insert_with(|| {
+            table.streams.push(attached[r].streams[n].0.clone());
+            table.streams.len() - 1
+        });
+        match name {
+            Some(name) => table.tls.push(ServerName { rule, name }),
+            None => table.tcp = Some(rule),
+        }
+    }
+    table.tls.sort_by_cached_key(|server| precedence::server_rank(&server.name));
+}
+
+/// Tells two routes of which the one came first. `rules` are the names of theirs.
+fn conflict(
+    place: &Place,
+    attached: &mut [Attached<'_>],
+    [winner, loser]: [usize; 2],
+    [by, of]: [&str; 2],
+    what: &str,
+) {
+    let [winner_key, loser_key] = [winner, loser].map(|r| attached[r].route.meta.key.clone());
+    attached[loser].lost += 1;
+    if winner == loser {
+        let told = format!("rule {of} at {place}: {what}: rule {by} takes it before");
+        attached[loser].conflicts.push(Diagnostic::partial(told));
+    } else {
+        let told = format!("rule {of} at {place}: {what}: MeshRoute {winner_key} (rule {by}) came first");
+        attached[loser].conflicts.push(Diagnostic::partial(told));
+        let note = Diagnostic::note(format!("at {place}: {what}: takes precedence over MeshRoute {loser_key}"));
+        attached[winner].conflicts.push(note);
+    }
 }
 
 /// One rule. `unresolved` takes what it names that is not there.
@@ -300,8 +394,10 @@ fn rule(
             if backend_refs.iter().all(|backend| backend.weight == 0) {
                 return Err("the weights of backendRefs sum to zero".into());
             }
-            let backends =
-                backend_refs.iter().map(|backend| self::backend(world, route, backend, unresolved)).collect();
+            let backends = backend_refs
+                .iter()
+                .map(|backend| self::backend(world, route, backend, Share::Answered, unresolved))
+                .collect();
             Action::Forward { backends, rewrite }
         }
     };
@@ -376,6 +472,25 @@ fn apply_filter(
         FilterType::RateLimit => rule.rate_limit = Some(self::rate_limit(rate_limit.as_ref().ok_or_else(needed)?)?),
     }
     Ok(())
+}
+
+/// A rule for connections.
+fn stream(
+    world: &World,
+    route: &Key,
+    name: &str,
+    backend_refs: &[route::BackendRef],
+    unresolved: &mut Vec<(Reason, String)>,
+) -> Result<StreamRule, String> {
+    if backend_refs.iter().all(|backend| backend.weight == 0) {
+        return Err("the weights of backendRefs sum to zero".into());
+    }
+    let backend = |backend| self::backend(world, route, backend, Share::Closed, unresolved);
+    Ok(StreamRule {
+        route: ObjectRef { namespace: route.namespace.clone(), name: route.name.clone() },
+        name: name.to_owned(),
+        backends: backend_refs.iter().map(backend).collect(),
+    })
 }
 
 fn rate_limit(limit: &route::RateLimit) -> Result<RateLimit, String> {
@@ -455,14 +570,24 @@ fn condition(condition: &route::HttpMatch) -> Result<Match, String> {
     })
 }
 
-/// Where a share goes. What is not there answers for its share alone.
-fn backend(world: &World, route: &Key, backend: &route::BackendRef, unresolved: &mut Vec<(Reason, String)>) -> Backend {
+/// Where a share goes. What is not there costs its share alone.
+fn backend(
+    world: &World,
+    route: &Key,
+    backend: &route::BackendRef,
+    share: Share,
+    unresolved: &mut Vec<(Reason, String)>,
+) -> Backend {
     let route::BackendRef { kind: _, namespace, name, port, subset, weight } = backend;
     let key = Key::new(namespace.as_deref().unwrap_or(&route.namespace), name);
-    let target = match resolve(world, &key, *port, subset.as_deref(), "its share is answered 503", unresolved) {
+    let (while_missing, while_empty) = match share {
+        Share::Answered => ("its share is answered 500", "its share is answered 503"),
+        Share::Closed => ("its share is closed", "its share is closed"),
+    };
+    let target = match resolve(world, &key, *port, subset.as_deref(), while_empty, unresolved) {
         Ok(target) => BackendTarget::Cluster(target),
         Err((reason, message)) => {
-            unresolved.push((reason, format!("{message}: its share is answered 500")));
+            unresolved.push((reason, format!("{message}: {while_missing}")));
             BackendTarget::Invalid(message)
         }
     };
@@ -539,6 +664,14 @@ fn check_backend(service: &Service, port: u16) -> Result<(), String> {
 
 fn id(route: &Route) -> ObjectId {
     ObjectId { kind: Kind::Route, key: route.meta.key.clone() }
+}
+
+// === impl Attached ===
+
+impl Attached<'_> {
+    fn places(&self) -> impl Iterator<Item = &Place> {
+        self.http_places.union(&self.stream_places)
+    }
 }
 
 // === impl Place ===

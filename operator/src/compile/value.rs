@@ -91,6 +91,23 @@ pub(super) fn rate_limit_key(key: &route::RateLimitKey) -> Result<RateLimitKey, 
     })
 }
 
+/// The server names that a rule's matches name, at least one.
+pub(super) fn server_names(matches: &[route::TlsMatch]) -> Result<Vec<String>, String> {
+    let names: Vec<String> =
+        matches.iter().flat_map(|route::TlsMatch { sni }| sni).map(|name| name.to_ascii_lowercase()).collect();
+    if names.is_empty() {
+        return Err("it names no server".into());
+    }
+    for name in &names {
+        let host = name.strip_prefix("*.").unwrap_or(name);
+        let is_host = host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte));
+        if host.is_empty() || host.len() > 253 || !is_host {
+            return Err(format!("sni: {name:?} is not a server name"));
+        }
+    }
+    Ok(names)
+}
+
 fn origin(text: &str) -> Result<Origin, String> {
     let wrong = || format!("cors.allowOrigins: {text:?} is not an origin: write one like \"https://shop.example\"");
     let (scheme, rest) = text.split_once("://").ok_or_else(wrong)?;

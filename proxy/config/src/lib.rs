@@ -29,7 +29,7 @@ pub use index::Index;
 pub use route::{
     Action, Backend, BackendTarget, ClusterRef, Cors, Fault, FaultAbort, FaultDelay, Fraction, HeaderEdit, HeaderValue,
     Match, Mirror, ObjectRef, Origin, PathMatch, PathRewrite, RateLimit, RateLimitKey, Redirect, Respond, Retry,
-    Rewrite, RouteTable, Rule, ValueMatch, ValueTest,
+    Rewrite, RouteTable, Rule, ServerName, StreamRule, ValueMatch, ValueTest,
 };
 
 /// Skips a field that holds its default, so that a field appears on the wire only when somebody uses it. That keeps

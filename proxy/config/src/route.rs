@@ -9,9 +9,43 @@ use crate::is_default;
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct RouteTable {
     /// In order of precedence: the first that takes the request wins.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub matches: Vec<Match>,
     /// What the matches lead to, by index.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
+    /// For TLS connections. Absent: they are bytes like others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tls: Vec<ServerName>,
+    /// For all other connections, as an index into `streams`. Absent: there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<usize>,
+    /// What the two lead to, by index.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub streams: Vec<StreamRule>,
+}
+
+/// The name that a client's first TLS message asks for. A whole name comes before a wildcard, a longer one before a
+/// shorter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct ServerName {
+    /// Index into [`RouteTable::streams`].
+    pub rule: usize,
+    /// In lower case. `*.example`: all below it.
+    pub name: String,
+}
+
+/// Where connections go, and whose word that is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct StreamRule {
+    /// The object that the user wrote.
+    pub route: ObjectRef,
+    /// The rule in it.
+    pub name: String,
+    /// At least one, and the weights' sum is not zero. The share of one that is invalid is closed.
+    pub backends: Vec<Backend>,
 }
 
 /// Conditions on a request; all of them must hold.

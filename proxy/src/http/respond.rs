@@ -56,6 +56,8 @@ pub(crate) enum Reason {
     CorsRefused,
     /// A rule's pace is exceeded.
     RateLimited,
+    /// A TLS client does not say which server it wants.
+    NoServerName,
 }
 
 impl Reason {
@@ -80,6 +82,7 @@ impl Reason {
             Self::CorsPreflight => "cors-preflight",
             Self::CorsRefused => "cors-refused",
             Self::RateLimited => "rate-limited",
+            Self::NoServerName => "no-server-name",
         }
     }
 
@@ -94,7 +97,7 @@ impl Reason {
             Self::UpstreamReset | Self::UpstreamProtocol => StatusCode::BAD_GATEWAY,
             Self::RequestTimeout | Self::AttemptTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::PolicyDenied | Self::CorsRefused => StatusCode::FORBIDDEN,
-            Self::WrongDestination => StatusCode::MISDIRECTED_REQUEST,
+            Self::WrongDestination | Self::NoServerName => StatusCode::MISDIRECTED_REQUEST,
             Self::DirectResponse | Self::Redirect => StatusCode::OK,
             Self::CorsPreflight => StatusCode::NO_CONTENT,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
