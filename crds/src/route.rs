@@ -15,6 +15,9 @@ use crate::status::Status;
 /// headers, most query parameters; then the oldest route, then namespace/name, then the first rule. Both are told when two
 /// routes have equal matches. (These are the rules of the Gateway API's HTTPRoute.)
 ///
+/// A route's rules are for HTTP requests, for TLS connections by the name that the client asks for, or for connections of
+/// bytes. A connection goes by what its client speaks; one that no rule takes is closed.
+///
 /// ```yaml
 /// apiVersion: weft.dev/v1alpha1
 /// kind: MeshRoute
@@ -59,15 +62,89 @@ use crate::status::Status;
     )
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = kube::core::Rule::new("(has(self.http) && size(self.http) > 0) || (has(self.tls) && size(self.tls) > 0) || (has(self.tcp) && size(self.tcp) > 0)")
+        .message("a route needs http, tls or tcp rules")
+)]
 pub struct MeshRouteSpec {
     /// The Services whose traffic the route governs.
     #[schemars(length(min = 1, max = 8))]
     pub parent_refs: Vec<ParentRef>,
-    /// Rules for HTTP requests.
-    #[schemars(length(min = 1, max = 16))]
+    /// Rules for HTTP requests. Not for ports that are declared to carry something else.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
     #[x_kube(validation = kube::core::Rule::new("self.all(a, !has(a.name) || self.exists_one(b, has(b.name) && a.name == b.name))")
         .message("two rules have the same name"))]
     pub http: Vec<HttpRule>,
+    /// Rules for TLS connections, by the server name that the client asks for; what is inside is not looked at. Not for ports
+    /// that are declared to carry HTTP. The longest name wins, and a whole one before a wildcard. A connection that asks for no
+    /// name, or for one that no rule takes, is closed with the TLS alert `unrecognized_name`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(validation = kube::core::Rule::new("self.all(a, !has(a.name) || self.exists_one(b, has(b.name) && a.name == b.name))")
+        .message("two rules have the same name"))]
+    pub tls: Vec<TlsRule>,
+    /// A rule for connections that no other kind of rule is for: where there are no `tls` rules for TLS too, and where there are
+    /// no `http` rules for HTTP too. Not for ports that are declared to carry HTTP. With this alone a port is not looked into.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1))]
+    pub tcp: Vec<TcpRule>,
+}
+
+impl MeshRouteSpec {
+    /// Everywhere that its rules send to, copies aside.
+    pub fn backend_refs(&self) -> impl Iterator<Item = &BackendRef> {
+        let http = self.http.iter().map(|rule| &rule.backend_refs);
+        let tls = self.tls.iter().map(|rule| &rule.backend_refs);
+        let tcp = self.tcp.iter().map(|rule| &rule.backend_refs);
+        http.chain(tls).chain(tcp).flatten()
+    }
+}
+
+/// Which TLS connections, and where they go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = kube::core::Rule::new("self.backendRefs.exists(b, b.weight > 0)")
+    .message("the weights of backendRefs sum to zero: give at least one a weight above 0"))]
+pub struct TlsRule {
+    /// Name of the rule, for logs; by default its position (`tls-0`, `tls-1`, ...).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: Option<String>,
+    /// The rule takes a connection that any of these takes.
+    #[schemars(length(min = 1, max = 16))]
+    pub matches: Vec<TlsMatch>,
+    /// Where connections go, by weight. The share of a backend that does not exist is closed.
+    #[schemars(length(min = 1, max = 16))]
+    pub backend_refs: Vec<BackendRef>,
+}
+
+/// A condition on a TLS connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TlsMatch {
+    /// Server names, any of them: `shop.example`, or `*.shop.example` for all below it, however deep.
+    #[schemars(
+        length(min = 1, max = 16),
+        inner(length(min = 1, max = 253), regex(pattern = "^(\\*\\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")),
+        extend("x-kubernetes-list-type" = "set")
+    )]
+    pub sni: Vec<String>,
+}
+
+/// Where connections of bytes go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = kube::core::Rule::new("self.backendRefs.exists(b, b.weight > 0)")
+    .message("the weights of backendRefs sum to zero: give at least one a weight above 0"))]
+pub struct TcpRule {
+    /// Name of the rule, for logs. Default: `tcp-0`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: Option<String>,
+    /// Where connections go, by weight. The share of a backend that does not exist is closed.
+    #[schemars(length(min = 1, max = 16))]
+    pub backend_refs: Vec<BackendRef>,
 }
 
 /// Which requests, and what happens to them.
@@ -87,8 +164,14 @@ pub struct MeshRouteSpec {
         "!has(self.filters) || !(self.filters.exists(f, f.type == 'RequestRedirect' || f.type == 'DirectResponse') && self.filters.exists(f, f.type == 'URLRewrite'))"
     ).message("URLRewrite cannot be combined with RequestRedirect or DirectResponse: there is no request to send"),
     validation = kube::core::Rule::new(
-        "!has(self.filters) || ['RequestHeaderModifier', 'ResponseHeaderModifier', 'RequestRedirect', 'URLRewrite', 'DirectResponse'].all(t, self.filters.filter(f, f.type == t).size() <= 1)"
-    ).message("a filter type may appear once in a rule"),
+        "!has(self.filters) || ['RequestHeaderModifier', 'ResponseHeaderModifier', 'RequestRedirect', 'URLRewrite', 'DirectResponse', 'CORS', 'RateLimit', 'Fault'].all(t, self.filters.filter(f, f.type == t).size() <= 1)"
+    ).message("a filter type may appear once in a rule, RequestMirror 4 times"),
+    validation = kube::core::Rule::new(
+        "!has(self.filters) || self.filters.filter(f, f.type == 'RequestMirror').size() <= 4"
+    ).message("a rule has at most 4 RequestMirror filters"),
+    validation = kube::core::Rule::new(
+        "!has(self.filters) || !self.filters.exists(f, f.type == 'RequestMirror') || (has(self.backendRefs) && size(self.backendRefs) > 0)"
+    ).message("RequestMirror has no effect in a rule that answers by itself: there is no request to copy"),
     validation = kube::core::Rule::new(
         "!has(self.filters) || !(self.filters.exists(f, f.type == 'RequestRedirect') && self.filters.exists(f, f.type == 'DirectResponse'))"
     ).message("a rule answers either with RequestRedirect or with DirectResponse"),
@@ -108,9 +191,10 @@ pub struct HttpRule {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub matches: Vec<HttpMatch>,
-    /// Changes to request and response, or an answer.
+    /// Changes to request and response, or an answer. In whatever order they stand: first CORS, then RateLimit,
+    /// then Fault, then the rest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 5))]
+    #[schemars(length(max = 11))]
     pub filters: Vec<HttpFilter>,
     /// Where requests go, by weight. A share whose backend does not exist is answered 500; one whose backend has no ready
     /// pod is answered 503.
@@ -259,12 +343,14 @@ pub enum Method {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = kube::core::Rule::new(
-        "has(self.requestHeaderModifier) == (self.type == 'RequestHeaderModifier') && has(self.responseHeaderModifier) == (self.type == 'ResponseHeaderModifier') && has(self.requestRedirect) == (self.type == 'RequestRedirect') && has(self.urlRewrite) == (self.type == 'URLRewrite') && has(self.directResponse) == (self.type == 'DirectResponse')"
+        "has(self.requestHeaderModifier) == (self.type == 'RequestHeaderModifier') && has(self.responseHeaderModifier) == (self.type == 'ResponseHeaderModifier') && has(self.requestRedirect) == (self.type == 'RequestRedirect') && has(self.urlRewrite) == (self.type == 'URLRewrite') && has(self.directResponse) == (self.type == 'DirectResponse') && has(self.cors) == (self.type == 'CORS') && has(self.fault) == (self.type == 'Fault') && has(self.requestMirror) == (self.type == 'RequestMirror') && has(self.rateLimit) == (self.type == 'RateLimit')"
     ).message("a filter has exactly the field that its type names")
 )]
 pub struct HttpFilter {
     /// RequestHeaderModifier and ResponseHeaderModifier change headers. URLRewrite changes host and path of what is sent.
-    /// RequestRedirect and DirectResponse answer without a backend.
+    /// RequestRedirect and DirectResponse answer without a backend. Fault makes requests wait or fail on purpose.
+    /// RequestMirror sends a copy of requests to another backend as well. CORS says which pages of other origins may call.
+    /// RateLimit refuses requests beyond a pace.
     #[serde(rename = "type")]
     pub kind: FilterType,
     /// For type RequestHeaderModifier.
@@ -282,6 +368,18 @@ pub struct HttpFilter {
     /// For type DirectResponse.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direct_response: Option<DirectResponse>,
+    /// For type CORS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cors: Option<Cors>,
+    /// For type Fault.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<Fault>,
+    /// For type RequestMirror.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_mirror: Option<RequestMirror>,
+    /// For type RateLimit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<RateLimit>,
 }
 
 /// Types of filters.
@@ -298,6 +396,15 @@ pub enum FilterType {
     UrlRewrite,
     /// Answers as it says.
     DirectResponse,
+    /// Answers browsers that ask for other origins' pages.
+    #[serde(rename = "CORS")]
+    Cors,
+    /// Makes requests wait or fail.
+    Fault,
+    /// Sends copies to another backend.
+    RequestMirror,
+    /// Refuses requests beyond a pace.
+    RateLimit,
 }
 
 /// Changes to headers: first `remove`, then `set`, then `add`.
@@ -437,6 +544,252 @@ pub struct DirectResponse {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 4096))]
     pub body: String,
+}
+
+/// Which pages of other origins a browser lets call. The proxy answers preflight requests by itself, 204 or for another origin
+/// 403, and adds the headers to all other responses of the rule. A preflight goes by the rule that takes the request it
+/// asks about. What the backend says about origins is taken away, so that it does not contradict.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = kube::core::Rule::new("!(self.allowCredentials && has(self.exposeHeaders) && '*' in self.exposeHeaders)")
+        .message("browsers do not know exposeHeaders '*' together with allowCredentials: name the headers")
+)]
+pub struct Cors {
+    /// Origins that may: `*`, or scheme and host and perhaps port, as in `https://shop.example`. Without a port it is that of
+    /// the scheme, 80 or 443. `https://*.example` takes every host below, `a.example` and `a.b.example`, and
+    /// `https://*` every host.
+    #[schemars(
+        length(min = 1, max = 64),
+        inner(length(max = 253), regex(pattern = "^(\\*|https?://(\\*|(\\*\\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?)(:[0-9]{1,5})?)$")),
+        extend("x-kubernetes-list-type" = "set")
+    )]
+    #[x_kube(validation = kube::core::Rule::new("!('*' in self && self.size() > 1)").message("'*' takes every origin: no other can stand beside it"))]
+    pub allow_origins: Vec<String>,
+    /// Whether browsers may send cookies and the like along.
+    #[serde(default)]
+    pub allow_credentials: bool,
+    /// Methods that may be used beside GET, HEAD and POST, which always may. `*`: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 9),
+        inner(length(max = 7), regex(pattern = "^(\\*|GET|HEAD|POST|PUT|DELETE|CONNECT|OPTIONS|TRACE|PATCH)$")),
+        extend("x-kubernetes-list-type" = "set")
+    )]
+    #[x_kube(validation = kube::core::Rule::new("!('*' in self && self.size() > 1)").message("'*' takes every method: no other can stand beside it"))]
+    pub allow_methods: Vec<String>,
+    /// Headers that requests may have beside those that always may. `*`: all (without credentials all but Authorization, which
+    /// browsers want named).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 64),
+        inner(length(min = 1, max = 256), regex(pattern = "^[A-Za-z0-9!#$%&'*+\\-.^_\\x60|~]+$")),
+        extend("x-kubernetes-list-type" = "set")
+    )]
+    #[x_kube(validation = kube::core::Rule::new("!('*' in self && self.size() > 1)").message("'*' takes every header: no other can stand beside it"))]
+    pub allow_headers: Vec<String>,
+    /// Headers of responses that pages may read beside those that they always may. `*`: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 64),
+        inner(length(min = 1, max = 256), regex(pattern = "^[A-Za-z0-9!#$%&'*+\\-.^_\\x60|~]+$")),
+        extend("x-kubernetes-list-type" = "set")
+    )]
+    #[x_kube(validation = kube::core::Rule::new("!('*' in self && self.size() > 1)").message("'*' takes every header: no other can stand beside it"))]
+    pub expose_headers: Vec<String>,
+    /// How long a browser may remember what a preflight said, in seconds. Default: 5.
+    #[serde(default = "Cors::default_max_age")]
+    #[schemars(range(min = 1, max = 86_400))]
+    pub max_age: u32,
+}
+
+impl Cors {
+    fn default_max_age() -> u32 {
+        5
+    }
+}
+
+/// Requests that wait or fail on purpose, to see what their callers make of it. The client's proxy does it, before anything
+/// else; no backend sees a request that is aborted. Whether a request waits and whether it is aborted are decided apart,
+/// so some do both.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = kube::core::Rule::new("has(self.delay) || has(self.abort)").message("a fault needs a delay or an abort"))]
+pub struct Fault {
+    /// Makes requests wait. The wait is part of the request's time: with `timeouts.request` shorter than it, the client gets
+    /// 504 as it would from a slow backend. It is no part of an attempt's time (`timeouts.backendRequest`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delay: Option<FaultDelay>,
+    /// Answers requests with an error, with the reason `fault` in the header `weft-reason`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub abort: Option<FaultAbort>,
+}
+
+/// A wait.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = kube::core::Rule::new("!(has(self.percent) && has(self.fraction))").message("give percent or fraction, not both"))]
+pub struct FaultDelay {
+    /// How long.
+    #[x_kube(validation = kube::core::Rule::new("duration(self) >= duration('1ms') && duration(self) <= duration('5m')")
+        .message("fault.delay.duration must be between 1ms and 5m"))]
+    pub duration: Duration,
+    /// How many of a hundred requests wait. Default: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub percent: Option<u32>,
+    /// The same, finer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fraction: Option<Fraction>,
+}
+
+/// An error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = kube::core::Rule::new("!(has(self.percent) && has(self.fraction))").message("give percent or fraction, not both"))]
+pub struct FaultAbort {
+    /// Status of the answer, 400 to 599. A gRPC client gets the gRPC status that stands for it.
+    #[schemars(range(min = 400, max = 599))]
+    pub status: u16,
+    /// How many of a hundred requests are aborted. Default: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub percent: Option<u32>,
+    /// The same, finer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fraction: Option<Fraction>,
+}
+
+/// Copies of requests to another backend. Each goes to one of its pods; what that answers is read and thrown away, and
+/// nothing about it delays or fails the request itself. A copy is the request as it is sent to the rule's own backend, and is
+/// sent when all of its body is there; one with a body of more than 64 KiB, or with trailers, is not sent, and neither are
+/// WebSockets and their like. Each worker of a proxy has at most 100 copies under way; beyond, none is made. The metric
+/// `weft_mirrored_requests_total` says what came of each.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = kube::core::Rule::new("!(has(self.percent) && has(self.fraction))").message("give percent or fraction, not both"))]
+pub struct RequestMirror {
+    /// Where copies go. While it does not exist no copies are made, and the condition ResolvedRefs says so.
+    pub backend_ref: MirrorRef,
+    /// How many of a hundred requests are copied. Default: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub percent: Option<u32>,
+    /// The same, finer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fraction: Option<Fraction>,
+    /// What is put behind the host of copies, before the port, by which the backend tells them from requests: `-shadow`.
+    /// Default: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[-a-z0-9.]*[a-z0-9]$"))]
+    pub host_suffix: Option<String>,
+}
+
+/// Where copies go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MirrorRef {
+    /// Kind of the backend.
+    #[serde(default)]
+    pub kind: ServiceKind,
+    /// Namespace of the Service; by default the route's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub namespace: Option<String>,
+    /// Name of the Service.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Port of the Service.
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: u16,
+    /// Name of a subset in the Service's MeshCluster. Default: all pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub subset: Option<String>,
+}
+
+/// A pace that requests of the rule must keep, by a token bucket. Each client pod's proxy keeps its own count, over all its
+/// workers: with ten client pods the Service may see ten times the pace. Requests beyond it are answered 429 with
+/// `retry-after` and the reason `rate-limited`; `ratelimit-limit`, `ratelimit-remaining` and `ratelimit-reset` stand on every
+/// response of the rule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RateLimit {
+    /// How many requests.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub requests: u32,
+    /// In how long. Default: 1s.
+    #[serde(default = "RateLimit::default_per")]
+    #[x_kube(validation = kube::core::Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('24h')")
+        .message("rateLimit.per must be between 1s and 24h"))]
+    pub per: Duration,
+    /// How many may come at once after a quiet time. Default: as `requests`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub burst: Option<u32>,
+    /// What tells callers apart, so that each has a pace of its own. Requests without it count as one caller. At most 10000
+    /// callers are told apart at once; those beyond count as one. Default: all requests of the rule count together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<RateLimitKey>,
+}
+
+impl RateLimit {
+    fn default_per() -> Duration {
+        Duration("1s".into())
+    }
+}
+
+/// What tells callers apart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = kube::core::Rule::new("self.type == 'SourceAddress' ? !has(self.name) : has(self.name)")
+        .message("Header, QueryParam and Cookie need a name; SourceAddress has none"),
+    validation = kube::core::Rule::new("!has(self.name) || self.type == 'QueryParam' || self.name.matches('^[A-Za-z0-9!#$%&\\'*+.^_`|~-]+$')")
+        .message("this cannot be the name of a header or cookie")
+)]
+pub struct RateLimitKey {
+    /// Header, QueryParam or Cookie: its first value. SourceAddress: the address that the connection comes from; in a client
+    /// pod that is the pod's own.
+    #[serde(rename = "type")]
+    pub kind: RateLimitKeyType,
+    /// Name of the header, query parameter or cookie.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub name: Option<String>,
+}
+
+/// Types of keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RateLimitKeyType {
+    /// See [`RateLimitKey::kind`].
+    Header,
+    /// See [`RateLimitKey::kind`].
+    QueryParam,
+    /// See [`RateLimitKey::kind`].
+    Cookie,
+    /// See [`RateLimitKey::kind`].
+    SourceAddress,
+}
+
+/// A part of all requests, each taken or left by chance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = kube::core::Rule::new("self.numerator <= self.denominator").message("a fraction's numerator is at most its denominator"))]
+pub struct Fraction {
+    /// How many.
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub numerator: u32,
+    /// Of how many. Default: 100.
+    #[serde(default = "Fraction::default_denominator")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub denominator: u32,
+}
+
+impl Fraction {
+    fn default_denominator() -> u32 {
+        100
+    }
 }
 
 /// A share of a rule's requests.

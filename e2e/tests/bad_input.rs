@@ -148,6 +148,80 @@ fn what_the_schema_can_see_is_refused_at_apply() -> Result<()> {
             ("a path without a slash", bad(&format!("- matches: [{{path: {{value: a}}}}]\n  {to_echo}\n")), "a path starts with /"),
             ("a rule that does nothing", bad("- name: idle\n"), "a rule needs backendRefs"),
             ("a header that frames messages", bad(&format!("- {to_echo}\n  filters: [{{type: RequestHeaderModifier, requestHeaderModifier: {{set: [{{name: Host, value: a}}]}}}}]\n")), "use URLRewrite"),
+            (
+                "a fault that does nothing",
+                bad(&format!("- {to_echo}\n  filters: [{{type: Fault, fault: {{}}}}]\n")),
+                "a fault needs a delay or an abort",
+            ),
+            (
+                "a share said twice",
+                bad(&format!("- {to_echo}\n  filters: [{{type: Fault, fault: {{abort: {{status: 500, percent: 1, fraction: {{numerator: 1}}}}}}}}]\n")),
+                "give percent or fraction, not both",
+            ),
+            (
+                "more than all",
+                bad(&format!("- {to_echo}\n  filters: [{{type: Fault, fault: {{abort: {{status: 500, fraction: {{numerator: 101}}}}}}}}]\n")),
+                "numerator is at most its denominator",
+            ),
+            (
+                "a copy of no request",
+                bad("- filters: [{type: DirectResponse, directResponse: {status: 200}}, {type: RequestMirror, requestMirror: {backendRef: {name: echo, port: 9080}}}]\n"),
+                "there is no request to copy",
+            ),
+            (
+                "an origin that is none",
+                bad(&format!("- {to_echo}\n  filters: [{{type: CORS, cors: {{allowOrigins: [shop.example]}}}}]\n")),
+                "spec.http[0].filters[0].cors.allowOrigins[0]",
+            ),
+            (
+                "every origin and one",
+                bad(&format!("- {to_echo}\n  filters: [{{type: CORS, cors: {{allowOrigins: [\"*\", \"https://a.example\"]}}}}]\n")),
+                "'*' takes every origin",
+            ),
+            (
+                "all headers exposed with credentials",
+                bad(&format!("- {to_echo}\n  filters: [{{type: CORS, cors: {{allowOrigins: [\"*\"], allowCredentials: true, exposeHeaders: [\"*\"]}}}}]\n")),
+                "browsers do not know exposeHeaders '*'",
+            ),
+            (
+                "a key without a name",
+                bad(&format!("- {to_echo}\n  filters: [{{type: RateLimit, rateLimit: {{requests: 1, key: {{type: Header}}}}}}]\n")),
+                "Header, QueryParam and Cookie need a name",
+            ),
+            (
+                "a key that is no header",
+                bad(&format!("- {to_echo}\n  filters: [{{type: RateLimit, rateLimit: {{requests: 1, key: {{type: Header, name: \"a b\"}}}}}}]\n")),
+                "cannot be the name of a header or cookie",
+            ),
+            (
+                "a pace over too short a time",
+                bad(&format!("- {to_echo}\n  filters: [{{type: RateLimit, rateLimit: {{requests: 1, per: 10ms}}}}]\n")),
+                "rateLimit.per must be between 1s and 24h",
+            ),
+            (
+                "a filter twice",
+                bad(&format!("- {to_echo}\n  filters: [{{type: RateLimit, rateLimit: {{requests: 1}}}}, {{type: RateLimit, rateLimit: {{requests: 2}}}}]\n")),
+                "a filter type may appear once",
+            ),
+            (
+                "a route without rules",
+                "apiVersion: weft.dev/v1alpha1\nkind: MeshRoute\nmetadata: {name: bad}\nspec:\n  parentRefs: [{name: echo}]\n".to_owned(),
+                "a route needs http, tls or tcp rules",
+            ),
+            (
+                "a server name that is none",
+                "apiVersion: weft.dev/v1alpha1\nkind: MeshRoute\nmetadata: {name: bad}\nspec:\n  parentRefs: [{name: echo}]\n  tls: [{matches: [{sni: \
+                 [\"a*.example\"]}], backendRefs: [{name: echo, port: 9080}]}]\n"
+                    .to_owned(),
+                "spec.tls[0].matches[0].sni[0]",
+            ),
+            (
+                "bytes for nobody",
+                "apiVersion: weft.dev/v1alpha1\nkind: MeshRoute\nmetadata: {name: bad}\nspec:\n  parentRefs: [{name: echo}]\n  tcp: [{backendRefs: [{name: \
+                 echo, port: 9080, weight: 0}]}]\n"
+                    .to_owned(),
+                "the weights of backendRefs sum to zero",
+            ),
             ("a field that does not exist", bad(&format!("- {to_echo}\n  timeout: 2s\n")), "unknown field"),
             (
                 "two subsets of one name",

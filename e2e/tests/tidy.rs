@@ -22,7 +22,7 @@ const ARROWS: [(&str, &[&str]); 9] = [
 ];
 
 /// Modules that decide, and touch nothing: no client, no runtime, no files, no clock of their own.
-const PURE: [&str; 10] = [
+const PURE: [&str; 14] = [
     "operator/src/compile",
     "operator/src/status.rs",
     "injector/src/decide.rs",
@@ -31,8 +31,12 @@ const PURE: [&str; 10] = [
     "proxy/init/src/rules.rs",
     "proxy/src/decide.rs",
     "proxy/src/detect.rs",
+    "proxy/src/filter/cors.rs",
+    "proxy/src/filter/fault.rs",
+    "proxy/src/filter/rate_limit.rs",
     "proxy/src/path.rs",
     "proxy/src/policy.rs",
+    "proxy/src/sni.rs",
 ];
 
 const IMPURE: [&str; 7] =

@@ -25,6 +25,7 @@ use weft_runtime::readiness::Readiness;
 use weft_runtime::{log, signal};
 
 use crate::bootstrap::{Bootstrap, Source as SourceChoice};
+use crate::filter::rate_limit::Limiters;
 use crate::listener;
 use crate::table::source::Source;
 use crate::table::store::Keeper;
@@ -112,6 +113,8 @@ pub async fn start(
     let shared = Arc::new(Shared {
         store,
         loads: Loads::default(),
+        mirror_loads: Loads::default(),
+        limiters: Limiters::default(),
         metrics,
         opaque_ports,
         pod_ips,

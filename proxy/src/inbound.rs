@@ -74,7 +74,7 @@ async fn bytes(
     destination: SocketAddr,
     upstream: Option<TcpStream>,
 ) {
-    let mut note = ConnectionNote::new(Direction::Inbound, peer, destination, None);
+    let mut note = ConnectionNote::new(Direction::Inbound, peer, destination);
     let inbound = worker.shared.store.load().inbound.clone();
     match inbound.policies.of_bytes(destination.port()) {
         PolicyVerdict::Allowed => {}

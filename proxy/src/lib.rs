@@ -6,7 +6,7 @@
 //! listener   accept, with a limit
 //! orig_dst   where the peer meant to go
 //! detect     HTTP/1.1, HTTP/2 or bytes, from what the client says first (nobody waits: see `sniff`)
-//! outbound   dst -> Service port -> decide -> backend -> balance -> endpoint       inbound   policy -> the application
+//! outbound   dst -> Service port -> decide -> filter -> backend -> balance -> endpoint    inbound   policy -> the application
 //! http       one request: forward, retry, time out, answer          tcp   bytes both ways
 //! telemetry  one access event
 //! ```
@@ -22,6 +22,7 @@ mod balance;
 pub mod bootstrap;
 mod decide;
 mod detect;
+mod filter;
 mod http;
 mod inbound;
 mod listener;
@@ -30,6 +31,7 @@ mod outbound;
 mod path;
 mod policy;
 mod probe;
+mod sni;
 mod sniff;
 mod table;
 mod tcp;

@@ -8,18 +8,23 @@ use http::header::{self, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, Version};
 use hyper::body::Incoming;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use weft_config::{PathRewrite, Protocol};
 
 use crate::decide::{Decision, RequestHead, decide, pick};
 use crate::detect::Verdict;
+use crate::filter::mirror::Copies;
+use crate::filter::{Filters, cors};
 use crate::http::body::ResponseBody;
 use crate::http::forward::{Finish, Plan, Upstream, forward};
 use crate::http::respond::{Answer, Reason};
 use crate::http::{head, serve};
 use crate::orig_dst::original_destination;
+use crate::sni::Hello;
 use crate::sniff::{First, PATIENCE, Prefixed, SILENCE, Said};
-use crate::table::route::{Action, PathMatch, Redirect, Target};
+use crate::table::route::{Action, PathMatch, Redirect, Routes, StreamRule, Target};
 use crate::table::{Cluster, Port};
 use crate::tcp;
 use crate::telemetry::access::{self, ConnectionNote};
@@ -30,6 +35,9 @@ use crate::worker::Worker;
 
 /// How long a connection to somewhere outside the mesh may take to be made. Source: Istio's default.
 const PASSTHROUGH_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// The fatal TLS alert that there is no such server here (RFC 6066 3).
+const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
 /// Carries one connection.
 pub(crate) async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
@@ -64,7 +72,12 @@ fn is_own(worker: &Worker, destination: SocketAddr) -> bool {
 }
 
 async fn carry(worker: &Rc<Worker>, mut stream: Prefixed, peer: SocketAddr, destination: SocketAddr, port: &Arc<Port>) {
-    let has_routes = worker.shared.store.load().routes(port).is_some();
+    let routes = worker.shared.store.load().routes(port).cloned();
+    let has_routes = routes.is_some();
+    if let Some(routes) = routes.filter(|routes| routes.streams.is_some()) {
+        return Box::pin(carry_by_rules(worker, stream, peer, destination, port, &routes)).await;
+    }
+    let note = || ConnectionNote::new(Direction::Outbound, peer, destination);
     let declared = match port.protocol {
         Protocol::Tcp => Some(false),
         Protocol::Http | Protocol::Http2 => Some(true),
@@ -74,7 +87,7 @@ async fn carry(worker: &Rc<Worker>, mut stream: Prefixed, peer: SocketAddr, dest
         Protocol::Detect => None,
     };
     let http2 = match declared {
-        Some(false) => return bytes(worker, stream, peer, destination, &port.cluster, None).await,
+        Some(false) => return bytes(worker, stream, note(), &port.cluster, None, None).await,
         // The client begins: which version is all there is to see.
         Some(true) => match stream.sniff(PATIENCE).await {
             Ok(Said::Spoke(verdict)) => verdict == Verdict::Http2,
@@ -83,21 +96,32 @@ async fn carry(worker: &Rc<Worker>, mut stream: Prefixed, peer: SocketAddr, dest
         None => match stream.sniff(SILENCE).await {
             Ok(Said::Spoke(Verdict::Http1)) => false,
             Ok(Said::Spoke(Verdict::Http2)) => true,
-            Ok(Said::Spoke(_)) => return bytes(worker, stream, peer, destination, &port.cluster, None).await,
+            Ok(Said::Spoke(_)) => return bytes(worker, stream, note(), &port.cluster, None, None).await,
             // If no endpoint can be asked, none can speak first, and the client will have to.
             Ok(Said::Nothing) => {
-                let upstream = connect(worker, &port.cluster).await.ok();
+                let upstream = connect(worker, &port.cluster, None).await.ok();
                 match stream.first(upstream.as_ref().map(|(_, stream)| stream)).await {
                     First::Client(Verdict::Http1) => false,
                     First::Client(Verdict::Http2) => true,
-                    First::Client(_) => return bytes(worker, stream, peer, destination, &port.cluster, None).await,
-                    First::Server => return bytes(worker, stream, peer, destination, &port.cluster, upstream).await,
+                    First::Client(_) => return bytes(worker, stream, note(), &port.cluster, None, None).await,
+                    First::Server => return bytes(worker, stream, note(), &port.cluster, None, upstream).await,
                     First::Nobody => return,
                 }
             }
             Ok(Said::Closed) | Err(_) => return,
         },
     };
+    serve_http(worker, stream, http2, peer, destination, port).await;
+}
+
+async fn serve_http(
+    worker: &Rc<Worker>,
+    stream: Prefixed,
+    http2: bool,
+    peer: SocketAddr,
+    destination: SocketAddr,
+    port: &Arc<Port>,
+) {
     let drain = worker.shared.drain.clone();
     let worker = worker.clone();
     let port = port.clone();
@@ -107,17 +131,103 @@ async fn carry(worker: &Rc<Worker>, mut stream: Prefixed, peer: SocketAddr, dest
     .await;
 }
 
+/// Carries one connection to a port with rules for connections: TLS by the name that the client asks for, HTTP by the rules
+/// for that, and everything else by the rule for bytes. Where there are no rules of a kind, what speaks it is bytes.
+async fn carry_by_rules(
+    worker: &Rc<Worker>,
+    mut stream: Prefixed,
+    peer: SocketAddr,
+    destination: SocketAddr,
+    port: &Arc<Port>,
+    routes: &Routes,
+) {
+    let Some(streams) = &routes.streams else { return };
+    let mut note = ConnectionNote::new(Direction::Outbound, peer, destination);
+    // A port that is declared to carry something else is not taken for HTTP.
+    let is_http = port.protocol != Protocol::Tcp && (!routes.matches.is_empty() || streams.others().is_none());
+    if !streams.by_name() && !is_http {
+        return by_rule(worker, stream, note, streams.others()).await;
+    }
+    let silence = if streams.others().is_some() { SILENCE } else { PATIENCE };
+    let verdict = match (stream.sniff(silence).await, streams.others()) {
+        (Ok(Said::Spoke(verdict)), _) => verdict,
+        // The server may be one that speaks first.
+        (Ok(Said::Nothing), Some(rule)) => {
+            let Ok((cluster, subset)) = choose(worker, rule).await else {
+                return by_rule(worker, stream, note, streams.others()).await;
+            };
+            let upstream = connect(worker, &cluster, subset).await.ok();
+            match stream.first(upstream.as_ref().map(|(_, stream)| stream)).await {
+                First::Client(verdict) => verdict,
+                First::Server => {
+                    note.origin = Some(rule.origin.clone());
+                    return bytes(worker, stream, note, &cluster, subset, upstream).await;
+                }
+                First::Nobody => return,
+            }
+        }
+        _ => return,
+    };
+    if is_http && verdict != Verdict::Opaque {
+        return serve_http(worker, stream, verdict == Verdict::Http2, peer, destination, port).await;
+    }
+    let hello = if streams.by_name() { stream.hello().await } else { Ok(Hello::None) };
+    let reason = match hello {
+        Ok(Hello::Name(name)) => {
+            let rule = streams.named(&name);
+            note.server_name = Some(name);
+            match rule {
+                Some(rule) => return by_rule(worker, stream, note, Some(rule)).await,
+                None => Reason::NoRoute,
+            }
+        }
+        Ok(Hello::NoName) => Reason::NoServerName,
+        Ok(Hello::None | Hello::NeedMore) => return by_rule(worker, stream, note, streams.others()).await,
+        Err(_) => return,
+    };
+    // The client is told in its own protocol; whether it hears is its affair.
+    let _ = stream.write_all(&UNRECOGNIZED_NAME).await;
+    let _ = stream.shutdown().await;
+    note.reason = Some(reason);
+    access::connection(worker, note);
+}
+
+/// Carries a connection where its rule says. None: no rule takes it.
+async fn by_rule(worker: &Rc<Worker>, stream: Prefixed, mut note: ConnectionNote, rule: Option<&StreamRule>) {
+    let Some(rule) = rule else {
+        note.reason = Some(Reason::NoRoute);
+        return access::connection(worker, note);
+    };
+    note.origin = Some(rule.origin.clone());
+    match choose(worker, rule).await {
+        Ok((cluster, subset)) => bytes(worker, stream, note, &cluster, subset, None).await,
+        Err(reason) => {
+            note.reason = Some(reason);
+            access::connection(worker, note);
+        }
+    }
+}
+
+/// A backend of a rule by weight: the cluster, and perhaps a subset of it.
+async fn choose<'a>(worker: &Worker, rule: &'a StreamRule) -> Result<(Arc<Cluster>, Option<&'a str>), Reason> {
+    let roll = worker.chance.borrow_mut().below(rule.total);
+    let target = pick(&rule.backends, roll).target.as_ref().map_err(|_| Reason::BackendNotFound)?;
+    let cluster = find_cluster(worker, target).await.ok_or(Reason::NoEndpoints)?;
+    Ok((cluster, target.subset.as_deref()))
+}
+
 /// A connection to an endpoint of a cluster; another one is tried if it cannot be made.
 async fn connect(
     worker: &Rc<Worker>,
     cluster: &Arc<Cluster>,
+    subset: Option<&str>,
 ) -> Result<(SocketAddr, TcpStream), (Reason, Option<SocketAddr>)> {
     const ATTEMPTS: usize = 3;
     let state = worker.cluster(cluster);
     let mut tried = Vec::new();
     loop {
         let endpoint = state
-            .pick(None, &tried, &mut worker.chance.borrow_mut(), worker.now())
+            .pick(subset, &tried, &mut worker.chance.borrow_mut(), worker.now())
             .map_err(|_| (Reason::NoEndpoints, None))?;
         match open(endpoint.address, cluster.connect_timeout).await {
             Ok(stream) => return Ok((endpoint.address, stream)),
@@ -135,12 +245,12 @@ async fn connect(
 async fn bytes(
     worker: &Rc<Worker>,
     stream: Prefixed,
-    peer: SocketAddr,
-    destination: SocketAddr,
+    mut note: ConnectionNote,
     cluster: &Arc<Cluster>,
+    subset: Option<&str>,
     upstream: Option<(SocketAddr, TcpStream)>,
 ) {
-    let mut note = ConnectionNote::new(Direction::Outbound, peer, destination, Some(cluster.name.clone()));
+    note.cluster = Some(cluster.name.clone());
     let load = worker.cluster(cluster).load.clone();
     let Some(_permit) = load.admit(Kind::Connection, cluster.limits.max_connections) else {
         note.reason = Some(Reason::Overflow);
@@ -148,7 +258,7 @@ async fn bytes(
     };
     let connected = match upstream {
         Some(upstream) => Ok(upstream),
-        None => connect(worker, cluster).await,
+        None => connect(worker, cluster, subset).await,
     };
     match connected {
         Ok((address, upstream)) => {
@@ -165,7 +275,7 @@ async fn bytes(
 
 /// Carries bytes to where they were meant to go, which is nowhere in the mesh.
 async fn pass(worker: &Rc<Worker>, stream: Prefixed, peer: SocketAddr, destination: SocketAddr) {
-    let mut note = ConnectionNote::new(Direction::Outbound, peer, destination, None);
+    let mut note = ConnectionNote::new(Direction::Outbound, peer, destination);
     note.endpoint = Some(destination);
     match open(destination, PASSTHROUGH_TIMEOUT).await {
         Ok(upstream) => note.relayed(tcp::relay(stream.into_end(), upstream.into(), &worker.shared.drain).await),
@@ -205,17 +315,121 @@ async fn respond(
     };
     let head =
         RequestHead { method: request.method(), path: uri.path(), query: uri.query(), headers: request.headers() };
-    let Some(decision) = decide(routes, &head) else {
+    // A preflight is held against the routes as the request that it asks about.
+    let asked = cors::preflight(request.method(), request.headers());
+    let answering = asked.as_ref().and_then(|method| decide(routes, &RequestHead { method, ..head }));
+    let answering = answering.filter(|decision| decision.rule.filters.as_ref().is_some_and(|it| it.cors.is_some()));
+    let Some(decision) = answering.or_else(|| decide(routes, &head)) else {
         return Answer::new(
             Reason::NoRoute,
             format!("no rule of the routes for {} takes the request", port.cluster.name),
         )
         .into_response(finish);
     };
+    finish.decided(decision.rule.id, &decision.rule.origin);
+    match decision.rule.filters.as_deref() {
+        None => act(&worker, request, &decision, &uri, host, destination.port(), finish).await,
+        Some(filters) => {
+            // Apart, so that requests without filters do not carry the room for them.
+            Box::pin(filtered(&worker, request, filters, &decision, &uri, host, destination.port(), finish)).await
+        }
+    }
+}
+
+/// Does what a rule with filters does.
+#[expect(clippy::too_many_arguments, reason = "the parts of one request, and the filters that it goes through")]
+async fn filtered(
+    worker: &Rc<Worker>,
+    request: Request<Incoming>,
+    filters: &Filters,
+    decision: &Decision<'_>,
+    uri: &http::Uri,
+    host: Option<HeaderValue>,
+    port: u16,
+    finish: Box<Finish>,
+) -> Response<ResponseBody> {
+    if let Some(cors) = &filters.cors
+        && cors::preflight(request.method(), request.headers()).is_some()
+    {
+        let (reason, headers) = match cors.preflight_headers(request.headers()) {
+            Ok(headers) => (Reason::CorsPreflight, headers),
+            Err(headers) => (Reason::CorsRefused, headers),
+        };
+        return Answer { headers, ..Answer::new(reason, "") }.into_response(finish);
+    }
+    let origin = filters.cors.as_ref().and_then(|_| request.headers().get(header::ORIGIN).cloned());
+    let limit = filters.rate_limit.as_ref();
+    let taken = limit.map(|limit| {
+        let (peer, now) = (finish.note.peer.ip(), worker.now());
+        limit.take(&worker.shared.limiters, request.headers(), uri.query(), peer, now)
+    });
+    let mut response = match taken {
+        Some(taken) if !taken.admitted => {
+            Answer::new(Reason::RateLimited, "requests come faster than the rule lets pass").into_response(finish)
+        }
+        _ => passed(worker, request, filters, decision, uri, host, port, finish).await,
+    };
+    if let Some(taken) = taken {
+        taken.mark(response.headers_mut());
+    }
+    if let Some(cors) = &filters.cors {
+        cors.mark(origin.as_ref(), response.headers_mut());
+    }
+    response
+}
+
+/// Does what is left for requests that go on.
+#[expect(clippy::too_many_arguments, reason = "the parts of one request, and the filters that it goes through")]
+async fn passed(
+    worker: &Rc<Worker>,
+    request: Request<Incoming>,
+    filters: &Filters,
+    decision: &Decision<'_>,
+    uri: &http::Uri,
+    host: Option<HeaderValue>,
+    port: u16,
+    mut finish: Box<Finish>,
+) -> Response<ResponseBody> {
+    if let Some(fault) = &filters.fault {
+        let drawn = fault.draw(&mut worker.chance.borrow_mut());
+        if let Some(delay) = drawn.delay {
+            finish.note.fault_delay = Some(delay);
+            let (begun, until) = (finish.note.started, Instant::now() + delay);
+            let deadline = decision.rule.request_timeout.map(|timeout| begun + timeout);
+            tokio::time::sleep_until(deadline.map_or(until, |deadline| deadline.min(until))).await;
+            if deadline.is_some_and(|deadline| deadline < until) {
+                let text = "the time for the request was over while a fault made it wait";
+                return Answer::new(Reason::RequestTimeout, text).into_response(finish);
+            }
+        }
+        if let Some(status) = drawn.abort {
+            let answer = Answer::new(Reason::Fault, "the rule makes this request fail on purpose");
+            return Answer { status: Some(status), ..answer }.into_response(finish);
+        }
+    }
+    // Whatever a connection is upgraded to, nobody could answer for its copy.
+    if !filters.mirrors.is_empty() && head::wants_upgrade(request.version(), request.headers()).is_none() {
+        let http2 = request.version() == Version::HTTP_2;
+        if let Some(copies) = Copies::draw(worker, &filters.mirrors, decision.rule, http2) {
+            finish.mirror(copies);
+        }
+    }
+    act(worker, request, decision, uri, host, port, finish).await
+}
+
+/// Does what a rule says.
+async fn act(
+    worker: &Rc<Worker>,
+    request: Request<Incoming>,
+    decision: &Decision<'_>,
+    uri: &http::Uri,
+    host: Option<HeaderValue>,
+    port: u16,
+    mut finish: Box<Finish>,
+) -> Response<ResponseBody> {
     let rule = decision.rule;
-    finish.decided(rule.id, &rule.origin);
     match &rule.action {
-        Action::Redirect(redirect) => match location(redirect, &decision, &uri, host.as_ref(), destination.port()) {
+        Action::Redirect(redirect) => match location(redirect, decision, uri, host.as_ref(), port) {
             Some(location) => {
                 let mut answer = Answer::new(Reason::Redirect, "");
                 answer.status = Some(redirect.status);
@@ -241,7 +455,7 @@ async fn respond(
                 Ok(target) => target,
                 Err(reason) => return Answer::new(Reason::BackendNotFound, reason.clone()).into_response(finish),
             };
-            let cluster = match find_cluster(&worker, target).await {
+            let cluster = match find_cluster(worker, target).await {
                 Some(cluster) => cluster,
                 None => {
                     let text = format!("the configuration of {}/{} is not there", target.namespace, target.service.0);
@@ -251,14 +465,14 @@ async fn respond(
             finish.note.cluster = Some(cluster.name.clone());
             let path = match &rewrite.path {
                 None => None,
-                Some(change) => match rewritten(change, &decision, &uri) {
+                Some(change) => match rewritten(change, decision, uri) {
                     Some(path) => Some(path),
                     None => return Answer::new(Reason::BadRequest, "the rewritten path is none").into_response(finish),
                 },
             };
             let host = rewrite.hostname.clone().or(host);
             let rest = Rest { rule: Some(rule) };
-            send(&worker, request, &cluster, target.subset.clone(), path, rest, host, finish).await
+            send(worker, request, &cluster, target.subset.clone(), path, rest, host, finish).await
         }
     }
 }
@@ -308,7 +522,7 @@ async fn send(
 }
 
 /// The cluster that a route names, opening its namespace first if need be.
-async fn find_cluster(worker: &Worker, target: &Target) -> Option<Arc<Cluster>> {
+pub(crate) async fn find_cluster(worker: &Worker, target: &Target) -> Option<Arc<Cluster>> {
     let store = &worker.shared.store;
     let table = store.load();
     if !table.namespaces.contains_key(&target.namespace) {
@@ -375,7 +589,7 @@ fn location(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::route::{Match, Routes};
+    use crate::table::route::Match;
     use http::StatusCode;
     use weft_config as wire;
 
@@ -388,6 +602,7 @@ mod tests {
                 }))
                 .expect("a rule"),
             ],
+            ..wire::RouteTable::default()
         };
         let routes = Routes::compile(table).expect("compiles");
         let by: &Match = &routes.matches[0];

@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::detect::{LINE_BYTES_MAX, Verdict, detect};
+use crate::sni::{Hello, client_hello};
 use crate::tcp::End;
 
 /// How long a client may be silent before its server is asked. Short, because a server that speaks first is waited for
@@ -96,6 +97,21 @@ impl Prefixed {
     /// The stream as the end of a relay.
     pub(crate) fn into_end(self) -> End {
         End { stream: self.stream, read: self.prefix.freeze() }
+    }
+
+    /// After a client has spoken: reads until it is known what server name it asks for, if it speaks TLS at all.
+    pub(crate) async fn hello(&mut self) -> io::Result<Hello> {
+        let until = Instant::now() + DETECT_TIMEOUT;
+        loop {
+            match client_hello(&self.prefix) {
+                Hello::NeedMore => {}
+                hello => return Ok(hello),
+            }
+            let Ok(read) = tokio::time::timeout_at(until, self.more()).await else { return Ok(Hello::None) };
+            if read? == 0 {
+                return Ok(Hello::None);
+            }
+        }
     }
 
     async fn more(&mut self) -> io::Result<usize> {

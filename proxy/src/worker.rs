@@ -1,7 +1,7 @@
 //! One worker: a thread with its own runtime, listener sockets, connection pools and balancer state. Nothing in here is
 //! shared with another thread but what [`Shared`] holds.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use weft_config::bootstrap::AccessLog;
 
 use crate::balance::Chance;
+use crate::filter::rate_limit::Limiters;
 use crate::table::Cluster;
 use crate::table::store::Store;
 use crate::telemetry::metrics::{Metrics, RequestHandles};
@@ -32,6 +33,9 @@ const LOCAL_MAX: usize = 1024;
 pub(crate) struct Shared {
     pub(crate) store: Arc<Store>,
     pub(crate) loads: Loads,
+    /// Of mirrored requests, which limits count apart.
+    pub(crate) mirror_loads: Loads,
+    pub(crate) limiters: Limiters,
     pub(crate) metrics: Metrics,
     pub(crate) opaque_ports: HashSet<u16>,
     pub(crate) pod_ips: Vec<IpAddr>,
@@ -51,7 +55,10 @@ pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) chance: RefCell<Chance>,
     pub(crate) handles: RequestHandles,
+    /// Mirrored requests that are under way.
+    pub(crate) copies: Cell<u32>,
     clusters: RefCell<HashMap<Arc<str>, Rc<ClusterState>>>,
+    mirrors: RefCell<HashMap<Arc<str>, Rc<ClusterState>>>,
     local: RefCell<HashMap<SocketAddr, Rc<Endpoint>>>,
 }
 
@@ -62,7 +69,9 @@ impl Worker {
             handles: RequestHandles::new(shared.metrics.clone()),
             shared,
             chance: RefCell::new(Chance::new(seed)),
+            copies: Cell::new(0),
             clusters: RefCell::default(),
+            mirrors: RefCell::default(),
             local: RefCell::default(),
         });
         tokio::task::spawn_local(sweep(Rc::downgrade(&worker)));
@@ -71,9 +80,23 @@ impl Worker {
 
     /// The balancer and pools for a cluster, brought up to its newest endpoints.
     pub(crate) fn cluster(&self, cluster: &Arc<Cluster>) -> Rc<ClusterState> {
-        let mut clusters = self.clusters.borrow_mut();
-        let state = (clusters.entry_ref(&cluster.name))
-            .or_insert_with(|| Rc::new(ClusterState::new(cluster, &self.shared.loads, self.now())));
+        self.state(&self.clusters, &self.shared.loads, cluster)
+    }
+
+    /// The same for mirrored requests: connections, limits and estimates are their own, so that clients do not feel them.
+    pub(crate) fn mirror(&self, cluster: &Arc<Cluster>) -> Rc<ClusterState> {
+        self.state(&self.mirrors, &self.shared.mirror_loads, cluster)
+    }
+
+    fn state(
+        &self,
+        states: &RefCell<HashMap<Arc<str>, Rc<ClusterState>>>,
+        loads: &Loads,
+        cluster: &Arc<Cluster>,
+    ) -> Rc<ClusterState> {
+        let mut states = states.borrow_mut();
+        let state =
+            (states.entry_ref(&cluster.name)).or_insert_with(|| Rc::new(ClusterState::new(cluster, loads, self.now())));
         state.refresh(cluster, self.now());
         state.clone()
     }
@@ -95,11 +118,13 @@ impl Worker {
     fn close_idle(&self) {
         self.local.borrow().values().for_each(|endpoint| endpoint.close_idle());
         let table = self.shared.store.load();
-        self.clusters.borrow_mut().retain(|name, state| {
-            state.close_idle();
-            // A cluster that no table has any more is forgotten once nobody uses it.
-            Rc::strong_count(state) > 1 || table.cluster_named(name).is_some()
-        });
+        for states in [&self.clusters, &self.mirrors] {
+            states.borrow_mut().retain(|name, state| {
+                state.close_idle();
+                // A cluster that no table has any more is forgotten once nobody uses it.
+                Rc::strong_count(state) > 1 || table.cluster_named(name).is_some()
+            });
+        }
     }
 }
 

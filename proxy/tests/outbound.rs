@@ -23,6 +23,11 @@ use weft_config::bootstrap::AccessLog;
 use weft_proxy::app::{self, Running};
 use weft_proxy::bootstrap::{Bootstrap, Pod, Ports, Source};
 
+#[path = "outbound/filters.rs"]
+mod filters;
+#[path = "outbound/streams.rs"]
+mod streams;
+
 /// A proxy, the folder it reads, and what stops it.
 struct Proxy {
     running: Option<Running>,

@@ -31,6 +31,9 @@ pub(crate) struct ClientArgs {
     /// What to send.
     #[arg(long, default_value = "")]
     send: String,
+    /// Send the first message of a TLS client that asks for this server instead.
+    #[arg(long, conflicts_with = "send", value_name = "SERVER")]
+    hello: Option<String>,
     /// Wait for the server to speak before sending.
     #[arg(long)]
     expect_first: bool,
@@ -97,15 +100,30 @@ async fn converse(args: &ClientArgs, start: Instant, answer: &mut Answer) -> any
         read(&mut stream, &mut answer.first).await.context("before anything was sent")?;
         answer.first_ms = Some(millis(start.elapsed()));
     }
-    stream.write_all(args.send.as_bytes()).await.context("send")?;
+    let sent = args.hello.as_deref().map_or_else(|| args.send.clone().into_bytes(), hello);
+    stream.write_all(&sent).await.context("send")?;
     let enough = |received: &str| match &args.until {
         Some(text) => received.contains(text.as_str()),
-        None => received.len() >= args.send.len(),
+        None => received.len() >= sent.len(),
     };
     while !enough(&answer.received) {
         read(&mut stream, &mut answer.received).await?;
     }
     Ok(())
+}
+
+/// The least that a TLS 1.2 client may say, with the server's name.
+fn hello(server: &str) -> Vec<u8> {
+    // A vector whose length is before it, in two bytes.
+    let vector = |parts: &[&[u8]]| -> Vec<u8> {
+        let bytes = parts.concat();
+        [&u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_be_bytes(), bytes.as_slice()].concat()
+    };
+    let names = vector(&[&[0], &vector(&[server.as_bytes()])]);
+    let extensions = vector(&[&[0, 0], &vector(&[&names])]);
+    let body = [&[3, 3][..], &[0; 32], &[0], &vector(&[&[0xc0, 0x2f]]), &[1, 0], &extensions].concat();
+    let message = [&[1, 0][..], &vector(&[&body])].concat();
+    [&[22, 3, 1][..], &vector(&[&message])].concat()
 }
 
 async fn read(stream: &mut TcpStream, text: &mut String) -> anyhow::Result<()> {

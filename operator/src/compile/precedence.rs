@@ -41,6 +41,11 @@ pub(super) fn rank(condition: &Match) -> Rank {
     )
 }
 
+/// Rank of a server name; smaller is tried first.
+pub(super) fn server_rank(name: &str) -> (bool, Reverse<usize>, String) {
+    (name.starts_with("*."), Reverse(name.len()), name.to_owned())
+}
+
 /// Two matches with equal text take exactly the same requests.
 pub(super) fn text(condition: &Match) -> String {
     use std::fmt::Write;
@@ -118,6 +123,12 @@ mod tests {
             assert!(rank(&pair[0]) < rank(&pair[1]), "{} before {}", describe(&pair[0]), describe(&pair[1]));
         }
         assert_eq!(rank(&Match::default()), rank(&prefix("/")), "no path means every path");
+    }
+
+    #[test]
+    fn whole_server_names_come_before_wildcards() {
+        let ordered = ["long.shop.example", "a.example", "*.shop.example", "*.example"];
+        assert!(ordered.is_sorted_by_key(|name| server_rank(name)));
     }
 
     #[test]

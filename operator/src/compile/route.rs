@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use weft_config::{
-    Action, Backend, BackendTarget, ClusterRef, ConsumerRoutes, HeaderEdit, Match, ObjectRef, PathRewrite, Protocol,
-    Redirect, Respond, Retry, Rewrite, RouteTable, Rule,
+    Action, Backend, BackendTarget, ClusterRef, ConsumerRoutes, Fault, FaultAbort, FaultDelay, HeaderEdit, Match,
+    Mirror, ObjectRef, PathRewrite, Protocol, RateLimit, Redirect, Respond, Retry, Rewrite, RouteTable, Rule,
+    ServerName, StreamRule,
 };
 use weft_crds::MeshRouteSpec;
 use weft_crds::refs::ParentRef;
@@ -21,6 +22,12 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 const BACKOFF_MIN: Duration = Duration::from_millis(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 const ATTEMPTS_MAX: u32 = 10;
+const MIRRORS_MAX: usize = 4;
+const PER_MIN: Duration = Duration::from_secs(1);
+const PER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+const RATE_MAX: u32 = 1_000_000;
+const DELAY_MIN: Duration = Duration::from_millis(1);
+const DELAY_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// A port of a Service that routes are attached to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,11 +40,29 @@ pub(super) struct Place {
 struct Attached<'a> {
     route: &'a Route,
     rules: Vec<(Rule, Vec<Match>)>,
-    places: BTreeSet<Place>,
+    /// With the names that lead to them; none for the one that takes all other connections.
+    streams: Vec<(StreamRule, Vec<String>)>,
+    /// Where its rules for HTTP are held against requests, and its others against connections.
+    http_places: BTreeSet<Place>,
+    stream_places: BTreeSet<Place>,
     /// Matches at all places, and how many of them another route took.
     matches: usize,
     lost: usize,
     conflicts: Vec<Diagnostic>,
+}
+
+/// What rules are held against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Speech {
+    Http,
+    Bytes,
+}
+
+/// What becomes of the share of a backend that is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Share {
+    Answered,
+    Closed,
 }
 
 /// The tables of all Service ports that the namespace's routes govern: of its own Services, and of others' for its own
@@ -59,14 +84,16 @@ pub(super) fn compile(
             Err(refused) => outcome.diagnostics.push(refused),
         }
     }
-    let places: BTreeSet<Place> = attached.iter().flat_map(|attached| attached.places.iter().cloned()).collect();
+    let places: BTreeSet<Place> = attached.iter().flat_map(Attached::places).cloned().collect();
     let tables: BTreeMap<Place, RouteTable> = places
         .into_iter()
         .map(|place| (place.clone(), table(&place, &mut attached)))
-        .filter(|(_, t)| !t.matches.is_empty())
+        .filter(|(_, t)| !t.matches.is_empty() || !t.streams.is_empty())
         .collect();
 
-    for Attached { route, places, matches, lost, conflicts, rules: _ } in attached {
+    for attached in attached {
+        let documents: BTreeSet<DocumentKind> = attached.places().map(|place| place.document(name)).collect();
+        let Attached { route, matches, lost, conflicts, .. } = attached;
         let outcome = compiled.objects.entry(id(route)).or_default();
         if lost == matches {
             // Nothing of it is left, so nothing else is worth saying.
@@ -75,7 +102,7 @@ pub(super) fn compile(
             continue;
         }
         outcome.diagnostics.extend(conflicts);
-        outcome.documents.extend(places.iter().map(|place| place.document(name)));
+        outcome.documents.extend(documents);
     }
     for (place, table) in &tables {
         require(name, place, table, compiled);
@@ -89,22 +116,26 @@ fn require(name: &str, place: &Place, table: &RouteTable, compiled: &mut Compile
     if place.service.namespace != name {
         dependencies.insert(place.service.namespace.clone());
     }
-    for rule in &table.rules {
-        let Action::Forward { backends, .. } = &rule.action else { continue };
-        for backend in backends {
-            let BackendTarget::Cluster(target) = &backend.target else { continue };
-            match place.document(name) {
-                DocumentKind::Inbound => {
-                    compiled.inbound_requires.insert(target.namespace.clone());
-                }
-                _ if target.namespace != name => {
-                    compiled.export_requires.insert(target.namespace.clone());
-                }
-                _ => {}
+    // Copies may be lost for a moment, so nothing waits for the namespaces that they go to.
+    let mirrors = table.rules.iter().flat_map(|rule| &rule.mirrors).map(|mirror| &mirror.target.namespace);
+    dependencies.extend(mirrors.filter(|namespace| *namespace != name).cloned());
+    let of_rules = table.rules.iter().filter_map(|rule| match &rule.action {
+        Action::Forward { backends, .. } => Some(backends),
+        Action::Redirect(_) | Action::Respond(_) => None,
+    });
+    for backend in of_rules.chain(table.streams.iter().map(|rule| &rule.backends)).flatten() {
+        let BackendTarget::Cluster(target) = &backend.target else { continue };
+        match place.document(name) {
+            DocumentKind::Inbound => {
+                compiled.inbound_requires.insert(target.namespace.clone());
             }
-            if target.namespace != name {
-                dependencies.insert(target.namespace.clone());
+            _ if target.namespace != name => {
+                compiled.export_requires.insert(target.namespace.clone());
             }
+            _ => {}
+        }
+        if target.namespace != name {
+            dependencies.insert(target.namespace.clone());
         }
     }
     compiled.inbound.dependencies = dependencies.into_iter().collect();
@@ -116,39 +147,72 @@ fn attach<'a>(world: &World, route: &'a Route, diagnostics: &mut Vec<Diagnostic>
         .spec
         .as_ref()
         .map_err(|error| Diagnostic::refused(Reason::Invalid, format!("the object cannot be read: {error}")))?;
-    let MeshRouteSpec { parent_refs, http } = spec;
+    let MeshRouteSpec { parent_refs, http, tls, tcp } = spec;
 
+    let key = &route.meta.key;
+    let mut unresolved = Vec::new();
+    let mut note = |name: &str, found: Vec<(Reason, String)>| {
+        unresolved.extend(
+            found.into_iter().map(|(reason, what)| Diagnostic::unresolved(reason, format!("rule {name}: {what}"))),
+        );
+    };
+    let refused =
+        |name: &str, message: String| Diagnostic::refused(Reason::UnsupportedValue, format!("rule {name}: {message}"));
     let mut rules = Vec::new();
     for (index, rule) in http.iter().enumerate() {
         let name = rule.name.clone().unwrap_or_else(|| index.to_string());
-        let mut unresolved = Vec::new();
-        let compiled = self::rule(world, &route.meta.key, &name, rule, &mut unresolved)
-            .map_err(|message| Diagnostic::refused(Reason::UnsupportedValue, format!("rule {name}: {message}")))?;
-        rules.push(compiled);
-        diagnostics.extend(
-            unresolved.into_iter().map(|(reason, what)| Diagnostic::unresolved(reason, format!("rule {name}: {what}"))),
-        );
+        let mut found = Vec::new();
+        let compiled = self::rule(world, key, &name, rule, &mut found);
+        rules.push(compiled.map_err(|message| refused(&name, message))?);
+        note(&name, found);
     }
+    let mut streams = Vec::new();
+    for (index, route::TlsRule { name, matches, backend_refs }) in tls.iter().enumerate() {
+        let name = name.clone().unwrap_or_else(|| format!("tls-{index}"));
+        let mut found = Vec::new();
+        let names = value::server_names(matches).map_err(|message| refused(&name, message))?;
+        let compiled = stream(world, key, &name, backend_refs, &mut found);
+        streams.push((compiled.map_err(|message| refused(&name, message))?, names));
+        note(&name, found);
+    }
+    for (index, route::TcpRule { name, backend_refs }) in tcp.iter().enumerate() {
+        let name = name.clone().unwrap_or_else(|| format!("tcp-{index}"));
+        let mut found = Vec::new();
+        let compiled = stream(world, key, &name, backend_refs, &mut found);
+        streams.push((compiled.map_err(|message| refused(&name, message))?, Vec::new()));
+        note(&name, found);
+    }
+    if rules.is_empty() && streams.is_empty() {
+        return Err(Diagnostic::refused(Reason::UnsupportedValue, "a route needs http, tls or tcp rules"));
+    }
+    diagnostics.append(&mut unresolved);
 
-    let mut places = BTreeSet::new();
     let mut misses: Vec<(Reason, String)> = Vec::new();
-    for parent in parent_refs {
-        match self::places(world, &route.meta.key.namespace, parent) {
-            Ok(found) => places.extend(found),
-            Err(miss) => misses.push(miss),
+    let mut attach = |speech: Speech, any: bool| {
+        let mut places = BTreeSet::new();
+        for parent in parent_refs.iter().filter(|_| any) {
+            match self::places(world, &key.namespace, parent, speech) {
+                Ok(found) => places.extend(found),
+                // What is missing is missing for both kinds of rules.
+                Err(miss) if misses.contains(&miss) => {}
+                Err(miss) => misses.push(miss),
+            }
         }
-    }
-    if places.is_empty() {
+        places
+    };
+    let http_places = attach(Speech::Http, !rules.is_empty());
+    let stream_places = attach(Speech::Bytes, !streams.is_empty());
+    if http_places.is_empty() && stream_places.is_empty() {
         let messages: Vec<&str> = misses.iter().map(|(_, message)| message.as_str()).collect();
         let reason = misses.first().map_or(Reason::TargetNotFound, |(reason, _)| *reason);
         return Err(Diagnostic::refused(reason, messages.join("; ")));
     }
     diagnostics.extend(misses.into_iter().map(|(_, message)| Diagnostic::partial(message)));
-    Ok(Attached { route, rules, places, matches: 0, lost: 0, conflicts: Vec::new() })
+    Ok(Attached { route, rules, streams, http_places, stream_places, matches: 0, lost: 0, conflicts: Vec::new() })
 }
 
-/// The ports that a parentRef means.
-fn places(world: &World, own: &str, parent: &ParentRef) -> Result<Vec<Place>, (Reason, String)> {
+/// The ports that a parentRef means, as far as rules of this kind can be held against them.
+fn places(world: &World, own: &str, parent: &ParentRef, speech: Speech) -> Result<Vec<Place>, (Reason, String)> {
     let ParentRef { kind: _, namespace, name, port } = parent;
     let key = Key::new(namespace.as_deref().unwrap_or(own), name);
     let service = world
@@ -157,28 +221,30 @@ fn places(world: &World, own: &str, parent: &ParentRef) -> Result<Vec<Place>, (R
     if !service.has_address() {
         return Err((Reason::UnsupportedTarget, value::no_address(service)));
     }
-    let is_opaque = |protocol: Protocol| protocol == Protocol::Tcp;
+    let fits = |protocol: Protocol| match speech {
+        Speech::Http => protocol != Protocol::Tcp,
+        Speech::Bytes => !matches!(protocol, Protocol::Http | Protocol::Http2),
+    };
+    let (carries, rules) = match speech {
+        Speech::Http => ("opaque TCP", "no HTTP rule"),
+        Speech::Bytes => ("HTTP", "no TLS or TCP rule"),
+    };
+    let declared = format!("declared to carry {carries} (by its appProtocol or name): {rules} can be held against it");
     match port {
         Some(port) => {
             let found = service
                 .port(*port)
                 .ok_or_else(|| (Reason::TargetNotFound, format!("Service {key} has no TCP port {port}")))?;
-            if is_opaque(found.protocol) {
-                let message = format!(
-                    "port {port} of Service {key} is declared to carry opaque TCP (by its appProtocol or name): no HTTP rule can be held against it"
-                );
-                return Err((Reason::UnsupportedTarget, message));
+            if !fits(found.protocol) {
+                return Err((Reason::UnsupportedTarget, format!("port {port} of Service {key} is {declared}")));
             }
             Ok(vec![Place { service: key, port: *port }])
         }
         None => {
-            let ports = service.ports.iter().filter(|port| !is_opaque(port.protocol));
+            let ports = service.ports.iter().filter(|port| fits(port.protocol));
             let places: Vec<Place> = ports.map(|port| Place { service: key.clone(), port: port.port }).collect();
             if places.is_empty() {
-                let message = format!(
-                    "every port of Service {key} is declared to carry opaque TCP (by its appProtocol or name): no HTTP rule can be held against it"
-                );
-                return Err((Reason::UnsupportedTarget, message));
+                return Err((Reason::UnsupportedTarget, format!("every port of Service {key} is {declared}")));
             }
             Ok(places)
         }
@@ -189,7 +255,7 @@ fn places(world: &World, own: &str, parent: &ParentRef) -> Result<Vec<Place>, (R
 fn table(place: &Place, attached: &mut [Attached<'_>]) -> RouteTable {
     // Indices stand for: the route (they are in order of age and name), its rule, the rule's match.
     let mut all: Vec<(Rank, [usize; 3])> = Vec::new();
-    for (r, route) in attached.iter().enumerate().filter(|(_, route)| route.places.contains(place)) {
+    for (r, route) in attached.iter().enumerate().filter(|(_, route)| route.http_places.contains(place)) {
         for (n, (_, matches)) in route.rules.iter().enumerate() {
             all.extend(matches.iter().enumerate().map(|(m, condition)| (precedence::rank(condition), [r, n, m])));
         }
@@ -217,29 +283,66 @@ fn table(place: &Place, attached: &mut [Attached<'_>]) -> RouteTable {
             Some(&[winner, winner_rule]) => {
                 let what = precedence::describe(condition);
                 let by = attached[winner].rules[winner_rule].0.name.clone();
-                let (winner_key, loser_key) =
-                    (attached[winner].route.meta.key.clone(), attached[r].route.meta.key.clone());
-                let loser = &mut attached[r];
-                loser.lost += 1;
-                if winner == r {
-                    loser.conflicts.push(Diagnostic::partial(format!(
-                        "rule {rule_name} at {place}: {what}: rule {by} takes it before"
-                    )));
-                } else {
-                    loser.conflicts.push(Diagnostic {
-                        reason: Reason::PartiallyInvalid,
-                        ..Diagnostic::partial(format!(
-                            "rule {rule_name} at {place}: {what}: MeshRoute {winner_key} (rule {by}) came first"
-                        ))
-                    });
-                    let note =
-                        Diagnostic::note(format!("at {place}: {what}: takes precedence over MeshRoute {loser_key}"));
-                    attached[winner].conflicts.push(note);
-                }
+                conflict(place, attached, [winner, r], [&by, &rule_name], &what);
             }
         }
     }
+    streams(place, attached, &mut table);
     table
+}
+
+/// The rules for connections at one place: by the name asked for, and for all others.
+fn streams(place: &Place, attached: &mut [Attached<'_>], table: &mut RouteTable) {
+    // None stands for all other connections. Indices stand for: the route (they are in order of age and name), its rule.
+    let mut all: Vec<(Option<String>, [usize; 2])> = Vec::new();
+    for (r, route) in attached.iter().enumerate().filter(|(_, route)| route.stream_places.contains(place)) {
+        for (n, (_, names)) in route.streams.iter().enumerate() {
+            all.extend(names.iter().map(|name| (Some(name.clone()), [r, n])));
+            all.extend(names.is_empty().then_some((None, [r, n])));
+        }
+    }
+    let mut taken: BTreeMap<Option<String>, [usize; 2]> = BTreeMap::new();
+    let mut indices: BTreeMap<[usize; 2], usize> = BTreeMap::new();
+    for (name, [r, n]) in all {
+        attached[r].matches += 1;
+        if let Some(&[winner, winner_rule]) = taken.get(&name) {
+            let what = name.map_or_else(|| "connections of bytes".to_owned(), |name| format!("server name {name}"));
+            let [by, of] = [[winner, winner_rule], [r, n]].map(|[r, n]| attached[r].streams[n].0.name.clone());
+            conflict(place, attached, [winner, r], [&by, &of], &what);
+            continue;
+        }
+        taken.insert(name.clone(), [r, n]);
+        let rule = *indices.entry([r, n]).or_insert_with(|| {
+            table.streams.push(attached[r].streams[n].0.clone());
+            table.streams.len() - 1
+        });
+        match name {
+            Some(name) => table.tls.push(ServerName { rule, name }),
+            None => table.tcp = Some(rule),
+        }
+    }
+    table.tls.sort_by_cached_key(|server| precedence::server_rank(&server.name));
+}
+
+/// Tells two routes of which the one came first. `rules` are the names of theirs.
+fn conflict(
+    place: &Place,
+    attached: &mut [Attached<'_>],
+    [winner, loser]: [usize; 2],
+    [by, of]: [&str; 2],
+    what: &str,
+) {
+    let [winner_key, loser_key] = [winner, loser].map(|r| attached[r].route.meta.key.clone());
+    attached[loser].lost += 1;
+    if winner == loser {
+        let told = format!("rule {of} at {place}: {what}: rule {by} takes it before");
+        attached[loser].conflicts.push(Diagnostic::partial(told));
+    } else {
+        let told = format!("rule {of} at {place}: {what}: MeshRoute {winner_key} (rule {by}) came first");
+        attached[loser].conflicts.push(Diagnostic::partial(told));
+        let note = Diagnostic::note(format!("at {place}: {what}: takes precedence over MeshRoute {loser_key}"));
+        attached[winner].conflicts.push(note);
+    }
 }
 
 /// One rule. `unresolved` takes what it names that is not there.
@@ -256,6 +359,10 @@ fn rule(
         name: name.to_owned(),
         request_headers: HeaderEdit::default(),
         response_headers: HeaderEdit::default(),
+        cors: None,
+        rate_limit: None,
+        fault: Fault::default(),
+        mirrors: Vec::new(),
         action: Action::Forward { backends: Vec::new(), rewrite: Rewrite::default() },
         request_timeout_ms: None,
         attempt_timeout_ms: None,
@@ -266,17 +373,31 @@ fn rule(
     let mut rewrite = Rewrite::default();
     let mut answer = None;
     for filter in filters {
-        apply_filter(filter, by_prefix, &mut compiled, &mut rewrite, &mut answer)?;
+        match (filter.kind, &filter.request_mirror) {
+            // Alone among filters it names an object, which may not be there.
+            (FilterType::RequestMirror, Some(mirror)) => {
+                compiled.mirrors.extend(self::mirror(world, route, mirror, unresolved)?);
+            }
+            _ => apply_filter(filter, by_prefix, &mut compiled, &mut rewrite, &mut answer)?,
+        }
+    }
+    if compiled.mirrors.len() > MIRRORS_MAX {
+        return Err(format!("{} RequestMirror filters: at most {MIRRORS_MAX} are allowed", compiled.mirrors.len()));
     }
     compiled.action = match answer {
         Some(_) if !backend_refs.is_empty() => return Err("it answers by itself and has backendRefs too".into()),
+        Some(_) if !compiled.mirrors.is_empty() => {
+            return Err("it answers by itself: RequestMirror has no request to copy".into());
+        }
         Some(answer) => answer,
         None => {
             if backend_refs.iter().all(|backend| backend.weight == 0) {
                 return Err("the weights of backendRefs sum to zero".into());
             }
-            let backends =
-                backend_refs.iter().map(|backend| self::backend(world, route, backend, unresolved)).collect();
+            let backends = backend_refs
+                .iter()
+                .map(|backend| self::backend(world, route, backend, Share::Answered, unresolved))
+                .collect();
             Action::Forward { backends, rewrite }
         }
     };
@@ -312,6 +433,10 @@ fn apply_filter(
         request_redirect,
         url_rewrite,
         direct_response,
+        cors,
+        fault,
+        request_mirror: _,
+        rate_limit,
     } = filter;
     let needed = || format!("a filter of type {kind:?} does not have the field that its type names");
     match kind {
@@ -341,8 +466,61 @@ fn apply_filter(
             let route::DirectResponse { status, body } = direct_response.as_ref().ok_or_else(needed)?;
             set_answer(answer, Action::Respond(Respond { status: *status, body: body.clone() }))?;
         }
+        FilterType::Cors => rule.cors = Some(value::cors(cors.as_ref().ok_or_else(needed)?)?),
+        FilterType::Fault => rule.fault = self::fault(fault.as_ref().ok_or_else(needed)?)?,
+        FilterType::RequestMirror => return Err(needed()),
+        FilterType::RateLimit => rule.rate_limit = Some(self::rate_limit(rate_limit.as_ref().ok_or_else(needed)?)?),
     }
     Ok(())
+}
+
+/// A rule for connections.
+fn stream(
+    world: &World,
+    route: &Key,
+    name: &str,
+    backend_refs: &[route::BackendRef],
+    unresolved: &mut Vec<(Reason, String)>,
+) -> Result<StreamRule, String> {
+    if backend_refs.iter().all(|backend| backend.weight == 0) {
+        return Err("the weights of backendRefs sum to zero".into());
+    }
+    let backend = |backend| self::backend(world, route, backend, Share::Closed, unresolved);
+    Ok(StreamRule {
+        route: ObjectRef { namespace: route.namespace.clone(), name: route.name.clone() },
+        name: name.to_owned(),
+        backends: backend_refs.iter().map(backend).collect(),
+    })
+}
+
+fn rate_limit(limit: &route::RateLimit) -> Result<RateLimit, String> {
+    let route::RateLimit { requests, per, burst, key } = limit;
+    let burst = burst.unwrap_or(*requests);
+    for (field, count) in [("requests", *requests), ("burst", burst)] {
+        if !(1..=RATE_MAX).contains(&count) {
+            return Err(format!("rateLimit.{field}: {count} is not between 1 and {RATE_MAX}"));
+        }
+    }
+    let per_ms = value::duration(per, "rateLimit.per", PER_MIN, PER_MAX)?;
+    let key = key.as_ref().map(value::rate_limit_key).transpose()?;
+    Ok(RateLimit { requests: *requests, per_ms, burst, key })
+}
+
+fn fault(fault: &route::Fault) -> Result<Fault, String> {
+    let route::Fault { delay, abort } = fault;
+    let read_delay = |delay: &route::FaultDelay| -> Result<FaultDelay, String> {
+        let route::FaultDelay { duration, percent, fraction } = delay;
+        let duration_ms = value::duration(duration, "fault.delay.duration", DELAY_MIN, DELAY_MAX)?;
+        Ok(FaultDelay { duration_ms, share: value::fraction(*percent, fraction.as_ref())? })
+    };
+    let read_abort = |abort: &route::FaultAbort| -> Result<FaultAbort, String> {
+        let route::FaultAbort { status, percent, fraction } = abort;
+        if !(400..600).contains(status) {
+            return Err(format!("fault.abort.status: {status} is not between 400 and 599"));
+        }
+        Ok(FaultAbort { status: *status, share: value::fraction(*percent, fraction.as_ref())? })
+    };
+    Ok(Fault { delay: delay.as_ref().map(read_delay).transpose()?, abort: abort.as_ref().map(read_abort).transpose()? })
 }
 
 fn set_answer(answer: &mut Option<Action>, action: Action) -> Result<(), String> {
@@ -392,39 +570,72 @@ fn condition(condition: &route::HttpMatch) -> Result<Match, String> {
     })
 }
 
-/// Where a share goes. What is not there answers for its share alone.
-fn backend(world: &World, route: &Key, backend: &route::BackendRef, unresolved: &mut Vec<(Reason, String)>) -> Backend {
+/// Where a share goes. What is not there costs its share alone.
+fn backend(
+    world: &World,
+    route: &Key,
+    backend: &route::BackendRef,
+    share: Share,
+    unresolved: &mut Vec<(Reason, String)>,
+) -> Backend {
     let route::BackendRef { kind: _, namespace, name, port, subset, weight } = backend;
     let key = Key::new(namespace.as_deref().unwrap_or(&route.namespace), name);
-    let target = match resolve(world, &key, *port, subset.as_deref(), unresolved) {
-        Ok(()) => BackendTarget::Cluster(ClusterRef {
-            namespace: key.namespace,
-            service: key.name,
-            port: *port,
-            subset: subset.clone(),
-        }),
+    let (while_missing, while_empty) = match share {
+        Share::Answered => ("its share is answered 500", "its share is answered 503"),
+        Share::Closed => ("its share is closed", "its share is closed"),
+    };
+    let target = match resolve(world, &key, *port, subset.as_deref(), while_empty, unresolved) {
+        Ok(target) => BackendTarget::Cluster(target),
         Err((reason, message)) => {
-            unresolved.push((reason, format!("{message}: its share is answered 500")));
+            unresolved.push((reason, format!("{message}: {while_missing}")));
             BackendTarget::Invalid(message)
         }
     };
     Backend { weight: *weight, target }
 }
 
+/// Where copies go. Nowhere, if that is not there: the requests themselves are not to feel it.
+fn mirror(
+    world: &World,
+    route: &Key,
+    mirror: &route::RequestMirror,
+    unresolved: &mut Vec<(Reason, String)>,
+) -> Result<Option<Mirror>, String> {
+    let route::RequestMirror { backend_ref, percent, fraction, host_suffix } = mirror;
+    let route::MirrorRef { kind: _, namespace, name, port, subset } = backend_ref;
+    let share = value::fraction(*percent, fraction.as_ref())?;
+    let key = Key::new(namespace.as_deref().unwrap_or(&route.namespace), name);
+    match resolve(world, &key, *port, subset.as_deref(), "nothing is mirrored there", unresolved) {
+        Ok(target) => Ok(Some(Mirror { target, share, host_suffix: host_suffix.clone() })),
+        Err((reason, message)) => {
+            unresolved.push((reason, format!("{message}: nothing is mirrored there")));
+            Ok(None)
+        }
+    }
+}
+
+/// The cluster that a reference means. `while_empty` says what follows while the subset has no pod.
 fn resolve(
     world: &World,
     key: &Key,
     port: u16,
     subset: Option<&str>,
+    while_empty: &str,
     unresolved: &mut Vec<(Reason, String)>,
-) -> Result<(), (Reason, String)> {
+) -> Result<ClusterRef, (Reason, String)> {
     let missing = |message: String| (Reason::BackendNotFound, message);
     let (Some(namespace), Some(service)) = (world.namespace(&key.namespace), world.service(&key.namespace, &key.name))
     else {
         return Err(missing(format!("Service {key} does not exist")));
     };
     check_backend(service, port).map_err(missing)?;
-    let Some(subset) = subset else { return Ok(()) };
+    let found = |subset: Option<&str>| ClusterRef {
+        namespace: key.namespace.clone(),
+        service: key.name.clone(),
+        port,
+        subset: subset.map(str::to_owned),
+    };
+    let Some(subset) = subset else { return Ok(found(None)) };
     let declared =
         cluster::governing(namespace, &key.name).filter(|spec| spec.subsets.iter().any(|s| s.name == subset));
     match declared {
@@ -433,10 +644,10 @@ fn resolve(
         }
         Some(spec) => {
             if !cluster::is_populated(namespace, service, spec, subset) {
-                let message = format!("subset {subset} of Service {key} has no ready pod: its share is answered 503");
+                let message = format!("subset {subset} of Service {key} has no ready pod: {while_empty}");
                 unresolved.push((Reason::SubsetNotFound, message));
             }
-            Ok(())
+            Ok(found(Some(subset)))
         }
     }
 }
@@ -453,6 +664,14 @@ fn check_backend(service: &Service, port: u16) -> Result<(), String> {
 
 fn id(route: &Route) -> ObjectId {
     ObjectId { kind: Kind::Route, key: route.meta.key.clone() }
+}
+
+// === impl Attached ===
+
+impl Attached<'_> {
+    fn places(&self) -> impl Iterator<Item = &Place> {
+        self.http_places.union(&self.stream_places)
+    }
 }
 
 // === impl Place ===

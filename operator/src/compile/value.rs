@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use weft_config::{HeaderEdit, HeaderValue, PathMatch, ValueMatch, ValueTest};
-use weft_crds::route::{self, PathMatchType, ValueMatchType};
+use weft_config::{Cors, Fraction, HeaderEdit, HeaderValue, Origin, PathMatch, RateLimitKey, ValueMatch, ValueTest};
+use weft_crds::route::{self, PathMatchType, RateLimitKeyType, ValueMatchType};
 
 use crate::world::Service;
 
@@ -32,6 +32,96 @@ pub(super) fn duration(text: &weft_crds::Duration, field: &str, min: Duration, m
         return Err(format!("{field}: {} is not between {} ms and {} ms", text.0, min.as_millis(), max.as_millis()));
     }
     Ok(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// A part of all requests; all of them where nothing is said.
+pub(super) fn fraction(percent: Option<u32>, fraction: Option<&route::Fraction>) -> Result<Fraction, String> {
+    let (numerator, denominator) = match (percent, fraction) {
+        (None, None) => (100, 100),
+        (Some(percent), None) => (percent, 100),
+        (None, Some(route::Fraction { numerator, denominator })) => (*numerator, *denominator),
+        (Some(_), Some(_)) => return Err("give percent or fraction, not both".into()),
+    };
+    if denominator == 0 || numerator > denominator {
+        return Err(format!("{numerator} of {denominator} is no part of all requests"));
+    }
+    Ok(Fraction { numerator, denominator })
+}
+
+/// What browsers are told of other origins' pages.
+pub(super) fn cors(cors: &route::Cors) -> Result<Cors, String> {
+    let route::Cors { allow_origins, allow_credentials, allow_methods, allow_headers, expose_headers, max_age } = cors;
+    for list in [allow_origins, allow_methods, allow_headers, expose_headers] {
+        if list.len() > 1 && list.iter().any(|item| item == "*") {
+            return Err("cors: '*' takes all: nothing else can stand beside it".into());
+        }
+    }
+    if *allow_credentials && expose_headers.iter().any(|name| name == "*") {
+        return Err("cors.exposeHeaders: browsers do not know '*' together with allowCredentials".into());
+    }
+    let origins = match allow_origins.as_slice() {
+        [] => return Err("cors.allowOrigins is empty".into()),
+        [any] if any == "*" => None,
+        origins => Some(origins.iter().map(|text| origin(text)).collect::<Result<_, _>>()?),
+    };
+    let names = |names: &[String]| names.iter().map(|name| header_name(name)).collect::<Result<Vec<_>, _>>();
+    let methods = allow_methods.iter().map(|method| match header_name(method) {
+        Ok(_) => Ok(method.clone()),
+        Err(_) => Err(format!("cors.allowMethods: {method:?} is no method")),
+    });
+    Ok(Cors {
+        origins,
+        credentials: *allow_credentials,
+        methods: methods.collect::<Result<_, _>>()?,
+        headers: names(allow_headers)?,
+        expose: names(expose_headers)?,
+        max_age_s: *max_age,
+    })
+}
+
+/// What tells callers apart.
+pub(super) fn rate_limit_key(key: &route::RateLimitKey) -> Result<RateLimitKey, String> {
+    let route::RateLimitKey { kind, name } = key;
+    let needed = || name.as_deref().ok_or_else(|| format!("rateLimit.key: type {kind:?} needs a name"));
+    Ok(match kind {
+        RateLimitKeyType::Header => RateLimitKey::Header(header_name(needed()?)?),
+        RateLimitKeyType::QueryParam => RateLimitKey::Query(needed()?.to_owned()),
+        RateLimitKeyType::Cookie => RateLimitKey::Cookie(needed()?.to_owned()),
+        RateLimitKeyType::SourceAddress => RateLimitKey::SourceAddress,
+    })
+}
+
+/// The server names that a rule's matches name, at least one.
+pub(super) fn server_names(matches: &[route::TlsMatch]) -> Result<Vec<String>, String> {
+    let names: Vec<String> =
+        matches.iter().flat_map(|route::TlsMatch { sni }| sni).map(|name| name.to_ascii_lowercase()).collect();
+    if names.is_empty() {
+        return Err("it names no server".into());
+    }
+    for name in &names {
+        let host = name.strip_prefix("*.").unwrap_or(name);
+        let is_host = host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte));
+        if host.is_empty() || host.len() > 253 || !is_host {
+            return Err(format!("sni: {name:?} is not a server name"));
+        }
+    }
+    Ok(names)
+}
+
+fn origin(text: &str) -> Result<Origin, String> {
+    let wrong = || format!("cors.allowOrigins: {text:?} is not an origin: write one like \"https://shop.example\"");
+    let (scheme, rest) = text.split_once("://").ok_or_else(wrong)?;
+    let (host, port) = match rest.split_once(':') {
+        Some((host, port)) => (host, port.parse().ok().filter(|port| *port > 0).ok_or_else(wrong)?),
+        None => (rest, if scheme == "https" { 443 } else { 80 }),
+    };
+    let name = if host == "*" { "all" } else { host.strip_prefix("*.").unwrap_or(host) };
+    let is_host = !name.is_empty()
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte));
+    if !["http", "https"].contains(&scheme) || !is_host {
+        return Err(wrong());
+    }
+    Ok(Origin { scheme: scheme.to_owned(), host: host.to_owned(), port })
 }
 
 /// A path condition. The prefix `/abc/` means `/abc`.
@@ -173,6 +263,46 @@ mod tests {
         assert!(regex(r"(\w{1000}){1000}").unwrap_err().contains("1 MiB"));
         assert!(regex(&"a".repeat(2000)).unwrap_err().contains("too long"));
         assert!(regex("a)|(b").is_err(), "an expression cannot step out of its anchors");
+    }
+
+    #[test]
+    fn parts_of_all_requests() {
+        let of = |numerator, denominator| route::Fraction { numerator, denominator };
+        let check = |percent, given: Option<route::Fraction>, expected: Option<(u32, u32)>| {
+            let found = fraction(percent, given.as_ref()).ok().map(|found| (found.numerator, found.denominator));
+            assert_eq!(found, expected, "{percent:?} {given:?}");
+        };
+        check(None, None, Some((100, 100)));
+        check(Some(0), None, Some((0, 100)));
+        check(None, Some(of(1, 1000)), Some((1, 1000)));
+        check(Some(101), None, None);
+        check(None, Some(of(1, 0)), None);
+        check(None, Some(of(3, 2)), None);
+        check(Some(1), Some(of(1, 2)), None);
+    }
+
+    #[test]
+    fn origins_have_the_port_of_their_scheme() {
+        for (text, expected) in [
+            ("https://shop.example", Some(("https", "shop.example", 443))),
+            ("http://shop.example", Some(("http", "shop.example", 80))),
+            ("http://*.shop.example:8080", Some(("http", "*.shop.example", 8080))),
+            ("https://*", Some(("https", "*", 443))),
+            ("https://*:8443", Some(("https", "*", 8443))),
+            ("shop.example", None),
+            ("ftp://shop.example", None),
+            ("https://", None),
+            ("https://*.", None),
+            ("https://a*.example", None),
+            ("https://shop.example/", None),
+            ("https://shop.example:0", None),
+            ("https://shop.example:65536", None),
+            ("https://Shop.example", None),
+        ] {
+            let found = origin(text).ok();
+            let found = found.as_ref().map(|found| (found.scheme.as_str(), found.host.as_str(), found.port));
+            assert_eq!(found, expected, "{text}");
+        }
     }
 
     #[test]

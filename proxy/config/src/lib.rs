@@ -27,8 +27,9 @@ pub use export::{Balancer, ClusterSettings, Endpoint, Export, Limits, Protocol, 
 pub use inbound::{Action as PolicyAction, AuthorizationRule, ConsumerRoutes, Inbound, Policy, PortRef, Target};
 pub use index::Index;
 pub use route::{
-    Action, Backend, BackendTarget, ClusterRef, HeaderEdit, HeaderValue, Match, ObjectRef, PathMatch, PathRewrite,
-    Redirect, Respond, Retry, Rewrite, RouteTable, Rule, ValueMatch, ValueTest,
+    Action, Backend, BackendTarget, ClusterRef, Cors, Fault, FaultAbort, FaultDelay, Fraction, HeaderEdit, HeaderValue,
+    Match, Mirror, ObjectRef, Origin, PathMatch, PathRewrite, RateLimit, RateLimitKey, Redirect, Respond, Retry,
+    Rewrite, RouteTable, Rule, ServerName, StreamRule, ValueMatch, ValueTest,
 };
 
 /// Skips a field that holds its default, so that a field appears on the wire only when somebody uses it. That keeps

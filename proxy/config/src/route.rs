@@ -9,9 +9,43 @@ use crate::is_default;
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct RouteTable {
     /// In order of precedence: the first that takes the request wins.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub matches: Vec<Match>,
     /// What the matches lead to, by index.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
+    /// For TLS connections. Absent: they are bytes like others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tls: Vec<ServerName>,
+    /// For all other connections, as an index into `streams`. Absent: there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<usize>,
+    /// What the two lead to, by index.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub streams: Vec<StreamRule>,
+}
+
+/// The name that a client's first TLS message asks for. A whole name comes before a wildcard, a longer one before a
+/// shorter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct ServerName {
+    /// Index into [`RouteTable::streams`].
+    pub rule: usize,
+    /// In lower case. `*.example`: all below it.
+    pub name: String,
+}
+
+/// Where connections go, and whose word that is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct StreamRule {
+    /// The object that the user wrote.
+    pub route: ObjectRef,
+    /// The rule in it.
+    pub name: String,
+    /// At least one, and the weights' sum is not zero. The share of one that is invalid is closed.
+    pub backends: Vec<Backend>,
 }
 
 /// Conditions on a request; all of them must hold.
@@ -84,6 +118,18 @@ pub struct Rule {
     /// Changes to the response's headers.
     #[serde(default, skip_serializing_if = "is_default")]
     pub response_headers: HeaderEdit,
+    /// What browsers are told of other origins' pages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cors: Option<Cors>,
+    /// A pace that requests must keep.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<RateLimit>,
+    /// Requests that wait or fail on purpose.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub fault: Fault,
+    /// Copies of what is forwarded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mirrors: Vec<Mirror>,
     /// What is done.
     pub action: Action,
     /// For the whole request, retries included, in milliseconds. Absent: none.
@@ -237,6 +283,125 @@ pub struct Respond {
     /// As it is; `text/plain` unless the rule sets a content type.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub body: String,
+}
+
+/// What browsers are told of other origins' pages. In lists `*` stands alone and means all.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Cors {
+    /// Origins that may call. Absent: every one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origins: Option<Vec<Origin>>,
+    /// Whether cookies and the like may come along.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub credentials: bool,
+    /// Methods that may be used.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub methods: Vec<String>,
+    /// Headers that requests may have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<String>,
+    /// Headers of responses that pages may read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expose: Vec<String>,
+    /// How long the answer to a preflight holds, in seconds.
+    pub max_age_s: u32,
+}
+
+/// An origin, or all whose host ends in the same way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Origin {
+    /// `http` or `https`.
+    pub scheme: String,
+    /// A host; `*.example` for all below it; `*` for all.
+    pub host: String,
+    /// Always given.
+    pub port: u16,
+}
+
+/// A pace that requests must keep, by a token bucket that all workers share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct RateLimit {
+    /// How many requests; not 0.
+    pub requests: u32,
+    /// In how many milliseconds; not 0.
+    pub per_ms: u64,
+    /// What the bucket holds; not 0.
+    pub burst: u32,
+    /// What tells callers apart. Absent: nothing, they share one bucket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<RateLimitKey>,
+}
+
+/// What tells callers apart. Those without it share one bucket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RateLimitKey {
+    /// First value of a header; its name in lower case.
+    Header(String),
+    /// First value of a query parameter.
+    Query(String),
+    /// A cookie.
+    Cookie(String),
+    /// The address that the connection comes from.
+    SourceAddress,
+}
+
+/// Requests that wait or fail on purpose. The two are decided apart.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Fault {
+    /// Absent: nobody waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delay: Option<FaultDelay>,
+    /// Absent: nobody fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub abort: Option<FaultAbort>,
+}
+
+/// A wait. It is part of the request's time, not of an attempt's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct FaultDelay {
+    /// How long, in milliseconds.
+    pub duration_ms: u64,
+    /// How many requests wait.
+    pub share: Fraction,
+}
+
+/// An error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct FaultAbort {
+    /// 400 to 599.
+    pub status: u16,
+    /// How many requests fail.
+    pub share: Fraction,
+}
+
+/// Copies of requests to one endpoint of another cluster, whose answer nobody waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Mirror {
+    /// Where copies go.
+    pub target: ClusterRef,
+    /// How many requests are copied.
+    pub share: Fraction,
+    /// What is put behind the host of copies. Absent: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_suffix: Option<String>,
+}
+
+/// A part of all requests, each taken or left by chance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Fraction {
+    /// How many.
+    pub numerator: u32,
+    /// Of how many; not 0.
+    pub denominator: u32,
 }
 
 /// When a request is tried again.

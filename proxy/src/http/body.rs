@@ -1,6 +1,7 @@
 //! Bodies that can be sent again, and bodies that know when they are complete.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -11,17 +12,20 @@ use hyper::body::Incoming;
 use tokio::time::Sleep;
 
 use super::forward::Finish;
+use crate::filter::mirror::Copies;
 
 /// Why a body ended early.
 pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Bytes of a request that are kept to be sent again. Source: Linkerd.
-const REPLAY_BYTES_MAX: usize = 64 * 1024;
+pub(crate) const REPLAY_BYTES_MAX: usize = 64 * 1024;
 
 /// A request's body on its way up.
 pub(crate) enum RequestBody {
     Empty,
     Replay(Replay),
+    /// All of it is here.
+    Whole(VecDeque<Bytes>),
 }
 
 /// One sending of a body. A later sending makes an earlier one end in an error, so two never race for the source.
@@ -41,6 +45,8 @@ pub(crate) struct Shared {
     ended: Cell<bool>,
     sending: Cell<u32>,
     size: SizeHint,
+    /// Told when all of the body is kept, or that it is not.
+    copies: RefCell<Option<Box<Copies>>>,
 }
 
 /// A response's body on its way down.
@@ -79,6 +85,7 @@ impl Shared {
             kept: Cell::new(0),
             lost: Cell::new(false),
             sending: Cell::new(0),
+            copies: RefCell::default(),
         })
     }
 
@@ -90,6 +97,25 @@ impl Shared {
     /// Whether it can be sent from its beginning.
     pub(crate) fn can_replay(&self) -> bool {
         !self.lost.get()
+    }
+
+    /// Has copies sent once all of the body is here.
+    pub(crate) fn copy_to(&self, copies: Box<Copies>) {
+        *self.copies.borrow_mut() = Some(copies);
+        if self.ended.get() {
+            self.tell_copies();
+        }
+    }
+
+    fn end(&self) {
+        if !self.ended.replace(true) {
+            self.tell_copies();
+        }
+    }
+
+    fn tell_copies(&self) {
+        let Some(copies) = self.copies.take() else { return };
+        if self.lost.get() { copies.give_up() } else { copies.send(&self.chunks.borrow()) }
     }
 
     /// The body from its beginning.
@@ -107,7 +133,11 @@ impl Body for RequestBody {
     type Error = BodyError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Self::Replay(replay) = self.get_mut() else { return Poll::Ready(None) };
+        let replay = match self.get_mut() {
+            Self::Empty => return Poll::Ready(None),
+            Self::Whole(chunks) => return Poll::Ready(chunks.pop_front().map(|chunk| Ok(Frame::data(chunk)))),
+            Self::Replay(replay) => replay,
+        };
         let shared = &replay.shared;
         if replay.sending != shared.sending.get() {
             return Poll::Ready(Some(Err(SupersededError.into())));
@@ -121,7 +151,7 @@ impl Body for RequestBody {
         }
         let frame = ready!(Pin::new(&mut *shared.source.borrow_mut()).poll_frame(cx));
         match &frame {
-            None => shared.ended.set(true),
+            None => shared.end(),
             Some(Err(_)) => shared.lost.set(true),
             Some(Ok(frame)) => match frame.data_ref() {
                 Some(data) if !shared.lost.get() && shared.kept.get() + data.len() <= REPLAY_BYTES_MAX => {
@@ -133,11 +163,12 @@ impl Body for RequestBody {
                 _ => {
                     shared.lost.set(true);
                     shared.chunks.borrow_mut().clear();
+                    shared.tell_copies();
                 }
             },
         }
         if shared.source.borrow().is_end_stream() {
-            shared.ended.set(true);
+            shared.end();
         }
         Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
     }
@@ -145,6 +176,7 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
+            Self::Whole(chunks) => chunks.is_empty(),
             Self::Replay(replay) => replay.shared.ended.get() && replay.position >= replay.shared.chunks.borrow().len(),
         }
     }
@@ -152,6 +184,7 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
+            Self::Whole(chunks) => SizeHint::with_exact(chunks.iter().map(|chunk| chunk.len() as u64).sum()),
             Self::Replay(replay) if replay.position == 0 => replay.shared.size,
             Self::Replay(_) => SizeHint::default(),
         }

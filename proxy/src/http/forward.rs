@@ -26,6 +26,7 @@ use super::body::{ResponseBody, Shared};
 use super::head;
 use super::respond::{Answer, Reason, UNPROCESSED};
 use super::upgrade;
+use crate::filter::mirror::Copies;
 use crate::table::route::{Edit, Origin, Retry};
 use crate::telemetry::access;
 use crate::telemetry::metrics::Direction;
@@ -79,6 +80,7 @@ pub(crate) struct Finish {
     lease: Option<Lease>,
     body: Option<Rc<Shared>>,
     permit: Option<Permit>,
+    copies: Option<Box<Copies>>,
 }
 
 /// What is noted.
@@ -98,6 +100,8 @@ pub(crate) struct Note {
     pub(crate) attempts: u32,
     pub(crate) status: u16,
     pub(crate) reason: Option<Reason>,
+    /// How long a fault made it wait.
+    pub(crate) fault_delay: Option<Duration>,
     /// What went wrong after the head of the response was sent.
     pub(crate) broken: Option<&'static str>,
     pub(crate) complete: bool,
@@ -152,6 +156,9 @@ pub(crate) async fn forward(
     }
     let body = Shared::new(body);
     finish.body = Some(body.clone());
+    if let Some(copies) = finish.copies.take() {
+        body.copy_to(copies.of(&parts, plan.host.as_ref()));
+    }
     let mut allowance =
         Allowance { retry: plan.retry, safe: SAFE_RETRIES_MAX, ruled: plan.retry.map_or(0, |retry| retry.attempts) };
     let mut tried: Vec<SocketAddr> = Vec::new();
@@ -441,11 +448,12 @@ impl Finish {
             attempts: 0,
             status: CLIENT_CLOSED,
             reason: None,
+            fault_delay: None,
             broken: None,
             complete: false,
             grpc,
         };
-        Box::new(Self { worker, note, bytes: 0, lease: None, body: None, permit: None })
+        Box::new(Self { worker, note, bytes: 0, lease: None, body: None, permit: None, copies: None })
     }
 
     /// Says whose word the request's fate is.
@@ -457,6 +465,11 @@ impl Finish {
     /// Counts the request against a limit until it is over.
     pub(crate) fn hold(&mut self, permit: Permit) {
         self.permit = Some(permit);
+    }
+
+    /// Has copies made of the request when it is sent.
+    pub(crate) fn mirror(&mut self, copies: Box<Copies>) {
+        self.copies = Some(copies);
     }
 
     pub(crate) fn worker(&self) -> &Rc<Worker> {

@@ -48,6 +48,16 @@ pub(crate) enum Reason {
     DirectResponse,
     /// A rule redirects.
     Redirect,
+    /// A rule makes requests fail on purpose.
+    Fault,
+    /// A rule answers a browser that asks on behalf of another origin's page.
+    CorsPreflight,
+    /// It does not let that origin call.
+    CorsRefused,
+    /// A rule's pace is exceeded.
+    RateLimited,
+    /// A TLS client does not say which server it wants.
+    NoServerName,
 }
 
 impl Reason {
@@ -68,6 +78,11 @@ impl Reason {
             Self::WrongDestination => "wrong-destination",
             Self::DirectResponse => "direct-response",
             Self::Redirect => "redirect",
+            Self::Fault => "fault",
+            Self::CorsPreflight => "cors-preflight",
+            Self::CorsRefused => "cors-refused",
+            Self::RateLimited => "rate-limited",
+            Self::NoServerName => "no-server-name",
         }
     }
 
@@ -83,12 +98,14 @@ impl Reason {
             Self::ConnectRefused => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::BackendNotFound => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::NoEndpoints | Self::ConnectFailed | Self::Overflow => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoEndpoints | Self::ConnectFailed | Self::Overflow | Self::Fault => StatusCode::SERVICE_UNAVAILABLE,
             Self::UpstreamReset | Self::UpstreamProtocol => StatusCode::BAD_GATEWAY,
             Self::RequestTimeout | Self::AttemptTimeout => StatusCode::GATEWAY_TIMEOUT,
-            Self::PolicyDenied => StatusCode::FORBIDDEN,
-            Self::WrongDestination => StatusCode::MISDIRECTED_REQUEST,
+            Self::PolicyDenied | Self::CorsRefused => StatusCode::FORBIDDEN,
+            Self::WrongDestination | Self::NoServerName => StatusCode::MISDIRECTED_REQUEST,
             Self::DirectResponse | Self::Redirect => StatusCode::OK,
+            Self::CorsPreflight => StatusCode::NO_CONTENT,
+            Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
         }
     }
 }

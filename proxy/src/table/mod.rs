@@ -103,6 +103,12 @@ pub(crate) enum CompileError {
     /// A status cannot be one.
     #[error("{0} cannot be a status")]
     Status(u16),
+    /// A part of all requests is none.
+    #[error("a fraction has the denominator 0")]
+    Fraction,
+    /// A pace at which nothing may come.
+    #[error("a rate limit of {requests} requests in {per_ms} ms, {burst} at once, is none")]
+    RateLimit { requests: u32, per_ms: u64, burst: u32 },
     /// A match leads to a rule that is not there.
     #[error("a match leads to rule {0}, which is not there")]
     Rule(usize),

@@ -5,12 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use hashbrown::HashMap;
 use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, Method, StatusCode};
 use regex::{Regex, RegexBuilder};
 use weft_config as wire;
 
 use super::CompileError;
+use crate::filter::Filters;
 
 /// What a compiled expression may take, in bytes. An expression that needs more is refused.
 const REGEX_BYTES_MAX: usize = 1024 * 1024;
@@ -20,6 +22,28 @@ const REGEX_BYTES_MAX: usize = 1024 * 1024;
 pub(crate) struct Routes {
     pub(crate) matches: Vec<Match>,
     pub(crate) rules: Vec<Rule>,
+    /// None where there are only rules for HTTP.
+    pub(crate) streams: Option<Streams>,
+}
+
+/// Rules for connections that are not looked into.
+#[derive(Debug)]
+pub(crate) struct Streams {
+    /// By the whole server name.
+    exact: HashMap<String, usize>,
+    /// By what follows the `*`, with its dot: `.example`.
+    below: HashMap<String, usize>,
+    tcp: Option<usize>,
+    rules: Vec<StreamRule>,
+}
+
+/// Where connections go.
+#[derive(Debug)]
+pub(crate) struct StreamRule {
+    pub(crate) origin: Arc<Origin>,
+    pub(crate) backends: Vec<Backend>,
+    /// Sum of the weights, above 0.
+    pub(crate) total: u32,
 }
 
 /// Conditions on a request; all must hold.
@@ -59,6 +83,7 @@ pub(crate) struct Rule {
     pub(crate) origin: Arc<Origin>,
     pub(crate) request_edit: Edit,
     pub(crate) response_edit: Edit,
+    pub(crate) filters: Option<Box<Filters>>,
     pub(crate) action: Action,
     pub(crate) request_timeout: Option<Duration>,
     pub(crate) attempt_timeout: Option<Duration>,
@@ -141,14 +166,73 @@ pub(crate) struct Retry {
 
 impl Routes {
     pub(crate) fn compile(table: wire::RouteTable) -> Result<Self, CompileError> {
-        let wire::RouteTable { matches, rules } = table;
+        let wire::RouteTable { matches, rules, tls, tcp, streams } = table;
         if let Some(stray) = matches.iter().find(|candidate| candidate.rule >= rules.len()) {
             return Err(CompileError::Rule(stray.rule));
         }
         Ok(Self {
             matches: matches.into_iter().map(Match::compile).collect::<Result<_, _>>()?,
             rules: rules.into_iter().map(Rule::compile).collect::<Result<_, _>>()?,
+            streams: Streams::compile(tls, tcp, streams)?,
         })
+    }
+}
+
+impl Streams {
+    fn compile(
+        tls: Vec<wire::ServerName>,
+        tcp: Option<usize>,
+        rules: Vec<wire::StreamRule>,
+    ) -> Result<Option<Self>, CompileError> {
+        if let Some(stray) = tls.iter().map(|server| server.rule).chain(tcp).find(|rule| *rule >= rules.len()) {
+            return Err(CompileError::Rule(stray));
+        }
+        let (mut exact, mut below) = (HashMap::new(), HashMap::new());
+        for wire::ServerName { rule, name } in tls {
+            match name.strip_prefix('*') {
+                None => exact.entry(name).or_insert(rule),
+                Some(suffix) => below.entry_ref(suffix).or_insert(rule),
+            };
+        }
+        let rules: Vec<_> = rules.into_iter().map(StreamRule::compile).collect::<Result<_, _>>()?;
+        Ok((tcp.is_some() || !exact.is_empty() || !below.is_empty()).then_some(Self { exact, below, tcp, rules }))
+    }
+
+    /// Whether TLS goes by the names that clients ask for.
+    pub(crate) fn by_name(&self) -> bool {
+        !(self.exact.is_empty() && self.below.is_empty())
+    }
+
+    /// The rule for a name in lower case: a whole one before a wildcard, a longer wildcard before a shorter one.
+    pub(crate) fn named(&self, name: &str) -> Option<&StreamRule> {
+        let wildcard = || {
+            let mut suffixes = name.char_indices().filter(|(at, letter)| *letter == '.' && *at > 0);
+            suffixes.find_map(|(at, _)| self.below.get(&name[at..]))
+        };
+        self.exact.get(name).or_else(wildcard).map(|rule| &self.rules[*rule])
+    }
+
+    /// The rule for all other connections.
+    pub(crate) fn others(&self) -> Option<&StreamRule> {
+        self.tcp.map(|rule| &self.rules[rule])
+    }
+}
+
+impl StreamRule {
+    fn compile(rule: wire::StreamRule) -> Result<Self, CompileError> {
+        let wire::StreamRule { route, name, backends } = rule;
+        let origin = Origin::new("MeshRoute", &route.namespace, &route.name, &name);
+        let total = total(&backends, &origin)?;
+        let backends = backends.into_iter().map(Backend::compile).collect();
+        Ok(Self { origin: Arc::new(origin), backends, total })
+    }
+}
+
+/// Sum of the weights.
+fn total(backends: &[wire::Backend], origin: &Origin) -> Result<u32, CompileError> {
+    match backends.iter().map(|backend| backend.weight).fold(0, u32::saturating_add) {
+        0 => Err(CompileError::Weights(origin.text.clone())),
+        total => Ok(total),
     }
 }
 
@@ -218,6 +302,10 @@ impl Rule {
             name,
             request_headers,
             response_headers,
+            cors,
+            rate_limit,
+            fault,
+            mirrors,
             action,
             request_timeout_ms,
             attempt_timeout_ms,
@@ -228,6 +316,7 @@ impl Rule {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             request_edit: Edit::compile(request_headers)?,
             response_edit: Edit::compile(response_headers)?,
+            filters: Filters::compile(&origin.text, cors, rate_limit, fault, mirrors)?,
             action: Action::compile(action, &origin)?,
             request_timeout: request_timeout_ms.map(Duration::from_millis),
             attempt_timeout: attempt_timeout_ms.map(Duration::from_millis),
@@ -250,10 +339,7 @@ impl Action {
     fn compile(action: wire::Action, origin: &Origin) -> Result<Self, CompileError> {
         Ok(match action {
             wire::Action::Forward { backends, rewrite } => {
-                let total = backends.iter().map(|backend| backend.weight).fold(0, u32::saturating_add);
-                if total == 0 {
-                    return Err(CompileError::Weights(origin.text.clone()));
-                }
+                let total = total(&backends, origin)?;
                 Self::Forward {
                     backends: backends.into_iter().map(Backend::compile).collect(),
                     total,
@@ -270,13 +356,18 @@ impl Action {
     }
 }
 
+impl Target {
+    pub(crate) fn compile(cluster: wire::ClusterRef) -> Self {
+        let wire::ClusterRef { namespace, service, port, subset } = cluster;
+        Self { namespace: namespace.into(), service: (service.into(), port), subset }
+    }
+}
+
 impl Backend {
     fn compile(backend: wire::Backend) -> Self {
         let wire::Backend { weight, target } = backend;
         let target = match target {
-            wire::BackendTarget::Cluster(wire::ClusterRef { namespace, service, port, subset }) => {
-                Ok(Target { namespace: namespace.into(), service: (service.into(), port), subset })
-            }
+            wire::BackendTarget::Cluster(cluster) => Ok(Target::compile(cluster)),
             wire::BackendTarget::Invalid(reason) => Err(reason),
         };
         Self { weight, target }
@@ -359,11 +450,11 @@ fn compile_regex(pattern: &str) -> Result<Regex, CompileError> {
     compile(&format!("^(?:{pattern})$"))
 }
 
-fn parse_name(name: &str) -> Result<HeaderName, CompileError> {
+pub(crate) fn parse_name(name: &str) -> Result<HeaderName, CompileError> {
     HeaderName::from_bytes(name.as_bytes()).map_err(|_| CompileError::Header(name.to_owned()))
 }
 
-fn parse_value(value: &str) -> Result<HeaderValue, CompileError> {
+pub(crate) fn parse_value(value: &str) -> Result<HeaderValue, CompileError> {
     HeaderValue::from_str(value).map_err(|_| CompileError::Header(value.to_owned()))
 }
 
@@ -371,7 +462,7 @@ pub(crate) fn parse_method(name: &str) -> Result<Method, CompileError> {
     Method::from_bytes(name.as_bytes()).map_err(|_| CompileError::Method(name.to_owned()))
 }
 
-fn parse_status(status: u16) -> Result<StatusCode, CompileError> {
+pub(crate) fn parse_status(status: u16) -> Result<StatusCode, CompileError> {
     StatusCode::from_u16(status).map_err(|_| CompileError::Status(status))
 }
 
@@ -410,12 +501,48 @@ mod tests {
     fn a_bad_expression_refuses_the_table() {
         let table = wire::RouteTable {
             matches: vec![wire::Match { path: Some(wire::PathMatch::Regex("(".into())), ..wire::Match::default() }],
-            rules: vec![],
+            ..wire::RouteTable::default()
         };
         assert!(matches!(Routes::compile(table), Err(CompileError::Rule(0))));
         assert!(matches!(compile_regex("("), Err(CompileError::Regex { .. })));
         assert!(matches!(compile_regex("a)|(b"), Err(CompileError::Regex { .. })), "escapes the anchors");
         assert!(matches!(compile_regex(r"(\w{1000}){1000}"), Err(CompileError::Regex { .. })), "too large");
+    }
+
+    #[test]
+    fn server_names_lead_to_their_rules() {
+        let rule = |name: &str| {
+            let backend = serde_json::json!({"weight": 1, "target": {"invalid": "nowhere"}});
+            serde_json::json!({"route": {"namespace": "n", "name": "r"}, "name": name, "backends": [backend]})
+        };
+        let table = serde_json::json!({
+            "tls": [
+                {"rule": 0, "name": "shop.example"},
+                {"rule": 1, "name": "*.shop.example"},
+                {"rule": 2, "name": "*.example"},
+                {"rule": 2, "name": "shop.example"}
+            ],
+            "tcp": 3,
+            "streams": [rule("0"), rule("1"), rule("2"), rule("3")]
+        });
+        let routes = Routes::compile(serde_json::from_value(table).expect("a table")).expect("compiles");
+        let streams = routes.streams.expect("rules for connections");
+        let by = |name: &str| streams.named(name).map(|rule| rule.origin.text.clone());
+        for (name, expected) in [
+            ("shop.example", Some("0")),
+            ("a.shop.example", Some("1")),
+            ("a.b.shop.example", Some("1")),
+            ("bank.example", Some("2")),
+            ("example", None),
+            (".example", None),
+            ("shop.example.evil", None),
+            ("", None),
+        ] {
+            assert_eq!(by(name), expected.map(|rule| format!("MeshRoute/n/r/{rule}")), "{name}");
+        }
+        assert_eq!(streams.others().map(|rule| rule.origin.text.as_str()), Some("MeshRoute/n/r/3"));
+        let stray = wire::RouteTable { tcp: Some(0), ..wire::RouteTable::default() };
+        assert!(matches!(Routes::compile(stray), Err(CompileError::Rule(0))));
     }
 
     #[test]

@@ -25,26 +25,24 @@ pub(crate) struct ConnectionNote {
     pub(crate) endpoint: Option<SocketAddr>,
     pub(crate) origin: Option<Arc<Origin>>,
     pub(crate) reason: Option<Reason>,
+    /// The server name that a TLS client asked for, where that was looked at.
+    pub(crate) server_name: Option<String>,
     pub(crate) sent: u64,
     pub(crate) received: u64,
     started: Instant,
 }
 
 impl ConnectionNote {
-    pub(crate) fn new(
-        direction: Direction,
-        peer: SocketAddr,
-        destination: SocketAddr,
-        cluster: Option<Arc<str>>,
-    ) -> Self {
+    pub(crate) fn new(direction: Direction, peer: SocketAddr, destination: SocketAddr) -> Self {
         Self {
             direction,
             peer,
             destination,
-            cluster,
+            cluster: None,
             endpoint: None,
             origin: None,
             reason: None,
+            server_name: None,
             sent: 0,
             received: 0,
             started: Instant::now(),
@@ -87,6 +85,7 @@ pub(crate) fn request(worker: &Worker, note: &Note, bytes: u64) {
         status = note.status,
         source = note.origin.as_ref().map(|origin| origin.text.as_str()),
         reason = note.reason.map(Reason::as_str),
+        fault_delay_ms = note.fault_delay.map(|delay| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)),
         broken = note.broken,
         complete = note.complete,
         dst.service = note.cluster.as_deref(),
@@ -111,6 +110,7 @@ pub(crate) fn connection(worker: &Rc<Worker>, note: ConnectionNote) {
         dst.addr = %note.destination,
         source = note.origin.as_ref().map(|origin| origin.text.as_str()),
         reason = note.reason.map(Reason::as_str),
+        server_name = note.server_name.as_deref(),
         dst.service = note.cluster.as_deref(),
         dst.endpoint = note.endpoint.map(tracing::field::display),
         bytes_sent = note.sent,

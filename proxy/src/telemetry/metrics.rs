@@ -39,6 +39,7 @@ pub(crate) struct Metrics {
     requests: Family<RequestLabels, Counter>,
     durations: Family<ServiceLabels, Histogram, fn() -> Histogram>,
     retries: Family<RetryLabels, Counter>,
+    mirrored: Family<MirrorLabels, Counter>,
     open: Family<DirectionLabels, Gauge>,
     accepted: Family<DirectionLabels, Counter>,
     connections: Family<ConnectionLabels, Counter>,
@@ -102,6 +103,13 @@ struct RetryLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MirrorLabels {
+    service: String,
+    source: String,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DirectionLabels {
     direction: Direction,
 }
@@ -150,15 +158,17 @@ impl Metrics {
             requests: Family::default(),
             durations: Family::new_with_constructor(|| Histogram::new(BUCKETS)),
             retries: Family::default(),
+            mirrored: Family::default(),
             open: Family::default(),
             accepted: Family::default(),
             connections: Family::default(),
             bytes: Family::default(),
         };
-        let Self { requests, durations, retries, open, accepted, connections, bytes } = metrics.clone();
+        let Self { requests, durations, retries, mirrored, open, accepted, connections, bytes } = metrics.clone();
         registry.register("requests", "Requests that are over, by the rule that decided on them", requests);
         registry.register("request_duration_seconds", "From a request's head to the end of its response", durations);
         registry.register("retries", "Attempts that were repeated, by why", retries);
+        registry.register("mirrored_requests", "Copies of requests, by what came of them", mirrored);
         registry.register("connections_open", "Connections from downstream that are open", open);
         registry.register("connections_accepted", "Connections from downstream", accepted);
         registry.register("tcp_connections", "Connections of bytes that are over", connections);
@@ -254,6 +264,12 @@ impl RequestHandles {
     pub(crate) fn retried(&self, service: Option<&str>, reason: &'static str) {
         let labels = RetryLabels { service: service.unwrap_or_default().to_owned(), reason };
         self.metrics.retries.get_or_create(&labels).inc();
+    }
+
+    /// A copy of a request for the service has gone, or not.
+    pub(crate) fn mirrored(&self, service: &str, source: &str, outcome: &'static str) {
+        let labels = MirrorLabels { service: service.to_owned(), source: source.to_owned(), outcome };
+        self.metrics.mirrored.get_or_create(&labels).inc();
     }
 
     /// A connection of bytes is over.

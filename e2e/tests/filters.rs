@@ -1,0 +1,164 @@
+//! What the filters of a rule do: faults, mirrors, CORS, rate limits.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use weft_e2e::mesh::{self, proxy_metrics, route_in_force};
+use weft_e2e::namespace::{SOON, in_mesh};
+use weft_e2e::wait::eventually;
+use weft_e2e::workload;
+
+const TO_V1: &str = "  backendRefs: [{name: echo, port: 9080, subset: v1}]\n";
+
+#[test]
+fn faults_make_requests_wait_and_fail() -> Result<()> {
+    in_mesh("filters-fault", |ns| {
+        let client = mesh::echo(ns)?;
+        let fault = |name: &str, fault: &str| {
+            format!(
+                "- name: {name}\n  matches: [{{path: {{value: /{name}}}}}]\n  filters: [{{type: Fault, fault: {{{fault}}}}}]\n{TO_V1}"
+            )
+        };
+        let rules = fault("slow", "delay: {duration: 1s}")
+            + &fault("fail", "abort: {status: 503}")
+            + &fault("some", "abort: {status: 418, percent: 30}")
+            + &fault("late", "delay: {duration: 1m}")
+            + "  timeouts: {request: 500ms}\n";
+        route_in_force(ns, &client, "echo", &rules)?;
+
+        let answer = client.get("http://echo:9080/slow").send()?.expect_status(200)?;
+        ensure!(answer.ms >= 1000 && answer.reason().is_none(), "the backend answers after the wait: {answer:?}");
+        let answer = client.get("http://echo:9080/fail").send()?.expect_status(503)?;
+        ensure!(answer.reason() == Some("fault"), "{answer:?}");
+        ensure!(answer.source() == Some(&format!("MeshRoute/{}/echo/fail", ns.name)), "{answer:?}");
+        let answer = client.get("http://echo:9080/late").send()?.expect_status(504)?;
+        ensure!(answer.reason() == Some("request-timeout") && answer.ms < 10_000, "{answer:?}");
+        let report = client.load("http://echo:9080/some").requests(500).run()?;
+        let failed = report.status(418);
+        ensure!((125..=175).contains(&failed), "30 % of 500 fail within 5 points: {}", report.summary());
+        ensure!(
+            report.status(200) == 500 - failed && report.by_reason.get("fault") == Some(&failed),
+            "{}",
+            report.summary()
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn copies_go_to_a_mirror_that_nobody_waits_for() -> Result<()> {
+    in_mesh("filters-mirror", |ns| {
+        ns.apply(&workload::server("shadow", &["v9"]))?;
+        let client = mesh::echo(ns)?;
+        ns.wait_ready(&["shadow-v9"])?;
+        mesh::reachable(&client, "shadow")?;
+        let mirror = |name: &str, mirror: &str| {
+            format!(
+                "- name: {name}\n  matches: [{{path: {{value: /{name}}}}}]\n  filters: [{{type: RequestMirror, requestMirror: {{{mirror}}}}}]\n{TO_V1}"
+            )
+        };
+        let rules = mirror("all", "backendRef: {name: shadow, port: 9080}, hostSuffix: -shadow")
+            + &mirror("some", "backendRef: {name: shadow, port: 9080}, percent: 20")
+            + &mirror("nowhere", "backendRef: {name: nowhere, port: 9080}");
+        route_in_force(ns, &client, "echo", &rules)?;
+        let seen = |path: &str| -> Result<u64> {
+            let told = client.get("http://shadow:9080/_seen").send()?.expect_status(200)?.told()?;
+            Ok(told["by_path"][path].as_u64().unwrap_or(0))
+        };
+
+        let answer = client.get("http://echo:9080/all").method("POST").body("an order").send()?.expect_status(200)?;
+        ensure!(answer.version() == Some("v1"), "the rule's own backend answers: {answer:?}");
+        let report = client.load("http://echo:9080/some").requests(500).concurrency(5).run()?;
+        report.expect_none_failed(500)?;
+        ensure!(report.share("v1") == 1.0, "{}", report.summary());
+        eventually("copies to arrive", SOON, || {
+            let (all, some) = (seen("POST /all")?, seen("GET /some")?);
+            ensure!(all == 1 && (75..=125).contains(&some), "{all} of 1 and {some} of 500 arrived");
+            Ok(())
+        })?;
+        let metrics = proxy_metrics(ns, "client")?;
+        let source = format!("MeshRoute/{}/echo/all", ns.name);
+        let answered = metrics.sum("weft_mirrored_requests_total", &[("outcome", "answered"), ("source", &source)]);
+        ensure!(answered == 1.0, "{:?}", metrics.beginning("weft_mirrored"));
+
+        // A mirror that is not there is said on the route, and costs nothing.
+        let resolved = ns.await_condition("meshroute", "echo", "ResolvedRefs", "False")?;
+        ensure!(resolved.reason == "BackendNotFound" && resolved.message.contains("nowhere"), "{resolved:?}");
+        client.load("http://echo:9080/nowhere").requests(100).run()?.expect_none_failed(100)
+    })
+}
+
+#[test]
+fn browsers_are_told_which_origins_may_call() -> Result<()> {
+    in_mesh("filters-cors", |ns| {
+        let client = mesh::echo(ns)?;
+        let rules = format!(
+            "- name: api\n  filters: [{{type: CORS, cors: {{allowOrigins: [\"https://*.shop.example\"], allowMethods: [PUT], allowHeaders: [x-a], \
+             allowCredentials: true, maxAge: 60}}}}]\n{TO_V1}"
+        );
+        route_in_force(ns, &client, "echo", &rules)?;
+        let asks = |origin: &str| {
+            let request = client.get("http://echo:9080/api").method("OPTIONS").header("origin", origin);
+            request.header("access-control-request-method", "PUT").send()
+        };
+        let answer = asks("https://a.shop.example")?.expect_status(204)?;
+        ensure!(answer.reason() == Some("cors-preflight"), "{answer:?}");
+        for (name, expected) in [
+            ("access-control-allow-origin", "https://a.shop.example"),
+            ("access-control-allow-methods", "PUT"),
+            ("access-control-allow-headers", "x-a"),
+            ("access-control-allow-credentials", "true"),
+            ("access-control-max-age", "60"),
+            ("vary", "Origin"),
+        ] {
+            ensure!(answer.header(name) == Some(expected), "{name} should be {expected}: {answer:?}");
+        }
+        let answer = asks("https://evil.example")?.expect_status(403)?;
+        ensure!(answer.reason() == Some("cors-refused"), "{answer:?}");
+        ensure!(answer.header("access-control-allow-origin").is_none(), "{answer:?}");
+        for (origin, allowed) in
+            [("https://a.shop.example", Some("https://a.shop.example")), ("https://evil.example", None)]
+        {
+            let answer = client.get("http://echo:9080/api").header("origin", origin).send()?.expect_status(200)?;
+            ensure!(answer.header("access-control-allow-origin") == allowed, "{origin}: {answer:?}");
+            ensure!(answer.header("vary") == Some("Origin") && answer.version() == Some("v1"), "{answer:?}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn what_comes_too_fast_is_answered_429() -> Result<()> {
+    in_mesh("filters-rate", |ns| {
+        let client = mesh::echo(ns)?;
+        let limit = |name: &str, limit: &str| {
+            format!(
+                "- name: {name}\n  matches: [{{path: {{value: /{name}}}}}]\n  filters: [{{type: RateLimit, rateLimit: {{{limit}}}}}]\n{TO_V1}"
+            )
+        };
+        let rules = limit("all", "requests: 10, burst: 20")
+            + &limit("each", "requests: 1, per: 1h, burst: 2, key: {type: Header, name: x-caller}");
+        route_in_force(ns, &client, "echo", &rules)?;
+
+        let report = client.load("http://echo:9080/all").rate(50).duration(Duration::from_secs(6)).run()?;
+        let passed = report.status(200);
+        ensure!((70..=95).contains(&passed), "20 at once and 10 in each of 6 seconds pass: {}", report.summary());
+        ensure!(report.by_reason.get("rate-limited") == Some(&report.status(429)), "{}", report.summary());
+        ensure!(report.status(429) + passed == report.requests, "{}", report.summary());
+
+        for caller in ["a", "b"] {
+            for (remaining, status) in [("1", 200), ("0", 200), ("0", 429)] {
+                let answer = client.get("http://echo:9080/each").header("x-caller", caller).send()?;
+                let answer = answer.expect_status(status)?;
+                ensure!(answer.header("ratelimit-limit") == Some("2"), "{answer:?}");
+                ensure!(answer.header("ratelimit-remaining") == Some(remaining), "{answer:?}");
+                if status == 429 {
+                    let wait: u64 = answer.header("retry-after").unwrap_or_default().parse()?;
+                    ensure!((3000..=3600).contains(&wait) && answer.reason() == Some("rate-limited"), "{answer:?}");
+                    ensure!(answer.source() == Some(&format!("MeshRoute/{}/echo/each", ns.name)), "{answer:?}");
+                }
+            }
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,146 @@
+//! Every example in the documentation says what the types can read, and compiles.
+//!
+//! An example is a block of YAML with whole objects. Services that its objects name and that it does not bring along are
+//! there already, as a page says at its top.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use weft_crds::status::Reason;
+use weft_crds::{MeshCluster, MeshPolicy, MeshRoute};
+use weft_operator::compile::{self, Severity};
+
+/// Pages with examples: the README and all of `docs/`.
+fn pages() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let docs = std::fs::read_dir(root.join("docs")).expect("a folder").map(|entry| entry.expect("an entry").path());
+    let mut pages: Vec<PathBuf> =
+        docs.filter(|path| path.extension().is_some_and(|extension| extension == "md")).collect();
+    pages.push(root.join("README.md"));
+    pages.sort();
+    pages
+}
+
+/// The blocks of a page that are marked as YAML, each with its first line's number.
+fn blocks(page: &str) -> Vec<(usize, String)> {
+    let mut blocks = Vec::new();
+    let mut lines = page.lines().enumerate();
+    while let Some((number, line)) = lines.next() {
+        if line.trim_start() == "```yaml" {
+            let text: Vec<&str> =
+                lines.by_ref().map(|(_, line)| line).take_while(|line| line.trim_start() != "```").collect();
+            blocks.push((number + 2, text.join("\n")));
+        }
+    }
+    blocks
+}
+
+/// Fails where the example has a field that the type does not know, which an API server would refuse.
+fn check_fields(manifest: &Value) {
+    fn read<T: serde::Serialize + serde::de::DeserializeOwned>(manifest: &Value) -> Value {
+        let object: T = serde_json::from_value(manifest.clone()).unwrap_or_else(|error| panic!("{error}: {manifest}"));
+        serde_json::to_value(object).expect("plain data")
+    }
+    fn contains(known: &Value, given: &Value, at: &str) {
+        match (known, given) {
+            (Value::Object(known), Value::Object(given)) => {
+                for (name, value) in given {
+                    let known = known.get(name).unwrap_or_else(|| panic!("{at}.{name}: there is no such field"));
+                    contains(known, value, &format!("{at}.{name}"));
+                }
+            }
+            (Value::Array(known), Value::Array(given)) => {
+                for (index, (known, given)) in known.iter().zip(given).enumerate() {
+                    contains(known, given, &format!("{at}[{index}]"));
+                }
+            }
+            _ => {}
+        }
+    }
+    let known = match manifest["kind"].as_str().unwrap_or_default() {
+        "MeshRoute" => read::<MeshRoute>(manifest),
+        "MeshCluster" => read::<MeshCluster>(manifest),
+        "MeshPolicy" => read::<MeshPolicy>(manifest),
+        _ => return,
+    };
+    contains(&known["spec"], &manifest["spec"], "spec");
+}
+
+/// Services that a part of an object in the namespace names, with the ports that it names.
+fn services(part: &Value, namespace: &str, found: &mut BTreeMap<(String, String), BTreeSet<u64>>) {
+    match part {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                let refs: &[Value] = match (name.as_str(), value) {
+                    ("parentRefs" | "backendRefs", Value::Array(refs)) => refs,
+                    ("backendRef" | "targetRef", value)
+                        if value["kind"].as_str().is_none_or(|kind| kind == "Service") =>
+                    {
+                        std::slice::from_ref(value)
+                    }
+                    _ => &[],
+                };
+                for reference in refs {
+                    let namespace = reference["namespace"].as_str().unwrap_or(namespace).to_owned();
+                    let service = reference["name"].as_str().expect("a reference has a name").to_owned();
+                    found.entry((namespace, service)).or_default().extend(reference["port"].as_u64());
+                }
+                services(value, namespace, found);
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| services(item, namespace, found)),
+        _ => {}
+    }
+}
+
+fn check(block: &str) {
+    let manifests = support::manifests(block);
+    for manifest in &manifests {
+        assert!(manifest["kind"].is_string() && manifest["apiVersion"].is_string(), "not a whole object: {manifest}");
+        check_fields(manifest);
+    }
+    let ours = manifests.iter().filter(|manifest| manifest["apiVersion"] == "weft.dev/v1alpha1");
+    let mut named = BTreeMap::new();
+    for manifest in ours.clone() {
+        services(&manifest["spec"], &support::key(manifest).namespace, &mut named);
+    }
+    let mut world: Vec<Value> = Vec::new();
+    for (number, ((namespace, name), ports)) in named.iter().enumerate() {
+        world.push(support::namespace(namespace));
+        let ports = if ports.is_empty() { &BTreeSet::from([9080]) } else { ports };
+        let ports: Vec<Value> = ports.iter().map(|port| json!({"name": format!("p{port}"), "port": port})).collect();
+        let mut service = support::service(namespace, name, &format!("10.0.0.{}", number + 1));
+        service["spec"]["ports"] = ports.into();
+        world.push(service);
+    }
+    // What the example brings along comes later, and so takes the place of what was made up.
+    world.extend(manifests.iter().filter(|manifest| manifest["kind"] == "Service").cloned());
+    world.extend(ours.cloned());
+    let world = support::world(&world);
+    for namespace in named.keys().map(|(namespace, _)| namespace).collect::<BTreeSet<_>>() {
+        for (id, outcome) in compile::compile(&world, namespace).objects {
+            for diagnostic in outcome.diagnostics {
+                let bad = matches!(diagnostic.severity, Severity::Refused | Severity::Partial)
+                    || diagnostic.reason == Reason::BackendNotFound;
+                assert!(!bad, "{id}: {}", diagnostic.message);
+            }
+        }
+    }
+}
+
+#[test]
+fn examples_compile() {
+    let mut count = 0;
+    for path in pages() {
+        let page = std::fs::read_to_string(&path).expect("readable");
+        for (line, block) in blocks(&page) {
+            println!("{}:{line}", path.display());
+            check(&block);
+            count += 1;
+        }
+    }
+    assert!(count > 0, "no page has an example");
+}

@@ -1,0 +1,288 @@
+//! The server name that a TLS client asks for, from its first bytes (RFC 8446 4.1.2, RFC 6066 3). Pure: bytes in, verdict
+//! out, the same verdict however they were cut up, by segments or by TLS records.
+
+/// Bytes of a client's first message. The largest seen, with post-quantum keys and many extensions, have some 4 KiB.
+const HELLO_BYTES_MAX: usize = 16 * 1024;
+
+/// Bytes of the records that carry it; more is only needed by a client that cuts its message into crumbs.
+pub(crate) const RECORDS_BYTES_MAX: usize = 32 * 1024;
+
+const RECORD_HANDSHAKE: u8 = 22;
+const RECORD_HEADER_BYTES: usize = 5;
+/// RFC 8446 5.1.
+const RECORD_BYTES_MAX: usize = 1 << 14;
+const MESSAGE_CLIENT_HELLO: u8 = 1;
+const MESSAGE_HEADER_BYTES: usize = 4;
+const EXTENSION_SERVER_NAME: u16 = 0;
+const NAME_HOST: u8 = 0;
+/// Of a name in the DNS.
+const NAME_BYTES_MAX: usize = 253;
+
+/// What the bytes so far say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Hello {
+    /// The message is not complete.
+    NeedMore,
+    /// A server name, in lower case.
+    Name(String),
+    /// The client asks for no name.
+    NoName,
+    /// No TLS, or none that could be read.
+    None,
+}
+
+/// Looks at all bytes that have arrived.
+pub(crate) fn client_hello(bytes: &[u8]) -> Hello {
+    let message = match message(bytes) {
+        Ok(Some(message)) => message,
+        Ok(None) if bytes.len() >= RECORDS_BYTES_MAX => return Hello::None,
+        Ok(None) => return Hello::NeedMore,
+        Err(NotHello) => return Hello::None,
+    };
+    match server_name(&message) {
+        Some(Some(name)) => Hello::Name(name),
+        Some(None) => Hello::NoName,
+        None => Hello::None,
+    }
+}
+
+/// It is no client's first message.
+struct NotHello;
+
+/// The message, put together from its records, without its header. None: some of it is missing.
+fn message(bytes: &[u8]) -> Result<Option<Vec<u8>>, NotHello> {
+    let mut message: Vec<u8> = Vec::new();
+    let mut rest = bytes;
+    loop {
+        // Each byte is judged as soon as it is there, so that a verdict never depends on those behind it.
+        let header = &rest[..rest.len().min(RECORD_HEADER_BYTES)];
+        let is_record = |(at, byte): (usize, &u8)| match at {
+            0 => *byte == RECORD_HANDSHAKE,
+            1 => *byte == 3,
+            2 => *byte <= 4,
+            _ => true,
+        };
+        if !header.iter().enumerate().all(is_record) {
+            return Err(NotHello);
+        }
+        let [_, _, _, high, low] = header else { return Ok(None) };
+        let length = usize::from(u16::from_be_bytes([*high, *low]));
+        if length == 0 || length > RECORD_BYTES_MAX {
+            return Err(NotHello);
+        }
+        rest = &rest[RECORD_HEADER_BYTES..];
+        let fragment = &rest[..rest.len().min(length)];
+        message.extend_from_slice(fragment);
+        if message.first().is_some_and(|kind| *kind != MESSAGE_CLIENT_HELLO) {
+            return Err(NotHello);
+        }
+        if let [_, high, middle, low, ..] = message[..] {
+            let length = u32::from_be_bytes([0, high, middle, low]) as usize;
+            if length > HELLO_BYTES_MAX {
+                return Err(NotHello);
+            }
+            if let Some(body) = message.get(MESSAGE_HEADER_BYTES..MESSAGE_HEADER_BYTES + length) {
+                return Ok(Some(body.to_vec()));
+            }
+        }
+        if fragment.len() < length {
+            return Ok(None);
+        }
+        rest = &rest[length..];
+    }
+}
+
+/// The name in a message. None: it is malformed.
+fn server_name(message: &[u8]) -> Option<Option<String>> {
+    let mut message = Reader(message);
+    message.take(2 + 32)?; // version, random
+    message.vector8()?; // session
+    message.vector16()?; // cipher suites
+    message.vector8()?; // compression
+    if message.0.is_empty() {
+        return Some(None);
+    }
+    let mut extensions = Reader(message.vector16()?);
+    while !extensions.0.is_empty() {
+        let kind = extensions.number16()?;
+        let extension = extensions.vector16()?;
+        if kind != EXTENSION_SERVER_NAME {
+            continue;
+        }
+        let mut names = Reader(Reader(extension).vector16()?);
+        while !names.0.is_empty() {
+            let kind = names.take(1)?[0];
+            let name = names.vector16()?;
+            if kind == NAME_HOST {
+                return host_name(name).map(Some);
+            }
+        }
+    }
+    Some(None)
+}
+
+fn host_name(name: &[u8]) -> Option<String> {
+    let is_host = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._".contains(byte);
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.iter().all(is_host) {
+        return None;
+    }
+    std::str::from_utf8(name).ok().map(str::to_ascii_lowercase)
+}
+
+/// Bytes that are still to be read. None: there are too few.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, count: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(count)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn number16(&mut self) -> Option<u16> {
+        Some(u16::from_be_bytes(self.take(2)?.try_into().ok()?))
+    }
+
+    fn vector8(&mut self) -> Option<&'a [u8]> {
+        let length = self.take(1)?[0];
+        self.take(length.into())
+    }
+
+    fn vector16(&mut self) -> Option<&'a [u8]> {
+        let length = self.number16()?;
+        self.take(length.into())
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A client's first message with these extensions, and without any for none.
+    fn message(extensions: Option<&[u8]>) -> Vec<u8> {
+        let mut body = vec![3, 3];
+        body.extend([7; 32]);
+        body.extend([0, 0, 2, 0x13, 0x01, 1, 0]);
+        if let Some(extensions) = extensions {
+            body.extend((extensions.len() as u16).to_be_bytes());
+            body.extend(extensions);
+        }
+        let mut message = vec![1, 0];
+        message.extend((body.len() as u16).to_be_bytes());
+        message.extend(body);
+        message
+    }
+
+    fn extension(kind: u16, body: &[u8]) -> Vec<u8> {
+        [&kind.to_be_bytes(), &(body.len() as u16).to_be_bytes(), body].concat()
+    }
+
+    fn server_name_extension(name: &str) -> Vec<u8> {
+        let entry = [&[0][..], &(name.len() as u16).to_be_bytes(), name.as_bytes()].concat();
+        extension(0, &[&(entry.len() as u16).to_be_bytes(), &entry[..]].concat())
+    }
+
+    /// In records of at most so many bytes.
+    fn records(message: &[u8], size: usize) -> Vec<u8> {
+        let record = |part: &[u8]| [&[22, 3, 1][..], &(part.len() as u16).to_be_bytes(), part].concat();
+        message.chunks(size).flat_map(record).collect()
+    }
+
+    /// The first bytes of a client that asks for a name.
+    pub(crate) fn hello(name: &str) -> Vec<u8> {
+        let extensions = [extension(0xff01, &[0]), server_name_extension(name), extension(43, &[2, 3, 4])].concat();
+        records(&message(Some(&extensions)), RECORD_BYTES_MAX)
+    }
+
+    fn name(name: &str) -> Hello {
+        Hello::Name(name.into())
+    }
+
+    #[test]
+    fn reads_the_name_that_is_asked_for() {
+        let changed = |at: usize, byte: u8| {
+            let mut bytes = hello("shop.example");
+            bytes[at] = byte;
+            bytes
+        };
+        let other_name = extension(0, &[0, 4, 9, 0, 1, b'x']);
+        for (desc, bytes, expected) in [
+            ("a name", hello("shop.example"), name("shop.example")),
+            ("in lower case", hello("Shop.EXAMPLE"), name("shop.example")),
+            ("with what follows", [hello("a.example"), vec![23, 3, 3, 0, 1, 0]].concat(), name("a.example")),
+            ("no name", records(&message(Some(&extension(43, &[2, 3, 4]))), 100), Hello::NoName),
+            ("a name of another kind", records(&message(Some(&other_name)), 100), Hello::NoName),
+            ("no extensions", records(&message(None), 100), Hello::NoName),
+            ("an empty name", hello(""), Hello::None),
+            ("no host", hello("a b"), Hello::None),
+            ("a name too long", hello(&"a".repeat(254)), Hello::None),
+            ("HTTP", b"GET / HTTP/1.1\r\n\r\n".to_vec(), Hello::None),
+            ("another record", changed(0, 23), Hello::None),
+            ("another version", changed(1, 2), Hello::None),
+            ("another minor version", changed(2, 5), Hello::None),
+            ("another message", changed(5, 2), Hello::None),
+            ("a message too long", changed(6, 1), Hello::None),
+            ("an empty record", vec![22, 3, 1, 0, 0], Hello::None),
+            ("a record too long", vec![22, 3, 1, 0x40, 1], Hello::None),
+            ("nothing", vec![], Hello::NeedMore),
+            ("a message that says less than its lengths", changed(8, 40), Hello::None),
+        ] {
+            assert_eq!(client_hello(&bytes), expected, "{desc}");
+        }
+    }
+
+    #[test]
+    fn is_not_waited_for_for_ever() {
+        // A message of the longest length, in records of one byte.
+        let mut message = vec![1, 0, 0x40, 0];
+        message.resize(HELLO_BYTES_MAX, 0);
+        let crumbs = records(&message, 1);
+        assert_eq!(client_hello(&crumbs[..RECORDS_BYTES_MAX - 1]), Hello::NeedMore);
+        assert_eq!(client_hello(&crumbs[..RECORDS_BYTES_MAX]), Hello::None);
+    }
+
+    #[test]
+    fn a_real_client_is_understood() {
+        let config = rustls::ClientConfig::builder_with_provider(rustls::crypto::aws_lc_rs::default_provider().into())
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
+        let server = "shop.example".try_into().expect("a name");
+        let mut client = rustls::ClientConnection::new(config.into(), server).expect("a client");
+        let mut bytes = Vec::new();
+        client.write_tls(&mut bytes).expect("writes");
+        assert_eq!(client_hello(&bytes), name("shop.example"));
+    }
+
+    proptest! {
+        /// Cut into segments or records, it is the same message; and before it is complete, nothing is said.
+        #[test]
+        fn a_verdict_does_not_depend_on_how_bytes_are_cut(host in "[a-z]{1,20}(\\.[a-z]{1,10}){0,3}", size in 1_usize..400) {
+            let extensions = [extension(51, &[9; 120]), server_name_extension(&host)].concat();
+            let bytes = records(&message(Some(&extensions)), size);
+            for end in 0..bytes.len() {
+                prop_assert_eq!(client_hello(&bytes[..end]), Hello::NeedMore, "after {} of {}", end, bytes.len());
+            }
+            prop_assert_eq!(client_hello(&bytes), name(&host));
+        }
+
+        /// Whatever comes, it does no harm, and what has been said stays so.
+        #[test]
+        fn arbitrary_bytes_are_taken(bytes in prop::collection::vec(any::<u8>(), 0..600), is_hello in any::<bool>(), at in 0_usize..200) {
+            let bytes = if is_hello {
+                let mut hello = hello("shop.example");
+                let at = at.min(hello.len());
+                hello.splice(at.., bytes);
+                hello
+            } else {
+                bytes
+            };
+            let verdicts = (0..=bytes.len()).map(|end| client_hello(&bytes[..end]));
+            let said: Vec<Hello> = verdicts.skip_while(|verdict| *verdict == Hello::NeedMore).collect();
+            prop_assert!(said.iter().all(|verdict| *verdict == said[0]), "{:?}", said);
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! The filters of a rule, one by one.
+
+use super::*;
+
+/// All requests.
+fn all() -> Value {
+    json!({"numerator": 1, "denominator": 1})
+}
+
+/// A rule with filters, which are fields beside its action.
+fn with(mut rule: Value, more: Value) -> Value {
+    rule.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+    rule
+}
+
+fn reason(headers: &HeaderMap) -> Option<&str> {
+    headers.get("weft-reason").map(|reason| reason.to_str().expect("text"))
+}
+
+#[tokio::test]
+async fn faults_delay_and_abort_and_say_whose_word_it_was() {
+    let proxy = Proxy::start("fault").await;
+    let (v1, seen) = backend("v1", ok).await;
+    let delay = |ms: u64| json!({"delay": {"durationMs": ms, "share": all()}});
+    let abort = |status: u16, share: Value| json!({"abort": {"status": status, "share": share}});
+    let to_v1 = || rule(forward(&proxy, &[("v1", 1)]));
+    let table = json!({
+        "matches": [
+            {"rule": 0, "path": {"exact": "/slow"}},
+            {"rule": 1, "path": {"exact": "/fail"}},
+            {"rule": 2, "path": {"exact": "/late"}},
+            {"rule": 3, "path": {"exact": "/half"}},
+            {"rule": 4, "path": {"exact": "/direct"}}
+        ],
+        "rules": [
+            with(to_v1(), json!({"fault": delay(200)})),
+            with(to_v1(), json!({"fault": abort(418, all())})),
+            with(to_v1(), json!({"fault": delay(10_000), "requestTimeoutMs": 200})),
+            with(to_v1(), json!({"fault": abort(503, json!({"numerator": 1, "denominator": 2}))})),
+            with(rule(json!({"respond": {"status": 200}})), json!({"fault": abort(500, all())}))
+        ]
+    });
+    proxy.configure(Some(table), "detect", &[(v1, "v1")], json!({"subsets": ["v1"]})).await;
+
+    let begun = std::time::Instant::now();
+    let (status, headers, _) = proxy.send("GET", "/slow", &[], "").await;
+    assert_eq!((status.as_u16(), reason(&headers)), (200, None), "a wait alone is no answer");
+    assert!(begun.elapsed() >= Duration::from_millis(200), "after {:?}", begun.elapsed());
+    assert_eq!(seen.requests.swap(0, Ordering::SeqCst), 1);
+
+    for (path, expected) in [("/fail", 418), ("/direct", 500)] {
+        let (status, headers, _) = proxy.send("GET", path, &[], "").await;
+        assert_eq!((status.as_u16(), reason(&headers)), (expected, Some("fault")), "{path}");
+        assert_eq!(headers["weft-source"], "MeshRoute/shop/reviews/0", "{path}");
+    }
+    let (_, headers, _) = proxy.send("POST", "/fail", &[("content-type", "application/grpc")], "").await;
+    assert_eq!(
+        (&headers["grpc-status"], &headers["grpc-message"]),
+        (&"2".parse().expect("a value"), &"fault".parse().expect("a value"))
+    );
+
+    let begun = std::time::Instant::now();
+    let (status, headers, _) = proxy.send("GET", "/late", &[], "").await;
+    assert_eq!(
+        (status.as_u16(), reason(&headers)),
+        (504, Some("request-timeout")),
+        "the wait is part of the request's time"
+    );
+    assert!(begun.elapsed() < Duration::from_secs(2), "after {:?}", begun.elapsed());
+    assert_eq!(seen.requests.load(Ordering::SeqCst), 0, "none of these reached a backend");
+
+    let mut failed = 0;
+    for _ in 0..200 {
+        failed += u32::from(proxy.send("GET", "/half", &[], "").await.0 == 503);
+    }
+    assert!((65..=135).contains(&failed), "half of 200 fail, got {failed}");
+    assert_eq!(seen.requests.load(Ordering::SeqCst), 200 - failed);
+    let (_, page) = proxy.get(proxy.metrics, "/metrics").await;
+    let counted = page
+        .lines()
+        .find(|line| line.starts_with("weft_requests_total{") && line.contains("fault") && line.contains("503"));
+    assert!(counted.is_some_and(|line| line.ends_with(&format!(" {failed}"))), "{counted:?}");
+}
+
+/// A mirror to a subset of the Service.
+fn mirror_to(proxy: &Proxy, subset: &str, more: Value) -> Value {
+    let target = json!({"namespace": "shop", "service": "reviews", "port": proxy.address.port(), "subset": subset});
+    with(json!({"target": target, "share": all()}), more)
+}
+
+/// How many copies came to this.
+async fn mirrored(proxy: &Proxy, outcome: &str) -> u64 {
+    let (_, page) = proxy.get(proxy.metrics, "/metrics").await;
+    let label = format!("outcome=\"{outcome}\"");
+    let lines = page.lines().filter(|line| line.starts_with("weft_mirrored_requests_total{") && line.contains(&label));
+    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+}
+
+/// Waits until so many copies came to this.
+async fn await_mirrored(proxy: &Proxy, outcome: &str, count: u64) {
+    for _ in 0..300 {
+        if mirrored(proxy, outcome).await >= count {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(mirrored(proxy, outcome).await, count, "{outcome}");
+}
+
+#[tokio::test]
+async fn copies_go_elsewhere_and_nobody_waits_for_them() {
+    let proxy = Proxy::start("mirror").await;
+    let (v1, seen) = backend("v1", ok).await;
+    let (shadow, copied) = backend("shadow", |_| (500, Duration::from_secs(2))).await;
+    let gone = TcpListener::bind("127.0.0.1:0").await.expect("binds").local_addr().expect("an address");
+    let to_v1 = || {
+        let mut action = forward(&proxy, &[("v1", 1)]);
+        action["forward"]["rewrite"] = json!({"hostname": "new.example", "path": {"full": "/new"}});
+        rule(action)
+    };
+    let part = json!({"share": {"numerator": 0, "denominator": 100}});
+    let table = json!({
+        "matches": [
+            {"rule": 0, "path": {"exact": "/copied"}},
+            {"rule": 1, "path": {"exact": "/gone"}},
+            {"rule": 2, "path": {"exact": "/never"}},
+            {"rule": 3, "path": {"exact": "/twice"}}
+        ],
+        "rules": [
+            with(to_v1(), json!({"mirrors": [mirror_to(&proxy, "shadow", json!({"hostSuffix": "-shadow"}))]})),
+            with(to_v1(), json!({"mirrors": [mirror_to(&proxy, "gone", json!({})), mirror_to(&proxy, "none", json!({}))]})),
+            with(to_v1(), json!({"mirrors": [with(mirror_to(&proxy, "shadow", json!({})), part)]})),
+            with(to_v1(), json!({"mirrors": [mirror_to(&proxy, "shadow", json!({})), mirror_to(&proxy, "shadow", json!({}))]}))
+        ]
+    });
+    let endpoints = [(v1, "v1"), (shadow, "shadow"), (gone, "gone")];
+    let settings = json!({"subsets": ["v1", "shadow", "gone", "none"], "limits": {"maxRequests": 2}});
+    proxy.configure(Some(table), "detect", &endpoints, settings).await;
+
+    let begun = std::time::Instant::now();
+    let (status, _, body) = proxy.send("POST", "/copied?q=1", &[("x-mark", "1")], "order").await;
+    assert_eq!((status.as_u16(), body.as_str()), (200, "v1"));
+    assert!(begun.elapsed() < Duration::from_secs(1), "the copy's answer is not waited for: {:?}", begun.elapsed());
+    await_mirrored(&proxy, "answered", 1).await;
+    let (target, headers) = copied.heads.lock().expect("whole").pop().expect("a copy");
+    assert_eq!((target.as_str(), &headers["host"]), ("/new?q=1", &"new.example-shadow".parse().expect("a value")));
+    assert_eq!(
+        (&headers["x-mark"], &headers["content-length"]),
+        (&"1".parse().expect("a value"), &"5".parse().expect("a value"))
+    );
+    assert_eq!(seen.heads.lock().expect("whole").pop().expect("the request").1["host"], "new.example");
+
+    let large = "x".repeat(65 * 1024);
+    let (status, headers, _) = proxy.send("POST", "/copied", &[], &large).await;
+    assert_eq!((status.as_u16(), headers["x-body"].to_str().expect("text")), (200, "66560"));
+    await_mirrored(&proxy, "body-not-kept", 1).await;
+    assert_eq!(copied.requests.load(Ordering::SeqCst), 1);
+
+    assert_eq!(proxy.send("GET", "/gone", &[], "").await.0, 200, "a mirror that is gone costs nothing");
+    await_mirrored(&proxy, "failed", 1).await;
+    await_mirrored(&proxy, "no-endpoints", 1).await;
+    assert_eq!(proxy.send("GET", "/never", &[], "").await.0, 200);
+    assert_eq!(copied.requests.load(Ordering::SeqCst), 1, "none of a hundred");
+
+    // Two copies are under way at the limit of two requests, and the requests themselves do not feel it.
+    for _ in 0..3 {
+        assert_eq!(proxy.send("GET", "/twice", &[], "").await.0, 200);
+    }
+    await_mirrored(&proxy, "overflow", 4).await;
+    await_mirrored(&proxy, "answered", 3).await;
+    assert_eq!(copied.requests.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test]
+async fn browsers_are_told_which_origins_may_call() {
+    let proxy = Proxy::start("cors").await;
+    let (v1, seen) = backend("v1", ok).await;
+    let cors = json!({
+        "origins": [{"scheme": "https", "host": "*.shop.example", "port": 443}],
+        "credentials": true, "methods": ["PUT"], "headers": ["x-a"], "expose": ["x-version"], "maxAgeS": 60
+    });
+    let mut table = json!({
+        "matches": [{"rule": 0, "path": {"exact": "/cors"}, "method": "PUT"}, {"rule": 1}],
+        "rules": [with(rule(forward(&proxy, &[("v1", 1)])), json!({"cors": cors})), rule(forward(&proxy, &[("v1", 1)]))]
+    });
+    proxy.configure(Some(table.clone()), "detect", &[(v1, "v1")], json!({"subsets": ["v1"]})).await;
+    let good = ("origin", "https://a.shop.example");
+    let evil = ("origin", "https://evil.example");
+    let asks = ("access-control-request-method", "PUT");
+    let value =
+        |headers: &HeaderMap, name: &str| headers.get(name).map(|value| value.to_str().expect("text").to_owned());
+
+    let (status, headers, body) = proxy.send("OPTIONS", "/cors", &[good, asks], "").await;
+    assert_eq!(
+        (status.as_u16(), reason(&headers), body.as_str()),
+        (204, Some("cors-preflight"), ""),
+        "answered for the PUT"
+    );
+    assert_eq!(headers["weft-source"], "MeshRoute/shop/reviews/0");
+    for (name, expected) in [
+        ("access-control-allow-origin", Some("https://a.shop.example")),
+        ("access-control-allow-credentials", Some("true")),
+        ("access-control-allow-methods", Some("PUT")),
+        ("access-control-allow-headers", Some("x-a")),
+        ("access-control-max-age", Some("60")),
+        ("vary", Some("Origin")),
+    ] {
+        assert_eq!(value(&headers, name).as_deref(), expected, "{name}");
+    }
+    let (status, headers, _) = proxy.send("OPTIONS", "/cors", &[evil, asks], "").await;
+    assert_eq!((status.as_u16(), reason(&headers)), (403, Some("cors-refused")));
+    assert_eq!(value(&headers, "access-control-allow-origin"), None);
+    assert_eq!(seen.requests.load(Ordering::SeqCst), 0, "no preflight reached a backend");
+
+    for (origin, allowed) in [(good, Some("https://a.shop.example")), (evil, None)] {
+        let (status, headers, _) = proxy.send("PUT", "/cors", &[origin], "x").await;
+        assert_eq!(status, 200, "what a browser makes of it is the browser's affair");
+        assert_eq!(value(&headers, "access-control-allow-origin").as_deref(), allowed);
+        assert_eq!(value(&headers, "access-control-expose-headers").as_deref(), allowed.map(|_| "x-version"));
+        assert_eq!(value(&headers, "vary").as_deref(), Some("Origin"));
+    }
+    let (_, headers, _) = proxy.send("OPTIONS", "/other", &[good, asks], "").await;
+    assert_eq!(
+        (value(&headers, "x-version").as_deref(), value(&headers, "vary")),
+        (Some("v1"), None),
+        "another rule's preflight is the backend's"
+    );
+
+    // A page may read why its call failed.
+    table["rules"][0]["fault"] = json!({"abort": {"status": 503, "share": all()}});
+    proxy.configure(Some(table), "detect", &[(v1, "v1")], json!({"subsets": ["v1"]})).await;
+    let (status, headers, _) = proxy.send("PUT", "/cors", &[good], "").await;
+    assert_eq!(
+        (status.as_u16(), value(&headers, "access-control-allow-origin").as_deref()),
+        (503, Some("https://a.shop.example"))
+    );
+}
+
+#[tokio::test]
+async fn what_comes_too_fast_is_answered_429() {
+    let proxy = Proxy::start("rate").await;
+    let (v1, seen) = backend("v1", ok).await;
+    let limited = |limit: Value| with(rule(forward(&proxy, &[("v1", 1)])), json!({"rateLimit": limit}));
+    let table = json!({
+        "matches": [{"rule": 0, "path": {"exact": "/all"}}, {"rule": 1, "path": {"exact": "/each"}}],
+        "rules": [
+            limited(json!({"requests": 1, "perMs": 3_600_000, "burst": 3})),
+            limited(json!({"requests": 1, "perMs": 3_600_000, "burst": 2, "key": {"header": "x-caller"}}))
+        ]
+    });
+    let endpoints = [(v1, "v1")];
+    proxy.configure(Some(table.clone()), "detect", &endpoints, json!({"subsets": ["v1"]})).await;
+    let field = |headers: &HeaderMap, name: &str| {
+        headers.get(name).map_or("", |value| value.to_str().expect("text")).to_owned()
+    };
+    for remaining in ["2", "1", "0"] {
+        let (status, headers, _) = proxy.send("GET", "/all", &[], "").await;
+        assert_eq!((status.as_u16(), field(&headers, "ratelimit-limit").as_str()), (200, "3"));
+        assert_eq!(field(&headers, "ratelimit-remaining"), remaining);
+    }
+    let (status, headers, _) = proxy.send("GET", "/all", &[], "").await;
+    assert_eq!((status.as_u16(), reason(&headers)), (429, Some("rate-limited")));
+    assert_eq!(headers["weft-source"], "MeshRoute/shop/reviews/0");
+    let seconds = |name: &str| field(&headers, name).parse::<u32>().expect("seconds");
+    assert!((3590..=3600).contains(&seconds("retry-after")), "{headers:?}");
+    assert!((10_790..=10_800).contains(&seconds("ratelimit-reset")), "{headers:?}");
+    assert_eq!(seen.requests.load(Ordering::SeqCst), 3);
+
+    for (caller, expected) in [("a", [200, 200, 429]), ("b", [200, 200, 429])] {
+        for status in expected {
+            assert_eq!(proxy.send("GET", "/each", &[("x-caller", caller)], "").await.0, status, "{caller}");
+        }
+    }
+    // A change of something else gives nobody anything.
+    proxy.configure(Some(table), "detect", &endpoints, json!({"subsets": ["v1", "v2"]})).await;
+    assert_eq!(proxy.send("GET", "/all", &[], "").await.0, 429);
+    assert_eq!(proxy.send("GET", "/each", &[("x-caller", "c")], "").await.0, 200);
+    assert_eq!(proxy.send("GET", "/each", &[("x-caller", "a")], "").await.0, 429);
+}
