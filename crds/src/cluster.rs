@@ -71,6 +71,13 @@ pub struct MeshClusterSpec {
     /// What each proxy may have open to the Service. A request beyond is answered 503 at once, with the reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
+    /// When a pod that fails is left alone for a while. On by default, with the defaults of its fields.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outlier_detection: Option<OutlierDetection>,
+    /// How much the retries of MeshRoutes may add to what is sent to the Service. On by default, with the defaults of its
+    /// fields.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_budget: Option<RetryBudget>,
 }
 
 /// A named part of a Service's pods.
@@ -93,6 +100,12 @@ pub struct LoadBalancer {
     /// LeastRequest: of two pods at random, the one with fewer open requests. RoundRobin: one after the other. Random: any.
     #[serde(default)]
     pub policy: BalancerPolicy,
+    /// Percent of the pods that must be well for the others to be left alone. When fewer are, all are used again: a few
+    /// pods that are well would not survive the traffic of all. Default 50. 0: pods that are not well are never used, and a
+    /// request is answered 503 when none is well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub panic_threshold: Option<u32>,
 }
 
 /// How a pod is chosen.
@@ -137,4 +150,88 @@ pub struct Limits {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1_000_000))]
     pub max_pending: Option<u32>,
+}
+
+/// When a pod that fails more than others is left alone for a while (ejected): no new request goes to it. Each proxy judges
+/// by what it sees itself. The last pod is never ejected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = kube::core::Rule::new("!has(self.maxEjectionTime) || duration(self.maxEjectionTime) >= duration(has(self.baseEjectionTime) ? self.baseEjectionTime : '30s')")
+        .message("maxEjectionTime must not be shorter than baseEjectionTime")
+)]
+pub struct OutlierDetection {
+    /// false: no pod is ejected. Default true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enabled: Option<bool>,
+    /// After so many answers 5xx in a row a pod is ejected; an error of gRPC counts as the status that stands for it. Default
+    /// 5. 0: not looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 10_000))]
+    pub consecutive_5xx: Option<u32>,
+    /// After so many answers 502, 503 or 504 in a row. Default 5. 0: not looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 10_000))]
+    pub consecutive_gateway_errors: Option<u32>,
+    /// After so many connections that failed or broke, or attempts that timed out, in a row. Default 5. 0: not looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 10_000))]
+    pub consecutive_local_failures: Option<u32>,
+    /// How often success rates are compared. Default 10s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = kube::core::Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('1h')")
+        .message("outlierDetection.interval must be between 1s and 1h"))]
+    pub interval: Option<Duration>,
+    /// How long the first ejection lasts; each further one in a row lasts longer by as much. Default 30s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = kube::core::Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('1h')")
+        .message("outlierDetection.baseEjectionTime must be between 1s and 1h"))]
+    pub base_ejection_time: Option<Duration>,
+    /// How long an ejection may last. Default 5m, or baseEjectionTime if that is longer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = kube::core::Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('24h')")
+        .message("outlierDetection.maxEjectionTime must be between 1s and 24h"))]
+    pub max_ejection_time: Option<Duration>,
+    /// A further pod is ejected only while fewer than this percentage of all are. Default 10, which always leaves room for
+    /// one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub max_ejection_percent: Option<u32>,
+    /// Ejects a pod whose share of successful answers is far below that of the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub success_rate: Option<SuccessRate>,
+}
+
+/// Which share of successful answers is too low: below the mean of all pods by a number of standard deviations.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SuccessRate {
+    /// So many pods must have had enough requests for a comparison. Default 5.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 2, max = 10_000))]
+    pub min_pods: Option<u32>,
+    /// Requests that are enough, in one interval. Default 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub min_requests: Option<u32>,
+    /// The number of standard deviations, in thousandths. Default 1900, which is 1.9. 0: not looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100_000))]
+    pub deviations_permille: Option<u32>,
+}
+
+/// How much the retries of MeshRoutes may add to what one proxy sends to the Service, so that a Service that fails is not
+/// drowned in repetitions. Counted over the last 10 seconds. A retry that the budget does not allow is not made, and the
+/// client gets the answer that there is. Repetitions of what no pod has seen are not counted: they add nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RetryBudget {
+    /// Retries for each hundred requests. Default 20.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub percent: Option<u32>,
+    /// Retries in a second that are allowed however few requests there are. Default 10.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100_000))]
+    pub min_per_second: Option<u32>,
 }

@@ -157,6 +157,13 @@ fn what_the_schema_can_see_is_refused_at_apply() -> Result<()> {
                 "Duplicate value",
             ),
             (
+                "an ejection that is longer than it may be",
+                "apiVersion: weft.dev/v1alpha1\nkind: MeshCluster\nmetadata: {name: bad}\nspec:\n  targetRef: {name: echo}\n  outlierDetection: \
+                 {maxEjectionTime: 10s}\n"
+                    .to_owned(),
+                "maxEjectionTime must not be shorter than baseEjectionTime",
+            ),
+            (
                 "a namespace's policy with a name",
                 "apiVersion: weft.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {name: bad}\nspec:\n  targetRef: {kind: Namespace, name: x}\n  authorization: \
                  {rules: [{action: Deny}]}\n"

@@ -11,6 +11,7 @@ use hyper::body::Incoming;
 use tokio::net::TcpStream;
 use weft_config::{PathRewrite, Protocol};
 
+use crate::balance::outlier::Outcome;
 use crate::decide::{Decision, RequestHead, decide, pick};
 use crate::detect::Verdict;
 use crate::http::body::ResponseBody;
@@ -120,8 +121,12 @@ async fn connect(
             .pick(None, &tried, &mut worker.chance.borrow_mut(), worker.now())
             .map_err(|_| (Reason::NoEndpoints, None))?;
         match open(endpoint.address, cluster.connect_timeout).await {
-            Ok(stream) => return Ok((endpoint.address, stream)),
+            Ok(stream) => {
+                state.record(&endpoint, Outcome::Ok, worker.now());
+                return Ok((endpoint.address, stream));
+            }
             Err(_) => {
+                state.record(&endpoint, Outcome::Local, worker.now());
                 tried.push(endpoint.address);
                 if tried.len() == ATTEMPTS {
                     return Err((Reason::ConnectFailed, Some(endpoint.address)));

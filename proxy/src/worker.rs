@@ -20,7 +20,7 @@ use crate::upstream::cluster::ClusterState;
 use crate::upstream::endpoint::Endpoint;
 use crate::upstream::load::Loads;
 
-/// How often idle connections are looked for.
+/// How often idle connections are looked for, and endpoints whose time of being left alone is over.
 const SWEEP: Duration = Duration::from_secs(1);
 
 /// Destinations of this pod that are remembered at once. A pod has few ports; more are attempts to fill memory.
@@ -71,8 +71,9 @@ impl Worker {
     /// The balancer and pools for a cluster, brought up to its newest endpoints.
     pub(crate) fn cluster(&self, cluster: &Arc<Cluster>) -> Rc<ClusterState> {
         let mut clusters = self.clusters.borrow_mut();
-        let state = (clusters.entry_ref(&cluster.name))
-            .or_insert_with(|| Rc::new(ClusterState::new(cluster, &self.shared.loads, self.now())));
+        let state = (clusters.entry_ref(&cluster.name)).or_insert_with(|| {
+            Rc::new(ClusterState::new(cluster, &self.shared.loads, &self.shared.metrics, self.now()))
+        });
         state.refresh(cluster, self.now());
         state.clone()
     }
@@ -91,11 +92,12 @@ impl Worker {
         self.shared.started.elapsed()
     }
 
-    fn close_idle(&self) {
+    fn sweep(&self) {
         self.local.borrow().values().for_each(|endpoint| endpoint.close_idle());
         let table = self.shared.store.load();
         self.clusters.borrow_mut().retain(|name, state| {
             state.close_idle();
+            state.tick(self.now());
             // A cluster that no table has any more is forgotten once nobody uses it.
             Rc::strong_count(state) > 1 || table.cluster_named(name).is_some()
         });
@@ -106,7 +108,7 @@ async fn sweep(worker: std::rc::Weak<Worker>) {
     loop {
         tokio::time::sleep(SWEEP).await;
         match worker.upgrade() {
-            Some(worker) => worker.close_idle(),
+            Some(worker) => worker.sweep(),
             None => return,
         }
     }

@@ -462,6 +462,52 @@ async fn limits_answer_503_at_once() {
     }
 }
 
+#[tokio::test]
+async fn an_endpoint_that_fails_is_left_alone() {
+    let proxy = Proxy::start("outlier").await;
+    let (good, _) = backend("v1", ok).await;
+    let (bad, seen) = backend("v2", |_| (500, Duration::ZERO)).await;
+    let endpoints = [(good, ""), (bad, "")];
+    proxy.configure(None, "http", &endpoints, json!({"balancer": "roundRobin"})).await;
+    let failures = async || {
+        let mut failed = 0;
+        for _ in 0..60 {
+            failed += u32::from(proxy.send("GET", "/", &[], "").await.0 == 500);
+        }
+        failed
+    };
+    assert_eq!(failures().await, 5, "then it is left alone");
+    assert_eq!(seen.requests.load(Ordering::SeqCst), 5);
+    let (_, page) = proxy.get(proxy.metrics, "/metrics").await;
+    let name = format!("shop/reviews:{}", proxy.address.port());
+    for line in [
+        format!("weft_outlier_ejections_total{{service=\"{name}\",reason=\"consecutive-5xx\"}} 1"),
+        format!("weft_endpoints_ejected{{service=\"{name}\"}} 1"),
+    ] {
+        assert!(page.lines().any(|printed| printed == line), "{line} is not in {page}");
+    }
+    let off = json!({"balancer": "roundRobin", "outliers": {"maxEjectionPercent": 0}});
+    proxy.configure(None, "http", &endpoints, off).await;
+    assert_eq!(failures().await, 30, "every second one");
+}
+
+#[tokio::test]
+async fn a_backend_that_fails_is_not_drowned_in_repetitions() {
+    let proxy = Proxy::start("budget").await;
+    let (failing, seen) = backend("v1", |_| (503, Duration::ZERO)).await;
+    let retry = json!({"retry": {"attempts": 3, "codes": [503], "methods": ["GET"], "backoffMs": 1}});
+    let action = forward(&proxy, &[("v1", 1)]);
+    proxy.configure(routes(action, retry), "detect", &[(failing, "v1")], json!({"subsets": ["v1"]})).await;
+    for _ in 0..1_000 {
+        assert_eq!(proxy.send("GET", "/", &[], "").await.0, 503);
+    }
+    let reached = seen.requests.load(Ordering::SeqCst);
+    assert!((1_100..=1_200).contains(&reached), "1000 requests reached the backend {reached} times");
+    let (_, page) = proxy.get(proxy.metrics, "/metrics").await;
+    let refused = page.lines().find(|line| line.starts_with("weft_retries_refused_total{")).expect("counted");
+    assert!(refused.contains("reason=\"budget\""), "{refused}");
+}
+
 async fn send_owned(address: SocketAddr) -> u16 {
     send(address, "GET", "/", &[], "").await.0.as_u16()
 }

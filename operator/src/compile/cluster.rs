@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use weft_config::{Balancer, ClusterSettings, Limits};
+use weft_config::{Balancer, ClusterSettings, Limits, Outliers, RetryBudget, SuccessRate};
 use weft_crds::MeshClusterSpec;
 use weft_crds::cluster::{self, BalancerPolicy};
 use weft_crds::status::Reason;
@@ -18,6 +18,11 @@ const MAX_PENDING_DEFAULT: u32 = 1024;
 
 const CONNECT_TIMEOUT_MIN: Duration = Duration::from_millis(1);
 const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(5 * 60);
+
+/// Bounds of the times of outlier detection.
+const OUTLIER_TIME_MIN: Duration = Duration::from_secs(1);
+const OUTLIER_TIME_MAX: Duration = Duration::from_secs(60 * 60);
+const EJECTION_TIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The MeshCluster that governs a Service.
 pub(super) struct Governed<'a> {
@@ -103,7 +108,7 @@ fn check<'a>(
             return None;
         }
     };
-    let MeshClusterSpec { target_ref, subsets, load_balancer, connect, limits } = spec;
+    let MeshClusterSpec { target_ref, subsets, .. } = spec;
     let target = &target_ref.name;
     let Some(service) = namespace.services.get(target) else {
         diagnostics.push(Diagnostic::refused(Reason::TargetNotFound, format!("Service {target} does not exist")));
@@ -113,11 +118,8 @@ fn check<'a>(
         diagnostics.push(Diagnostic::refused(Reason::UnsupportedTarget, value::no_address(service)));
         return None;
     }
-    let timeout = connect.as_ref().and_then(|cluster::Connect { timeout }| timeout.as_ref());
-    let timeout =
-        timeout.map(|timeout| value::duration(timeout, "connect.timeout", CONNECT_TIMEOUT_MIN, CONNECT_TIMEOUT_MAX));
-    let connect_timeout_ms = match timeout.transpose() {
-        Ok(timeout) => timeout,
+    let settings = match settings(spec, diagnostics) {
+        Ok(settings) => settings,
         Err(message) => {
             diagnostics.push(Diagnostic::refused(Reason::UnsupportedValue, message));
             return None;
@@ -131,12 +133,35 @@ fn check<'a>(
             ));
         }
     }
-    let limits = limits.as_ref().map(|limits| self::limits(limits, diagnostics)).unwrap_or_default();
+    Some((spec, settings))
+}
+
+/// What the object says, in the proxy's words. The error is a value that cannot be used.
+fn settings(spec: &MeshClusterSpec, diagnostics: &mut Vec<Diagnostic>) -> Result<ClusterSettings, String> {
+    let MeshClusterSpec { target_ref: _, subsets, load_balancer, connect, limits, outlier_detection, retry_budget } =
+        spec;
+    let default = ClusterSettings::default();
     let mut names: Vec<String> = subsets.iter().map(|subset| subset.name.clone()).collect();
     names.sort();
     names.dedup();
-    let balancer = balancer(load_balancer.as_ref().map(|cluster::LoadBalancer { policy }| *policy).unwrap_or_default());
-    Some((spec, ClusterSettings { balancer, connect_timeout_ms, limits, subsets: names }))
+    let (balancer, panic_percent) = match load_balancer {
+        None => (default.balancer, default.panic_percent),
+        Some(cluster::LoadBalancer { policy, panic_threshold }) => {
+            (balancer(*policy), panic_threshold.unwrap_or(default.panic_percent))
+        }
+    };
+    let timeout = connect.as_ref().and_then(|cluster::Connect { timeout }| timeout.as_ref());
+    Ok(ClusterSettings {
+        balancer,
+        connect_timeout_ms: timeout
+            .map(|timeout| value::duration(timeout, "connect.timeout", CONNECT_TIMEOUT_MIN, CONNECT_TIMEOUT_MAX))
+            .transpose()?,
+        limits: limits.as_ref().map(|limits| self::limits(limits, diagnostics)).unwrap_or_default(),
+        outliers: outlier_detection.as_ref().map(outliers).transpose()?.unwrap_or_default(),
+        panic_percent,
+        retry_budget: retry_budget.as_ref().map(self::retry_budget).unwrap_or_default(),
+        subsets: names,
+    })
 }
 
 fn limits(limits: &cluster::Limits, diagnostics: &mut Vec<Diagnostic>) -> Limits {
@@ -155,5 +180,62 @@ fn balancer(policy: BalancerPolicy) -> Balancer {
         BalancerPolicy::LeastRequest => Balancer::LeastRequest,
         BalancerPolicy::RoundRobin => Balancer::RoundRobin,
         BalancerPolicy::Random => Balancer::Random,
+    }
+}
+
+fn outliers(detection: &cluster::OutlierDetection) -> Result<Outliers, String> {
+    let cluster::OutlierDetection {
+        enabled,
+        consecutive_5xx,
+        consecutive_gateway_errors,
+        consecutive_local_failures,
+        interval,
+        base_ejection_time,
+        max_ejection_time,
+        max_ejection_percent,
+        success_rate,
+    } = detection;
+    let default = Outliers::default();
+    let time = |given: &Option<weft_crds::Duration>, field: &str, max, default| match given {
+        None => Ok(default),
+        Some(text) => value::duration(text, &format!("outlierDetection.{field}"), OUTLIER_TIME_MIN, max),
+    };
+    let base_ejection_ms = time(base_ejection_time, "baseEjectionTime", OUTLIER_TIME_MAX, default.base_ejection_ms)?;
+    let max_ejection_ms =
+        time(max_ejection_time, "maxEjectionTime", EJECTION_TIME_MAX, default.max_ejection_ms.max(base_ejection_ms))?;
+    if max_ejection_ms < base_ejection_ms {
+        return Err("outlierDetection.maxEjectionTime is shorter than baseEjectionTime".to_owned());
+    }
+    Ok(Outliers {
+        consecutive_5xx: consecutive_5xx.unwrap_or(default.consecutive_5xx),
+        consecutive_gateway_errors: consecutive_gateway_errors.unwrap_or(default.consecutive_gateway_errors),
+        consecutive_local_failures: consecutive_local_failures.unwrap_or(default.consecutive_local_failures),
+        interval_ms: time(interval, "interval", OUTLIER_TIME_MAX, default.interval_ms)?,
+        base_ejection_ms,
+        max_ejection_ms,
+        max_ejection_percent: match enabled {
+            Some(false) => 0,
+            Some(true) | None => max_ejection_percent.unwrap_or(default.max_ejection_percent),
+        },
+        success_rate: success_rate.as_ref().map(self::success_rate).unwrap_or_default(),
+    })
+}
+
+fn success_rate(rate: &cluster::SuccessRate) -> SuccessRate {
+    let cluster::SuccessRate { min_pods, min_requests, deviations_permille } = *rate;
+    let default = SuccessRate::default();
+    SuccessRate {
+        min_endpoints: min_pods.unwrap_or(default.min_endpoints),
+        min_requests: min_requests.unwrap_or(default.min_requests),
+        deviations_permille: deviations_permille.unwrap_or(default.deviations_permille),
+    }
+}
+
+fn retry_budget(budget: &cluster::RetryBudget) -> RetryBudget {
+    let cluster::RetryBudget { percent, min_per_second } = *budget;
+    let default = RetryBudget::default();
+    RetryBudget {
+        percent: percent.unwrap_or(default.percent),
+        min_per_second: min_per_second.unwrap_or(default.min_per_second),
     }
 }

@@ -84,7 +84,7 @@ pub struct Endpoint {
 }
 
 /// How to talk to a Service.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct ClusterSettings {
     /// How an endpoint is chosen.
@@ -96,6 +96,16 @@ pub struct ClusterSettings {
     /// What one proxy may have open to the Service.
     #[serde(default, skip_serializing_if = "is_default")]
     pub limits: Limits,
+    /// When an endpoint that fails is left alone.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub outliers: Outliers,
+    /// Of the endpoints that a request may go to, the share in percent that must be well for the others to be left alone;
+    /// below it all are used. 0: never.
+    #[serde(default = "panic_percent", skip_serializing_if = "is_panic_percent")]
+    pub panic_percent: u32,
+    /// How much more than was asked of it may be sent to the Service by repeating requests.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub retry_budget: RetryBudget,
     /// Names of the subsets that exist, sorted, so that one without pods is told from one that nobody declared.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub subsets: Vec<String>,
@@ -129,4 +139,103 @@ pub struct Limits {
     /// Requests that wait for a connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_pending: Option<u32>,
+}
+
+/// When an endpoint that fails more than others is left alone (ejected) for a while. A field that is absent has the value
+/// of [`Outliers::default`]. Source of the model and of most defaults: Envoy's outlier detection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Outliers {
+    /// Answers 5xx without another in between. 0: not looked at.
+    pub consecutive_5xx: u32,
+    /// Answers 502, 503 or 504 without another in between. 0: not looked at.
+    pub consecutive_gateway_errors: u32,
+    /// Connections that failed or broke, and attempts that timed out, without an answer in between. 0: not looked at.
+    pub consecutive_local_failures: u32,
+    /// How often success rates are compared, in milliseconds.
+    pub interval_ms: u64,
+    /// How long the first ejection lasts, in milliseconds; the next one in a row is longer by as much.
+    pub base_ejection_ms: u64,
+    /// How long an ejection may last, in milliseconds.
+    pub max_ejection_ms: u64,
+    /// Another endpoint is ejected only while fewer than this share of all are, in percent. 0: none is ejected.
+    pub max_ejection_percent: u32,
+    /// Which success rate is too low.
+    pub success_rate: SuccessRate,
+}
+
+/// Which success rate of an endpoint is too low beside those of the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct SuccessRate {
+    /// So many endpoints must have had enough requests.
+    pub min_endpoints: u32,
+    /// Requests that are enough, in one interval.
+    pub min_requests: u32,
+    /// Too low is below the mean by this many standard deviations, in thousandths. 0: not looked at.
+    pub deviations_permille: u32,
+}
+
+/// How much repeating requests, where rules ask for it, may add to what is sent to a Service. Counted over the last 10
+/// seconds, by each worker of each proxy for itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct RetryBudget {
+    /// Repetitions for each hundred requests.
+    pub percent: u32,
+    /// Repetitions in a second that are allowed however few requests there are.
+    pub min_per_second: u32,
+}
+
+// === impl ClusterSettings ===
+
+impl Default for ClusterSettings {
+    fn default() -> Self {
+        Self {
+            balancer: Balancer::default(),
+            connect_timeout_ms: None,
+            limits: Limits::default(),
+            outliers: Outliers::default(),
+            panic_percent: panic_percent(),
+            retry_budget: RetryBudget::default(),
+            subsets: Vec::new(),
+        }
+    }
+}
+
+impl Default for Outliers {
+    fn default() -> Self {
+        Self {
+            consecutive_5xx: 5,
+            consecutive_gateway_errors: 5,
+            consecutive_local_failures: 5,
+            interval_ms: 10_000,
+            base_ejection_ms: 30_000,
+            max_ejection_ms: 300_000,
+            max_ejection_percent: 10,
+            success_rate: SuccessRate::default(),
+        }
+    }
+}
+
+impl Default for SuccessRate {
+    fn default() -> Self {
+        Self { min_endpoints: 5, min_requests: 100, deviations_permille: 1_900 }
+    }
+}
+
+impl Default for RetryBudget {
+    fn default() -> Self {
+        Self { percent: 20, min_per_second: 10 }
+    }
+}
+
+/// Source: Envoy's default.
+fn panic_percent() -> u32 {
+    50
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_panic_percent(percent: &u32) -> bool {
+    *percent == panic_percent()
 }

@@ -8,7 +8,8 @@
 //! | a connection that had idled was closed under the request | an idempotent request without a rule's word, as RFC 9110 9.2.2 allows |
 //! | a reset, a timed-out attempt, a status that the rule lists | what the rule's `retry` allows, for its methods |
 //!
-//! A body can be sent again only as long as all of it is kept (64 KiB).
+//! A body can be sent again only as long as all of it is kept (64 KiB). What a rule allows is also bound by the budget of
+//! the cluster (`balance/budget`); what no backend has seen adds nothing to its load and is not.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -26,6 +27,7 @@ use super::body::{ResponseBody, Shared};
 use super::head;
 use super::respond::{Answer, Reason, UNPROCESSED};
 use super::upgrade;
+use crate::balance::outlier::Outcome;
 use crate::table::route::{Edit, Origin, Retry};
 use crate::telemetry::access;
 use crate::telemetry::metrics::Direction;
@@ -45,6 +47,9 @@ const FAILURE_COST: Duration = Duration::from_secs(1);
 
 /// How long a connection to the application may take to be made. It is this pod's: a healthy one answers at once.
 pub(crate) const LOCAL_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The word of metrics and logs for a budget that is spent.
+const BUDGET: &str = "budget";
 
 /// nginx's word for a client that did not wait.
 const CLIENT_CLOSED: u16 = 499;
@@ -96,6 +101,8 @@ pub(crate) struct Note {
     pub(crate) cluster: Option<Arc<str>>,
     pub(crate) endpoint: Option<SocketAddr>,
     pub(crate) attempts: u32,
+    /// What did not allow a repetition that a rule would have made.
+    pub(crate) retry_refused: Option<&'static str>,
     pub(crate) status: u16,
     pub(crate) reason: Option<Reason>,
     /// What went wrong after the head of the response was sent.
@@ -124,9 +131,13 @@ enum Failure {
 
 /// How many repetitions are left.
 struct Allowance<'a> {
+    worker: &'a Worker,
+    upstream: &'a Upstream,
     retry: Option<&'a Retry>,
     safe: u32,
     ruled: u32,
+    /// The budget did not allow one that the rule would have made.
+    spent: bool,
 }
 
 /// Sends a request on and gives back what the client gets.
@@ -152,18 +163,28 @@ pub(crate) async fn forward(
     }
     let body = Shared::new(body);
     finish.body = Some(body.clone());
-    let mut allowance =
-        Allowance { retry: plan.retry, safe: SAFE_RETRIES_MAX, ruled: plan.retry.map_or(0, |retry| retry.attempts) };
+    if let Upstream::Cluster(state, _) = &plan.upstream {
+        state.first_attempt(worker.now());
+    }
+    let mut allowance = Allowance {
+        worker: &worker,
+        upstream: &plan.upstream,
+        retry: plan.retry,
+        safe: SAFE_RETRIES_MAX,
+        ruled: plan.retry.map_or(0, |retry| retry.attempts),
+        spent: false,
+    };
     let mut tried: Vec<SocketAddr> = Vec::new();
     loop {
         finish.note.attempts += 1;
         let outcome = attempt(&worker, &plan, &parts, &body, deadline, &mut tried, &mut finish).await;
+        allowance.spent = false;
         let again = match &outcome {
             Ok((response, _)) => allowance.after_response(response, &parts.method, &body),
             Err(failure) => allowance.after_failure(failure, &parts.method, &body),
         };
         if let Some(why) = again {
-            let wait = allowance.wait(&worker, &plan.upstream, &tried);
+            let wait = allowance.wait(&tried);
             if deadline.is_none_or(|deadline| Instant::now() + wait < deadline) {
                 worker.handles.retried(finish.note.cluster.as_deref(), why);
                 if let Ok((response, lease)) = outcome {
@@ -172,6 +193,10 @@ pub(crate) async fn forward(
                 tokio::time::sleep(wait).await;
                 continue;
             }
+        }
+        if allowance.spent {
+            worker.handles.retry_refused(finish.note.cluster.as_deref(), BUDGET);
+            finish.note.retry_refused = Some(BUDGET);
         }
         return match outcome {
             Ok((response, lease)) => accept(response, lease, &plan, deadline, downstream, finish),
@@ -241,7 +266,23 @@ async fn attempt(
         Err(Failure::NoEndpoints | Failure::Overflow) => {}
         Err(_) => endpoint.observe(FAILURE_COST.max(started.elapsed()), worker.now()),
     }
+    if let (Upstream::Cluster(state, _), Some(outcome)) = (&plan.upstream, judge(&outcome)) {
+        state.record(&endpoint, outcome, worker.now());
+    }
     outcome
+}
+
+/// What an attempt says about its endpoint, if anything.
+fn judge(outcome: &Result<(Response<Incoming>, Lease), Failure>) -> Option<Outcome> {
+    match outcome {
+        Ok((response, _)) => match response.headers().get("grpc-status") {
+            Some(status) if response.status() == StatusCode::OK => Some(Outcome::of_grpc(status.as_bytes())),
+            _ => Some(Outcome::of_status(response.status())),
+        },
+        Err(Failure::NoEndpoints | Failure::Overflow) => None,
+        Err(Failure::Connect(_) | Failure::Reset { .. } | Failure::Protocol(_)) => Some(Outcome::Local),
+        Err(Failure::AttemptTimeout | Failure::RequestTimeout) => Some(Outcome::Local),
+    }
 }
 
 /// An HTTP/2 peer says that it did nothing for this stream.
@@ -361,21 +402,28 @@ impl Allowance<'_> {
 
     fn by_rule(&mut self, method: &Method, why: &'static str) -> Option<&'static str> {
         self.retry.filter(|retry| retry.methods.contains(method))?;
-        self.ruled = self.ruled.checked_sub(1)?;
+        let left = self.ruled.checked_sub(1)?;
+        if let Upstream::Cluster(state, _) = self.upstream
+            && !state.may_repeat(self.worker.now())
+        {
+            self.spent = true;
+            return None;
+        }
+        self.ruled = left;
         Some(why)
     }
 
     /// How long to wait before the repetition that was just allowed.
-    fn wait(&self, worker: &Worker, upstream: &Upstream, tried: &[SocketAddr]) -> Duration {
+    fn wait(&self, tried: &[SocketAddr]) -> Duration {
         let ruled = self.retry.map_or(0, |retry| retry.attempts - self.ruled);
         if let (Some(retry), 1..) = (self.retry, ruled) {
             let base = retry.backoff * 2u32.saturating_pow(ruled - 1);
-            let jitter = retry.backoff.mul_f64(f64::from(worker.chance.borrow_mut().below(1000)) / 2000.0);
+            let jitter = retry.backoff.mul_f64(f64::from(self.worker.chance.borrow_mut().below(1000)) / 2000.0);
             return base.min(retry.backoff * 10) + jitter;
         }
-        let endpoints = match upstream {
+        let endpoints = match self.upstream {
             Upstream::Local(_) => 1,
-            Upstream::Cluster(state, _) => state.cluster().usable,
+            Upstream::Cluster(state, subset) => state.choices(subset.as_deref()),
         };
         // Another endpoint may be tried at once.
         if tried.len() < endpoints { Duration::ZERO } else { SAFE_BACKOFF * 2u32.pow(SAFE_RETRIES_MAX - self.safe) }
@@ -401,7 +449,8 @@ impl Failure {
             Self::AttemptTimeout => (Reason::AttemptTimeout, format!("{whom} did not answer in time")),
             Self::RequestTimeout => (Reason::RequestTimeout, format!("{whom} did not answer in time")),
         };
-        let mut answer = Answer::new(reason, detail);
+        let spent = if finish.note.retry_refused.is_some() { ", and the retry budget is spent" } else { "" };
+        let mut answer = Answer::new(reason, format!("{detail}{spent}"));
         if inbound && reason == Reason::ConnectFailed {
             answer.headers.insert(UNPROCESSED, HeaderValue::from_static("true"));
         }
@@ -437,6 +486,7 @@ impl Finish {
             cluster: None,
             endpoint: None,
             attempts: 0,
+            retry_refused: None,
             status: CLIENT_CLOSED,
             reason: None,
             broken: None,

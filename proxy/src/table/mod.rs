@@ -23,6 +23,7 @@ use hashbrown::HashMap;
 use weft_config as wire;
 
 use self::route::Routes;
+use crate::balance::outlier;
 use crate::bootstrap::Pod;
 use crate::policy::Policies;
 
@@ -67,6 +68,10 @@ pub(crate) struct Cluster {
     pub(crate) balancer: wire::Balancer,
     pub(crate) connect_timeout: Duration,
     pub(crate) limits: wire::Limits,
+    pub(crate) outliers: outlier::Settings,
+    /// Percent of those that a request may go to that must be well for the others to be left alone.
+    pub(crate) panic_percent: u32,
+    pub(crate) retry_budget: wire::RetryBudget,
     /// Those whose node is silent stand last.
     pub(crate) endpoints: Vec<SocketAddr>,
     /// How many of them, from the first, a request without a subset may go to.
@@ -219,7 +224,15 @@ impl Cluster {
         settings: &wire::ClusterSettings,
         mut endpoints: Vec<wire::Endpoint>,
     ) -> Self {
-        let wire::ClusterSettings { balancer, connect_timeout_ms, limits, subsets } = settings;
+        let wire::ClusterSettings {
+            balancer,
+            connect_timeout_ms,
+            limits,
+            outliers,
+            panic_percent,
+            retry_budget,
+            subsets,
+        } = settings;
         endpoints.sort_by_key(|endpoint| endpoint.lost);
         // Better one that may be dead than none: after the API server was away, every node is silent for a while.
         let or_lost = |heard: usize, all: usize| if heard > 0 { heard } else { all };
@@ -240,6 +253,9 @@ impl Cluster {
             balancer: *balancer,
             connect_timeout: connect_timeout_ms.map_or(CONNECT_TIMEOUT_DEFAULT, Duration::from_millis),
             limits: *limits,
+            outliers: outlier::Settings::compile(outliers),
+            panic_percent: *panic_percent,
+            retry_budget: *retry_budget,
             usable: or_lost(heard, endpoints.len()),
             endpoints: endpoints.into_iter().map(|endpoint| endpoint.address).collect(),
             subsets: members,

@@ -3,7 +3,7 @@
 //! Labels come from configuration alone, never from what a client sends, so that nobody can make series. A worker caches
 //! handles by rule, service and status: a request looks up integers and pointers and formats nothing.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -38,7 +38,10 @@ pub(crate) enum Direction {
 pub(crate) struct Metrics {
     requests: Family<RequestLabels, Counter>,
     durations: Family<ServiceLabels, Histogram, fn() -> Histogram>,
-    retries: Family<RetryLabels, Counter>,
+    retries: Family<ReasonLabels, Counter>,
+    retries_refused: Family<ReasonLabels, Counter>,
+    ejections: Family<ReasonLabels, Counter>,
+    ejected: Family<NameLabels, Gauge>,
     open: Family<DirectionLabels, Gauge>,
     accepted: Family<DirectionLabels, Counter>,
     connections: Family<ConnectionLabels, Counter>,
@@ -52,6 +55,15 @@ pub(crate) struct ConfigMetrics {
     pub(crate) refusals: Counter,
     pub(crate) troubled: Gauge,
     pub(crate) source_errors: Counter,
+}
+
+/// What is counted of the endpoints of one Service port.
+pub(crate) struct EndpointHandles {
+    service: String,
+    ejections: Family<ReasonLabels, Counter>,
+    ejected: Gauge,
+    /// What this one adds to the gauge.
+    count: Cell<i64>,
 }
 
 /// One worker's handles.
@@ -96,9 +108,14 @@ struct ServiceLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RetryLabels {
+struct ReasonLabels {
     service: String,
     reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NameLabels {
+    service: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -150,20 +167,52 @@ impl Metrics {
             requests: Family::default(),
             durations: Family::new_with_constructor(|| Histogram::new(BUCKETS)),
             retries: Family::default(),
+            retries_refused: Family::default(),
+            ejections: Family::default(),
+            ejected: Family::default(),
             open: Family::default(),
             accepted: Family::default(),
             connections: Family::default(),
             bytes: Family::default(),
         };
-        let Self { requests, durations, retries, open, accepted, connections, bytes } = metrics.clone();
+        let Self {
+            requests,
+            durations,
+            retries,
+            retries_refused,
+            ejections,
+            ejected,
+            open,
+            accepted,
+            connections,
+            bytes,
+        } = metrics.clone();
         registry.register("requests", "Requests that are over, by the rule that decided on them", requests);
         registry.register("request_duration_seconds", "From a request's head to the end of its response", durations);
         registry.register("retries", "Attempts that were repeated, by why", retries);
+        registry.register(
+            "retries_refused",
+            "Attempts that a rule would have repeated, by what did not allow it",
+            retries_refused,
+        );
+        registry.register("outlier_ejections", "Endpoints that were left alone, by what gave them away", ejections);
+        registry.register("endpoints_ejected", "Endpoints that are left alone, as each worker sees them", ejected);
         registry.register("connections_open", "Connections from downstream that are open", open);
         registry.register("connections_accepted", "Connections from downstream", accepted);
         registry.register("tcp_connections", "Connections of bytes that are over", connections);
         registry.register("tcp_bytes", "Bytes of connections of bytes that are over", bytes);
         metrics
+    }
+
+    /// Handles for the endpoints of one Service port.
+    pub(crate) fn endpoints(&self, service: &str) -> EndpointHandles {
+        let labels = NameLabels { service: service.to_owned() };
+        EndpointHandles {
+            ejected: self.ejected.get_or_create(&labels).clone(),
+            ejections: self.ejections.clone(),
+            service: labels.service,
+            count: Cell::new(0),
+        }
     }
 
     /// Counts a connection until the result is dropped.
@@ -206,6 +255,27 @@ impl ConfigMetrics {
 
     pub(crate) fn generation(&self, document: &str, generation: u64) {
         self.generations.get_or_create(&DocumentLabels { document: document.to_owned() }).set(generation);
+    }
+}
+
+// === impl EndpointHandles ===
+
+impl EndpointHandles {
+    /// An endpoint was given away by something.
+    pub(crate) fn ejected(&self, reason: &'static str) {
+        self.ejections.get_or_create(&ReasonLabels { service: self.service.clone(), reason }).inc();
+    }
+
+    /// So many are ejected now.
+    pub(crate) fn set_ejected(&self, count: usize) {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.ejected.inc_by(count - self.count.replace(count));
+    }
+}
+
+impl Drop for EndpointHandles {
+    fn drop(&mut self) {
+        self.set_ejected(0);
     }
 }
 
@@ -252,8 +322,14 @@ impl RequestHandles {
 
     /// An attempt is repeated.
     pub(crate) fn retried(&self, service: Option<&str>, reason: &'static str) {
-        let labels = RetryLabels { service: service.unwrap_or_default().to_owned(), reason };
+        let labels = ReasonLabels { service: service.unwrap_or_default().to_owned(), reason };
         self.metrics.retries.get_or_create(&labels).inc();
+    }
+
+    /// An attempt is not repeated though a rule would have it.
+    pub(crate) fn retry_refused(&self, service: Option<&str>, reason: &'static str) {
+        let labels = ReasonLabels { service: service.unwrap_or_default().to_owned(), reason };
+        self.metrics.retries_refused.get_or_create(&labels).inc();
     }
 
     /// A connection of bytes is over.

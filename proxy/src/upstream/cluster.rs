@@ -11,16 +11,34 @@ use weft_config::Balancer;
 
 use super::endpoint::{Endpoint, Lease, LeaseError};
 use super::load::{Kind, Load, Loads};
+use crate::balance::budget::Budget;
+use crate::balance::outlier::{Detector, Outcome, Tally};
 use crate::balance::{Chance, two};
 use crate::table::Cluster;
+use crate::telemetry::metrics::{EndpointHandles, Metrics};
 
 /// One worker's view of a cluster.
 pub(crate) struct ClusterState {
     cluster: RefCell<Arc<Cluster>>,
     /// In the cluster's order.
     endpoints: RefCell<Vec<Rc<Endpoint>>>,
+    /// Whom a request may go to. Made anew when an endpoint is ejected or taken back, so that a request need not look.
+    candidates: RefCell<Candidates>,
+    ejected: Cell<usize>,
+    /// When success rates are compared next.
+    interval_ends: Cell<Duration>,
+    budget: RefCell<Budget>,
     next: Cell<usize>,
     pub(crate) load: Arc<Load>,
+    handles: EndpointHandles,
+}
+
+/// Positions of the endpoints that a request may go to.
+#[derive(Default)]
+struct Candidates {
+    /// Where it names no subset.
+    all: Vec<usize>,
+    subsets: HashMap<String, Vec<usize>>,
 }
 
 /// Why there is no endpoint.
@@ -28,13 +46,20 @@ pub(crate) struct ClusterState {
 pub(crate) struct NoEndpoints;
 
 impl ClusterState {
-    pub(crate) fn new(cluster: &Arc<Cluster>, loads: &Loads, now: Duration) -> Self {
-        Self {
+    pub(crate) fn new(cluster: &Arc<Cluster>, loads: &Loads, metrics: &Metrics, now: Duration) -> Self {
+        let state = Self {
             endpoints: RefCell::new(cluster.endpoints.iter().map(|at| Rc::new(Endpoint::new(*at, now))).collect()),
             cluster: RefCell::new(cluster.clone()),
+            candidates: RefCell::default(),
+            ejected: Cell::new(0),
+            interval_ends: Cell::new(now + cluster.outliers.interval),
+            budget: RefCell::default(),
             next: Cell::new(0),
             load: loads.of(&cluster.name),
-        }
+            handles: metrics.endpoints(&cluster.name),
+        };
+        state.sort_out();
+        state
     }
 
     /// Takes a newer version of the cluster. Endpoints that stay keep what is known of them and their connections.
@@ -42,14 +67,18 @@ impl ClusterState {
         if Arc::ptr_eq(&self.cluster.borrow(), cluster) {
             return;
         }
-        let mut endpoints = self.endpoints.borrow_mut();
         if self.cluster.borrow().endpoints != cluster.endpoints {
+            let mut endpoints = self.endpoints.borrow_mut();
             let mut known: HashMap<SocketAddr, Rc<Endpoint>> =
                 endpoints.drain(..).map(|endpoint| (endpoint.address, endpoint)).collect();
             let kept = |at: &SocketAddr| known.remove(at).unwrap_or_else(|| Rc::new(Endpoint::new(*at, now)));
             *endpoints = cluster.endpoints.iter().map(kept).collect();
         }
+        if !cluster.outliers.is_on() {
+            self.endpoints.borrow().iter().for_each(|endpoint| with_tally(endpoint, Tally::take_back));
+        }
         *self.cluster.borrow_mut() = cluster.clone();
+        self.sort_out();
     }
 
     pub(crate) fn cluster(&self) -> Arc<Cluster> {
@@ -64,21 +93,107 @@ impl ClusterState {
         chance: &mut Chance,
         now: Duration,
     ) -> Result<Rc<Endpoint>, NoEndpoints> {
-        let (cluster, endpoints) = (self.cluster.borrow(), self.endpoints.borrow());
-        let members = match subset {
-            None => None,
-            Some(name) => Some(cluster.subsets.get(name).ok_or(NoEndpoints)?.as_slice()),
-        };
-        let count = members.map_or(cluster.usable, <[usize]>::len);
-        if count == 0 {
-            return Err(NoEndpoints);
-        }
-        let at = |position: usize| &endpoints[members.map_or(position, |members| members[position])];
-        let first = self.choose(cluster.balancer, count, at, chance, now);
+        let (endpoints, candidates) = (self.endpoints.borrow(), self.candidates.borrow());
+        let members = candidates.of(subset).filter(|members| !members.is_empty()).ok_or(NoEndpoints)?;
+        let count = members.len();
+        let at = |position: usize| &endpoints[members[position]];
+        let first = self.choose(self.cluster.borrow().balancer, count, at, chance, now);
         // Those that failed this very request come last; looking on from the choice keeps the search even.
         let untried =
             (0..count).map(|step| at((first + step) % count)).find(|endpoint| !tried.contains(&endpoint.address));
         Ok(untried.unwrap_or_else(|| at(first)).clone())
+    }
+
+    /// How many endpoints there are to choose from.
+    pub(crate) fn choices(&self, subset: Option<&str>) -> usize {
+        self.candidates.borrow().of(subset).map_or(0, <[usize]>::len)
+    }
+
+    /// Takes in what came of a request to an endpoint, and leaves the endpoint alone if that gives it away.
+    pub(crate) fn record(&self, endpoint: &Endpoint, outcome: Outcome, now: Duration) {
+        let mut tally = endpoint.tally.get();
+        let given_away = tally.note(outcome, &self.cluster.borrow().outliers);
+        endpoint.tally.set(tally);
+        if let Some(detector) = given_away
+            && self.eject(endpoint, detector, now)
+        {
+            self.sort_out();
+        }
+    }
+
+    /// Counts a request that is sent for the first time.
+    pub(crate) fn first_attempt(&self, now: Duration) {
+        self.budget.borrow_mut().request(now);
+    }
+
+    /// Whether the budget allows a request to be repeated; if so the repetition is counted.
+    pub(crate) fn may_repeat(&self, now: Duration) -> bool {
+        self.budget.borrow_mut().repeat(&self.cluster.borrow().retry_budget, now)
+    }
+
+    /// Takes endpoints back whose time is over, and compares success rates when it is time for that.
+    pub(crate) fn tick(&self, now: Duration) {
+        let settings = self.cluster.borrow().outliers;
+        let mut changed = false;
+        if self.ejected.get() > 0 {
+            for endpoint in self.endpoints.borrow().iter() {
+                changed |= with_tally(endpoint, |tally| tally.release(now));
+            }
+        }
+        if now >= self.interval_ends.get() {
+            self.interval_ends.set(now + settings.interval);
+            let endpoints = self.endpoints.borrow();
+            let rated: Vec<(&Rc<Endpoint>, f64)> = (endpoints.iter())
+                .map(|endpoint| (endpoint, endpoint.tally.get()))
+                .filter(|(_, tally)| settings.has_rate(tally))
+                .map(|(endpoint, tally)| (endpoint, tally.success_rate()))
+                .collect();
+            let rates: Vec<f64> = rated.iter().map(|(_, rate)| *rate).collect();
+            if let Some(lowest) = settings.lowest_rate(&rates) {
+                for (endpoint, _) in rated.iter().filter(|(_, rate)| *rate < lowest) {
+                    changed |= self.eject(endpoint, Detector::SuccessRate, now);
+                }
+            }
+            for endpoint in endpoints.iter() {
+                with_tally(endpoint, Tally::next_interval);
+            }
+        }
+        if changed {
+            self.sort_out();
+        }
+    }
+
+    /// Leaves an endpoint alone, if that is allowed and news.
+    fn eject(&self, endpoint: &Endpoint, detector: Detector, now: Duration) -> bool {
+        let (cluster, mut tally) = (self.cluster.borrow(), endpoint.tally.get());
+        if tally.is_ejected() || !cluster.outliers.may_eject(self.ejected.get(), cluster.usable) {
+            return false;
+        }
+        let time = tally.eject(&cluster.outliers, now);
+        endpoint.tally.set(tally);
+        self.ejected.set(self.ejected.get() + 1);
+        self.handles.ejected(detector.as_str());
+        tracing::warn!(
+            dst.service = %cluster.name, dst.endpoint = %endpoint.address, reason = detector.as_str(), ?time,
+            "endpoint ejected"
+        );
+        true
+    }
+
+    /// Finds out anew whom requests may go to.
+    fn sort_out(&self) {
+        let (cluster, endpoints) = (self.cluster.borrow(), self.endpoints.borrow());
+        let is_well = |at: usize| !endpoints[at].tally.get().is_ejected();
+        let ejected = (0..endpoints.len()).filter(|at| !is_well(*at)).count();
+        self.ejected.set(ejected);
+        self.handles.set_ejected(ejected);
+        let all: Vec<usize> = (0..cluster.usable).collect();
+        *self.candidates.borrow_mut() = Candidates {
+            all: well_or_all(&all, cluster.panic_percent, is_well),
+            subsets: (cluster.subsets.iter())
+                .map(|(name, members)| (name.clone(), well_or_all(members, cluster.panic_percent, is_well)))
+                .collect(),
+        };
     }
 
     fn choose<'a>(
@@ -137,21 +252,81 @@ impl ClusterState {
     }
 }
 
+// === impl Candidates ===
+
+impl Candidates {
+    /// Those of a subset; None: nobody declared it.
+    fn of(&self, subset: Option<&str>) -> Option<&[usize]> {
+        match subset {
+            None => Some(&self.all),
+            Some(name) => self.subsets.get(name).map(Vec::as_slice),
+        }
+    }
+}
+
+/// Those of the members that are well; all of them if too few are.
+fn well_or_all(members: &[usize], panic_percent: u32, is_well: impl Fn(usize) -> bool) -> Vec<usize> {
+    let well: Vec<usize> = members.iter().copied().filter(|at| is_well(*at)).collect();
+    if well.len() * 100 < members.len() * panic_percent as usize { members.to_vec() } else { well }
+}
+
+fn with_tally<T>(endpoint: &Endpoint, change: impl FnOnce(&mut Tally) -> T) -> T {
+    let mut tally = endpoint.tally.get();
+    let result = change(&mut tally);
+    endpoint.tally.set(tally);
+    result
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::table::Namespace;
+    use prometheus_client::registry::Registry;
 
     fn cluster(balancer: &str, endpoints: &[(&str, &[&str])]) -> Arc<Cluster> {
+        with_settings(serde_json::json!({"balancer": balancer, "subsets": ["a", "b"]}), endpoints)
+    }
+
+    fn with_settings(settings: serde_json::Value, endpoints: &[(&str, &[&str])]) -> Arc<Cluster> {
         let endpoints: Vec<_> = (endpoints.iter())
             .map(|(address, subsets)| serde_json::json!({"address": address, "subsets": subsets}))
             .collect();
         let export = serde_json::from_value(serde_json::json!({"services": [{
-            "name": "s", "settings": {"balancer": balancer, "subsets": ["a", "b"]},
-            "ports": [{"port": 80, "endpoints": endpoints}]
+            "name": "s", "settings": settings, "ports": [{"port": 80, "endpoints": endpoints}]
         }]}))
         .expect("a document");
         Namespace::compile("n", export).expect("compiles").only_cluster()
+    }
+
+    fn state(cluster: &Arc<Cluster>) -> ClusterState {
+        ClusterState::new(cluster, &Loads::default(), &Metrics::new(&mut Registry::default()), Duration::ZERO)
+    }
+
+    /// So many endpoints of one cluster.
+    fn many(settings: serde_json::Value, count: usize) -> ClusterState {
+        let addresses: Vec<String> = (1..=count).map(|number| format!("198.18.128.{number}:80")).collect();
+        let endpoints: Vec<(&str, &[&str])> = addresses.iter().map(|address| (address.as_str(), &[][..])).collect();
+        state(&with_settings(settings, &endpoints))
+    }
+
+    fn record(state: &ClusterState, at: usize, outcome: Outcome, times: u32, now: Duration) {
+        let endpoint = state.endpoints.borrow()[at].clone();
+        for _ in 0..times {
+            state.record(&endpoint, outcome, now);
+        }
+    }
+
+    /// Positions of the endpoints that requests go to.
+    fn chosen(state: &ClusterState, subset: Option<&str>) -> Vec<usize> {
+        let mut chance = Chance::new(1);
+        let endpoints = state.endpoints.borrow();
+        let mut seen: Vec<usize> = (0..400)
+            .filter_map(|_| state.pick(subset, &[], &mut chance, Duration::ZERO).ok())
+            .filter_map(|picked| endpoints.iter().position(|endpoint| Rc::ptr_eq(endpoint, &picked)))
+            .collect();
+        seen.sort_unstable();
+        seen.dedup();
+        seen
     }
 
     fn at(text: &str) -> SocketAddr {
@@ -165,7 +340,7 @@ mod tests {
     #[test]
     fn a_subset_is_all_there_is() {
         let cluster = cluster("random", &[(ONE, &["a"]), (TWO, &["a"]), (THREE, &[])]);
-        let state = ClusterState::new(&cluster, &Loads::default(), Duration::ZERO);
+        let state = state(&cluster);
         let mut chance = Chance::new(1);
         let mut pick = |subset, tried: &[SocketAddr]| {
             state.pick(subset, tried, &mut chance, Duration::ZERO).map(|endpoint| endpoint.address)
@@ -182,7 +357,7 @@ mod tests {
     #[test]
     fn round_robin_takes_turns() {
         let cluster = cluster("roundRobin", &[(ONE, &[]), (TWO, &[]), (THREE, &[])]);
-        let state = ClusterState::new(&cluster, &Loads::default(), Duration::ZERO);
+        let state = state(&cluster);
         let mut chance = Chance::new(1);
         let mut seen: HashMap<SocketAddr, u32> = HashMap::new();
         for _ in 0..30 {
@@ -195,7 +370,7 @@ mod tests {
     #[test]
     fn a_slow_endpoint_gets_less() {
         let cluster = cluster("peakEwma", &[(ONE, &[]), (TWO, &[]), (THREE, &[])]);
-        let state = ClusterState::new(&cluster, &Loads::default(), Duration::ZERO);
+        let state = state(&cluster);
         let mut chance = Chance::new(1);
         let now = Duration::from_secs(1);
         for endpoint in state.endpoints.borrow().iter() {
@@ -209,13 +384,107 @@ mod tests {
 
     #[test]
     fn endpoints_that_stay_are_the_same() {
-        let state =
-            ClusterState::new(&cluster("peakEwma", &[(ONE, &[]), (TWO, &[])]), &Loads::default(), Duration::ZERO);
+        let state = state(&cluster("peakEwma", &[(ONE, &[]), (TWO, &[])]));
         let before = state.endpoints.borrow()[1].clone();
         state.refresh(&cluster("peakEwma", &[(TWO, &[]), (THREE, &[])]), Duration::ZERO);
         let endpoints = state.endpoints.borrow();
         assert!(Rc::ptr_eq(&before, &endpoints[0]), "kept");
         assert_eq!(endpoints[1].address, at(THREE));
         assert_eq!(endpoints.len(), 2);
+    }
+
+    #[test]
+    fn an_endpoint_that_fails_is_left_alone_for_a_while() {
+        let state = many(serde_json::json!({"balancer": "random"}), 4);
+        let seconds = Duration::from_secs;
+        record(&state, 2, Outcome::Gateway, 4, seconds(1));
+        record(&state, 2, Outcome::Ok, 1, seconds(1));
+        record(&state, 2, Outcome::Gateway, 4, seconds(1));
+        assert_eq!(chosen(&state, None), [0, 1, 2, 3], "no five in a row");
+        record(&state, 2, Outcome::Gateway, 1, seconds(1));
+        assert_eq!(chosen(&state, None), [0, 1, 3]);
+        record(&state, 1, Outcome::Local, 5, seconds(1));
+        assert_eq!(chosen(&state, None), [0, 1, 3], "one of four is more than 10 %");
+        state.tick(seconds(30));
+        assert_eq!(chosen(&state, None), [0, 1, 3], "29 seconds later");
+        state.tick(seconds(31));
+        assert_eq!(chosen(&state, None), [0, 1, 2, 3], "30 seconds later");
+        record(&state, 2, Outcome::Local, 5, seconds(31));
+        state.tick(seconds(90));
+        assert_eq!(chosen(&state, None), [0, 1, 3], "the second time in a row takes 60 seconds");
+        state.tick(seconds(91));
+        assert_eq!(chosen(&state, None), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn where_too_few_are_well_all_are_used() {
+        let settings = |panic: u32| {
+            serde_json::json!({
+                "balancer": "random", "panicPercent": panic, "outliers": {"maxEjectionPercent": 100}
+            })
+        };
+        let at = Duration::from_secs(1);
+        let state = many(settings(50), 4);
+        record(&state, 0, Outcome::Local, 5, at);
+        record(&state, 1, Outcome::Local, 5, at);
+        assert_eq!(chosen(&state, None), [2, 3], "half of them");
+        record(&state, 2, Outcome::Local, 5, at);
+        assert_eq!(chosen(&state, None), [0, 1, 2, 3], "a quarter of them");
+        record(&state, 3, Outcome::Local, 5, at);
+        assert_eq!(state.ejected.get(), 3, "the last one stays");
+        let never = many(settings(0), 4);
+        (0..4).for_each(|endpoint| record(&never, endpoint, Outcome::Local, 5, at));
+        assert_eq!(chosen(&never, None), [3], "the threshold is off");
+    }
+
+    #[test]
+    fn a_subset_of_the_ejected_is_used_as_it_is() {
+        let members: &[(&str, &[&str])] = &[(ONE, &["a"]), (TWO, &[]), (THREE, &[])];
+        let at = Duration::from_secs(1);
+        let cluster = cluster("random", members);
+        let alone = state(&cluster);
+        record(&alone, 0, Outcome::Error, 5, at);
+        assert_eq!(chosen(&alone, None), [1, 2]);
+        assert_eq!(chosen(&alone, Some("a")), [0], "it is all there is");
+        let strict = state(&with_settings(serde_json::json!({"subsets": ["a"], "panicPercent": 0}), members));
+        record(&strict, 0, Outcome::Error, 5, at);
+        assert!(chosen(&strict, Some("a")).is_empty(), "none that is well, and the threshold is off");
+    }
+
+    #[test]
+    fn an_endpoint_that_stays_stays_ejected_and_one_that_goes_is_not_counted() {
+        let state = state(&cluster("random", &[(ONE, &[]), (TWO, &[])]));
+        record(&state, 1, Outcome::Local, 5, Duration::ZERO);
+        assert_eq!((chosen(&state, None), state.ejected.get()), (vec![0], 1));
+        state.refresh(&cluster("random", &[(ONE, &[]), (TWO, &[]), (THREE, &[])]), Duration::ZERO);
+        assert_eq!((chosen(&state, None), state.ejected.get()), (vec![0, 2], 1));
+        let off = with_settings(
+            serde_json::json!({"balancer": "random", "outliers": {"maxEjectionPercent": 0}}),
+            &[(ONE, &[]), (TWO, &[])],
+        );
+        state.refresh(&off, Duration::ZERO);
+        assert_eq!((chosen(&state, None), state.ejected.get()), (vec![0, 1], 0), "switched off");
+        state.refresh(&cluster("random", &[(ONE, &[]), (TWO, &[]), (THREE, &[])]), Duration::ZERO);
+        record(&state, 1, Outcome::Local, 5, Duration::ZERO);
+        assert_eq!(state.ejected.get(), 1);
+        state.refresh(&cluster("random", &[(ONE, &[]), (THREE, &[])]), Duration::ZERO);
+        assert_eq!((chosen(&state, None), state.ejected.get()), (vec![0, 1], 0));
+    }
+
+    #[test]
+    fn success_rates_are_compared_at_each_interval() {
+        let settings = serde_json::json!({"balancer": "random", "outliers": {"consecutive5xx": 0}});
+        let state = many(settings, 6);
+        let at = Duration::from_secs(9);
+        for endpoint in 0..6 {
+            record(&state, endpoint, Outcome::Ok, if endpoint == 4 { 60 } else { 99 }, at);
+            record(&state, endpoint, Outcome::Error, if endpoint == 4 { 40 } else { 1 }, at);
+        }
+        state.tick(at);
+        assert_eq!(chosen(&state, None).len(), 6, "the interval is not over");
+        state.tick(Duration::from_secs(10));
+        assert_eq!(chosen(&state, None), [0, 1, 2, 3, 5], "60 % where the others have 99 %");
+        state.tick(Duration::from_secs(40));
+        assert_eq!(chosen(&state, None).len(), 6);
     }
 }

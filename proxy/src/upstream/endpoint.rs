@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 
 use super::load::{Load, Permit};
 use crate::balance::PeakEwma;
+use crate::balance::outlier::Tally;
 use crate::http::body::RequestBody;
 use crate::http::{CONNECTION_WINDOW, STREAM_WINDOW};
 
@@ -34,6 +35,8 @@ pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
     in_flight: Cell<u32>,
     ewma: Cell<PeakEwma>,
+    /// Its failures. Kept by the cluster that it belongs to.
+    pub(crate) tally: Cell<Tally>,
     idle: RefCell<Vec<Idle>>,
     shared: RefCell<Vec<Rc<Http2>>>,
 }
@@ -94,6 +97,7 @@ impl Endpoint {
             address,
             in_flight: Cell::new(0),
             ewma: Cell::new(PeakEwma::new(now)),
+            tally: Cell::default(),
             idle: RefCell::default(),
             shared: RefCell::default(),
         }

@@ -1,7 +1,13 @@
 //! Which endpoint takes the next request. Pure: loads in, choice out; time and chance are passed in.
 //!
+//! - [`outlier`]: endpoints that fail and are left alone for a while.
+//! - [`budget`]: how much repeating requests may add to what a Service is sent.
+//!
 //! Source of the formulas: peak EWMA as in Finagle and tower (`cost = rtt · (in flight + 1)`, where the estimate jumps to
 //! a slower sample and decays towards a faster one), power of two choices as in Mitzenmacher.
+
+pub(crate) mod budget;
+pub(crate) mod outlier;
 
 use std::time::Duration;
 

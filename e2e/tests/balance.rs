@@ -1,0 +1,89 @@
+//! How pods are chosen: those that fail are left alone, and failures are not multiplied.
+
+use anyhow::{Result, ensure};
+use weft_e2e::mesh::{proxy_metrics, reachable, route_in_force};
+use weft_e2e::namespace::{Namespace, SOON, in_mesh};
+use weft_e2e::traffic::Client;
+use weft_e2e::wait::eventually;
+use weft_e2e::workload::{App, Service};
+
+/// Deploys Service `echo` with these servers, and a client.
+fn echo(ns: &Namespace, servers: &[App]) -> Result<Client> {
+    let yaml: String = servers.iter().map(App::yaml).collect();
+    ns.apply(&(Service::new("echo").yaml() + &yaml))?;
+    let client = Client::deploy(ns)?;
+    let names: Vec<String> = (1..=servers.len()).map(|number| format!("echo-v{number}")).collect();
+    ns.wait_ready(&names.iter().map(String::as_str).collect::<Vec<_>>())?;
+    reachable(&client, "echo")?;
+    Ok(client)
+}
+
+/// Puts a MeshCluster for `echo` in force.
+fn cluster(ns: &Namespace, fields: &str) -> Result<()> {
+    let yaml = format!(
+        "apiVersion: weft.dev/v1alpha1\nkind: MeshCluster\nmetadata: {{name: echo}}\nspec:\n  targetRef: {{kind: Service, \
+         name: echo}}\n{fields}"
+    );
+    ns.program(&yaml, &["meshcluster/echo"])
+}
+
+#[test]
+fn a_pod_that_fails_is_left_alone() -> Result<()> {
+    in_mesh("balance-outlier", |ns| {
+        let failing = App::server("echo", "v2").arguments(&["--fail-every", "1"]);
+        let client = echo(ns, &[App::server("echo", "v1").replicas(2), failing])?;
+        // It is ejected by what nobody configured.
+        eventually("the pod that fails to be left alone", SOON, || {
+            let report = client.load("http://echo:9080/").requests(100).run()?;
+            report.expect_none_failed(100)
+        })?;
+        let metrics = proxy_metrics(ns, "client")?;
+        let ejections = metrics.sum("weft_outlier_ejections_total", &[("reason", "consecutive-5xx")]);
+        let ejected = metrics.sum("weft_endpoints_ejected", &[]);
+        ensure!(ejections >= 1.0 && ejected >= 1.0, "{:?}", metrics.beginning("weft_outlier"));
+        // Switched off, it gets its share again, and every one of its answers is an error.
+        cluster(ns, "  loadBalancer: {policy: Random}\n  outlierDetection: {enabled: false}\n")?;
+        eventually("the pod that fails to get its share", SOON, || {
+            let report = client.load("http://echo:9080/").requests(300).run()?;
+            ensure!((60..=140).contains(&report.status(503)), "a third fails: {}", report.summary());
+            Ok(())
+        })?;
+        // Short ejections: it is tried again and again, and costs few requests each time.
+        cluster(
+            ns,
+            "  loadBalancer: {policy: Random}\n  outlierDetection: {consecutive5xx: 2, baseEjectionTime: 1s}\n",
+        )?;
+        eventually("most requests to be answered well", SOON, || {
+            let report = client.load("http://echo:9080/").requests(600).rate(200).run()?;
+            let failed = report.status(503);
+            ensure!((1..=40).contains(&failed), "{failed} of 600 fail: {}", report.summary());
+            Ok(())
+        })
+    })
+}
+
+#[test]
+fn a_service_that_fails_is_sent_at_most_a_fifth_more() -> Result<()> {
+    in_mesh("balance-budget", |ns| {
+        let client = echo(ns, &[App::server("echo", "v1").arguments(&["--fail-every", "1"])])?;
+        let rules = "- backendRefs: [{name: echo, port: 9080}]\n  retry: {attempts: 3, codes: [503], backoff: 1ms}\n";
+        route_in_force(ns, &client, "echo", rules)?;
+        let counted = |metric: &str| Ok::<f64, anyhow::Error>(proxy_metrics(ns, "client")?.sum(metric, &[]));
+        let (retries, refused) = (counted("weft_retries_total")?, counted("weft_retries_refused_total")?);
+        let server = |ns: &Namespace| {
+            let metrics = proxy_metrics(ns, "echo")?;
+            Ok::<f64, anyhow::Error>(metrics.sum("weft_requests_total", &[("direction", "inbound")]))
+        };
+        let before = server(ns)?;
+        let report = client.load("http://echo:9080/").requests(4_000).rate(400).concurrency(16).run()?;
+        ensure!(report.status(503) == 4_000, "all fail: {}", report.summary());
+        // Probes of the kubelet do not pass through the inbound side, so all of these are the client's.
+        let reached = server(ns)? - before;
+        println!("4000 requests that all fail reached the backend {reached} times");
+        ensure!((4_400.0..=4_800.0).contains(&reached), "4000 requests reached the backend {reached} times");
+        let retries = counted("weft_retries_total")? - retries;
+        ensure!(retries == reached - 4_000.0, "{retries} retries are counted");
+        ensure!(counted("weft_retries_refused_total")? > refused, "those that the budget refused are counted");
+        Ok(())
+    })
+}
