@@ -93,13 +93,31 @@ pub struct Subset {
 }
 
 /// How a pod is chosen.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = kube::core::Rule::new("(self.policy in ['RingHash', 'Maglev']) == has(self.hashOn)")
+        .message("the policies RingHash and Maglev need hashOn, and the others have none"),
+    validation = kube::core::Rule::new("!has(self.slowStart) || !(self.policy in ['RingHash', 'Maglev'])")
+        .message("slowStart has no effect with the policies RingHash and Maglev: a key stays with its pod")
+)]
 pub struct LoadBalancer {
     /// PeakEWMA (default): of two pods at random, the one that answers faster, with its open requests counted in.
     /// LeastRequest: of two pods at random, the one with fewer open requests. RoundRobin: one after the other. Random: any.
+    /// RingHash and Maglev: requests with the same key (see hashOn) go to the same pod, and a pod that comes or goes moves
+    /// little but its own share of the keys; RingHash moves the fewest, Maglev shares most evenly.
     #[serde(default)]
     pub policy: BalancerPolicy,
+    /// The key of RingHash and Maglev. A request without it goes to any pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hash_on: Option<HashOn>,
+    /// Ties a client to the pod that answered it first, by a cookie that the proxy sets. Works with every policy: that one
+    /// chooses for a client without the cookie, and again when the client's pod is gone or ejected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sticky_session: Option<StickySession>,
+    /// Gives a pod that joins, or comes back after it was ejected, a share that grows. Default: it gets its share at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<SlowStart>,
     /// Percent of the pods that must be well for the others to be left alone. When fewer are, all are used again: a few
     /// pods that are well would not survive the traffic of all. Default 50. 0: pods that are not well are never used, and a
     /// request is answered 503 when none is well.
@@ -121,6 +139,89 @@ pub enum BalancerPolicy {
     RoundRobin,
     /// See [`LoadBalancer::policy`].
     Random,
+    /// See [`LoadBalancer::policy`].
+    RingHash,
+    /// See [`LoadBalancer::policy`].
+    Maglev,
+}
+
+/// What of a request is its key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = kube::core::Rule::new("has(self.name) == (self.type != 'SourceAddress')")
+        .message("Header, Cookie and QueryParam need a name, and SourceAddress has none"),
+    validation = kube::core::Rule::new("!has(self.name) || self.type == 'QueryParam' || self.name.matches('^[A-Za-z0-9!#$%&*+.^_`|~-]+$')")
+        .message("this cannot be the name of a header or cookie")
+)]
+pub struct HashOn {
+    /// Header: the first value of the header. Cookie: the cookie's value. QueryParam: the first value of the query parameter.
+    /// SourceAddress: the address that the connection comes from, which in a pod's own proxy is the pod: all requests of a
+    /// pod go to the same one.
+    #[serde(rename = "type")]
+    pub kind: HashOnType,
+    /// Name of the header, cookie or query parameter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub name: Option<String>,
+}
+
+/// What of a request is its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum HashOnType {
+    /// See [`HashOn::kind`].
+    Header,
+    /// See [`HashOn::kind`].
+    Cookie,
+    /// See [`HashOn::kind`].
+    QueryParam,
+    /// See [`HashOn::kind`].
+    SourceAddress,
+}
+
+/// A cookie that ties a client to a pod. Its value names the pod by a hash of its address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StickySession {
+    /// Name of the cookie. Default weft-session.
+    #[serde(default = "session_name")]
+    #[schemars(length(min = 1, max = 256), regex(pattern = "^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"))]
+    pub name: String,
+    /// The path that clients send the cookie with. Default /.
+    #[serde(default = "session_path")]
+    #[schemars(length(min = 1, max = 1024), regex(pattern = "^/[!-+.-:<-~-]*$"))]
+    pub path: String,
+    /// How long clients keep the cookie. Default: until they close.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = kube::core::Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('8760h')")
+        .message("stickySession.ttl must be between 1s and 8760h"))]
+    pub ttl: Option<Duration>,
+}
+
+/// How the share of a pod that joins grows: to `max(minPercent, (age / window) ^ (1 / aggression))` of what it will be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SlowStart {
+    /// After this time it has all of its share.
+    #[x_kube(validation = kube::core::Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('1h')")
+        .message("slowStart.window must be between 1s and 1h"))]
+    pub window: Duration,
+    /// Percent of its share that it gets at least. Default 10.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub min_percent: Option<u32>,
+    /// How fast the share grows at first, in thousandths. Default 1000: evenly. Above: faster at first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100_000))]
+    pub aggression_permille: Option<u32>,
+}
+
+fn session_name() -> String {
+    "weft-session".to_owned()
+}
+
+fn session_path() -> String {
+    "/".to_owned()
 }
 
 /// How connections are made.

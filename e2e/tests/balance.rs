@@ -1,6 +1,8 @@
 //! How pods are chosen: those that fail are left alone, and failures are not multiplied.
 
-use anyhow::{Result, ensure};
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, ensure};
 use weft_e2e::mesh::{proxy_metrics, reachable, route_in_force};
 use weft_e2e::namespace::{Namespace, SOON, in_mesh};
 use weft_e2e::traffic::Client;
@@ -84,6 +86,39 @@ fn a_service_that_fails_is_sent_at_most_a_fifth_more() -> Result<()> {
         let retries = counted("weft_retries_total")? - retries;
         ensure!(retries == reached - 4_000.0, "{retries} retries are counted");
         ensure!(counted("weft_retries_refused_total")? > refused, "those that the budget refused are counted");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_key_or_a_cookie_ties_a_client_to_a_pod() -> Result<()> {
+    in_mesh("balance-affinity", |ns| {
+        let client = echo(ns, &[App::server("echo", "v1").replicas(4)])?;
+        for policy in ["RingHash", "Maglev"] {
+            cluster(ns, &format!("  loadBalancer: {{policy: {policy}, hashOn: {{type: Header, name: x-user}}}}\n"))?;
+            eventually("each user to have one pod, and every pod users", SOON, || {
+                let mut pods = BTreeSet::new();
+                for user in 0..16 {
+                    let load = client.load("http://echo:9080/").header("x-user", &format!("user-{user}"));
+                    let report = load.requests(10).run()?;
+                    ensure!(report.by_pod.len() == 1, "{policy}, user {user}: {}", report.summary());
+                    pods.extend(report.by_pod.into_keys());
+                }
+                ensure!(pods.len() >= 3, "{policy}: 16 users are on {pods:?}");
+                Ok(())
+            })?;
+        }
+        cluster(ns, "  loadBalancer: {policy: RoundRobin, stickySession: {name: s, ttl: 1h}}\n")?;
+        let set = eventually("the proxy to set a cookie", SOON, || {
+            let answer = client.get("http://echo:9080/").send()?.expect_status(200)?;
+            answer.header("set-cookie").map(str::to_owned).context("there is none")
+        })?;
+        ensure!(set.ends_with("; Path=/; Max-Age=3600; HttpOnly"), "{set}");
+        let cookie = set.split(';').next().unwrap_or_default();
+        let report = client.load("http://echo:9080/").header("cookie", cookie).requests(60).run()?;
+        ensure!(report.by_pod.len() == 1, "the cookie leads to one pod: {}", report.summary());
+        let report = client.load("http://echo:9080/").requests(60).run()?;
+        ensure!(report.by_pod.len() == 4, "without it any pod answers: {}", report.summary());
         Ok(())
     })
 }

@@ -56,13 +56,16 @@ pub(crate) fn header_holds(headers: &HeaderMap, name: &http::HeaderName, test: &
     }
 }
 
-/// Of a parameter that is repeated the first counts.
-fn query_holds(query: &str, name: &str, test: &ValueTest) -> bool {
-    let value = query.split('&').find_map(|pair| {
+/// The value of a query parameter. Of one that is repeated the first counts.
+pub(crate) fn query_value(query: &str, name: &str) -> Option<Vec<u8>> {
+    query.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         (percent_decode(key) == name.as_bytes()).then(|| percent_decode(value))
-    });
-    match value {
+    })
+}
+
+fn query_holds(query: &str, name: &str, test: &ValueTest) -> bool {
+    match query_value(query, name) {
         None => matches!(test, ValueTest::Absent),
         Some(value) => test.holds(&value),
     }

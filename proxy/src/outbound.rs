@@ -87,7 +87,7 @@ async fn carry(worker: &Rc<Worker>, mut stream: Prefixed, peer: SocketAddr, dest
             Ok(Said::Spoke(_)) => return bytes(worker, stream, peer, destination, &port.cluster, None).await,
             // If no endpoint can be asked, none can speak first, and the client will have to.
             Ok(Said::Nothing) => {
-                let upstream = connect(worker, &port.cluster).await.ok();
+                let upstream = connect(worker, &port.cluster, peer).await.ok();
                 match stream.first(upstream.as_ref().map(|(_, stream)| stream)).await {
                     First::Client(Verdict::Http1) => false,
                     First::Client(Verdict::Http2) => true,
@@ -112,13 +112,15 @@ async fn carry(worker: &Rc<Worker>, mut stream: Prefixed, peer: SocketAddr, dest
 async fn connect(
     worker: &Rc<Worker>,
     cluster: &Arc<Cluster>,
+    peer: SocketAddr,
 ) -> Result<(SocketAddr, TcpStream), (Reason, Option<SocketAddr>)> {
     const ATTEMPTS: usize = 3;
     let state = worker.cluster(cluster);
+    let affinity = state.affinity_of_bytes(peer.ip());
     let mut tried = Vec::new();
     loop {
         let endpoint = state
-            .pick(None, &tried, &mut worker.chance.borrow_mut(), worker.now())
+            .pick(None, &tried, affinity, &mut worker.chance.borrow_mut(), worker.now())
             .map_err(|_| (Reason::NoEndpoints, None))?;
         match open(endpoint.address, cluster.connect_timeout).await {
             Ok(stream) => {
@@ -153,7 +155,7 @@ async fn bytes(
     };
     let connected = match upstream {
         Some(upstream) => Ok(upstream),
-        None => connect(worker, cluster).await,
+        None => connect(worker, cluster, peer).await,
     };
     match connected {
         Ok((address, mut upstream)) => {

@@ -508,6 +508,48 @@ async fn a_backend_that_fails_is_not_drowned_in_repetitions() {
     assert!(refused.contains("reason=\"budget\""), "{refused}");
 }
 
+#[tokio::test]
+async fn a_key_or_a_cookie_ties_a_client_to_an_endpoint() {
+    let proxy = Proxy::start("affinity").await;
+    let names = ["v1", "v2", "v3", "v4"];
+    let mut endpoints = Vec::new();
+    for name in names {
+        endpoints.push((backend(name, ok).await.0, ""));
+    }
+    for balancer in ["ringHash", "maglev"] {
+        let settings = json!({"balancer": balancer, "hashOn": {"header": "x-user"}});
+        proxy.configure(None, "http", &endpoints, settings).await;
+        let mut seen = std::collections::BTreeSet::new();
+        for user in 0..40 {
+            let user = format!("user-{user}");
+            let (_, _, first) = proxy.send("GET", "/", &[("x-user", &user)], "").await;
+            let (_, _, second) = proxy.send("GET", "/", &[("x-user", &user)], "").await;
+            assert_eq!(first, second, "{balancer}: {user}");
+            seen.insert(first);
+        }
+        assert_eq!(seen.len(), 4, "{balancer}: every endpoint has keys");
+    }
+    let sticky = json!({"balancer": "roundRobin", "sticky": {"cookie": "s", "path": "/", "ttlSeconds": 60}});
+    proxy.configure(None, "http", &endpoints, sticky).await;
+    let (_, headers, first) = proxy.send("GET", "/", &[], "").await;
+    let set = headers["set-cookie"].to_str().expect("text");
+    assert!(set.starts_with("s=") && set.ends_with("; Path=/; Max-Age=60; HttpOnly"), "{set}");
+    let cookie = set.split(';').next().expect("a value").to_owned();
+    for _ in 0..20 {
+        let (_, headers, body) = proxy.send("GET", "/", &[("cookie", &cookie)], "").await;
+        assert_eq!(body, first, "where it was before");
+        assert!(!headers.contains_key("set-cookie"), "the client has it already");
+    }
+    let without: std::collections::BTreeSet<String> = {
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..8 {
+            seen.insert(proxy.send("GET", "/", &[], "").await.2);
+        }
+        seen
+    };
+    assert_eq!(without.len(), 4, "others go around");
+}
+
 async fn send_owned(address: SocketAddr) -> u16 {
     send(address, "GET", "/", &[], "").await.0.as_u16()
 }

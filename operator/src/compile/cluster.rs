@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use weft_config::{Balancer, ClusterSettings, Limits, Outliers, RetryBudget, SuccessRate};
+use weft_config::{Balancer, ClusterSettings, HashOn, Limits, Outliers, RetryBudget, SlowStart, Sticky, SuccessRate};
 use weft_crds::MeshClusterSpec;
-use weft_crds::cluster::{self, BalancerPolicy};
+use weft_crds::cluster::{self, BalancerPolicy, HashOnType};
 use weft_crds::status::Reason;
 
 use super::diagnostic::{Diagnostic, Kind, ObjectId, Severity};
@@ -19,10 +19,18 @@ const MAX_PENDING_DEFAULT: u32 = 1024;
 const CONNECT_TIMEOUT_MIN: Duration = Duration::from_millis(1);
 const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(5 * 60);
 
-/// Bounds of the times of outlier detection.
+/// Bounds of the times of outlier detection and slow start.
 const OUTLIER_TIME_MIN: Duration = Duration::from_secs(1);
 const OUTLIER_TIME_MAX: Duration = Duration::from_secs(60 * 60);
 const EJECTION_TIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How long a client may keep the cookie of a session.
+const TTL_MIN: Duration = Duration::from_secs(1);
+const TTL_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// What a pod that joins gets at least, and how its share grows. Source: Envoy's defaults.
+const SLOW_START_MIN_PERCENT: u32 = 10;
+const SLOW_START_AGGRESSION_PERMILLE: u32 = 1_000;
 
 /// The MeshCluster that governs a Service.
 pub(super) struct Governed<'a> {
@@ -140,27 +148,72 @@ fn check<'a>(
 fn settings(spec: &MeshClusterSpec, diagnostics: &mut Vec<Diagnostic>) -> Result<ClusterSettings, String> {
     let MeshClusterSpec { target_ref: _, subsets, load_balancer, connect, limits, outlier_detection, retry_budget } =
         spec;
-    let default = ClusterSettings::default();
     let mut names: Vec<String> = subsets.iter().map(|subset| subset.name.clone()).collect();
     names.sort();
     names.dedup();
-    let (balancer, panic_percent) = match load_balancer {
-        None => (default.balancer, default.panic_percent),
-        Some(cluster::LoadBalancer { policy, panic_threshold }) => {
-            (balancer(*policy), panic_threshold.unwrap_or(default.panic_percent))
-        }
-    };
     let timeout = connect.as_ref().and_then(|cluster::Connect { timeout }| timeout.as_ref());
-    Ok(ClusterSettings {
-        balancer,
+    let settings = ClusterSettings {
         connect_timeout_ms: timeout
             .map(|timeout| value::duration(timeout, "connect.timeout", CONNECT_TIMEOUT_MIN, CONNECT_TIMEOUT_MAX))
             .transpose()?,
         limits: limits.as_ref().map(|limits| self::limits(limits, diagnostics)).unwrap_or_default(),
         outliers: outlier_detection.as_ref().map(outliers).transpose()?.unwrap_or_default(),
-        panic_percent,
         retry_budget: retry_budget.as_ref().map(self::retry_budget).unwrap_or_default(),
         subsets: names,
+        ..ClusterSettings::default()
+    };
+    match load_balancer {
+        None => Ok(settings),
+        Some(choice) => self::load_balancer(choice, settings),
+    }
+}
+
+/// The settings with what is said about the choice of a pod.
+fn load_balancer(choice: &cluster::LoadBalancer, settings: ClusterSettings) -> Result<ClusterSettings, String> {
+    let cluster::LoadBalancer { policy, hash_on, sticky_session, slow_start, panic_threshold } = choice;
+    let hashes = matches!(policy, BalancerPolicy::RingHash | BalancerPolicy::Maglev);
+    if hashes != hash_on.is_some() {
+        return Err("the policies RingHash and Maglev need hashOn, and the others have none".to_owned());
+    }
+    if hashes && slow_start.is_some() {
+        return Err("slowStart has no effect with the policies RingHash and Maglev".to_owned());
+    }
+    Ok(ClusterSettings {
+        balancer: balancer(*policy),
+        hash_on: hash_on.as_ref().map(self::hash_on).transpose()?,
+        sticky: sticky_session.as_ref().map(sticky).transpose()?,
+        slow_start: slow_start.as_ref().map(self::slow_start).transpose()?,
+        panic_percent: panic_threshold.unwrap_or(settings.panic_percent),
+        ..settings
+    })
+}
+
+fn hash_on(key: &cluster::HashOn) -> Result<HashOn, String> {
+    let cluster::HashOn { kind, name } = key;
+    let name = || name.as_deref().ok_or("hashOn has no name");
+    Ok(match kind {
+        HashOnType::Header => HashOn::Header(value::header_name(name()?)?),
+        HashOnType::Cookie => HashOn::Cookie(value::cookie_name(name()?)?),
+        HashOnType::QueryParam => HashOn::QueryParam(name()?.to_owned()),
+        HashOnType::SourceAddress => HashOn::SourceAddress,
+    })
+}
+
+fn sticky(session: &cluster::StickySession) -> Result<Sticky, String> {
+    let cluster::StickySession { name, path, ttl } = session;
+    if !path.starts_with('/') || !path.bytes().all(|byte| byte.is_ascii_graphic() && !b",;".contains(&byte)) {
+        return Err(format!("stickySession.path: {path:?} cannot be the path of a cookie"));
+    }
+    let ttl = ttl.as_ref().map(|ttl| value::duration(ttl, "stickySession.ttl", TTL_MIN, TTL_MAX)).transpose()?;
+    Ok(Sticky { cookie: value::cookie_name(name)?, path: path.clone(), ttl_seconds: ttl.map(|millis| millis / 1000) })
+}
+
+fn slow_start(start: &cluster::SlowStart) -> Result<SlowStart, String> {
+    let cluster::SlowStart { window, min_percent, aggression_permille } = start;
+    Ok(SlowStart {
+        window_ms: value::duration(window, "slowStart.window", OUTLIER_TIME_MIN, OUTLIER_TIME_MAX)?,
+        min_percent: min_percent.unwrap_or(SLOW_START_MIN_PERCENT),
+        aggression_permille: aggression_permille.unwrap_or(SLOW_START_AGGRESSION_PERMILLE),
     })
 }
 
@@ -180,6 +233,8 @@ fn balancer(policy: BalancerPolicy) -> Balancer {
         BalancerPolicy::LeastRequest => Balancer::LeastRequest,
         BalancerPolicy::RoundRobin => Balancer::RoundRobin,
         BalancerPolicy::Random => Balancer::Random,
+        BalancerPolicy::RingHash => Balancer::RingHash,
+        BalancerPolicy::Maglev => Balancer::Maglev,
     }
 }
 

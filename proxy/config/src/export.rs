@@ -90,6 +90,15 @@ pub struct ClusterSettings {
     /// How an endpoint is chosen.
     #[serde(default, skip_serializing_if = "is_default")]
     pub balancer: Balancer,
+    /// The key of `ringHash` and `maglev`. A request without one goes to any endpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hash_on: Option<HashOn>,
+    /// Ties a client to the endpoint that answered it first, whatever the balancer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sticky: Option<Sticky>,
+    /// How endpoints that join get their share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<SlowStart>,
     /// How long a connection may take to be made, in milliseconds. Absent: the proxy's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connect_timeout_ms: Option<u64>,
@@ -124,6 +133,49 @@ pub enum Balancer {
     RoundRobin,
     /// Any.
     Random,
+    /// The same for the same key, on a ring.
+    RingHash,
+    /// The same for the same key, by a Maglev table.
+    Maglev,
+}
+
+/// What of a request is its key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum HashOn {
+    /// The first value of the header of this name, in lower case.
+    Header(String),
+    /// The cookie of this name.
+    Cookie(String),
+    /// The first query parameter of this name.
+    QueryParam(String),
+    /// The address that the client's connection came from.
+    SourceAddress,
+}
+
+/// A cookie that names the endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Sticky {
+    /// Its name.
+    pub cookie: String,
+    /// The path that clients send it with.
+    pub path: String,
+    /// How long clients keep it, in seconds. Absent: until they close.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_seconds: Option<u64>,
+}
+
+/// An endpoint that joins gets, of what its share will be, `max(least, age / window ^ (1 / aggression))`. Source: Envoy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct SlowStart {
+    /// After so many milliseconds it has all of its share.
+    pub window_ms: u64,
+    /// What it gets at least, in percent.
+    pub min_percent: u32,
+    /// How fast its share grows at first, in thousandths; 1000 is evenly.
+    pub aggression_permille: u32,
 }
 
 /// What one proxy may have open to a Service port, all subsets together. Absent: no limit.
@@ -193,6 +245,9 @@ impl Default for ClusterSettings {
     fn default() -> Self {
         Self {
             balancer: Balancer::default(),
+            hash_on: None,
+            sticky: None,
+            slow_start: None,
             connect_timeout_ms: None,
             limits: Limits::default(),
             outliers: Outliers::default(),

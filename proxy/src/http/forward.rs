@@ -27,6 +27,7 @@ use super::body::{ResponseBody, Shared};
 use super::head;
 use super::respond::{Answer, Reason, UNPROCESSED};
 use super::upgrade;
+use crate::balance::affinity::Affinity;
 use crate::balance::outlier::Outcome;
 use crate::table::route::{Edit, Origin, Retry};
 use crate::telemetry::access;
@@ -151,6 +152,10 @@ pub(crate) async fn forward(
     let downstream = head::wants_upgrade(request.version(), request.headers())
         .map(|protocol| (protocol, hyper::upgrade::on(&mut request)));
     let (mut parts, body) = request.into_parts();
+    let affinity = match &plan.upstream {
+        Upstream::Local(_) => Affinity::default(),
+        Upstream::Cluster(state, _) => state.affinity(&parts, finish.note.peer.ip()),
+    };
     if let Some(edit) = plan.request_edit {
         edit.apply(&mut parts.headers);
     }
@@ -177,7 +182,7 @@ pub(crate) async fn forward(
     let mut tried: Vec<SocketAddr> = Vec::new();
     loop {
         finish.note.attempts += 1;
-        let outcome = attempt(&worker, &plan, &parts, &body, deadline, &mut tried, &mut finish).await;
+        let outcome = attempt(&worker, &plan, &parts, &body, affinity, deadline, &mut tried, &mut finish).await;
         allowance.spent = false;
         let again = match &outcome {
             Ok((response, _)) => allowance.after_response(response, &parts.method, &body),
@@ -199,17 +204,26 @@ pub(crate) async fn forward(
             finish.note.retry_refused = Some(BUDGET);
         }
         return match outcome {
-            Ok((response, lease)) => accept(response, lease, &plan, deadline, downstream, finish),
+            Ok((mut response, lease)) => {
+                if let (Upstream::Cluster(state, _), Some(endpoint)) = (&plan.upstream, finish.note.endpoint)
+                    && let Some(cookie) = state.cookie(affinity, endpoint)
+                {
+                    response.headers_mut().append(header::SET_COOKIE, cookie);
+                }
+                accept(response, lease, &plan, deadline, downstream, finish)
+            }
             Err(failure) => failure.answer(&plan, finish),
         };
     }
 }
 
+#[expect(clippy::too_many_arguments, reason = "the parts of one attempt, put together in one place")]
 async fn attempt(
     worker: &Rc<Worker>,
     plan: &Plan<'_>,
     parts: &Parts,
     body: &Rc<Shared>,
+    affinity: Affinity,
     deadline: Option<Instant>,
     tried: &mut Vec<SocketAddr>,
     finish: &mut Finish,
@@ -225,7 +239,7 @@ async fn attempt(
                 state.refresh(cluster, worker.now());
             }
             state
-                .pick(subset.as_deref(), tried, &mut worker.chance.borrow_mut(), worker.now())
+                .pick(subset.as_deref(), tried, affinity, &mut worker.chance.borrow_mut(), worker.now())
                 .map_err(|_| Failure::NoEndpoints)?
         }
     };

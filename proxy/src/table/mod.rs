@@ -23,7 +23,9 @@ use hashbrown::HashMap;
 use weft_config as wire;
 
 use self::route::Routes;
+use crate::balance::affinity::{HashOn, Sticky};
 use crate::balance::outlier;
+use crate::balance::slow_start::SlowStart;
 use crate::bootstrap::Pod;
 use crate::policy::Policies;
 
@@ -66,6 +68,9 @@ pub(crate) struct Cluster {
     pub(crate) name: Arc<str>,
     pub(crate) http2: bool,
     pub(crate) balancer: wire::Balancer,
+    pub(crate) hash_on: Option<HashOn>,
+    pub(crate) sticky: Option<Sticky>,
+    pub(crate) slow_start: Option<SlowStart>,
     pub(crate) connect_timeout: Duration,
     pub(crate) limits: wire::Limits,
     pub(crate) outliers: outlier::Settings,
@@ -201,7 +206,7 @@ impl Namespace {
             let service: Arc<str> = name.as_str().into();
             for port in ports {
                 let wire::ServicePort { port: number, protocol, routes, endpoints } = port;
-                let cluster = Arc::new(Cluster::compile(namespace, &name, number, protocol, &settings, endpoints));
+                let cluster = Arc::new(Cluster::compile(namespace, &name, number, protocol, &settings, endpoints)?);
                 compiled.clusters.insert((service.clone(), number), cluster.clone());
                 let routes = routes.map(Routes::compile).transpose()?.map(Arc::new);
                 let port = Arc::new(Port { protocol, routes, cluster });
@@ -223,9 +228,12 @@ impl Cluster {
         protocol: wire::Protocol,
         settings: &wire::ClusterSettings,
         mut endpoints: Vec<wire::Endpoint>,
-    ) -> Self {
+    ) -> Result<Self, CompileError> {
         let wire::ClusterSettings {
             balancer,
+            hash_on,
+            sticky,
+            slow_start,
             connect_timeout_ms,
             limits,
             outliers,
@@ -247,10 +255,17 @@ impl Cluster {
             let heard = members.partition_point(|at| *at < heard);
             members.truncate(or_lost(heard, members.len()));
         }
-        Self {
+        let hash_on = match hash_on {
+            None => None,
+            Some(on) => Some(HashOn::compile(on).ok_or_else(|| CompileError::Header(format!("{on:?}")))?),
+        };
+        Ok(Self {
             name: format!("{namespace}/{service}:{port}").into(),
             http2: protocol == wire::Protocol::Http2,
             balancer: *balancer,
+            hash_on,
+            sticky: sticky.as_ref().map(Sticky::compile),
+            slow_start: slow_start.as_ref().map(SlowStart::compile),
             connect_timeout: connect_timeout_ms.map_or(CONNECT_TIMEOUT_DEFAULT, Duration::from_millis),
             limits: *limits,
             outliers: outlier::Settings::compile(outliers),
@@ -259,7 +274,7 @@ impl Cluster {
             usable: or_lost(heard, endpoints.len()),
             endpoints: endpoints.into_iter().map(|endpoint| endpoint.address).collect(),
             subsets: members,
-        }
+        })
     }
 }
 

@@ -1,17 +1,21 @@
 //! The endpoints of a cluster as one worker sees them, and the choice of one for a request.
 
 use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hashbrown::HashMap;
+use http::HeaderValue;
+use http::request::Parts;
 use weft_config::Balancer;
 
 use super::endpoint::{Endpoint, Lease, LeaseError};
 use super::load::{Kind, Load, Loads};
+use crate::balance::affinity::Affinity;
 use crate::balance::budget::Budget;
+use crate::balance::hash::{self, Table};
 use crate::balance::outlier::{Detector, Outcome, Tally};
 use crate::balance::{Chance, two};
 use crate::table::Cluster;
@@ -33,12 +37,23 @@ pub(crate) struct ClusterState {
     handles: EndpointHandles,
 }
 
-/// Positions of the endpoints that a request may go to.
+/// Whom a request may go to.
 #[derive(Default)]
 struct Candidates {
     /// Where it names no subset.
-    all: Vec<usize>,
-    subsets: HashMap<String, Vec<usize>>,
+    all: List,
+    subsets: HashMap<String, List>,
+}
+
+/// Endpoints to choose from.
+#[derive(Default)]
+struct List {
+    /// Their positions.
+    members: Vec<usize>,
+    /// From keys to positions in `members`, where the balancer hashes.
+    table: Option<Table>,
+    /// From what cookies call an endpoint to its position in `members`, where sessions are sticky.
+    sessions: HashMap<u64, usize>,
 }
 
 /// Why there is no endpoint.
@@ -71,7 +86,12 @@ impl ClusterState {
             let mut endpoints = self.endpoints.borrow_mut();
             let mut known: HashMap<SocketAddr, Rc<Endpoint>> =
                 endpoints.drain(..).map(|endpoint| (endpoint.address, endpoint)).collect();
-            let kept = |at: &SocketAddr| known.remove(at).unwrap_or_else(|| Rc::new(Endpoint::new(*at, now)));
+            let joining = |at: &SocketAddr| {
+                let endpoint = Rc::new(Endpoint::new(*at, now));
+                endpoint.joined.set(Some(now));
+                endpoint
+            };
+            let kept = |at: &SocketAddr| known.remove(at).unwrap_or_else(|| joining(at));
             *endpoints = cluster.endpoints.iter().map(kept).collect();
         }
         if !cluster.outliers.is_on() {
@@ -85,28 +105,74 @@ impl ClusterState {
         self.cluster.borrow().clone()
     }
 
+    /// What ties a request to an endpoint, if anything does.
+    pub(crate) fn affinity(&self, request: &Parts, peer: IpAddr) -> Affinity {
+        let cluster = self.cluster.borrow();
+        let Parts { uri, headers, .. } = request;
+        Affinity {
+            key: cluster.hash_on.as_ref().and_then(|on| on.of_request(uri, headers, peer)),
+            session: cluster.sticky.as_ref().and_then(|sticky| sticky.session(headers)),
+        }
+    }
+
+    /// The same for a connection of bytes.
+    pub(crate) fn affinity_of_bytes(&self, peer: IpAddr) -> Affinity {
+        let key = self.cluster.borrow().hash_on.as_ref().and_then(|on| on.of_connection(peer));
+        Affinity { key, session: None }
+    }
+
+    /// The cookie that ties a client to the endpoint that answered it, unless it has that one.
+    pub(crate) fn cookie(&self, affinity: Affinity, endpoint: SocketAddr) -> Option<HeaderValue> {
+        let cluster = self.cluster.borrow();
+        let sticky = cluster.sticky.as_ref()?;
+        if affinity.session == Some(hash::session(endpoint)) { None } else { sticky.set_cookie(endpoint) }
+    }
+
     /// An endpoint for a request, if possible one that has not been tried.
     pub(crate) fn pick(
         &self,
         subset: Option<&str>,
         tried: &[SocketAddr],
+        affinity: Affinity,
         chance: &mut Chance,
         now: Duration,
     ) -> Result<Rc<Endpoint>, NoEndpoints> {
-        let (endpoints, candidates) = (self.endpoints.borrow(), self.candidates.borrow());
-        let members = candidates.of(subset).filter(|members| !members.is_empty()).ok_or(NoEndpoints)?;
-        let count = members.len();
-        let at = |position: usize| &endpoints[members[position]];
-        let first = self.choose(self.cluster.borrow().balancer, count, at, chance, now);
+        let (cluster, endpoints, candidates) =
+            (self.cluster.borrow(), self.endpoints.borrow(), self.candidates.borrow());
+        let list = candidates.of(subset).filter(|list| !list.members.is_empty()).ok_or(NoEndpoints)?;
+        let count = list.members.len();
+        let at = |position: usize| &endpoints[list.members[position]];
+        let untried = |position: &usize| !tried.contains(&at(*position).address);
+        let own = affinity.session.and_then(|session| list.sessions.get(&session).copied()).filter(untried);
+        if let Some(own) = own {
+            return Ok(at(own).clone());
+        }
+        if let Some(table) = &list.table {
+            let key = affinity.key.unwrap_or_else(|| chance.number());
+            return table.find(key, |position| untried(&position)).map(|found| at(found).clone()).ok_or(NoEndpoints);
+        }
+        let mut first = self.choose(cluster.balancer, count, at, chance, now);
+        if let Some(slow_start) = &cluster.slow_start
+            && let Some(joined) = at(first).joined.get()
+        {
+            match slow_start.part(now.saturating_sub(joined)) {
+                None => at(first).joined.set(None),
+                // Not its turn: any other's.
+                Some(part) if count > 1 && f64::from(chance.below(1_000_000)) >= part * 1e6 => {
+                    let step = chance.below(u32::try_from(count - 1).unwrap_or(u32::MAX)) as usize;
+                    first = (first + 1 + step) % count;
+                }
+                Some(_) => {}
+            }
+        }
         // Those that failed this very request come last; looking on from the choice keeps the search even.
-        let untried =
-            (0..count).map(|step| at((first + step) % count)).find(|endpoint| !tried.contains(&endpoint.address));
-        Ok(untried.unwrap_or_else(|| at(first)).clone())
+        let found = (0..count).map(|step| (first + step) % count).find(untried);
+        Ok(at(found.unwrap_or(first)).clone())
     }
 
     /// How many endpoints there are to choose from.
     pub(crate) fn choices(&self, subset: Option<&str>) -> usize {
-        self.candidates.borrow().of(subset).map_or(0, <[usize]>::len)
+        self.candidates.borrow().of(subset).map_or(0, |list| list.members.len())
     }
 
     /// Takes in what came of a request to an endpoint, and leaves the endpoint alone if that gives it away.
@@ -137,7 +203,10 @@ impl ClusterState {
         let mut changed = false;
         if self.ejected.get() > 0 {
             for endpoint in self.endpoints.borrow().iter() {
-                changed |= with_tally(endpoint, |tally| tally.release(now));
+                if with_tally(endpoint, |tally| tally.release(now)) {
+                    endpoint.joined.set(Some(now));
+                    changed = true;
+                }
             }
         }
         if now >= self.interval_ends.get() {
@@ -187,12 +256,25 @@ impl ClusterState {
         let ejected = (0..endpoints.len()).filter(|at| !is_well(*at)).count();
         self.ejected.set(ejected);
         self.handles.set_ejected(ejected);
-        let all: Vec<usize> = (0..cluster.usable).collect();
+        let list = |members: &[usize]| {
+            let members = well_or_all(members, cluster.panic_percent, is_well);
+            let addresses = || members.iter().map(|at| endpoints[*at].address);
+            List {
+                table: match cluster.balancer {
+                    Balancer::RingHash => Some(Table::ring(&addresses().collect::<Vec<_>>())),
+                    Balancer::Maglev => Some(Table::maglev(&addresses().collect::<Vec<_>>())),
+                    Balancer::PeakEwma | Balancer::LeastRequest | Balancer::RoundRobin | Balancer::Random => None,
+                },
+                sessions: match &cluster.sticky {
+                    Some(_) => addresses().map(hash::session).zip(0..).collect(),
+                    None => HashMap::new(),
+                },
+                members,
+            }
+        };
         *self.candidates.borrow_mut() = Candidates {
-            all: well_or_all(&all, cluster.panic_percent, is_well),
-            subsets: (cluster.subsets.iter())
-                .map(|(name, members)| (name.clone(), well_or_all(members, cluster.panic_percent, is_well)))
-                .collect(),
+            all: list(&(0..cluster.usable).collect::<Vec<_>>()),
+            subsets: cluster.subsets.iter().map(|(name, members)| (name.clone(), list(members))).collect(),
         };
     }
 
@@ -218,7 +300,10 @@ impl ClusterState {
                 self.next.set(self.next.get().wrapping_add(1));
                 self.next.get() % count
             }
-            Balancer::Random => chance.below(u32::try_from(count).unwrap_or(u32::MAX)) as usize,
+            // Those that hash have a table.
+            Balancer::Random | Balancer::RingHash | Balancer::Maglev => {
+                chance.below(u32::try_from(count).unwrap_or(u32::MAX)) as usize
+            }
         }
     }
 
@@ -256,10 +341,10 @@ impl ClusterState {
 
 impl Candidates {
     /// Those of a subset; None: nobody declared it.
-    fn of(&self, subset: Option<&str>) -> Option<&[usize]> {
+    fn of(&self, subset: Option<&str>) -> Option<&List> {
         match subset {
             None => Some(&self.all),
-            Some(name) => self.subsets.get(name).map(Vec::as_slice),
+            Some(name) => self.subsets.get(name),
         }
     }
 }
@@ -321,7 +406,7 @@ mod tests {
         let mut chance = Chance::new(1);
         let endpoints = state.endpoints.borrow();
         let mut seen: Vec<usize> = (0..400)
-            .filter_map(|_| state.pick(subset, &[], &mut chance, Duration::ZERO).ok())
+            .filter_map(|_| state.pick(subset, &[], Affinity::default(), &mut chance, Duration::ZERO).ok())
             .filter_map(|picked| endpoints.iter().position(|endpoint| Rc::ptr_eq(endpoint, &picked)))
             .collect();
         seen.sort_unstable();
@@ -343,7 +428,7 @@ mod tests {
         let state = state(&cluster);
         let mut chance = Chance::new(1);
         let mut pick = |subset, tried: &[SocketAddr]| {
-            state.pick(subset, tried, &mut chance, Duration::ZERO).map(|endpoint| endpoint.address)
+            state.pick(subset, tried, Affinity::default(), &mut chance, Duration::ZERO).map(|endpoint| endpoint.address)
         };
         for _ in 0..100 {
             assert_ne!(pick(Some("a"), &[]), Ok(at(THREE)));
@@ -361,7 +446,8 @@ mod tests {
         let mut chance = Chance::new(1);
         let mut seen: HashMap<SocketAddr, u32> = HashMap::new();
         for _ in 0..30 {
-            let endpoint = state.pick(None, &[], &mut chance, Duration::ZERO).expect("an endpoint");
+            let endpoint =
+                state.pick(None, &[], Affinity::default(), &mut chance, Duration::ZERO).expect("an endpoint");
             *seen.entry(endpoint.address).or_default() += 1;
         }
         assert!(seen.values().all(|count| *count == 10), "{seen:?}");
@@ -377,8 +463,9 @@ mod tests {
             let slow = endpoint.address == at(ONE);
             endpoint.observe(Duration::from_millis(if slow { 500 } else { 5 }), now);
         }
-        let picks =
-            (0..300).filter(|_| state.pick(None, &[], &mut chance, now).expect("an endpoint").address == at(ONE));
+        let picks = (0..300).filter(|_| {
+            state.pick(None, &[], Affinity::default(), &mut chance, now).expect("an endpoint").address == at(ONE)
+        });
         assert_eq!(picks.count(), 0, "of two the slow one always loses");
     }
 
@@ -486,5 +573,72 @@ mod tests {
         assert_eq!(chosen(&state, None), [0, 1, 2, 3, 5], "60 % where the others have 99 %");
         state.tick(Duration::from_secs(40));
         assert_eq!(chosen(&state, None).len(), 6);
+    }
+
+    /// Where a request with this affinity goes.
+    fn tied(state: &ClusterState, affinity: Affinity, tried: &[SocketAddr]) -> SocketAddr {
+        let mut chance = Chance::new(7);
+        state.pick(None, tried, affinity, &mut chance, Duration::ZERO).expect("an endpoint").address
+    }
+
+    #[test]
+    fn a_key_stays_with_its_endpoint_while_that_is_well() {
+        for balancer in ["ringHash", "maglev"] {
+            let state = many(serde_json::json!({"balancer": balancer, "hashOn": {"header": "x-user"}}), 5);
+            let keys: Vec<Affinity> = (0..200u64)
+                .map(|user| Affinity { key: Some(hash::hash(&user.to_le_bytes())), session: None })
+                .collect();
+            let before: Vec<SocketAddr> = keys.iter().map(|key| tied(&state, *key, &[])).collect();
+            let again: Vec<SocketAddr> = keys.iter().map(|key| tied(&state, *key, &[])).collect();
+            assert_eq!(before, again, "{balancer}");
+            record(&state, 2, Outcome::Local, 5, Duration::ZERO);
+            let ejected = state.endpoints.borrow()[2].address;
+            let mut moved = 0;
+            for (key, before) in keys.iter().zip(&before) {
+                let now = tied(&state, *key, &[]);
+                assert_ne!(now, ejected, "{balancer}");
+                moved += u32::from(*before != ejected && now != *before);
+                let next = tied(&state, *key, &[now]);
+                assert_ne!(next, now, "{balancer}: a repetition goes to another one");
+            }
+            assert!(moved <= if balancer == "ringHash" { 0 } else { 40 }, "{balancer}: {moved} of 200 moved");
+            state.tick(Duration::from_secs(30));
+            let after: Vec<SocketAddr> = keys.iter().map(|key| tied(&state, *key, &[])).collect();
+            assert_eq!(before, after, "{balancer}: it is back, and so are its keys");
+            assert_eq!(chosen(&state, None).len(), 5, "{balancer}: without a key any one");
+        }
+    }
+
+    #[test]
+    fn a_session_stays_with_its_endpoint_whatever_the_balancer() {
+        let state = many(serde_json::json!({"sticky": {"cookie": "s", "path": "/"}}), 4);
+        let endpoint = state.endpoints.borrow()[3].address;
+        let session = Affinity { key: None, session: Some(hash::session(endpoint)) };
+        assert!((0..100).all(|_| tied(&state, session, &[]) == endpoint));
+        assert!(state.cookie(session, endpoint).is_none(), "it has that cookie");
+        assert_ne!(tied(&state, session, &[endpoint]), endpoint, "a repetition goes to another one");
+        record(&state, 3, Outcome::Local, 5, Duration::ZERO);
+        let other = tied(&state, session, &[]);
+        assert_ne!(other, endpoint);
+        assert!(state.cookie(session, other).is_some(), "and from now on it stays there");
+        assert!(state.cookie(Affinity::default(), other).is_some());
+    }
+
+    #[test]
+    fn an_endpoint_that_joins_gets_a_share_that_grows() {
+        let slow = serde_json::json!({
+            "balancer": "roundRobin", "slowStart": {"windowMs": 10_000, "minPercent": 10, "aggressionPermille": 1_000}
+        });
+        let state = state(&with_settings(slow.clone(), &[(ONE, &[]), (TWO, &[])]));
+        state.refresh(&with_settings(slow, &[(ONE, &[]), (TWO, &[]), (THREE, &[])]), Duration::ZERO);
+        let mut chance = Chance::new(1);
+        for (second, expected) in [(0, 100), (5, 500), (8, 800), (10, 1_000), (11, 1_000)] {
+            let now = Duration::from_secs(second);
+            let joined = (0..3_000).filter(|_| {
+                state.pick(None, &[], Affinity::default(), &mut chance, now).expect("an endpoint").address == at(THREE)
+            });
+            let count = joined.count();
+            assert!(count.abs_diff(expected) <= 60, "{count} of 3000 after {second} s, expected {expected}");
+        }
     }
 }

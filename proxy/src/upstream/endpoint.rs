@@ -37,6 +37,8 @@ pub(crate) struct Endpoint {
     ewma: Cell<PeakEwma>,
     /// Its failures. Kept by the cluster that it belongs to.
     pub(crate) tally: Cell<Tally>,
+    /// When it joined, while it gets less than its share for that.
+    pub(crate) joined: Cell<Option<Duration>>,
     idle: RefCell<Vec<Idle>>,
     shared: RefCell<Vec<Rc<Http2>>>,
 }
@@ -98,6 +100,7 @@ impl Endpoint {
             in_flight: Cell::new(0),
             ewma: Cell::new(PeakEwma::new(now)),
             tally: Cell::default(),
+            joined: Cell::new(None),
             idle: RefCell::default(),
             shared: RefCell::default(),
         }
