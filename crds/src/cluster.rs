@@ -118,6 +118,11 @@ pub struct LoadBalancer {
     /// Gives a pod that joins, or comes back after it was ejected, a share that grows. Default: it gets its share at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<SlowStart>,
+    /// PreferSameZone: requests go to pods in the zone of the client's own node as long as 72 % of those there are well; below,
+    /// pods of other zones take the part that those cannot. Any: zones do not matter. Default: what the Service's own field
+    /// trafficDistribution says, else Any. A client whose zone is not known goes to any pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic_distribution: Option<TrafficDistribution>,
     /// Percent of the pods that must be well for the others to be left alone. When fewer are, all are used again: a few
     /// pods that are well would not survive the traffic of all. Default 50. 0: pods that are not well are never used, and a
     /// request is answered 503 when none is well.
@@ -143,6 +148,15 @@ pub enum BalancerPolicy {
     RingHash,
     /// See [`LoadBalancer::policy`].
     Maglev,
+}
+
+/// Whether zones matter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TrafficDistribution {
+    /// See [`LoadBalancer::traffic_distribution`].
+    Any,
+    /// See [`LoadBalancer::traffic_distribution`].
+    PreferSameZone,
 }
 
 /// What of a request is its key.

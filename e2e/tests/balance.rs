@@ -1,10 +1,10 @@
 //! How pods are chosen: those that fail are left alone, and failures are not multiplied.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
 use weft_e2e::mesh::{proxy_metrics, reachable, route_in_force};
-use weft_e2e::namespace::{Namespace, SOON, in_mesh};
+use weft_e2e::namespace::{Namespace, READY, SOON, in_mesh};
 use weft_e2e::traffic::Client;
 use weft_e2e::wait::eventually;
 use weft_e2e::workload::{App, Service};
@@ -120,5 +120,50 @@ fn a_key_or_a_cookie_ties_a_client_to_a_pod() -> Result<()> {
         let report = client.load("http://echo:9080/").requests(60).run()?;
         ensure!(report.by_pod.len() == 4, "without it any pod answers: {}", report.summary());
         Ok(())
+    })
+}
+
+#[test]
+fn pods_of_the_own_zone_come_first() -> Result<()> {
+    in_mesh("balance-zone", |ns| {
+        let client = echo(ns, &[App::server("echo", "v1"), App::server("echo", "v2")])?;
+        // One node has one zone; a Service without a selector has the zones that its slice says.
+        ns.apply(&App::client("near").label("topology.kubernetes.io/zone", "b").yaml())?;
+        ns.rolled_out("deployment/near", READY)?;
+        let near = Client::of(ns, "near");
+        let pods = ns.pods_of("echo")?;
+        let mut address = BTreeMap::new();
+        for pod in &pods {
+            let pod = ns.get("pod", pod)?;
+            let version = pod["metadata"]["labels"]["version"].as_str().unwrap_or_default().to_owned();
+            address.insert(version, pod["status"]["podIP"].to_string());
+        }
+        let slice = |zones: &[(&str, &str)]| {
+            let endpoints: Vec<String> = (zones.iter())
+                .map(|(version, zone)| {
+                    format!("{{addresses: [{}], conditions: {{ready: true}}, zone: {zone}}}", address[*version])
+                })
+                .collect();
+            format!(
+                "---\napiVersion: v1\nkind: Service\nmetadata: {{name: zoned}}\nspec:\n  trafficDistribution: PreferSameZone\n  \
+                 ports: [{{name: main, port: 9080}}]\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: \
+                 {{name: zoned, labels: {{kubernetes.io/service-name: zoned}}}}\naddressType: IPv4\nports: [{{name: main, port: \
+                 9080}}]\nendpoints: [{}]\n",
+                endpoints.join(", ")
+            )
+        };
+        let share = |client: &Client, wanted: std::ops::RangeInclusive<f64>| {
+            eventually(&format!("{wanted:?} of the requests to be answered by v2"), SOON, || {
+                let report = client.load("http://zoned:9080/").requests(100).run()?;
+                report.expect_none_failed(100)?;
+                ensure!(wanted.contains(&report.share("v2")), "{}", report.summary());
+                Ok(())
+            })
+        };
+        ns.apply(&slice(&[("v1", "a"), ("v2", "b")]))?;
+        share(&near, 1.0..=1.0)?;
+        share(&client, 0.1..=0.9)?;
+        ns.apply(&slice(&[("v1", "a")]))?;
+        share(&near, 0.0..=0.0)
     })
 }

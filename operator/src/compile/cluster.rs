@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use weft_config::{Balancer, ClusterSettings, HashOn, Limits, Outliers, RetryBudget, SlowStart, Sticky, SuccessRate};
 use weft_crds::MeshClusterSpec;
-use weft_crds::cluster::{self, BalancerPolicy, HashOnType};
+use weft_crds::cluster::{self, BalancerPolicy, HashOnType, TrafficDistribution};
 use weft_crds::status::Reason;
 
 use super::diagnostic::{Diagnostic, Kind, ObjectId, Severity};
@@ -75,6 +75,16 @@ pub(super) fn governing<'a>(namespace: &'a Namespace, service: &str) -> Option<&
         .collect();
     clusters.sort_by_key(|cluster| seniority(&cluster.meta));
     clusters.into_iter().find_map(|cluster| check(namespace, cluster, &mut Vec::new()).map(|(spec, _)| spec))
+}
+
+/// Whether clients prefer pods of their own zone: as the MeshCluster says, else as the Service does.
+pub(super) fn prefers_same_zone(service: &Service, spec: Option<&MeshClusterSpec>) -> bool {
+    let choice = spec.and_then(|spec| spec.load_balancer.as_ref()).and_then(|choice| choice.traffic_distribution);
+    match choice {
+        Some(TrafficDistribution::PreferSameZone) => true,
+        Some(TrafficDistribution::Any) => false,
+        None => service.prefers_same_zone,
+    }
 }
 
 /// Names of the subsets that a pod with these labels is in.
@@ -170,7 +180,15 @@ fn settings(spec: &MeshClusterSpec, diagnostics: &mut Vec<Diagnostic>) -> Result
 
 /// The settings with what is said about the choice of a pod.
 fn load_balancer(choice: &cluster::LoadBalancer, settings: ClusterSettings) -> Result<ClusterSettings, String> {
-    let cluster::LoadBalancer { policy, hash_on, sticky_session, slow_start, panic_threshold } = choice;
+    let cluster::LoadBalancer {
+        policy,
+        hash_on,
+        sticky_session,
+        slow_start,
+        // Where it is absent the Service decides.
+        traffic_distribution: _,
+        panic_threshold,
+    } = choice;
     let hashes = matches!(policy, BalancerPolicy::RingHash | BalancerPolicy::Maglev);
     if hashes != hash_on.is_some() {
         return Err("the policies RingHash and Maglev need hashOn, and the others have none".to_owned());

@@ -29,6 +29,10 @@ pub const INBOUND_NAMESPACE: &str = "weft-inbound";
 /// Name of the index.
 pub const INDEX_NAME: &str = "index";
 
+/// The pod's label with the zone of its node, which Kubernetes gives a pod when it is scheduled (1.35 and newer; 1.33 with
+/// the feature gate `PodTopologyLabelsAdmission`).
+pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
 /// Name of the exported document of a namespace.
 pub fn export_name(namespace: &str) -> String {
     format!("x.{namespace}")

@@ -77,6 +77,9 @@ pub struct Endpoint {
     /// Names of the subsets that it is in, sorted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub subsets: Vec<String>,
+    /// The zone of its node, where the Service prefers endpoints of the client's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
     /// Nobody has heard of its node of late. It takes traffic only while none that is not lost is left among those that
     /// the request may go to.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -99,6 +102,9 @@ pub struct ClusterSettings {
     /// How endpoints that join get their share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<SlowStart>,
+    /// Endpoints of the client's own zone come first; those elsewhere take what they cannot.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub prefer_same_zone: bool,
     /// How long a connection may take to be made, in milliseconds. Absent: the proxy's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connect_timeout_ms: Option<u64>,
@@ -248,6 +254,7 @@ impl Default for ClusterSettings {
             hash_on: None,
             sticky: None,
             slow_start: None,
+            prefer_same_zone: false,
             connect_timeout_ms: None,
             limits: Limits::default(),
             outliers: Outliers::default(),

@@ -2,6 +2,7 @@
 //!
 //! - [`outlier`]: endpoints that fail and are left alone for a while.
 //! - [`affinity`], [`hash`]: what ties a request to an endpoint, and tables from keys to endpoints.
+//! - [`level`]: endpoints of the own zone first, of others as far as needed.
 //! - [`slow_start`]: what an endpoint that joins gets.
 //! - [`budget`]: how much repeating requests may add to what a Service is sent.
 //!
@@ -11,6 +12,7 @@
 pub(crate) mod affinity;
 pub(crate) mod budget;
 pub(crate) mod hash;
+pub(crate) mod level;
 pub(crate) mod outlier;
 pub(crate) mod slow_start;
 

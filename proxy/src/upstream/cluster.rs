@@ -16,6 +16,7 @@ use super::load::{Kind, Load, Loads};
 use crate::balance::affinity::Affinity;
 use crate::balance::budget::Budget;
 use crate::balance::hash::{self, Table};
+use crate::balance::level::{self, Level};
 use crate::balance::outlier::{Detector, Outcome, Tally};
 use crate::balance::{Chance, two};
 use crate::table::Cluster;
@@ -41,18 +42,20 @@ pub(crate) struct ClusterState {
 #[derive(Default)]
 struct Candidates {
     /// Where it names no subset.
-    all: List,
-    subsets: HashMap<String, List>,
+    all: Vec<List>,
+    subsets: HashMap<String, Vec<List>>,
 }
 
-/// Endpoints to choose from.
+/// Endpoints to choose from, of one level: in the proxy's own zone, or elsewhere.
 #[derive(Default)]
 struct List {
-    /// Their positions.
+    /// Of requests, those that go to this level.
+    percent: u32,
+    /// Positions of the endpoints.
     members: Vec<usize>,
     /// From keys to positions in `members`, where the balancer hashes.
     table: Option<Table>,
-    /// From what cookies call an endpoint to its position in `members`, where sessions are sticky.
+    /// From what cookies call an endpoint to its position, where sessions are sticky.
     sessions: HashMap<u64, usize>,
 }
 
@@ -139,14 +142,32 @@ impl ClusterState {
     ) -> Result<Rc<Endpoint>, NoEndpoints> {
         let (cluster, endpoints, candidates) =
             (self.cluster.borrow(), self.endpoints.borrow(), self.candidates.borrow());
-        let list = candidates.of(subset).filter(|list| !list.members.is_empty()).ok_or(NoEndpoints)?;
-        let count = list.members.len();
-        let at = |position: usize| &endpoints[list.members[position]];
-        let untried = |position: &usize| !tried.contains(&at(*position).address);
-        let own = affinity.session.and_then(|session| list.sessions.get(&session).copied()).filter(untried);
-        if let Some(own) = own {
-            return Ok(at(own).clone());
+        let lists = candidates.of(subset);
+        let untried = |at: usize| !tried.contains(&endpoints[at].address);
+        if let Some(session) = affinity.session
+            && let Some(own) =
+                lists.iter().find_map(|list| list.sessions.get(&session).copied()).filter(|at| untried(*at))
+        {
+            return Ok(endpoints[own].clone());
         }
+        let mut list = match lists {
+            [] => return Err(NoEndpoints),
+            [only] => only,
+            several => {
+                let roll = affinity.key.map_or_else(|| chance.below(100), |key| (key % 100) as u32);
+                &several[level::choose(several.iter().map(|list| list.percent), roll)]
+            }
+        };
+        if !list.members.iter().any(|at| untried(*at)) {
+            // Another level may have one, for a request that failed in this one.
+            list = lists.iter().find(|other| other.members.iter().any(|at| untried(*at))).unwrap_or(list);
+        }
+        let count = list.members.len();
+        if count == 0 {
+            return Err(NoEndpoints);
+        }
+        let at = |position: usize| &endpoints[list.members[position]];
+        let untried = |position: &usize| untried(list.members[*position]);
         if let Some(table) = &list.table {
             let key = affinity.key.unwrap_or_else(|| chance.number());
             return table.find(key, |position| untried(&position)).map(|found| at(found).clone()).ok_or(NoEndpoints);
@@ -172,7 +193,7 @@ impl ClusterState {
 
     /// How many endpoints there are to choose from.
     pub(crate) fn choices(&self, subset: Option<&str>) -> usize {
-        self.candidates.borrow().of(subset).map_or(0, |list| list.members.len())
+        self.candidates.borrow().of(subset).iter().map(|list| list.members.len()).sum()
     }
 
     /// Takes in what came of a request to an endpoint, and leaves the endpoint alone if that gives it away.
@@ -256,25 +277,39 @@ impl ClusterState {
         let ejected = (0..endpoints.len()).filter(|at| !is_well(*at)).count();
         self.ejected.set(ejected);
         self.handles.set_ejected(ejected);
-        let list = |members: &[usize]| {
-            let members = well_or_all(members, cluster.panic_percent, is_well);
+        let list = |members: Vec<usize>, percent: u32| {
             let addresses = || members.iter().map(|at| endpoints[*at].address);
             List {
+                percent,
                 table: match cluster.balancer {
                     Balancer::RingHash => Some(Table::ring(&addresses().collect::<Vec<_>>())),
                     Balancer::Maglev => Some(Table::maglev(&addresses().collect::<Vec<_>>())),
                     Balancer::PeakEwma | Balancer::LeastRequest | Balancer::RoundRobin | Balancer::Random => None,
                 },
                 sessions: match &cluster.sticky {
-                    Some(_) => addresses().map(hash::session).zip(0..).collect(),
+                    Some(_) => addresses().map(hash::session).zip(members.iter().copied()).collect(),
                     None => HashMap::new(),
                 },
                 members,
             }
         };
+        let lists = |members: Vec<usize>| -> Vec<List> {
+            let is_near = |at: &usize| cluster.near.get(*at).copied().unwrap_or(false);
+            let (near, far): (Vec<usize>, Vec<usize>) = members.into_iter().partition(is_near);
+            let levels: Vec<Vec<usize>> = [near, far].into_iter().filter(|level| !level.is_empty()).collect();
+            let well = |level: &Vec<usize>| level.iter().filter(|at| is_well(**at)).count();
+            let counts: Vec<Level> = levels.iter().map(|level| Level { well: well(level), all: level.len() }).collect();
+            let shares = level::divide(&counts, cluster.panic_percent);
+            (levels.into_iter().zip(shares))
+                .map(|(mut members, share)| {
+                    members.retain(|at| share.panic || is_well(*at));
+                    list(members, share.percent)
+                })
+                .collect()
+        };
         *self.candidates.borrow_mut() = Candidates {
-            all: list(&(0..cluster.usable).collect::<Vec<_>>()),
-            subsets: cluster.subsets.iter().map(|(name, members)| (name.clone(), list(members))).collect(),
+            all: lists((0..cluster.usable).collect()),
+            subsets: cluster.subsets.iter().map(|(name, members)| (name.clone(), lists(members.clone()))).collect(),
         };
     }
 
@@ -340,19 +375,13 @@ impl ClusterState {
 // === impl Candidates ===
 
 impl Candidates {
-    /// Those of a subset; None: nobody declared it.
-    fn of(&self, subset: Option<&str>) -> Option<&List> {
+    /// Those of a subset. Empty: nobody is in it, or nobody declared it.
+    fn of(&self, subset: Option<&str>) -> &[List] {
         match subset {
-            None => Some(&self.all),
-            Some(name) => self.subsets.get(name),
+            None => &self.all,
+            Some(name) => self.subsets.get(name).map(Vec::as_slice).unwrap_or_default(),
         }
     }
-}
-
-/// Those of the members that are well; all of them if too few are.
-fn well_or_all(members: &[usize], panic_percent: u32, is_well: impl Fn(usize) -> bool) -> Vec<usize> {
-    let well: Vec<usize> = members.iter().copied().filter(|at| is_well(*at)).collect();
-    if well.len() * 100 < members.len() * panic_percent as usize { members.to_vec() } else { well }
 }
 
 fn with_tally<T>(endpoint: &Endpoint, change: impl FnOnce(&mut Tally) -> T) -> T {
@@ -365,6 +394,7 @@ fn with_tally<T>(endpoint: &Endpoint, change: impl FnOnce(&mut Tally) -> T) -> T
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bootstrap::Pod;
     use crate::table::Namespace;
     use prometheus_client::registry::Registry;
 
@@ -380,7 +410,7 @@ mod tests {
             "name": "s", "settings": settings, "ports": [{"port": 80, "endpoints": endpoints}]
         }]}))
         .expect("a document");
-        Namespace::compile("n", export).expect("compiles").only_cluster()
+        Namespace::compile(&Pod::default(), "n", export).expect("compiles").only_cluster()
     }
 
     fn state(cluster: &Arc<Cluster>) -> ClusterState {
@@ -640,5 +670,39 @@ mod tests {
             let count = joined.count();
             assert!(count.abs_diff(expected) <= 60, "{count} of 3000 after {second} s, expected {expected}");
         }
+    }
+
+    #[test]
+    fn the_own_zone_comes_first_and_others_take_what_it_cannot() {
+        let endpoints: Vec<_> = (1..=20)
+            .map(|number| {
+                serde_json::json!({
+                    "address": format!("198.18.128.{number}:80"), "zone": if number <= 10 { "a" } else { "b" }
+                })
+            })
+            .collect();
+        let export = serde_json::json!({"services": [{
+            "name": "s", "ports": [{"port": 80, "endpoints": endpoints}],
+            "settings": {"balancer": "random", "preferSameZone": true, "outliers": {"maxEjectionPercent": 100}}
+        }]});
+        let pod = Pod { labels: [("topology.kubernetes.io/zone".to_owned(), "a".to_owned())].into(), ..Pod::default() };
+        let export = serde_json::from_value(export).expect("a document");
+        let cluster = Namespace::compile(&pod, "n", export).expect("compiles").only_cluster();
+        let state = state(&cluster);
+        let mut chance = Chance::new(3);
+        let mut share_of_own = |tried: &[SocketAddr]| {
+            let picks = (0..2_000).map(|_| {
+                state.pick(None, tried, Affinity::default(), &mut chance, Duration::ZERO).expect("an endpoint").address
+            });
+            picks.filter(|address| cluster.endpoints[..10].contains(address)).count() / 20
+        };
+        assert_eq!(share_of_own(&[]), 100);
+        (0..2).for_each(|at| record(&state, at, Outcome::Local, 5, Duration::ZERO));
+        assert_eq!(share_of_own(&[]), 100, "8 of 10 bear it all");
+        (2..5).for_each(|at| record(&state, at, Outcome::Local, 5, Duration::ZERO));
+        assert!((66..=74).contains(&share_of_own(&[])), "5 of 10 bear 70 %: {}", share_of_own(&[]));
+        assert_eq!(share_of_own(&cluster.endpoints[5..10]), 0, "all of the own were tried");
+        (5..10).for_each(|at| record(&state, at, Outcome::Local, 5, Duration::ZERO));
+        assert_eq!(share_of_own(&[]), 0, "none is left there");
     }
 }
