@@ -74,6 +74,10 @@ pub struct MeshClusterSpec {
     /// When a pod that fails is left alone for a while. On by default, with the defaults of its fields.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outlier_detection: Option<OutlierDetection>,
+    /// Asks pods how they are, from every proxy that sends to the Service. Default: nobody is asked; Kubernetes says which
+    /// pods are ready, and outlierDetection sees which fail.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
     /// How much the retries of MeshRoutes may add to what is sent to the Service. On by default, with the defaults of its
     /// fields.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -333,6 +337,72 @@ pub struct SuccessRate {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100_000))]
     pub deviations_permille: Option<u32>,
+}
+
+/// Asks pods how they are. A pod that is not well gets no request while enough others are (see
+/// loadBalancer.panicThreshold). Pods are taken to be well until they answer otherwise. The questions come from the proxies of
+/// clients, so MeshPolicies of the pods apply to them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = kube::core::Rule::new("self.type == 'HTTP' ? has(self.path) : !has(self.path) && !has(self.host)")
+        .message("HTTP needs a path; path and host are for HTTP only"),
+    validation = kube::core::Rule::new("self.type == 'GRPC' || !has(self.service)")
+        .message("service is for GRPC only"),
+    validation = kube::core::Rule::new("duration(has(self.timeout) ? self.timeout : '1s') <= duration(has(self.interval) ? self.interval : '10s')")
+        .message("healthCheck.timeout must not be longer than the interval")
+)]
+pub struct HealthCheck {
+    /// HTTP: a GET that is answered 200 to 399. TCP: a connection that opens. GRPC: `grpc.health.v1.Health/Check` that is
+    /// answered SERVING.
+    #[serde(rename = "type")]
+    pub kind: HealthCheckType,
+    /// HTTP: the path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024), regex(pattern = "^/[!-~]*$"))]
+    pub path: Option<String>,
+    /// HTTP: the host that is named. Default: the pod's address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = "^[A-Za-z0-9.:-]+$"))]
+    pub host: Option<String>,
+    /// GRPC: the service asked about. Default: the whole server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 127))]
+    pub service: Option<String>,
+    /// The pods' port that is asked. Default: that of the traffic.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65_535))]
+    pub port: Option<u16>,
+    /// From one question to the next, a quarter more or less. Default 10s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = kube::core::Rule::new("duration(self) >= duration('500ms') && duration(self) <= duration('1h')")
+        .message("healthCheck.interval must be between 500ms and 1h"))]
+    pub interval: Option<Duration>,
+    /// How long an answer may take. Default 1s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = kube::core::Rule::new("duration(self) >= duration('1ms') && duration(self) <= duration('1h')")
+        .message("healthCheck.timeout must be between 1ms and 1h"))]
+    pub timeout: Option<Duration>,
+    /// Failures in a row after which a pod is not well. Default 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub unhealthy_threshold: Option<u32>,
+    /// Successes in a row after which it is well again. Default 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub healthy_threshold: Option<u32>,
+}
+
+/// How a pod is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum HealthCheckType {
+    /// See [`HealthCheck::kind`].
+    Http,
+    /// See [`HealthCheck::kind`].
+    Tcp,
+    /// See [`HealthCheck::kind`].
+    Grpc,
 }
 
 /// How much the retries of MeshRoutes may add to what one proxy sends to the Service, so that a Service that fails is not

@@ -167,3 +167,29 @@ fn pods_of_the_own_zone_come_first() -> Result<()> {
         share(&near, 0.0..=0.0)
     })
 }
+
+#[test]
+fn pods_are_asked_how_they_are_where_that_is_wanted() -> Result<()> {
+    in_mesh("balance-health", |ns| {
+        let client = echo(ns, &[App::server("echo", "v1").replicas(2)])?;
+        ns.apply(&App::deaf("echo", "deaf").yaml())?;
+        ns.wait_ready(&["echo-deaf"])?;
+        cluster(
+            ns,
+            "  loadBalancer: {policy: Random}\n  outlierDetection: {enabled: false}\n  healthCheck: {type: HTTP, path: /healthz, \
+             interval: 500ms, timeout: 400ms, unhealthyThreshold: 2}\n",
+        )?;
+        eventually("the pod that does not answer to be found", SOON, || {
+            // A cluster is checked while it is used.
+            client.get("http://echo:9080/").send()?.expect_status(200)?;
+            let unwell = proxy_metrics(ns, "client")?.sum("weft_endpoints_unwell", &[]);
+            ensure!(unwell == 1.0, "{unwell} are unwell");
+            Ok(())
+        })?;
+        let before = proxy_metrics(ns, "client")?.sum("weft_retries_total", &[]);
+        client.load("http://echo:9080/").requests(200).run()?.expect_none_failed(200)?;
+        let retries = proxy_metrics(ns, "client")?.sum("weft_retries_total", &[]) - before;
+        ensure!(retries == 0.0, "no request goes to it: {retries} were repeated");
+        Ok(())
+    })
+}

@@ -29,6 +29,7 @@ use crate::listener;
 use crate::table::source::Source;
 use crate::table::store::Keeper;
 use crate::telemetry::metrics::{ConfigMetrics, Metrics};
+use crate::upstream::health;
 use crate::upstream::load::Loads;
 use crate::worker::{Shared, Worker};
 use crate::{inbound, outbound, probe};
@@ -121,6 +122,7 @@ pub async fn start(
         connections: running.connections.clone(),
         started: Instant::now(),
     });
+    tokio::spawn(health::run(shared.clone()));
     let sockets = outbound.sockets.into_iter().zip(inbound.sockets);
     let workers = sockets
         .enumerate()

@@ -550,6 +550,43 @@ async fn a_key_or_a_cookie_ties_a_client_to_an_endpoint() {
     assert_eq!(without.len(), 4, "others go around");
 }
 
+#[tokio::test]
+async fn endpoints_are_asked_how_they_are() {
+    let proxy = Proxy::start("health").await;
+    let (v1, _) = backend("v1", ok).await;
+    // It answers requests while it says that it is unwell.
+    let (v2, seen) = backend("v2", |_| (500, Duration::ZERO)).await;
+    let settings = |kind: Value| {
+        json!({
+            "balancer": "roundRobin", "outliers": {"maxEjectionPercent": 0},
+            "healthCheck": {
+                "kind": kind, "intervalMs": 100, "timeoutMs": 100, "unhealthyAfter": 2, "healthyAfter": 2
+            }
+        })
+    };
+    let endpoints = [(v1, ""), (v2, "")];
+    proxy.configure(None, "http", &endpoints, settings(json!({"http": {"path": "/health"}}))).await;
+    let name = format!("weft_endpoints_unwell{{service=\"shop/reviews:{}\"}}", proxy.address.port());
+    let unwell = async |count: u32| {
+        for _ in 0..300 {
+            proxy.send("GET", "/", &[], "").await;
+            let (_, page) = proxy.get(proxy.metrics, "/metrics").await;
+            if page.lines().any(|line| line == format!("{name} {count}")) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("never {count} unwell");
+    };
+    unwell(1).await;
+    assert!(seen.heads.lock().expect("whole").iter().any(|(target, _)| target == "/health"));
+    for _ in 0..20 {
+        assert_eq!(proxy.send("GET", "/", &[], "").await.0, 200);
+    }
+    proxy.configure(None, "http", &endpoints, settings(json!("tcp"))).await;
+    unwell(0).await;
+}
+
 async fn send_owned(address: SocketAddr) -> u16 {
     send(address, "GET", "/", &[], "").await.0.as_u16()
 }

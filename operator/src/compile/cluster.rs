@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use weft_config::{Balancer, ClusterSettings, HashOn, Limits, Outliers, RetryBudget, SlowStart, Sticky, SuccessRate};
+use weft_config::{
+    Balancer, ClusterSettings, HashOn, HealthCheck, HealthCheckKind, Limits, Outliers, RetryBudget, SlowStart, Sticky,
+    SuccessRate,
+};
 use weft_crds::MeshClusterSpec;
-use weft_crds::cluster::{self, BalancerPolicy, HashOnType, TrafficDistribution};
+use weft_crds::cluster::{self, BalancerPolicy, HashOnType, HealthCheckType, TrafficDistribution};
 use weft_crds::status::Reason;
 
 use super::diagnostic::{Diagnostic, Kind, ObjectId, Severity};
@@ -23,6 +26,14 @@ const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(5 * 60);
 const OUTLIER_TIME_MIN: Duration = Duration::from_secs(1);
 const OUTLIER_TIME_MAX: Duration = Duration::from_secs(60 * 60);
 const EJECTION_TIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Health checks: bounds, and what is taken where nothing is said, in milliseconds and in answers in a row.
+const CHECK_INTERVAL_MIN: Duration = Duration::from_millis(500);
+const CHECK_TIMEOUT_MIN: Duration = Duration::from_millis(1);
+const CHECK_INTERVAL_MS: u64 = 10_000;
+const CHECK_TIMEOUT_MS: u64 = 1_000;
+const UNHEALTHY_AFTER: u32 = 3;
+const HEALTHY_AFTER: u32 = 2;
 
 /// How long a client may keep the cookie of a session.
 const TTL_MIN: Duration = Duration::from_secs(1);
@@ -156,8 +167,16 @@ fn check<'a>(
 
 /// What the object says, in the proxy's words. The error is a value that cannot be used.
 fn settings(spec: &MeshClusterSpec, diagnostics: &mut Vec<Diagnostic>) -> Result<ClusterSettings, String> {
-    let MeshClusterSpec { target_ref: _, subsets, load_balancer, connect, limits, outlier_detection, retry_budget } =
-        spec;
+    let MeshClusterSpec {
+        target_ref: _,
+        subsets,
+        load_balancer,
+        connect,
+        limits,
+        outlier_detection,
+        health_check,
+        retry_budget,
+    } = spec;
     let mut names: Vec<String> = subsets.iter().map(|subset| subset.name.clone()).collect();
     names.sort();
     names.dedup();
@@ -168,6 +187,7 @@ fn settings(spec: &MeshClusterSpec, diagnostics: &mut Vec<Diagnostic>) -> Result
             .transpose()?,
         limits: limits.as_ref().map(|limits| self::limits(limits, diagnostics)).unwrap_or_default(),
         outliers: outlier_detection.as_ref().map(outliers).transpose()?.unwrap_or_default(),
+        health_check: health_check.as_ref().map(self::health_check).transpose()?,
         retry_budget: retry_budget.as_ref().map(self::retry_budget).unwrap_or_default(),
         subsets: names,
         ..ClusterSettings::default()
@@ -302,6 +322,49 @@ fn success_rate(rate: &cluster::SuccessRate) -> SuccessRate {
         min_requests: min_requests.unwrap_or(default.min_requests),
         deviations_permille: deviations_permille.unwrap_or(default.deviations_permille),
     }
+}
+
+fn health_check(check: &cluster::HealthCheck) -> Result<HealthCheck, String> {
+    let cluster::HealthCheck {
+        kind,
+        path,
+        host,
+        service,
+        port,
+        interval,
+        timeout,
+        unhealthy_threshold,
+        healthy_threshold,
+    } = check;
+    let time = |given: &Option<weft_crds::Duration>, field: &str, min, default| match given {
+        None => Ok(default),
+        Some(text) => value::duration(text, &format!("healthCheck.{field}"), min, OUTLIER_TIME_MAX),
+    };
+    let visible = |text: &&String| text.bytes().all(|byte| byte.is_ascii_graphic());
+    let kind = match kind {
+        HealthCheckType::Http => HealthCheckKind::Http {
+            path: path
+                .clone()
+                .filter(|path| path.starts_with('/') && visible(&path))
+                .ok_or("healthCheck.path is no path")?,
+            host: host.as_ref().filter(visible).cloned(),
+        },
+        HealthCheckType::Tcp => HealthCheckKind::Tcp,
+        HealthCheckType::Grpc => HealthCheckKind::Grpc { service: service.clone().unwrap_or_default() },
+    };
+    let interval_ms = time(interval, "interval", CHECK_INTERVAL_MIN, CHECK_INTERVAL_MS)?;
+    let timeout_ms = time(timeout, "timeout", CHECK_TIMEOUT_MIN, CHECK_TIMEOUT_MS)?;
+    if timeout_ms > interval_ms {
+        return Err("healthCheck.timeout is longer than the interval".to_owned());
+    }
+    Ok(HealthCheck {
+        kind,
+        port: *port,
+        interval_ms,
+        timeout_ms,
+        unhealthy_after: unhealthy_threshold.unwrap_or(UNHEALTHY_AFTER),
+        healthy_after: healthy_threshold.unwrap_or(HEALTHY_AFTER),
+    })
 }
 
 fn retry_budget(budget: &cluster::RetryBudget) -> RetryBudget {

@@ -114,6 +114,9 @@ pub struct ClusterSettings {
     /// When an endpoint that fails is left alone.
     #[serde(default, skip_serializing_if = "is_default")]
     pub outliers: Outliers,
+    /// Asks endpoints how they are. Absent: nobody is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
     /// Of the endpoints that a request may go to, the share in percent that must be well for the others to be left alone;
     /// below it all are used. 0: never.
     #[serde(default = "panic_percent", skip_serializing_if = "is_panic_percent")]
@@ -234,6 +237,47 @@ pub struct SuccessRate {
     pub deviations_permille: u32,
 }
 
+/// Asks endpoints how they are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct HealthCheck {
+    /// How they are asked.
+    pub kind: HealthCheckKind,
+    /// Absent: the endpoint's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// From one question to the next, in milliseconds; a quarter more or less.
+    pub interval_ms: u64,
+    /// How long an answer may take, in milliseconds.
+    pub timeout_ms: u64,
+    /// Failures in a row after which an endpoint is not well.
+    pub unhealthy_after: u32,
+    /// Successes in a row after which it is well again.
+    pub healthy_after: u32,
+}
+
+/// How an endpoint is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum HealthCheckKind {
+    /// A GET; 200 to 399 is well.
+    #[serde(rename_all = "camelCase")]
+    Http {
+        /// With the query.
+        path: String,
+        /// Absent: the endpoint's address.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        host: Option<String>,
+    },
+    /// A connection that opens.
+    Tcp,
+    /// `grpc.health.v1.Health/Check`; SERVING is well.
+    Grpc {
+        /// The service asked about; empty for the whole server.
+        service: String,
+    },
+}
+
 /// How much repeating requests, where rules ask for it, may add to what is sent to a Service. Counted over the last 10
 /// seconds, by each worker of each proxy for itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -258,6 +302,7 @@ impl Default for ClusterSettings {
             connect_timeout_ms: None,
             limits: Limits::default(),
             outliers: Outliers::default(),
+            health_check: None,
             panic_percent: panic_percent(),
             retry_budget: RetryBudget::default(),
             subsets: Vec::new(),

@@ -74,6 +74,7 @@ pub(crate) struct Cluster {
     pub(crate) connect_timeout: Duration,
     pub(crate) limits: wire::Limits,
     pub(crate) outliers: outlier::Settings,
+    pub(crate) health_check: Option<wire::HealthCheck>,
     /// Percent of those that a request may go to that must be well for the others to be left alone.
     pub(crate) panic_percent: u32,
     pub(crate) retry_budget: wire::RetryBudget,
@@ -250,6 +251,7 @@ impl Cluster {
             connect_timeout_ms,
             limits,
             outliers,
+            health_check,
             panic_percent,
             retry_budget,
             subsets,
@@ -282,6 +284,7 @@ impl Cluster {
             connect_timeout: connect_timeout_ms.map_or(CONNECT_TIMEOUT_DEFAULT, Duration::from_millis),
             limits: *limits,
             outliers: outlier::Settings::compile(outliers),
+            health_check: health_check.clone(),
             panic_percent: *panic_percent,
             retry_budget: *retry_budget,
             usable: or_lost(heard, endpoints.len()),

@@ -42,6 +42,7 @@ pub(crate) struct Metrics {
     retries_refused: Family<ReasonLabels, Counter>,
     ejections: Family<ReasonLabels, Counter>,
     ejected: Family<NameLabels, Gauge>,
+    unwell: Family<NameLabels, Gauge>,
     open: Family<DirectionLabels, Gauge>,
     accepted: Family<DirectionLabels, Counter>,
     connections: Family<ConnectionLabels, Counter>,
@@ -170,6 +171,7 @@ impl Metrics {
             retries_refused: Family::default(),
             ejections: Family::default(),
             ejected: Family::default(),
+            unwell: Family::default(),
             open: Family::default(),
             accepted: Family::default(),
             connections: Family::default(),
@@ -182,6 +184,7 @@ impl Metrics {
             retries_refused,
             ejections,
             ejected,
+            unwell,
             open,
             accepted,
             connections,
@@ -197,6 +200,7 @@ impl Metrics {
         );
         registry.register("outlier_ejections", "Endpoints that were left alone, by what gave them away", ejections);
         registry.register("endpoints_ejected", "Endpoints that are left alone, as each worker sees them", ejected);
+        registry.register("endpoints_unwell", "Endpoints that health checks found unwell", unwell);
         registry.register("connections_open", "Connections from downstream that are open", open);
         registry.register("connections_accepted", "Connections from downstream", accepted);
         registry.register("tcp_connections", "Connections of bytes that are over", connections);
@@ -213,6 +217,12 @@ impl Metrics {
             service: labels.service,
             count: Cell::new(0),
         }
+    }
+
+    /// So many endpoints of a Service port were found unwell.
+    pub(crate) fn set_unwell(&self, service: &str, count: usize) {
+        let labels = NameLabels { service: service.to_owned() };
+        self.unwell.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// Counts a connection until the result is dropped.

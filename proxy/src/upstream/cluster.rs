@@ -30,6 +30,8 @@ pub(crate) struct ClusterState {
     /// Whom a request may go to. Made anew when an endpoint is ejected or taken back, so that a request need not look.
     candidates: RefCell<Candidates>,
     ejected: Cell<usize>,
+    /// How many findings of health checks are in the candidates.
+    findings: Cell<u32>,
     /// When success rates are compared next.
     interval_ends: Cell<Duration>,
     budget: RefCell<Budget>,
@@ -70,6 +72,7 @@ impl ClusterState {
             cluster: RefCell::new(cluster.clone()),
             candidates: RefCell::default(),
             ejected: Cell::new(0),
+            findings: Cell::new(0),
             interval_ends: Cell::new(now + cluster.outliers.interval),
             budget: RefCell::default(),
             next: Cell::new(0),
@@ -83,6 +86,9 @@ impl ClusterState {
     /// Takes a newer version of the cluster. Endpoints that stay keep what is known of them and their connections.
     pub(crate) fn refresh(&self, cluster: &Arc<Cluster>, now: Duration) {
         if Arc::ptr_eq(&self.cluster.borrow(), cluster) {
+            if self.load.findings() != self.findings.get() {
+                self.sort_out();
+            }
             return;
         }
         if self.cluster.borrow().endpoints != cluster.endpoints {
@@ -273,8 +279,11 @@ impl ClusterState {
     /// Finds out anew whom requests may go to.
     fn sort_out(&self) {
         let (cluster, endpoints) = (self.cluster.borrow(), self.endpoints.borrow());
-        let is_well = |at: usize| !endpoints[at].tally.get().is_ejected();
-        let ejected = (0..endpoints.len()).filter(|at| !is_well(*at)).count();
+        self.findings.set(self.load.findings());
+        let unwell = self.load.unwell();
+        let is_ejected = |at: usize| endpoints[at].tally.get().is_ejected();
+        let is_well = |at: usize| !is_ejected(at) && !unwell.contains(&endpoints[at].address);
+        let ejected = (0..endpoints.len()).filter(|at| is_ejected(*at)).count();
         self.ejected.set(ejected);
         self.handles.set_ejected(ejected);
         let list = |members: Vec<usize>, percent: u32| {
@@ -704,5 +713,25 @@ mod tests {
         assert_eq!(share_of_own(&cluster.endpoints[5..10]), 0, "all of the own were tried");
         (5..10).for_each(|at| record(&state, at, Outcome::Local, 5, Duration::ZERO));
         assert_eq!(share_of_own(&[]), 0, "none is left there");
+    }
+
+    #[test]
+    fn what_a_health_check_found_is_heeded_by_the_next_request() {
+        let state = many(serde_json::json!({"balancer": "random"}), 3);
+        let cluster = state.cluster();
+        let second = cluster.endpoints[1];
+        state.load.set_unwell(second, true);
+        state.refresh(&cluster, Duration::ZERO);
+        assert_eq!(chosen(&state, None), [0, 2]);
+        state.load.keep_unwell(&cluster.endpoints);
+        state.refresh(&cluster, Duration::ZERO);
+        assert_eq!(chosen(&state, None), [0, 2], "it is still there, and unwell");
+        state.load.set_unwell(second, false);
+        state.refresh(&cluster, Duration::ZERO);
+        assert_eq!(chosen(&state, None), [0, 1, 2]);
+        state.load.set_unwell(second, true);
+        state.load.keep_unwell(&[]);
+        state.refresh(&cluster, Duration::ZERO);
+        assert_eq!(chosen(&state, None), [0, 1, 2], "nobody asks any more");
     }
 }
