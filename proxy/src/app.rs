@@ -26,6 +26,7 @@ use weft_runtime::{log, signal};
 
 use crate::bootstrap::{Bootstrap, Source as SourceChoice};
 use crate::listener;
+use crate::memory::{self, Memory};
 use crate::table::source::Source;
 use crate::table::store::Keeper;
 use crate::telemetry::metrics::{ConfigMetrics, Metrics};
@@ -72,11 +73,13 @@ pub async fn start(
     filter: Option<log::Filter>,
     drain: CancellationToken,
 ) -> anyhow::Result<Running> {
-    let Bootstrap { pod, workers, source, cache, ports, opaque_ports, probes, drain: _, log: _, access_log } =
+    let Bootstrap { pod, workers, source, cache, ports, opaque_ports, probes, drain: _, log: _, access_log, cgroup } =
         bootstrap;
     let mut registry = Registry::with_prefix("weft");
     let metrics = Metrics::new(&mut registry);
     let config_metrics = ConfigMetrics::new(&mut registry);
+    let memory = Arc::new(Memory::default());
+    tokio::spawn(memory::watch(memory.clone(), cgroup, metrics.memory.clone()));
     let readiness = Readiness::default();
     let source = match source {
         SourceChoice::Kubernetes => Source::kubernetes()?,
@@ -114,6 +117,7 @@ pub async fn start(
         store,
         loads: Loads::default(),
         metrics,
+        memory,
         opaque_ports,
         pod_ips,
         own_ports,

@@ -32,6 +32,8 @@ pub struct Bootstrap {
     pub log: (String, String),
     /// Whether each request leaves a line.
     pub access_log: bool,
+    /// The folder of the control group, which says how much memory may be used.
+    pub cgroup: PathBuf,
 }
 
 /// The pod that the proxy stands in.
@@ -121,6 +123,7 @@ impl Bootstrap {
                 Some("off") => false,
                 Some(other) => return Err(wrong(contract::ENV_ACCESS_LOG, other, "it is \"on\" or \"off\"")),
             },
+            cgroup: contract::CGROUP_DIR.into(),
         })
     }
 }

@@ -25,6 +25,7 @@ mod detect;
 mod http;
 mod inbound;
 mod listener;
+mod memory;
 mod orig_dst;
 mod outbound;
 mod path;

@@ -99,10 +99,10 @@ async fn carry(worker: &Rc<Worker>, mut stream: Prefixed, peer: SocketAddr, dest
             Ok(Said::Closed) | Err(_) => return,
         },
     };
-    let drain = worker.shared.drain.clone();
+    let shared = worker.shared.clone();
     let worker = worker.clone();
     let port = port.clone();
-    serve::serve(stream, http2, &drain, move |request| {
+    serve::serve(stream, http2, &shared, move |request| {
         respond(worker.clone(), port.clone(), peer, destination, request)
     })
     .await;
@@ -148,6 +148,10 @@ async fn bytes(
     upstream: Option<(SocketAddr, TcpStream)>,
 ) {
     let mut note = ConnectionNote::new(Direction::Outbound, peer, destination, Some(cluster.name.clone()));
+    if worker.shared.memory.is_exhausted() {
+        note.reason = Some(Reason::Overload);
+        return access::connection(worker, note);
+    }
     let load = worker.cluster(cluster).load.clone();
     let Some(_permit) = load.admit(Kind::Connection, cluster.limits.max_connections) else {
         note.reason = Some(Reason::Overflow);
@@ -195,6 +199,9 @@ async fn respond(
 ) -> Response<ResponseBody> {
     let host = head::authority(&request);
     let mut finish = Finish::new(worker.clone(), Direction::Outbound, (peer, destination), &request, host.clone());
+    if worker.shared.memory.is_exhausted() {
+        return Answer::new(Reason::Overload, "the proxy has no memory to spare").into_response(finish);
+    }
     if request.method() == Method::CONNECT {
         return Answer::new(Reason::ConnectRefused, "CONNECT is not carried").into_response(finish);
     }

@@ -48,6 +48,7 @@ impl Proxy {
             drain: Duration::from_secs(5),
             log: ("info".into(), "text".into()),
             access_log: false,
+            cgroup: folder.join("cgroup"),
         };
         let stop = CancellationToken::new();
         let running = app::start(bootstrap, None, stop.clone()).await.expect("starts");
@@ -585,6 +586,41 @@ async fn endpoints_are_asked_how_they_are() {
     }
     proxy.configure(None, "http", &endpoints, settings(json!("tcp"))).await;
     unwell(0).await;
+}
+
+#[tokio::test]
+async fn a_proxy_without_memory_refuses_instead_of_dying() {
+    let proxy = Proxy::start("memory").await;
+    let (v1, seen) = backend("v1", ok).await;
+    proxy.configure(None, "http", &[(v1, "")], json!({})).await;
+    let cgroup = proxy.folder.join("cgroup");
+    std::fs::create_dir_all(&cgroup).expect("a folder");
+    let used = |percent: u32| {
+        std::fs::write(cgroup.join("memory.current"), percent.to_string()).expect("written");
+        std::fs::write(cgroup.join("memory.max"), "100").expect("written");
+    };
+    let eventually = async |wanted: (u16, bool)| {
+        for _ in 0..200 {
+            let (status, headers, _) = proxy.send("GET", "/", &[], "").await;
+            let closes = headers.get("connection").is_some_and(|value| value == "close");
+            if (status.as_u16(), closes) == wanted {
+                assert_eq!(status == 503, headers.get("weft-reason").is_some_and(|reason| reason == "overload"));
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("never {wanted:?}");
+    };
+    eventually((200, false)).await;
+    used(93);
+    eventually((200, true)).await;
+    used(96);
+    eventually((503, true)).await;
+    let before = seen.requests.load(Ordering::SeqCst);
+    proxy.send("GET", "/", &[], "").await;
+    assert_eq!(seen.requests.load(Ordering::SeqCst), before, "it does not reach the backend");
+    used(50);
+    eventually((200, false)).await;
 }
 
 async fn send_owned(address: SocketAddr) -> u16 {

@@ -50,6 +50,9 @@ pub const LABELS_FILE: &str = "/var/run/weft/pod/labels";
 /// The folder, kept over restarts of the container, with copies of the documents last used.
 pub const CACHE_DIR: &str = "/var/run/weft/cache";
 
+/// The folder where a container sees its control group.
+pub const CGROUP_DIR: &str = "/sys/fs/cgroup";
+
 /// Environment: the pod's namespace.
 pub const ENV_NAMESPACE: &str = "WEFT_NAMESPACE";
 /// Environment: the pod's name.

@@ -43,6 +43,7 @@ pub(crate) struct Metrics {
     ejections: Family<ReasonLabels, Counter>,
     ejected: Family<NameLabels, Gauge>,
     unwell: Family<NameLabels, Gauge>,
+    pub(crate) memory: Gauge,
     open: Family<DirectionLabels, Gauge>,
     accepted: Family<DirectionLabels, Counter>,
     connections: Family<ConnectionLabels, Counter>,
@@ -172,6 +173,7 @@ impl Metrics {
             ejections: Family::default(),
             ejected: Family::default(),
             unwell: Family::default(),
+            memory: Gauge::default(),
             open: Family::default(),
             accepted: Family::default(),
             connections: Family::default(),
@@ -185,6 +187,7 @@ impl Metrics {
             ejections,
             ejected,
             unwell,
+            memory,
             open,
             accepted,
             connections,
@@ -201,6 +204,7 @@ impl Metrics {
         registry.register("outlier_ejections", "Endpoints that were left alone, by what gave them away", ejections);
         registry.register("endpoints_ejected", "Endpoints that are left alone, as each worker sees them", ejected);
         registry.register("endpoints_unwell", "Endpoints that health checks found unwell", unwell);
+        registry.register("memory_percent", "Memory in use, of what the container may use; 0 without a limit", memory);
         registry.register("connections_open", "Connections from downstream that are open", open);
         registry.register("connections_accepted", "Connections from downstream", accepted);
         registry.register("tcp_connections", "Connections of bytes that are over", connections);
