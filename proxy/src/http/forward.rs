@@ -11,6 +11,7 @@
 //! A body can be sent again only as long as all of it is kept (64 KiB). What a rule allows is also bound by the budget of
 //! the cluster (`balance/budget`); what no backend has seen adds nothing to its load and is not.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -250,6 +251,7 @@ async fn attempt(
         (_, Some(request)) => (Some(request), Failure::RequestTimeout),
         (attempt, None) => (attempt, Failure::AttemptTimeout),
     };
+    let leased = Cell::new(false);
     let sending = async {
         let lease = match &plan.upstream {
             Upstream::Local(endpoint) => match endpoint.idle(plan.http2) {
@@ -262,6 +264,7 @@ async fn attempt(
             LeaseError::Overflow => Failure::Overflow,
             other => Failure::Connect(other.to_string()),
         })?;
+        leased.set(true);
         let reused = lease.reused;
         match lease.send(Request::from_parts(parts.clone(), body.body())).await {
             Ok(response) => Ok((response, lease)),
@@ -275,27 +278,33 @@ async fn attempt(
         None => sending.await,
         Some(until) => tokio::time::timeout_at(until, sending).await.unwrap_or(Err(late)),
     };
+    let (took, now) = (started.elapsed(), worker.now());
     match &outcome {
-        Ok(_) => endpoint.observe(started.elapsed(), worker.now()),
+        Ok(_) => endpoint.observe(took, now),
         Err(Failure::NoEndpoints | Failure::Overflow) => {}
-        Err(_) => endpoint.observe(FAILURE_COST.max(started.elapsed()), worker.now()),
+        Err(_) => endpoint.observe(FAILURE_COST.max(took), now),
     }
-    if let (Upstream::Cluster(state, _), Some(outcome)) = (&plan.upstream, judge(&outcome)) {
-        state.record(&endpoint, outcome, worker.now());
+    if let Upstream::Cluster(state, _) = &plan.upstream {
+        // Whoever waited for its turn in vain knows nothing about the endpoint.
+        let waited = !leased.get() && outcome.is_err() && state.cluster().limits.max_connections.is_some();
+        if let Some(outcome) = judge(&outcome, waited) {
+            state.record(&endpoint, outcome, now);
+        }
     }
     outcome
 }
 
 /// What an attempt says about its endpoint, if anything.
-fn judge(outcome: &Result<(Response<Incoming>, Lease), Failure>) -> Option<Outcome> {
+fn judge(outcome: &Result<(Response<Incoming>, Lease), Failure>, waited: bool) -> Option<Outcome> {
     match outcome {
         Ok((response, _)) => match response.headers().get("grpc-status") {
             Some(status) if response.status() == StatusCode::OK => Some(Outcome::of_grpc(status.as_bytes())),
             _ => Some(Outcome::of_status(response.status())),
         },
         Err(Failure::NoEndpoints | Failure::Overflow) => None,
-        Err(Failure::Connect(_) | Failure::Reset { .. } | Failure::Protocol(_)) => Some(Outcome::Local),
+        Err(Failure::AttemptTimeout | Failure::RequestTimeout) if waited => None,
         Err(Failure::AttemptTimeout | Failure::RequestTimeout) => Some(Outcome::Local),
+        Err(Failure::Connect(_) | Failure::Reset { .. } | Failure::Protocol(_)) => Some(Outcome::Local),
     }
 }
 
