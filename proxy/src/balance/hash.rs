@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn keys_are_spread_evenly() {
         for (count, ring_percent) in [(2, 20), (10, 25), (100, 35)] {
-            for ((name, table), percent) in tables(&endpoints(count)).into_iter().zip([ring_percent, 12]) {
+            for ((name, table), percent) in tables(&endpoints(count)).into_iter().zip([ring_percent, 20]) {
                 let mut shares = vec![0u64; count as usize];
                 keys().for_each(|key| shares[position(&table, key)] += 1);
                 let mean = KEYS / u64::from(count);

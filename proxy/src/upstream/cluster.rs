@@ -1,6 +1,6 @@
 //! The endpoints of a cluster as one worker sees them, and the choice of one for a request.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -55,8 +55,9 @@ struct List {
     percent: u32,
     /// Positions of the endpoints.
     members: Vec<usize>,
-    /// From keys to positions in `members`, where the balancer hashes.
-    table: Option<Table>,
+    /// From keys to positions in `members`, where the balancer hashes. Built for the first request, because most subsets of
+    /// most Services are never sent to from one pod.
+    table: OnceCell<Table>,
     /// From what cookies call an endpoint to its position, where sessions are sticky.
     sessions: HashMap<u64, usize>,
 }
@@ -174,7 +175,14 @@ impl ClusterState {
         }
         let at = |position: usize| &endpoints[list.members[position]];
         let untried = |position: &usize| untried(list.members[*position]);
-        if let Some(table) = &list.table {
+        let build: Option<fn(&[SocketAddr]) -> Table> = match cluster.balancer {
+            Balancer::RingHash => Some(Table::ring),
+            Balancer::Maglev => Some(Table::maglev),
+            Balancer::PeakEwma | Balancer::LeastRequest | Balancer::RoundRobin | Balancer::Random => None,
+        };
+        if let Some(build) = build {
+            let addresses = || list.members.iter().map(|at| endpoints[*at].address).collect::<Vec<_>>();
+            let table = list.table.get_or_init(|| build(&addresses()));
             let key = affinity.key.unwrap_or_else(|| chance.number());
             return table.find(key, |position| untried(&position)).map(|found| at(found).clone()).ok_or(NoEndpoints);
         }
@@ -286,21 +294,14 @@ impl ClusterState {
         let ejected = (0..endpoints.len()).filter(|at| is_ejected(*at)).count();
         self.ejected.set(ejected);
         self.handles.set_ejected(ejected);
-        let list = |members: Vec<usize>, percent: u32| {
-            let addresses = || members.iter().map(|at| endpoints[*at].address);
-            List {
-                percent,
-                table: match cluster.balancer {
-                    Balancer::RingHash => Some(Table::ring(&addresses().collect::<Vec<_>>())),
-                    Balancer::Maglev => Some(Table::maglev(&addresses().collect::<Vec<_>>())),
-                    Balancer::PeakEwma | Balancer::LeastRequest | Balancer::RoundRobin | Balancer::Random => None,
-                },
-                sessions: match &cluster.sticky {
-                    Some(_) => addresses().map(hash::session).zip(members.iter().copied()).collect(),
-                    None => HashMap::new(),
-                },
-                members,
-            }
+        let list = |members: Vec<usize>, percent: u32| List {
+            percent,
+            table: OnceCell::new(),
+            sessions: match &cluster.sticky {
+                Some(_) => members.iter().map(|at| (hash::session(endpoints[*at].address), *at)).collect(),
+                None => HashMap::new(),
+            },
+            members,
         };
         let lists = |members: Vec<usize>| -> Vec<List> {
             let is_near = |at: &usize| cluster.near.get(*at).copied().unwrap_or(false);
