@@ -55,12 +55,18 @@ fn a_pod_that_fails_is_left_alone() -> Result<()> {
             ns,
             "  loadBalancer: {policy: Random}\n  outlierDetection: {consecutive5xx: 2, baseEjectionTime: 1s}\n",
         )?;
+        let ejections = |ns: &Namespace| {
+            Ok::<f64, anyhow::Error>(proxy_metrics(ns, "client")?.sum("weft_outlier_ejections_total", &[]))
+        };
+        let before = ejections(ns)?;
         eventually("most requests to be answered well", SOON, || {
             let report = client.load("http://echo:9080/").requests(600).rate(200).run()?;
-            let failed = report.status(503);
-            ensure!((1..=40).contains(&failed), "{failed} of 600 fail: {}", report.summary());
+            ensure!(report.status(503) <= 40, "{} of 600 fail: {}", report.status(503), report.summary());
             Ok(())
-        })
+        })?;
+        let times = ejections(ns)? - before;
+        ensure!(times >= 1.0, "it was tried again, and ejected again: {times} times");
+        Ok(())
     })
 }
 
