@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use weft_e2e::mesh::{proxy_metrics, reachable, route_in_force};
-use weft_e2e::namespace::{Namespace, READY, SOON, in_mesh};
+use weft_e2e::namespace::{Namespace, SOON, in_mesh};
 use weft_e2e::traffic::Client;
 use weft_e2e::wait::eventually;
 use weft_e2e::workload::{App, Service};
@@ -88,7 +89,8 @@ fn a_service_that_fails_is_sent_at_most_a_fifth_more() -> Result<()> {
         // Probes of the kubelet do not pass through the inbound side, so all of these are the client's.
         let reached = server(ns)? - before;
         println!("4000 requests that all fail reached the backend {reached} times");
-        ensure!((4_400.0..=4_800.0).contains(&reached), "4000 requests reached the backend {reached} times");
+        // A fifth, and once what ten seconds of the minimum allow: 10 a second, whenever in them they are used.
+        ensure!((4_400.0..=4_900.0).contains(&reached), "4000 requests reached the backend {reached} times");
         let retries = counted("weft_retries_total")? - retries;
         ensure!(retries == reached - 4_000.0, "{retries} retries are counted");
         ensure!(counted("weft_retries_refused_total")? > refused, "those that the budget refused are counted");
@@ -133,17 +135,15 @@ fn a_key_or_a_cookie_ties_a_client_to_a_pod() -> Result<()> {
 fn pods_of_the_own_zone_come_first() -> Result<()> {
     in_mesh("balance-zone", |ns| {
         let client = echo(ns, &[App::server("echo", "v1"), App::server("echo", "v2")])?;
-        // One node has one zone; a Service without a selector has the zones that its slice says.
-        ns.apply(&App::client("near").label("topology.kubernetes.io/zone", "b").yaml())?;
-        ns.rolled_out("deployment/near", READY)?;
-        let near = Client::of(ns, "near");
-        let pods = ns.pods_of("echo")?;
+        let label = |pod: &Value, name: &str| pod["metadata"]["labels"][name].as_str().map(str::to_owned);
+        let own = label(&ns.get("pod", &ns.pod_of("client")?)?, "topology.kubernetes.io/zone");
+        let own = own.context("Kubernetes gives pods no label with their zone: it does from 1.35 on")?;
         let mut address = BTreeMap::new();
-        for pod in &pods {
-            let pod = ns.get("pod", pod)?;
-            let version = pod["metadata"]["labels"]["version"].as_str().unwrap_or_default().to_owned();
-            address.insert(version, pod["status"]["podIP"].to_string());
+        for pod in ns.pods_of("echo")? {
+            let pod = ns.get("pod", &pod)?;
+            address.insert(label(&pod, "version").unwrap_or_default(), pod["status"]["podIP"].to_string());
         }
+        // All nodes may be of one zone; a Service without a selector has the zones that its slice says.
         let slice = |zones: &[(&str, &str)]| {
             let endpoints: Vec<String> = (zones.iter())
                 .map(|(version, zone)| {
@@ -151,14 +151,18 @@ fn pods_of_the_own_zone_come_first() -> Result<()> {
                 })
                 .collect();
             format!(
-                "---\napiVersion: v1\nkind: Service\nmetadata: {{name: zoned}}\nspec:\n  trafficDistribution: PreferSameZone\n  \
-                 ports: [{{name: main, port: 9080}}]\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: \
-                 {{name: zoned, labels: {{kubernetes.io/service-name: zoned}}}}\naddressType: IPv4\nports: [{{name: main, port: \
-                 9080}}]\nendpoints: [{}]\n",
+                "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: zoned, labels: \
+                 {{kubernetes.io/service-name: zoned}}}}\naddressType: IPv4\nports: [{{name: main, port: 9080}}]\nendpoints: \
+                 [{}]\n",
                 endpoints.join(", ")
             )
         };
-        let share = |client: &Client, wanted: std::ops::RangeInclusive<f64>| {
+        let service = |more: &str| {
+            format!(
+                "---\napiVersion: v1\nkind: Service\nmetadata: {{name: zoned}}\nspec:\n  ports: [{{name: main, port: 9080}}]\n{more}"
+            )
+        };
+        let share = |wanted: std::ops::RangeInclusive<f64>| {
             eventually(&format!("{wanted:?} of the requests to be answered by v2"), SOON, || {
                 let report = client.load("http://zoned:9080/").requests(100).run()?;
                 report.expect_none_failed(100)?;
@@ -166,11 +170,12 @@ fn pods_of_the_own_zone_come_first() -> Result<()> {
                 Ok(())
             })
         };
-        ns.apply(&slice(&[("v1", "a"), ("v2", "b")]))?;
-        share(&near, 1.0..=1.0)?;
-        share(&client, 0.1..=0.9)?;
-        ns.apply(&slice(&[("v1", "a")]))?;
-        share(&near, 0.0..=0.0)
+        ns.apply(&(service("") + &slice(&[("v1", "elsewhere"), ("v2", &own)])))?;
+        share(0.1..=0.9)?;
+        ns.apply(&service("  trafficDistribution: PreferSameZone\n"))?;
+        share(1.0..=1.0)?;
+        ns.apply(&slice(&[("v1", "elsewhere")]))?;
+        share(0.0..=0.0)
     })
 }
 

@@ -1,10 +1,11 @@
 //! How much repeating requests may add to what a Service is sent.
 //!
-//! In any 10 seconds, repetitions are at most the larger of a share of the requests and a minimum rate: `max(20 % of
-//! requests, 10 a second)`. The larger of the two and not, as for Linkerd, their sum: a sum would let a Service that fails
-//! every request be sent more than 1.2 times what was asked of it at any load. As it is, that holds from 50 requests a second
-//! on; below, 10 repetitions a second hurt nobody, and a client that sends little is still helped. Envoy's other way, a share
-//! of the requests in flight, bounds what is open at once and not the sum: repetitions that fail fast pass below it.
+//! Repetitions of the last 10 seconds are at most the larger of a share of the requests and a minimum rate:
+//! `max(20 % of requests, 10 a second)`. The larger of the two and not, as for Linkerd, their sum: a sum would let a Service
+//! that fails every request be sent more than 1.2 times what was asked of it for as long as it fails, at any load. As it is,
+//! that holds from 50 requests a second on, but for the hundred that a client may use at once when it begins; below, 10
+//! repetitions a second hurt nobody, and a client that sends little is still helped. Envoy's other way, a share of the
+//! requests in flight, bounds what is open at once and not the sum: repetitions that fail fast pass below it.
 
 use std::time::Duration;
 
