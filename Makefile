@@ -50,8 +50,8 @@ unit: ## tests that need no cluster
 	@cargo test $(profile) --locked --package weft-e2e --lib --test page
 
 e2e: $(cluster) images install ## tests on a real cluster
-	@cargo test $(profile) --locked --package weft-e2e --test charts --test inject --test routing --test filters --test streams --test policy \
-	  --test resilience --test bad_input -- --test-threads 4 --show-output
+	@cargo test $(profile) --locked --package weft-e2e --test charts --test inject --test routing --test filters --test streams \
+	  --test policy --test resilience --test balance --test bad_input -- --test-threads 4 --show-output
 	@cargo test $(profile) --locked --package weft-e2e --test latency --test demo -- --test-threads 1 --nocapture
 	@cargo test $(profile) --locked --package weft-e2e --test disruption -- --test-threads 1 --nocapture
 

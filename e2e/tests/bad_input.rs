@@ -106,6 +106,11 @@ fn what_the_schema_can_see_is_refused_at_apply() -> Result<()> {
         let client = mesh::echo(ns)?;
         route_in_force(ns, &client, "echo", TO_V1)?;
         let bad = |rules: &str| route("bad", rules);
+        let bad_cluster = |field: &str| {
+            format!(
+                "apiVersion: weft.dev/v1alpha1\nkind: MeshCluster\nmetadata: {{name: bad}}\nspec:\n  targetRef: {{name: echo}}\n  {field}\n"
+            )
+        };
         let to_echo = "backendRefs: [{name: echo, port: 9080}]";
         let cases: Vec<(&str, String, &str)> = vec![
             (
@@ -229,6 +234,32 @@ fn what_the_schema_can_see_is_refused_at_apply() -> Result<()> {
                  {v: a}}, {name: a, labels: {v: b}}]\n"
                     .to_owned(),
                 "Duplicate value",
+            ),
+            (
+                "an ejection that is longer than it may be",
+                bad_cluster("outlierDetection: {maxEjectionTime: 10s}"),
+                "maxEjectionTime must not be shorter than baseEjectionTime",
+            ),
+            ("a hash of nothing", bad_cluster("loadBalancer: {policy: Maglev}"), "RingHash and Maglev need hashOn"),
+            (
+                "a hash of a header without a name",
+                bad_cluster("loadBalancer: {policy: RingHash, hashOn: {type: Header}}"),
+                "Header, Cookie and QueryParam need a name",
+            ),
+            (
+                "a cookie's path that is none",
+                bad_cluster("loadBalancer: {stickySession: {path: \"/a;b\"}}"),
+                "spec.loadBalancer.stickySession.path",
+            ),
+            (
+                "a health check without a path",
+                bad_cluster("healthCheck: {type: HTTP}"),
+                "HTTP needs a path",
+            ),
+            (
+                "a health check that takes longer than the next one",
+                bad_cluster("healthCheck: {type: TCP, interval: 1s, timeout: 2s}"),
+                "healthCheck.timeout must not be longer than the interval",
             ),
             (
                 "a namespace's policy with a name",

@@ -22,13 +22,14 @@ const ARROWS: [(&str, &[&str]); 9] = [
 ];
 
 /// Modules that decide, and touch nothing: no client, no runtime, no files, no clock of their own.
-const PURE: [&str; 14] = [
+const PURE: [&str; 15] = [
     "operator/src/compile",
     "operator/src/status.rs",
     "injector/src/decide.rs",
     "injector/src/mutate.rs",
     "injector/src/settings.rs",
     "proxy/init/src/rules.rs",
+    "proxy/src/balance",
     "proxy/src/decide.rs",
     "proxy/src/detect.rs",
     "proxy/src/filter/cors.rs",

@@ -45,6 +45,7 @@ pub enum Change<K> {
 /// What happened.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "one variant for each kind")]
+#[expect(clippy::large_enum_variant, reason = "an event is moved a few times and kept nowhere")]
 pub enum Event {
     Namespace(Change<NamespaceMeta>),
     Service(Change<Service>),

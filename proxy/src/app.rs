@@ -27,9 +27,11 @@ use weft_runtime::{log, signal};
 use crate::bootstrap::{Bootstrap, Source as SourceChoice};
 use crate::filter::rate_limit::Limiters;
 use crate::listener;
+use crate::memory::{self, Memory};
 use crate::table::source::Source;
 use crate::table::store::Keeper;
 use crate::telemetry::metrics::{ConfigMetrics, Metrics};
+use crate::upstream::health;
 use crate::upstream::load::Loads;
 use crate::worker::{Shared, Worker};
 use crate::{inbound, outbound, probe};
@@ -72,11 +74,13 @@ pub async fn start(
     filter: Option<log::Filter>,
     drain: CancellationToken,
 ) -> anyhow::Result<Running> {
-    let Bootstrap { pod, workers, source, cache, ports, opaque_ports, probes, drain: _, log: _, access_log } =
+    let Bootstrap { pod, workers, source, cache, ports, opaque_ports, probes, drain: _, log: _, access_log, cgroup } =
         bootstrap;
     let mut registry = Registry::with_prefix("weft");
     let metrics = Metrics::new(&mut registry);
     let config_metrics = ConfigMetrics::new(&mut registry);
+    let memory = Arc::new(Memory::default());
+    tokio::spawn(memory::watch(memory.clone(), cgroup, metrics.memory.clone()));
     let readiness = Readiness::default();
     let source = match source {
         SourceChoice::Kubernetes => Source::kubernetes()?,
@@ -116,6 +120,7 @@ pub async fn start(
         mirror_loads: Loads::default(),
         limiters: Limiters::default(),
         metrics,
+        memory,
         opaque_ports,
         pod_ips,
         own_ports,
@@ -124,6 +129,7 @@ pub async fn start(
         connections: running.connections.clone(),
         started: Instant::now(),
     });
+    tokio::spawn(health::run(shared.clone()));
     let sockets = outbound.sockets.into_iter().zip(inbound.sockets);
     let workers = sockets
         .enumerate()

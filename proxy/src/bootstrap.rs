@@ -32,6 +32,8 @@ pub struct Bootstrap {
     pub log: (String, String),
     /// Which requests leave a line.
     pub access_log: AccessLog,
+    /// The folder of the control group, which says how much memory may be used.
+    pub cgroup: PathBuf,
 }
 
 /// The pod that the proxy stands in.
@@ -117,6 +119,7 @@ impl Bootstrap {
                 text(contract::ENV_LOG_FORMAT).unwrap_or_else(|| "json".into()),
             ),
             access_log: parsed(contract::ENV_ACCESS_LOG)?.unwrap_or_default(),
+            cgroup: contract::CGROUP_DIR.into(),
         })
     }
 }

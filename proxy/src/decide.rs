@@ -56,20 +56,19 @@ pub(crate) fn header_holds(headers: &HeaderMap, name: &http::HeaderName, test: &
     }
 }
 
-/// Of a parameter that is repeated the first counts.
-fn query_holds(query: &str, name: &str, test: &ValueTest) -> bool {
-    match query_value(query, name) {
-        None => matches!(test, ValueTest::Absent),
-        Some(value) => test.holds(&value),
-    }
-}
-
-/// The first value of a parameter, decoded.
+/// The value of a query parameter. Of one that is repeated the first counts.
 pub(crate) fn query_value(query: &str, name: &str) -> Option<Vec<u8>> {
     query.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         (percent_decode(key) == name.as_bytes()).then(|| percent_decode(value))
     })
+}
+
+fn query_holds(query: &str, name: &str, test: &ValueTest) -> bool {
+    match query_value(query, name) {
+        None => matches!(test, ValueTest::Absent),
+        Some(value) => test.holds(&value),
+    }
 }
 
 /// Decodes `%XX` and `+`; what is not an encoding stays as it is.

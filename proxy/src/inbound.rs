@@ -53,8 +53,8 @@ pub(crate) async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAd
         }
         Ok(Said::Closed) | Err(_) => return,
     };
-    let drain = worker.shared.drain.clone();
-    serve::serve(stream, http2, &drain, move |request| respond(worker.clone(), peer, destination, request)).await;
+    let shared = worker.shared.clone();
+    serve::serve(stream, http2, &shared, move |request| respond(worker.clone(), peer, destination, request)).await;
 }
 
 /// A connection to the application, for one who is silent so far. Nobody is asked for somebody whom policy would not let through.
@@ -75,6 +75,10 @@ async fn bytes(
     upstream: Option<TcpStream>,
 ) {
     let mut note = ConnectionNote::new(Direction::Inbound, peer, destination);
+    if worker.shared.memory.is_exhausted() {
+        note.reason = Some(Reason::Overload);
+        return access::connection(worker, note);
+    }
     let inbound = worker.shared.store.load().inbound.clone();
     match inbound.policies.of_bytes(destination.port()) {
         PolicyVerdict::Allowed => {}
@@ -107,6 +111,9 @@ async fn respond(
 ) -> Response<ResponseBody> {
     let host = head::authority(&request);
     let mut finish = Finish::new(worker.clone(), Direction::Inbound, (peer, destination), &request, host.clone());
+    if worker.shared.memory.is_exhausted() {
+        return Answer::new(Reason::Overload, "the proxy has no memory to spare").into_response(finish);
+    }
     if request.method() == Method::CONNECT {
         return Answer::new(Reason::ConnectRefused, "CONNECT is not carried").into_response(finish);
     }

@@ -26,6 +26,7 @@ mod filter;
 mod http;
 mod inbound;
 mod listener;
+mod memory;
 mod orig_dst;
 mod outbound;
 mod path;

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use weft_config::{PathRewrite, Protocol};
 
+use crate::balance::outlier::Outcome;
 use crate::decide::{Decision, RequestHead, decide, pick};
 use crate::detect::Verdict;
 use crate::filter::mirror::Copies;
@@ -99,7 +100,7 @@ async fn carry(worker: &Rc<Worker>, mut stream: Prefixed, peer: SocketAddr, dest
             Ok(Said::Spoke(_)) => return bytes(worker, stream, note(), &port.cluster, None, None).await,
             // If no endpoint can be asked, none can speak first, and the client will have to.
             Ok(Said::Nothing) => {
-                let upstream = connect(worker, &port.cluster, None).await.ok();
+                let upstream = connect(worker, &port.cluster, None, peer).await.ok();
                 match stream.first(upstream.as_ref().map(|(_, stream)| stream)).await {
                     First::Client(Verdict::Http1) => false,
                     First::Client(Verdict::Http2) => true,
@@ -122,10 +123,10 @@ async fn serve_http(
     destination: SocketAddr,
     port: &Arc<Port>,
 ) {
-    let drain = worker.shared.drain.clone();
+    let shared = worker.shared.clone();
     let worker = worker.clone();
     let port = port.clone();
-    serve::serve(stream, http2, &drain, move |request| {
+    serve::serve(stream, http2, &shared, move |request| {
         respond(worker.clone(), port.clone(), peer, destination, request)
     })
     .await;
@@ -156,7 +157,7 @@ async fn carry_by_rules(
             let Ok((cluster, subset)) = choose(worker, rule).await else {
                 return by_rule(worker, stream, note, streams.others()).await;
             };
-            let upstream = connect(worker, &cluster, subset).await.ok();
+            let upstream = connect(worker, &cluster, subset, peer).await.ok();
             match stream.first(upstream.as_ref().map(|(_, stream)| stream)).await {
                 First::Client(verdict) => verdict,
                 First::Server => {
@@ -221,17 +222,23 @@ async fn connect(
     worker: &Rc<Worker>,
     cluster: &Arc<Cluster>,
     subset: Option<&str>,
+    peer: SocketAddr,
 ) -> Result<(SocketAddr, TcpStream), (Reason, Option<SocketAddr>)> {
     const ATTEMPTS: usize = 3;
     let state = worker.cluster(cluster);
+    let affinity = state.affinity_of_bytes(peer.ip());
     let mut tried = Vec::new();
     loop {
         let endpoint = state
-            .pick(subset, &tried, &mut worker.chance.borrow_mut(), worker.now())
+            .pick(subset, &tried, affinity, &mut worker.chance.borrow_mut(), worker.now())
             .map_err(|_| (Reason::NoEndpoints, None))?;
         match open(endpoint.address, cluster.connect_timeout).await {
-            Ok(stream) => return Ok((endpoint.address, stream)),
+            Ok(stream) => {
+                state.record(&endpoint, Outcome::Ok, worker.now());
+                return Ok((endpoint.address, stream));
+            }
             Err(_) => {
+                state.record(&endpoint, Outcome::Local, worker.now());
                 tried.push(endpoint.address);
                 if tried.len() == ATTEMPTS {
                     return Err((Reason::ConnectFailed, Some(endpoint.address)));
@@ -251,6 +258,10 @@ async fn bytes(
     upstream: Option<(SocketAddr, TcpStream)>,
 ) {
     note.cluster = Some(cluster.name.clone());
+    if worker.shared.memory.is_exhausted() {
+        note.reason = Some(Reason::Overload);
+        return access::connection(worker, note);
+    }
     let load = worker.cluster(cluster).load.clone();
     let Some(_permit) = load.admit(Kind::Connection, cluster.limits.max_connections) else {
         note.reason = Some(Reason::Overflow);
@@ -258,7 +269,7 @@ async fn bytes(
     };
     let connected = match upstream {
         Some(upstream) => Ok(upstream),
-        None => connect(worker, cluster, subset).await,
+        None => connect(worker, cluster, subset, note.peer).await,
     };
     match connected {
         Ok((address, upstream)) => {
@@ -298,6 +309,9 @@ async fn respond(
 ) -> Response<ResponseBody> {
     let host = head::authority(&request);
     let mut finish = Finish::new(worker.clone(), Direction::Outbound, (peer, destination), &request, host.clone());
+    if worker.shared.memory.is_exhausted() {
+        return Answer::new(Reason::Overload, "the proxy has no memory to spare").into_response(finish);
+    }
     if request.method() == Method::CONNECT {
         return Answer::new(Reason::ConnectRefused, "CONNECT is not carried").into_response(finish);
     }

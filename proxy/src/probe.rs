@@ -51,7 +51,8 @@ async fn answer(State(prober): State<Prober>, Path((container, kind)): Path<(Str
     }
 }
 
-async fn ask(probe: &Probe, address: IpAddr) -> anyhow::Result<()> {
+/// Asks the application at an address.
+pub(crate) async fn ask(probe: &Probe, address: IpAddr) -> anyhow::Result<()> {
     let address = SocketAddr::new(address, probe.port);
     let stream = TcpStream::connect(address).await?;
     match &probe.kind {

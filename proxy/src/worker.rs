@@ -15,6 +15,7 @@ use weft_config::bootstrap::AccessLog;
 
 use crate::balance::Chance;
 use crate::filter::rate_limit::Limiters;
+use crate::memory::Memory;
 use crate::table::Cluster;
 use crate::table::store::Store;
 use crate::telemetry::metrics::{Metrics, RequestHandles};
@@ -22,7 +23,7 @@ use crate::upstream::cluster::ClusterState;
 use crate::upstream::endpoint::Endpoint;
 use crate::upstream::load::Loads;
 
-/// How often idle connections are looked for.
+/// How often idle connections are looked for, and endpoints whose time of being left alone is over.
 const SWEEP: Duration = Duration::from_secs(1);
 
 /// Destinations of this pod that are remembered at once. A pod has few ports; more are attempts to fill memory.
@@ -37,6 +38,7 @@ pub(crate) struct Shared {
     pub(crate) mirror_loads: Loads,
     pub(crate) limiters: Limiters,
     pub(crate) metrics: Metrics,
+    pub(crate) memory: Arc<Memory>,
     pub(crate) opaque_ports: HashSet<u16>,
     pub(crate) pod_ips: Vec<IpAddr>,
     /// Ports of the proxy itself, which nobody is forwarded to.
@@ -95,8 +97,8 @@ impl Worker {
         cluster: &Arc<Cluster>,
     ) -> Rc<ClusterState> {
         let mut states = states.borrow_mut();
-        let state =
-            (states.entry_ref(&cluster.name)).or_insert_with(|| Rc::new(ClusterState::new(cluster, loads, self.now())));
+        let state = (states.entry_ref(&cluster.name))
+            .or_insert_with(|| Rc::new(ClusterState::new(cluster, loads, &self.shared.metrics, self.now())));
         state.refresh(cluster, self.now());
         state.clone()
     }
@@ -115,12 +117,13 @@ impl Worker {
         self.shared.started.elapsed()
     }
 
-    fn close_idle(&self) {
+    fn sweep(&self) {
         self.local.borrow().values().for_each(|endpoint| endpoint.close_idle());
         let table = self.shared.store.load();
         for states in [&self.clusters, &self.mirrors] {
             states.borrow_mut().retain(|name, state| {
                 state.close_idle();
+                state.tick(self.now());
                 // A cluster that no table has any more is forgotten once nobody uses it.
                 Rc::strong_count(state) > 1 || table.cluster_named(name).is_some()
             });
@@ -132,7 +135,7 @@ async fn sweep(worker: std::rc::Weak<Worker>) {
     loop {
         tokio::time::sleep(SWEEP).await;
         match worker.upgrade() {
-            Some(worker) => worker.close_idle(),
+            Some(worker) => worker.sweep(),
             None => return,
         }
     }

@@ -54,6 +54,7 @@ impl Proxy {
             drain: Duration::from_secs(5),
             log: ("info".into(), "text".into()),
             access_log: AccessLog::Off,
+            cgroup: folder.join("cgroup"),
         };
         let stop = CancellationToken::new();
         let running = app::start(bootstrap, None, stop.clone()).await.expect("starts");
@@ -466,6 +467,166 @@ async fn limits_answer_503_at_once() {
     for call in calls {
         assert_eq!(call.await.expect("answered"), 200, "those that may wait do");
     }
+}
+
+#[tokio::test]
+async fn an_endpoint_that_fails_is_left_alone() {
+    let proxy = Proxy::start("outlier").await;
+    let (good, _) = backend("v1", ok).await;
+    let (bad, seen) = backend("v2", |_| (500, Duration::ZERO)).await;
+    let endpoints = [(good, ""), (bad, "")];
+    proxy.configure(None, "http", &endpoints, json!({"balancer": "roundRobin"})).await;
+    let failures = async || {
+        let mut failed = 0;
+        for _ in 0..60 {
+            failed += u32::from(proxy.send("GET", "/", &[], "").await.0 == 500);
+        }
+        failed
+    };
+    assert_eq!(failures().await, 5, "then it is left alone");
+    assert_eq!(seen.requests.load(Ordering::SeqCst), 5);
+    let (_, page) = proxy.get(proxy.metrics, "/metrics").await;
+    let name = format!("shop/reviews:{}", proxy.address.port());
+    for line in [
+        format!("weft_outlier_ejections_total{{service=\"{name}\",reason=\"consecutive-5xx\"}} 1"),
+        format!("weft_endpoints_ejected{{service=\"{name}\"}} 1"),
+    ] {
+        assert!(page.lines().any(|printed| printed == line), "{line} is not in {page}");
+    }
+    let off = json!({"balancer": "roundRobin", "outliers": {"maxEjectionPercent": 0}});
+    proxy.configure(None, "http", &endpoints, off).await;
+    assert_eq!(failures().await, 30, "every second one");
+}
+
+#[tokio::test]
+async fn a_backend_that_fails_is_not_drowned_in_repetitions() {
+    let proxy = Proxy::start("budget").await;
+    let (failing, seen) = backend("v1", |_| (503, Duration::ZERO)).await;
+    let retry = json!({"retry": {"attempts": 3, "codes": [503], "methods": ["GET"], "backoffMs": 1}});
+    let action = forward(&proxy, &[("v1", 1)]);
+    proxy.configure(routes(action, retry), "detect", &[(failing, "v1")], json!({"subsets": ["v1"]})).await;
+    for _ in 0..1_000 {
+        assert_eq!(proxy.send("GET", "/", &[], "").await.0, 503);
+    }
+    let reached = seen.requests.load(Ordering::SeqCst);
+    assert!((1_100..=1_200).contains(&reached), "1000 requests reached the backend {reached} times");
+    let (_, page) = proxy.get(proxy.metrics, "/metrics").await;
+    let refused = page.lines().find(|line| line.starts_with("weft_retries_refused_total{")).expect("counted");
+    assert!(refused.contains("reason=\"budget\""), "{refused}");
+}
+
+#[tokio::test]
+async fn a_key_or_a_cookie_ties_a_client_to_an_endpoint() {
+    let proxy = Proxy::start("affinity").await;
+    let names = ["v1", "v2", "v3", "v4"];
+    let mut endpoints = Vec::new();
+    for name in names {
+        endpoints.push((backend(name, ok).await.0, ""));
+    }
+    for balancer in ["ringHash", "maglev"] {
+        let settings = json!({"balancer": balancer, "hashOn": {"header": "x-user"}});
+        proxy.configure(None, "http", &endpoints, settings).await;
+        let mut seen = std::collections::BTreeSet::new();
+        for user in 0..40 {
+            let user = format!("user-{user}");
+            let (_, _, first) = proxy.send("GET", "/", &[("x-user", &user)], "").await;
+            let (_, _, second) = proxy.send("GET", "/", &[("x-user", &user)], "").await;
+            assert_eq!(first, second, "{balancer}: {user}");
+            seen.insert(first);
+        }
+        assert_eq!(seen.len(), 4, "{balancer}: every endpoint has keys");
+    }
+    let sticky = json!({"balancer": "roundRobin", "sticky": {"cookie": "s", "path": "/", "ttlSeconds": 60}});
+    proxy.configure(None, "http", &endpoints, sticky).await;
+    let (_, headers, first) = proxy.send("GET", "/", &[], "").await;
+    let set = headers["set-cookie"].to_str().expect("text");
+    assert!(set.starts_with("s=") && set.ends_with("; Path=/; Max-Age=60; HttpOnly"), "{set}");
+    let cookie = set.split(';').next().expect("a value").to_owned();
+    for _ in 0..20 {
+        let (_, headers, body) = proxy.send("GET", "/", &[("cookie", &cookie)], "").await;
+        assert_eq!(body, first, "where it was before");
+        assert!(!headers.contains_key("set-cookie"), "the client has it already");
+    }
+    let without: std::collections::BTreeSet<String> = {
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..8 {
+            seen.insert(proxy.send("GET", "/", &[], "").await.2);
+        }
+        seen
+    };
+    assert_eq!(without.len(), 4, "others go around");
+}
+
+#[tokio::test]
+async fn endpoints_are_asked_how_they_are() {
+    let proxy = Proxy::start("health").await;
+    let (v1, _) = backend("v1", ok).await;
+    // It answers requests while it says that it is unwell.
+    let (v2, seen) = backend("v2", |_| (500, Duration::ZERO)).await;
+    let settings = |kind: Value| {
+        json!({
+            "balancer": "roundRobin", "outliers": {"maxEjectionPercent": 0},
+            "healthCheck": {
+                "kind": kind, "intervalMs": 100, "timeoutMs": 100, "unhealthyAfter": 2, "healthyAfter": 2
+            }
+        })
+    };
+    let endpoints = [(v1, ""), (v2, "")];
+    proxy.configure(None, "http", &endpoints, settings(json!({"http": {"path": "/health"}}))).await;
+    let name = format!("weft_endpoints_unwell{{service=\"shop/reviews:{}\"}}", proxy.address.port());
+    let unwell = async |count: u32| {
+        for _ in 0..300 {
+            proxy.send("GET", "/", &[], "").await;
+            let (_, page) = proxy.get(proxy.metrics, "/metrics").await;
+            if page.lines().any(|line| line == format!("{name} {count}")) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("never {count} unwell");
+    };
+    unwell(1).await;
+    assert!(seen.heads.lock().expect("whole").iter().any(|(target, _)| target == "/health"));
+    for _ in 0..20 {
+        assert_eq!(proxy.send("GET", "/", &[], "").await.0, 200);
+    }
+    proxy.configure(None, "http", &endpoints, settings(json!("tcp"))).await;
+    unwell(0).await;
+}
+
+#[tokio::test]
+async fn a_proxy_without_memory_refuses_instead_of_dying() {
+    let proxy = Proxy::start("memory").await;
+    let (v1, seen) = backend("v1", ok).await;
+    proxy.configure(None, "http", &[(v1, "")], json!({})).await;
+    let cgroup = proxy.folder.join("cgroup");
+    std::fs::create_dir_all(&cgroup).expect("a folder");
+    let used = |percent: u32| {
+        std::fs::write(cgroup.join("memory.current"), percent.to_string()).expect("written");
+        std::fs::write(cgroup.join("memory.max"), "100").expect("written");
+    };
+    let eventually = async |wanted: (u16, bool)| {
+        for _ in 0..200 {
+            let (status, headers, _) = proxy.send("GET", "/", &[], "").await;
+            let closes = headers.get("connection").is_some_and(|value| value == "close");
+            if (status.as_u16(), closes) == wanted {
+                assert_eq!(status == 503, headers.get("weft-reason").is_some_and(|reason| reason == "overload"));
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("never {wanted:?}");
+    };
+    eventually((200, false)).await;
+    used(93);
+    eventually((200, true)).await;
+    used(96);
+    eventually((503, true)).await;
+    let before = seen.requests.load(Ordering::SeqCst);
+    proxy.send("GET", "/", &[], "").await;
+    assert_eq!(seen.requests.load(Ordering::SeqCst), before, "it does not reach the backend");
+    used(50);
+    eventually((200, false)).await;
 }
 
 async fn send_owned(address: SocketAddr) -> u16 {

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use weft_config::{Balancer, ClusterSettings, Limits};
+use weft_config::{
+    Balancer, ClusterSettings, HashOn, HealthCheck, HealthCheckKind, Limits, Outliers, RetryBudget, SlowStart, Sticky,
+    SuccessRate,
+};
 use weft_crds::MeshClusterSpec;
-use weft_crds::cluster::{self, BalancerPolicy};
+use weft_crds::cluster::{self, BalancerPolicy, HashOnType, HealthCheckType, TrafficDistribution};
 use weft_crds::status::Reason;
 
 use super::diagnostic::{Diagnostic, Kind, ObjectId, Severity};
@@ -18,6 +21,27 @@ const MAX_PENDING_DEFAULT: u32 = 1024;
 
 const CONNECT_TIMEOUT_MIN: Duration = Duration::from_millis(1);
 const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(5 * 60);
+
+/// Bounds of the times of outlier detection and slow start.
+const OUTLIER_TIME_MIN: Duration = Duration::from_secs(1);
+const OUTLIER_TIME_MAX: Duration = Duration::from_secs(60 * 60);
+const EJECTION_TIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Health checks: bounds, and what is taken where nothing is said, in milliseconds and in answers in a row.
+const CHECK_INTERVAL_MIN: Duration = Duration::from_millis(500);
+const CHECK_TIMEOUT_MIN: Duration = Duration::from_millis(1);
+const CHECK_INTERVAL_MS: u64 = 10_000;
+const CHECK_TIMEOUT_MS: u64 = 1_000;
+const UNHEALTHY_AFTER: u32 = 3;
+const HEALTHY_AFTER: u32 = 2;
+
+/// How long a client may keep the cookie of a session.
+const TTL_MIN: Duration = Duration::from_secs(1);
+const TTL_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// What a pod that joins gets at least, and how its share grows. Source: Envoy's defaults.
+const SLOW_START_MIN_PERCENT: u32 = 10;
+const SLOW_START_AGGRESSION_PERMILLE: u32 = 1_000;
 
 /// The MeshCluster that governs a Service.
 pub(super) struct Governed<'a> {
@@ -64,6 +88,16 @@ pub(super) fn governing<'a>(namespace: &'a Namespace, service: &str) -> Option<&
     clusters.into_iter().find_map(|cluster| check(namespace, cluster, &mut Vec::new()).map(|(spec, _)| spec))
 }
 
+/// Whether clients prefer pods of their own zone: as the MeshCluster says, else as the Service does.
+pub(super) fn prefers_same_zone(service: &Service, spec: Option<&MeshClusterSpec>) -> bool {
+    let choice = spec.and_then(|spec| spec.load_balancer.as_ref()).and_then(|choice| choice.traffic_distribution);
+    match choice {
+        Some(TrafficDistribution::PreferSameZone) => true,
+        Some(TrafficDistribution::Any) => false,
+        None => service.prefers_same_zone,
+    }
+}
+
 /// Names of the subsets that a pod with these labels is in.
 pub(super) fn subsets_of<'a>(
     spec: &'a MeshClusterSpec,
@@ -103,7 +137,7 @@ fn check<'a>(
             return None;
         }
     };
-    let MeshClusterSpec { target_ref, subsets, load_balancer, connect, limits } = spec;
+    let MeshClusterSpec { target_ref, subsets, .. } = spec;
     let target = &target_ref.name;
     let Some(service) = namespace.services.get(target) else {
         diagnostics.push(Diagnostic::refused(Reason::TargetNotFound, format!("Service {target} does not exist")));
@@ -113,11 +147,8 @@ fn check<'a>(
         diagnostics.push(Diagnostic::refused(Reason::UnsupportedTarget, value::no_address(service)));
         return None;
     }
-    let timeout = connect.as_ref().and_then(|cluster::Connect { timeout }| timeout.as_ref());
-    let timeout =
-        timeout.map(|timeout| value::duration(timeout, "connect.timeout", CONNECT_TIMEOUT_MIN, CONNECT_TIMEOUT_MAX));
-    let connect_timeout_ms = match timeout.transpose() {
-        Ok(timeout) => timeout,
+    let settings = match settings(spec, diagnostics) {
+        Ok(settings) => settings,
         Err(message) => {
             diagnostics.push(Diagnostic::refused(Reason::UnsupportedValue, message));
             return None;
@@ -131,12 +162,97 @@ fn check<'a>(
             ));
         }
     }
-    let limits = limits.as_ref().map(|limits| self::limits(limits, diagnostics)).unwrap_or_default();
+    Some((spec, settings))
+}
+
+/// What the object says, in the proxy's words. The error is a value that cannot be used.
+fn settings(spec: &MeshClusterSpec, diagnostics: &mut Vec<Diagnostic>) -> Result<ClusterSettings, String> {
+    let MeshClusterSpec {
+        target_ref: _,
+        subsets,
+        load_balancer,
+        connect,
+        limits,
+        outlier_detection,
+        health_check,
+        retry_budget,
+    } = spec;
     let mut names: Vec<String> = subsets.iter().map(|subset| subset.name.clone()).collect();
     names.sort();
     names.dedup();
-    let balancer = balancer(load_balancer.as_ref().map(|cluster::LoadBalancer { policy }| *policy).unwrap_or_default());
-    Some((spec, ClusterSettings { balancer, connect_timeout_ms, limits, subsets: names }))
+    let timeout = connect.as_ref().and_then(|cluster::Connect { timeout }| timeout.as_ref());
+    let settings = ClusterSettings {
+        connect_timeout_ms: timeout
+            .map(|timeout| value::duration(timeout, "connect.timeout", CONNECT_TIMEOUT_MIN, CONNECT_TIMEOUT_MAX))
+            .transpose()?,
+        limits: limits.as_ref().map(|limits| self::limits(limits, diagnostics)).unwrap_or_default(),
+        outliers: outlier_detection.as_ref().map(outliers).transpose()?.unwrap_or_default(),
+        health_check: health_check.as_ref().map(self::health_check).transpose()?,
+        retry_budget: retry_budget.as_ref().map(self::retry_budget).unwrap_or_default(),
+        subsets: names,
+        ..ClusterSettings::default()
+    };
+    match load_balancer {
+        None => Ok(settings),
+        Some(choice) => self::load_balancer(choice, settings),
+    }
+}
+
+/// The settings with what is said about the choice of a pod.
+fn load_balancer(choice: &cluster::LoadBalancer, settings: ClusterSettings) -> Result<ClusterSettings, String> {
+    let cluster::LoadBalancer {
+        policy,
+        hash_on,
+        sticky_session,
+        slow_start,
+        // Where it is absent the Service decides.
+        traffic_distribution: _,
+        panic_threshold,
+    } = choice;
+    let hashes = matches!(policy, BalancerPolicy::RingHash | BalancerPolicy::Maglev);
+    if hashes != hash_on.is_some() {
+        return Err("the policies RingHash and Maglev need hashOn, and the others have none".to_owned());
+    }
+    if hashes && slow_start.is_some() {
+        return Err("slowStart has no effect with the policies RingHash and Maglev".to_owned());
+    }
+    Ok(ClusterSettings {
+        balancer: balancer(*policy),
+        hash_on: hash_on.as_ref().map(self::hash_on).transpose()?,
+        sticky: sticky_session.as_ref().map(sticky).transpose()?,
+        slow_start: slow_start.as_ref().map(self::slow_start).transpose()?,
+        panic_percent: panic_threshold.unwrap_or(settings.panic_percent),
+        ..settings
+    })
+}
+
+fn hash_on(key: &cluster::HashOn) -> Result<HashOn, String> {
+    let cluster::HashOn { kind, name } = key;
+    let name = || name.as_deref().ok_or("hashOn has no name");
+    Ok(match kind {
+        HashOnType::Header => HashOn::Header(value::header_name(name()?)?),
+        HashOnType::Cookie => HashOn::Cookie(value::cookie_name(name()?)?),
+        HashOnType::QueryParam => HashOn::QueryParam(name()?.to_owned()),
+        HashOnType::SourceAddress => HashOn::SourceAddress,
+    })
+}
+
+fn sticky(session: &cluster::StickySession) -> Result<Sticky, String> {
+    let cluster::StickySession { name, path, ttl } = session;
+    if !path.starts_with('/') || !path.bytes().all(|byte| byte.is_ascii_graphic() && !b",;".contains(&byte)) {
+        return Err(format!("stickySession.path: {path:?} cannot be the path of a cookie"));
+    }
+    let ttl = ttl.as_ref().map(|ttl| value::duration(ttl, "stickySession.ttl", TTL_MIN, TTL_MAX)).transpose()?;
+    Ok(Sticky { cookie: value::cookie_name(name)?, path: path.clone(), ttl_seconds: ttl.map(|millis| millis / 1000) })
+}
+
+fn slow_start(start: &cluster::SlowStart) -> Result<SlowStart, String> {
+    let cluster::SlowStart { window, min_percent, aggression_permille } = start;
+    Ok(SlowStart {
+        window_ms: value::duration(window, "slowStart.window", OUTLIER_TIME_MIN, OUTLIER_TIME_MAX)?,
+        min_percent: min_percent.unwrap_or(SLOW_START_MIN_PERCENT),
+        aggression_permille: aggression_permille.unwrap_or(SLOW_START_AGGRESSION_PERMILLE),
+    })
 }
 
 fn limits(limits: &cluster::Limits, diagnostics: &mut Vec<Diagnostic>) -> Limits {
@@ -155,5 +271,107 @@ fn balancer(policy: BalancerPolicy) -> Balancer {
         BalancerPolicy::LeastRequest => Balancer::LeastRequest,
         BalancerPolicy::RoundRobin => Balancer::RoundRobin,
         BalancerPolicy::Random => Balancer::Random,
+        BalancerPolicy::RingHash => Balancer::RingHash,
+        BalancerPolicy::Maglev => Balancer::Maglev,
+    }
+}
+
+fn outliers(detection: &cluster::OutlierDetection) -> Result<Outliers, String> {
+    let cluster::OutlierDetection {
+        enabled,
+        consecutive_5xx,
+        consecutive_gateway_errors,
+        consecutive_local_failures,
+        interval,
+        base_ejection_time,
+        max_ejection_time,
+        max_ejection_percent,
+        success_rate,
+    } = detection;
+    let default = Outliers::default();
+    let time = |given: &Option<weft_crds::Duration>, field: &str, max, default| match given {
+        None => Ok(default),
+        Some(text) => value::duration(text, &format!("outlierDetection.{field}"), OUTLIER_TIME_MIN, max),
+    };
+    let base_ejection_ms = time(base_ejection_time, "baseEjectionTime", OUTLIER_TIME_MAX, default.base_ejection_ms)?;
+    let max_ejection_ms =
+        time(max_ejection_time, "maxEjectionTime", EJECTION_TIME_MAX, default.max_ejection_ms.max(base_ejection_ms))?;
+    if max_ejection_ms < base_ejection_ms {
+        return Err("outlierDetection.maxEjectionTime is shorter than baseEjectionTime".to_owned());
+    }
+    Ok(Outliers {
+        consecutive_5xx: consecutive_5xx.unwrap_or(default.consecutive_5xx),
+        consecutive_gateway_errors: consecutive_gateway_errors.unwrap_or(default.consecutive_gateway_errors),
+        consecutive_local_failures: consecutive_local_failures.unwrap_or(default.consecutive_local_failures),
+        interval_ms: time(interval, "interval", OUTLIER_TIME_MAX, default.interval_ms)?,
+        base_ejection_ms,
+        max_ejection_ms,
+        max_ejection_percent: match enabled {
+            Some(false) => 0,
+            Some(true) | None => max_ejection_percent.unwrap_or(default.max_ejection_percent),
+        },
+        success_rate: success_rate.as_ref().map(self::success_rate).unwrap_or_default(),
+    })
+}
+
+fn success_rate(rate: &cluster::SuccessRate) -> SuccessRate {
+    let cluster::SuccessRate { min_pods, min_requests, deviations_permille } = *rate;
+    let default = SuccessRate::default();
+    SuccessRate {
+        min_endpoints: min_pods.unwrap_or(default.min_endpoints),
+        min_requests: min_requests.unwrap_or(default.min_requests),
+        deviations_permille: deviations_permille.unwrap_or(default.deviations_permille),
+    }
+}
+
+fn health_check(check: &cluster::HealthCheck) -> Result<HealthCheck, String> {
+    let cluster::HealthCheck {
+        kind,
+        path,
+        host,
+        service,
+        port,
+        interval,
+        timeout,
+        unhealthy_threshold,
+        healthy_threshold,
+    } = check;
+    let time = |given: &Option<weft_crds::Duration>, field: &str, min, default| match given {
+        None => Ok(default),
+        Some(text) => value::duration(text, &format!("healthCheck.{field}"), min, OUTLIER_TIME_MAX),
+    };
+    let visible = |text: &&String| text.bytes().all(|byte| byte.is_ascii_graphic());
+    let kind = match kind {
+        HealthCheckType::Http => HealthCheckKind::Http {
+            path: path
+                .clone()
+                .filter(|path| path.starts_with('/') && visible(&path))
+                .ok_or("healthCheck.path is no path")?,
+            host: host.as_ref().filter(visible).cloned(),
+        },
+        HealthCheckType::Tcp => HealthCheckKind::Tcp,
+        HealthCheckType::Grpc => HealthCheckKind::Grpc { service: service.clone().unwrap_or_default() },
+    };
+    let interval_ms = time(interval, "interval", CHECK_INTERVAL_MIN, CHECK_INTERVAL_MS)?;
+    let timeout_ms = time(timeout, "timeout", CHECK_TIMEOUT_MIN, CHECK_TIMEOUT_MS)?;
+    if timeout_ms > interval_ms {
+        return Err("healthCheck.timeout is longer than the interval".to_owned());
+    }
+    Ok(HealthCheck {
+        kind,
+        port: *port,
+        interval_ms,
+        timeout_ms,
+        unhealthy_after: unhealthy_threshold.unwrap_or(UNHEALTHY_AFTER),
+        healthy_after: healthy_threshold.unwrap_or(HEALTHY_AFTER),
+    })
+}
+
+fn retry_budget(budget: &cluster::RetryBudget) -> RetryBudget {
+    let cluster::RetryBudget { percent, min_per_second } = *budget;
+    let default = RetryBudget::default();
+    RetryBudget {
+        percent: percent.unwrap_or(default.percent),
+        min_per_second: min_per_second.unwrap_or(default.min_per_second),
     }
 }

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use weft_config::{self as wire, ClusterSettings, Endpoint};
 
-use super::cluster::{Governed, subsets_of};
+use super::cluster::{Governed, prefers_same_zone, subsets_of};
 use crate::world::{Namespace, Pod, Readiness, Service, ServicePort, Slice, SliceEndpoint};
 
 /// One Service with an address, without routes.
@@ -19,17 +19,19 @@ pub(super) fn compile(
     governed: Option<&Governed<'_>>,
     left_out: &mut BTreeSet<(String, IpAddr)>,
 ) -> wire::Service {
-    let ports = service.ports.iter().map(|port| wire::ServicePort {
-        port: port.port,
-        protocol: port.protocol,
-        routes: None,
-        endpoints: endpoints(namespace, slices, service, port, governed, left_out),
+    let mut settings = governed.map_or_else(ClusterSettings::default, |governed| governed.settings.clone());
+    settings.prefer_same_zone = prefers_same_zone(service, governed.map(|governed| governed.spec));
+    let ports = service.ports.iter().map(|port| {
+        let mut endpoints = endpoints(namespace, slices, service, port, governed, left_out);
+        if !settings.prefer_same_zone {
+            endpoints.iter_mut().for_each(|endpoint| endpoint.zone = None);
+        }
+        wire::ServicePort { port: port.port, protocol: port.protocol, routes: None, endpoints }
     });
     let mut ports: Vec<wire::ServicePort> = ports.collect();
     ports.dedup_by_key(|port| port.port);
     let mut addresses = service.addresses.clone();
     addresses.sort_unstable();
-    let settings = governed.map_or_else(ClusterSettings::default, |governed| governed.settings.clone());
     wire::Service { name: service.key.name.clone(), addresses, settings, ports }
 }
 
@@ -81,7 +83,12 @@ fn endpoints(
                     continue;
                 }
                 let address = SocketAddr::new(*address, number);
-                let known = endpoints.entry(address).or_insert_with(|| Endpoint { address, subsets: Vec::new(), lost });
+                let known = endpoints.entry(address).or_insert_with(|| Endpoint {
+                    address,
+                    subsets: Vec::new(),
+                    zone: endpoint.zone.clone(),
+                    lost,
+                });
                 known.lost &= lost;
                 if let (Some(pod), Some(governed)) = (pod, governed) {
                     known.subsets.extend(subsets_of(governed.spec, &pod.labels).map(str::to_owned));

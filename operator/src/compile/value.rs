@@ -212,12 +212,19 @@ fn editable_name(name: &str) -> Result<String, String> {
     Ok(name)
 }
 
-fn header_name(name: &str) -> Result<String, String> {
+/// A header's name, in lower case.
+pub(super) fn header_name(name: &str) -> Result<String, String> {
+    if is_token(name) { Ok(name.to_ascii_lowercase()) } else { Err(format!("{name:?} is not a header name")) }
+}
+
+/// A cookie's name.
+pub(super) fn cookie_name(name: &str) -> Result<String, String> {
+    if is_token(name) { Ok(name.to_owned()) } else { Err(format!("{name:?} is not the name of a cookie")) }
+}
+
+fn is_token(name: &str) -> bool {
     let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    if name.is_empty() || name.len() > 256 || !name.bytes().all(token) {
-        return Err(format!("{name:?} is not a header name"));
-    }
-    Ok(name.to_ascii_lowercase())
+    (1..=256).contains(&name.len()) && name.bytes().all(token)
 }
 
 fn test(kind: ValueMatchType, name: &str, value: Option<&str>) -> Result<ValueTest, String> {

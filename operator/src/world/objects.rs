@@ -41,6 +41,8 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// Pods are wanted before they are ready.
     pub publish_not_ready: bool,
+    /// Clients are to prefer pods of their own zone.
+    pub prefers_same_zone: bool,
 }
 
 /// A TCP port of a Service.
@@ -129,6 +131,8 @@ pub struct SliceEndpoint {
     pub ready: bool,
     /// Name and UID of the pod behind it.
     pub pod: Option<(String, String)>,
+    /// Zone of its node.
+    pub zone: Option<String>,
 }
 
 /// A ServiceAccount.
@@ -267,6 +271,7 @@ struct RawServiceSpec {
     ports: Vec<RawPort>,
     #[serde(default)]
     publish_not_ready_addresses: bool,
+    traffic_distribution: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -308,6 +313,7 @@ struct RawEndpoint {
     #[serde(default)]
     conditions: RawEndpointConditions,
     target_ref: Option<RawTargetRef>,
+    zone: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -396,7 +402,15 @@ impl Service {
 
 impl From<RawService> for Service {
     fn from(RawService { metadata, spec }: RawService) -> Self {
-        let RawServiceSpec { kind, cluster_ip, cluster_ips, selector, ports, publish_not_ready_addresses } = spec;
+        let RawServiceSpec {
+            kind,
+            cluster_ip,
+            cluster_ips,
+            selector,
+            ports,
+            publish_not_ready_addresses,
+            traffic_distribution,
+        } = spec;
         let mut addresses: Vec<IpAddr> = cluster_ips.iter().filter_map(|text| text.parse().ok()).collect();
         if addresses.is_empty() {
             addresses.extend(cluster_ip.and_then(|text| text.parse::<IpAddr>().ok()));
@@ -410,6 +424,8 @@ impl From<RawService> for Service {
             selector,
             ports,
             publish_not_ready: publish_not_ready_addresses,
+            // PreferClose is what PreferSameZone was called before Kubernetes 1.34.
+            prefers_same_zone: matches!(traffic_distribution.as_deref(), Some("PreferSameZone" | "PreferClose")),
         }
     }
 }
@@ -512,13 +528,14 @@ impl From<RawSlice> for Slice {
     }
 }
 
-fn slice_endpoint(RawEndpoint { addresses, conditions, target_ref }: RawEndpoint) -> SliceEndpoint {
+fn slice_endpoint(RawEndpoint { addresses, conditions, target_ref, zone }: RawEndpoint) -> SliceEndpoint {
     SliceEndpoint {
         addresses: addresses.iter().filter_map(|text| text.parse().ok()).collect(),
         ready: conditions.ready.unwrap_or(true),
         pod: target_ref
             .filter(|target| target.kind.as_deref() == Some("Pod"))
             .and_then(|target| Some((target.name?, target.uid?))),
+        zone: zone.filter(|zone| !zone.is_empty()),
     }
 }
 

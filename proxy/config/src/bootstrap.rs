@@ -29,6 +29,10 @@ pub const INBOUND_NAMESPACE: &str = "weft-inbound";
 /// Name of the index.
 pub const INDEX_NAME: &str = "index";
 
+/// The pod's label with the zone of its node, which Kubernetes gives a pod when it is scheduled (1.35 and newer; 1.33 with
+/// the feature gate `PodTopologyLabelsAdmission`).
+pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
 /// Name of the exported document of a namespace.
 pub fn export_name(namespace: &str) -> String {
     format!("x.{namespace}")
@@ -45,6 +49,9 @@ pub const TOKEN_DIR: &str = "/var/run/weft/token";
 pub const LABELS_FILE: &str = "/var/run/weft/pod/labels";
 /// The folder, kept over restarts of the container, with copies of the documents last used.
 pub const CACHE_DIR: &str = "/var/run/weft/cache";
+
+/// The folder where a container sees its control group.
+pub const CGROUP_DIR: &str = "/sys/fs/cgroup";
 
 /// Environment: the pod's namespace.
 pub const ENV_NAMESPACE: &str = "WEFT_NAMESPACE";

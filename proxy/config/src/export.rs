@@ -77,6 +77,9 @@ pub struct Endpoint {
     /// Names of the subsets that it is in, sorted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub subsets: Vec<String>,
+    /// The zone of its node, where the Service prefers endpoints of the client's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
     /// Nobody has heard of its node of late. It takes traffic only while none that is not lost is left among those that
     /// the request may go to.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -84,18 +87,43 @@ pub struct Endpoint {
 }
 
 /// How to talk to a Service.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct ClusterSettings {
     /// How an endpoint is chosen.
     #[serde(default, skip_serializing_if = "is_default")]
     pub balancer: Balancer,
+    /// The key of `ringHash` and `maglev`. A request without one goes to any endpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hash_on: Option<HashOn>,
+    /// Ties a client to the endpoint that answered it first, whatever the balancer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sticky: Option<Sticky>,
+    /// How endpoints that join get their share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<SlowStart>,
+    /// Endpoints of the client's own zone come first; those elsewhere take what they cannot.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub prefer_same_zone: bool,
     /// How long a connection may take to be made, in milliseconds. Absent: the proxy's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connect_timeout_ms: Option<u64>,
     /// What one proxy may have open to the Service.
     #[serde(default, skip_serializing_if = "is_default")]
     pub limits: Limits,
+    /// When an endpoint that fails is left alone.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub outliers: Outliers,
+    /// Asks endpoints how they are. Absent: nobody is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
+    /// Of the endpoints that a request may go to, the share in percent that must be well for the others to be left alone;
+    /// below it all are used. 0: never.
+    #[serde(default = "panic_percent", skip_serializing_if = "is_panic_percent")]
+    pub panic_percent: u32,
+    /// How much more than was asked of it may be sent to the Service by repeating requests.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub retry_budget: RetryBudget,
     /// Names of the subsets that exist, sorted, so that one without pods is told from one that nobody declared.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub subsets: Vec<String>,
@@ -114,6 +142,49 @@ pub enum Balancer {
     RoundRobin,
     /// Any.
     Random,
+    /// The same for the same key, on a ring.
+    RingHash,
+    /// The same for the same key, by a Maglev table.
+    Maglev,
+}
+
+/// What of a request is its key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum HashOn {
+    /// The first value of the header of this name, in lower case.
+    Header(String),
+    /// The cookie of this name.
+    Cookie(String),
+    /// The first query parameter of this name.
+    QueryParam(String),
+    /// The address that the client's connection came from.
+    SourceAddress,
+}
+
+/// A cookie that names the endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Sticky {
+    /// Its name.
+    pub cookie: String,
+    /// The path that clients send it with.
+    pub path: String,
+    /// How long clients keep it, in seconds. Absent: until they close.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_seconds: Option<u64>,
+}
+
+/// An endpoint that joins gets, of what its share will be, `max(least, age / window ^ (1 / aggression))`. Source: Envoy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct SlowStart {
+    /// After so many milliseconds it has all of its share.
+    pub window_ms: u64,
+    /// What it gets at least, in percent.
+    pub min_percent: u32,
+    /// How fast its share grows at first, in thousandths; 1000 is evenly.
+    pub aggression_permille: u32,
 }
 
 /// What one proxy may have open to a Service port, all subsets together. Absent: no limit.
@@ -129,4 +200,149 @@ pub struct Limits {
     /// Requests that wait for a connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_pending: Option<u32>,
+}
+
+/// When an endpoint that fails more than others is left alone (ejected) for a while. A field that is absent has the value
+/// of [`Outliers::default`]. Source of the model and of most defaults: Envoy's outlier detection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Outliers {
+    /// Answers 5xx without another in between. 0: not looked at.
+    pub consecutive_5xx: u32,
+    /// Answers 502, 503 or 504 without another in between. 0: not looked at.
+    pub consecutive_gateway_errors: u32,
+    /// Connections that failed or broke, and attempts that timed out, without an answer in between. 0: not looked at.
+    pub consecutive_local_failures: u32,
+    /// How often success rates are compared, in milliseconds.
+    pub interval_ms: u64,
+    /// How long the first ejection lasts, in milliseconds; the next one in a row is longer by as much.
+    pub base_ejection_ms: u64,
+    /// How long an ejection may last, in milliseconds.
+    pub max_ejection_ms: u64,
+    /// Another endpoint is ejected only while fewer than this share of all are, in percent. 0: none is ejected.
+    pub max_ejection_percent: u32,
+    /// Which success rate is too low.
+    pub success_rate: SuccessRate,
+}
+
+/// Which success rate of an endpoint is too low beside those of the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct SuccessRate {
+    /// So many endpoints must have had enough requests.
+    pub min_endpoints: u32,
+    /// Requests that are enough, in one interval.
+    pub min_requests: u32,
+    /// Too low is below the mean by this many standard deviations, in thousandths. 0: not looked at.
+    pub deviations_permille: u32,
+}
+
+/// Asks endpoints how they are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct HealthCheck {
+    /// How they are asked.
+    pub kind: HealthCheckKind,
+    /// Absent: the endpoint's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// From one question to the next, in milliseconds; a quarter more or less.
+    pub interval_ms: u64,
+    /// How long an answer may take, in milliseconds.
+    pub timeout_ms: u64,
+    /// Failures in a row after which an endpoint is not well.
+    pub unhealthy_after: u32,
+    /// Successes in a row after which it is well again.
+    pub healthy_after: u32,
+}
+
+/// How an endpoint is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum HealthCheckKind {
+    /// A GET; 200 to 399 is well.
+    #[serde(rename_all = "camelCase")]
+    Http {
+        /// With the query.
+        path: String,
+        /// Absent: the endpoint's address.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        host: Option<String>,
+    },
+    /// A connection that opens.
+    Tcp,
+    /// `grpc.health.v1.Health/Check`; SERVING is well.
+    Grpc {
+        /// The service asked about; empty for the whole server.
+        service: String,
+    },
+}
+
+/// How much repeating requests, where rules ask for it, may add to what is sent to a Service. Counted over the last 10
+/// seconds, by each worker of each proxy for itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct RetryBudget {
+    /// Repetitions for each hundred requests.
+    pub percent: u32,
+    /// Repetitions in a second that are allowed however few requests there are.
+    pub min_per_second: u32,
+}
+
+// === impl ClusterSettings ===
+
+impl Default for ClusterSettings {
+    fn default() -> Self {
+        Self {
+            balancer: Balancer::default(),
+            hash_on: None,
+            sticky: None,
+            slow_start: None,
+            prefer_same_zone: false,
+            connect_timeout_ms: None,
+            limits: Limits::default(),
+            outliers: Outliers::default(),
+            health_check: None,
+            panic_percent: panic_percent(),
+            retry_budget: RetryBudget::default(),
+            subsets: Vec::new(),
+        }
+    }
+}
+
+impl Default for Outliers {
+    fn default() -> Self {
+        Self {
+            consecutive_5xx: 5,
+            consecutive_gateway_errors: 5,
+            consecutive_local_failures: 5,
+            interval_ms: 10_000,
+            base_ejection_ms: 30_000,
+            max_ejection_ms: 300_000,
+            max_ejection_percent: 10,
+            success_rate: SuccessRate::default(),
+        }
+    }
+}
+
+impl Default for SuccessRate {
+    fn default() -> Self {
+        Self { min_endpoints: 5, min_requests: 100, deviations_permille: 1_900 }
+    }
+}
+
+impl Default for RetryBudget {
+    fn default() -> Self {
+        Self { percent: 20, min_per_second: 10 }
+    }
+}
+
+/// Source: Envoy's default.
+fn panic_percent() -> u32 {
+    50
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_panic_percent(percent: &u32) -> bool {
+    *percent == panic_percent()
 }

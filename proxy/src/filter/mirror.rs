@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use weft_config as wire;
 
 use super::Fraction;
+use crate::balance::affinity::Affinity;
 use crate::http::body::{REPLAY_BYTES_MAX, RequestBody};
 use crate::http::head;
 use crate::outbound::find_cluster;
@@ -169,7 +170,13 @@ impl Shadow {
         let Some(_permit) = state.load.admit(Kind::Request, cluster.limits.max_requests) else {
             return Outcome::Overflow;
         };
-        let picked = state.pick(target.subset.as_deref(), &[], &mut worker.chance.borrow_mut(), worker.now());
+        let picked = state.pick(
+            target.subset.as_deref(),
+            &[],
+            Affinity::default(),
+            &mut worker.chance.borrow_mut(),
+            worker.now(),
+        );
         let Ok(endpoint) = picked else { return Outcome::NoEndpoints };
         let started = Instant::now();
         let mut lease = match state.lease(&endpoint, http2).await {

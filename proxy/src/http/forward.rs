@@ -8,8 +8,10 @@
 //! | a connection that had idled was closed under the request | an idempotent request without a rule's word, as RFC 9110 9.2.2 allows |
 //! | a reset, a timed-out attempt, a status that the rule lists | what the rule's `retry` allows, for its methods |
 //!
-//! A body can be sent again only as long as all of it is kept (64 KiB).
+//! A body can be sent again only as long as all of it is kept (64 KiB). What a rule allows is also bound by the budget of
+//! the cluster (`balance/budget`); what no backend has seen adds nothing to its load and is not.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -26,6 +28,8 @@ use super::body::{ResponseBody, Shared};
 use super::head;
 use super::respond::{Answer, Reason, UNPROCESSED};
 use super::upgrade;
+use crate::balance::affinity::Affinity;
+use crate::balance::outlier::Outcome;
 use crate::filter::mirror::Copies;
 use crate::table::route::{Edit, Origin, Retry};
 use crate::telemetry::access;
@@ -46,6 +50,9 @@ const FAILURE_COST: Duration = Duration::from_secs(1);
 
 /// How long a connection to the application may take to be made. It is this pod's: a healthy one answers at once.
 pub(crate) const LOCAL_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The word of metrics and logs for a budget that is spent.
+const BUDGET: &str = "budget";
 
 /// nginx's word for a client that did not wait.
 const CLIENT_CLOSED: u16 = 499;
@@ -98,6 +105,8 @@ pub(crate) struct Note {
     pub(crate) cluster: Option<Arc<str>>,
     pub(crate) endpoint: Option<SocketAddr>,
     pub(crate) attempts: u32,
+    /// What did not allow a repetition that a rule would have made.
+    pub(crate) retry_refused: Option<&'static str>,
     pub(crate) status: u16,
     pub(crate) reason: Option<Reason>,
     /// How long a fault made it wait.
@@ -128,9 +137,13 @@ enum Failure {
 
 /// How many repetitions are left.
 struct Allowance<'a> {
+    worker: &'a Worker,
+    upstream: &'a Upstream,
     retry: Option<&'a Retry>,
     safe: u32,
     ruled: u32,
+    /// The budget did not allow one that the rule would have made.
+    spent: bool,
 }
 
 /// Sends a request on and gives back what the client gets.
@@ -144,6 +157,10 @@ pub(crate) async fn forward(
     let downstream = head::wants_upgrade(request.version(), request.headers())
         .map(|protocol| (protocol, hyper::upgrade::on(&mut request)));
     let (mut parts, body) = request.into_parts();
+    let affinity = match &plan.upstream {
+        Upstream::Local(_) => Affinity::default(),
+        Upstream::Cluster(state, _) => state.affinity(&parts, finish.note.peer.ip()),
+    };
     if let Some(edit) = plan.request_edit {
         edit.apply(&mut parts.headers);
     }
@@ -159,12 +176,22 @@ pub(crate) async fn forward(
     if let Some(copies) = finish.copies.take() {
         body.copy_to(copies.of(&parts, plan.host.as_ref()));
     }
-    let mut allowance =
-        Allowance { retry: plan.retry, safe: SAFE_RETRIES_MAX, ruled: plan.retry.map_or(0, |retry| retry.attempts) };
+    if let Upstream::Cluster(state, _) = &plan.upstream {
+        state.first_attempt(worker.now());
+    }
+    let mut allowance = Allowance {
+        worker: &worker,
+        upstream: &plan.upstream,
+        retry: plan.retry,
+        safe: SAFE_RETRIES_MAX,
+        ruled: plan.retry.map_or(0, |retry| retry.attempts),
+        spent: false,
+    };
     let mut tried: Vec<SocketAddr> = Vec::new();
     loop {
         finish.note.attempts += 1;
-        let outcome = attempt(&worker, &plan, &parts, &body, deadline, &mut tried, &mut finish).await;
+        let outcome = attempt(&worker, &plan, &parts, &body, affinity, deadline, &mut tried, &mut finish).await;
+        allowance.spent = false;
         let again = match &outcome {
             // An application has no say in this: the proxy beside the backend is the one that knows what was seen.
             Ok(_) if matches!(plan.upstream, Upstream::Local(_)) => None,
@@ -172,7 +199,7 @@ pub(crate) async fn forward(
             Err(failure) => allowance.after_failure(failure, &parts.method, &body),
         };
         if let Some(why) = again {
-            let wait = allowance.wait(&worker, &plan.upstream, &tried);
+            let wait = allowance.wait(&tried);
             if deadline.is_none_or(|deadline| Instant::now() + wait < deadline) {
                 worker.handles.retried(finish.note.cluster.as_deref(), why);
                 if let Ok((response, lease)) = outcome {
@@ -182,18 +209,31 @@ pub(crate) async fn forward(
                 continue;
             }
         }
+        if allowance.spent {
+            worker.handles.retry_refused(finish.note.cluster.as_deref(), BUDGET);
+            finish.note.retry_refused = Some(BUDGET);
+        }
         return match outcome {
-            Ok((response, lease)) => accept(response, lease, &plan, deadline, downstream, finish),
+            Ok((mut response, lease)) => {
+                if let (Upstream::Cluster(state, _), Some(endpoint)) = (&plan.upstream, finish.note.endpoint)
+                    && let Some(cookie) = state.cookie(affinity, endpoint)
+                {
+                    response.headers_mut().append(header::SET_COOKIE, cookie);
+                }
+                accept(response, lease, &plan, deadline, downstream, finish)
+            }
             Err(failure) => failure.answer(&plan, finish),
         };
     }
 }
 
+#[expect(clippy::too_many_arguments, reason = "the parts of one attempt, put together in one place")]
 async fn attempt(
     worker: &Rc<Worker>,
     plan: &Plan<'_>,
     parts: &Parts,
     body: &Rc<Shared>,
+    affinity: Affinity,
     deadline: Option<Instant>,
     tried: &mut Vec<SocketAddr>,
     finish: &mut Finish,
@@ -209,7 +249,7 @@ async fn attempt(
                 state.refresh(cluster, worker.now());
             }
             state
-                .pick(subset.as_deref(), tried, &mut worker.chance.borrow_mut(), worker.now())
+                .pick(subset.as_deref(), tried, affinity, &mut worker.chance.borrow_mut(), worker.now())
                 .map_err(|_| Failure::NoEndpoints)?
         }
     };
@@ -220,6 +260,7 @@ async fn attempt(
         (_, Some(request)) => (Some(request), Failure::RequestTimeout),
         (attempt, None) => (attempt, Failure::AttemptTimeout),
     };
+    let leased = Cell::new(false);
     let sending = async {
         let lease = match &plan.upstream {
             Upstream::Local(endpoint) => match endpoint.idle(plan.http2) {
@@ -232,6 +273,7 @@ async fn attempt(
             LeaseError::Overflow => Failure::Overflow,
             other => Failure::Connect(other.to_string()),
         })?;
+        leased.set(true);
         let reused = lease.reused;
         match lease.send(Request::from_parts(parts.clone(), body.body())).await {
             Ok(response) => Ok((response, lease)),
@@ -245,12 +287,34 @@ async fn attempt(
         None => sending.await,
         Some(until) => tokio::time::timeout_at(until, sending).await.unwrap_or(Err(late)),
     };
+    let (took, now) = (started.elapsed(), worker.now());
     match &outcome {
-        Ok(_) => endpoint.observe(started.elapsed(), worker.now()),
+        Ok(_) => endpoint.observe(took, now),
         Err(Failure::NoEndpoints | Failure::Overflow) => {}
-        Err(_) => endpoint.observe(FAILURE_COST.max(started.elapsed()), worker.now()),
+        Err(_) => endpoint.observe(FAILURE_COST.max(took), now),
+    }
+    if let Upstream::Cluster(state, _) = &plan.upstream {
+        // Whoever waited for its turn in vain knows nothing about the endpoint.
+        let waited = !leased.get() && outcome.is_err() && state.cluster().limits.max_connections.is_some();
+        if let Some(outcome) = judge(&outcome, waited) {
+            state.record(&endpoint, outcome, now);
+        }
     }
     outcome
+}
+
+/// What an attempt says about its endpoint, if anything.
+fn judge(outcome: &Result<(Response<Incoming>, Lease), Failure>, waited: bool) -> Option<Outcome> {
+    match outcome {
+        Ok((response, _)) => match response.headers().get("grpc-status") {
+            Some(status) if response.status() == StatusCode::OK => Some(Outcome::of_grpc(status.as_bytes())),
+            _ => Some(Outcome::of_status(response.status())),
+        },
+        Err(Failure::NoEndpoints | Failure::Overflow) => None,
+        Err(Failure::AttemptTimeout | Failure::RequestTimeout) if waited => None,
+        Err(Failure::AttemptTimeout | Failure::RequestTimeout) => Some(Outcome::Local),
+        Err(Failure::Connect(_) | Failure::Reset { .. } | Failure::Protocol(_)) => Some(Outcome::Local),
+    }
 }
 
 /// An HTTP/2 peer says that it did nothing for this stream.
@@ -370,21 +434,28 @@ impl Allowance<'_> {
 
     fn by_rule(&mut self, method: &Method, why: &'static str) -> Option<&'static str> {
         self.retry.filter(|retry| retry.methods.contains(method))?;
-        self.ruled = self.ruled.checked_sub(1)?;
+        let left = self.ruled.checked_sub(1)?;
+        if let Upstream::Cluster(state, _) = self.upstream
+            && !state.may_repeat(self.worker.now())
+        {
+            self.spent = true;
+            return None;
+        }
+        self.ruled = left;
         Some(why)
     }
 
     /// How long to wait before the repetition that was just allowed.
-    fn wait(&self, worker: &Worker, upstream: &Upstream, tried: &[SocketAddr]) -> Duration {
+    fn wait(&self, tried: &[SocketAddr]) -> Duration {
         let ruled = self.retry.map_or(0, |retry| retry.attempts - self.ruled);
         if let (Some(retry), 1..) = (self.retry, ruled) {
             let base = retry.backoff * 2u32.saturating_pow(ruled - 1);
-            let jitter = retry.backoff.mul_f64(f64::from(worker.chance.borrow_mut().below(1000)) / 2000.0);
+            let jitter = retry.backoff.mul_f64(f64::from(self.worker.chance.borrow_mut().below(1000)) / 2000.0);
             return base.min(retry.backoff * 10) + jitter;
         }
-        let endpoints = match upstream {
+        let endpoints = match self.upstream {
             Upstream::Local(_) => 1,
-            Upstream::Cluster(state, _) => state.cluster().usable,
+            Upstream::Cluster(state, subset) => state.choices(subset.as_deref()),
         };
         // Another endpoint may be tried at once.
         if tried.len() < endpoints { Duration::ZERO } else { SAFE_BACKOFF * 2u32.pow(SAFE_RETRIES_MAX - self.safe) }
@@ -410,7 +481,8 @@ impl Failure {
             Self::AttemptTimeout => (Reason::AttemptTimeout, format!("{whom} did not answer in time")),
             Self::RequestTimeout => (Reason::RequestTimeout, format!("{whom} did not answer in time")),
         };
-        let mut answer = Answer::new(reason, detail);
+        let spent = if finish.note.retry_refused.is_some() { ", and the retry budget is spent" } else { "" };
+        let mut answer = Answer::new(reason, format!("{detail}{spent}"));
         if inbound && reason == Reason::ConnectFailed {
             answer.headers.insert(UNPROCESSED, HeaderValue::from_static("true"));
         }
@@ -446,6 +518,7 @@ impl Finish {
             cluster: None,
             endpoint: None,
             attempts: 0,
+            retry_refused: None,
             status: CLIENT_CLOSED,
             reason: None,
             fault_delay: None,

@@ -40,6 +40,8 @@ pub(crate) enum Reason {
     AttemptTimeout,
     /// A limit of the MeshCluster was reached.
     Overflow,
+    /// The proxy is about to use up its memory.
+    Overload,
     /// A MeshPolicy refuses it.
     PolicyDenied,
     /// The destination is not of this pod, or is the proxy itself.
@@ -74,6 +76,7 @@ impl Reason {
             Self::RequestTimeout => "request-timeout",
             Self::AttemptTimeout => "attempt-timeout",
             Self::Overflow => "overflow",
+            Self::Overload => "overload",
             Self::PolicyDenied => "policy-denied",
             Self::WrongDestination => "wrong-destination",
             Self::DirectResponse => "direct-response",
@@ -98,7 +101,9 @@ impl Reason {
             Self::ConnectRefused => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::BackendNotFound => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::NoEndpoints | Self::ConnectFailed | Self::Overflow | Self::Fault => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoEndpoints | Self::ConnectFailed | Self::Overflow | Self::Overload | Self::Fault => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::UpstreamReset | Self::UpstreamProtocol => StatusCode::BAD_GATEWAY,
             Self::RequestTimeout | Self::AttemptTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::PolicyDenied | Self::CorsRefused => StatusCode::FORBIDDEN,

@@ -2,19 +2,21 @@
 
 use std::convert::Infallible;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::header::{self, HeaderValue};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio_util::sync::CancellationToken;
 
 use super::body::ResponseBody;
 use super::{CONNECTION_WINDOW, STREAM_WINDOW};
 use crate::sniff::Prefixed;
 use crate::upstream::endpoint::LocalExecutor;
+use crate::worker::Shared;
 
 /// How long a client may take for a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
@@ -29,14 +31,24 @@ const HEADERS_MAX: usize = 100;
 const STREAMS_MAX: u32 = 1000;
 
 /// Serves a connection until it closes, or until it is drained: open requests are finished, new ones are not taken.
-pub(crate) async fn serve<F, R>(stream: Prefixed, http2: bool, drain: &CancellationToken, handle: F)
+pub(crate) async fn serve<F, R>(stream: Prefixed, http2: bool, shared: &Arc<Shared>, handle: F)
 where
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Response<ResponseBody>> + 'static,
 {
+    let drain = &shared.drain;
+    let memory = shared.memory.clone();
     let service = service_fn(move |request| {
         let response = handle(request);
-        async move { Ok::<_, Infallible>(response.await) }
+        let memory = memory.clone();
+        async move {
+            let mut response = response.await;
+            // What is not kept open takes no memory. HTTP/2 has no such header; its requests are refused when it must be.
+            if !http2 && memory.is_scarce() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
     let io = TokioIo::new(stream);
     // Errors of a connection end that connection; what they mean for a request is noted by the request.

@@ -23,6 +23,9 @@ use hashbrown::HashMap;
 use weft_config as wire;
 
 use self::route::Routes;
+use crate::balance::affinity::{HashOn, Sticky};
+use crate::balance::outlier;
+use crate::balance::slow_start::SlowStart;
 use crate::bootstrap::Pod;
 use crate::policy::Policies;
 
@@ -65,10 +68,20 @@ pub(crate) struct Cluster {
     pub(crate) name: Arc<str>,
     pub(crate) http2: bool,
     pub(crate) balancer: wire::Balancer,
+    pub(crate) hash_on: Option<HashOn>,
+    pub(crate) sticky: Option<Sticky>,
+    pub(crate) slow_start: Option<SlowStart>,
     pub(crate) connect_timeout: Duration,
     pub(crate) limits: wire::Limits,
+    pub(crate) outliers: outlier::Settings,
+    pub(crate) health_check: Option<wire::HealthCheck>,
+    /// Percent of those that a request may go to that must be well for the others to be left alone.
+    pub(crate) panic_percent: u32,
+    pub(crate) retry_budget: wire::RetryBudget,
     /// Those whose node is silent stand last.
     pub(crate) endpoints: Vec<SocketAddr>,
+    /// Which of them come first for this proxy, being in its own zone. Empty: zones do not matter, or it is not known.
+    pub(crate) near: Vec<bool>,
     /// How many of them, from the first, a request without a subset may go to.
     pub(crate) usable: usize,
     /// Positions in `endpoints` of each subset's members.
@@ -193,8 +206,9 @@ impl Table {
 // === impl Namespace ===
 
 impl Namespace {
-    /// Compiles an exported document.
-    pub(crate) fn compile(namespace: &str, export: wire::Export) -> Result<Self, CompileError> {
+    /// Compiles an exported document, as this pod sees it.
+    pub(crate) fn compile(pod: &Pod, namespace: &str, export: wire::Export) -> Result<Self, CompileError> {
+        let zone = own_zone(pod, &export);
         let wire::Export { services } = export;
         let mut compiled = Self { used: AtomicU64::new(store::now_seconds()), ..Self::default() };
         for service in services {
@@ -202,7 +216,15 @@ impl Namespace {
             let service: Arc<str> = name.as_str().into();
             for port in ports {
                 let wire::ServicePort { port: number, protocol, routes, endpoints } = port;
-                let cluster = Arc::new(Cluster::compile(namespace, &name, number, protocol, &settings, endpoints));
+                let cluster = Arc::new(Cluster::compile(
+                    namespace,
+                    &name,
+                    number,
+                    protocol,
+                    &settings,
+                    zone.as_deref(),
+                    endpoints,
+                )?);
                 compiled.clusters.insert((service.clone(), number), cluster.clone());
                 let routes = routes.map(Routes::compile).transpose()?.map(Arc::new);
                 let port = Arc::new(Port { protocol, routes, cluster });
@@ -223,9 +245,23 @@ impl Cluster {
         port: u16,
         protocol: wire::Protocol,
         settings: &wire::ClusterSettings,
+        zone: Option<&str>,
         mut endpoints: Vec<wire::Endpoint>,
-    ) -> Self {
-        let wire::ClusterSettings { balancer, connect_timeout_ms, limits, subsets } = settings;
+    ) -> Result<Self, CompileError> {
+        let wire::ClusterSettings {
+            balancer,
+            hash_on,
+            sticky,
+            slow_start,
+            prefer_same_zone,
+            connect_timeout_ms,
+            limits,
+            outliers,
+            health_check,
+            panic_percent,
+            retry_budget,
+            subsets,
+        } = settings;
         endpoints.sort_by_key(|endpoint| endpoint.lost);
         // Better one that may be dead than none: after the API server was away, every node is silent for a while.
         let or_lost = |heard: usize, all: usize| if heard > 0 { heard } else { all };
@@ -240,17 +276,45 @@ impl Cluster {
             let heard = members.partition_point(|at| *at < heard);
             members.truncate(or_lost(heard, members.len()));
         }
-        Self {
+        let hash_on = match hash_on {
+            None => None,
+            Some(on) => Some(HashOn::compile(on).ok_or_else(|| CompileError::Header(format!("{on:?}")))?),
+        };
+        Ok(Self {
             name: format!("{namespace}/{service}:{port}").into(),
             http2: protocol == wire::Protocol::Http2,
             balancer: *balancer,
+            hash_on,
+            sticky: sticky.as_ref().map(Sticky::compile),
+            slow_start: slow_start.as_ref().map(SlowStart::compile),
             connect_timeout: connect_timeout_ms.map_or(CONNECT_TIMEOUT_DEFAULT, Duration::from_millis),
             limits: *limits,
+            outliers: outlier::Settings::compile(outliers),
+            health_check: health_check.clone(),
+            panic_percent: *panic_percent,
+            retry_budget: *retry_budget,
             usable: or_lost(heard, endpoints.len()),
+            near: match zone {
+                Some(zone) if *prefer_same_zone => {
+                    endpoints.iter().map(|endpoint| endpoint.zone.as_deref() == Some(zone)).collect()
+                }
+                _ => Vec::new(),
+            },
             endpoints: endpoints.into_iter().map(|endpoint| endpoint.address).collect(),
             subsets: members,
-        }
+        })
     }
+}
+
+/// The zone of this pod's node. Kubernetes says it in a label of the pod, which is the simplest that is right: it is there
+/// before the proxy starts, for every pod, and nobody has to watch nodes. An older Kubernetes does not; there a pod learns
+/// it from a document that has its own address among the endpoints, and a pod that is behind no such Service does not.
+fn own_zone(pod: &Pod, export: &wire::Export) -> Option<String> {
+    let label = pod.labels.get(wire::bootstrap::ZONE_LABEL);
+    label.filter(|zone| !zone.is_empty()).cloned().or_else(|| {
+        let endpoints = export.services.iter().flat_map(|service| &service.ports).flat_map(|port| &port.endpoints);
+        endpoints.filter(|endpoint| pod.ips.contains(&endpoint.address.ip())).find_map(|endpoint| endpoint.zone.clone())
+    })
 }
 
 /// Namespace, service and port of a cluster's name.
@@ -306,7 +370,7 @@ mod tests {
     #[test]
     fn an_address_leads_to_its_port() {
         let name: Arc<str> = "shop".into();
-        let part = Namespace::compile("shop", export()).expect("compiles");
+        let part = Namespace::compile(&Pod::default(), "shop", export()).expect("compiles");
         let table = Table::default().with_namespace(&name, Some(Arc::new(part)));
         let port = table.port("198.19.0.7:9080".parse().expect("address")).expect("known");
         assert_eq!(&*port.cluster.name, "shop/reviews:9080");
@@ -324,7 +388,7 @@ mod tests {
             let export = serde_json::json!({"services": [{
                 "name": "s", "settings": {"subsets": ["a", "b"]}, "ports": [{"port": 80, "endpoints": endpoints}]
             }]});
-            Namespace::compile("n", serde_json::from_value(export).expect("a document"))
+            Namespace::compile(&Pod::default(), "n", serde_json::from_value(export).expect("a document"))
                 .expect("compiles")
                 .only_cluster()
         };
@@ -341,6 +405,29 @@ mod tests {
         let all =
             cluster(serde_json::json!(addresses.map(|address| serde_json::json!({"address": address, "lost": true}))));
         assert_eq!(all.usable, 3);
+    }
+
+    #[test]
+    fn the_own_zone_comes_from_the_pods_label_or_from_its_address() {
+        let near = |pod: &Pod, prefer: bool| {
+            let export = serde_json::json!({"services": [{
+                "name": "s", "settings": {"preferSameZone": prefer}, "ports": [{"port": 80, "endpoints": [
+                    {"address": "198.18.128.2:80", "zone": "a"}, {"address": "198.18.128.3:80", "zone": "b"}
+                ]}]
+            }]});
+            Namespace::compile(pod, "n", serde_json::from_value(export).expect("a document"))
+                .expect("compiles")
+                .only_cluster()
+                .near
+                .clone()
+        };
+        let labelled =
+            Pod { labels: [("topology.kubernetes.io/zone".to_owned(), "b".to_owned())].into(), ..Pod::default() };
+        let behind = Pod { ips: vec!["198.18.128.2".parse().expect("an address")], ..Pod::default() };
+        assert_eq!(near(&labelled, true), [false, true]);
+        assert_eq!(near(&behind, true), [true, false]);
+        assert!(near(&labelled, false).is_empty(), "zones do not matter");
+        assert!(near(&Pod::default(), true).is_empty(), "its zone is not known");
     }
 
     #[test]

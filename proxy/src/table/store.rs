@@ -382,7 +382,7 @@ fn read(pod: &Pod, document: &Document, envelope: &Envelope) -> Result<(Header, 
         Document::Export(namespace) => {
             let (header, export) = envelope.read::<Export>()?;
             belongs(&header, namespace)?;
-            Ok((header, Compiled::Namespace(Arc::new(Namespace::compile(namespace, export)?))))
+            Ok((header, Compiled::Namespace(Arc::new(Namespace::compile(pod, namespace, export)?))))
         }
         Document::Inbound(namespace) => {
             let (header, inbound) = envelope.read::<weft_config::Inbound>()?;

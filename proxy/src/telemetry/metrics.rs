@@ -3,7 +3,7 @@
 //! Labels come from configuration alone, never from what a client sends, so that nobody can make series. A worker caches
 //! handles by rule, service and status: a request looks up integers and pointers and formats nothing.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -38,8 +38,13 @@ pub(crate) enum Direction {
 pub(crate) struct Metrics {
     requests: Family<RequestLabels, Counter>,
     durations: Family<ServiceLabels, Histogram, fn() -> Histogram>,
-    retries: Family<RetryLabels, Counter>,
+    retries: Family<ReasonLabels, Counter>,
     mirrored: Family<MirrorLabels, Counter>,
+    retries_refused: Family<ReasonLabels, Counter>,
+    ejections: Family<ReasonLabels, Counter>,
+    ejected: Family<NameLabels, Gauge>,
+    unwell: Family<NameLabels, Gauge>,
+    pub(crate) memory: Gauge,
     open: Family<DirectionLabels, Gauge>,
     accepted: Family<DirectionLabels, Counter>,
     connections: Family<ConnectionLabels, Counter>,
@@ -53,6 +58,15 @@ pub(crate) struct ConfigMetrics {
     pub(crate) refusals: Counter,
     pub(crate) troubled: Gauge,
     pub(crate) source_errors: Counter,
+}
+
+/// What is counted of the endpoints of one Service port.
+pub(crate) struct EndpointHandles {
+    service: String,
+    ejections: Family<ReasonLabels, Counter>,
+    ejected: Gauge,
+    /// What this one adds to the gauge.
+    count: Cell<i64>,
 }
 
 /// One worker's handles.
@@ -97,7 +111,7 @@ struct ServiceLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RetryLabels {
+struct ReasonLabels {
     service: String,
     reason: &'static str,
 }
@@ -107,6 +121,11 @@ struct MirrorLabels {
     service: String,
     source: String,
     outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NameLabels {
+    service: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -159,21 +178,66 @@ impl Metrics {
             durations: Family::new_with_constructor(|| Histogram::new(BUCKETS)),
             retries: Family::default(),
             mirrored: Family::default(),
+            retries_refused: Family::default(),
+            ejections: Family::default(),
+            ejected: Family::default(),
+            unwell: Family::default(),
+            memory: Gauge::default(),
             open: Family::default(),
             accepted: Family::default(),
             connections: Family::default(),
             bytes: Family::default(),
         };
-        let Self { requests, durations, retries, mirrored, open, accepted, connections, bytes } = metrics.clone();
+        let Self {
+            requests,
+            durations,
+            retries,
+            mirrored,
+            retries_refused,
+            ejections,
+            ejected,
+            unwell,
+            memory,
+            open,
+            accepted,
+            connections,
+            bytes,
+        } = metrics.clone();
         registry.register("requests", "Requests that are over, by the rule that decided on them", requests);
         registry.register("request_duration_seconds", "From a request's head to the end of its response", durations);
         registry.register("retries", "Attempts that were repeated, by why", retries);
         registry.register("mirrored_requests", "Copies of requests, by what came of them", mirrored);
+        registry.register(
+            "retries_refused",
+            "Attempts that a rule would have repeated, by what did not allow it",
+            retries_refused,
+        );
+        registry.register("outlier_ejections", "Endpoints that were left alone, by what gave them away", ejections);
+        registry.register("endpoints_ejected", "Endpoints that are left alone, as each worker sees them", ejected);
+        registry.register("endpoints_unwell", "Endpoints that health checks found unwell", unwell);
+        registry.register("memory_percent", "Memory in use, of what the container may use; 0 without a limit", memory);
         registry.register("connections_open", "Connections from downstream that are open", open);
         registry.register("connections_accepted", "Connections from downstream", accepted);
         registry.register("tcp_connections", "Connections of bytes that are over", connections);
         registry.register("tcp_bytes", "Bytes of connections of bytes that are over", bytes);
         metrics
+    }
+
+    /// Handles for the endpoints of one Service port.
+    pub(crate) fn endpoints(&self, service: &str) -> EndpointHandles {
+        let labels = NameLabels { service: service.to_owned() };
+        EndpointHandles {
+            ejected: self.ejected.get_or_create(&labels).clone(),
+            ejections: self.ejections.clone(),
+            service: labels.service,
+            count: Cell::new(0),
+        }
+    }
+
+    /// So many endpoints of a Service port were found unwell.
+    pub(crate) fn set_unwell(&self, service: &str, count: usize) {
+        let labels = NameLabels { service: service.to_owned() };
+        self.unwell.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// Counts a connection until the result is dropped.
@@ -216,6 +280,27 @@ impl ConfigMetrics {
 
     pub(crate) fn generation(&self, document: &str, generation: u64) {
         self.generations.get_or_create(&DocumentLabels { document: document.to_owned() }).set(generation);
+    }
+}
+
+// === impl EndpointHandles ===
+
+impl EndpointHandles {
+    /// An endpoint was given away by something.
+    pub(crate) fn ejected(&self, reason: &'static str) {
+        self.ejections.get_or_create(&ReasonLabels { service: self.service.clone(), reason }).inc();
+    }
+
+    /// So many are ejected now.
+    pub(crate) fn set_ejected(&self, count: usize) {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.ejected.inc_by(count - self.count.replace(count));
+    }
+}
+
+impl Drop for EndpointHandles {
+    fn drop(&mut self) {
+        self.set_ejected(0);
     }
 }
 
@@ -262,7 +347,7 @@ impl RequestHandles {
 
     /// An attempt is repeated.
     pub(crate) fn retried(&self, service: Option<&str>, reason: &'static str) {
-        let labels = RetryLabels { service: service.unwrap_or_default().to_owned(), reason };
+        let labels = ReasonLabels { service: service.unwrap_or_default().to_owned(), reason };
         self.metrics.retries.get_or_create(&labels).inc();
     }
 
@@ -270,6 +355,12 @@ impl RequestHandles {
     pub(crate) fn mirrored(&self, service: &str, source: &str, outcome: &'static str) {
         let labels = MirrorLabels { service: service.to_owned(), source: source.to_owned(), outcome };
         self.metrics.mirrored.get_or_create(&labels).inc();
+    }
+
+    /// An attempt is not repeated though a rule would have it.
+    pub(crate) fn retry_refused(&self, service: Option<&str>, reason: &'static str) {
+        let labels = ReasonLabels { service: service.unwrap_or_default().to_owned(), reason };
+        self.metrics.retries_refused.get_or_create(&labels).inc();
     }
 
     /// A connection of bytes is over.

@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 
 use super::load::{Load, Permit};
 use crate::balance::PeakEwma;
+use crate::balance::outlier::Tally;
 use crate::http::body::RequestBody;
 use crate::http::{CONNECTION_WINDOW, STREAM_WINDOW};
 
@@ -34,6 +35,10 @@ pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
     in_flight: Cell<u32>,
     ewma: Cell<PeakEwma>,
+    /// Its failures. Kept by the cluster that it belongs to.
+    pub(crate) tally: Cell<Tally>,
+    /// When it joined, while it gets less than its share for that.
+    pub(crate) joined: Cell<Option<Duration>>,
     idle: RefCell<Vec<Idle>>,
     shared: RefCell<Vec<Rc<Http2>>>,
 }
@@ -94,6 +99,8 @@ impl Endpoint {
             address,
             in_flight: Cell::new(0),
             ewma: Cell::new(PeakEwma::new(now)),
+            tally: Cell::default(),
+            joined: Cell::new(None),
             idle: RefCell::default(),
             shared: RefCell::default(),
         }

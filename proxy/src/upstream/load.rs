@@ -1,9 +1,10 @@
-//! What is open towards a Service port, counted over all workers, and the limits on it.
+//! What all workers share about a Service port: what is open towards it, and which endpoints were found unwell.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use tokio::sync::Notify;
 
 /// The counters of every cluster, by name. They outlive tables, so that a change of routes forgets nothing.
@@ -18,6 +19,10 @@ pub(crate) struct Load {
     requests: AtomicU32,
     connections: AtomicU32,
     pending: AtomicU32,
+    /// Endpoints that health checks found unwell.
+    unwell: Mutex<HashSet<SocketAddr>>,
+    /// Grows when that set changes.
+    findings: AtomicU32,
     /// Told each time a connection is closed or falls idle.
     pub(crate) freed: Notify,
 }
@@ -43,6 +48,13 @@ impl Loads {
         let mut by_cluster = self.by_cluster.lock().unwrap_or_else(PoisonError::into_inner);
         by_cluster.entry_ref(cluster).or_default().clone()
     }
+
+    /// Those that a worker holds.
+    pub(crate) fn in_use(&self) -> Vec<(Arc<str>, Arc<Load>)> {
+        let by_cluster = self.by_cluster.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = by_cluster.iter().filter(|(_, load)| Arc::strong_count(load) > 1);
+        held.map(|(name, load)| (name.clone(), load.clone())).collect()
+    }
 }
 
 impl Load {
@@ -53,6 +65,47 @@ impl Load {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| (count < limit).then(|| count + 1))
             .is_ok()
             .then(|| Permit { load: self.clone(), kind })
+    }
+
+    /// How often the set of unwell endpoints changed.
+    pub(crate) fn findings(&self) -> u32 {
+        self.findings.load(Ordering::Acquire)
+    }
+
+    /// The endpoints that health checks found unwell.
+    pub(crate) fn unwell(&self) -> HashSet<SocketAddr> {
+        self.locked().clone()
+    }
+
+    /// Notes what a health check found.
+    pub(crate) fn set_unwell(&self, endpoint: SocketAddr, is_unwell: bool) {
+        let mut unwell = self.locked();
+        let changed = if is_unwell { unwell.insert(endpoint) } else { unwell.remove(&endpoint) };
+        drop(unwell);
+        self.found(changed);
+    }
+
+    /// Forgets the findings about all other endpoints.
+    pub(crate) fn keep_unwell(&self, endpoints: &[SocketAddr]) {
+        let mut unwell = self.locked();
+        let before = unwell.len();
+        if before > 0 {
+            unwell.retain(|endpoint| endpoints.contains(endpoint));
+        }
+        let changed = unwell.len() != before;
+        drop(unwell);
+        self.found(changed);
+    }
+
+    fn found(&self, changed: bool) {
+        if changed {
+            self.findings.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    fn locked(&self) -> MutexGuard<'_, HashSet<SocketAddr>> {
+        // The set is whole between any two statements of a critical section.
+        self.unwell.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn counter(&self, kind: Kind) -> &AtomicU32 {

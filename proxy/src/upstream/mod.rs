@@ -7,4 +7,5 @@
 
 pub(crate) mod cluster;
 pub(crate) mod endpoint;
+pub(crate) mod health;
 pub(crate) mod load;

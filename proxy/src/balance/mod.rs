@@ -1,7 +1,20 @@
 //! Which endpoint takes the next request. Pure: loads in, choice out; time and chance are passed in.
 //!
+//! - [`outlier`]: endpoints that fail and are left alone for a while.
+//! - [`affinity`], [`hash`]: what ties a request to an endpoint, and tables from keys to endpoints.
+//! - [`level`]: endpoints of the own zone first, of others as far as needed.
+//! - [`slow_start`]: what an endpoint that joins gets.
+//! - [`budget`]: how much repeating requests may add to what a Service is sent.
+//!
 //! Source of the formulas: peak EWMA as in Finagle and tower (`cost = rtt · (in flight + 1)`, where the estimate jumps to
 //! a slower sample and decays towards a faster one), power of two choices as in Mitzenmacher.
+
+pub(crate) mod affinity;
+pub(crate) mod budget;
+pub(crate) mod hash;
+pub(crate) mod level;
+pub(crate) mod outlier;
+pub(crate) mod slow_start;
 
 use std::time::Duration;
 
@@ -57,12 +70,17 @@ impl Chance {
         Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
     }
 
-    /// A number below `bound`, which is above 0.
-    pub(crate) fn below(&mut self, bound: u32) -> u32 {
+    /// Any number.
+    pub(crate) fn number(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
-        let high = (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 32) as u32;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+
+    /// A number below `bound`, which is above 0.
+    pub(crate) fn below(&mut self, bound: u32) -> u32 {
+        let high = (self.number() >> 32) as u32;
         ((u64::from(high) * u64::from(bound)) >> 32) as u32
     }
 }

@@ -1,0 +1,206 @@
+//! How pods are chosen: those that fail are left alone, and failures are not multiplied.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use weft_e2e::mesh::{proxy_metrics, reachable, route_in_force};
+use weft_e2e::namespace::{Namespace, SOON, in_mesh};
+use weft_e2e::traffic::Client;
+use weft_e2e::wait::eventually;
+use weft_e2e::workload::{App, Service};
+
+/// Deploys Service `echo` with these servers, and a client.
+fn echo(ns: &Namespace, servers: &[App]) -> Result<Client> {
+    let yaml: String = servers.iter().map(App::yaml).collect();
+    ns.apply(&(Service::new("echo").yaml() + &yaml))?;
+    let client = Client::deploy(ns)?;
+    let names: Vec<String> = (1..=servers.len()).map(|number| format!("echo-v{number}")).collect();
+    ns.wait_ready(&names.iter().map(String::as_str).collect::<Vec<_>>())?;
+    reachable(&client, "echo")?;
+    Ok(client)
+}
+
+/// Puts a MeshCluster for `echo` in force.
+fn cluster(ns: &Namespace, fields: &str) -> Result<()> {
+    let yaml = format!(
+        "apiVersion: weft.dev/v1alpha1\nkind: MeshCluster\nmetadata: {{name: echo}}\nspec:\n  targetRef: {{kind: Service, \
+         name: echo}}\n{fields}"
+    );
+    ns.program(&yaml, &["meshcluster/echo"])
+}
+
+#[test]
+fn a_pod_that_fails_is_left_alone() -> Result<()> {
+    in_mesh("balance-outlier", |ns| {
+        let failing = App::server("echo", "v2").arguments(&["--fail-every", "1"]);
+        let client = echo(ns, &[App::server("echo", "v1").replicas(2), failing])?;
+        // It is ejected by what nobody configured.
+        eventually("the pod that fails to be left alone", SOON, || {
+            let report = client.load("http://echo:9080/").requests(100).run()?;
+            report.expect_none_failed(100)
+        })?;
+        let metrics = proxy_metrics(ns, "client")?;
+        let ejections = metrics.sum("weft_outlier_ejections_total", &[("reason", "consecutive-5xx")]);
+        let ejected = metrics.sum("weft_endpoints_ejected", &[]);
+        ensure!(ejections >= 1.0 && ejected >= 1.0, "{:?}", metrics.beginning("weft_outlier"));
+        // Switched off, it gets its share again, and every one of its answers is an error.
+        cluster(ns, "  loadBalancer: {policy: Random}\n  outlierDetection: {enabled: false}\n")?;
+        eventually("the pod that fails to get its share", SOON, || {
+            let report = client.load("http://echo:9080/").requests(300).run()?;
+            ensure!((60..=140).contains(&report.status(503)), "a third fails: {}", report.summary());
+            Ok(())
+        })?;
+        // Short ejections: it is tried again and again, and costs few requests each time.
+        cluster(
+            ns,
+            "  loadBalancer: {policy: Random}\n  outlierDetection: {consecutive5xx: 2, baseEjectionTime: 1s}\n",
+        )?;
+        let ejections = |ns: &Namespace| {
+            Ok::<f64, anyhow::Error>(proxy_metrics(ns, "client")?.sum("weft_outlier_ejections_total", &[]))
+        };
+        let before = ejections(ns)?;
+        eventually("most requests to be answered well", SOON, || {
+            let report = client.load("http://echo:9080/").requests(600).rate(200).run()?;
+            ensure!(report.status(503) <= 40, "{} of 600 fail: {}", report.status(503), report.summary());
+            Ok(())
+        })?;
+        let times = ejections(ns)? - before;
+        ensure!(times >= 1.0, "it was tried again, and ejected again: {times} times");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_service_that_fails_is_sent_at_most_a_fifth_more() -> Result<()> {
+    in_mesh("balance-budget", |ns| {
+        let client = echo(ns, &[App::server("echo", "v1").arguments(&["--fail-every", "1"])])?;
+        let rules = "- backendRefs: [{name: echo, port: 9080}]\n  retry: {attempts: 3, codes: [503], backoff: 1ms}\n";
+        route_in_force(ns, &client, "echo", rules)?;
+        let counted = |metric: &str| Ok::<f64, anyhow::Error>(proxy_metrics(ns, "client")?.sum(metric, &[]));
+        let (retries, refused) = (counted("weft_retries_total")?, counted("weft_retries_refused_total")?);
+        let server = |ns: &Namespace| {
+            let metrics = proxy_metrics(ns, "echo")?;
+            Ok::<f64, anyhow::Error>(metrics.sum("weft_requests_total", &[("direction", "inbound")]))
+        };
+        let before = server(ns)?;
+        let report = client.load("http://echo:9080/").requests(4_000).rate(400).concurrency(16).run()?;
+        ensure!(report.status(503) == 4_000, "all fail: {}", report.summary());
+        // Probes of the kubelet do not pass through the inbound side, so all of these are the client's.
+        let reached = server(ns)? - before;
+        println!("4000 requests that all fail reached the backend {reached} times");
+        // A fifth, and once what ten seconds of the minimum allow: 10 a second, whenever in them they are used.
+        ensure!((4_400.0..=4_900.0).contains(&reached), "4000 requests reached the backend {reached} times");
+        let retries = counted("weft_retries_total")? - retries;
+        ensure!(retries == reached - 4_000.0, "{retries} retries are counted");
+        ensure!(counted("weft_retries_refused_total")? > refused, "those that the budget refused are counted");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_key_or_a_cookie_ties_a_client_to_a_pod() -> Result<()> {
+    in_mesh("balance-affinity", |ns| {
+        let client = echo(ns, &[App::server("echo", "v1").replicas(4)])?;
+        for policy in ["RingHash", "Maglev"] {
+            cluster(ns, &format!("  loadBalancer: {{policy: {policy}, hashOn: {{type: Header, name: x-user}}}}\n"))?;
+            eventually("each user to have one pod, and every pod users", SOON, || {
+                let mut pods = BTreeSet::new();
+                for user in 0..16 {
+                    let load = client.load("http://echo:9080/").header("x-user", &format!("user-{user}"));
+                    let report = load.requests(10).run()?;
+                    ensure!(report.by_pod.len() == 1, "{policy}, user {user}: {}", report.summary());
+                    pods.extend(report.by_pod.into_keys());
+                }
+                ensure!(pods.len() >= 3, "{policy}: 16 users are on {pods:?}");
+                Ok(())
+            })?;
+        }
+        cluster(ns, "  loadBalancer: {policy: RoundRobin, stickySession: {name: s, ttl: 1h}}\n")?;
+        let set = eventually("the proxy to set a cookie", SOON, || {
+            let answer = client.get("http://echo:9080/").send()?.expect_status(200)?;
+            answer.header("set-cookie").map(str::to_owned).context("there is none")
+        })?;
+        ensure!(set.ends_with("; Path=/; Max-Age=3600; HttpOnly"), "{set}");
+        let cookie = set.split(';').next().unwrap_or_default();
+        let report = client.load("http://echo:9080/").header("cookie", cookie).requests(60).run()?;
+        ensure!(report.by_pod.len() == 1, "the cookie leads to one pod: {}", report.summary());
+        let report = client.load("http://echo:9080/").requests(60).run()?;
+        ensure!(report.by_pod.len() == 4, "without it any pod answers: {}", report.summary());
+        Ok(())
+    })
+}
+
+#[test]
+fn pods_of_the_own_zone_come_first() -> Result<()> {
+    in_mesh("balance-zone", |ns| {
+        let client = echo(ns, &[App::server("echo", "v1"), App::server("echo", "v2")])?;
+        let label = |pod: &Value, name: &str| pod["metadata"]["labels"][name].as_str().map(str::to_owned);
+        let own = label(&ns.get("pod", &ns.pod_of("client")?)?, "topology.kubernetes.io/zone");
+        let own = own.context("Kubernetes gives pods no label with their zone: it does from 1.35 on")?;
+        let mut address = BTreeMap::new();
+        for pod in ns.pods_of("echo")? {
+            let pod = ns.get("pod", &pod)?;
+            address.insert(label(&pod, "version").unwrap_or_default(), pod["status"]["podIP"].to_string());
+        }
+        // All nodes may be of one zone; a Service without a selector has the zones that its slice says.
+        let slice = |zones: &[(&str, &str)]| {
+            let endpoints: Vec<String> = (zones.iter())
+                .map(|(version, zone)| {
+                    format!("{{addresses: [{}], conditions: {{ready: true}}, zone: {zone}}}", address[*version])
+                })
+                .collect();
+            format!(
+                "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: zoned, labels: \
+                 {{kubernetes.io/service-name: zoned}}}}\naddressType: IPv4\nports: [{{name: main, port: 9080}}]\nendpoints: \
+                 [{}]\n",
+                endpoints.join(", ")
+            )
+        };
+        let service = |more: &str| {
+            format!(
+                "---\napiVersion: v1\nkind: Service\nmetadata: {{name: zoned}}\nspec:\n  ports: [{{name: main, port: 9080}}]\n{more}"
+            )
+        };
+        let share = |wanted: std::ops::RangeInclusive<f64>| {
+            eventually(&format!("{wanted:?} of the requests to be answered by v2"), SOON, || {
+                let report = client.load("http://zoned:9080/").requests(100).run()?;
+                report.expect_none_failed(100)?;
+                ensure!(wanted.contains(&report.share("v2")), "{}", report.summary());
+                Ok(())
+            })
+        };
+        ns.apply(&(service("") + &slice(&[("v1", "elsewhere"), ("v2", &own)])))?;
+        share(0.1..=0.9)?;
+        ns.apply(&service("  trafficDistribution: PreferSameZone\n"))?;
+        share(1.0..=1.0)?;
+        ns.apply(&slice(&[("v1", "elsewhere")]))?;
+        share(0.0..=0.0)
+    })
+}
+
+#[test]
+fn pods_are_asked_how_they_are_where_that_is_wanted() -> Result<()> {
+    in_mesh("balance-health", |ns| {
+        let client = echo(ns, &[App::server("echo", "v1").replicas(2)])?;
+        ns.apply(&App::deaf("echo", "deaf").yaml())?;
+        ns.wait_ready(&["echo-deaf"])?;
+        cluster(
+            ns,
+            "  loadBalancer: {policy: Random}\n  outlierDetection: {enabled: false}\n  healthCheck: {type: HTTP, path: /healthz, \
+             interval: 500ms, timeout: 400ms, unhealthyThreshold: 2}\n",
+        )?;
+        eventually("the pod that does not answer to be found", SOON, || {
+            // A cluster is checked while it is used.
+            client.get("http://echo:9080/").send()?.expect_status(200)?;
+            let unwell = proxy_metrics(ns, "client")?.sum("weft_endpoints_unwell", &[]);
+            ensure!(unwell == 1.0, "{unwell} are unwell");
+            Ok(())
+        })?;
+        let before = proxy_metrics(ns, "client")?.sum("weft_retries_total", &[]);
+        client.load("http://echo:9080/").requests(200).run()?.expect_none_failed(200)?;
+        let retries = proxy_metrics(ns, "client")?.sum("weft_retries_total", &[]) - before;
+        ensure!(retries == 0.0, "no request goes to it: {retries} were repeated");
+        Ok(())
+    })
+}
