@@ -84,7 +84,7 @@ pub async fn start(
         SourceChoice::Kubernetes => Source::kubernetes()?,
         SourceChoice::Directory(path) => Source::Directory(path),
     };
-    let pod_ips = pod.ips.clone();
+    let (pod_ips, application) = (pod.ips.clone(), pod.application);
     let cache = matches!(source, Source::Kubernetes(_)).then_some(cache);
     let (store, keeper) = Keeper::new(pod, source, cache, config_metrics, readiness.part("configuration"));
 
@@ -125,6 +125,7 @@ pub async fn start(
         metrics,
         opaque_ports,
         pod_ips,
+        application,
         own_ports,
         access_log,
         drain,
