@@ -40,8 +40,9 @@ def main() -> int:
                 lines.append(line)
                 print(f"  {progress(line)}", flush=True)
     summary = report.summarise(lines)
-    print(f"\n{report.comparison(summary) if report.BEFORE in run.proxies else report.table(summary, full=True)}")
-    (arguments.results / "latest.md").write_text(report.markdown(about, lines))
+    page = report.markdown(about, lines)
+    print(f"\n{report.comparison(summary) if report.BEFORE in run.proxies else page}")
+    (arguments.results / "latest.md").write_text(page)
     (arguments.results / "latest.svg").write_text(report.chart(about, lines))
     failed, missed = report.failures(lines), report.missed(summary)
     if not failed and set(arguments.scenarios) == set(scenarios.SCENARIOS) and arguments.results == RESULTS:

@@ -160,7 +160,9 @@ def machine(about: dict) -> str:
 def markdown(about: dict, lines: list[dict]) -> str:
     """The page with everything."""
     summary = summarise(lines)
-    parts = ["# Measured", machine(about), "![Cost relative to Envoy](latest.svg)", table(summary, full=True)]
+    parts = ["# Measured", machine(about)]
+    if any(verdict.values for verdict in verdicts(summary)):
+        parts += ["![Cost relative to Envoy](latest.svg)", table(summary, full=True)]
     parts += [growth_table(summary, of) for of in GROWTHS if growth(summary, of)]
     if counted := summary.get(("instructions", None, OURS, "instructions")):
         parts.append(
