@@ -144,11 +144,9 @@ async fn watch_file(directory: PathBuf, document: Document, events: mpsc::Sender
         let version = version(&path);
         if seen != Some(version) {
             seen = Some(version);
-            let body = std::fs::read(&path).ok();
-            let event = match body.as_deref().map(serde_json::from_slice::<serde_json::Value>) {
-                None => Event::Absent(document.clone()),
-                Some(Err(error)) => Event::Lost(document.clone(), format!("{}: {error}", path.display())),
-                Some(Ok(body)) => {
+            let event = match std::fs::read(&path) {
+                Err(_) => Event::Absent(document.clone()),
+                Ok(body) => {
                     generation += 1;
                     let namespace = match &document {
                         Document::Index => String::new(),
@@ -156,7 +154,7 @@ async fn watch_file(directory: PathBuf, document: Document, events: mpsc::Sender
                     };
                     let written =
                         Written { namespace, generation, config_generation: generation, ..Written::default() };
-                    Event::Document(document.clone(), Envelope::write(written, &body))
+                    Event::Document(document.clone(), Envelope::pack(written, &body))
                 }
             };
             if events.send(event).await.is_err() {
