@@ -2,10 +2,15 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test check unit e2e gen golden deny images install cluster-up cluster-down kubeconfig
+.PHONY: help demo demo-down test check unit e2e bench gen golden deny images install cluster-up cluster-down kubeconfig
 
 NAME ?= weft
 NODES ?= 1
+# All scenarios if none is named; bench/README.md has what else BENCH_ARGS may hold.
+BENCH_SCENARIOS ?=
+BENCH_REPS ?= 5
+BENCH_SECS ?= 4
+BENCH_ARGS ?=
 
 # A kubeconfig is used when it is given to make, `make demo KUBECONFIG=...`: never one that happens to be in the
 # environment, because tests create, break and delete what they find.
@@ -41,6 +46,7 @@ test: check unit e2e ## everything, the end-to-end tests on a real cluster too
 
 check: ## formatting, lints, the shape of the tree
 	@cargo fmt --check
+	@cargo fmt --check --manifest-path bench/Cargo.toml
 	@$(cargo) clippy $(profile) --workspace --all-targets --locked -- --deny warnings
 	@$(cargo) test $(profile) --package weft-e2e --test tidy --locked
 
@@ -48,12 +54,17 @@ unit: ## tests that need no cluster
 	@e2e/packages.sh
 	@cargo test $(profile) --locked --workspace --exclude weft-e2e
 	@cargo test $(profile) --locked --package weft-e2e --lib --test page
+	@python3 -m unittest discover --quiet --start-directory bench
 
 e2e: $(cluster) images install ## tests on a real cluster
 	@cargo test $(profile) --locked --package weft-e2e --test charts --test inject --test routing --test filters --test streams \
 	  --test policy --test resilience --test balance --test bad_input -- --test-threads 4 --show-output
 	@cargo test $(profile) --locked --package weft-e2e --test latency --test demo -- --test-threads 1 --nocapture
 	@cargo test $(profile) --locked --package weft-e2e --test disruption -- --test-threads 1 --nocapture
+
+bench: ## measure Weft beside Envoy, nginx and haproxy (BENCH_SCENARIOS="h1_sat mem" BENCH_REPS=5 BENCH_SECS=4)
+	@bench/setup.sh
+	@bench/bench.py --scenarios "$(BENCH_SCENARIOS)" --repetitions $(BENCH_REPS) --seconds $(BENCH_SECS) $(BENCH_ARGS)
 
 gen: ## write the CRDs from their types
 	@$(cargo) run $(profile) --package weft-crds --bin crdgen -- crds charts/weft-crds/templates

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs what the tests without a cluster call, where it is missing: network namespaces, iptables and a browser.
+# Installs what the tests without a cluster call, where it is missing: network namespaces, iptables, a browser, and the
+# Python that the benchmarks are written in.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/cluster/lib.sh"
 
-need_commands ip:iproute2 iptables-nft-restore:iptables unshare:util-linux gcc:gcc chromium:chromium
+need_commands ip:iproute2 iptables-nft-restore:iptables unshare:util-linux gcc:gcc chromium:chromium python3:python3

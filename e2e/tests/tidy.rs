@@ -84,8 +84,18 @@ fn pure_modules_are_pure() {
 
 #[test]
 fn every_file_is_part_of_a_crate() {
-    for source in ["crds", "e2e", "e2e/demo", "injector", "operator", "proxy", "proxy/config", "proxy/init", "runtime"]
-    {
+    for source in [
+        "bench/driver",
+        "crds",
+        "e2e",
+        "e2e/demo",
+        "injector",
+        "operator",
+        "proxy",
+        "proxy/config",
+        "proxy/init",
+        "runtime",
+    ] {
         let src = checkout().join(source).join("src");
         let files = rust_files(&src);
         let declared: String = files.iter().map(|file| fs::read_to_string(file).expect("readable")).collect();

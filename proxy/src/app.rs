@@ -11,7 +11,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use prometheus_client::registry::Registry;
@@ -35,6 +35,9 @@ use crate::upstream::health;
 use crate::upstream::load::Loads;
 use crate::worker::{Shared, Worker};
 use crate::{inbound, outbound, probe};
+
+/// How long no connection is taken because the source has not spoken yet.
+const CONFIGURATION_WAIT: Duration = Duration::from_secs(5);
 
 /// A proxy that is running. Dropping it does not stop it.
 pub struct Running {
@@ -86,7 +89,8 @@ pub async fn start(
         SourceChoice::Kubernetes => Source::kubernetes()?,
         SourceChoice::Directory(path) => Source::Directory(path),
     };
-    let pod_ips = pod.ips.clone();
+    let (pod_ips, application) = (pod.ips.clone(), pod.application);
+    let cache = matches!(source, Source::Kubernetes(_)).then_some(cache);
     let (store, keeper) = Keeper::new(pod, source, cache, config_metrics, readiness.part("configuration"));
 
     let (outbound, inbound) = (Listeners::bind(ports.outbound, workers)?, Listeners::bind(ports.inbound, workers)?);
@@ -114,6 +118,12 @@ pub async fn start(
     tokio::spawn(admin::serve(admin_listener, admin::router(Admin { log: filter, ..admin }), forever));
     tokio::spawn(keeper.run());
 
+    // Connections made before this wait in the kernel's queue.
+    tokio::select! {
+        () = store.heard() => {}
+        () = drain.cancelled() => {}
+        () = tokio::time::sleep(CONFIGURATION_WAIT) => tracing::warn!("taking connections without configuration"),
+    }
     let shared = Arc::new(Shared {
         store,
         loads: Loads::default(),
@@ -123,6 +133,7 @@ pub async fn start(
         memory,
         opaque_ports,
         pod_ips,
+        application,
         own_ports,
         access_log,
         drain,

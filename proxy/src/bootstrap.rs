@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::env;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use weft_config::bootstrap::{self as contract, AccessLog, Probes};
+use weft_config::bootstrap::{self as contract, AccessLog, Local, Probes};
 
 /// Everything that does not change while the process runs.
 #[derive(Clone, Debug)]
@@ -18,7 +18,7 @@ pub struct Bootstrap {
     pub workers: usize,
     /// Where configuration comes from.
     pub source: Source,
-    /// Where copies of documents are kept.
+    /// Where copies of documents are kept. Those that are files need none.
     pub cache: PathBuf,
     /// Ports that are listened on.
     pub ports: Ports,
@@ -51,6 +51,9 @@ pub struct Pod {
     pub labels: BTreeMap<String, String>,
     /// Named ports of its containers.
     pub port_names: BTreeMap<String, u16>,
+    /// What stands in for it when there is no pod: where connections go that were made to the inbound port itself.
+    /// None: they are refused.
+    pub application: Option<SocketAddr>,
 }
 
 /// Where configuration comes from.
@@ -104,12 +107,21 @@ impl Bootstrap {
             None => Source::Kubernetes,
             Some(value) => parse_source(&value)?,
         };
+        let mut pod = Pod::from_env()?;
+        let ports = match json::<Local>(contract::ENV_LOCAL)? {
+            None => Ports::default(),
+            Some(local) => {
+                let (ports, application) = parse_local(local, &source)?;
+                pod.application = application;
+                ports
+            }
+        };
         Ok(Self {
-            pod: Pod::from_env()?,
+            pod,
             workers: parsed(contract::ENV_WORKERS)?.unwrap_or(1usize).clamp(1, 256),
             source,
             cache: contract::CACHE_DIR.into(),
-            ports: Ports::default(),
+            ports,
             opaque_ports: list(contract::ENV_OPAQUE_PORTS)?
                 .map_or_else(|| contract::OPAQUE_PORTS_DEFAULT.iter().copied().collect(), HashSet::from_iter),
             probes: json(contract::ENV_PROBES)?.unwrap_or_default(),
@@ -134,6 +146,7 @@ impl Pod {
             service_account: text(contract::ENV_SERVICE_ACCOUNT).unwrap_or_else(|| "default".into()),
             labels: labels.lines().filter_map(parse_label).collect(),
             port_names: json(contract::ENV_PORT_NAMES)?.unwrap_or_default(),
+            application: None,
         })
     }
 }
@@ -163,6 +176,23 @@ fn parse_source(value: &str) -> Result<Source, Error> {
         Some(("directory", path)) if !path.is_empty() => Ok(Source::Directory(path.into())),
         _ => Err(wrong(contract::ENV_SOURCE, value, "it is \"kubernetes\" or \"directory:PATH\"")),
     }
+}
+
+/// Ports and application of a proxy outside of a pod. In a pod they are not for its environment to say.
+fn parse_local(local: Local, source: &Source) -> Result<(Ports, Option<SocketAddr>), Error> {
+    if *source == Source::Kubernetes {
+        let reason = format!("it is for a proxy outside of a pod: {} is to be a directory", contract::ENV_SOURCE);
+        return Err(wrong(contract::ENV_LOCAL, &format!("{local:?}"), reason));
+    }
+    let Local { outbound_port, inbound_port, admin_port, metrics_port, health_port, application } = local;
+    let ports = Ports {
+        outbound: outbound_port,
+        inbound: inbound_port,
+        admin: admin_port,
+        metrics: metrics_port,
+        health: health_port,
+    };
+    Ok((ports, application))
 }
 
 fn text(name: &str) -> Option<String> {
@@ -211,5 +241,17 @@ mod tests {
         assert_eq!(parse_source("directory:/tmp/x").ok(), Some(Source::Directory("/tmp/x".into())));
         let error = parse_source("file:/tmp/x").expect_err("unknown").to_string();
         assert!(error.contains("directory:PATH"), "{error}");
+    }
+
+    #[test]
+    fn a_pod_does_not_choose_its_ports() {
+        let local: Local =
+            serde_json::from_str(r#"{"inboundPort": 9000, "application": "127.0.0.1:8080"}"#).expect("it is one");
+        let (ports, application) =
+            parse_local(local.clone(), &Source::Directory("/tmp/x".into())).expect("outside of a pod it may");
+        assert_eq!((ports.inbound, ports.outbound), (9000, 0));
+        assert_eq!(application, Some(SocketAddr::from(([127, 0, 0, 1], 8080))));
+        let error = parse_local(local, &Source::Kubernetes).expect_err("in a pod it may not").to_string();
+        assert!(error.contains("WEFT_LOCAL") && error.contains("WEFT_SOURCE"), "{error}");
     }
 }

@@ -26,9 +26,14 @@ use crate::worker::Worker;
 
 /// Carries one connection.
 pub(crate) async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
-    let Ok(destination) = original_destination(&stream) else { return };
+    let Ok(mut destination) = original_destination(&stream) else { return };
     let _open = worker.shared.metrics.connection(Direction::Inbound);
     let shared = &worker.shared;
+    if let Some(application) = shared.application
+        && shared.own_ports.contains(&destination.port())
+    {
+        destination = application;
+    }
     let foreign = !shared.pod_ips.is_empty() && !shared.pod_ips.contains(&destination.ip());
     if foreign || shared.own_ports.contains(&destination.port()) {
         tracing::warn!(src.addr = %peer, dst.addr = %destination, reason = Reason::WrongDestination.as_str(), "connection refused");

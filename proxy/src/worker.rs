@@ -41,6 +41,8 @@ pub(crate) struct Shared {
     pub(crate) memory: Arc<Memory>,
     pub(crate) opaque_ports: HashSet<u16>,
     pub(crate) pod_ips: Vec<IpAddr>,
+    /// Where inbound connections go that nobody redirected. Only outside of a pod.
+    pub(crate) application: Option<SocketAddr>,
     /// Ports of the proxy itself, which nobody is forwarded to.
     pub(crate) own_ports: HashSet<u16>,
     pub(crate) access_log: AccessLog,

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::str::FromStr;
 
@@ -80,9 +81,32 @@ pub const ENV_SOURCE: &str = "WEFT_SOURCE";
 /// Environment: ports on which neither side is made to wait for the other to speak first, comma between them.
 pub const ENV_OPAQUE_PORTS: &str = "WEFT_OPAQUE_PORTS";
 
+/// Environment: how a proxy stands outside of a pod, JSON of [`Local`]. Refused unless the source is a directory: in a
+/// pod, redirection and probes count on the ports above.
+pub const ENV_LOCAL: &str = "WEFT_LOCAL";
+
 /// Ports that are never looked into, because on them the server speaks first: SMTP, MySQL, PostgreSQL, Redis and their
 /// kin. Source: the default list of Linkerd.
 pub const OPAQUE_PORTS_DEFAULT: &[u16] = &[25, 587, 3306, 4444, 5432, 6379, 9300, 11211];
+
+/// A proxy outside of a pod: nothing is redirected to it, and others may stand beside it. Each port is 0 by default, which
+/// takes a free one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Local {
+    /// In the place of [`OUTBOUND_PORT`].
+    pub outbound_port: u16,
+    /// In the place of [`INBOUND_PORT`].
+    pub inbound_port: u16,
+    /// In the place of [`ADMIN_PORT`].
+    pub admin_port: u16,
+    /// In the place of [`METRICS_PORT`].
+    pub metrics_port: u16,
+    /// In the place of [`HEALTH_PORT`].
+    pub health_port: u16,
+    /// Where connections to the inbound port are meant to go, since nothing else says it. Absent: they are refused.
+    pub application: Option<SocketAddr>,
+}
 
 /// The path on [`HEALTH_PORT`] under which the probe called `key` is answered.
 pub fn probe_path(key: &str) -> String {

@@ -136,8 +136,12 @@ impl Header {
 impl Envelope {
     /// Writes a document. The caller compares [`Envelope::stored_bytes`] with [`OBJECT_BYTES_MAX`].
     pub fn write<T: Serialize>(written: Written, body: &T) -> Self {
+        Self::pack(written, &canonical(body))
+    }
+
+    /// The same with a body that is JSON already. Whoever reads it finds out whether it is.
+    pub fn pack(written: Written, bytes: &[u8]) -> Self {
         let Written { namespace, generation, config_generation, requires, epoch } = written;
-        let bytes = canonical(body);
         let encoding = if bytes.len() <= PLAIN_BYTES_MAX { Encoding::Json } else { Encoding::Gzip };
         let header = Header {
             format_version: FORMAT_VERSION,
@@ -145,7 +149,7 @@ impl Envelope {
             generation,
             config_generation,
             encoding,
-            sha256: sha256(&bytes),
+            sha256: sha256(bytes),
             requires,
             epoch,
             signature: String::new(),
@@ -154,10 +158,10 @@ impl Envelope {
         envelope.data.insert(HEADER_KEY.into(), String::from_utf8_lossy(&canonical(&header)).into_owned());
         match encoding {
             Encoding::Json => {
-                envelope.data.insert(BODY_KEY.into(), String::from_utf8_lossy(&bytes).into_owned());
+                envelope.data.insert(BODY_KEY.into(), String::from_utf8_lossy(bytes).into_owned());
             }
             Encoding::Gzip => {
-                envelope.binary.insert(BODY_GZIP_KEY.into(), gzip(&bytes));
+                envelope.binary.insert(BODY_GZIP_KEY.into(), gzip(bytes));
             }
         }
         envelope

@@ -1,10 +1,11 @@
 //! Where documents come from. One enum, so that everything behind it is the same for a pod and for a test.
 
 use std::fmt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -138,14 +139,14 @@ fn envelope(object: ConfigMap) -> Envelope {
 async fn watch_file(directory: PathBuf, document: Document, events: mpsc::Sender<Event>) {
     let path = directory.join(format!("{document}.json"));
     let mut generation = 0;
-    let mut last: Option<Option<Vec<u8>>> = None;
+    let mut seen = None;
     loop {
-        let bytes = std::fs::read(&path).ok();
-        if last.as_ref() != Some(&bytes) {
-            let event = match bytes.as_deref().map(serde_json::from_slice::<serde_json::Value>) {
-                None => Event::Absent(document.clone()),
-                Some(Err(error)) => Event::Lost(document.clone(), format!("{}: {error}", path.display())),
-                Some(Ok(body)) => {
+        let version = version(&path);
+        if seen != Some(version) {
+            seen = Some(version);
+            let event = match std::fs::read(&path) {
+                Err(_) => Event::Absent(document.clone()),
+                Ok(body) => {
                     generation += 1;
                     let namespace = match &document {
                         Document::Index => String::new(),
@@ -153,16 +154,21 @@ async fn watch_file(directory: PathBuf, document: Document, events: mpsc::Sender
                     };
                     let written =
                         Written { namespace, generation, config_generation: generation, ..Written::default() };
-                    Event::Document(document.clone(), Envelope::write(written, &body))
+                    Event::Document(document.clone(), Envelope::pack(written, &body))
                 }
             };
-            last = Some(bytes);
             if events.send(event).await.is_err() {
                 return;
             }
         }
         tokio::time::sleep(POLL).await;
     }
+}
+
+/// Tells a file from what it was before without reading it. None: there is none.
+fn version(path: &Path) -> Option<(u64, u64, SystemTime)> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.ino(), metadata.len(), metadata.modified().ok()?))
 }
 
 impl fmt::Display for Document {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use weft_config::{DecodeError, Envelope, Export, Header, Index};
 use weft_runtime::readiness::Part;
 
@@ -45,6 +46,7 @@ const COMMANDS_MAX: usize = 1024;
 pub(crate) struct Store {
     table: ArcSwap<Table>,
     changed: watch::Sender<()>,
+    heard: CancellationToken,
     open: mpsc::Sender<Arc<str>>,
 }
 
@@ -52,7 +54,7 @@ pub(crate) struct Store {
 pub(crate) struct Keeper {
     pod: Pod,
     source: Source,
-    cache: PathBuf,
+    cache: Option<PathBuf>,
     store: Arc<Store>,
     requests: mpsc::Receiver<Arc<str>>,
     events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
@@ -106,6 +108,11 @@ impl Store {
         self.table.load_full()
     }
 
+    /// Waits until it is known of each of the pod's own documents what it says, or that it cannot be had.
+    pub(crate) async fn heard(&self) {
+        self.heard.cancelled().await;
+    }
+
     /// Waits until a namespace is open, for a while.
     pub(crate) async fn open(&self, namespace: &Arc<str>) {
         let mut changed = self.changed.subscribe();
@@ -131,12 +138,17 @@ impl Keeper {
     pub(crate) fn new(
         pod: Pod,
         source: Source,
-        cache: PathBuf,
+        cache: Option<PathBuf>,
         metrics: ConfigMetrics,
         part: Part,
     ) -> (Arc<Store>, Self) {
         let (open, requests) = mpsc::channel(COMMANDS_MAX);
-        let store = Arc::new(Store { table: ArcSwap::default(), changed: watch::Sender::new(()), open });
+        let store = Arc::new(Store {
+            table: ArcSwap::default(),
+            changed: watch::Sender::new(()),
+            heard: CancellationToken::new(),
+            open,
+        });
         let keeper = Self {
             pod,
             source,
@@ -180,7 +192,7 @@ impl Keeper {
         }
         self.make_room();
         self.held.insert(document.clone(), Held::default());
-        if let Some(envelope) = read_copy(&self.cache, &document) {
+        if let Some(envelope) = self.cache.as_deref().and_then(|cache| read_copy(cache, &document)) {
             self.on_document(&document, envelope);
         }
         let watch = self.source.watch(document.clone(), self.events.0.clone());
@@ -283,7 +295,9 @@ impl Keeper {
         }
         self.metrics.generation(&document.to_string(), header.generation);
         tracing::info!(%document, generation = header.generation, "configuration in use");
-        if let Err(error) = write_copy(&self.cache, &document, &envelope) {
+        if let Some(cache) = &self.cache
+            && let Err(error) = write_copy(cache, &document, &envelope)
+        {
             tracing::debug!(%document, %error, "no copy of the configuration was kept");
         }
         if let Some(held) = self.held.get_mut(&document) {
@@ -336,7 +350,7 @@ impl Keeper {
     /// Says in `/readyz` and metrics how each document stands.
     fn report(&self) {
         let mut detail = Vec::new();
-        let mut ready = true;
+        let (mut ready, mut heard) = (true, true);
         let mut troubled = 0;
         for (document, held) in &self.held {
             let own = match document {
@@ -344,6 +358,7 @@ impl Keeper {
                 Document::Export(namespace) | Document::Inbound(namespace) => **namespace == *self.pod.namespace,
             };
             ready &= !own || held.header.is_some();
+            heard &= !own || held.header.is_some() || held.trouble.is_some();
             let generation =
                 held.header.as_ref().map_or("none".into(), |header| format!("generation {}", header.generation));
             match &held.trouble {
@@ -353,6 +368,9 @@ impl Keeper {
                 }
                 _ => detail.push(format!("{document} in use: {generation}")),
             }
+        }
+        if heard {
+            self.store.heard.cancel();
         }
         self.metrics.troubled.set(troubled);
         self.part.report(ready, &detail.join(", "));

@@ -1,0 +1,86 @@
+"""A bootstrap for Envoy, plain: the router and nothing beside it."""
+
+from pathlib import Path
+
+TYPE = "type.googleapis.com/envoy"
+HTTP_OPTIONS = f"{TYPE}.extensions.upstreams.http.v3.HttpProtocolOptions"
+# What Weft has, so that flow control is the same.
+HTTP2 = {
+    "max_concurrent_streams": 1000,
+    "initial_stream_window_size": 1 << 20,
+    "initial_connection_window_size": 1 << 24,
+}
+UNLIMITED = {"max_connections": 100_000, "max_pending_requests": 100_000, "max_requests": 100_000, "max_retries": 1000}
+
+
+def bootstrap(role: str, listen: int, upstream: int, certs: Path, count: int = 0) -> dict:
+    """`count` is how many further clusters with a virtual host each there are (role config)."""
+    protocol = {"http2_protocol_options": HTTP2} if role == "h2" else {"http_protocol_options": {}}
+    if role == "tcp":
+        protocol = None
+    clusters = [_cluster("upstream", [upstream], protocol)]
+    hosts = [_virtual_host("all", ["*"], "upstream")]
+    for number in range(count):
+        name = f"service-{number}"
+        clusters.append(_cluster(name, [20000, 20001], protocol))
+        hosts.append(_virtual_host(name, [f"{name}.bench", f"{name}.bench.svc.cluster.local"], name))
+    chain = {"filters": [_tcp_proxy() if role == "tcp" else _connection_manager(role, hosts)]}
+    if role == "tlsterm":
+        chain["transport_socket"] = _tls(certs)
+    listener = {"name": "listener", "address": _address(listen), "filter_chains": [chain]}
+    return {"static_resources": {"listeners": [listener], "clusters": clusters}}
+
+
+def _address(port: int) -> dict:
+    return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+
+
+def _cluster(name: str, ports: list[int], protocol: dict | None) -> dict:
+    endpoints = [{"endpoint": {"address": _address(port)}} for port in ports]
+    cluster = {
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": "2s",
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
+        "circuit_breakers": {"thresholds": [UNLIMITED]},
+    }
+    if protocol:
+        options = {"@type": HTTP_OPTIONS, "explicit_http_config": protocol}
+        cluster["typed_extension_protocol_options"] = {HTTP_OPTIONS.removeprefix("type.googleapis.com/"): options}
+    return cluster
+
+
+def _virtual_host(name: str, domains: list[str], cluster: str) -> dict:
+    route = {"match": {"prefix": "/"}, "route": {"cluster": cluster, "timeout": "15s"}}
+    return {"name": name, "domains": domains, "routes": [route]}
+
+
+def _connection_manager(role: str, hosts: list[dict]) -> dict:
+    router = {"name": "router", "typed_config": {"@type": f"{TYPE}.extensions.filters.http.router.v3.Router"}}
+    config = {
+        "@type": f"{TYPE}.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "in",
+        "codec_type": "HTTP2" if role == "h2" else "AUTO",
+        "route_config": {"name": "routes", "virtual_hosts": hosts},
+        "http_filters": [router],
+        "http2_protocol_options": HTTP2,
+    }
+    return {"name": "http", "typed_config": config}
+
+
+def _tcp_proxy() -> dict:
+    kind = f"{TYPE}.extensions.filters.network.tcp_proxy.v3.TcpProxy"
+    return {"name": "tcp", "typed_config": {"@type": kind, "stat_prefix": "in", "cluster": "upstream"}}
+
+
+def _tls(certs: Path) -> dict:
+    certificate = {
+        "certificate_chain": {"filename": str(certs / "b.pem")},
+        "private_key": {"filename": str(certs / "b.key")},
+    }
+    versions = {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"}
+    config = {
+        "@type": f"{TYPE}.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+        "common_tls_context": {"tls_certificates": [certificate], "tls_params": versions},
+    }
+    return {"name": "tls", "typed_config": config}

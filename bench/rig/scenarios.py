@@ -1,0 +1,300 @@
+"""What is measured. Each scenario yields raw lines, one for each proxy and repetition.
+
+All proxies of a scenario run at once, on ports of their own, and are measured in turn, so that a machine that slows
+down slows all of them down.
+"""
+
+import http.client
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from rig import weft
+from rig.peers import CERTS, SCRATCH, Command, command
+from rig.processes import (
+    START_SECONDS,
+    UPSTREAM_PORT,
+    Failure,
+    Processes,
+    family,
+    measure,
+    resident_kb,
+    wait_for_answer,
+    wait_for_port,
+)
+
+FIRST_PORT = 9200
+# After start, and after connections came or went, for what goes on in the background to be over.
+SETTLE_SECONDS = 1.0
+# Of the scenarios that start everything anew each time.
+RESTARTS_MAX = 3
+IDLE_CONNECTIONS = 10_000
+# Failed requests that a measurement may have, as a share of all.
+FAILED_MAX = 0.001
+# The proxies that are built from Weft: this checkout, and another one to compare it with.
+OURS = ("weft", "before")
+# No proxy at all: the backend itself.
+DIRECT = "direct"
+
+
+@dataclass(frozen=True)
+class Run:
+    """How much is measured."""
+
+    proxies: tuple[str, ...]
+    repetitions: int
+    seconds: float
+    warm_up: float
+
+
+@dataclass(frozen=True)
+class Load:
+    """Requests through a proxy in a role."""
+
+    role: str
+    arguments: str
+    backend: str = "backend"
+    # Also measure without a proxy, and say how much later half of the requests are answered with one.
+    added: bool = False
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Requests through Weft with a configuration of several sizes, which are measured in turn."""
+
+    role: str
+    sizes: tuple[int, ...]
+    path: Callable[[int], str]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory of a proxy that has done nothing, and with connections that each made one request."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Time from start to the first answer with further clusters and routes, and memory beyond that without them."""
+
+    clusters: int
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """Instructions in user space for one request over HTTP/1.1: comparable between machines."""
+
+
+@dataclass
+class Target:
+    """A proxy that runs."""
+
+    port: int
+    pid: int | None = None
+
+    def pids(self) -> list[int]:
+        """Its processes as of now: some proxies listen before they have all of them."""
+        return family(self.pid) if self.pid else []
+
+
+TLS = f"--tls {CERTS}/ca.pem"
+SCENARIOS = {
+    "h1_sat": Load("h1", "load --connections 64"),
+    "h1_rate1k": Load("h1", "load --connections 16 --rate 1000", added=True),
+    "h1_rate5k": Load("h1", "load --connections 32 --rate 5000", added=True),
+    "h1_post8k": Load("h1", "load --connections 64 --post 8192"),
+    "h1_close": Load("h1", "load --connections 16 --close"),
+    "h2_1x100": Load("h2", "load2 --connections 1 --streams 100", "backend2"),
+    "h2_10x100": Load("h2", "load2 --connections 10 --streams 100", "backend2"),
+    "h2_rate2k": Load("h2", "load2 --connections 10 --rate 2000", "backend2"),
+    "grpc_10x10": Load("h2", "load2 --connections 10 --streams 10 --grpc", "backend2"),
+    "grpc_rate2k": Load("h2", "load2 --connections 10 --rate 2000 --grpc", "backend2"),
+    "tls_sat": Load("tlsterm", f"load --connections 64 {TLS}"),
+    "tls_hs": Load("tlsterm", f"load --connections 16 --close {TLS}"),
+    "tcp_req": Load("tcp", "load --connections 64"),
+    "tcp_close": Load("tcp", "load --connections 16 --close"),
+    "tcp_bulk": Load("tcp", "drain --connections 4", "source"),
+    "routes": Growth("routes", (10, 1000, 10_000), weft.path_of_last_route),
+    "endpoints": Growth("endpoints", (10, 3000), lambda _count: "/"),
+    "mem": Memory(),
+    "config1000": Configuration(1000),
+    "config10000": Configuration(10_000),
+    "instructions": Instructions(),
+}
+
+
+def run_scenario(name: str, run: Run) -> Iterator[dict]:
+    """The raw lines of a scenario."""
+    match SCENARIOS[name]:
+        case Load() as load:
+            lines = _load(load, run)
+        case Growth() as growth:
+            lines = _growth(growth, run)
+        case Memory():
+            lines = _memory(run)
+        case Configuration(clusters):
+            lines = _configuration(clusters, run)
+        case Instructions():
+            lines = _instructions(run)
+    for line in lines:
+        yield {"scenario": name} | line
+
+
+def _load(scenario: Load, run: Run) -> Iterator[dict]:
+    with Processes() as processes:
+        processes.backend(scenario.backend)
+        targets = {DIRECT: Target(UPSTREAM_PORT)} if scenario.added else {}
+        for number, proxy in enumerate(run.proxies):
+            port = FIRST_PORT + number
+            prepared = command(proxy, scenario.role, port, UPSTREAM_PORT)
+            if prepared is None:
+                continue
+            try:
+                targets[proxy] = _start(processes, prepared, port)
+            except Failure as failure:
+                yield {"proxy": proxy, "failed": str(failure)}
+        yield from _in_turn(processes, targets, lambda _name: scenario.arguments.split(), run)
+
+
+def _growth(scenario: Growth, run: Run) -> Iterator[dict]:
+    for proxy in [proxy for proxy in run.proxies if proxy in OURS]:
+        with Processes() as processes:
+            processes.backend("backend")
+            targets, paths = {}, {}
+            for number, size in enumerate(scenario.sizes):
+                port = FIRST_PORT + number
+                prepared = command(proxy, scenario.role, port, UPSTREAM_PORT, size)
+                targets[str(size)] = _start(processes, prepared, port)
+                paths[str(size)] = scenario.path(size)
+            arguments = lambda size: ["load", "--connections", "64", "--path", paths[size]]
+            for line in _in_turn(processes, targets, arguments, run):
+                yield line | {"proxy": proxy, "size": int(line["proxy"])}
+
+
+def _start(processes: Processes, prepared: Command, port: int) -> Target:
+    process = processes.proxy(prepared)
+    wait_for_port(process, port)
+    return Target(port, process.pid)
+
+
+def _in_turn(
+    processes: Processes, targets: dict[str, Target], arguments: Callable[[str], list[str]], run: Run
+) -> Iterator[dict]:
+    time.sleep(SETTLE_SECONDS)
+    times = ["--seconds", str(run.seconds), "--warm-up", str(run.warm_up)]
+    for repetition in range(run.repetitions):
+        direct = None
+        for name, target in targets.items():
+            line = {"proxy": name, "repetition": repetition}
+            try:
+                result = measure(processes, target.pids(), [*arguments(name), "--port", str(target.port), *times])
+                line |= _per_unit(result)
+            except Failure as failure:
+                line["failed"] = str(failure)
+            if name == DIRECT:
+                direct = line.get("p50_us")
+            elif direct is not None and "p50_us" in line:
+                line["added_p50_us"] = line["p50_us"] - direct
+            yield line
+
+
+def _per_unit(result: dict) -> dict:
+    """A result with CPU time by request, or by gigabyte."""
+    cpu = result.pop("cpu_s")
+    if "bytes" in result:
+        if result["bytes"] == 0:
+            raise Failure("no byte came through")
+        return result | {"cpu_s_per_gb": cpu / (result["bytes"] / 1e9)}
+    requests, failed = result["requests"], result["refused"] + result["broken"]
+    if failed > FAILED_MAX * requests or requests == 0:
+        raise Failure(f"{failed} of {requests + result['broken']} requests failed")
+    return result | {"cpu_us": cpu * 1e6 / requests}
+
+
+def _memory(run: Run) -> Iterator[dict]:
+    for repetition in range(min(run.repetitions, RESTARTS_MAX)):
+        for proxy in run.proxies:
+            yield {"proxy": proxy, "repetition": repetition} | _or_failure(_memory_of, proxy)
+
+
+def _memory_of(proxy: str) -> dict:
+    with Processes() as processes:
+        processes.backend("backend")
+        target = _start(processes, command(proxy, "h1", FIRST_PORT, UPSTREAM_PORT), FIRST_PORT)
+        time.sleep(SETTLE_SECONDS)
+        idle = resident_kb(target.pids())
+        holder = processes.driver("hold", "--port", str(target.port), "--connections", str(IDLE_CONNECTIONS))
+        if not holder.stdout.readline():
+            raise Failure(f"{IDLE_CONNECTIONS} connections could not be made")
+        time.sleep(SETTLE_SECONDS)
+        held = resident_kb(target.pids())
+        holder.communicate()
+        time.sleep(SETTLE_SECONDS)
+        after = resident_kb(target.pids())
+    return {"idle_kb": idle, "kb_per_connection": (held - idle) / IDLE_CONNECTIONS, "after_kb": after}
+
+
+def _configuration(clusters: int, run: Run) -> Iterator[dict]:
+    for repetition in range(min(run.repetitions, RESTARTS_MAX)):
+        for proxy in run.proxies:
+            if command(proxy, "config", FIRST_PORT, UPSTREAM_PORT, 0) is None:
+                continue
+            yield {"proxy": proxy, "repetition": repetition} | _or_failure(_configuration_of, proxy, clusters)
+
+
+def _configuration_of(proxy: str, clusters: int) -> dict:
+    _, empty_kb = _started(proxy, 0)
+    start_s, full_kb = _started(proxy, clusters)
+    return {"start_s": start_s, "growth_kb": full_kb - empty_kb}
+
+
+def _started(proxy: str, clusters: int) -> tuple[float, int]:
+    prepared = command(proxy, "config", FIRST_PORT, UPSTREAM_PORT, clusters)
+    with Processes() as processes:
+        processes.backend("backend")
+        begun = time.monotonic()
+        process = processes.proxy(prepared)
+        wait_for_answer(process, FIRST_PORT)
+        took = time.monotonic() - begun
+        time.sleep(SETTLE_SECONDS)
+        return took, resident_kb(family(process.pid))
+
+
+def _or_failure(work: Callable[..., dict], *arguments: object) -> dict:
+    try:
+        return work(*arguments)
+    except Failure as failure:
+        return {"failed": str(failure)}
+
+
+def _instructions(run: Run) -> Iterator[dict]:
+    for proxy in [proxy for proxy in run.proxies if proxy in OURS]:
+        yield {"proxy": proxy, "repetition": 0} | _or_failure(_instructions_of, proxy)
+
+
+def _instructions_of(proxy: str, few: int = 500, many: int = 2500) -> dict:
+    """What many requests take beyond few, so that start and end are not in it."""
+    return {"instructions": (_counted(proxy, many) - _counted(proxy, few)) / (many - few)}
+
+
+def _counted(proxy: str, requests: int) -> int:
+    """Instructions of a proxy from its start to its end."""
+    prepared = command(proxy, "h1", FIRST_PORT, UPSTREAM_PORT)
+    log = SCRATCH / "valgrind.log"
+    valgrind = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", f"--log-file={log}"]
+    with Processes() as processes:
+        processes.backend("backend")
+        process = processes.proxy(Command([*valgrind, *prepared.argv], prepared.environment))
+        wait_for_answer(process, FIRST_PORT)
+        connection = http.client.HTTPConnection("127.0.0.1", FIRST_PORT, timeout=10)
+        for _ in range(requests):
+            connection.request("GET", "/")
+            connection.getresponse().read()
+        connection.close()
+        process.send_signal(signal.SIGTERM)
+        process.wait(START_SECONDS)
+    collected = re.search(r"Collected : (\d+)", log.read_text())
+    if not collected:
+        raise Failure("valgrind counted nothing")
+    return int(collected[1])

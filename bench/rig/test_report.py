@@ -1,0 +1,119 @@
+"""The table, the chart and the verdicts, on measurements that are made up."""
+
+import unittest
+import xml.etree.ElementTree as xml
+
+from rig import report
+
+ABOUT = {
+    "date": "2026-01-02",
+    "cpu": "A <fast> one",
+    "cores": 2,
+    "kernel": "6.1",
+    "commit": "abc1234",
+    "versions": {"envoy": "Envoy 1.40.0"},
+    "repetitions": 3,
+    "seconds": 4.0,
+}
+
+
+def line(scenario: str, proxy: str, repetition: int = 0, **measures: float) -> dict:
+    return {"scenario": scenario, "proxy": proxy, "repetition": repetition} | measures
+
+
+GOALS = [row for row in report.ROWS if row.must is not None]
+
+# Three runs that are far apart in time and near in ratio; must is 0.40 and aim 0.30.
+RUNS = [
+    line("h1_sat", proxy, repetition, cpu_us=cpu)
+    for proxy, costs in {"weft": (20.0, 35.0, 18.0), "envoy": (58.0, 90.0, 50.0), "nginx": (21.0, 30.0, 20.0)}.items()
+    for repetition, cpu in enumerate(costs)
+]
+
+
+def everything(share: float) -> list[dict]:
+    """Each row measured, Weft at this share of what it must be, and no growth."""
+    lines = []
+    for row in report.ROWS:
+        ours = share * (row.must or 1)
+        lines += [line(row.scenario, "weft", **{row.measure: ours}), line(row.scenario, "envoy", **{row.measure: 1})]
+    lines += [line(of.scenario, "weft", cpu_us=20.0, size=size) for of in report.GROWTHS for size in (10, 1000)]
+    return lines
+
+
+class Verdicts(unittest.TestCase):
+    def test_a_ratio_is_that_of_the_medians(self):
+        verdict = report.verdicts(report.summarise(RUNS))[0]
+        self.assertAlmostEqual(verdict.ratio, 20.0 / 58.0)
+        self.assertTrue(verdict.met)
+
+    def test_everything_in_its_bounds_misses_nothing(self):
+        self.assertEqual(report.missed(report.summarise(everything(0.99))), [])
+
+    def test_what_is_beyond_is_missed(self):
+        missed = report.missed(report.summarise(everything(1.01)))
+        self.assertEqual(len(missed), len(GOALS), missed)
+
+    def test_what_is_not_measured_is_missed(self):
+        missed = report.missed(report.summarise(RUNS))
+        self.assertEqual(len(missed), len(GOALS) - 1 + len(report.GROWTHS), missed)
+        self.assertIn("not measured", missed[0])
+
+    def test_a_cost_that_grows_is_missed(self):
+        lines = everything(0.99) + [line("routes", "weft", cpu_us=40.0, size=10_000)]
+        self.assertEqual(
+            report.missed(report.summarise(lines)),
+            ["CPU per request, 10000 routes on the port: 2.00 of the smallest, must be 1.10"],
+        )
+
+    def test_a_failure_is_told_and_counts_as_no_measurement(self):
+        lines = RUNS + [line("h1_sat", "haproxy", failed="haproxy ended with status 1")]
+        self.assertEqual(report.failures(lines), ["h1_sat, haproxy: haproxy ended with status 1"])
+        self.assertNotIn("haproxy", report.verdicts(report.summarise(lines))[0].values)
+
+
+class Markdown(unittest.TestCase):
+    def test_a_row_has_values_ratio_and_marks(self):
+        self.assertEqual(
+            report.table(report.summarise(RUNS)).splitlines()[2:],
+            [
+                "| HTTP/1.1, 64 connections: CPU per request "
+                "| 20.0 µs | 58.0 µs | 21.0 µs | – | **0.34** | 0.40 ✓ | 0.30 ✗ |"
+            ],
+        )
+
+    def test_a_change_is_held_against_before(self):
+        lines = [line("routes", "before", cpu_us=20.0, size=10), line("routes", "weft", cpu_us=15.0, size=10)]
+        table = report.comparison(report.summarise(lines))
+        self.assertEqual(table.splitlines()[2:], ["| routes 10 | cpu_us | 20.0 | 15.0 | 0.750 |"])
+
+    def test_the_page_says_where_it_was_measured_and_how_far_runs_were_apart(self):
+        page = report.markdown(ABOUT, RUNS + [line("h1_sat", "haproxy", failed="no port")])
+        expected = ("2026-01-02", "A <fast> one", "Linux 6.1", "abc1234", "Envoy 1.40.0", "18.0–35.0", "no port")
+        for text in expected:
+            self.assertIn(text, page)
+
+    def test_the_readme_changes_between_its_marks_alone(self):
+        readme = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
+        changed = report.with_section(readme, ABOUT, RUNS)
+        self.assertTrue(changed.startswith("before\n") and changed.endswith("after\n"))
+        self.assertNotIn("old", changed)
+        self.assertIn("| **0.34** |", changed)
+        self.assertEqual(report.with_section(changed, ABOUT, RUNS), changed)
+
+
+class Chart(unittest.TestCase):
+    def test_it_is_xml_with_a_bar_for_each_ratio(self):
+        drawing = xml.fromstring(report.chart(ABOUT, everything(0.5)))
+        bars = [shape for shape in drawing if shape.get("class") == "weft" and shape.get("x") != "16"]
+        self.assertEqual(len(bars), len(GOALS))
+
+    def test_a_bar_too_long_ends_inside_the_picture(self):
+        lines = [line("h1_sat", "weft", cpu_us=500.0), line("h1_sat", "envoy", cpu_us=1.0)]
+        drawing = xml.fromstring(report.chart(ABOUT, lines))
+        bar = next(shape for shape in drawing if shape.get("class") == "missed" and shape.get("x") != "92")
+        self.assertLessEqual(float(bar.get("x")) + float(bar.get("width")), report.WIDTH - report.RIGHT)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,118 @@
+"""The Weft proxy outside of a pod: the documents that an operator would have written, and the environment that an
+injector would have set. Nothing is redirected, so the address of the one Service is the proxy's own listener."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+NAMESPACE = "bench"
+SERVICE = "backend"
+
+# role: what the Service's port says is spoken there
+PROTOCOLS = {"h1": "http", "h2": "http2", "tcp": "tcp", "config": "http", "routes": "http", "endpoints": "http"}
+ROLES = (*PROTOCOLS, "policy")
+
+# As the operator writes them for a rule that says only `retry: {}` and `timeouts: {request: 15s}`, and for limits that
+# are there and not reached.
+RETRY = {
+    "attempts": 1,
+    "codes": [502, 503, 504],
+    "methods": ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"],
+    "backoffMs": 25,
+}
+REQUEST_TIMEOUT_MS = 15_000
+LIMITS = {"maxConnections": 100_000, "maxRequests": 100_000, "maxPending": 100_000}
+
+
+def binary() -> Path:
+    """The proxy that WEFT_PROXY names, else the one built from this checkout. It is built if it is not there."""
+    if named := os.environ.get("WEFT_PROXY"):
+        return Path(named)
+    if not _built():
+        build = ["cargo", "build", "--quiet", "--locked", "--profile", "ci", "--package", "weft-proxy"]
+        subprocess.run(build, cwd=CHECKOUT, check=True)
+    return _built()[-1]
+
+
+def _built() -> list[Path]:
+    target = CHECKOUT / os.environ.get("CARGO_TARGET_DIR", "target")
+    return sorted(target.glob("*/ci/weft-proxy"), key=lambda path: path.stat().st_mtime)
+
+
+def environment(role: str, listen: int, upstream: int, folder: Path) -> dict[str, str]:
+    """What the proxy is told when it starts. Everything else stays at the defaults that it has in a pod."""
+    local = {"outboundPort": listen}
+    if role == "policy":
+        local = {"inboundPort": listen, "application": f"127.0.0.1:{upstream}"}
+    return {
+        "WEFT_NAMESPACE": NAMESPACE,
+        "WEFT_SOURCE": f"directory:{folder}",
+        "WEFT_WORKERS": "1",
+        "WEFT_LOCAL": json.dumps(local),
+    }
+
+
+def write_documents(role: str, listen: int, upstream: int, folder: Path, count: int = 0) -> None:
+    """Writes the files that the proxy reads its configuration from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, body in documents(role, listen, upstream, count).items():
+        (folder / f"{name}.json").write_text(json.dumps(body))
+
+
+def documents(role: str, listen: int, upstream: int, count: int = 0) -> dict[str, dict]:
+    """The exported and the private document of the namespace.
+
+    `count` is how many further Services (role config), routes of the port (routes) or endpoints in place of one
+    (endpoints) there are.
+    """
+    if role == "policy":
+        deny = {"action": "deny", "paths": [{"prefix": "/private"}]}
+        policies = [{"name": "private", "target": "namespace", "rules": [deny]}]
+        return {f"x.{NAMESPACE}": {}, f"i.{NAMESPACE}": {"policies": policies}}
+    endpoints = [f"{_loopback(number)}:{upstream}" for number in range(count if role == "endpoints" else 1)]
+    routes = _routes(SERVICE, listen, count if role == "routes" else 0)
+    service = _service(SERVICE, ["127.0.0.1"], listen, PROTOCOLS[role], routes, endpoints)
+    further = [_further_service(number) for number in range(count if role == "config" else 0)]
+    return {f"x.{NAMESPACE}": {"services": [service, *further]}, f"i.{NAMESPACE}": {}}
+
+
+def path_of_last_route(count: int) -> str:
+    """A request that the last of the further routes takes."""
+    return f"/routes/{count - 1}/item"
+
+
+def _service(name: str, addresses: list[str], port: int, protocol: str, routes: dict, endpoints: list[str]) -> dict:
+    spoken = {"port": port, "protocol": protocol, "endpoints": [{"address": address} for address in endpoints]}
+    if protocol != "tcp":
+        spoken["routes"] = routes
+    return {"name": name, "addresses": addresses, "settings": {"limits": LIMITS}, "ports": [spoken]}
+
+
+def _further_service(number: int) -> dict:
+    name, port = f"service-{number}", 80
+    address = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+    return _service(name, [address], port, "http", _routes(name, port, 0), ["127.0.0.1:20000", "127.0.0.1:20001"])
+
+
+def _routes(service: str, port: int, further: int) -> dict:
+    """One route for everything, after further ones with a rule each."""
+    prefixes = [f"/routes/{number}" for number in range(further)] + ["/"]
+    matches = [{"rule": rule, "path": {"prefix": prefix}} for rule, prefix in enumerate(prefixes)]
+    return {"matches": matches, "rules": [_rule(service, port, number) for number in range(len(prefixes))]}
+
+
+def _rule(service: str, port: int, number: int) -> dict:
+    cluster = {"namespace": NAMESPACE, "service": service, "port": port}
+    return {
+        "route": {"namespace": NAMESPACE, "name": service},
+        "name": str(number),
+        "requestTimeoutMs": REQUEST_TIMEOUT_MS,
+        "retry": RETRY,
+        "action": {"forward": {"backends": [{"weight": 1, "target": {"cluster": cluster}}]}},
+    }
+
+
+def _loopback(number: int) -> str:
+    return f"127.0.{number // 250}.{number % 250 + 1}"

@@ -1,0 +1,118 @@
+//! `bench/proxy`, which starts this proxy for programs that measure: the real script, the real process, real sockets.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long the script and the proxy may take until the first answer.
+const START: Duration = Duration::from_secs(20);
+
+/// A proxy that the script has become. Dropping it ends the process.
+struct Proxy {
+    process: Child,
+    address: SocketAddr,
+}
+
+impl Proxy {
+    fn start(role: &str, upstream: u16) -> Self {
+        let address = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
+        let process = script()
+            .args([role, &address.port().to_string(), &upstream.to_string(), "certs"])
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("the script starts");
+        let begun = Instant::now();
+        let mut proxy = Self { process, address };
+        while TcpStream::connect(address).is_err() {
+            let ended = proxy.process.try_wait().expect("asked");
+            assert!(ended.is_none() && begun.elapsed() < START, "{role} does not listen: {ended:?}");
+            thread::sleep(Duration::from_millis(10));
+        }
+        proxy
+    }
+
+    /// The status of the answer to a GET.
+    fn get(&self, path: &str) -> u16 {
+        let mut stream = TcpStream::connect(self.address).expect("connects");
+        stream.set_read_timeout(Some(Duration::from_secs(5))).expect("set");
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: bench.local\r\nconnection: close\r\n\r\n").expect("asks");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("is answered");
+        let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+        status.unwrap_or_else(|| panic!("{path}: {answer:?}"))
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn script() -> Command {
+    let mut script = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../bench/proxy"));
+    script.env("WEFT_PROXY", env!("CARGO_BIN_EXE_weft-proxy")).stdin(Stdio::null());
+    script
+}
+
+/// A backend that answers 200 to everybody. It ends with the test.
+fn backend() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("binds");
+    let port = listener.local_addr().expect("an address").port();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            thread::spawn(move || {
+                let mut received = Vec::new();
+                let mut buffer = [0; 4096];
+                while let Ok(read @ 1..) = stream.read(&mut buffer) {
+                    received.extend_from_slice(&buffer[..read]);
+                    if received.ends_with(b"\r\n\r\n") {
+                        received.clear();
+                        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+                    }
+                }
+            });
+        }
+    });
+    port
+}
+
+#[test]
+fn requests_go_through_from_the_first_on() {
+    let proxy = Proxy::start("h1", backend());
+    for path in ["/", "/private", "/a?b=c"] {
+        assert_eq!(proxy.get(path), 200, "{path}");
+    }
+}
+
+#[test]
+fn a_policy_denies_what_is_private_from_the_first_on() {
+    let proxy = Proxy::start("policy", backend());
+    for (path, status) in
+        [("/private", 403), ("/private/a", 403), ("/x/../private/", 403), ("/", 200), ("/privately", 200)]
+    {
+        assert_eq!(proxy.get(path), status, "{path}");
+    }
+}
+
+#[test]
+fn proxies_stand_side_by_side() {
+    let upstream = backend();
+    let proxies = [Proxy::start("h1", upstream), Proxy::start("h1", upstream)];
+    for proxy in &proxies {
+        assert_eq!(proxy.get("/"), 200);
+    }
+}
+
+#[test]
+fn what_it_cannot_do_it_says() {
+    for role in ["tlsterm", "unknown"] {
+        let output = script().args([role, "1", "2", "certs"]).output().expect("the script runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(role), "{role}: {said}");
+    }
+}
