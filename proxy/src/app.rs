@@ -71,7 +71,7 @@ pub async fn start(
     filter: Option<log::Filter>,
     drain: CancellationToken,
 ) -> anyhow::Result<Running> {
-    let Bootstrap { pod, workers, source, cache, ports, opaque_ports, probes, drain: _, log: _, access_log } =
+    let Bootstrap { pod, workers, source, cache, ports, timeouts, opaque_ports, probes, drain: _, log: _, access_log } =
         bootstrap;
     let mut registry = Registry::with_prefix("weft");
     let metrics = Metrics::new(&mut registry);
@@ -113,6 +113,7 @@ pub async fn start(
         store,
         loads: Loads::default(),
         metrics,
+        timeouts,
         opaque_ports,
         pod_ips,
         own_ports,

@@ -43,7 +43,7 @@ pub(crate) async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAd
         Ok(Said::Spoke(_)) => return bytes(&worker, stream, peer, destination, None).await,
         Ok(Said::Nothing) => {
             let upstream = ask(&worker, destination).await;
-            match stream.first(upstream.as_ref()).await {
+            match stream.first(upstream.as_ref(), shared.timeouts.idle).await {
                 First::Client(Verdict::Http1) => false,
                 First::Client(Verdict::Http2) => true,
                 First::Client(_) => return bytes(&worker, stream, peer, destination, None).await,
@@ -53,8 +53,8 @@ pub(crate) async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAd
         }
         Ok(Said::Closed) | Err(_) => return,
     };
-    let drain = worker.shared.drain.clone();
-    serve::serve(stream, http2, &drain, move |request| respond(worker.clone(), peer, destination, request)).await;
+    let shared = worker.shared.clone();
+    serve::serve(stream, http2, &shared, move |request| respond(worker.clone(), peer, destination, request)).await;
 }
 
 /// A connection to the application, for one who is silent so far. Nobody is asked for somebody whom policy would not let through.
@@ -129,7 +129,13 @@ async fn respond(
             Ok(canonical) => {
                 if canonical != uri.path() {
                     let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-                    forwarded_path = format!("{canonical}{query}").parse::<PathAndQuery>().ok();
+                    match format!("{canonical}{query}").parse::<PathAndQuery>() {
+                        Ok(path) => forwarded_path = Some(path),
+                        // Never the path that was not looked at.
+                        Err(_) => {
+                            return Answer::new(Reason::BadRequest, "the canonical path is none").into_response(finish);
+                        }
+                    }
                 }
                 looked_at = canonical;
             }

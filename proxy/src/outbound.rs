@@ -18,7 +18,7 @@ use crate::http::forward::{Finish, Plan, Upstream, forward};
 use crate::http::respond::{Answer, Reason};
 use crate::http::{head, serve};
 use crate::orig_dst::original_destination;
-use crate::sniff::{First, PATIENCE, Prefixed, SILENCE, Said};
+use crate::sniff::{First, Prefixed, SILENCE, Said};
 use crate::table::route::{Action, PathMatch, Redirect, Target};
 use crate::table::{Cluster, Port};
 use crate::tcp;
@@ -64,6 +64,7 @@ fn is_own(worker: &Worker, destination: SocketAddr) -> bool {
 }
 
 async fn carry(worker: &Rc<Worker>, mut stream: Prefixed, peer: SocketAddr, destination: SocketAddr, port: &Arc<Port>) {
+    let patience = worker.shared.timeouts.idle;
     let has_routes = worker.shared.store.load().routes(port).is_some();
     let declared = match port.protocol {
         Protocol::Tcp => Some(false),
@@ -76,7 +77,9 @@ async fn carry(worker: &Rc<Worker>, mut stream: Prefixed, peer: SocketAddr, dest
     let http2 = match declared {
         Some(false) => return bytes(worker, stream, peer, destination, &port.cluster, None).await,
         // The client begins: which version is all there is to see.
-        Some(true) => match stream.sniff(PATIENCE).await {
+        Some(true) => match stream.sniff(patience).await {
+            // No HTTP at all: nobody who speaks HTTP/2 reads an answer in another version.
+            Ok(Said::Spoke(Verdict::Opaque)) if port.protocol == Protocol::Http2 => return,
             Ok(Said::Spoke(verdict)) => verdict == Verdict::Http2,
             _ => return,
         },
@@ -87,7 +90,7 @@ async fn carry(worker: &Rc<Worker>, mut stream: Prefixed, peer: SocketAddr, dest
             // If no endpoint can be asked, none can speak first, and the client will have to.
             Ok(Said::Nothing) => {
                 let upstream = connect(worker, &port.cluster).await.ok();
-                match stream.first(upstream.as_ref().map(|(_, stream)| stream)).await {
+                match stream.first(upstream.as_ref().map(|(_, stream)| stream), patience).await {
                     First::Client(Verdict::Http1) => false,
                     First::Client(Verdict::Http2) => true,
                     First::Client(_) => return bytes(worker, stream, peer, destination, &port.cluster, None).await,
@@ -98,10 +101,10 @@ async fn carry(worker: &Rc<Worker>, mut stream: Prefixed, peer: SocketAddr, dest
             Ok(Said::Closed) | Err(_) => return,
         },
     };
-    let drain = worker.shared.drain.clone();
+    let shared = worker.shared.clone();
     let worker = worker.clone();
     let port = port.clone();
-    serve::serve(stream, http2, &drain, move |request| {
+    serve::serve(stream, http2, &shared, move |request| {
         respond(worker.clone(), port.clone(), peer, destination, request)
     })
     .await;

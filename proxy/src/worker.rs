@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::balance::Chance;
+use crate::bootstrap::Timeouts;
 use crate::table::Cluster;
 use crate::table::store::Store;
 use crate::telemetry::metrics::{Metrics, RequestHandles};
@@ -32,6 +33,7 @@ pub(crate) struct Shared {
     pub(crate) store: Arc<Store>,
     pub(crate) loads: Loads,
     pub(crate) metrics: Metrics,
+    pub(crate) timeouts: Timeouts,
     pub(crate) opaque_ports: HashSet<u16>,
     pub(crate) pod_ips: Vec<IpAddr>,
     /// Ports of the proxy itself, which nobody is forwarded to.

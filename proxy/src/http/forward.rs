@@ -143,7 +143,9 @@ pub(crate) async fn forward(
     if let Some(edit) = plan.request_edit {
         edit.apply(&mut parts.headers);
     }
-    if let Err(head::BadHead(text)) = head::for_upstream(&mut parts, plan.host.clone(), plan.path.clone(), plan.http2) {
+    // HTTP/1.0 came without hosts: what was meant is the address.
+    let host = plan.host.clone().or_else(|| HeaderValue::try_from(finish.note.destination.to_string()).ok());
+    if let Err(head::BadHead(text)) = head::for_upstream(&mut parts, host, plan.path.clone(), plan.http2) {
         return Answer::new(Reason::BadRequest, text).into_response(finish);
     }
     if let Some((protocol, _)) = &downstream {
@@ -151,6 +153,10 @@ pub(crate) async fn forward(
         parts.headers.insert(header::UPGRADE, protocol.clone());
     }
     let body = Shared::new(body);
+    if body.is_of_unknown_length() && !plan.http2 {
+        // hyper takes a GET of unknown length for one without a body.
+        parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
     finish.body = Some(body.clone());
     let mut allowance =
         Allowance { retry: plan.retry, safe: SAFE_RETRIES_MAX, ruled: plan.retry.map_or(0, |retry| retry.attempts) };
@@ -159,6 +165,8 @@ pub(crate) async fn forward(
         finish.note.attempts += 1;
         let outcome = attempt(&worker, &plan, &parts, &body, deadline, &mut tried, &mut finish).await;
         let again = match &outcome {
+            // An application cannot ask for a repetition in the name of the proxy beside it.
+            Ok(_) if finish.note.direction == Direction::Inbound => None,
             Ok((response, _)) => allowance.after_response(response, &parts.method, &body),
             Err(failure) => allowance.after_failure(failure, &parts.method, &body),
         };
@@ -275,8 +283,8 @@ fn accept(
         };
     }
     let (mut parts, body) = response.into_parts();
-    if parts.headers.contains_key(header::TRANSFER_ENCODING) {
-        parts.headers.remove(header::CONTENT_LENGTH);
+    if let Err(head::BadHead(text)) = head::check_response(&mut parts.headers) {
+        return Answer::new(Reason::UpstreamProtocol, text).into_response(finish);
     }
     head::strip_hop_by_hop(&mut parts.headers);
     strip_own(&mut parts.headers, finish.note.direction);

@@ -8,3 +8,4 @@
 pub(crate) mod cluster;
 pub(crate) mod endpoint;
 pub(crate) mod load;
+mod patient;
