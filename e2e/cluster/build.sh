@@ -3,7 +3,8 @@
 #
 #   build.sh                builds everything
 #   build.sh --print NAME   builds one part if need be, and prints its path; NAME is one of
-#                           etcd coredns helm kubernetes kubectl forward probe pause.tar coredns.tar probe.tar
+#                           etcd coredns helm kubernetes kubectl forward probe pause.tar coredns.tar probe.tar,
+#                           or h2spec, which no cluster needs but the tests of the proxy
 #
 # Parts are kept outside the checkout, in $WEFT_CACHE (~/.cache/weft), each under a hash of what it is built from. The
 # folder may be deleted whenever no cluster runs.
@@ -58,6 +59,7 @@ build_part() {
   case $1 in
     kubernetes) build_go kubernetes . "$(kubernetes_stamps)" "about 8 minutes when nothing is cached" ;;
     helm) build_go helm helm.sh/helm/v4/cmd/helm "" "about 3 minutes when nothing is cached" ;;
+    h2spec) build_go h2spec github.com/summerwind/h2spec/cmd/h2spec "" "" ;;
     etcd | coredns | forward | probe) build_go "$1" . "" "" ;;
     pause) build_pause ;;
     pause.tar | coredns.tar | probe.tar) build_image "${1%.tar}" ;;

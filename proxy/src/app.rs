@@ -77,7 +77,7 @@ pub async fn start(
     filter: Option<log::Filter>,
     drain: CancellationToken,
 ) -> anyhow::Result<Running> {
-    let Bootstrap { pod, workers, source, cache, ports, opaque_ports, probes, drain: _, log: _, access_log, cgroup } =
+    let Bootstrap { pod, workers, source, cache, ports, timeouts, opaque_ports, probes, access_log, cgroup, .. } =
         bootstrap;
     let mut registry = Registry::with_prefix("weft");
     let metrics = Metrics::new(&mut registry);
@@ -131,6 +131,7 @@ pub async fn start(
         limiters: Limiters::default(),
         metrics,
         memory,
+        timeouts,
         opaque_ports,
         pod_ips,
         application,

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use serde::Deserialize;
 use weft_config::bootstrap::{self as contract, AccessLog, Local, Probes};
 
 /// Everything that does not change while the process runs.
@@ -22,6 +23,8 @@ pub struct Bootstrap {
     pub cache: PathBuf,
     /// Ports that are listened on.
     pub ports: Ports,
+    /// What clients are waited for.
+    pub timeouts: Timeouts,
     /// Destination ports that are never looked into.
     pub opaque_ports: HashSet<u16>,
     /// Probes to make in the kubelet's stead.
@@ -80,6 +83,17 @@ pub struct Ports {
     pub health: u16,
 }
 
+/// How long a client may take. See [`contract::ENV_TIMEOUTS_MS`].
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// For the head of a request, from its first byte to its last.
+    pub head: Duration,
+    /// While nothing moves in either direction: on a connection, a tunnel, or an HTTP/2 stream.
+    pub idle: Duration,
+    /// While it takes nothing of what is sent to it.
+    pub stall: Duration,
+}
+
 /// A variable that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -122,6 +136,7 @@ impl Bootstrap {
             source,
             cache: contract::CACHE_DIR.into(),
             ports,
+            timeouts: json::<TimeoutsMs>(contract::ENV_TIMEOUTS_MS)?.unwrap_or_default().into(),
             opaque_ports: list(contract::ENV_OPAQUE_PORTS)?
                 .map_or_else(|| contract::OPAQUE_PORTS_DEFAULT.iter().copied().collect(), HashSet::from_iter),
             probes: json(contract::ENV_PROBES)?.unwrap_or_default(),
@@ -160,6 +175,36 @@ impl Default for Ports {
             metrics: contract::METRICS_PORT,
             health: contract::HEALTH_PORT,
         }
+    }
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        TimeoutsMs::default().into()
+    }
+}
+
+/// [`Timeouts`] as the environment has them.
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct TimeoutsMs {
+    head: u64,
+    idle: u64,
+    stall: u64,
+}
+
+impl Default for TimeoutsMs {
+    /// `idle` and `stall` are Envoy's defaults for connections and for what cannot be flushed. A head has none there; what
+    /// common servers give it is 10 to 60 s, and clients in a mesh are near.
+    fn default() -> Self {
+        Self { head: 10_000, idle: 3_600_000, stall: 300_000 }
+    }
+}
+
+impl From<TimeoutsMs> for Timeouts {
+    fn from(TimeoutsMs { head, idle, stall }: TimeoutsMs) -> Self {
+        let [head, idle, stall] = [head, idle, stall].map(Duration::from_millis);
+        Self { head, idle, stall }
     }
 }
 

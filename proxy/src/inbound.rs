@@ -48,7 +48,7 @@ pub(crate) async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAd
         Ok(Said::Spoke(_)) => return bytes(&worker, stream, peer, destination, None).await,
         Ok(Said::Nothing) => {
             let upstream = ask(&worker, destination).await;
-            match stream.first(upstream.as_ref()).await {
+            match stream.first(upstream.as_ref(), shared.timeouts.idle).await {
                 First::Client(Verdict::Http1) => false,
                 First::Client(Verdict::Http2) => true,
                 First::Client(_) => return bytes(&worker, stream, peer, destination, None).await,

@@ -24,7 +24,7 @@ use crate::http::respond::{Answer, Reason};
 use crate::http::{head, serve};
 use crate::orig_dst::original_destination;
 use crate::sni::Hello;
-use crate::sniff::{First, PATIENCE, Prefixed, SILENCE, Said};
+use crate::sniff::{First, Prefixed, SILENCE, Said};
 use crate::table::route::{Action, PathMatch, Redirect, Routes, StreamRule, Target};
 use crate::table::{Cluster, Port};
 use crate::tcp;
@@ -73,6 +73,7 @@ fn is_own(worker: &Worker, destination: SocketAddr) -> bool {
 }
 
 async fn carry(worker: &Rc<Worker>, mut stream: Prefixed, peer: SocketAddr, destination: SocketAddr, port: &Arc<Port>) {
+    let patience = worker.shared.timeouts.idle;
     let routes = worker.shared.store.load().routes(port).cloned();
     let has_routes = routes.is_some();
     if let Some(routes) = routes.filter(|routes| routes.streams.is_some()) {
@@ -90,7 +91,9 @@ async fn carry(worker: &Rc<Worker>, mut stream: Prefixed, peer: SocketAddr, dest
     let http2 = match declared {
         Some(false) => return bytes(worker, stream, note(), &port.cluster, None, None).await,
         // The client begins: which version is all there is to see.
-        Some(true) => match stream.sniff(PATIENCE).await {
+        Some(true) => match stream.sniff(patience).await {
+            // No HTTP at all: nobody who speaks HTTP/2 reads an answer in another version.
+            Ok(Said::Spoke(Verdict::Opaque)) if port.protocol == Protocol::Http2 => return,
             Ok(Said::Spoke(verdict)) => verdict == Verdict::Http2,
             _ => return,
         },
@@ -101,7 +104,7 @@ async fn carry(worker: &Rc<Worker>, mut stream: Prefixed, peer: SocketAddr, dest
             // If no endpoint can be asked, none can speak first, and the client will have to.
             Ok(Said::Nothing) => {
                 let upstream = connect(worker, &port.cluster, None, peer).await.ok();
-                match stream.first(upstream.as_ref().map(|(_, stream)| stream)).await {
+                match stream.first(upstream.as_ref().map(|(_, stream)| stream), patience).await {
                     First::Client(Verdict::Http1) => false,
                     First::Client(Verdict::Http2) => true,
                     First::Client(_) => return bytes(worker, stream, note(), &port.cluster, None, None).await,
@@ -143,13 +146,14 @@ async fn carry_by_rules(
     routes: &Routes,
 ) {
     let Some(streams) = &routes.streams else { return };
+    let patience = worker.shared.timeouts.idle;
     let mut note = ConnectionNote::new(Direction::Outbound, peer, destination);
     // A port that is declared to carry something else is not taken for HTTP.
     let is_http = port.protocol != Protocol::Tcp && (!routes.matches.is_empty() || streams.others().is_none());
     if !streams.by_name() && !is_http {
         return by_rule(worker, stream, note, streams.others()).await;
     }
-    let silence = if streams.others().is_some() { SILENCE } else { PATIENCE };
+    let silence = if streams.others().is_some() { SILENCE } else { patience };
     let verdict = match (stream.sniff(silence).await, streams.others()) {
         (Ok(Said::Spoke(verdict)), _) => verdict,
         // The server may be one that speaks first.
@@ -158,7 +162,7 @@ async fn carry_by_rules(
                 return by_rule(worker, stream, note, streams.others()).await;
             };
             let upstream = connect(worker, &cluster, subset, peer).await.ok();
-            match stream.first(upstream.as_ref().map(|(_, stream)| stream)).await {
+            match stream.first(upstream.as_ref().map(|(_, stream)| stream), patience).await {
                 First::Client(verdict) => verdict,
                 First::Server => {
                     note.origin = Some(rule.origin.clone());

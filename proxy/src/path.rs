@@ -144,4 +144,39 @@ mod tests {
             assert_eq!(normalize(path), Err(expected), "{path}");
         }
     }
+
+    /// What holds for every path.
+    fn check_laws(path: &str) {
+        let Ok(canonical) = normalize(path) else { return };
+        assert_eq!(normalize(&canonical).as_deref(), Ok(&*canonical), "{path}: normalising twice changes nothing");
+        assert!(canonical.len() <= path.len(), "{path} became longer: {canonical}");
+        assert!(canonical.starts_with('/'), "{path} became {canonical}");
+        let segments: Vec<&str> = canonical.split('/').skip(1).collect();
+        assert!(segments.iter().all(|segment| !matches!(*segment, "." | "..")), "{path} became {canonical}");
+        assert!(segments[..segments.len() - 1].iter().all(|segment| !segment.is_empty()), "{path} became {canonical}");
+        let lower = canonical.to_ascii_lowercase();
+        assert!(
+            ["%2e", "%2f", "%5c", "%00", "\\"].iter().all(|never| !lower.contains(never)),
+            "{path} became {canonical}"
+        );
+    }
+
+    #[test]
+    fn paths_that_were_seen_before() {
+        let paths: Vec<String> =
+            serde_json::from_str(include_str!("../tests/corpus/seeds/paths.json")).expect("a list of paths");
+        paths.iter().for_each(|path| check_laws(path));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn laws(path in ".{0,40}") {
+            check_laws(&path);
+        }
+
+        #[test]
+        fn laws_where_dots_and_encodings_abound(path in "(/|\\.|\\.\\.|%2[eEfF5]|%5[cC]|%[0-9a-fA-F]{2}|%|a|;|é){0,16}") {
+            check_laws(&format!("/{path}"));
+        }
+    }
 }

@@ -21,9 +21,6 @@ use crate::tcp::End;
 /// by this much; long enough for a client's first bytes to come along with its connection.
 pub(crate) const SILENCE: Duration = Duration::from_millis(50);
 
-/// How long a client may be silent where nobody else could speak.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(3600);
-
 /// How long a client that has begun to speak may leave its protocol open.
 const DETECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -63,13 +60,14 @@ impl Prefixed {
     /// Reads until the protocol is known, or until the client has been silent for `silence`. What it has begun to say may
     /// take [`DETECT_TIMEOUT`]; then it is taken for bytes.
     pub(crate) async fn sniff(&mut self, silence: Duration) -> io::Result<Said> {
-        let begun = Instant::now();
+        let (mut until, mut late) = (Instant::now() + silence, Said::Nothing);
         loop {
-            let (patience, late) = match self.prefix.is_empty() {
-                true => (silence, Said::Nothing),
-                false => (DETECT_TIMEOUT, Said::Spoke(Verdict::Opaque)),
-            };
-            let Ok(read) = tokio::time::timeout_at(begun + patience, self.more()).await else { return Ok(late) };
+            let first = self.prefix.is_empty();
+            let Ok(read) = tokio::time::timeout_at(until, self.more()).await else { return Ok(late) };
+            if first {
+                // From its first byte, however long that was waited for.
+                (until, late) = (Instant::now() + DETECT_TIMEOUT, Said::Spoke(Verdict::Opaque));
+            }
             if read? == 0 {
                 return Ok(if self.prefix.is_empty() { Said::Closed } else { Said::Spoke(Verdict::Opaque) });
             }
@@ -81,14 +79,15 @@ impl Prefixed {
     }
 
     /// After a silence: waits for whoever speaks first, the client or, where it could be asked, its server.
-    pub(crate) async fn first(&mut self, server: Option<&TcpStream>) -> First {
+    pub(crate) async fn first(&mut self, server: Option<&TcpStream>, patience: Duration) -> First {
         if let Some(server) = server {
             tokio::select! {
                 _ = self.stream.readable() => {}
                 _ = server.readable() => return First::Server,
+                () = tokio::time::sleep(patience) => return First::Nobody,
             }
         }
-        match self.sniff(PATIENCE).await {
+        match self.sniff(patience).await {
             Ok(Said::Spoke(verdict)) => First::Client(verdict),
             _ => First::Nobody,
         }

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use weft_config::bootstrap::AccessLog;
 
 use crate::balance::Chance;
+use crate::bootstrap::Timeouts;
 use crate::filter::rate_limit::Limiters;
 use crate::memory::Memory;
 use crate::table::Cluster;
@@ -39,6 +40,7 @@ pub(crate) struct Shared {
     pub(crate) limiters: Limiters,
     pub(crate) metrics: Metrics,
     pub(crate) memory: Arc<Memory>,
+    pub(crate) timeouts: Timeouts,
     pub(crate) opaque_ports: HashSet<u16>,
     pub(crate) pod_ips: Vec<IpAddr>,
     /// Where inbound connections go that nobody redirected. Only outside of a pod.

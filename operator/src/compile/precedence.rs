@@ -90,6 +90,7 @@ pub(super) fn describe(condition: &Match) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn values(count: usize) -> Vec<ValueMatch> {
         (0..count).map(|n| ValueMatch { name: format!("n{n}"), test: ValueTest::Present }).collect()
@@ -141,5 +142,71 @@ mod tests {
         assert_eq!(text(&one), text(&two), "order of headers and index of the rule do not count");
         let three = Match { query: values, ..Match::default() };
         assert_ne!(text(&one), text(&three), "a header is not a parameter");
+    }
+
+    fn any_match() -> impl Strategy<Value = Match> {
+        let path = prop_oneof![
+            Just(None),
+            "/[ab]{0,2}".prop_map(|path| Some(PathMatch::Exact(path))),
+            "/[ab]{0,2}".prop_map(|path| Some(PathMatch::Prefix(path))),
+            "/[ab]{0,2}".prop_map(|path| Some(PathMatch::Regex(path))),
+        ];
+        let test = prop_oneof![
+            Just(ValueTest::Present),
+            Just(ValueTest::Absent),
+            "[ab]".prop_map(ValueTest::Exact),
+            "[ab]".prop_map(ValueTest::Regex),
+        ];
+        // Names differ within one match: the compiler has dropped repetitions.
+        let values = prop::collection::btree_map("[ab]", test, 0..3)
+            .prop_map(|values| values.into_iter().map(|(name, test)| ValueMatch { name, test }).collect::<Vec<_>>());
+        let method = prop::option::of(prop::sample::select(vec!["GET".to_owned(), "POST".to_owned()]));
+        (path, method, values.clone(), values, 0..3usize).prop_map(|(path, method, headers, query, rule)| Match {
+            rule,
+            path,
+            method,
+            headers,
+            query,
+        })
+    }
+
+    /// What two matches ask for, in a form that can be compared.
+    fn conditions(condition: &Match) -> impl PartialEq + std::fmt::Debug {
+        let sorted = |values: &[ValueMatch]| {
+            let mut values: Vec<_> = values.iter().map(|value| (value.name.clone(), value.test.clone())).collect();
+            values.sort_by(|a, b| a.0.cmp(&b.0));
+            values
+        };
+        let path = condition.path.clone().unwrap_or(PathMatch::Prefix("/".into()));
+        (path, condition.method.clone(), sorted(&condition.headers), sorted(&condition.query))
+    }
+
+    proptest! {
+        /// The order is total, and agrees with equality: of two matches exactly one of before, after and equal holds, whichever
+        /// is asked first; matches that ask for the same have the same rank; and what stands before what stands before a
+        /// third stands before the third.
+        #[test]
+        fn the_order_is_total_and_agrees_with_equality(
+            matches in prop::collection::vec((any_match(), 0..2i64, "[ab]"), 3)
+        ) {
+            let keys: Vec<Key> = matches.iter().map(|(_, _, name)| Key { namespace: "n".into(), name: name.clone() }).collect();
+            let order = |at: usize| {
+                let (condition, created, _) = &matches[at];
+                (rank(condition), (*created, &keys[at]) as Seniority<'_>, condition.rule)
+            };
+            for (first, second) in [(0, 1), (1, 2), (0, 2)] {
+                prop_assert_eq!(order(first).cmp(&order(second)), order(second).cmp(&order(first)).reverse());
+                let (one, two) = (&matches[first].0, &matches[second].0);
+                prop_assert_eq!(text(one) == text(two), conditions(one) == conditions(two));
+                if text(one) == text(two) {
+                    prop_assert_eq!(rank(one), rank(two));
+                }
+                let same = order(first) == order(second);
+                prop_assert_eq!(order(first).cmp(&order(second)).is_eq(), same);
+            }
+            if order(0) <= order(1) && order(1) <= order(2) {
+                prop_assert!(order(0) <= order(2));
+            }
+        }
     }
 }

@@ -12,6 +12,8 @@ use hyper::body::Incoming;
 use tokio::time::Sleep;
 
 use super::forward::Finish;
+use super::head;
+use super::serve::Open;
 use crate::filter::mirror::Copies;
 
 /// Why a body ended early.
@@ -55,6 +57,8 @@ pub(crate) struct ResponseBody {
     /// When the request's time is over.
     deadline: Option<Pin<Box<Sleep>>>,
     finish: Box<Finish>,
+    /// Tells the client's connection that the request is open still.
+    pub(crate) open: Option<Open>,
 }
 
 enum Source {
@@ -87,6 +91,11 @@ impl Shared {
             sending: Cell::new(0),
             copies: RefCell::default(),
         })
+    }
+
+    /// Whether only its end will tell how long it is.
+    pub(crate) fn is_of_unknown_length(&self) -> bool {
+        self.size.exact().is_none()
     }
 
     /// Whether all of the body was read from downstream.
@@ -149,7 +158,8 @@ impl Body for RequestBody {
         if shared.ended.get() {
             return Poll::Ready(None);
         }
-        let frame = ready!(Pin::new(&mut *shared.source.borrow_mut()).poll_frame(cx));
+        let mut frame = ready!(Pin::new(&mut *shared.source.borrow_mut()).poll_frame(cx));
+        strip_trailers(&mut frame);
         match &frame {
             None => shared.end(),
             Some(Err(_)) => shared.lost.set(true),
@@ -197,7 +207,7 @@ impl ResponseBody {
     /// An answer of the proxy's own.
     pub(crate) fn full(bytes: Bytes, finish: Box<Finish>) -> Self {
         let source = if bytes.is_empty() { Source::Ended } else { Source::Full(bytes) };
-        let mut body = Self { source, deadline: None, finish };
+        let mut body = Self { source, deadline: None, finish, open: None };
         if matches!(body.source, Source::Ended) {
             body.finish.complete();
         }
@@ -208,7 +218,7 @@ impl ResponseBody {
     pub(crate) fn incoming(body: Incoming, deadline: Option<tokio::time::Instant>, finish: Box<Finish>) -> Self {
         let deadline = deadline.map(|at| Box::pin(tokio::time::sleep_until(at)));
         let ended = body.is_end_stream();
-        let mut body = Self { source: Source::Incoming(body), deadline, finish };
+        let mut body = Self { source: Source::Incoming(body), deadline, finish, open: None };
         if ended {
             body.source = Source::Ended;
             body.finish.complete();
@@ -233,13 +243,14 @@ impl Body for ResponseBody {
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
             Source::Incoming(incoming) => {
-                let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(cx) else {
+                let Poll::Ready(mut frame) = Pin::new(&mut *incoming).poll_frame(cx) else {
                     if this.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
                         this.finish.timed_out();
                         return Poll::Ready(Some(Err(DeadlineError.into())));
                     }
                     return Poll::Pending;
                 };
+                strip_trailers(&mut frame);
                 let ended = frame.is_none() || incoming.is_end_stream();
                 match &frame {
                     Some(Ok(frame)) => this.finish.bytes += frame.data_ref().map_or(0, |data| data.len() as u64),
@@ -265,5 +276,14 @@ impl Body for ResponseBody {
             Source::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Source::Incoming(incoming) => incoming.size_hint(),
         }
+    }
+}
+
+/// What nobody may say after a body is not passed on, in either direction.
+fn strip_trailers<E>(frame: &mut Option<Result<Frame<Bytes>, E>>) {
+    if let Some(Ok(frame)) = frame
+        && let Some(trailers) = frame.trailers_mut()
+    {
+        head::strip_trailers(trailers);
     }
 }

@@ -164,7 +164,9 @@ pub(crate) async fn forward(
     if let Some(edit) = plan.request_edit {
         edit.apply(&mut parts.headers);
     }
-    if let Err(head::BadHead(text)) = head::for_upstream(&mut parts, plan.host.clone(), plan.path.clone(), plan.http2) {
+    // HTTP/1.0 came without hosts: what was meant is the address.
+    let host = plan.host.clone().or_else(|| HeaderValue::try_from(finish.note.destination.to_string()).ok());
+    if let Err(head::BadHead(text)) = head::for_upstream(&mut parts, host, plan.path.clone(), plan.http2) {
         return Answer::new(Reason::BadRequest, text).into_response(finish);
     }
     if let Some((protocol, _)) = &downstream {
@@ -172,6 +174,10 @@ pub(crate) async fn forward(
         parts.headers.insert(header::UPGRADE, protocol.clone());
     }
     let body = Shared::new(body);
+    if body.is_of_unknown_length() && !plan.http2 {
+        // hyper takes a GET of unknown length for one without a body.
+        parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
     finish.body = Some(body.clone());
     if let Some(copies) = finish.copies.take() {
         body.copy_to(copies.of(&parts, plan.host.as_ref()));
@@ -348,8 +354,8 @@ fn accept(
         };
     }
     let (mut parts, body) = response.into_parts();
-    if parts.headers.contains_key(header::TRANSFER_ENCODING) {
-        parts.headers.remove(header::CONTENT_LENGTH);
+    if let Err(head::BadHead(text)) = head::check_response(&mut parts.headers) {
+        return Answer::new(Reason::UpstreamProtocol, text).into_response(finish);
     }
     head::strip_hop_by_hop(&mut parts.headers);
     strip_own(&mut parts.headers, finish.note.direction);

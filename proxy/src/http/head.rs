@@ -3,10 +3,14 @@
 //! These are the duties that hyper leaves to a proxy: one authority, one framing, and headers that concern one connection
 //! never passed to another (RFC 9110 7.6.1, RFC 9112 6.3). A head that could mean two things is refused.
 
+use bytes::BytesMut;
 use http::header::{self, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, Method, Request, Uri, Version};
+
+/// Headers of a request, each value counted. Source: Envoy's default.
+pub(crate) const HEADERS_MAX: usize = 100;
 
 /// Headers that concern one connection only.
 const HOP_BY_HOP: [HeaderName; 6] = [
@@ -18,31 +22,61 @@ const HOP_BY_HOP: [HeaderName; 6] = [
     header::UPGRADE,
 ];
 
+/// What has no place after a body: framing, routing, credentials, and what says how the body is to be read (RFC 9110 6.5.1).
+const NEVER_TRAILERS: [HeaderName; 14] = [
+    header::AUTHORIZATION,
+    header::CACHE_CONTROL,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LENGTH,
+    header::CONTENT_RANGE,
+    header::CONTENT_TYPE,
+    header::COOKIE,
+    header::EXPECT,
+    header::HOST,
+    header::MAX_FORWARDS,
+    header::PROXY_AUTHORIZATION,
+    header::RANGE,
+    header::SET_COOKIE,
+    header::TRAILER,
+];
+
 /// What is wrong with a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BadHead(pub(crate) &'static str);
 
+/// Gives a request of HTTP/2 the form that one of HTTP/1.1 has, for all who look at headers: its authority is the Host
+/// header too, and a Cookie header that the client cut into crumbs is whole again (RFC 9113 8.2.3 and 8.3.1).
+pub(crate) fn unify<B>(request: &mut Request<B>) {
+    if request.version() != Version::HTTP_2 {
+        return;
+    }
+    if !request.headers().contains_key(header::HOST)
+        && let Some(host) = authority(request)
+    {
+        request.headers_mut().insert(header::HOST, host);
+    }
+    let crumbs = request.headers().get_all(header::COOKIE);
+    if crumbs.iter().nth(1).is_some() {
+        let mut cookie = BytesMut::new();
+        for crumb in crumbs {
+            if !cookie.is_empty() {
+                cookie.extend_from_slice(b"; ");
+            }
+            cookie.extend_from_slice(crumb.as_bytes());
+        }
+        if let Ok(cookie) = HeaderValue::from_maybe_shared(cookie.freeze()) {
+            request.headers_mut().insert(header::COOKIE, cookie);
+        }
+    }
+}
+
 /// Refuses a head that could mean two things.
 pub(crate) fn check<B>(request: &Request<B>) -> Result<(), BadHead> {
     let headers = request.headers();
-    let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
-    if let Some(encoding) = encodings.next() {
-        if !encoding.as_bytes().eq_ignore_ascii_case(b"chunked") || encodings.next().is_some() {
-            return Err(BadHead("the only transfer encoding is \"chunked\", once"));
-        }
-        if headers.contains_key(header::CONTENT_LENGTH) {
-            return Err(BadHead("a message has a content length or a transfer encoding, not both"));
-        }
-        if request.version() == Version::HTTP_10 {
-            return Err(BadHead("HTTP/1.0 has no transfer encoding"));
-        }
+    if headers.len() > HEADERS_MAX {
+        return Err(BadHead("there are more than 100 headers"));
     }
-    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
-    if let Some(length) = lengths.next()
-        && (lengths.any(|other| other != length) || !length.as_bytes().iter().all(u8::is_ascii_digit))
-    {
-        return Err(BadHead("the content length is no single number"));
-    }
+    check_framing(headers)?;
     let mut hosts = headers.get_all(header::HOST).iter();
     let host = hosts.next();
     if hosts.next().is_some() {
@@ -51,7 +85,7 @@ pub(crate) fn check<B>(request: &Request<B>) -> Result<(), BadHead> {
     if let Some(host) = host {
         let authority = Authority::try_from(host.as_bytes());
         let empty = host.is_empty() && request.uri().authority().is_none();
-        if !(empty || authority.as_ref().is_ok_and(|authority| !authority.as_str().contains('@'))) {
+        if !(empty || authority.as_ref().is_ok_and(is_host)) {
             return Err(BadHead("the Host header is no host"));
         }
         if let (Some(of_uri), Ok(of_host)) = (request.uri().authority(), authority)
@@ -62,6 +96,9 @@ pub(crate) fn check<B>(request: &Request<B>) -> Result<(), BadHead> {
     } else if request.version() == Version::HTTP_11 && request.uri().authority().is_none() {
         return Err(BadHead("there is no Host header"));
     }
+    if request.uri().authority().is_some_and(|authority| !is_host(authority)) {
+        return Err(BadHead("the target names no host"));
+    }
     let path = request.uri().path();
     let any_server = path == "*" && request.method() == Method::OPTIONS;
     if !path.starts_with('/') && !any_server && request.method() != Method::CONNECT {
@@ -70,11 +107,58 @@ pub(crate) fn check<B>(request: &Request<B>) -> Result<(), BadHead> {
     Ok(())
 }
 
+/// Refuses a response's head that could mean two things. Of equal lengths one is left.
+pub(crate) fn check_response(headers: &mut HeaderMap) -> Result<(), BadHead> {
+    check_framing(headers)?;
+    if headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some()
+        && let Some(length) = headers.remove(header::CONTENT_LENGTH)
+    {
+        headers.insert(header::CONTENT_LENGTH, length);
+    }
+    Ok(())
+}
+
+/// One framing, said once.
+fn check_framing(headers: &HeaderMap) -> Result<(), BadHead> {
+    let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    if let Some(encoding) = encodings.next() {
+        if !encoding.as_bytes().eq_ignore_ascii_case(b"chunked") || encodings.next().is_some() {
+            return Err(BadHead("the only transfer encoding is \"chunked\", once"));
+        }
+        if headers.contains_key(header::CONTENT_LENGTH) {
+            return Err(BadHead("a message has a content length or a transfer encoding, not both"));
+        }
+    }
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    if let Some(length) = lengths.next()
+        && (length.is_empty()
+            || lengths.any(|other| other != length)
+            || !length.as_bytes().iter().all(u8::is_ascii_digit))
+    {
+        return Err(BadHead("the content length is no single number"));
+    }
+    Ok(())
+}
+
+/// Whether an authority is a name or an address and perhaps a port, and nothing that could be read as two of them.
+fn is_host(authority: &Authority) -> bool {
+    let (host, text) = (authority.host(), authority.as_str());
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');
+    let named = !host.is_empty() && host.bytes().all(plain);
+    let port = text.strip_prefix(host).map(|rest| match rest.strip_prefix(':') {
+        Some(port) => {
+            port.is_empty() || (port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok())
+        }
+        None => rest.is_empty(),
+    });
+    (named || host.starts_with('[')) && port == Some(true)
+}
+
 /// The host that a request names, in the form of a Host header.
 pub(crate) fn authority<B>(request: &Request<B>) -> Option<HeaderValue> {
-    match request.uri().authority() {
-        Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
-        None => request.headers().get(header::HOST).cloned(),
+    match request.headers().get(header::HOST) {
+        Some(host) => Some(host.clone()),
+        None => HeaderValue::from_str(request.uri().authority()?.as_str()).ok(),
     }
 }
 
@@ -104,6 +188,13 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
     for name in &HOP_BY_HOP {
         headers.remove(name);
+    }
+}
+
+/// Takes away what nobody may say after a body.
+pub(crate) fn strip_trailers(trailers: &mut HeaderMap) {
+    for name in HOP_BY_HOP.iter().chain(&NEVER_TRAILERS) {
+        trailers.remove(name);
     }
 }
 
@@ -228,5 +319,89 @@ mod tests {
         assert!(upgrade("keep-alive, upgrade", "websocket"));
         assert!(!upgrade("keep-alive", "websocket"), "not named");
         assert!(!upgrade("Upgrade, HTTP2-Settings", "h2c"));
+    }
+
+    /// A request with headers from lines, each character a byte.
+    fn from_lines(lines: &[String]) -> Option<Request<()>> {
+        let mut request = Request::builder().uri("/a");
+        for line in lines {
+            let (name, value) = line.split_once(": ")?;
+            let value: Vec<u8> = value.chars().map(|byte| byte as u8).collect();
+            request = request.header(name, HeaderValue::from_bytes(&value).ok()?);
+        }
+        request.body(()).ok()
+    }
+
+    /// What is let through has one framing and one host, and what goes up has nothing of the connection that it came on.
+    fn check_laws(lines: &[String]) {
+        let Some(request) = from_lines(lines) else { return };
+        if check(&request).is_err() {
+            return;
+        }
+        let headers = request.headers();
+        let count = |name: HeaderName| headers.get_all(name).iter().count();
+        assert!(count(header::HOST) == 1 && count(header::TRANSFER_ENCODING) <= 1, "{lines:?}");
+        assert!(count(header::TRANSFER_ENCODING) == 0 || count(header::CONTENT_LENGTH) == 0, "{lines:?}");
+        let host = authority(&request);
+        for http2 in [false, true] {
+            let mut parts = request.clone().into_parts().0;
+            for_upstream(&mut parts, host.clone(), None, http2).expect("ready");
+            assert_eq!(parts.headers.contains_key(header::HOST), !http2, "{lines:?}");
+            for name in HOP_BY_HOP.iter().filter(|name| !http2 || **name != header::TE) {
+                assert!(!parts.headers.contains_key(name), "{name} of {lines:?}");
+            }
+            assert!(!parts.headers.contains_key(header::CONTENT_LENGTH), "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn heads_that_were_seen_before() {
+        let heads: Vec<Vec<String>> =
+            serde_json::from_str(include_str!("../../tests/corpus/seeds/heads.json")).expect("a list of heads");
+        heads.iter().for_each(|lines| check_laws(lines));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn laws(lines in proptest::collection::vec(
+            "(host|connection|transfer-encoding|content-length|te|upgrade|x-a|keep-alive): (a|a:80|a,b|u@a|\\[::1\\]|chunked|chunked, chunked|gzip|[0-9]{0,3}|x-a|close, x-a|host|[ -~]{0,12})",
+            0..8,
+        )) {
+            check_laws(&lines);
+        }
+    }
+
+    #[test]
+    fn a_cookie_in_crumbs_is_one_cookie() {
+        let mut crumbs = request("GET", "http://a/", &[("cookie", "a=1"), ("cookie", "b=2"), ("x-a", "1")]);
+        unify(&mut crumbs);
+        assert_eq!(crumbs.headers().get_all(header::COOKIE).iter().count(), 2, "HTTP/1.1 has no crumbs");
+        *crumbs.version_mut() = Version::HTTP_2;
+        unify(&mut crumbs);
+        let cookies: Vec<_> = crumbs.headers().get_all(header::COOKIE).iter().collect();
+        assert_eq!(cookies, ["a=1; b=2"]);
+        assert_eq!(crumbs.headers()[header::HOST], "a");
+    }
+
+    #[test]
+    fn responses_that_could_mean_two_things_are_refused() {
+        for (desc, headers, ok) in [
+            ("none", vec![], true),
+            ("a length", vec![("content-length", "3")], true),
+            ("two equal lengths", vec![("content-length", "3"), ("content-length", "3")], true),
+            ("two lengths", vec![("content-length", "3"), ("content-length", "4")], false),
+            ("a list of lengths", vec![("content-length", "3, 3")], false),
+            ("an empty length", vec![("content-length", "")], false),
+            ("chunked", vec![("transfer-encoding", "chunked")], true),
+            ("both", vec![("transfer-encoding", "chunked"), ("content-length", "3")], false),
+            ("another encoding", vec![("transfer-encoding", "gzip, chunked")], false),
+        ] {
+            let mut map = HeaderMap::new();
+            for (name, value) in headers {
+                map.append(name, HeaderValue::from_static(value));
+            }
+            assert_eq!(check_response(&mut map).is_ok(), ok, "{desc}");
+            assert!(!ok || map.get_all(header::CONTENT_LENGTH).iter().count() <= 1, "{desc}: one is left");
+        }
     }
 }

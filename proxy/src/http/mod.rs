@@ -3,12 +3,14 @@
 //! - [`serve`]: the server side of a connection, HTTP/1.1 or HTTP/2, drained when the process is.
 //! - [`head`]: the duties that hyper leaves to a proxy: one authority, one framing, no hop-by-hop header passed on.
 //! - [`forward`]: attempts, timeouts, retries.
+//! - [`gradual`]: reading HTTP/2 so that small messages in a burst are no flood.
 //! - [`respond`]: the one place where an answer of the proxy's own is made.
 //! - [`body`]: bodies that can be sent again, and bodies that know when they are complete.
 //! - [`upgrade`]: what was HTTP and is bytes from now on.
 
 pub(crate) mod body;
 pub(crate) mod forward;
+pub(crate) mod gradual;
 pub(crate) mod head;
 pub(crate) mod respond;
 pub(crate) mod serve;

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
-use http::{HeaderMap, Response, StatusCode};
+use http::{HeaderMap, Response, StatusCode, Version};
 
 use super::body::ResponseBody;
 use super::forward::Finish;
@@ -142,6 +142,10 @@ impl Answer {
         let mut response = Response::new(());
         *response.headers_mut() = headers;
         let out = response.headers_mut();
+        if matches!(reason, Reason::BadRequest | Reason::ConnectRefused) && finish.note.version != Version::HTTP_2 {
+            // Where it ends is as doubtful as what it means: what follows is not taken for another request.
+            out.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         out.insert(REASON, HeaderValue::from_static(reason.as_str()));
         if let Some(origin) = finish.origin() {
             out.insert(SOURCE, origin.header.clone());

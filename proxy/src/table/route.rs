@@ -265,6 +265,8 @@ impl PathMatch {
     pub(crate) fn takes(&self, path: &str) -> bool {
         match self {
             Self::Exact(exact) => path == exact,
+            // `/` is everything, `*` of OPTIONS too.
+            Self::Prefix(prefix) if prefix.is_empty() => true,
             Self::Prefix(prefix) => {
                 path.strip_prefix(prefix.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
             }
@@ -486,7 +488,7 @@ mod tests {
                 check_path(prefix(value), path, expected);
             }
         }
-        for path in ["/", "/a", "/a/b"] {
+        for path in ["/", "/a", "/a/b", "*"] {
             check_path(prefix("/"), path, true);
         }
         check_path(exact("/abc"), "/abc", true);

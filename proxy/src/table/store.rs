@@ -429,3 +429,98 @@ fn write_copy(cache: &Path, document: &Document, envelope: &Envelope) -> std::io
     std::fs::write(&aside, serde_json::to_vec(envelope)?)?;
     std::fs::rename(aside, path)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use http::{HeaderMap, Method};
+    use prometheus_client::registry::Registry;
+    use serde_json::json;
+    use weft_config::Written;
+    use weft_runtime::readiness::Readiness;
+
+    use crate::decide::{RequestHead, decide};
+    use crate::table::route::Action;
+
+    /// A document in which the number of endpoints and the status that its route answers both tell its generation.
+    fn document(generation: u64) -> Event {
+        let number = generation % 20;
+        let endpoints: Vec<_> =
+            (0..=number).map(|at| json!({"address": format!("198.18.{}.{}:80", at / 200, at % 200)})).collect();
+        let rule = json!({
+            "route": {"namespace": "shop", "name": "r"}, "name": "0", "action": {"respond": {"status": 200 + number}}
+        });
+        let body = json!({"services": [{"name": "s", "addresses": ["198.19.0.1"], "ports": [
+            {"port": 80, "endpoints": endpoints, "routes": {"matches": [{"rule": 0}], "rules": [rule]}}
+        ]}]});
+        let written = Written { namespace: "shop".into(), generation, ..Written::default() };
+        Event::Document(Document::Export("shop".into()), Envelope::write(written, &body))
+    }
+
+    /// Every request finds the Service, and routes and endpoints of one and the same document.
+    #[test]
+    fn ten_thousand_documents_under_load() {
+        const DOCUMENTS: u64 = 10_000;
+        let folder = std::env::temp_dir().join(format!("weft-store-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let pod = Pod { namespace: "shop".into(), ..Pod::default() };
+        let metrics = ConfigMetrics::new(&mut Registry::default());
+        let part = Readiness::default().part("configuration");
+        let (store, keeper) =
+            Keeper::new(pod, Source::Directory(folder.join("none")), Some(folder.clone()), metrics, part);
+        let events = keeper.events.0.clone();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let (done, keep) = tokio::sync::oneshot::channel::<()>();
+        let keeper = std::thread::spawn(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    _ = keeper.run() => {}
+                    _ = keep => {}
+                }
+            });
+        });
+        events.blocking_send(document(1)).expect("it listens");
+        let address = "198.19.0.1:80".parse().expect("an address");
+        let begun = Instant::now();
+        while store.load().port(address).is_none() {
+            assert!(begun.elapsed() < Duration::from_secs(5), "the first document is used");
+        }
+        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let readers: Vec<_> = (0..2)
+            .map(|_| {
+                let (store, stop) = (store.clone(), stop.clone());
+                std::thread::spawn(move || {
+                    let headers = HeaderMap::new();
+                    let head = RequestHead { method: &Method::GET, path: "/", query: None, headers: &headers };
+                    let mut looks = 0u64;
+                    while !stop.load(Ordering::Relaxed) {
+                        let table = store.load();
+                        let port = table.port(address).expect("the Service is there all the time");
+                        let decision = decide(port.routes.as_deref().expect("routes"), &head).expect("a rule");
+                        let Action::Respond { status, .. } = decision.rule.action else { panic!("it answers") };
+                        assert_eq!(usize::from(status.as_u16()) - 200 + 1, port.cluster.endpoints.len());
+                        looks += 1;
+                        std::thread::yield_now();
+                    }
+                    looks
+                })
+            })
+            .collect();
+        for generation in 2..=DOCUMENTS {
+            events.blocking_send(document(generation)).expect("it listens");
+        }
+        let last = (DOCUMENTS % 20) as usize + 1;
+        let begun = Instant::now();
+        while store.load().port(address).is_none_or(|port| port.cluster.endpoints.len() != last) {
+            assert!(begun.elapsed() < Duration::from_secs(20), "the last document is used");
+            std::thread::yield_now();
+        }
+        stop.store(true, Ordering::Relaxed);
+        let looks: u64 = readers.into_iter().map(|reader| reader.join().expect("nothing failed")).sum();
+        assert!(looks > DOCUMENTS, "{looks} looks");
+        drop(done);
+        keeper.join().expect("it ends");
+        std::fs::remove_dir_all(folder).expect("removed");
+    }
+}

@@ -15,9 +15,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 
 use super::load::{Load, Permit};
+use super::patient::Patient;
 use crate::balance::PeakEwma;
 use crate::balance::outlier::Tally;
 use crate::http::body::RequestBody;
+use crate::http::gradual::Gradual;
 use crate::http::{CONNECTION_WINDOW, STREAM_WINDOW};
 
 /// How long an HTTP/1.1 connection may idle. Shorter than the idle timeouts of common servers, so that it is this side
@@ -157,7 +159,7 @@ impl Endpoint {
                 .initial_connection_window_size(CONNECTION_WINDOW)
                 .keep_alive_interval(Duration::from_secs(10))
                 .keep_alive_timeout(Duration::from_secs(5))
-                .handshake(TokioIo::new(stream))
+                .handshake(TokioIo::new(Gradual::new(stream)))
                 .await
                 .map_err(LeaseError::Handshake)?;
             tokio::task::spawn_local(async move {
@@ -169,7 +171,7 @@ impl Endpoint {
             return Ok(self.lease(Connection::Http2(connection), false));
         }
         let (sender, connection) =
-            http1::Builder::new().handshake(TokioIo::new(stream)).await.map_err(LeaseError::Handshake)?;
+            http1::Builder::new().handshake(TokioIo::new(Patient::new(stream))).await.map_err(LeaseError::Handshake)?;
         tokio::task::spawn_local(async move {
             // Its errors reach whoever waits for the response.
             let _ = connection.with_upgrades().await;

@@ -1,0 +1,383 @@
+//! HTTP/2 frame by frame: a client that may break every rule, and an application that keeps them.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use http::{HeaderMap, Request, Response};
+
+use super::place::{APP_H2, PATIENCE, POD};
+
+pub(crate) const DATA: u8 = 0;
+pub(crate) const HEADERS: u8 = 1;
+pub(crate) const PRIORITY: u8 = 2;
+pub(crate) const RST_STREAM: u8 = 3;
+pub(crate) const SETTINGS: u8 = 4;
+pub(crate) const PING: u8 = 6;
+pub(crate) const GOAWAY: u8 = 7;
+pub(crate) const WINDOW_UPDATE: u8 = 8;
+pub(crate) const CONTINUATION: u8 = 9;
+
+pub(crate) const END_STREAM: u8 = 1;
+pub(crate) const ACK: u8 = 1;
+pub(crate) const END_HEADERS: u8 = 4;
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// A connection of frames.
+pub(crate) struct Wire {
+    pub(crate) stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+/// A frame that came.
+#[derive(Clone, Debug)]
+pub(crate) struct Frame {
+    pub(crate) kind: u8,
+    pub(crate) flags: u8,
+    pub(crate) stream: u32,
+    pub(crate) payload: Vec<u8>,
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Status(u16),
+    /// Its stream was reset.
+    Reset(u32),
+    /// The connection was given up.
+    GoAway(u32),
+    Closed,
+    Silence,
+}
+
+impl End {
+    /// An error of whatever kind.
+    pub(crate) fn is_refusal(self) -> bool {
+        match self {
+            Self::Status(status) => status >= 400,
+            Self::Reset(_) | Self::GoAway(_) | Self::Closed => true,
+            Self::Silence => false,
+        }
+    }
+}
+
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+    bytes.extend([kind, flags]);
+    bytes.extend(stream.to_be_bytes());
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+/// A number in HPACK, in the low bits of a byte that has others.
+fn number(prefix: u8, bits: u8, value: usize) -> Vec<u8> {
+    let most = (1usize << bits) - 1;
+    if value < most {
+        return vec![prefix | value as u8];
+    }
+    let (mut bytes, mut rest) = (vec![prefix | most as u8], value - most);
+    while rest >= 128 {
+        bytes.push((rest % 128 + 128) as u8);
+        rest /= 128;
+    }
+    bytes.push(rest as u8);
+    bytes
+}
+
+/// A header that no table remembers, as it is.
+pub(crate) fn literal(name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Vec<u8> {
+    let (name, value) = (name.as_ref(), value.as_ref());
+    [vec![0], number(0, 7, name.len()), name.to_vec(), number(0, 7, value.len()), value.to_vec()].concat()
+}
+
+/// A header that the table remembers, as entry 62.
+pub(crate) fn remembered(name: &str, value: &[u8]) -> Vec<u8> {
+    [vec![0x40], number(0, 7, name.len()), name.into(), number(0, 7, value.len()), value.to_vec()].concat()
+}
+
+pub(crate) fn block(headers: &[(&str, &str)]) -> Vec<u8> {
+    headers.iter().flat_map(|(name, value)| literal(name, value)).collect()
+}
+
+/// The head of a request that nothing is wrong with.
+pub(crate) fn head(method: &str, path: &str) -> Vec<u8> {
+    block(&[(":method", method), (":scheme", "http"), (":authority", "app"), (":path", path)])
+}
+
+impl Wire {
+    /// Connects, with the preface and empty settings.
+    pub(crate) fn connect(address: SocketAddr) -> Self {
+        Self::with_settings(address, &[])
+    }
+
+    pub(crate) fn with_settings(address: SocketAddr, settings: &[(u16, u32)]) -> Self {
+        let stream = TcpStream::connect(address).unwrap_or_else(|error| panic!("{address}: {error}"));
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.set_nodelay(true).expect("an option");
+        let mut wire = Self { stream, buffer: Vec::new() };
+        let payload: Vec<u8> = settings
+            .iter()
+            .flat_map(|(id, value)| [id.to_be_bytes().to_vec(), value.to_be_bytes().to_vec()].concat())
+            .collect();
+        wire.send(PREFACE).send(frame(SETTINGS, 0, 0, &payload));
+        wire
+    }
+
+    pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
+        let _ = self.stream.write_all(bytes.as_ref());
+        self
+    }
+
+    /// Sends for as long as the other side takes it and does not close. Whether all of it was taken.
+    pub(crate) fn flood(&mut self, bytes: &[u8]) -> bool {
+        self.stream.write_all(bytes).is_ok()
+    }
+
+    /// The next frame, if one comes in time.
+    pub(crate) fn next(&mut self) -> Result<Frame, End> {
+        loop {
+            if let Some(header) = self.buffer.get(..9) {
+                let length = usize::from(header[0]) << 16 | usize::from(header[1]) << 8 | usize::from(header[2]);
+                if self.buffer.len() >= 9 + length {
+                    let bytes: Vec<u8> = self.buffer.drain(..9 + length).collect();
+                    let stream = u32::from_be_bytes([bytes[5] & 0x7f, bytes[6], bytes[7], bytes[8]]);
+                    return Ok(Frame { kind: bytes[3], flags: bytes[4], stream, payload: bytes[9..].to_vec() });
+                }
+            }
+            let mut space = [0; 64 * 1024];
+            match self.stream.read(&mut space) {
+                Ok(0) => return Err(End::Closed),
+                Ok(count) => self.buffer.extend_from_slice(&space[..count]),
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    return Err(End::Silence);
+                }
+                Err(_) => return Err(End::Closed),
+            }
+        }
+    }
+
+    /// What becomes of a stream: its first response, or how it failed.
+    pub(crate) fn end(&mut self, stream: u32) -> End {
+        loop {
+            match self.next() {
+                Err(end) => return end,
+                Ok(frame) if frame.kind == GOAWAY => return End::GoAway(code(&frame.payload[4..])),
+                Ok(frame) if frame.stream == stream && frame.kind == RST_STREAM => {
+                    return End::Reset(code(&frame.payload));
+                }
+                Ok(frame) if frame.stream == stream && frame.kind == HEADERS => {
+                    return End::Status(status(&frame.payload));
+                }
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// The body of a response whose head has come, and whether it came to its end.
+    pub(crate) fn body(&mut self, stream: u32) -> (Vec<u8>, Result<(), End>) {
+        let mut body = Vec::new();
+        loop {
+            match self.next() {
+                Err(end) => return (body, Err(end)),
+                Ok(frame) if frame.kind == GOAWAY => return (body, Err(End::GoAway(code(&frame.payload[4..])))),
+                Ok(frame) if frame.stream == stream && frame.kind == RST_STREAM => {
+                    return (body, Err(End::Reset(code(&frame.payload))));
+                }
+                Ok(frame) if frame.stream == stream && matches!(frame.kind, DATA | HEADERS) => {
+                    if frame.kind == DATA {
+                        body.extend_from_slice(&frame.payload);
+                    }
+                    if frame.flags & END_STREAM != 0 {
+                        return (body, Ok(()));
+                    }
+                }
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Whether the connection ends within a time, by a GOAWAY with an error or without a word.
+    pub(crate) fn ends_within(&mut self, time: Duration) -> bool {
+        let begun = Instant::now();
+        let _ = self.stream.set_read_timeout(Some(Duration::from_millis(100)));
+        while begun.elapsed() < time {
+            match self.next() {
+                Err(End::Silence) => {}
+                Err(_) => return true,
+                Ok(frame) if frame.kind == GOAWAY && code(&frame.payload[4..]) != 0 => return true,
+                Ok(_) => {}
+            }
+        }
+        false
+    }
+}
+
+fn code(bytes: &[u8]) -> u32 {
+    bytes.get(..4).and_then(|bytes| bytes.try_into().ok()).map_or(u32::MAX, u32::from_be_bytes)
+}
+
+/// The status at the beginning of a block of headers, the first on its connection. 0: it is not there.
+fn status(mut block: &[u8]) -> u16 {
+    // Changes of the table's size come first.
+    while block.first().is_some_and(|byte| byte & 0xe0 == 0x20) {
+        block = &block[1..];
+    }
+    match block {
+        [indexed, ..] if indexed & 0x80 != 0 => match indexed & 0x7f {
+            at @ 8..=14 => [200, 204, 206, 304, 400, 404, 500][usize::from(at) - 8],
+            _ => 0,
+        },
+        [0x48 | 0x08 | 0x18, length, value @ ..] => {
+            let text = &value[..usize::from(length & 0x7f).min(value.len())];
+            let digits = if length & 0x80 == 0 { text.to_vec() } else { huffman_digits(text) };
+            String::from_utf8(digits).ok().and_then(|digits| digits.parse().ok()).unwrap_or(0)
+        }
+        _ => 0,
+    }
+}
+
+/// Three digits in the code of RFC 7541 B: five bits for 0, 1 and 2, six for the others.
+fn huffman_digits(bytes: &[u8]) -> Vec<u8> {
+    let bits: Vec<u8> = bytes.iter().flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1)).collect();
+    let (mut digits, mut at) = (Vec::new(), 0);
+    while digits.len() < 3 {
+        let read = |count: usize| bits.get(at..at + count).map(|bits| bits.iter().fold(0, |sum, bit| sum * 2 + bit));
+        match (read(5), read(6)) {
+            (Some(digit @ 0..=2), _) => {
+                digits.push(b'0' + digit);
+                at += 5;
+            }
+            (_, Some(digit @ 25..=31)) => {
+                digits.push(b'3' + digit - 25);
+                at += 6;
+            }
+            _ => break,
+        }
+    }
+    digits
+}
+
+/// A request that the application got.
+#[derive(Clone, Debug)]
+pub(crate) struct Got {
+    pub(crate) method: String,
+    pub(crate) uri: http::Uri,
+    pub(crate) headers: HeaderMap,
+    /// None: it did not come to its end.
+    pub(crate) body: Option<Vec<u8>>,
+}
+
+/// An application that speaks HTTP/2 and writes down what it gets.
+#[derive(Clone, Default)]
+pub(crate) struct Http2App {
+    got: Arc<Mutex<Vec<Got>>>,
+    /// Requests that are not answered yet, and the most of them at once.
+    pub(crate) open: Arc<AtomicU32>,
+    pub(crate) most: Arc<AtomicU32>,
+}
+
+impl Http2App {
+    pub(crate) fn start() -> Self {
+        Self::with_streams(1000)
+    }
+
+    pub(crate) fn with_streams(streams: u32) -> Self {
+        let app = Self::default();
+        let server = app.clone();
+        let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::from(POD), APP_H2)).expect("the port is free");
+        listener.set_nonblocking(true).expect("an option");
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async move {
+                let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
+                while let Ok((stream, _)) = listener.accept().await {
+                    tokio::spawn(server.clone().serve(stream, streams));
+                }
+            });
+        });
+        app
+    }
+
+    pub(crate) fn take(&self) -> Vec<Got> {
+        std::mem::take(&mut self.got.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    async fn serve(self, stream: tokio::net::TcpStream, streams: u32) {
+        let mut builder = h2::server::Builder::new();
+        builder.max_header_list_size(1024 * 1024).max_concurrent_streams(streams);
+        let Ok(mut connection) = builder.handshake::<_, Bytes>(stream).await else { return };
+        while let Some(Ok((request, respond))) = connection.accept().await {
+            let app = self.clone();
+            tokio::spawn(async move {
+                let open = app.open.fetch_add(1, Ordering::SeqCst) + 1;
+                app.most.fetch_max(open, Ordering::SeqCst);
+                app.clone().answer(request, respond).await;
+                app.open.fetch_sub(1, Ordering::SeqCst);
+            });
+        }
+    }
+
+    async fn answer(self, request: Request<h2::RecvStream>, mut respond: SendResponse<Bytes>) {
+        let (parts, mut incoming) = request.into_parts();
+        let mut body = Some(Vec::new());
+        while let Some(data) = incoming.data().await {
+            match (data, &mut body) {
+                (Ok(data), Some(body)) => {
+                    let _ = incoming.flow_control().release_capacity(data.len());
+                    body.extend_from_slice(&data);
+                }
+                _ => {
+                    body = None;
+                    break;
+                }
+            }
+        }
+        let (path, bodiless) = (parts.uri.path().to_owned(), parts.method == http::Method::HEAD);
+        let got = Got { method: parts.method.to_string(), uri: parts.uri, headers: parts.headers, body };
+        self.got.lock().unwrap_or_else(PoisonError::into_inner).push(got);
+        let length = if path == "/big" { 4 * 1024 * 1024 } else { 5 };
+        if path == "/hang" {
+            // Until the stream is reset, which is what the test is about.
+            let _ = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
+            return;
+        }
+        let Ok(mut body) = respond.send_response(Response::new(()), bodiless) else { return };
+        if bodiless {
+            return;
+        }
+        match path.as_str() {
+            "/cut" => {
+                let _ = body.send_data(Bytes::from_static(b"hello"), false);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                body.send_reset(h2::Reason::INTERNAL_ERROR);
+            }
+            "/slow" => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                let _ = body.send_data(Bytes::from_static(b"ok"), true);
+            }
+            _ => {
+                let mut left = length;
+                while left > 0 {
+                    body.reserve_capacity(left.min(16 * 1024));
+                    match std::future::poll_fn(|cx| body.poll_capacity(cx)).await {
+                        Some(Ok(room)) => {
+                            let count = room.min(left);
+                            left -= count;
+                            if body.send_data(Bytes::from(vec![b'o'; count]), left == 0).is_err() {
+                                return;
+                            }
+                        }
+                        _ => return,
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,632 @@
+//! Where a request of HTTP/1.1 ends, and what is a request at all.
+
+use super::app::{App, Reply, Then, is_token};
+use super::client::{Client, NoAnswer};
+use super::place::{BOTH, Direction, PATIENCE, Place, alone};
+
+/// What must come of a case.
+#[derive(Clone, Debug)]
+enum Want {
+    /// An error or nothing, and the connection is closed. The application sees no request.
+    Closed,
+    /// The application sees these requests and no others, all are answered 200, and the connection goes on.
+    Passes(&'static [&'static str]),
+    /// The same, but what follows is not taken: the connection is closed, perhaps after an error.
+    PassesAndCloses(&'static [&'static str]),
+}
+
+use Want::{Closed, Passes, PassesAndCloses};
+
+struct Case {
+    id: String,
+    bytes: Vec<u8>,
+    want: Want,
+}
+
+fn case(id: impl Into<String>, bytes: impl AsRef<[u8]>, want: Want) -> Case {
+    Case { id: id.into(), bytes: bytes.as_ref().to_vec(), want }
+}
+
+/// A POST to `/x` with headers and all that comes after the head.
+fn post(headers: &str, rest: &str) -> String {
+    format!("POST /x HTTP/1.1\r\nHost: app\r\n{headers}\r\n\r\n{rest}")
+}
+
+const CHUNKED: &str = "5\r\nhello\r\n0\r\n\r\n";
+const HELLO: &[&str] = &["POST /x hello"];
+const SMUGGLED: &str = "GET /private HTTP/1.1\r\nHost: app\r\n\r\n";
+
+#[test]
+fn transfer_encodings_and_lengths() {
+    alone(module_path!(), "transfer_encodings_and_lengths", || {
+        let mut cases = Vec::new();
+        // SM-01: anything but one `chunked`.
+        for (name, headers) in [
+            ("twice", "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"),
+            ("list of two", "Transfer-Encoding: chunked, chunked"),
+            ("identity last", "Transfer-Encoding: chunked, identity"),
+            ("identity first", "Transfer-Encoding: identity, chunked"),
+            ("identity", "Transfer-Encoding: identity"),
+            ("gzip first", "Transfer-Encoding: gzip, chunked"),
+            ("gzip", "Transfer-Encoding: gzip"),
+            ("prefix", "Transfer-Encoding: xchunked"),
+            ("suffix", "Transfer-Encoding: chunkedx"),
+            ("leading comma", "Transfer-Encoding: ,chunked"),
+            ("trailing comma", "Transfer-Encoding: chunked,"),
+            ("parameter", "Transfer-Encoding: chunked;x=y"),
+            ("quoted", "Transfer-Encoding: \"chunked\""),
+            ("vertical tab", "Transfer-Encoding: \x0bchunked"),
+            ("NUL", "Transfer-Encoding: chunked\x00"),
+            ("no-break space", "Transfer-Encoding: \u{a0}chunked"),
+            ("empty", "Transfer-Encoding: "),
+            ("empty and chunked", "Transfer-Encoding: \r\nTransfer-Encoding: chunked"),
+            ("chunked and identity in two", "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity"),
+            ("space before the colon", "Transfer-Encoding : chunked"),
+            ("tab before the colon", "Transfer-Encoding\t: chunked"),
+            ("folded", "Transfer-Encoding:\r\n chunked"),
+            ("split name", "Transfer-\r\n Encoding: chunked"),
+            ("a word between", "Transfer Encoding: chunked"),
+        ] {
+            cases.push(case(format!("SM-01 {name}"), post(headers, CHUNKED), Closed));
+        }
+        for (name, headers) in [
+            ("plain", "Transfer-Encoding: chunked"),
+            ("letter case", "tRANSFER-eNCODING: ChUnKeD"),
+            ("spaces around", "Transfer-Encoding: \t chunked \t"),
+            ("no space", "Transfer-Encoding:chunked"),
+        ] {
+            cases.push(case(format!("SM-01 {name}"), post(headers, CHUNKED), Passes(HELLO)));
+        }
+        // SM-02: both framings. The encoding wins, and nothing after it is taken for a request.
+        for (name, headers) in [
+            ("length first", "Content-Length: 4\r\nTransfer-Encoding: chunked"),
+            ("encoding first", "Transfer-Encoding: chunked\r\nContent-Length: 4"),
+            ("between", "Content-Length: 4\r\nTransfer-Encoding: chunked\r\nContent-Length: 4"),
+            ("invalid length after", "Transfer-Encoding: chunked\r\nContent-Length: x"),
+        ] {
+            let rest = format!("{CHUNKED}{SMUGGLED}");
+            cases.push(case(format!("SM-02 {name}"), post(headers, &rest), PassesAndCloses(HELLO)));
+        }
+        cases.push(case(
+            "SM-02 invalid length first",
+            post("Content-Length: x\r\nTransfer-Encoding: chunked", CHUNKED),
+            Closed,
+        ));
+        // SM-03: lengths that are no plain number.
+        for length in [
+            "+5",
+            "-1",
+            "-0",
+            "+0",
+            "0x5",
+            "0x10",
+            "1_0",
+            "1 0",
+            "5Z",
+            "",
+            " ",
+            "5,5",
+            "5, 5",
+            "5,6",
+            ",5",
+            "5,",
+            "5;5",
+            "5.0",
+            "5e0",
+            "\"5\"",
+            "18446744073709551616",
+            "99999999999999999999999999",
+            "\u{665}",
+            "5\x005",
+            "0005 ,",
+        ] {
+            cases.push(case(format!("SM-03 {length:?}"), post(&format!("Content-Length: {length}"), "hello"), Closed));
+        }
+        for (name, headers) in [
+            ("two different", "Content-Length: 5\r\nContent-Length: 6"),
+            ("two different, one empty", "Content-Length: \r\nContent-Length: 5"),
+            ("second empty", "Content-Length: 5\r\nContent-Length: "),
+            ("space before the colon", "Content-Length : 5"),
+            ("a tab before the name", "\tContent-Length: 5"),
+            ("folded", "Content-Length: \r\n 5"),
+            ("folded further", "Content-Length: 5\r\n 5"),
+        ] {
+            cases.push(case(format!("SM-03 {name}"), post(headers, "hello"), Closed));
+        }
+        cases.push(case("SM-03 two equal", post("Content-Length: 5\r\nContent-Length: 5", "hello"), Passes(HELLO)));
+        cases.push(case("SM-03 leading zeros", post("Content-Length: 005", "hello"), Passes(HELLO)));
+        cases.push(case("SM-03 zero", post("Content-Length: 0", ""), Passes(&["POST /x"])));
+        cases.push(case("SM-03 none", post("X-A: 1", ""), Passes(&["POST /x"])));
+        // SM-08: HTTP/1.0 knows no encodings, and no body without a length.
+        cases.push(case(
+            "SM-08 encoding in 1.0",
+            format!("POST /x HTTP/1.0\r\nHost: app\r\nTransfer-Encoding: chunked\r\n\r\n{CHUNKED}"),
+            Closed,
+        ));
+        cases.push(case(
+            "SM-08 no body in 1.0",
+            format!("POST /x HTTP/1.0\r\nHost: app\r\n\r\n{SMUGGLED}"),
+            PassesAndCloses(&["POST /x"]),
+        ));
+        cases.push(case(
+            "SM-08 length in 1.0",
+            "POST /x HTTP/1.0\r\nHost: app\r\nContent-Length: 5\r\n\r\nhello",
+            PassesAndCloses(HELLO),
+        ));
+        cases.push(case(
+            "SM-08 1.0 that stays",
+            "POST /x HTTP/1.0\r\nHost: app\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\nhello",
+            Passes(HELLO),
+        ));
+        // SM-11: bodies of methods that have none as a rule.
+        for method in ["GET", "HEAD", "OPTIONS", "DELETE"] {
+            let summary: &'static [&'static str] = match method {
+                "GET" => &["GET /x hello"],
+                "HEAD" => &["HEAD /x hello"],
+                "OPTIONS" => &["OPTIONS /x hello"],
+                _ => &["DELETE /x hello"],
+            };
+            for headers in ["Content-Length: 5\r\n\r\nhello", &format!("Transfer-Encoding: chunked\r\n\r\n{CHUNKED}")] {
+                let bytes = format!("{method} /x HTTP/1.1\r\nHost: app\r\n{headers}");
+                cases.push(case(format!("SM-11 {method} {}", &headers[..14]), bytes, Passes(summary)));
+            }
+        }
+        run(cases);
+    });
+}
+
+#[test]
+fn chunks() {
+    alone(module_path!(), "chunks", || {
+        let chunked = |rest: &str| post("Transfer-Encoding: chunked", rest);
+        let mut cases = Vec::new();
+        // SM-04: sizes.
+        for size in [
+            "10000000000000005",
+            "fffffffffffffffff",
+            "ffffffffffffffff5",
+            "-1",
+            "-5",
+            "+5",
+            "0x5",
+            "5_0",
+            " 5",
+            "\t5",
+            "",
+            "g",
+            "5h",
+            "5.0",
+            "5 5",
+            "\x005",
+            "5\x00",
+            "\u{665}",
+            ";5",
+        ] {
+            let bytes = chunked(&format!("{size}\r\nhello\r\n0\r\n\r\n{SMUGGLED}"));
+            cases.push(case(format!("SM-04 {size:?}"), bytes, Closed));
+        }
+        cases.push(case("SM-04 leading zeros", chunked("0005\r\nhello\r\n0\r\n\r\n"), Passes(HELLO)));
+        cases.push(case("SM-04 spaces after", chunked("5  \r\nhello\r\n0\r\n\r\n"), Passes(HELLO)));
+        cases.push(case("SM-04 upper case", chunked("A\r\nhellohello\r\n0\r\n\r\n"), Passes(&["POST /x hellohello"])));
+        cases.push(case("SM-04 several", chunked("1\r\nh\r\n4\r\nello\r\n000\r\n\r\n"), Passes(HELLO)));
+        // SM-05: bare line ends and extensions.
+        for (name, rest) in [
+            ("bare LF after the size", "5\nhello\r\n0\r\n\r\n"),
+            ("bare CR after the size", "5\rhello\r\n0\r\n\r\n"),
+            ("two CR after the size", "5\r\rhello\r\n0\r\n\r\n"),
+            ("bare LF in an extension", "5;a\nhello\r\n0\r\n\r\n"),
+            ("bare LF after a space", "5 \nhello\r\n0\r\n\r\n"),
+            ("two CR in an extension", "5;a=b\r\rXX\r\nhello\r\n0\r\n\r\n"),
+            ("bare CR in an extension", "5;a=\rb\r\nhello\r\n0\r\n\r\n"),
+            ("bare LF after the data", "5\r\nhello\n0\r\n\r\n"),
+            ("bare CR after the data", "5\r\nhello\r0\r\n\r\n"),
+            ("bare LF after the last size", "5\r\nhello\r\n0\n\r\n"),
+            ("no line end after the data", "5\r\nhello0\r\n\r\n"),
+        ] {
+            cases.push(case(format!("SM-05 {name}"), chunked(&format!("{rest}{SMUGGLED}")), Closed));
+        }
+        cases.push(case("SM-05 an extension", chunked("5;a=b;c=\"d\"\r\nhello\r\n0;x\r\n\r\n"), Passes(HELLO)));
+        // hyper takes a line that begins with LF for trailers, and these end at once; up to the next empty line all is
+        // lost. That is lenient, and nothing of it is served.
+        let lost = chunked(&format!("5\r\nhello\r\n0\r\n\n{SMUGGLED}"));
+        cases.push(case("SM-05 bare LF at the end", lost, Passes(HELLO)));
+        // SM-06: where the end is.
+        for (name, rest) in [
+            ("bytes after the last chunk", "5\r\nhello\r\n0\r\nXX"),
+            ("bytes for a line end", "5\r\nhelloXX0\r\n\r\n"),
+            ("an extra line end", "5\r\nhello\r\n\r\n0\r\n\r\n"),
+            ("an invalid chunk", "5\r\nhello\r\nXYZ\r\n\r\n"),
+            ("a chunk that is longer than it says", "4\r\nhello\r\n0\r\n\r\n"),
+        ] {
+            cases.push(case(format!("SM-06 {name}"), chunked(&format!("{rest}{SMUGGLED}")), Closed));
+        }
+        cases.push(case(
+            "SM-06 more than was declared",
+            post("Content-Length: 5", "helloXX / HTTP/1.1\r\n\r\n"),
+            PassesAndCloses(HELLO),
+        ));
+        cases.push(case(
+            "SM-06 two requests, one after the other",
+            post("Content-Length: 5", "helloGET /y HTTP/1.1\r\nHost: app\r\n\r\n"),
+            Passes(&["POST /x hello", "GET /y"]),
+        ));
+        // SM-07: extensions are read up to 16 KiB in all.
+        let extension = format!("1;{}\r\nh\r\n", "e".repeat(4096));
+        cases.push(case("SM-07 long extensions", chunked(&format!("{}0\r\n\r\n", extension.repeat(64))), Closed));
+        // SM-23: what nobody may say after a body.
+        for name in [
+            "Content-Length: 3",
+            "Transfer-Encoding: chunked",
+            "Host: other",
+            "Authorization: x",
+            "Cookie: a=b",
+            "X-Plain: 1",
+        ] {
+            let bytes = post(
+                "Transfer-Encoding: chunked\r\nTrailer: X-Plain, Host, Content-Length, Authorization, Transfer-Encoding, Cookie",
+                &format!("5\r\nhello\r\n0\r\n{name}\r\n\r\n"),
+            );
+            cases.push(case(format!("SM-23 {name}"), bytes, Passes(HELLO)));
+        }
+        cases.push(case("SM-23 no trailer at all", chunked("5\r\nhello\r\n0\r\nno trailer\r\n\r\n"), Closed));
+        cases.push(case("SM-23 endless trailers", chunked(&format!("0\r\n{}", "X-A: 1\r\n".repeat(20_000))), Closed));
+        run(cases);
+    });
+}
+
+#[test]
+fn heads() {
+    alone(module_path!(), "heads", || {
+        let get = |line: &str| format!("{line}\r\nHost: app\r\n\r\n");
+        let header = |line: &str| format!("GET /x HTTP/1.1\r\nHost: app\r\n{line}\r\n\r\n");
+        let x: Want = Passes(&["GET /x"]);
+        let mut cases = Vec::new();
+        // SM-13, SM-17: names.
+        for line in [
+            ": x",
+            " : x",
+            "X : y",
+            "X\t: y",
+            "no colon",
+            " X: y",
+            "\tX: y",
+            "X Y: z",
+            "X: a\r\n folded",
+            "X: a\r\n\tfolded",
+            "X:\r\n y",
+            "X\x00: y",
+            "X: y\x00",
+            "(X): y",
+            "X\"Y: z",
+            "\u{e9}: y",
+            "X: y\rZ: w",
+            "X: a\nb",
+            "X@Y: z",
+            "X/Y: z",
+            "[X]: y",
+        ] {
+            cases.push(case(format!("SM-17 {line:?}"), header(line), Closed));
+        }
+        for line in ["X:", "X: ", "X:y", "X: \t y \t ", "X-Long_Name.9~: y", "X: \u{e9}\u{ff}", "!#$%&'*+-.^_`|~: y"] {
+            cases.push(case(format!("SM-17 {line:?}"), header(line), x.clone()));
+        }
+        // A head begins with a line, and lines may end bare (RFC 9112 2.2): what is passed on is written anew.
+        cases.push(case("SM-17 bare line ends", "GET /x HTTP/1.1\nHost: app\n\n", x.clone()));
+        cases.push(case(
+            "SM-17 an empty line between requests",
+            format!("{}\r\n{}", header("A: b"), header("A: b")),
+            Passes(&["GET /x", "GET /x"]),
+        ));
+        // SM-15: names of lengths that others took for smaller ones.
+        for length in [255, 256, 270, 4096] {
+            cases.push(case(
+                format!("SM-15 a name of {length} bytes"),
+                header(&format!("{}: y", "a".repeat(length))),
+                x.clone(),
+            ));
+        }
+        for length in [65_535, 65_536, 66_000] {
+            cases.push(case(
+                format!("SM-15 a name of {length} bytes"),
+                header(&format!("{}: y", "a".repeat(length))),
+                Closed,
+            ));
+        }
+        // SM-18: request lines.
+        for line in [
+            "GET /x\nHTTP/1.1",
+            "GET /x HTTP/1.32",
+            "GET /x HTTP/2.0",
+            "GET /x HTTP/0.9",
+            "GET /x HTTP/1.2",
+            "GET /x HTTP/11",
+            "GET /x HTTP/4294967295.255",
+            "GET /x HTTP/1",
+            "GET /x HTTP/1.",
+            "GET /x http/1.1",
+            "GET /x",
+            "GET",
+            "\x00 / HTTP/1.1",
+            "GET  /x HTTP/1.1",
+            "GET /x  HTTP/1.1",
+            "GET\t/x HTTP/1.1",
+            "GET /x\tHTTP/1.1",
+            "GET /x HTTP/1.1 ",
+            "GET /x HTTP/1.1\x00",
+            "GET /x y HTTP/1.1",
+            "GET /\x00x HTTP/1.1",
+            "GET /\x01 HTTP/1.1",
+            "G=\":<> /x HTTP/1.1",
+            "G(T /x HTTP/1.1",
+            "GET /x HTTP/1.1 HTTP/1.1",
+            " GET /x HTTP/1.1",
+            "GET\x0b/x HTTP/1.1",
+            "G\u{e9}T /x HTTP/1.1",
+            "GET http:// HTTP/1.1",
+        ] {
+            cases.push(case(format!("SM-18 {line:?}"), get(line), Closed));
+        }
+        // SM-19: nobody is talked into another parser.
+        cases.push(case(
+            "SM-19 h2c",
+            "GET /x HTTP/1.1\r\nHost: app\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n",
+            x.clone(),
+        ));
+        cases.push(case(
+            "SM-19 h2c with frames for a body",
+            "POST /x HTTP/1.1\r\nHost: app\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\nContent-Length: 9\r\n\r\n\0\0\0\x04\0\0\0\0\0",
+            Passes(&["POST /x \0\0\0\x04\0\0\0\0\0"]),
+        ));
+        cases.push(case(
+            "SM-19 the preface after a request",
+            format!("{}PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", header("A: b")),
+            PassesAndCloses(&["GET /x"]),
+        ));
+        // H2-10 for HTTP/1.1: bytes and count.
+        cases.push(case("H2-10 100 headers", header("X-A: 1\r\n".repeat(99).trim_end()), x.clone()));
+        cases.push(case("H2-10 101 headers", header("X-A: 1\r\n".repeat(100).trim_end()), Closed));
+        cases.push(case("H2-10 a value of 60 KiB", header(&format!("X-A: {}", "v".repeat(60 * 1024))), x.clone()));
+        cases.push(case("H2-10 a value of 70 KiB", header(&format!("X-A: {}", "v".repeat(70 * 1024))), Closed));
+        cases.push(case("H2-10 a target of 70 KiB", get(&format!("GET /{} HTTP/1.1", "p".repeat(70 * 1024))), Closed));
+        cases.push(case("H2-10 never ends", format!("GET /x HTTP/1.1\r\n{}", "X-A: 1\r\n".repeat(50_000)), Closed));
+        // SM-22, PB-22: CONNECT is refused, and what follows is nobody's.
+        for rest in [String::new(), SMUGGLED.to_owned()] {
+            cases.push(case("SM-22 CONNECT", format!("CONNECT app:80 HTTP/1.1\r\nHost: app:80\r\n\r\n{rest}"), Closed));
+            cases.push(case(
+                "SM-22 CONNECT with a length",
+                format!("CONNECT app:80 HTTP/1.1\r\nHost: app:80\r\nContent-Length: 5\r\n\r\nhello{rest}"),
+                Closed,
+            ));
+        }
+        cases.push(case("SM-22 CONNECT to a path", "CONNECT /x HTTP/1.1\r\nHost: app\r\n\r\n", Closed));
+        run(cases);
+    });
+}
+
+/// SM-16: every byte at every place where a byte can stand.
+#[test]
+fn every_byte() {
+    alone(module_path!(), "every_byte", || {
+        let mut cases = Vec::new();
+        for byte in 0..=255u8 {
+            let named = [b"GET /x HTTP/1.1\r\nHost: app\r\nx", &[byte][..], b"y: 1\r\n\r\n"].concat();
+            let valued = [b"GET /x HTTP/1.1\r\nHost: app\r\nX-Byte: a", &[byte][..], b"b\r\n\r\n"].concat();
+            let method = [b"G", &[byte][..], b"T /x HTTP/1.1\r\nHost: app\r\n\r\n"].concat();
+            let passes = |good: bool| if good { Passes(&["GET /x"]) } else { Closed };
+            cases.push(case(format!("SM-16 {byte:#04x} in a name"), named, passes(is_token(byte) || byte == b':')));
+            let fine = byte == b'\t' || byte >= 0x20 && byte != 0x7f;
+            cases.push(case(format!("SM-16 {byte:#04x} in a value"), valued, passes(fine)));
+            if !is_token(byte) {
+                cases.push(case(format!("SM-16 {byte:#04x} in a method"), method, Closed));
+            }
+        }
+        run(cases);
+    });
+}
+
+/// SM-09: bytes reach the application only after its own 101.
+#[test]
+fn upgrades() {
+    alone(module_path!(), "upgrades", || {
+        let app = App::start();
+        let _place = Place::start();
+        app.reply(
+            "/switch",
+            Reply::new("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n", Then::Echo),
+        );
+        app.reply("/refuses", Reply::new("HTTP/1.1 400 Bad Request\r\nContent-Length: 2\r\n\r\nno", Then::Keep));
+        app.reply("/ok", Reply::new("HTTP/1.1 200 OK\r\nUpgrade: echo\r\nContent-Length: 2\r\n\r\nok", Then::Keep));
+        app.reply("/unasked", Reply::new("HTTP/1.1 101 Switching Protocols\r\nUpgrade: echo\r\n\r\n", Then::Echo));
+        for direction in BOTH {
+            let upgrade = |path: &str| {
+                format!("GET {path} HTTP/1.1\r\nHost: app\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+            };
+            let mut client = Client::connect(direction.address());
+            client.send(upgrade("/switch")).send("early");
+            assert_eq!(client.answer().map(|answer| answer.status), Ok(101), "{direction:?}");
+            assert_eq!(client.bytes(5), b"early", "{direction:?}: what was sent early comes after the 101");
+            client.send("late");
+            assert_eq!(client.bytes(4), b"late", "{direction:?}");
+            drop(client);
+            for (path, status) in [("/refuses", 400), ("/ok", 200)] {
+                let mut client = Client::connect(direction.address());
+                client
+                    .send(upgrade(path))
+                    .send("GET /private HTTP/1.1\r\nHost: app\r\n\r\nGET /after HTTP/1.1\r\nHost: app\r\n\r\n");
+                assert_eq!(client.answer().map(|answer| answer.status), Ok(status), "{direction:?} {path}");
+                let second = client.answer().map(|answer| answer.status);
+                let expected = if direction == Direction::Inbound { 403 } else { 200 };
+                assert_eq!(second, Ok(expected), "{direction:?} {path}: what follows is a request like any other");
+                assert_eq!(client.answer().map(|answer| answer.status), Ok(200), "{direction:?} {path}");
+            }
+            let mut client = Client::connect(direction.address());
+            client.send("GET /unasked HTTP/1.1\r\nHost: app\r\n\r\n");
+            assert_eq!(
+                client.answer().map(|answer| answer.status),
+                Ok(502),
+                "{direction:?}: a 101 that nobody asked for"
+            );
+            let mut client = Client::connect(direction.address());
+            client.send("GET /ok HTTP/1.0\r\nHost: app\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n");
+            assert_eq!(client.answer().map(|answer| answer.status), Ok(200), "{direction:?}");
+        }
+        let asked: Vec<bool> = app
+            .take()
+            .iter()
+            .filter(|seen| seen.target == "/ok")
+            .map(|seen| seen.header("upgrade").is_some())
+            .collect();
+        assert_eq!(asked, [true, false, true, false], "HTTP/1.0 has no upgrades");
+        assert_eq!(app.violations(), [""; 0]);
+    });
+}
+
+/// SM-10, SM-22: a body that nobody read is never taken for a request, and the answer is not lost by a reset.
+#[test]
+fn bodies_that_nobody_reads() {
+    alone(module_path!(), "bodies_that_nobody_reads", || {
+        let app = App::start();
+        let _place = Place::start();
+        for direction in BOTH {
+            let (path, status) = match direction {
+                Direction::Inbound => ("/private", 403),
+                Direction::Outbound => ("x", 400),
+            };
+            let mut client = Client::connect(direction.address());
+            client.send(format!(
+                "POST {path} HTTP/1.1\r\nHost: app\r\nContent-Length: {}\r\n\r\n{SMUGGLED}",
+                SMUGGLED.len()
+            ));
+            assert_eq!(client.answer().map(|answer| answer.status), Ok(status), "{direction:?}");
+            client.send("GET /after HTTP/1.1\r\nHost: app\r\n\r\n");
+            match client.answer() {
+                Ok(answer) => {
+                    assert_eq!((answer.status, answer.body.as_slice()), (200, &b"GET /after"[..]), "{direction:?}")
+                }
+                Err(end) => assert_eq!(end, NoAnswer::Closed, "{direction:?}"),
+            }
+            // A megabyte is on its way when the answer comes.
+            let mut client = Client::connect(direction.address());
+            client.send(format!("POST {path} HTTP/1.1\r\nHost: app\r\nContent-Length: 800000\r\n\r\n"));
+            client.send(vec![b'x'; 800_000]);
+            assert_eq!(
+                client.answer().map(|answer| answer.status),
+                Ok(status),
+                "{direction:?}: the answer is not lost"
+            );
+        }
+        let seen: Vec<String> = app.take().iter().map(|seen| seen.summary()).collect();
+        assert!(seen.iter().all(|seen| seen == "GET /after"), "{seen:?}");
+        assert_eq!(app.violations(), [""; 0]);
+    });
+}
+
+/// SM-12: an expectation is answered here, and a final answer to it poisons nothing.
+#[test]
+fn expectations() {
+    alone(module_path!(), "expectations", || {
+        let app = App::start();
+        let _place = Place::start();
+        app.reply(
+            "/refuses",
+            Reply {
+                early: true,
+                ..Reply::new("HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\n\r\n", Then::Keep)
+            },
+        );
+        for direction in BOTH {
+            for round in 0..100 {
+                for path in ["/takes", "/refuses"] {
+                    let mut client = Client::connect(direction.address());
+                    client.send(format!(
+                        "POST {path} HTTP/1.1\r\nHost: app\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n"
+                    ));
+                    client.send("hello");
+                    let expected = if path == "/takes" { 200 } else { 417 };
+                    assert_eq!(
+                        client.answer().map(|answer| answer.status),
+                        Ok(expected),
+                        "{direction:?} {path} {round}"
+                    );
+                    client.send("GET /next HTTP/1.1\r\nHost: app\r\n\r\n");
+                    let next = client.answer().map(|answer| answer.body);
+                    assert_eq!(
+                        next,
+                        Ok(b"GET /next".to_vec()),
+                        "{direction:?} {path} {round}: the answer to another request"
+                    );
+                }
+            }
+        }
+        assert_eq!(app.violations(), [""; 0]);
+    });
+}
+
+fn run(cases: Vec<Case>) {
+    let app = App::start();
+    let mut place = Place::start();
+    let mut failures = Vec::new();
+    for direction in BOTH {
+        for (number, case) in cases.iter().enumerate() {
+            if let Err(failure) = try_case(&app, direction, case, number) {
+                failures.push(format!("{direction:?} {}: {failure}", case.id));
+            }
+        }
+    }
+    assert!(place.is_alive());
+    assert!(failures.is_empty(), "{} of {} failed:\n{}", failures.len(), 2 * cases.len(), failures.join("\n"));
+    eprintln!("{} cases in two directions", cases.len());
+}
+
+fn try_case(app: &App, direction: Direction, case: &Case, number: usize) -> Result<(), String> {
+    let mut client = Client::connect(direction.address());
+    client.send(&case.bytes);
+    let wanted: &[&str] = match &case.want {
+        Closed => &[],
+        Passes(wanted) | PassesAndCloses(wanted) => wanted,
+    };
+    let mut problem = None;
+    for request in wanted {
+        let method = request.split(' ').next().unwrap_or_default();
+        match client.answer_to(method) {
+            Ok(answer) if answer.status == 200 => {}
+            other => problem = problem.or(Some(format!("{request} was answered by {other:?}"))),
+        }
+    }
+    match (&case.want, problem.is_none()) {
+        (_, false) => {}
+        (Closed | PassesAndCloses(_), _) => match client.answer() {
+            Ok(answer) if answer.status >= 400 => {
+                if !client.closes_within(PATIENCE) {
+                    problem = Some(format!("the connection stays open after {}", answer.status));
+                }
+            }
+            Err(NoAnswer::Closed) => {}
+            other => problem = Some(format!("answered by {other:?}")),
+        },
+        (Passes(_), _) => {
+            client.send("GET /again HTTP/1.1\r\nHost: app\r\n\r\n");
+            match client.answer() {
+                Ok(answer) if answer.status == 200 && answer.body == b"GET /again" => {}
+                other => problem = Some(format!("the next request was answered by {other:?}")),
+            }
+        }
+    }
+    drop(client);
+    // Whatever the case has sent to the application is there before this is.
+    let canary = format!("/canary-{direction:?}-{number}");
+    let status = super::client::get(direction.address(), &canary);
+    if status != 200 {
+        return Err(format!("a request after it was answered {status}"));
+    }
+    let seen: Vec<String> =
+        app.take_up_to(&canary).iter().map(|seen| seen.summary()).filter(|seen| seen != "GET /again").collect();
+    let violations = app.violations();
+    if !violations.is_empty() {
+        return Err(format!("the application got {violations:?}"));
+    }
+    if seen != wanted {
+        return Err(format!("the application saw {seen:?} instead of {wanted:?}; {problem:?}"));
+    }
+    problem.map_or(Ok(()), Err)
+}

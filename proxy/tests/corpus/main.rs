@@ -1,0 +1,54 @@
+//! Hostile input, thrown at the real proxy process in both directions, with an application behind it that writes down
+//! every request and takes nothing that is not strictly HTTP.
+//!
+//! Each test has a network namespace of its own, where iptables redirects as it does in a pod: what is sent to the
+//! Service's address arrives at the proxy's outbound port, what is sent to the pod's at the inbound one. Needs root,
+//! `unshare`, `ip` and iptables, and fails where they are missing.
+//!
+//! ```text
+//!   raw client ── 198.19.0.1:80 ──> outbound ──┐
+//!              └─ 198.18.0.2:8080 ─> inbound ──┴──> application at 198.18.0.2:8080
+//! ```
+//!
+//! | module | is about |
+//! |---|---|
+//! | `framing` | where a request of HTTP/1.1 ends, and what is a request at all |
+//! | `meaning` | paths, hosts, methods and headers that a policy could take for something else than the application does |
+//! | `responses` | what applications answer: doubtful framing, resets at each point, answers that come too early |
+//! | `http2` | frames that a well-behaved client would not send, and floods of those that it would |
+//! | `h2spec` | the conformance tests of that name |
+//! | `resources` | slow clients, many clients, no file descriptors left, and the memory that all this takes |
+//! | `grpc` | calls and streams through two proxies |
+//! | `swaps` | requests while the configuration changes all the time |
+//!
+//! Left out, and why:
+//!
+//! - What needs TLS or identities (certificates, SNI, peers in policies): the proxy has neither yet.
+//! - What is of the operator, the webhook or the redirection: they have tests of their own.
+//! - Headers that proxies add and trust (`x-forwarded-*` and their kin), and names that differ from them by an
+//!   underscore: this proxy reads none and adds none.
+//! - Bodies in policies, globs, and names inside expressions: policies have none of them. Fields that an old proxy does
+//!   not know: `proxy/config` refuses them, and tests that. All policies of a small model against a reference: not
+//!   written yet.
+//! - gzip and its bombs: the proxy unpacks nothing but its own configuration, which `proxy/config` tests.
+//! - Double decoding, path parameters and letter case in paths: applications read them differently, so they are left as
+//!   they are.
+//! - Windows and memory after ten thousand farewells of an HTTP/2 server: not written yet.
+//!
+//! What hyper and h2 do and nobody here can change without replacing them: a request with an unusable framing header
+//! may be closed on without an answer; interim responses are not passed on; `Expect: 100-continue` is answered before
+//! the application is asked; a bare LF where trailers begin hides the lines up to the next empty one; and about 2,000
+//! small DATA frames that wait at once end an HTTP/2 connection.
+
+mod app;
+mod client;
+mod frames;
+mod framing;
+mod grpc;
+mod h2spec;
+mod http2;
+mod meaning;
+mod place;
+mod resources;
+mod responses;
+mod swaps;

@@ -1,0 +1,471 @@
+//! Paths, hosts, methods and headers that a policy could take for something else than the application does.
+
+use serde_json::json;
+
+use super::app::App;
+use super::client::{Client, get};
+use super::place::{BOTH, Direction, Options, Place, alone};
+
+/// What an application makes of a path that decodes once, takes a backslash for a slash, merges slashes and resolves
+/// dots.
+fn meaning(path: &str) -> String {
+    let path = path.split(['?', '#']).next().unwrap_or_default();
+    let bytes = path.as_bytes();
+    let (mut decoded, mut at) = (Vec::new(), 0);
+    while at < bytes.len() {
+        let hex = bytes
+            .get(at + 1..at + 3)
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        match (bytes[at], hex) {
+            (b'%', Some(byte)) => {
+                decoded.push(byte);
+                at += 3;
+            }
+            (byte, _) => {
+                decoded.push(byte);
+                at += 1;
+            }
+        }
+    }
+    let text = String::from_utf8_lossy(&decoded).replace('\\', "/");
+    // To an application in C the path ends at a NUL.
+    let text = text.split('\0').next().unwrap_or_default();
+    let mut segments = Vec::new();
+    for segment in text.split('/') {
+        match segment {
+            "" | "." => {}
+            ".." => {
+                segments.pop();
+            }
+            name => segments.push(name),
+        }
+    }
+    format!("/{}", segments.join("/"))
+}
+
+/// PB-01, PB-02: however `/private` is written, the application never gets it; and what means something else gets
+/// through.
+#[test]
+fn spellings_of_a_denied_path() {
+    alone(module_path!(), "spellings_of_a_denied_path", || {
+        let app = App::start();
+        let _place = Place::start();
+        let mut paths: Vec<String> = Vec::new();
+        for lead in [
+            "/",
+            "//",
+            "///",
+            "/./",
+            "/.//",
+            "/%2e/",
+            "/%2E/",
+            "/x/../",
+            "/x/%2e%2e/",
+            "/x/.%2e/",
+            "/x/%2e./",
+            "/x//../",
+            "/../",
+            "/../../",
+            "/x/y/../../",
+            "/%2f",
+            "/%2F",
+            "/%5c",
+            "/\\",
+            "\\",
+            "/x\\..\\",
+            "/x/..%2f",
+            "/x%2f../",
+            "/x/..\\",
+            "/x/%2e%2e%2f",
+            "/x/%2e%2e%5c",
+        ] {
+            for rest in [
+                "private",
+                "private/",
+                "private/x",
+                "private//x",
+                "private/.",
+                "private/./x",
+                "private/x/..",
+                "%70rivate",
+                "p%72ivate",
+                "%70%72%69%76%61%74%65",
+                "private%2fx",
+                "private%2F",
+                "private%5cx",
+                "private\\x",
+                "private?x",
+                "private#x",
+                "private%00",
+                "private%00x",
+                "private%23x",
+                "private%3fx",
+                "private/%2e",
+                "private/%2e%2e/private",
+            ] {
+                paths.push(format!("{lead}{rest}"));
+            }
+        }
+        for byte in 0..=255u8 {
+            for path in [
+                format!("/%{byte:02x}/private"),
+                format!("/%{byte:02X}private"),
+                format!("/private%{byte:02x}"),
+                format!("/x/%{byte:02x}./private"),
+                format!("/x/.%{byte:02x}/private"),
+            ] {
+                paths.push(path);
+            }
+        }
+        paths.extend(
+            [
+                "/public#/../private",
+                "/public?/../private",
+                "//app/private",
+                "http://app/private",
+                "http://app//private",
+                "http://app",
+                "http://app/x/../private",
+                "HTTP://app/private",
+                "/%",
+                "/%2",
+                "/%zz",
+                "/%2/private",
+                "/%%32%65/private",
+            ]
+            .map(str::to_owned),
+        );
+        let (mut refused, mut passed) = (0, 0);
+        for path in &paths {
+            let status = get(Direction::Inbound.address(), path);
+            let denied = meaning(path.strip_prefix("http://app").or(path.strip_prefix("HTTP://app")).unwrap_or(path));
+            let is_denied = denied == "/private" || denied.starts_with("/private/");
+            match status {
+                200 => {
+                    assert!(!is_denied, "{path} means {denied} and got through");
+                    passed += 1;
+                }
+                400 | 403 | 0 => refused += 1,
+                other => panic!("{path} was answered {other}"),
+            }
+        }
+        for seen in app.take() {
+            let read = meaning(&seen.target);
+            assert!(
+                read != "/private" && !read.starts_with("/private/"),
+                "{} is {read} to the application",
+                seen.target
+            );
+            assert!(!seen.target.contains('#'), "{}", seen.target);
+        }
+        assert_eq!(app.violations(), [""; 0]);
+        assert!(passed > 900 && refused > 300, "{passed} passed, {refused} refused");
+        eprintln!("{} paths: {passed} passed, {refused} refused", paths.len());
+    });
+}
+
+/// What a policy was held against is what is passed on, and what is not for it to change is as it was.
+#[test]
+fn the_path_that_is_looked_at_is_the_one_that_is_sent() {
+    alone(module_path!(), "the_path_that_is_looked_at_is_the_one_that_is_sent", || {
+        let app = App::start();
+        let _place = Place::start();
+        for (path, sent) in [
+            ("/a", "/a"),
+            ("/a/../b", "/b"),
+            ("//a///b/", "/a/b/"),
+            ("/%61", "/a"),
+            ("/a%3db", "/a%3Db"),
+            ("/%252e%252e/private", "/%252e%252e/private"),
+            ("/a?b=/../private&c=%2e", "/a?b=/../private&c=%2e"),
+            ("/a#private", "/a"),
+            ("/a;x=/..;/b", "/a;x=/..;/b"),
+            ("/Private", "/Private"),
+            ("/a*b$c,d!e'f(g)h+i:j@k&l=m~n", "/a*b$c,d!e'f(g)h+i:j@k&l=m~n"),
+            ("/", "/"),
+            ("http://app/a/../b?c", "/b?c"),
+            ("http://app", "/"),
+            ("http://app?x", "/?x"),
+        ] {
+            assert_eq!(get(Direction::Inbound.address(), path), 200, "{path}");
+            assert_eq!(app.take().first().map(|seen| seen.target.clone()).as_deref(), Some(sent), "{path}");
+        }
+        // Where no policy looks, the path is the application's business.
+        for path in ["/a/../b", "//a", "/%61", "/a%2fb", "/a\\b", "/private", "/%00", "/a%"] {
+            assert_eq!(get(Direction::Outbound.address(), path), 200, "{path}");
+            assert_eq!(app.take().first().map(|seen| seen.target.clone()).as_deref(), Some(path), "{path}");
+        }
+        // PB-03: a target that is no path.
+        for path in ["x", "*", "", "?x", "x/private", "app:80/private", "@app/private"] {
+            for direction in BOTH {
+                assert!(matches!(get(direction.address(), path), 0 | 400), "{direction:?} {path:?}");
+            }
+        }
+        let mut client = Client::connect(Direction::Outbound.address());
+        client.send("OPTIONS * HTTP/1.1\r\nHost: app\r\n\r\n");
+        assert_eq!(client.answer().map(|answer| answer.status), Ok(200), "asked of the server as a whole");
+        assert_eq!(app.take().first().map(|seen| seen.summary()).as_deref(), Some("OPTIONS *"));
+    });
+}
+
+/// A policy that denies everything denies the asterisk too.
+#[test]
+fn everything_means_everything() {
+    alone(module_path!(), "everything_means_everything", || {
+        let app = App::start();
+        let policies = json!([{"name": "closed", "target": "namespace", "rules": [{"action": "deny", "paths": [{"prefix": "/"}]}]}]);
+        let _place = Place::with(Options { policies, ..Options::default() });
+        for request in ["GET /", "OPTIONS *", "GET http://app", "OPTIONS http://app"] {
+            let mut client = Client::connect(Direction::Inbound.address());
+            client.send(format!("{request} HTTP/1.1\r\nHost: app\r\n\r\n"));
+            assert_eq!(client.answer().map(|answer| answer.status), Ok(403), "{request}");
+        }
+        // Bytes, which nobody can look into.
+        let mut client = Client::connect(Direction::Inbound.address());
+        client.send("\x16\x03\x01\x02\x00 not HTTP\r\n\r\n");
+        assert!(client.answer().is_err());
+        assert!(app.take().is_empty());
+    });
+}
+
+/// PB-08: one host, or none at all.
+#[test]
+fn hosts() {
+    alone(module_path!(), "hosts", || {
+        let app = App::start();
+        let _place = Place::start();
+        for direction in BOTH {
+            let send = |lines: &str, target: &str| {
+                let mut client = Client::connect(direction.address());
+                client.send(format!("GET {target} HTTP/1.1\r\n{lines}\r\n"));
+                client.answer().map_or(0, |answer| answer.status)
+            };
+            for host in [
+                "app",
+                "APP",
+                "app.",
+                "app:80",
+                "app:8080",
+                "app.:80",
+                "app:",
+                "127.0.0.1",
+                "127.0.0.1:80",
+                "[::1]",
+                "[::1]:80",
+                "a_b",
+                "xn--bcher-kva.example",
+                "",
+            ] {
+                assert_eq!(send(&format!("Host: {host}\r\n"), "/x"), 200, "{direction:?} {host:?}");
+                assert_eq!(
+                    app.take().first().and_then(|seen| seen.header("host")).as_deref(),
+                    Some(host),
+                    "{direction:?}"
+                );
+            }
+            for lines in [
+                "",
+                "Host: a\r\nHost: a\r\n",
+                "Host: a\r\nHost: b\r\n",
+                "Host: a, b\r\n",
+                "Host: a,b\r\n",
+                "Host: a b\r\n",
+                "Host: u@a\r\n",
+                "Host: u:p@a\r\n",
+                "Host: a/b\r\n",
+                "Host: a?b\r\n",
+                "Host: a#b\r\n",
+                "Host: http://a\r\n",
+                "Host: a%00\r\n",
+                "Host: a%2eb\r\n",
+                "Host: a\\b\r\n",
+                "Host: a:b\r\n",
+                "Host: a:80:81\r\n",
+                "Host: a:99999\r\n",
+                "Host: a:-1\r\n",
+                "Host: a:+80\r\n",
+                "Host: :80\r\n",
+                "Host: [::1\r\n",
+                "Host: ::1\r\n",
+                "Host: [::1]x\r\n",
+                "Host: a;b\r\n",
+                "Host: a\x00b\r\n",
+                "Host: \u{e9}\r\n",
+                "Host: *\r\n",
+                "Host: <a>\r\n",
+                "Host : a\r\n",
+                "Host:\r\n a\r\n",
+                " Host: a\r\n",
+            ] {
+                assert!(matches!(send(lines, "/x"), 0 | 400), "{direction:?} {lines:?}");
+            }
+            for (lines, target, status) in [
+                ("Host: app\r\n", "http://app/x", 200),
+                ("Host: APP\r\n", "http://app/x", 200),
+                ("Host: other\r\n", "http://app/x", 400),
+                ("Host: app\r\n", "http://app:80/x", 400),
+                ("Host: app\r\n", "http://u@app/x", 400),
+                ("", "http://u@app/x", 400),
+                ("", "http://a,b/x", 400),
+                ("Host: app\r\nHost: app\r\n", "http://app/x", 400),
+            ] {
+                assert_eq!(send(lines, target), status, "{direction:?} {lines:?} {target}");
+            }
+            app.take();
+        }
+        // HTTP/1.0 came without hosts; the application is asked by the address that was meant.
+        let mut client = Client::connect(Direction::Outbound.address());
+        client.send("GET /old HTTP/1.0\r\n\r\n");
+        assert_eq!(client.answer().map(|answer| answer.status), Ok(200));
+        assert_eq!(app.violations(), [""; 0]);
+    });
+}
+
+/// PB-10: a header with several values is looked at value by value: DENY takes any, ALLOW takes all.
+#[test]
+fn headers_with_several_values() {
+    alone(module_path!(), "headers_with_several_values", || {
+        let app = App::start();
+        let rule = |action: &str, test: serde_json::Value| json!([{"name": "p", "target": "namespace", "rules": [{"action": action, "headers": [{"name": "x-team", "test": test}]}]}]);
+        let ask = |headers: &str| {
+            let mut client = Client::connect(Direction::Inbound.address());
+            client.send(format!("GET /x HTTP/1.1\r\nHost: app\r\n{headers}\r\n"));
+            client.answer().map_or(0, |answer| answer.status)
+        };
+        let many = "X-Team: a\r\n".repeat(90);
+        let place = Place::with(Options { policies: rule("deny", json!({"exact": "evil"})), ..Options::default() });
+        for (headers, status) in [
+            ("", 200),
+            ("X-Team: a\r\n", 200),
+            ("X-Team: evil\r\n", 403),
+            ("x-tEAM:evil\r\n", 403),
+            ("X-Team: \t evil \t\r\n", 403),
+            ("X-Team: a\r\nX-Team: evil\r\n", 403),
+            ("X-Team: evil\r\nX-Team: a\r\n", 403),
+            ("X-Team: \r\nX-Team: evil\r\n", 403),
+            ("X-Team: evil\r\nX-Team: \r\n", 403),
+            (&format!("{many}X-Team: evil\r\n"), 403),
+            ("X-Other: evil\r\n", 200),
+            ("X-Team: Evil\r\n", 200),
+            // PB-12: nobody takes a header away by naming it.
+            ("Connection: X-Team\r\nX-Team: evil\r\n", 403),
+            ("Connection: close, x-team\r\nX-Team: evil\r\n", 403),
+        ] {
+            assert_eq!(ask(headers), status, "deny evil: {headers:?}");
+        }
+        drop(place);
+        let _place = Place::with(Options { policies: rule("allow", json!({"exact": "good"})), ..Options::default() });
+        for (headers, status) in [
+            ("X-Team: good\r\n", 200),
+            ("X-Team: good\r\nX-Team: good\r\n", 200),
+            ("", 403),
+            ("X-Team: bad\r\n", 403),
+            ("X-Team: good\r\nX-Team: bad\r\n", 403),
+            ("X-Team: bad\r\nX-Team: good\r\n", 403),
+            ("X-Team: good, bad\r\n", 403),
+            ("X-Team: good\r\nX-Team: \r\n", 403),
+            ("X-Team:\r\n", 403),
+            ("X_Team: good\r\n", 403),
+        ] {
+            assert_eq!(ask(headers), status, "allow good: {headers:?}");
+        }
+        app.take();
+    });
+}
+
+/// PB-23: methods are what they are, letter by letter.
+#[test]
+fn methods() {
+    alone(module_path!(), "methods", || {
+        let app = App::start();
+        let policies =
+            json!([{"name": "p", "target": "namespace", "rules": [{"action": "deny", "methods": ["DELETE"]}]}]);
+        let _place = Place::with(Options { policies, ..Options::default() });
+        for (request, status) in [
+            ("DELETE /x HTTP/1.1\r\nHost: app\r\n\r\n", 403),
+            ("POST /x HTTP/1.1\r\nHost: app\r\nX-HTTP-Method-Override: DELETE\r\nContent-Length: 0\r\n\r\n", 200),
+            ("delete /x HTTP/1.1\r\nHost: app\r\n\r\n", 200),
+            ("M-SEARCH /x HTTP/1.1\r\nHost: app\r\n\r\n", 200),
+            ("TRACE /x HTTP/1.1\r\nHost: app\r\n\r\n", 200),
+        ] {
+            let mut client = Client::connect(Direction::Inbound.address());
+            client.send(request);
+            assert_eq!(client.answer().map(|answer| answer.status), Ok(status), "{request}");
+        }
+        let methods: Vec<String> = app.take().into_iter().map(|seen| seen.method).collect();
+        assert_eq!(methods, ["POST", "delete", "M-SEARCH", "TRACE"], "passed on as they came");
+    });
+}
+
+/// PB-05: what a rule makes of a path never leads out of what the rule is for.
+#[test]
+fn rewritten_paths() {
+    alone(module_path!(), "rewritten_paths", || {
+        let app = App::start();
+        let backend =
+            json!([{"weight": 1, "target": {"cluster": {"namespace": "shop", "service": "app", "port": 80}}}]);
+        let rule = |rewrite: serde_json::Value| json!({"route": {"namespace": "shop", "name": "r"}, "name": "0", "action": {"forward": {"backends": backend, "rewrite": {"path": rewrite}}}});
+        let routes = json!({
+            "matches": [{"rule": 0, "path": {"prefix": "/api"}}, {"rule": 1, "path": {"prefix": "/full"}}],
+            "rules": [rule(json!({"prefix": "/v1"})), rule(json!({"full": "/there"}))]
+        });
+        let _place = Place::with(Options { routes: Some(routes), ..Options::default() });
+        for (path, sent) in [
+            ("/api/x", Some("/v1/x")),
+            ("/api", Some("/v1")),
+            ("/api/", Some("/v1/")),
+            ("/api/x?q=/api", Some("/v1/x?q=/api")),
+            ("/full/x?q", Some("/there?q")),
+            ("/apix", None),
+            ("/api../x", None),
+            ("/api%2e%2e/x", None),
+            ("/api%2fx", None),
+            ("/API/x", None),
+            ("//api/x", None),
+            ("/x/../api/x", None),
+            // Dots are not resolved here: the application's own side, or a policy beside it, does that to the rewritten
+            // path.
+            ("/api/../private", Some("/v1/../private")),
+            ("/api//x", Some("/v1/x")),
+        ] {
+            let status = get(Direction::Outbound.address(), path);
+            assert_eq!(status, if sent.is_some() { 200 } else { 404 }, "{path}");
+            assert_eq!(app.take().first().map(|seen| seen.target.clone()).as_deref(), sent, "{path}");
+        }
+    });
+}
+
+/// PB-14: whatever a client says, a request is one line of the log, and that line is JSON.
+#[test]
+fn lines_of_the_log() {
+    alone(module_path!(), "lines_of_the_log", || {
+        let app = App::start();
+        let place = Place::start();
+        let mut count = 0;
+        for (path, header) in [
+            ("/plain", "X-A: 1"),
+            ("/quote\"and\\back", "User-Agent: \"\\"),
+            ("/tab", "User-Agent: a\tb"),
+            ("/\u{1f980}", "User-Agent: \u{1b}[31m"),
+            ("/%0a%0d%1b", "X-A: %0a"),
+            ("/{\"status\":200}", "User-Agent: {\"status\":500}"),
+            ("/\u{2028}line", "User-Agent: \u{e9}"),
+            (&format!("/{}", "long".repeat(12_000)), "X-A: 1"),
+        ] {
+            for direction in BOTH {
+                let mut client = Client::connect(direction.address());
+                client.send(format!("GET {path} HTTP/1.1\r\nHost: app\r\n{header}\r\n\r\n"));
+                let _ = client.answer();
+                count += 1;
+            }
+        }
+        super::place::wait("all is logged", || place.log().matches("\"GET\"").count() >= count - 4);
+        for line in place.log().lines() {
+            let value: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            assert!(value.is_object(), "{line}");
+            assert!(!line.bytes().any(|byte| byte < 0x20), "{line:?}");
+        }
+        app.take();
+    });
+}

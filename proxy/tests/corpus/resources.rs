@@ -1,0 +1,316 @@
+//! Slow clients, many clients, no file descriptors left, and the memory that all this takes. Whoever behaves is served
+//! meanwhile.
+//!
+//! `WEFT_CORPUS_CLIENTS` sets how many clients are slow with their heads at once: 300 by default; 5,000 take no longer,
+//! but file descriptors of whoever runs the test.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::app::{App, Reply, Then};
+use super::client::{Client, get};
+use super::place::{BOTH, Direction, Options, PATIENCE, Place, alone, exported, scrape, wait};
+
+fn clients() -> usize {
+    std::env::var("WEFT_CORPUS_CLIENTS").ok().and_then(|count| count.parse().ok()).unwrap_or(300)
+}
+
+fn timeouts(values: serde_json::Value) -> Vec<(&'static str, String)> {
+    vec![("WEFT_TIMEOUTS_MS", values.to_string())]
+}
+
+/// A client that behaves, one request after the other, for as long as it lives.
+struct Legitimate {
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicU32>,
+    failed: Arc<AtomicU32>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Legitimate {
+    fn start(direction: Direction) -> Self {
+        let (stop, sent, failed) =
+            (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+        let shared = (stop.clone(), sent.clone(), failed.clone());
+        let thread = thread::spawn(move || {
+            let (stop, sent, failed) = shared;
+            while !stop.load(Ordering::SeqCst) {
+                let status = get(direction.address(), "/legitimate");
+                sent.fetch_add(1, Ordering::SeqCst);
+                failed.fetch_add(u32::from(status != 200), Ordering::SeqCst);
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
+        Self { stop, sent, failed, thread: Some(thread) }
+    }
+
+    fn served(mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.thread.take().expect("once").join().expect("it does not panic");
+        let (sent, failed) = (self.sent.load(Ordering::SeqCst), self.failed.load(Ordering::SeqCst));
+        assert!(sent > 10, "{sent} requests in all");
+        assert_eq!(failed, 0, "of {sent} requests of a client that behaves");
+    }
+}
+
+/// RS-01, RS-02, RS-03: a head that does not come to its end is not waited for.
+#[test]
+fn slow_heads() {
+    alone(module_path!(), "slow_heads", || {
+        let _app = App::start();
+        let place =
+            Place::with(Options { environment: timeouts(json!({"head": 1000, "idle": 3000})), ..Options::default() });
+        let begins: [&[u8]; 8] = [
+            b"",
+            b"G",
+            b"GET /slow HT",
+            b"GET /slow HTTP/1.1\r\n",
+            b"GET /slow HTTP/1.1\r\nHost: app\r\nX-A: ",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x09\x01\x04\0\0\0\x01",
+            b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03",
+        ];
+        for direction in BOTH {
+            let legitimate = Legitimate::start(direction);
+            let before = place.memory();
+            let mut slow: Vec<Client> = (0..clients())
+                .map(|at| {
+                    let mut client = Client::connect(direction.address());
+                    client.send(begins[at % begins.len()]);
+                    client
+                })
+                .collect();
+            let memory = place.memory().saturating_sub(before);
+            assert!(
+                memory / (slow.len() as u64) < 64 * 1024,
+                "{direction:?}: {memory} bytes for {} clients",
+                slow.len()
+            );
+            // One byte now and then changes nothing: the head is timed from its first byte.
+            let dripping = Instant::now();
+            while dripping.elapsed() < Duration::from_millis(1500) {
+                for (at, client) in slow.iter_mut().enumerate() {
+                    if matches!(at % begins.len(), 3 | 4) {
+                        client.send("x");
+                    }
+                }
+                thread::sleep(Duration::from_millis(100));
+            }
+            let begun = Instant::now();
+            for (at, client) in slow.iter_mut().enumerate() {
+                let left = PATIENCE.saturating_sub(begun.elapsed()).max(Duration::from_millis(10));
+                assert!(
+                    client.closes_within(left),
+                    "{direction:?}: {:?} is waited for",
+                    String::from_utf8_lossy(begins[at % begins.len()])
+                );
+            }
+            legitimate.served();
+        }
+    });
+}
+
+/// A connection may idle between requests for longer than a head may take.
+#[test]
+fn idle_connections_stay() {
+    alone(module_path!(), "idle_connections_stay", || {
+        let _app = App::start();
+        let _place =
+            Place::with(Options { environment: timeouts(json!({"head": 300, "idle": 1500})), ..Options::default() });
+        for direction in BOTH {
+            let mut client = Client::connect(direction.address());
+            for _ in 0..2 {
+                client.send("GET /a HTTP/1.1\r\nHost: app\r\n\r\n");
+                assert_eq!(client.answer().map(|answer| answer.status), Ok(200), "{direction:?}");
+                thread::sleep(Duration::from_millis(700));
+            }
+            client.send("GET /a HT");
+            assert!(
+                client.closes_within(Duration::from_millis(1000)),
+                "{direction:?}: the next head is timed as the first was"
+            );
+            let mut client = Client::connect(direction.address());
+            client.send("GET /a HTTP/1.1\r\nHost: app\r\n\r\n");
+            assert_eq!(client.answer().map(|answer| answer.status), Ok(200), "{direction:?}");
+            assert!(
+                client.closes_within(Duration::from_millis(3000)),
+                "{direction:?}: nothing moves for longer than it may"
+            );
+        }
+    });
+}
+
+/// RS-02: bodies that do not come, responses that are not taken, applications that do not answer, tunnels in which
+/// nothing moves.
+#[test]
+fn slow_bodies() {
+    alone(module_path!(), "slow_bodies", || {
+        let app = App::start();
+        let place =
+            Place::with(Options { environment: timeouts(json!({"idle": 3000, "stall": 3000})), ..Options::default() });
+        let big =
+            [b"HTTP/1.1 200 OK\r\nContent-Length: 16777216\r\n\r\n".to_vec(), vec![b'x'; 16 * 1024 * 1024]].concat();
+        app.reply("/big", Reply::new(big, Then::Close));
+        app.reply("/hang", Reply::new("", Then::Hang));
+        app.reply("/stops", Reply::new("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello", Then::Hang));
+        app.reply(
+            "/switch",
+            Reply::new("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n", Then::Echo),
+        );
+        for direction in BOTH {
+            let legitimate = Legitimate::start(direction);
+            let begun = Instant::now();
+            let still = [
+                "POST /a HTTP/1.1\r\nHost: app\r\nContent-Length: 10\r\n\r\nhello",
+                "POST /a HTTP/1.1\r\nHost: app\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel",
+                "GET /hang HTTP/1.1\r\nHost: app\r\n\r\n",
+                "GET /stops HTTP/1.1\r\nHost: app\r\n\r\n",
+                "GET /hang HTTP/1.1\r\nHost: app\r\n\r\nGET /pipelined HTTP/1.1\r\nHost: app\r\n\r\n",
+                "GET /switch HTTP/1.1\r\nHost: app\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\nhello",
+            ];
+            let mut clients_that_wait = still.map(|request| {
+                let mut client = Client::connect(direction.address());
+                client.send(request);
+                client
+            });
+            for (client, request) in clients_that_wait.iter_mut().zip(still) {
+                assert!(client.closes_within(PATIENCE), "{direction:?} {request:?}");
+                let took = begun.elapsed();
+                let fine = Duration::from_millis(2900)..Duration::from_millis(8000);
+                assert!(fine.contains(&took), "{direction:?} {request:?}: closed after {took:?}");
+            }
+            // A tunnel in which something moves stays.
+            let mut client = Client::connect(direction.address());
+            client.send("GET /switch HTTP/1.1\r\nHost: app\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n");
+            assert_eq!(client.answer().map(|answer| answer.status), Ok(101), "{direction:?}");
+            for round in 0..6 {
+                thread::sleep(Duration::from_millis(700));
+                client.send("still");
+                assert_eq!(client.bytes(5), b"still", "{direction:?} {round}");
+            }
+            // Clients that ask for much and read nothing of it.
+            let before = place.memory();
+            let mut slow: Vec<Client> = (0..100)
+                .map(|_| {
+                    let mut client = Client::connect(direction.address());
+                    client.send("GET /big HTTP/1.1\r\nHost: app\r\n\r\n");
+                    client
+                })
+                .collect();
+            thread::sleep(Duration::from_millis(500));
+            let each = place.memory().saturating_sub(before) / slow.len() as u64;
+            eprintln!("{direction:?}: {each} bytes for each response that is not taken");
+            assert!(each < 512 * 1024, "{direction:?}: {each} bytes for each response that is not taken");
+            thread::sleep(Duration::from_millis(2500));
+            for client in &mut slow {
+                assert!(client.closes_within(PATIENCE), "{direction:?}: it waits for a client that reads nothing");
+            }
+            legitimate.served();
+        }
+    });
+}
+
+/// RS-05, D13: without file descriptors nobody new is served, and as soon as there are some everybody is.
+#[test]
+fn no_file_descriptors() {
+    alone(module_path!(), "no_file_descriptors", || {
+        let app = App::start();
+        let mut place = Place::with(Options { files: Some(128), ..Options::default() });
+        for direction in BOTH {
+            let mut early = Client::connect(direction.address());
+            early.send("GET /early HTTP/1.1\r\nHost: app\r\n\r\n");
+            assert_eq!(early.answer().map(|answer| answer.status), Ok(200), "{direction:?}");
+            let many: Vec<Client> = (0..300)
+                .map(|_| {
+                    let mut client = Client::connect(direction.address());
+                    client.send("GET /many HT");
+                    client
+                })
+                .collect();
+            wait("there are none left", || place.log().contains("cannot accept"));
+            early.send("GET /early HTTP/1.1\r\nHost: app\r\n\r\n");
+            assert_eq!(early.answer().map(|answer| answer.status), Ok(200), "{direction:?}: who is there is served");
+            drop(many);
+            let begun = Instant::now();
+            while get(direction.address(), "/late") != 200 {
+                assert!(
+                    begun.elapsed() < Duration::from_secs(2),
+                    "{direction:?}: not served {:?} after there were some again",
+                    begun.elapsed()
+                );
+            }
+            for _ in 0..50 {
+                assert_eq!(get(direction.address(), "/later"), 200, "{direction:?}");
+            }
+        }
+        assert!(place.is_alive());
+        app.take();
+    });
+}
+
+/// RS-06: what clients say does not become series.
+#[test]
+fn metrics_stay_few() {
+    alone(module_path!(), "metrics_stay_few", || {
+        let _app = App::start();
+        let _place = Place::start();
+        let series = || scrape(15020, "/metrics").map_or(0, |page| page.lines().count());
+        for direction in BOTH {
+            assert_eq!(get(direction.address(), "/warm"), 200);
+        }
+        let before = series();
+        for direction in BOTH {
+            let mut client = Client::connect(direction.address());
+            for at in 0..1_000 {
+                client.send(format!(
+                    "M{at} /path-{at}?q={at} HTTP/1.1\r\nHost: host-{at}\r\nUser-Agent: agent-{at}\r\nX-{at}: 1\r\n\r\n"
+                ));
+                assert_eq!(client.answer().map(|answer| answer.status), Ok(200), "{direction:?} {at}");
+            }
+        }
+        let after = series();
+        assert!(after < before + 20, "{before} lines of metrics became {after}");
+    });
+}
+
+/// RS-07, RS-08: documents that are traps are refused, and the last good one stays.
+#[test]
+fn documents_that_are_traps() {
+    alone(module_path!(), "documents_that_are_traps", || {
+        let _app = App::start();
+        let mut place = Place::start();
+        let before = place.memory();
+        let deep = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        let regex = |pattern: &str| {
+            exported(json!({}), Some(json!({"matches": [{"rule": 0, "path": {"regex": pattern}}], "rules": []})), false)
+                .to_string()
+        };
+        for (name, text) in [
+            ("deep", deep(1_000_000)),
+            ("deep within", format!("{{\"services\":{}}}", deep(100_000))),
+            ("no JSON", "{".into()),
+            ("another shape", "\"text\"".into()),
+            ("a number", "1e999".into()),
+            ("not UTF-8", "\u{fffd}".into()),
+            ("an expression that is too large", regex("(a{1000}){1000}")),
+            ("nested repetitions", regex("((((a*)*)*)*)*(")),
+            ("a rule that is not there", regex("a")),
+            ("empty", String::new()),
+        ] {
+            place.write_raw("x.shop", &text);
+            thread::sleep(Duration::from_millis(250));
+            for direction in BOTH {
+                assert_eq!(get(direction.address(), "/still"), 200, "{direction:?} after {name}");
+            }
+        }
+        assert!(place.is_alive());
+        let after = place.memory();
+        assert!(after < before + 64 * 1024 * 1024, "{before} bytes became {after}");
+        place.export(&exported(json!({}), Some(json!({"matches": [{"rule": 0}], "rules": [{"route": {"namespace": "shop", "name": "r"}, "name": "0", "action": {"respond": {"status": 418}}}]})), false));
+        wait("a good document is used", || get(Direction::Outbound.address(), "/new") == 418);
+    });
+}

@@ -1,0 +1,73 @@
+//! Requests while the configuration changes all the time. `table::store` has the other half: ten thousand documents.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::app::App;
+use super::client::Client;
+use super::place::{Direction, Place, alone, exported};
+
+/// Routes come, change and go with every look that the proxy takes at its folder, and no request fails or is lost.
+#[test]
+fn routes_change_under_load() {
+    alone(module_path!(), "routes_change_under_load", || {
+        let app = App::start();
+        let place = Place::start();
+        let stop = Arc::new(AtomicBool::new(false));
+        let workers: Vec<_> = (0..4)
+            .map(|worker| {
+                let stop = stop.clone();
+                thread::spawn(move || {
+                    let mut client = Client::connect(Direction::Outbound.address());
+                    let mut sent = 0;
+                    while !stop.load(Ordering::SeqCst) {
+                        client.send(format!("GET /a/{worker} HTTP/1.1\r\nHost: app\r\n\r\n"));
+                        let answer = client.answer().unwrap_or_else(|error| panic!("{sent}: {error:?}"));
+                        // Before a change or after it, never between.
+                        let body = String::from_utf8_lossy(&answer.body).into_owned();
+                        assert!(
+                            answer.status == 200
+                                && [format!("GET /a/{worker}"), format!("GET /b/{worker}")].contains(&body),
+                            "{sent}: {answer:?}"
+                        );
+                        sent += 1;
+                    }
+                    sent
+                })
+            })
+            .collect();
+        let begun = Instant::now();
+        let mut changes = 0;
+        while begun.elapsed() < Duration::from_secs(8) {
+            let backend =
+                json!([{"weight": 1, "target": {"cluster": {"namespace": "shop", "service": "app", "port": 80}}}]);
+            let routes = json!({
+                "matches": [{"rule": 0, "path": {"prefix": "/a"}}],
+                "rules": [{"route": {"namespace": "shop", "name": format!("r{changes}")}, "name": "0", "action": {"forward": {"backends": backend, "rewrite": {"path": {"prefix": "/b"}}}}}]
+            });
+            place.export(&exported(
+                json!({"connectTimeoutMs": 1000 + changes}),
+                (changes % 3 != 0).then_some(routes),
+                false,
+            ));
+            changes += 1;
+            thread::sleep(Duration::from_millis(50));
+        }
+        stop.store(true, Ordering::SeqCst);
+        let sent: u32 = workers.into_iter().map(|worker| worker.join().expect("no request failed")).sum();
+        eprintln!("{sent} requests over {changes} changes of the file");
+        assert!(sent > 1_000);
+        assert_eq!(app.violations(), [""; 0]);
+        let seen = app.take();
+        assert_eq!(seen.len() as u32, sent, "no request was sent twice or lost");
+        assert!(
+            seen.iter().any(|seen| seen.target.starts_with("/b"))
+                && seen.iter().any(|seen| seen.target.starts_with("/a")),
+            "both were in force"
+        );
+    });
+}
