@@ -100,7 +100,9 @@ async fn bytes(
     match upstream {
         Ok(upstream) => {
             note.endpoint = Some(destination);
-            note.relayed(tcp::relay(stream.into_end(), upstream.into(), &worker.shared.drain).await);
+            note.relayed(
+                tcp::relay(stream.into_end(), upstream.into(), worker.shared.timeouts.idle, &worker.shared.drain).await,
+            );
         }
         Err(_) => note.reason = Some(Reason::ConnectFailed),
     }

@@ -278,7 +278,9 @@ async fn bytes(
     match connected {
         Ok((address, upstream)) => {
             note.endpoint = Some(address);
-            note.relayed(tcp::relay(stream.into_end(), upstream.into(), &worker.shared.drain).await);
+            note.relayed(
+                tcp::relay(stream.into_end(), upstream.into(), worker.shared.timeouts.idle, &worker.shared.drain).await,
+            );
         }
         Err((reason, endpoint)) => {
             note.endpoint = endpoint;
@@ -293,7 +295,9 @@ async fn pass(worker: &Rc<Worker>, stream: Prefixed, peer: SocketAddr, destinati
     let mut note = ConnectionNote::new(Direction::Outbound, peer, destination);
     note.endpoint = Some(destination);
     match open(destination, PASSTHROUGH_TIMEOUT).await {
-        Ok(upstream) => note.relayed(tcp::relay(stream.into_end(), upstream.into(), &worker.shared.drain).await),
+        Ok(upstream) => note.relayed(
+            tcp::relay(stream.into_end(), upstream.into(), worker.shared.timeouts.idle, &worker.shared.drain).await,
+        ),
         Err(_) => note.reason = Some(Reason::ConnectFailed),
     }
     access::connection(worker, note);

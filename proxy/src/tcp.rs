@@ -26,9 +26,6 @@ const BULK_READS: u32 = 4;
 /// Bytes that a pipe is asked to hold. The kernel may give less: unprivileged users share a limit.
 const PIPE_BYTES: usize = 256 * 1024;
 
-/// How long both directions may be silent. Source: Envoy's default.
-const IDLE: Duration = Duration::from_secs(3600);
-
 /// How long a connection of bytes may go on after the process was asked to stop: nothing can tell it to finish.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -47,15 +44,15 @@ pub(crate) struct Relayed {
     pub(crate) outcome: io::Result<()>,
 }
 
-/// Relays until both directions are closed.
-pub(crate) async fn relay(first: End, second: End, drain: &CancellationToken) -> Relayed {
+/// Relays until both directions are closed, or silent for as long as `idle`.
+pub(crate) async fn relay(first: End, second: End, idle: Duration, drain: &CancellationToken) -> Relayed {
     let (sent, received, active) = (Cell::new(0), Cell::new(0), Cell::new(Instant::now()));
     let there = pump(&first.stream, &second.stream, first.read, &sent, &active);
     let back = pump(&second.stream, &first.stream, second.read, &received, &active);
     let both = async { tokio::try_join!(there, back).map(drop) };
     let outcome = tokio::select! {
         outcome = both => outcome,
-        () = silence(&active, IDLE) => Err(io::ErrorKind::TimedOut.into()),
+        () = silence(&active, idle) => Err(io::ErrorKind::TimedOut.into()),
         () = drained(drain) => Err(io::ErrorKind::ConnectionAborted.into()),
     };
     Relayed { sent: sent.get(), received: received.get(), outcome }
@@ -200,7 +197,8 @@ mod tests {
     async fn relayed(read: &'static [u8]) -> (TcpStream, TcpStream, impl Future<Output = Relayed>) {
         let ((client, first), (second, server)) = tokio::join!(pair(), pair());
         let first = End { stream: first, read: Bytes::from_static(read) };
-        (client, server, async move { relay(first, second.into(), &CancellationToken::new()).await })
+        let idle = Duration::from_secs(60);
+        (client, server, async move { relay(first, second.into(), idle, &CancellationToken::new()).await })
     }
 
     #[tokio::test]

@@ -11,7 +11,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 use super::body::ResponseBody;
 use super::gradual::Gradual;
@@ -67,16 +67,12 @@ struct Watch {
     stalled: AtomicU64,
     /// Since when the connection is being closed.
     closing: AtomicU64,
-    /// It is HTTP no more.
-    tunnel: AtomicBool,
 }
 
 /// The client's stream, under watch.
-struct Watched {
+pub(crate) struct Watched {
     stream: Prefixed,
     watch: Arc<Watch>,
-    /// For a tunnel, which outlives [`serve`].
-    tunnel: Option<Pin<Box<Sleep>>>,
     discarded: usize,
 }
 
@@ -104,9 +100,7 @@ where
         let memory = shared.memory.clone();
         async move {
             let mut response = response.await;
-            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-                open.0.tunnel.store(true, Relaxed);
-            } else if !http2 && memory.is_scarce() {
+            if !http2 && memory.is_scarce() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 // What is not kept open takes no memory. HTTP/2 has no such header; its requests are refused when it must be.
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
@@ -114,7 +108,7 @@ where
             Ok::<_, Infallible>(response)
         }
     });
-    let stream = Watched { stream, watch: watch.clone(), tunnel: None, discarded: 0 };
+    let stream = Watched { stream, watch: watch.clone(), discarded: 0 };
     // Errors of a connection end that connection; what they mean for a request is noted by the request.
     if http2 {
         let mut connection = pin!(
@@ -164,7 +158,6 @@ impl Watch {
             head: AtomicU64::new(u64::from(times_heads)),
             stalled: AtomicU64::new(0),
             closing: AtomicU64::new(0),
-            tunnel: AtomicBool::new(false),
         }
     }
 
@@ -238,21 +231,9 @@ impl Drop for Open {
 // === impl Watched ===
 
 impl Watched {
-    /// Ends a tunnel on which nothing moves.
-    fn poll_tunnel(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.watch.tunnel.load(Relaxed) {
-            return Poll::Pending;
-        }
-        let deadline = self.watch.deadline();
-        let timer = self.tunnel.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-        while timer.as_mut().poll(cx).is_ready() {
-            let deadline = self.watch.deadline();
-            if deadline <= Instant::now() {
-                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-            }
-            timer.as_mut().reset(deadline);
-        }
-        Poll::Pending
+    /// The stream, HTTP no more.
+    pub(crate) fn into_inner(self) -> Prefixed {
+        self.stream
     }
 
     fn note_write(&self, written: &Poll<io::Result<usize>>) {
@@ -271,15 +252,11 @@ impl Watched {
 impl AsyncRead for Watched {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = out.filled().len();
-        match Pin::new(&mut self.stream).poll_read(cx, out) {
-            Poll::Ready(read) => {
-                if out.filled().len() > before {
-                    self.watch.read();
-                }
-                Poll::Ready(read)
-            }
-            Poll::Pending => self.poll_tunnel(cx),
+        let read = Pin::new(&mut self.stream).poll_read(cx, out);
+        if out.filled().len() > before {
+            self.watch.read();
         }
+        read
     }
 }
 
@@ -313,9 +290,6 @@ impl AsyncWrite for Watched {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.watch.closing.load(Relaxed) == 0 {
             ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
-            if self.watch.tunnel.load(Relaxed) {
-                return Poll::Ready(Ok(()));
-            }
             self.watch.stalled.store(0, Relaxed);
             self.watch.closing.store(self.watch.now(), Relaxed);
         }

@@ -7,14 +7,14 @@ use http::{Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 
 use super::body::ResponseBody;
 use super::forward::Finish;
 use super::head;
-use crate::sniff::Prefixed;
+use super::serve::Watched;
 use crate::tcp::{self, End};
 use crate::upstream::endpoint::Lease;
+use crate::upstream::patient::Patient;
 
 /// Passes a 101 on, and then bytes both ways until one side has had enough.
 pub(crate) fn switch(
@@ -33,14 +33,15 @@ pub(crate) fn switch(
         let (Ok(downstream), Ok(upstream)) = (downstream.await, upstream.await) else { return };
         // Both are what `serve` and `Endpoint::connect` gave to hyper.
         let (Ok(downstream), Ok(upstream)) =
-            (downstream.downcast::<TokioIo<Prefixed>>(), upstream.downcast::<TokioIo<TcpStream>>())
+            (downstream.downcast::<TokioIo<Watched>>(), upstream.downcast::<TokioIo<Patient>>())
         else {
             return;
         };
-        let End { stream, read } = downstream.io.into_inner().into_end();
+        let End { stream, read } = downstream.io.into_inner().into_inner().into_end();
         let downstream = End { stream, read: [downstream.read_buf, read].concat().into() };
-        let upstream = End { stream: upstream.io.into_inner(), read: upstream.read_buf };
-        tcp::relay(downstream, upstream, &answer.shared.drain).await;
+        let upstream = End { stream: upstream.io.into_inner().into_inner(), read: upstream.read_buf };
+        let shared = &answer.shared;
+        tcp::relay(downstream, upstream, shared.timeouts.idle, &shared.drain).await;
     });
     let agreed = headers.get(header::UPGRADE).cloned().unwrap_or(protocol);
     head::strip_hop_by_hop(&mut headers);

@@ -9,4 +9,4 @@ pub(crate) mod cluster;
 pub(crate) mod endpoint;
 pub(crate) mod health;
 pub(crate) mod load;
-mod patient;
+pub(crate) mod patient;

@@ -19,6 +19,11 @@ impl Patient {
         Self { stream, failed: false }
     }
 
+    /// The stream, HTTP no more.
+    pub(crate) fn into_inner(self) -> TcpStream {
+        self.stream
+    }
+
     fn note(&mut self, written: Poll<io::Result<usize>>, count: usize) -> Poll<io::Result<usize>> {
         match written {
             Poll::Ready(Err(_)) => {
