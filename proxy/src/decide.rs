@@ -23,7 +23,7 @@ pub(crate) struct Decision<'a> {
 
 /// The first match in order of precedence that takes the request. None: no rule does.
 pub(crate) fn decide<'a>(routes: &'a Routes, head: &RequestHead<'_>) -> Option<Decision<'a>> {
-    let by = routes.matches.iter().find(|candidate| takes(candidate, head))?;
+    let by = routes.first(head.path, head.headers, |candidate| takes(candidate, head))?;
     Some(Decision { rule: &routes.rules[by.rule], by })
 }
 
@@ -94,6 +94,7 @@ fn percent_decode(text: &str) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use weft_config as wire;
 
     fn routes(matches: serde_json::Value) -> Routes {
@@ -146,6 +147,67 @@ mod tests {
         check(&routes, "GET", "/?q=x&q=1", &[], None);
         check(&routes, "GET", "/", &[("x-b", "")], Some("4"));
         check(&routes, "GET", "/", &[("x-b", ""), ("x-a", "1")], None);
+    }
+
+    fn value() -> impl Strategy<Value = String> {
+        prop::sample::select(vec!["a", "b", "c"]).prop_map(str::to_owned)
+    }
+
+    fn path() -> impl Strategy<Value = String> {
+        prop::collection::vec(prop::sample::select(vec!["a", "b", ""]), 0..4)
+            .prop_map(|parts| format!("/{}", parts.join("/")))
+    }
+
+    /// Conditions of all kinds, of few words, so that many take the same requests.
+    fn condition() -> impl Strategy<Value = serde_json::Value> {
+        let paths = prop_oneof![
+            Just(serde_json::json!(null)),
+            path().prop_map(|path| serde_json::json!({"exact": path})),
+            path().prop_map(|path| serde_json::json!({"prefix": path})),
+            value().prop_map(|value| serde_json::json!({"regex": format!("/{value}.*")})),
+        ];
+        let test = prop_oneof![
+            value().prop_map(|value| serde_json::json!({"exact": value})),
+            value().prop_map(|value| serde_json::json!({"regex": value})),
+            Just(serde_json::json!("present")),
+            Just(serde_json::json!("absent")),
+        ];
+        let name = prop::sample::select(vec!["x-a", "x-b"]);
+        let headers = prop::collection::vec((name, test), 0..3).prop_map(|headers| {
+            headers.into_iter().map(|(name, test)| serde_json::json!({"name": name, "test": test})).collect::<Vec<_>>()
+        });
+        (paths, headers).prop_map(|(path, headers)| match path {
+            serde_json::Value::Null => serde_json::json!({"headers": headers}),
+            path => serde_json::json!({"path": path, "headers": headers}),
+        })
+    }
+
+    proptest! {
+        /// The index leads to the very match that looking through all of them finds.
+        #[test]
+        fn an_index_changes_no_decision(
+            conditions in prop::collection::vec(condition(), 17..60),
+            requests in prop::collection::vec(
+                (path(), prop::collection::vec((prop::sample::select(vec!["x-a", "x-b"]), value()), 0..4)), 1..20)
+        ) {
+            let matches: Vec<_> = conditions.into_iter().enumerate().map(|(rule, mut condition)| {
+                condition["rule"] = rule.into();
+                condition
+            }).collect();
+            let routes = routes(matches.into());
+            for (path, values) in requests {
+                let mut headers = HeaderMap::new();
+                for (name, value) in values {
+                    headers.append(name, value.parse().expect("a value"));
+                }
+                let head = RequestHead { method: &Method::GET, path: &path, query: None, headers: &headers };
+                let looked_through = routes.matches.iter().find(|candidate| takes(candidate, &head));
+                prop_assert_eq!(
+                    decide(&routes, &head).map(|decision| decision.by.rule),
+                    looked_through.map(|candidate| candidate.rule)
+                );
+            }
+        }
     }
 
     #[test]

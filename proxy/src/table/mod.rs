@@ -10,6 +10,7 @@
 //! Compilation is pure and happens once for each document; a request only looks up. Whatever cannot be compiled refuses
 //! its whole document, because a condition that is left out is a wider condition.
 
+mod index;
 #[cfg(test)]
 mod laws;
 pub(crate) mod route;

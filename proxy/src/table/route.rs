@@ -12,6 +12,7 @@ use regex::{Regex, RegexBuilder};
 use weft_config as wire;
 
 use super::CompileError;
+use super::index::Index;
 use crate::filter::Filters;
 
 /// What a compiled expression may take, in bytes. An expression that needs more is refused.
@@ -20,8 +21,10 @@ const REGEX_BYTES_MAX: usize = 1024 * 1024;
 /// The routes of one port.
 #[derive(Debug)]
 pub(crate) struct Routes {
+    /// In order of precedence.
     pub(crate) matches: Vec<Match>,
     pub(crate) rules: Vec<Rule>,
+    index: Option<Index>,
     /// None where there are only rules for HTTP.
     pub(crate) streams: Option<Streams>,
 }
@@ -170,11 +173,21 @@ impl Routes {
         if let Some(stray) = matches.iter().find(|candidate| candidate.rule >= rules.len()) {
             return Err(CompileError::Rule(stray.rule));
         }
+        let matches: Vec<_> = matches.into_iter().map(Match::compile).collect::<Result<_, _>>()?;
         Ok(Self {
-            matches: matches.into_iter().map(Match::compile).collect::<Result<_, _>>()?,
+            index: Index::of(&matches),
+            matches,
             rules: rules.into_iter().map(Rule::compile).collect::<Result<_, _>>()?,
             streams: Streams::compile(tls, tcp, streams)?,
         })
+    }
+
+    /// The first match that `takes` a request with this path and these headers.
+    pub(crate) fn first(&self, path: &str, headers: &HeaderMap, takes: impl Fn(&Match) -> bool) -> Option<&Match> {
+        match &self.index {
+            None => self.matches.iter().find(|condition| takes(condition)),
+            Some(index) => index.first(path, headers, |at| takes(&self.matches[at])).map(|at| &self.matches[at]),
+        }
     }
 }
 
