@@ -113,7 +113,15 @@ impl Prefixed {
         }
     }
 
-    async fn more(&mut self) -> io::Result<usize> {
+    /// Puts back what was read.
+    pub(crate) fn put_back(&mut self, read: &[u8]) {
+        self.prefix.extend_from_slice(read);
+    }
+
+    /// Reads more of what the client says first, and puts it back. 0: it has ended.
+    pub(crate) async fn more(&mut self) -> io::Result<usize> {
+        // A client that is silent takes no memory.
+        self.stream.readable().await?;
         self.prefix.reserve(LINE_BYTES_MAX.min(2048));
         self.stream.read_buf(&mut self.prefix).await
     }

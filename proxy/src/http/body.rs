@@ -13,7 +13,7 @@ use tokio::time::Sleep;
 
 use super::forward::Finish;
 use super::head;
-use super::serve::Open;
+use super::watch::Open;
 use crate::filter::mirror::Copies;
 
 /// Why a body ended early.
@@ -275,6 +275,14 @@ impl Body for ResponseBody {
             Source::Ended => SizeHint::with_exact(0),
             Source::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Source::Incoming(incoming) => incoming.size_hint(),
+        }
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        if let Some(open) = &mut self.open {
+            open.read |= self.finish.has_read_request();
         }
     }
 }

@@ -563,6 +563,11 @@ impl Finish {
         self.note.grpc
     }
 
+    /// Whether a body was sent on to its end.
+    pub(crate) fn has_read_request(&self) -> bool {
+        self.body.as_ref().is_some_and(|body| body.is_complete())
+    }
+
     /// The proxy answers by itself.
     pub(crate) fn answered(&mut self, reason: Reason, status: StatusCode) {
         self.note.reason = Some(reason);

@@ -1,6 +1,7 @@
 //! HTTP: one connection from downstream, its requests one by one, and what becomes of each.
 //!
 //! - [`serve`]: the server side of a connection, HTTP/1.1 or HTTP/2, drained when the process is.
+//! - [`watch`]: what moves on that connection, and when it has lasted too long as it is.
 //! - [`head`]: the duties that hyper leaves to a proxy: one authority, one framing, no hop-by-hop header passed on.
 //! - [`forward`]: attempts, timeouts, retries.
 //! - [`gradual`]: reading HTTP/2 so that small messages in a burst are no flood.
@@ -15,6 +16,7 @@ pub(crate) mod head;
 pub(crate) mod respond;
 pub(crate) mod serve;
 pub(crate) mod upgrade;
+pub(crate) mod watch;
 
 /// HTTP/2 windows, on both sides, in bytes: what may be buffered for one slow stream, and for one connection.
 pub(crate) const STREAM_WINDOW: u32 = 256 * 1024;

@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use super::body::ResponseBody;
 use super::forward::Finish;
 use super::head;
-use super::serve::Watched;
+use super::watch::Watched;
 use crate::tcp::{self, End};
 use crate::upstream::endpoint::Lease;
 use crate::upstream::patient::Patient;

@@ -1,0 +1,283 @@
+//! What moves on a connection from downstream, and when it has lasted too long as it is.
+//!
+//! A connection on which nothing moves, a head that does not come to its end, and a client that takes nothing of what is
+//! sent to it are closed. A connection that is closed while its client still sends is first read for a moment, because a
+//! reset would take the answer away from the client.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, sleep_until};
+
+use crate::bootstrap::Timeouts;
+use crate::sniff::Prefixed;
+
+/// How long a connection that is being closed is read, so that its client gets the answer instead of a reset. Source:
+/// nginx gives each read 5 s and all of them 30; here the answer is small and the client near.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Bytes that are read meanwhile. A client that sends more is reset.
+const LINGER_BYTES_MAX: usize = 1024 * 1024;
+
+/// How long after a request an HTTP/1.1 connection is said to rest. After its first, which may have been its only one, it
+/// is said so at once.
+const REST: Duration = Duration::from_millis(500);
+
+/// What moves on a connection, noted by its stream and its requests. All of it happens on one thread, but a stream that may
+/// be upgraded is to be `Send`; so these are atomics that nobody contends for. Moments are milliseconds since `begun`,
+/// and 0 is none.
+pub(crate) struct Watch {
+    timeouts: Timeouts,
+    begun: Instant,
+    /// In HTTP/1.1 what comes between requests is a head, and a connection may rest.
+    http1: bool,
+    /// Requests that are not answered to their end.
+    open: AtomicU32,
+    /// Whether there was a second request.
+    again: AtomicBool,
+    /// Whether there was a request whose body was not read to its end: what comes next may be the rest of it.
+    unread: AtomicBool,
+    /// When a byte last went either way.
+    moved: AtomicU64,
+    /// When a head began to arrive that is not complete.
+    head: AtomicU64,
+    /// Since when the client has taken nothing of what is to be written.
+    stalled: AtomicU64,
+    /// Since when the connection is being closed.
+    closing: AtomicU64,
+}
+
+/// The client's stream, under watch.
+pub(crate) struct Watched {
+    stream: Prefixed,
+    watch: Arc<Watch>,
+    discarded: usize,
+}
+
+/// A request that is open until this is dropped.
+pub(crate) struct Open {
+    watch: Arc<Watch>,
+    /// Whether its body was read to its end.
+    pub(crate) read: bool,
+}
+
+/// Why a connection is not looked after any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// It is over.
+    Done,
+    /// It has lasted too long as it is.
+    Overdue,
+    /// Its client is answered and silent: nothing is under way.
+    Resting,
+}
+
+// === impl Watch ===
+
+impl Watch {
+    pub(crate) fn new(timeouts: Timeouts, http1: bool) -> Self {
+        Self {
+            timeouts,
+            begun: Instant::now(),
+            http1,
+            open: AtomicU32::new(0),
+            again: AtomicBool::new(false),
+            unread: AtomicBool::new(false),
+            moved: AtomicU64::new(1),
+            head: AtomicU64::new(u64::from(http1)),
+            stalled: AtomicU64::new(0),
+            closing: AtomicU64::new(0),
+        }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX) + 1
+    }
+
+    /// A head was read. `read`: it has no body.
+    pub(crate) fn open(self: &Arc<Self>, read: bool) -> Open {
+        self.open.fetch_add(1, Relaxed);
+        self.head.store(0, Relaxed);
+        Open { watch: self.clone(), read }
+    }
+
+    /// Bytes were read.
+    fn read(&self) {
+        let now = self.now();
+        self.moved.store(now, Relaxed);
+        if self.http1 && self.open.load(Relaxed) == 0 && self.head.load(Relaxed) == 0 {
+            self.head.store(now, Relaxed);
+        }
+    }
+
+    /// When the connection has lasted too long as it is.
+    pub(crate) fn deadline(&self) -> Instant {
+        let after = |since: &AtomicU64, time: Duration| match since.load(Relaxed) {
+            0 => None,
+            since => Some(self.begun + Duration::from_millis(since) + time),
+        };
+        let Timeouts { head, idle, stall } = self.timeouts;
+        let deadlines = [
+            after(&self.closing, LINGER),
+            after(&self.head, head),
+            after(&self.stalled, stall),
+            after(&self.moved, idle),
+        ];
+        deadlines.into_iter().flatten().min().unwrap_or(self.begun + idle)
+    }
+
+    /// Since when the client has been answered and silent.
+    fn resting(&self) -> Option<Instant> {
+        let under_way = [&self.head, &self.stalled, &self.closing].iter().any(|since| since.load(Relaxed) != 0);
+        if !self.http1 || under_way || self.open.load(Relaxed) != 0 || self.unread.load(Relaxed) {
+            return None;
+        }
+        Some(self.begun + Duration::from_millis(self.moved.load(Relaxed)))
+    }
+
+    /// Runs a connection until it is over, overdue, or at rest.
+    pub(crate) async fn look_after<C: Future>(&self, mut connection: Pin<&mut C>) -> Left {
+        let mut timer = pin!(sleep_until(self.deadline()));
+        poll_fn(|cx| {
+            if connection.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Left::Done);
+            }
+            let resting = self.resting();
+            if resting.is_some() && !self.again.load(Relaxed) {
+                return Poll::Ready(Left::Resting);
+            }
+            let rests = resting.map(|since| since + REST);
+            let next = || rests.map_or_else(|| self.deadline(), |rests| rests.min(self.deadline()));
+            // The timer may ring too early, never too late: most requests do not touch it.
+            if next() < timer.deadline() {
+                timer.as_mut().reset(next());
+            }
+            while timer.as_mut().poll(cx).is_ready() {
+                let now = Instant::now();
+                if self.deadline() <= now {
+                    return Poll::Ready(Left::Overdue);
+                }
+                if rests.is_some_and(|rests| rests <= now) {
+                    return Poll::Ready(Left::Resting);
+                }
+                timer.as_mut().reset(next());
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.watch.open.fetch_sub(1, Relaxed);
+        if !self.read {
+            self.watch.unread.store(true, Relaxed);
+        }
+    }
+}
+
+// === impl Watched ===
+
+impl Watched {
+    pub(crate) fn new(stream: Prefixed, watch: Arc<Watch>) -> Self {
+        Self { stream, watch, discarded: 0 }
+    }
+
+    /// Waits at rest until the client speaks again, and notes that a head has begun. Whether it did, and did not leave.
+    pub(crate) async fn wake(&mut self) -> bool {
+        let awake = matches!(self.stream.more().await, Ok(1..));
+        self.watch.again.store(true, Relaxed);
+        self.watch.read();
+        awake
+    }
+
+    /// Puts back what was read of a head already.
+    pub(crate) fn put_back(&mut self, read: &[u8]) -> bool {
+        self.stream.put_back(read);
+        self.watch.again.store(true, Relaxed);
+        self.watch.read();
+        true
+    }
+
+    /// The stream, HTTP no more.
+    pub(crate) fn into_inner(self) -> Prefixed {
+        self.stream
+    }
+
+    fn note_write(&self, written: &Poll<io::Result<usize>>) {
+        let watch = &self.watch;
+        match written {
+            Poll::Ready(_) => {
+                watch.moved.store(watch.now(), Relaxed);
+                watch.stalled.store(0, Relaxed);
+            }
+            Poll::Pending if watch.stalled.load(Relaxed) == 0 => watch.stalled.store(watch.now(), Relaxed),
+            Poll::Pending => {}
+        }
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = out.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, out);
+        if out.filled().len() > before {
+            self.watch.read();
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.note_write(&written);
+        written
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.note_write(&written);
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    /// Closes this side's half, and reads on until the client has closed the other. A socket that is closed while bytes
+    /// wait in it sends a reset, and a reset may overtake the answer.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.watch.closing.load(Relaxed) == 0 {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            self.watch.stalled.store(0, Relaxed);
+            self.watch.closing.store(self.watch.now(), Relaxed);
+        }
+        let mut space = [0; 4096];
+        while self.discarded < LINGER_BYTES_MAX {
+            let mut space = ReadBuf::new(&mut space);
+            let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut space));
+            if read.is_err() || space.filled().is_empty() {
+                break;
+            }
+            self.discarded += space.filled().len();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
