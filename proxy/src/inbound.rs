@@ -45,14 +45,14 @@ pub(crate) async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAd
     let http2 = match said {
         Ok(Said::Spoke(Verdict::Http1)) => false,
         Ok(Said::Spoke(Verdict::Http2)) => true,
-        Ok(Said::Spoke(_)) => return bytes(&worker, stream, peer, destination, None).await,
+        Ok(Said::Spoke(_)) => return Box::pin(bytes(&worker, stream, peer, destination, None)).await,
         Ok(Said::Nothing) => {
             let upstream = ask(&worker, destination).await;
             match stream.first(upstream.as_ref(), shared.timeouts.idle).await {
                 First::Client(Verdict::Http1) => false,
                 First::Client(Verdict::Http2) => true,
-                First::Client(_) => return bytes(&worker, stream, peer, destination, None).await,
-                First::Server => return bytes(&worker, stream, peer, destination, upstream).await,
+                First::Client(_) => return Box::pin(bytes(&worker, stream, peer, destination, None)).await,
+                First::Server => return Box::pin(bytes(&worker, stream, peer, destination, upstream)).await,
                 First::Nobody => return,
             }
         }
@@ -114,7 +114,7 @@ async fn respond(
     worker: Rc<Worker>,
     peer: SocketAddr,
     destination: SocketAddr,
-    request: Request<Incoming>,
+    request: Box<Request<Incoming>>,
 ) -> Response<ResponseBody> {
     let host = head::authority(&request);
     let mut finish = Finish::new(worker.clone(), Direction::Inbound, (peer, destination), &request, host.clone());

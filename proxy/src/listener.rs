@@ -50,7 +50,7 @@ pub(crate) fn bind(port: u16) -> io::Result<std::net::TcpListener> {
 /// Accepts until the process is drained, and gives each connection to `handle` in a task of its own.
 pub(crate) async fn accept<F, R>(worker: Rc<Worker>, listener: TcpListener, handle: F)
 where
-    F: Fn(Rc<Worker>, TcpStream, SocketAddr) -> R + 'static,
+    F: Fn(Rc<Worker>, TcpStream, SocketAddr) -> R + Copy + 'static,
     R: Future<Output = ()> + 'static,
 {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -65,11 +65,11 @@ where
             Ok((stream, peer)) => {
                 let _ = stream.set_nodelay(true);
                 let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-                let connection = handle(worker.clone(), stream, peer);
-                let connection = worker.shared.connections.track_future(connection);
+                let worker = worker.clone();
                 tokio::task::spawn_local(async move {
-                    connection.await;
-                    drop(place);
+                    // Made in here: a future that is moved into another lies there twice.
+                    let _held = (place, worker.shared.connections.token());
+                    handle(worker, stream, peer).await;
                 });
             }
             // The peer was gone before it was accepted: nothing to rest for.

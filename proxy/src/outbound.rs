@@ -51,7 +51,8 @@ pub(crate) async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAd
         None if worker.shared.own_ports.contains(&destination.port()) && is_own(&worker, destination) => {
             refuse(peer, destination, Reason::WrongDestination);
         }
-        None => pass(&worker, stream, peer, destination).await,
+        // In boxes, here and below: most connections carry HTTP, and are not to keep room for bytes.
+        None => Box::pin(pass(&worker, stream, peer, destination)).await,
         Some(port) => carry(&worker, stream, peer, destination, &port).await,
     }
 }
@@ -89,7 +90,7 @@ async fn carry(worker: &Rc<Worker>, mut stream: Prefixed, peer: SocketAddr, dest
         Protocol::Detect => None,
     };
     let http2 = match declared {
-        Some(false) => return bytes(worker, stream, note(), &port.cluster, None, None).await,
+        Some(false) => return Box::pin(bytes(worker, stream, note(), &port.cluster, None, None)).await,
         // The client begins: which version is all there is to see.
         Some(true) => match stream.sniff(patience).await {
             // No HTTP at all: nobody who speaks HTTP/2 reads an answer in another version.
@@ -100,15 +101,19 @@ async fn carry(worker: &Rc<Worker>, mut stream: Prefixed, peer: SocketAddr, dest
         None => match stream.sniff(SILENCE).await {
             Ok(Said::Spoke(Verdict::Http1)) => false,
             Ok(Said::Spoke(Verdict::Http2)) => true,
-            Ok(Said::Spoke(_)) => return bytes(worker, stream, note(), &port.cluster, None, None).await,
+            Ok(Said::Spoke(_)) => return Box::pin(bytes(worker, stream, note(), &port.cluster, None, None)).await,
             // If no endpoint can be asked, none can speak first, and the client will have to.
             Ok(Said::Nothing) => {
                 let upstream = connect(worker, &port.cluster, None, peer).await.ok();
                 match stream.first(upstream.as_ref().map(|(_, stream)| stream), patience).await {
                     First::Client(Verdict::Http1) => false,
                     First::Client(Verdict::Http2) => true,
-                    First::Client(_) => return bytes(worker, stream, note(), &port.cluster, None, None).await,
-                    First::Server => return bytes(worker, stream, note(), &port.cluster, None, upstream).await,
+                    First::Client(_) => {
+                        return Box::pin(bytes(worker, stream, note(), &port.cluster, None, None)).await;
+                    }
+                    First::Server => {
+                        return Box::pin(bytes(worker, stream, note(), &port.cluster, None, upstream)).await;
+                    }
                     First::Nobody => return,
                 }
             }
@@ -166,7 +171,7 @@ async fn carry_by_rules(
                 First::Client(verdict) => verdict,
                 First::Server => {
                     note.origin = Some(rule.origin.clone());
-                    return bytes(worker, stream, note, &cluster, subset, upstream).await;
+                    return Box::pin(bytes(worker, stream, note, &cluster, subset, upstream)).await;
                 }
                 First::Nobody => return,
             }
@@ -313,7 +318,7 @@ async fn respond(
     port: Arc<Port>,
     peer: SocketAddr,
     destination: SocketAddr,
-    request: Request<Incoming>,
+    request: Box<Request<Incoming>>,
 ) -> Response<ResponseBody> {
     let host = head::authority(&request);
     let mut finish = Finish::new(worker.clone(), Direction::Outbound, (peer, destination), &request, host.clone());
@@ -362,7 +367,7 @@ async fn respond(
 #[expect(clippy::too_many_arguments, reason = "the parts of one request, and the filters that it goes through")]
 async fn filtered(
     worker: &Rc<Worker>,
-    request: Request<Incoming>,
+    request: Box<Request<Incoming>>,
     filters: &Filters,
     decision: &Decision<'_>,
     uri: &http::Uri,
@@ -404,7 +409,7 @@ async fn filtered(
 #[expect(clippy::too_many_arguments, reason = "the parts of one request, and the filters that it goes through")]
 async fn passed(
     worker: &Rc<Worker>,
-    request: Request<Incoming>,
+    request: Box<Request<Incoming>>,
     filters: &Filters,
     decision: &Decision<'_>,
     uri: &http::Uri,
@@ -442,7 +447,7 @@ async fn passed(
 /// Does what a rule says.
 async fn act(
     worker: &Rc<Worker>,
-    request: Request<Incoming>,
+    request: Box<Request<Incoming>>,
     decision: &Decision<'_>,
     uri: &http::Uri,
     host: Option<HeaderValue>,
@@ -508,7 +513,7 @@ struct Rest<'a> {
 #[expect(clippy::too_many_arguments, reason = "the parts of one request, put together in one place")]
 async fn send(
     worker: &Rc<Worker>,
-    request: Request<Incoming>,
+    request: Box<Request<Incoming>>,
     cluster: &Arc<Cluster>,
     subset: Option<String>,
     path: Option<PathAndQuery>,
@@ -548,7 +553,7 @@ pub(crate) async fn find_cluster(worker: &Worker, target: &Target) -> Option<Arc
     let store = &worker.shared.store;
     let table = store.load();
     if !table.namespaces.contains_key(&target.namespace) {
-        store.open(&target.namespace).await;
+        Box::pin(store.open(&target.namespace)).await;
         return store.load().cluster(target).cloned();
     }
     table.cluster(target).cloned()

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::forward::Finish;
 use super::head;
@@ -55,7 +55,9 @@ pub(crate) struct Shared {
 pub(crate) struct ResponseBody {
     source: Source,
     /// When the request's time is over.
-    deadline: Option<Pin<Box<Sleep>>>,
+    deadline: Option<Instant>,
+    /// Rings then. Most bodies are here before anybody has to wait for them.
+    timer: Option<Pin<Box<Sleep>>>,
     finish: Box<Finish>,
     /// Tells the client's connection that the request is open still.
     pub(crate) open: Option<Open>,
@@ -207,7 +209,7 @@ impl ResponseBody {
     /// An answer of the proxy's own.
     pub(crate) fn full(bytes: Bytes, finish: Box<Finish>) -> Self {
         let source = if bytes.is_empty() { Source::Ended } else { Source::Full(bytes) };
-        let mut body = Self { source, deadline: None, finish, open: None };
+        let mut body = Self { source, deadline: None, timer: None, finish, open: None };
         if matches!(body.source, Source::Ended) {
             body.finish.complete();
         }
@@ -215,10 +217,9 @@ impl ResponseBody {
     }
 
     /// A backend's answer.
-    pub(crate) fn incoming(body: Incoming, deadline: Option<tokio::time::Instant>, finish: Box<Finish>) -> Self {
-        let deadline = deadline.map(|at| Box::pin(tokio::time::sleep_until(at)));
+    pub(crate) fn incoming(body: Incoming, deadline: Option<Instant>, finish: Box<Finish>) -> Self {
         let ended = body.is_end_stream();
-        let mut body = Self { source: Source::Incoming(body), deadline, finish, open: None };
+        let mut body = Self { source: Source::Incoming(body), deadline, timer: None, finish, open: None };
         if ended {
             body.source = Source::Ended;
             body.finish.complete();
@@ -244,11 +245,11 @@ impl Body for ResponseBody {
             }
             Source::Incoming(incoming) => {
                 let Poll::Ready(mut frame) = Pin::new(&mut *incoming).poll_frame(cx) else {
-                    if this.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
-                        this.finish.timed_out();
-                        return Poll::Ready(Some(Err(DeadlineError.into())));
-                    }
-                    return Poll::Pending;
+                    let Some(deadline) = this.deadline else { return Poll::Pending };
+                    let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+                    ready!(timer.as_mut().poll(cx));
+                    this.finish.timed_out();
+                    return Poll::Ready(Some(Err(DeadlineError.into())));
                 };
                 strip_trailers(&mut frame);
                 let ended = frame.is_none() || incoming.is_end_stream();

@@ -148,14 +148,14 @@ struct Allowance<'a> {
 
 /// Sends a request on and gives back what the client gets.
 pub(crate) async fn forward(
-    mut request: Request<Incoming>,
+    mut request: Box<Request<Incoming>>,
     plan: Plan<'_>,
     mut finish: Box<Finish>,
 ) -> Response<ResponseBody> {
     let worker = finish.worker.clone();
     let deadline = plan.request_timeout.map(|timeout| finish.note.started + timeout);
     let downstream = head::wants_upgrade(request.version(), request.headers())
-        .map(|protocol| (protocol, hyper::upgrade::on(&mut request)));
+        .map(|protocol| (protocol, hyper::upgrade::on(&mut *request)));
     let (mut parts, body) = request.into_parts();
     let affinity = match &plan.upstream {
         Upstream::Local(_) => Affinity::default(),
@@ -271,7 +271,7 @@ async fn attempt(
         let lease = match &plan.upstream {
             Upstream::Local(endpoint) => match endpoint.idle(plan.http2) {
                 Some(lease) => Ok(lease),
-                None => endpoint.connect(plan.http2, LOCAL_CONNECT_TIMEOUT, None).await,
+                None => Box::pin(endpoint.connect(plan.http2, LOCAL_CONNECT_TIMEOUT, None)).await,
             },
             Upstream::Cluster(state, _) => state.lease(&endpoint, plan.http2).await,
         };

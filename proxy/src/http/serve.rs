@@ -7,6 +7,7 @@
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -46,18 +47,20 @@ struct StreamExecutor {
 /// Serves a connection until it closes, or until it is drained: open requests are finished, new ones are not taken.
 pub(crate) async fn serve<F, R>(stream: Prefixed, http2: bool, shared: &Shared, handle: F)
 where
-    F: Fn(Request<Incoming>) -> R,
+    F: Fn(Box<Request<Incoming>>) -> R + 'static,
     R: Future<Output = Response<ResponseBody>> + 'static,
 {
+    let handle = Rc::new(handle);
     // The sniffer has seen the first bytes of a head. In HTTP/2 they were the preface, and a head may be long in coming.
     let watch = Arc::new(Watch::new(shared.timeouts, !http2));
     let service = service_fn(|mut request: Request<Incoming>| {
         let open = watch.open(request.body().is_end_stream());
         head::unify(&mut request);
-        let response = handle(request);
-        let memory = shared.memory.clone();
+        // In a box, because it is handed on from one future to the next, and each keeps room for it.
+        let request = Box::new(request);
+        let (handle, memory) = (handle.clone(), shared.memory.clone());
         async move {
-            let mut response = response.await;
+            let mut response = handle(request).await;
             if !http2 && memory.is_scarce() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 // What is not kept open takes no memory. HTTP/2 has no such header; its requests are refused when it must be.
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -142,8 +145,8 @@ where
 {
     fn execute(&self, stream: F) {
         let idle = self.idle;
+        let mut stream = Box::pin(stream);
         tokio::task::spawn_local(async move {
-            let mut stream = pin!(stream);
             let mut moved = Instant::now();
             let mut timer = pin!(sleep_until(moved + idle));
             poll_fn(|cx| {

@@ -355,13 +355,16 @@ impl ClusterState {
     /// A connection to an endpoint for one request, waiting for its turn where connections are limited.
     pub(crate) async fn lease(&self, endpoint: &Rc<Endpoint>, http2: bool) -> Result<Lease, LeaseError> {
         let cluster = self.cluster();
+        let limited = cluster.limits.max_connections.is_some();
+        let awaited = |lease: Lease| if limited { lease.awaited(self.load.clone()) } else { lease };
         loop {
             if let Some(lease) = endpoint.idle(http2) {
-                return Ok(lease.counted(self.load.clone()));
+                return Ok(awaited(lease));
             }
             if let Some(permit) = self.load.admit(Kind::Connection, cluster.limits.max_connections) {
-                let lease = endpoint.connect(http2, cluster.connect_timeout, Some(permit)).await?;
-                return Ok(lease.counted(self.load.clone()));
+                // In a box, so that requests that find a connection do not carry the room for making one.
+                let lease = Box::pin(endpoint.connect(http2, cluster.connect_timeout, Some(permit))).await?;
+                return Ok(awaited(lease));
             }
             // A connection that idles elsewhere holds the place that this request needs.
             self.close_one_idle(endpoint);

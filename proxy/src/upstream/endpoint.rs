@@ -10,6 +10,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::TryFutureExt;
+use futures_util::future::Either;
+use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
@@ -62,6 +65,7 @@ pub(crate) struct Lease {
     pub(crate) connection: Connection,
     /// Whether the connection has carried a request before.
     pub(crate) reused: bool,
+    /// Where connections are limited, and so may be waited for.
     load: Option<Arc<Load>>,
 }
 
@@ -131,17 +135,15 @@ impl Endpoint {
             return Some(self.lease(Connection::Http2(connection), true));
         }
         let mut idle = self.idle.borrow_mut();
-        while let Some(Idle { sender, since }) = idle.pop() {
-            // The newest is at the end: if that one is too old, all are.
-            if since.elapsed() > IDLE {
-                idle.clear();
-                return None;
-            }
-            if sender.is_ready() {
-                return Some(self.lease(Connection::Http1(Some(sender)), true));
-            }
+        // The newest is at the end: if that one is too old, all are.
+        if idle.last().is_some_and(|newest| newest.since.elapsed() > IDLE) {
+            idle.clear();
         }
-        None
+        // One that has just come back may have yet to see the end of its response.
+        let ready = idle.iter().rposition(|idle| idle.sender.is_ready())?;
+        let sender = idle.remove(ready).sender;
+        drop(idle);
+        Some(self.lease(Connection::Http1(Some(sender)), true))
     }
 
     /// A new connection. The permit lives as long as it does.
@@ -180,6 +182,14 @@ impl Endpoint {
         Ok(self.lease(Connection::Http1(Some(sender)), false))
     }
 
+    /// Keeps a connection for the next request.
+    fn keep(&self, sender: http1::SendRequest<RequestBody>) {
+        let mut idle = self.idle.borrow_mut();
+        if idle.len() < IDLE_MAX {
+            idle.push(Idle { sender, since: Instant::now() });
+        }
+    }
+
     /// Closes what has idled for too long.
     pub(crate) fn close_idle(&self) {
         self.idle.borrow_mut().retain(|idle| idle.since.elapsed() <= IDLE && !idle.sender.is_closed());
@@ -208,25 +218,24 @@ impl Endpoint {
 
 impl Lease {
     /// Tells those who wait for a connection when this one is free again.
-    pub(crate) fn counted(mut self, load: Arc<Load>) -> Self {
+    pub(crate) fn awaited(mut self, load: Arc<Load>) -> Self {
         self.load = Some(load);
         self
     }
 
     /// Sends a request. On failure the request comes back if nothing of it was sent.
-    pub(crate) async fn send(
+    pub(crate) fn send(
         &mut self,
         request: http::Request<RequestBody>,
-    ) -> Result<http::Response<hyper::body::Incoming>, (hyper::Error, Option<http::Request<RequestBody>>)> {
-        let sent = match &mut self.connection {
-            Connection::Http1(Some(sender)) => sender.try_send_request(request).await,
-            Connection::Http2(connection) => {
-                let mut sender = connection.sender.clone();
-                sender.try_send_request(request).await
-            }
+    ) -> impl Future<Output = Result<http::Response<Incoming>, (hyper::Error, Option<http::Request<RequestBody>>)>> + use<>
+    {
+        // The request is on its way before there is a future that would have to keep it.
+        let sending = match &mut self.connection {
+            Connection::Http1(Some(sender)) => Either::Left(sender.try_send_request(request)),
+            Connection::Http2(connection) => Either::Right(connection.sender.clone().try_send_request(request)),
             Connection::Http1(None) => unreachable!("a lease is given back once, when its response is complete"),
         };
-        sent.map_err(|mut error| {
+        sending.map_err(|mut error| {
             let unsent = error.take_message();
             (error.into_error(), unsent)
         })
@@ -236,27 +245,15 @@ impl Lease {
     pub(crate) fn give_back(mut self) {
         let Connection::Http1(sender) = &mut self.connection else { return };
         let Some(mut sender) = sender.take() else { return };
+        let Some(load) = self.load.take() else { return self.endpoint.keep(sender) };
+        // Whoever waits is told once the connection's task has seen the end of the response, and not before.
         let endpoint = self.endpoint.clone();
-        let load = self.load.take();
-        let keep = move |sender| {
-            let mut idle = endpoint.idle.borrow_mut();
-            if idle.len() < IDLE_MAX {
-                idle.push(Idle { sender, since: Instant::now() });
-            }
-            if let Some(load) = load {
+        tokio::task::spawn_local(async move {
+            if sender.ready().await.is_ok() {
+                endpoint.keep(sender);
                 load.freed.notify_one();
             }
-        };
-        if sender.is_ready() {
-            keep(sender);
-        } else {
-            // The connection's task has yet to see the end of the response.
-            tokio::task::spawn_local(async move {
-                if sender.ready().await.is_ok() {
-                    keep(sender);
-                }
-            });
-        }
+        });
     }
 }
 
