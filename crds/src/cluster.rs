@@ -406,16 +406,18 @@ pub enum HealthCheckType {
 }
 
 /// How much the retries of MeshRoutes may add to what one proxy sends to the Service, so that a Service that fails is not
-/// drowned in repetitions. Counted over the last 10 seconds. A retry that the budget does not allow is not made, and the
-/// client gets the answer that there is. Repetitions of what no pod has seen are not counted: they add nothing.
+/// drowned in repetitions. A retry that the budget does not allow is not made, and the client gets the answer that there
+/// is. Repetitions of what no pod has seen are not counted: they add nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RetryBudget {
-    /// Retries for each hundred requests. Default 20.
+    /// Retries for each hundred requests: so many at most of any thousand requests or more in a row. Default 20.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100))]
     pub percent: Option<u32>,
-    /// Retries in a second that are allowed however few requests there are. Default 10.
+    /// Retries in a second that are allowed however few requests there are. It takes effect where `percent` of the
+    /// requests of a second are fewer: by default below some 10 requests a second, which may then be sent more than 1.2
+    /// times. Default 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100_000))]
     pub min_per_second: Option<u32>,

@@ -89,8 +89,7 @@ fn a_service_that_fails_is_sent_at_most_a_fifth_more() -> Result<()> {
         // Probes of the kubelet do not pass through the inbound side, so all of these are the client's.
         let reached = server(ns)? - before;
         println!("4000 requests that all fail reached the backend {reached} times");
-        // A fifth, and once what ten seconds of the minimum allow: 10 a second, whenever in them they are used.
-        ensure!((4_400.0..=4_900.0).contains(&reached), "4000 requests reached the backend {reached} times");
+        ensure!((4_400.0..=4_800.0).contains(&reached), "4000 requests reached the backend {reached} times");
         let retries = counted("weft_retries_total")? - retries;
         ensure!(retries == reached - 4_000.0, "{retries} retries are counted");
         ensure!(counted("weft_retries_refused_total")? > refused, "those that the budget refused are counted");

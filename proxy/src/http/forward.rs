@@ -183,7 +183,7 @@ pub(crate) async fn forward(
         body.copy_to(copies.of(&parts, plan.host.as_ref()));
     }
     if let Upstream::Cluster(state, _) = &plan.upstream {
-        state.first_attempt(worker.now());
+        state.first_attempt();
     }
     let mut allowance = Allowance {
         worker: &worker,

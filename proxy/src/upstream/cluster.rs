@@ -14,7 +14,6 @@ use weft_config::Balancer;
 use super::endpoint::{Endpoint, Lease, LeaseError};
 use super::load::{Kind, Load, Loads};
 use crate::balance::affinity::Affinity;
-use crate::balance::budget::Budget;
 use crate::balance::hash::{self, Table};
 use crate::balance::level::{self, Level};
 use crate::balance::outlier::{Detector, Outcome, Tally};
@@ -34,7 +33,6 @@ pub(crate) struct ClusterState {
     findings: Cell<u32>,
     /// When success rates are compared next.
     interval_ends: Cell<Duration>,
-    budget: RefCell<Budget>,
     next: Cell<usize>,
     pub(crate) load: Arc<Load>,
     handles: EndpointHandles,
@@ -75,7 +73,6 @@ impl ClusterState {
             ejected: Cell::new(0),
             findings: Cell::new(0),
             interval_ends: Cell::new(now + cluster.outliers.interval),
-            budget: RefCell::default(),
             next: Cell::new(0),
             load: loads.of(&cluster.name),
             handles: metrics.endpoints(&cluster.name),
@@ -223,13 +220,13 @@ impl ClusterState {
     }
 
     /// Counts a request that is sent for the first time.
-    pub(crate) fn first_attempt(&self, now: Duration) {
-        self.budget.borrow_mut().request(now);
+    pub(crate) fn first_attempt(&self) {
+        self.load.budget.request(&self.cluster.borrow().retry_budget);
     }
 
     /// Whether the budget allows a request to be repeated; if so the repetition is counted.
     pub(crate) fn may_repeat(&self, now: Duration) -> bool {
-        self.budget.borrow_mut().repeat(&self.cluster.borrow().retry_budget, now)
+        self.load.budget.repeat(&self.cluster.borrow().retry_budget, now)
     }
 
     /// Takes endpoints back whose time is over, and compares success rates when it is time for that.
