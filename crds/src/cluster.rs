@@ -122,9 +122,7 @@ pub struct LoadBalancer {
     /// Gives a pod that joins, or comes back after it was ejected, a share that grows. Default: it gets its share at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<SlowStart>,
-    /// PreferSameZone: requests go to pods in the zone of the client's own node as long as 72 % of those there are well; below,
-    /// pods of other zones take the part that those cannot. Any: zones do not matter. Default: what the Service's own field
-    /// trafficDistribution says, else Any. A client whose zone is not known goes to any pod.
+    /// Whether zones matter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traffic_distribution: Option<TrafficDistribution>,
     /// Percent of the pods that must be well for the others to be left alone. When fewer are, all are used again: a few
@@ -154,7 +152,10 @@ pub enum BalancerPolicy {
     Maglev,
 }
 
-/// Whether zones matter.
+/// PreferSameZone: requests go to pods in the zone of the client's own node as long as 72 % of those there are well; below,
+/// pods of other zones take the part that those cannot. Any: zones do not matter. Default: what the Service's own field
+/// trafficDistribution says, else Any. A client on a node without a zone goes to any pod.
+// The schema has the words of the type, and not those of the field, where a choice among words may be left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum TrafficDistribution {
     /// See [`LoadBalancer::traffic_distribution`].

@@ -692,7 +692,7 @@ mod tests {
             "name": "s", "ports": [{"port": 80, "endpoints": endpoints}],
             "settings": {"balancer": "random", "preferSameZone": true, "outliers": {"maxEjectionPercent": 100}}
         }]});
-        let pod = Pod { labels: [("topology.kubernetes.io/zone".to_owned(), "a".to_owned())].into(), ..Pod::default() };
+        let pod = Pod { zone: Some("a".to_owned()), ..Pod::default() };
         let export = serde_json::from_value(export).expect("a document");
         let cluster = Namespace::compile(&pod, "n", export).expect("compiles").only_cluster();
         let state = state(&cluster);
