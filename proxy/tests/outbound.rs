@@ -25,6 +25,8 @@ use weft_proxy::bootstrap::{Bootstrap, Pod, Ports, Source};
 
 #[path = "outbound/filters.rs"]
 mod filters;
+#[path = "outbound/idle.rs"]
+mod idle;
 #[path = "outbound/streams.rs"]
 mod streams;
 

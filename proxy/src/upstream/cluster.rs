@@ -349,19 +349,22 @@ impl ClusterState {
         }
     }
 
-    /// A connection to an endpoint for one request, waiting for its turn where connections are limited.
-    pub(crate) async fn lease(&self, endpoint: &Rc<Endpoint>, http2: bool) -> Result<Lease, LeaseError> {
+    /// A connection to an endpoint for one request, waiting for its turn where connections are limited; `fresh`: none that
+    /// idled.
+    pub(crate) async fn lease(&self, endpoint: &Rc<Endpoint>, http2: bool, fresh: bool) -> Result<Lease, LeaseError> {
         let cluster = self.cluster();
         loop {
-            if let Some(lease) = endpoint.idle(http2) {
+            if !fresh && let Some(lease) = endpoint.idle(http2) {
                 return Ok(lease.counted(self.load.clone()));
             }
             if let Some(permit) = self.load.admit(Kind::Connection, cluster.limits.max_connections) {
                 let lease = endpoint.connect(http2, cluster.connect_timeout, Some(permit)).await?;
                 return Ok(lease.counted(self.load.clone()));
             }
-            // A connection that idles elsewhere holds the place that this request needs.
-            self.close_one_idle(endpoint);
+            // A connection that idles elsewhere, or may not be used, holds the place that this request needs.
+            if !(fresh && endpoint.close_one_idle()) {
+                self.close_one_idle(endpoint);
+            }
             let Some(_waiting) = self.load.admit(Kind::Pending, cluster.limits.max_pending) else {
                 return Err(LeaseError::Overflow);
             };
