@@ -147,6 +147,19 @@ fn a_key_or_a_cookie_ties_a_client_to_a_pod() -> Result<()> {
                 Ok(())
             })?;
         }
+        for (hash_on, one, header) in [
+            ("{type: Cookie, name: user}", "/", Some(("cookie", "a=b; user=7"))),
+            ("{type: QueryParam, name: user}", "/?user=7", None),
+            ("{type: SourceAddress}", "/", None),
+        ] {
+            cluster(ns, &format!("  loadBalancer: {{policy: Maglev, hashOn: {hash_on}}}\n"))?;
+            eventually(&format!("{hash_on} to tie the client to a pod"), SOON, || {
+                let load = client.load(&format!("http://echo:9080{one}")).requests(60);
+                let report = header.iter().fold(load, |load, (name, value)| load.header(name, value)).run()?;
+                ensure!(report.by_pod.len() == 1, "{}", report.summary());
+                Ok(())
+            })?;
+        }
         cluster(ns, "  loadBalancer: {policy: RoundRobin, stickySession: {name: s, ttl: 1h}}\n")?;
         let set = eventually("the proxy to set a cookie", SOON, || {
             let answer = client.get("http://echo:9080/").send()?.expect_status(200)?;
@@ -232,6 +245,20 @@ fn pods_are_asked_how_they_are_where_that_is_wanted() -> Result<()> {
         client.load("http://echo:9080/").requests(200).run()?.expect_none_failed(200)?;
         let retries = proxy_metrics(ns, "client")?.sum("weft_retries_total", &[]) - before;
         ensure!(retries == 0.0, "no request goes to it: {retries} were repeated");
+        // Where none is well, the threshold decides: all, or none.
+        let nobody =
+            "healthCheck: {type: HTTP, path: /, port: 1, interval: 500ms, timeout: 400ms, unhealthyThreshold: 1}";
+        for (threshold, status) in [(0, 503), (50, 200)] {
+            ns.run(&["delete", "deployment/echo-deaf", "--ignore-not-found"])?;
+            cluster(ns, &format!("  loadBalancer: {{panicThreshold: {threshold}}}\n  {nobody}\n"))?;
+            eventually(&format!("{status} with a threshold of {threshold} %"), SOON, || {
+                let answer = client.get("http://echo:9080/").send()?.expect_status(status)?;
+                let unwell = proxy_metrics(ns, "client")?.sum("weft_endpoints_unwell", &[]);
+                ensure!(unwell == 2.0, "{unwell} are unwell");
+                ensure!(status == 200 || answer.reason() == Some("no-endpoints"), "{answer:?}");
+                Ok(())
+            })?;
+        }
         Ok(())
     })
 }

@@ -176,15 +176,28 @@ fn a_proxy_without_memory_refuses_and_lives() -> Result<()> {
 fn what_is_beyond_a_limit_is_answered_at_once() -> Result<()> {
     in_mesh("resilience-limit", |ns| {
         let client = echo(ns, App::server("echo", "v1"))?;
-        ns.program(
-            "apiVersion: weft.dev/v1alpha1\nkind: MeshCluster\nmetadata: {name: echo}\nspec:\n  targetRef: {kind: Service, name: \
-             echo}\n  limits: {maxRequests: 2}\n",
-            &["meshcluster/echo"],
-        )?;
-        eventually("the limit to be in force", SOON, || {
-            let report = client.load("http://echo:9080/?delay=500ms").requests(12).concurrency(6).run()?;
-            ensure!(report.by_reason.contains_key("overflow"), "{}", report.summary());
-            ensure!(report.status(200) >= 2, "those within the limit are answered: {}", report.summary());
+        let limits = |limits: &str| {
+            let yaml = format!(
+                "apiVersion: weft.dev/v1alpha1\nkind: MeshCluster\nmetadata: {{name: echo}}\nspec:\n  targetRef: {{kind: Service, \
+                 name: echo}}\n  limits: {limits}\n"
+            );
+            ns.program(&yaml, &["meshcluster/echo"])
+        };
+        let load = client.load("http://echo:9080/?delay=500ms").requests(12).concurrency(6);
+        for beyond in ["{maxRequests: 2}", "{maxConnections: 2, maxPending: 0}"] {
+            limits(beyond)?;
+            eventually("the limit to be in force", SOON, || {
+                let report = load.run()?;
+                ensure!(report.by_reason.contains_key("overflow"), "{beyond}: {}", report.summary());
+                ensure!(report.status(200) >= 2, "those within the limit are answered: {}", report.summary());
+                Ok(())
+            })?;
+        }
+        limits("{maxConnections: 2, maxPending: 10}")?;
+        eventually("those beyond the limit to wait", SOON, || {
+            let report = load.run()?;
+            report.expect_none_failed(12)?;
+            ensure!(report.seconds >= 2.5, "12 requests of 0.5 s, two at once, take {} s", report.seconds);
             Ok(())
         })
     })
