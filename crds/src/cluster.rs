@@ -122,9 +122,7 @@ pub struct LoadBalancer {
     /// Gives a pod that joins, or comes back after it was ejected, a share that grows. Default: it gets its share at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<SlowStart>,
-    /// PreferSameZone: requests go to pods in the zone of the client's own node as long as 72 % of those there are well; below,
-    /// pods of other zones take the part that those cannot. Any: zones do not matter. Default: what the Service's own field
-    /// trafficDistribution says, else Any. A client whose zone is not known goes to any pod.
+    /// Whether zones matter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traffic_distribution: Option<TrafficDistribution>,
     /// Percent of the pods that must be well for the others to be left alone. When fewer are, all are used again: a few
@@ -154,7 +152,10 @@ pub enum BalancerPolicy {
     Maglev,
 }
 
-/// Whether zones matter.
+/// PreferSameZone: requests go to pods in the zone of the client's own node as long as 72 % of those there are well; below,
+/// pods of other zones take the part that those cannot. Any: zones do not matter. Default: what the Service's own field
+/// trafficDistribution says, else Any. A client on a node without a zone goes to any pod.
+// The schema has the words of the type, and not those of the field, where a choice among words may be left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum TrafficDistribution {
     /// See [`LoadBalancer::traffic_distribution`].
@@ -406,16 +407,18 @@ pub enum HealthCheckType {
 }
 
 /// How much the retries of MeshRoutes may add to what one proxy sends to the Service, so that a Service that fails is not
-/// drowned in repetitions. Counted over the last 10 seconds. A retry that the budget does not allow is not made, and the
-/// client gets the answer that there is. Repetitions of what no pod has seen are not counted: they add nothing.
+/// drowned in repetitions. A retry that the budget does not allow is not made, and the client gets the answer that there
+/// is. Repetitions of what no pod has seen are not counted: they add nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RetryBudget {
-    /// Retries for each hundred requests. Default 20.
+    /// Retries for each hundred requests: so many at most of any thousand requests or more in a row. Default 20.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100))]
     pub percent: Option<u32>,
-    /// Retries in a second that are allowed however few requests there are. Default 10.
+    /// Retries in a second that are allowed however few requests there are. It takes effect where `percent` of the
+    /// requests of a second are fewer: by default below some 10 requests a second, which may then be sent more than 1.2
+    /// times. Default 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100_000))]
     pub min_per_second: Option<u32>,

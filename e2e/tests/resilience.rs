@@ -136,18 +136,68 @@ fn a_post_is_repeated_only_where_that_was_asked_for() -> Result<()> {
 }
 
 #[test]
+fn a_proxy_without_memory_refuses_and_lives() -> Result<()> {
+    in_mesh("resilience-overload", |ns| {
+        let limit = "config.weft.dev/proxy-memory-limit";
+        let server = App::server("echo", "v1").annotation("config.weft.dev/proxy-memory-request", "32Mi");
+        let client = echo(ns, server.annotation(limit, "64Mi"))?;
+        // Each body is kept until its answer comes, so that it can be sent again: 6 MB more each second, for 20 s.
+        let load =
+            client.load("http://echo:9080/?delay=20s").method("POST").requests(2_000).rate(100).concurrency(1_500);
+        let load = load.with(&["--body-bytes", "60000", "--timeout", "60s"]).limit(Duration::from_secs(150)).start()?;
+        let mut percent: f64 = 0.0;
+        eventually("the proxy to refuse", READY, || {
+            let metrics = proxy_metrics(ns, "echo")?;
+            percent = percent.max(metrics.sum("weft_memory_percent", &[]));
+            ensure!(percent >= 95.0, "{percent} % of its memory are in use");
+            Ok(())
+        })?;
+        let report = load.finish()?;
+        let refused = report.by_reason.get("overload").copied().unwrap_or_default();
+        println!("{refused} of {} requests were refused at {percent} % of the memory", report.requests);
+        ensure!(refused > 0 && report.status(503) >= refused, "{}", report.summary());
+        ensure!(report.status(200) >= 300, "those that had room are answered: {}", report.summary());
+        ensure!(report.errors.is_empty(), "every client was answered: {}", report.summary());
+        eventually("a request to be answered again", SOON, || {
+            client.get("http://echo:9080/").send()?.expect_status(200)?;
+            Ok(())
+        })?;
+        let pod = ns.get("pod", &ns.pod_of("echo")?)?;
+        for statuses in ["initContainerStatuses", "containerStatuses"] {
+            for status in pod["status"][statuses].as_array().into_iter().flatten() {
+                ensure!(status["restartCount"] == 0, "{} was started again: {}", status["name"], status["lastState"]);
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn what_is_beyond_a_limit_is_answered_at_once() -> Result<()> {
     in_mesh("resilience-limit", |ns| {
         let client = echo(ns, App::server("echo", "v1"))?;
-        ns.program(
-            "apiVersion: weft.dev/v1alpha1\nkind: MeshCluster\nmetadata: {name: echo}\nspec:\n  targetRef: {kind: Service, name: \
-             echo}\n  limits: {maxRequests: 2}\n",
-            &["meshcluster/echo"],
-        )?;
-        eventually("the limit to be in force", SOON, || {
-            let report = client.load("http://echo:9080/?delay=500ms").requests(12).concurrency(6).run()?;
-            ensure!(report.by_reason.contains_key("overflow"), "{}", report.summary());
-            ensure!(report.status(200) >= 2, "those within the limit are answered: {}", report.summary());
+        let limits = |limits: &str| {
+            let yaml = format!(
+                "apiVersion: weft.dev/v1alpha1\nkind: MeshCluster\nmetadata: {{name: echo}}\nspec:\n  targetRef: {{kind: Service, \
+                 name: echo}}\n  limits: {limits}\n"
+            );
+            ns.program(&yaml, &["meshcluster/echo"])
+        };
+        let load = client.load("http://echo:9080/?delay=500ms").requests(12).concurrency(6);
+        for beyond in ["{maxRequests: 2}", "{maxConnections: 2, maxPending: 0}"] {
+            limits(beyond)?;
+            eventually("the limit to be in force", SOON, || {
+                let report = load.run()?;
+                ensure!(report.by_reason.contains_key("overflow"), "{beyond}: {}", report.summary());
+                ensure!(report.status(200) >= 2, "those within the limit are answered: {}", report.summary());
+                Ok(())
+            })?;
+        }
+        limits("{maxConnections: 2, maxPending: 10}")?;
+        eventually("those beyond the limit to wait", SOON, || {
+            let report = load.run()?;
+            report.expect_none_failed(12)?;
+            ensure!(report.seconds >= 2.5, "12 requests of 0.5 s, two at once, take {} s", report.seconds);
             Ok(())
         })
     })

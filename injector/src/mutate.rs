@@ -20,9 +20,9 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use weft_config::bootstrap::{
-    CACHE_DIR, ENV_ACCESS_LOG, ENV_DRAIN_SECONDS, ENV_LOG, ENV_NAMESPACE, ENV_OPAQUE_PORTS, ENV_POD, ENV_POD_IPS,
-    ENV_PORT_NAMES, ENV_PROBES, ENV_SERVICE_ACCOUNT, ENV_WORKERS, HEALTH_PORT, LABELS_FILE, METRICS_PORT, PROXY_UID,
-    Probes, TOKEN_DIR, probe_path,
+    CACHE_DIR, ENV_ACCESS_LOG, ENV_DRAIN_SECONDS, ENV_LOG, ENV_NAMESPACE, ENV_NODE, ENV_OPAQUE_PORTS, ENV_POD,
+    ENV_POD_IPS, ENV_PORT_NAMES, ENV_PROBES, ENV_SERVICE_ACCOUNT, ENV_WORKERS, HEALTH_PORT, LABELS_FILE, METRICS_PORT,
+    PROXY_UID, Probes, TOKEN_DIR, probe_path,
 };
 use weft_crds::names::{INIT_CONTAINER, PROXY_CONTAINER, PROXY_VERSION_LABEL, STATUS_ANNOTATION};
 
@@ -173,6 +173,7 @@ fn environment(pod: &Pod, settings: &Settings, probes: &Probes) -> Vec<Value> {
     let mut environment = vec![
         field(ENV_NAMESPACE, "metadata.namespace"),
         field(ENV_POD, "metadata.name"),
+        field(ENV_NODE, "spec.nodeName"),
         field(ENV_POD_IPS, "status.podIPs"),
         field(ENV_SERVICE_ACCOUNT, "spec.serviceAccountName"),
         text(ENV_PORT_NAMES, &json_text(&port_names(pod))),

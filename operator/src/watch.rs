@@ -6,7 +6,7 @@
 use std::fmt::Debug;
 
 use futures_util::{StreamExt, TryStreamExt};
-use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::core::NamespaceResourceScope;
 use kube::runtime::{WatchStreamExt, watcher};
@@ -27,12 +27,13 @@ use crate::world::{AccessKind, Change, DocumentKind, Event, Key, Pod};
 const EVENTS_MAX: usize = 4096;
 
 /// Kinds whose first list makes the World whole, as `Event::what` calls them.
-pub const KINDS: [&str; 12] = [
+pub const KINDS: [&str; 13] = [
     "namespaces",
     "services",
     "pods",
     "endpointslices",
     "serviceaccounts",
+    "nodes",
     "meshroutes",
     "meshclusters",
     "meshpolicies",
@@ -74,6 +75,8 @@ pub fn start(
         From::from,
         Event::Account,
     );
+    // Nothing but metadata is sent: what nodes say of themselves beside is large, and changes all the time.
+    sink.run(Api::<kube::core::PartialObjectMeta<Node>>::all(client.clone()), "nodes", From::from, Event::Node);
     sink.run(Api::<RawUser<MeshRoute>>::all(client.clone()), "meshroutes", RawUser::read, Event::Route);
     sink.run(Api::<RawUser<MeshCluster>>::all(client.clone()), "meshclusters", RawUser::read, Event::Cluster);
     sink.run(Api::<RawUser<MeshPolicy>>::all(client.clone()), "meshpolicies", RawUser::read, Event::Policy);

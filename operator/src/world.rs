@@ -8,7 +8,7 @@ pub mod objects;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 pub use objects::{
-    Access, AccessKind, Account, Document, DocumentKind, Meta, NamespaceMeta, Pod, Protocol, Readiness, Service,
+    Access, AccessKind, Account, Document, DocumentKind, Meta, NamespaceMeta, Node, Pod, Protocol, Readiness, Service,
     ServicePort, Slice, SliceEndpoint, SlicePort, TargetPort, User, documents_namespace,
 };
 use weft_crds::{MeshClusterSpec, MeshPolicySpec, MeshRouteSpec, Status};
@@ -52,6 +52,7 @@ pub enum Event {
     Pod(Change<Pod>),
     Slice(Change<Slice>),
     Account(Change<Account>),
+    Node(Change<Node>),
     Route(Change<Route>),
     Cluster(Change<Cluster>),
     Policy(Change<Policy>),
@@ -72,6 +73,8 @@ pub struct Touched {
 #[derive(Clone, Debug, Default)]
 pub struct World {
     namespaces: BTreeMap<String, Namespace>,
+    /// Zones of nodes that are in one, by the node's name.
+    zones: BTreeMap<String, String>,
     documents: BTreeMap<(DocumentKind, String), Document>,
     access: BTreeMap<(AccessKind, String), Access>,
 }
@@ -138,6 +141,7 @@ impl Event {
             Self::Pod(change) => ("pods", is_reset(change)),
             Self::Slice(change) => ("endpointslices", is_reset(change)),
             Self::Account(change) => ("serviceaccounts", is_reset(change)),
+            Self::Node(change) => ("nodes", is_reset(change)),
             Self::Route(change) => ("meshroutes", is_reset(change)),
             Self::Cluster(change) => ("meshclusters", is_reset(change)),
             Self::Policy(change) => ("meshpolicies", is_reset(change)),
@@ -161,6 +165,7 @@ impl World {
             Event::Pod(change) => self.observe_kept(change, &mut touched),
             Event::Slice(change) => self.observe_kept(change, &mut touched),
             Event::Account(change) => self.observe_kept(change, &mut touched),
+            Event::Node(change) => self.observe_node(change, &mut touched),
             Event::Route(change) => self.observe_kept(change, &mut touched),
             Event::Cluster(change) => self.observe_kept(change, &mut touched),
             Event::Policy(change) => self.observe_kept(change, &mut touched),
@@ -186,6 +191,11 @@ impl World {
         let namespace = self.namespaces.get(namespace)?;
         namespace.meta.as_ref()?;
         namespace.services.get(name)
+    }
+
+    /// The zone of a node, if it is in one.
+    pub fn zone(&self, node: &str) -> Option<&str> {
+        self.zones.get(node).map(String::as_str)
     }
 
     /// A document as it stands in the cluster.
@@ -354,6 +364,45 @@ impl World {
                 }
             }
         }
+    }
+
+    fn observe_node(&mut self, change: Change<Node>, touched: &mut Touched) {
+        match change {
+            Change::Apply(Node { key, zone }) => {
+                if self.zones.get(&key.name) == zone.as_ref() {
+                    return;
+                }
+                self.touch_pods_on(&key.name, touched);
+                match zone {
+                    Some(zone) => self.zones.insert(key.name, zone),
+                    None => self.zones.remove(&key.name),
+                };
+            }
+            Change::Delete(key) => {
+                if self.zones.remove(&key.name).is_some() {
+                    self.touch_pods_on(&key.name, touched);
+                }
+            }
+            Change::Reset(nodes) => {
+                let kept: BTreeSet<&str> = nodes.iter().map(|node| node.key.name.as_str()).collect();
+                let gone: Vec<String> =
+                    self.zones.keys().filter(|name| !kept.contains(name.as_str())).cloned().collect();
+                for name in gone {
+                    self.observe_node(Change::Delete(Key::new("", name)), touched);
+                }
+                for node in nodes {
+                    self.observe_node(Change::Apply(node), touched);
+                }
+            }
+        }
+    }
+
+    /// The namespaces whose proxies are to be told of a node's zone.
+    fn touch_pods_on(&self, node: &str, touched: &mut Touched) {
+        let on = |namespace: &Namespace| namespace.pods.values().any(|pod| pod.node.as_deref() == Some(node));
+        touched
+            .scopes
+            .extend(self.namespaces.iter().filter(|(_, namespace)| on(namespace)).map(|(name, _)| name.clone()));
     }
 
     /// `kind` is that of the watch: one on exports tells of the index too.

@@ -4,7 +4,7 @@ mod support;
 
 use serde_json::json;
 use weft_operator::world::objects::{RawPod, RawService};
-use weft_operator::world::{Change, Document, DocumentKind, Event, Key, Pod, Service, Touched, World};
+use weft_operator::world::{Change, Document, DocumentKind, Event, Key, Node, Pod, Service, Touched, World};
 
 use support::{applied, deleted, namespace, pod, service, slice};
 
@@ -62,6 +62,30 @@ fn a_list_replaces_what_was_known_of_its_kind() {
     world.observe(Event::Pod(Change::Reset(vec![pod(support::pod("b", "p", json!({})))])));
     assert!(world.namespace("a").unwrap().pods.is_empty());
     assert_eq!(world.namespace("b").unwrap().pods.len(), 1);
+}
+
+#[test]
+fn a_nodes_zone_touches_the_namespaces_whose_proxies_are_to_be_told() {
+    let mut world = World::default();
+    let on = |namespace: &str, labels: serde_json::Value| {
+        let mut pod = pod(namespace, "p", labels);
+        pod["spec"] = json!({"nodeName": "node-1"});
+        pod
+    };
+    let zone = "topology.kubernetes.io/zone";
+    world.observe(applied(&on("proxied", json!({"weft.dev/proxy-version": "1"}))));
+    world.observe(applied(&on("plain", json!({}))));
+    world.observe(applied(&on("labelled", json!({"weft.dev/proxy-version": "1", zone: "a"}))));
+    let node = |zones: serde_json::Value| json!({"kind": "Node", "metadata": {"name": "node-1", "labels": zones}});
+    assert_eq!(scopes(&world.observe(applied(&node(json!({}))))), [""; 0], "it is in no zone");
+    assert_eq!(scopes(&world.observe(applied(&node(json!({zone: "a"}))))), ["proxied"]);
+    assert_eq!(scopes(&world.observe(applied(&node(json!({zone: "a", "other": "label"}))))), [""; 0]);
+    assert_eq!(world.zone("node-1"), Some("a"));
+    let moved = Node { key: Key::new("", "node-1"), zone: Some("b".into()) };
+    assert_eq!(scopes(&world.observe(Event::Node(Change::Reset(vec![moved])))), ["proxied"]);
+    assert_eq!(world.zone("node-1"), Some("b"));
+    assert_eq!(scopes(&world.observe(Event::Node(Change::Reset(vec![])))), ["proxied"], "it is gone");
+    assert_eq!(world.zone("node-1"), None);
 }
 
 #[test]

@@ -46,12 +46,16 @@ pub struct Pod {
     pub namespace: String,
     /// Its name.
     pub name: String,
+    /// The node that it is on. Empty: not known (local runs).
+    pub node: String,
     /// Its addresses. Empty: not checked (local runs).
     pub ips: Vec<IpAddr>,
     /// Its service account.
     pub service_account: String,
     /// Its labels when it was created.
     pub labels: BTreeMap<String, String>,
+    /// The zone of its node, where its labels or a document say it.
+    pub zone: Option<String>,
     /// Named ports of its containers.
     pub port_names: BTreeMap<String, u16>,
     /// What stands in for it when there is no pod: where connections go that were made to the inbound port itself.
@@ -154,12 +158,15 @@ impl Bootstrap {
 impl Pod {
     fn from_env() -> Result<Self, Error> {
         let labels = std::fs::read_to_string(contract::LABELS_FILE).unwrap_or_default();
+        let labels: BTreeMap<String, String> = labels.lines().filter_map(parse_label).collect();
         Ok(Self {
             namespace: text(contract::ENV_NAMESPACE).ok_or(Error::Missing(contract::ENV_NAMESPACE))?,
             name: text(contract::ENV_POD).unwrap_or_default(),
+            node: text(contract::ENV_NODE).unwrap_or_default(),
             ips: list(contract::ENV_POD_IPS)?.unwrap_or_default(),
             service_account: text(contract::ENV_SERVICE_ACCOUNT).unwrap_or_else(|| "default".into()),
-            labels: labels.lines().filter_map(parse_label).collect(),
+            zone: labels.get(contract::ZONE_LABEL).filter(|zone| !zone.is_empty()).cloned(),
+            labels,
             port_names: json(contract::ENV_PORT_NAMES)?.unwrap_or_default(),
             application: None,
         })

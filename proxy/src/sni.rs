@@ -196,6 +196,58 @@ pub(crate) mod tests {
         records(&message(Some(&extensions)), RECORD_BYTES_MAX)
     }
 
+    fn seeds() -> Vec<Vec<u8>> {
+        let texts: Vec<String> =
+            serde_json::from_str(include_str!("../tests/corpus/seeds/hellos.json")).expect("a list of texts");
+        // A character is a byte.
+        texts.iter().map(|text| text.chars().map(|byte| byte as u8).collect()).collect()
+    }
+
+    /// What holds for all bytes: what has been said stays so however many more come, and a name is one.
+    fn check_laws(bytes: &[u8]) {
+        let verdicts = (0..=bytes.len()).map(|end| client_hello(&bytes[..end]));
+        let said: Vec<Hello> = verdicts.skip_while(|verdict| *verdict == Hello::NeedMore).collect();
+        assert!(said.iter().all(|verdict| *verdict == said[0]), "{said:?} of {bytes:?}");
+        if let Some(Hello::Name(name)) = said.first() {
+            assert!((1..=NAME_BYTES_MAX).contains(&name.len()), "{name:?} of {bytes:?}");
+            assert!(
+                !name.contains(|letter: char| letter.is_ascii_uppercase() || letter.is_ascii_control()),
+                "{name:?}"
+            );
+        }
+    }
+
+    /// The message of bytes that are one record and no more.
+    fn only_record(bytes: &[u8]) -> Option<&[u8]> {
+        let (header, message) = bytes.split_at_checked(RECORD_HEADER_BYTES)?;
+        let is_record = header[..2] == [22, 3] && header[2] <= 4;
+        (is_record && header[3..] == (message.len() as u16).to_be_bytes()).then_some(message)
+    }
+
+    #[test]
+    fn hellos_that_were_seen_before() {
+        let seeds = seeds();
+        seeds.iter().for_each(|bytes| check_laws(bytes));
+        let names = seeds.iter().filter(|bytes| matches!(client_hello(bytes), Hello::Name(_))).count();
+        assert!(names >= 10, "{names} of {} have a name", seeds.len());
+    }
+
+    #[test]
+    fn a_verdict_is_the_same_cut_at_every_byte() {
+        let mut cut = 0;
+        for bytes in seeds() {
+            let Some(message) = only_record(&bytes).filter(|message| !message.is_empty()) else { continue };
+            let whole = client_hello(&bytes);
+            for at in 1..message.len() {
+                let two = [records(&message[..at], at), records(&message[at..], message.len())].concat();
+                check_laws(&two);
+                assert_eq!(client_hello(&two), whole, "in records of {at} and {} bytes: {bytes:?}", message.len() - at);
+                cut += 1;
+            }
+        }
+        assert!(cut > 1_000, "{cut} cuts");
+    }
+
     fn name(name: &str) -> Hello {
         Hello::Name(name.into())
     }
@@ -280,9 +332,23 @@ pub(crate) mod tests {
             } else {
                 bytes
             };
-            let verdicts = (0..=bytes.len()).map(|end| client_hello(&bytes[..end]));
-            let said: Vec<Hello> = verdicts.skip_while(|verdict| *verdict == Hello::NeedMore).collect();
-            prop_assert!(said.iter().all(|verdict| *verdict == said[0]), "{:?}", said);
+            check_laws(&bytes);
+        }
+
+        /// The same of what was seen before with bytes of it changed.
+        #[test]
+        fn what_was_seen_before_with_bytes_changed(
+            seed in prop::sample::select(seeds()),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)
+        ) {
+            let mut bytes = seed;
+            for (at, byte) in changes {
+                if !bytes.is_empty() {
+                    let at = at.index(bytes.len());
+                    bytes[at] = byte;
+                }
+            }
+            check_laws(&bytes);
         }
     }
 }

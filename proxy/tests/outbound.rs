@@ -25,6 +25,8 @@ use weft_proxy::bootstrap::{Bootstrap, Pod, Ports, Source};
 
 #[path = "outbound/filters.rs"]
 mod filters;
+#[path = "outbound/idle.rs"]
+mod idle;
 #[path = "outbound/streams.rs"]
 mod streams;
 
@@ -468,6 +470,32 @@ async fn limits_answer_503_at_once() {
     for call in calls {
         assert_eq!(call.await.expect("answered"), 200, "those that may wait do");
     }
+}
+
+#[tokio::test]
+async fn a_connection_is_given_up_at_its_timeout() {
+    let proxy = Proxy::start("connect").await;
+    // One that takes nobody: where nobody is waiting for more connections, Linux leaves those beyond the first two unanswered.
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.bind("127.0.0.1:0".parse().expect("an address")).expect("binds");
+    let listener = socket.listen(1).expect("listens");
+    let deaf = listener.local_addr().expect("an address");
+    let waiting: Vec<_> = (0..4).map(|_| tokio::spawn(TcpStream::connect(deaf))).collect();
+    let (good, _) = backend("v1", ok).await;
+    proxy.configure(None, "http", &[(deaf, "")], json!({"connectTimeoutMs": 200})).await;
+    let begun = std::time::Instant::now();
+    let (status, headers, _) = proxy.send("GET", "/", &[], "").await;
+    assert_eq!(
+        (status, headers["weft-reason"].to_str().expect("a word")),
+        (StatusCode::SERVICE_UNAVAILABLE, "connect-failed")
+    );
+    let took = begun.elapsed();
+    assert!((800..2_500).contains(&took.as_millis()), "once and three times more: {took:?}");
+    proxy.configure(None, "http", &[(deaf, ""), (good, "")], json!({"connectTimeoutMs": 200})).await;
+    for _ in 0..6 {
+        assert_eq!(proxy.send("GET", "/", &[], "").await.0, 200, "another one is tried");
+    }
+    drop(waiting);
 }
 
 #[tokio::test]

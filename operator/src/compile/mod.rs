@@ -6,6 +6,7 @@
 //! MeshRoutes ───────────────────route───────┤
 //!                          consumer routes  └──> Inbound  (i.<ns>)
 //! MeshPolicies ─────────────────policy─────────> Inbound
+//! Nodes, Pods ──────────────────zones──────────> Inbound
 //! ```
 //!
 //! [`compile`] returns what it could make and, as diagnostics, what it could not: one broken object never costs another
@@ -25,7 +26,7 @@ use std::net::IpAddr;
 pub use diagnostic::{Diagnostic, Kind, ObjectId, Severity};
 use weft_config::{Export, Inbound, Index, Protocol};
 
-use crate::world::{DocumentKind, World};
+use crate::world::{DocumentKind, Namespace, World};
 
 /// What one namespace comes to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -90,8 +91,20 @@ pub fn compile(world: &World, name: &str) -> Compiled {
         }
     }
     compiled.inbound.policies = policy::compile(namespace, &mut compiled.objects);
+    compiled.inbound.zones = zones(world, namespace);
     compiled.inbound.routes = tables.into_iter().map(|(place, table)| place.consumer(table)).collect();
     compiled
+}
+
+/// The nodes in each zone, of those nodes whose zone a proxy of the namespace has to be told. None from Kubernetes 1.35 on.
+fn zones(world: &World, namespace: &Namespace) -> BTreeMap<String, BTreeSet<String>> {
+    let mut zones: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for node in namespace.pods.values().filter_map(|pod| pod.node.as_deref()) {
+        if let Some(zone) = world.zone(node) {
+            zones.entry(zone.to_owned()).or_default().insert(node.to_owned());
+        }
+    }
+    zones
 }
 
 /// Compiles what others see of a namespace.

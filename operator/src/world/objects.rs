@@ -85,6 +85,17 @@ pub struct Pod {
     pub deleting: bool,
     /// Carries a proxy.
     pub has_proxy: bool,
+    /// Its node, if it carries a proxy that nothing else tells the zone of that.
+    pub node: Option<String>,
+}
+
+/// A Node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// Its name.
+    pub key: Key,
+    /// The zone that it is in, as its label says.
+    pub zone: Option<String>,
 }
 
 /// Whether a pod may take traffic, as its conditions say.
@@ -229,7 +240,15 @@ pub struct RawNamespace {
 pub struct RawPod {
     metadata: ObjectMeta,
     #[serde(default)]
+    spec: RawPodSpec,
+    #[serde(default)]
     status: RawPodStatus,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawPodSpec {
+    node_name: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -476,15 +495,18 @@ impl Pod {
 }
 
 impl From<RawPod> for Pod {
-    fn from(RawPod { metadata, status }: RawPod) -> Self {
+    fn from(RawPod { metadata, spec, status }: RawPod) -> Self {
         let annotated =
             metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(names::STATUS_ANNOTATION));
+        let has_proxy = annotated || label(&metadata, names::PROXY_VERSION_LABEL).is_some();
+        let is_told = label(&metadata, bootstrap::ZONE_LABEL).is_some_and(|zone| !zone.is_empty());
         Self {
             key: key(&metadata),
             uid: metadata.uid.clone().unwrap_or_default(),
             readiness: Readiness::from(&status),
             deleting: metadata.deletion_timestamp.is_some(),
-            has_proxy: annotated || label(&metadata, names::PROXY_VERSION_LABEL).is_some(),
+            has_proxy,
+            node: spec.node_name.filter(|_| has_proxy && !is_told),
             labels: metadata.labels.unwrap_or_default(),
         }
     }
@@ -544,6 +566,15 @@ fn slice_endpoint(RawEndpoint { addresses, conditions, target_ref, zone }: RawEn
 impl From<kube::core::PartialObjectMeta<core::ServiceAccount>> for Account {
     fn from(object: kube::core::PartialObjectMeta<core::ServiceAccount>) -> Self {
         Self { key: key(&object.metadata) }
+    }
+}
+
+// === impl Node ===
+
+impl From<kube::core::PartialObjectMeta<core::Node>> for Node {
+    fn from(object: kube::core::PartialObjectMeta<core::Node>) -> Self {
+        let zone = label(&object.metadata, bootstrap::ZONE_LABEL).filter(|zone| !zone.is_empty());
+        Self { key: key(&object.metadata), zone: zone.map(str::to_owned) }
     }
 }
 

@@ -5,7 +5,7 @@
 use serde_json::{Value, json};
 use weft_crds::{MeshCluster, MeshPolicy, MeshRoute};
 use weft_operator::world::objects::{RawNamespace, RawPod, RawService, RawSlice, RawUser};
-use weft_operator::world::{Account, Change, Event, Key, World};
+use weft_operator::world::{Account, Change, Event, Key, Node, World};
 
 /// The objects of a file.
 pub(crate) fn manifests(text: &str) -> Vec<Value> {
@@ -34,6 +34,10 @@ pub(crate) fn applied(manifest: &Value) -> Event {
         "Pod" => Event::Pod(Change::Apply(read::<RawPod>(manifest).into())),
         "EndpointSlice" => Event::Slice(Change::Apply(read::<RawSlice>(manifest).into())),
         "ServiceAccount" => Event::Account(Change::Apply(Account { key: key(manifest) })),
+        "Node" => {
+            let zone = manifest["metadata"]["labels"]["topology.kubernetes.io/zone"].as_str().map(str::to_owned);
+            Event::Node(Change::Apply(Node { key: key(manifest), zone }))
+        }
         "MeshRoute" => Event::Route(Change::Apply(read::<RawUser<MeshRoute>>(manifest).read())),
         "MeshCluster" => Event::Cluster(Change::Apply(read::<RawUser<MeshCluster>>(manifest).read())),
         "MeshPolicy" => Event::Policy(Change::Apply(read::<RawUser<MeshPolicy>>(manifest).read())),
@@ -50,6 +54,7 @@ pub(crate) fn deleted(manifest: &Value) -> Event {
         "Pod" => Event::Pod(Change::Delete(key)),
         "EndpointSlice" => Event::Slice(Change::Delete(key)),
         "ServiceAccount" => Event::Account(Change::Delete(key)),
+        "Node" => Event::Node(Change::Delete(key)),
         "MeshRoute" => Event::Route(Change::Delete(key)),
         "MeshCluster" => Event::Cluster(Change::Delete(key)),
         "MeshPolicy" => Event::Policy(Change::Delete(key)),

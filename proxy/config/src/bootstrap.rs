@@ -30,8 +30,8 @@ pub const INBOUND_NAMESPACE: &str = "weft-inbound";
 /// Name of the index.
 pub const INDEX_NAME: &str = "index";
 
-/// The pod's label with the zone of its node, which Kubernetes gives a pod when it is scheduled (1.35 and newer; 1.33 with
-/// the feature gate `PodTopologyLabelsAdmission`).
+/// The label with the zone: of every node, and of its pods too where Kubernetes gives them that when they are scheduled
+/// (1.35 and newer; 1.33 with the feature gate `PodTopologyLabelsAdmission`).
 pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// Name of the exported document of a namespace.
@@ -58,6 +58,8 @@ pub const CGROUP_DIR: &str = "/sys/fs/cgroup";
 pub const ENV_NAMESPACE: &str = "WEFT_NAMESPACE";
 /// Environment: the pod's name.
 pub const ENV_POD: &str = "WEFT_POD";
+/// Environment: the node that the pod is on.
+pub const ENV_NODE: &str = "WEFT_NODE";
 /// Environment: the pod's addresses, comma between them.
 pub const ENV_POD_IPS: &str = "WEFT_POD_IPS";
 /// Environment: the pod's service account.

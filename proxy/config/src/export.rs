@@ -278,12 +278,12 @@ pub enum HealthCheckKind {
     },
 }
 
-/// How much repeating requests, where rules ask for it, may add to what is sent to a Service. Counted over the last 10
-/// seconds, by each worker of each proxy for itself.
+/// How much repeating requests, where rules ask for it, may add to what a proxy sends to a Service. The proxy's
+/// `balance/budget` has the formula.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct RetryBudget {
-    /// Repetitions for each hundred requests.
+    /// Repetitions for each hundred requests, at most.
     pub percent: u32,
     /// Repetitions in a second that are allowed however few requests there are.
     pub min_per_second: u32,
@@ -333,7 +333,7 @@ impl Default for SuccessRate {
 
 impl Default for RetryBudget {
     fn default() -> Self {
-        Self { percent: 20, min_per_second: 10 }
+        Self { percent: 20, min_per_second: 2 }
     }
 }
 

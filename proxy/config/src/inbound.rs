@@ -1,7 +1,7 @@
 //! What concerns the pods of a namespace themselves: who may call them, and the namespace's own routes for services
 //! elsewhere (consumer routes, which bind its clients and nobody else's).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +20,9 @@ pub struct Inbound {
     /// Namespaces that pods of this one are known to call: opened at start, before the first request.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dependencies: Vec<String>,
+    /// The nodes in each zone, of those nodes that pods of the namespace are on whose labels do not tell their zone.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub zones: BTreeMap<String, BTreeSet<String>>,
 }
 
 /// Who may call the pods that it selects.

@@ -83,18 +83,69 @@ mod tests {
         divide(&levels, 50).iter().map(|share| share.percent).collect()
     }
 
+    /// Levels of 100 endpoints each.
+    fn of_hundred(well: &[usize]) -> Vec<Level> {
+        well.iter().map(|well| Level { well: *well, all: 100 }).collect()
+    }
+
+    /// Every row of the three tables in Envoy's `load_balancing/priority.rst`.
     #[test]
     fn load_spills_over_as_envoy_documents() {
-        for (first, expected) in
-            [(100, [100, 0]), (72, [100, 0]), (71, [99, 1]), (50, [70, 30]), (25, [35, 65]), (0, [0, 100])]
-        {
-            assert_eq!(percents(&[(first, 100), (100, 100)]), expected, "{first} % of the first level are well");
+        let rows: [(&[usize], &[u32]); 19] = [
+            (&[100, 100], &[100, 0]),
+            (&[72, 100], &[100, 0]),
+            (&[71, 100], &[99, 1]),
+            (&[50, 100], &[70, 30]),
+            (&[25, 100], &[35, 65]),
+            (&[0, 100], &[0, 100]),
+            (&[72, 72], &[100, 0]),
+            (&[71, 71], &[99, 1]),
+            (&[50, 50], &[70, 30]),
+            (&[25, 25], &[50, 50]),
+            // In its text: healths of 20 and 30, where 140 % of what is well are meant.
+            (&[15, 22], &[41, 59]),
+            (&[100, 100, 100], &[100, 0, 0]),
+            (&[72, 72, 100], &[100, 0, 0]),
+            (&[71, 71, 100], &[99, 1, 0]),
+            (&[50, 50, 100], &[70, 30, 0]),
+            (&[25, 100, 100], &[35, 65, 0]),
+            (&[25, 25, 100], &[35, 35, 30]),
+            (&[25, 25, 20], &[36, 36, 28]),
+            (&[0, 0, 10], &[0, 0, 100]),
+        ];
+        for (well, expected) in rows {
+            let shares = divide(&of_hundred(well), 50);
+            let percents: Vec<u32> = shares.iter().map(|share| share.percent).collect();
+            assert_eq!(percents, expected, "{well:?} % are well");
         }
-        assert_eq!(percents(&[(25, 100), (25, 100)]), [50, 50]);
-        assert_eq!(percents(&[(25, 100), (25, 100), (20, 100)]), [36, 36, 28]);
         assert_eq!(percents(&[(0, 10), (0, 30)]), [25, 75], "nobody is well: by number");
         assert_eq!(percents(&[(0, 0), (3, 3)]), [0, 100], "an empty level takes nothing");
         assert_eq!(percents(&[(1, 3)]), [100], "there is no other");
+    }
+
+    /// Every row of the two tables in Envoy's `panic_threshold.rst`. Where it says 50/50 for 50 % and 60 %, and 25/75 for
+    /// 25 % and 100 %, it contradicts its own formula and `priority.rst`, which are followed.
+    #[test]
+    fn panic_begins_as_envoy_documents() {
+        for (well, expected) in [
+            ([72, 100], [(100, false), (0, false)]),
+            ([71, 100], [(99, false), (1, false)]),
+            ([50, 100], [(70, false), (30, false)]),
+            ([25, 100], [(35, false), (65, false)]),
+            ([0, 100], [(0, false), (100, false)]),
+            ([72, 72], [(100, false), (0, false)]),
+            ([71, 71], [(99, false), (1, false)]),
+            ([50, 60], [(70, false), (30, false)]),
+            ([25, 25], [(50, true), (50, true)]),
+            ([5, 65], [(7, true), (93, false)]),
+        ] {
+            let expected = expected.map(|(percent, panic)| Share { percent, panic });
+            assert_eq!(divide(&of_hundred(&well), 50), expected, "{well:?} % are well");
+            let never = expected.map(|share| Share { panic: false, ..share });
+            assert_eq!(divide(&of_hundred(&well), 0), never, "{well:?} % are well, and the threshold is off");
+        }
+        let nobody = Share { percent: 0, panic: false };
+        assert_eq!(divide(&of_hundred(&[0, 0]), 0), [nobody, nobody], "nobody is well, and the threshold is off");
     }
 
     #[test]

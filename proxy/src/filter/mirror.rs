@@ -179,7 +179,7 @@ impl Shadow {
         );
         let Ok(endpoint) = picked else { return Outcome::NoEndpoints };
         let started = Instant::now();
-        let mut lease = match state.lease(&endpoint, http2).await {
+        let mut lease = match state.lease(&endpoint, http2, false).await {
             Ok(lease) => lease,
             Err(LeaseError::Overflow) => return Outcome::Overflow,
             Err(_) => return Outcome::Failed,

@@ -8,6 +8,10 @@
 //! | a connection that had idled was closed under the request | an idempotent request without a rule's word, as RFC 9110 9.2.2 allows |
 //! | a reset, a timed-out attempt, a status that the rule lists | what the rule's `retry` allows, for its methods |
 //!
+//! What a server that closes idle connections does to a request is repeated on a connection of its own: any other that
+//! idled may be closed as well. A POST that may have been sent is not repeated, as RFC 9110 9.2.2 says; its client gets 502
+//! with `weft-reason: upstream-reset`. One that was not sent, because the end of the connection was seen in time, is.
+//!
 //! A body can be sent again only as long as all of it is kept (64 KiB). What a rule allows is also bound by the budget of
 //! the cluster (`balance/budget`); what no backend has seen adds nothing to its load and is not.
 
@@ -122,8 +126,12 @@ enum Failure {
     /// Nobody to send to.
     NoEndpoints,
     Overflow,
-    /// Nothing was sent.
-    Connect(String),
+    /// Nothing was sent, or nothing of it was looked at.
+    Connect {
+        /// The connection was about to end anyway, which says nothing about the endpoint.
+        ended: bool,
+        text: String,
+    },
     /// Something may have been sent.
     Reset {
         reused: bool,
@@ -183,7 +191,7 @@ pub(crate) async fn forward(
         body.copy_to(copies.of(&parts, plan.host.as_ref()));
     }
     if let Upstream::Cluster(state, _) = &plan.upstream {
-        state.first_attempt(worker.now());
+        state.first_attempt();
     }
     let mut allowance = Allowance {
         worker: &worker,
@@ -194,9 +202,11 @@ pub(crate) async fn forward(
         spent: false,
     };
     let mut tried: Vec<SocketAddr> = Vec::new();
+    let mut fresh = false;
     loop {
         finish.note.attempts += 1;
-        let outcome = attempt(&worker, &plan, &parts, &body, affinity, deadline, &mut tried, &mut finish).await;
+        let outcome = attempt(&worker, &plan, &parts, &body, affinity, fresh, deadline, &mut tried, &mut finish).await;
+        fresh |= outcome.as_ref().is_err_and(Failure::is_of_an_idle_connection) && !plan.http2;
         allowance.spent = false;
         let again = match &outcome {
             // An application has no say in this: the proxy beside the backend is the one that knows what was seen.
@@ -240,6 +250,7 @@ async fn attempt(
     parts: &Parts,
     body: &Rc<Shared>,
     affinity: Affinity,
+    fresh: bool,
     deadline: Option<Instant>,
     tried: &mut Vec<SocketAddr>,
     finish: &mut Finish,
@@ -269,22 +280,27 @@ async fn attempt(
     let leased = Cell::new(false);
     let sending = async {
         let lease = match &plan.upstream {
-            Upstream::Local(endpoint) => match endpoint.idle(plan.http2) {
+            Upstream::Local(endpoint) => match (!fresh).then(|| endpoint.idle(plan.http2)).flatten() {
                 Some(lease) => Ok(lease),
                 None => Box::pin(endpoint.connect(plan.http2, LOCAL_CONNECT_TIMEOUT, None)).await,
             },
-            Upstream::Cluster(state, _) => state.lease(&endpoint, plan.http2).await,
+            Upstream::Cluster(state, _) => state.lease(&endpoint, plan.http2, fresh).await,
         };
         let mut lease = lease.map_err(|error| match error {
             LeaseError::Overflow => Failure::Overflow,
-            other => Failure::Connect(other.to_string()),
+            other => Failure::Connect { ended: false, text: other.to_string() },
         })?;
         leased.set(true);
         let reused = lease.reused;
         match lease.send(Request::from_parts(parts.clone(), body.body())).await {
             Ok(response) => Ok((response, lease)),
-            Err((error, Some(_unsent))) => Err(Failure::Connect(error.to_string())),
-            Err((error, None)) if refused_stream(&error) => Err(Failure::Connect("the stream was refused".into())),
+            Err((error, Some(_unsent))) => Err(Failure::Connect { ended: reused, text: error.to_string() }),
+            Err((error, None)) if has_left(&error) => {
+                Err(Failure::Connect { ended: true, text: "the connection was given up before".into() })
+            }
+            Err((error, None)) if refused_stream(&error) => {
+                Err(Failure::Connect { ended: false, text: "the stream was refused".into() })
+            }
             Err((error, None)) if error.is_parse() => Err(Failure::Protocol(error.to_string())),
             Err((error, None)) => Err(Failure::Reset { reused, text: error.to_string() }),
         }
@@ -296,7 +312,7 @@ async fn attempt(
     let (took, now) = (started.elapsed(), worker.now());
     match &outcome {
         Ok(_) => endpoint.observe(took, now),
-        Err(Failure::NoEndpoints | Failure::Overflow) => {}
+        Err(Failure::NoEndpoints | Failure::Overflow | Failure::Connect { ended: true, .. }) => {}
         Err(_) => endpoint.observe(FAILURE_COST.max(took), now),
     }
     if let Upstream::Cluster(state, _) = &plan.upstream {
@@ -316,24 +332,34 @@ fn judge(outcome: &Result<(Response<Incoming>, Lease), Failure>, waited: bool) -
             Some(status) if response.status() == StatusCode::OK => Some(Outcome::of_grpc(status.as_bytes())),
             _ => Some(Outcome::of_status(response.status())),
         },
-        Err(Failure::NoEndpoints | Failure::Overflow) => None,
+        Err(Failure::NoEndpoints | Failure::Overflow | Failure::Connect { ended: true, .. }) => None,
         Err(Failure::AttemptTimeout | Failure::RequestTimeout) if waited => None,
         Err(Failure::AttemptTimeout | Failure::RequestTimeout) => Some(Outcome::Local),
-        Err(Failure::Connect(_) | Failure::Reset { .. } | Failure::Protocol(_)) => Some(Outcome::Local),
+        Err(Failure::Connect { .. } | Failure::Reset { .. } | Failure::Protocol(_)) => Some(Outcome::Local),
     }
 }
 
 /// An HTTP/2 peer says that it did nothing for this stream.
 fn refused_stream(error: &hyper::Error) -> bool {
+    h2_error(error).is_some_and(|error| error.reason() == Some(h2::Reason::REFUSED_STREAM))
+}
+
+/// An HTTP/2 peer that leaves in peace says that this stream came too late.
+fn has_left(error: &hyper::Error) -> bool {
+    let is_farewell =
+        |error: &h2::Error| error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR);
+    h2_error(error).is_some_and(is_farewell)
+}
+
+fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
         if let Some(error) = error.downcast_ref::<h2::Error>() {
-            return error.reason() == Some(h2::Reason::REFUSED_STREAM)
-                || (error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR));
+            return Some(error);
         }
         cause = error.source();
     }
-    false
+    None
 }
 
 /// Makes the client's response of the backend's.
@@ -424,7 +450,7 @@ impl Allowance<'_> {
             return None;
         }
         match failure {
-            Failure::Connect(_) => self.safely("connect").or_else(|| self.by_rule(method, "connect")),
+            Failure::Connect { .. } => self.safely("connect").or_else(|| self.by_rule(method, "connect")),
             Failure::Reset { reused, .. } => self
                 .by_rule(method, "reset")
                 .or_else(|| if *reused && method.is_idempotent() { self.safely("reset") } else { None }),
@@ -471,6 +497,11 @@ impl Allowance<'_> {
 // === impl Failure ===
 
 impl Failure {
+    /// Whether it may be because the server closed a connection that had idled.
+    fn is_of_an_idle_connection(&self) -> bool {
+        matches!(self, Self::Reset { reused: true, .. } | Self::Connect { ended: true, .. })
+    }
+
     fn answer(self, plan: &Plan<'_>, finish: Box<Finish>) -> Response<ResponseBody> {
         let inbound = finish.note.direction == Direction::Inbound;
         let whom = match (&finish.note.cluster, &plan.upstream) {
@@ -481,7 +512,7 @@ impl Failure {
         let (reason, detail) = match self {
             Self::NoEndpoints => (Reason::NoEndpoints, format!("{whom} has no ready endpoint")),
             Self::Overflow => (Reason::Overflow, format!("a limit for {whom} is reached")),
-            Self::Connect(text) => (Reason::ConnectFailed, format!("no connection to {whom}: {text}")),
+            Self::Connect { text, .. } => (Reason::ConnectFailed, format!("no connection to {whom}: {text}")),
             Self::Reset { text, .. } => (Reason::UpstreamReset, format!("{whom} closed the connection: {text}")),
             Self::Protocol(text) => (Reason::UpstreamProtocol, format!("{whom} did not answer in HTTP: {text}")),
             Self::AttemptTimeout => (Reason::AttemptTimeout, format!("{whom} did not answer in time")),

@@ -41,7 +41,7 @@ fn inbound() -> Value {
             {"action": "deny", "methods": ["GET"], "paths": [{"prefix": "/a"}], "headers": [{"name": "x-a", "test": {"regex": "a|b"}}], "ports": [80]}
         ]}, {"name": "q", "target": "namespace", "rules": []}, {"name": "s", "target": {"serviceAccount": "a"}, "rules": [{"action": "allow"}]}],
         "routes": [{"service": {"namespace": "n", "name": "s"}, "port": 80, "table": {"matches": [], "rules": []}}],
-        "dependencies": ["n"]
+        "dependencies": ["n"], "zones": {"a": ["node-1"]}
     })
 }
 

@@ -98,6 +98,8 @@ pub(crate) struct Inbound {
     /// By namespace, service and port.
     pub(crate) routes: HashMap<(Arc<str>, Arc<str>, u16), Arc<Routes>>,
     pub(crate) dependencies: Vec<Arc<str>>,
+    /// The zone of this pod's node, where the pod's labels do not tell it.
+    pub(crate) zone: Option<String>,
 }
 
 /// Why a document that reads well cannot be used.
@@ -211,7 +213,6 @@ impl Table {
 impl Namespace {
     /// Compiles an exported document, as this pod sees it.
     pub(crate) fn compile(pod: &Pod, namespace: &str, export: wire::Export) -> Result<Self, CompileError> {
-        let zone = own_zone(pod, &export);
         let wire::Export { services } = export;
         let mut compiled = Self { used: AtomicU64::new(store::now_seconds()), ..Self::default() };
         for service in services {
@@ -225,7 +226,7 @@ impl Namespace {
                     number,
                     protocol,
                     &settings,
-                    zone.as_deref(),
+                    pod.zone.as_deref(),
                     endpoints,
                 )?);
                 compiled.clusters.insert((service.clone(), number), cluster.clone());
@@ -309,17 +310,6 @@ impl Cluster {
     }
 }
 
-/// The zone of this pod's node. Kubernetes says it in a label of the pod, which is the simplest that is right: it is there
-/// before the proxy starts, for every pod, and nobody has to watch nodes. An older Kubernetes does not; there a pod learns
-/// it from a document that has its own address among the endpoints, and a pod that is behind no such Service does not.
-fn own_zone(pod: &Pod, export: &wire::Export) -> Option<String> {
-    let label = pod.labels.get(wire::bootstrap::ZONE_LABEL);
-    label.filter(|zone| !zone.is_empty()).cloned().or_else(|| {
-        let endpoints = export.services.iter().flat_map(|service| &service.ports).flat_map(|port| &port.endpoints);
-        endpoints.filter(|endpoint| pod.ips.contains(&endpoint.address.ip())).find_map(|endpoint| endpoint.zone.clone())
-    })
-}
-
 /// Namespace, service and port of a cluster's name.
 fn split(name: &str) -> Option<(&str, &str, u16)> {
     let (namespace, rest) = name.split_once('/')?;
@@ -332,7 +322,7 @@ fn split(name: &str) -> Option<(&str, &str, u16)> {
 impl Inbound {
     /// Compiles a private document, keeping of the policies those that govern this pod.
     pub(crate) fn compile(pod: &Pod, inbound: wire::Inbound) -> Result<Self, CompileError> {
-        let wire::Inbound { policies, routes, dependencies } = inbound;
+        let wire::Inbound { policies, routes, dependencies, zones } = inbound;
         let mut by_port = HashMap::new();
         for wire::ConsumerRoutes { service, port, table } in routes {
             let key = (service.namespace.as_str().into(), service.name.as_str().into(), port);
@@ -342,6 +332,7 @@ impl Inbound {
             policies: Policies::compile(pod, policies)?,
             routes: by_port,
             dependencies: dependencies.iter().map(|name| name.as_str().into()).collect(),
+            zone: zones.into_iter().find(|(_, nodes)| nodes.contains(&pod.node)).map(|(zone, _)| zone),
         })
     }
 }
@@ -411,26 +402,34 @@ mod tests {
     }
 
     #[test]
-    fn the_own_zone_comes_from_the_pods_label_or_from_its_address() {
-        let near = |pod: &Pod, prefer: bool| {
+    fn endpoints_of_the_own_zone_are_near() {
+        let near = |zone: Option<&str>, prefer: bool| {
             let export = serde_json::json!({"services": [{
                 "name": "s", "settings": {"preferSameZone": prefer}, "ports": [{"port": 80, "endpoints": [
                     {"address": "198.18.128.2:80", "zone": "a"}, {"address": "198.18.128.3:80", "zone": "b"}
                 ]}]
             }]});
-            Namespace::compile(pod, "n", serde_json::from_value(export).expect("a document"))
+            let pod = Pod { zone: zone.map(str::to_owned), ..Pod::default() };
+            Namespace::compile(&pod, "n", serde_json::from_value(export).expect("a document"))
                 .expect("compiles")
                 .only_cluster()
                 .near
                 .clone()
         };
-        let labelled =
-            Pod { labels: [("topology.kubernetes.io/zone".to_owned(), "b".to_owned())].into(), ..Pod::default() };
-        let behind = Pod { ips: vec!["198.18.128.2".parse().expect("an address")], ..Pod::default() };
-        assert_eq!(near(&labelled, true), [false, true]);
-        assert_eq!(near(&behind, true), [true, false]);
-        assert!(near(&labelled, false).is_empty(), "zones do not matter");
-        assert!(near(&Pod::default(), true).is_empty(), "its zone is not known");
+        assert_eq!(near(Some("b"), true), [false, true]);
+        assert!(near(Some("b"), false).is_empty(), "zones do not matter");
+        assert!(near(None, true).is_empty(), "its zone is not known");
+    }
+
+    #[test]
+    fn a_document_tells_the_zone_of_the_own_node() {
+        let zone = |node: &str| {
+            let inbound = serde_json::json!({"zones": {"a": ["node-1"], "b": ["node-2", "node-3"]}});
+            let pod = Pod { node: node.to_owned(), ..Pod::default() };
+            Inbound::compile(&pod, serde_json::from_value(inbound).expect("a document")).expect("compiles").zone
+        };
+        assert_eq!((zone("node-1").as_deref(), zone("node-3").as_deref()), (Some("a"), Some("b")));
+        assert_eq!((zone("node-4"), zone("")), (None, None), "nobody says");
     }
 
     #[test]

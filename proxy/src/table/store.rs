@@ -72,6 +72,8 @@ struct Held {
     header: Option<Header>,
     /// What is wrong with the newest one, if it is not the one in use.
     trouble: Option<String>,
+    /// The one in use was read before it was known which zone the pod is in.
+    stale: bool,
 }
 
 /// A document that waits for others.
@@ -236,13 +238,14 @@ impl Keeper {
             Ok((header, part)) => {
                 held.trouble = None;
                 match &held.header {
-                    Some(current) if *current == header => return,
+                    Some(current) if *current == header && !held.stale => return,
                     Some(current) if current.generation > header.generation => {
                         held.trouble = Some(format!("generation {} is older than the one in use", header.generation));
                         return;
                     }
                     _ => {}
                 }
+                held.stale = false;
                 self.staged.retain(|staged| staged.document != *document);
                 for namespace in header.requires.keys() {
                     self.open(Document::Export(namespace.as_str().into()));
@@ -285,8 +288,9 @@ impl Keeper {
                 self.swap(|table| table.with_namespace(namespace, Some(part)));
             }
             Compiled::Inbound(inbound) => {
-                let dependencies = inbound.dependencies.clone();
+                let (dependencies, zone) = (inbound.dependencies.clone(), inbound.zone.clone());
                 self.swap(|table| Table { inbound, ..table.clone() });
+                self.learn_zone(zone);
                 for namespace in dependencies {
                     self.open(Document::Export(namespace));
                 }
@@ -303,6 +307,28 @@ impl Keeper {
         if let Some(held) = self.held.get_mut(&document) {
             held.header = Some(header);
         }
+    }
+
+    /// Takes in which zone the pod is in, if that is news. What is open was compiled without, and is read again.
+    fn learn_zone(&mut self, zone: Option<String>) {
+        // A node that has lost its label, or that nobody speaks of any more, is where it was.
+        if zone.is_none() || self.pod.zone == zone || self.is_labelled() {
+            return;
+        }
+        self.pod.zone = zone;
+        for (document, held) in &mut self.held {
+            if matches!(document, Document::Export(_)) {
+                held.stale = true;
+                if let Some(watch) = held.watch.replace(self.source.watch(document.clone(), self.events.0.clone())) {
+                    watch.abort();
+                }
+            }
+        }
+    }
+
+    /// Whether Kubernetes itself says by a label of the pod which zone it is in.
+    fn is_labelled(&self) -> bool {
+        self.pod.labels.get(weft_config::bootstrap::ZONE_LABEL).is_some_and(|zone| !zone.is_empty())
     }
 
     fn swap(&self, change: impl FnOnce(&Table) -> Table) {
@@ -456,6 +482,54 @@ mod tests {
         ]}]});
         let written = Written { namespace: "shop".into(), generation, ..Written::default() };
         Event::Document(Document::Export("shop".into()), Envelope::write(written, &body))
+    }
+
+    #[tokio::test]
+    async fn the_zone_that_a_document_tells_counts_for_those_that_were_read_before() {
+        let folder = std::env::temp_dir().join(format!("weft-zone-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let write = |name: &str, body: serde_json::Value| {
+            let path = folder.join(format!("{name}.json"));
+            std::fs::write(path.with_extension("new"), body.to_string()).expect("written");
+            std::fs::rename(path.with_extension("new"), path).expect("renamed");
+        };
+        let endpoints = json!([{"address": "198.18.0.2:80", "zone": "a"}, {"address": "198.18.0.3:80", "zone": "b"}]);
+        write(
+            "x.shop",
+            json!({"services": [{
+                "name": "s", "addresses": ["198.19.0.1"], "settings": {"preferSameZone": true},
+                "ports": [{"port": 80, "endpoints": endpoints}]
+            }]}),
+        );
+        let pod = Pod { namespace: "shop".into(), node: "node-2".into(), ..Pod::default() };
+        let metrics = ConfigMetrics::new(&mut Registry::default());
+        let readiness = Readiness::default();
+        let source = Source::Directory(folder.clone());
+        let (store, keeper) = Keeper::new(pod, source, None, metrics, readiness.part("configuration"));
+        let keeper = tokio::spawn(keeper.run());
+        let near = async |expected: &[bool]| {
+            for _ in 0..500 {
+                let table = store.load();
+                let port = table.port("198.19.0.1:80".parse().expect("an address"));
+                if port.is_some_and(|port| port.cluster.near == expected) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            panic!("never {expected:?}");
+        };
+        near(&[]).await;
+        write("i.shop", json!({"zones": {"a": ["node-1"], "b": ["node-2"]}}));
+        near(&[false, true]).await;
+        write("i.shop", json!({"zones": {"a": ["node-1", "node-2"]}}));
+        near(&[true, false]).await;
+        write("i.shop", json!({"dependencies": ["bank"]}));
+        while !store.load().inbound.dependencies.iter().any(|name| **name == *"bank") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        near(&[true, false]).await;
+        keeper.abort();
+        std::fs::remove_dir_all(folder).expect("removed");
     }
 
     /// Every request finds the Service, and routes and endpoints of one and the same document.

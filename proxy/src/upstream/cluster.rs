@@ -14,7 +14,6 @@ use weft_config::Balancer;
 use super::endpoint::{Endpoint, Lease, LeaseError};
 use super::load::{Kind, Load, Loads};
 use crate::balance::affinity::Affinity;
-use crate::balance::budget::Budget;
 use crate::balance::hash::{self, Table};
 use crate::balance::level::{self, Level};
 use crate::balance::outlier::{Detector, Outcome, Tally};
@@ -34,7 +33,6 @@ pub(crate) struct ClusterState {
     findings: Cell<u32>,
     /// When success rates are compared next.
     interval_ends: Cell<Duration>,
-    budget: RefCell<Budget>,
     next: Cell<usize>,
     pub(crate) load: Arc<Load>,
     handles: EndpointHandles,
@@ -75,7 +73,6 @@ impl ClusterState {
             ejected: Cell::new(0),
             findings: Cell::new(0),
             interval_ends: Cell::new(now + cluster.outliers.interval),
-            budget: RefCell::default(),
             next: Cell::new(0),
             load: loads.of(&cluster.name),
             handles: metrics.endpoints(&cluster.name),
@@ -223,13 +220,13 @@ impl ClusterState {
     }
 
     /// Counts a request that is sent for the first time.
-    pub(crate) fn first_attempt(&self, now: Duration) {
-        self.budget.borrow_mut().request(now);
+    pub(crate) fn first_attempt(&self) {
+        self.load.budget.request(&self.cluster.borrow().retry_budget);
     }
 
     /// Whether the budget allows a request to be repeated; if so the repetition is counted.
     pub(crate) fn may_repeat(&self, now: Duration) -> bool {
-        self.budget.borrow_mut().repeat(&self.cluster.borrow().retry_budget, now)
+        self.load.budget.repeat(&self.cluster.borrow().retry_budget, now)
     }
 
     /// Takes endpoints back whose time is over, and compares success rates when it is time for that.
@@ -352,13 +349,14 @@ impl ClusterState {
         }
     }
 
-    /// A connection to an endpoint for one request, waiting for its turn where connections are limited.
-    pub(crate) async fn lease(&self, endpoint: &Rc<Endpoint>, http2: bool) -> Result<Lease, LeaseError> {
+    /// A connection to an endpoint for one request, waiting for its turn where connections are limited; `fresh`: none that
+    /// idled.
+    pub(crate) async fn lease(&self, endpoint: &Rc<Endpoint>, http2: bool, fresh: bool) -> Result<Lease, LeaseError> {
         let cluster = self.cluster();
         let limited = cluster.limits.max_connections.is_some();
         let awaited = |lease: Lease| if limited { lease.awaited(self.load.clone()) } else { lease };
         loop {
-            if let Some(lease) = endpoint.idle(http2) {
+            if !fresh && let Some(lease) = endpoint.idle(http2) {
                 return Ok(awaited(lease));
             }
             if let Some(permit) = self.load.admit(Kind::Connection, cluster.limits.max_connections) {
@@ -366,8 +364,10 @@ impl ClusterState {
                 let lease = Box::pin(endpoint.connect(http2, cluster.connect_timeout, Some(permit))).await?;
                 return Ok(awaited(lease));
             }
-            // A connection that idles elsewhere holds the place that this request needs.
-            self.close_one_idle(endpoint);
+            // A connection that idles elsewhere, or may not be used, holds the place that this request needs.
+            if !(fresh && endpoint.close_one_idle()) {
+                self.close_one_idle(endpoint);
+            }
             let Some(_waiting) = self.load.admit(Kind::Pending, cluster.limits.max_pending) else {
                 return Err(LeaseError::Overflow);
             };
@@ -698,7 +698,7 @@ mod tests {
             "name": "s", "ports": [{"port": 80, "endpoints": endpoints}],
             "settings": {"balancer": "random", "preferSameZone": true, "outliers": {"maxEjectionPercent": 100}}
         }]});
-        let pod = Pod { labels: [("topology.kubernetes.io/zone".to_owned(), "a".to_owned())].into(), ..Pod::default() };
+        let pod = Pod { zone: Some("a".to_owned()), ..Pod::default() };
         let export = serde_json::from_value(export).expect("a document");
         let cluster = Namespace::compile(&pod, "n", export).expect("compiles").only_cluster();
         let state = state(&cluster);

@@ -1,4 +1,5 @@
-//! What all workers share about a Service port: what is open towards it, and which endpoints were found unwell.
+//! What all workers share about a Service port: what is open towards it, how much of it may be repeated, and which
+//! endpoints were found unwell.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -7,18 +8,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use hashbrown::{HashMap, HashSet};
 use tokio::sync::Notify;
 
+use crate::balance::budget::Budget;
+
 /// The counters of every cluster, by name. They outlive tables, so that a change of routes forgets nothing.
 #[derive(Debug, Default)]
 pub(crate) struct Loads {
     by_cluster: Mutex<HashMap<Arc<str>, Arc<Load>>>,
 }
 
-/// What is open towards one cluster.
+/// What workers share about one cluster.
 #[derive(Debug, Default)]
 pub(crate) struct Load {
     requests: AtomicU32,
     connections: AtomicU32,
     pending: AtomicU32,
+    /// How many requests may be repeated.
+    pub(crate) budget: Budget,
     /// Endpoints that health checks found unwell.
     unwell: Mutex<HashSet<SocketAddr>>,
     /// Grows when that set changes.

@@ -264,6 +264,68 @@ fn huffman_digits(bytes: &[u8]) -> Vec<u8> {
     digits
 }
 
+/// An application that speaks HTTP/2 and leaves each connection after so many requests. It answers those, and does nothing
+/// for any that come after its farewell (GOAWAY), as that says.
+#[derive(Debug, Default)]
+pub(crate) struct Leaving {
+    pub(crate) answered: AtomicU32,
+    pub(crate) farewells: AtomicU32,
+}
+
+impl Leaving {
+    pub(crate) fn start(after: u32) -> Arc<Self> {
+        let app = Arc::new(Self::default());
+        let server = app.clone();
+        let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::from(POD), APP_H2)).expect("the port is free");
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let server = server.clone();
+                thread::spawn(move || server.serve(stream, after));
+            }
+        });
+        app
+    }
+
+    fn serve(&self, mut stream: TcpStream, after: u32) {
+        let mut preface = [0; PREFACE.len()];
+        let _ = (stream.set_nodelay(true), stream.set_read_timeout(Some(PATIENCE)));
+        if stream.read_exact(&mut preface).is_err() || preface != PREFACE {
+            return;
+        }
+        let mut wire = Wire { stream, buffer: Vec::new() };
+        wire.send(frame(SETTINGS, 0, 0, &[]));
+        let (mut requests, mut answers, mut last) = (0, 0, None);
+        // Until the other side closes too: what it sent meanwhile would make a reset of an end.
+        while let Ok(Frame { kind, flags, stream, payload }) = wire.next() {
+            match kind {
+                SETTINGS | PING if flags & ACK == 0 => {
+                    let payload = if kind == PING { payload } else { Vec::new() };
+                    wire.send(frame(kind, ACK, 0, &payload));
+                }
+                HEADERS | DATA if last.is_some_and(|last| stream > last) => {}
+                HEADERS | DATA => {
+                    requests += u32::from(kind == HEADERS);
+                    if requests == after && last.is_none() {
+                        last = Some(stream);
+                        self.farewells.fetch_add(1, Ordering::SeqCst);
+                        wire.send(frame(GOAWAY, 0, 0, &[stream.to_be_bytes(), [0; 4]].concat()));
+                    }
+                    if flags & END_STREAM != 0 {
+                        answers += 1;
+                        self.answered.fetch_add(1, Ordering::SeqCst);
+                        // `:status: 200` of the static table.
+                        wire.send(frame(HEADERS, END_HEADERS | END_STREAM, stream, &[0x88]));
+                    }
+                    if answers == after {
+                        let _ = wire.stream.shutdown(std::net::Shutdown::Write);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
 /// A request that the application got.
 #[derive(Clone, Debug)]
 pub(crate) struct Got {

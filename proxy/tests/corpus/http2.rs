@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::frames::{
-    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, End, HEADERS, Http2App, PING, PRIORITY, RST_STREAM, SETTINGS,
-    WINDOW_UPDATE, Wire, block, frame, head, literal, remembered,
+    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, End, HEADERS, Http2App, Leaving, PING, PRIORITY, RST_STREAM,
+    SETTINGS, WINDOW_UPDATE, Wire, block, frame, head, literal, remembered,
 };
 use super::place::{BOTH, Direction, Options, PATIENCE, Place, alone};
 
@@ -602,5 +602,69 @@ fn few_streams() {
             }
         }
         assert_eq!(app.take().len(), 100);
+    });
+}
+
+/// So many requests, some of them at once, every third with a body. What else than 200 came of them.
+fn many(direction: Direction, requests: u32, at_once: u32) -> Vec<String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(direction.address_h2()).await.expect("connects");
+        let (sender, connection) = h2::client::handshake(stream).await.expect("a handshake");
+        tokio::spawn(connection);
+        let clients = (0..at_once).map(|first| {
+            let sender = sender.clone();
+            tokio::spawn(async move {
+                let mut failed = Vec::new();
+                for number in (first..requests).step_by(at_once as usize) {
+                    if let Err(what) = one(sender.clone(), number).await {
+                        failed.push(format!("{number}: {what}"));
+                    }
+                }
+                failed
+            })
+        });
+        let mut failed = Vec::new();
+        for client in clients.collect::<Vec<_>>() {
+            failed.extend(client.await.expect("it ends"));
+        }
+        failed
+    })
+}
+
+async fn one(sender: h2::client::SendRequest<bytes::Bytes>, number: u32) -> Result<(), String> {
+    let text = |error: h2::Error| error.to_string();
+    let has_body = number % 3 == 0;
+    let request = http::Request::builder().method(if has_body { "POST" } else { "GET" });
+    let request = request.uri(format!("http://app/{number}")).body(()).expect("a request");
+    let mut sender = sender.ready().await.map_err(text)?;
+    let (response, mut body) = sender.send_request(request, !has_body).map_err(text)?;
+    if has_body {
+        body.send_data(bytes::Bytes::from_static(b"an order"), true).map_err(text)?;
+    }
+    let response = response.await.map_err(text)?;
+    if response.status() == 200 { Ok(()) } else { Err(format!("{} {:?}", response.status(), response.headers())) }
+}
+
+/// A server that leaves each connection after 25 requests, and clients that never hear of it.
+#[test]
+fn farewells() {
+    const REQUESTS: u32 = 10_000;
+    alone(module_path!(), "farewells", || {
+        let app = Leaving::start(25);
+        let place = Place::start();
+        for direction in BOTH {
+            assert_eq!(many(direction, 1_000, 8), [""; 0], "{direction:?}");
+            let (before, begun) = (place.memory(), std::time::Instant::now());
+            let farewells = app.farewells.load(Ordering::SeqCst);
+            let failed = many(direction, REQUESTS, 8);
+            let farewells = app.farewells.load(Ordering::SeqCst) - farewells;
+            let grown = place.memory().saturating_sub(before);
+            println!("{direction:?}: {farewells} farewells in {:?}, {grown} bytes more", begun.elapsed());
+            assert!(failed.is_empty(), "{direction:?}: {} failed: {:?}", failed.len(), &failed[..failed.len().min(10)]);
+            assert!(farewells >= REQUESTS / 25 - 1, "{direction:?}: {farewells} farewells");
+            assert!(grown <= 2 * MEBIBYTE, "{direction:?}: {grown} bytes more after {farewells} farewells");
+        }
+        assert!(app.answered.load(Ordering::SeqCst) >= 2 * REQUESTS);
     });
 }

@@ -33,7 +33,6 @@
 //! - gzip and its bombs: the proxy unpacks nothing but its own configuration, which `proxy/config` tests.
 //! - Double decoding, path parameters and letter case in paths: applications read them differently, so they are left as
 //!   they are.
-//! - Windows and memory after ten thousand farewells of an HTTP/2 server: not written yet.
 //!
 //! What hyper and h2 do and nobody here can change without replacing them: a request with an unusable framing header
 //! may be closed on without an answer; interim responses are not passed on; `Expect: 100-continue` is answered before
