@@ -255,6 +255,8 @@ fn requests_are_answered_over_both_versions() {
                 assert_eq!(answer(&mut client), Some((200, b"ok".to_vec())), "{desc} after {rest} ms");
             }
             assert_eq!(client.conn.protocol_version(), Some(expected), "{desc}");
+            let suite = client.conn.negotiated_cipher_suite().expect("one").suite();
+            assert!(format!("{suite:?}").ends_with("AES_128_GCM_SHA256"), "{desc}: {suite:?}");
             assert_eq!(client.conn.alpn_protocol(), agreed.map(str::as_bytes), "{desc}");
         }
     }

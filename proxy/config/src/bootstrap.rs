@@ -79,9 +79,9 @@ pub const ENV_ACCESS_LOG: &str = "WEFT_ACCESS_LOG";
 pub const ENV_DRAIN_SECONDS: &str = "WEFT_DRAIN_SECONDS";
 /// Environment: `kubernetes` (default), or `directory:PATH` with one JSON file for each document.
 pub const ENV_SOURCE: &str = "WEFT_SOURCE";
-/// Environment: how long a client may take, in milliseconds, JSON object of `head` (of a request, from its first byte,
-/// and of TLS, a handshake from the connection on; default 10 s), `idle` (nothing moves on a connection, a tunnel or an HTTP/2 stream; default 1 h), `stall` (it takes
-/// nothing of what is sent to it; default 5 min).
+/// Environment: how long a client may take, in milliseconds, JSON object of `head` (for that of a request, from its first
+/// byte, and for a handshake of TLS, from the connection on; default 10 s), `idle` (nothing moves on a connection, a tunnel
+/// or an HTTP/2 stream; default 1 h), `stall` (it takes nothing of what is sent to it; default 5 min).
 pub const ENV_TIMEOUTS_MS: &str = "WEFT_TIMEOUTS_MS";
 /// Environment: ports on which neither side is made to wait for the other to speak first, comma between them.
 pub const ENV_OPAQUE_PORTS: &str = "WEFT_OPAQUE_PORTS";
