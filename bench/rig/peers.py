@@ -58,7 +58,7 @@ def _weft_binary(binary: Path, role: str, listen: int, upstream: int, count: int
         return None
     folder = SCRATCH / f"weft-{listen}"
     weft.write_documents(role, listen, upstream, folder, count)
-    return Command([str(binary)], weft.environment(role, listen, upstream, folder))
+    return Command([str(binary)], weft.environment(role, listen, upstream, CERTS, folder))
 
 
 def _envoy(role: str, listen: int, upstream: int, count: int) -> Command | None:

@@ -12,7 +12,9 @@ SERVICE = "backend"
 
 # role: what the Service's port says is spoken there
 PROTOCOLS = {"h1": "http", "h2": "http2", "tcp": "tcp", "config": "http", "routes": "http", "endpoints": "http"}
-ROLES = (*PROTOCOLS, "policy")
+# Those that the inbound side plays: no port and no route says where connections go.
+INBOUND = ("policy", "tlsterm")
+ROLES = (*PROTOCOLS, *INBOUND)
 
 # As the operator writes them for a rule that says only `retry: {}` and `timeouts: {request: 15s}`, and for limits that
 # are there and not reached.
@@ -41,11 +43,13 @@ def _built() -> list[Path]:
     return sorted(target.glob("*/ci/weft-proxy"), key=lambda path: path.stat().st_mtime)
 
 
-def environment(role: str, listen: int, upstream: int, folder: Path) -> dict[str, str]:
+def environment(role: str, listen: int, upstream: int, certs: Path, folder: Path) -> dict[str, str]:
     """What the proxy is told when it starts. Everything else stays at the defaults that it has in a pod."""
     local = {"outboundPort": listen}
-    if role == "policy":
+    if role in INBOUND:
         local = {"inboundPort": listen, "application": f"127.0.0.1:{upstream}"}
+    if role == "tlsterm":
+        local |= {"certificate": str(certs / "b.pem"), "key": str(certs / "b.key")}
     return {
         "WEFT_NAMESPACE": NAMESPACE,
         "WEFT_SOURCE": f"directory:{folder}",
@@ -71,6 +75,8 @@ def documents(role: str, listen: int, upstream: int, count: int = 0) -> dict[str
         deny = {"action": "deny", "paths": [{"prefix": "/private"}]}
         policies = [{"name": "private", "target": "namespace", "rules": [deny]}]
         return {f"x.{NAMESPACE}": {}, f"i.{NAMESPACE}": {"policies": policies}}
+    if role == "tlsterm":
+        return {f"x.{NAMESPACE}": {}, f"i.{NAMESPACE}": {}}
     endpoints = [f"{_loopback(number)}:{upstream}" for number in range(count if role == "endpoints" else 1)]
     routes = _routes(SERVICE, listen, count if role == "routes" else 0)
     service = _service(SERVICE, ["127.0.0.1"], listen, PROTOCOLS[role], routes, endpoints)

@@ -77,8 +77,9 @@ pub async fn start(
     filter: Option<log::Filter>,
     drain: CancellationToken,
 ) -> anyhow::Result<Running> {
-    let Bootstrap { pod, workers, source, cache, ports, timeouts, opaque_ports, probes, access_log, cgroup, .. } =
-        bootstrap;
+    let Bootstrap {
+        pod, workers, source, cache, ports, tls, timeouts, opaque_ports, probes, access_log, cgroup, ..
+    } = bootstrap;
     let mut registry = Registry::with_prefix("weft");
     let metrics = Metrics::new(&mut registry);
     let config_metrics = ConfigMetrics::new(&mut registry);
@@ -135,6 +136,7 @@ pub async fn start(
         opaque_ports,
         pod_ips,
         application,
+        tls,
         own_ports,
         access_log,
         drain,

@@ -5,10 +5,14 @@ use std::env;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ServerConfig;
 use serde::Deserialize;
 use weft_config::bootstrap::{self as contract, AccessLog, Local, Probes};
+
+use crate::tls;
 
 /// Everything that does not change while the process runs.
 #[derive(Clone, Debug)]
@@ -23,6 +27,8 @@ pub struct Bootstrap {
     pub cache: PathBuf,
     /// Ports that are listened on.
     pub ports: Ports,
+    /// What connections to the inbound port are terminated with. Only outside of a pod. None: they are what they are.
+    pub tls: Option<Arc<ServerConfig>>,
     /// What clients are waited for.
     pub timeouts: Timeouts,
     /// Destination ports that are never looked into.
@@ -90,7 +96,7 @@ pub struct Ports {
 /// How long a client may take. See [`contract::ENV_TIMEOUTS_MS`].
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
-    /// For the head of a request, from its first byte to its last.
+    /// For the head of a request, from its first byte to its last; and for a handshake of TLS, from the connection on.
     pub head: Duration,
     /// While nothing moves in either direction: on a connection, a tunnel, or an HTTP/2 stream.
     pub idle: Duration,
@@ -114,6 +120,16 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// It names files that cannot be used.
+    #[error("{name}: {fields}")]
+    Files {
+        /// The variable.
+        name: &'static str,
+        /// The fields of it that name them.
+        fields: &'static str,
+        /// What is wrong with them.
+        source: Box<tls::Error>,
+    },
 }
 
 // === impl Bootstrap ===
@@ -126,20 +142,18 @@ impl Bootstrap {
             Some(value) => parse_source(&value)?,
         };
         let mut pod = Pod::from_env()?;
-        let ports = match json::<Local>(contract::ENV_LOCAL)? {
-            None => Ports::default(),
-            Some(local) => {
-                let (ports, application) = parse_local(local, &source)?;
-                pod.application = application;
-                ports
-            }
-        };
+        let (mut ports, mut tls) = (Ports::default(), None);
+        if let Some(local) = json::<Local>(contract::ENV_LOCAL)? {
+            (ports, tls) = (local_ports(&local, &source)?, local_tls(&local)?);
+            pod.application = local.application;
+        }
         Ok(Self {
             pod,
             workers: parsed(contract::ENV_WORKERS)?.unwrap_or(1usize).clamp(1, 256),
             source,
             cache: contract::CACHE_DIR.into(),
             ports,
+            tls,
             timeouts: json::<TimeoutsMs>(contract::ENV_TIMEOUTS_MS)?.unwrap_or_default().into(),
             opaque_ports: list(contract::ENV_OPAQUE_PORTS)?
                 .map_or_else(|| contract::OPAQUE_PORTS_DEFAULT.iter().copied().collect(), HashSet::from_iter),
@@ -230,21 +244,35 @@ fn parse_source(value: &str) -> Result<Source, Error> {
     }
 }
 
-/// Ports and application of a proxy outside of a pod. In a pod they are not for its environment to say.
-fn parse_local(local: Local, source: &Source) -> Result<(Ports, Option<SocketAddr>), Error> {
+/// The ports of a proxy outside of a pod. In a pod they are not for its environment to say.
+fn local_ports(local: &Local, source: &Source) -> Result<Ports, Error> {
     if *source == Source::Kubernetes {
         let reason = format!("it is for a proxy outside of a pod: {} is to be a directory", contract::ENV_SOURCE);
         return Err(wrong(contract::ENV_LOCAL, &format!("{local:?}"), reason));
     }
-    let Local { outbound_port, inbound_port, admin_port, metrics_port, health_port, application } = local;
-    let ports = Ports {
-        outbound: outbound_port,
-        inbound: inbound_port,
-        admin: admin_port,
-        metrics: metrics_port,
-        health: health_port,
-    };
-    Ok((ports, application))
+    Ok(Ports {
+        outbound: local.outbound_port,
+        inbound: local.inbound_port,
+        admin: local.admin_port,
+        metrics: local.metrics_port,
+        health: local.health_port,
+    })
+}
+
+/// What a proxy outside of a pod terminates TLS with, if it does.
+fn local_tls(local: &Local) -> Result<Option<Arc<ServerConfig>>, Error> {
+    let lacks = |what| Err(wrong(contract::ENV_LOCAL, &format!("{local:?}"), what));
+    match (&local.certificate, &local.key) {
+        (None, None) => Ok(None),
+        (Some(certificate), Some(key)) => match tls::server(certificate, key) {
+            Ok(config) => Ok(Some(config)),
+            Err(error) => {
+                Err(Error::Files { name: contract::ENV_LOCAL, fields: "certificate and key", source: Box::new(error) })
+            }
+        },
+        (Some(_), None) => lacks("it has a certificate and no key"),
+        (None, Some(_)) => lacks("it has a key and no certificate"),
+    }
 }
 
 fn text(name: &str) -> Option<String> {
@@ -299,11 +327,10 @@ mod tests {
     fn a_pod_does_not_choose_its_ports() {
         let local: Local =
             serde_json::from_str(r#"{"inboundPort": 9000, "application": "127.0.0.1:8080"}"#).expect("it is one");
-        let (ports, application) =
-            parse_local(local.clone(), &Source::Directory("/tmp/x".into())).expect("outside of a pod it may");
+        let ports = local_ports(&local, &Source::Directory("/tmp/x".into())).expect("outside of a pod it may");
         assert_eq!((ports.inbound, ports.outbound), (9000, 0));
-        assert_eq!(application, Some(SocketAddr::from(([127, 0, 0, 1], 8080))));
-        let error = parse_local(local, &Source::Kubernetes).expect_err("in a pod it may not").to_string();
+        assert_eq!(local.application, Some(SocketAddr::from(([127, 0, 0, 1], 8080))));
+        let error = local_ports(&local, &Source::Kubernetes).expect_err("in a pod it may not").to_string();
         assert!(error.contains("WEFT_LOCAL") && error.contains("WEFT_SOURCE"), "{error}");
     }
 }

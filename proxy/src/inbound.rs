@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, Version};
 use hyper::body::Incoming;
+use rustls::ServerConfig;
 use tokio::net::TcpStream;
 
 use crate::decide::RequestHead;
@@ -18,9 +20,11 @@ use crate::orig_dst::original_destination;
 use crate::path;
 use crate::policy::Verdict as PolicyVerdict;
 use crate::sniff::{First, Prefixed, SILENCE, Said};
+use crate::stream::Stream;
 use crate::tcp;
 use crate::telemetry::access::{self, ConnectionNote};
 use crate::telemetry::metrics::Direction;
+use crate::tls;
 use crate::upstream::endpoint::open;
 use crate::worker::Worker;
 
@@ -39,9 +43,20 @@ pub(crate) async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAd
         tracing::warn!(src.addr = %peer, dst.addr = %destination, reason = Reason::WrongDestination.as_str(), "connection refused");
         return;
     }
+    let (stream, agreed) = match &shared.tls {
+        None => (Stream::Plain(stream), None),
+        // In a box, because few need the space.
+        Some(config) => match Box::pin(terminate(&worker, stream, config, peer, destination)).await {
+            Some(terminated) => terminated,
+            None => return,
+        },
+    };
     let mut stream = Prefixed::new(stream);
-    let opaque = shared.opaque_ports.contains(&destination.port());
-    let said = if opaque { Ok(Said::Spoke(Verdict::Opaque)) } else { stream.sniff(SILENCE).await };
+    let said = match agreed {
+        _ if shared.opaque_ports.contains(&destination.port()) => Ok(Said::Spoke(Verdict::Opaque)),
+        Some(verdict) => Ok(Said::Spoke(verdict)),
+        None => stream.sniff(SILENCE).await,
+    };
     let http2 = match said {
         Ok(Said::Spoke(Verdict::Http1)) => false,
         Ok(Said::Spoke(Verdict::Http2)) => true,
@@ -53,13 +68,39 @@ pub(crate) async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAd
                 First::Client(Verdict::Http2) => true,
                 First::Client(_) => return Box::pin(bytes(&worker, stream, peer, destination, None)).await,
                 First::Server => return Box::pin(bytes(&worker, stream, peer, destination, upstream)).await,
-                First::Nobody => return,
+                First::Nobody => return stream.farewell().await,
             }
         }
-        Ok(Said::Closed) | Err(_) => return,
+        Ok(Said::Closed) => return stream.farewell().await,
+        Err(_) => return,
     };
     let shared = worker.shared.clone();
     serve::serve(stream, http2, &shared, move |request| respond(worker.clone(), peer, destination, request)).await;
+}
+
+/// Makes a handshake with whoever connects. None: it came to nothing, and that is noted. Beside the stream: what was agreed
+/// to be spoken.
+async fn terminate(
+    worker: &Rc<Worker>,
+    stream: TcpStream,
+    config: &Arc<ServerConfig>,
+    peer: SocketAddr,
+    destination: SocketAddr,
+) -> Option<(Stream, Option<Verdict>)> {
+    let mut note = ConnectionNote::new(Direction::Inbound, peer, destination);
+    if worker.shared.memory.is_exhausted() {
+        note.reason = Some(Reason::Overload);
+    } else {
+        match tls::accept(stream, config, worker.shared.timeouts.head).await {
+            Ok(accepted) => return Some(accepted),
+            Err(error) => {
+                note.reason = Some(Reason::TlsHandshake);
+                note.error = Some(error);
+            }
+        }
+    }
+    access::connection(worker, note);
+    None
 }
 
 /// A connection to the application, for one who is silent so far. Nobody is asked for somebody whom policy would not let through.

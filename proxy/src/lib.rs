@@ -5,6 +5,7 @@
 //! ```text
 //! listener   accept, with a limit
 //! orig_dst   where the peer meant to go
+//! tls        the handshake, where there is a certificate; what comes out of it is a `stream` like any other
 //! detect     HTTP/1.1, HTTP/2 or bytes, from what the client says first (nobody waits: see `sniff`)
 //! outbound   dst -> Service port -> decide -> filter -> backend -> balance -> endpoint    inbound   policy -> the application
 //! http       one request: forward, retry, time out, answer          tcp   bytes both ways
@@ -34,8 +35,10 @@ mod policy;
 mod probe;
 mod sni;
 mod sniff;
+mod stream;
 mod table;
 mod tcp;
 mod telemetry;
+pub mod tls;
 mod upstream;
 mod worker;

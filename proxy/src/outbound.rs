@@ -25,6 +25,7 @@ use crate::http::{head, serve};
 use crate::orig_dst::original_destination;
 use crate::sni::Hello;
 use crate::sniff::{First, Prefixed, SILENCE, Said};
+use crate::stream::Stream;
 use crate::table::route::{Action, PathMatch, Redirect, Routes, StreamRule, Target};
 use crate::table::{Cluster, Port};
 use crate::tcp;
@@ -45,7 +46,7 @@ pub(crate) async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAd
     let Ok(destination) = original_destination(&stream) else { return };
     let _open = worker.shared.metrics.connection(Direction::Outbound);
     let port = find_port(&worker, destination).await;
-    let stream = Prefixed::new(stream);
+    let stream = Prefixed::new(Stream::Plain(stream));
     match port {
         // Made to the proxy itself and not redirected: carrying it on would come back here for ever.
         None if worker.shared.own_ports.contains(&destination.port()) && is_own(&worker, destination) => {

@@ -9,12 +9,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::detect::{LINE_BYTES_MAX, Verdict, detect};
+use crate::detect::{Verdict, detect};
 use crate::sni::{Hello, client_hello};
+use crate::stream::Stream;
 use crate::tcp::End;
 
 /// How long a client may be silent before its server is asked. Short, because a server that speaks first is waited for
@@ -27,7 +28,7 @@ const DETECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A stream, with what was read from it put back in front.
 pub(crate) struct Prefixed {
     prefix: BytesMut,
-    stream: TcpStream,
+    stream: Stream,
 }
 
 /// What a client did.
@@ -53,27 +54,32 @@ pub(crate) enum First {
 }
 
 impl Prefixed {
-    pub(crate) fn new(stream: TcpStream) -> Self {
+    pub(crate) fn new(stream: Stream) -> Self {
         Self { prefix: BytesMut::new(), stream }
     }
 
     /// Reads until the protocol is known, or until the client has been silent for `silence`. What it has begun to say may
     /// take [`DETECT_TIMEOUT`]; then it is taken for bytes.
     pub(crate) async fn sniff(&mut self, silence: Duration) -> io::Result<Said> {
-        let (mut until, mut late) = (Instant::now() + silence, Said::Nothing);
+        if self.prefix.is_empty() {
+            match tokio::time::timeout(silence, self.more()).await {
+                Ok(Ok(0)) => return Ok(Said::Closed),
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => return Err(error),
+                Err(_) => return Ok(Said::Nothing),
+            }
+        }
+        // From its first byte, however long that was waited for.
+        let until = Instant::now() + DETECT_TIMEOUT;
         loop {
-            let first = self.prefix.is_empty();
-            let Ok(read) = tokio::time::timeout_at(until, self.more()).await else { return Ok(late) };
-            if first {
-                // From its first byte, however long that was waited for.
-                (until, late) = (Instant::now() + DETECT_TIMEOUT, Said::Spoke(Verdict::Opaque));
-            }
-            if read? == 0 {
-                return Ok(if self.prefix.is_empty() { Said::Closed } else { Said::Spoke(Verdict::Opaque) });
-            }
             match detect(&self.prefix) {
                 Verdict::NeedMore => {}
                 verdict => return Ok(Said::Spoke(verdict)),
+            }
+            match tokio::time::timeout_at(until, self.more()).await {
+                Ok(Ok(0)) | Err(_) => return Ok(Said::Spoke(Verdict::Opaque)),
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => return Err(error),
             }
         }
     }
@@ -82,7 +88,7 @@ impl Prefixed {
     pub(crate) async fn first(&mut self, server: Option<&TcpStream>, patience: Duration) -> First {
         if let Some(server) = server {
             tokio::select! {
-                _ = self.stream.readable() => {}
+                read = self.more() => if !matches!(read, Ok(1..)) { return First::Nobody },
                 _ = server.readable() => return First::Server,
                 () = tokio::time::sleep(patience) => return First::Nobody,
             }
@@ -113,6 +119,16 @@ impl Prefixed {
         }
     }
 
+    /// Whether something was read and is still to be.
+    pub(crate) fn has_begun(&self) -> bool {
+        !self.prefix.is_empty()
+    }
+
+    /// See [`Stream::farewell`].
+    pub(crate) async fn farewell(&mut self) {
+        self.stream.farewell().await;
+    }
+
     /// Puts back what was read.
     pub(crate) fn put_back(&mut self, read: &[u8]) {
         self.prefix.extend_from_slice(read);
@@ -120,10 +136,7 @@ impl Prefixed {
 
     /// Reads more of what the client says first, and puts it back. 0: it has ended.
     pub(crate) async fn more(&mut self) -> io::Result<usize> {
-        // A client that is silent takes no memory.
-        self.stream.readable().await?;
-        self.prefix.reserve(LINE_BYTES_MAX.min(2048));
-        self.stream.read_buf(&mut self.prefix).await
+        self.stream.more(&mut self.prefix).await
     }
 }
 

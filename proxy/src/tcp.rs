@@ -1,21 +1,28 @@
 //! Bytes both ways, each direction closed as its sender closes it.
 //!
-//! A direction begins with reads and writes, which cost least while messages are small. Once it carries bulk, its bytes no
-//! longer come up from the kernel: they are spliced through a pipe. Nothing is held for a direction that is silent.
+//! Between two sockets a direction begins with reads and writes, which cost least while messages are small. Once it carries
+//! bulk, its bytes no longer come up from the kernel: they are spliced through a pipe. Where one side is TLS, bytes are
+//! copied; what ends there without saying so was cut short, and is not ended cleanly on the other side. Nothing is held for
+//! a direction that is silent.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
+use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use socket2::SockRef;
-use tokio::io::Interest;
+use tokio::io::{AsyncWrite, Interest};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
+use tokio_util::io::poll_read_buf;
 use tokio_util::sync::CancellationToken;
+
+use crate::stream::Stream;
 
 /// Bytes read at once.
 const BUFFER: usize = 16 * 1024;
@@ -31,7 +38,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 
 /// One end of a relay, and what was read from it already.
 pub(crate) struct End {
-    pub(crate) stream: TcpStream,
+    pub(crate) stream: Stream,
     pub(crate) read: Bytes,
 }
 
@@ -47,13 +54,34 @@ pub(crate) struct Relayed {
 /// Relays until both directions are closed, or silent for as long as `idle`.
 pub(crate) async fn relay(first: End, second: End, idle: Duration, drain: &CancellationToken) -> Relayed {
     let (sent, received, active) = (Cell::new(0), Cell::new(0), Cell::new(Instant::now()));
-    let there = pump(&first.stream, &second.stream, first.read, &sent, &active);
-    let back = pump(&second.stream, &first.stream, second.read, &received, &active);
-    let both = async { tokio::try_join!(there, back).map(drop) };
-    let outcome = tokio::select! {
-        outcome = both => outcome,
-        () = silence(&active, idle) => Err(io::ErrorKind::TimedOut.into()),
-        () = drained(drain) => Err(io::ErrorKind::ConnectionAborted.into()),
+    let carried = |count: &Cell<u64>, bytes: usize| {
+        count.set(count.get() + bytes as u64);
+        active.set(Instant::now());
+    };
+    let (there, back) = (|bytes| carried(&sent, bytes), |bytes| carried(&received, bytes));
+    let end = async {
+        tokio::select! {
+            () = silence(&active, idle) => io::Error::from(io::ErrorKind::TimedOut),
+            () = drained(drain) => io::ErrorKind::ConnectionAborted.into(),
+        }
+    };
+    let outcome = match (first.stream, second.stream) {
+        (Stream::Plain(one), Stream::Plain(two)) => {
+            let both =
+                async { tokio::try_join!(pump(&one, &two, first.read, there), pump(&two, &one, second.read, back)) };
+            tokio::select! { outcome = both => outcome.map(drop), error = end => Err(error) }
+        }
+        (one, two) => {
+            let (one, two) = (RefCell::new(one), RefCell::new(two));
+            let both =
+                async { tokio::try_join!(copy(&one, &two, first.read, there), copy(&two, &one, second.read, back)) };
+            let outcome = tokio::select! { outcome = both => outcome.map(drop), error = end => Err(error) };
+            if outcome.is_err() {
+                one.into_inner().cut();
+                two.into_inner().cut();
+            }
+            outcome
+        }
     };
     Relayed { sent: sent.get(), received: received.get(), outcome }
 }
@@ -61,7 +89,7 @@ pub(crate) async fn relay(first: End, second: End, idle: Duration, drain: &Cance
 impl From<TcpStream> for End {
     /// Nothing was read from it yet.
     fn from(stream: TcpStream) -> Self {
-        Self { stream, read: Bytes::new() }
+        Self { stream: Stream::Plain(stream), read: Bytes::new() }
     }
 }
 
@@ -82,17 +110,7 @@ async fn silence(active: &Cell<Instant>, limit: Duration) {
 }
 
 /// Carries one direction to its end, and passes the end on.
-async fn pump(
-    from: &TcpStream,
-    to: &TcpStream,
-    first: Bytes,
-    count: &Cell<u64>,
-    active: &Cell<Instant>,
-) -> io::Result<()> {
-    let carried = |bytes: usize| {
-        count.set(count.get() + bytes as u64);
-        active.set(Instant::now());
-    };
+async fn pump(from: &TcpStream, to: &TcpStream, first: Bytes, carried: impl Fn(usize)) -> io::Result<()> {
     write_all(to, &first).await?;
     carried(first.len());
     drop(first);
@@ -178,6 +196,46 @@ async fn splice_through(
     }
 }
 
+/// Carries one direction to its end where one side is TLS, and passes the end on. Both directions are polled as one task, so
+/// neither finds a stream in use.
+async fn copy(from: &RefCell<Stream>, to: &RefCell<Stream>, first: Bytes, carried: impl Fn(usize)) -> io::Result<()> {
+    copy_all(to, &first).await?;
+    carried(first.len());
+    drop(first);
+    loop {
+        tokio::task::coop::consume_budget().await;
+        let mut buffer = Vec::new();
+        let bytes = poll_fn(|cx| {
+            buffer.reserve_exact(BUFFER);
+            let read = poll_read_buf(Pin::new(&mut *from.borrow_mut()), cx, &mut buffer);
+            if read.is_pending() {
+                buffer = Vec::new();
+            }
+            read
+        });
+        let bytes = bytes.await?;
+        if bytes == 0 {
+            return match poll_fn(|cx| Pin::new(&mut *to.borrow_mut()).poll_shutdown(cx)).await {
+                Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+                ended => ended,
+            };
+        }
+        copy_all(to, &buffer).await?;
+        carried(bytes);
+    }
+}
+
+async fn copy_all(to: &RefCell<Stream>, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match poll_fn(|cx| Pin::new(&mut *to.borrow_mut()).poll_write(cx, bytes)).await? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            written => bytes = &bytes[written..],
+        }
+    }
+    // TLS may have taken what the socket has not.
+    poll_fn(|cx| Pin::new(&mut *to.borrow_mut()).poll_flush(cx)).await
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -196,7 +254,7 @@ mod tests {
     /// A client and a server with a relay between them, which has read `read` from the client already.
     async fn relayed(read: &'static [u8]) -> (TcpStream, TcpStream, impl Future<Output = Relayed>) {
         let ((client, first), (second, server)) = tokio::join!(pair(), pair());
-        let first = End { stream: first, read: Bytes::from_static(read) };
+        let first = End { stream: Stream::Plain(first), read: Bytes::from_static(read) };
         let idle = Duration::from_secs(60);
         (client, server, async move { relay(first, second.into(), idle, &CancellationToken::new()).await })
     }

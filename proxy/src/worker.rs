@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
+use rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weft_config::bootstrap::AccessLog;
@@ -45,6 +46,8 @@ pub(crate) struct Shared {
     pub(crate) pod_ips: Vec<IpAddr>,
     /// Where inbound connections go that nobody redirected. Only outside of a pod.
     pub(crate) application: Option<SocketAddr>,
+    /// What inbound connections are terminated with. None: they are what they are.
+    pub(crate) tls: Option<Arc<ServerConfig>>,
     /// Ports of the proxy itself, which nobody is forwarded to.
     pub(crate) own_ports: HashSet<u16>,
     pub(crate) access_log: AccessLog,

@@ -7,6 +7,10 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+
 /// How long the script and the proxy may take until the first answer.
 const START: Duration = Duration::from_secs(20);
 
@@ -18,9 +22,14 @@ struct Proxy {
 
 impl Proxy {
     fn start(role: &str, upstream: u16) -> Self {
+        Self::with(role, upstream, Path::new("certs"))
+    }
+
+    fn with(role: &str, upstream: u16, certificates: &Path) -> Self {
         let address = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
         let process = script()
-            .args([role, &address.port().to_string(), &upstream.to_string(), "certs"])
+            .args([role, &address.port().to_string(), &upstream.to_string()])
+            .arg(certificates)
             .stdout(Stdio::null())
             .spawn()
             .expect("the script starts");
@@ -110,9 +119,31 @@ fn proxies_stand_side_by_side() {
 
 #[test]
 fn what_it_cannot_do_it_says() {
-    for role in ["tlsterm", "unknown"] {
+    for (role, named) in [("unknown", "unknown"), ("tlsterm", "certs/b.pem")] {
         let output = script().args([role, "1", "2", "certs"]).output().expect("the script runs");
         let said = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success() && said.contains(role), "{role}: {said}");
+        assert!(!output.status.success() && said.contains(named), "{role}: {said}");
     }
+}
+
+#[test]
+fn tls_is_terminated() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-{}", std::process::id()));
+    let bench = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bench");
+    assert!(Command::new(bench.join("certs.sh")).arg(&folder).stderr(Stdio::null()).status().expect("runs").success());
+    let proxy = Proxy::with("tlsterm", backend(), &folder);
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(folder.join("ca.pem")).expect("a certificate")).expect("a CA");
+    let config = ClientConfig::builder_with_provider(rustls::crypto::aws_lc_rs::default_provider().into())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("a version")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let session = ClientConnection::new(config.into(), ServerName::try_from("localhost").expect("a name"));
+    let stream = TcpStream::connect(proxy.address).expect("connects");
+    let mut stream = StreamOwned::new(session.expect("a client"), stream);
+    write!(stream, "GET / HTTP/1.1\r\nhost: bench.local\r\nconnection: close\r\n\r\n").expect("asks");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("is answered, and told the end");
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
 }

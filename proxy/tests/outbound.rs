@@ -51,6 +51,7 @@ impl Proxy {
             source: Source::Directory(folder.clone()),
             cache,
             ports: Ports { outbound: 0, inbound: 0, admin: 0, metrics: 0, health: 0 },
+            tls: None,
             timeouts: Default::default(),
             opaque_ports: [].into(),
             probes: Default::default(),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -80,9 +81,9 @@ pub const ENV_ACCESS_LOG: &str = "WEFT_ACCESS_LOG";
 pub const ENV_DRAIN_SECONDS: &str = "WEFT_DRAIN_SECONDS";
 /// Environment: `kubernetes` (default), or `directory:PATH` with one JSON file for each document.
 pub const ENV_SOURCE: &str = "WEFT_SOURCE";
-/// Environment: how long a client may take, in milliseconds, JSON object of `head` (of a request, from its first byte;
-/// default 10 s), `idle` (nothing moves on a connection, a tunnel or an HTTP/2 stream; default 1 h), `stall` (it takes
-/// nothing of what is sent to it; default 5 min).
+/// Environment: how long a client may take, in milliseconds, JSON object of `head` (for that of a request, from its first
+/// byte, and for a handshake of TLS, from the connection on; default 10 s), `idle` (nothing moves on a connection, a tunnel
+/// or an HTTP/2 stream; default 1 h), `stall` (it takes nothing of what is sent to it; default 5 min).
 pub const ENV_TIMEOUTS_MS: &str = "WEFT_TIMEOUTS_MS";
 /// Environment: ports on which neither side is made to wait for the other to speak first, comma between them.
 pub const ENV_OPAQUE_PORTS: &str = "WEFT_OPAQUE_PORTS";
@@ -112,6 +113,12 @@ pub struct Local {
     pub health_port: u16,
     /// Where connections to the inbound port are meant to go, since nothing else says it. Absent: they are refused.
     pub application: Option<SocketAddr>,
+    /// The file with the certificate, in PEM, that is presented to those who connect to the inbound port, and with those
+    /// that it is issued by behind it. They are to speak TLS, 1.3 or 1.2, and the application gets what comes out of it:
+    /// HTTP/1.1, HTTP/2 or bytes, as they speak. Absent: connections are what they are.
+    pub certificate: Option<PathBuf>,
+    /// The file with its key, in PEM. There is a certificate if and only if there is a key.
+    pub key: Option<PathBuf>,
 }
 
 /// The path on [`HEALTH_PORT`] under which the probe called `key` is answered.

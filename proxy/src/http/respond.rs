@@ -60,6 +60,8 @@ pub(crate) enum Reason {
     RateLimited,
     /// A TLS client does not say which server it wants.
     NoServerName,
+    /// A client did not get through the handshake of TLS.
+    TlsHandshake,
 }
 
 impl Reason {
@@ -86,6 +88,7 @@ impl Reason {
             Self::CorsRefused => "cors-refused",
             Self::RateLimited => "rate-limited",
             Self::NoServerName => "no-server-name",
+            Self::TlsHandshake => "tls-handshake",
         }
     }
 
@@ -97,7 +100,7 @@ impl Reason {
     /// The status of the answer, where no rule gives one.
     fn status(self) -> StatusCode {
         match self {
-            Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::BadRequest | Self::TlsHandshake => StatusCode::BAD_REQUEST,
             Self::ConnectRefused => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::BackendNotFound => StatusCode::INTERNAL_SERVER_ERROR,

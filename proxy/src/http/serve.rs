@@ -51,8 +51,8 @@ where
     R: Future<Output = Response<ResponseBody>> + 'static,
 {
     let handle = Rc::new(handle);
-    // The sniffer has seen the first bytes of a head. In HTTP/2 they were the preface, and a head may be long in coming.
-    let watch = Arc::new(Watch::new(shared.timeouts, !http2));
+    // In HTTP/2 the first bytes are the preface, and a head may be long in coming.
+    let watch = Arc::new(Watch::new(shared.timeouts, !http2, stream.has_begun()));
     let service = service_fn(|mut request: Request<Incoming>| {
         let open = watch.open(request.body().is_end_stream());
         head::unify(&mut request);
@@ -107,10 +107,13 @@ where
         (stream, service) = (parts.io.into_inner(), parts.service);
         let next =
             async { if parts.read_buf.is_empty() { stream.wake().await } else { stream.put_back(&parts.read_buf) } };
-        tokio::select! {
-            awake = next => if !awake { return },
-            () = sleep_until(watch.deadline()) => return,
-            () = drained.as_mut() => return,
+        let awake = tokio::select! {
+            awake = next => awake,
+            () = sleep_until(watch.deadline()) => false,
+            () = drained.as_mut() => false,
+        };
+        if !awake {
+            return stream.farewell().await;
         }
     }
 }

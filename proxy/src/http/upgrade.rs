@@ -12,6 +12,7 @@ use super::body::ResponseBody;
 use super::forward::Finish;
 use super::head;
 use super::watch::Watched;
+use crate::stream::Stream;
 use crate::tcp::{self, End};
 use crate::upstream::endpoint::Lease;
 use crate::upstream::patient::Patient;
@@ -39,7 +40,7 @@ pub(crate) fn switch(
         };
         let End { stream, read } = downstream.io.into_inner().into_inner().into_end();
         let downstream = End { stream, read: [downstream.read_buf, read].concat().into() };
-        let upstream = End { stream: upstream.io.into_inner().into_inner(), read: upstream.read_buf };
+        let upstream = End { stream: Stream::Plain(upstream.io.into_inner().into_inner()), read: upstream.read_buf };
         let shared = &answer.shared;
         tcp::relay(downstream, upstream, shared.timeouts.idle, &shared.drain).await;
     });

@@ -58,6 +58,8 @@ pub(crate) struct Watch {
 pub(crate) struct Watched {
     stream: Prefixed,
     watch: Arc<Watch>,
+    /// What was accepted of writes waits for the client, in TLS.
+    waiting: bool,
     discarded: usize,
 }
 
@@ -82,7 +84,8 @@ pub(crate) enum Left {
 // === impl Watch ===
 
 impl Watch {
-    pub(crate) fn new(timeouts: Timeouts, http1: bool) -> Self {
+    /// `begun`: something of a first request has come.
+    pub(crate) fn new(timeouts: Timeouts, http1: bool, begun: bool) -> Self {
         Self {
             timeouts,
             begun: Instant::now(),
@@ -91,7 +94,7 @@ impl Watch {
             again: AtomicBool::new(false),
             unread: AtomicBool::new(false),
             moved: AtomicU64::new(1),
-            head: AtomicU64::new(u64::from(http1)),
+            head: AtomicU64::new(u64::from(http1 && begun)),
             stalled: AtomicU64::new(0),
             closing: AtomicU64::new(0),
         }
@@ -188,7 +191,7 @@ impl Drop for Open {
 
 impl Watched {
     pub(crate) fn new(stream: Prefixed, watch: Arc<Watch>) -> Self {
-        Self { stream, watch, discarded: 0 }
+        Self { stream, watch, waiting: false, discarded: 0 }
     }
 
     /// Waits at rest until the client speaks again, and notes that a head has begun. Whether it did, and did not leave.
@@ -207,6 +210,11 @@ impl Watched {
         true
     }
 
+    /// Ends the connection at rest.
+    pub(crate) async fn farewell(mut self) {
+        self.stream.farewell().await;
+    }
+
     /// The stream, HTTP no more.
     pub(crate) fn into_inner(self) -> Prefixed {
         self.stream
@@ -219,8 +227,13 @@ impl Watched {
                 watch.moved.store(watch.now(), Relaxed);
                 watch.stalled.store(0, Relaxed);
             }
-            Poll::Pending if watch.stalled.load(Relaxed) == 0 => watch.stalled.store(watch.now(), Relaxed),
-            Poll::Pending => {}
+            Poll::Pending => self.note_stall(),
+        }
+    }
+
+    fn note_stall(&self) {
+        if self.watch.stalled.load(Relaxed) == 0 {
+            self.watch.stalled.store(self.watch.now(), Relaxed);
         }
     }
 }
@@ -258,7 +271,15 @@ impl AsyncWrite for Watched {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        if flushed.is_pending() {
+            self.waiting = true;
+            self.note_stall();
+        } else if self.waiting {
+            self.waiting = false;
+            self.watch.stalled.store(0, Relaxed);
+        }
+        flushed
     }
 
     /// Closes this side's half, and reads on until the client has closed the other. A socket that is closed while bytes

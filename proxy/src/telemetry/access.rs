@@ -2,6 +2,7 @@
 //! those that failed. It says whose word
 //! the outcome is: `source` is the object and rule, `reason` why the proxy answered by itself.
 
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use crate::table::route::Origin;
 use crate::tcp::Relayed;
 use crate::worker::Worker;
 
-/// What is known of a connection of bytes when it is over.
+/// What is known when it is over of a connection of bytes, or of one that was refused before it carried anything.
 pub(crate) struct ConnectionNote {
     pub(crate) direction: Direction,
     pub(crate) peer: SocketAddr,
@@ -25,6 +26,8 @@ pub(crate) struct ConnectionNote {
     pub(crate) endpoint: Option<SocketAddr>,
     pub(crate) origin: Option<Arc<Origin>>,
     pub(crate) reason: Option<Reason>,
+    /// What went wrong, where the reason alone does not say it.
+    pub(crate) error: Option<io::Error>,
     /// The server name that a TLS client asked for, where that was looked at.
     pub(crate) server_name: Option<String>,
     pub(crate) sent: u64,
@@ -42,6 +45,7 @@ impl ConnectionNote {
             endpoint: None,
             origin: None,
             reason: None,
+            error: None,
             server_name: None,
             sent: 0,
             received: 0,
@@ -98,7 +102,7 @@ pub(crate) fn request(worker: &Worker, note: &Note, bytes: u64) {
     );
 }
 
-/// A connection of bytes is over.
+/// A connection of bytes is over, or one was refused.
 pub(crate) fn connection(worker: &Rc<Worker>, note: ConnectionNote) {
     worker.handles.connection_finished(&note);
     if !is_logged(worker.shared.access_log, note.reason.is_some()) {
@@ -111,6 +115,7 @@ pub(crate) fn connection(worker: &Rc<Worker>, note: ConnectionNote) {
         dst.addr = %note.destination,
         source = note.origin.as_ref().map(|origin| origin.text.as_str()),
         reason = note.reason.map(Reason::as_str),
+        error = note.error.as_ref().map(tracing::field::display),
         server_name = note.server_name.as_deref(),
         dst.service = note.cluster.as_deref(),
         dst.endpoint = note.endpoint.map(tracing::field::display),

@@ -218,7 +218,11 @@ impl Metrics {
         registry.register("memory_percent", "Memory in use, of what the container may use; 0 without a limit", memory);
         registry.register("connections_open", "Connections from downstream that are open", open);
         registry.register("connections_accepted", "Connections from downstream", accepted);
-        registry.register("tcp_connections", "Connections of bytes that are over", connections);
+        registry.register(
+            "tcp_connections",
+            "Connections of bytes that are over, or were refused before they carried anything",
+            connections,
+        );
         registry.register("tcp_bytes", "Bytes of connections of bytes that are over", bytes);
         metrics
     }
@@ -363,7 +367,7 @@ impl RequestHandles {
         self.metrics.retries_refused.get_or_create(&labels).inc();
     }
 
-    /// A connection of bytes is over.
+    /// A connection of bytes is over, or one was refused.
     pub(crate) fn connection_finished(&self, note: &ConnectionNote) {
         let service = note.cluster.as_deref().unwrap_or_default().to_owned();
         let direction = note.direction;

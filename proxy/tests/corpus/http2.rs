@@ -634,7 +634,7 @@ fn many(direction: Direction, requests: u32, at_once: u32) -> Vec<String> {
 
 async fn one(sender: h2::client::SendRequest<bytes::Bytes>, number: u32) -> Result<(), String> {
     let text = |error: h2::Error| error.to_string();
-    let has_body = number % 3 == 0;
+    let has_body = number.is_multiple_of(3);
     let request = http::Request::builder().method(if has_body { "POST" } else { "GET" });
     let request = request.uri(format!("http://app/{number}")).body(()).expect("a request");
     let mut sender = sender.ready().await.map_err(text)?;

@@ -23,7 +23,8 @@
 //!
 //! Left out, and why:
 //!
-//! - What needs TLS or identities (certificates, SNI, peers in policies): the proxy has neither yet.
+//! - What needs identities (certificates of clients, peers in policies): the proxy has none yet. TLS that it terminates has
+//!   its tests in `proxy/tests/tls.rs`: it is not for pods yet.
 //! - What is of the operator, the webhook or the redirection: they have tests of their own.
 //! - Headers that proxies add and trust (`x-forwarded-*` and their kin), and names that differ from them by an
 //!   underscore: this proxy reads none and adds none.

@@ -102,7 +102,7 @@ async fn client(address: SocketAddr, first: u32, stop: Arc<AtomicBool>) -> Tally
             _ => ("GET", ""),
         };
         // So that connections idle for about as long as the server bears it.
-        if number / CLIENTS % 3 == 0 {
+        if (number / CLIENTS).is_multiple_of(3) {
             tokio::time::sleep(Duration::from_millis(u64::from(number % 5))).await;
         }
         let request = Request::builder().method(method).uri(format!("/{number}")).header("host", "reviews.shop");

@@ -1,0 +1,115 @@
+//! A connection's bytes, either as they are on the wire or as they come out of TLS. One type for both, so that nothing
+//! above it is written twice; what knows the difference is here, in `tls`, which makes the second kind, and in `tcp`, which
+//! splices the first.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+
+/// Bytes that [`Stream::more`] reads at once.
+const MORE: usize = 2048;
+
+/// A connection.
+pub(crate) enum Stream {
+    Plain(TcpStream),
+    /// In a box, because most of what it is made of is TLS's.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    /// Reads some of what comes next, behind what is in `read` already. Nothing is held for a peer that is silent. 0: it
+    /// has ended.
+    pub(crate) async fn more(&mut self, read: &mut BytesMut) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => {
+                stream.readable().await?;
+                read.reserve(MORE);
+                stream.read_buf(read).await
+            }
+            // That something has come does not say that it is data.
+            Self::Tls(stream) => {
+                poll_fn(|cx| {
+                    let mut space = [0; MORE];
+                    let mut space = ReadBuf::new(&mut space);
+                    ready!(Pin::new(&mut **stream).poll_read(cx, &mut space))?;
+                    read.extend_from_slice(space.filled());
+                    Poll::Ready(Ok(space.filled().len()))
+                })
+                .await
+            }
+        }
+    }
+
+    /// Ends a connection on which nothing is under way. A socket says so when it is closed; in TLS, what ends without a
+    /// word was cut short. What cannot be said at once is not said.
+    pub(crate) async fn farewell(&mut self) {
+        if let Self::Tls(stream) = self {
+            let _ = poll_fn(|cx| Poll::Ready(Pin::new(&mut **stream).poll_shutdown(cx))).await;
+        }
+    }
+
+    /// Closes a connection so that it does not look as if it had ended. In TLS, not to say that it has ended is enough.
+    pub(crate) fn cut(self) {
+        if let Self::Plain(stream) = self {
+            let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, out),
+            Self::Tls(stream) => Pin::new(&mut **stream).poll_read(cx, out),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut *self {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tls(stream) => Pin::new(&mut **stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(&mut **stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut *self {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Self::Tls(stream) => Pin::new(&mut **stream).poll_write_vectored(cx, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+}
