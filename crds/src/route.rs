@@ -180,7 +180,16 @@ pub struct TcpRule {
     ).message("ReplacePrefixMatch needs a PathPrefix in every match of the rule"),
     validation = kube::core::Rule::new(
         "!(has(self.timeouts) || has(self.retry)) || (has(self.backendRefs) && size(self.backendRefs) > 0)"
-    ).message("timeouts and retry have no effect in a rule that answers by itself")
+    ).message("timeouts and retry have no effect in a rule that answers by itself"),
+    validation = kube::core::Rule::new(
+        "!has(self.matches) || !self.matches.exists(m, has(m.method) && m.method == 'CONNECT') || self.matches.all(m, has(m.method) && m.method == 'CONNECT')"
+    ).message("a rule that takes CONNECT takes nothing else: put its other matches into a rule of their own"),
+    validation = kube::core::Rule::new(
+        "!has(self.matches) || !self.matches.exists(m, has(m.method) && m.method == 'CONNECT') || !has(self.filters) || self.filters.all(f, f.type in ['ResponseHeaderModifier', 'RateLimit', 'Fault'])"
+    ).message("a rule that takes CONNECT has only filters of type ResponseHeaderModifier, RateLimit and Fault: no request is sent that others could change or copy, and it opens a tunnel or fails"),
+    validation = kube::core::Rule::new(
+        "!has(self.matches) || !self.matches.exists(m, has(m.method) && m.method == 'CONNECT') || !(has(self.retry) || (has(self.timeouts) && has(self.timeouts.backendRequest)))"
+    ).message("a rule that takes CONNECT has no retry and no timeouts.backendRequest: other pods are tried anyway, and how long a connection may take is connect.timeout in the MeshCluster")
 )]
 pub struct HttpRule {
     /// Name of the rule, for logs and headers; by default its position (`0`, `1`, ...).
@@ -201,7 +210,7 @@ pub struct HttpRule {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub backend_refs: Vec<BackendRef>,
-    /// How long a request may take.
+    /// How long a request may take. A CONNECT: until its tunnel is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<Timeouts>,
     /// When a request is tried again. Without it only what no backend has seen is tried again.
@@ -210,8 +219,10 @@ pub struct HttpRule {
 }
 
 /// Conditions on a request. All that are given must hold.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = kube::core::Rule::new("!(has(self.method) && self.method == 'CONNECT') || !(has(self.path) || (has(self.queryParams) && size(self.queryParams) > 0))")
+    .message("a CONNECT has neither path nor query: match it by headers"))]
 pub struct HttpMatch {
     /// On the path, without the query.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -224,7 +235,8 @@ pub struct HttpMatch {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub query_params: Vec<QueryParamMatch>,
-    /// On the method.
+    /// On the method. CONNECT asks for a tunnel, and is taken only by matches that name it; where none does, it is answered
+    /// 405. What is sent through the tunnel goes to a pod of the rule's backend as it is, whatever host the client named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<Method>,
 }

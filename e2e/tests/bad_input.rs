@@ -174,6 +174,26 @@ fn what_the_schema_can_see_is_refused_at_apply() -> Result<()> {
                 "there is no request to copy",
             ),
             (
+                "a tunnel and more",
+                bad(&format!("- matches: [{{method: CONNECT}}, {{method: GET}}]\n  {to_echo}\n")),
+                "a rule that takes CONNECT takes nothing else",
+            ),
+            (
+                "a tunnel with a path",
+                bad(&format!("- matches: [{{method: CONNECT, path: {{value: /}}}}]\n  {to_echo}\n")),
+                "a CONNECT has neither path nor query",
+            ),
+            (
+                "a copy of a tunnel",
+                bad(&format!("- matches: [{{method: CONNECT}}]\n  {to_echo}\n  filters: [{{type: RequestMirror, requestMirror: {{backendRef: {{name: echo, port: 9080}}}}}}]\n")),
+                "has only filters of type ResponseHeaderModifier, RateLimit and Fault",
+            ),
+            (
+                "a tunnel again",
+                bad(&format!("- matches: [{{method: CONNECT}}]\n  {to_echo}\n  retry: {{attempts: 1}}\n")),
+                "a rule that takes CONNECT has no retry",
+            ),
+            (
                 "an origin that is none",
                 bad(&format!("- {to_echo}\n  filters: [{{type: CORS, cors: {{allowOrigins: [shop.example]}}}}]\n")),
                 "spec.http[0].filters[0].cors.allowOrigins[0]",

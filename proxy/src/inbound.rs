@@ -122,7 +122,8 @@ async fn respond(
         return Answer::new(Reason::Overload, "the proxy has no memory to spare").into_response(finish);
     }
     if request.method() == Method::CONNECT {
-        return Answer::new(Reason::ConnectRefused, "CONNECT is not carried").into_response(finish);
+        let text = "tunnels end in the client's proxy: what arrives here asks for one that no route has opened";
+        return Answer::new(Reason::ConnectRefused, text).into_response(finish);
     }
     if let Err(head::BadHead(text)) = head::check(&request) {
         return Answer::new(Reason::BadRequest, text).into_response(finish);

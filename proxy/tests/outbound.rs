@@ -27,6 +27,8 @@ use weft_proxy::bootstrap::{Bootstrap, Pod, Ports, Source};
 mod filters;
 #[path = "outbound/streams.rs"]
 mod streams;
+#[path = "outbound/tunnel.rs"]
+mod tunnel;
 
 /// A proxy, the folder it reads, and what stops it.
 struct Proxy {

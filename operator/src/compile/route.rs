@@ -354,6 +354,9 @@ fn rule(
     unresolved: &mut Vec<(Reason, String)>,
 ) -> Result<(Rule, Vec<Match>), String> {
     let HttpRule { name: _, matches, filters, backend_refs, timeouts, retry } = rule;
+    if matches.iter().any(takes_connect) {
+        check_connect(rule)?;
+    }
     let mut compiled = Rule {
         route: ObjectRef { namespace: route.namespace.clone(), name: route.name.clone() },
         name: name.to_owned(),
@@ -417,6 +420,40 @@ fn rule(
         matches.iter().map(condition).collect::<Result<_, _>>()?
     };
     Ok((compiled, matches))
+}
+
+fn takes_connect(condition: &route::HttpMatch) -> bool {
+    condition.method == Some(route::Method::Connect)
+}
+
+/// Refuses what means nothing to a tunnel.
+fn check_connect(rule: &HttpRule) -> Result<(), String> {
+    let HttpRule { name: _, matches, filters, backend_refs: _, timeouts, retry } = rule;
+    if !matches.iter().all(takes_connect) {
+        return Err("it takes CONNECT, and so nothing else: put its other matches into a rule of their own".into());
+    }
+    if matches.iter().any(|condition| condition.path.is_some() || !condition.query_params.is_empty()) {
+        return Err("a CONNECT has neither path nor query: match it by headers".into());
+    }
+    let means_something = |filter: &&route::HttpFilter| {
+        matches!(filter.kind, FilterType::ResponseHeaderModifier | FilterType::RateLimit | FilterType::Fault)
+    };
+    if let Some(other) = filters.iter().find(|filter| !means_something(filter)) {
+        let allowed = "only ResponseHeaderModifier, RateLimit and Fault are allowed";
+        return Err(format!("it takes CONNECT and has a filter of type {:?}: {allowed}", other.kind));
+    }
+    let field = match timeouts {
+        _ if retry.is_some() => Some("retry"),
+        Some(route::Timeouts { request: _, backend_request: Some(_) }) => Some("timeouts.backendRequest"),
+        _ => None,
+    };
+    match field {
+        None => Ok(()),
+        Some(field) => Err(format!(
+            "it takes CONNECT and has {field}: remove it: other pods are tried anyway, and connect.timeout in the MeshCluster \
+             bounds each connection"
+        )),
+    }
 }
 
 fn apply_filter(

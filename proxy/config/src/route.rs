@@ -57,7 +57,7 @@ pub struct Match {
     /// On the path. Absent: any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathMatch>,
-    /// Absent: any.
+    /// Absent: any but CONNECT.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
     /// On headers; names in lower case.
@@ -157,7 +157,7 @@ pub struct ObjectRef {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Action {
-    /// Sent to one of these, by weight.
+    /// Sent to one of these, by weight. A CONNECT is not sent: it opens a tunnel to one.
     #[serde(rename_all = "camelCase")]
     Forward {
         /// At least one, and the weights' sum is not zero.

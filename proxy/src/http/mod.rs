@@ -8,6 +8,7 @@
 //! - [`respond`]: the one place where an answer of the proxy's own is made.
 //! - [`body`]: bodies that can be sent again, and bodies that know when they are complete.
 //! - [`upgrade`]: what was HTTP and is bytes from now on.
+//! - [`tunnel`]: CONNECT, which is bytes from its head on.
 
 pub(crate) mod body;
 pub(crate) mod forward;
@@ -15,6 +16,7 @@ pub(crate) mod gradual;
 pub(crate) mod head;
 pub(crate) mod respond;
 pub(crate) mod serve;
+pub(crate) mod tunnel;
 pub(crate) mod upgrade;
 pub(crate) mod watch;
 
