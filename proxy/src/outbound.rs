@@ -337,8 +337,8 @@ async fn respond(
         return Answer::new(Reason::BadRequest, text).into_response(finish);
     }
     let connects = request.method() == Method::CONNECT;
-    if connects && let Err((reason, text)) = tunnel::check(&request) {
-        return Answer::new(reason, text).into_response(finish);
+    if connects && let Err(head::BadHead(text)) = head::check_connect(&request) {
+        return Answer::new(Reason::BadRequest, text).into_response(finish);
     }
     let table = worker.shared.store.load();
     // The port as it is now: a connection outlives many tables.

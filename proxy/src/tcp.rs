@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use socket2::SockRef;
-use tokio::io::Interest;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -49,13 +49,58 @@ pub(crate) async fn relay(first: End, second: End, idle: Duration, drain: &Cance
     let (sent, received, active) = (Cell::new(0), Cell::new(0), Cell::new(Instant::now()));
     let there = pump(&first.stream, &second.stream, first.read, &sent, &active);
     let back = pump(&second.stream, &first.stream, second.read, &received, &active);
-    let both = async { tokio::try_join!(there, back).map(drop) };
-    let outcome = tokio::select! {
-        outcome = both => outcome,
-        () = silence(&active, idle) => Err(io::ErrorKind::TimedOut.into()),
-        () = drained(drain) => Err(io::ErrorKind::ConnectionAborted.into()),
-    };
+    let outcome = until_over(there, back, &active, idle, drain).await;
     Relayed { sent: sent.get(), received: received.get(), outcome }
+}
+
+/// The same for a stream that is one of many on its connection.
+pub(crate) async fn relay_stream(
+    first: impl AsyncRead + AsyncWrite,
+    mut second: TcpStream,
+    idle: Duration,
+    drain: &CancellationToken,
+) -> Relayed {
+    let (sent, received, active) = (Cell::new(0), Cell::new(0), Cell::new(Instant::now()));
+    let (first_read, first_write) = tokio::io::split(first);
+    let (second_read, second_write) = second.split();
+    let there = copy(first_read, second_write, &sent, &active);
+    let back = copy(second_read, first_write, &received, &active);
+    let outcome = until_over(there, back, &active, idle, drain).await;
+    Relayed { sent: sent.get(), received: received.get(), outcome }
+}
+
+async fn until_over(
+    there: impl Future<Output = io::Result<()>>,
+    back: impl Future<Output = io::Result<()>>,
+    active: &Cell<Instant>,
+    idle: Duration,
+    drain: &CancellationToken,
+) -> io::Result<()> {
+    let both = async { tokio::try_join!(there, back).map(drop) };
+    tokio::select! {
+        outcome = both => outcome,
+        () = silence(active, idle) => Err(io::ErrorKind::TimedOut.into()),
+        () = drained(drain) => Err(io::ErrorKind::ConnectionAborted.into()),
+    }
+}
+
+/// Carries one direction of streams to its end, and passes the end on.
+async fn copy(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    count: &Cell<u64>,
+    active: &Cell<Instant>,
+) -> io::Result<()> {
+    let mut buffer = Vec::with_capacity(BUFFER);
+    loop {
+        buffer.clear();
+        if from.read_buf(&mut buffer).await? == 0 {
+            return to.shutdown().await;
+        }
+        to.write_all(&buffer).await?;
+        count.set(count.get() + buffer.len() as u64);
+        active.set(Instant::now());
+    }
 }
 
 impl From<TcpStream> for End {
@@ -180,7 +225,6 @@ async fn splice_through(
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
     use super::*;
@@ -210,6 +254,29 @@ mod tests {
             let mut heard = String::new();
             server.read_to_string(&mut heard).await.expect("reads");
             assert_eq!(heard, "hello", "what was read already comes first, and the end is passed on");
+            server.write_all(b"bye").await.expect("the other direction goes on");
+            drop(server);
+            let mut heard = String::new();
+            client.read_to_string(&mut heard).await.expect("reads");
+            assert_eq!(heard, "bye");
+        };
+        let (Relayed { sent, received, outcome }, ()) = tokio::join!(relay, ends);
+        assert!(outcome.is_ok(), "{outcome:?}");
+        assert_eq!((sent, received), (5, 3));
+    }
+
+    #[tokio::test]
+    async fn a_stream_s_direction_ends_alone() {
+        let (mut client, first) = tokio::io::duplex(4);
+        let (second, mut server) = pair().await;
+        let drain = CancellationToken::new();
+        let relay = relay_stream(first, second, Duration::from_secs(60), &drain);
+        let ends = async move {
+            client.write_all(b"hello").await.expect("writes");
+            client.shutdown().await.expect("ends");
+            let mut heard = String::new();
+            server.read_to_string(&mut heard).await.expect("reads");
+            assert_eq!(heard, "hello", "the end is passed on");
             server.write_all(b"bye").await.expect("the other direction goes on");
             drop(server);
             let mut heard = String::new();

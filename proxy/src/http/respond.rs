@@ -20,7 +20,7 @@ pub(crate) const UNPROCESSED: HeaderName = HeaderName::from_static("weft-unproce
 pub(crate) enum Reason {
     /// The request could mean two things.
     BadRequest,
-    /// No rule takes the CONNECT, or nobody could carry its tunnel.
+    /// No rule takes the CONNECT.
     ConnectRefused,
     /// No rule of the port's routes takes the request.
     NoRoute,

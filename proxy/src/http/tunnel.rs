@@ -1,17 +1,18 @@
 //! CONNECT: a tunnel to an endpoint of the backend that a rule names. It ends here, and what comes through it reaches the
 //! endpoint as it is; the host that the client names leads nowhere. The client is answered once the endpoint is connected to, and
-//! what it has sent by then waits. The two connections never go back to a pool.
+//! what it has sent by then waits. The two connections never go back to a pool; over HTTP/2 the tunnel is one stream of the
+//! client's.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
 use tokio::time::timeout_at;
 
 use super::body::ResponseBody;
 use super::forward::Finish;
-use super::head::{self, BadHead};
 use super::respond::{Answer, Reason};
 use super::upgrade;
 use crate::outbound::connect;
@@ -19,14 +20,6 @@ use crate::table::Cluster;
 use crate::table::route::Rule;
 use crate::tcp;
 use crate::upstream::load::Kind;
-
-/// Refuses a CONNECT for which no rule could open a tunnel.
-pub(crate) fn check(request: &Request<Incoming>) -> Result<(), (Reason, &'static str)> {
-    if request.version() == Version::HTTP_2 {
-        return Err((Reason::ConnectRefused, "CONNECT is carried over HTTP/1.1, not over HTTP/2"));
-    }
-    head::check_connect(request).map_err(|BadHead(text)| (Reason::BadRequest, text))
-}
 
 /// The answer where no rule takes a CONNECT.
 pub(crate) fn refusal() -> Answer {
@@ -48,6 +41,7 @@ pub(crate) async fn open(
             format!("{} connections to {} are open already", cluster.limits.max_connections.unwrap_or(0), cluster.name);
         return Answer::new(Reason::Overflow, text).into_response(finish);
     };
+    let is_stream = request.version() == Version::HTTP_2;
     let downstream = hyper::upgrade::on(&mut request);
     let affinity = state.affinity(&request.into_parts().0, finish.note.peer.ip());
     let begun = finish.note.started;
@@ -76,8 +70,13 @@ pub(crate) async fn open(
     upgrade::carry(&worker.shared, async move {
         // Counted as a connection as long as it lasts.
         let _permit = permit;
-        if let Some(downstream) = upgrade::client(downstream).await {
-            tcp::relay(downstream, upstream.into(), shared.timeouts.idle, &shared.drain).await;
+        let (idle, drain) = (shared.timeouts.idle, &shared.drain);
+        if is_stream {
+            let Ok(downstream) = downstream.await else { return };
+            tcp::relay_stream(TokioIo::new(downstream), upstream, idle, drain).await;
+        } else {
+            let Some(downstream) = upgrade::client(downstream).await else { return };
+            tcp::relay(downstream, upstream.into(), idle, drain).await;
         }
     });
     let mut opened = Response::new(());

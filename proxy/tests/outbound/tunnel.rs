@@ -82,6 +82,46 @@ async fn a_rule_for_connect_opens_a_tunnel_to_its_backend() {
 }
 
 #[tokio::test]
+async fn over_http2_a_tunnel_is_a_stream() {
+    let proxy = Proxy::start("tunnel-http2").await;
+    let (v1, _) = backend("v1", ok).await;
+    let (db, connections) = listener().await;
+    let endpoints = [(v1, "v1"), (db, "db")];
+    let settings = || json!({"subsets": ["v1", "db"]});
+    proxy.configure(with_connect(&proxy, "db", json!({})), "detect", &endpoints, settings()).await;
+    let stream = TcpStream::connect(proxy.address).await.expect("connects");
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("handshake");
+    tokio::spawn(connection);
+    let connect = |target: &str| Request::connect(target).body(Full::<Bytes>::default()).expect("a request");
+    let bulk = "x".repeat(1 << 20);
+    let mut tunnels = Vec::new();
+    for said in ["one", "two", &bulk] {
+        let response = sender.send_request(connect("db.example:5432")).await.expect("a response");
+        assert_eq!(response.status(), 200);
+        let tunnel = TokioIo::new(hyper::upgrade::on(response).await.expect("a tunnel"));
+        tunnels.push((tunnel, said));
+    }
+    assert_eq!(connections.requests.load(Ordering::SeqCst), 3, "each has a connection");
+    for (mut tunnel, said) in tunnels {
+        let mut heard = String::new();
+        tunnel.write_all(said.as_bytes()).await.expect("writes");
+        tunnel.shutdown().await.expect("ends its half");
+        tunnel.read_to_string(&mut heard).await.expect("reads");
+        assert!(heard == format!("heard {said}"), "{} bytes came back", heard.len());
+    }
+    let request = Request::get("http://reviews.shop/").body(Full::<Bytes>::default()).expect("a request");
+    assert_eq!(sender.send_request(request).await.expect("a response").headers()["x-version"], "v1", "beside requests");
+
+    let response = sender.send_request(connect("db.example")).await.expect("a response");
+    assert_eq!(response.status(), 400, "without a port");
+    proxy.configure(routes(forward(&proxy, &[("v1", 1)]), json!({})), "detect", &endpoints, settings()).await;
+    let response = sender.send_request(connect("db.example:5432")).await.expect("a response");
+    assert_eq!(response.status(), 405);
+    assert_eq!(response.headers()["weft-reason"], "connect-refused");
+}
+
+#[tokio::test]
 async fn no_tunnel_opens_without_a_rule_for_connect() {
     let proxy = Proxy::start("no-tunnel").await;
     let (v1, seen) = backend("v1", ok).await;
@@ -107,18 +147,6 @@ async fn no_tunnel_opens_without_a_rule_for_connect() {
     }
     let with_body = TO_DB.replace("\r\n\r\n", "\r\ncontent-length: 2\r\n\r\nhi");
     assert!(ask(&proxy, &with_body).await.1.starts_with("HTTP/1.1 400 "));
-
-    // Over HTTP/2 there is none yet.
-    let stream = TcpStream::connect(proxy.address).await.expect("connects");
-    let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("handshake");
-    tokio::spawn(connection);
-    let request = Request::connect("db.example:5432").body(Full::<Bytes>::default()).expect("a request");
-    let response = sender.send_request(request).await.expect("a response");
-    assert_eq!(
-        (response.status().as_u16(), &response.headers()["weft-reason"]),
-        (405, &"connect-refused".parse().expect("a value"))
-    );
 }
 
 #[tokio::test]
