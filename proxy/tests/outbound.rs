@@ -25,6 +25,8 @@ use weft_proxy::bootstrap::{Bootstrap, Pod, Ports, Source};
 
 #[path = "outbound/filters.rs"]
 mod filters;
+#[path = "outbound/hedge.rs"]
+mod hedge;
 #[path = "outbound/streams.rs"]
 mod streams;
 #[path = "outbound/tunnel.rs"]
