@@ -179,8 +179,20 @@ pub struct TcpRule {
         "!has(self.filters) || !self.filters.exists(f, (has(f.urlRewrite) && has(f.urlRewrite.path) && f.urlRewrite.path.type == 'ReplacePrefixMatch') || (has(f.requestRedirect) && has(f.requestRedirect.path) && f.requestRedirect.path.type == 'ReplacePrefixMatch')) || (has(self.matches) && size(self.matches) > 0 && self.matches.all(m, has(m.path) && m.path.type == 'PathPrefix'))"
     ).message("ReplacePrefixMatch needs a PathPrefix in every match of the rule"),
     validation = kube::core::Rule::new(
-        "!(has(self.timeouts) || has(self.retry)) || (has(self.backendRefs) && size(self.backendRefs) > 0)"
-    ).message("timeouts and retry have no effect in a rule that answers by itself")
+        "!(has(self.timeouts) || has(self.retry) || has(self.hedge)) || (has(self.backendRefs) && size(self.backendRefs) > 0)"
+    ).message("timeouts, retry and hedge have no effect in a rule that answers by itself"),
+    validation = kube::core::Rule::new(
+        "!has(self.hedge) || !has(self.timeouts) || ((!has(self.timeouts.request) || duration(self.timeouts.request) == duration('0s') || duration(self.hedge.after) < duration(self.timeouts.request)) && (!has(self.timeouts.backendRequest) || duration(self.timeouts.backendRequest) == duration('0s') || duration(self.hedge.after) < duration(self.timeouts.backendRequest)))"
+    ).message("hedge.after must be shorter than timeouts.request and timeouts.backendRequest: no other pod would be asked"),
+    validation = kube::core::Rule::new(
+        "!has(self.matches) || !self.matches.exists(m, has(m.method) && m.method == 'CONNECT') || self.matches.all(m, has(m.method) && m.method == 'CONNECT')"
+    ).message("a rule that takes CONNECT takes nothing else: put its other matches into a rule of their own"),
+    validation = kube::core::Rule::new(
+        "!has(self.matches) || !self.matches.exists(m, has(m.method) && m.method == 'CONNECT') || !has(self.filters) || self.filters.all(f, f.type in ['ResponseHeaderModifier', 'RateLimit', 'Fault'])"
+    ).message("a rule that takes CONNECT has only filters of type ResponseHeaderModifier, RateLimit and Fault: no request is sent that others could change or copy, and it opens a tunnel or fails"),
+    validation = kube::core::Rule::new(
+        "!has(self.matches) || !self.matches.exists(m, has(m.method) && m.method == 'CONNECT') || !(has(self.retry) || has(self.hedge) || (has(self.timeouts) && has(self.timeouts.backendRequest)))"
+    ).message("a rule that takes CONNECT has no retry, no hedge and no timeouts.backendRequest: other pods are tried anyway, and how long a connection may take is connect.timeout in the MeshCluster")
 )]
 pub struct HttpRule {
     /// Name of the rule, for logs and headers; by default its position (`0`, `1`, ...).
@@ -201,17 +213,22 @@ pub struct HttpRule {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub backend_refs: Vec<BackendRef>,
-    /// How long a request may take.
+    /// How long a request may take. A CONNECT: until its tunnel is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<Timeouts>,
     /// When a request is tried again. Without it only what no backend has seen is tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
+    /// When a request that is not answered yet goes to another pod as well. Default: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hedge: Option<Hedge>,
 }
 
 /// Conditions on a request. All that are given must hold.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = kube::core::Rule::new("!(has(self.method) && self.method == 'CONNECT') || !(has(self.path) || (has(self.queryParams) && size(self.queryParams) > 0))")
+    .message("a CONNECT has neither path nor query: match it by headers"))]
 pub struct HttpMatch {
     /// On the path, without the query.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -224,7 +241,8 @@ pub struct HttpMatch {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub query_params: Vec<QueryParamMatch>,
-    /// On the method.
+    /// On the method. CONNECT asks for a tunnel, and is taken only by matches that name it; where none does, it is answered
+    /// 405. What is sent through the tunnel goes to a pod of the rule's backend as it is, whatever host the client named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<Method>,
 }
@@ -885,5 +903,28 @@ impl Retry {
 
     fn default_backoff() -> Duration {
         Duration("25ms".into())
+    }
+}
+
+/// When a request that is not answered yet goes to another pod as well. The first good answer counts, and the other pod's
+/// request is cancelled; good is what `retry` would not repeat. For requests that might be repeated: of the methods of `retry`,
+/// or without `retry` of the idempotent ones, with a body of at most 64 KiB, and not tied to a pod by a session cookie. Each
+/// counts as a retry in the budget of the MeshCluster, and as a request in its limits; where those allow none, none is sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Hedge {
+    /// How long an answer is waited for. Take what 95 of 100 requests need: then 5 more are sent.
+    #[x_kube(validation = kube::core::Rule::new("duration(self) >= duration('1ms') && duration(self) <= duration('1m')")
+        .message("hedge.after must be between 1ms and 1m"))]
+    pub after: Duration,
+    /// How many more pods at most, each after as long a wait. Default: 1.
+    #[serde(default = "Hedge::default_attempts")]
+    #[schemars(range(min = 1, max = 3))]
+    pub attempts: u32,
+}
+
+impl Hedge {
+    fn default_attempts() -> u32 {
+        1
     }
 }

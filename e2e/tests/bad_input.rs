@@ -173,6 +173,38 @@ fn what_the_schema_can_see_is_refused_at_apply() -> Result<()> {
                 bad("- filters: [{type: DirectResponse, directResponse: {status: 200}}, {type: RequestMirror, requestMirror: {backendRef: {name: echo, port: 9080}}}]\n"),
                 "there is no request to copy",
             ),
+            ("a hedge at once", bad(&format!("- {to_echo}\n  hedge: {{after: 0s}}\n")), "hedge.after must be between 1ms and 1m"),
+            ("many hedges", bad(&format!("- {to_echo}\n  hedge: {{after: 1s, attempts: 4}}\n")), "spec.http[0].hedge.attempts"),
+            (
+                "a hedge that comes too late",
+                bad(&format!("- {to_echo}\n  hedge: {{after: 1s}}\n  timeouts: {{backendRequest: 1s}}\n")),
+                "hedge.after must be shorter than timeouts.request and timeouts.backendRequest",
+            ),
+            (
+                "a hedge of no request",
+                bad("- filters: [{type: DirectResponse, directResponse: {status: 200}}]\n  hedge: {after: 1s}\n"),
+                "timeouts, retry and hedge have no effect",
+            ),
+            (
+                "a tunnel and more",
+                bad(&format!("- matches: [{{method: CONNECT}}, {{method: GET}}]\n  {to_echo}\n")),
+                "a rule that takes CONNECT takes nothing else",
+            ),
+            (
+                "a tunnel with a path",
+                bad(&format!("- matches: [{{method: CONNECT, path: {{value: /}}}}]\n  {to_echo}\n")),
+                "a CONNECT has neither path nor query",
+            ),
+            (
+                "a copy of a tunnel",
+                bad(&format!("- matches: [{{method: CONNECT}}]\n  {to_echo}\n  filters: [{{type: RequestMirror, requestMirror: {{backendRef: {{name: echo, port: 9080}}}}}}]\n")),
+                "has only filters of type ResponseHeaderModifier, RateLimit and Fault",
+            ),
+            (
+                "a tunnel again",
+                bad(&format!("- matches: [{{method: CONNECT}}]\n  {to_echo}\n  retry: {{attempts: 1}}\n")),
+                "a rule that takes CONNECT has no retry",
+            ),
             (
                 "an origin that is none",
                 bad(&format!("- {to_echo}\n  filters: [{{type: CORS, cors: {{allowOrigins: [shop.example]}}}}]\n")),

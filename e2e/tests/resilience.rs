@@ -307,3 +307,39 @@ fn a_backend_that_refuses_connections_is_passed_over() -> Result<()> {
         report.expect_none_failed(200)
     })
 }
+
+#[test]
+fn a_slow_pod_is_not_waited_for_where_requests_are_hedged() -> Result<()> {
+    in_mesh("resilience-hedge", |ns| {
+        let client = echo(ns, App::server("echo", "v1").arguments(&["--delay", "1s"]))?;
+        ns.apply(&App::server("echo", "v2").yaml())?;
+        ns.wait_ready(&["echo-v2"])?;
+        // Other policies would soon leave the slow one alone.
+        ns.program(
+            "apiVersion: weft.dev/v1alpha1\nkind: MeshCluster\nmetadata: {name: echo}\nspec:\n  targetRef: {kind: Service, name: \
+             echo}\n  loadBalancer: {policy: Random}\n",
+            &["meshcluster/echo"],
+        )?;
+        let rules = "- name: hedged\n  matches: [{path: {value: /hedged}}]\n  backendRefs: [{name: echo, port: 9080}]\n  hedge: {after: \
+                     100ms}\n- backendRefs: [{name: echo, port: 9080}]\n";
+        route_in_force(ns, &client, "echo", rules)?;
+        eventually("both pods to answer", SOON, || {
+            let report = client.load("http://echo:9080/").requests(30).concurrency(10).run()?;
+            ensure!(report.share("v1") > 0.2 && report.share("v2") > 0.2, "{}", report.summary());
+            Ok(())
+        })?;
+        let report = client.load("http://echo:9080/hedged").requests(80).concurrency(4).run()?;
+        report.expect_none_failed(80)?;
+        ensure!(report.share("v2") > 0.95, "the fast one answers: {}", report.summary());
+        ensure!(report.latency_ms.get("p90").is_some_and(|&ms| ms < 900.0), "{}", report.summary());
+        let metrics = proxy_metrics(ns, "client")?;
+        let hedged = metrics.sum("weft_retries_total", &[("reason", "hedge")]);
+        ensure!((15.0..=65.0).contains(&hedged), "about half: {:?}", metrics.beginning("weft_retries"));
+        let ejected: f64 = metrics.beginning("weft_outlier_ejections").iter().map(|sample| sample.value).sum();
+        ensure!(ejected == 0.0, "who was not waited for has not failed: {:?}", metrics.beginning("weft_outlier"));
+        // A POST is not sent twice, however slow.
+        let report = client.load("http://echo:9080/hedged").method("POST").requests(20).concurrency(10).run()?;
+        ensure!(report.share("v1") > 0.1, "{}", report.summary());
+        Ok(())
+    })
+}

@@ -1,7 +1,7 @@
 //! Rules for connections: TLS by server name, bytes by weight.
 
 use anyhow::{Result, ensure};
-use weft_e2e::mesh::proxy_metrics;
+use weft_e2e::mesh::{self, proxy_metrics, route_in_force};
 use weft_e2e::namespace::{SOON, in_mesh};
 use weft_e2e::traffic::Client;
 use weft_e2e::wait::eventually;
@@ -44,5 +44,43 @@ fn tls_goes_by_server_name_and_bytes_by_weight() -> Result<()> {
             ensure!(answer.error.is_none() && answer.first == "I am two. " && answer.received == "ping", "{answer:?}");
             Ok(())
         })
+    })
+}
+
+#[test]
+fn a_tunnel_opens_where_a_route_says_so() -> Result<()> {
+    in_mesh("streams-connect", |ns| {
+        ns.apply(
+            &(App::tcp("db", 7000, "I am db. ").yaml()
+                + &Service::new("db").port(7000, 7000).app_protocol("tcp").yaml()),
+        )?;
+        let client = mesh::echo(ns)?;
+        ns.wait_ready(&["db"])?;
+        let ask = |end: &str, until: &str| {
+            let request = format!("CONNECT db.example:5432 HTTP/1.1\r\nhost: db.example:5432\r\n{end}");
+            client.tcp("echo:9080", &["--send", &request, "--until", until, "--timeout", "5s"])
+        };
+        let refused = |end: &str| -> Result<()> {
+            let answer = ask(end, "connect-refused")?;
+            ensure!(answer.error.is_none() && answer.received.starts_with("HTTP/1.1 405 "), "{answer:?}");
+            Ok(())
+        };
+        refused("\r\n")?;
+        let to_echo = "- backendRefs: [{name: echo, port: 9080}]\n";
+        route_in_force(ns, &client, "echo", to_echo)?;
+        refused("\r\n")?;
+        let tunnel = "- name: tunnel\n  matches: [{method: CONNECT, headers: [{name: x-team, value: a}]}]\n  backendRefs: [{name: \
+                      db, port: 7000}]\n";
+        route_in_force(ns, &client, "echo", &(tunnel.to_owned() + to_echo))?;
+        refused("\r\n")?;
+        // What comes along with the request is sent once the tunnel is there.
+        let answer = ask("x-team: a\r\n\r\nping", "ping")?;
+        ensure!(answer.error.is_none() && answer.received.starts_with("HTTP/1.1 200 "), "{answer:?}");
+        ensure!(answer.received.ends_with("\r\n\r\nI am db. ping"), "the pod's own bytes and no others: {answer:?}");
+        let metrics = proxy_metrics(ns, "client")?;
+        let source = format!("MeshRoute/{}/echo/tunnel", ns.name);
+        let opened = metrics.sum("weft_requests_total", &[("source", &source), ("status", "200")]);
+        ensure!(opened == 1.0, "{:?}", metrics.beginning("weft_requests"));
+        client.load("http://echo:9080/").requests(50).run()?.expect_none_failed(50)
     })
 }

@@ -41,7 +41,8 @@ pub(crate) fn pick(backends: &[Backend], mut roll: u32) -> &Backend {
 
 fn takes(condition: &Match, head: &RequestHead<'_>) -> bool {
     condition.path.as_ref().is_none_or(|path| path.takes(head.path))
-        && condition.method.as_ref().is_none_or(|method| method == head.method)
+        // A tunnel is more than a request: only a match that names CONNECT opens one.
+        && condition.method.as_ref().map_or(*head.method != Method::CONNECT, |method| method == head.method)
         && condition.headers.iter().all(|(name, test)| header_holds(head.headers, name, test))
         && condition.query.iter().all(|(name, test)| query_holds(head.query.unwrap_or_default(), name, test))
 }
@@ -147,6 +148,23 @@ mod tests {
         check(&routes, "GET", "/?q=x&q=1", &[], None);
         check(&routes, "GET", "/", &[("x-b", "")], Some("4"));
         check(&routes, "GET", "/", &[("x-b", ""), ("x-a", "1")], None);
+    }
+
+    #[test]
+    fn connect_is_for_matches_that_name_it() {
+        let mut matches = vec![
+            serde_json::json!({"rule": 0, "path": {"prefix": "/"}}),
+            serde_json::json!({"rule": 1, "method": "CONNECT", "headers": [{"name": "x-team", "test": "present"}]}),
+            serde_json::json!({"rule": 2}),
+        ];
+        for more in [0, 20] {
+            // Beyond a few there is an index.
+            matches.extend((0..more).map(|rule| serde_json::json!({"rule": rule + 3})));
+            let routes = routes(matches.clone().into());
+            check(&routes, "CONNECT", "", &[("x-team", "a")], Some("1"));
+            check(&routes, "CONNECT", "", &[("x-other", "a")], None);
+            check(&routes, "GET", "/", &[("x-team", "a")], Some("0"));
+        }
     }
 
     fn value() -> impl Strategy<Value = String> {

@@ -163,7 +163,8 @@ async fn respond(
         return Answer::new(Reason::Overload, "the proxy has no memory to spare").into_response(finish);
     }
     if request.method() == Method::CONNECT {
-        return Answer::new(Reason::ConnectRefused, "CONNECT is not carried").into_response(finish);
+        let text = "tunnels end in the client's proxy: what arrives here asks for one that no route has opened";
+        return Answer::new(Reason::ConnectRefused, text).into_response(finish);
     }
     if let Err(head::BadHead(text)) = head::check(&request) {
         return Answer::new(Reason::BadRequest, text).into_response(finish);
@@ -214,8 +215,7 @@ async fn respond(
         host,
         path: forwarded_path,
         http2: request.version() == Version::HTTP_2,
-        request_edit: None,
-        response_edit: None,
+        rule: None,
         request_timeout: None,
         attempt_timeout: None,
         retry: None,

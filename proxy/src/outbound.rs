@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use weft_config::{PathRewrite, Protocol};
 
+use crate::balance::affinity::Affinity;
 use crate::balance::outlier::Outcome;
 use crate::decide::{Decision, RequestHead, decide, pick};
 use crate::detect::Verdict;
@@ -21,7 +22,7 @@ use crate::filter::{Filters, cors};
 use crate::http::body::ResponseBody;
 use crate::http::forward::{Finish, Plan, Upstream, forward};
 use crate::http::respond::{Answer, Reason};
-use crate::http::{head, serve};
+use crate::http::{head, serve, tunnel};
 use crate::orig_dst::original_destination;
 use crate::sni::Hello;
 use crate::sniff::{First, Prefixed, SILENCE, Said};
@@ -105,7 +106,7 @@ async fn carry(worker: &Rc<Worker>, mut stream: Prefixed, peer: SocketAddr, dest
             Ok(Said::Spoke(_)) => return Box::pin(bytes(worker, stream, note(), &port.cluster, None, None)).await,
             // If no endpoint can be asked, none can speak first, and the client will have to.
             Ok(Said::Nothing) => {
-                let upstream = connect(worker, &port.cluster, None, peer).await.ok();
+                let upstream = connect_bytes(worker, &port.cluster, None, peer).await.ok();
                 match stream.first(upstream.as_ref().map(|(_, stream)| stream), patience).await {
                     First::Client(Verdict::Http1) => false,
                     First::Client(Verdict::Http2) => true,
@@ -167,7 +168,7 @@ async fn carry_by_rules(
             let Ok((cluster, subset)) = choose(worker, rule).await else {
                 return by_rule(worker, stream, note, streams.others()).await;
             };
-            let upstream = connect(worker, &cluster, subset, peer).await.ok();
+            let upstream = connect_bytes(worker, &cluster, subset, peer).await.ok();
             match stream.first(upstream.as_ref().map(|(_, stream)| stream), patience).await {
                 First::Client(verdict) => verdict,
                 First::Server => {
@@ -227,18 +228,30 @@ async fn choose<'a>(worker: &Worker, rule: &'a StreamRule) -> Result<(Arc<Cluste
     Ok((cluster, target.subset.as_deref()))
 }
 
-/// A connection to an endpoint of a cluster; another one is tried if it cannot be made.
-async fn connect(
+/// A connection to an endpoint of a cluster, for a client's bytes.
+async fn connect_bytes(
     worker: &Rc<Worker>,
     cluster: &Arc<Cluster>,
     subset: Option<&str>,
     peer: SocketAddr,
 ) -> Result<(SocketAddr, TcpStream), (Reason, Option<SocketAddr>)> {
+    let affinity = worker.cluster(cluster).affinity_of_bytes(peer.ip());
+    connect(worker, cluster, subset, affinity, &mut 0).await
+}
+
+/// A connection to an endpoint of a cluster; another one is tried if it cannot be made. `attempts` counts.
+pub(crate) async fn connect(
+    worker: &Rc<Worker>,
+    cluster: &Arc<Cluster>,
+    subset: Option<&str>,
+    affinity: Affinity,
+    attempts: &mut u32,
+) -> Result<(SocketAddr, TcpStream), (Reason, Option<SocketAddr>)> {
     const ATTEMPTS: usize = 3;
     let state = worker.cluster(cluster);
-    let affinity = state.affinity_of_bytes(peer.ip());
     let mut tried = Vec::new();
     loop {
+        *attempts += 1;
         let endpoint = state
             .pick(subset, &tried, affinity, &mut worker.chance.borrow_mut(), worker.now())
             .map_err(|_| (Reason::NoEndpoints, None))?;
@@ -279,7 +292,7 @@ async fn bytes(
     };
     let connected = match upstream {
         Some(upstream) => Ok(upstream),
-        None => connect(worker, cluster, subset, note.peer).await,
+        None => connect_bytes(worker, cluster, subset, note.peer).await,
     };
     match connected {
         Ok((address, upstream)) => {
@@ -326,10 +339,11 @@ async fn respond(
     if worker.shared.memory.is_exhausted() {
         return Answer::new(Reason::Overload, "the proxy has no memory to spare").into_response(finish);
     }
-    if request.method() == Method::CONNECT {
-        return Answer::new(Reason::ConnectRefused, "CONNECT is not carried").into_response(finish);
-    }
     if let Err(head::BadHead(text)) = head::check(&request) {
+        return Answer::new(Reason::BadRequest, text).into_response(finish);
+    }
+    let connects = request.method() == Method::CONNECT;
+    if connects && let Err(head::BadHead(text)) = head::check_connect(&request) {
         return Answer::new(Reason::BadRequest, text).into_response(finish);
     }
     let table = worker.shared.store.load();
@@ -339,6 +353,9 @@ async fn respond(
     let routes = table.routes(&port).cloned();
     let uri = request.uri().clone();
     let Some(routes) = routes.as_deref() else {
+        if connects {
+            return tunnel::refusal().into_response(finish);
+        }
         return send(&worker, request, &port.cluster, None, None, Rest::default(), host, finish).await;
     };
     let head =
@@ -348,6 +365,9 @@ async fn respond(
     let answering = asked.as_ref().and_then(|method| decide(routes, &RequestHead { method, ..head }));
     let answering = answering.filter(|decision| decision.rule.filters.as_ref().is_some_and(|it| it.cors.is_some()));
     let Some(decision) = answering.or_else(|| decide(routes, &head)) else {
+        if connects {
+            return tunnel::refusal().into_response(finish);
+        }
         return Answer::new(
             Reason::NoRoute,
             format!("no rule of the routes for {} takes the request", port.cluster.name),
@@ -491,6 +511,10 @@ async fn act(
                 }
             };
             finish.note.cluster = Some(cluster.name.clone());
+            if request.method() == Method::CONNECT {
+                // Apart, so that requests do not carry the room for tunnels.
+                return Box::pin(tunnel::open(request, &cluster, target.subset.as_deref(), rule, finish)).await;
+            }
             let path = match &rewrite.path {
                 None => None,
                 Some(change) => match rewritten(change, decision, uri) {
@@ -539,8 +563,7 @@ async fn send(
         host,
         path,
         http2: cluster.http2 || request.version() == Version::HTTP_2,
-        request_edit: rule.map(|rule| &rule.request_edit),
-        response_edit: rule.map(|rule| &rule.response_edit),
+        rule,
         request_timeout: rule.and_then(|rule| rule.request_timeout),
         attempt_timeout: rule.and_then(|rule| rule.attempt_timeout),
         retry: rule.and_then(|rule| rule.retry.as_ref()),

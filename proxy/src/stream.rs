@@ -1,6 +1,6 @@
-//! A connection's bytes, either as they are on the wire or as they come out of TLS. One type for both, so that nothing
-//! above it is written twice; what knows the difference is here, in `tls`, which makes the second kind, and in `tcp`, which
-//! splices the first.
+//! A connection's bytes: as they are on the wire, as they come out of TLS, or of one stream of HTTP/2. One type for all, so
+//! that nothing above it is written twice; what knows the difference is here, in `tls` and `http/tunnel`, which make the other
+//! kinds, and in `tcp`, which splices the first.
 
 use std::future::poll_fn;
 use std::io;
@@ -9,6 +9,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -22,6 +24,8 @@ pub(crate) enum Stream {
     Plain(TcpStream),
     /// In a box, because most of what it is made of is TLS's.
     Tls(Box<TlsStream<TcpStream>>),
+    /// One stream of an HTTP/2 connection.
+    Multiplexed(Box<TokioIo<Upgraded>>),
 }
 
 impl Stream {
@@ -35,11 +39,11 @@ impl Stream {
                 stream.read_buf(read).await
             }
             // That something has come does not say that it is data.
-            Self::Tls(stream) => {
+            Self::Tls(_) | Self::Multiplexed(_) => {
                 poll_fn(|cx| {
                     let mut space = [0; MORE];
                     let mut space = ReadBuf::new(&mut space);
-                    ready!(Pin::new(&mut **stream).poll_read(cx, &mut space))?;
+                    ready!(Pin::new(&mut *self).poll_read(cx, &mut space))?;
                     read.extend_from_slice(space.filled());
                     Poll::Ready(Ok(space.filled().len()))
                 })
@@ -69,6 +73,7 @@ impl AsyncRead for Stream {
         match &mut *self {
             Self::Plain(stream) => Pin::new(stream).poll_read(cx, out),
             Self::Tls(stream) => Pin::new(&mut **stream).poll_read(cx, out),
+            Self::Multiplexed(stream) => Pin::new(&mut **stream).poll_read(cx, out),
         }
     }
 }
@@ -78,6 +83,7 @@ impl AsyncWrite for Stream {
         match &mut *self {
             Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Tls(stream) => Pin::new(&mut **stream).poll_write(cx, bytes),
+            Self::Multiplexed(stream) => Pin::new(&mut **stream).poll_write(cx, bytes),
         }
     }
 
@@ -85,6 +91,7 @@ impl AsyncWrite for Stream {
         match &mut *self {
             Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
             Self::Tls(stream) => Pin::new(&mut **stream).poll_flush(cx),
+            Self::Multiplexed(stream) => Pin::new(&mut **stream).poll_flush(cx),
         }
     }
 
@@ -92,6 +99,7 @@ impl AsyncWrite for Stream {
         match &mut *self {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
+            Self::Multiplexed(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
         }
     }
 
@@ -103,6 +111,7 @@ impl AsyncWrite for Stream {
         match &mut *self {
             Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
             Self::Tls(stream) => Pin::new(&mut **stream).poll_write_vectored(cx, slices),
+            Self::Multiplexed(stream) => Pin::new(&mut **stream).poll_write_vectored(cx, slices),
         }
     }
 
@@ -110,6 +119,7 @@ impl AsyncWrite for Stream {
         match self {
             Self::Plain(stream) => stream.is_write_vectored(),
             Self::Tls(stream) => stream.is_write_vectored(),
+            Self::Multiplexed(stream) => stream.is_write_vectored(),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Bytes both ways, each direction closed as its sender closes it.
 //!
 //! Between two sockets a direction begins with reads and writes, which cost least while messages are small. Once it carries
-//! bulk, its bytes no longer come up from the kernel: they are spliced through a pipe. Where one side is TLS, bytes are
-//! copied; what ends there without saying so was cut short, and is not ended cleanly on the other side. Nothing is held for
+//! bulk, its bytes no longer come up from the kernel: they are spliced through a pipe. Where one side is TLS or a stream of
+//! HTTP/2, bytes are copied; what ends there without saying so was cut short, and is not ended cleanly on the other side. Nothing is held for
 //! a direction that is silent.
 
 use std::cell::{Cell, RefCell};
@@ -196,7 +196,7 @@ async fn splice_through(
     }
 }
 
-/// Carries one direction to its end where one side is TLS, and passes the end on. Both directions are polled as one task, so
+/// Carries one direction to its end where a side is no socket, and passes the end on. Both directions are polled as one task, so
 /// neither finds a stream in use.
 async fn copy(from: &RefCell<Stream>, to: &RefCell<Stream>, first: Bytes, carried: impl Fn(usize)) -> io::Result<()> {
     copy_all(to, &first).await?;
@@ -238,7 +238,6 @@ async fn copy_all(to: &RefCell<Stream>, mut bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
     use super::*;
@@ -268,6 +267,29 @@ mod tests {
             let mut heard = String::new();
             server.read_to_string(&mut heard).await.expect("reads");
             assert_eq!(heard, "hello", "what was read already comes first, and the end is passed on");
+            server.write_all(b"bye").await.expect("the other direction goes on");
+            drop(server);
+            let mut heard = String::new();
+            client.read_to_string(&mut heard).await.expect("reads");
+            assert_eq!(heard, "bye");
+        };
+        let (Relayed { sent, received, outcome }, ()) = tokio::join!(relay, ends);
+        assert!(outcome.is_ok(), "{outcome:?}");
+        assert_eq!((sent, received), (5, 3));
+    }
+
+    #[tokio::test]
+    async fn a_stream_s_direction_ends_alone() {
+        let (mut client, first) = tokio::io::duplex(4);
+        let (second, mut server) = pair().await;
+        let drain = CancellationToken::new();
+        let relay = relay_stream(first, second, Duration::from_secs(60), &drain);
+        let ends = async move {
+            client.write_all(b"hello").await.expect("writes");
+            client.shutdown().await.expect("ends");
+            let mut heard = String::new();
+            server.read_to_string(&mut heard).await.expect("reads");
+            assert_eq!(heard, "hello", "the end is passed on");
             server.write_all(b"bye").await.expect("the other direction goes on");
             drop(server);
             let mut heard = String::new();

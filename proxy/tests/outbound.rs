@@ -25,10 +25,14 @@ use weft_proxy::bootstrap::{Bootstrap, Pod, Ports, Source};
 
 #[path = "outbound/filters.rs"]
 mod filters;
+#[path = "outbound/hedge.rs"]
+mod hedge;
 #[path = "outbound/idle.rs"]
 mod idle;
 #[path = "outbound/streams.rs"]
 mod streams;
+#[path = "outbound/tunnel.rs"]
+mod tunnel;
 
 /// A proxy, the folder it reads, and what stops it.
 struct Proxy {

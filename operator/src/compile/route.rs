@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use weft_config::{
-    Action, Backend, BackendTarget, ClusterRef, ConsumerRoutes, Fault, FaultAbort, FaultDelay, HeaderEdit, Match,
-    Mirror, ObjectRef, PathRewrite, Protocol, RateLimit, Redirect, Respond, Retry, Rewrite, RouteTable, Rule,
+    Action, Backend, BackendTarget, ClusterRef, ConsumerRoutes, Fault, FaultAbort, FaultDelay, HeaderEdit, Hedge,
+    Match, Mirror, ObjectRef, PathRewrite, Protocol, RateLimit, Redirect, Respond, Retry, Rewrite, RouteTable, Rule,
     ServerName, StreamRule,
 };
 use weft_crds::MeshRouteSpec;
@@ -22,6 +22,9 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 const BACKOFF_MIN: Duration = Duration::from_millis(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 const ATTEMPTS_MAX: u32 = 10;
+const AFTER_MIN: Duration = Duration::from_millis(1);
+const AFTER_MAX: Duration = Duration::from_secs(60);
+const HEDGES_MAX: u32 = 3;
 const MIRRORS_MAX: usize = 4;
 const PER_MIN: Duration = Duration::from_secs(1);
 const PER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -353,7 +356,10 @@ fn rule(
     rule: &HttpRule,
     unresolved: &mut Vec<(Reason, String)>,
 ) -> Result<(Rule, Vec<Match>), String> {
-    let HttpRule { name: _, matches, filters, backend_refs, timeouts, retry } = rule;
+    let HttpRule { name: _, matches, filters, backend_refs, timeouts, retry, hedge } = rule;
+    if matches.iter().any(takes_connect) {
+        check_connect(rule)?;
+    }
     let mut compiled = Rule {
         route: ObjectRef { namespace: route.namespace.clone(), name: route.name.clone() },
         name: name.to_owned(),
@@ -367,6 +373,7 @@ fn rule(
         request_timeout_ms: None,
         attempt_timeout_ms: None,
         retry: None,
+        hedge: None,
     };
     let by_prefix = !matches.is_empty()
         && matches.iter().all(|m| m.path.as_ref().is_some_and(|path| path.kind == PathMatchType::PathPrefix));
@@ -411,12 +418,48 @@ fn rule(
         compiled.attempt_timeout_ms = limit(backend_request, "timeouts.backendRequest")?;
     }
     compiled.retry = retry.as_ref().map(self::retry).transpose()?;
+    compiled.hedge = hedge.as_ref().map(|hedge| self::hedge(hedge, &compiled)).transpose()?;
     let matches = if matches.is_empty() {
         vec![Match::default()]
     } else {
         matches.iter().map(condition).collect::<Result<_, _>>()?
     };
     Ok((compiled, matches))
+}
+
+fn takes_connect(condition: &route::HttpMatch) -> bool {
+    condition.method == Some(route::Method::Connect)
+}
+
+/// Refuses what means nothing to a tunnel.
+fn check_connect(rule: &HttpRule) -> Result<(), String> {
+    let HttpRule { name: _, matches, filters, backend_refs: _, timeouts, retry, hedge } = rule;
+    if !matches.iter().all(takes_connect) {
+        return Err("it takes CONNECT, and so nothing else: put its other matches into a rule of their own".into());
+    }
+    if matches.iter().any(|condition| condition.path.is_some() || !condition.query_params.is_empty()) {
+        return Err("a CONNECT has neither path nor query: match it by headers".into());
+    }
+    let means_something = |filter: &&route::HttpFilter| {
+        matches!(filter.kind, FilterType::ResponseHeaderModifier | FilterType::RateLimit | FilterType::Fault)
+    };
+    if let Some(other) = filters.iter().find(|filter| !means_something(filter)) {
+        let allowed = "only ResponseHeaderModifier, RateLimit and Fault are allowed";
+        return Err(format!("it takes CONNECT and has a filter of type {:?}: {allowed}", other.kind));
+    }
+    let field = match timeouts {
+        _ if retry.is_some() => Some("retry"),
+        _ if hedge.is_some() => Some("hedge"),
+        Some(route::Timeouts { request: _, backend_request: Some(_) }) => Some("timeouts.backendRequest"),
+        _ => None,
+    };
+    match field {
+        None => Ok(()),
+        Some(field) => Err(format!(
+            "it takes CONNECT and has {field}: remove it: other pods are tried anyway, and connect.timeout in the MeshCluster \
+             bounds each connection"
+        )),
+    }
 }
 
 fn apply_filter(
@@ -555,6 +598,26 @@ fn retry(retry: &route::Retry) -> Result<Retry, String> {
         methods: methods.iter().map(|method| value::method(*method)).collect(),
         backoff_ms: value::duration(backoff, "retry.backoff", BACKOFF_MIN, BACKOFF_MAX)?,
     })
+}
+
+/// Timeouts are compiled already.
+fn hedge(hedge: &route::Hedge, rule: &Rule) -> Result<Hedge, String> {
+    let route::Hedge { after, attempts } = hedge;
+    if matches!(rule.action, Action::Redirect(_) | Action::Respond(_)) {
+        return Err("it answers by itself: hedge has no request to send".into());
+    }
+    if !(1..=HEDGES_MAX).contains(attempts) {
+        return Err(format!("hedge.attempts: {attempts} is not between 1 and {HEDGES_MAX}"));
+    }
+    let after_ms = value::duration(after, "hedge.after", AFTER_MIN, AFTER_MAX)?;
+    for (field, limit) in
+        [("timeouts.request", rule.request_timeout_ms), ("timeouts.backendRequest", rule.attempt_timeout_ms)]
+    {
+        if limit.is_some_and(|limit| limit <= after_ms) {
+            return Err(format!("hedge.after is not shorter than {field}: no other pod would be asked"));
+        }
+    }
+    Ok(Hedge { after_ms, attempts: *attempts })
 }
 
 fn condition(condition: &route::HttpMatch) -> Result<Match, String> {

@@ -31,7 +31,7 @@ pub use inbound::{Action as PolicyAction, AuthorizationRule, ConsumerRoutes, Inb
 pub use index::Index;
 pub use route::{
     Action, Backend, BackendTarget, ClusterRef, Cors, Fault, FaultAbort, FaultDelay, Fraction, HeaderEdit, HeaderValue,
-    Match, Mirror, ObjectRef, Origin, PathMatch, PathRewrite, RateLimit, RateLimitKey, Redirect, Respond, Retry,
+    Hedge, Match, Mirror, ObjectRef, Origin, PathMatch, PathRewrite, RateLimit, RateLimitKey, Redirect, Respond, Retry,
     Rewrite, RouteTable, Rule, ServerName, StreamRule, ValueMatch, ValueTest,
 };
 

@@ -57,7 +57,7 @@ pub struct Match {
     /// On the path. Absent: any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathMatch>,
-    /// Absent: any.
+    /// Absent: any but CONNECT.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
     /// On headers; names in lower case.
@@ -141,6 +141,9 @@ pub struct Rule {
     /// When to try again. Absent: only what no backend has seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
+    /// When to go to another endpoint as well. Absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hedge: Option<Hedge>,
 }
 
 /// Names an object of the user's.
@@ -157,7 +160,7 @@ pub struct ObjectRef {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Action {
-    /// Sent to one of these, by weight.
+    /// Sent to one of these, by weight. A CONNECT is not sent: it opens a tunnel to one.
     #[serde(rename_all = "camelCase")]
     Forward {
         /// At least one, and the weights' sum is not zero.
@@ -416,4 +419,14 @@ pub struct Retry {
     pub methods: Vec<String>,
     /// The shortest wait before the first repetition, in milliseconds; it doubles each time, up to ten times it.
     pub backoff_ms: u64,
+}
+
+/// When a request goes to another endpoint as well, because nobody has answered it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Hedge {
+    /// How long nobody has, in milliseconds; not 0.
+    pub after_ms: u64,
+    /// How many more endpoints, each `after_ms` after the one before.
+    pub attempts: u32,
 }

@@ -49,6 +49,13 @@ impl PeakEwma {
         self.updated = now;
     }
 
+    /// Takes in a sample that was not waited for to its end: it would have been this at least, so it speaks for nobody.
+    pub(crate) fn at_least(&mut self, sample: Duration, now: Duration) {
+        if sample.as_secs_f64() > self.cost(0, now) {
+            *self = Self { estimate_seconds: sample.as_secs_f64(), updated: now };
+        }
+    }
+
     /// What a further request is expected to cost, with those that are in flight.
     pub(crate) fn cost(&self, in_flight: u32, now: Duration) -> f64 {
         // Read as if a sample of 0 had come: an endpoint that nobody asks gets another chance.
@@ -108,6 +115,18 @@ mod tests {
         assert!((ewma.cost(0, at(11)) - expected).abs() < 1e-9, "one time constant later");
         assert!((ewma.cost(3, at(11)) - 4.0 * expected).abs() < 1e-9, "requests in flight count");
         assert!(ewma.cost(0, at(100)) < 0.01, "an endpoint that nobody asks looks cheap again");
+    }
+
+    #[test]
+    fn who_was_not_waited_for_is_no_faster_than_that() {
+        let at = Duration::from_secs;
+        let mut ewma = PeakEwma::new(at(0));
+        ewma.at_least(Duration::from_millis(200), at(0));
+        assert!((ewma.cost(0, at(0)) - 0.2).abs() < 1e-9, "slower than it was taken for");
+        ewma.at_least(Duration::from_millis(50), at(1));
+        assert!((ewma.cost(0, at(1)) - 0.2 * (-0.1f64).exp()).abs() < 1e-9, "less than it is taken for says nothing");
+        ewma.at_least(Duration::from_millis(50), at(20));
+        assert!((ewma.cost(0, at(20)) - 0.05).abs() < 1e-9, "more than what is left of the estimate");
     }
 
     #[test]

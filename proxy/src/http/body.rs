@@ -30,7 +30,8 @@ pub(crate) enum RequestBody {
     Whole(VecDeque<Bytes>),
 }
 
-/// One sending of a body. A later sending makes an earlier one end in an error, so two never race for the source.
+/// One sending of a body. While some of it is to come, a later sending makes an earlier one end in an error, so two never
+/// race for the source; once all of it is kept, any number go on side by side.
 pub(crate) struct Replay {
     shared: Rc<Shared>,
     sending: u32,
@@ -110,6 +111,11 @@ impl Shared {
         !self.lost.get()
     }
 
+    /// Whether all of it is here.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.is_complete() && self.can_replay()
+    }
+
     /// Has copies sent once all of the body is here.
     pub(crate) fn copy_to(&self, copies: Box<Copies>) {
         *self.copies.borrow_mut() = Some(copies);
@@ -150,7 +156,7 @@ impl Body for RequestBody {
             Self::Replay(replay) => replay,
         };
         let shared = &replay.shared;
-        if replay.sending != shared.sending.get() {
+        if replay.sending != shared.sending.get() && !shared.is_kept() {
             return Poll::Ready(Some(Err(SupersededError.into())));
         }
         if let Some(chunk) = shared.chunks.borrow().get(replay.position) {

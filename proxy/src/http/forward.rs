@@ -7,6 +7,7 @@
 //! | no connection, or nothing of the request was sent, or the proxy beside the backend says that the backend never saw it | anybody, up to [`SAFE_RETRIES_MAX`] times |
 //! | a connection that had idled was closed under the request | an idempotent request without a rule's word, as RFC 9110 9.2.2 allows |
 //! | a reset, a timed-out attempt, a status that the rule lists | what the rule's `retry` allows, for its methods |
+//! | nothing yet | what the rule's `hedge` allows ([`hedge`]) |
 //!
 //! What a server that closes idle connections does to a request is repeated on a connection of its own: any other that
 //! idled may be closed as well. A POST that may have been sent is not repeated, as RFC 9110 9.2.2 says; its client gets 502
@@ -30,12 +31,13 @@ use tokio::time::Instant;
 
 use super::body::{ResponseBody, Shared};
 use super::head;
+use super::hedge;
 use super::respond::{Answer, Reason, UNPROCESSED};
 use super::upgrade;
 use crate::balance::affinity::Affinity;
 use crate::balance::outlier::Outcome;
 use crate::filter::mirror::Copies;
-use crate::table::route::{Edit, Origin, Retry};
+use crate::table::route::{Origin, Retry, Rule};
 use crate::telemetry::access;
 use crate::telemetry::metrics::Direction;
 use crate::upstream::cluster::ClusterState;
@@ -56,7 +58,7 @@ const FAILURE_COST: Duration = Duration::from_secs(1);
 pub(crate) const LOCAL_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The word of metrics and logs for a budget that is spent.
-const BUDGET: &str = "budget";
+pub(super) const BUDGET: &str = "budget";
 
 /// nginx's word for a client that did not wait.
 const CLIENT_CLOSED: u16 = 499;
@@ -68,8 +70,8 @@ pub(crate) struct Plan<'a> {
     /// Absent: the request's.
     pub(crate) path: Option<PathAndQuery>,
     pub(crate) http2: bool,
-    pub(crate) request_edit: Option<&'a Edit>,
-    pub(crate) response_edit: Option<&'a Edit>,
+    /// For its edits, and for how it hedges.
+    pub(crate) rule: Option<&'a Rule>,
     pub(crate) request_timeout: Option<Duration>,
     pub(crate) attempt_timeout: Option<Duration>,
     pub(crate) retry: Option<&'a Retry>,
@@ -109,6 +111,8 @@ pub(crate) struct Note {
     pub(crate) cluster: Option<Arc<str>>,
     pub(crate) endpoint: Option<SocketAddr>,
     pub(crate) attempts: u32,
+    /// How many of them ran beside others.
+    pub(crate) hedges: u32,
     /// What did not allow a repetition that a rule would have made.
     pub(crate) retry_refused: Option<&'static str>,
     pub(crate) status: u16,
@@ -121,8 +125,11 @@ pub(crate) struct Note {
     grpc: bool,
 }
 
+/// What came of an attempt.
+pub(super) type Attempted = Result<(Response<Incoming>, Lease), Failure>;
+
 /// What came of one attempt, if not a response.
-enum Failure {
+pub(super) enum Failure {
     /// Nobody to send to.
     NoEndpoints,
     Overflow,
@@ -169,8 +176,8 @@ pub(crate) async fn forward(
         Upstream::Local(_) => Affinity::default(),
         Upstream::Cluster(state, _) => state.affinity(&parts, finish.note.peer.ip()),
     };
-    if let Some(edit) = plan.request_edit {
-        edit.apply(&mut parts.headers);
+    if let Some(rule) = plan.rule {
+        rule.request_edit.apply(&mut parts.headers);
     }
     // HTTP/1.0 came without hosts: what was meant is the address.
     let host = plan.host.clone().or_else(|| HeaderValue::try_from(finish.note.destination.to_string()).ok());
@@ -205,7 +212,31 @@ pub(crate) async fn forward(
     let mut fresh = false;
     loop {
         finish.note.attempts += 1;
-        let outcome = attempt(&worker, &plan, &parts, &body, affinity, fresh, deadline, &mut tried, &mut finish).await;
+        // A connection that is to change its protocol is had once.
+        let hedge = plan.rule.and_then(|rule| rule.hedge.as_ref()).filter(|_| downstream.is_none());
+        let outcome = match choose(&worker, &plan, affinity, &mut tried, finish.note.attempts > 1) {
+            Err(failure) => Err(failure),
+            Ok(endpoint) => {
+                finish.note.endpoint = Some(endpoint.address);
+                match hedge {
+                    None => attempt(&worker, &plan, endpoint, fresh, &parts, &body, deadline).await,
+                    Some(hedge) => {
+                        let request = hedge::Request { worker: &worker, plan: &plan, fresh, parts: &parts, body: &body };
+                        // Apart, so that requests of other rules do not carry the room for it.
+                        Box::pin(hedge::attempt(
+                            request,
+                            hedge,
+                            endpoint,
+                            affinity,
+                            deadline,
+                            &mut tried,
+                            &mut finish.note,
+                        ))
+                        .await
+                    }
+                }
+            }
+        };
         fresh |= outcome.as_ref().is_err_and(Failure::is_of_an_idle_connection) && !plan.http2;
         allowance.spent = false;
         let again = match &outcome {
@@ -243,26 +274,19 @@ pub(crate) async fn forward(
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "the parts of one attempt, put together in one place")]
-async fn attempt(
-    worker: &Rc<Worker>,
+/// Whom the next attempt goes to.
+pub(super) fn choose(
+    worker: &Worker,
     plan: &Plan<'_>,
-    parts: &Parts,
-    body: &Rc<Shared>,
     affinity: Affinity,
-    fresh: bool,
-    deadline: Option<Instant>,
     tried: &mut Vec<SocketAddr>,
-    finish: &mut Finish,
-) -> Result<(Response<Incoming>, Lease), Failure> {
-    let started = Instant::now();
+    again: bool,
+) -> Result<Rc<Endpoint>, Failure> {
     let endpoint = match &plan.upstream {
         Upstream::Local(endpoint) => endpoint.clone(),
         Upstream::Cluster(state, subset) => {
             // A retry sees the endpoints as they are now.
-            if finish.note.attempts > 1
-                && let Some(cluster) = worker.shared.store.load().cluster_named(&state.cluster().name)
-            {
+            if again && let Some(cluster) = worker.shared.store.load().cluster_named(&state.cluster().name) {
                 state.refresh(cluster, worker.now());
             }
             state
@@ -270,8 +294,20 @@ async fn attempt(
                 .map_err(|_| Failure::NoEndpoints)?
         }
     };
-    finish.note.endpoint = Some(endpoint.address);
     tried.push(endpoint.address);
+    Ok(endpoint)
+}
+
+pub(super) async fn attempt(
+    worker: &Rc<Worker>,
+    plan: &Plan<'_>,
+    endpoint: Rc<Endpoint>,
+    fresh: bool,
+    parts: &Parts,
+    body: &Rc<Shared>,
+    deadline: Option<Instant>,
+) -> Attempted {
+    let started = Instant::now();
     let (until, late) = match (plan.attempt_timeout.map(|timeout| started + timeout), deadline) {
         (Some(attempt), Some(request)) if attempt < request => (Some(attempt), Failure::AttemptTimeout),
         (_, Some(request)) => (Some(request), Failure::RequestTimeout),
@@ -326,7 +362,7 @@ async fn attempt(
 }
 
 /// What an attempt says about its endpoint, if anything.
-fn judge(outcome: &Result<(Response<Incoming>, Lease), Failure>, waited: bool) -> Option<Outcome> {
+fn judge(outcome: &Attempted, waited: bool) -> Option<Outcome> {
     match outcome {
         Ok((response, _)) => match response.headers().get("grpc-status") {
             Some(status) if response.status() == StatusCode::OK => Some(Outcome::of_grpc(status.as_bytes())),
@@ -385,8 +421,8 @@ fn accept(
     }
     head::strip_hop_by_hop(&mut parts.headers);
     strip_own(&mut parts.headers, finish.note.direction);
-    if let Some(edit) = plan.response_edit {
-        edit.apply(&mut parts.headers);
+    if let Some(rule) = plan.rule {
+        rule.response_edit.apply(&mut parts.headers);
     }
     parts.extensions.clear();
     parts.version = Version::HTTP_11;
@@ -404,7 +440,7 @@ fn strip_own(headers: &mut HeaderMap, direction: Direction) {
 }
 
 /// Reads the rest of a response that nobody wants, so that its connection can be used again; gives up soon.
-fn discard(mut body: Incoming, lease: Lease, request: Rc<Shared>) {
+pub(super) fn discard(mut body: Incoming, lease: Lease, request: Rc<Shared>) {
     const BYTES_MAX: usize = 16 * 1024;
     const PATIENCE: Duration = Duration::from_millis(250);
     tokio::task::spawn_local(async move {
@@ -518,7 +554,7 @@ impl Failure {
             Self::AttemptTimeout => (Reason::AttemptTimeout, format!("{whom} did not answer in time")),
             Self::RequestTimeout => (Reason::RequestTimeout, format!("{whom} did not answer in time")),
         };
-        let spent = if finish.note.retry_refused.is_some() { ", and the retry budget is spent" } else { "" };
+        let spent = if finish.note.retry_refused == Some(BUDGET) { ", and the retry budget is spent" } else { "" };
         let mut answer = Answer::new(reason, format!("{detail}{spent}"));
         if inbound && reason == Reason::ConnectFailed {
             answer.headers.insert(UNPROCESSED, HeaderValue::from_static("true"));
@@ -555,6 +591,7 @@ impl Finish {
             cluster: None,
             endpoint: None,
             attempts: 0,
+            hedges: 0,
             retry_refused: None,
             status: CLIENT_CLOSED,
             reason: None,

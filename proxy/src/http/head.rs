@@ -90,6 +90,8 @@ pub(crate) fn check<B>(request: &Request<B>) -> Result<(), BadHead> {
         }
         if let (Some(of_uri), Ok(of_host)) = (request.uri().authority(), authority)
             && *of_uri != of_host
+            // The example of RFC 9110 9.3.6 leaves the port out.
+            && !(request.method() == Method::CONNECT && of_host.as_str().eq_ignore_ascii_case(of_uri.host()))
         {
             return Err(BadHead("the target and the Host header name different hosts"));
         }
@@ -103,6 +105,19 @@ pub(crate) fn check<B>(request: &Request<B>) -> Result<(), BadHead> {
     let any_server = path == "*" && request.method() == Method::OPTIONS;
     if !path.starts_with('/') && !any_server && request.method() != Method::CONNECT {
         return Err(BadHead("the path does not begin with a slash"));
+    }
+    Ok(())
+}
+
+/// Refuses a CONNECT that does not name host and port, or that has a body: what comes after its head is the tunnel's.
+pub(crate) fn check_connect<B>(request: &Request<B>) -> Result<(), BadHead> {
+    let (uri, headers) = (request.uri(), request.headers());
+    let port = uri.authority().and_then(Authority::port_u16);
+    if uri.scheme().is_some() || uri.path_and_query().is_some() || port.is_none_or(|port| port == 0) {
+        return Err(BadHead("the target of a CONNECT is host:port"));
+    }
+    if headers.contains_key(header::CONTENT_LENGTH) || headers.contains_key(header::TRANSFER_ENCODING) {
+        return Err(BadHead("a CONNECT has no body"));
     }
     Ok(())
 }
@@ -278,6 +293,29 @@ mod tests {
             ("a signed length", "/", vec![host, ("content-length", "+3")], false),
         ] {
             assert_eq!(check(&request("GET", target, &headers)).is_ok(), ok, "{desc}");
+        }
+    }
+
+    #[test]
+    fn connect_names_host_and_port_and_has_no_body() {
+        let host = ("host", "app");
+        for (desc, target, headers, ok) in [
+            ("plain", "app:80", vec![("host", "app:80")], true),
+            ("the host without its port", "app:80", vec![("host", "APP")], true),
+            ("an address", "[::1]:443", vec![("host", "[::1]:443")], true),
+            ("no port", "app", vec![host], false),
+            ("an empty port", "app:", vec![host], false),
+            ("port 0", "app:0", vec![host], false),
+            ("another port", "app:80", vec![("host", "app:81")], false),
+            ("another host", "app:80", vec![("host", "b")], false),
+            ("a path", "/x", vec![host], false),
+            ("a whole URL", "http://app:80/", vec![host], false),
+            ("a user", "u@app:80", vec![host], false),
+            ("a length", "app:80", vec![host, ("content-length", "0")], false),
+            ("chunks", "app:80", vec![host, ("transfer-encoding", "chunked")], false),
+        ] {
+            let request = request("CONNECT", target, &headers);
+            assert_eq!(check(&request).and_then(|()| check_connect(&request)).is_ok(), ok, "{desc}");
         }
     }
 

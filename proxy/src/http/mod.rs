@@ -4,17 +4,21 @@
 //! - [`watch`]: what moves on that connection, and when it has lasted too long as it is.
 //! - [`head`]: the duties that hyper leaves to a proxy: one authority, one framing, no hop-by-hop header passed on.
 //! - [`forward`]: attempts, timeouts, retries.
+//! - [`hedge`]: attempts side by side, for rules that want them.
 //! - [`gradual`]: reading HTTP/2 so that small messages in a burst are no flood.
 //! - [`respond`]: the one place where an answer of the proxy's own is made.
 //! - [`body`]: bodies that can be sent again, and bodies that know when they are complete.
 //! - [`upgrade`]: what was HTTP and is bytes from now on.
+//! - [`tunnel`]: CONNECT, which is bytes from its head on.
 
 pub(crate) mod body;
 pub(crate) mod forward;
 pub(crate) mod gradual;
 pub(crate) mod head;
+pub(crate) mod hedge;
 pub(crate) mod respond;
 pub(crate) mod serve;
+pub(crate) mod tunnel;
 pub(crate) mod upgrade;
 pub(crate) mod watch;
 

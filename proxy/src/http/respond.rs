@@ -20,7 +20,7 @@ pub(crate) const UNPROCESSED: HeaderName = HeaderName::from_static("weft-unproce
 pub(crate) enum Reason {
     /// The request could mean two things.
     BadRequest,
-    /// CONNECT is for proxies that are asked to be one.
+    /// No rule takes the CONNECT.
     ConnectRefused,
     /// No rule of the port's routes takes the request.
     NoRoute,

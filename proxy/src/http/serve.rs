@@ -13,7 +13,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use http::header::{self, HeaderValue};
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
 use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
@@ -56,12 +56,13 @@ where
     let service = service_fn(|mut request: Request<Incoming>| {
         let open = watch.open(request.body().is_end_stream());
         head::unify(&mut request);
+        let connects = request.method() == Method::CONNECT;
         // In a box, because it is handed on from one future to the next, and each keeps room for it.
         let request = Box::new(request);
         let (handle, memory) = (handle.clone(), shared.memory.clone());
         async move {
             let mut response = handle(request).await;
-            if !http2 && memory.is_scarce() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            if !http2 && !connects && memory.is_scarce() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 // What is not kept open takes no memory. HTTP/2 has no such header; its requests are refused when it must be.
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }

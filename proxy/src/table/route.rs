@@ -91,6 +91,7 @@ pub(crate) struct Rule {
     pub(crate) request_timeout: Option<Duration>,
     pub(crate) attempt_timeout: Option<Duration>,
     pub(crate) retry: Option<Retry>,
+    pub(crate) hedge: Option<Hedge>,
 }
 
 /// The object and rule whose word something is.
@@ -163,6 +164,13 @@ pub(crate) struct Retry {
     pub(crate) codes: Vec<StatusCode>,
     pub(crate) methods: Vec<Method>,
     pub(crate) backoff: Duration,
+}
+
+/// When a request goes to another endpoint as well.
+#[derive(Debug)]
+pub(crate) struct Hedge {
+    pub(crate) after: Duration,
+    pub(crate) attempts: u32,
 }
 
 // === impl Routes ===
@@ -325,6 +333,7 @@ impl Rule {
             request_timeout_ms,
             attempt_timeout_ms,
             retry,
+            hedge,
         } = rule;
         let origin = Origin::new("MeshRoute", &route.namespace, &route.name, &name);
         Ok(Self {
@@ -336,6 +345,8 @@ impl Rule {
             request_timeout: request_timeout_ms.map(Duration::from_millis),
             attempt_timeout: attempt_timeout_ms.map(Duration::from_millis),
             retry: retry.map(Retry::compile).transpose()?,
+            hedge: hedge
+                .map(|wire::Hedge { after_ms, attempts }| Hedge { after: Duration::from_millis(after_ms), attempts }),
             origin: Arc::new(origin),
         })
     }

@@ -95,6 +95,7 @@ pub(crate) fn request(worker: &Worker, note: &Note, bytes: u64) {
         dst.service = note.cluster.as_deref(),
         dst.endpoint = note.endpoint.map(tracing::field::display),
         attempts = note.attempts,
+        hedges = (note.hedges > 0).then_some(note.hedges),
         retry_refused = note.retry_refused,
         bytes_sent = bytes,
         duration_us = u64::try_from(note.started.elapsed().as_micros()).unwrap_or(u64::MAX),

@@ -126,6 +126,13 @@ impl Endpoint {
         self.ewma.set(ewma);
     }
 
+    /// Notes a request that was not waited for to its end.
+    pub(crate) fn observe_at_least(&self, sample: Duration, now: Duration) {
+        let mut ewma = self.ewma.get();
+        ewma.at_least(sample, now);
+        self.ewma.set(ewma);
+    }
+
     /// A connection that is there already.
     pub(crate) fn idle(self: &Rc<Self>, http2: bool) -> Option<Lease> {
         if http2 {

@@ -1,0 +1,88 @@
+//! CONNECT: a tunnel to an endpoint of the backend that a rule names. It ends here, and what comes through it reaches the
+//! endpoint as it is; the host that the client names leads nowhere. The client is answered once the endpoint is connected to, and
+//! what it has sent by then waits. The two connections never go back to a pool; over HTTP/2 the tunnel is one stream of the
+//! client's.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use tokio::time::timeout_at;
+
+use super::body::ResponseBody;
+use super::forward::Finish;
+use super::respond::{Answer, Reason};
+use super::upgrade;
+use crate::outbound::connect;
+use crate::stream::Stream;
+use crate::table::Cluster;
+use crate::table::route::Rule;
+use crate::tcp::{self, End};
+use crate::upstream::load::Kind;
+
+/// The answer where no rule takes a CONNECT.
+pub(crate) fn refusal() -> Answer {
+    Answer::new(Reason::ConnectRefused, "no rule of a route takes this CONNECT: it needs a match with method CONNECT")
+}
+
+/// Connects to an endpoint of the cluster, answers, and passes bytes both ways until one side has had enough.
+pub(crate) async fn open(
+    mut request: Box<Request<Incoming>>,
+    cluster: &Arc<Cluster>,
+    subset: Option<&str>,
+    rule: &Rule,
+    mut finish: Box<Finish>,
+) -> Response<ResponseBody> {
+    let worker = finish.worker().clone();
+    let state = worker.cluster(cluster);
+    let Some(permit) = state.load.admit(Kind::Connection, cluster.limits.max_connections) else {
+        let text =
+            format!("{} connections to {} are open already", cluster.limits.max_connections.unwrap_or(0), cluster.name);
+        return Answer::new(Reason::Overflow, text).into_response(finish);
+    };
+    let is_stream = request.version() == Version::HTTP_2;
+    let downstream = hyper::upgrade::on(&mut *request);
+    let affinity = state.affinity(&request.into_parts().0, finish.note.peer.ip());
+    let begun = finish.note.started;
+    let connecting = connect(&worker, cluster, subset, affinity, &mut finish.note.attempts);
+    let connected = match rule.request_timeout {
+        None => connecting.await,
+        Some(timeout) => timeout_at(begun + timeout, connecting).await.unwrap_or(Err((Reason::RequestTimeout, None))),
+    };
+    let upstream = match connected {
+        Ok((endpoint, stream)) => {
+            finish.note.endpoint = Some(endpoint);
+            stream
+        }
+        Err((reason, endpoint)) => {
+            finish.note.endpoint = endpoint;
+            let name = &cluster.name;
+            let text = match reason {
+                Reason::NoEndpoints => format!("{name} has no ready endpoint"),
+                Reason::RequestTimeout => format!("no connection to {name} was made in time"),
+                _ => format!("no connection to {name} could be made"),
+            };
+            return Answer::new(reason, text).into_response(finish);
+        }
+    };
+    let shared = worker.shared.clone();
+    upgrade::carry(&worker.shared, async move {
+        // Counted as a connection as long as it lasts.
+        let _permit = permit;
+        let (idle, drain) = (shared.timeouts.idle, &shared.drain);
+        if is_stream {
+            let Ok(downstream) = downstream.await else { return };
+            let stream = Stream::Multiplexed(Box::new(TokioIo::new(downstream)));
+            tcp::relay(End { stream, read: Bytes::new() }, upstream.into(), idle, drain).await;
+        } else {
+            let Some(downstream) = upgrade::client(downstream).await else { return };
+            tcp::relay(downstream, upstream.into(), idle, drain).await;
+        }
+    });
+    let mut opened = Response::new(());
+    rule.response_edit.apply(opened.headers_mut());
+    finish.note.status = StatusCode::OK.as_u16();
+    opened.map(|()| ResponseBody::full(Bytes::new(), finish))
+}

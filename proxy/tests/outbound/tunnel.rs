@@ -1,0 +1,218 @@
+//! CONNECT: tunnels that a rule opens, and the refusal of all others.
+
+use super::*;
+
+const TO_DB: &str = "CONNECT db.example:5432 HTTP/1.1\r\nhost: db.example:5432\r\n\r\n";
+
+/// A server of bytes that says all that it heard once its client has ended, and then ends itself.
+async fn listener() -> (SocketAddr, Seen) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let address = listener.local_addr().expect("an address");
+    let seen = Seen::default();
+    let noted = seen.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            noted.requests.fetch_add(1, Ordering::SeqCst);
+            tokio::spawn(async move {
+                let mut heard = Vec::new();
+                let _ = stream.read_to_end(&mut heard).await;
+                let _ = stream.write_all(&[b"heard ", &heard[..]].concat()).await;
+            });
+        }
+    });
+    (address, seen)
+}
+
+/// A rule for everything, to v1, and one for CONNECT, to a subset.
+fn with_connect(proxy: &Proxy, subset: &str, more: Value) -> Option<Value> {
+    let mut tunnels = rule(forward(proxy, &[(subset, 1)]));
+    tunnels["name"] = "tunnel".into();
+    tunnels.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+    Some(json!({
+        "matches": [{"rule": 0}, {"rule": 1, "method": "CONNECT"}],
+        "rules": [rule(forward(proxy, &[("v1", 1)])), tunnels]
+    }))
+}
+
+/// Writes to the proxy, and gives back the head of what it answers.
+async fn ask(proxy: &Proxy, request: &str) -> (TcpStream, String) {
+    let mut client = TcpStream::connect(proxy.address).await.expect("connects");
+    client.write_all(request.as_bytes()).await.expect("writes");
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let byte = client.read_u8().await.expect("the head is whole");
+        head.push(byte);
+    }
+    (client, String::from_utf8(head).expect("text"))
+}
+
+async fn rest(mut client: TcpStream) -> String {
+    let mut rest = String::new();
+    client.read_to_string(&mut rest).await.expect("reads");
+    rest
+}
+
+#[tokio::test]
+async fn a_rule_for_connect_opens_a_tunnel_to_its_backend() {
+    let proxy = Proxy::start("tunnel").await;
+    let (v1, requests) = backend("v1", ok).await;
+    let (db, connections) = listener().await;
+    let more = json!({"responseHeaders": {"set": [{"name": "x-added", "value": "1"}]}});
+    let endpoints = [(v1, "v1"), (db, "db")];
+    let settings = json!({"subsets": ["v1", "db"]});
+    proxy.configure(with_connect(&proxy, "db", more), "http", &endpoints, settings).await;
+
+    // What comes early waits for the tunnel, and is its first part.
+    for early in ["", "early, "] {
+        let (mut client, head) = ask(&proxy, &format!("{TO_DB}{early}")).await;
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.contains("x-added: 1\r\n"), "{head}");
+        assert!(!head.contains("content-length") && !head.contains("transfer-encoding"), "{head}");
+        client.write_all(b"late").await.expect("writes");
+        client.shutdown().await.expect("ends its half");
+        assert_eq!(rest(client).await, format!("heard {early}late"), "each half ends by itself");
+    }
+    assert_eq!(connections.requests.load(Ordering::SeqCst), 2);
+    assert_eq!(proxy.send("GET", "/", &[], "").await.2, "v1", "requests go by the other rule");
+    let version_1_0 = TO_DB.replace("HTTP/1.1", "HTTP/1.0");
+    assert!(ask(&proxy, &version_1_0).await.1.contains(" 200 OK\r\n"), "as old clients ask");
+    assert_eq!(requests.requests.load(Ordering::SeqCst), 1);
+    let (_, page) = proxy.get(proxy.metrics, "/metrics").await;
+    let counted = page.lines().find(|line| line.starts_with("weft_requests_total{") && line.contains("reviews/tunnel"));
+    assert!(counted.is_some_and(|line| line.contains("status=\"200\"") && line.ends_with(" 3")), "{counted:?}");
+}
+
+#[tokio::test]
+async fn over_http2_a_tunnel_is_a_stream() {
+    let proxy = Proxy::start("tunnel-http2").await;
+    let (v1, _) = backend("v1", ok).await;
+    let (db, connections) = listener().await;
+    let endpoints = [(v1, "v1"), (db, "db")];
+    let settings = || json!({"subsets": ["v1", "db"]});
+    proxy.configure(with_connect(&proxy, "db", json!({})), "detect", &endpoints, settings()).await;
+    let stream = TcpStream::connect(proxy.address).await.expect("connects");
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("handshake");
+    tokio::spawn(connection);
+    let connect = |target: &str| Request::connect(target).body(Full::<Bytes>::default()).expect("a request");
+    let bulk = "x".repeat(1 << 20);
+    let mut tunnels = Vec::new();
+    for said in ["one", "two", &bulk] {
+        let response = sender.send_request(connect("db.example:5432")).await.expect("a response");
+        assert_eq!(response.status(), 200);
+        let tunnel = TokioIo::new(hyper::upgrade::on(response).await.expect("a tunnel"));
+        tunnels.push((tunnel, said));
+    }
+    assert_eq!(connections.requests.load(Ordering::SeqCst), 3, "each has a connection");
+    for (mut tunnel, said) in tunnels {
+        let mut heard = String::new();
+        tunnel.write_all(said.as_bytes()).await.expect("writes");
+        tunnel.shutdown().await.expect("ends its half");
+        tunnel.read_to_string(&mut heard).await.expect("reads");
+        assert!(heard == format!("heard {said}"), "{} bytes came back", heard.len());
+    }
+    let request = Request::get("http://reviews.shop/").body(Full::<Bytes>::default()).expect("a request");
+    assert_eq!(sender.send_request(request).await.expect("a response").headers()["x-version"], "v1", "beside requests");
+
+    let response = sender.send_request(connect("db.example")).await.expect("a response");
+    assert_eq!(response.status(), 400, "without a port");
+    proxy.configure(routes(forward(&proxy, &[("v1", 1)]), json!({})), "detect", &endpoints, settings()).await;
+    let response = sender.send_request(connect("db.example:5432")).await.expect("a response");
+    assert_eq!(response.status(), 405);
+    assert_eq!(response.headers()["weft-reason"], "connect-refused");
+}
+
+#[tokio::test]
+async fn no_tunnel_opens_without_a_rule_for_connect() {
+    let proxy = Proxy::start("no-tunnel").await;
+    let (v1, seen) = backend("v1", ok).await;
+    let endpoints = [(v1, "v1")];
+    let settings = || json!({"subsets": ["v1"]});
+    let any = routes(forward(&proxy, &[("v1", 1)]), json!({}));
+    let elsewhere = Some(json!({
+        "matches": [{"rule": 0}, {"rule": 0, "method": "CONNECT", "headers": [{"name": "x-team", "test": "present"}]}],
+        "rules": [rule(forward(&proxy, &[("v1", 1)]))]
+    }));
+    for (desc, table) in [("no route", None), ("a route for all", any), ("a rule for others", elsewhere)] {
+        proxy.configure(table, "http", &endpoints, settings()).await;
+        let (_, head) = ask(&proxy, &format!("{TO_DB}GET / HTTP/1.1\r\nhost: a\r\n\r\n")).await;
+        assert!(head.starts_with("HTTP/1.1 405 ") && head.contains("weft-reason: connect-refused"), "{desc}: {head}");
+        assert!(head.contains("connection: close"), "{desc}: what follows is nobody's: {head}");
+    }
+    assert_eq!(seen.requests.load(Ordering::SeqCst), 0);
+
+    proxy.configure(with_connect(&proxy, "v1", json!({})), "http", &endpoints, settings()).await;
+    for target in ["db.example", "db.example:0", "/", "http://db.example:5432/"] {
+        let (_, head) = ask(&proxy, &format!("CONNECT {target} HTTP/1.1\r\nhost: db.example\r\n\r\n")).await;
+        assert!(head.starts_with("HTTP/1.1 400 "), "{target}: {head}");
+    }
+    let with_body = TO_DB.replace("\r\n\r\n", "\r\ncontent-length: 2\r\n\r\nhi");
+    assert!(ask(&proxy, &with_body).await.1.starts_with("HTTP/1.1 400 "));
+}
+
+#[tokio::test]
+async fn a_tunnel_that_cannot_open_says_why() {
+    let proxy = Proxy::start("tunnel-fails").await;
+    let (v1, _) = backend("v1", ok).await;
+    let gone = TcpListener::bind("127.0.0.1:0").await.expect("binds").local_addr().expect("an address");
+    // Its queue is full: whoever connects is neither taken nor refused.
+    let full = tokio::net::TcpSocket::new_v4().expect("a socket");
+    full.bind("127.0.0.1:0".parse().expect("an address")).expect("binds");
+    let full = full.listen(0).expect("listens");
+    let address = full.local_addr().expect("an address");
+    let _waiting: Vec<_> = (0..4).map(|_| tokio::spawn(TcpStream::connect(address))).collect();
+    let endpoints = [(v1, "v1"), (gone, "gone"), (address, "full")];
+    for (subset, more, status, reason) in [
+        ("gone", json!({}), 503, "connect-failed"),
+        ("none", json!({}), 503, "no-endpoints"),
+        ("full", json!({"requestTimeoutMs": 200}), 504, "request-timeout"),
+    ] {
+        let settings = json!({"subsets": ["v1", "gone", "full", "none"]});
+        proxy.configure(with_connect(&proxy, subset, more), "http", &endpoints, settings).await;
+        let (_, head) = ask(&proxy, TO_DB).await;
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{subset}: {head}");
+        assert!(head.contains(&format!("weft-reason: {reason}\r\n")), "{subset}: {head}");
+        assert!(head.contains("weft-source: MeshRoute/shop/reviews/tunnel\r\n"), "{subset}: {head}");
+    }
+    let mut invalid = with_connect(&proxy, "v1", json!({})).expect("a table");
+    invalid["rules"][1]["action"]["forward"]["backends"] =
+        json!([{"weight": 1, "target": {"invalid": "no such Service"}}]);
+    proxy.configure(Some(invalid), "http", &endpoints, json!({})).await;
+    assert!(ask(&proxy, TO_DB).await.1.starts_with("HTTP/1.1 500 "), "as for other requests");
+}
+
+#[tokio::test]
+async fn tunnels_count_as_connections_as_long_as_they_last() {
+    let proxy = Proxy::start("tunnel-limit").await;
+    let (db, _) = listener().await;
+    let settings = json!({"subsets": ["db"], "limits": {"maxConnections": 1}});
+    proxy.configure(with_connect(&proxy, "db", json!({})), "http", &[(db, "db")], settings).await;
+    let (mut first, head) = ask(&proxy, TO_DB).await;
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    let (_, head) = ask(&proxy, TO_DB).await;
+    assert!(head.starts_with("HTTP/1.1 503 ") && head.contains("weft-reason: overflow"), "{head}");
+    first.shutdown().await.expect("ends its half");
+    assert_eq!(rest(first).await, "heard ");
+    for _ in 0..200 {
+        if ask(&proxy, TO_DB).await.1.starts_with("HTTP/1.1 200 ") {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the first tunnel is counted still");
+}
+
+#[tokio::test]
+async fn a_drain_gives_tunnels_a_moment() {
+    let mut proxy = Proxy::start("tunnel-drain").await;
+    let (db, _) = listener().await;
+    proxy.configure(with_connect(&proxy, "db", json!({})), "http", &[(db, "db")], json!({"subsets": ["db"]})).await;
+    let (mut client, _) = ask(&proxy, TO_DB).await;
+    proxy.stop.cancel();
+    let finished = tokio::spawn(proxy.running.take().expect("once").finished());
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!finished.is_finished(), "the process waits");
+    client.write_all(b"late").await.expect("writes");
+    client.shutdown().await.expect("ends its half");
+    assert_eq!(rest(client).await, "heard late");
+    tokio::time::timeout(Duration::from_secs(3), finished).await.expect("in time").expect("ends");
+}
