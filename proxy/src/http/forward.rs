@@ -330,8 +330,12 @@ pub(super) async fn attempt(
         let reused = lease.reused;
         match lease.send(Request::from_parts(parts.clone(), body.body())).await {
             Ok(response) => Ok((response, lease)),
-            Err((error, Some(_unsent))) => Err(Failure::Connect { ended: reused, text: error.to_string() }),
+            Err((error, Some(_unsent))) => {
+                lease.retire();
+                Err(Failure::Connect { ended: reused, text: error.to_string() })
+            }
             Err((error, None)) if has_left(&error) => {
+                lease.retire();
                 Err(Failure::Connect { ended: true, text: "the connection was given up before".into() })
             }
             Err((error, None)) if refused_stream(&error) => {

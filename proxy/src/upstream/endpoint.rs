@@ -248,6 +248,14 @@ impl Lease {
         })
     }
 
+    /// Sees to it that no other request takes this connection, which is about to end. HTTP/2 shares them, and one that has
+    /// said farewell looks open until its last stream is over.
+    pub(crate) fn retire(&self) {
+        if let Connection::Http2(leaving) = &self.connection {
+            self.endpoint.shared.borrow_mut().retain(|connection| !Rc::ptr_eq(connection, leaving));
+        }
+    }
+
     /// Gives an HTTP/1.1 connection back once its request and response are complete. Without this it is closed.
     pub(crate) fn give_back(mut self) {
         let Connection::Http1(sender) = &mut self.connection else { return };
