@@ -417,8 +417,8 @@ pub struct RetryBudget {
     #[schemars(range(min = 0, max = 100))]
     pub percent: Option<u32>,
     /// Retries in a second that are allowed however few requests there are. It takes effect where `percent` of the
-    /// requests of a second are fewer: by default below some 10 requests a second, which may then be sent more than 1.2
-    /// times. Default 2.
+    /// requests of a second are fewer: by default below some 50 requests a second, which may then be sent more than 1.2
+    /// times. Default 10, as in Linkerd.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100_000))]
     pub min_per_second: Option<u32>,

@@ -63,8 +63,9 @@ fn retries_hide_failures_and_are_counted() -> Result<()> {
         let rules = "- backendRefs: [{name: echo, port: 9080}]\n  retry: {attempts: 2, codes: [503], backoff: 1ms}\n";
         route_in_force(ns, &client, "echo", rules)?;
         let before = (proxy_metrics(ns, "client")?.sum("weft_retries_total", &[]), seen(ns)?["requests"].as_u64());
-        // One at a time, so that no request meets the third of another's three twice in a row.
-        let report = client.load("http://echo:9080/").requests(120).concurrency(1).run()?;
+        // One at a time, so that no request meets the third of another's three twice in a row; and half as many repetitions in
+        // a second as the budget always allows.
+        let report = client.load("http://echo:9080/").requests(120).concurrency(1).rate(10).run()?;
         report.expect_none_failed(120)?;
         let metrics = proxy_metrics(ns, "client")?;
         let retried = metrics.sum("weft_retries_total", &[]) - before.0;

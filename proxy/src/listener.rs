@@ -18,7 +18,7 @@ const CONNECTIONS_MAX: usize = 10_000;
 /// Connections that the kernel queues.
 const BACKLOG: i32 = 4096;
 
-/// How long accepting rests when the process has no file descriptor left.
+/// How long accepting rests when the process has no file descriptor or no memory left.
 const REST: Duration = Duration::from_millis(50);
 
 /// Binds a port on all addresses, both families where the kernel has both. Several sockets may share it: the kernel
@@ -57,6 +57,9 @@ where
     let drain = worker.shared.drain.clone();
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
+        while worker.shared.memory.is_full() && !drain.is_cancelled() {
+            tokio::time::sleep(REST).await;
+        }
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = drain.cancelled() => return,

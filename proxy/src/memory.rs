@@ -1,5 +1,6 @@
 //! How near the proxy is to the memory that its container may use. Past one mark connections are not kept after their
-//! request, past a second new requests are refused: better a 503 for some than the kernel's kill for all that is open.
+//! request and bodies are not kept to be sent again, past a second new requests are refused, past a third connections wait in
+//! the kernel's queue: better a 503 for some than the kernel's kill for all that is open.
 //!
 //! Read from the control group, version 2 or 1, by the control thread; a request reads one byte.
 
@@ -10,14 +11,23 @@ use std::time::Duration;
 
 use prometheus_client::metrics::gauge::Gauge;
 
-/// How often it is read: a flood of requests takes longer than this to fill what the marks leave.
+/// How often it is read while there is room.
 const PERIOD: Duration = Duration::from_millis(250);
+
+/// How often it is read from [`NEAR_PERCENT`] on: a flood of requests takes longer than this to fill what the marks leave.
+const PERIOD_NEAR: Duration = Duration::from_millis(20);
+
+/// Percent of the limit that a flood does not fill within [`PERIOD`].
+const NEAR_PERCENT: u8 = 70;
 
 /// Percent of the limit from which connections are not kept. Source: Envoy's example configuration.
 const CLOSE_PERCENT: u8 = 92;
 
 /// Percent of the limit from which requests are refused. Source: Envoy's example configuration.
 const REFUSE_PERCENT: u8 = 95;
+
+/// Percent of the limit from which connections are not accepted: each takes some memory to be refused.
+const REST_PERCENT: u8 = 97;
 
 /// Memory in use, in percent of the limit. Shared by all threads.
 #[derive(Debug, Default)]
@@ -37,7 +47,7 @@ struct Files {
 // === impl Memory ===
 
 impl Memory {
-    /// Whether a connection is to be closed after its request.
+    /// Whether a connection is to be closed after its request, and a body is not to be kept.
     pub(crate) fn is_scarce(&self) -> bool {
         self.percent.load(Ordering::Relaxed) >= CLOSE_PERCENT
     }
@@ -46,14 +56,17 @@ impl Memory {
     pub(crate) fn is_exhausted(&self) -> bool {
         self.percent.load(Ordering::Relaxed) >= REFUSE_PERCENT
     }
+
+    /// Whether a connection is to wait until it is accepted.
+    pub(crate) fn is_full(&self) -> bool {
+        self.percent.load(Ordering::Relaxed) >= REST_PERCENT
+    }
 }
 
 /// Keeps `memory` current, for ever. Where there is no limit nothing is ever refused.
 pub(crate) async fn watch(memory: Arc<Memory>, cgroup: PathBuf, gauge: Gauge) {
     let places = places(&cgroup);
-    let mut tick = tokio::time::interval(PERIOD);
     loop {
-        tick.tick().await;
         // A few short reads from memory; the file system is the kernel's own.
         let percent = places.iter().find_map(Files::percent).unwrap_or(0);
         gauge.set(i64::from(percent));
@@ -62,6 +75,7 @@ pub(crate) async fn watch(memory: Arc<Memory>, cgroup: PathBuf, gauge: Gauge) {
             let refused = percent >= REFUSE_PERCENT;
             tracing::warn!(percent, refused, "memory in use is at the limit of the container, or below it again");
         }
+        tokio::time::sleep(if percent < NEAR_PERCENT { PERIOD } else { PERIOD_NEAR }).await;
     }
 }
 

@@ -333,7 +333,7 @@ impl Default for SuccessRate {
 
 impl Default for RetryBudget {
     fn default() -> Self {
-        Self { percent: 20, min_per_second: 2 }
+        Self { percent: 20, min_per_second: 10 }
     }
 }
 

@@ -5,14 +5,14 @@
 //!
 //! ```text
 //! a request     19/20 of `percent` hundredths                             0.19 by default
-//! a second      `min_per_second`, less what requests put back             2 by default
+//! a second      `min_per_second`, less what requests put back             10 by default
 //! at most       the larger of `percent` / 2 and `min_per_second`          10 by default
 //! ```
 //!
 //! So N requests in a row are repeated at most `percent / 2 + 0.95 · percent / 100 · N` times, which is below `percent` of
 //! them from N = 1,000 on, whatever went before: the twentieth that is held back pays for the store. Time counts only as
 //! far as requests earn less than the minimum, and those of a burst count for up to 10 seconds after it. That is why the
-//! minimum is a lower bound of the share and, unlike Linkerd's, adds nothing to it: by default it takes effect below 10.5
+//! minimum is a lower bound of the share and, unlike Linkerd's, adds nothing to it: by default it takes effect below 53
 //! requests a second, where it hurts nobody and a client that sends little is still helped. Envoy's other way, a share of
 //! the requests in flight, bounds what is open at once and not the sum: repetitions that fail fast pass below it.
 
@@ -82,7 +82,7 @@ fn nanos(time: Duration) -> u64 {
 mod tests {
     use super::*;
 
-    const DEFAULT: RetryBudget = RetryBudget { percent: 20, min_per_second: 2 };
+    const DEFAULT: RetryBudget = RetryBudget { percent: 20, min_per_second: 10 };
 
     /// Sends a request at each of these moments, all of which fail and are repeated up to three times where that is
     /// allowed. Gives back how often each was.
@@ -111,7 +111,7 @@ mod tests {
 
     #[test]
     fn no_thousand_requests_are_repeated_more_than_two_hundred_times() {
-        for per_second in [11, 12, 50, 100, 400, 5_000, 100_000] {
+        for per_second in [53, 60, 100, 400, 5_000, 100_000] {
             let repeated = all_fail(&Budget::default(), &DEFAULT, steady(3_600, per_second, 8_000));
             for run in [1_000, 1_500, 4_000, 8_000] {
                 let most = most(&repeated, run);
@@ -138,9 +138,9 @@ mod tests {
 
     #[test]
     fn bursts_are_worth_what_an_even_pace_is() {
-        // 120 requests within a tenth of a second, every 10 seconds.
-        let moments = (0..4_800u32).map(|number| {
-            Duration::from_secs(60 + u64::from(number / 120) * 10) + Duration::from_millis(1) * (number % 120)
+        // 600 requests within little more than half a second, every 10 seconds.
+        let moments = (0..24_000u32).map(|number| {
+            Duration::from_secs(60 + u64::from(number / 600) * 10) + Duration::from_millis(1) * (number % 600)
         });
         let repeated = all_fail(&Budget::default(), &DEFAULT, moments);
         assert!(most(&repeated, 4_000) <= 800, "{} of 4000", most(&repeated, 4_000));
@@ -150,7 +150,7 @@ mod tests {
     fn two_workers_share_one_store() {
         // In turns, at paces that differ: the one has 9 requests in 10.
         let budget = Budget::default();
-        let moments: Vec<Duration> = steady(60, 11, 4_000).collect();
+        let moments: Vec<Duration> = steady(60, 55, 4_000).collect();
         let of_worker = |own: bool| {
             let budget = &budget;
             (moments.iter().enumerate()).filter(move |(number, _)| (number % 10 == 0) == own).map(move |(_, now)| {
@@ -178,10 +178,10 @@ mod tests {
     fn a_client_that_sends_little_is_helped() {
         let slow = |seconds: u64| (0..200).map(move |number| Duration::from_secs(60 + number * seconds));
         assert_eq!(sum(&all_fail(&Budget::default(), &DEFAULT, slow(2))), 600, "one in two seconds: always");
-        let each_second = sum(&all_fail(&Budget::default(), &DEFAULT, slow(1)));
-        assert!((400..=410).contains(&each_second), "one a second: two of three repetitions: {each_second}");
-        let at_ten = sum(&all_fail(&Budget::default(), &DEFAULT, steady(60, 10, 4_000)));
-        assert!((800..=810).contains(&at_ten), "ten a second: {at_ten} of 4000");
+        let at_five = sum(&all_fail(&Budget::default(), &DEFAULT, steady(60, 5, 200)));
+        assert!((400..=410).contains(&at_five), "five a second: two of three repetitions: {at_five}");
+        let at_fifty = sum(&all_fail(&Budget::default(), &DEFAULT, steady(60, 50, 4_000)));
+        assert!((800..=810).contains(&at_fifty), "fifty a second: {at_fifty} of 4000");
         for settings in [RetryBudget { percent: 0, min_per_second: 0 }, RetryBudget { percent: 1, min_per_second: 0 }] {
             let all = sum(&all_fail(&Budget::default(), &settings, steady(60, 10, 1_000)));
             assert!(all <= settings.percent * 10, "{settings:?}: {all} of 1000");

@@ -45,6 +45,8 @@ pub(crate) struct Shared {
     kept: Cell<usize>,
     /// More came than is kept.
     lost: Cell<bool>,
+    /// Whether anything is.
+    keeps: bool,
     ended: Cell<bool>,
     sending: Cell<u32>,
     size: SizeHint,
@@ -83,7 +85,8 @@ struct SupersededError;
 // === impl Shared ===
 
 impl Shared {
-    pub(crate) fn new(source: Incoming) -> Rc<Self> {
+    /// `keeps`: it may be sent again as long as all of it is kept.
+    pub(crate) fn new(source: Incoming, keeps: bool) -> Rc<Self> {
         Rc::new(Self {
             size: source.size_hint(),
             ended: Cell::new(source.is_end_stream()),
@@ -91,6 +94,7 @@ impl Shared {
             chunks: RefCell::default(),
             kept: Cell::new(0),
             lost: Cell::new(false),
+            keeps,
             sending: Cell::new(0),
             copies: RefCell::default(),
         })
@@ -172,7 +176,9 @@ impl Body for RequestBody {
             None => shared.end(),
             Some(Err(_)) => shared.lost.set(true),
             Some(Ok(frame)) => match frame.data_ref() {
-                Some(data) if !shared.lost.get() && shared.kept.get() + data.len() <= REPLAY_BYTES_MAX => {
+                Some(data)
+                    if shared.keeps && !shared.lost.get() && shared.kept.get() + data.len() <= REPLAY_BYTES_MAX =>
+                {
                     shared.kept.set(shared.kept.get() + data.len());
                     shared.chunks.borrow_mut().push(data.clone());
                     replay.position += 1;

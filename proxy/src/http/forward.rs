@@ -188,7 +188,7 @@ pub(crate) async fn forward(
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         parts.headers.insert(header::UPGRADE, protocol.clone());
     }
-    let body = Shared::new(body);
+    let body = Shared::new(body, !worker.shared.memory.is_scarce());
     if body.is_of_unknown_length() && !plan.http2 {
         // hyper takes a GET of unknown length for one without a body.
         parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
@@ -221,7 +221,8 @@ pub(crate) async fn forward(
                 match hedge {
                     None => attempt(&worker, &plan, endpoint, fresh, &parts, &body, deadline).await,
                     Some(hedge) => {
-                        let request = hedge::Request { worker: &worker, plan: &plan, fresh, parts: &parts, body: &body };
+                        let request =
+                            hedge::Request { worker: &worker, plan: &plan, fresh, parts: &parts, body: &body };
                         // Apart, so that requests of other rules do not carry the room for it.
                         Box::pin(hedge::attempt(
                             request,
