@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use prometheus_client::metrics::gauge::Gauge;
 
-/// How often it is read: a flood of requests takes longer than this to fill what the marks leave.
+/// How often it is read. What fills the last percents faster than this is not refused in time.
 const PERIOD: Duration = Duration::from_millis(250);
 
 /// Percent of the limit from which connections are not kept. Source: Envoy's example configuration.
