@@ -329,7 +329,7 @@ fn a_slow_pod_is_not_waited_for_where_requests_are_hedged() -> Result<()> {
             ensure!(report.share("v1") > 0.2 && report.share("v2") > 0.2, "{}", report.summary());
             Ok(())
         })?;
-        let report = client.load("http://echo:9080/hedged").requests(80).concurrency(4).run()?;
+        let report = client.load("http://echo:9080/hedged").requests(80).rate(15).concurrency(8).run()?;
         report.expect_none_failed(80)?;
         ensure!(report.share("v2") > 0.95, "the fast one answers: {}", report.summary());
         ensure!(report.latency_ms.get("p90").is_some_and(|&ms| ms < 900.0), "{}", report.summary());

@@ -83,8 +83,8 @@ pub async fn start(
     let mut registry = Registry::with_prefix("weft");
     let metrics = Metrics::new(&mut registry);
     let config_metrics = ConfigMetrics::new(&mut registry);
-    let memory = Arc::new(Memory::default());
-    tokio::spawn(memory::watch(memory.clone(), cgroup, metrics.memory.clone()));
+    let memory = Arc::new(Memory::new(&cgroup));
+    tokio::spawn(memory::watch(memory.clone(), metrics.memory.clone()));
     let readiness = Readiness::default();
     let source = match source {
         SourceChoice::Kubernetes => Source::kubernetes()?,

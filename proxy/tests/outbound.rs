@@ -659,7 +659,15 @@ async fn a_proxy_without_memory_refuses_instead_of_dying() {
     let before = seen.requests.load(Ordering::SeqCst);
     proxy.send("GET", "/", &[], "").await;
     assert_eq!(seen.requests.load(Ordering::SeqCst), before, "it does not reach the backend");
+    used(98);
+    while !proxy.get(proxy.metrics, "/metrics").await.1.contains("weft_memory_percent 98") {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let waiting = tokio::spawn(send_owned(proxy.address));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!waiting.is_finished(), "nothing is read");
     used(50);
+    assert_eq!(waiting.await.expect("no panic"), 200, "it has waited");
     eventually((200, false)).await;
 }
 

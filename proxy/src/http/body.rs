@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use super::forward::Finish;
 use super::head;
 use super::watch::Open;
 use crate::filter::mirror::Copies;
+use crate::memory::Memory;
 
 /// Why a body ended early.
 pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -45,8 +47,7 @@ pub(crate) struct Shared {
     kept: Cell<usize>,
     /// More came than is kept.
     lost: Cell<bool>,
-    /// Whether anything is.
-    keeps: bool,
+    memory: Arc<Memory>,
     ended: Cell<bool>,
     sending: Cell<u32>,
     size: SizeHint,
@@ -85,8 +86,8 @@ struct SupersededError;
 // === impl Shared ===
 
 impl Shared {
-    /// `keeps`: it may be sent again as long as all of it is kept.
-    pub(crate) fn new(source: Incoming, keeps: bool) -> Rc<Self> {
+    /// It may be sent again as long as all of it is kept: while it is small, and memory is not scarce.
+    pub(crate) fn new(source: Incoming, memory: Arc<Memory>) -> Rc<Self> {
         Rc::new(Self {
             size: source.size_hint(),
             ended: Cell::new(source.is_end_stream()),
@@ -94,7 +95,7 @@ impl Shared {
             chunks: RefCell::default(),
             kept: Cell::new(0),
             lost: Cell::new(false),
-            keeps,
+            memory,
             sending: Cell::new(0),
             copies: RefCell::default(),
         })
@@ -126,6 +127,10 @@ impl Shared {
         if self.ended.get() {
             self.tell_copies();
         }
+    }
+
+    fn has_room_for(&self, data: &Bytes) -> bool {
+        !self.lost.get() && self.kept.get() + data.len() <= REPLAY_BYTES_MAX && !self.memory.is_scarce()
     }
 
     fn end(&self) {
@@ -176,9 +181,7 @@ impl Body for RequestBody {
             None => shared.end(),
             Some(Err(_)) => shared.lost.set(true),
             Some(Ok(frame)) => match frame.data_ref() {
-                Some(data)
-                    if shared.keeps && !shared.lost.get() && shared.kept.get() + data.len() <= REPLAY_BYTES_MAX =>
-                {
+                Some(data) if shared.has_room_for(data) => {
                     shared.kept.set(shared.kept.get() + data.len());
                     shared.chunks.borrow_mut().push(data.clone());
                     replay.position += 1;

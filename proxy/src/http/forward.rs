@@ -188,7 +188,7 @@ pub(crate) async fn forward(
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         parts.headers.insert(header::UPGRADE, protocol.clone());
     }
-    let body = Shared::new(body, !worker.shared.memory.is_scarce());
+    let body = Shared::new(body, worker.shared.memory.clone());
     if body.is_of_unknown_length() && !plan.http2 {
         // hyper takes a GET of unknown length for one without a body.
         parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));

@@ -70,7 +70,7 @@ where
             Ok::<_, Infallible>(response)
         }
     });
-    let stream = Watched::new(stream, watch.clone());
+    let stream = Watched::new(stream, watch.clone(), shared.memory.clone());
     // Errors of a connection end that connection; what they mean for a request is noted by the request.
     if http2 {
         serve_http2(stream, &watch, shared, service).await;

@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, sleep_until};
 
 use crate::bootstrap::Timeouts;
+use crate::memory::Memory;
 use crate::sniff::Prefixed;
 
 /// How long a connection that is being closed is read, so that its client gets the answer instead of a reset. Source:
@@ -58,6 +59,7 @@ pub(crate) struct Watch {
 pub(crate) struct Watched {
     stream: Prefixed,
     watch: Arc<Watch>,
+    memory: Arc<Memory>,
     /// What was accepted of writes waits for the client, in TLS.
     waiting: bool,
     discarded: usize,
@@ -190,8 +192,8 @@ impl Drop for Open {
 // === impl Watched ===
 
 impl Watched {
-    pub(crate) fn new(stream: Prefixed, watch: Arc<Watch>) -> Self {
-        Self { stream, watch, waiting: false, discarded: 0 }
+    pub(crate) fn new(stream: Prefixed, watch: Arc<Watch>, memory: Arc<Memory>) -> Self {
+        Self { stream, watch, memory, waiting: false, discarded: 0 }
     }
 
     /// Waits at rest until the client speaks again, and notes that a head has begun. Whether it did, and did not leave.
@@ -240,9 +242,15 @@ impl Watched {
 
 impl AsyncRead for Watched {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.memory.is_full() {
+            self.memory.wait(cx.waker().clone());
+            return Poll::Pending;
+        }
         let before = out.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, out);
-        if out.filled().len() > before {
+        let came = out.filled().len() - before;
+        if came > 0 {
+            self.memory.note_read(came);
             self.watch.read();
         }
         read
