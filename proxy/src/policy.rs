@@ -28,7 +28,7 @@ struct Rule {
     ports: Vec<u16>,
     methods: Vec<Method>,
     paths: Vec<PathMatch>,
-    headers: Vec<(HeaderName, ValueTest)>,
+    headers: Box<[(HeaderName, ValueTest)]>,
 }
 
 /// What policy says of a call.

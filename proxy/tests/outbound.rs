@@ -160,6 +160,7 @@ async fn send(
 /// What a backend saw.
 #[derive(Clone, Default)]
 struct Seen {
+    connections: Arc<AtomicU32>,
     requests: Arc<AtomicU32>,
     heads: Arc<Mutex<Vec<(String, HeaderMap)>>>,
 }
@@ -176,6 +177,7 @@ async fn backend(
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let (seen, behave) = (noted.clone(), behave.clone());
+            seen.connections.fetch_add(1, Ordering::SeqCst);
             let service = service_fn(move |request: Request<Incoming>| {
                 let (seen, behave) = (seen.clone(), behave.clone());
                 async move {
@@ -370,6 +372,39 @@ async fn headers_and_paths_are_changed_as_the_rule_says() {
     assert_eq!(sent["host"], "other.example");
     assert_eq!(sent["x-set"], "1");
     assert!(!sent.contains_key("x-gone") && !sent.contains_key("x-named"), "{sent:?}");
+}
+
+#[tokio::test]
+async fn requests_that_come_at_once_share_the_connection_that_is_being_made() {
+    let proxy = Proxy::start("http2-at-once").await;
+    let (v1, seen) = backend("v1", |_| (200, Duration::from_millis(300))).await;
+    proxy.configure(None, "http2", &[(v1, "")], json!({})).await;
+    let stream = TcpStream::connect(proxy.address).await.expect("connects");
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("handshake");
+    tokio::spawn(connection);
+    let ask = |body: &'static str| {
+        let mut sender = sender.clone();
+        let request = Request::post(format!("http://{}/", proxy.address)).body(Full::new(Bytes::from(body)));
+        async move { sender.send_request(request.expect("a request")).await.expect("a response") }
+    };
+    for response in futures_util::future::join_all((0..150).map(|_| ask("cargo"))).await {
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["x-body"], "5");
+    }
+    assert_eq!(seen.connections.load(Ordering::SeqCst), 2, "a hundred requests on the first, fifty on the second");
+    let nobody = TcpListener::bind("127.0.0.1:0").await.expect("binds").local_addr().expect("an address");
+    proxy.configure(None, "http2", &[(nobody, "")], json!({})).await;
+    let refused = tokio::time::timeout(Duration::from_secs(5), async {
+        while ask("").await.status() == 200 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        futures_util::future::join_all((0..150).map(|_| ask(""))).await
+    });
+    for response in refused.await.expect("nobody waits for others to fail") {
+        assert_eq!(response.status(), 503);
+        assert_eq!(response.headers()["weft-reason"], "connect-failed");
+    }
 }
 
 #[tokio::test]

@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::is_default;
 use crate::route::RouteTable;
+use crate::{is_default, tight};
 
 /// The exported part of one namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,7 +31,7 @@ pub struct Service {
     #[serde(default, skip_serializing_if = "is_default")]
     pub settings: ClusterSettings,
     /// Sorted by number.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "tight", skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<ServicePort>,
 }
 
@@ -49,7 +49,7 @@ pub struct ServicePort {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub routes: Option<RouteTable>,
     /// Pods that may take traffic, sorted by address.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "tight", skip_serializing_if = "Vec::is_empty")]
     pub endpoints: Vec<Endpoint>,
 }
 

@@ -2,17 +2,17 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::is_default;
+use crate::{is_default, tight};
 
 /// The routes of one port of one Service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct RouteTable {
     /// In order of precedence: the first that takes the request wins.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "tight", skip_serializing_if = "Vec::is_empty")]
     pub matches: Vec<Match>,
     /// What the matches lead to, by index.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "tight", skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
     /// For TLS connections. Absent: they are bytes like others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -45,6 +45,7 @@ pub struct StreamRule {
     /// The rule in it.
     pub name: String,
     /// At least one, and the weights' sum is not zero. The share of one that is invalid is closed.
+    #[serde(deserialize_with = "tight")]
     pub backends: Vec<Backend>,
 }
 
@@ -164,6 +165,7 @@ pub enum Action {
     #[serde(rename_all = "camelCase")]
     Forward {
         /// At least one, and the weights' sum is not zero.
+        #[serde(deserialize_with = "tight")]
         backends: Vec<Backend>,
         /// Changes to authority and path.
         #[serde(default, skip_serializing_if = "is_default")]

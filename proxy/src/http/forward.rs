@@ -32,7 +32,7 @@ use tokio::time::Instant;
 use super::body::{ResponseBody, Shared};
 use super::head;
 use super::hedge;
-use super::respond::{Answer, Reason, UNPROCESSED};
+use super::respond::{Answer, GRPC_STATUS, Reason, UNPROCESSED};
 use super::upgrade;
 use crate::balance::affinity::Affinity;
 use crate::balance::outlier::Outcome;
@@ -319,7 +319,7 @@ pub(super) async fn attempt(
         let lease = match &plan.upstream {
             Upstream::Local(endpoint) => match (!fresh).then(|| endpoint.idle(plan.http2)).flatten() {
                 Some(lease) => Ok(lease),
-                None => Box::pin(endpoint.connect(plan.http2, LOCAL_CONNECT_TIMEOUT, None)).await,
+                None => Box::pin(connect_local(endpoint, plan.http2)).await,
             },
             Upstream::Cluster(state, _) => state.lease(&endpoint, plan.http2, fresh).await,
         };
@@ -366,10 +366,18 @@ pub(super) async fn attempt(
     outcome
 }
 
+async fn connect_local(endpoint: &Rc<Endpoint>, http2: bool) -> Result<Lease, LeaseError> {
+    let opening = if http2 { endpoint.opening().await } else { None };
+    match opening {
+        Some(opening) => opening,
+        None => endpoint.connect(http2, LOCAL_CONNECT_TIMEOUT, None).await,
+    }
+}
+
 /// What an attempt says about its endpoint, if anything.
 fn judge(outcome: &Attempted, waited: bool) -> Option<Outcome> {
     match outcome {
-        Ok((response, _)) => match response.headers().get("grpc-status") {
+        Ok((response, _)) => match response.headers().get(&GRPC_STATUS) {
             Some(status) if response.status() == StatusCode::OK => Some(Outcome::of_grpc(status.as_bytes())),
             _ => Some(Outcome::of_status(response.status())),
         },

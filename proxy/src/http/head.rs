@@ -13,7 +13,7 @@ use http::{HeaderMap, Method, Request, Uri, Version};
 pub(crate) const HEADERS_MAX: usize = 100;
 
 /// Headers that concern one connection only.
-const HOP_BY_HOP: [HeaderName; 6] = [
+static HOP_BY_HOP: [HeaderName; 6] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
@@ -23,7 +23,7 @@ const HOP_BY_HOP: [HeaderName; 6] = [
 ];
 
 /// What has no place after a body: framing, routing, credentials, and what says how the body is to be read (RFC 9110 6.5.1).
-const NEVER_TRAILERS: [HeaderName; 14] = [
+static NEVER_TRAILERS: [HeaderName; 14] = [
     header::AUTHORIZATION,
     header::CACHE_CONTROL,
     header::CONTENT_ENCODING,
@@ -125,7 +125,9 @@ pub(crate) fn check_connect<B>(request: &Request<B>) -> Result<(), BadHead> {
 /// Refuses a response's head that could mean two things. Of equal lengths one is left.
 pub(crate) fn check_response(headers: &mut HeaderMap) -> Result<(), BadHead> {
     check_framing(headers)?;
-    if headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some()
+    // Fewer names than values: some name has several.
+    if headers.keys_len() < headers.len()
+        && headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some()
         && let Some(length) = headers.remove(header::CONTENT_LENGTH)
     {
         headers.insert(header::CONTENT_LENGTH, length);
@@ -135,6 +137,10 @@ pub(crate) fn check_response(headers: &mut HeaderMap) -> Result<(), BadHead> {
 
 /// One framing, said once.
 fn check_framing(headers: &HeaderMap) -> Result<(), BadHead> {
+    // Looking once through the few that a message has is cheaper than looking each name up.
+    if !headers.keys().any(|name| *name == header::TRANSFER_ENCODING || *name == header::CONTENT_LENGTH) {
+        return Ok(());
+    }
     let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
     if let Some(encoding) = encodings.next() {
         if !encoding.as_bytes().eq_ignore_ascii_case(b"chunked") || encodings.next().is_some() {
@@ -201,16 +207,19 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
             headers.remove(name);
         }
     }
-    for name in &HOP_BY_HOP {
+    remove_all(headers, |name| HOP_BY_HOP.contains(name));
+}
+
+/// Removes the headers with such names. To look at the few that are there is cheaper than to look up those that might be.
+fn remove_all(headers: &mut HeaderMap, is_one: impl Fn(&HeaderName) -> bool) {
+    while let Some(name) = headers.keys().find(|name| is_one(name)).cloned() {
         headers.remove(name);
     }
 }
 
 /// Takes away what nobody may say after a body.
 pub(crate) fn strip_trailers(trailers: &mut HeaderMap) {
-    for name in HOP_BY_HOP.iter().chain(&NEVER_TRAILERS) {
-        trailers.remove(name);
-    }
+    remove_all(trailers, |name| HOP_BY_HOP.contains(name) || NEVER_TRAILERS.contains(name));
 }
 
 /// Makes a request's head ready to be sent: `host` and `path` replace what it had, framing is left to the codec.
@@ -220,19 +229,18 @@ pub(crate) fn for_upstream(
     path: Option<PathAndQuery>,
     http2: bool,
 ) -> Result<(), BadHead> {
-    let trailers = parts.headers.get_all(header::TE).iter().any(|value| has_token(value, "trailers"));
+    let trailers = http2 && parts.headers.get_all(header::TE).iter().any(|value| has_token(value, "trailers"));
     strip_hop_by_hop(&mut parts.headers);
-    if trailers && http2 {
+    if trailers {
         parts.headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
-    parts.headers.remove(header::CONTENT_LENGTH);
-    // hyper has answered it already, when the body was first read.
-    parts.headers.remove(header::EXPECT);
-    parts.headers.remove(header::HOST);
+    // hyper has answered an Expect already, when the body was first read.
+    remove_all(&mut parts.headers, |name| *name == header::CONTENT_LENGTH || *name == header::EXPECT);
     let path = path.or_else(|| parts.uri.path_and_query().cloned()).unwrap_or_else(|| PathAndQuery::from_static("/"));
     let mut uri = http::uri::Parts::default();
     uri.path_and_query = Some(path);
     if http2 {
+        parts.headers.remove(header::HOST);
         uri.scheme = Some(http::uri::Scheme::HTTP);
         uri.authority = Some(
             host.as_ref()
@@ -241,9 +249,10 @@ pub(crate) fn for_upstream(
         );
         parts.version = Version::HTTP_2;
     } else {
-        if let Some(host) = host {
-            parts.headers.insert(header::HOST, host);
-        }
+        match host {
+            Some(host) => parts.headers.insert(header::HOST, host),
+            None => parts.headers.remove(header::HOST),
+        };
         parts.version = Version::HTTP_11;
     }
     parts.uri = Uri::from_parts(uri).map_err(|_| BadHead("the target is none"))?;
@@ -340,7 +349,7 @@ mod tests {
         let mut parts = request.into_parts().0;
         for_upstream(&mut parts, host.clone(), None, false).expect("ready");
         let names: Vec<_> = parts.headers.keys().map(HeaderName::as_str).collect();
-        assert_eq!(names, ["x-stays", "host"]);
+        assert_eq!(names, ["host", "x-stays"]);
         assert_eq!(parts.uri, "/a?b");
         for_upstream(&mut parts, host, Some(PathAndQuery::from_static("/c")), true).expect("ready");
         assert_eq!(parts.uri, "http://shop/c");

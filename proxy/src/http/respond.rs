@@ -15,6 +15,9 @@ pub(crate) const SOURCE: HeaderName = HeaderName::from_static("weft-source");
 /// On answers from the proxy beside a backend that never saw the request: it may be sent elsewhere, whatever it is.
 pub(crate) const UNPROCESSED: HeaderName = HeaderName::from_static("weft-unprocessed");
 
+/// What came of a call of gRPC.
+pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+
 /// Why the proxy answered, in one closed list. The words are those of headers, logs and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Reason {
@@ -157,7 +160,7 @@ impl Answer {
         if finish.is_grpc() && own_failure {
             // A gRPC client reads the status from here; a trailers-only response is a head and no body.
             out.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            out.insert("grpc-status", HeaderValue::from_static(grpc_status(status)));
+            out.insert(GRPC_STATUS, HeaderValue::from_static(grpc_status(status)));
             out.insert("grpc-message", HeaderValue::from_static(reason.as_str()));
             return response.map(|()| ResponseBody::full(Bytes::new(), finish));
         }

@@ -106,8 +106,14 @@ where
         }
         let Some(parts) = Pin::into_inner(connection).into_parts() else { return };
         (stream, service) = (parts.io.into_inner(), parts.service);
-        let next =
-            async { if parts.read_buf.is_empty() { stream.wake().await } else { stream.put_back(&parts.read_buf) } };
+        // Empty or not, it holds the buffer that it is a part of.
+        let read = Some(parts.read_buf).filter(|read| !read.is_empty());
+        let next = async {
+            match read {
+                None => stream.wake().await,
+                Some(read) => stream.put_back(&read),
+            }
+        };
         let awake = tokio::select! {
             awake = next => awake,
             () = sleep_until(watch.deadline()) => false,

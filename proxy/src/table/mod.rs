@@ -82,9 +82,9 @@ pub(crate) struct Cluster {
     pub(crate) panic_percent: u32,
     pub(crate) retry_budget: wire::RetryBudget,
     /// Those whose node is silent stand last.
-    pub(crate) endpoints: Vec<SocketAddr>,
+    pub(crate) endpoints: Box<[SocketAddr]>,
     /// Which of them come first for this proxy, being in its own zone. Empty: zones do not matter, or it is not known.
-    pub(crate) near: Vec<bool>,
+    pub(crate) near: Box<[bool]>,
     /// How many of them, from the first, a request without a subset may go to.
     pub(crate) usable: usize,
     /// Positions in `endpoints` of each subset's members.
@@ -302,7 +302,7 @@ impl Cluster {
                 Some(zone) if *prefer_same_zone => {
                     endpoints.iter().map(|endpoint| endpoint.zone.as_deref() == Some(zone)).collect()
                 }
-                _ => Vec::new(),
+                _ => Box::default(),
             },
             endpoints: endpoints.into_iter().map(|endpoint| endpoint.address).collect(),
             subsets: members,
@@ -393,7 +393,7 @@ mod tests {
             {"address": two, "subsets": ["b"], "lost": true},
             {"address": three, "subsets": ["b"]},
         ]));
-        assert_eq!(mixed.endpoints, [three, one, two].map(|text| text.parse().expect("an address")));
+        assert_eq!(*mixed.endpoints, [three, one, two].map(|text| text.parse().expect("an address")));
         assert_eq!(mixed.usable, 1, "the one that is heard of");
         assert_eq!((&*mixed.subsets["a"], &*mixed.subsets["b"]), (&[1][..], &[0][..]), "a has only a lost one");
         let all =
@@ -416,7 +416,7 @@ mod tests {
                 .near
                 .clone()
         };
-        assert_eq!(near(Some("b"), true), [false, true]);
+        assert_eq!(*near(Some("b"), true), [false, true]);
         assert!(near(Some("b"), false).is_empty(), "zones do not matter");
         assert!(near(None, true).is_empty(), "its zone is not known");
     }

@@ -22,8 +22,8 @@ const REGEX_BYTES_MAX: usize = 1024 * 1024;
 #[derive(Debug)]
 pub(crate) struct Routes {
     /// In order of precedence.
-    pub(crate) matches: Vec<Match>,
-    pub(crate) rules: Vec<Rule>,
+    pub(crate) matches: Box<[Match]>,
+    pub(crate) rules: Box<[Rule]>,
     index: Option<Index>,
     /// None where there are only rules for HTTP.
     pub(crate) streams: Option<Streams>,
@@ -37,14 +37,14 @@ pub(crate) struct Streams {
     /// By what follows the `*`, with its dot: `.example`.
     below: HashMap<String, usize>,
     tcp: Option<usize>,
-    rules: Vec<StreamRule>,
+    rules: Box<[StreamRule]>,
 }
 
 /// Where connections go.
 #[derive(Debug)]
 pub(crate) struct StreamRule {
     pub(crate) origin: Arc<Origin>,
-    pub(crate) backends: Vec<Backend>,
+    pub(crate) backends: Box<[Backend]>,
     /// Sum of the weights, above 0.
     pub(crate) total: u32,
 }
@@ -55,8 +55,8 @@ pub(crate) struct Match {
     pub(crate) rule: usize,
     pub(crate) path: Option<PathMatch>,
     pub(crate) method: Option<Method>,
-    pub(crate) headers: Vec<(HeaderName, ValueTest)>,
-    pub(crate) query: Vec<(String, ValueTest)>,
+    pub(crate) headers: Box<[(HeaderName, ValueTest)]>,
+    pub(crate) query: Box<[(String, ValueTest)]>,
 }
 
 /// A condition on the path.
@@ -105,7 +105,7 @@ pub(crate) struct Origin {
 #[derive(Debug)]
 pub(crate) enum Action {
     Forward {
-        backends: Vec<Backend>,
+        backends: Box<[Backend]>,
         /// Sum of the weights, above 0.
         total: u32,
         rewrite: Rewrite,
@@ -135,9 +135,9 @@ pub(crate) struct Target {
 /// Changes to headers.
 #[derive(Debug, Default)]
 pub(crate) struct Edit {
-    remove: Vec<HeaderName>,
-    set: Vec<(HeaderName, HeaderValue)>,
-    add: Vec<(HeaderName, HeaderValue)>,
+    remove: Box<[HeaderName]>,
+    set: Box<[(HeaderName, HeaderValue)]>,
+    add: Box<[(HeaderName, HeaderValue)]>,
 }
 
 /// Changes to authority and path.
@@ -161,8 +161,8 @@ pub(crate) struct Redirect {
 #[derive(Debug)]
 pub(crate) struct Retry {
     pub(crate) attempts: u32,
-    pub(crate) codes: Vec<StatusCode>,
-    pub(crate) methods: Vec<Method>,
+    pub(crate) codes: Box<[StatusCode]>,
+    pub(crate) methods: Box<[Method]>,
     pub(crate) backoff: Duration,
 }
 
@@ -181,7 +181,7 @@ impl Routes {
         if let Some(stray) = matches.iter().find(|candidate| candidate.rule >= rules.len()) {
             return Err(CompileError::Rule(stray.rule));
         }
-        let matches: Vec<_> = matches.into_iter().map(Match::compile).collect::<Result<_, _>>()?;
+        let matches: Box<[_]> = matches.into_iter().map(Match::compile).collect::<Result<_, _>>()?;
         Ok(Self {
             index: Index::of(&matches),
             matches,
@@ -215,7 +215,7 @@ impl Streams {
                 Some(suffix) => below.entry_ref(suffix).or_insert(rule),
             };
         }
-        let rules: Vec<_> = rules.into_iter().map(StreamRule::compile).collect::<Result<_, _>>()?;
+        let rules: Box<[_]> = rules.into_iter().map(StreamRule::compile).collect::<Result<_, _>>()?;
         Ok((tcp.is_some() || !exact.is_empty() || !below.is_empty()).then_some(Self { exact, below, tcp, rules }))
     }
 
@@ -428,7 +428,7 @@ impl Edit {
             headers
                 .into_iter()
                 .map(|wire::HeaderValue { name, value }| Ok((parse_name(&name)?, parse_value(&value)?)))
-                .collect::<Result<Vec<_>, CompileError>>()
+                .collect::<Result<Box<[_]>, CompileError>>()
         };
         Ok(Self {
             remove: remove.iter().map(|name| parse_name(name)).collect::<Result<_, _>>()?,
@@ -452,7 +452,7 @@ impl Edit {
 }
 
 /// Compiles conditions on headers; of several on one name the first counts.
-pub(crate) fn compile_headers(headers: Vec<wire::ValueMatch>) -> Result<Vec<(HeaderName, ValueTest)>, CompileError> {
+pub(crate) fn compile_headers(headers: Vec<wire::ValueMatch>) -> Result<Box<[(HeaderName, ValueTest)]>, CompileError> {
     let mut compiled: Vec<(HeaderName, ValueTest)> = Vec::with_capacity(headers.len());
     for wire::ValueMatch { name, test } in headers {
         let name = parse_name(&name)?;
@@ -460,7 +460,7 @@ pub(crate) fn compile_headers(headers: Vec<wire::ValueMatch>) -> Result<Vec<(Hea
             compiled.push((name, ValueTest::compile(test)?));
         }
     }
-    Ok(compiled)
+    Ok(compiled.into())
 }
 
 fn compile_regex(pattern: &str) -> Result<Regex, CompileError> {

@@ -359,6 +359,9 @@ impl ClusterState {
             if !fresh && let Some(lease) = endpoint.idle(http2) {
                 return Ok(awaited(lease));
             }
+            if http2 && let Some(opening) = Box::pin(endpoint.opening()).await {
+                return opening.map(awaited);
+            }
             if let Some(permit) = self.load.admit(Kind::Connection, cluster.limits.max_connections) {
                 // In a box, so that requests that find a connection do not carry the room for making one.
                 let lease = Box::pin(endpoint.connect(http2, cluster.connect_timeout, Some(permit))).await?;

@@ -1,7 +1,7 @@
 //! One endpoint as one worker sees it: what it costs, and its connections.
 //!
 //! An HTTP/1.1 connection carries one request at a time: it is leased, and comes back when request and response are both
-//! complete; in any doubt it is closed. An HTTP/2 connection is shared.
+//! complete; in any doubt it is closed. An HTTP/2 connection is shared, also while it is being made.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -10,9 +10,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::TryFutureExt;
-use futures_util::future::Either;
-use hyper::body::Incoming;
+use futures_util::future::{Either, LocalBoxFuture, Shared};
+use futures_util::{FutureExt, TryFutureExt};
+use hyper::body::{Body, Incoming};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
@@ -46,6 +46,7 @@ pub(crate) struct Endpoint {
     pub(crate) joined: Cell<Option<Duration>>,
     idle: RefCell<Vec<Idle>>,
     shared: RefCell<Vec<Rc<Http2>>>,
+    opening: RefCell<Option<Opening>>,
 }
 
 struct Idle {
@@ -57,6 +58,16 @@ struct Idle {
 pub(crate) struct Http2 {
     sender: http2::SendRequest<RequestBody>,
     streams: Cell<u32>,
+    /// Tells the stream below.
+    body_follows: Rc<Cell<bool>>,
+}
+
+/// An HTTP/2 connection that is being made. Of a thousand requests that come at once the first makes a connection and a
+/// hundred go on it, instead of each on its own.
+struct Opening {
+    connection: Shared<LocalBoxFuture<'static, Result<Rc<Http2>, LeaseError>>>,
+    /// Requests that were promised a place on it.
+    expected: u32,
 }
 
 /// A connection for one request. Counts as a request in flight until it is dropped.
@@ -76,18 +87,18 @@ pub(crate) enum Connection {
     Http2(Rc<Http2>),
 }
 
-/// Why there is no connection.
-#[derive(Debug, thiserror::Error)]
+/// Why there is no connection. Several requests may have waited for the same.
+#[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum LeaseError {
     /// None could be made.
     #[error("{0}")]
-    Connect(#[source] io::Error),
+    Connect(#[source] Arc<io::Error>),
     /// None could be made in time.
     #[error("no connection within {0:?}")]
     Timeout(Duration),
     /// The other side does not speak HTTP.
     #[error("{0}")]
-    Handshake(#[source] hyper::Error),
+    Handshake(#[source] Arc<hyper::Error>),
     /// Too many requests wait already.
     #[error("too many requests wait for a connection")]
     Overflow,
@@ -109,6 +120,7 @@ impl Endpoint {
             joined: Cell::new(None),
             idle: RefCell::default(),
             shared: RefCell::default(),
+            opening: RefCell::default(),
         }
     }
 
@@ -136,9 +148,9 @@ impl Endpoint {
     /// A connection that is there already.
     pub(crate) fn idle(self: &Rc<Self>, http2: bool) -> Option<Lease> {
         if http2 {
-            let mut shared = self.shared.borrow_mut();
-            shared.retain(|connection| !connection.sender.is_closed());
-            let connection = shared.iter().find(|connection| connection.streams.get() < STREAMS_MAX)?.clone();
+            let shared = self.shared.borrow();
+            let has_room = |it: &&Rc<Http2>| it.streams.get() < STREAMS_MAX && !it.sender.is_closed();
+            let connection = shared.iter().find(has_room)?.clone();
             return Some(self.lease(Connection::Http2(connection), true));
         }
         let mut idle = self.idle.borrow_mut();
@@ -153,6 +165,18 @@ impl Endpoint {
         Some(self.lease(Connection::Http1(Some(sender)), true))
     }
 
+    /// An HTTP/2 connection that is being made already.
+    pub(crate) async fn opening(self: &Rc<Self>) -> Option<Result<Lease, LeaseError>> {
+        let connection = {
+            let mut opening = self.opening.borrow_mut();
+            let opening = (opening.as_mut())
+                .filter(|opening| opening.expected < STREAMS_MAX && opening.connection.peek().is_none())?;
+            opening.expected += 1;
+            opening.connection.clone()
+        };
+        Some(connection.await.map(|connection| self.lease(Connection::Http2(connection), false)))
+    }
+
     /// A new connection. The permit lives as long as it does.
     pub(crate) async fn connect(
         self: &Rc<Self>,
@@ -160,27 +184,18 @@ impl Endpoint {
         timeout: Duration,
         permit: Option<Permit>,
     ) -> Result<Lease, LeaseError> {
-        let stream = open(self.address, timeout).await?;
         if http2 {
-            let (sender, connection) = http2::Builder::new(LocalExecutor)
-                .timer(TokioTimer::new())
-                .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(CONNECTION_WINDOW)
-                .keep_alive_interval(Duration::from_secs(10))
-                .keep_alive_timeout(Duration::from_secs(5))
-                .handshake(TokioIo::new(Gradual::new(stream)))
-                .await
-                .map_err(LeaseError::Handshake)?;
-            tokio::task::spawn_local(async move {
-                let _ = connection.await;
-                drop(permit);
-            });
-            let connection = Rc::new(Http2 { sender, streams: Cell::new(0) });
-            self.shared.borrow_mut().push(connection.clone());
-            return Ok(self.lease(Connection::Http2(connection), false));
+            // A task of its own: whoever began it may leave before the others.
+            let task = tokio::task::spawn_local(connect_http2(self.clone(), timeout, permit));
+            let gone = |error| LeaseError::Connect(Arc::new(io::Error::other(error)));
+            let connection = async move { task.await.unwrap_or_else(|error| Err(gone(error))) }.boxed_local().shared();
+            *self.opening.borrow_mut() = Some(Opening { connection: connection.clone(), expected: 1 });
+            let connected = connection.await;
+            self.opening.borrow_mut().take_if(|opening| opening.connection.peek().is_some());
+            return Ok(self.lease(Connection::Http2(connected?), false));
         }
-        let (sender, connection) =
-            http1::Builder::new().handshake(TokioIo::new(Patient::new(stream))).await.map_err(LeaseError::Handshake)?;
+        let stream = open(self.address, timeout).await?;
+        let (sender, connection) = http1::Builder::new().handshake(TokioIo::new(Patient::new(stream))).await?;
         tokio::task::spawn_local(async move {
             // Its errors reach whoever waits for the response.
             let _ = connection.with_upgrades().await;
@@ -239,7 +254,12 @@ impl Lease {
         // The request is on its way before there is a future that would have to keep it.
         let sending = match &mut self.connection {
             Connection::Http1(Some(sender)) => Either::Left(sender.try_send_request(request)),
-            Connection::Http2(connection) => Either::Right(connection.sender.clone().try_send_request(request)),
+            Connection::Http2(connection) => {
+                if !request.body().is_end_stream() {
+                    connection.body_follows.set(true);
+                }
+                Either::Right(connection.sender.clone().try_send_request(request))
+            }
             Connection::Http1(None) => unreachable!("a lease is given back once, when its response is complete"),
         };
         sending.map_err(|mut error| {
@@ -281,14 +301,51 @@ impl Drop for Lease {
     }
 }
 
+async fn connect_http2(
+    endpoint: Rc<Endpoint>,
+    timeout: Duration,
+    permit: Option<Permit>,
+) -> Result<Rc<Http2>, LeaseError> {
+    let stream = Gradual::new(open(endpoint.address, timeout).await?);
+    let body_follows = stream.body_follows();
+    let (sender, connection) = http2::Builder::new(LocalExecutor)
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(5))
+        .handshake(TokioIo::new(stream))
+        .await?;
+    tokio::task::spawn_local(async move {
+        let _ = connection.await;
+        drop(permit);
+    });
+    let connection = Rc::new(Http2 { sender, streams: Cell::new(0), body_follows });
+    endpoint.shared.borrow_mut().push(connection.clone());
+    Ok(connection)
+}
+
 /// Opens a TCP connection.
 pub(crate) async fn open(address: SocketAddr, timeout: Duration) -> Result<TcpStream, LeaseError> {
     let stream = tokio::time::timeout(timeout, TcpStream::connect(address))
         .await
-        .map_err(|_| LeaseError::Timeout(timeout))?
-        .map_err(LeaseError::Connect)?;
-    stream.set_nodelay(true).map_err(LeaseError::Connect)?;
+        .map_err(|_| LeaseError::Timeout(timeout))??;
+    stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+// === impl LeaseError ===
+
+impl From<io::Error> for LeaseError {
+    fn from(error: io::Error) -> Self {
+        Self::Connect(Arc::new(error))
+    }
+}
+
+impl From<hyper::Error> for LeaseError {
+    fn from(error: hyper::Error) -> Self {
+        Self::Handshake(Arc::new(error))
+    }
 }
 
 impl<F> hyper::rt::Executor<F> for LocalExecutor
