@@ -73,10 +73,11 @@ fn a_tunnel_opens_where_a_route_says_so() -> Result<()> {
                       db, port: 7000}]\n";
         route_in_force(ns, &client, "echo", &(tunnel.to_owned() + to_echo))?;
         refused("\r\n")?;
-        // What comes along with the request is sent once the tunnel is there.
-        let answer = ask("x-team: a\r\n\r\nping", "ping")?;
+        // What comes along with the request is sent once the tunnel is there. A whole line, so that the proxy of the db knows at
+        // once that this is no request of HTTP.
+        let answer = ask("x-team: a\r\n\r\nping\n", "ping\n")?;
         ensure!(answer.error.is_none() && answer.received.starts_with("HTTP/1.1 200 "), "{answer:?}");
-        ensure!(answer.received.ends_with("\r\n\r\nI am db. ping"), "the pod's own bytes and no others: {answer:?}");
+        ensure!(answer.received.ends_with("\r\n\r\nI am db. ping\n"), "the pod's own bytes and no others: {answer:?}");
         let metrics = proxy_metrics(ns, "client")?;
         let source = format!("MeshRoute/{}/echo/tunnel", ns.name);
         let opened = metrics.sum("weft_requests_total", &[("source", &source), ("status", "200")]);
