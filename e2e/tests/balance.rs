@@ -73,6 +73,47 @@ fn a_pod_that_fails_is_left_alone() -> Result<()> {
 }
 
 #[test]
+fn each_kind_of_failure_gives_a_pod_away() -> Result<()> {
+    in_mesh("balance-signals", |ns| {
+        let odd = |argument: &str, value: &str| App::server("echo", "v2").arguments(&[argument, value]);
+        let client = echo(ns, &[App::server("echo", "v1").replicas(2), odd("--fail-every", "1")])?;
+        let rules = "- backendRefs: [{name: echo, port: 9080}]\n  timeouts: {backendRequest: 200ms}\n";
+        route_in_force(ns, &client, "echo", rules)?;
+        let ejected_by = |signal: &str, settings: &str| -> Result<()> {
+            let all_off = ["consecutive5xx", "consecutiveGatewayErrors", "consecutiveLocalFailures"];
+            let off: String = (all_off.iter().filter(|field| !settings.contains(*field)))
+                .map(|field| format!("{field}: 0, "))
+                .collect();
+            cluster(
+                ns,
+                &format!(
+                    "  loadBalancer: {{policy: Random}}\n  outlierDetection: {{{off}{settings}, interval: 1s, \
+                     baseEjectionTime: 1s}}\n"
+                ),
+            )?;
+            let count = || {
+                Ok::<f64, anyhow::Error>(
+                    proxy_metrics(ns, "client")?.sum("weft_outlier_ejections_total", &[("reason", signal)]),
+                )
+            };
+            let before = count()?;
+            eventually(&format!("{signal} to give it away"), SOON, || {
+                client.load("http://echo:9080/").requests(150).rate(100).concurrency(30).run()?;
+                let times = count()? - before;
+                ensure!(times >= 1.0, "{times} ejections by {signal}");
+                Ok(())
+            })
+        };
+        let alone = "successRate: {deviationsPermille: 0}";
+        ejected_by("consecutive-gateway-errors", &format!("consecutiveGatewayErrors: 3, {alone}"))?;
+        ejected_by("success-rate", "successRate: {minPods: 3, minRequests: 10, deviationsPermille: 1000}")?;
+        ns.apply(&odd("--delay", "2s").yaml())?;
+        ns.run(&["rollout", "status", "deployment/echo-v2", "--timeout", "60s"])?;
+        ejected_by("consecutive-local-failures", &format!("consecutiveLocalFailures: 3, {alone}"))
+    })
+}
+
+#[test]
 fn a_service_that_fails_is_sent_at_most_a_fifth_more() -> Result<()> {
     in_mesh("balance-budget", |ns| {
         let client = echo(ns, &[App::server("echo", "v1").arguments(&["--fail-every", "1"])])?;
