@@ -23,7 +23,7 @@ cluster := cluster-up
 load := --load $(NAME)
 endif
 
-# Everything is built once, in the profile that images are built with.
+# Everything is built once, in the profile that the images of tests and demo are built with.
 cargo := cargo --quiet
 profile := --profile ci
 
