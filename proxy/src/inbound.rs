@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, Version};
-use hyper::body::Incoming;
 use rustls::ServerConfig;
 use tokio::net::TcpStream;
 
@@ -14,6 +13,7 @@ use crate::decide::RequestHead;
 use crate::detect::Verdict;
 use crate::http::body::ResponseBody;
 use crate::http::forward::{Finish, LOCAL_CONNECT_TIMEOUT, Plan, Upstream, forward};
+use crate::http::incoming::Incoming;
 use crate::http::respond::{Answer, Reason};
 use crate::http::{head, serve};
 use crate::orig_dst::original_destination;

@@ -129,11 +129,6 @@ impl Prefixed {
         self.stream.farewell().await;
     }
 
-    /// Puts back what was read.
-    pub(crate) fn put_back(&mut self, read: &[u8]) {
-        self.prefix.extend_from_slice(read);
-    }
-
     /// Reads more of what the client says first, and puts it back. 0: it has ended.
     pub(crate) async fn more(&mut self) -> io::Result<usize> {
         self.stream.more(&mut self.prefix).await

@@ -9,12 +9,12 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
+
+use crate::multiplexed::Multiplexed;
 
 /// Bytes that [`Stream::more`] reads at once.
 const MORE: usize = 2048;
@@ -25,7 +25,7 @@ pub(crate) enum Stream {
     /// In a box, because most of what it is made of is TLS's.
     Tls(Box<TlsStream<TcpStream>>),
     /// One stream of an HTTP/2 connection.
-    Multiplexed(Box<TokioIo<Upgraded>>),
+    Multiplexed(Box<Multiplexed>),
 }
 
 impl Stream {

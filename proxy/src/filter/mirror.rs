@@ -20,7 +20,6 @@ use http::request::Parts;
 use http::uri::Authority;
 use http_body::Body;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use tokio::time::Instant;
 use weft_config as wire;
 
@@ -28,6 +27,7 @@ use super::Fraction;
 use crate::balance::affinity::Affinity;
 use crate::http::body::{REPLAY_BYTES_MAX, RequestBody};
 use crate::http::head;
+use crate::http::incoming::Incoming;
 use crate::outbound::find_cluster;
 use crate::table::CompileError;
 use crate::table::route::{Origin, Rule, Target};

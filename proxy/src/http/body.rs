@@ -8,15 +8,18 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use h2::SendStream;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::forward::Finish;
 use super::head;
+use super::incoming::Incoming;
 use super::watch::Open;
 use crate::filter::mirror::Copies;
 use crate::memory::Memory;
+use crate::tcp::End;
 
 /// Why a body ended early.
 pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -71,6 +74,16 @@ enum Source {
     Ended,
     Full(Bytes),
     Incoming(Incoming),
+    /// What follows the head is not a body.
+    Handover(Handover),
+}
+
+/// Whom a connection is given to behind the head of a response, when it is HTTP no more.
+pub(crate) enum Handover {
+    /// A connection of HTTP/1.1.
+    Connection(oneshot::Sender<End>),
+    /// What is sent in a stream of HTTP/2.
+    Stream(oneshot::Sender<SendStream<Bytes>>),
 }
 
 /// The response was not complete when the request's time was over.
@@ -99,11 +112,6 @@ impl Shared {
             sending: Cell::new(0),
             copies: RefCell::default(),
         })
-    }
-
-    /// Whether only its end will tell how long it is.
-    pub(crate) fn is_of_unknown_length(&self) -> bool {
-        self.size.exact().is_none()
     }
 
     /// Whether all of the body was read from downstream.
@@ -197,7 +205,7 @@ impl Body for RequestBody {
         if shared.source.borrow().is_end_stream() {
             shared.end();
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -231,6 +239,23 @@ impl ResponseBody {
         body
     }
 
+    /// The answer behind which the connection is somebody else's.
+    pub(crate) fn handover(next: Handover, finish: Box<Finish>) -> Self {
+        let mut body = Self::full(Bytes::new(), finish);
+        body.source = Source::Handover(next);
+        body
+    }
+
+    pub(super) fn take_handover(&mut self) -> Option<Handover> {
+        match std::mem::replace(&mut self.source, Source::Ended) {
+            Source::Handover(next) => Some(next),
+            source => {
+                self.source = source;
+                None
+            }
+        }
+    }
+
     /// A backend's answer.
     pub(crate) fn incoming(body: Incoming, deadline: Option<Instant>, finish: Box<Finish>) -> Self {
         let ended = body.is_end_stream();
@@ -250,7 +275,7 @@ impl Body for ResponseBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         match &mut this.source {
-            Source::Ended => Poll::Ready(None),
+            Source::Ended | Source::Handover(_) => Poll::Ready(None),
             Source::Full(bytes) => {
                 let bytes = std::mem::take(bytes);
                 this.finish.bytes += bytes.len() as u64;
@@ -277,28 +302,20 @@ impl Body for ResponseBody {
                     this.source = Source::Ended;
                     this.finish.complete();
                 }
-                Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+                Poll::Ready(frame)
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self.source, Source::Ended)
+        matches!(self.source, Source::Ended | Source::Handover(_))
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
-            Source::Ended => SizeHint::with_exact(0),
+            Source::Ended | Source::Handover(_) => SizeHint::with_exact(0),
             Source::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Source::Incoming(incoming) => incoming.size_hint(),
-        }
-    }
-}
-
-impl Drop for ResponseBody {
-    fn drop(&mut self) {
-        if let Some(open) = &mut self.open {
-            open.read |= self.finish.has_read_request();
         }
     }
 }

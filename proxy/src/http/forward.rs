@@ -26,12 +26,12 @@ use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::body::{ResponseBody, Shared};
 use super::head;
 use super::hedge;
+use super::incoming::Incoming;
 use super::respond::{Answer, GRPC_STATUS, Reason, UNPROCESSED};
 use super::upgrade;
 use crate::balance::affinity::Affinity;
@@ -41,7 +41,7 @@ use crate::table::route::{Origin, Retry, Rule};
 use crate::telemetry::access;
 use crate::telemetry::metrics::Direction;
 use crate::upstream::cluster::ClusterState;
-use crate::upstream::endpoint::{Endpoint, Lease, LeaseError};
+use crate::upstream::endpoint::{Endpoint, Lease, LeaseError, SendError};
 use crate::upstream::load::Permit;
 use crate::worker::Worker;
 
@@ -163,14 +163,13 @@ struct Allowance<'a> {
 
 /// Sends a request on and gives back what the client gets.
 pub(crate) async fn forward(
-    mut request: Box<Request<Incoming>>,
+    request: Box<Request<Incoming>>,
     plan: Plan<'_>,
     mut finish: Box<Finish>,
 ) -> Response<ResponseBody> {
     let worker = finish.worker.clone();
     let deadline = plan.request_timeout.map(|timeout| finish.note.started + timeout);
-    let downstream = head::wants_upgrade(request.version(), request.headers())
-        .map(|protocol| (protocol, hyper::upgrade::on(&mut *request)));
+    let upgrade = head::wants_upgrade(request.version(), request.headers());
     let (mut parts, body) = request.into_parts();
     let affinity = match &plan.upstream {
         Upstream::Local(_) => Affinity::default(),
@@ -184,15 +183,11 @@ pub(crate) async fn forward(
     if let Err(head::BadHead(text)) = head::for_upstream(&mut parts, host, plan.path.clone(), plan.http2) {
         return Answer::new(Reason::BadRequest, text).into_response(finish);
     }
-    if let Some((protocol, _)) = &downstream {
+    if let Some(protocol) = &upgrade {
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         parts.headers.insert(header::UPGRADE, protocol.clone());
     }
     let body = Shared::new(body, worker.shared.memory.clone());
-    if body.is_of_unknown_length() && !plan.http2 {
-        // hyper takes a GET of unknown length for one without a body.
-        parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-    }
     finish.body = Some(body.clone());
     if let Some(copies) = finish.copies.take() {
         body.copy_to(copies.of(&parts, plan.host.as_ref()));
@@ -213,7 +208,7 @@ pub(crate) async fn forward(
     loop {
         finish.note.attempts += 1;
         // A connection that is to change its protocol is had once.
-        let hedge = plan.rule.and_then(|rule| rule.hedge.as_ref()).filter(|_| downstream.is_none());
+        let hedge = plan.rule.and_then(|rule| rule.hedge.as_ref()).filter(|_| upgrade.is_none());
         let outcome = match choose(&worker, &plan, affinity, &mut tried, finish.note.attempts > 1) {
             Err(failure) => Err(failure),
             Ok(endpoint) => {
@@ -268,7 +263,7 @@ pub(crate) async fn forward(
                 {
                     response.headers_mut().append(header::SET_COOKIE, cookie);
                 }
-                accept(response, lease, &plan, deadline, downstream, finish)
+                accept(response, lease, &plan, deadline, upgrade, finish)
             }
             Err(failure) => failure.answer(&plan, finish),
         };
@@ -331,19 +326,17 @@ pub(super) async fn attempt(
         let reused = lease.reused;
         match lease.send(Request::from_parts(parts.clone(), body.body())).await {
             Ok(response) => Ok((response, lease)),
-            Err((error, Some(_unsent))) => {
+            Err(SendError::Unsent(text)) => {
                 lease.retire();
-                Err(Failure::Connect { ended: reused, text: error.to_string() })
+                Err(Failure::Connect { ended: reused, text })
             }
-            Err((error, None)) if has_left(&error) => {
+            Err(error @ SendError::Left) => {
                 lease.retire();
-                Err(Failure::Connect { ended: true, text: "the connection was given up before".into() })
+                Err(Failure::Connect { ended: true, text: error.to_string() })
             }
-            Err((error, None)) if refused_stream(&error) => {
-                Err(Failure::Connect { ended: false, text: "the stream was refused".into() })
-            }
-            Err((error, None)) if error.is_parse() => Err(Failure::Protocol(error.to_string())),
-            Err((error, None)) => Err(Failure::Reset { reused, text: error.to_string() }),
+            Err(error @ SendError::Refused) => Err(Failure::Connect { ended: false, text: error.to_string() }),
+            Err(SendError::Protocol(text)) => Err(Failure::Protocol(text)),
+            Err(SendError::Reset(text)) => Err(Failure::Reset { reused, text }),
         }
     };
     let outcome = match until {
@@ -388,42 +381,19 @@ fn judge(outcome: &Attempted, waited: bool) -> Option<Outcome> {
     }
 }
 
-/// An HTTP/2 peer says that it did nothing for this stream.
-fn refused_stream(error: &hyper::Error) -> bool {
-    h2_error(error).is_some_and(|error| error.reason() == Some(h2::Reason::REFUSED_STREAM))
-}
-
-/// An HTTP/2 peer that leaves in peace says that this stream came too late.
-fn has_left(error: &hyper::Error) -> bool {
-    let is_farewell =
-        |error: &h2::Error| error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR);
-    h2_error(error).is_some_and(is_farewell)
-}
-
-fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<h2::Error>() {
-            return Some(error);
-        }
-        cause = error.source();
-    }
-    None
-}
-
 /// Makes the client's response of the backend's.
 fn accept(
     response: Response<Incoming>,
     lease: Lease,
     plan: &Plan<'_>,
     deadline: Option<Instant>,
-    downstream: Option<(HeaderValue, hyper::upgrade::OnUpgrade)>,
+    upgrade: Option<HeaderValue>,
     mut finish: Box<Finish>,
 ) -> Response<ResponseBody> {
     finish.note.status = response.status().as_u16();
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return match downstream {
-            Some((protocol, downstream)) => upgrade::switch(response, lease, protocol, downstream, finish),
+        return match upgrade {
+            Some(protocol) => upgrade::switch(response, lease, protocol, finish),
             None => Answer::new(Reason::UpstreamProtocol, "the backend changed the protocol without being asked")
                 .into_response(finish),
         };
@@ -642,11 +612,6 @@ impl Finish {
 
     pub(crate) fn is_grpc(&self) -> bool {
         self.note.grpc
-    }
-
-    /// Whether a body was sent on to its end.
-    pub(crate) fn has_read_request(&self) -> bool {
-        self.body.as_ref().is_some_and(|body| body.is_complete())
     }
 
     /// The proxy answers by itself.

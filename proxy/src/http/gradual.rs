@@ -1,4 +1,4 @@
-//! Reading a connection of HTTP/2 bit by bit, and writing a head with the body that follows it.
+//! Reading a connection of HTTP/2 bit by bit.
 
 use std::cell::Cell;
 use std::io;
@@ -15,31 +15,20 @@ const BURST: usize = 16 * 1024;
 /// A stream that lets others go first after each [`BURST`]. Otherwise one task takes in all that has arrived before those
 /// that forward it have run once, and a burst of small messages looks like an attack. (It still does where they wait because
 /// the far side is slower.)
-///
-/// Where a body is said to follow, others go first before a write as well. h2 wakes a connection as soon as there is a head,
-/// before it can take anything of the body; so each would cost a system call and a segment.
 pub(crate) struct Gradual<S> {
     stream: S,
     read: usize,
-    body_follows: Rc<Cell<bool>>,
+    count: Rc<Cell<u64>>,
 }
 
 impl<S> Gradual<S> {
     pub(crate) fn new(stream: S) -> Self {
-        Self { stream, read: 0, body_follows: Rc::default() }
+        Self { stream, read: 0, count: Rc::default() }
     }
 
-    /// Set when a request with a body is about to be written; cleared when others have had their turn.
-    pub(crate) fn body_follows(&self) -> Rc<Cell<bool>> {
-        self.body_follows.clone()
-    }
-
-    fn gather(&self, cx: &Context<'_>) -> Poll<()> {
-        if !self.body_follows.take() {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+    /// How many bytes were read so far.
+    pub(crate) fn count(&self) -> Rc<Cell<u64>> {
+        self.count.clone()
     }
 }
 
@@ -52,14 +41,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gradual<S> {
         }
         let before = out.filled().len();
         let read = ready!(Pin::new(&mut self.stream).poll_read(cx, out));
-        self.read += out.filled().len() - before;
+        let came = out.filled().len() - before;
+        self.read += came;
+        self.count.set(self.count.get() + came as u64);
         Poll::Ready(read)
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Gradual<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        ready!(self.gather(cx));
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
@@ -68,7 +58,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gradual<S> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.gather(cx));
         Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
     }
 

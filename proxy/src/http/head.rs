@@ -1,6 +1,6 @@
 //! What a request's head must be before anybody looks at it, and what it becomes on its way up.
 //!
-//! These are the duties that hyper leaves to a proxy: one authority, one framing, and headers that concern one connection
+//! These are the duties of a proxy: one authority, one framing, and headers that concern one connection
 //! never passed to another (RFC 9110 7.6.1, RFC 9112 6.3). A head that could mean two things is refused.
 
 use bytes::BytesMut;
@@ -8,6 +8,8 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, Method, Request, Uri, Version};
+
+use crate::http1::parse::Framing;
 
 /// Headers of a request, each value counted. Source: Envoy's default.
 pub(crate) const HEADERS_MAX: usize = 100;
@@ -76,7 +78,7 @@ pub(crate) fn check<B>(request: &Request<B>) -> Result<(), BadHead> {
     if headers.len() > HEADERS_MAX {
         return Err(BadHead("there are more than 100 headers"));
     }
-    check_framing(headers)?;
+    framing(headers)?;
     let mut hosts = headers.get_all(header::HOST).iter();
     let host = hosts.next();
     if hosts.next().is_some() {
@@ -124,7 +126,7 @@ pub(crate) fn check_connect<B>(request: &Request<B>) -> Result<(), BadHead> {
 
 /// Refuses a response's head that could mean two things. Of equal lengths one is left.
 pub(crate) fn check_response(headers: &mut HeaderMap) -> Result<(), BadHead> {
-    check_framing(headers)?;
+    framing(headers)?;
     // Fewer names than values: some name has several.
     if headers.keys_len() < headers.len()
         && headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some()
@@ -135,11 +137,11 @@ pub(crate) fn check_response(headers: &mut HeaderMap) -> Result<(), BadHead> {
     Ok(())
 }
 
-/// One framing, said once.
-fn check_framing(headers: &HeaderMap) -> Result<(), BadHead> {
+/// How a message's headers say where its body ends, if they do: one framing, said once.
+pub(crate) fn framing(headers: &HeaderMap) -> Result<Option<Framing>, BadHead> {
     // Looking once through the few that a message has is cheaper than looking each name up.
     if !headers.keys().any(|name| *name == header::TRANSFER_ENCODING || *name == header::CONTENT_LENGTH) {
-        return Ok(());
+        return Ok(None);
     }
     let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
     if let Some(encoding) = encodings.next() {
@@ -149,16 +151,14 @@ fn check_framing(headers: &HeaderMap) -> Result<(), BadHead> {
         if headers.contains_key(header::CONTENT_LENGTH) {
             return Err(BadHead("a message has a content length or a transfer encoding, not both"));
         }
+        return Ok(Some(Framing::Chunked));
     }
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
-    if let Some(length) = lengths.next()
-        && (length.is_empty()
-            || lengths.any(|other| other != length)
-            || !length.as_bytes().iter().all(u8::is_ascii_digit))
-    {
-        return Err(BadHead("the content length is no single number"));
-    }
-    Ok(())
+    let length = lengths.next().filter(|length| lengths.all(|other| other == length)).and_then(|length| {
+        let digits = length.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
+        digits.parse().ok()
+    });
+    length.map(|length| Some(Framing::Length(length))).ok_or(BadHead("the content length is no single number"))
 }
 
 /// Whether an authority is a name or an address and perhaps a port, and nothing that could be read as two of them.
@@ -234,7 +234,7 @@ pub(crate) fn for_upstream(
     if trailers {
         parts.headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
-    // hyper has answered an Expect already, when the body was first read.
+    // An Expect is answered here, when the body is first read.
     remove_all(&mut parts.headers, |name| *name == header::CONTENT_LENGTH || *name == header::EXPECT);
     let path = path.or_else(|| parts.uri.path_and_query().cloned()).unwrap_or_else(|| PathAndQuery::from_static("/"));
     let mut uri = http::uri::Parts::default();

@@ -2,22 +2,30 @@
 //!
 //! - [`serve`]: the server side of a connection, HTTP/1.1 or HTTP/2, drained when the process is.
 //! - [`watch`]: what moves on that connection, and when it has lasted too long as it is.
-//! - [`head`]: the duties that hyper leaves to a proxy: one authority, one framing, no hop-by-hop header passed on.
+//! - [`head`]: the duties of a proxy: one authority, one framing, no hop-by-hop header passed on.
 //! - [`forward`]: attempts, timeouts, retries.
 //! - [`hedge`]: attempts side by side, for rules that want them.
+//! - [`requests`]: the requests of a connection of HTTP/1.1, one after the other.
+//! - [`streams`]: those of a connection of HTTP/2, side by side.
 //! - [`gradual`]: reading HTTP/2 so that small messages in a burst are no flood.
+//! - [`incoming`] and [`pipe`]: bodies as they come, and as they go into a stream of HTTP/2.
 //! - [`respond`]: the one place where an answer of the proxy's own is made.
 //! - [`body`]: bodies that can be sent again, and bodies that know when they are complete.
 //! - [`upgrade`]: what was HTTP and is bytes from now on.
 //! - [`tunnel`]: CONNECT, which is bytes from its head on.
 
 pub(crate) mod body;
+mod date;
 pub(crate) mod forward;
 pub(crate) mod gradual;
 pub(crate) mod head;
 pub(crate) mod hedge;
+pub(crate) mod incoming;
+pub(crate) mod pipe;
+pub(crate) mod requests;
 pub(crate) mod respond;
 pub(crate) mod serve;
+mod streams;
 pub(crate) mod tunnel;
 pub(crate) mod upgrade;
 pub(crate) mod watch;

@@ -6,15 +6,17 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
+use futures_util::future::Either;
+use http::{Request, Response, StatusCode};
+use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 
-use super::body::ResponseBody;
+use super::body::{Handover, ResponseBody};
 use super::forward::Finish;
+use super::incoming::Incoming;
 use super::respond::{Answer, Reason};
 use super::upgrade;
+use crate::multiplexed::Multiplexed;
 use crate::outbound::connect;
 use crate::stream::Stream;
 use crate::table::Cluster;
@@ -29,7 +31,7 @@ pub(crate) fn refusal() -> Answer {
 
 /// Connects to an endpoint of the cluster, answers, and passes bytes both ways until one side has had enough.
 pub(crate) async fn open(
-    mut request: Box<Request<Incoming>>,
+    request: Box<Request<Incoming>>,
     cluster: &Arc<Cluster>,
     subset: Option<&str>,
     rule: &Rule,
@@ -42,9 +44,8 @@ pub(crate) async fn open(
             format!("{} connections to {} are open already", cluster.limits.max_connections.unwrap_or(0), cluster.name);
         return Answer::new(Reason::Overflow, text).into_response(finish);
     };
-    let is_stream = request.version() == Version::HTTP_2;
-    let downstream = hyper::upgrade::on(&mut *request);
-    let affinity = state.affinity(&request.into_parts().0, finish.note.peer.ip());
+    let (parts, body) = request.into_parts();
+    let affinity = state.affinity(&parts, finish.note.peer.ip());
     let begun = finish.note.started;
     let connecting = connect(&worker, cluster, subset, affinity, &mut finish.note.attempts);
     let connected = match rule.request_timeout {
@@ -68,21 +69,29 @@ pub(crate) async fn open(
         }
     };
     let shared = worker.shared.clone();
+    let (downstream, handover) = match body {
+        Incoming::Http2(body) => {
+            let ((next, sent), received) = (oneshot::channel(), body.into_stream());
+            let stream = async { Some(Stream::Multiplexed(Box::new(Multiplexed::new(sent.await.ok()?, received)))) };
+            let end = async { Some(End { stream: stream.await?, read: Bytes::new() }) };
+            (Either::Left(end), Handover::Stream(next))
+        }
+        Incoming::FromClient(_) | Incoming::FromServer(_) => {
+            let (next, end) = oneshot::channel();
+            (Either::Right(async { end.await.ok() }), Handover::Connection(next))
+        }
+    };
     upgrade::carry(&worker.shared, async move {
         // Counted as a connection as long as it lasts.
         let _permit = permit;
         let (idle, drain) = (shared.timeouts.idle, &shared.drain);
-        if is_stream {
-            let Ok(downstream) = downstream.await else { return };
-            let stream = Stream::Multiplexed(Box::new(TokioIo::new(downstream)));
-            tcp::relay(End { stream, read: Bytes::new() }, upstream.into(), idle, drain).await;
-        } else {
-            let Some(downstream) = upgrade::client(downstream).await else { return };
+        let downstream = downstream.await;
+        if let Some(downstream) = downstream {
             tcp::relay(downstream, upstream.into(), idle, drain).await;
         }
     });
-    let mut opened = Response::new(());
-    rule.response_edit.apply(opened.headers_mut());
+    let mut response = Response::new(());
+    rule.response_edit.apply(response.headers_mut());
     finish.note.status = StatusCode::OK.as_u16();
-    opened.map(|()| ResponseBody::full(Bytes::new(), finish))
+    response.map(|()| ResponseBody::handover(handover, finish))
 }

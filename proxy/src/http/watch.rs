@@ -9,7 +9,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -27,24 +27,16 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Bytes that are read meanwhile. A client that sends more is reset.
 const LINGER_BYTES_MAX: usize = 1024 * 1024;
 
-/// How long after a request an HTTP/1.1 connection is said to rest. After its first, which may have been its only one, it
-/// is said so at once.
-const REST: Duration = Duration::from_millis(500);
-
 /// What moves on a connection, noted by its stream and its requests. All of it happens on one thread, but a stream that may
 /// be upgraded is to be `Send`; so these are atomics that nobody contends for. Moments are milliseconds since `begun`,
 /// and 0 is none.
 pub(crate) struct Watch {
     timeouts: Timeouts,
     begun: Instant,
-    /// In HTTP/1.1 what comes between requests is a head, and a connection may rest.
+    /// In HTTP/1.1 what comes between requests is a head.
     http1: bool,
     /// Requests that are not answered to their end.
     open: AtomicU32,
-    /// Whether there was a second request.
-    again: AtomicBool,
-    /// Whether there was a request whose body was not read to its end: what comes next may be the rest of it.
-    unread: AtomicBool,
     /// When a byte last went either way.
     moved: AtomicU64,
     /// When a head began to arrive that is not complete.
@@ -66,11 +58,7 @@ pub(crate) struct Watched {
 }
 
 /// A request that is open until this is dropped.
-pub(crate) struct Open {
-    watch: Arc<Watch>,
-    /// Whether its body was read to its end.
-    pub(crate) read: bool,
-}
+pub(crate) struct Open(Arc<Watch>);
 
 /// Why a connection is not looked after any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,8 +67,6 @@ pub(crate) enum Left {
     Done,
     /// It has lasted too long as it is.
     Overdue,
-    /// Its client is answered and silent: nothing is under way.
-    Resting,
 }
 
 // === impl Watch ===
@@ -93,8 +79,6 @@ impl Watch {
             begun: Instant::now(),
             http1,
             open: AtomicU32::new(0),
-            again: AtomicBool::new(false),
-            unread: AtomicBool::new(false),
             moved: AtomicU64::new(1),
             head: AtomicU64::new(u64::from(http1 && begun)),
             stalled: AtomicU64::new(0),
@@ -106,11 +90,11 @@ impl Watch {
         u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX) + 1
     }
 
-    /// A head was read. `read`: it has no body.
-    pub(crate) fn open(self: &Arc<Self>, read: bool) -> Open {
+    /// A head was read.
+    pub(crate) fn open(self: &Arc<Self>) -> Open {
         self.open.fetch_add(1, Relaxed);
         self.head.store(0, Relaxed);
-        Open { watch: self.clone(), read }
+        Open(self.clone())
     }
 
     /// Bytes were read.
@@ -138,41 +122,29 @@ impl Watch {
         deadlines.into_iter().flatten().min().unwrap_or(self.begun + idle)
     }
 
-    /// Since when the client has been answered and silent.
-    fn resting(&self) -> Option<Instant> {
+    /// Whether the client is answered and silent: nothing is under way.
+    pub(crate) fn is_at_rest(&self) -> bool {
         let under_way = [&self.head, &self.stalled, &self.closing].iter().any(|since| since.load(Relaxed) != 0);
-        if !self.http1 || under_way || self.open.load(Relaxed) != 0 || self.unread.load(Relaxed) {
-            return None;
-        }
-        Some(self.begun + Duration::from_millis(self.moved.load(Relaxed)))
+        !under_way && self.open.load(Relaxed) == 0
     }
 
-    /// Runs a connection until it is over, overdue, or at rest.
+    /// Runs a connection until it is over or overdue.
     pub(crate) async fn look_after<C: Future>(&self, mut connection: Pin<&mut C>) -> Left {
         let mut timer = pin!(sleep_until(self.deadline()));
         poll_fn(|cx| {
             if connection.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Left::Done);
             }
-            let resting = self.resting();
-            if resting.is_some() && !self.again.load(Relaxed) {
-                return Poll::Ready(Left::Resting);
-            }
-            let rests = resting.map(|since| since + REST);
-            let next = || rests.map_or_else(|| self.deadline(), |rests| rests.min(self.deadline()));
+            let deadline = self.deadline();
             // The timer may ring too early, never too late: most requests do not touch it.
-            if next() < timer.deadline() {
-                timer.as_mut().reset(next());
+            if deadline < timer.deadline() {
+                timer.as_mut().reset(deadline);
             }
             while timer.as_mut().poll(cx).is_ready() {
-                let now = Instant::now();
-                if self.deadline() <= now {
+                if self.deadline() <= Instant::now() {
                     return Poll::Ready(Left::Overdue);
                 }
-                if rests.is_some_and(|rests| rests <= now) {
-                    return Poll::Ready(Left::Resting);
-                }
-                timer.as_mut().reset(next());
+                timer.as_mut().reset(self.deadline());
             }
             Poll::Pending
         })
@@ -182,10 +154,7 @@ impl Watch {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.watch.open.fetch_sub(1, Relaxed);
-        if !self.read {
-            self.watch.unread.store(true, Relaxed);
-        }
+        self.0.open.fetch_sub(1, Relaxed);
     }
 }
 
@@ -196,24 +165,8 @@ impl Watched {
         Self { stream, watch, memory, waiting: false, discarded: 0 }
     }
 
-    /// Waits at rest until the client speaks again, and notes that a head has begun. Whether it did, and did not leave.
-    pub(crate) async fn wake(&mut self) -> bool {
-        let awake = matches!(self.stream.more().await, Ok(1..));
-        self.watch.again.store(true, Relaxed);
-        self.watch.read();
-        awake
-    }
-
-    /// Puts back what was read of a head already.
-    pub(crate) fn put_back(&mut self, read: &[u8]) -> bool {
-        self.stream.put_back(read);
-        self.watch.again.store(true, Relaxed);
-        self.watch.read();
-        true
-    }
-
-    /// Ends the connection at rest.
-    pub(crate) async fn farewell(mut self) {
+    /// See [`Stream::farewell`](crate::stream::Stream::farewell).
+    pub(crate) async fn farewell(&mut self) {
         self.stream.farewell().await;
     }
 

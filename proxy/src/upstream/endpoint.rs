@@ -10,20 +10,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use futures_util::future::{Either, LocalBoxFuture, Shared};
-use futures_util::{FutureExt, TryFutureExt};
-use hyper::body::{Body, Incoming};
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 
+use super::http1::{Http1, Switched};
+use super::http2::Http2;
 use super::load::{Load, Permit};
-use super::patient::Patient;
 use crate::balance::PeakEwma;
 use crate::balance::outlier::Tally;
 use crate::http::body::RequestBody;
-use crate::http::gradual::Gradual;
-use crate::http::{CONNECTION_WINDOW, STREAM_WINDOW};
+use crate::http::incoming::Incoming;
 
 /// How long an HTTP/1.1 connection may idle. Shorter than the idle timeouts of common servers, so that it is this side
 /// that closes. Source: Linkerd closes after 3 s.
@@ -32,8 +29,8 @@ const IDLE: Duration = Duration::from_secs(4);
 /// Idle connections that one worker keeps for one endpoint.
 const IDLE_MAX: usize = 256;
 
-/// Requests on one HTTP/2 connection before another is opened. Source: what common servers allow.
-const STREAMS_MAX: u32 = 100;
+/// Requests that wait for one HTTP/2 connection while it is being made; more make another.
+const EXPECTED_MAX: u32 = 100;
 
 /// An endpoint.
 pub(crate) struct Endpoint {
@@ -50,16 +47,8 @@ pub(crate) struct Endpoint {
 }
 
 struct Idle {
-    sender: http1::SendRequest<RequestBody>,
+    connection: Rc<Http1>,
     since: Instant,
-}
-
-/// A connection with several requests on it.
-pub(crate) struct Http2 {
-    sender: http2::SendRequest<RequestBody>,
-    streams: Cell<u32>,
-    /// Tells the stream below.
-    body_follows: Rc<Cell<bool>>,
 }
 
 /// An HTTP/2 connection that is being made. Of a thousand requests that come at once the first makes a connection and a
@@ -83,7 +72,7 @@ pub(crate) struct Lease {
 /// A connection.
 pub(crate) enum Connection {
     /// None once it has gone back or is not to.
-    Http1(Option<http1::SendRequest<RequestBody>>),
+    Http1(Option<Rc<Http1>>),
     Http2(Rc<Http2>),
 }
 
@@ -98,15 +87,31 @@ pub(crate) enum LeaseError {
     Timeout(Duration),
     /// The other side does not speak HTTP.
     #[error("{0}")]
-    Handshake(#[source] Arc<hyper::Error>),
+    Handshake(#[source] Arc<h2::Error>),
     /// Too many requests wait already.
     #[error("too many requests wait for a connection")]
     Overflow,
 }
 
-/// Runs the tasks of HTTP/2 connections on the worker's own thread.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct LocalExecutor;
+/// Why there is no response.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SendError {
+    /// Nothing of the request was sent.
+    #[error("{0}")]
+    Unsent(String),
+    /// The other side leaves in peace, and says that this request came too late.
+    #[error("the connection was given up before")]
+    Left,
+    /// The other side says that it did nothing for this request.
+    #[error("the stream was refused")]
+    Refused,
+    /// What came is not HTTP.
+    #[error("{0}")]
+    Protocol(String),
+    /// Something may have been sent.
+    #[error("{0}")]
+    Reset(String),
+}
 
 // === impl Endpoint ===
 
@@ -149,8 +154,7 @@ impl Endpoint {
     pub(crate) fn idle(self: &Rc<Self>, http2: bool) -> Option<Lease> {
         if http2 {
             let shared = self.shared.borrow();
-            let has_room = |it: &&Rc<Http2>| it.streams.get() < STREAMS_MAX && !it.sender.is_closed();
-            let connection = shared.iter().find(has_room)?.clone();
+            let connection = shared.iter().find(|connection| connection.has_room())?.clone();
             return Some(self.lease(Connection::Http2(connection), true));
         }
         let mut idle = self.idle.borrow_mut();
@@ -158,11 +162,9 @@ impl Endpoint {
         if idle.last().is_some_and(|newest| newest.since.elapsed() > IDLE) {
             idle.clear();
         }
-        // One that has just come back may have yet to see the end of its response.
-        let ready = idle.iter().rposition(|idle| idle.sender.is_ready())?;
-        let sender = idle.remove(ready).sender;
+        let usable = std::iter::from_fn(|| idle.pop()).find(|idle| idle.connection.is_usable())?;
         drop(idle);
-        Some(self.lease(Connection::Http1(Some(sender)), true))
+        Some(self.lease(Connection::Http1(Some(usable.connection)), true))
     }
 
     /// An HTTP/2 connection that is being made already.
@@ -170,7 +172,7 @@ impl Endpoint {
         let connection = {
             let mut opening = self.opening.borrow_mut();
             let opening = (opening.as_mut())
-                .filter(|opening| opening.expected < STREAMS_MAX && opening.connection.peek().is_none())?;
+                .filter(|opening| opening.expected < EXPECTED_MAX && opening.connection.peek().is_none())?;
             opening.expected += 1;
             opening.connection.clone()
         };
@@ -194,28 +196,22 @@ impl Endpoint {
             self.opening.borrow_mut().take_if(|opening| opening.connection.peek().is_some());
             return Ok(self.lease(Connection::Http2(connected?), false));
         }
-        let stream = open(self.address, timeout).await?;
-        let (sender, connection) = http1::Builder::new().handshake(TokioIo::new(Patient::new(stream))).await?;
-        tokio::task::spawn_local(async move {
-            // Its errors reach whoever waits for the response.
-            let _ = connection.with_upgrades().await;
-            drop(permit);
-        });
-        Ok(self.lease(Connection::Http1(Some(sender)), false))
+        let connection = Http1::new(open(self.address, timeout).await?, permit);
+        Ok(self.lease(Connection::Http1(Some(connection)), false))
     }
 
     /// Keeps a connection for the next request.
-    fn keep(&self, sender: http1::SendRequest<RequestBody>) {
+    fn keep(&self, connection: Rc<Http1>) {
         let mut idle = self.idle.borrow_mut();
         if idle.len() < IDLE_MAX {
-            idle.push(Idle { sender, since: Instant::now() });
+            idle.push(Idle { connection, since: Instant::now() });
         }
     }
 
-    /// Closes what has idled for too long.
+    /// Closes what has idled for too long, and what the server has closed.
     pub(crate) fn close_idle(&self) {
-        self.idle.borrow_mut().retain(|idle| idle.since.elapsed() <= IDLE && !idle.sender.is_closed());
-        self.shared.borrow_mut().retain(|connection| !connection.sender.is_closed());
+        self.idle.borrow_mut().retain(|idle| idle.since.elapsed() <= IDLE && idle.connection.is_usable());
+        self.shared.borrow_mut().retain(|connection| !connection.is_over());
     }
 
     /// Closes the connection that has idled for longest, if there is one.
@@ -230,7 +226,7 @@ impl Endpoint {
     fn lease(self: &Rc<Self>, connection: Connection, reused: bool) -> Lease {
         self.in_flight.set(self.in_flight.get() + 1);
         if let Connection::Http2(connection) = &connection {
-            connection.streams.set(connection.streams.get() + 1);
+            connection.enter();
         }
         Lease { endpoint: self.clone(), connection, reused, load: None }
     }
@@ -245,27 +241,17 @@ impl Lease {
         self
     }
 
-    /// Sends a request. On failure the request comes back if nothing of it was sent.
+    /// Sends a request.
     pub(crate) fn send(
         &mut self,
         request: http::Request<RequestBody>,
-    ) -> impl Future<Output = Result<http::Response<Incoming>, (hyper::Error, Option<http::Request<RequestBody>>)>> + use<>
-    {
+    ) -> impl Future<Output = Result<http::Response<Incoming>, SendError>> + use<> {
         // The request is on its way before there is a future that would have to keep it.
-        let sending = match &mut self.connection {
-            Connection::Http1(Some(sender)) => Either::Left(sender.try_send_request(request)),
-            Connection::Http2(connection) => {
-                if !request.body().is_end_stream() {
-                    connection.body_follows.set(true);
-                }
-                Either::Right(connection.sender.clone().try_send_request(request))
-            }
+        match &mut self.connection {
+            Connection::Http1(Some(connection)) => Either::Left(connection.send(request)),
+            Connection::Http2(connection) => Either::Right(connection.send(request)),
             Connection::Http1(None) => unreachable!("a lease is given back once, when its response is complete"),
-        };
-        sending.map_err(|mut error| {
-            let unsent = error.take_message();
-            (error.into_error(), unsent)
-        })
+        }
     }
 
     /// Sees to it that no other request takes this connection, which is about to end. HTTP/2 shares them, and one that has
@@ -276,19 +262,22 @@ impl Lease {
         }
     }
 
-    /// Gives an HTTP/1.1 connection back once its request and response are complete. Without this it is closed.
+    /// Gives an HTTP/1.1 connection back once its request and response are complete. In any doubt it is closed.
     pub(crate) fn give_back(mut self) {
-        let Connection::Http1(sender) = &mut self.connection else { return };
-        let Some(mut sender) = sender.take() else { return };
-        let Some(load) = self.load.take() else { return self.endpoint.keep(sender) };
-        // Whoever waits is told once the connection's task has seen the end of the response, and not before.
-        let endpoint = self.endpoint.clone();
-        tokio::task::spawn_local(async move {
-            if sender.ready().await.is_ok() {
-                endpoint.keep(sender);
-                load.freed.notify_one();
-            }
-        });
+        let Connection::Http1(connection) = &mut self.connection else { return };
+        let Some(connection) = connection.take().filter(|connection| connection.is_free()) else { return };
+        self.endpoint.keep(connection);
+        if let Some(load) = &self.load {
+            load.freed.notify_one();
+        }
+    }
+
+    /// Takes an HTTP/1.1 connection that is HTTP no more. The request counts as in flight still.
+    pub(crate) fn switch(&mut self) -> Option<Switched> {
+        match &mut self.connection {
+            Connection::Http1(connection) => connection.take()?.into_switched(),
+            Connection::Http2(_) => None,
+        }
     }
 }
 
@@ -296,7 +285,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.endpoint.in_flight.set(self.endpoint.in_flight.get() - 1);
         if let Connection::Http2(connection) = &self.connection {
-            connection.streams.set(connection.streams.get() - 1);
+            connection.leave();
         }
     }
 }
@@ -306,21 +295,7 @@ async fn connect_http2(
     timeout: Duration,
     permit: Option<Permit>,
 ) -> Result<Rc<Http2>, LeaseError> {
-    let stream = Gradual::new(open(endpoint.address, timeout).await?);
-    let body_follows = stream.body_follows();
-    let (sender, connection) = http2::Builder::new(LocalExecutor)
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .keep_alive_interval(Duration::from_secs(10))
-        .keep_alive_timeout(Duration::from_secs(5))
-        .handshake(TokioIo::new(stream))
-        .await?;
-    tokio::task::spawn_local(async move {
-        let _ = connection.await;
-        drop(permit);
-    });
-    let connection = Rc::new(Http2 { sender, streams: Cell::new(0), body_follows });
+    let connection = Http2::handshake(open(endpoint.address, timeout).await?, permit).await?;
     endpoint.shared.borrow_mut().push(connection.clone());
     Ok(connection)
 }
@@ -342,18 +317,8 @@ impl From<io::Error> for LeaseError {
     }
 }
 
-impl From<hyper::Error> for LeaseError {
-    fn from(error: hyper::Error) -> Self {
+impl From<h2::Error> for LeaseError {
+    fn from(error: h2::Error) -> Self {
         Self::Handshake(Arc::new(error))
-    }
-}
-
-impl<F> hyper::rt::Executor<F> for LocalExecutor
-where
-    F: Future + 'static,
-    F::Output: 'static,
-{
-    fn execute(&self, task: F) {
-        tokio::task::spawn_local(task);
     }
 }

@@ -8,5 +8,6 @@
 pub(crate) mod cluster;
 pub(crate) mod endpoint;
 pub(crate) mod health;
+pub(crate) mod http1;
+pub(crate) mod http2;
 pub(crate) mod load;
-pub(crate) mod patient;

@@ -1,0 +1,259 @@
+//! The server side of a connection of HTTP/1.1: one request after the other.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io::IoSlice;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
+use http::header::{self, HeaderValue};
+use http::{HeaderMap, Method, Request, Response, Version};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::{BodyExt, Full};
+use tokio::time::timeout;
+
+use super::body::{BodyError, Handover, ResponseBody};
+use super::incoming::Incoming;
+use super::respond::{REASON, Reason};
+use super::watch::{Left, Watch, Watched};
+use super::{date, head};
+use crate::http1::decode::Decoder;
+use crate::http1::encode::{self, Asked, Outgoing};
+use crate::http1::parse::{self, BadMessage, Framing, RequestHead};
+use crate::http1::wire::{ReadError, Wire};
+use crate::tcp::End;
+use crate::worker::Shared;
+
+/// How long the rest of a body is waited for that nobody wants, so that its connection may go on.
+const REST_PATIENCE: Duration = Duration::from_millis(250);
+
+/// Bytes of such a rest.
+const REST_BYTES_MAX: usize = 64 * 1024;
+
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// The body of a request, if it has one.
+pub(crate) struct FromClient(Option<Rc<Reading>>);
+
+/// A body that is being read, for the request and for its connection.
+pub(crate) struct Reading {
+    wire: Rc<Wire<Watched>>,
+    decoder: RefCell<Decoder>,
+    /// What is left to say to a client that waits to be asked for the body.
+    asking: Cell<&'static [u8]>,
+}
+
+/// Serves a connection until it closes, or until it is drained: a request that is open is finished, and no other is taken.
+pub(super) async fn serve<F, R>(stream: Watched, watch: &Watch, shared: &Shared, answer: F)
+where
+    F: Fn(Request<Incoming>) -> R,
+    R: Future<Output = Response<ResponseBody>>,
+{
+    let leaves = Cell::new(false);
+    let wire = Rc::new(Wire::new(stream, BytesMut::new()));
+    let at_rest = Rc::downgrade(&wire);
+    let mut turns = pin!(take_turns(wire, &leaves, answer));
+    let mut left = tokio::select! {
+        left = watch.look_after(turns.as_mut()) => Some(left),
+        () = shared.drain.cancelled() => None,
+    };
+    if left.is_none() {
+        leaves.set(true);
+        left = Some(watch.look_after(turns.as_mut()).await);
+    }
+    if left == Some(Left::Overdue)
+        && watch.is_at_rest()
+        && let Some(wire) = at_rest.upgrade()
+    {
+        wire.with(|stream| stream.farewell().now_or_never());
+    }
+}
+
+async fn take_turns<F, R>(mut wire: Rc<Wire<Watched>>, leaves: &Cell<bool>, answer: F)
+where
+    F: Fn(Request<Incoming>) -> R,
+    R: Future<Output = Response<ResponseBody>>,
+{
+    loop {
+        let head = poll_fn(|cx| {
+            let head = wire.poll_head(cx, parse::request);
+            // Nobody waits for an answer.
+            if head.is_pending() && leaves.get() && !wire.has_rest() { Poll::Ready(None) } else { head.map(Some) }
+        });
+        match head.await {
+            Some(Ok(head)) => {
+                // In a box, which is given back when the connection rests.
+                match Box::pin(take_turn(wire, head, leaves, &answer)).await {
+                    None => return,
+                    Some((same, true)) => wire = same,
+                    Some((same, false)) => {
+                        wire = same;
+                        break;
+                    }
+                }
+            }
+            Some(Err(ReadError::Bad(bad))) => {
+                refuse(&wire, bad).await;
+                break;
+            }
+            Some(Err(ReadError::Closed | ReadError::Io(_))) => return,
+            None => break,
+        }
+    }
+    // What a client gets of it is its affair.
+    let _ = poll_fn(|cx| wire.poll_shutdown(cx)).await;
+}
+
+/// Answers one request. Gives the connection back, and whether another request may come on it; nothing if the client has left,
+/// or if the connection is somebody else's from now on.
+async fn take_turn<F, R>(
+    wire: Rc<Wire<Watched>>,
+    head: RequestHead,
+    leaves: &Cell<bool>,
+    answer: &F,
+) -> Option<(Rc<Wire<Watched>>, bool)>
+where
+    F: Fn(Request<Incoming>) -> R,
+    R: Future<Output = Response<ResponseBody>>,
+{
+    let RequestHead { request, framing, keep_alive } = head;
+    let asked = Asked { method: request.method().clone(), version: request.version() };
+    let reading = Reading::begin(&wire, framing, request.headers());
+    let body = FromClient(reading.clone());
+    let mut answering = Box::pin(answer(request.map(|()| Incoming::FromClient(body))));
+    let response = poll_fn(|cx| match answering.as_mut().poll(cx) {
+        Poll::Ready(response) => Poll::Ready(Some(response)),
+        Poll::Pending => client_leaves(&wire, reading.as_deref(), cx).map(|()| None),
+    })
+    .await?;
+    drop(answering);
+    let (parts, mut body) = response.into_parts();
+    let mut headers = parts.headers;
+    let handover = body.take_handover();
+    let length = body.size_hint().exact();
+    // A client that was not asked for its body may send it or not.
+    let unasked = reading.as_ref().is_some_and(|reading| !reading.asking.get().is_empty());
+    let says_close = headers.get(header::CONNECTION).is_some_and(|value| head::has_token(value, "close"));
+    let ends = length.is_none() && asked.version == Version::HTTP_10 && !body.is_end_stream();
+    let goes_on = keep_alive && !says_close && !unasked && !ends && !leaves.get();
+    let connection = match asked.version {
+        _ if handover.is_some() || says_close => None,
+        Version::HTTP_10 => goes_on.then_some("keep-alive"),
+        _ => (!goes_on).then_some("close"),
+    };
+    if !parts.status.is_informational() {
+        // RFC 9110 6.6.1: who passes a response on gives it a date if it has none.
+        headers.entry(header::DATE).or_insert_with(date::now);
+    }
+    let head = encode::response(&asked, parts.status, &headers, length, connection);
+    drop(headers);
+    let mut outgoing = Outgoing::new(head, body);
+    poll_fn(|cx| match outgoing.poll_send(&wire, cx) {
+        Poll::Ready(sent) => Poll::Ready(sent.ok()),
+        Poll::Pending => client_leaves(&wire, reading.as_deref(), cx).map(|()| None),
+    })
+    .await?;
+    drop(outgoing);
+    if let Some(Handover::Connection(next)) = handover {
+        drop(reading);
+        // Nobody else has it: the request has had no body, or all of it was read.
+        let (stream, read) = Rc::into_inner(wire)?.into_parts();
+        let End { stream, read: before } = stream.into_inner().into_end();
+        // Who asked for it may have given up meanwhile: it is closed then.
+        let _ = next.send(End { stream, read: [read, before].concat().into() });
+        return None;
+    }
+    let goes_on = goes_on
+        && match &reading {
+            None => true,
+            Some(reading) => reading.finish().await,
+        };
+    Some((wire, goes_on))
+}
+
+/// Whether the client has left, as far as that can be known: not while its body is still to be read.
+fn client_leaves(wire: &Wire<Watched>, reading: Option<&Reading>, cx: &mut Context<'_>) -> Poll<()> {
+    if reading.is_some_and(|reading| !reading.decoder.borrow().has_ended()) {
+        return Poll::Pending;
+    }
+    wire.poll_leave(cx)
+}
+
+/// Answers what is no request.
+async fn refuse(wire: &Wire<Watched>, bad: BadMessage) {
+    let mut headers = HeaderMap::new();
+    headers.insert(REASON, HeaderValue::from_static(Reason::BadRequest.as_str()));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(header::DATE, date::now());
+    let text = format!("{bad}\n");
+    let asked = Asked { method: Method::GET, version: Version::HTTP_11 };
+    let head = encode::response(&asked, bad.status, &headers, Some(text.len() as u64), Some("close"));
+    let mut outgoing = Outgoing::new(head, Full::new(Bytes::from(text)).map_err(|never| match never {}));
+    // Whether the client hears it is its affair.
+    let _ = poll_fn(|cx| outgoing.poll_send(wire, cx)).await;
+}
+
+// === impl Reading ===
+
+impl Reading {
+    /// The body that a request with such a head has, if it has one.
+    fn begin(wire: &Rc<Wire<Watched>>, framing: Framing, headers: &HeaderMap) -> Option<Rc<Self>> {
+        if framing == Framing::Length(0) {
+            return None;
+        }
+        let waits = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+        let asking: &[u8] = if headers.get(header::EXPECT).is_some_and(waits) { CONTINUE } else { b"" };
+        let decoder = RefCell::new(framing.decoder());
+        Some(Rc::new(Self { wire: wire.clone(), decoder, asking: Cell::new(asking) }))
+    }
+
+    fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        while !self.asking.get().is_empty() {
+            let asking = self.asking.get();
+            match ready!(self.wire.poll_write(cx, &[IoSlice::new(asking)])) {
+                Ok(written) => self.asking.set(&asking[written..]),
+                Err(error) => return Poll::Ready(Some(Err(error.into()))),
+            }
+        }
+        self.wire.poll_body(&mut self.decoder.borrow_mut(), cx)
+    }
+
+    /// Reads what is left of a body that nobody wants. Whether it came to its end soon.
+    async fn finish(&self) -> bool {
+        let mut read = 0;
+        let rest = async {
+            while !self.decoder.borrow().has_ended() {
+                match poll_fn(|cx| self.poll_frame(cx)).await {
+                    Some(Ok(frame)) => read += frame.data_ref().map_or(0, Bytes::len),
+                    Some(Err(_)) => return false,
+                    None => {}
+                }
+                if read > REST_BYTES_MAX {
+                    return false;
+                }
+            }
+            true
+        };
+        self.decoder.borrow().has_ended() || timeout(REST_PATIENCE, rest).await == Ok(true)
+    }
+}
+
+// === impl FromClient ===
+
+impl FromClient {
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.0.as_ref().map_or(Poll::Ready(None), |reading| reading.poll_frame(cx))
+    }
+
+    pub(crate) fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(|reading| reading.decoder.borrow().has_ended())
+    }
+
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        self.0.as_ref().map_or(SizeHint::with_exact(0), |reading| reading.decoder.borrow().size_hint())
+    }
+}

@@ -1,0 +1,268 @@
+//! Where a body ends.
+
+use std::ops::Range;
+
+use http::HeaderMap;
+use http_body::SizeHint;
+
+use super::parse::{self, BadMessage};
+
+/// Bytes of a body's chunk extensions, all together. Nobody uses them; they are read and forgotten. Source: hyper's.
+const EXTENSION_BYTES_MAX: usize = 16 * 1024;
+
+/// Bytes of trailers. Source: hyper's.
+const TRAILER_BYTES_MAX: usize = 16 * 1024;
+
+/// What finds the end of a body.
+#[derive(Debug)]
+pub(crate) enum Decoder {
+    /// So many bytes are to come.
+    Length(u64),
+    Chunked(Box<Chunked>),
+    /// It ends with the connection.
+    Close,
+}
+
+/// A body in chunks (RFC 9112 7.1).
+#[derive(Debug)]
+pub(crate) struct Chunked {
+    state: State,
+    /// What is left of the chunk, or what its size is so far.
+    left: u64,
+    extensions: usize,
+    trailers: Vec<u8>,
+}
+
+/// What comes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// The first digit of a size.
+    Size,
+    /// Another digit, or what ends them.
+    Digit,
+    /// Blanks between a size and what ends it.
+    Blank,
+    Extension,
+    SizeEnd,
+    Data,
+    DataReturn,
+    DataEnd,
+    /// The first character of a line behind the last chunk.
+    Line,
+    Trailer,
+    TrailerEnd,
+    LastEnd,
+    End,
+}
+
+/// What was found.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Step {
+    /// A part of the body: where it is.
+    Data(Range<usize>),
+    Trailers(HeaderMap),
+    End,
+    /// Nothing more in these bytes.
+    More,
+}
+
+// === impl Decoder ===
+
+impl Decoder {
+    pub(crate) fn chunked() -> Self {
+        Self::Chunked(Box::new(Chunked { state: State::Size, left: 0, extensions: 0, trailers: Vec::new() }))
+    }
+
+    /// Whether nothing more is to come. A body that ends with its connection never knows.
+    pub(crate) fn has_ended(&self) -> bool {
+        match self {
+            Self::Length(left) => *left == 0,
+            Self::Chunked(chunked) => chunked.state == State::End,
+            Self::Close => false,
+        }
+    }
+
+    /// How many bytes are known to come, at least.
+    pub(super) fn expects(&self) -> u64 {
+        match self {
+            Self::Length(left) => *left,
+            Self::Chunked(chunked) if chunked.state == State::Data => chunked.left,
+            Self::Chunked(_) | Self::Close => 0,
+        }
+    }
+
+    /// How long what is left of the body is.
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Length(left) => SizeHint::with_exact(*left),
+            Self::Chunked(_) | Self::Close => SizeHint::default(),
+        }
+    }
+
+    /// Looks at what came next: what it is, and how many bytes of it are done with.
+    pub(crate) fn decode(&mut self, bytes: &[u8]) -> Result<(Step, usize), BadMessage> {
+        match self {
+            Self::Length(0) => Ok((Step::End, 0)),
+            _ if bytes.is_empty() => Ok((Step::More, 0)),
+            Self::Length(left) => {
+                let count = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+                *left -= count as u64;
+                Ok((Step::Data(0..count), count))
+            }
+            Self::Close => Ok((Step::Data(0..bytes.len()), bytes.len())),
+            Self::Chunked(chunked) => chunked.decode(bytes),
+        }
+    }
+}
+
+// === impl Chunked ===
+
+impl Chunked {
+    fn decode(&mut self, bytes: &[u8]) -> Result<(Step, usize), BadMessage> {
+        let mut at = 0;
+        while self.state != State::End {
+            let Some(&byte) = bytes.get(at) else { return Ok((Step::More, at)) };
+            if self.state == State::Data {
+                let count = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len() - at);
+                self.left -= count as u64;
+                if self.left == 0 {
+                    self.state = State::DataReturn;
+                }
+                return Ok((Step::Data(at..at + count), at + count));
+            }
+            self.state = self.next(byte)?;
+            at += 1;
+        }
+        if self.trailers.is_empty() {
+            return Ok((Step::End, at));
+        }
+        let trailers = std::mem::take(&mut self.trailers);
+        Ok((Step::Trailers(parse::trailers(&trailers)?), at))
+    }
+
+    fn next(&mut self, byte: u8) -> Result<State, BadMessage> {
+        let bad = |text| Err(BadMessage::new(text));
+        Ok(match (self.state, byte) {
+            (State::Size | State::Digit, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
+                let digit = char::from(byte).to_digit(16).unwrap_or(0);
+                let size = self.left.checked_mul(16).and_then(|size| size.checked_add(u64::from(digit)));
+                let Some(size) = size else { return bad("a chunk is longer than numbers are") };
+                self.left = size;
+                State::Digit
+            }
+            (State::Digit | State::Blank, b' ' | b'\t') => State::Blank,
+            (State::Digit | State::Blank, b';') => State::Extension,
+            (State::Digit | State::Blank | State::Extension, b'\r') => State::SizeEnd,
+            (State::Extension, b'\n') => return bad("a chunk extension has a line end in it"),
+            (State::Extension, _) => {
+                self.extensions += 1;
+                if self.extensions > EXTENSION_BYTES_MAX {
+                    return bad("there are too many chunk extensions");
+                }
+                State::Extension
+            }
+            (State::SizeEnd, b'\n') if self.left == 0 => State::Line,
+            (State::SizeEnd, b'\n') => State::Data,
+            (State::DataReturn, b'\r') => State::DataEnd,
+            (State::DataEnd, b'\n') => State::Size,
+            (State::Line, b'\r') if self.trailers.is_empty() => State::LastEnd,
+            (State::Line, b'\r') => self.trailer(byte, State::LastEnd)?,
+            (State::Line, _) | (State::Trailer, 0..b'\r' | b'\x0e'..) => self.trailer(byte, State::Trailer)?,
+            (State::Trailer, b'\r') => self.trailer(byte, State::TrailerEnd)?,
+            (State::TrailerEnd, b'\n') => self.trailer(byte, State::Line)?,
+            (State::LastEnd, b'\n') if self.trailers.is_empty() => State::End,
+            (State::LastEnd, b'\n') => self.trailer(byte, State::End)?,
+            _ => return bad("a chunk is not as chunks are"),
+        })
+    }
+
+    fn trailer(&mut self, byte: u8, next: State) -> Result<State, BadMessage> {
+        if self.trailers.len() == TRAILER_BYTES_MAX {
+            return Err(BadMessage::new("the trailers are too large"));
+        }
+        self.trailers.push(byte);
+        Ok(next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A body decoded from pieces of so many bytes: its data, its trailers, and what is left behind it.
+    fn decode(mut decoder: Decoder, bytes: &[u8], piece: usize) -> Result<(Vec<u8>, Vec<String>, usize), &'static str> {
+        let (mut data, mut trailers, mut at) = (Vec::new(), Vec::new(), 0);
+        let mut here = 0;
+        while !decoder.has_ended() {
+            let (step, used) = decoder.decode(&bytes[at..here]).map_err(|bad| bad.text)?;
+            match step {
+                Step::Data(part) => data.extend_from_slice(&bytes[at..][part]),
+                Step::Trailers(found) => trailers.extend(found.keys().map(|name| name.to_string())),
+                Step::End => {}
+                Step::More if here == bytes.len() => return Err("it does not end"),
+                Step::More => here = (here + piece).min(bytes.len()),
+            }
+            at += used;
+        }
+        Ok((data, trailers, bytes.len() - at))
+    }
+
+    #[test]
+    fn chunks_are_the_same_however_they_come() {
+        for (text, body, trailers, left) in [
+            ("5\r\nhello\r\n0\r\n\r\n", "hello", vec![], 0),
+            ("5\r\nhello\r\n6\r\n world\r\n0\r\n\r\nGET /", "hello world", vec![], 5),
+            ("0000a ;x=\"y\"\r\n0123456789\r\n00\r\n\r\n", "0123456789", vec![], 0),
+            ("A\r\n0123456789\r\n0\r\nX-A: 1\r\nx-b: 2\r\n\r\nrest", "0123456789", vec!["x-a", "x-b"], 4),
+            ("0\r\n\r\n", "", vec![], 0),
+        ] {
+            for piece in [1, 2, 3, 7, text.len()] {
+                let found = decode(Decoder::chunked(), text.as_bytes(), piece);
+                let expected = Ok((body.as_bytes().to_vec(), trailers.iter().map(|it| it.to_string()).collect(), left));
+                assert_eq!(found, expected, "{text:?} in pieces of {piece}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_chunk_is_an_error() {
+        let not = "a chunk is not as chunks are";
+        for (text, error) in [
+            ("g\r\n", not),
+            ("\r\n", not),
+            (" 5\r\nhello", not),
+            ("-5\r\nhello", not),
+            ("0x5\r\nhello", not),
+            ("5 5\r\nhello", not),
+            ("5\nhello", not),
+            ("5\r\nhelloX\r\n", not),
+            ("5\r\nhello\r5\r\n", not),
+            ("5;a\nb\r\nhello", "a chunk extension has a line end in it"),
+            ("10000000000000000\r\n", "a chunk is longer than numbers are"),
+            ("0\r\nX-A: 1\rX-B: 2\r\n\r\n", not),
+            ("0\r\nX-A: 1\nX-B: 2\r\n\r\n", not),
+            ("0\r\nno colon\r\n\r\n", "the name of a header is none"),
+            ("5\r\nhel", "it does not end"),
+            ("5\r\nhello\r\n0\r\n", "it does not end"),
+        ] {
+            for piece in [1, text.len()] {
+                assert_eq!(
+                    decode(Decoder::chunked(), text.as_bytes(), piece),
+                    Err(error),
+                    "{text:?} in pieces of {piece}"
+                );
+            }
+        }
+        let extensions = format!("5;{}\r\nhello", "x".repeat(EXTENSION_BYTES_MAX + 1));
+        assert_eq!(decode(Decoder::chunked(), extensions.as_bytes(), 1000), Err("there are too many chunk extensions"));
+        let trailers = format!("0\r\nx: {}\r\n\r\n", "x".repeat(TRAILER_BYTES_MAX));
+        assert_eq!(decode(Decoder::chunked(), trailers.as_bytes(), 1000), Err("the trailers are too large"));
+    }
+
+    #[test]
+    fn a_length_is_kept_to() {
+        assert_eq!(decode(Decoder::Length(5), b"hello, world", 4), Ok((b"hello".to_vec(), vec![], 7)));
+        assert_eq!(decode(Decoder::Length(0), b"hello", 4), Ok((vec![], vec![], 5)));
+        assert_eq!(decode(Decoder::Length(u64::MAX), b"hello", 4), Err("it does not end"));
+    }
+}

@@ -1,0 +1,190 @@
+//! A connection of HTTP/1.1 to an endpoint. It belongs to one request at a time, whose task reads and writes it; at rest it is a
+//! socket and nothing else.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use http::{Method, Request, Response, StatusCode};
+use http_body::{Frame, SizeHint};
+use tokio::net::TcpStream;
+
+use super::endpoint::SendError;
+use super::load::Permit;
+use crate::http::body::{BodyError, RequestBody};
+use crate::http::incoming::{Incoming, Sending};
+use crate::http1::decode::Decoder;
+use crate::http1::encode::{self, Broken, Outgoing};
+use crate::http1::parse;
+use crate::http1::wire::{ReadError, Wire};
+
+/// A connection.
+pub(crate) struct Http1 {
+    wire: Wire<TcpStream>,
+    /// The request went out whole.
+    sent: Cell<bool>,
+    /// The response came in whole.
+    received: Cell<bool>,
+    /// The server takes another request.
+    keep_alive: Cell<bool>,
+    /// Lives as long as the connection does.
+    permit: Option<Permit>,
+}
+
+/// A request that is being sent, until the head of its response is here.
+pub(crate) struct Exchange {
+    connection: Rc<Http1>,
+    method: Method,
+    /// None: all of it is sent, or no more of it can be.
+    request: Option<Outgoing<RequestBody>>,
+}
+
+/// The body of a response.
+pub(crate) struct Receiving {
+    connection: Rc<Http1>,
+    decoder: Decoder,
+    /// Sends the rest of a request that was answered early. Whoever has the whole answer does not need it either.
+    _sending: Option<Sending>,
+}
+
+/// A connection that is HTTP no more.
+pub(crate) struct Switched {
+    pub(crate) stream: TcpStream,
+    /// What came behind the head.
+    pub(crate) read: Bytes,
+    pub(crate) permit: Option<Permit>,
+}
+
+// === impl Http1 ===
+
+impl Http1 {
+    pub(crate) fn new(stream: TcpStream, permit: Option<Permit>) -> Rc<Self> {
+        Rc::new(Self {
+            wire: Wire::new(stream, BytesMut::new()),
+            sent: Cell::new(false),
+            received: Cell::new(false),
+            keep_alive: Cell::new(false),
+            permit,
+        })
+    }
+
+    /// Whether nothing is under way on it, and it may be kept for another request.
+    pub(crate) fn is_free(&self) -> bool {
+        self.sent.get() && self.received.get() && self.keep_alive.get() && !self.wire.has_rest()
+    }
+
+    /// Whether the server has not left meanwhile, and has not said anything unasked.
+    pub(crate) fn is_usable(&self) -> bool {
+        self.wire.is_silent()
+    }
+
+    /// Begins to send a request.
+    pub(crate) fn send(self: &Rc<Self>, request: Request<RequestBody>) -> Exchange {
+        for flag in [&self.sent, &self.received, &self.keep_alive] {
+            flag.set(false);
+        }
+        let head = encode::request(&request);
+        let method = request.method().clone();
+        let request = Some(Outgoing::new(head, request.into_body()));
+        Exchange { connection: self.clone(), method, request }
+    }
+
+    /// The connection itself, if nobody else uses it.
+    pub(crate) fn into_switched(self: Rc<Self>) -> Option<Switched> {
+        let Self { wire, permit, .. } = Rc::into_inner(self)?;
+        let (stream, read) = wire.into_parts();
+        Some(Switched { stream, read, permit })
+    }
+}
+
+// === impl Exchange ===
+
+impl Exchange {
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<(), SendError> {
+        let Some(request) = &mut self.request else { return Ok(()) };
+        match request.poll_send(&self.connection.wire, cx) {
+            Poll::Pending => return Ok(()),
+            Poll::Ready(Ok(())) => self.connection.sent.set(true),
+            Poll::Ready(Err(Broken::Io(error))) if !request.has_begun => {
+                return Err(SendError::Unsent(error.to_string()));
+            }
+            // A server that refuses a body closes its side; its answer may have come all the same, and is to be read.
+            Poll::Ready(Err(Broken::Io(_))) => {}
+            Poll::Ready(Err(Broken::Body(error))) => {
+                let error = error.map_or("it is not as long as its head says".into(), |error| error.to_string());
+                return Err(SendError::Reset(format!("the request broke off: {error}")));
+            }
+        }
+        self.request = None;
+        Ok(())
+    }
+
+    /// The body of the response, with whatever sends the rest of the request.
+    fn receive(&mut self, decoder: Decoder) -> Receiving {
+        let connection = self.connection.clone();
+        let sending = self.request.take().map(|mut request| {
+            let connection = connection.clone();
+            let task = tokio::task::spawn_local(async move {
+                if poll_fn(|cx| request.poll_send(&connection.wire, cx)).await.is_ok() {
+                    connection.sent.set(true);
+                }
+            });
+            Sending::new(task.abort_handle())
+        });
+        connection.received.set(decoder.has_ended());
+        Receiving { connection, decoder, _sending: sending }
+    }
+}
+
+impl Future for Exchange {
+    type Output = Result<Response<Incoming>, SendError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        this.poll_send(cx)?;
+        loop {
+            let method = &this.method;
+            let head = ready!(this.connection.wire.poll_head(cx, |bytes| parse::response(bytes, method)))?;
+            let status = head.response.status();
+            if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS {
+                continue;
+            }
+            this.connection.keep_alive.set(head.keep_alive);
+            let body = this.receive(head.framing.decoder());
+            return Poll::Ready(Ok(head.response.map(|()| Incoming::FromServer(body))));
+        }
+    }
+}
+
+// === impl Receiving ===
+
+impl Receiving {
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = ready!(self.connection.wire.poll_body(&mut self.decoder, cx));
+        if self.decoder.has_ended() {
+            self.connection.received.set(true);
+        }
+        Poll::Ready(frame)
+    }
+
+    pub(crate) fn is_end_stream(&self) -> bool {
+        self.decoder.has_ended()
+    }
+
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        self.decoder.size_hint()
+    }
+}
+
+impl From<ReadError> for SendError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Bad(error) => Self::Protocol(error.to_string()),
+            ReadError::Closed => Self::Reset("it was closed before the answer was complete".into()),
+            ReadError::Io(error) => Self::Reset(error.to_string()),
+        }
+    }
+}
