@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Request;
 use http::header::HeaderValue;
 use http::request::Parts;
 use http::uri::Authority;
@@ -179,13 +178,13 @@ impl Shadow {
         );
         let Ok(endpoint) = picked else { return Outcome::NoEndpoints };
         let started = Instant::now();
-        let mut lease = match state.lease(&endpoint, http2, false).await {
+        let lease = match state.lease(&endpoint, http2, false).await {
             Ok(lease) => lease,
             Err(LeaseError::Overflow) => return Outcome::Overflow,
             Err(_) => return Outcome::Failed,
         };
         let body = if body.is_empty() { RequestBody::Empty } else { RequestBody::Whole(body) };
-        let Ok(response) = lease.send(Request::from_parts(parts, body)).await else { return Outcome::Failed };
+        let Ok(response) = lease.send(&parts, body).await else { return Outcome::Failed };
         endpoint.observe(started.elapsed(), worker.now());
         if read(response.into_body()).await {
             lease.give_back();

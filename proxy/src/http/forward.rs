@@ -318,13 +318,13 @@ pub(super) async fn attempt(
             },
             Upstream::Cluster(state, _) => state.lease(&endpoint, plan.http2, fresh).await,
         };
-        let mut lease = lease.map_err(|error| match error {
+        let lease = lease.map_err(|error| match error {
             LeaseError::Overflow => Failure::Overflow,
             other => Failure::Connect { ended: false, text: other.to_string() },
         })?;
         leased.set(true);
         let reused = lease.reused;
-        match lease.send(Request::from_parts(parts.clone(), body.body())).await {
+        match lease.send(parts, body.body()).await {
             Ok(response) => Ok((response, lease)),
             Err(SendError::Unsent(text)) => {
                 lease.retire();
@@ -399,7 +399,7 @@ fn accept(
         };
     }
     let (mut parts, body) = response.into_parts();
-    if let Err(head::BadHead(text)) = head::check_response(&mut parts.headers) {
+    if let Err(head::BadHead(text)) = head::check_response(parts.version, &mut parts.headers) {
         return Answer::new(Reason::UpstreamProtocol, text).into_response(finish);
     }
     head::strip_hop_by_hop(&mut parts.headers);

@@ -78,7 +78,10 @@ pub(crate) fn check<B>(request: &Request<B>) -> Result<(), BadHead> {
     if headers.len() > HEADERS_MAX {
         return Err(BadHead("there are more than 100 headers"));
     }
-    framing(headers)?;
+    // Over HTTP/1.1 nobody could have read it otherwise.
+    if request.version() == Version::HTTP_2 {
+        framing(headers)?;
+    }
     let mut hosts = headers.get_all(header::HOST).iter();
     let host = hosts.next();
     if hosts.next().is_some() {
@@ -125,8 +128,11 @@ pub(crate) fn check_connect<B>(request: &Request<B>) -> Result<(), BadHead> {
 }
 
 /// Refuses a response's head that could mean two things. Of equal lengths one is left.
-pub(crate) fn check_response(headers: &mut HeaderMap) -> Result<(), BadHead> {
-    framing(headers)?;
+pub(crate) fn check_response(version: Version, headers: &mut HeaderMap) -> Result<(), BadHead> {
+    // Over HTTP/1.1 nobody could have read it otherwise.
+    if version == Version::HTTP_2 {
+        framing(headers)?;
+    }
     // Fewer names than values: some name has several.
     if headers.keys_len() < headers.len()
         && headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some()

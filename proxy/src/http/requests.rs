@@ -57,15 +57,8 @@ where
     let wire = Rc::new(Wire::new(stream, BytesMut::new()));
     let at_rest = Rc::downgrade(&wire);
     let mut turns = pin!(take_turns(wire, &leaves, answer));
-    let mut left = tokio::select! {
-        left = watch.look_after(turns.as_mut()) => Some(left),
-        () = shared.drain.cancelled() => None,
-    };
-    if left.is_none() {
-        leaves.set(true);
-        left = Some(watch.look_after(turns.as_mut()).await);
-    }
-    if left == Some(Left::Overdue)
+    let left = watch.look_after(turns.as_mut(), &shared.drain, &leaves).await;
+    if left == Left::Overdue
         && watch.is_at_rest()
         && let Some(wire) = at_rest.upgrade()
     {

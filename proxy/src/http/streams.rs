@@ -44,11 +44,7 @@ where
 {
     let leaves = Cell::new(false);
     let mut accepting = Box::pin(accept(stream, shared.timeouts.idle, &leaves, answer));
-    tokio::select! {
-        _ = watch.look_after(accepting.as_mut()) => return,
-        () = shared.drain.cancelled() => leaves.set(true),
-    }
-    watch.look_after(accepting.as_mut()).await;
+    watch.look_after(accepting.as_mut(), &shared.drain, &leaves).await;
 }
 
 async fn accept<F, R>(stream: Watched, idle: Duration, leaves: &Cell<bool>, answer: F)

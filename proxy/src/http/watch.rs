@@ -4,6 +4,7 @@
 //! sent to it are closed. A connection that is closed while its client still sends is first read for a moment, because a
 //! reset would take the answer away from the client.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 use crate::bootstrap::Timeouts;
 use crate::memory::Memory;
@@ -128,10 +130,24 @@ impl Watch {
         !under_way && self.open.load(Relaxed) == 0
     }
 
-    /// Runs a connection until it is over or overdue.
-    pub(crate) async fn look_after<C: Future>(&self, mut connection: Pin<&mut C>) -> Left {
+    /// Runs a connection until it is over or overdue. When the process is asked to stop, the connection is told by `leaves`.
+    pub(crate) async fn look_after<C: Future>(
+        &self,
+        mut connection: Pin<&mut C>,
+        drain: &CancellationToken,
+        leaves: &Cell<bool>,
+    ) -> Left {
         let mut timer = pin!(sleep_until(self.deadline()));
+        let mut drained = pin!(drain.cancelled());
+        let mut is_heard = false;
         poll_fn(|cx| {
+            // It is polled once, to wake this task; to ask whether it did costs less than to poll it each time.
+            if !is_heard {
+                is_heard = true;
+                leaves.set(drained.as_mut().poll(cx).is_ready());
+            } else if !leaves.get() {
+                leaves.set(drain.is_cancelled());
+            }
             if connection.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Left::Done);
             }

@@ -7,7 +7,8 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::header::{self, HeaderMap};
-use http::{Method, Request, StatusCode, Version};
+use http::request::Parts;
+use http::{Method, StatusCode, Version};
 use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -52,19 +53,19 @@ pub(crate) enum Broken {
 
 /// The head of a request, and how its body ends. The length of a body that has one is said, and its absence where a body is
 /// common (RFC 9110 8.6).
-pub(crate) fn request<B: Body>(request: &Request<B>) -> (BytesMut, Framing) {
+pub(crate) fn request(head: &Parts, body: &impl Body) -> (BytesMut, Framing) {
     let mut out = BytesMut::with_capacity(HEAD_BYTES);
-    out.extend_from_slice(request.method().as_str().as_bytes());
+    out.extend_from_slice(head.method.as_str().as_bytes());
     out.extend_from_slice(b" ");
-    let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
+    let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
     if target.starts_with('?') {
         out.extend_from_slice(b"/");
     }
     out.extend_from_slice(target.as_bytes());
     out.extend_from_slice(b" HTTP/1.1\r\n");
-    fields(request.headers(), &mut out);
-    let common = || matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
-    let framing = match request.body().size_hint().exact() {
+    fields(&head.headers, &mut out);
+    let common = || matches!(head.method, Method::POST | Method::PUT | Method::PATCH);
+    let framing = match body.size_hint().exact() {
         Some(0) if !common() => Framing::Length(0),
         Some(length) => content_length(length, &mut out),
         None => chunked(&mut out),

@@ -154,7 +154,8 @@ fn place(bytes: &[u8], part: &[u8]) -> Range<usize> {
 
 /// Headers whose values are parts of one block, a copy of `bytes`.
 fn headers(parsed: &[Header<'_>], bytes: &[u8], block: &Bytes) -> Result<HeaderMap, BadMessage> {
-    let mut headers = HeaderMap::with_capacity(parsed.len());
+    // And room for those that it gets on its way.
+    let mut headers = HeaderMap::with_capacity(parsed.len() + 2);
     for header in parsed {
         let name = HeaderName::from_bytes(header.name.as_bytes())
             .map_err(|_| BadMessage::new("the name of a header is none"))?;

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
+use std::mem;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 
@@ -97,7 +98,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                         return Poll::Ready(Err(ReadError::Closed));
                     }
                     let parsed = parse(read)?;
-                    rest.extend_from_slice(&read[parsed.as_ref().map_or(0, |(_, length)| *length)..]);
+                    let left = &read[parsed.as_ref().map_or(0, |(_, length)| *length)..];
+                    if !left.is_empty() {
+                        *rest = BytesMut::from(left);
+                    }
                     Poll::Ready(Ok(parsed))
                 });
                 if let Some((head, _)) = ready!(read)? {
@@ -124,6 +128,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                     Err(error) => return Poll::Ready(Some(Err(error.into()))),
                 };
                 let frame = match step {
+                    // Nothing is behind it: no need to share.
+                    Step::Data(part) if part.len() == rest.len() => Some(Some(Frame::data(mem::take(&mut *rest).freeze()))),
                     Step::Data(part) => {
                         let mut data = rest.split_to(length);
                         data.truncate(part.end);
@@ -143,7 +149,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                         None
                     }
                 };
-                self.take(&mut rest, 0);
+                if rest.is_empty() {
+                    *rest = BytesMut::new();
+                }
                 if let Some(frame) = frame {
                     return Poll::Ready(frame.map(Ok));
                 }
@@ -310,9 +318,8 @@ mod tests {
         trailers.insert("x-sum", http::HeaderValue::from_static("1"));
         let frames = [Frame::data(Bytes::from(vec![7; 300_000])), Frame::trailers(trailers)];
         let body = StreamBody::new(futures_util::stream::iter(frames.map(Ok::<_, BodyError>)));
-        let request = Request::post("http://app/x").body(body).expect("a request");
-        let head = encode::request(&request);
-        let mut outgoing = Outgoing::new(head, request.into_body());
+        let (parts, body) = Request::post("http://app/x").body(body).expect("a request").into_parts();
+        let mut outgoing = Outgoing::new(encode::request(&parts, &body), body);
         let receiving = async {
             let head = poll_fn(|cx| far.poll_head(cx, parse::request)).await.expect("a head");
             let (mut decoder, mut length, mut last) = (head.framing.decoder(), 0, None);

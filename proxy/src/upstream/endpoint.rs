@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::{Either, LocalBoxFuture, Shared};
+use http::request::Parts;
 use tokio::net::TcpStream;
 
 use super::http1::{Http1, Switched};
@@ -243,13 +244,14 @@ impl Lease {
 
     /// Sends a request.
     pub(crate) fn send(
-        &mut self,
-        request: http::Request<RequestBody>,
+        &self,
+        head: &Parts,
+        body: RequestBody,
     ) -> impl Future<Output = Result<http::Response<Incoming>, SendError>> + use<> {
         // The request is on its way before there is a future that would have to keep it.
-        match &mut self.connection {
-            Connection::Http1(Some(connection)) => Either::Left(connection.send(request)),
-            Connection::Http2(connection) => Either::Right(connection.send(request)),
+        match &self.connection {
+            Connection::Http1(Some(connection)) => Either::Left(connection.send(head, body)),
+            Connection::Http2(connection) => Either::Right(connection.send(head, body)),
             Connection::Http1(None) => unreachable!("a lease is given back once, when its response is complete"),
         }
     }

@@ -8,7 +8,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
-use http::{Method, Request, Response, StatusCode};
+use http::request::Parts;
+use http::{Method, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use tokio::net::TcpStream;
 
@@ -82,14 +83,12 @@ impl Http1 {
     }
 
     /// Begins to send a request.
-    pub(crate) fn send(self: &Rc<Self>, request: Request<RequestBody>) -> Exchange {
+    pub(crate) fn send(self: &Rc<Self>, head: &Parts, body: RequestBody) -> Exchange {
         for flag in [&self.sent, &self.received, &self.keep_alive] {
             flag.set(false);
         }
-        let head = encode::request(&request);
-        let method = request.method().clone();
-        let request = Some(Outgoing::new(head, request.into_body()));
-        Exchange { connection: self.clone(), method, request }
+        let request = Some(Outgoing::new(encode::request(head, &body), body));
+        Exchange { connection: self.clone(), method: head.method.clone(), request }
     }
 
     /// The connection itself, if nobody else uses it.

@@ -13,6 +13,7 @@ use futures_util::FutureExt;
 use h2::client::{self, Connection, ResponseFuture};
 use h2::{Ping, PingPong, Reason};
 use http::header::{self, HeaderValue};
+use http::request::Parts;
 use http::{Method, Request, Response};
 use http_body::Body;
 use tokio::net::TcpStream;
@@ -135,8 +136,8 @@ impl Http2 {
     }
 
     /// Sends a request, and of its body what is there already; a task sends the rest.
-    pub(crate) fn send(&self, request: Request<RequestBody>) -> Sent {
-        let (mut parts, body) = request.into_parts();
+    pub(crate) fn send(&self, head: &Parts, body: RequestBody) -> Sent {
+        let mut parts = head.clone();
         let defined = matches!(parts.method, Method::POST | Method::PUT | Method::PATCH);
         if let Some(length) = body.size_hint().exact().filter(|length| *length > 0 || defined) {
             parts.headers.entry(header::CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
