@@ -14,15 +14,17 @@ UNLIMITED = {"max_connections": 100_000, "max_pending_requests": 100_000, "max_r
 
 
 def bootstrap(role: str, listen: int, upstream: int, certs: Path, count: int = 0) -> dict:
-    """`count` is how many further clusters with a virtual host each there are (role config)."""
+    """`count` is how many further clusters with a virtual host each there are (role config), or endpoints in place of one
+    (endpoints)."""
     protocol = {"http2_protocol_options": HTTP2} if role == "h2" else {"http_protocol_options": {}}
     if role == "tcp":
         protocol = None
-    clusters = [_cluster("upstream", [upstream], protocol)]
+    hosts = [loopback(number) for number in range(count)] if role == "endpoints" else ["127.0.0.1"]
+    clusters = [_cluster("upstream", [_address(upstream, host) for host in hosts], protocol)]
     hosts = [_virtual_host("all", ["*"], "upstream")]
-    for number in range(count):
+    for number in range(count if role == "config" else 0):
         name = f"service-{number}"
-        clusters.append(_cluster(name, [20000, 20001], protocol))
+        clusters.append(_cluster(name, [_address(20000), _address(20001)], protocol))
         hosts.append(_virtual_host(name, [f"{name}.bench", f"{name}.bench.svc.cluster.local"], name))
     chain = {"filters": [_tcp_proxy() if role == "tcp" else _connection_manager(role, hosts)]}
     if role == "tlsterm":
@@ -31,12 +33,17 @@ def bootstrap(role: str, listen: int, upstream: int, certs: Path, count: int = 0
     return {"static_resources": {"listeners": [listener], "clusters": clusters}}
 
 
-def _address(port: int) -> dict:
-    return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+def loopback(number: int) -> str:
+    """One of many addresses of this machine."""
+    return f"127.0.{number // 250}.{number % 250 + 1}"
 
 
-def _cluster(name: str, ports: list[int], protocol: dict | None) -> dict:
-    endpoints = [{"endpoint": {"address": _address(port)}} for port in ports]
+def _address(port: int, host: str = "127.0.0.1") -> dict:
+    return {"socket_address": {"address": host, "port_value": port}}
+
+
+def _cluster(name: str, addresses: list[dict], protocol: dict | None) -> dict:
+    endpoints = [{"endpoint": {"address": address}} for address in addresses]
     cluster = {
         "name": name,
         "type": "STATIC",

@@ -62,7 +62,7 @@ def _weft_binary(binary: Path, role: str, listen: int, upstream: int, count: int
 
 
 def _envoy(role: str, listen: int, upstream: int, count: int) -> Command | None:
-    if role not in ("h1", "h2", "tcp", "tlsterm", "config"):
+    if role not in ("h1", "h2", "tcp", "tlsterm", "config", "endpoints"):
         return None
     config = SCRATCH / f"envoy-{listen}.json"
     config.write_text(json.dumps(envoy.bootstrap(role, listen, upstream, CERTS, count)))

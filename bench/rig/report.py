@@ -120,9 +120,9 @@ def verdicts(summary: dict[Key, Spread]) -> list[Verdict]:
     return found
 
 
-def growth(summary: dict[Key, Spread], of: Growth) -> list[tuple[int, Spread, float]]:
+def growth(summary: dict[Key, Spread], of: Growth, proxy: str = OURS) -> list[tuple[int, Spread, float]]:
     """For each size: CPU per request, and its ratio to that at the smallest size."""
-    wanted = (of.scenario, OURS, "cpu_us")
+    wanted = (of.scenario, proxy, "cpu_us")
     sizes = {size: spread for (scenario, size, *rest), spread in summary.items() if (scenario, *rest) == wanted}
     return [(size, sizes[size], sizes[size].median / sizes[min(sizes)].median) for size in sorted(sizes)]
 
@@ -190,10 +190,17 @@ def table(summary: dict[Key, Spread], full: bool = False) -> str:
 
 def growth_table(summary: dict[Key, Spread], of: Growth) -> str:
     """Cost of a request by the size of the configuration."""
-    rows = [[of.title, "CPU per request", "to the smallest", "must"], ["--:"] * 4]
+    rows = [[of.title, "CPU per request", "to the smallest", "must"]]
+    reference = {size: measured for size, *measured in growth(summary, of, REFERENCE)}
+    if reference:
+        rows[0] += ["Envoy's", "to the smallest"]
+    rows.append(["--:"] * len(rows[0]))
     for size, spread, ratio in growth(summary, of):
-        must = _goal(of.must, ratio)
-        rows.append([f"{size:,}", _value(spread, "µs", spread=True), f"{ratio:.2f}", must])
+        row = [f"{size:,}", _value(spread, "µs", spread=True), f"{ratio:.2f}", _goal(of.must, ratio)]
+        if size in reference:
+            theirs, their_ratio = reference[size]
+            row += [_value(theirs, "µs", spread=True), f"{their_ratio:.2f}"]
+        rows.append(row)
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

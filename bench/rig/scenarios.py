@@ -62,7 +62,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Growth:
-    """Requests through Weft with a configuration of several sizes, which are measured in turn."""
+    """Requests through a proxy with a configuration of several sizes, which are measured in turn."""
 
     role: str
     sizes: tuple[int, ...]
@@ -158,7 +158,9 @@ def _load(scenario: Load, run: Run) -> Iterator[dict]:
 
 
 def _growth(scenario: Growth, run: Run) -> Iterator[dict]:
-    for proxy in [proxy for proxy in run.proxies if proxy in OURS]:
+    for proxy in run.proxies:
+        if command(proxy, scenario.role, FIRST_PORT, UPSTREAM_PORT, 0) is None:
+            continue
         with Processes() as processes:
             processes.backend("backend")
             targets, paths = {}, {}

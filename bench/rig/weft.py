@@ -6,6 +6,8 @@ import os
 import subprocess
 from pathlib import Path
 
+from rig.envoy import loopback
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 NAMESPACE = "bench"
 SERVICE = "backend"
@@ -77,7 +79,7 @@ def documents(role: str, listen: int, upstream: int, count: int = 0) -> dict[str
         return {f"x.{NAMESPACE}": {}, f"i.{NAMESPACE}": {"policies": policies}}
     if role == "tlsterm":
         return {f"x.{NAMESPACE}": {}, f"i.{NAMESPACE}": {}}
-    endpoints = [f"{_loopback(number)}:{upstream}" for number in range(count if role == "endpoints" else 1)]
+    endpoints = [f"{loopback(number)}:{upstream}" for number in range(count if role == "endpoints" else 1)]
     routes = _routes(SERVICE, listen, count if role == "routes" else 0)
     service = _service(SERVICE, ["127.0.0.1"], listen, PROTOCOLS[role], routes, endpoints)
     further = [_further_service(number) for number in range(count if role == "config" else 0)]
@@ -119,6 +121,3 @@ def _rule(service: str, port: int, number: int) -> dict:
         "action": {"forward": {"backends": [{"weight": 1, "target": {"cluster": cluster}}]}},
     }
 
-
-def _loopback(number: int) -> str:
-    return f"127.0.{number // 250}.{number % 250 + 1}"

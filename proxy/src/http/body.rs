@@ -50,6 +50,8 @@ pub(crate) struct Shared {
     kept: Cell<usize>,
     /// More came than is kept.
     lost: Cell<bool>,
+    /// The client broke it off.
+    broken: Cell<bool>,
     memory: Arc<Memory>,
     ended: Cell<bool>,
     sending: Cell<u32>,
@@ -108,6 +110,7 @@ impl Shared {
             chunks: RefCell::default(),
             kept: Cell::new(0),
             lost: Cell::new(false),
+            broken: Cell::new(false),
             memory,
             sending: Cell::new(0),
             copies: RefCell::default(),
@@ -117,6 +120,11 @@ impl Shared {
     /// Whether all of the body was read from downstream.
     pub(crate) fn is_complete(&self) -> bool {
         self.ended.get()
+    }
+
+    /// Whether the client broke it off.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken.get()
     }
 
     /// Whether it can be sent from its beginning.
@@ -187,7 +195,10 @@ impl Body for RequestBody {
         strip_trailers(&mut frame);
         match &frame {
             None => shared.end(),
-            Some(Err(_)) => shared.lost.set(true),
+            Some(Err(_)) => {
+                shared.lost.set(true);
+                shared.broken.set(true);
+            }
             Some(Ok(frame)) => match frame.data_ref() {
                 Some(data) if shared.has_room_for(data) => {
                     shared.kept.set(shared.kept.get() + data.len());

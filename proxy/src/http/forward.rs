@@ -144,6 +144,8 @@ pub(super) enum Failure {
         reused: bool,
         text: String,
     },
+    /// The client broke its body off, which says nothing about the endpoint.
+    BrokenRequest,
     /// The answer was not HTTP.
     Protocol(String),
     AttemptTimeout,
@@ -335,6 +337,7 @@ pub(super) async fn attempt(
                 Err(Failure::Connect { ended: true, text: error.to_string() })
             }
             Err(error @ SendError::Refused) => Err(Failure::Connect { ended: false, text: error.to_string() }),
+            Err(_) if body.is_broken() => Err(Failure::BrokenRequest),
             Err(SendError::Protocol(text)) => Err(Failure::Protocol(text)),
             Err(SendError::Reset(text)) => Err(Failure::Reset { reused, text }),
         }
@@ -346,7 +349,9 @@ pub(super) async fn attempt(
     let (took, now) = (started.elapsed(), worker.now());
     match &outcome {
         Ok(_) => endpoint.observe(took, now),
-        Err(Failure::NoEndpoints | Failure::Overflow | Failure::Connect { ended: true, .. }) => {}
+        Err(
+            Failure::NoEndpoints | Failure::Overflow | Failure::BrokenRequest | Failure::Connect { ended: true, .. },
+        ) => {}
         Err(_) => endpoint.observe(FAILURE_COST.max(took), now),
     }
     if let Upstream::Cluster(state, _) = &plan.upstream {
@@ -374,7 +379,9 @@ fn judge(outcome: &Attempted, waited: bool) -> Option<Outcome> {
             Some(status) if response.status() == StatusCode::OK => Some(Outcome::of_grpc(status.as_bytes())),
             _ => Some(Outcome::of_status(response.status())),
         },
-        Err(Failure::NoEndpoints | Failure::Overflow | Failure::Connect { ended: true, .. }) => None,
+        Err(
+            Failure::NoEndpoints | Failure::Overflow | Failure::BrokenRequest | Failure::Connect { ended: true, .. },
+        ) => None,
         Err(Failure::AttemptTimeout | Failure::RequestTimeout) if waited => None,
         Err(Failure::AttemptTimeout | Failure::RequestTimeout) => Some(Outcome::Local),
         Err(Failure::Connect { .. } | Failure::Reset { .. } | Failure::Protocol(_)) => Some(Outcome::Local),
@@ -474,7 +481,11 @@ impl Allowance<'_> {
                 .by_rule(method, "reset")
                 .or_else(|| if *reused && method.is_idempotent() { self.safely("reset") } else { None }),
             Failure::AttemptTimeout => self.by_rule(method, "timeout"),
-            Failure::NoEndpoints | Failure::Overflow | Failure::Protocol(_) | Failure::RequestTimeout => None,
+            Failure::NoEndpoints
+            | Failure::Overflow
+            | Failure::BrokenRequest
+            | Failure::Protocol(_)
+            | Failure::RequestTimeout => None,
         }
     }
 
@@ -533,6 +544,7 @@ impl Failure {
             Self::Overflow => (Reason::Overflow, format!("a limit for {whom} is reached")),
             Self::Connect { text, .. } => (Reason::ConnectFailed, format!("no connection to {whom}: {text}")),
             Self::Reset { text, .. } => (Reason::UpstreamReset, format!("{whom} closed the connection: {text}")),
+            Self::BrokenRequest => (Reason::BadRequest, "the body of the request broke off, or is none".to_owned()),
             Self::Protocol(text) => (Reason::UpstreamProtocol, format!("{whom} did not answer in HTTP: {text}")),
             Self::AttemptTimeout => (Reason::AttemptTimeout, format!("{whom} did not answer in time")),
             Self::RequestTimeout => (Reason::RequestTimeout, format!("{whom} did not answer in time")),

@@ -77,24 +77,20 @@ where
             // Nobody waits for an answer.
             if head.is_pending() && leaves.get() && !wire.has_rest() { Poll::Ready(None) } else { head.map(Some) }
         });
-        match head.await {
-            Some(Ok(head)) => {
-                // In a box, which is given back when the connection rests.
-                match Box::pin(take_turn(wire, head, leaves, &answer)).await {
-                    None => return,
-                    Some((same, true)) => wire = same,
-                    Some((same, false)) => {
-                        wire = same;
-                        break;
-                    }
-                }
-            }
+        // In boxes, which are given back when the connection rests.
+        let turn = match head.await {
+            Some(Ok(head)) => Box::pin(take_turn(wire, head, leaves, &answer)),
             Some(Err(ReadError::Bad(bad))) => {
-                refuse(&wire, bad).await;
+                Box::pin(refuse(&wire, bad)).await;
                 break;
             }
             Some(Err(ReadError::Closed | ReadError::Io(_))) => return,
             None => break,
+        };
+        let Some((same, goes_on)) = turn.await else { return };
+        wire = same;
+        if !goes_on {
+            break;
         }
     }
     // What a client gets of it is its affair.

@@ -102,7 +102,7 @@ impl Decoder {
     /// Looks at what came next: what it is, and how many bytes of it are done with.
     pub(crate) fn decode(&mut self, bytes: &[u8]) -> Result<(Step, usize), BadMessage> {
         match self {
-            Self::Length(0) => Ok((Step::End, 0)),
+            _ if self.has_ended() => Ok((Step::End, 0)),
             _ if bytes.is_empty() => Ok((Step::More, 0)),
             Self::Length(left) => {
                 let count = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
@@ -167,8 +167,9 @@ impl Chunked {
             (State::DataEnd, b'\n') => State::Size,
             (State::Line, b'\r') if self.trailers.is_empty() => State::LastEnd,
             (State::Line, b'\r') => self.trailer(byte, State::LastEnd)?,
-            (State::Line, _) | (State::Trailer, 0..b'\r' | b'\x0e'..) => self.trailer(byte, State::Trailer)?,
+            (State::Line | State::Trailer, b'\n') => return bad("a trailer does not end as lines do"),
             (State::Trailer, b'\r') => self.trailer(byte, State::TrailerEnd)?,
+            (State::Line | State::Trailer, _) => self.trailer(byte, State::Trailer)?,
             (State::TrailerEnd, b'\n') => self.trailer(byte, State::Line)?,
             (State::LastEnd, b'\n') if self.trailers.is_empty() => State::End,
             (State::LastEnd, b'\n') => self.trailer(byte, State::End)?,
@@ -240,7 +241,7 @@ mod tests {
             ("5;a\nb\r\nhello", "a chunk extension has a line end in it"),
             ("10000000000000000\r\n", "a chunk is longer than numbers are"),
             ("0\r\nX-A: 1\rX-B: 2\r\n\r\n", not),
-            ("0\r\nX-A: 1\nX-B: 2\r\n\r\n", not),
+            ("0\r\nX-A: 1\nX-B: 2\r\n\r\n", "a trailer does not end as lines do"),
             ("0\r\nno colon\r\n\r\n", "the name of a header is none"),
             ("5\r\nhel", "it does not end"),
             ("5\r\nhello\r\n0\r\n", "it does not end"),

@@ -79,17 +79,14 @@ pub(crate) fn request(bytes: &[u8]) -> Parsed<RequestHead> {
     let mut keep_alive = keeps_alive(&headers, version);
     if headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH) {
         // The encoding wins, and what follows is not taken for a request (RFC 9112 6.3).
-        let lengths =
-            HeaderMap::from_iter(headers.remove(header::CONTENT_LENGTH).map(|it| (header::CONTENT_LENGTH, it)));
-        framing(&lengths, version)?;
+        let lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+        framing(&lengths.map(|length| (header::CONTENT_LENGTH, length.clone())).collect(), version)?;
+        headers.remove(header::CONTENT_LENGTH);
         keep_alive = false;
     }
-    let framing = match framing(&headers, version) {
-        // What follows is the tunnel's.
-        _ if method == Method::CONNECT => Framing::Length(0),
-        Ok(framing) => framing.unwrap_or(Framing::Length(0)),
-        Err(bad) => return Err(bad),
-    };
+    let said = framing(&headers, version)?.unwrap_or(Framing::Length(0));
+    // What follows is the tunnel's.
+    let framing = if method == Method::CONNECT { Framing::Length(0) } else { said };
     let mut request = Request::new(());
     *request.method_mut() = method;
     *request.uri_mut() = uri;

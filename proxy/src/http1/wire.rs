@@ -129,7 +129,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 };
                 let frame = match step {
                     // Nothing is behind it: no need to share.
-                    Step::Data(part) if part.len() == rest.len() => Some(Some(Frame::data(mem::take(&mut *rest).freeze()))),
+                    Step::Data(part) if part.len() == rest.len() => {
+                        Some(Some(Frame::data(mem::take(&mut *rest).freeze())))
+                    }
                     Step::Data(part) => {
                         let mut data = rest.split_to(length);
                         data.truncate(part.end);
