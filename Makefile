@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test check unit e2e bench gen golden deny images install cluster-up cluster-down kubeconfig
+.PHONY: help demo demo-down test check unit fuzz e2e bench gen golden deny images install cluster-up cluster-down kubeconfig
 
 NAME ?= weft
 NODES ?= 1
@@ -11,6 +11,7 @@ BENCH_SCENARIOS ?=
 BENCH_REPS ?= 5
 BENCH_SECS ?= 4
 BENCH_ARGS ?=
+FUZZ_SECS ?= 60
 
 # A kubeconfig is used when it is given to make, `make demo KUBECONFIG=...`: never one that happens to be in the
 # environment, because tests create, break and delete what they find.
@@ -55,6 +56,10 @@ unit: ## tests that need no cluster
 	@cargo test $(profile) --locked --workspace --exclude weft-e2e
 	@cargo test $(profile) --locked --package weft-e2e --lib --test page
 	@python3 -m unittest discover --quiet --start-directory bench
+	@proxy/fuzz/run.sh 5
+
+fuzz: ## feed what the proxy reads from strangers with what libFuzzer comes up with (FUZZ_SECS=60 for each target)
+	@proxy/fuzz/run.sh $(FUZZ_SECS)
 
 e2e: $(cluster) images install ## tests on a real cluster
 	@cargo test $(profile) --locked --package weft-e2e --test charts --test inject --test routing --test filters --test streams \

@@ -303,3 +303,47 @@ fn pods_are_asked_how_they_are_where_that_is_wanted() -> Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn pods_say_by_grpc_how_they_are() -> Result<()> {
+    in_mesh("balance-health-grpc", |ns| {
+        let ailing = App::server("echo", "v2").arguments(&["--not-serving"]);
+        let client = echo(ns, &[App::server("echo", "v1"), ailing])?;
+        let check = "{type: GRPC, interval: 500ms, timeout: 400ms, unhealthyThreshold: 2}";
+        cluster(ns, &format!("  loadBalancer: {{policy: Random}}\n  healthCheck: {check}\n"))?;
+        eventually("the pod that does not serve to be left alone", SOON, || {
+            let report = client.load("http://echo:9080/").requests(100).run()?;
+            report.expect_none_failed(100)?;
+            ensure!(report.share("v1") == 1.0, "{}", report.summary());
+            Ok(())
+        })?;
+        let unwell = proxy_metrics(ns, "client")?.sum("weft_endpoints_unwell", &[]);
+        ensure!(unwell == 1.0, "{unwell} are unwell");
+        Ok(())
+    })
+}
+
+#[test]
+fn pods_outside_of_the_mesh_are_asked_for_a_connection() -> Result<()> {
+    in_mesh("balance-health-tcp", |ns| {
+        // In the mesh it is the pod's proxy that makes the connection; one that has none listens itself, or does not.
+        let outside = |app: App| app.label("weft.dev/inject", "false");
+        let client = echo(ns, &[outside(App::server("echo", "v1"))])?;
+        ns.apply(&outside(App::deaf("echo", "deaf")).yaml())?;
+        ns.wait_ready(&["echo-deaf"])?;
+        let check = "{type: TCP, interval: 500ms, timeout: 400ms, unhealthyThreshold: 2}";
+        cluster(ns, &format!("  outlierDetection: {{enabled: false}}\n  healthCheck: {check}\n"))?;
+        eventually("the pod that takes no connection to be found", SOON, || {
+            // A cluster is checked while it is used.
+            client.get("http://echo:9080/").send()?.expect_status(200)?;
+            let unwell = proxy_metrics(ns, "client")?.sum("weft_endpoints_unwell", &[]);
+            ensure!(unwell == 1.0, "{unwell} are unwell");
+            Ok(())
+        })?;
+        let before = proxy_metrics(ns, "client")?.sum("weft_retries_total", &[]);
+        client.load("http://echo:9080/").requests(200).run()?.expect_none_failed(200)?;
+        let retries = proxy_metrics(ns, "client")?.sum("weft_retries_total", &[]) - before;
+        ensure!(retries == 0.0, "no request goes to it: {retries} were repeated");
+        Ok(())
+    })
+}

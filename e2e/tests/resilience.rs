@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use weft_e2e::mesh::{proxy_metrics, reachable, route_in_force};
 use weft_e2e::namespace::{Namespace, READY, SOON, in_mesh};
@@ -306,6 +306,39 @@ fn a_backend_that_refuses_connections_is_passed_over() -> Result<()> {
         let report = client.load("http://echo:9080/").requests(200).run()?;
         // What no backend has seen is tried elsewhere, also without a retry policy.
         report.expect_none_failed(200)
+    })
+}
+
+#[test]
+fn a_connection_is_given_up_at_its_timeout() -> Result<()> {
+    in_mesh("resilience-connect", |ns| {
+        let client = echo(ns, App::server("echo", "v1"))?;
+        // An address of the pods' network that no pod has: whoever connects to it hears nothing for a few seconds.
+        let own = ns.get("pod", &ns.pod_of("client")?)?["status"]["podIP"].as_str().unwrap_or_default().to_owned();
+        let (network, _) = own.rsplit_once('.').context("the pod has an address of IPv4")?;
+        ns.apply(&format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: silent}}\nspec:\n  ports: [{{name: http, port: 9080}}]\n---\n\
+             apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: silent, labels: \
+             {{kubernetes.io/service-name: silent}}}}\naddressType: IPv4\nports: [{{name: http, port: 9080}}]\nendpoints: \
+             [{{addresses: [{network}.253], conditions: {{ready: true}}}}]\n"
+        ))?;
+        // Nobody has seen the request, so it is tried four times in all.
+        for timeout in [100, 400] {
+            ns.program(
+                &format!(
+                    "apiVersion: weft.dev/v1alpha1\nkind: MeshCluster\nmetadata: {{name: silent}}\nspec:\n  targetRef: {{kind: \
+                     Service, name: silent}}\n  connect: {{timeout: {timeout}ms}}\n  outlierDetection: {{enabled: false}}\n"
+                ),
+                &["meshcluster/silent"],
+            )?;
+            eventually(&format!("connections to be given up after {timeout} ms"), SOON, || {
+                let answer = client.get("http://silent:9080/").send()?.expect_status(503)?;
+                let expected = timeout * 4..timeout * 4 + 700;
+                ensure!(answer.reason() == Some("connect-failed") && expected.contains(&answer.ms), "{answer:?}");
+                Ok(())
+            })?;
+        }
+        Ok(())
     })
 }
 

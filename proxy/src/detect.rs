@@ -53,6 +53,20 @@ fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')
 }
 
+/// Once it is known what somebody speaks, more bytes change nothing.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn check_laws(bytes: &[u8]) {
+    let mut known = None;
+    for end in 0..=bytes.len() {
+        let verdict = detect(&bytes[..end]);
+        assert!(
+            known.is_none_or(|known| known == verdict),
+            "{known:?} became {verdict:?} with byte {end} of {bytes:?}"
+        );
+        known = known.or((verdict != Verdict::NeedMore).then_some(verdict));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,35 +121,22 @@ mod tests {
         texts.iter().map(|text| text.chars().map(|byte| byte as u8).collect()).collect()
     }
 
-    /// Once it is known what somebody speaks, more bytes change nothing.
-    fn check_that_verdicts_last(bytes: &[u8]) {
-        let mut known = None;
-        for end in 0..=bytes.len() {
-            let verdict = detect(&bytes[..end]);
-            assert!(
-                known.is_none_or(|known| known == verdict),
-                "{known:?} became {verdict:?} with byte {end} of {bytes:?}"
-            );
-            known = known.or((verdict != Verdict::NeedMore).then_some(verdict));
-        }
-    }
-
     #[test]
     fn verdicts_on_what_was_seen_before_last() {
         for bytes in seeds() {
-            check_that_verdicts_last(&bytes);
+            check_laws(&bytes);
         }
     }
 
     proptest::proptest! {
         #[test]
         fn verdicts_last(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..64)) {
-            check_that_verdicts_last(&bytes);
+            check_laws(&bytes);
         }
 
         #[test]
         fn verdicts_on_what_looks_like_http_last(text in "(GET|PRI|P|HTTP)?[ *]?(/|\\*)?[ ]?(HTTP/(1\\.[01]|2\\.0))?[\r\n ]{0,4}(SM)?[\r\n]{0,4}.{0,4}") {
-            check_that_verdicts_last(text.as_bytes());
+            check_laws(text.as_bytes());
         }
     }
 }

@@ -96,6 +96,23 @@ fn decode(bytes: &[u8], at: usize) -> Option<u8> {
     Some(hex(*bytes.get(at + 1)?)? * 16 + hex(*bytes.get(at + 2)?)?)
 }
 
+/// What holds for every path.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn check_laws(path: &str) {
+    let Ok(canonical) = normalize(path) else { return };
+    assert_eq!(normalize(&canonical).as_deref(), Ok(&*canonical), "{path}: normalising twice changes nothing");
+    assert!(canonical.len() <= path.len(), "{path} became longer: {canonical}");
+    assert!(canonical.starts_with('/'), "{path} became {canonical}");
+    let segments: Vec<&str> = canonical.split('/').skip(1).collect();
+    assert!(segments.iter().all(|segment| !matches!(*segment, "." | "..")), "{path} became {canonical}");
+    assert!(segments[..segments.len() - 1].iter().all(|segment| !segment.is_empty()), "{path} became {canonical}");
+    let lower = canonical.to_ascii_lowercase();
+    assert!(
+        ["%2e", "%2f", "%5c", "%00", "\\"].iter().all(|never| !lower.contains(never)),
+        "{path} became {canonical}"
+    );
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,22 +160,6 @@ mod tests {
         ] {
             assert_eq!(normalize(path), Err(expected), "{path}");
         }
-    }
-
-    /// What holds for every path.
-    fn check_laws(path: &str) {
-        let Ok(canonical) = normalize(path) else { return };
-        assert_eq!(normalize(&canonical).as_deref(), Ok(&*canonical), "{path}: normalising twice changes nothing");
-        assert!(canonical.len() <= path.len(), "{path} became longer: {canonical}");
-        assert!(canonical.starts_with('/'), "{path} became {canonical}");
-        let segments: Vec<&str> = canonical.split('/').skip(1).collect();
-        assert!(segments.iter().all(|segment| !matches!(*segment, "." | "..")), "{path} became {canonical}");
-        assert!(segments[..segments.len() - 1].iter().all(|segment| !segment.is_empty()), "{path} became {canonical}");
-        let lower = canonical.to_ascii_lowercase();
-        assert!(
-            ["%2e", "%2f", "%5c", "%00", "\\"].iter().all(|never| !lower.contains(never)),
-            "{path} became {canonical}"
-        );
     }
 
     #[test]

@@ -154,6 +154,21 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// What holds for all bytes: what has been said stays so however many more come, and a name is one.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn check_laws(bytes: &[u8]) {
+    let verdicts = (0..=bytes.len()).map(|end| client_hello(&bytes[..end]));
+    let said: Vec<Hello> = verdicts.skip_while(|verdict| *verdict == Hello::NeedMore).collect();
+    assert!(said.iter().all(|verdict| *verdict == said[0]), "{said:?} of {bytes:?}");
+    if let Some(Hello::Name(name)) = said.first() {
+        assert!((1..=NAME_BYTES_MAX).contains(&name.len()), "{name:?} of {bytes:?}");
+        assert!(
+            !name.contains(|letter: char| letter.is_ascii_uppercase() || letter.is_ascii_control()),
+            "{name:?}"
+        );
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use proptest::prelude::*;
@@ -201,20 +216,6 @@ pub(crate) mod tests {
             serde_json::from_str(include_str!("../tests/corpus/seeds/hellos.json")).expect("a list of texts");
         // A character is a byte.
         texts.iter().map(|text| text.chars().map(|byte| byte as u8).collect()).collect()
-    }
-
-    /// What holds for all bytes: what has been said stays so however many more come, and a name is one.
-    fn check_laws(bytes: &[u8]) {
-        let verdicts = (0..=bytes.len()).map(|end| client_hello(&bytes[..end]));
-        let said: Vec<Hello> = verdicts.skip_while(|verdict| *verdict == Hello::NeedMore).collect();
-        assert!(said.iter().all(|verdict| *verdict == said[0]), "{said:?} of {bytes:?}");
-        if let Some(Hello::Name(name)) = said.first() {
-            assert!((1..=NAME_BYTES_MAX).contains(&name.len()), "{name:?} of {bytes:?}");
-            assert!(
-                !name.contains(|letter: char| letter.is_ascii_uppercase() || letter.is_ascii_control()),
-                "{name:?}"
-            );
-        }
     }
 
     /// The message of bytes that are one record and no more.

@@ -5,6 +5,7 @@
 //! | `/` | calls the services of `--calls` and tells how each answered |
 //! | `/large?bytes=N` | N bytes |
 //! | `/healthz` | 200, always |
+//! | `/grpc.health.v1.Health/Check` | SERVING, or NOT_SERVING with `--not-serving`, as gRPC says it |
 //! | `/_seen`, `/_reset` | what was asked since the start or the last reset, by method and first part of the path, and by token |
 //! | any other | what was asked |
 //!
@@ -13,6 +14,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::future::{Ready, ready};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,11 +24,12 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::combinators::WithTrailers;
 use http_body_util::{BodyExt, Either, Full};
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderName, HeaderValue, UPGRADE};
 use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
+use hyper::{HeaderMap, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
@@ -72,6 +75,9 @@ pub(crate) struct Args {
     /// Answer each Nth request 503. 0: none.
     #[arg(long, default_value_t = 0, value_name = "N")]
     fail_every: u64,
+    /// Say NOT_SERVING to health checks of gRPC.
+    #[arg(long)]
+    not_serving: bool,
     /// URLs to call for each request to /, comma between them.
     #[arg(long, value_delimiter = ',', value_name = "URL")]
     calls: Vec<Target>,
@@ -80,7 +86,10 @@ pub(crate) struct Args {
     shutdown_delay: Duration,
 }
 
-type Answer = Response<Either<Full<Bytes>, Large>>;
+type Answer = Response<Either<Full<Bytes>, Either<Large, Message>>>;
+
+/// A message of gRPC and its trailers.
+type Message = WithTrailers<Full<Bytes>, Ready<Option<Result<HeaderMap, Infallible>>>>;
 
 struct Service {
     args: Args,
@@ -194,6 +203,7 @@ impl Service {
     async fn handle(&self, request: Request<Incoming>) -> Answer {
         match request.uri().path() {
             "/healthz" => self.answer(StatusCode::OK, &json!("healthy")),
+            "/grpc.health.v1.Health/Check" => self.health(),
             "/_seen" => self.answer(StatusCode::OK, &json!(*self.seen())),
             "/_reset" => {
                 *self.seen() = Seen::default();
@@ -201,6 +211,15 @@ impl Service {
             }
             _ => self.count_and_answer(request).await,
         }
+    }
+
+    /// HealthCheckResponse with its one field, the status: 1 is SERVING, 2 is NOT_SERVING.
+    fn health(&self) -> Answer {
+        let status = if self.args.not_serving { 2 } else { 1 };
+        let message = Full::new(Bytes::copy_from_slice(&[0, 0, 0, 0, 2, 0x08, status]));
+        let trailers = HeaderMap::from_iter([(HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"))]);
+        let message = message.with_trailers(ready(Some(Ok(trailers))));
+        self.respond(StatusCode::OK, "application/grpc", Either::Right(Either::Right(message)))
     }
 
     async fn count_and_answer(&self, mut request: Request<Incoming>) -> Answer {
@@ -222,7 +241,11 @@ impl Service {
             _ => StatusCode::OK,
         });
         if request.uri().path() == "/large" {
-            return self.respond(status, "application/octet-stream", Either::Right(Large { left: wishes.bytes }));
+            return self.respond(
+                status,
+                "application/octet-stream",
+                Either::Right(Either::Left(Large { left: wishes.bytes })),
+            );
         }
         let calls = if request.uri().path() == "/" { self.call(&request).await } else { Vec::new() };
         let uri = request.uri();
@@ -279,7 +302,12 @@ impl Service {
         self.respond(status, "application/json", Either::Left(Full::from(format!("{value}\n"))))
     }
 
-    fn respond(&self, status: StatusCode, kind: &'static str, body: Either<Full<Bytes>, Large>) -> Answer {
+    fn respond(
+        &self,
+        status: StatusCode,
+        kind: &'static str,
+        body: Either<Full<Bytes>, Either<Large, Message>>,
+    ) -> Answer {
         let mut answer = Response::new(body);
         *answer.status_mut() = status;
         answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));

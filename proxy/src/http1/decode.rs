@@ -186,27 +186,40 @@ impl Chunked {
     }
 }
 
+/// A body decoded from pieces of so many bytes: its data, its trailers, and what is left behind it.
+#[cfg(any(test, fuzzing))]
+fn decode(mut decoder: Decoder, bytes: &[u8], piece: usize) -> Result<(Vec<u8>, Vec<String>, usize), &'static str> {
+    let (mut data, mut trailers, mut at) = (Vec::new(), Vec::new(), 0);
+    let mut here = 0;
+    while !decoder.has_ended() {
+        let (step, used) = decoder.decode(&bytes[at..here]).map_err(|bad| bad.text)?;
+        match step {
+            Step::Data(part) => data.extend_from_slice(&bytes[at..][part]),
+            Step::Trailers(found) => trailers.extend(found.keys().map(|name| name.to_string())),
+            Step::End => {}
+            Step::More if here == bytes.len() => return Err("it does not end"),
+            Step::More => here = (here + piece).min(bytes.len()),
+        }
+        at += used;
+    }
+    Ok((data, trailers, bytes.len() - at))
+}
+
+/// However a body in chunks is cut into pieces, it is the same; what comes of it is not longer than what came.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn check_laws(bytes: &[u8]) {
+    let whole = decode(Decoder::chunked(), bytes, bytes.len().max(1));
+    for piece in [1, 2, 7] {
+        assert_eq!(decode(Decoder::chunked(), bytes, piece), whole, "in pieces of {piece}");
+    }
+    if let Ok((data, _, left)) = whole {
+        assert!(data.len() + left < bytes.len(), "{} and {left} of {}", data.len(), bytes.len());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A body decoded from pieces of so many bytes: its data, its trailers, and what is left behind it.
-    fn decode(mut decoder: Decoder, bytes: &[u8], piece: usize) -> Result<(Vec<u8>, Vec<String>, usize), &'static str> {
-        let (mut data, mut trailers, mut at) = (Vec::new(), Vec::new(), 0);
-        let mut here = 0;
-        while !decoder.has_ended() {
-            let (step, used) = decoder.decode(&bytes[at..here]).map_err(|bad| bad.text)?;
-            match step {
-                Step::Data(part) => data.extend_from_slice(&bytes[at..][part]),
-                Step::Trailers(found) => trailers.extend(found.keys().map(|name| name.to_string())),
-                Step::End => {}
-                Step::More if here == bytes.len() => return Err("it does not end"),
-                Step::More => here = (here + piece).min(bytes.len()),
-            }
-            at += used;
-        }
-        Ok((data, trailers, bytes.len() - at))
-    }
 
     #[test]
     fn chunks_are_the_same_however_they_come() {
@@ -258,6 +271,13 @@ mod tests {
         assert_eq!(decode(Decoder::chunked(), extensions.as_bytes(), 1000), Err("there are too many chunk extensions"));
         let trailers = format!("0\r\nx: {}\r\n\r\n", "x".repeat(TRAILER_BYTES_MAX));
         assert_eq!(decode(Decoder::chunked(), trailers.as_bytes(), 1000), Err("the trailers are too large"));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn laws(text in "([0-9a-f]{1,2}(;[a-z]{0,3})?\r\n|hello|\r\n|0\r\n|x: y\r\n|[ -~]|\n){0,12}") {
+            check_laws(text.as_bytes());
+        }
     }
 
     #[test]

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Feeds what the proxy reads from strangers with what libFuzzer comes up with, guided by coverage, beginning with corpus/.
+#
+#   proxy/fuzz/run.sh [SECONDS [TARGET...]]      each target for so long; 10 s, and all of them
+#
+# What breaks a law is left in target/fuzz/artifacts; to see it again, give the file to target/fuzz/HOST/release/TARGET. After a
+# long run, `MERGE=1 proxy/fuzz/run.sh` adds to corpus/ what has reached something new.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+seconds=${1:-10}
+targets=("${@:2}")
+[[ ${#targets[@]} -gt 0 ]] || targets=(detect path hello head chunks table)
+host=$(rustc -vV | sed -n 's/^host: //p')
+built=../../target/fuzz
+found=$built/corpus
+
+# The instrumentation that libFuzzer looks at, which stable Rust has as well.
+level="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters"
+flags="--cfg fuzzing $level -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1"
+RUSTFLAGS=$flags cargo build --quiet --locked --release --target "$host" --target-dir "$built"
+
+for target in "${targets[@]}"; do
+  program=$built/$host/release/$target
+  mkdir -p "$found/$target" "$built/artifacts"
+  if [[ ${MERGE:-} ]]; then
+    "$program" -set_cover_merge=1 "corpus/$target" "$found/$target" 2>/dev/null
+    continue
+  fi
+  log=$built/$target.log
+  if ! "$program" -max_total_time="$seconds" -timeout=5 -rss_limit_mb=1024 -max_len=4096 -print_final_stats=1 \
+    -artifact_prefix="$built/artifacts/$target-" "$found/$target" "corpus/$target" >"$log" 2>&1; then
+    tail -40 "$log"
+    echo "fuzzing $target broke a law: see above, and $built/artifacts" >&2
+    exit 1
+  fi
+  runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
+  covered=$(grep -o 'cov: [0-9]*' "$log" | tail -1)
+  echo "fuzzing $target: $runs inputs in $seconds s, ${covered:-cov: 0}"
+  # What was built without instrumentation finds nothing, however long it runs.
+  [[ ${covered#cov: } -gt 20 ]] || { echo "fuzzing $target: nothing is covered" >&2; exit 1; }
+done
