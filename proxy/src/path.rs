@@ -107,10 +107,7 @@ pub(crate) fn check_laws(path: &str) {
     assert!(segments.iter().all(|segment| !matches!(*segment, "." | "..")), "{path} became {canonical}");
     assert!(segments[..segments.len() - 1].iter().all(|segment| !segment.is_empty()), "{path} became {canonical}");
     let lower = canonical.to_ascii_lowercase();
-    assert!(
-        ["%2e", "%2f", "%5c", "%00", "\\"].iter().all(|never| !lower.contains(never)),
-        "{path} became {canonical}"
-    );
+    assert!(["%2e", "%2f", "%5c", "%00", "\\"].iter().all(|never| !lower.contains(never)), "{path} became {canonical}");
 }
 
 #[cfg(test)]

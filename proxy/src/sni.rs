@@ -162,10 +162,7 @@ pub(crate) fn check_laws(bytes: &[u8]) {
     assert!(said.iter().all(|verdict| *verdict == said[0]), "{said:?} of {bytes:?}");
     if let Some(Hello::Name(name)) = said.first() {
         assert!((1..=NAME_BYTES_MAX).contains(&name.len()), "{name:?} of {bytes:?}");
-        assert!(
-            !name.contains(|letter: char| letter.is_ascii_uppercase() || letter.is_ascii_control()),
-            "{name:?}"
-        );
+        assert!(!name.contains(|letter: char| letter.is_ascii_uppercase() || letter.is_ascii_control()), "{name:?}");
     }
 }
 

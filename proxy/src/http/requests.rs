@@ -72,6 +72,10 @@ where
     R: Future<Output = Response<ResponseBody>>,
 {
     loop {
+        if wire.has_rest() {
+            // It came while the request before it was answered; its time runs from now.
+            wire.with(|stream| stream.begin_head());
+        }
         let head = poll_fn(|cx| {
             let head = wire.poll_head(cx, parse::request);
             // Nobody waits for an answer.

@@ -103,6 +103,11 @@ impl Watch {
     fn read(&self) {
         let now = self.now();
         self.moved.store(now, Relaxed);
+        self.begin_head(now);
+    }
+
+    /// Something of a head is here.
+    fn begin_head(&self, now: u64) {
         if self.http1 && self.open.load(Relaxed) == 0 && self.head.load(Relaxed) == 0 {
             self.head.store(now, Relaxed);
         }
@@ -179,6 +184,11 @@ impl Drop for Open {
 impl Watched {
     pub(crate) fn new(stream: Prefixed, watch: Arc<Watch>, memory: Arc<Memory>) -> Self {
         Self { stream, watch, memory, waiting: false, discarded: 0 }
+    }
+
+    /// Notes that something of the next head is here already.
+    pub(crate) fn begin_head(&self) {
+        self.watch.begin_head(self.watch.now());
     }
 
     /// See [`Stream::farewell`](crate::stream::Stream::farewell).

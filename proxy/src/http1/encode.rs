@@ -51,6 +51,13 @@ pub(crate) enum Broken {
     Body(Option<BodyError>),
 }
 
+/// What a response answers.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub(crate) method: Method,
+    pub(crate) version: Version,
+}
+
 /// The head of a request, and how its body ends. The length of a body that has one is said, and its absence where a body is
 /// common (RFC 9110 8.6).
 pub(crate) fn request(head: &Parts, body: &impl Body) -> (BytesMut, Framing) {
@@ -72,13 +79,6 @@ pub(crate) fn request(head: &Parts, body: &impl Body) -> (BytesMut, Framing) {
     };
     out.extend_from_slice(LINE_END);
     (out, framing)
-}
-
-/// What a response answers.
-#[derive(Clone, Debug)]
-pub(crate) struct Asked {
-    pub(crate) method: Method,
-    pub(crate) version: Version,
 }
 
 /// The head of a response to that, and how its body ends. `length`: the body's, if it is known.

@@ -111,6 +111,11 @@ fn slow_heads() {
                     String::from_utf8_lossy(begins[at % begins.len()])
                 );
             }
+            // A head that begins while the request before it is open is timed too, though nothing more comes.
+            let mut client = Client::connect(direction.address());
+            client.send("GET /first HTTP/1.1\r\nHost: app\r\n\r\nGET /slow HT");
+            assert_eq!(client.answer().map(|answer| answer.status), Ok(200), "{direction:?}");
+            assert!(client.closes_within(Duration::from_millis(2500)), "{direction:?}: the next head is waited for");
             legitimate.served();
         }
     });
