@@ -62,13 +62,16 @@ pub(crate) async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAd
         Ok(Said::Spoke(Verdict::Http2)) => true,
         Ok(Said::Spoke(_)) => return Box::pin(bytes(&worker, stream, peer, destination, None)).await,
         Ok(Said::Nothing) => {
-            let upstream = ask(&worker, destination).await;
-            match stream.first(upstream.as_ref(), shared.timeouts.idle).await {
-                First::Client(Verdict::Http1) => false,
-                First::Client(Verdict::Http2) => true,
-                First::Client(_) => return Box::pin(bytes(&worker, stream, peer, destination, None)).await,
-                First::Server => return Box::pin(bytes(&worker, stream, peer, destination, upstream)).await,
-                First::Nobody => return stream.farewell().await,
+            let ask = async || ask(&worker, destination).await.map(|stream| (stream, ()));
+            match Box::pin(stream.first(shared.timeouts.idle, ask)).await {
+                (First::Client(Verdict::Http1), _) => false,
+                (First::Client(Verdict::Http2), _) => true,
+                (First::Client(_), _) => return Box::pin(bytes(&worker, stream, peer, destination, None)).await,
+                (First::Server, upstream) => {
+                    let upstream = upstream.map(|(stream, ())| stream);
+                    return Box::pin(bytes(&worker, stream, peer, destination, upstream)).await;
+                }
+                (First::Nobody, _) => return stream.farewell().await,
             }
         }
         Ok(Said::Closed) => return stream.farewell().await,

@@ -104,21 +104,17 @@ async fn carry(worker: &Rc<Worker>, mut stream: Prefixed, peer: SocketAddr, dest
             Ok(Said::Spoke(Verdict::Http1)) => false,
             Ok(Said::Spoke(Verdict::Http2)) => true,
             Ok(Said::Spoke(_)) => return Box::pin(bytes(worker, stream, note(), &port.cluster, None, None)).await,
-            // If no endpoint can be asked, none can speak first, and the client will have to.
-            Ok(Said::Nothing) => {
-                let upstream = connect_bytes(worker, &port.cluster, None, peer).await.ok();
-                match stream.first(upstream.as_ref().map(|(_, stream)| stream), patience).await {
-                    First::Client(Verdict::Http1) => false,
-                    First::Client(Verdict::Http2) => true,
-                    First::Client(_) => {
-                        return Box::pin(bytes(worker, stream, note(), &port.cluster, None, None)).await;
-                    }
-                    First::Server => {
-                        return Box::pin(bytes(worker, stream, note(), &port.cluster, None, upstream)).await;
-                    }
-                    First::Nobody => return,
+            Ok(Said::Nothing) => match Box::pin(who_speaks(worker, &mut stream, &port.cluster, None, peer)).await {
+                (First::Client(Verdict::Http1), _) => false,
+                (First::Client(Verdict::Http2), _) => true,
+                (First::Client(_), _) => {
+                    return Box::pin(bytes(worker, stream, note(), &port.cluster, None, None)).await;
                 }
-            }
+                (First::Server, upstream) => {
+                    return Box::pin(bytes(worker, stream, note(), &port.cluster, None, upstream)).await;
+                }
+                (First::Nobody, _) => return,
+            },
             Ok(Said::Closed) | Err(_) => return,
         },
     };
@@ -168,14 +164,13 @@ async fn carry_by_rules(
             let Ok((cluster, subset)) = choose(worker, rule).await else {
                 return by_rule(worker, stream, note, streams.others()).await;
             };
-            let upstream = connect_bytes(worker, &cluster, subset, peer).await.ok();
-            match stream.first(upstream.as_ref().map(|(_, stream)| stream), patience).await {
-                First::Client(verdict) => verdict,
-                First::Server => {
+            match Box::pin(who_speaks(worker, &mut stream, &cluster, subset, peer)).await {
+                (First::Client(verdict), _) => verdict,
+                (First::Server, upstream) => {
                     note.origin = Some(rule.origin.clone());
                     return Box::pin(bytes(worker, stream, note, &cluster, subset, upstream)).await;
                 }
-                First::Nobody => return,
+                (First::Nobody, _) => return,
             }
         }
         _ => return,
@@ -226,6 +221,24 @@ async fn choose<'a>(worker: &Worker, rule: &'a StreamRule) -> Result<(Arc<Cluste
     let target = pick(&rule.backends, roll).target.as_ref().map_err(|_| Reason::BackendNotFound)?;
     let cluster = find_cluster(worker, target).await.ok_or(Reason::NoEndpoints)?;
     Ok((cluster, target.subset.as_deref()))
+}
+
+/// Waits for whoever speaks first after a client's silence, itself or an endpoint of the cluster.
+async fn who_speaks(
+    worker: &Rc<Worker>,
+    stream: &mut Prefixed,
+    cluster: &Arc<Cluster>,
+    subset: Option<&str>,
+    peer: SocketAddr,
+) -> (First, Option<(SocketAddr, TcpStream)>) {
+    let ask = async || {
+        // As it is by now.
+        let current = worker.shared.store.load().cluster_named(&cluster.name).cloned();
+        let connected = connect_bytes(worker, current.as_ref().unwrap_or(cluster), subset, peer).await;
+        connected.ok().map(|(address, stream)| (stream, address))
+    };
+    let (first, server) = stream.first(worker.shared.timeouts.idle, ask).await;
+    (first, server.map(|(stream, address)| (address, stream)))
 }
 
 /// A connection to an endpoint of a cluster, for a client's bytes.

@@ -22,6 +22,9 @@ use crate::tcp::End;
 /// by this much; long enough for a client's first bytes to come along with its connection.
 pub(crate) const SILENCE: Duration = Duration::from_millis(50);
 
+/// How long a silent client waits for another look at whether its server can be asked.
+const NEXT_LOOK: Duration = Duration::from_secs(1);
+
 /// How long a client that has begun to speak may leave its protocol open.
 const DETECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -84,18 +87,27 @@ impl Prefixed {
         }
     }
 
-    /// After a silence: waits for whoever speaks first, the client or, where it could be asked, its server.
-    pub(crate) async fn first(&mut self, server: Option<&TcpStream>, patience: Duration) -> First {
-        if let Some(server) = server {
-            tokio::select! {
-                read = self.more() => if !matches!(read, Ok(1..)) { return First::Nobody },
-                _ = server.readable() => return First::Server,
-                () = tokio::time::sleep(patience) => return First::Nobody,
+    /// After a silence: waits for whoever speaks first, the client or its server, which is `ask`ed by a connection. Where none can
+    /// be made, another look is taken now and then: one may be there soon, and who speaks first would never be heard.
+    pub(crate) async fn first<T>(
+        &mut self,
+        patience: Duration,
+        ask: impl AsyncFn() -> Option<(TcpStream, T)>,
+    ) -> (First, Option<(TcpStream, T)>) {
+        let until = Instant::now() + patience;
+        loop {
+            if let Some(server) = ask().await {
+                tokio::select! {
+                    read = self.more() => if !matches!(read, Ok(1..)) { return (First::Nobody, None) },
+                    _ = server.0.readable() => return (First::Server, Some(server)),
+                    () = tokio::time::sleep_until(until) => return (First::Nobody, None),
+                }
             }
-        }
-        match self.sniff(patience).await {
-            Ok(Said::Spoke(verdict)) => First::Client(verdict),
-            _ => First::Nobody,
+            match self.sniff(NEXT_LOOK).await {
+                Ok(Said::Spoke(verdict)) => return (First::Client(verdict), None),
+                Ok(Said::Nothing) if Instant::now() < until => {}
+                _ => return (First::Nobody, None),
+            }
         }
     }
 

@@ -461,6 +461,25 @@ async fn a_server_that_speaks_first_is_heard() {
 }
 
 #[tokio::test]
+async fn a_server_that_speaks_first_is_heard_when_it_comes_late() {
+    let proxy = Proxy::start("server-late").await;
+    proxy.configure(None, "detect", &[], json!({})).await;
+    let mut client = TcpStream::connect(proxy.address).await.expect("connects");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    proxy.configure(None, "detect", &[(listener.local_addr().expect("an address"), "")], json!({})).await;
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.expect("is asked");
+        stream.write_all(b"220 ready\r\n").await.expect("greets");
+        stream.read_to_end(&mut Vec::new()).await.expect("waits");
+    });
+    let mut greeting = [0; 11];
+    let heard = tokio::time::timeout(Duration::from_secs(3), client.read_exact(&mut greeting)).await;
+    heard.expect("within three seconds").expect("is greeted");
+    assert_eq!(&greeting, b"220 ready\r\n");
+}
+
+#[tokio::test]
 async fn upgrades_pass_bytes_after_a_101() {
     let proxy = Proxy::start("upgrade").await;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
