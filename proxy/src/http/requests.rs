@@ -22,7 +22,7 @@ use super::respond::{REASON, Reason};
 use super::watch::{Left, Watch, Watched};
 use super::{date, head};
 use crate::http1::decode::Decoder;
-use crate::http1::encode::{self, Asked, Outgoing};
+use crate::http1::encode::{self, Asked, Broken, Outgoing};
 use crate::http1::parse::{self, BadMessage, Framing, RequestHead};
 use crate::http1::wire::{ReadError, Wire};
 use crate::tcp::End;
@@ -144,13 +144,22 @@ where
     }
     let head = encode::response(&asked, parts.status, &headers, length, connection);
     drop(headers);
+    let ends_with_connection = head.1 == Framing::Close;
     let mut outgoing = Outgoing::new(head, body);
-    poll_fn(|cx| match outgoing.poll_send(&wire, cx) {
-        Poll::Ready(sent) => Poll::Ready(sent.ok()),
+    let sent = poll_fn(|cx| match outgoing.poll_send(&wire, cx) {
+        Poll::Ready(sent) => Poll::Ready(Some(sent)),
         Poll::Pending => client_leaves(&wire, reading.as_deref(), cx).map(|()| None),
     })
     .await?;
     drop(outgoing);
+    if let Err(broken) = sent {
+        // What breaks off is not to look whole: where no framing says that something is missing, a reset does.
+        if ends_with_connection && matches!(broken, Broken::Body(_)) {
+            drop(reading);
+            Rc::into_inner(wire)?.into_parts().0.into_inner().into_end().stream.cut();
+        }
+        return None;
+    }
     if let Some(Handover::Connection(next)) = handover {
         drop(reading);
         // Nobody else has it: the request has had no body, or all of it was read.

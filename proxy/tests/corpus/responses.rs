@@ -1,7 +1,8 @@
 //! What applications answer: doubtful framing, resets at each point, answers that come too early. No client ever gets
 //! what was not meant for it, and what was cut short never looks whole.
 
-use std::net::TcpListener;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
@@ -223,6 +224,33 @@ fn applications_that_go() {
             client.send(posts);
             assert!(matches!(client.answer(), Err(NoAnswer::Cut { .. } | NoAnswer::Closed)), "{direction:?}");
             assert_eq!(app.take().len(), 1, "{direction:?}: a POST that was seen is not sent again");
+        }
+    });
+}
+
+/// The same to a client of HTTP/1.0, which has no chunks: its answer ends where its connection ends, so what was cut short is
+/// told by a reset.
+#[test]
+fn applications_that_go_under_old_clients() {
+    alone(module_path!(), "applications_that_go_under_old_clients", || {
+        let app = App::start();
+        let _place = Place::start();
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+        app.reply("/whole", Reply::new(format!("{head}5\r\nhello\r\n0\r\n\r\n"), Then::Keep));
+        app.reply("/cut", Reply::new(format!("{head}5\r\nhello\r\n"), Then::Close));
+        for direction in BOTH {
+            for (path, whole) in [("/whole", true), ("/cut", false)] {
+                let mut client = TcpStream::connect(direction.address()).expect("connects");
+                client.set_read_timeout(Some(Duration::from_secs(5))).expect("set");
+                write!(client, "GET {path} HTTP/1.0\r\nHost: app\r\n\r\n").expect("asks");
+                let mut answer = Vec::new();
+                let end = client.read_to_end(&mut answer).map_err(|error| error.kind());
+                let text = String::from_utf8_lossy(&answer);
+                match whole {
+                    true => assert!(end.is_ok() && text.ends_with("\r\n\r\nhello"), "{direction:?}: {end:?}, {text}"),
+                    false => assert_eq!(end, Err(ErrorKind::ConnectionReset), "{direction:?}: {text}"),
+                }
+            }
         }
     });
 }
