@@ -31,6 +31,22 @@ fn cluster(ns: &Namespace, fields: &str) -> Result<()> {
     ns.program(&yaml, &["meshcluster/echo"])
 }
 
+/// Health checks find one of the pods of `echo` unwell, and no request goes to it.
+fn one_is_passed_over(ns: &Namespace, client: &Client) -> Result<()> {
+    eventually("the pod that is not well to be found", SOON, || {
+        // A cluster is checked while it is used.
+        client.get("http://echo:9080/").send()?.expect_status(200)?;
+        let unwell = proxy_metrics(ns, "client")?.sum("weft_endpoints_unwell", &[]);
+        ensure!(unwell == 1.0, "{unwell} are unwell");
+        Ok(())
+    })?;
+    let before = proxy_metrics(ns, "client")?.sum("weft_retries_total", &[]);
+    client.load("http://echo:9080/").requests(200).run()?.expect_none_failed(200)?;
+    let retries = proxy_metrics(ns, "client")?.sum("weft_retries_total", &[]) - before;
+    ensure!(retries == 0.0, "no request goes to it: {retries} were repeated");
+    Ok(())
+}
+
 #[test]
 fn a_pod_that_fails_is_left_alone() -> Result<()> {
     in_mesh("balance-outlier", |ns| {
@@ -275,17 +291,7 @@ fn pods_are_asked_how_they_are_where_that_is_wanted() -> Result<()> {
             "  loadBalancer: {policy: Random}\n  outlierDetection: {enabled: false}\n  healthCheck: {type: HTTP, path: /healthz, \
              interval: 500ms, timeout: 400ms, unhealthyThreshold: 2}\n",
         )?;
-        eventually("the pod that does not answer to be found", SOON, || {
-            // A cluster is checked while it is used.
-            client.get("http://echo:9080/").send()?.expect_status(200)?;
-            let unwell = proxy_metrics(ns, "client")?.sum("weft_endpoints_unwell", &[]);
-            ensure!(unwell == 1.0, "{unwell} are unwell");
-            Ok(())
-        })?;
-        let before = proxy_metrics(ns, "client")?.sum("weft_retries_total", &[]);
-        client.load("http://echo:9080/").requests(200).run()?.expect_none_failed(200)?;
-        let retries = proxy_metrics(ns, "client")?.sum("weft_retries_total", &[]) - before;
-        ensure!(retries == 0.0, "no request goes to it: {retries} were repeated");
+        one_is_passed_over(ns, &client)?;
         // Where none is well, the threshold decides: all, or none.
         let nobody =
             "healthCheck: {type: HTTP, path: /, port: 1, interval: 500ms, timeout: 400ms, unhealthyThreshold: 1}";
@@ -333,17 +339,7 @@ fn pods_outside_of_the_mesh_are_asked_for_a_connection() -> Result<()> {
         ns.wait_ready(&["echo-deaf"])?;
         let check = "{type: TCP, interval: 500ms, timeout: 400ms, unhealthyThreshold: 2}";
         cluster(ns, &format!("  outlierDetection: {{enabled: false}}\n  healthCheck: {check}\n"))?;
-        eventually("the pod that takes no connection to be found", SOON, || {
-            // A cluster is checked while it is used.
-            client.get("http://echo:9080/").send()?.expect_status(200)?;
-            let unwell = proxy_metrics(ns, "client")?.sum("weft_endpoints_unwell", &[]);
-            ensure!(unwell == 1.0, "{unwell} are unwell");
-            Ok(())
-        })?;
-        let before = proxy_metrics(ns, "client")?.sum("weft_retries_total", &[]);
-        client.load("http://echo:9080/").requests(200).run()?.expect_none_failed(200)?;
-        let retries = proxy_metrics(ns, "client")?.sum("weft_retries_total", &[]) - before;
-        ensure!(retries == 0.0, "no request goes to it: {retries} were repeated");
+        one_is_passed_over(ns, &client)?;
         Ok(())
     })
 }
