@@ -195,9 +195,11 @@ impl Pulse {
             return false;
         }
         if let Some(pings) = &mut self.pings {
-            // The answer to an earlier one is taken first.
+            // The answer to an earlier one is taken first. One that has none yet is not asked again, and counts as asked: what
+            // came since may have been on its way before the other side went.
             let _ = pings.poll_pong(cx);
-            self.asked = pings.send_ping(Ping::opaque()).is_ok();
+            let _ = pings.send_ping(Ping::opaque());
+            self.asked = true;
         }
         true
     }
@@ -233,5 +235,38 @@ impl SendError {
             Some(error) if error.kind() == io::ErrorKind::BrokenPipe => "the connection was closed".into(),
             _ => error.to_string(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_is_silent_is_asked_and_then_given_up() {
+        let (near, _far) = tokio::io::duplex(4096);
+        let (_sender, mut connection) = client::handshake(near).await.expect("writes its preface");
+        let mut pulse = Pulse { pings: connection.ping_pong(), read: 0, asked: false };
+        let mut cx = Context::from_waker(Waker::noop());
+        for (look, (busy, read, lives)) in [
+            (true, 10, true),
+            // Silent: asked.
+            (true, 10, true),
+            // What comes is not the answer, but a sign of life all the same.
+            (true, 20, true),
+            // Silent again: the answer is still awaited.
+            (true, 20, true),
+            (true, 20, false),
+            // Nobody waits for it.
+            (false, 20, true),
+            (false, 20, true),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            assert_eq!(pulse.look(busy, read, &mut cx), lives, "look {look}");
+        }
     }
 }
