@@ -168,7 +168,7 @@ where
             let waits = self.gather(cx).map_err(Broken::Body)?;
             while self.has_some() {
                 let slices = [IoSlice::new(&self.gathered), IoSlice::new(&self.long), IoSlice::new(self.end)];
-                let count = if self.long.is_empty() { 1 } else { 3 };
+                let count = if self.long.is_empty() && self.end.is_empty() { 1 } else { 3 };
                 let written = ready!(wire.poll_write(cx, &slices[..count])).map_err(Broken::Io)?;
                 self.advance(written);
             }

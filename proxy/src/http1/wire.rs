@@ -312,6 +312,15 @@ mod tests {
         }
     }
 
+    /// A write may stop between any two bytes: before a head, a size, a part, what ends it, or the last chunk.
+    #[tokio::test]
+    async fn long_parts_arrive_byte_by_byte() {
+        for known in [false, true] {
+            let parts = vec![vec![7; 5000], vec![8; 10], vec![9; 6000]];
+            assert_eq!(through(parts.clone(), known, 1).await, (parts.concat(), true));
+        }
+    }
+
     #[tokio::test]
     async fn long_bodies_and_trailers_arrive() {
         let (near, far) = duplex(50_000);
