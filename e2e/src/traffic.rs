@@ -9,7 +9,8 @@ use serde_json::Value;
 
 use crate::command::Running;
 use crate::kubectl::Kubectl;
-use crate::namespace::{Namespace, READY};
+use crate::namespace::{Namespace, READY, SOON};
+use crate::wait::eventually;
 use crate::workload::{self, PROGRAM};
 
 /// Beyond what the client itself waits for.
@@ -134,6 +135,16 @@ impl Client {
         all.extend(words(arguments));
         let printed = self.run(&all)?;
         serde_json::from_str(&printed).with_context(|| format!("reading what tcp-client printed: {printed}"))
+    }
+
+    /// The same with a server whose pod has only just become ready: until the client's proxy has heard of it, connections are
+    /// closed at once, and made again.
+    pub fn tcp_reached(&self, address: &str, arguments: &[&str]) -> Result<TcpAnswer> {
+        eventually(&format!("{address} to be reached"), SOON, || {
+            let answer = self.tcp(address, arguments)?;
+            ensure!(answer.error.is_none(), "{answer:?}");
+            Ok(answer)
+        })
     }
 
     fn run(&self, arguments: &[String]) -> Result<String> {

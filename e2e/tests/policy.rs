@@ -142,14 +142,14 @@ fn a_rule_about_http_never_lets_opaque_tcp_through() -> Result<()> {
         ns.apply(&(App::tcp("db", 3306, "hello").yaml() + &Service::new("db").port(3306, 3306).yaml()))?;
         let client = Client::deploy(ns)?;
         ns.wait_ready(&["db"])?;
-        let talk = || client.tcp("db:3306", &["--expect-first", "--send", "ping", "--timeout", "5s"]);
-        let answer = talk()?;
+        let ping = ["--expect-first", "--send", "ping", "--timeout", "5s"];
+        let answer = client.tcp_reached("db:3306", &ping)?;
         ensure!(answer.received == "ping", "before the policy it answers: {answer:?}");
         let policy = "apiVersion: weft.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {name: guard}\nspec:\n  targetRef: {kind: Service, name: \
                       db}\n  authorization: {rules: [{action: Allow, paths: [{value: /}]}]}\n";
         ns.program(policy, &["meshpolicy/guard"])?;
         eventually("the connection to be refused", SOON, || {
-            let answer = talk()?;
+            let answer = client.tcp("db:3306", &ping)?;
             ensure!(answer.error.is_some() && answer.received.is_empty(), "{answer:?}");
             Ok(())
         })

@@ -290,10 +290,10 @@ fn opaque_tcp_passes_and_a_server_may_speak_first() -> Result<()> {
         let client = Client::deploy(ns)?;
         ns.wait_ready(&["shy", "forward", "db"])?;
         let bytes = "\u{1}not HTTP at all\n";
-        let answer = client.tcp("shy:7000", &["--send", bytes])?;
+        let answer = client.tcp_reached("shy:7000", &["--send", bytes])?;
         ensure!(answer.error.is_none() && answer.received == bytes, "{answer:?}");
         for (address, greeting) in [("forward:7001", "hello, who is there?"), ("db:3306", "mysql says hello")] {
-            let answer = client.tcp(address, &["--expect-first", "--send", "ping"])?;
+            let answer = client.tcp_reached(address, &["--expect-first", "--send", "ping"])?;
             ensure!(
                 answer.error.is_none() && answer.first == greeting && answer.received == "ping",
                 "{address}: {answer:?}"
@@ -303,7 +303,7 @@ fn opaque_tcp_passes_and_a_server_may_speak_first() -> Result<()> {
         // Also where nobody said what is spoken: detection has a deadline.
         ns.apply(&(App::tcp("silent", 7002, "first").yaml() + &Service::new("silent").port(7002, 7002).yaml()))?;
         ns.wait_ready(&["silent"])?;
-        let answer = client.tcp("silent:7002", &["--expect-first", "--send", "ping"])?;
+        let answer = client.tcp_reached("silent:7002", &["--expect-first", "--send", "ping"])?;
         ensure!(answer.error.is_none() && answer.first == "first" && answer.received == "ping", "{answer:?}");
         ensure!(answer.first_ms.is_some_and(|ms| ms < 12_000), "{answer:?}");
         Ok(())
