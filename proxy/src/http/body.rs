@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use h2::SendStream;
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -18,6 +17,7 @@ use super::head;
 use super::incoming::Incoming;
 use super::watch::Open;
 use crate::filter::mirror::Copies;
+use crate::http2::Sending;
 use crate::memory::Memory;
 use crate::tcp::End;
 
@@ -85,7 +85,7 @@ pub(crate) enum Handover {
     /// A connection of HTTP/1.1.
     Connection(oneshot::Sender<End>),
     /// What is sent in a stream of HTTP/2.
-    Stream(oneshot::Sender<SendStream<Bytes>>),
+    Stream(oneshot::Sender<Sending>),
 }
 
 /// The response was not complete when the request's time was over.

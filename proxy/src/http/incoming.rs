@@ -4,7 +4,6 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream};
 use http::HeaderMap;
 use http::header;
 use http_body::{Body, Frame, SizeHint};
@@ -12,6 +11,7 @@ use tokio::task::AbortHandle;
 
 use super::body::BodyError;
 use super::requests::FromClient;
+use crate::http2::{self, Reason, Receiving as FromStream};
 use crate::upstream::http1::Receiving;
 
 /// A body that somebody sends to this proxy.
@@ -25,10 +25,8 @@ pub(crate) enum Incoming {
 
 /// The body that comes in a stream of HTTP/2. What was read of it is what the peer may send more of.
 pub(crate) struct StreamBody {
-    stream: RecvStream,
+    stream: FromStream,
     size: SizeHint,
-    /// What is left is trailers at most.
-    data_ended: bool,
     /// What sends the other side's body still. Whoever drops this one before its end wants nothing of that either.
     sending: Option<Sending>,
 }
@@ -40,14 +38,14 @@ pub(crate) struct Sending(Option<AbortHandle>);
 
 impl Incoming {
     /// The body in a stream whose head was this.
-    pub(crate) fn of_stream(stream: RecvStream, head: &HeaderMap, sending: Option<Sending>) -> Self {
+    pub(crate) fn of_stream(stream: FromStream, head: &HeaderMap, sending: Option<Sending>) -> Self {
         let length = head.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         let size = match length {
             Some(length) => SizeHint::with_exact(length),
             None if stream.is_end_stream() => SizeHint::with_exact(0),
             None => SizeHint::default(),
         };
-        Self::Http2(StreamBody { stream, size, data_ended: false, sending })
+        Self::Http2(StreamBody { stream, size, sending })
     }
 }
 
@@ -84,7 +82,7 @@ impl Body for Incoming {
 
 impl StreamBody {
     /// The stream, for a tunnel.
-    pub(crate) fn into_stream(self) -> RecvStream {
+    pub(crate) fn into_stream(self) -> FromStream {
         self.stream
     }
 
@@ -103,19 +101,15 @@ impl StreamBody {
         }
     }
 
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        if !self.data_ended {
-            match ready!(self.stream.poll_data(cx)) {
-                Some(Ok(data)) => {
-                    // An error means that the stream is over, which reading on will tell.
-                    let _ = self.stream.flow_control().release_capacity(data.len());
-                    return Poll::Ready(Some(Ok(Frame::data(data))));
-                }
-                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                None => self.data_ended = true,
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, http2::Error>>> {
+        match ready!(self.stream.poll_data(cx)) {
+            Some(Ok(data)) => {
+                self.stream.taken(data.len());
+                Poll::Ready(Some(Ok(Frame::data(data))))
             }
+            Some(Err(error)) => Poll::Ready(Some(Err(error))),
+            None => Poll::Ready(self.stream.take_trailers().map(|trailers| Ok(Frame::trailers(trailers)))),
         }
-        self.stream.poll_trailers(cx).map(|trailers| trailers.transpose().map(|it| it.map(Frame::trailers)))
     }
 
     /// What is sent the other way is sent to its end.

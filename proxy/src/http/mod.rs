@@ -7,7 +7,6 @@
 //! - [`hedge`]: attempts side by side, for rules that want them.
 //! - [`requests`]: the requests of a connection of HTTP/1.1, one after the other.
 //! - [`streams`]: those of a connection of HTTP/2, side by side.
-//! - [`gradual`]: reading HTTP/2 so that small messages in a burst are no flood.
 //! - [`incoming`] and [`pipe`]: bodies as they come, and as they go into a stream of HTTP/2.
 //! - [`respond`]: the one place where an answer of the proxy's own is made.
 //! - [`body`]: bodies that can be sent again, and bodies that know when they are complete.
@@ -17,7 +16,6 @@
 pub(crate) mod body;
 mod date;
 pub(crate) mod forward;
-pub(crate) mod gradual;
 pub(crate) mod head;
 pub(crate) mod hedge;
 pub(crate) mod incoming;

@@ -6,33 +6,32 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
-use h2::server::{self, SendResponse};
-use h2::{Reason, RecvStream};
 use http::header::{self, HeaderValue};
 use http::{Request, Response};
 use http_body::Body;
 use tokio::time::{Instant, sleep_until};
 
 use super::body::{Handover, ResponseBody};
-use super::gradual::Gradual;
 use super::incoming::Incoming;
 use super::pipe::Pipe;
 use super::serve::HEAD_BYTES_MAX;
 use super::watch::{Watch, Watched};
 use super::{CONNECTION_WINDOW, STREAM_WINDOW, date};
+use crate::http2::{Connection, Limits, Reason, Sending};
 use crate::worker::Shared;
 
-/// Requests at once on one connection.
-const STREAMS_MAX: u32 = 1000;
-
-/// Bytes of a response that wait in one stream for a client that does not take them.
-const SEND_BYTES_MAX: usize = 64 * 1024;
+/// What one connection may ask of us.
+const LIMITS: Limits = Limits {
+    streams: 1000,
+    stream_window: STREAM_WINDOW,
+    connection_window: CONNECTION_WINDOW,
+    head_bytes: HEAD_BYTES_MAX,
+};
 
 /// What becomes of one request. Ends when its client wants no more of it.
 enum Stream<R> {
     /// In a box, which is given back when there is an answer: most of a stream's time goes into sending that.
-    Answering(SendResponse<Bytes>, Pin<Box<R>>),
+    Answering(Option<Sending>, Pin<Box<R>>),
     Sending(Pipe<ResponseBody>),
 }
 
@@ -52,34 +51,22 @@ where
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Response<ResponseBody>> + 'static,
 {
-    let handshake = server::Builder::new()
-        .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(HEAD_BYTES_MAX)
-        .max_send_buffer_size(SEND_BYTES_MAX)
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .handshake(Gradual::new(stream));
-    // What is wrong with a connection ends it; h2 has said why to the client.
-    let Ok(mut connection) = handshake.await else { return };
+    let mut connection = Connection::server(stream, LIMITS);
     let mut left = false;
     loop {
         let accepted = poll_fn(|cx| {
             if leaves.get() && !left {
                 left = true;
-                connection.graceful_shutdown();
+                connection.leave();
             }
             connection.poll_accept(cx)
         });
-        let Some(Ok((request, respond))) = accepted.await else { return };
-        let stream = Stream::Answering(respond, Box::pin(answer(with_body(request))));
+        let Some((request, sending, receiving)) = accepted.await else { return };
+        let (head, ()) = request.into_parts();
+        let body = Incoming::of_stream(receiving, &head.headers, None);
+        let stream = Stream::Answering(Some(sending), Box::pin(answer(Request::from_parts(head, body))));
         tokio::task::spawn_local(unless_idle(stream, idle));
     }
-}
-
-fn with_body(request: Request<RecvStream>) -> Request<Incoming> {
-    let (head, stream) = request.into_parts();
-    let body = Incoming::of_stream(stream, &head.headers, None);
-    Request::from_parts(head, body)
 }
 
 /// Runs a stream to its end, and ends it when nothing happens in it for too long. It is reset then.
@@ -106,12 +93,12 @@ impl<R: Future<Output = Response<ResponseBody>>> Future for Stream<R> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if let Self::Answering(respond, answering) = &mut *self {
+        if let Self::Answering(sending, answering) = &mut *self {
             let Poll::Ready(response) = answering.as_mut().poll(cx) else {
                 // To be woken when the client resets the stream.
-                return respond.poll_reset(cx).map(|_| ());
+                return sending.as_mut().map_or(Poll::Ready(()), |sending| sending.poll_error(cx).map(|_| ()));
             };
-            match begin(respond, response) {
+            match sending.take().and_then(|sending| begin(sending, response)) {
                 Some(pipe) => *self = Self::Sending(pipe),
                 None => return Poll::Ready(()),
             }
@@ -123,7 +110,7 @@ impl<R: Future<Output = Response<ResponseBody>>> Future for Stream<R> {
 }
 
 /// Sends the head of a response. None: nothing follows, or nothing that is sent from here.
-fn begin(respond: &mut SendResponse<Bytes>, response: Response<ResponseBody>) -> Option<Pipe<ResponseBody>> {
+fn begin(mut sending: Sending, response: Response<ResponseBody>) -> Option<Pipe<ResponseBody>> {
     let (mut head, mut body) = response.into_parts();
     // RFC 9110 6.6.1: who passes a response on gives it a date if it has none.
     head.headers.entry(header::DATE).or_insert_with(date::now);
@@ -134,20 +121,16 @@ fn begin(respond: &mut SendResponse<Bytes>, response: Response<ResponseBody>) ->
     {
         head.headers.entry(header::CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
     }
-    let stream = match respond.send_response(Response::from_parts(head, ()), ends) {
-        Ok(stream) => stream,
-        Err(error) => {
-            tracing::debug!(%error, "a response could not be sent");
-            respond.send_reset(Reason::INTERNAL_ERROR);
-            return None;
-        }
-    };
+    if let Err(error) = sending.respond(head.status, &head.headers, ends) {
+        tracing::debug!(%error, "a response could not be sent");
+        return None;
+    }
     match handover {
         // Who asked for it may have given up meanwhile: the stream is reset then.
-        Some(Handover::Stream(next)) => drop(next.send(stream)),
+        Some(Handover::Stream(next)) => drop(next.send(sending)),
         Some(Handover::Connection(_)) => {}
         None if ends => {}
-        None => return Some(Pipe::new(stream, body, Reason::INTERNAL_ERROR)),
+        None => return Some(Pipe::new(sending, body, Reason::INTERNAL_ERROR)),
     }
     None
 }

@@ -14,17 +14,10 @@ use tokio_util::io::poll_read_buf;
 use super::decode::{Decoder, Step};
 use super::parse::{BadMessage, Parsed};
 use crate::http::body::BodyError;
-
-/// Bytes that are read at once.
-const READ: usize = 16 * 1024;
+use crate::space::{self, READ};
 
 /// Bytes of a long body that are read at once, to where they stay.
 const READ_LONG: usize = 64 * 1024;
-
-thread_local! {
-    /// Where everything is read to first. Most of what comes is looked at and done with; the rest is kept apart.
-    static SPACE: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into());
-}
 
 /// A connection, shared by what reads it and what writes it.
 pub(crate) struct Wire<S> {
@@ -91,7 +84,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 self.tried.set(rest.len());
             }
             if rest.is_empty() {
-                let read = SPACE.with_borrow_mut(|space| {
+                let read = space::lend(|space| {
                     let count = ready!(self.poll_read(cx, space))?;
                     let read = &space[..count];
                     if count == 0 {
@@ -167,7 +160,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 }
                 ready!(read).map(|count| (None, count))
             } else {
-                ready!(SPACE.with_borrow_mut(|space| {
+                ready!(space::lend(|space| {
                     let count = ready!(self.poll_read(cx, space))?;
                     let (step, length) = decoder.decode(&space[..count]).map_err(io::Error::other)?;
                     rest.extend_from_slice(&space[length..count]);
@@ -244,7 +237,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 
     /// Reads behind what is there.
     fn poll_more(&self, cx: &mut Context<'_>, rest: &mut BytesMut) -> Poll<io::Result<usize>> {
-        SPACE.with_borrow_mut(|space| {
+        space::lend(|space| {
             let count = ready!(self.poll_read(cx, space))?;
             rest.extend_from_slice(&space[..count]);
             Poll::Ready(Ok(count))

@@ -86,9 +86,6 @@ pub(crate) enum LeaseError {
     /// None could be made in time.
     #[error("no connection within {0:?}")]
     Timeout(Duration),
-    /// The other side does not speak HTTP.
-    #[error("{0}")]
-    Handshake(#[source] Arc<h2::Error>),
     /// Too many requests wait already.
     #[error("too many requests wait for a connection")]
     Overflow,
@@ -297,7 +294,7 @@ async fn connect_http2(
     timeout: Duration,
     permit: Option<Permit>,
 ) -> Result<Rc<Http2>, LeaseError> {
-    let connection = Http2::handshake(open(endpoint.address, timeout).await?, permit).await?;
+    let connection = Http2::new(open(endpoint.address, timeout).await?, permit);
     endpoint.shared.borrow_mut().push(connection.clone());
     Ok(connection)
 }
@@ -316,11 +313,5 @@ pub(crate) async fn open(address: SocketAddr, timeout: Duration) -> Result<TcpSt
 impl From<io::Error> for LeaseError {
     fn from(error: io::Error) -> Self {
         Self::Connect(Arc::new(error))
-    }
-}
-
-impl From<h2::Error> for LeaseError {
-    fn from(error: h2::Error) -> Self {
-        Self::Handshake(Arc::new(error))
     }
 }

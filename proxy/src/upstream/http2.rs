@@ -1,20 +1,15 @@
 //! A connection of HTTP/2 to an endpoint. Requests go onto it at once, without a task between them and it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::future::poll_fn;
-use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::FutureExt;
-use h2::client::{self, Connection, ResponseFuture};
-use h2::{Ping, PingPong, Reason};
-use http::header::{self, HeaderValue};
 use http::request::Parts;
-use http::{Method, Request, Response};
+use http::{Method, Response};
 use http_body::Body;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
@@ -22,10 +17,10 @@ use tokio::time::{Instant, sleep};
 use super::endpoint::SendError;
 use super::load::Permit;
 use crate::http::body::RequestBody;
-use crate::http::gradual::Gradual;
 use crate::http::incoming::{Incoming, Sending};
 use crate::http::pipe::Pipe;
 use crate::http::{CONNECTION_WINDOW, STREAM_WINDOW};
+use crate::http2::{Connection, Error, Limits, Reason, Receiving, Requests};
 
 /// Requests on one connection before another is opened, if the server allows as many. Source: what common servers allow.
 const STREAMS_MAX: u32 = 100;
@@ -37,21 +32,23 @@ const IDLE: Duration = Duration::from_secs(60);
 /// whether it lives, and given up if nothing has come by the next: after 10 to 15 s.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Bytes of a response's head, decoded. Source: hyper's default.
-const HEAD_BYTES_MAX: u32 = 16 * 1024;
-
-/// Bytes of a request that wait in one stream for a server that does not take them. Source: hyper's default.
-const SEND_BYTES_MAX: usize = 1024 * 1024;
+/// What a server may send.
+const LIMITS: Limits = Limits {
+    // Servers open none.
+    streams: 0,
+    stream_window: STREAM_WINDOW,
+    connection_window: CONNECTION_WINDOW,
+    // Source: hyper's default.
+    head_bytes: 16 * 1024,
+};
 
 /// A connection with several requests on it.
 pub(crate) struct Http2 {
-    sender: RefCell<client::SendRequest<Bytes>>,
+    requests: Requests,
     streams: Cell<u32>,
     /// Since when there are none.
     idle: Cell<Instant>,
     state: Rc<State>,
-    /// Bytes that the server has sent.
-    read: Rc<Cell<u64>>,
 }
 
 /// What a connection's handle and its task know of each other.
@@ -65,36 +62,34 @@ struct State {
 /// A request that was sent.
 pub(crate) enum Sent {
     Failed(Option<SendError>),
-    Waiting { response: ResponseFuture, sending: Option<Sending> },
+    Waiting { response: Option<Receiving>, sending: Option<Sending> },
 }
 
 /// Whether the other side lives.
 struct Pulse {
-    pings: Option<PingPong>,
     /// Bytes read at the last look.
     read: u64,
     asked: bool,
+}
+
+/// What a look at a connection found.
+#[derive(Debug, PartialEq)]
+enum Look {
+    Lives,
+    /// It is silent, and to be asked.
+    Ask,
+    /// It was asked, and is silent.
+    Gone,
 }
 
 // === impl Http2 ===
 
 impl Http2 {
     /// Begins to speak HTTP/2 on a stream. The permit lives as long as the connection does.
-    pub(crate) async fn handshake(stream: TcpStream, permit: Option<Permit>) -> Result<Rc<Self>, h2::Error> {
-        let stream = Gradual::new(stream);
-        let read = stream.count();
-        let (sender, connection) = client::Builder::new()
-            .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_header_list_size(HEAD_BYTES_MAX)
-            .max_send_buffer_size(SEND_BYTES_MAX)
-            .enable_push(false)
-            // Until the server has said how many it takes; others wait for that word.
-            .initial_max_send_streams(1)
-            .handshake(stream)
-            .await?;
+    pub(crate) fn new(stream: TcpStream, permit: Option<Permit>) -> Rc<Self> {
+        let (connection, requests) = Connection::client(stream, LIMITS);
         let state = Rc::<State>::default();
-        let task = drive(connection, state.clone(), read.clone());
+        let task = drive(connection, state.clone());
         let ended = state.clone();
         tokio::task::spawn_local(async move {
             task.await;
@@ -102,22 +97,24 @@ impl Http2 {
             drop(permit);
         });
         let idle = Cell::new(Instant::now());
-        Ok(Rc::new(Self { sender: RefCell::new(sender), streams: Cell::new(0), idle, state, read }))
+        Rc::new(Self { requests, streams: Cell::new(0), idle, state })
     }
 
     /// Whether one more request may go onto it.
     pub(crate) fn has_room(&self) -> bool {
         let streams = self.streams.get();
-        // The first that a server sends is how many it takes. Who takes none at all may do so for a moment, and a request can
-        // wait for that.
-        let is_allowed =
-            || self.read.get() == 0 || (streams as usize) < self.sender.borrow().current_max_send_streams().max(1);
-        !self.state.ended.get() && streams < STREAMS_MAX && is_allowed()
+        // Who takes none at all may do so for a moment, and a request can wait for that.
+        let is_allowed = || self.requests.streams_max().is_none_or(|most| (streams as usize) < most.max(1));
+        !self.is_gone() && streams < STREAMS_MAX && is_allowed()
+    }
+
+    fn is_gone(&self) -> bool {
+        self.state.ended.get() || self.requests.is_over()
     }
 
     /// Whether it is of use to nobody any more.
     pub(crate) fn is_over(&self) -> bool {
-        self.state.ended.get() || (self.streams.get() == 0 && self.idle.get().elapsed() >= IDLE)
+        self.is_gone() || (self.streams.get() == 0 && self.idle.get().elapsed() >= IDLE)
     }
 
     /// A request takes its place on it.
@@ -137,15 +134,10 @@ impl Http2 {
 
     /// Sends a request, and of its body what is there already; a task sends the rest.
     pub(crate) fn send(&self, head: &Parts, body: RequestBody) -> Sent {
-        let mut parts = head.clone();
-        let defined = matches!(parts.method, Method::POST | Method::PUT | Method::PATCH);
-        if let Some(length) = body.size_hint().exact().filter(|length| *length > 0 || defined) {
-            parts.headers.entry(header::CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
-        }
-        // A clone has no place of its own in the queue of those that wait until the server allows one more.
-        let mut sender = self.sender.borrow().clone();
-        let (response, stream) = match sender.send_request(Request::from_parts(parts, ()), body.is_end_stream()) {
-            Ok(sent) => sent,
+        let defined = matches!(head.method, Method::POST | Method::PUT | Method::PATCH);
+        let length = body.size_hint().exact().filter(|length| *length > 0 || defined);
+        let (stream, response) = match self.requests.send(head, length, body.is_end_stream()) {
+            Ok(halves) => halves,
             Err(error) => return Sent::Failed(Some(SendError::Unsent(error.to_string()))),
         };
         let mut sending = None;
@@ -155,53 +147,45 @@ impl Http2 {
                 sending = Some(Sending::new(tokio::task::spawn_local(pipe).abort_handle()));
             }
         }
-        Sent::Waiting { response, sending }
+        Sent::Waiting { response: Some(response), sending }
     }
 }
 
 /// Runs a connection until it is over: closed by either side, or silent for too long.
-async fn drive(mut connection: Connection<Gradual<TcpStream>, Bytes>, state: Rc<State>, read: Rc<Cell<u64>>) {
-    let mut pulse = Pulse { pings: connection.ping_pong(), read: 0, asked: false };
+async fn drive(mut connection: Connection<TcpStream>, state: Rc<State>) {
+    let mut pulse = Pulse { read: 0, asked: false };
     let mut timer = pin!(sleep(LOOK));
     poll_fn(|cx| {
         loop {
-            // Without requests and without anybody who could make one, it ends itself when it is asked.
-            if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
-                return Poll::Ready(ended);
+            // Without requests and without anybody who could make one, it ends itself.
+            if connection.poll_run(cx).is_ready() {
+                return Poll::Ready(());
             }
             ready!(timer.as_mut().poll(cx));
             timer.as_mut().reset(Instant::now() + LOOK);
-            if !pulse.look(state.busy.get(), read.get(), cx) {
-                return Poll::Ready(Ok(()));
+            match pulse.look(state.busy.get(), connection.read()) {
+                Look::Lives => {}
+                Look::Ask => connection.ping(),
+                Look::Gone => return Poll::Ready(()),
             }
         }
     })
-    .await
-    .unwrap_or_else(|error| tracing::debug!(%error, "a connection broke"));
+    .await;
 }
 
 // === impl Pulse ===
 
 impl Pulse {
-    /// Looks once, and asks if need be. False: the other side is gone.
-    fn look(&mut self, busy: bool, read: u64, cx: &mut Context<'_>) -> bool {
+    /// Looks once. One that was asked is not asked again, and has until the next look for any sign of life.
+    fn look(&mut self, busy: bool, read: u64) -> Look {
         let silent = self.read == read;
         self.read = read;
-        if !silent || !busy {
-            self.asked = false;
-            return true;
+        let asked = std::mem::replace(&mut self.asked, silent && busy);
+        match (self.asked, asked) {
+            (false, _) => Look::Lives,
+            (true, false) => Look::Ask,
+            (true, true) => Look::Gone,
         }
-        if self.asked {
-            return false;
-        }
-        if let Some(pings) = &mut self.pings {
-            // The answer to an earlier one is taken first. One that has none yet is not asked again, and counts as asked: what
-            // came since may have been on its way before the other side went.
-            let _ = pings.poll_pong(cx);
-            let _ = pings.send_ping(Ping::opaque());
-            self.asked = true;
-        }
-        true
     }
 }
 
@@ -215,58 +199,50 @@ impl Future for Sent {
             Self::Failed(error) => return error.take().map_or(Poll::Pending, |error| Poll::Ready(Err(error))),
             Self::Waiting { response, sending } => (response, sending),
         };
-        let response = ready!(Pin::new(response).poll(cx)).map_err(|error| SendError::of_stream(&error))?;
-        let (head, stream) = response.into_parts();
-        let body = Incoming::of_stream(stream, &head.headers, sending.take());
-        Poll::Ready(Ok(Response::from_parts(head, body)))
+        let Some(stream) = response else { return Poll::Pending };
+        let (status, headers) = ready!(stream.poll_response(cx)).map_err(|error| SendError::of_stream(&error))?;
+        let Some(stream) = response.take() else { return Poll::Pending };
+        let mut response = Response::new(Incoming::of_stream(stream, &headers, sending.take()));
+        *response.status_mut() = status;
+        *response.version_mut() = http::Version::HTTP_2;
+        *response.headers_mut() = headers;
+        Poll::Ready(Ok(response))
     }
 }
 
 impl SendError {
     /// What the end of a stream says about its request.
-    fn of_stream(error: &h2::Error) -> Self {
-        if error.is_go_away() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR) {
-            return Self::Left;
+    fn of_stream(error: &Error) -> Self {
+        match error {
+            Error::Left(Reason::NO_ERROR) => Self::Left,
+            Error::Reset(Reason::REFUSED_STREAM) => Self::Refused,
+            error => Self::Reset(error.to_string()),
         }
-        if error.reason() == Some(Reason::REFUSED_STREAM) {
-            return Self::Refused;
-        }
-        Self::Reset(match error.get_io() {
-            Some(error) if error.kind() == io::ErrorKind::BrokenPipe => "the connection was closed".into(),
-            _ => error.to_string(),
-        })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::task::Waker;
-
     use super::*;
 
-    #[tokio::test]
-    async fn who_is_silent_is_asked_and_then_given_up() {
-        let (near, _far) = tokio::io::duplex(4096);
-        let (_sender, mut connection) = client::handshake(near).await.expect("writes its preface");
-        let mut pulse = Pulse { pings: connection.ping_pong(), read: 0, asked: false };
-        let mut cx = Context::from_waker(Waker::noop());
-        for (look, (busy, read, lives)) in [
-            (true, 10, true),
-            // Silent: asked.
-            (true, 10, true),
+    #[test]
+    fn who_is_silent_is_asked_and_then_given_up() {
+        let mut pulse = Pulse { read: 0, asked: false };
+        for (look, (busy, read, expected)) in [
+            (true, 10, Look::Lives),
+            (true, 10, Look::Ask),
             // What comes is not the answer, but a sign of life all the same.
-            (true, 20, true),
-            // Silent again: the answer is still awaited.
-            (true, 20, true),
-            (true, 20, false),
+            (true, 20, Look::Lives),
+            (true, 20, Look::Ask),
+            (true, 20, Look::Gone),
             // Nobody waits for it.
-            (false, 20, true),
-            (false, 20, true),
+            (false, 20, Look::Lives),
+            (false, 20, Look::Lives),
         ]
         .into_iter()
         .enumerate()
         {
-            assert_eq!(pulse.look(busy, read, &mut cx), lives, "look {look}");
+            assert_eq!(pulse.look(busy, read), expected, "look {look}");
         }
     }
 }

@@ -1,0 +1,629 @@
+//! Reading frames, and writing them.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::Request;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::io::poll_read_buf;
+
+use super::frame::{HEAD, Head, PAYLOAD_MAX, PREFACE};
+use super::half::{Receiving, Requests, Sending, halves};
+use super::state::{Payload, Side, State};
+use super::{Error, Limits, Reason};
+use crate::space::{self, READ};
+
+/// The same when frames come that are longer than that.
+const READ_LONG: usize = 64 * 1024;
+
+/// Content from here on stays where it was read to; shorter is copied, so that it does not hold so much memory.
+const LONG: usize = 4096;
+
+/// Octets that are read before the streams get their turn.
+const BURST: usize = 64 * 1024;
+
+/// A connection, which is polled by one task.
+pub(crate) struct Connection<S> {
+    stream: S,
+    state: Rc<RefCell<State>>,
+    /// The beginning of a frame whose end is to come.
+    rest: BytesMut,
+    /// What is to come before the first frame.
+    preface: &'static [u8],
+    /// Nothing more is read.
+    is_closing: bool,
+}
+
+/// Why nothing more is read.
+enum Stop {
+    Broken(Reason),
+    Gone(io::ErrorKind),
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    /// The server side.
+    pub(crate) fn server(stream: S, limits: Limits) -> Self {
+        Self::new(stream, Side::Server, limits, PREFACE)
+    }
+
+    /// The client side, and how to ask on it. Requests may be sent at once.
+    pub(crate) fn client(stream: S, limits: Limits) -> (Self, Requests) {
+        let connection = Self::new(stream, Side::Client, limits, b"");
+        let requests = Requests(connection.state.clone());
+        (connection, requests)
+    }
+
+    fn new(stream: S, side: Side, limits: Limits, preface: &'static [u8]) -> Self {
+        let state = Rc::new(RefCell::new(State::new(side, limits)));
+        Self { stream, state, rest: BytesMut::new(), preface, is_closing: false }
+    }
+
+    /// The next request, while all others are carried on. None: the connection is over.
+    pub(crate) fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Request<()>, Sending, Receiving)>> {
+        let accept = |state: &Rc<RefCell<State>>| {
+            let (stream, request) = state.borrow_mut().accept()?;
+            let (sending, receiving) = halves(state, stream);
+            Some((request, sending, receiving))
+        };
+        if let Some(accepted) = accept(&self.state) {
+            return Poll::Ready(Some(accepted));
+        }
+        let turn = self.poll_turn(cx);
+        if let Some(accepted) = accept(&self.state) {
+            return Poll::Ready(Some(accepted));
+        }
+        turn.map(|()| None)
+    }
+
+    /// Carries everything on until the connection is over.
+    pub(crate) fn poll_run(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.poll_turn(cx)
+    }
+
+    /// Tells the client to open no more streams; the connection is over when those that are there have ended.
+    pub(crate) fn leave(&mut self) {
+        self.state.borrow_mut().announce_leave();
+    }
+
+    /// Asks the other side for a sign of life.
+    pub(crate) fn ping(&mut self) {
+        self.state.borrow_mut().ping();
+    }
+
+    /// Octets that have come so far.
+    pub(crate) fn read(&self) -> u64 {
+        self.state.borrow().read
+    }
+
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.state.borrow_mut().run(cx);
+        let mut burst = 0;
+        loop {
+            if !self.is_closing && !self.state.borrow().is_full() {
+                match self.poll_read(cx) {
+                    Poll::Ready(Ok(count)) => {
+                        burst += count;
+                        if burst < BURST {
+                            continue;
+                        }
+                        cx.waker().wake_by_ref();
+                    }
+                    Poll::Ready(Err(stop)) => self.stop(&stop),
+                    Poll::Pending => {}
+                }
+            }
+            let written = {
+                let mut state = self.state.borrow_mut();
+                state.fill();
+                let was_full = state.is_full();
+                let written = state.output.poll_write(&mut self.stream, cx);
+                match written {
+                    Poll::Ready(Ok(())) if was_full && !self.is_closing => continue,
+                    Poll::Ready(Ok(())) => {
+                        if state.has_more() {
+                            continue;
+                        }
+                        true
+                    }
+                    Poll::Ready(Err(error)) => {
+                        if state.error.is_none() {
+                            state.fail(Error::Closed(error.kind()));
+                        }
+                        return Poll::Ready(());
+                    }
+                    Poll::Pending => false,
+                }
+            };
+            if !self.is_closing && self.state.borrow().is_done() {
+                self.state.borrow_mut().say_goodbye();
+                self.is_closing = true;
+                continue;
+            }
+            if self.is_closing && written {
+                // Whatever comes of it: there is nothing more to be done.
+                return Pin::new(&mut self.stream).poll_shutdown(cx).map(|_| ());
+            }
+            return Poll::Pending;
+        }
+    }
+
+    fn stop(&mut self, stop: &Stop) {
+        self.is_closing = true;
+        let mut state = self.state.borrow_mut();
+        match stop {
+            Stop::Broken(reason) => {
+                tracing::debug!(%reason, "a connection of HTTP/2 is given up");
+                state.give_up(*reason);
+            }
+            Stop::Gone(kind) => state.fail(Error::Closed(*kind)),
+        }
+    }
+
+    /// Reads once, and looks at all frames that are there. How much came.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Stop>> {
+        let count = if self.rest.is_empty() {
+            space::lend(|space| {
+                let mut space = ReadBuf::new(space);
+                ready!(Pin::new(&mut self.stream).poll_read(cx, &mut space))?;
+                let came = space.filled();
+                self.state.borrow_mut().read += came.len() as u64;
+                let used = self.take_borrowed(came)?;
+                self.rest.extend_from_slice(&came[used..]);
+                Poll::Ready(Ok::<_, Stop>(came.len()))
+            })
+        } else {
+            let missing = self.missing();
+            self.rest.reserve(if missing > LONG { READ_LONG.max(missing) } else { READ });
+            let count = ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.rest)).map_err(Stop::from)?;
+            self.state.borrow_mut().read += count as u64;
+            self.take_owned()?;
+            Poll::Ready(Ok(count))
+        };
+        match ready!(count)? {
+            0 => Poll::Ready(Err(Stop::Gone(io::ErrorKind::UnexpectedEof))),
+            count => Poll::Ready(Ok(count)),
+        }
+    }
+
+    /// Looks at the frames that are whole. How much of it that was.
+    fn take_borrowed(&mut self, octets: &[u8]) -> Result<usize, Reason> {
+        let mut used = self.take_preface(octets)?;
+        while let Some((octets, rest)) = octets[used..].split_first_chunk::<HEAD>() {
+            let head = known(*octets)?;
+            let Some(payload) = rest.get(..head.length) else { break };
+            self.state.borrow_mut().take_frame(head, &Payload::Borrowed(payload))?;
+            used += HEAD + head.length;
+        }
+        Ok(used)
+    }
+
+    /// The same with what was kept.
+    fn take_owned(&mut self) -> Result<(), Reason> {
+        if !self.preface.is_empty() {
+            let beginning = self.rest.split();
+            let used = self.take_preface(&beginning)?;
+            self.rest.unsplit(beginning);
+            self.rest.advance(used);
+        }
+        while let Some(octets) = self.rest.first_chunk::<HEAD>() {
+            let head = known(*octets)?;
+            if self.rest.len() < HEAD + head.length {
+                return Ok(());
+            }
+            if head.length >= LONG {
+                let payload = Payload::Owned(self.frame(head.length));
+                self.state.borrow_mut().take_frame(head, &payload)?;
+            } else {
+                let payload = Payload::Borrowed(&self.rest[HEAD..HEAD + head.length]);
+                self.state.borrow_mut().take_frame(head, &payload)?;
+                self.rest.advance(HEAD + head.length);
+            }
+        }
+        if self.rest.is_empty() {
+            self.rest = BytesMut::new();
+        }
+        Ok(())
+    }
+
+    fn frame(&mut self, length: usize) -> Bytes {
+        self.rest.advance(HEAD);
+        self.rest.split_to(length).freeze()
+    }
+
+    /// What is missing of the frame that has begun.
+    fn missing(&self) -> usize {
+        let whole = self.rest.first_chunk().map_or(HEAD, |octets| HEAD + Head::read(*octets).length);
+        whole.saturating_sub(self.rest.len())
+    }
+
+    fn take_preface(&mut self, octets: &[u8]) -> Result<usize, Reason> {
+        let count = self.preface.len().min(octets.len());
+        let (expected, rest) = self.preface.split_at(count);
+        if *expected != octets[..count] {
+            return Err(Reason::PROTOCOL_ERROR);
+        }
+        self.preface = rest;
+        Ok(count)
+    }
+}
+
+/// A frame that is not longer than we allow.
+fn known(octets: [u8; HEAD]) -> Result<Head, Reason> {
+    let head = Head::read(octets);
+    if head.length > PAYLOAD_MAX { Err(Reason::FRAME_SIZE_ERROR) } else { Ok(head) }
+}
+
+impl<S> Drop for Connection<S> {
+    fn drop(&mut self) {
+        // Whoever waits for a stream of it waits in vain.
+        let mut state = self.state.borrow_mut();
+        if state.error.is_none() {
+            state.fail(Error::Closed(io::ErrorKind::BrokenPipe));
+        }
+    }
+}
+
+impl From<Reason> for Stop {
+    fn from(reason: Reason) -> Self {
+        Self::Broken(reason)
+    }
+}
+
+impl From<io::Error> for Stop {
+    fn from(error: io::Error) -> Self {
+        Self::Gone(error.kind())
+    }
+}
+
+/// What a client may send, and in which pieces it comes. What is answered is kept.
+#[cfg(any(test, fuzzing))]
+struct Client<'a> {
+    sends: &'a [u8],
+    piece: usize,
+    answer: Rc<RefCell<Vec<u8>>>,
+}
+
+#[cfg(any(test, fuzzing))]
+impl AsyncRead for Client<'_> {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let (now, later) = self.sends.split_at(self.piece.min(self.sends.len()).min(out.remaining()));
+        out.put_slice(now);
+        self.sends = later;
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(any(test, fuzzing))]
+impl AsyncWrite for Client<'_> {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, octets: &[u8]) -> Poll<io::Result<usize>> {
+        self.answer.borrow_mut().extend_from_slice(octets);
+        Poll::Ready(Ok(octets.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// What a server says to a client that sends these octets in pieces of so many, and what it takes as requests and bodies.
+#[cfg(any(test, fuzzing))]
+fn serve(sends: &[u8], piece: usize) -> (Vec<u8>, Vec<String>) {
+    let limits = Limits { streams: 10, stream_window: 65_535, connection_window: 70_000, head_bytes: 2000 };
+    let answer = Rc::<RefCell<Vec<u8>>>::default();
+    let mut connection = Connection::server(Client { sends, piece, answer: answer.clone() }, limits);
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    let (mut streams, mut taken) = (Vec::new(), Vec::new());
+    for _ in 0..100_000 {
+        match connection.poll_accept(&mut cx) {
+            Poll::Ready(Some((request, sending, receiving))) => streams.push((request, sending, receiving)),
+            Poll::Ready(None) => break,
+            Poll::Pending => {}
+        }
+    }
+    for (request, mut sending, mut receiving) in streams {
+        let mut seen = format!("{request:?}");
+        while let Poll::Ready(Some(Ok(data))) = receiving.poll_data(&cx) {
+            receiving.taken(data.len());
+            seen.extend(data.iter().map(|&octet| char::from(octet)));
+        }
+        taken.push(format!("{seen} {} {:?}", receiving.is_end_stream(), receiving.take_trailers()));
+        // Whatever has become of the stream, it can be answered and let go.
+        let _ = sending.respond(http::StatusCode::OK, request.headers(), false);
+        let _ = sending.send_data(Bytes::from_static(b"x"), true);
+    }
+    (answer.take(), taken)
+}
+
+/// However what a client sends is cut into pieces, it means the same; and no head is taken that is larger than is allowed.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn check_laws(frames: &[u8]) {
+    let mut sends = PREFACE.to_vec();
+    sends.extend_from_slice(&Head::octets(super::frame::SETTINGS, 0, 0, 0));
+    sends.extend_from_slice(frames);
+    let whole = serve(&sends, usize::MAX);
+    for piece in [1, 7, 1000] {
+        assert_eq!(serve(&sends, piece), whole, "in pieces of {piece}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::future::poll_fn;
+
+    use http::{HeaderMap, StatusCode};
+    use proptest::prelude::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    use super::super::frame;
+    use super::*;
+
+    const LIMITS: Limits =
+        Limits { streams: 3, stream_window: 65_535, connection_window: 70_000, head_bytes: 16 * 1024 };
+
+    fn request(method: &str) -> http::request::Parts {
+        Request::builder().method(method).uri("http://app/x").body(()).expect("a request").into_parts().0
+    }
+
+    /// Takes a body to its end.
+    async fn body(receiving: &mut Receiving) -> Result<(Vec<u8>, Option<HeaderMap>), Error> {
+        let mut whole = Vec::new();
+        while let Some(data) = poll_fn(|cx| receiving.poll_data(cx)).await {
+            let data = data?;
+            receiving.taken(data.len());
+            whole.extend_from_slice(&data);
+        }
+        Ok((whole, receiving.take_trailers()))
+    }
+
+    /// Sends parts one after the other, each when there is room, and trailers behind them.
+    async fn send(sending: &mut Sending, parts: Vec<Vec<u8>>, trailers: bool) -> Result<(), Error> {
+        let mut parts = VecDeque::from(parts);
+        while let Some(part) = parts.pop_front() {
+            sending.send_data(part.into(), parts.is_empty() && !trailers)?;
+            poll_fn(|cx| sending.poll_sent(cx)).await?;
+        }
+        if trailers {
+            let mut map = HeaderMap::new();
+            map.insert("grpc-status", http::HeaderValue::from_static("0"));
+            sending.send_trailers(map)?;
+        }
+        poll_fn(|cx| sending.poll_sent(cx)).await
+    }
+
+    /// A server that sends each body back.
+    async fn echo(stream: DuplexStream) {
+        let mut connection = Connection::server(stream, LIMITS);
+        while let Some((request, mut sending, mut receiving)) = poll_fn(|cx| connection.poll_accept(cx)).await {
+            tokio::task::spawn_local(async move {
+                let (whole, trailers) = body(&mut receiving).await?;
+                sending.respond(StatusCode::OK, request.headers(), false)?;
+                send(&mut sending, vec![whole], trailers.is_some()).await
+            });
+        }
+    }
+
+    fn run<T>(work: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        let local = tokio::task::LocalSet::new();
+        local.block_on(&runtime.expect("a runtime"), async {
+            tokio::time::timeout(std::time::Duration::from_secs(60), work).await.expect("it ends")
+        })
+    }
+
+    /// A client of that server, over a pipe that takes so many octets at once.
+    fn client(pipe: usize) -> Requests {
+        let (near, far) = duplex(pipe);
+        tokio::task::spawn_local(echo(far));
+        let (mut connection, requests) = Connection::client(near, LIMITS);
+        tokio::task::spawn_local(async move { poll_fn(|cx| connection.poll_run(cx)).await });
+        requests
+    }
+
+    proptest! {
+        /// Whatever bodies are made of and however they come, several at once arrive as they were; more streams than the server
+        /// takes wait for their turn.
+        #[test]
+        fn bodies_arrive_as_they_were(
+            bodies in prop::collection::vec(prop::collection::vec(0usize..100_000, 1..4), 1..8),
+            trailers in any::<bool>(),
+            pipe in 1usize..50_000,
+        ) {
+            let part = |length: &usize| (0..*length).map(|at| (at % 251) as u8).collect::<Vec<_>>();
+            let bodies: Vec<Vec<Vec<u8>>> = bodies.iter().map(|parts| parts.iter().map(part).collect()).collect();
+            let expected: Vec<Vec<u8>> = bodies.iter().map(|parts| parts.concat()).collect();
+            let found = run(async {
+                let requests = client(pipe);
+                let calls = bodies.into_iter().map(|parts| {
+                    let (mut sending, mut receiving) = requests.send(&request("POST"), None, false).expect("sent");
+                    async move {
+                        send(&mut sending, parts, trailers).await.expect("sent");
+                        let (status, _) = poll_fn(|cx| receiving.poll_response(cx)).await.expect("a response");
+                        assert_eq!(status, StatusCode::OK);
+                        let (whole, end) = body(&mut receiving).await.expect("whole");
+                        assert_eq!(end.is_some(), trailers);
+                        assert!(receiving.is_end_stream());
+                        whole
+                    }
+                });
+                futures_util::future::join_all(calls).await
+            });
+            prop_assert_eq!(found, expected);
+        }
+
+        #[test]
+        fn laws(frames in prop::collection::vec(
+            (prop::sample::select(vec![0u8, 1, 1, 2, 3, 4, 6, 7, 8, 9, 200]), any::<u8>(), 0u32..8,
+             prop::collection::vec(prop::sample::select(vec![0u8, 1, 4, 16, 65, 0x40, 0x82, 0x84, 0x86, 0x87, 255]), 0..40)),
+            0..12,
+        )) {
+            let put = |(kind, flags, stream, payload): &(u8, u8, u32, Vec<u8>)| {
+                [&Head::octets(*kind, *flags & 0b0010_1101, *stream, payload.len())[..], payload].concat()
+            };
+            check_laws(&frames.iter().flat_map(put).collect::<Vec<_>>());
+        }
+    }
+
+    /// The frames that a peer of ours is sent, until `count` have come.
+    async fn frames(stream: &mut DuplexStream, count: usize) -> Vec<(u8, u32, Vec<u8>)> {
+        let mut found = Vec::new();
+        while found.len() < count {
+            let mut octets = [0; HEAD];
+            stream.read_exact(&mut octets).await.expect("a frame");
+            let head = Head::read(octets);
+            let mut payload = vec![0; head.length];
+            stream.read_exact(&mut payload).await.expect("its payload");
+            found.push((head.kind, head.stream, payload));
+        }
+        found
+    }
+
+    fn put(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        [&Head::octets(kind, flags, stream, payload.len())[..], payload].concat()
+    }
+
+    /// A client side whose server is the test; its preface and first frames are read.
+    async fn asked(settings: &[u8]) -> (Requests, DuplexStream) {
+        let (near, mut far) = duplex(100_000);
+        let (mut connection, requests) = Connection::client(near, LIMITS);
+        tokio::task::spawn_local(async move { poll_fn(|cx| connection.poll_run(cx)).await });
+        let mut preface = [0; PREFACE.len()];
+        far.read_exact(&mut preface).await.expect("a preface");
+        assert_eq!(preface, PREFACE);
+        let kinds: Vec<u8> = frames(&mut far, 2).await.iter().map(|(kind, ..)| *kind).collect();
+        assert_eq!(kinds, [frame::SETTINGS, frame::WINDOW_UPDATE]);
+        far.write_all(&put(frame::SETTINGS, 0, 0, settings)).await.expect("written");
+        (requests, far)
+    }
+
+    #[test]
+    fn what_a_server_says_at_its_end_is_what_became_of_a_request() {
+        let goaway =
+            |last: u32, reason: u32| put(frame::GOAWAY, 0, 0, &[last.to_be_bytes(), reason.to_be_bytes()].concat());
+        let reset = |reason: u32| put(frame::RST_STREAM, 0, 1, &reason.to_be_bytes());
+        for (said, expected) in [
+            (goaway(0, 0), "the peer has left: NO_ERROR"),
+            (goaway(0, 11), "the peer has left: ENHANCE_YOUR_CALM"),
+            (reset(7), "the stream was reset: REFUSED_STREAM"),
+            (reset(99), "the stream was reset: error code 99"),
+            (put(frame::HEADERS, 5, 1, &[0x82]), "the stream was reset: PROTOCOL_ERROR"),
+            (put(frame::HEADERS, 5, 1, &[0xff]), "the connection broke the rules: COMPRESSION_ERROR"),
+            (put(frame::HEADERS, 5, 9, &[0x88]), "the connection broke the rules: PROTOCOL_ERROR"),
+            (put(frame::DATA, 0, 1, b"early"), "the stream was reset: PROTOCOL_ERROR"),
+            (Vec::new(), "the connection was closed: unexpected end of file"),
+        ] {
+            let found = run(async {
+                let (requests, mut far) = asked(&[]).await;
+                let (_sending, mut receiving) = requests.send(&request("GET"), None, true).expect("sent");
+                far.write_all(&said).await.expect("written");
+                if said.is_empty() {
+                    drop(far);
+                }
+                poll_fn(|cx| receiving.poll_response(cx)).await
+            });
+            assert_eq!(found.map(|_| ()).expect_err("no response").to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn requests_wait_until_the_server_takes_one_more() {
+        run(async {
+            let (requests, mut far) = asked(&[0, 3, 0, 0, 0, 1]).await;
+            assert_eq!(frames(&mut far, 1).await[0].0, frame::SETTINGS, "the acknowledgement");
+            assert_eq!(requests.streams_max(), Some(1));
+            let mut calls: Vec<_> = (0..3).map(|_| requests.send(&request("GET"), None, true).expect("sent")).collect();
+            // The second is given up while it waits: the server never hears of it.
+            calls.remove(1);
+            for (stream, (_, receiving)) in [1, 5].into_iter().zip(&mut calls) {
+                let (kind, id, _) = frames(&mut far, 1).await.remove(0);
+                assert_eq!((kind, id), (frame::HEADERS, stream));
+                far.write_all(&put(frame::HEADERS, 5, stream, &[0x88])).await.expect("written");
+                poll_fn(|cx| receiving.poll_response(cx)).await.expect("a response");
+            }
+            // Nobody asks any more: the connection says goodbye and ends.
+            drop((requests, calls));
+            assert_eq!(frames(&mut far, 1).await[0].0, frame::GOAWAY);
+            assert_eq!(far.read(&mut [0]).await.expect("read"), 0, "the end");
+        });
+    }
+
+    /// What is sent never is more than the windows of stream and connection, and goes on when they grow; also when the peer has
+    /// made them smaller than nothing meanwhile.
+    #[test]
+    fn windows_hold() {
+        run(async {
+            let (requests, mut far) = asked(&[0, 4, 0, 0, 0, 10]).await;
+            frames(&mut far, 1).await;
+            let (mut sending, _receiving) = requests.send(&request("POST"), Some(25), false).expect("sent");
+            sending.send_data(Bytes::from_static(b"0123456789abcdefghijklmno"), true).expect("kept");
+            let data = frames(&mut far, 2).await.remove(1);
+            assert_eq!(data, (frame::DATA, 1, b"0123456789".to_vec()));
+            assert!(poll_fn(|cx| Poll::Ready(sending.poll_sent(cx).is_pending())).await, "the rest is kept");
+            far.write_all(&put(frame::SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 3])).await.expect("written");
+            far.write_all(&put(frame::WINDOW_UPDATE, 0, 1, &9u32.to_be_bytes())).await.expect("written");
+            let got = frames(&mut far, 2).await;
+            assert_eq!(got[1], (frame::DATA, 1, b"ab".to_vec()), "10 - 7 + 9 - 10");
+            far.write_all(&put(frame::WINDOW_UPDATE, 0, 1, &100u32.to_be_bytes())).await.expect("written");
+            assert_eq!(frames(&mut far, 1).await[0], (frame::DATA, 1, b"cdefghijklmno".to_vec()));
+            poll_fn(|cx| sending.poll_sent(cx)).await.expect("all of it");
+        });
+    }
+
+    /// A server that leaves tells its client, answers what is open and what was on its way, and takes nothing after that.
+    #[test]
+    fn a_server_leaves_in_peace() {
+        run(async {
+            let (near, mut far) = duplex(100_000);
+            let mut connection = Connection::server(near, LIMITS);
+            far.write_all(PREFACE).await.expect("written");
+            far.write_all(&put(frame::SETTINGS, 0, 0, &[])).await.expect("written");
+            far.write_all(&put(frame::HEADERS, 5, 1, &[0x82, 0x84, 0x86])).await.expect("written");
+            let (_, mut first, _first) = poll_fn(|cx| connection.poll_accept(cx)).await.expect("a request");
+            connection.leave();
+            assert!(poll_fn(|cx| Poll::Ready(connection.poll_accept(cx).is_pending())).await);
+            let got = frames(&mut far, 5).await;
+            let kinds: Vec<u8> = got.iter().map(|(kind, ..)| *kind).collect();
+            assert_eq!(kinds, [frame::SETTINGS, frame::WINDOW_UPDATE, frame::SETTINGS, frame::GOAWAY, frame::PING]);
+            assert_eq!(got[3].2[..4], 0x7fff_ffffu32.to_be_bytes());
+            far.write_all(&put(frame::HEADERS, 5, 3, &[0x82, 0x84, 0x86])).await.expect("written");
+            far.write_all(&put(frame::PING, frame::ACK, 0, &got[4].2)).await.expect("written");
+            far.write_all(&put(frame::HEADERS, 5, 5, &[0x82, 0x84, 0x86])).await.expect("written");
+            let (_, mut second, _second) = poll_fn(|cx| connection.poll_accept(cx)).await.expect("it was on its way");
+            assert!(
+                poll_fn(|cx| Poll::Ready(connection.poll_accept(cx).is_pending())).await,
+                "the third came too late"
+            );
+            assert_eq!(frames(&mut far, 1).await[0].2[..4], 3u32.to_be_bytes(), "the last that counts");
+            for sending in [&mut first, &mut second] {
+                sending.respond(StatusCode::OK, &HeaderMap::new(), true).expect("answered");
+            }
+            assert!(poll_fn(|cx| connection.poll_accept(cx)).await.is_none());
+            assert_eq!(frames(&mut far, 2).await.iter().map(|it| it.1).collect::<Vec<_>>(), [1, 3]);
+            assert_eq!(far.read(&mut [0]).await.expect("read"), 0, "the end");
+        });
+    }
+
+    /// Octets that nobody takes are given back to the connection, or it would stand still after a few of such streams.
+    #[test]
+    fn what_is_given_up_does_not_count() {
+        run(async {
+            let requests = client(5000);
+            for _ in 0..30 {
+                let (mut sending, mut receiving) = requests.send(&request("POST"), None, false).expect("sent");
+                sending.send_data(Bytes::from(vec![1; 60_000]), true).expect("kept");
+                poll_fn(|cx| receiving.poll_response(cx)).await.expect("a response");
+            }
+            let (mut sending, mut receiving) = requests.send(&request("POST"), None, false).expect("sent");
+            send(&mut sending, vec![vec![1; 60_000]; 3], false).await.expect("sent");
+            assert_eq!(body(&mut receiving).await.expect("whole").0.len(), 180_000);
+        });
+    }
+}
