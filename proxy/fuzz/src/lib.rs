@@ -1,13 +1,19 @@
 //! The parts of the proxy that read what strangers send, and what holds for each whatever comes. They are the proxy's own files,
 //! without the rest of it, so that a build with instrumentation takes seconds; the laws are those of their unit tests.
-#![allow(dead_code, reason = "only what the laws need is used of each file")]
+#![allow(dead_code, unused_imports, reason = "only what the laws need is used of each file")]
 
 #[path = "../../src/detect.rs"]
 mod detect;
+#[path = "../../src/hpack/mod.rs"]
+mod hpack;
+#[path = "../../src/http2/mod.rs"]
+mod http2;
 #[path = "../../src/path.rs"]
 mod path;
 #[path = "../../src/sni.rs"]
 mod sni;
+#[path = "../../src/space.rs"]
+mod space;
 
 #[path = "."]
 mod http {
@@ -51,6 +57,16 @@ pub fn head(bytes: &[u8]) {
 /// See the laws of `http1/decode`.
 pub fn chunks(bytes: &[u8]) {
     http1::decode::check_laws(bytes);
+}
+
+/// See the laws of `hpack/encode`.
+pub fn block(bytes: &[u8]) {
+    hpack::encode::check_laws(bytes);
+}
+
+/// See the laws of `http2/connection`.
+pub fn frames(bytes: &[u8]) {
+    http2::connection::check_laws(bytes);
 }
 
 /// A document that is read is the same when it is written and read again.
