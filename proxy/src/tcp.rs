@@ -22,10 +22,8 @@ use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 use tokio_util::sync::CancellationToken;
 
+use crate::space::{self, READ};
 use crate::stream::Stream;
-
-/// Bytes read at once.
-const BUFFER: usize = 16 * 1024;
 
 /// Full buffers in a row that make bulk of a direction.
 const BULK_READS: u32 = 4;
@@ -48,7 +46,28 @@ pub(crate) struct Relayed {
     pub(crate) sent: u64,
     /// Bytes from the second end to the first.
     pub(crate) received: u64,
-    pub(crate) outcome: io::Result<()>,
+    pub(crate) outcome: Result<(), Cut>,
+}
+
+/// Why a relay ended before both directions did.
+#[derive(Debug)]
+pub(crate) enum Cut {
+    /// The first end failed.
+    First(io::Error),
+    /// The second end failed.
+    Second(io::Error),
+    /// Nothing moved for too long.
+    Idle,
+    /// The process stops.
+    Stopped,
+}
+
+/// A direction.
+#[derive(Clone, Copy)]
+enum Way {
+    /// From the first end to the second.
+    Out,
+    Back,
 }
 
 /// Relays until both directions are closed, or silent for as long as `idle`.
@@ -61,20 +80,26 @@ pub(crate) async fn relay(first: End, second: End, idle: Duration, drain: &Cance
     let (there, back) = (|bytes| carried(&sent, bytes), |bytes| carried(&received, bytes));
     let end = async {
         tokio::select! {
-            () = silence(&active, idle) => io::Error::from(io::ErrorKind::TimedOut),
-            () = drained(drain) => io::ErrorKind::ConnectionAborted.into(),
+            () = silence(&active, idle) => Cut::Idle,
+            () = drained(drain) => Cut::Stopped,
         }
     };
     let outcome = match (first.stream, second.stream) {
         (Stream::Plain(one), Stream::Plain(two)) => {
-            let both =
-                async { tokio::try_join!(pump(&one, &two, first.read, there), pump(&two, &one, second.read, back)) };
+            let both = async {
+                let there = pump(Way::Out, &one, &two, first.read, there);
+                let back = pump(Way::Back, &two, &one, second.read, back);
+                tokio::try_join!(there, back)
+            };
             tokio::select! { outcome = both => outcome.map(drop), error = end => Err(error) }
         }
         (one, two) => {
             let (one, two) = (RefCell::new(one), RefCell::new(two));
-            let both =
-                async { tokio::try_join!(copy(&one, &two, first.read, there), copy(&two, &one, second.read, back)) };
+            let both = async {
+                let there = copy(Way::Out, &one, &two, first.read, there);
+                let back = copy(Way::Back, &two, &one, second.read, back);
+                tokio::try_join!(there, back)
+            };
             let outcome = tokio::select! { outcome = both => outcome.map(drop), error = end => Err(error) };
             if outcome.is_err() {
                 one.into_inner().cut();
@@ -84,6 +109,26 @@ pub(crate) async fn relay(first: End, second: End, idle: Duration, drain: &Cance
         }
     };
     Relayed { sent: sent.get(), received: received.get(), outcome }
+}
+
+// === impl Way ===
+
+impl Way {
+    /// The end that it takes from failed.
+    fn source(self, error: io::Error) -> Cut {
+        match self {
+            Self::Out => Cut::First(error),
+            Self::Back => Cut::Second(error),
+        }
+    }
+
+    /// The other end failed.
+    fn sink(self, error: io::Error) -> Cut {
+        match self {
+            Self::Out => Cut::Second(error),
+            Self::Back => Cut::First(error),
+        }
+    }
 }
 
 impl From<TcpStream> for End {
@@ -110,39 +155,57 @@ async fn silence(active: &Cell<Instant>, limit: Duration) {
 }
 
 /// Carries one direction to its end, and passes the end on.
-async fn pump(from: &TcpStream, to: &TcpStream, first: Bytes, carried: impl Fn(usize)) -> io::Result<()> {
-    write_all(to, &first).await?;
+async fn pump(way: Way, from: &TcpStream, to: &TcpStream, first: Bytes, carried: impl Fn(usize)) -> Result<(), Cut> {
+    write_all(to, &first).await.map_err(|error| way.sink(error))?;
     carried(first.len());
     drop(first);
-    let (mut buffer, mut full) = (Vec::new(), 0);
+    let mut full = 0;
     loop {
         tokio::task::coop::consume_budget().await;
-        buffer.clear();
-        buffer.reserve_exact(BUFFER);
-        match from.try_read_buf(&mut buffer) {
-            Ok(0) => return end(to),
-            Ok(bytes) => {
-                write_all(to, &buffer).await?;
-                carried(bytes);
-                full = if bytes == BUFFER { full + 1 } else { 0 };
-                if full == BULK_READS {
-                    // Without a descriptor to spare, bytes go on as they did.
-                    match pipe() {
-                        Ok(pipe) => break splice_through(from, to, &pipe, carried).await,
-                        Err(_) => full = 0,
-                    }
-                }
-                if bytes == BUFFER {
-                    continue;
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
+        let Some((bytes, left)) = pass(way, from, to)? else {
+            from.readable().await.map_err(|error| way.source(error))?;
+            continue;
+        };
+        if bytes == 0 {
+            return end(to).map_err(|error| way.sink(error));
         }
-        // A short read has emptied the socket: asking again at once would only hear so.
-        buffer = Vec::new();
-        from.readable().await?;
+        write_all(to, &left).await.map_err(|error| way.sink(error))?;
+        carried(bytes);
+        if bytes < READ {
+            // A short read has emptied the socket: asking again at once would only hear so.
+            full = 0;
+            from.readable().await.map_err(|error| way.source(error))?;
+            continue;
+        }
+        full += 1;
+        if full == BULK_READS {
+            // Without a descriptor to spare, bytes go on as they did.
+            match pipe() {
+                Ok(pipe) => break splice_through(way, from, to, &pipe, carried).await,
+                Err(_) => full = 0,
+            }
+        }
     }
+}
+
+/// Reads once, and writes that as far as it goes: how much was read, and what is left of it. None: there is nothing to be read.
+fn pass(way: Way, from: &TcpStream, to: &TcpStream) -> Result<Option<(usize, Vec<u8>)>, Cut> {
+    space::lend(|space| {
+        let read = match from.try_read(space) {
+            Ok(bytes) => &space[..bytes],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) => return Err(way.source(error)),
+        };
+        let mut left = read;
+        while !left.is_empty() {
+            match to.try_write(left) {
+                Ok(written) => left = &left[written..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(way.sink(error)),
+            }
+        }
+        Ok(Some((read.len(), left.to_vec())))
+    })
 }
 
 /// Passes on that no more bytes come.
@@ -174,23 +237,25 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 
 /// Carries a direction to its end through a pipe, and passes the end on.
 async fn splice_through(
+    way: Way,
     from: &TcpStream,
     to: &TcpStream,
     (read, write): &(OwnedFd, OwnedFd),
     carried: impl Fn(usize),
-) -> io::Result<()> {
+) -> Result<(), Cut> {
     let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
     loop {
         tokio::task::coop::consume_budget().await;
         // The pipe is empty here, so it is the socket that would block.
-        let filled =
-            from.async_io(Interest::READABLE, || Ok(splice(from, None, write, None, PIPE_BYTES, flags)?)).await?;
+        let fill = from.async_io(Interest::READABLE, || Ok(splice(from, None, write, None, PIPE_BYTES, flags)?));
+        let filled = fill.await.map_err(|error| way.source(error))?;
         if filled == 0 {
-            return end(to);
+            return end(to).map_err(|error| way.sink(error));
         }
         let mut left = filled;
         while left > 0 {
-            left -= to.async_io(Interest::WRITABLE, || Ok(splice(read, None, to, None, left, flags)?)).await?;
+            let drain = to.async_io(Interest::WRITABLE, || Ok(splice(read, None, to, None, left, flags)?));
+            left -= drain.await.map_err(|error| way.sink(error))?;
         }
         carried(filled);
     }
@@ -198,29 +263,35 @@ async fn splice_through(
 
 /// Carries one direction to its end where a side is no socket, and passes the end on. Both directions are polled as one task, so
 /// neither finds a stream in use.
-async fn copy(from: &RefCell<Stream>, to: &RefCell<Stream>, first: Bytes, carried: impl Fn(usize)) -> io::Result<()> {
-    copy_all(to, &first).await?;
+async fn copy(
+    way: Way,
+    from: &RefCell<Stream>,
+    to: &RefCell<Stream>,
+    first: Bytes,
+    carried: impl Fn(usize),
+) -> Result<(), Cut> {
+    copy_all(to, &first).await.map_err(|error| way.sink(error))?;
     carried(first.len());
     drop(first);
     loop {
         tokio::task::coop::consume_budget().await;
         let mut buffer = Vec::new();
         let bytes = poll_fn(|cx| {
-            buffer.reserve_exact(BUFFER);
+            buffer.reserve_exact(READ);
             let read = poll_read_buf(Pin::new(&mut *from.borrow_mut()), cx, &mut buffer);
             if read.is_pending() {
                 buffer = Vec::new();
             }
             read
         });
-        let bytes = bytes.await?;
+        let bytes = bytes.await.map_err(|error| way.source(error))?;
         if bytes == 0 {
             return match poll_fn(|cx| Pin::new(&mut *to.borrow_mut()).poll_shutdown(cx)).await {
                 Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
-                ended => ended,
+                ended => ended.map_err(|error| way.sink(error)),
             };
         }
-        copy_all(to, &buffer).await?;
+        copy_all(to, &buffer).await.map_err(|error| way.sink(error))?;
         carried(bytes);
     }
 }
@@ -277,6 +348,25 @@ mod tests {
         let (Relayed { sent, received, outcome }, ()) = tokio::join!(relay, ends);
         assert!(outcome.is_ok(), "{outcome:?}");
         assert_eq!((sent, received), (5, 3));
+    }
+
+    /// Who is to blame is who failed.
+    #[tokio::test]
+    async fn a_reset_is_that_of_its_sender() {
+        for client_resets in [true, false] {
+            let (mut client, mut server, relay) = relayed(b"").await;
+            let ends = async move {
+                client.write_all(b"hello").await.expect("writes");
+                server.read_exact(&mut [0; 5]).await.expect("reads");
+                let resets = if client_resets { &client } else { &server };
+                SockRef::from(resets).set_linger(Some(Duration::ZERO)).expect("set");
+                drop(if client_resets { client } else { server });
+            };
+            let (Relayed { outcome, .. }, ()) = tokio::join!(relay, ends);
+            let cut = outcome.expect_err("it was cut");
+            assert_eq!(matches!(cut, Cut::First(_)), client_resets, "{cut:?}");
+            assert_eq!(matches!(cut, Cut::Second(_)), !client_resets, "{cut:?}");
+        }
     }
 
     #[tokio::test]

@@ -35,6 +35,12 @@ pub(crate) enum Reason {
     ConnectFailed,
     /// The endpoint closed the connection before it answered.
     UpstreamReset,
+    /// A client broke its connection of bytes off, as it may.
+    DownstreamReset,
+    /// Nothing moved on a connection of bytes for too long.
+    IdleTimeout,
+    /// The proxy was asked to stop, and a connection of bytes did not end in time.
+    Draining,
     /// The endpoint's answer was not HTTP.
     UpstreamProtocol,
     /// The time for the whole request was over.
@@ -77,6 +83,9 @@ impl Reason {
             Self::NoEndpoints => "no-endpoints",
             Self::ConnectFailed => "connect-failed",
             Self::UpstreamReset => "upstream-reset",
+            Self::DownstreamReset => "downstream-reset",
+            Self::IdleTimeout => "idle-timeout",
+            Self::Draining => "draining",
             Self::UpstreamProtocol => "upstream-protocol",
             Self::RequestTimeout => "request-timeout",
             Self::AttemptTimeout => "attempt-timeout",
@@ -95,9 +104,9 @@ impl Reason {
         }
     }
 
-    /// Whether something is wrong; what a rule answers is meant so.
+    /// Whether something is wrong; what a rule answers is meant so, and a client may go as it likes.
     pub(crate) fn is_failure(self) -> bool {
-        !matches!(self, Self::DirectResponse | Self::Redirect)
+        !matches!(self, Self::DirectResponse | Self::Redirect | Self::DownstreamReset)
     }
 
     /// The status of the answer, where no rule gives one.
@@ -107,11 +116,14 @@ impl Reason {
             Self::ConnectRefused => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::BackendNotFound => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::NoEndpoints | Self::ConnectFailed | Self::Overflow | Self::Overload | Self::Fault => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
-            Self::UpstreamReset | Self::UpstreamProtocol => StatusCode::BAD_GATEWAY,
-            Self::RequestTimeout | Self::AttemptTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::NoEndpoints
+            | Self::ConnectFailed
+            | Self::Overflow
+            | Self::Overload
+            | Self::Fault
+            | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            Self::UpstreamReset | Self::UpstreamProtocol | Self::DownstreamReset => StatusCode::BAD_GATEWAY,
+            Self::RequestTimeout | Self::AttemptTimeout | Self::IdleTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::PolicyDenied | Self::CorsRefused => StatusCode::FORBIDDEN,
             Self::WrongDestination | Self::NoServerName => StatusCode::MISDIRECTED_REQUEST,
             Self::DirectResponse | Self::Redirect => StatusCode::OK,

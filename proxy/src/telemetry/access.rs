@@ -14,7 +14,7 @@ use super::metrics::Direction;
 use crate::http::forward::Note;
 use crate::http::respond::Reason;
 use crate::table::route::Origin;
-use crate::tcp::Relayed;
+use crate::tcp::{Cut, Relayed};
 use crate::worker::Worker;
 
 /// What is known when it is over of a connection of bytes, or of one that was refused before it carried anything.
@@ -56,9 +56,14 @@ impl ConnectionNote {
     /// Takes in what was carried, as seen from downstream: sent upstream, received from there.
     pub(crate) fn relayed(&mut self, Relayed { sent, received, outcome }: Relayed) {
         (self.sent, self.received) = (sent, received);
-        if outcome.is_err() {
-            self.reason = Some(Reason::UpstreamReset);
-        }
+        let Err(cut) = outcome else { return };
+        let (reason, error) = match cut {
+            Cut::First(error) => (Reason::DownstreamReset, Some(error)),
+            Cut::Second(error) => (Reason::UpstreamReset, Some(error)),
+            Cut::Idle => (Reason::IdleTimeout, None),
+            Cut::Stopped => (Reason::Draining, None),
+        };
+        (self.reason, self.error) = (Some(reason), error);
     }
 }
 
@@ -106,7 +111,7 @@ pub(crate) fn request(worker: &Worker, note: &Note, bytes: u64) {
 /// A connection of bytes is over, or one was refused.
 pub(crate) fn connection(worker: &Rc<Worker>, note: ConnectionNote) {
     worker.handles.connection_finished(&note);
-    if !is_logged(worker.shared.access_log, note.reason.is_some()) {
+    if !is_logged(worker.shared.access_log, note.reason.is_some_and(Reason::is_failure)) {
         return;
     }
     tracing::info!(
