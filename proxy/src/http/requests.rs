@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::FutureExt;
 use http::header::{self, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, Version};
@@ -54,7 +54,7 @@ where
     R: Future<Output = Response<ResponseBody>>,
 {
     let leaves = Cell::new(false);
-    let wire = Rc::new(Wire::new(stream, BytesMut::new()));
+    let wire = Rc::new(Wire::new(stream));
     let at_rest = Rc::downgrade(&wire);
     let mut turns = pin!(take_turns(wire, &leaves, answer));
     let left = watch.look_after(turns.as_mut(), &shared.drain, &leaves).await;

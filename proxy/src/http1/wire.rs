@@ -23,7 +23,7 @@ const READ_LONG: usize = 64 * 1024;
 pub(crate) struct Wire<S> {
     stream: RefCell<S>,
     /// What was read and is of the next message, or of one that is not all here.
-    rest: RefCell<BytesMut>,
+    rest: RefCell<Bytes>,
     /// How much of that was found to be no whole head.
     tried: Cell<usize>,
 }
@@ -43,9 +43,9 @@ pub(crate) enum ReadError {
 // === impl Wire ===
 
 impl<S> Wire<S> {
-    /// A connection, and what was read from it already.
-    pub(crate) fn new(stream: S, rest: BytesMut) -> Self {
-        Self { stream: RefCell::new(stream), rest: RefCell::new(rest), tried: Cell::new(0) }
+    /// A connection of which nothing was read yet.
+    pub(crate) fn new(stream: S) -> Self {
+        Self { stream: RefCell::new(stream), rest: RefCell::default(), tried: Cell::new(0) }
     }
 
     /// Whether something was read that nobody has looked at.
@@ -59,7 +59,7 @@ impl<S> Wire<S> {
 
     /// The connection and what was read from it, for another protocol.
     pub(crate) fn into_parts(self) -> (S, Bytes) {
-        (self.stream.into_inner(), self.rest.into_inner().freeze())
+        (self.stream.into_inner(), self.rest.into_inner())
     }
 }
 
@@ -91,9 +91,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                         return Poll::Ready(Err(ReadError::Closed));
                     }
                     let parsed = parse(read)?;
-                    let left = &read[parsed.as_ref().map_or(0, |(_, length)| *length)..];
-                    if !left.is_empty() {
-                        *rest = BytesMut::from(left);
+                    let used = parsed.as_ref().map_or(0, |(_, length)| *length);
+                    if used < count {
+                        *rest = space.keep(used..count);
                     }
                     Poll::Ready(Ok(parsed))
                 });
@@ -122,14 +122,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 };
                 let frame = match step {
                     // Nothing is behind it: no need to share.
-                    Step::Data(part) if part.len() == rest.len() => {
-                        Some(Some(Frame::data(mem::take(&mut *rest).freeze())))
-                    }
+                    Step::Data(part) if part.len() == rest.len() => Some(Some(Frame::data(mem::take(&mut *rest)))),
                     Step::Data(part) => {
                         let mut data = rest.split_to(length);
                         data.truncate(part.end);
                         data.advance(part.start);
-                        Some(Some(Frame::data(data.freeze())))
+                        Some(Some(Frame::data(data)))
                     }
                     Step::Trailers(trailers) => {
                         rest.advance(length);
@@ -145,7 +143,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                     }
                 };
                 if rest.is_empty() {
-                    *rest = BytesMut::new();
+                    *rest = Bytes::new();
                 }
                 if let Some(frame) = frame {
                     return Poll::Ready(frame.map(Ok));
@@ -153,19 +151,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             }
             let read = if decoder.expects() > READ as u64 {
                 // It stays where it is read to.
-                rest.reserve(READ_LONG);
-                let read = poll_read_buf(Pin::new(&mut *self.stream.borrow_mut()), cx, &mut *rest);
-                if !matches!(read, Poll::Ready(Ok(1..))) {
-                    *rest = BytesMut::new();
+                let mut more = BytesMut::from(mem::take(&mut *rest));
+                more.reserve(READ_LONG);
+                let read = poll_read_buf(Pin::new(&mut *self.stream.borrow_mut()), cx, &mut more);
+                if !more.is_empty() {
+                    *rest = more.freeze();
                 }
                 ready!(read).map(|count| (None, count))
             } else {
                 ready!(space::lend(|space| {
                     let count = ready!(self.poll_read(cx, space))?;
                     let (step, length) = decoder.decode(&space[..count]).map_err(io::Error::other)?;
-                    rest.extend_from_slice(&space[length..count]);
+                    let left = &space[length..count];
+                    if !left.is_empty() {
+                        *rest = [&**rest, left].concat().into();
+                    }
                     let found = match step {
-                        Step::Data(part) => Some(Some(Frame::data(Bytes::copy_from_slice(&space[part])))),
+                        Step::Data(part) => Some(Some(Frame::data(space.keep(part)))),
                         Step::Trailers(trailers) => Some(Some(Frame::trailers(trailers))),
                         Step::End => Some(None),
                         Step::More => None,
@@ -236,20 +238,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     }
 
     /// Reads behind what is there.
-    fn poll_more(&self, cx: &mut Context<'_>, rest: &mut BytesMut) -> Poll<io::Result<usize>> {
+    fn poll_more(&self, cx: &mut Context<'_>, rest: &mut Bytes) -> Poll<io::Result<usize>> {
         space::lend(|space| {
             let count = ready!(self.poll_read(cx, space))?;
-            rest.extend_from_slice(&space[..count]);
+            let mut more = BytesMut::from(mem::take(rest));
+            more.extend_from_slice(&space[..count]);
+            *rest = more.freeze();
             Poll::Ready(Ok(count))
         })
     }
 
     /// Takes what was looked at away, and gives the room back when nothing is left.
-    fn take(&self, rest: &mut BytesMut, length: usize) {
+    fn take(&self, rest: &mut Bytes, length: usize) {
         self.tried.set(0);
         rest.advance(length);
         if rest.is_empty() {
-            *rest = BytesMut::new();
+            *rest = Bytes::new();
         }
     }
 }
@@ -270,7 +274,7 @@ mod tests {
     /// What a body of these parts is on the other side of a pipe that takes so many bytes at once, and how often it came.
     async fn through(parts: Vec<Vec<u8>>, known: bool, pipe: usize) -> (Vec<u8>, bool) {
         let (near, far) = duplex(pipe);
-        let (near, far) = (Wire::new(near, BytesMut::new()), Wire::new(far, BytesMut::new()));
+        let (near, far) = (Wire::new(near), Wire::new(far));
         let length = known.then(|| parts.iter().map(|part| part.len() as u64).sum());
         let asked = Asked { method: Method::GET, version: Version::HTTP_11 };
         let head = encode::response(&asked, StatusCode::OK, &http::HeaderMap::new(), length, None);
@@ -317,7 +321,7 @@ mod tests {
     #[tokio::test]
     async fn long_bodies_and_trailers_arrive() {
         let (near, far) = duplex(50_000);
-        let (near, far) = (Wire::new(near, BytesMut::new()), Wire::new(far, BytesMut::new()));
+        let (near, far) = (Wire::new(near), Wire::new(far));
         let mut trailers = http::HeaderMap::new();
         trailers.insert("x-sum", http::HeaderValue::from_static("1"));
         let frames = [Frame::data(Bytes::from(vec![7; 300_000])), Frame::trailers(trailers)];
@@ -348,7 +352,7 @@ mod tests {
             ("HTTP/1.1 200 OK\r\n\r\nhello", true),
         ] {
             let (near, far): (DuplexStream, DuplexStream) = duplex(1000);
-            let (near, far) = (Wire::new(near, BytesMut::new()), Wire::new(far, BytesMut::new()));
+            let (near, far) = (Wire::new(near), Wire::new(far));
             poll_fn(|cx| near.poll_write(cx, &[IoSlice::new(text.as_bytes())])).await.expect("written");
             drop(near);
             let parse = |bytes: &[u8]| parse::response(bytes, &Method::GET);

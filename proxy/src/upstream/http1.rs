@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::request::Parts;
 use http::{Method, Response, StatusCode};
 use http_body::{Frame, SizeHint};
@@ -64,7 +64,7 @@ pub(crate) struct Switched {
 impl Http1 {
     pub(crate) fn new(stream: TcpStream, permit: Option<Permit>) -> Rc<Self> {
         Rc::new(Self {
-            wire: Wire::new(stream, BytesMut::new()),
+            wire: Wire::new(stream),
             sent: Cell::new(false),
             received: Cell::new(false),
             keep_alive: Cell::new(false),
