@@ -7,21 +7,21 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::http2::{Reason, Receiving, Sending};
+use crate::http2::{Reason, RecvStream, SendStream};
 
 /// Bytes that are handed over at once.
 const WRITE_MAX: usize = 16 * 1024;
 
 /// A stream of HTTP/2 as bytes. What the peer may send more of is what was read here. Dropped before its end, it is reset.
 pub(crate) struct Multiplexed {
-    sending: Sending,
-    receiving: Receiving,
+    sending: SendStream,
+    receiving: RecvStream,
     /// What came and was not read yet.
     rest: Bytes,
 }
 
 impl Multiplexed {
-    pub(crate) fn new(sending: Sending, receiving: Receiving) -> Self {
+    pub(crate) fn new(sending: SendStream, receiving: RecvStream) -> Self {
         Self { sending, receiving, rest: Bytes::new() }
     }
 }

@@ -17,7 +17,7 @@ use super::head;
 use super::incoming::Incoming;
 use super::watch::Open;
 use crate::filter::mirror::Copies;
-use crate::http2::Sending;
+use crate::http2::SendStream;
 use crate::memory::Memory;
 use crate::tcp::End;
 
@@ -85,7 +85,7 @@ pub(crate) enum Handover {
     /// A connection of HTTP/1.1.
     Connection(oneshot::Sender<End>),
     /// What is sent in a stream of HTTP/2.
-    Stream(oneshot::Sender<Sending>),
+    Stream(oneshot::Sender<SendStream>),
 }
 
 /// The response was not complete when the request's time was over.

@@ -11,7 +11,7 @@ use tokio::task::AbortHandle;
 
 use super::body::BodyError;
 use super::requests::FromClient;
-use crate::http2::{self, Reason, Receiving as FromStream};
+use crate::http2::{self, Reason, RecvStream};
 use crate::upstream::http1::Receiving;
 
 /// A body that somebody sends to this proxy.
@@ -25,7 +25,7 @@ pub(crate) enum Incoming {
 
 /// The body that comes in a stream of HTTP/2. What was read of it is what the peer may send more of.
 pub(crate) struct StreamBody {
-    stream: FromStream,
+    stream: RecvStream,
     size: SizeHint,
     /// What sends the other side's body still. Whoever drops this one before its end wants nothing of that either.
     sending: Option<Sending>,
@@ -38,7 +38,7 @@ pub(crate) struct Sending(Option<AbortHandle>);
 
 impl Incoming {
     /// The body in a stream whose head was this.
-    pub(crate) fn of_stream(stream: FromStream, head: &HeaderMap, sending: Option<Sending>) -> Self {
+    pub(crate) fn of_stream(stream: RecvStream, head: &HeaderMap, sending: Option<Sending>) -> Self {
         let length = head.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         let size = match length {
             Some(length) => SizeHint::with_exact(length),
@@ -82,7 +82,7 @@ impl Body for Incoming {
 
 impl StreamBody {
     /// The stream, for a tunnel.
-    pub(crate) fn into_stream(self) -> FromStream {
+    pub(crate) fn into_stream(self) -> RecvStream {
         self.stream
     }
 

@@ -8,11 +8,11 @@ use bytes::Bytes;
 use http_body::Body;
 
 use super::body::BodyError;
-use crate::http2::{self, Reason, Sending};
+use crate::http2::{self, Reason, SendStream};
 
 /// Sends a body to its end, or until the peer wants no more of it. One part of it is kept for a peer that does not take it yet.
 pub(crate) struct Pipe<B> {
-    stream: Sending,
+    stream: SendStream,
     body: B,
     ended: bool,
     /// What the peer is told if the body breaks off, and nobody said why.
@@ -20,7 +20,7 @@ pub(crate) struct Pipe<B> {
 }
 
 impl<B> Pipe<B> {
-    pub(crate) fn new(stream: Sending, body: B, broken: Reason) -> Self {
+    pub(crate) fn new(stream: SendStream, body: B, broken: Reason) -> Self {
         Self { stream, body, ended: false, broken }
     }
 }

@@ -17,7 +17,7 @@ use super::pipe::Pipe;
 use super::serve::HEAD_BYTES_MAX;
 use super::watch::{Watch, Watched};
 use super::{CONNECTION_WINDOW, STREAM_WINDOW, date};
-use crate::http2::{Connection, Limits, Reason, Sending};
+use crate::http2::{Connection, Limits, Reason, SendStream};
 use crate::worker::Shared;
 
 /// What one connection may ask of us.
@@ -31,7 +31,7 @@ const LIMITS: Limits = Limits {
 /// What becomes of one request. Ends when its client wants no more of it.
 enum Stream<R> {
     /// In a box, which is given back when there is an answer: most of a stream's time goes into sending that.
-    Answering(Option<Sending>, Pin<Box<R>>),
+    Answering(Option<SendStream>, Pin<Box<R>>),
     Sending(Pipe<ResponseBody>),
 }
 
@@ -110,7 +110,7 @@ impl<R: Future<Output = Response<ResponseBody>>> Future for Stream<R> {
 }
 
 /// Sends the head of a response. None: nothing follows, or nothing that is sent from here.
-fn begin(mut sending: Sending, response: Response<ResponseBody>) -> Option<Pipe<ResponseBody>> {
+fn begin(mut sending: SendStream, response: Response<ResponseBody>) -> Option<Pipe<ResponseBody>> {
     let (mut head, mut body) = response.into_parts();
     // RFC 9110 6.6.1: who passes a response on gives it a date if it has none.
     head.headers.entry(header::DATE).or_insert_with(date::now);

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::io::poll_read_buf;
 
 use super::frame::{HEAD, Head, PAYLOAD_MAX, PREFACE};
-use super::half::{Receiving, Requests, Sending, halves};
+use super::half::{RecvStream, Requests, SendStream, halves};
 use super::state::{Payload, Side, State};
 use super::{Error, Limits, Reason};
 use crate::space::{self, READ};
@@ -63,7 +63,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// The next request, while all others are carried on. None: the connection is over.
-    pub(crate) fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Request<()>, Sending, Receiving)>> {
+    pub(crate) fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Request<()>, SendStream, RecvStream)>> {
         let accept = |state: &Rc<RefCell<State>>| {
             let (stream, request) = state.borrow_mut().accept()?;
             let (sending, receiving) = halves(state, stream);
@@ -316,7 +316,7 @@ impl AsyncWrite for Client<'_> {
 /// What a server says to a client that sends these octets in pieces of so many, and what it takes as requests and bodies.
 #[cfg(any(test, fuzzing))]
 fn serve(sends: &[u8], piece: usize) -> (Vec<u8>, Vec<String>) {
-    let limits = Limits { streams: 10, stream_window: 65_535, connection_window: 70_000, head_bytes: 2000 };
+    let limits = Limits { streams: 10, stream_window: 65_535, connection_window: 200_000, head_bytes: 2000 };
     let answer = Rc::<RefCell<Vec<u8>>>::default();
     let mut connection = Connection::server(Client { sends, piece, answer: answer.clone() }, limits);
     let mut cx = Context::from_waker(std::task::Waker::noop());
@@ -374,7 +374,7 @@ mod tests {
     }
 
     /// Takes a body to its end.
-    async fn body(receiving: &mut Receiving) -> Result<(Vec<u8>, Option<HeaderMap>), Error> {
+    async fn body(receiving: &mut RecvStream) -> Result<(Vec<u8>, Option<HeaderMap>), Error> {
         let mut whole = Vec::new();
         while let Some(data) = poll_fn(|cx| receiving.poll_data(cx)).await {
             let data = data?;
@@ -385,7 +385,7 @@ mod tests {
     }
 
     /// Sends parts one after the other, each when there is room, and trailers behind them.
-    async fn send(sending: &mut Sending, parts: Vec<Vec<u8>>, trailers: bool) -> Result<(), Error> {
+    async fn send(sending: &mut SendStream, parts: Vec<Vec<u8>>, trailers: bool) -> Result<(), Error> {
         let mut parts = VecDeque::from(parts);
         while let Some(part) = parts.pop_front() {
             sending.send_data(part.into(), parts.is_empty() && !trailers)?;
@@ -609,6 +609,33 @@ mod tests {
             assert_eq!(frames(&mut far, 2).await.iter().map(|it| it.1).collect::<Vec<_>>(), [1, 3]);
             assert_eq!(far.read(&mut [0]).await.expect("read"), 0, "the end");
         });
+    }
+
+    /// Requests that are taken back before anybody has seen them cost the connection nothing, until there are too many of them.
+    #[test]
+    fn what_is_taken_back_does_not_count() {
+        for (count, ends) in [(400, false), (600, true)] {
+            let one = |number: u32| {
+                let id = 2 * number + 1;
+                let head = put(frame::HEADERS, frame::END_HEADERS, id, &[0x83, 0x84, 0x86]);
+                let body = put(frame::DATA, 0, id, &[1; 5000]);
+                [head, body, put(frame::RST_STREAM, 0, id, &Reason::CANCEL.0.to_be_bytes())].concat()
+            };
+            // Each comes whole, in one piece: what comes first is made as long.
+            let piece = one(0).len();
+            let settings = put(frame::SETTINGS, 0, 0, &[]);
+            let unknown = put(0xee, 0, 0, &vec![0; piece - PREFACE.len() - settings.len() - HEAD]);
+            let sends = [PREFACE.to_vec(), settings, unknown].into_iter().chain((0..count).map(one));
+            let (mut answer, taken) = serve(&sends.collect::<Vec<_>>().concat(), piece);
+            assert!(taken.is_empty());
+            let mut last = None;
+            while let Some(octets) = answer.first_chunk::<HEAD>() {
+                let head = Head::read(*octets);
+                last = (head.kind == frame::GOAWAY).then(|| answer[HEAD + 7]).or(last);
+                answer.drain(..HEAD + head.length);
+            }
+            assert_eq!(last, ends.then_some(Reason::ENHANCE_YOUR_CALM.0 as u8), "{count} requests");
+        }
     }
 
     /// Octets that nobody takes are given back to the connection, or it would stand still after a few of such streams.

@@ -12,10 +12,10 @@ use super::state::State;
 use super::{Error, Reason};
 
 /// What this side sends. Dropped before its end, with the other half gone too, the stream is reset.
-pub(crate) struct Sending(Half);
+pub(crate) struct SendStream(Half);
 
 /// What the peer sends.
-pub(crate) struct Receiving(Half);
+pub(crate) struct RecvStream(Half);
 
 /// Requests of a client. The connection ends when this is dropped and all that was asked is answered.
 pub(crate) struct Requests(pub(super) Rc<RefCell<State>>);
@@ -26,9 +26,9 @@ struct Half {
     is_receiving: bool,
 }
 
-pub(super) fn halves(state: &Rc<RefCell<State>>, stream: u32) -> (Sending, Receiving) {
+pub(super) fn halves(state: &Rc<RefCell<State>>, stream: u32) -> (SendStream, RecvStream) {
     let half = |is_receiving| Half { state: state.clone(), stream, is_receiving };
-    (Sending(half(false)), Receiving(half(true)))
+    (SendStream(half(false)), RecvStream(half(true)))
 }
 
 // === impl Half ===
@@ -39,9 +39,9 @@ impl Drop for Half {
     }
 }
 
-// === impl Sending ===
+// === impl SendStream ===
 
-impl Sending {
+impl SendStream {
     /// Sends the head of a response.
     pub(crate) fn respond(&mut self, status: StatusCode, headers: &HeaderMap, ends: bool) -> Result<(), Error> {
         self.0.state.borrow_mut().respond(self.0.stream, status, headers, ends)
@@ -73,9 +73,9 @@ impl Sending {
     }
 }
 
-// === impl Receiving ===
+// === impl RecvStream ===
 
-impl Receiving {
+impl RecvStream {
     /// Waits for the head of a response.
     pub(crate) fn poll_response(&mut self, cx: &Context<'_>) -> Poll<Result<(StatusCode, HeaderMap), Error>> {
         self.0.state.borrow_mut().poll_response(self.0.stream, cx)
@@ -107,7 +107,12 @@ impl Receiving {
 impl Requests {
     /// Sends the head of a request, at once or when the server takes one more. `length`: what is said of the body's length if
     /// the headers say nothing.
-    pub(crate) fn send(&self, head: &Parts, length: Option<u64>, ends: bool) -> Result<(Sending, Receiving), Error> {
+    pub(crate) fn send(
+        &self,
+        head: &Parts,
+        length: Option<u64>,
+        ends: bool,
+    ) -> Result<(SendStream, RecvStream), Error> {
         let stream = self.0.borrow_mut().request(head, length, ends)?;
         Ok(halves(&self.0, stream))
     }

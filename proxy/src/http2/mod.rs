@@ -22,7 +22,7 @@ mod state;
 mod stream;
 
 pub(crate) use connection::Connection;
-pub(crate) use half::{Receiving, Requests, Sending};
+pub(crate) use half::{RecvStream, Requests, SendStream};
 
 use std::fmt;
 use std::io;

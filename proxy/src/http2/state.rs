@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::HeaderMap;
@@ -24,9 +25,14 @@ const OUTPUT_MAX: usize = 64 * 1024;
 /// Octets that wait to be written before nothing more is read from a peer that makes us say so much.
 const OUTPUT_STOP: usize = 256 * 1024;
 
-/// Streams that a peer resets, or has reset, before it has one that comes to its end; each that does gives one back. It is
-/// what Envoy bears before it looks at the share (`overload.premature_reset_min_stream_count`).
+/// Streams that a peer makes us reset, or resets itself so soon that it cannot have wanted an answer, before one comes to its
+/// end; each that does gives one back. Source: what Envoy bears before it looks at their share
+/// (`overload.premature_reset_total_stream_count`).
 const PATIENCE: u32 = 500;
+
+/// A stream that is reset sooner, without an answer, was not meant. Source: Envoy
+/// (`overload.premature_reset_min_stream_lifetime_seconds`).
+const SOON: Duration = Duration::from_secs(1);
 
 /// Frames in a row that carry nothing, and are no cause to answer.
 const EMPTY_MAX: u32 = 1000;
@@ -230,7 +236,7 @@ impl State {
         while let Some((id, request)) = self.accepted.pop_front() {
             let Some(stream) = self.streams.get_mut(&id) else { continue };
             if stream.error.is_some() {
-                self.streams.remove(&id);
+                self.remove(id);
                 continue;
             }
             stream.halves = 2;
@@ -584,14 +590,13 @@ impl State {
             return Err(Reason::PROTOCOL_ERROR);
         }
         let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
-        if !stream.is_closed() {
-            stream.error = Some(Error::Reset(reason));
-            self.close(id);
-            if self.side == Side::Server {
-                return self.lose_patience();
-            }
+        if stream.is_closed() {
+            return Ok(());
         }
-        Ok(())
+        let soon = stream.sending == Direction::Waiting && stream.opened.elapsed() < SOON;
+        stream.error = Some(Error::Reset(reason));
+        self.close(id);
+        if soon { self.lose_patience() } else { Ok(()) }
     }
 
     fn take_settings(&mut self, head: &Head, octets: &[u8]) -> Result<(), Reason> {

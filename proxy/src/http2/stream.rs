@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use http::request::Parts;
@@ -23,6 +24,8 @@ pub(super) enum Direction {
 }
 
 pub(super) struct Stream {
+    pub(super) opened: Instant,
+
     // What comes.
     pub(super) receiving: Direction,
     /// The head of a response, until it is taken.
@@ -65,6 +68,7 @@ pub(super) struct WrongLength;
 impl Stream {
     pub(super) fn new(limits: &Limits, send_window: i32) -> Self {
         Self {
+            opened: Instant::now(),
             receiving: Direction::Waiting,
             response: None,
             received: VecDeque::new(),

@@ -20,7 +20,7 @@ use crate::http::body::RequestBody;
 use crate::http::incoming::{Incoming, Sending};
 use crate::http::pipe::Pipe;
 use crate::http::{CONNECTION_WINDOW, STREAM_WINDOW};
-use crate::http2::{Connection, Error, Limits, Reason, Receiving, Requests};
+use crate::http2::{Connection, Error, Limits, Reason, RecvStream, Requests};
 
 /// Requests on one connection before another is opened, if the server allows as many. Source: what common servers allow.
 const STREAMS_MAX: u32 = 100;
@@ -62,7 +62,7 @@ struct State {
 /// A request that was sent.
 pub(crate) enum Sent {
     Failed(Option<SendError>),
-    Waiting { response: Option<Receiving>, sending: Option<Sending> },
+    Waiting { response: Option<RecvStream>, sending: Option<Sending> },
 }
 
 /// Whether the other side lives.
