@@ -22,7 +22,7 @@ const ARROWS: [(&str, &[&str]); 9] = [
 ];
 
 /// Modules that decide, and touch nothing: no client, no runtime, no files, no clock of their own.
-const PURE: [&str; 16] = [
+const PURE: [&str; 17] = [
     "operator/src/compile",
     "operator/src/status.rs",
     "injector/src/decide.rs",
@@ -35,6 +35,7 @@ const PURE: [&str; 16] = [
     "proxy/src/filter/cors.rs",
     "proxy/src/filter/fault.rs",
     "proxy/src/filter/rate_limit.rs",
+    "proxy/src/hpack",
     "proxy/src/path.rs",
     "proxy/src/policy.rs",
     "proxy/src/sni.rs",

@@ -1,0 +1,140 @@
+//! What a connection's task does beside taking frames.
+
+use std::task::{Context, Poll};
+
+use http::Request;
+
+use super::super::frame::{self, PAYLOAD_MAX};
+use super::super::stream::wait;
+use super::super::{Error, Reason};
+use super::{ALIVE, FAREWELL, Leaving, OUTPUT_MAX, OUTPUT_STOP, State};
+impl State {
+    /// The task runs, and is to be woken for more.
+    pub(in crate::http2) fn run(&mut self, cx: &Context<'_>) {
+        self.is_woken = false;
+        let _: Poll<()> = wait(&mut self.waker, cx);
+    }
+
+    /// Whether nothing more is to be read until something was written.
+    pub(in crate::http2) fn is_full(&self) -> bool {
+        self.output.len() >= OUTPUT_STOP
+    }
+
+    /// Nothing is left to be done but to write what is there.
+    pub(in crate::http2) fn is_done(&self) -> bool {
+        let leaves = self.leaving == Leaving::Final || self.is_abandoned;
+        self.error.is_some() || (leaves && self.open == 0 && self.waiting.is_empty())
+    }
+
+    /// A request that came, and that nobody took back since.
+    pub(in crate::http2) fn accept(&mut self) -> Option<(u32, Request<()>)> {
+        while let Some((id, request)) = self.accepted.pop_front() {
+            let Some(stream) = self.streams.get_mut(&id) else { continue };
+            if stream.error.is_some() {
+                self.remove(id);
+                continue;
+            }
+            stream.halves = 2;
+            return Some((id, request));
+        }
+        None
+    }
+
+    /// Whether some stream can send.
+    pub(in crate::http2) fn has_more(&self) -> bool {
+        self.send.room() > 0 && !self.ready.is_empty()
+    }
+
+    /// Puts what streams have to send behind what is to be written, as far as it may be sent.
+    pub(in crate::http2) fn fill(&mut self) {
+        while self.output.len() < OUTPUT_MAX
+            && let Some(id) = self.ready.pop_front()
+        {
+            let Some(stream) = self.streams.get_mut(&id) else { continue };
+            stream.is_queued = false;
+            if stream.error.is_some() {
+                continue;
+            }
+            let room = stream.send.room().min(self.send.room()).min(PAYLOAD_MAX);
+            let Some(data) = stream.pending.front_mut() else {
+                self.finish_sending(id);
+                continue;
+            };
+            let part = data.split_to(room.min(data.len()));
+            if part.is_empty() && !data.is_empty() {
+                if stream.send.room() > 0 {
+                    // All wait for the connection.
+                    stream.is_queued = true;
+                    self.ready.push_front(id);
+                    return;
+                }
+                continue;
+            }
+            if data.is_empty() {
+                stream.pending.pop_front();
+            }
+            let is_last = stream.pending.is_empty() && matches!(stream.end, Some(None));
+            if is_last {
+                stream.end = None;
+            }
+            if stream.has_pending() {
+                stream.is_queued = true;
+                self.ready.push_back(id);
+            } else if let Some(sender) = stream.sender.take() {
+                sender.wake();
+            }
+            self.put_data(id, part, is_last);
+        }
+    }
+
+    /// Ends every stream.
+    pub(in crate::http2) fn fail(&mut self, error: Error) {
+        self.accepted.clear();
+        self.waiting.clear();
+        self.open = 0;
+        self.streams.retain(|_, stream| {
+            if !stream.is_closed() {
+                stream.error = Some(error.clone());
+            }
+            stream.pending.clear();
+            stream.end = None;
+            stream.wake();
+            stream.halves > 0
+        });
+        self.error = Some(error);
+    }
+
+    /// Says why the connection ends, and ends it.
+    pub(in crate::http2) fn give_up(&mut self, reason: Reason) {
+        self.put_farewell(self.last(), reason);
+        self.fail(Error::Broken(reason));
+    }
+
+    /// Says that nothing more is to come, unless that was said.
+    pub(in crate::http2) fn say_goodbye(&mut self) {
+        if self.error.is_none() && self.leaving != Leaving::Final {
+            self.leaving = Leaving::Final;
+            self.put_farewell(self.last(), Reason::NO_ERROR);
+        }
+    }
+
+    /// Tells a client to open no more streams, and waits for those that it has opened by then.
+    pub(in crate::http2) fn announce_leave(&mut self) {
+        if self.leaving == Leaving::No {
+            self.leaving = Leaving::Announced;
+            self.put_farewell(0x7fff_ffff, Reason::NO_ERROR);
+            self.put(frame::PING, 0, 0, FAREWELL);
+        }
+    }
+
+    pub(in crate::http2) fn ping(&mut self) {
+        self.put(frame::PING, 0, 0, ALIVE);
+    }
+
+    fn put_farewell(&mut self, last: u32, reason: Reason) {
+        let mut payload = [0; 8];
+        payload[..4].copy_from_slice(&last.to_be_bytes());
+        payload[4..].copy_from_slice(&reason.0.to_be_bytes());
+        self.put(frame::GOAWAY, 0, 0, &payload);
+    }
+}
