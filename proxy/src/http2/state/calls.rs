@@ -75,7 +75,11 @@ impl State {
         if data.is_empty() && !ends {
             return Ok(());
         }
-        let is_next = !stream.has_pending() && stream.request.is_none() && self.output.len() < OUTPUT_MAX;
+        // Those that wait already go first: they may wait for what this one would use up.
+        let is_next = !stream.has_pending()
+            && stream.request.is_none()
+            && self.ready.is_empty()
+            && self.output.len() < OUTPUT_MAX;
         if is_next && data.len() <= stream.send.room().min(self.send.room()).min(PAYLOAD_MAX) {
             self.put_data(id, data, ends);
         } else {
