@@ -2,8 +2,8 @@
 //!
 //! Between two sockets a direction begins with reads and writes, which cost least while messages are small. Once it carries
 //! bulk, its bytes no longer come up from the kernel: they are spliced through a pipe. Where one side is TLS or a stream of
-//! HTTP/2, bytes are copied; what ends there without saying so was cut short, and is not ended cleanly on the other side. Nothing is held for
-//! a direction that is silent.
+//! HTTP/2, bytes are copied; what ends there without saying so was cut short, and is not ended cleanly on the other side.
+//! Nothing is held for a direction that is silent. Whoever failed is who a cut is ascribed to.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;

@@ -1,7 +1,7 @@
 //! HTTP/2 (RFC 9113), for both sides of a connection.
 //!
 //! - [`connection`]: reading and writing.
-//! - [`state`]: all that both ends of a connection have said, and what each frame means.
+//! - [`state`]: all that both ends of a connection have said, what each frame means, and what becomes of streams.
 //! - [`half`]: the two directions of one stream, as whoever answers or asks holds them.
 //! - [`stream`]: what is known of one stream.
 //! - [`head`]: fields of a header block into the head of a message, and back.

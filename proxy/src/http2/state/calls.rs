@@ -12,6 +12,9 @@ use super::super::head;
 use super::super::stream::{Direction, Stream, wait};
 use super::super::{Error, Reason};
 use super::{Leaving, OUTPUT_MAX, State};
+
+// === impl State ===
+
 impl State {
     /// Whether one more request can go onto this connection.
     pub(in crate::http2) fn may_open(&self) -> bool {

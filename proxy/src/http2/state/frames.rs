@@ -9,6 +9,9 @@ use super::super::head::{self, Fields, Malformed};
 use super::super::stream::{Direction, Stream};
 use super::super::{Error, Reason};
 use super::{Block, CONTINUATIONS_MAX, EMPTY_MAX, FAREWELL, Leaving, Payload, SOON, Side, State};
+
+// === impl State ===
+
 impl State {
     pub(in crate::http2) fn take_frame(&mut self, head: Head, payload: &Payload<'_>) -> Result<(), Reason> {
         let octets = payload.octets();

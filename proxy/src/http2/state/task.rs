@@ -8,6 +8,9 @@ use super::super::frame::{self, PAYLOAD_MAX};
 use super::super::stream::wait;
 use super::super::{Error, Reason};
 use super::{ALIVE, FAREWELL, Leaving, OUTPUT_MAX, OUTPUT_STOP, State};
+
+// === impl State ===
+
 impl State {
     /// The task runs, and is to be woken for more.
     pub(in crate::http2) fn run(&mut self, cx: &Context<'_>) {
