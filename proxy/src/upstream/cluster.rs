@@ -17,6 +17,7 @@ use crate::balance::affinity::Affinity;
 use crate::balance::hash::{self, Table};
 use crate::balance::level::{self, Level};
 use crate::balance::outlier::{Detector, Outcome, Tally};
+use crate::balance::slow_start::SlowStart;
 use crate::balance::{Chance, two};
 use crate::table::Cluster;
 use crate::telemetry::metrics::{EndpointHandles, Metrics};
@@ -184,18 +185,16 @@ impl ClusterState {
             return table.find(key, |position| untried(&position)).map(|found| at(found).clone()).ok_or(NoEndpoints);
         }
         let mut first = self.choose(cluster.balancer, count, at, chance, now);
-        if let Some(slow_start) = &cluster.slow_start
-            && let Some(joined) = at(first).joined.get()
-        {
-            match slow_start.part(now.saturating_sub(joined)) {
-                None => at(first).joined.set(None),
-                // Not its turn: any other's.
-                Some(part) if count > 1 && f64::from(chance.below(1_000_000)) >= part * 1e6 => {
-                    let step = chance.below(u32::try_from(count - 1).unwrap_or(u32::MAX)) as usize;
-                    first = (first + 1 + step) % count;
-                }
-                Some(_) => {}
-            }
+        if let Some(slow_start) = &cluster.slow_start {
+            let part = |position: usize| {
+                let joined = &at(position).joined;
+                let part = joined.get().and_then(|joined| slow_start.part(now.saturating_sub(joined)));
+                part.unwrap_or_else(|| {
+                    joined.set(None);
+                    1.0
+                })
+            };
+            first = SlowStart::turn(first, count, part, chance);
         }
         // Those that failed this very request come last; looking on from the choice keeps the search even.
         let found = (0..count).map(|step| (first + step) % count).find(untried);
