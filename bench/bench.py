@@ -39,12 +39,11 @@ def main() -> int:
                 write_line(raw, line)
                 lines.append(line)
                 print(f"  {progress(line)}", flush=True)
-    summary = report.summarise(lines)
     page = report.markdown(about, lines)
-    print(f"\n{report.comparison(summary) if report.BEFORE in run.proxies else page}")
+    print(f"\n{report.comparison(report.summarise(lines)) if report.BEFORE in run.proxies else page}")
     (arguments.results / "latest.md").write_text(page)
     (arguments.results / "latest.svg").write_text(report.chart(about, lines))
-    failed, missed = report.failures(lines), report.missed(summary)
+    failed, missed = report.failures(lines), report.missed(lines)
     if not failed and set(arguments.scenarios) == set(scenarios.SCENARIOS) and arguments.results == RESULTS:
         README.write_text(report.with_section(README.read_text(), about, lines))
     for text in failed:

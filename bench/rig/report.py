@@ -56,11 +56,21 @@ class Growth:
 
     scenario: str
     title: str
-    must: float
+    measure: str
+    unit: str
+    # None: as much as it does with Envoy.
+    must: float | None
 
 
-# The cost is not to grow; what is allowed is how far two runs of the same thing are apart.
-GROWTHS = (Growth("routes", "routes on the port", 1.10), Growth("endpoints", "endpoints", 1.10))
+# What a request costs is not to grow; what is allowed is how far two runs of the same thing are apart. Connections to
+# 3,000 endpoints are in no cache, be it the kernel's part of them or the proxy's: the work is the same, by instructions, and
+# takes longer.
+GROWTHS = (
+    Growth("routes", "routes on the port", "cpu_us", "µs", 1.10),
+    Growth("routes_instructions", "routes on the port", "instructions", "instructions", 1.02),
+    Growth("endpoints", "endpoints", "cpu_us", "µs", None),
+    Growth("endpoints_instructions", "endpoints", "instructions", "instructions", 1.02),
+)
 
 
 @dataclass(frozen=True)
@@ -120,27 +130,55 @@ def verdicts(summary: dict[Key, Spread]) -> list[Verdict]:
     return found
 
 
-def growth(summary: dict[Key, Spread], of: Growth, proxy: str = OURS) -> list[tuple[int, Spread, float]]:
-    """For each size: CPU per request, and its ratio to that at the smallest size."""
-    wanted = (of.scenario, proxy, "cpu_us")
-    sizes = {size: spread for (scenario, size, *rest), spread in summary.items() if (scenario, *rest) == wanted}
-    return [(size, sizes[size], sizes[size].median / sizes[min(sizes)].median) for size in sorted(sizes)]
+@dataclass(frozen=True)
+class Size:
+    """What a request costs with a configuration of that size, and its ratio to that with the smallest."""
+
+    size: int
+    cost: Spread
+    ratio: float
 
 
-def missed(summary: dict[Key, Spread]) -> list[str]:
+def growth(lines: list[dict], of: Growth, proxy: str = OURS) -> list[Size]:
+    """The sizes, smallest first. A ratio is the median of the ratios within a round: rounds differ more than sizes do."""
+    rounds = defaultdict(dict)
+    for line in lines:
+        if line["scenario"] == of.scenario and line["proxy"] == proxy and of.measure in line:
+            rounds[line["repetition"]][line["size"]] = line[of.measure]
+    sizes = sorted({size for costs in rounds.values() for size in costs})
+    found = []
+    for size in sizes:
+        costs = [costs[size] for costs in rounds.values() if size in costs]
+        ratios = [costs[size] / costs[sizes[0]] for costs in rounds.values() if {size, sizes[0]} <= costs.keys()]
+        if ratios:
+            found.append(Size(size, Spread(statistics.median(costs), min(costs), max(costs)), statistics.median(ratios)))
+    return found
+
+
+def allowed(lines: list[dict], of: Growth, size: int) -> float | None:
+    """What the ratio of a size must not exceed. None: Envoy decides, and was not measured."""
+    if of.must is not None:
+        return of.must
+    return next((theirs.ratio for theirs in growth(lines, of, REFERENCE) if theirs.size == size), None)
+
+
+def missed(lines: list[dict]) -> list[str]:
     """What had to be reached and was not, or was not measured."""
     found = []
-    for verdict in verdicts(summary):
+    for verdict in verdicts(summarise(lines)):
         if not verdict.met:
             ratio = "not measured" if verdict.ratio is None else f"{verdict.ratio:.2f}"
             found.append(f"{verdict.row.title}: {ratio}, must be {verdict.row.must:.2f}")
     for of in GROWTHS:
-        measured = growth(summary, of)
+        measured = growth(lines, of)
         if not measured:
-            found.append(f"CPU per request by {of.title}: not measured")
-        for size, _spread, ratio in measured:
-            if ratio > of.must:
-                found.append(f"CPU per request, {size} {of.title}: {ratio:.2f} of the smallest, must be {of.must:.2f}")
+            found.append(f"{of.scenario}: not measured")
+        for size in measured:
+            must = allowed(lines, of, size.size)
+            if must is None:
+                found.append(f"{of.scenario}: Envoy was not measured")
+            elif size.ratio > must:
+                found.append(f"{of.scenario}, {size.size}: {size.ratio:.2f} of the smallest, must be {must:.2f}")
     return found
 
 
@@ -163,7 +201,7 @@ def markdown(about: dict, lines: list[dict]) -> str:
     parts = ["# Measured", machine(about)]
     if any(verdict.values for verdict in verdicts(summary)):
         parts += ["![Cost relative to Envoy](latest.svg)", table(summary, full=True)]
-    parts += [growth_table(summary, of) for of in GROWTHS if growth(summary, of)]
+    parts += [growth_table(lines, of) for of in GROWTHS if growth(lines, of)]
     if counted := summary.get(("instructions", None, OURS, "instructions")):
         parts.append(
             f"One request over HTTP/1.1 takes {counted.median:,.0f} instructions in user space, counted by valgrind: "
@@ -188,18 +226,18 @@ def table(summary: dict[Key, Spread], full: bool = False) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def growth_table(summary: dict[Key, Spread], of: Growth) -> str:
+def growth_table(lines: list[dict], of: Growth) -> str:
     """Cost of a request by the size of the configuration."""
-    rows = [[of.title, "CPU per request", "to the smallest", "must"]]
-    reference = {size: measured for size, *measured in growth(summary, of, REFERENCE)}
+    head = [of.title, "a request takes", "to the smallest", "must"]
+    reference = {theirs.size: theirs for theirs in growth(lines, of, REFERENCE)}
     if reference:
-        rows[0] += ["Envoy's", "to the smallest"]
-    rows.append(["--:"] * len(rows[0]))
-    for size, spread, ratio in growth(summary, of):
-        row = [f"{size:,}", _value(spread, "µs", spread=True), f"{ratio:.2f}", _goal(of.must, ratio)]
-        if size in reference:
-            theirs, their_ratio = reference[size]
-            row += [_value(theirs, "µs", spread=True), f"{their_ratio:.2f}"]
+        head += ["with Envoy", "to the smallest"]
+    rows = [head, ["--:"] * len(head)]
+    for size in growth(lines, of):
+        goal = _goal(allowed(lines, of, size.size), size.ratio)
+        row = [f"{size.size:,}", _value(size.cost, of.unit, spread=True), f"{size.ratio:.2f}", goal]
+        if theirs := reference.get(size.size):
+            row += [_value(theirs.cost, of.unit, spread=True), f"{theirs.ratio:.2f}"]
         rows.append(row)
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 

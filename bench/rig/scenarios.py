@@ -83,7 +83,15 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Instructions:
-    """Instructions in user space for one request over HTTP/1.1: comparable between machines."""
+    """Instructions in user space for one request over HTTP/1.1: comparable between machines, and free of noise."""
+
+    role: str = "h1"
+    # Of the configuration, where there are several.
+    sizes: tuple[int | None, ...] = (None,)
+    path: Callable[[int | None], str] = lambda _size: "/"
+    # What so many requests take beyond so few, so that start, end and the first connections are not in it.
+    few: int = 500
+    many: int = 2500
 
 
 @dataclass
@@ -121,6 +129,9 @@ SCENARIOS = {
     "config1000": Configuration(1000),
     "config10000": Configuration(10_000),
     "instructions": Instructions(),
+    "routes_instructions": Instructions("routes", (10, 1000, 10_000), weft.path_of_last_route),
+    # Beyond 600 the connections that idle are closed before valgrind comes to use them again.
+    "endpoints_instructions": Instructions("endpoints", (10, 600), few=4000, many=8000),
 }
 
 
@@ -135,8 +146,8 @@ def run_scenario(name: str, run: Run) -> Iterator[dict]:
             lines = _memory(run)
         case Configuration(clusters):
             lines = _configuration(clusters, run)
-        case Instructions():
-            lines = _instructions(run)
+        case Instructions() as instructions:
+            lines = _instructions(instructions, run)
     for line in lines:
         yield {"scenario": name} | line
 
@@ -270,19 +281,21 @@ def _or_failure(work: Callable[..., dict], *arguments: object) -> dict:
         return {"failed": str(failure)}
 
 
-def _instructions(run: Run) -> Iterator[dict]:
+def _instructions(scenario: Instructions, run: Run) -> Iterator[dict]:
     for proxy in [proxy for proxy in run.proxies if proxy in OURS]:
-        yield {"proxy": proxy, "repetition": 0} | _or_failure(_instructions_of, proxy)
+        for size in scenario.sizes:
+            line = {"proxy": proxy, "repetition": 0} | ({} if size is None else {"size": size})
+            yield line | _or_failure(_instructions_of, proxy, scenario, size)
 
 
-def _instructions_of(proxy: str, few: int = 500, many: int = 2500) -> dict:
-    """What many requests take beyond few, so that start and end are not in it."""
-    return {"instructions": (_counted(proxy, many) - _counted(proxy, few)) / (many - few)}
+def _instructions_of(proxy: str, scenario: Instructions, size: int | None) -> dict:
+    few, many = (_counted(proxy, scenario, size, requests) for requests in (scenario.few, scenario.many))
+    return {"instructions": (many - few) / (scenario.many - scenario.few)}
 
 
-def _counted(proxy: str, requests: int) -> int:
+def _counted(proxy: str, scenario: Instructions, size: int | None, requests: int) -> int:
     """Instructions of a proxy from its start to its end."""
-    prepared = command(proxy, "h1", FIRST_PORT, UPSTREAM_PORT)
+    prepared = command(proxy, scenario.role, FIRST_PORT, UPSTREAM_PORT, size or 0)
     log = SCRATCH / "valgrind.log"
     valgrind = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", f"--log-file={log}"]
     with Processes() as processes:
@@ -291,7 +304,7 @@ def _counted(proxy: str, requests: int) -> int:
         wait_for_answer(process, FIRST_PORT)
         connection = http.client.HTTPConnection("127.0.0.1", FIRST_PORT, timeout=10)
         for _ in range(requests):
-            connection.request("GET", "/")
+            connection.request("GET", scenario.path(size))
             connection.getresponse().read()
         connection.close()
         process.send_signal(signal.SIGTERM)

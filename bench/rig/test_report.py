@@ -37,7 +37,8 @@ def everything(share: float) -> list[dict]:
     for row in report.ROWS:
         ours = share * (row.must or 1)
         lines += [line(row.scenario, "weft", **{row.measure: ours}), line(row.scenario, "envoy", **{row.measure: 1})]
-    lines += [line(of.scenario, "weft", cpu_us=20.0, size=size) for of in report.GROWTHS for size in (10, 1000)]
+    for of in report.GROWTHS:
+        lines += [line(of.scenario, who, size=size, **{of.measure: 20.0}) for who in ("weft", "envoy") for size in (10, 1000)]
     return lines
 
 
@@ -48,23 +49,38 @@ class Verdicts(unittest.TestCase):
         self.assertTrue(verdict.met)
 
     def test_everything_in_its_bounds_misses_nothing(self):
-        self.assertEqual(report.missed(report.summarise(everything(0.99))), [])
+        self.assertEqual(report.missed(everything(0.99)), [])
 
     def test_what_is_beyond_is_missed(self):
-        missed = report.missed(report.summarise(everything(1.01)))
+        missed = report.missed(everything(1.01))
         self.assertEqual(len(missed), len(GOALS), missed)
 
     def test_what_is_not_measured_is_missed(self):
-        missed = report.missed(report.summarise(RUNS))
+        missed = report.missed(RUNS)
         self.assertEqual(len(missed), len(GOALS) - 1 + len(report.GROWTHS), missed)
         self.assertIn("not measured", missed[0])
 
     def test_a_cost_that_grows_is_missed(self):
         lines = everything(0.99) + [line("routes", "weft", cpu_us=40.0, size=10_000)]
-        self.assertEqual(
-            report.missed(report.summarise(lines)),
-            ["CPU per request, 10000 routes on the port: 2.00 of the smallest, must be 1.10"],
-        )
+        self.assertEqual(report.missed(lines), ["routes, 10000: 2.00 of the smallest, must be 1.10"])
+
+    def test_with_endpoints_a_cost_may_grow_as_much_as_that_of_envoy(self):
+        def grown(ours: float, theirs: float) -> list[dict]:
+            costs = {"weft": ours, "envoy": theirs}
+            return everything(0.99) + [line("endpoints", who, cpu_us=20 * cost, size=3000) for who, cost in costs.items()]
+
+        self.assertEqual(report.missed(grown(1.25, 1.30)), [])
+        self.assertEqual(report.missed(grown(1.35, 1.30)), ["endpoints, 3000: 1.35 of the smallest, must be 1.30"])
+
+    def test_growth_is_that_within_a_round(self):
+        costs = {10: (10.0, 30.0, 20.0), 1000: (11.0, 33.0, 20.0)}
+        lines = [
+            line("routes", "weft", repetition, cpu_us=cpu, size=size)
+            for size, of_size in costs.items()
+            for repetition, cpu in enumerate(of_size)
+        ]
+        sizes = report.growth(lines, report.GROWTHS[0])
+        self.assertEqual([(size.size, round(size.ratio, 6)) for size in sizes], [(10, 1.0), (1000, 1.1)])
 
     def test_a_failure_is_told_and_counts_as_no_measurement(self):
         lines = RUNS + [line("h1_sat", "haproxy", failed="haproxy ended with status 1")]
