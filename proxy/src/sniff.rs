@@ -3,6 +3,7 @@
 //! A client that speaks is read until its protocol is known. A client that is silent may be one whose server speaks first
 //! (MySQL, SMTP), so after a moment the server is connected to as well, and whoever speaks first settles it.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -136,9 +137,14 @@ impl Prefixed {
         !self.prefix.is_empty()
     }
 
-    /// See [`Stream::farewell`].
+    /// Ends a connection on which nothing is under way. What cannot be said at once is not said.
     pub(crate) async fn farewell(&mut self) {
-        self.stream.farewell().await;
+        let _ = poll_fn(|cx| Poll::Ready(self.poll_farewell(cx))).await;
+    }
+
+    /// See [`Stream::poll_farewell`].
+    pub(crate) fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.stream.poll_farewell(cx)
     }
 
     /// Reads more of what the client says first, and puts it back. 0: it has ended.

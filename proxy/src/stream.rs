@@ -53,10 +53,12 @@ impl Stream {
     }
 
     /// Ends a connection on which nothing is under way. A socket says so when it is closed; in TLS, what ends without a
-    /// word was cut short. What cannot be said at once is not said.
-    pub(crate) async fn farewell(&mut self) {
-        if let Self::Tls(stream) = self {
-            let _ = poll_fn(|cx| Poll::Ready(Pin::new(&mut **stream).poll_shutdown(cx))).await;
+    /// word was cut short.
+    pub(crate) fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::Plain(_) => Poll::Ready(()),
+            Self::Tls(stream) => Pin::new(&mut **stream).poll_shutdown(cx).map(drop),
+            Self::Multiplexed(stream) => Pin::new(&mut **stream).poll_shutdown(cx).map(drop),
         }
     }
 

@@ -47,6 +47,16 @@ pub(crate) struct Reading {
     asking: Cell<&'static [u8]>,
 }
 
+/// What becomes of a connection when a request on it is answered.
+enum Then {
+    /// Another request may come.
+    Next,
+    /// It is closed, and read on meanwhile: what a client still sends would make a reset of it.
+    Close,
+    /// It is closed at once: the client has sent all that it will.
+    End,
+}
+
 /// Serves a connection until it closes, or until it is drained: a request that is open is finished, and no other is taken.
 pub(super) async fn serve<F, R>(stream: Watched, watch: &Watch, shared: &Shared, answer: F)
 where
@@ -62,7 +72,7 @@ where
         && watch.is_at_rest()
         && let Some(wire) = at_rest.upgrade()
     {
-        wire.with(|stream| stream.farewell().now_or_never());
+        poll_fn(|cx| wire.with(|stream| stream.poll_farewell(cx))).now_or_never();
     }
 }
 
@@ -91,30 +101,34 @@ where
             Some(Err(ReadError::Closed | ReadError::Io(_))) => return,
             None => break,
         };
-        let Some((same, goes_on)) = turn.await else { return };
+        let Some((same, then)) = turn.await else { return };
         wire = same;
-        if !goes_on {
-            break;
+        match then {
+            Then::Next => {}
+            Then::Close => break,
+            Then::End => return poll_fn(|cx| wire.with(|stream| stream.poll_farewell(cx))).await,
         }
     }
     // What a client gets of it is its affair.
     let _ = poll_fn(|cx| wire.poll_shutdown(cx)).await;
 }
 
-/// Answers one request. Gives the connection back, and whether another request may come on it; nothing if the client has left,
-/// or if the connection is somebody else's from now on.
+/// Answers one request. Gives the connection back, and what becomes of it; nothing if the client has left, or if the
+/// connection is somebody else's from now on.
 async fn take_turn<F, R>(
     wire: Rc<Wire<Watched>>,
     head: RequestHead,
     leaves: &Cell<bool>,
     answer: &F,
-) -> Option<(Rc<Wire<Watched>>, bool)>
+) -> Option<(Rc<Wire<Watched>>, Then)>
 where
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Response<ResponseBody>>,
 {
     let RequestHead { request, framing, keep_alive } = head;
     let asked = Asked { method: request.method().clone(), version: request.version() };
+    // A request without a body, after which the client sends no other.
+    let is_last = !keep_alive && framing == Framing::Length(0);
     let reading = Reading::begin(&wire, framing, request.headers());
     let body = FromClient(reading.clone());
     let mut answering = Box::pin(answer(request.map(|()| Incoming::FromClient(body))));
@@ -169,12 +183,18 @@ where
         let _ = next.send(End { stream, read: [read, before].concat().into() });
         return None;
     }
-    let goes_on = goes_on
-        && match &reading {
-            None => true,
-            Some(reading) => reading.finish().await,
-        };
-    Some((wire, goes_on))
+    let is_read = match &reading {
+        None => true,
+        Some(reading) => goes_on && reading.finish().await,
+    };
+    let then = if goes_on && is_read {
+        Then::Next
+    } else if is_last && !wire.has_rest() {
+        Then::End
+    } else {
+        Then::Close
+    };
+    Some((wire, then))
 }
 
 /// Whether the client has left, as far as that can be known: not while its body is still to be read.

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::bootstrap::Timeouts;
 use crate::memory::Memory;
 use crate::sniff::Prefixed;
+use crate::space;
 
 /// How long a connection that is being closed is read, so that its client gets the answer instead of a reset. Source:
 /// nginx gives each read 5 s and all of them 30; here the answer is small and the client near.
@@ -191,9 +192,9 @@ impl Watched {
         self.watch.begin_head(self.watch.now());
     }
 
-    /// See [`Stream::farewell`](crate::stream::Stream::farewell).
-    pub(crate) async fn farewell(&mut self) {
-        self.stream.farewell().await;
+    /// See [`Stream::poll_farewell`](crate::stream::Stream::poll_farewell).
+    pub(crate) fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.stream.poll_farewell(cx)
     }
 
     /// The stream, HTTP no more.
@@ -277,15 +278,16 @@ impl AsyncWrite for Watched {
             self.watch.stalled.store(0, Relaxed);
             self.watch.closing.store(self.watch.now(), Relaxed);
         }
-        let mut space = [0; 4096];
-        while self.discarded < LINGER_BYTES_MAX {
-            let mut space = ReadBuf::new(&mut space);
-            let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut space));
-            if read.is_err() || space.filled().is_empty() {
-                break;
+        space::lend(|space| {
+            while self.discarded < LINGER_BYTES_MAX {
+                let mut space = ReadBuf::new(space);
+                let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut space));
+                if read.is_err() || space.filled().is_empty() {
+                    break;
+                }
+                self.discarded += space.filled().len();
             }
-            self.discarded += space.filled().len();
-        }
-        Poll::Ready(Ok(()))
+            Poll::Ready(Ok(()))
+        })
     }
 }

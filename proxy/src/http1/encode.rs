@@ -16,7 +16,7 @@ use super::parse::Framing;
 use super::wire::Wire;
 use crate::http::body::BodyError;
 
-/// Room for a head of common size, and a short body.
+/// Room for a head of common size.
 const HEAD_BYTES: usize = 768;
 
 /// Parts of a body below this are gathered into one write with what is before them; a longer one is written from where it is.
@@ -89,7 +89,9 @@ pub(crate) fn response(
     length: Option<u64>,
     connection: Option<&'static str>,
 ) -> (BytesMut, Framing) {
-    let mut out = BytesMut::with_capacity(HEAD_BYTES);
+    // A short body goes behind it.
+    let short = length.and_then(|length| usize::try_from(length).ok()).filter(|length| *length < SHORT);
+    let mut out = BytesMut::with_capacity(HEAD_BYTES + short.unwrap_or_default());
     out.extend_from_slice(b"HTTP/1.1 ");
     out.extend_from_slice(status.as_str().as_bytes());
     out.extend_from_slice(b" ");

@@ -540,6 +540,36 @@ fn bodies_that_nobody_reads() {
     });
 }
 
+/// RFC 9112 9.6: a connection on which its client wants no more is closed, and the answer is not lost by that, whatever
+/// the client does behind its last request.
+#[test]
+fn last_requests() {
+    alone(module_path!(), "last_requests", || {
+        let app = App::start();
+        let _place = Place::start();
+        let body = "x".repeat(1_000_000);
+        app.reply("/long", Reply::new(format!("HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n{body}"), Then::Keep));
+        app.reply("/open", Reply::new(format!("HTTP/1.1 200 OK\r\n\r\n{body}"), Then::Close));
+        for direction in BOTH {
+            for path in ["/long", "/open"] {
+                for last in ["1.1\r\nConnection: close", "1.0"] {
+                    for behind in [&b""[..], b"\r\n", b"GET /next HTTP/1.1\r\nHost: app\r\n\r\n", &[b'x'; 300_000]] {
+                        let case = format!("{direction:?}, {path}, {last:?}, {} bytes behind", behind.len());
+                        let mut client = Client::connect(direction.address());
+                        client.send(format!("GET {path} HTTP/{last}\r\nHost: app\r\n\r\n")).send(behind);
+                        let answer = client.answer().map(|answer| (answer.status, answer.body.len()));
+                        assert_eq!(answer, Ok((200, body.len())), "{case}");
+                        assert!(client.closes_within(PATIENCE), "{case}");
+                        assert_eq!(client.said(), "", "{case}");
+                    }
+                }
+            }
+        }
+        assert!(app.take().iter().all(|seen| !seen.summary().contains("/next")));
+        assert_eq!(app.violations(), [""; 0]);
+    });
+}
+
 /// SM-12: an expectation is answered here, and a final answer to it poisons nothing.
 #[test]
 fn expectations() {
