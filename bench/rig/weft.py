@@ -57,6 +57,7 @@ def environment(role: str, listen: int, upstream: int, certs: Path, folder: Path
         "WEFT_SOURCE": f"directory:{folder}",
         "WEFT_WORKERS": "1",
         "WEFT_LOCAL": json.dumps(local),
+        "MIMALLOC_PURGE_DELAY": "10",
     }
 
 

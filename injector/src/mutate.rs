@@ -21,8 +21,8 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use weft_config::bootstrap::{
     CACHE_DIR, ENV_ACCESS_LOG, ENV_DRAIN_SECONDS, ENV_LOG, ENV_NAMESPACE, ENV_NODE, ENV_OPAQUE_PORTS, ENV_POD,
-    ENV_POD_IPS, ENV_PORT_NAMES, ENV_PROBES, ENV_SERVICE_ACCOUNT, ENV_WORKERS, HEALTH_PORT, LABELS_FILE, METRICS_PORT,
-    PROXY_UID, Probes, TOKEN_DIR, probe_path,
+    ENV_POD_IPS, ENV_PORT_NAMES, ENV_PROBES, ENV_PURGE_DELAY, ENV_SERVICE_ACCOUNT, ENV_WORKERS, HEALTH_PORT,
+    LABELS_FILE, METRICS_PORT, PROXY_UID, PURGE_DELAY_MS, Probes, TOKEN_DIR, probe_path,
 };
 use weft_crds::names::{INIT_CONTAINER, PROXY_CONTAINER, PROXY_VERSION_LABEL, STATUS_ANNOTATION};
 
@@ -180,6 +180,7 @@ fn environment(pod: &Pod, settings: &Settings, probes: &Probes) -> Vec<Value> {
         text(ENV_PROBES, &json_text(probes)),
         text(ENV_WORKERS, &settings.workers.to_string()),
         text(ENV_DRAIN_SECONDS, &settings.drain_seconds.to_string()),
+        text(ENV_PURGE_DELAY, PURGE_DELAY_MS),
     ];
     // Where nothing was said the proxy's own default is meant, which may be another in another version.
     environment.extend(settings.log.as_ref().map(|log| text(ENV_LOG, log)));

@@ -88,6 +88,12 @@ pub const ENV_TIMEOUTS_MS: &str = "WEFT_TIMEOUTS_MS";
 /// Environment: ports on which neither side is made to wait for the other to speak first, comma between them.
 pub const ENV_OPAQUE_PORTS: &str = "WEFT_OPAQUE_PORTS";
 
+/// Environment, for the allocator: after how many milliseconds memory that was freed goes back to the kernel. It looks only
+/// when something is freed, so with its own default, a second, what a rush took stays until the next one.
+pub const ENV_PURGE_DELAY: &str = "MIMALLOC_PURGE_DELAY";
+/// What that is in a pod.
+pub const PURGE_DELAY_MS: &str = "10";
+
 /// Environment: how a proxy stands outside of a pod, JSON of [`Local`]. Refused unless the source is a directory: in a
 /// pod, redirection and probes count on the ports above.
 pub const ENV_LOCAL: &str = "WEFT_LOCAL";

@@ -654,14 +654,15 @@ fn farewells() {
             assert_eq!(many(direction, REQUESTS, 8), [""; 0], "{direction:?}");
             let (before, begun) = (place.memory(), std::time::Instant::now());
             let farewells = app.farewells.load(Ordering::SeqCst);
-            let failed = many(direction, REQUESTS, 8);
+            let failed = many(direction, 2 * REQUESTS, 8);
             let farewells = app.farewells.load(Ordering::SeqCst) - farewells;
             let grown = place.memory().saturating_sub(before);
             println!("{direction:?}: {farewells} farewells in {:?}, {grown} bytes more", begun.elapsed());
             assert!(failed.is_empty(), "{direction:?}: {} failed: {:?}", failed.len(), &failed[..failed.len().min(10)]);
-            assert!(farewells >= REQUESTS / 25 - 1, "{direction:?}: {farewells} farewells");
-            assert!(grown <= 2 * MEBIBYTE, "{direction:?}: {grown} bytes more after {farewells} farewells");
+            assert!(farewells >= 2 * REQUESTS / 25 - 1, "{direction:?}: {farewells} farewells");
+            // What is used and what is given back go up and down by 2 MB; 800 connections that stay are more than 8.
+            assert!(grown <= 4 * MEBIBYTE, "{direction:?}: {grown} bytes more after {farewells} farewells");
         }
-        assert!(app.answered.load(Ordering::SeqCst) >= 2 * REQUESTS);
+        assert!(app.answered.load(Ordering::SeqCst) >= 6 * REQUESTS);
     });
 }

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use weft_config::bootstrap::{ENV_PURGE_DELAY, PURGE_DELAY_MS};
 
 /// The Service's address; its ports are those of [`Place::start`].
 pub(crate) const SERVICE: [u8; 4] = [198, 19, 0, 1];
@@ -156,6 +157,7 @@ impl Place {
             ("WEFT_SOURCE", &format!("directory:{}", folder.display())),
             ("WEFT_LOG", "warn,access=info"),
             ("WEFT_ACCESS_LOG", "on"),
+            (ENV_PURGE_DELAY, PURGE_DELAY_MS),
         ]);
         command.envs(environment);
         let child = command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file")).stderr(log).spawn();

@@ -221,6 +221,36 @@ fn slow_bodies() {
     });
 }
 
+/// What many clients took at once is given back to the kernel when they are gone, and not kept for the next ones.
+#[test]
+fn memory_after_a_rush() {
+    alone(module_path!(), "memory_after_a_rush", || {
+        let app = App::start();
+        let big = format!("HTTP/1.1 200 OK\r\nContent-Length: 8000000\r\n\r\n{}", "x".repeat(8_000_000));
+        app.reply("/big", Reply::new(big, Then::Close));
+        let place = Place::start();
+        for direction in BOTH {
+            assert_eq!(get(direction.address(), "/first"), 200);
+            let before = place.memory();
+            let rush: Vec<Client> = (0..300)
+                .map(|_| {
+                    let mut client = Client::connect(direction.address());
+                    client.send("GET /big HTTP/1.1\r\nHost: app\r\n\r\n");
+                    client
+                })
+                .collect();
+            thread::sleep(Duration::from_millis(500));
+            let taken = place.memory().saturating_sub(before);
+            assert!(taken > 2 * 1024 * 1024, "{direction:?}: {taken} bytes are no rush");
+            drop(rush);
+            wait("memory is given back", || {
+                get(direction.address(), "/after");
+                place.memory().saturating_sub(before) < taken / 3
+            });
+        }
+    });
+}
+
 /// RS-05, D13: without file descriptors nobody new is served, and as soon as there are some everybody is.
 #[test]
 fn no_file_descriptors() {
