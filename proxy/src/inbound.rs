@@ -78,7 +78,10 @@ pub(crate) async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAd
         Err(_) => return,
     };
     let shared = worker.shared.clone();
-    serve::serve(stream, http2, &shared, move |request| respond(worker.clone(), peer, destination, request)).await;
+    let refused = |bad: &_| access::refused(&worker, Direction::Inbound, peer, destination, bad);
+    let answering = worker.clone();
+    let handle = move |request| respond(answering.clone(), peer, destination, request);
+    serve::serve(stream, http2, &shared, handle, refused).await;
 }
 
 /// Makes a handshake with whoever connects. None: it came to nothing, and that is noted. Beside the stream: what was agreed

@@ -130,12 +130,10 @@ async fn serve_http(
     port: &Arc<Port>,
 ) {
     let shared = worker.shared.clone();
-    let worker = worker.clone();
-    let port = port.clone();
-    serve::serve(stream, http2, &shared, move |request| {
-        respond(worker.clone(), port.clone(), peer, destination, request)
-    })
-    .await;
+    let refused = |bad: &_| access::refused(worker, Direction::Outbound, peer, destination, bad);
+    let (worker, port) = (worker.clone(), port.clone());
+    let handle = move |request| respond(worker.clone(), port.clone(), peer, destination, request);
+    serve::serve(stream, http2, &shared, handle, refused).await;
 }
 
 /// Carries one connection to a port with rules for connections: TLS by the name that the client asks for, HTTP by the rules

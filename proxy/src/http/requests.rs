@@ -18,9 +18,8 @@ use tokio::time::timeout;
 
 use super::body::{BodyError, Handover, ResponseBody};
 use super::incoming::Incoming;
-use super::respond::{REASON, Reason};
 use super::watch::{Left, Watch, Watched};
-use super::{date, head};
+use super::{date, head, respond};
 use crate::http1::decode::Decoder;
 use crate::http1::encode::{self, Asked, Broken, Outgoing};
 use crate::http1::parse::{self, BadMessage, Framing, RequestHead};
@@ -58,15 +57,20 @@ enum Then {
 }
 
 /// Serves a connection until it closes, or until it is drained: a request that is open is finished, and no other is taken.
-pub(super) async fn serve<F, R>(stream: Watched, watch: &Watch, shared: &Shared, answer: F)
-where
+pub(super) async fn serve<F, R>(
+    stream: Watched,
+    watch: &Watch,
+    shared: &Shared,
+    answer: F,
+    refused: impl Fn(&BadMessage),
+) where
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Response<ResponseBody>>,
 {
     let leaves = Cell::new(false);
     let wire = Rc::new(Wire::new(stream));
     let at_rest = Rc::downgrade(&wire);
-    let mut turns = pin!(take_turns(wire, &leaves, answer));
+    let mut turns = pin!(take_turns(wire, &leaves, answer, refused));
     let left = watch.look_after(turns.as_mut(), &shared.drain, &leaves).await;
     if left == Left::Overdue
         && watch.is_at_rest()
@@ -76,7 +80,7 @@ where
     }
 }
 
-async fn take_turns<F, R>(mut wire: Rc<Wire<Watched>>, leaves: &Cell<bool>, answer: F)
+async fn take_turns<F, R>(mut wire: Rc<Wire<Watched>>, leaves: &Cell<bool>, answer: F, refused: impl Fn(&BadMessage))
 where
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Response<ResponseBody>>,
@@ -95,6 +99,7 @@ where
         let turn = match head.await {
             Some(Ok(head)) => Box::pin(take_turn(wire, head, leaves, &answer)),
             Some(Err(ReadError::Bad(bad))) => {
+                refused(&bad);
                 Box::pin(refuse(&wire, bad)).await;
                 break;
             }
@@ -207,10 +212,8 @@ fn client_leaves(wire: &Wire<Watched>, reading: Option<&Reading>, cx: &mut Conte
 
 /// Answers what is no request.
 async fn refuse(wire: &Wire<Watched>, bad: BadMessage) {
-    let mut headers = HeaderMap::new();
-    headers.insert(REASON, HeaderValue::from_static(Reason::BadRequest.as_str()));
+    let mut headers = respond::to_bad_message();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    headers.insert(header::DATE, date::now());
     let text = format!("{bad}\n");
     let asked = Asked { method: Method::GET, version: Version::HTTP_11 };
     let head = encode::response(&asked, bad.status, &headers, Some(text.len() as u64), Some("close"));

@@ -6,6 +6,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Response, StatusCode, Version};
 
 use super::body::ResponseBody;
+use super::date;
 use super::forward::Finish;
 
 /// Why the proxy answered.
@@ -182,6 +183,12 @@ impl Answer {
         }
         response.map(|()| ResponseBody::full(body, finish))
     }
+}
+
+/// Headers of an answer to what is no request.
+pub(crate) fn to_bad_message() -> HeaderMap {
+    let reason = (REASON, HeaderValue::from_static(Reason::BadRequest.as_str()));
+    [reason, (header::DATE, date::now())].into_iter().collect()
 }
 
 /// The gRPC status for an HTTP one. Source: "HTTP to gRPC Status Code Mapping" of the gRPC project; 500 is the Gateway

@@ -12,15 +12,22 @@ use super::body::ResponseBody;
 use super::incoming::Incoming;
 use super::watch::{Watch, Watched};
 use super::{head, requests, streams};
+use crate::http1::parse::BadMessage;
 use crate::sniff::Prefixed;
 use crate::worker::Shared;
 
 /// Bytes of a request's head, as sent in HTTP/1.1 and as decoded in HTTP/2.
 pub(super) const HEAD_BYTES_MAX: u32 = 64 * 1024;
 
-/// Serves a connection until it closes, or until it is drained: open requests are finished, new ones are not taken.
-pub(crate) async fn serve<F, R>(stream: Prefixed, http2: bool, shared: &Shared, handle: F)
-where
+/// Serves a connection until it closes, or until it is drained: open requests are finished, new ones are not taken. What came
+/// and is no request is answered here, and noted by `refused`.
+pub(crate) async fn serve<F, R>(
+    stream: Prefixed,
+    http2: bool,
+    shared: &Shared,
+    handle: F,
+    refused: impl Fn(&BadMessage),
+) where
     F: Fn(Box<Request<Incoming>>) -> R + 'static,
     R: Future<Output = Response<ResponseBody>> + 'static,
 {
@@ -47,8 +54,8 @@ where
     let stream = Watched::new(stream, watch.clone(), shared.memory.clone());
     // Errors of a connection end that connection; what they mean for a request is noted by the request.
     if http2 {
-        streams::serve(stream, &watch, shared, answer).await;
+        streams::serve(stream, &watch, shared, answer, refused).await;
     } else {
-        requests::serve(stream, &watch, shared, answer).await;
+        requests::serve(stream, &watch, shared, answer, refused).await;
     }
 }

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::header::{self, HeaderValue};
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body::Body;
 use tokio::time::{Instant, sleep_until};
 
@@ -16,7 +16,8 @@ use super::incoming::Incoming;
 use super::pipe::Pipe;
 use super::serve::HEAD_BYTES_MAX;
 use super::watch::{Watch, Watched};
-use super::{CONNECTION_WINDOW, STREAM_WINDOW, date};
+use super::{CONNECTION_WINDOW, STREAM_WINDOW, date, respond};
+use crate::http1::parse::BadMessage;
 use crate::http2::{Connection, Limits, Reason, SendStream};
 use crate::worker::Shared;
 
@@ -28,6 +29,12 @@ const LIMITS: Limits = Limits {
     head_bytes: HEAD_BYTES_MAX,
 };
 
+/// A request whose stream was reset: HTTP/2 has no answer to it that a client would have to read (RFC 9113 8.1.1).
+const MALFORMED: BadMessage = BadMessage {
+    text: "the head is malformed, or its length is not that of the body",
+    status: StatusCode::BAD_REQUEST,
+};
+
 /// What becomes of one request. Ends when its client wants no more of it.
 enum Stream<R> {
     /// In a box, which is given back when there is an answer: most of a stream's time goes into sending that.
@@ -36,17 +43,22 @@ enum Stream<R> {
 }
 
 /// Serves a connection until it closes, or until it is drained: open requests are finished, new ones are not taken.
-pub(super) async fn serve<F, R>(stream: Watched, watch: &Watch, shared: &Shared, answer: F)
-where
+pub(super) async fn serve<F, R>(
+    stream: Watched,
+    watch: &Watch,
+    shared: &Shared,
+    answer: F,
+    refused: impl Fn(&BadMessage),
+) where
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Response<ResponseBody>> + 'static,
 {
     let leaves = Cell::new(false);
-    let mut accepting = Box::pin(accept(stream, shared.timeouts.idle, &leaves, answer));
+    let mut accepting = Box::pin(accept(stream, shared.timeouts.idle, &leaves, answer, refused));
     watch.look_after(accepting.as_mut(), &shared.drain, &leaves).await;
 }
 
-async fn accept<F, R>(stream: Watched, idle: Duration, leaves: &Cell<bool>, answer: F)
+async fn accept<F, R>(stream: Watched, idle: Duration, leaves: &Cell<bool>, answer: F, refused: impl Fn(&BadMessage))
 where
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Response<ResponseBody>> + 'static,
@@ -59,9 +71,17 @@ where
                 left = true;
                 connection.leave();
             }
-            connection.poll_accept(cx)
+            let accepted = connection.poll_accept(cx);
+            (0..connection.take_malformed()).for_each(|_| refused(&MALFORMED));
+            accepted
         });
-        let Some((request, sending, receiving)) = accepted.await else { return };
+        let Some((request, mut sending, receiving)) = accepted.await else { return };
+        let Ok(request) = request else {
+            refused(&BadMessage::TOO_LARGE);
+            // The client may have left.
+            let _ = sending.respond(BadMessage::TOO_LARGE.status, &respond::to_bad_message(), true);
+            continue;
+        };
         let (head, ()) = request.into_parts();
         let body = Incoming::of_stream(receiving, &head.headers, None);
         let stream = Stream::Answering(Some(sending), Box::pin(answer(Request::from_parts(head, body))));

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::mem;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -14,7 +15,7 @@ use tokio_util::io::poll_read_buf;
 use super::frame::{HEAD, Head, PAYLOAD_MAX, PREFACE};
 use super::half::{RecvStream, Requests, SendStream, halves};
 use super::state::{Payload, Side, State};
-use super::{Error, Limits, Reason};
+use super::{Error, Limits, Reason, TooLarge};
 use crate::space::{self, READ};
 
 /// The same when frames come that are longer than that.
@@ -37,6 +38,9 @@ pub(crate) struct Connection<S> {
     /// Nothing more is read.
     is_closing: bool,
 }
+
+/// A request, or why it is none, and both directions of its stream.
+type Accepted = (Result<Request<()>, TooLarge>, SendStream, RecvStream);
 
 /// Why nothing more is read.
 enum Stop {
@@ -63,7 +67,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// The next request, while all others are carried on. None: the connection is over.
-    pub(crate) fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Request<()>, SendStream, RecvStream)>> {
+    pub(crate) fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Accepted>> {
         let accept = |state: &Rc<RefCell<State>>| {
             let (stream, request) = state.borrow_mut().accept()?;
             let (sending, receiving) = halves(state, stream);
@@ -77,6 +81,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             return Poll::Ready(Some(accepted));
         }
         turn.map(|()| None)
+    }
+
+    /// How many requests came since this was asked last that are none. Their streams were reset.
+    pub(crate) fn take_malformed(&mut self) -> u32 {
+        mem::take(&mut self.state.borrow_mut().malformed)
     }
 
     /// Carries everything on until the connection is over.
@@ -330,13 +339,14 @@ fn serve(sends: &[u8], piece: usize) -> (Vec<u8>, Vec<String>) {
     }
     for (request, mut sending, mut receiving) in streams {
         let mut seen = format!("{request:?}");
+        let headers = request.map(|request| request.headers().clone()).unwrap_or_default();
         while let Poll::Ready(Some(Ok(data))) = receiving.poll_data(&cx) {
             receiving.taken(data.len());
             seen.extend(data.iter().map(|&octet| char::from(octet)));
         }
         taken.push(format!("{seen} {} {:?}", receiving.is_end_stream(), receiving.take_trailers()));
         // Whatever has become of the stream, it can be answered and let go.
-        let _ = sending.respond(http::StatusCode::OK, request.headers(), false);
+        let _ = sending.respond(http::StatusCode::OK, &headers, false);
         let _ = sending.send_data(Bytes::from_static(b"x"), true);
     }
     (answer.take(), taken)
@@ -403,6 +413,7 @@ mod tests {
     async fn echo(stream: DuplexStream) {
         let mut connection = Connection::server(stream, LIMITS);
         while let Some((request, mut sending, mut receiving)) = poll_fn(|cx| connection.poll_accept(cx)).await {
+            let request = request.expect("a request that is not too large");
             tokio::task::spawn_local(async move {
                 let (whole, trailers) = body(&mut receiving).await?;
                 sending.respond(StatusCode::OK, request.headers(), false)?;

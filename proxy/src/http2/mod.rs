@@ -40,6 +40,10 @@ pub(crate) struct Limits {
     pub(crate) head_bytes: u32,
 }
 
+/// The head of a request is larger than [`Limits::head_bytes`]. The stream is there to say so.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TooLarge;
+
 /// Why a stream or a connection was ended (RFC 9113 7).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Reason(pub(crate) u32);

@@ -13,6 +13,7 @@ use weft_config::bootstrap::AccessLog;
 use super::metrics::Direction;
 use crate::http::forward::Note;
 use crate::http::respond::Reason;
+use crate::http1::parse::BadMessage;
 use crate::table::route::Origin;
 use crate::tcp::{Cut, Relayed};
 use crate::worker::Worker;
@@ -104,6 +105,31 @@ pub(crate) fn request(worker: &Worker, note: &Note, bytes: u64) {
         retry_refused = note.retry_refused,
         bytes_sent = bytes,
         duration_us = u64::try_from(note.started.elapsed().as_micros()).unwrap_or(u64::MAX),
+        "request"
+    );
+}
+
+/// What came on a connection for HTTP was no request.
+pub(crate) fn refused(
+    worker: &Worker,
+    direction: Direction,
+    peer: SocketAddr,
+    destination: SocketAddr,
+    bad: &BadMessage,
+) {
+    let status = bad.status.as_u16();
+    worker.handles.refused(direction, status);
+    if !is_logged(worker.shared.access_log, true) {
+        return;
+    }
+    tracing::info!(
+        target: "access",
+        direction = direction.as_str(),
+        src.addr = %peer,
+        dst.addr = %destination,
+        status,
+        reason = Reason::BadRequest.as_str(),
+        error = bad.text,
         "request"
     );
 }

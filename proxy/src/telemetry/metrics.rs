@@ -17,6 +17,7 @@ use prometheus_client::registry::Registry;
 
 use super::access::ConnectionNote;
 use crate::http::forward::Note;
+use crate::http::respond::Reason;
 
 /// Upper bounds of the request duration's buckets, in seconds.
 const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
@@ -347,6 +348,18 @@ impl RequestHandles {
         });
         handle.counter.inc();
         handle.histogram.observe(note.started.elapsed().as_secs_f64());
+    }
+
+    /// What came was no request.
+    pub(crate) fn refused(&self, direction: Direction, status: u16) {
+        let labels = RequestLabels {
+            direction,
+            service: String::new(),
+            source: String::new(),
+            reason: Reason::BadRequest.as_str(),
+            status,
+        };
+        self.metrics.requests.get_or_create(&labels).inc();
     }
 
     /// An attempt is repeated.

@@ -2,7 +2,8 @@
 
 use super::app::{App, Reply, Then, is_token};
 use super::client::{Client, NoAnswer};
-use super::place::{BOTH, Direction, PATIENCE, Place, alone};
+use super::frames::{CONTINUATION, DATA, END_HEADERS, END_STREAM, End, HEADERS, Wire, frame, head, literal};
+use super::place::{BOTH, Direction, PATIENCE, Place, alone, scrape};
 
 /// What must come of a case.
 #[derive(Clone, Debug)]
@@ -567,6 +568,59 @@ fn last_requests() {
         }
         assert!(app.take().iter().all(|seen| !seen.summary().contains("/next")));
         assert_eq!(app.violations(), [""; 0]);
+    });
+}
+
+/// What is no request is answered, counted and logged all the same.
+#[test]
+fn refusals_are_told() {
+    alone(module_path!(), "refusals_are_told", || {
+        let _app = App::start();
+        let place = Place::start();
+        let long = "x".repeat(70_000);
+        for (direction, name) in [(Direction::Outbound, "outbound"), (Direction::Inbound, "inbound")] {
+            for (field, status) in [("X y: 1", 400), (&*format!("X: {long}"), 431)] {
+                let mut client = Client::connect(direction.address());
+                client.send(format!("GET / HTTP/1.1\r\nHost: app\r\n{field}\r\n\r\n"));
+                let answer = client.answer().expect("an answer");
+                let told = (answer.status, answer.header("weft-reason"), answer.header("connection"));
+                assert_eq!(told, (status, Some("bad-request"), Some("close")), "{direction:?}");
+            }
+            let mut wire = Wire::connect(direction.address_h2());
+            wire.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, &head("GET\r\n", "/")));
+            assert_eq!(wire.end(1), End::Reset(1), "{direction:?}: PROTOCOL_ERROR");
+            // With a body that is not waited for, or without one; what comes next on the connection is served.
+            let mut wire = Wire::connect(direction.address_h2());
+            for (stream, ends) in [(1, END_STREAM), (3, 0)] {
+                let block = [head("POST", "/"), literal("x", &long)].concat();
+                let mut parts = block.chunks(16_000);
+                wire.send(frame(HEADERS, ends, stream, parts.next().unwrap_or_default()));
+                for part in parts {
+                    wire.send(frame(CONTINUATION, 0, stream, part));
+                }
+                wire.send(frame(CONTINUATION, END_HEADERS, stream, &literal("y", "1")));
+                if ends == 0 {
+                    wire.send(frame(DATA, END_STREAM, stream, b"a body"));
+                }
+            }
+            wire.send(frame(HEADERS, END_HEADERS | END_STREAM, 5, &head("GET", "/")));
+            assert_eq!(wire.end(1), End::Status(431), "{direction:?}");
+            assert_eq!(wire.body(3).1, Ok(()), "{direction:?}: the answer comes whole");
+            assert_eq!(wire.body(5).1, Ok(()), "{direction:?}: the next is answered");
+
+            let page = scrape(15020, "/metrics").expect("metrics");
+            for (status, expected) in [(400, "2"), (431, "3")] {
+                let labels =
+                    [format!("direction=\"{name}\""), format!("status=\"{status}\""), "reason=\"bad-request\"".into()];
+                let mut lines = page.lines().filter(|line| line.starts_with("weft_requests_total{"));
+                let line = lines.find(|line| labels.iter().all(|label| line.contains(label)));
+                let count = line.and_then(|line| line.rsplit(' ').next()).unwrap_or("none");
+                assert_eq!(count, expected, "{direction:?} {status}");
+            }
+            let log = place.log();
+            let logged = log.lines().filter(|line| line.contains("bad-request") && line.contains(name)).count();
+            assert_eq!(logged, 5, "{log}");
+        }
     });
 }
 

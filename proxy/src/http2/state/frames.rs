@@ -7,7 +7,7 @@ use http::header::HeaderMap;
 use super::super::frame::{self, Head, Setting};
 use super::super::head::{self, Fields, Malformed};
 use super::super::stream::{Direction, Stream};
-use super::super::{Error, Reason};
+use super::super::{Error, Reason, TooLarge};
 use super::{Block, CONTINUATIONS_MAX, EMPTY_MAX, FAREWELL, Leaving, Payload, SOON, Side, State};
 
 // === impl State ===
@@ -188,24 +188,29 @@ impl State {
         if self.open >= self.limits.streams as usize {
             return self.refuse(id, Reason::REFUSED_STREAM);
         }
-        if fields.is_too_large {
-            let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-            head::put_response(&mut self.encoder, id, status, &HeaderMap::new(), true, self.output.gathered());
-            return if ends { self.lose_patience() } else { self.refuse(id, Reason::NO_ERROR) };
-        }
-        let request = fields
-            .into_request()
-            .and_then(|request| head::content_length(request.headers()).map(|content| (request, content)));
-        let Ok((request, content)) = request else { return self.refuse(id, Reason::PROTOCOL_ERROR) };
+        let (request, content) = if fields.is_too_large {
+            (Err(TooLarge), None)
+        } else {
+            let request = fields
+                .into_request()
+                .and_then(|request| head::content_length(request.headers()).map(|content| (Ok(request), content)));
+            let Ok(request) = request else { return self.refuse_malformed(id) };
+            request
+        };
         let mut stream = Stream::new(&self.limits, self.peer_window);
         stream.begin(content);
         if ends && stream.finish(None).is_err() {
-            return self.refuse(id, Reason::PROTOCOL_ERROR);
+            return self.refuse_malformed(id);
         }
         self.streams.insert(id, stream);
         self.open += 1;
         self.accepted.push_back((id, request));
         Ok(())
+    }
+
+    fn refuse_malformed(&mut self, id: u32) -> Result<(), Reason> {
+        self.malformed += 1;
+        self.refuse(id, Reason::PROTOCOL_ERROR)
     }
 
     fn take_response(&mut self, id: u32, fields: Fields, ends: bool) -> Result<(), Reason> {

@@ -21,7 +21,7 @@ use super::frame::{self, Head};
 use super::head;
 use super::output::Output;
 use super::stream::{Direction, Stream};
-use super::{Error, Limits, Reason};
+use super::{Error, Limits, Reason, TooLarge};
 use crate::hpack::decode::Decoder;
 use crate::hpack::encode::Encoder;
 
@@ -76,7 +76,9 @@ pub(super) struct State {
     /// The first stream that was not opened yet.
     next: u32,
     /// Requests that came.
-    accepted: VecDeque<(u32, Request<()>)>,
+    accepted: VecDeque<(u32, Result<Request<()>, TooLarge>)>,
+    /// Requests that came and are none, whose streams were reset, until somebody notes them.
+    pub(super) malformed: u32,
     /// Requests that wait until the peer takes one more.
     waiting: VecDeque<u32>,
     /// Streams with something to send and room for it.
@@ -203,6 +205,7 @@ impl State {
             is_settled: false,
             next: 1,
             accepted: VecDeque::new(),
+            malformed: 0,
             waiting: VecDeque::new(),
             ready: VecDeque::new(),
             forgotten: VecDeque::new(),

@@ -6,7 +6,7 @@ use http::Request;
 
 use super::super::frame::{self, PAYLOAD_MAX};
 use super::super::stream::wait;
-use super::super::{Error, Reason};
+use super::super::{Error, Reason, TooLarge};
 use super::{ALIVE, FAREWELL, Leaving, OUTPUT_MAX, OUTPUT_STOP, State};
 
 // === impl State ===
@@ -30,7 +30,7 @@ impl State {
     }
 
     /// A request that came, and that nobody took back since.
-    pub(in crate::http2) fn accept(&mut self) -> Option<(u32, Request<()>)> {
+    pub(in crate::http2) fn accept(&mut self) -> Option<(u32, Result<Request<()>, TooLarge>)> {
         while let Some((id, request)) = self.accepted.pop_front() {
             let Some(stream) = self.streams.get_mut(&id) else { continue };
             if stream.error.is_some() {
