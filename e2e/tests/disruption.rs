@@ -12,7 +12,7 @@ use weft_e2e::mesh::{self, proxy_metrics, route_in_force};
 use weft_e2e::namespace::{Namespace, READY, SOON, in_mesh};
 use weft_e2e::traffic::Report;
 use weft_e2e::wait::eventually;
-use weft_e2e::workload;
+use weft_e2e::workload::{self, App};
 
 const TO_V1: &str = "- backendRefs: [{name: echo, port: 9080, subset: v1}]\n";
 /// The same, in other words: to traffic no change, to a proxy another configuration.
@@ -154,7 +154,15 @@ fn the_api_server_is_away_for_a_minute_and_a_proxy_restarts_meanwhile() -> Resul
             after.iter().all(|(_, status, version, _)| *status == 200 && version == "v1"),
             "the route is in force from the proxy's own copy"
         );
-        Ok(())
+        // Kubernetes itself may take a minute more to make endpoints of pods that are ready; other tests count on that.
+        ns.apply(&App::server("echo", "v4").yaml())?;
+        ns.wait_ready(&["echo-v4"])?;
+        eventually("Kubernetes to make an endpoint of a pod", READY, || {
+            let slices = ns.list("endpointslices", "kubernetes.io/service-name=echo")?;
+            let count: usize = slices.iter().filter_map(|slice| slice["endpoints"].as_array().map(Vec::len)).sum();
+            ensure!(count == 4, "there are {count} endpoints of 4 pods");
+            Ok(())
+        })
     })
 }
 
