@@ -33,6 +33,10 @@ const REST_PATIENCE: Duration = Duration::from_millis(250);
 /// Bytes of such a rest.
 const REST_BYTES_MAX: usize = 64 * 1024;
 
+/// The longest body that a connection is closed right behind. With its head it is within the ten segments that TCP sends without
+/// waiting (RFC 6928), so that it has gone before anything can make a reset of the end.
+const SHORT_ANSWER: u64 = 8 * 1024;
+
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// The body of a request, if it has one.
@@ -52,7 +56,7 @@ enum Then {
     Next,
     /// It is closed, and read on meanwhile: what a client still sends would make a reset of it.
     Close,
-    /// It is closed at once: the client has sent all that it will.
+    /// It is closed at once: the client has sent all that it will, and its answer has gone.
     End,
 }
 
@@ -132,7 +136,7 @@ where
 {
     let RequestHead { request, framing, keep_alive } = head;
     let asked = Asked { method: request.method().clone(), version: request.version() };
-    // A request without a body, after which the client sends no other.
+    // It has no body, and its client says that it will send no other.
     let is_last = !keep_alive && framing == Framing::Length(0);
     let reading = Reading::begin(&wire, framing, request.headers());
     let body = FromClient(reading.clone());
@@ -194,7 +198,7 @@ where
     };
     let then = if goes_on && is_read {
         Then::Next
-    } else if is_last && !wire.has_rest() {
+    } else if is_last && length.is_some_and(|length| length <= SHORT_ANSWER) && wire.is_silent() {
         Then::End
     } else {
         Then::Close

@@ -59,6 +59,16 @@ impl Legitimate {
     }
 }
 
+/// Clients that ask for much and read nothing of it.
+fn deaf(direction: Direction, count: usize) -> Vec<Client> {
+    let ask = |_| {
+        let mut client = Client::connect(direction.address());
+        client.send("GET /big HTTP/1.1\r\nHost: app\r\n\r\n");
+        client
+    };
+    (0..count).map(ask).collect()
+}
+
 /// RS-01, RS-02, RS-03: a head that does not come to its end is not waited for.
 #[test]
 fn slow_heads() {
@@ -199,15 +209,8 @@ fn slow_bodies() {
                 client.send("still");
                 assert_eq!(client.bytes(5), b"still", "{direction:?} {round}");
             }
-            // Clients that ask for much and read nothing of it.
             let before = place.memory();
-            let mut slow: Vec<Client> = (0..100)
-                .map(|_| {
-                    let mut client = Client::connect(direction.address());
-                    client.send("GET /big HTTP/1.1\r\nHost: app\r\n\r\n");
-                    client
-                })
-                .collect();
+            let mut slow = deaf(direction, 100);
             thread::sleep(Duration::from_millis(500));
             let each = place.memory().saturating_sub(before) / slow.len() as u64;
             eprintln!("{direction:?}: {each} bytes for each response that is not taken");
@@ -232,13 +235,7 @@ fn memory_after_a_rush() {
         for direction in BOTH {
             assert_eq!(get(direction.address(), "/first"), 200);
             let before = place.memory();
-            let rush: Vec<Client> = (0..300)
-                .map(|_| {
-                    let mut client = Client::connect(direction.address());
-                    client.send("GET /big HTTP/1.1\r\nHost: app\r\n\r\n");
-                    client
-                })
-                .collect();
+            let rush = deaf(direction, 300);
             thread::sleep(Duration::from_millis(500));
             let taken = place.memory().saturating_sub(before);
             assert!(taken > 2 * 1024 * 1024, "{direction:?}: {taken} bytes are no rush");
