@@ -55,12 +55,14 @@ fn a_pod_that_fails_is_left_alone() -> Result<()> {
         // It is ejected by what nobody configured.
         eventually("the pod that fails to be left alone", SOON, || {
             let report = client.load("http://echo:9080/").requests(100).run()?;
-            report.expect_none_failed(100)
+            report.expect_none_failed(100)?;
+            // Otherwise the proxy may not know that pod yet.
+            let metrics = proxy_metrics(ns, "client")?;
+            let ejections = metrics.sum("weft_outlier_ejections_total", &[("reason", "consecutive-5xx")]);
+            let ejected = metrics.sum("weft_endpoints_ejected", &[]);
+            ensure!(ejections >= 1.0 && ejected >= 1.0, "{:?}", metrics.beginning("weft_outlier"));
+            Ok(())
         })?;
-        let metrics = proxy_metrics(ns, "client")?;
-        let ejections = metrics.sum("weft_outlier_ejections_total", &[("reason", "consecutive-5xx")]);
-        let ejected = metrics.sum("weft_endpoints_ejected", &[]);
-        ensure!(ejections >= 1.0 && ejected >= 1.0, "{:?}", metrics.beginning("weft_outlier"));
         // Switched off, it gets its share again, and every one of its answers is an error.
         cluster(ns, "  loadBalancer: {policy: Random}\n  outlierDetection: {enabled: false}\n")?;
         eventually("the pod that fails to get its share", SOON, || {
@@ -325,11 +327,11 @@ fn pods_say_by_grpc_how_they_are() -> Result<()> {
             let report = client.load("http://echo:9080/").requests(100).run()?;
             report.expect_none_failed(100)?;
             ensure!(report.share("v1") == 1.0, "{}", report.summary());
+            // Otherwise the proxy may not know that pod yet.
+            let unwell = proxy_metrics(ns, "client")?.sum("weft_endpoints_unwell", &[]);
+            ensure!(unwell == 1.0, "{unwell} are unwell");
             Ok(())
-        })?;
-        let unwell = proxy_metrics(ns, "client")?.sum("weft_endpoints_unwell", &[]);
-        ensure!(unwell == 1.0, "{unwell} are unwell");
-        Ok(())
+        })
     })
 }
 
