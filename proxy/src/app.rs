@@ -8,7 +8,6 @@
 
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -30,7 +29,7 @@ use crate::listener;
 use crate::memory::{self, Memory};
 use crate::table::source::Source;
 use crate::table::store::Keeper;
-use crate::telemetry::metrics::{ConfigMetrics, Metrics};
+use crate::telemetry::metrics::{ConfigMetrics, Direction, Metrics};
 use crate::upstream::health;
 use crate::upstream::load::Loads;
 use crate::worker::{Shared, Worker};
@@ -207,8 +206,13 @@ fn work(shared: Arc<Shared>, number: u64, (outbound, inbound): (std::net::TcpLis
         let worker = Worker::new(shared, number);
         match (TcpListener::from_std(outbound), TcpListener::from_std(inbound)) {
             (Ok(outbound), Ok(inbound)) => {
-                tokio::task::spawn_local(listener::accept(worker.clone(), outbound, outbound::handle));
-                tokio::task::spawn_local(listener::accept(Rc::clone(&worker), inbound, inbound::handle));
+                tokio::task::spawn_local(listener::accept(
+                    worker.clone(),
+                    Direction::Outbound,
+                    outbound,
+                    outbound::handle,
+                ));
+                tokio::task::spawn_local(listener::accept(worker, Direction::Inbound, inbound, inbound::handle));
             }
             (Err(error), _) | (_, Err(error)) => return tracing::error!(%error, "a worker cannot listen"),
         }

@@ -1,6 +1,5 @@
 //! Connections to this pod: held against policy, then passed to the application.
 
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -11,45 +10,42 @@ use tokio::net::TcpStream;
 
 use crate::decide::RequestHead;
 use crate::detect::Verdict;
+use crate::downstream::Downstream;
 use crate::http::body::ResponseBody;
 use crate::http::forward::{Finish, LOCAL_CONNECT_TIMEOUT, Plan, Upstream, forward};
 use crate::http::incoming::Incoming;
 use crate::http::respond::{Answer, Reason};
 use crate::http::{head, serve};
-use crate::orig_dst::original_destination;
 use crate::path;
 use crate::policy::Verdict as PolicyVerdict;
 use crate::sniff::{First, Prefixed, SILENCE, Said};
 use crate::stream::Stream;
 use crate::tcp;
 use crate::telemetry::access::{self, ConnectionNote};
-use crate::telemetry::metrics::Direction;
 use crate::tls;
 use crate::upstream::endpoint::open;
-use crate::worker::Worker;
 
 /// Carries one connection.
-pub(crate) async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
-    let Ok(mut destination) = original_destination(&stream) else { return };
-    let _open = worker.shared.metrics.connection(Direction::Inbound);
+pub(crate) async fn handle(downstream: Rc<Downstream>, stream: TcpStream) {
+    // In a box that is given back when it is known that the connection carries HTTP: most do, for most of their time.
+    let Some((stream, http2)) = Box::pin(begin(&downstream, stream)).await else { return };
+    let answering = downstream.clone();
+    serve::serve(stream, http2, downstream, move |request| respond(answering.clone(), request)).await;
+}
+
+/// Finds out what a connection carries: HTTP, and whether that is HTTP/2. None: anything else, which it carries to its end.
+async fn begin(downstream: &Rc<Downstream>, stream: TcpStream) -> Option<(Prefixed, bool)> {
+    let Downstream { worker, peer, destination, .. } = &**downstream;
     let shared = &worker.shared;
-    if let Some(application) = shared.application
-        && shared.own_ports.contains(&destination.port())
-    {
-        destination = application;
-    }
     let foreign = !shared.pod_ips.is_empty() && !shared.pod_ips.contains(&destination.ip());
     if foreign || shared.own_ports.contains(&destination.port()) {
         tracing::warn!(src.addr = %peer, dst.addr = %destination, reason = Reason::WrongDestination.as_str(), "connection refused");
-        return;
+        return None;
     }
     let (stream, agreed) = match &shared.tls {
         None => (Stream::Plain(stream), None),
         // In a box, because few need the space.
-        Some(config) => match Box::pin(terminate(&worker, stream, config, peer, destination)).await {
-            Some(terminated) => terminated,
-            None => return,
-        },
+        Some(config) => Box::pin(terminate(downstream, stream, config)).await?,
     };
     let mut stream = Prefixed::new(stream);
     let said = match agreed {
@@ -57,47 +53,48 @@ pub(crate) async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAd
         Some(verdict) => Ok(Said::Spoke(verdict)),
         None => stream.sniff(SILENCE).await,
     };
-    let http2 = match said {
-        Ok(Said::Spoke(Verdict::Http1)) => false,
-        Ok(Said::Spoke(Verdict::Http2)) => true,
-        Ok(Said::Spoke(_)) => return Box::pin(bytes(&worker, stream, peer, destination, None)).await,
+    let (verdict, upstream) = match said {
+        Ok(Said::Spoke(verdict)) => (verdict, None),
         Ok(Said::Nothing) => {
-            let ask = async || ask(&worker, destination).await.map(|stream| (stream, ()));
+            let ask = async || ask(downstream).await.map(|stream| (stream, ()));
             match Box::pin(stream.first(shared.timeouts.idle, ask)).await {
-                (First::Client(Verdict::Http1), _) => false,
-                (First::Client(Verdict::Http2), _) => true,
-                (First::Client(_), _) => return Box::pin(bytes(&worker, stream, peer, destination, None)).await,
-                (First::Server, upstream) => {
-                    let upstream = upstream.map(|(stream, ())| stream);
-                    return Box::pin(bytes(&worker, stream, peer, destination, upstream)).await;
+                (First::Client(verdict), _) => (verdict, None),
+                (First::Server, upstream) => (Verdict::Opaque, upstream.map(|(stream, ())| stream)),
+                (First::Nobody, _) => {
+                    stream.farewell().await;
+                    return None;
                 }
-                (First::Nobody, _) => return stream.farewell().await,
             }
         }
-        Ok(Said::Closed) => return stream.farewell().await,
-        Err(_) => return,
+        Ok(Said::Closed) => {
+            stream.farewell().await;
+            return None;
+        }
+        Err(_) => return None,
     };
-    let shared = worker.shared.clone();
-    let refused = |bad: &_| access::refused(&worker, Direction::Inbound, peer, destination, bad);
-    let answering = worker.clone();
-    let handle = move |request| respond(answering.clone(), peer, destination, request);
-    serve::serve(stream, http2, &shared, handle, refused).await;
+    match verdict {
+        Verdict::Http1 => Some((stream, false)),
+        Verdict::Http2 => Some((stream, true)),
+        Verdict::Opaque | Verdict::NeedMore => {
+            Box::pin(bytes(downstream, stream, upstream)).await;
+            None
+        }
+    }
 }
 
 /// Makes a handshake with whoever connects. None: it came to nothing, and that is noted. Beside the stream: what was agreed
 /// to be spoken.
 async fn terminate(
-    worker: &Rc<Worker>,
+    downstream: &Rc<Downstream>,
     stream: TcpStream,
     config: &Arc<ServerConfig>,
-    peer: SocketAddr,
-    destination: SocketAddr,
 ) -> Option<(Stream, Option<Verdict>)> {
-    let mut note = ConnectionNote::new(Direction::Inbound, peer, destination);
-    if worker.shared.memory.is_exhausted() {
+    let shared = &downstream.worker.shared;
+    let mut note = ConnectionNote::new(downstream);
+    if shared.memory.is_exhausted() {
         note.reason = Some(Reason::Overload);
     } else {
-        match tls::accept(stream, config, worker.shared.timeouts.head).await {
+        match tls::accept(stream, config, shared.timeouts.head).await {
             Ok(accepted) => return Some(accepted),
             Err(error) => {
                 note.reason = Some(Reason::TlsHandshake);
@@ -105,39 +102,34 @@ async fn terminate(
             }
         }
     }
-    access::connection(worker, note);
+    access::connection(note);
     None
 }
 
 /// A connection to the application, for one who is silent so far. Nobody is asked for somebody whom policy would not let through.
-async fn ask(worker: &Rc<Worker>, destination: SocketAddr) -> Option<TcpStream> {
-    let inbound = worker.shared.store.load().inbound.clone();
-    match inbound.policies.of_bytes(destination.port()) {
-        PolicyVerdict::Allowed => open(destination, LOCAL_CONNECT_TIMEOUT).await.ok(),
+async fn ask(downstream: &Downstream) -> Option<TcpStream> {
+    let inbound = downstream.worker.shared.store.load().inbound.clone();
+    match inbound.policies.of_bytes(downstream.destination.port()) {
+        PolicyVerdict::Allowed => open(downstream.destination, LOCAL_CONNECT_TIMEOUT).await.ok(),
         PolicyVerdict::Denied(_) | PolicyVerdict::NotAllowed(_) => None,
     }
 }
 
 /// Carries bytes to the application.
-async fn bytes(
-    worker: &Rc<Worker>,
-    stream: Prefixed,
-    peer: SocketAddr,
-    destination: SocketAddr,
-    upstream: Option<TcpStream>,
-) {
-    let mut note = ConnectionNote::new(Direction::Inbound, peer, destination);
-    if worker.shared.memory.is_exhausted() {
+async fn bytes(downstream: &Rc<Downstream>, stream: Prefixed, upstream: Option<TcpStream>) {
+    let (shared, destination) = (&downstream.worker.shared, downstream.destination);
+    let mut note = ConnectionNote::new(downstream);
+    if shared.memory.is_exhausted() {
         note.reason = Some(Reason::Overload);
-        return access::connection(worker, note);
+        return access::connection(note);
     }
-    let inbound = worker.shared.store.load().inbound.clone();
+    let inbound = shared.store.load().inbound.clone();
     match inbound.policies.of_bytes(destination.port()) {
         PolicyVerdict::Allowed => {}
         PolicyVerdict::Denied(origin) | PolicyVerdict::NotAllowed(origin) => {
             note.origin = Some(origin.clone());
             note.reason = Some(Reason::PolicyDenied);
-            return access::connection(worker, note);
+            return access::connection(note);
         }
     }
     let upstream = match upstream {
@@ -147,24 +139,18 @@ async fn bytes(
     match upstream {
         Ok(upstream) => {
             note.endpoint = Some(destination);
-            note.relayed(
-                tcp::relay(stream.into_end(), upstream.into(), worker.shared.timeouts.idle, &worker.shared.drain).await,
-            );
+            note.relayed(tcp::relay(stream.into_end(), upstream.into(), shared.timeouts.idle, &shared.drain).await);
         }
         Err(_) => note.reason = Some(Reason::ConnectFailed),
     }
-    access::connection(worker, note);
+    access::connection(note);
 }
 
 /// Answers one request.
-async fn respond(
-    worker: Rc<Worker>,
-    peer: SocketAddr,
-    destination: SocketAddr,
-    request: Box<Request<Incoming>>,
-) -> Response<ResponseBody> {
+async fn respond(downstream: Rc<Downstream>, request: Box<Request<Incoming>>) -> Response<ResponseBody> {
+    let (worker, destination) = (&downstream.worker, downstream.destination);
     let host = head::authority(&request);
-    let mut finish = Finish::new(worker.clone(), Direction::Inbound, (peer, destination), &request, host.clone());
+    let mut finish = Finish::new(downstream.clone(), &request, host.clone());
     if worker.shared.memory.is_exhausted() {
         return Answer::new(Reason::Overload, "the proxy has no memory to spare").into_response(finish);
     }

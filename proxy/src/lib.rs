@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! listener   accept, with a limit
-//! orig_dst   where the peer meant to go
+//! downstream who it is and, by `orig_dst`, where the client meant to go
 //! tls        the handshake, where there is a certificate; what comes out of it is a `stream` like any other
 //! detect     HTTP/1.1, HTTP/2 or bytes, from what the client says first (nobody waits: see `sniff`)
 //! outbound   dst -> Service port -> decide -> filter -> backend -> balance -> endpoint    inbound   policy -> the application
@@ -23,6 +23,7 @@ mod balance;
 pub mod bootstrap;
 mod decide;
 mod detect;
+mod downstream;
 mod filter;
 mod hpack;
 mod http;

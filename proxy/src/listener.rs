@@ -10,6 +10,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use crate::downstream::Downstream;
+use crate::telemetry::metrics::Direction;
 use crate::worker::Worker;
 
 /// Connections that one worker has open in one direction; more wait in the kernel's queue.
@@ -48,9 +50,9 @@ pub(crate) fn bind(port: u16) -> io::Result<std::net::TcpListener> {
 }
 
 /// Accepts until the process is drained, and gives each connection to `handle` in a task of its own.
-pub(crate) async fn accept<F, R>(worker: Rc<Worker>, listener: TcpListener, handle: F)
+pub(crate) async fn accept<F, R>(worker: Rc<Worker>, direction: Direction, listener: TcpListener, handle: F)
 where
-    F: Fn(Rc<Worker>, TcpStream, SocketAddr) -> R + Copy + 'static,
+    F: Fn(Rc<Downstream>, TcpStream) -> R,
     R: Future<Output = ()> + 'static,
 {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -67,13 +69,9 @@ where
         match accepted {
             Ok((stream, peer)) => {
                 let _ = stream.set_nodelay(true);
-                let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-                let worker = worker.clone();
-                tokio::task::spawn_local(async move {
-                    // Made in here: a future that is moved into another lies there twice.
-                    let _held = (place, worker.shared.connections.token());
-                    handle(worker, stream, peer).await;
-                });
+                if let Some(downstream) = Downstream::new(&worker, direction, &stream, peer, place) {
+                    tokio::task::spawn_local(handle(downstream, stream));
+                }
             }
             // The peer was gone before it was accepted: nothing to rest for.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}

@@ -16,6 +16,7 @@ use crate::balance::affinity::Affinity;
 use crate::balance::outlier::Outcome;
 use crate::decide::{Decision, RequestHead, decide, pick};
 use crate::detect::Verdict;
+use crate::downstream::Downstream;
 use crate::filter::mirror::Copies;
 use crate::filter::{Filters, cors};
 use crate::http::body::ResponseBody;
@@ -23,15 +24,13 @@ use crate::http::forward::{Finish, Plan, Upstream, forward};
 use crate::http::incoming::Incoming;
 use crate::http::respond::{Answer, Reason};
 use crate::http::{head, serve, tunnel};
-use crate::orig_dst::original_destination;
 use crate::sni::Hello;
 use crate::sniff::{First, Prefixed, SILENCE, Said};
 use crate::stream::Stream;
-use crate::table::route::{Action, PathMatch, Redirect, Routes, StreamRule, Target};
+use crate::table::route::{Action, PathMatch, Redirect, Routes, StreamRule, Streams, Target};
 use crate::table::{Cluster, Port};
 use crate::tcp;
 use crate::telemetry::access::{self, ConnectionNote};
-use crate::telemetry::metrics::Direction;
 use crate::upstream::endpoint::open;
 use crate::upstream::load::Kind;
 use crate::worker::Worker;
@@ -42,20 +41,45 @@ const PASSTHROUGH_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(
 /// The fatal TLS alert that there is no such server here (RFC 6066 3).
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
+/// A connection that carries HTTP.
+struct Http {
+    stream: Prefixed,
+    http2: bool,
+    port: Arc<Port>,
+}
+
 /// Carries one connection.
-pub(crate) async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
-    let Ok(destination) = original_destination(&stream) else { return };
-    let _open = worker.shared.metrics.connection(Direction::Outbound);
-    let port = find_port(&worker, destination).await;
+pub(crate) async fn handle(downstream: Rc<Downstream>, stream: TcpStream) {
+    // In a box that is given back when it is known that the connection carries HTTP: most do, for most of their time.
+    let Some(Http { stream, http2, port }) = Box::pin(begin(&downstream, stream)).await else { return };
+    let answering = downstream.clone();
+    let handle = move |request| respond(answering.clone(), port.clone(), request);
+    serve::serve(stream, http2, downstream, handle).await;
+}
+
+/// Finds out what a connection carries. None: no HTTP, and it was carried to its end.
+async fn begin(downstream: &Rc<Downstream>, stream: TcpStream) -> Option<Http> {
+    let Downstream { worker, peer, destination, .. } = &**downstream;
+    let port = find_port(worker, *destination).await;
     let stream = Prefixed::new(Stream::Plain(stream));
     match port {
         // Made to the proxy itself and not redirected: carrying it on would come back here for ever.
-        None if worker.shared.own_ports.contains(&destination.port()) && is_own(&worker, destination) => {
-            refuse(peer, destination, Reason::WrongDestination);
+        None if worker.shared.own_ports.contains(&destination.port()) && is_own(worker, *destination) => {
+            tracing::warn!(src.addr = %peer, dst.addr = %destination, reason = Reason::WrongDestination.as_str(), "connection refused");
+            None
         }
-        // In boxes, here and below: most connections carry HTTP, and are not to keep room for bytes.
-        None => Box::pin(pass(&worker, stream, peer, destination)).await,
-        Some(port) => carry(&worker, stream, peer, destination, &port).await,
+        // In boxes, here and below: most connections carry HTTP, and are not to take room for bytes.
+        None => {
+            Box::pin(pass(downstream, stream)).await;
+            None
+        }
+        Some(port) => {
+            let routes = worker.shared.store.load().routes(&port).cloned();
+            match routes.as_deref().and_then(|routes| Some((routes, routes.streams.as_ref()?))) {
+                Some((routes, streams)) => Box::pin(by_rules(downstream, stream, port, routes, streams)).await,
+                None => by_port(downstream, stream, port, routes.is_some()).await,
+            }
+        }
     }
 }
 
@@ -75,140 +99,125 @@ fn is_own(worker: &Worker, destination: SocketAddr) -> bool {
     ip.is_loopback() || ip.is_unspecified() || worker.shared.pod_ips.is_empty() || worker.shared.pod_ips.contains(&ip)
 }
 
-async fn carry(worker: &Rc<Worker>, mut stream: Prefixed, peer: SocketAddr, destination: SocketAddr, port: &Arc<Port>) {
-    let patience = worker.shared.timeouts.idle;
-    let routes = worker.shared.store.load().routes(port).cloned();
-    let has_routes = routes.is_some();
-    if let Some(routes) = routes.filter(|routes| routes.streams.is_some()) {
-        return Box::pin(carry_by_rules(worker, stream, peer, destination, port, &routes)).await;
-    }
-    let note = || ConnectionNote::new(Direction::Outbound, peer, destination);
+/// Goes by what the port is declared to carry, or else by what is seen.
+async fn by_port(downstream: &Rc<Downstream>, mut stream: Prefixed, port: Arc<Port>, has_routes: bool) -> Option<Http> {
+    let shared = &downstream.worker.shared;
     let declared = match port.protocol {
         Protocol::Tcp => Some(false),
         Protocol::Http | Protocol::Http2 => Some(true),
         // Routes speak of HTTP, so that is what the port is.
         Protocol::Detect if has_routes => Some(true),
-        Protocol::Detect if worker.shared.opaque_ports.contains(&destination.port()) => Some(false),
+        Protocol::Detect if shared.opaque_ports.contains(&downstream.destination.port()) => Some(false),
         Protocol::Detect => None,
     };
-    let http2 = match declared {
-        Some(false) => return Box::pin(bytes(worker, stream, note(), &port.cluster, None, None)).await,
+    let (verdict, upstream) = match declared {
+        Some(false) => (Verdict::Opaque, None),
         // The client begins: which version is all there is to see.
-        Some(true) => match stream.sniff(patience).await {
+        Some(true) => match stream.sniff(shared.timeouts.idle).await {
             // No HTTP at all: nobody who speaks HTTP/2 reads an answer in another version.
-            Ok(Said::Spoke(Verdict::Opaque)) if port.protocol == Protocol::Http2 => return,
-            Ok(Said::Spoke(verdict)) => verdict == Verdict::Http2,
-            _ => return,
+            Ok(Said::Spoke(Verdict::Opaque)) if port.protocol == Protocol::Http2 => return None,
+            Ok(Said::Spoke(Verdict::Http2)) => (Verdict::Http2, None),
+            Ok(Said::Spoke(_)) => (Verdict::Http1, None),
+            _ => return None,
         },
         None => match stream.sniff(SILENCE).await {
-            Ok(Said::Spoke(Verdict::Http1)) => false,
-            Ok(Said::Spoke(Verdict::Http2)) => true,
-            Ok(Said::Spoke(_)) => return Box::pin(bytes(worker, stream, note(), &port.cluster, None, None)).await,
-            Ok(Said::Nothing) => match Box::pin(who_speaks(worker, &mut stream, &port.cluster, None, peer)).await {
-                (First::Client(Verdict::Http1), _) => false,
-                (First::Client(Verdict::Http2), _) => true,
-                (First::Client(_), _) => {
-                    return Box::pin(bytes(worker, stream, note(), &port.cluster, None, None)).await;
-                }
-                (First::Server, upstream) => {
-                    return Box::pin(bytes(worker, stream, note(), &port.cluster, None, upstream)).await;
-                }
-                (First::Nobody, _) => return,
+            Ok(Said::Spoke(verdict)) => (verdict, None),
+            Ok(Said::Nothing) => match Box::pin(who_speaks(downstream, &mut stream, &port.cluster, None)).await {
+                (First::Client(verdict), _) => (verdict, None),
+                (First::Server, upstream) => (Verdict::Opaque, upstream),
+                (First::Nobody, _) => return None,
             },
-            Ok(Said::Closed) | Err(_) => return,
+            Ok(Said::Closed) | Err(_) => return None,
         },
     };
-    serve_http(worker, stream, http2, peer, destination, port).await;
+    match verdict {
+        Verdict::Http1 => Some(Http { stream, http2: false, port }),
+        Verdict::Http2 => Some(Http { stream, http2: true, port }),
+        Verdict::Opaque | Verdict::NeedMore => {
+            Box::pin(bytes(stream, ConnectionNote::new(downstream), &port.cluster, None, upstream)).await;
+            None
+        }
+    }
 }
 
-async fn serve_http(
-    worker: &Rc<Worker>,
-    stream: Prefixed,
-    http2: bool,
-    peer: SocketAddr,
-    destination: SocketAddr,
-    port: &Arc<Port>,
-) {
-    let shared = worker.shared.clone();
-    let refused = |bad: &_| access::refused(worker, Direction::Outbound, peer, destination, bad);
-    let (worker, port) = (worker.clone(), port.clone());
-    let handle = move |request| respond(worker.clone(), port.clone(), peer, destination, request);
-    serve::serve(stream, http2, &shared, handle, refused).await;
-}
-
-/// Carries one connection to a port with rules for connections: TLS by the name that the client asks for, HTTP by the rules
-/// for that, and everything else by the rule for bytes. Where there are no rules of a kind, what speaks it is bytes.
-async fn carry_by_rules(
-    worker: &Rc<Worker>,
+/// Goes by a port's rules for connections: TLS by the name that the client asks for, HTTP by the rules for that, and
+/// everything else by the rule for bytes. Where there are no rules of a kind, what speaks it is bytes.
+async fn by_rules(
+    downstream: &Rc<Downstream>,
     mut stream: Prefixed,
-    peer: SocketAddr,
-    destination: SocketAddr,
-    port: &Arc<Port>,
+    port: Arc<Port>,
     routes: &Routes,
-) {
-    let Some(streams) = &routes.streams else { return };
-    let patience = worker.shared.timeouts.idle;
-    let mut note = ConnectionNote::new(Direction::Outbound, peer, destination);
+    streams: &Streams,
+) -> Option<Http> {
+    let patience = downstream.worker.shared.timeouts.idle;
+    let mut note = ConnectionNote::new(downstream);
     // A port that is declared to carry something else is not taken for HTTP.
     let is_http = port.protocol != Protocol::Tcp && (!routes.matches.is_empty() || streams.others().is_none());
     if !streams.by_name() && !is_http {
-        return by_rule(worker, stream, note, streams.others()).await;
+        by_rule(stream, note, streams.others()).await;
+        return None;
     }
     let silence = if streams.others().is_some() { SILENCE } else { patience };
     let verdict = match (stream.sniff(silence).await, streams.others()) {
         (Ok(Said::Spoke(verdict)), _) => verdict,
         // The server may be one that speaks first.
         (Ok(Said::Nothing), Some(rule)) => {
-            let Ok((cluster, subset)) = choose(worker, rule).await else {
-                return by_rule(worker, stream, note, streams.others()).await;
+            let Ok((cluster, subset)) = choose(&downstream.worker, rule).await else {
+                by_rule(stream, note, streams.others()).await;
+                return None;
             };
-            match Box::pin(who_speaks(worker, &mut stream, &cluster, subset, peer)).await {
+            match Box::pin(who_speaks(downstream, &mut stream, &cluster, subset)).await {
                 (First::Client(verdict), _) => verdict,
                 (First::Server, upstream) => {
                     note.origin = Some(rule.origin.clone());
-                    return Box::pin(bytes(worker, stream, note, &cluster, subset, upstream)).await;
+                    Box::pin(bytes(stream, note, &cluster, subset, upstream)).await;
+                    return None;
                 }
-                (First::Nobody, _) => return,
+                (First::Nobody, _) => return None,
             }
         }
-        _ => return,
+        _ => return None,
     };
     if is_http && verdict != Verdict::Opaque {
-        return serve_http(worker, stream, verdict == Verdict::Http2, peer, destination, port).await;
+        return Some(Http { stream, http2: verdict == Verdict::Http2, port });
     }
     let hello = if streams.by_name() { stream.hello().await } else { Ok(Hello::None) };
-    let reason = match hello {
+    note.reason = match hello {
         Ok(Hello::Name(name)) => {
             let rule = streams.named(&name);
             note.server_name = Some(name);
-            match rule {
-                Some(rule) => return by_rule(worker, stream, note, Some(rule)).await,
-                None => Reason::NoRoute,
+            if rule.is_some() {
+                by_rule(stream, note, rule).await;
+                return None;
             }
+            Some(Reason::NoRoute)
         }
-        Ok(Hello::NoName) => Reason::NoServerName,
-        Ok(Hello::None | Hello::NeedMore) => return by_rule(worker, stream, note, streams.others()).await,
-        Err(_) => return,
+        Ok(Hello::NoName) => Some(Reason::NoServerName),
+        Ok(Hello::None | Hello::NeedMore) => {
+            by_rule(stream, note, streams.others()).await;
+            return None;
+        }
+        Err(_) => return None,
     };
+    access::connection(note);
     // The client is told in its own protocol; whether it hears is its affair.
     let _ = stream.write_all(&UNRECOGNIZED_NAME).await;
     let _ = stream.shutdown().await;
-    note.reason = Some(reason);
-    access::connection(worker, note);
+    None
 }
 
 /// Carries a connection where its rule says. None: no rule takes it.
-async fn by_rule(worker: &Rc<Worker>, stream: Prefixed, mut note: ConnectionNote, rule: Option<&StreamRule>) {
+async fn by_rule(stream: Prefixed, mut note: ConnectionNote, rule: Option<&StreamRule>) {
     let Some(rule) = rule else {
         note.reason = Some(Reason::NoRoute);
-        return access::connection(worker, note);
+        return access::connection(note);
     };
     note.origin = Some(rule.origin.clone());
-    match choose(worker, rule).await {
-        Ok((cluster, subset)) => bytes(worker, stream, note, &cluster, subset, None).await,
+    match choose(&note.downstream.worker, rule).await {
+        Ok((cluster, subset)) => bytes(stream, note, &cluster, subset, None).await,
         Err(reason) => {
             note.reason = Some(reason);
-            access::connection(worker, note);
+            access::connection(note);
         }
     }
 }
@@ -223,31 +232,30 @@ async fn choose<'a>(worker: &Worker, rule: &'a StreamRule) -> Result<(Arc<Cluste
 
 /// Waits for whoever speaks first after a client's silence, itself or an endpoint of the cluster.
 async fn who_speaks(
-    worker: &Rc<Worker>,
+    downstream: &Downstream,
     stream: &mut Prefixed,
     cluster: &Arc<Cluster>,
     subset: Option<&str>,
-    peer: SocketAddr,
 ) -> (First, Option<(SocketAddr, TcpStream)>) {
+    let shared = &downstream.worker.shared;
     let ask = async || {
         // As it is by now.
-        let current = worker.shared.store.load().cluster_named(&cluster.name).cloned();
-        let connected = connect_bytes(worker, current.as_ref().unwrap_or(cluster), subset, peer).await;
+        let current = shared.store.load().cluster_named(&cluster.name).cloned();
+        let connected = connect_bytes(downstream, current.as_ref().unwrap_or(cluster), subset).await;
         connected.ok().map(|(address, stream)| (stream, address))
     };
-    let (first, server) = stream.first(worker.shared.timeouts.idle, ask).await;
+    let (first, server) = stream.first(shared.timeouts.idle, ask).await;
     (first, server.map(|(stream, address)| (address, stream)))
 }
 
 /// A connection to an endpoint of a cluster, for a client's bytes.
 async fn connect_bytes(
-    worker: &Rc<Worker>,
+    downstream: &Downstream,
     cluster: &Arc<Cluster>,
     subset: Option<&str>,
-    peer: SocketAddr,
 ) -> Result<(SocketAddr, TcpStream), (Reason, Option<SocketAddr>)> {
-    let affinity = worker.cluster(cluster).affinity_of_bytes(peer.ip());
-    connect(worker, cluster, subset, affinity, &mut 0).await
+    let affinity = downstream.worker.cluster(cluster).affinity_of_bytes(downstream.peer.ip());
+    connect(&downstream.worker, cluster, subset, affinity, &mut 0).await
 }
 
 /// A connection to an endpoint of a cluster; another one is tried if it cannot be made. `attempts` counts.
@@ -284,69 +292,64 @@ pub(crate) async fn connect(
 
 /// Carries bytes to a cluster.
 async fn bytes(
-    worker: &Rc<Worker>,
     stream: Prefixed,
     mut note: ConnectionNote,
     cluster: &Arc<Cluster>,
     subset: Option<&str>,
     upstream: Option<(SocketAddr, TcpStream)>,
 ) {
+    let downstream = note.downstream.clone();
+    let shared = &downstream.worker.shared;
     note.cluster = Some(cluster.name.clone());
-    if worker.shared.memory.is_exhausted() {
+    if shared.memory.is_exhausted() {
         note.reason = Some(Reason::Overload);
-        return access::connection(worker, note);
+        return access::connection(note);
     }
-    let load = worker.cluster(cluster).load.clone();
+    let load = downstream.worker.cluster(cluster).load.clone();
     let Some(_permit) = load.admit(Kind::Connection, cluster.limits.max_connections) else {
         note.reason = Some(Reason::Overflow);
-        return access::connection(worker, note);
+        return access::connection(note);
     };
     let connected = match upstream {
         Some(upstream) => Ok(upstream),
-        None => connect_bytes(worker, cluster, subset, note.peer).await,
+        None => connect_bytes(&downstream, cluster, subset).await,
     };
     match connected {
         Ok((address, upstream)) => {
             note.endpoint = Some(address);
-            note.relayed(
-                tcp::relay(stream.into_end(), upstream.into(), worker.shared.timeouts.idle, &worker.shared.drain).await,
-            );
+            note.relayed(tcp::relay(stream.into_end(), upstream.into(), shared.timeouts.idle, &shared.drain).await);
         }
         Err((reason, endpoint)) => {
             note.endpoint = endpoint;
             note.reason = Some(reason);
         }
     }
-    access::connection(worker, note);
+    access::connection(note);
 }
 
 /// Carries bytes to where they were meant to go, which is nowhere in the mesh.
-async fn pass(worker: &Rc<Worker>, stream: Prefixed, peer: SocketAddr, destination: SocketAddr) {
-    let mut note = ConnectionNote::new(Direction::Outbound, peer, destination);
-    note.endpoint = Some(destination);
-    match open(destination, PASSTHROUGH_TIMEOUT).await {
-        Ok(upstream) => note.relayed(
-            tcp::relay(stream.into_end(), upstream.into(), worker.shared.timeouts.idle, &worker.shared.drain).await,
-        ),
+async fn pass(downstream: &Rc<Downstream>, stream: Prefixed) {
+    let shared = &downstream.worker.shared;
+    let mut note = ConnectionNote::new(downstream);
+    note.endpoint = Some(downstream.destination);
+    match open(downstream.destination, PASSTHROUGH_TIMEOUT).await {
+        Ok(upstream) => {
+            note.relayed(tcp::relay(stream.into_end(), upstream.into(), shared.timeouts.idle, &shared.drain).await);
+        }
         Err(_) => note.reason = Some(Reason::ConnectFailed),
     }
-    access::connection(worker, note);
-}
-
-fn refuse(peer: SocketAddr, destination: SocketAddr, reason: Reason) {
-    tracing::warn!(src.addr = %peer, dst.addr = %destination, reason = reason.as_str(), "connection refused");
+    access::connection(note);
 }
 
 /// Answers one request.
 async fn respond(
-    worker: Rc<Worker>,
+    downstream: Rc<Downstream>,
     port: Arc<Port>,
-    peer: SocketAddr,
-    destination: SocketAddr,
     request: Box<Request<Incoming>>,
 ) -> Response<ResponseBody> {
+    let (worker, destination) = (&downstream.worker, downstream.destination);
     let host = head::authority(&request);
-    let mut finish = Finish::new(worker.clone(), Direction::Outbound, (peer, destination), &request, host.clone());
+    let mut finish = Finish::new(downstream.clone(), &request, host.clone());
     if worker.shared.memory.is_exhausted() {
         return Answer::new(Reason::Overload, "the proxy has no memory to spare").into_response(finish);
     }
@@ -367,7 +370,7 @@ async fn respond(
         if connects {
             return tunnel::refusal().into_response(finish);
         }
-        return send(&worker, request, &port.cluster, None, None, Rest::default(), host, finish).await;
+        return send(worker, request, &port.cluster, None, None, Rest::default(), host, finish).await;
     };
     let head =
         RequestHead { method: request.method(), path: uri.path(), query: uri.query(), headers: request.headers() };
@@ -387,10 +390,10 @@ async fn respond(
     };
     finish.decided(decision.rule.id, &decision.rule.origin);
     match decision.rule.filters.as_deref() {
-        None => act(&worker, request, &decision, &uri, host, destination.port(), finish).await,
+        None => act(worker, request, &decision, &uri, host, destination.port(), finish).await,
         Some(filters) => {
             // Apart, so that requests without filters do not carry the room for them.
-            Box::pin(filtered(&worker, request, filters, &decision, &uri, host, destination.port(), finish)).await
+            Box::pin(filtered(worker, request, filters, &decision, &uri, host, destination.port(), finish)).await
         }
     }
 }
@@ -419,7 +422,7 @@ async fn filtered(
     let origin = filters.cors.as_ref().and_then(|_| request.headers().get(header::ORIGIN).cloned());
     let limit = filters.rate_limit.as_ref();
     let taken = limit.map(|limit| {
-        let (peer, now) = (finish.note.peer.ip(), worker.now());
+        let (peer, now) = (finish.note.downstream.peer.ip(), worker.now());
         limit.take(&worker.shared.limiters, request.headers(), uri.query(), peer, now)
     });
     let mut response = match taken {

@@ -20,7 +20,7 @@ use crate::filter::rate_limit::Limiters;
 use crate::memory::Memory;
 use crate::table::Cluster;
 use crate::table::store::Store;
-use crate::telemetry::metrics::{Metrics, RequestHandles};
+use crate::telemetry::metrics::{Handles, Metrics};
 use crate::upstream::cluster::ClusterState;
 use crate::upstream::endpoint::Endpoint;
 use crate::upstream::load::Loads;
@@ -63,7 +63,7 @@ pub(crate) struct Shared {
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) chance: RefCell<Chance>,
-    pub(crate) handles: RequestHandles,
+    pub(crate) handles: Handles,
     /// Mirrored requests that are under way.
     pub(crate) copies: Cell<u32>,
     clusters: RefCell<HashMap<Arc<str>, Rc<ClusterState>>>,
@@ -75,7 +75,7 @@ impl Worker {
     pub(crate) fn new(shared: Arc<Shared>, number: u64) -> Rc<Self> {
         let seed = number ^ u64::from(std::process::id()) << 16;
         let worker = Rc::new(Self {
-            handles: RequestHandles::new(shared.metrics.clone()),
+            handles: Handles::new(shared.metrics.clone()),
             shared,
             chance: RefCell::new(Chance::new(seed)),
             copies: Cell::new(0),

@@ -36,6 +36,7 @@ use super::respond::{Answer, GRPC_STATUS, Reason, UNPROCESSED};
 use super::upgrade;
 use crate::balance::affinity::Affinity;
 use crate::balance::outlier::Outcome;
+use crate::downstream::Downstream;
 use crate::filter::mirror::Copies;
 use crate::table::route::{Origin, Retry, Rule};
 use crate::telemetry::access;
@@ -87,7 +88,6 @@ pub(crate) enum Upstream {
 
 /// What is known of a request, noted once when it is dropped: in the metrics and in the access log.
 pub(crate) struct Finish {
-    worker: Rc<Worker>,
     pub(crate) note: Note,
     pub(crate) bytes: u64,
     lease: Option<Lease>,
@@ -98,9 +98,7 @@ pub(crate) struct Finish {
 
 /// What is noted.
 pub(crate) struct Note {
-    pub(crate) direction: Direction,
-    pub(crate) peer: SocketAddr,
-    pub(crate) destination: SocketAddr,
+    pub(crate) downstream: Rc<Downstream>,
     pub(crate) started: Instant,
     pub(crate) version: Version,
     pub(crate) method: Method,
@@ -169,19 +167,19 @@ pub(crate) async fn forward(
     plan: Plan<'_>,
     mut finish: Box<Finish>,
 ) -> Response<ResponseBody> {
-    let worker = finish.worker.clone();
+    let worker = finish.worker().clone();
     let deadline = plan.request_timeout.map(|timeout| finish.note.started + timeout);
     let upgrade = head::wants_upgrade(request.version(), request.headers());
     let (mut parts, body) = request.into_parts();
     let affinity = match &plan.upstream {
         Upstream::Local(_) => Affinity::default(),
-        Upstream::Cluster(state, _) => state.affinity(&parts, finish.note.peer.ip()),
+        Upstream::Cluster(state, _) => state.affinity(&parts, finish.note.downstream.peer.ip()),
     };
     if let Some(rule) = plan.rule {
         rule.request_edit.apply(&mut parts.headers);
     }
     // HTTP/1.0 came without hosts: what was meant is the address.
-    let host = plan.host.clone().or_else(|| HeaderValue::try_from(finish.note.destination.to_string()).ok());
+    let host = plan.host.clone().or_else(|| HeaderValue::try_from(finish.note.downstream.destination.to_string()).ok());
     if let Err(head::BadHead(text)) = head::for_upstream(&mut parts, host, plan.path.clone(), plan.http2) {
         return Answer::new(Reason::BadRequest, text).into_response(finish);
     }
@@ -410,7 +408,7 @@ fn accept(
         return Answer::new(Reason::UpstreamProtocol, text).into_response(finish);
     }
     head::strip_hop_by_hop(&mut parts.headers);
-    strip_own(&mut parts.headers, finish.note.direction);
+    strip_own(&mut parts.headers, finish.note.downstream.direction);
     if let Some(rule) = plan.rule {
         rule.response_edit.apply(&mut parts.headers);
     }
@@ -533,7 +531,7 @@ impl Failure {
     }
 
     fn answer(self, plan: &Plan<'_>, finish: Box<Finish>) -> Response<ResponseBody> {
-        let inbound = finish.note.direction == Direction::Inbound;
+        let inbound = finish.note.downstream.direction == Direction::Inbound;
         let whom = match (&finish.note.cluster, &plan.upstream) {
             (Some(cluster), Upstream::Cluster(_, Some(subset))) => format!("{cluster} subset {subset}"),
             (Some(cluster), _) => cluster.to_string(),
@@ -561,21 +559,13 @@ impl Failure {
 // === impl Finish ===
 
 impl Finish {
-    pub(crate) fn new(
-        worker: Rc<Worker>,
-        direction: Direction,
-        (peer, destination): (SocketAddr, SocketAddr),
-        parts: &Request<Incoming>,
-        host: Option<HeaderValue>,
-    ) -> Box<Self> {
+    pub(crate) fn new(downstream: Rc<Downstream>, parts: &Request<Incoming>, host: Option<HeaderValue>) -> Box<Self> {
         let grpc = parts
             .headers()
             .get(header::CONTENT_TYPE)
             .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
         let note = Note {
-            direction,
-            peer,
-            destination,
+            downstream,
             started: Instant::now(),
             version: parts.version(),
             method: parts.method().clone(),
@@ -595,7 +585,7 @@ impl Finish {
             complete: false,
             grpc,
         };
-        Box::new(Self { worker, note, bytes: 0, lease: None, body: None, permit: None, copies: None })
+        Box::new(Self { note, bytes: 0, lease: None, body: None, permit: None, copies: None })
     }
 
     /// Says whose word the request's fate is.
@@ -615,7 +605,7 @@ impl Finish {
     }
 
     pub(crate) fn worker(&self) -> &Rc<Worker> {
-        &self.worker
+        &self.note.downstream.worker
     }
 
     pub(crate) fn origin(&self) -> Option<&Arc<Origin>> {
@@ -653,7 +643,7 @@ impl Finish {
 
 impl Drop for Finish {
     fn drop(&mut self) {
-        self.worker.handles.finished(&self.note);
-        access::request(&self.worker, &self.note, self.bytes);
+        self.worker().handles.finished(&self.note);
+        access::request(&self.note, self.bytes);
     }
 }

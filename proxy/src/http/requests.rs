@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
+use futures_util::future::Either;
 use http::header::{self, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, Version};
 use http_body::{Body, Frame, SizeHint};
@@ -20,12 +21,13 @@ use super::body::{BodyError, Handover, ResponseBody};
 use super::incoming::Incoming;
 use super::watch::{Left, Watch, Watched};
 use super::{date, head, respond};
+use crate::downstream::Downstream;
 use crate::http1::decode::Decoder;
 use crate::http1::encode::{self, Asked, Broken, Outgoing};
 use crate::http1::parse::{self, BadMessage, Framing, RequestHead};
 use crate::http1::wire::{ReadError, Wire};
 use crate::tcp::End;
-use crate::worker::Shared;
+use crate::telemetry::access;
 
 /// How long the rest of a body is waited for that nobody wants, so that its connection may go on.
 const REST_PATIENCE: Duration = Duration::from_millis(250);
@@ -61,30 +63,32 @@ enum Then {
 }
 
 /// Serves a connection until it closes, or until it is drained: a request that is open is finished, and no other is taken.
-pub(super) async fn serve<F, R>(
+pub(super) fn serve<F, R>(
     stream: Watched,
-    watch: &Watch,
-    shared: &Shared,
+    watch: Rc<Watch>,
+    downstream: Rc<Downstream>,
     answer: F,
-    refused: impl Fn(&BadMessage),
-) where
+) -> impl Future<Output = ()>
+where
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Response<ResponseBody>>,
 {
-    let leaves = Cell::new(false);
     let wire = Rc::new(Wire::new(stream));
-    let at_rest = Rc::downgrade(&wire);
-    let mut turns = pin!(take_turns(wire, &leaves, answer, refused));
-    let left = watch.look_after(turns.as_mut(), &shared.drain, &leaves).await;
-    if left == Left::Overdue
-        && watch.is_at_rest()
-        && let Some(wire) = at_rest.upgrade()
-    {
-        poll_fn(|cx| wire.with(|stream| stream.poll_farewell(cx))).now_or_never();
+    async move {
+        let leaves = Cell::new(false);
+        let at_rest = Rc::downgrade(&wire);
+        let mut turns = pin!(take_turns(wire, &downstream, &leaves, &answer));
+        let left = watch.look_after(turns.as_mut(), &downstream.worker.shared.drain, &leaves).await;
+        if left == Left::Overdue
+            && watch.is_at_rest()
+            && let Some(wire) = at_rest.upgrade()
+        {
+            poll_fn(|cx| wire.with(|stream| stream.poll_farewell(cx))).now_or_never();
+        }
     }
 }
 
-async fn take_turns<F, R>(mut wire: Rc<Wire<Watched>>, leaves: &Cell<bool>, answer: F, refused: impl Fn(&BadMessage))
+async fn take_turns<F, R>(mut wire: Rc<Wire<Watched>>, downstream: &Downstream, leaves: &Cell<bool>, answer: &F)
 where
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Response<ResponseBody>>,
@@ -101,11 +105,10 @@ where
         });
         // In boxes, which are given back when the connection rests.
         let turn = match head.await {
-            Some(Ok(head)) => Box::pin(take_turn(wire, head, leaves, &answer)),
+            Some(Ok(head)) => Either::Left(Box::pin(take_turn(wire, head, leaves, answer))),
             Some(Err(ReadError::Bad(bad))) => {
-                refused(&bad);
-                Box::pin(refuse(&wire, bad)).await;
-                break;
+                access::refused(downstream, &bad);
+                Either::Right(Box::pin(refuse(wire, bad)))
             }
             Some(Err(ReadError::Closed | ReadError::Io(_))) => return,
             None => break,
@@ -215,7 +218,7 @@ fn client_leaves(wire: &Wire<Watched>, reading: Option<&Reading>, cx: &mut Conte
 }
 
 /// Answers what is no request.
-async fn refuse(wire: &Wire<Watched>, bad: BadMessage) {
+async fn refuse(wire: Rc<Wire<Watched>>, bad: BadMessage) -> Option<(Rc<Wire<Watched>>, Then)> {
     let mut headers = respond::to_bad_message();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     let text = format!("{bad}\n");
@@ -223,7 +226,8 @@ async fn refuse(wire: &Wire<Watched>, bad: BadMessage) {
     let head = encode::response(&asked, bad.status, &headers, Some(text.len() as u64), Some("close"));
     let mut outgoing = Outgoing::new(head, Full::new(Bytes::from(text)).map_err(|never| match never {}));
     // Whether the client hears it is its affair.
-    let _ = poll_fn(|cx| outgoing.poll_send(wire, cx)).await;
+    let _ = poll_fn(|cx| outgoing.poll_send(&wire, cx)).await;
+    Some((wire, Then::Close))
 }
 
 // === impl Reading ===

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -17,9 +18,10 @@ use super::pipe::Pipe;
 use super::serve::HEAD_BYTES_MAX;
 use super::watch::{Watch, Watched};
 use super::{CONNECTION_WINDOW, STREAM_WINDOW, date, respond};
+use crate::downstream::Downstream;
 use crate::http1::parse::BadMessage;
 use crate::http2::{Connection, Limits, Reason, SendStream};
-use crate::worker::Shared;
+use crate::telemetry::access;
 
 /// What one connection may ask of us.
 const LIMITS: Limits = Limits {
@@ -43,27 +45,33 @@ enum Stream<R> {
 }
 
 /// Serves a connection until it closes, or until it is drained: open requests are finished, new ones are not taken.
-pub(super) async fn serve<F, R>(
+pub(super) fn serve<F, R>(
     stream: Watched,
-    watch: &Watch,
-    shared: &Shared,
+    watch: Rc<Watch>,
+    downstream: Rc<Downstream>,
     answer: F,
-    refused: impl Fn(&BadMessage),
-) where
-    F: Fn(Request<Incoming>) -> R,
-    R: Future<Output = Response<ResponseBody>> + 'static,
-{
-    let leaves = Cell::new(false);
-    let mut accepting = Box::pin(accept(stream, shared.timeouts.idle, &leaves, answer, refused));
-    watch.look_after(accepting.as_mut(), &shared.drain, &leaves).await;
-}
-
-async fn accept<F, R>(stream: Watched, idle: Duration, leaves: &Cell<bool>, answer: F, refused: impl Fn(&BadMessage))
+) -> impl Future<Output = ()>
 where
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Response<ResponseBody>> + 'static,
 {
-    let mut connection = Connection::server(stream, LIMITS);
+    let connection = Box::new(Connection::server(stream, LIMITS));
+    async move {
+        let leaves = Cell::new(false);
+        let mut accepting = pin!(accept(connection, &downstream, &leaves, &answer));
+        watch.look_after(accepting.as_mut(), &downstream.worker.shared.drain, &leaves).await;
+    }
+}
+
+async fn accept<F, R>(
+    mut connection: Box<Connection<Watched>>,
+    downstream: &Downstream,
+    leaves: &Cell<bool>,
+    answer: &F,
+) where
+    F: Fn(Request<Incoming>) -> R,
+    R: Future<Output = Response<ResponseBody>> + 'static,
+{
     let mut left = false;
     loop {
         let accepted = poll_fn(|cx| {
@@ -72,12 +80,12 @@ where
                 connection.leave();
             }
             let accepted = connection.poll_accept(cx);
-            (0..connection.take_malformed()).for_each(|_| refused(&MALFORMED));
+            (0..connection.take_malformed()).for_each(|_| access::refused(downstream, &MALFORMED));
             accepted
         });
         let Some((request, mut sending, receiving)) = accepted.await else { return };
         let Ok(request) = request else {
-            refused(&BadMessage::TOO_LARGE);
+            access::refused(downstream, &BadMessage::TOO_LARGE);
             // The client may have left.
             let _ = sending.respond(BadMessage::TOO_LARGE.status, &respond::to_bad_message(), true);
             continue;
@@ -85,7 +93,7 @@ where
         let (head, ()) = request.into_parts();
         let body = Incoming::of_stream(receiving, &head.headers, None);
         let stream = Stream::Answering(Some(sending), Box::pin(answer(Request::from_parts(head, body))));
-        tokio::task::spawn_local(unless_idle(stream, idle));
+        tokio::task::spawn_local(unless_idle(stream, downstream.worker.shared.timeouts.idle));
     }
 }
 

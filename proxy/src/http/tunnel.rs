@@ -15,7 +15,6 @@ use super::body::{Handover, ResponseBody};
 use super::forward::Finish;
 use super::incoming::Incoming;
 use super::respond::{Answer, Reason};
-use super::upgrade;
 use crate::multiplexed::Multiplexed;
 use crate::outbound::connect;
 use crate::stream::Stream;
@@ -45,7 +44,7 @@ pub(crate) async fn open(
         return Answer::new(Reason::Overflow, text).into_response(finish);
     };
     let (parts, body) = request.into_parts();
-    let affinity = state.affinity(&parts, finish.note.peer.ip());
+    let affinity = state.affinity(&parts, finish.note.downstream.peer.ip());
     let begun = finish.note.started;
     let connecting = connect(&worker, cluster, subset, affinity, &mut finish.note.attempts);
     let connected = match rule.request_timeout {
@@ -68,8 +67,7 @@ pub(crate) async fn open(
             return Answer::new(reason, text).into_response(finish);
         }
     };
-    let shared = worker.shared.clone();
-    let (downstream, handover) = match body {
+    let (end, handover) = match body {
         Incoming::Http2(body) => {
             let ((next, sent), received) = (oneshot::channel(), body.into_stream());
             let stream = async { Some(Stream::Multiplexed(Box::new(Multiplexed::new(sent.await.ok()?, received)))) };
@@ -81,13 +79,14 @@ pub(crate) async fn open(
             (Either::Right(async { end.await.ok() }), Handover::Connection(next))
         }
     };
-    upgrade::carry(&worker.shared, async move {
-        // Counted as a connection as long as it lasts.
+    let downstream = finish.note.downstream.clone();
+    tokio::task::spawn_local(async move {
+        // Counted as a connection of the cluster as long as it lasts.
         let _permit = permit;
-        let (idle, drain) = (shared.timeouts.idle, &shared.drain);
-        let downstream = downstream.await;
-        if let Some(downstream) = downstream {
-            tcp::relay(downstream, upstream.into(), idle, drain).await;
+        let shared = &downstream.worker.shared;
+        let end = end.await;
+        if let Some(end) = end {
+            tcp::relay(end, upstream.into(), shared.timeouts.idle, &shared.drain).await;
         }
     });
     let mut response = Response::new(());

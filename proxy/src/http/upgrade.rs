@@ -13,7 +13,6 @@ use crate::stream::Stream;
 use crate::tcp::{self, End};
 use crate::upstream::endpoint::Lease;
 use crate::upstream::http1::Switched;
-use crate::worker::Shared;
 
 /// Passes a 101 on, and then bytes both ways until one side has had enough.
 pub(crate) fn switch(
@@ -27,16 +26,14 @@ pub(crate) fn switch(
     drop(body);
     let mut headers = parts.headers;
     let upstream = lease.switch();
-    let (next, downstream) = oneshot::channel();
-    let shared = finish.worker().shared.clone();
-    carry(&finish.worker().shared, async move {
+    let (next, end) = oneshot::channel();
+    let downstream = finish.note.downstream.clone();
+    tokio::task::spawn_local(async move {
         // The endpoint counts it as in flight as long as it lasts, and its limits count the connection.
         let _lease = lease;
-        let (Ok(downstream), Some(Switched { stream, read, permit: _permit })) = (downstream.await, upstream) else {
-            return;
-        };
-        let upstream = End { stream: Stream::Plain(stream), read };
-        tcp::relay(downstream, upstream, shared.timeouts.idle, &shared.drain).await;
+        let (Ok(end), Some(Switched { stream, read, permit: _permit })) = (end.await, upstream) else { return };
+        let shared = &downstream.worker.shared;
+        tcp::relay(end, End { stream: Stream::Plain(stream), read }, shared.timeouts.idle, &shared.drain).await;
     });
     let agreed = headers.get(header::UPGRADE).cloned().unwrap_or(protocol);
     head::strip_hop_by_hop(&mut headers);
@@ -47,9 +44,4 @@ pub(crate) fn switch(
     *switched.headers_mut() = headers;
     finish.note.status = StatusCode::SWITCHING_PROTOCOLS.as_u16();
     switched.map(|()| ResponseBody::handover(Handover::Connection(next), finish))
-}
-
-/// Carries bytes in a task of its own. The process waits for it when it is drained.
-pub(crate) fn carry(shared: &Shared, bytes: impl Future<Output = ()> + 'static) {
-    tokio::task::spawn_local(shared.connections.track_future(bytes));
 }

@@ -8,9 +8,8 @@ use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -30,30 +29,28 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Bytes that are read meanwhile. A client that sends more is reset.
 const LINGER_BYTES_MAX: usize = 1024 * 1024;
 
-/// What moves on a connection, noted by its stream and its requests. All of it happens on one thread, but a stream that may
-/// be upgraded is to be `Send`; so these are atomics that nobody contends for. Moments are milliseconds since `begun`,
-/// and 0 is none.
+/// What moves on a connection, noted by its stream and its requests. Moments are milliseconds since `begun`, and 0 is none.
 pub(crate) struct Watch {
     timeouts: Timeouts,
     begun: Instant,
     /// In HTTP/1.1 what comes between requests is a head.
     http1: bool,
     /// Requests that are not answered to their end.
-    open: AtomicU32,
+    open: Cell<u32>,
     /// When a byte last went either way.
-    moved: AtomicU64,
+    moved: Cell<u64>,
     /// When a head began to arrive that is not complete.
-    head: AtomicU64,
+    head: Cell<u64>,
     /// Since when the client has taken nothing of what is to be written.
-    stalled: AtomicU64,
+    stalled: Cell<u64>,
     /// Since when the connection is being closed.
-    closing: AtomicU64,
+    closing: Cell<u64>,
 }
 
 /// The client's stream, under watch.
 pub(crate) struct Watched {
     stream: Prefixed,
-    watch: Arc<Watch>,
+    watch: Rc<Watch>,
     memory: Arc<Memory>,
     /// What was accepted of writes waits for the client, in TLS.
     waiting: bool,
@@ -61,7 +58,7 @@ pub(crate) struct Watched {
 }
 
 /// A request that is open until this is dropped.
-pub(crate) struct Open(Arc<Watch>);
+pub(crate) struct Open(Rc<Watch>);
 
 /// Why a connection is not looked after any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,11 +78,11 @@ impl Watch {
             timeouts,
             begun: Instant::now(),
             http1,
-            open: AtomicU32::new(0),
-            moved: AtomicU64::new(1),
-            head: AtomicU64::new(u64::from(http1 && begun)),
-            stalled: AtomicU64::new(0),
-            closing: AtomicU64::new(0),
+            open: Cell::new(0),
+            moved: Cell::new(1),
+            head: Cell::new(u64::from(http1 && begun)),
+            stalled: Cell::new(0),
+            closing: Cell::new(0),
         }
     }
 
@@ -94,29 +91,29 @@ impl Watch {
     }
 
     /// A head was read.
-    pub(crate) fn open(self: &Arc<Self>) -> Open {
-        self.open.fetch_add(1, Relaxed);
-        self.head.store(0, Relaxed);
+    pub(crate) fn open(self: &Rc<Self>) -> Open {
+        self.open.set(self.open.get() + 1);
+        self.head.set(0);
         Open(self.clone())
     }
 
     /// Bytes were read.
     fn read(&self) {
         let now = self.now();
-        self.moved.store(now, Relaxed);
+        self.moved.set(now);
         self.begin_head(now);
     }
 
     /// Something of a head is here.
     fn begin_head(&self, now: u64) {
-        if self.http1 && self.open.load(Relaxed) == 0 && self.head.load(Relaxed) == 0 {
-            self.head.store(now, Relaxed);
+        if self.http1 && self.open.get() == 0 && self.head.get() == 0 {
+            self.head.set(now);
         }
     }
 
     /// When the connection has lasted too long as it is.
     pub(crate) fn deadline(&self) -> Instant {
-        let after = |since: &AtomicU64, time: Duration| match since.load(Relaxed) {
+        let after = |since: &Cell<u64>, time: Duration| match since.get() {
             0 => None,
             since => Some(self.begun + Duration::from_millis(since) + time),
         };
@@ -132,8 +129,8 @@ impl Watch {
 
     /// Whether the client is answered and silent: nothing is under way.
     pub(crate) fn is_at_rest(&self) -> bool {
-        let under_way = [&self.head, &self.stalled, &self.closing].iter().any(|since| since.load(Relaxed) != 0);
-        !under_way && self.open.load(Relaxed) == 0
+        let under_way = [&self.head, &self.stalled, &self.closing].iter().any(|since| since.get() != 0);
+        !under_way && self.open.get() == 0
     }
 
     /// Runs a connection until it is over or overdue. When the process is asked to stop, the connection is told by `leaves`.
@@ -176,14 +173,14 @@ impl Watch {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Relaxed);
+        self.0.open.set(self.0.open.get() - 1);
     }
 }
 
 // === impl Watched ===
 
 impl Watched {
-    pub(crate) fn new(stream: Prefixed, watch: Arc<Watch>, memory: Arc<Memory>) -> Self {
+    pub(crate) fn new(stream: Prefixed, watch: Rc<Watch>, memory: Arc<Memory>) -> Self {
         Self { stream, watch, memory, waiting: false, discarded: 0 }
     }
 
@@ -206,16 +203,16 @@ impl Watched {
         let watch = &self.watch;
         match written {
             Poll::Ready(_) => {
-                watch.moved.store(watch.now(), Relaxed);
-                watch.stalled.store(0, Relaxed);
+                watch.moved.set(watch.now());
+                watch.stalled.set(0);
             }
             Poll::Pending => self.note_stall(),
         }
     }
 
     fn note_stall(&self) {
-        if self.watch.stalled.load(Relaxed) == 0 {
-            self.watch.stalled.store(self.watch.now(), Relaxed);
+        if self.watch.stalled.get() == 0 {
+            self.watch.stalled.set(self.watch.now());
         }
     }
 }
@@ -265,7 +262,7 @@ impl AsyncWrite for Watched {
             self.note_stall();
         } else if self.waiting {
             self.waiting = false;
-            self.watch.stalled.store(0, Relaxed);
+            self.watch.stalled.set(0);
         }
         flushed
     }
@@ -273,10 +270,10 @@ impl AsyncWrite for Watched {
     /// Closes this side's half, and reads on until the client has closed the other. A socket that is closed while bytes
     /// wait in it sends a reset, and a reset may overtake the answer.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.watch.closing.load(Relaxed) == 0 {
+        if self.watch.closing.get() == 0 {
             ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
-            self.watch.stalled.store(0, Relaxed);
-            self.watch.closing.store(self.watch.now(), Relaxed);
+            self.watch.stalled.set(0);
+            self.watch.closing.set(self.watch.now());
         }
         space::lend(|space| {
             while self.discarded < LINGER_BYTES_MAX {

@@ -10,19 +10,16 @@ use std::time::Instant;
 
 use weft_config::bootstrap::AccessLog;
 
-use super::metrics::Direction;
+use crate::downstream::Downstream;
 use crate::http::forward::Note;
 use crate::http::respond::Reason;
 use crate::http1::parse::BadMessage;
 use crate::table::route::Origin;
 use crate::tcp::{Cut, Relayed};
-use crate::worker::Worker;
 
 /// What is known when it is over of a connection of bytes, or of one that was refused before it carried anything.
 pub(crate) struct ConnectionNote {
-    pub(crate) direction: Direction,
-    pub(crate) peer: SocketAddr,
-    pub(crate) destination: SocketAddr,
+    pub(crate) downstream: Rc<Downstream>,
     pub(crate) cluster: Option<Arc<str>>,
     pub(crate) endpoint: Option<SocketAddr>,
     pub(crate) origin: Option<Arc<Origin>>,
@@ -37,11 +34,9 @@ pub(crate) struct ConnectionNote {
 }
 
 impl ConnectionNote {
-    pub(crate) fn new(direction: Direction, peer: SocketAddr, destination: SocketAddr) -> Self {
+    pub(crate) fn new(downstream: &Rc<Downstream>) -> Self {
         Self {
-            direction,
-            peer,
-            destination,
+            downstream: downstream.clone(),
             cluster: None,
             endpoint: None,
             origin: None,
@@ -77,17 +72,18 @@ fn is_logged(log: AccessLog, failed: bool) -> bool {
 }
 
 /// A request is over.
-pub(crate) fn request(worker: &Worker, note: &Note, bytes: u64) {
+pub(crate) fn request(note: &Note, bytes: u64) {
+    let downstream = &note.downstream;
     let failed = note.status >= 500 || note.broken.is_some() || note.reason.is_some_and(Reason::is_failure);
-    if !is_logged(worker.shared.access_log, failed) {
+    if !is_logged(downstream.worker.shared.access_log, failed) {
         return;
     }
     let host = note.host.as_ref().and_then(|host| host.to_str().ok());
     tracing::info!(
         target: "access",
-        direction = note.direction.as_str(),
-        src.addr = %note.peer,
-        dst.addr = %note.destination,
+        direction = downstream.direction.as_str(),
+        src.addr = %downstream.peer,
+        dst.addr = %downstream.destination,
         version = ?note.version,
         method = %note.method,
         host,
@@ -110,23 +106,17 @@ pub(crate) fn request(worker: &Worker, note: &Note, bytes: u64) {
 }
 
 /// What came on a connection for HTTP was no request.
-pub(crate) fn refused(
-    worker: &Worker,
-    direction: Direction,
-    peer: SocketAddr,
-    destination: SocketAddr,
-    bad: &BadMessage,
-) {
+pub(crate) fn refused(downstream: &Downstream, bad: &BadMessage) {
     let status = bad.status.as_u16();
-    worker.handles.refused(direction, status);
-    if !is_logged(worker.shared.access_log, true) {
+    downstream.worker.handles.refused(downstream.direction, status);
+    if !is_logged(downstream.worker.shared.access_log, true) {
         return;
     }
     tracing::info!(
         target: "access",
-        direction = direction.as_str(),
-        src.addr = %peer,
-        dst.addr = %destination,
+        direction = downstream.direction.as_str(),
+        src.addr = %downstream.peer,
+        dst.addr = %downstream.destination,
         status,
         reason = Reason::BadRequest.as_str(),
         error = bad.text,
@@ -135,16 +125,17 @@ pub(crate) fn refused(
 }
 
 /// A connection of bytes is over, or one was refused.
-pub(crate) fn connection(worker: &Rc<Worker>, note: ConnectionNote) {
-    worker.handles.connection_finished(&note);
-    if !is_logged(worker.shared.access_log, note.reason.is_some_and(Reason::is_failure)) {
+pub(crate) fn connection(note: ConnectionNote) {
+    let downstream = &note.downstream;
+    downstream.worker.handles.connection_finished(&note);
+    if !is_logged(downstream.worker.shared.access_log, note.reason.is_some_and(Reason::is_failure)) {
         return;
     }
     tracing::info!(
         target: "access",
-        direction = note.direction.as_str(),
-        src.addr = %note.peer,
-        dst.addr = %note.destination,
+        direction = downstream.direction.as_str(),
+        src.addr = %downstream.peer,
+        dst.addr = %downstream.destination,
         source = note.origin.as_ref().map(|origin| origin.text.as_str()),
         reason = note.reason.map(Reason::as_str),
         error = note.error.as_ref().map(tracing::field::display),

@@ -71,9 +71,16 @@ pub(crate) struct EndpointHandles {
 }
 
 /// One worker's handles.
-pub(crate) struct RequestHandles {
+pub(crate) struct Handles {
     metrics: Metrics,
+    inbound: DirectionHandle,
+    outbound: DirectionHandle,
     by_request: RefCell<HashMap<RequestKey, RequestHandle>>,
+}
+
+struct DirectionHandle {
+    accepted: Counter,
+    open: Gauge,
 }
 
 struct RequestHandle {
@@ -244,15 +251,6 @@ impl Metrics {
         let labels = NameLabels { service: service.to_owned() };
         self.unwell.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
-
-    /// Counts a connection until the result is dropped.
-    pub(crate) fn connection(&self, direction: Direction) -> Open {
-        let labels = DirectionLabels { direction };
-        self.accepted.get_or_create(&labels).inc();
-        let open = self.open.get_or_create(&labels).clone();
-        open.inc();
-        Open(open)
-    }
 }
 
 impl Drop for Open {
@@ -309,17 +307,40 @@ impl Drop for EndpointHandles {
     }
 }
 
-// === impl RequestHandles ===
+// === impl Handles ===
 
-impl RequestHandles {
+impl Handles {
     pub(crate) fn new(metrics: Metrics) -> Self {
-        Self { metrics, by_request: RefCell::default() }
+        let of = |direction| {
+            let labels = DirectionLabels { direction };
+            DirectionHandle {
+                accepted: metrics.accepted.get_or_create(&labels).clone(),
+                open: metrics.open.get_or_create(&labels).clone(),
+            }
+        };
+        Self {
+            inbound: of(Direction::Inbound),
+            outbound: of(Direction::Outbound),
+            by_request: RefCell::default(),
+            metrics,
+        }
+    }
+
+    /// Counts a connection until the result is dropped.
+    pub(crate) fn connection(&self, direction: Direction) -> Open {
+        let DirectionHandle { accepted, open } = match direction {
+            Direction::Inbound => &self.inbound,
+            Direction::Outbound => &self.outbound,
+        };
+        accepted.inc();
+        open.inc();
+        Open(open.clone())
     }
 
     /// A request is over.
     pub(crate) fn finished(&self, note: &Note) {
         let key = RequestKey {
-            direction: note.direction,
+            direction: note.downstream.direction,
             rule: note.rule,
             service: note.cluster.as_ref().map_or(0, |name| name.as_ptr() as usize),
             status: note.status,
@@ -383,7 +404,7 @@ impl RequestHandles {
     /// A connection of bytes is over, or one was refused.
     pub(crate) fn connection_finished(&self, note: &ConnectionNote) {
         let service = note.cluster.as_deref().unwrap_or_default().to_owned();
-        let direction = note.direction;
+        let direction = note.downstream.direction;
         let reason = note.reason.map_or("", |reason| reason.as_str());
         let labels = ConnectionLabels { direction, service: service.clone(), reason };
         self.metrics.connections.get_or_create(&labels).inc();

@@ -180,6 +180,18 @@ async fn a_tunnel_that_cannot_open_says_why() {
     assert!(ask(&proxy, TO_DB).await.1.starts_with("HTTP/1.1 500 "), "as for other requests");
 }
 
+/// Waits until so many connections of clients are open.
+async fn until_open(proxy: &Proxy, count: u32) {
+    let line = format!("weft_connections_open{{direction=\"outbound\"}} {count}\n");
+    for _ in 0..200 {
+        if proxy.get(proxy.metrics, "/metrics").await.1.contains(&line) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{count} connections are not what is counted");
+}
+
 #[tokio::test]
 async fn tunnels_count_as_connections_as_long_as_they_last() {
     let proxy = Proxy::start("tunnel-limit").await;
@@ -190,8 +202,10 @@ async fn tunnels_count_as_connections_as_long_as_they_last() {
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
     let (_, head) = ask(&proxy, TO_DB).await;
     assert!(head.starts_with("HTTP/1.1 503 ") && head.contains("weft-reason: overflow"), "{head}");
+    until_open(&proxy, 1).await;
     first.shutdown().await.expect("ends its half");
     assert_eq!(rest(first).await, "heard ");
+    until_open(&proxy, 0).await;
     for _ in 0..200 {
         if ask(&proxy, TO_DB).await.1.starts_with("HTTP/1.1 200 ") {
             return;
