@@ -24,6 +24,7 @@ use weft_runtime::readiness::Readiness;
 use weft_runtime::{log, signal};
 
 use crate::bootstrap::{Bootstrap, Source as SourceChoice};
+use crate::clock::Tick;
 use crate::filter::rate_limit::Limiters;
 use crate::listener;
 use crate::memory::{self, Memory};
@@ -141,6 +142,7 @@ pub async fn start(
         drain,
         connections: running.connections.clone(),
         started: Instant::now(),
+        started_tick: Tick::now(),
     });
     tokio::spawn(health::run(shared.clone()));
     let sockets = outbound.sockets.into_iter().zip(inbound.sockets);

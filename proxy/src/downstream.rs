@@ -33,7 +33,7 @@ impl Downstream {
         place: OwnedSemaphorePermit,
     ) -> Option<Rc<Self>> {
         let shared = &worker.shared;
-        let original = original_destination(stream).ok()?;
+        let original = original_destination(stream, peer).ok()?;
         let destination = match (direction, shared.application) {
             (Direction::Inbound, Some(application)) if shared.own_ports.contains(&original.port()) => application,
             _ => original,

@@ -21,6 +21,7 @@
 pub mod app;
 mod balance;
 pub mod bootstrap;
+mod clock;
 mod decide;
 mod detect;
 mod downstream;

@@ -31,6 +31,8 @@ pub(crate) fn bind(port: u16) -> io::Result<std::net::TcpListener> {
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(true)?;
         socket.set_nonblocking(true)?;
+        // Linux gives it to the connections that are accepted.
+        socket.set_tcp_nodelay(true)?;
         Ok(socket)
     };
     let bind_v6 = || -> io::Result<Socket> {
@@ -68,7 +70,6 @@ where
         };
         match accepted {
             Ok((stream, peer)) => {
-                let _ = stream.set_nodelay(true);
                 if let Some(downstream) = Downstream::new(&worker, direction, &stream, peer, place) {
                     tokio::task::spawn_local(handle(downstream, stream));
                 }
@@ -80,5 +81,18 @@ where
                 tokio::time::sleep(REST).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_accepted_sends_at_once() {
+        let listener = TcpListener::from_std(bind(0).expect("binds")).expect("listens");
+        let port = listener.local_addr().expect("an address").port();
+        let (client, accepted) = tokio::join!(TcpStream::connect((Ipv4Addr::LOCALHOST, port)), listener.accept());
+        assert!(client.is_ok() && accepted.expect("accepts").0.nodelay().expect("is known"));
     }
 }

@@ -422,7 +422,8 @@ async fn filtered(
     let origin = filters.cors.as_ref().and_then(|_| request.headers().get(header::ORIGIN).cloned());
     let limit = filters.rate_limit.as_ref();
     let taken = limit.map(|limit| {
-        let (peer, now) = (finish.note.downstream.peer.ip(), worker.now());
+        // Exactly: within a tick, many requests may be let pass.
+        let (peer, now) = (finish.note.downstream.peer.ip(), worker.shared.started.elapsed());
         limit.take(&worker.shared.limiters, request.headers(), uri.query(), peer, now)
     });
     let mut response = match taken {

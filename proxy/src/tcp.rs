@@ -14,14 +14,15 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
+use nix::unistd::pipe2;
 use socket2::SockRef;
 use tokio::io::{AsyncWrite, Interest};
 use tokio::net::TcpStream;
-use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::Tick;
 use crate::space::{self, READ};
 use crate::stream::Stream;
 
@@ -72,10 +73,10 @@ enum Way {
 
 /// Relays until both directions are closed, or silent for as long as `idle`.
 pub(crate) async fn relay(first: End, second: End, idle: Duration, drain: &CancellationToken) -> Relayed {
-    let (sent, received, active) = (Cell::new(0), Cell::new(0), Cell::new(Instant::now()));
+    let (sent, received, active) = (Cell::new(0), Cell::new(0), Cell::new(Tick::now()));
     let carried = |count: &Cell<u64>, bytes: usize| {
         count.set(count.get() + bytes as u64);
-        active.set(Instant::now());
+        active.set(Tick::now());
     };
     let (there, back) = (|bytes| carried(&sent, bytes), |bytes| carried(&received, bytes));
     let end = async {
@@ -144,13 +145,9 @@ async fn drained(drain: &CancellationToken) {
 }
 
 /// Ends when nothing was active for as long as `limit`.
-async fn silence(active: &Cell<Instant>, limit: Duration) {
-    loop {
-        let end = active.get() + limit;
-        if end <= Instant::now() {
-            return;
-        }
-        tokio::time::sleep_until(end).await;
+async fn silence(active: &Cell<Tick>, limit: Duration) {
+    while let Some(rest) = limit.checked_sub(active.get().elapsed()).filter(|rest| !rest.is_zero()) {
+        tokio::time::sleep(rest).await;
     }
 }
 
@@ -230,8 +227,8 @@ async fn write_all(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
 
 /// The read end and the write end of a new pipe.
 fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
-    let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-    let _ = fcntl_setpipe_size(&write, PIPE_BYTES);
+    let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+    let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(i32::try_from(PIPE_BYTES).unwrap_or(i32::MAX)));
     Ok((read, write))
 }
 
@@ -243,7 +240,7 @@ async fn splice_through(
     (read, write): &(OwnedFd, OwnedFd),
     carried: impl Fn(usize),
 ) -> Result<(), Cut> {
-    let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+    let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK;
     loop {
         tokio::task::coop::consume_budget().await;
         // The pipe is empty here, so it is the socket that would block.
@@ -394,7 +391,7 @@ mod tests {
 
     #[tokio::test]
     async fn silence_has_an_end() {
-        let just_now = Cell::new(Instant::now());
+        let just_now = Cell::new(Tick::now());
         let wait = Duration::from_millis(20);
         assert!(tokio::time::timeout(wait * 3, silence(&just_now, Duration::from_secs(60))).await.is_err());
         tokio::time::timeout(Duration::from_secs(5), silence(&just_now, wait)).await.expect("it is over");

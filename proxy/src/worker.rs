@@ -16,6 +16,7 @@ use weft_config::bootstrap::AccessLog;
 
 use crate::balance::Chance;
 use crate::bootstrap::Timeouts;
+use crate::clock::Tick;
 use crate::filter::rate_limit::Limiters;
 use crate::memory::Memory;
 use crate::table::Cluster;
@@ -57,6 +58,8 @@ pub(crate) struct Shared {
     pub(crate) connections: TaskTracker,
     /// When the process began.
     pub(crate) started: Instant,
+    /// The same, by the tick.
+    pub(crate) started_tick: Tick,
 }
 
 /// What one worker has to itself.
@@ -119,9 +122,9 @@ impl Worker {
         local.entry(address).or_insert_with(|| Rc::new(Endpoint::new(address, self.now()))).clone()
     }
 
-    /// Time since the process began, for balancers.
+    /// Time since the process began, for balancers: by the tick.
     pub(crate) fn now(&self) -> Duration {
-        self.shared.started.elapsed()
+        self.shared.started_tick.elapsed()
     }
 
     fn sweep(&self) {

@@ -2,6 +2,8 @@
 //! without the rest of it, so that a build with instrumentation takes seconds; the laws are those of their unit tests.
 #![allow(dead_code, unused_imports, reason = "only what the laws need is used of each file")]
 
+#[path = "../../src/clock.rs"]
+mod clock;
 #[path = "../../src/detect.rs"]
 mod detect;
 #[path = "../../src/hpack/mod.rs"]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use http::header::{self, HeaderValue};
 use http::{Request, Response, StatusCode};
 use http_body::Body;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep};
 
 use super::body::{Handover, ResponseBody};
 use super::incoming::Incoming;
@@ -18,6 +18,7 @@ use super::pipe::Pipe;
 use super::serve::HEAD_BYTES_MAX;
 use super::watch::{Watch, Watched};
 use super::{CONNECTION_WINDOW, STREAM_WINDOW, date, respond};
+use crate::clock::Tick;
 use crate::downstream::Downstream;
 use crate::http1::parse::BadMessage;
 use crate::http2::{Connection, Limits, Reason, SendStream};
@@ -99,17 +100,18 @@ async fn accept<F, R>(
 
 /// Runs a stream to its end, and ends it when nothing happens in it for too long. It is reset then.
 async fn unless_idle<R: Future<Output = Response<ResponseBody>>>(mut stream: Stream<R>, idle: Duration) {
-    let mut moved = Instant::now();
-    let mut timer = pin!(sleep_until(moved + idle));
+    let mut moved = Tick::now();
+    let mut timer = pin!(sleep(idle));
     poll_fn(|cx| {
         // Whatever wakes the stream is news of it, but for the timer.
         while timer.as_mut().poll(cx).is_ready() {
-            if moved.elapsed() >= idle {
+            let left = idle.saturating_sub(moved.elapsed());
+            if left.is_zero() {
                 return Poll::Ready(());
             }
-            timer.as_mut().reset(moved + idle);
+            timer.as_mut().reset(Instant::now() + left);
         }
-        moved = Instant::now();
+        moved = Tick::now();
         Pin::new(&mut stream).poll(cx)
     })
     .await;

@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::bootstrap::Timeouts;
+use crate::clock::Tick;
 use crate::memory::Memory;
 use crate::sniff::Prefixed;
 use crate::space;
@@ -33,6 +34,7 @@ const LINGER_BYTES_MAX: usize = 1024 * 1024;
 pub(crate) struct Watch {
     timeouts: Timeouts,
     begun: Instant,
+    begun_tick: Tick,
     /// In HTTP/1.1 what comes between requests is a head.
     http1: bool,
     /// Requests that are not answered to their end.
@@ -77,6 +79,7 @@ impl Watch {
         Self {
             timeouts,
             begun: Instant::now(),
+            begun_tick: Tick::now(),
             http1,
             open: Cell::new(0),
             moved: Cell::new(1),
@@ -87,7 +90,7 @@ impl Watch {
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX) + 1
+        u64::try_from(self.begun_tick.elapsed().as_millis()).unwrap_or(u64::MAX) + 1
     }
 
     /// A head was read.

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use http::request::Parts;
@@ -10,6 +9,7 @@ use http::{HeaderMap, StatusCode};
 
 use super::flow::{ReceiveWindow, SendWindow};
 use super::{Error, Limits};
+use crate::clock::Tick;
 
 /// Parts of a body below this are put together while they wait, so that a burst of small ones costs little memory.
 const SMALL: usize = 512;
@@ -24,7 +24,7 @@ pub(super) enum Direction {
 }
 
 pub(super) struct Stream {
-    pub(super) opened: Instant,
+    pub(super) opened: Tick,
 
     // What comes.
     pub(super) receiving: Direction,
@@ -68,7 +68,7 @@ pub(super) struct WrongLength;
 impl Stream {
     pub(super) fn new(limits: &Limits, send_window: i32) -> Self {
         Self {
-            opened: Instant::now(),
+            opened: Tick::now(),
             receiving: Direction::Waiting,
             response: None,
             received: VecDeque::new(),

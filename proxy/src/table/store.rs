@@ -20,6 +20,7 @@ use weft_runtime::readiness::Part;
 use super::source::{Document, Event, Source};
 use super::{CompileError, Inbound, Namespace, Table};
 use crate::bootstrap::Pod;
+use crate::clock::Tick;
 use crate::telemetry::metrics::ConfigMetrics;
 
 /// Namespaces that are open at once; beyond, the one not used for longest is closed. An API server allows a client 100
@@ -405,9 +406,9 @@ impl Keeper {
 
 /// Seconds since the process first asked.
 pub(crate) fn now_seconds() -> u64 {
-    static START: OnceLock<Instant> = OnceLock::new();
+    static START: OnceLock<Tick> = OnceLock::new();
     // Never 0, so that what was never used is older than everything.
-    START.get_or_init(Instant::now).elapsed().as_secs() + 1
+    START.get_or_init(Tick::now).elapsed().as_secs() + 1
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -8,7 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{Either, LocalBoxFuture, Shared};
@@ -20,6 +20,7 @@ use super::http2::Http2;
 use super::load::{Load, Permit};
 use crate::balance::PeakEwma;
 use crate::balance::outlier::Tally;
+use crate::clock::Tick;
 use crate::http::body::RequestBody;
 use crate::http::incoming::Incoming;
 
@@ -49,7 +50,7 @@ pub(crate) struct Endpoint {
 
 struct Idle {
     connection: Rc<Http1>,
-    since: Instant,
+    since: Tick,
 }
 
 /// An HTTP/2 connection that is being made. Of a thousand requests that come at once the first makes a connection and a
@@ -202,7 +203,7 @@ impl Endpoint {
     fn keep(&self, connection: Rc<Http1>) {
         let mut idle = self.idle.borrow_mut();
         if idle.len() < IDLE_MAX {
-            idle.push(Idle { connection, since: Instant::now() });
+            idle.push(Idle { connection, since: Tick::now() });
         }
     }
 

@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep};
 
 use super::endpoint::SendError;
 use super::load::Permit;
+use crate::clock::Tick;
 use crate::http::body::RequestBody;
 use crate::http::incoming::{Incoming, Sending};
 use crate::http::pipe::Pipe;
@@ -47,7 +48,7 @@ pub(crate) struct Http2 {
     requests: Requests,
     streams: Cell<u32>,
     /// Since when there are none.
-    idle: Cell<Instant>,
+    idle: Cell<Tick>,
     state: Rc<State>,
 }
 
@@ -96,7 +97,7 @@ impl Http2 {
             ended.ended.set(true);
             drop(permit);
         });
-        let idle = Cell::new(Instant::now());
+        let idle = Cell::new(Tick::now());
         Rc::new(Self { requests, streams: Cell::new(0), idle, state })
     }
 
@@ -127,7 +128,7 @@ impl Http2 {
     pub(crate) fn leave(&self) {
         self.streams.set(self.streams.get() - 1);
         if self.streams.get() == 0 {
-            self.idle.set(Instant::now());
+            self.idle.set(Tick::now());
             self.state.busy.set(false);
         }
     }
