@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use weft_config::bootstrap::{ENV_PURGE_DELAY, PURGE_DELAY_MS};
 
@@ -89,6 +90,9 @@ pub(crate) fn alone(module: &str, test: &str, body: impl FnOnce()) {
 
 /// Redirects as in two pods: what a proxy sends is left alone, but for what the first one sends to the second pod.
 fn furnish() {
+    // As many files as may be, for clients in their thousands and for the proxies that serve them.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit of files");
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("the limit of files can be raised");
     let (service, pod, second) = (ip(SERVICE), ip(POD), ip(SECOND_POD));
     let nat = |rule: String| format!("iptables-nft -w -t nat -A OUTPUT -p tcp {rule}");
     for command in [

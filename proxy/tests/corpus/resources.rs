@@ -1,8 +1,5 @@
 //! Slow clients, many clients, no file descriptors left, and the memory that all this takes. Whoever behaves is served
 //! meanwhile.
-//!
-//! `WEFT_CORPUS_CLIENTS` sets how many clients are slow with their heads at once: 300 by default; 5,000 take no longer,
-//! but file descriptors of whoever runs the test.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,9 +12,8 @@ use super::app::{App, Reply, Then};
 use super::client::{Client, get};
 use super::place::{BOTH, Direction, Options, PATIENCE, Place, alone, exported, scrape, wait};
 
-fn clients() -> usize {
-    std::env::var("WEFT_CORPUS_CLIENTS").ok().and_then(|count| count.parse().ok()).unwrap_or(300)
-}
+/// Clients that are slow with their heads at once.
+const SLOW: usize = 5000;
 
 fn timeouts(values: serde_json::Value) -> Vec<(&'static str, String)> {
     vec![("WEFT_TIMEOUTS_MS", values.to_string())]
@@ -89,7 +85,7 @@ fn slow_heads() {
         for direction in BOTH {
             let legitimate = Legitimate::start(direction);
             let before = place.memory();
-            let mut slow: Vec<Client> = (0..clients())
+            let mut slow: Vec<Client> = (0..SLOW)
                 .map(|at| {
                     let mut client = Client::connect(direction.address());
                     client.send(begins[at % begins.len()]);
