@@ -53,7 +53,7 @@ pub(super) async fn respond(
         if connects {
             return tunnel::refusal().into_response(finish);
         }
-        return send(worker, request, &port.cluster, None, None, Rest::default(), host, finish).await;
+        return send(worker, request, &port.cluster, None, None, None, host, finish).await;
     };
     let head =
         RequestHead { method: request.method(), path: uri.path(), query: uri.query(), headers: request.headers() };
@@ -221,18 +221,12 @@ async fn act(
                 },
             };
             let host = rewrite.hostname.clone().or(host);
-            let rest = Rest { rule: Some(rule) };
-            send(worker, request, &cluster, target.subset.clone(), path, rest, host, finish).await
+            send(worker, request, &cluster, target.subset.clone(), path, Some(rule), host, finish).await
         }
     }
 }
 
-/// The rule whose timeouts, retries and edits a request goes by, if a rule took it.
-#[derive(Default)]
-struct Rest<'a> {
-    rule: Option<&'a Rule>,
-}
-
+/// Sends a request on, by the timeouts, retries and edits of the rule that took it, if one did.
 #[expect(clippy::too_many_arguments, reason = "the parts of one request, put together in one place")]
 async fn send(
     worker: &Rc<Worker>,
@@ -240,7 +234,7 @@ async fn send(
     cluster: &Arc<Cluster>,
     subset: Option<String>,
     path: Option<PathAndQuery>,
-    rest: Rest<'_>,
+    rule: Option<&Rule>,
     host: Option<HeaderValue>,
     mut finish: Box<Finish>,
 ) -> Response<ResponseBody> {
@@ -256,7 +250,6 @@ async fn send(
             return Answer::new(Reason::Overflow, text).into_response(finish);
         }
     }
-    let rule = rest.rule;
     let plan = Plan {
         host,
         path,
