@@ -30,6 +30,7 @@ use crate::listener;
 use crate::memory::{self, Memory};
 use crate::table::source::Source;
 use crate::table::store::Keeper;
+use crate::telemetry::alive;
 use crate::telemetry::metrics::{ConfigMetrics, Direction, Metrics};
 use crate::upstream::health;
 use crate::upstream::load::Loads;
@@ -80,9 +81,11 @@ pub async fn start(
     let Bootstrap {
         pod, workers, source, cache, ports, tls, timeouts, opaque_ports, probes, access_log, cgroup, ..
     } = bootstrap;
-    let mut registry = Registry::with_prefix("weft");
-    let metrics = Metrics::new(&mut registry);
-    let config_metrics = ConfigMetrics::new(&mut registry);
+    let mut registry = Registry::default();
+    alive::register(&mut registry);
+    let weft = registry.sub_registry_with_prefix("weft");
+    let metrics = Metrics::new(weft);
+    let config_metrics = ConfigMetrics::new(weft);
     let memory = Arc::new(Memory::new(&cgroup));
     tokio::spawn(memory::watch(memory.clone(), metrics.memory.clone()));
     let readiness = Readiness::default();
@@ -208,13 +211,8 @@ fn work(shared: Arc<Shared>, number: u64, (outbound, inbound): (std::net::TcpLis
         let worker = Worker::new(shared, number);
         match (TcpListener::from_std(outbound), TcpListener::from_std(inbound)) {
             (Ok(outbound), Ok(inbound)) => {
-                tokio::task::spawn_local(listener::accept(
-                    worker.clone(),
-                    Direction::Outbound,
-                    outbound,
-                    outbound::handle,
-                ));
-                tokio::task::spawn_local(listener::accept(worker, Direction::Inbound, inbound, inbound::handle));
+                alive::spawn(listener::accept(worker.clone(), Direction::Outbound, outbound, outbound::handle));
+                alive::spawn(listener::accept(worker, Direction::Inbound, inbound, inbound::handle));
             }
             (Err(error), _) | (_, Err(error)) => return tracing::error!(%error, "a worker cannot listen"),
         }

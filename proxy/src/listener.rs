@@ -11,6 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use crate::downstream::Downstream;
+use crate::telemetry::alive;
 use crate::telemetry::metrics::Direction;
 use crate::worker::Worker;
 
@@ -71,7 +72,7 @@ where
         match accepted {
             Ok((stream, peer)) => {
                 if let Some(downstream) = Downstream::new(&worker, direction, &stream, peer, place) {
-                    tokio::task::spawn_local(handle(downstream, stream));
+                    alive::spawn(handle(downstream, stream));
                 }
             }
             // The peer was gone before it was accepted: nothing to rest for.

@@ -21,6 +21,7 @@ use crate::filter::rate_limit::Limiters;
 use crate::memory::Memory;
 use crate::table::Cluster;
 use crate::table::store::Store;
+use crate::telemetry::alive;
 use crate::telemetry::metrics::{Handles, Metrics};
 use crate::upstream::cluster::ClusterState;
 use crate::upstream::endpoint::Endpoint;
@@ -86,7 +87,7 @@ impl Worker {
             mirrors: RefCell::default(),
             local: RefCell::default(),
         });
-        tokio::task::spawn_local(sweep(Rc::downgrade(&worker)));
+        alive::spawn(sweep(Rc::downgrade(&worker)));
         worker
     }
 

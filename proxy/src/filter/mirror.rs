@@ -9,8 +9,10 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,12 +26,13 @@ use weft_config as wire;
 
 use super::Fraction;
 use crate::balance::affinity::Affinity;
-use crate::http::body::{REPLAY_BYTES_MAX, RequestBody};
+use crate::http::body::{BodyError, REPLAY_BYTES_MAX, RequestBody};
 use crate::http::head;
 use crate::http::incoming::Incoming;
 use crate::outbound::find_cluster;
 use crate::table::CompileError;
 use crate::table::route::{Origin, Rule, Target};
+use crate::telemetry::alive;
 use crate::upstream::endpoint::LeaseError;
 use crate::upstream::load::Kind;
 use crate::worker::Worker;
@@ -138,7 +141,7 @@ impl Copies {
     pub(crate) fn send(self, chunks: &[Bytes]) {
         for shadow in self.0 {
             let body = chunks.iter().cloned().collect();
-            tokio::task::spawn_local(shadow.send(body));
+            alive::spawn(shadow.send(body));
         }
     }
 
@@ -153,8 +156,12 @@ impl Copies {
 impl Shadow {
     async fn send(mut self, body: VecDeque<Bytes>) {
         let timeout = self.timeout;
-        let outcome = tokio::time::timeout(timeout, self.exchange(body)).await.unwrap_or(Outcome::Timeout);
-        self.outcome.set(outcome);
+        match tokio::time::timeout(timeout, self.exchange(body)).await {
+            Ok(outcome) => self.outcome.set(outcome),
+            // The rest of a copy that was answered may have been what took so long.
+            Err(_) if self.outcome.get() == Outcome::Answered => {}
+            Err(_) => self.outcome.set(Outcome::Timeout),
+        }
     }
 
     async fn exchange(&mut self, body: VecDeque<Bytes>) -> Outcome {
@@ -186,6 +193,7 @@ impl Shadow {
         let body = if body.is_empty() { RequestBody::Empty } else { RequestBody::Whole(body) };
         let Ok(response) = lease.send(&parts, body).await else { return Outcome::Failed };
         endpoint.observe(started.elapsed(), worker.now());
+        self.outcome.set(Outcome::Answered);
         if read(response.into_body()).await {
             lease.give_back();
         }
@@ -216,20 +224,24 @@ impl Outcome {
     }
 }
 
-/// Reads an answer and throws it away. Whether it came to its end.
+/// Reads an answer and throws it away, while what is left of the copy is sent. Whether both came to their ends.
 async fn read(mut body: Incoming) -> bool {
-    let mut bytes = 0;
-    while !body.is_end_stream() {
-        match body.frame().await {
-            None => return true,
-            Some(Err(_)) => return false,
-            Some(Ok(frame)) => bytes += frame.data_ref().map_or(0, Bytes::len),
+    let mut upload = body.take_upload();
+    let uploaded = poll_fn(|cx| upload.as_mut().map_or(Poll::Ready(Ok(())), |upload| upload.poll_send(cx)));
+    let answered = async {
+        let mut bytes = 0;
+        while !body.is_end_stream() {
+            match body.frame().await {
+                None => break,
+                Some(frame) => bytes += frame?.data_ref().map_or(0, Bytes::len),
+            }
+            if bytes > ANSWER_BYTES_MAX {
+                return Err("the answer is longer than what is read of it".into());
+            }
         }
-        if bytes > ANSWER_BYTES_MAX {
-            return false;
-        }
-    }
-    true
+        Ok::<(), BodyError>(())
+    };
+    tokio::try_join!(uploaded, answered).is_ok()
 }
 
 /// A host with something behind its name, before its port. One that would not be a host then stays as it is.

@@ -15,6 +15,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::forward::Finish;
 use super::head;
 use super::incoming::Incoming;
+use super::upload::Upload;
 use super::watch::Open;
 use crate::filter::mirror::Copies;
 use crate::http2::SendStream;
@@ -67,6 +68,8 @@ pub(crate) struct ResponseBody {
     deadline: Option<Instant>,
     /// Rings then. Most bodies are here before anybody has to wait for them.
     timer: Option<Pin<Box<Sleep>>>,
+    /// What is left of the request. Whoever polls this body polls it as well: see [`Self::poll_upload`].
+    upload: Option<Box<Upload>>,
     finish: Box<Finish>,
     /// Tells the client's connection that the request is open still.
     pub(crate) open: Option<Open>,
@@ -76,6 +79,8 @@ enum Source {
     Ended,
     Full(Bytes),
     Incoming(Incoming),
+    /// The request broke off before the response was complete.
+    RequestBroken,
     /// What follows the head is not a body.
     Handover(Handover),
 }
@@ -92,6 +97,11 @@ pub(crate) enum Handover {
 #[derive(Debug, thiserror::Error)]
 #[error("the response was not complete when the time for the request was over")]
 struct DeadlineError;
+
+/// The request was not complete when its client broke it off.
+#[derive(Debug, thiserror::Error)]
+#[error("the request was broken off before the response was complete")]
+struct RequestBrokenError;
 
 /// The request is being sent again elsewhere.
 #[derive(Debug, thiserror::Error)]
@@ -243,9 +253,9 @@ impl ResponseBody {
     /// An answer of the proxy's own.
     pub(crate) fn full(bytes: Bytes, finish: Box<Finish>) -> Self {
         let source = if bytes.is_empty() { Source::Ended } else { Source::Full(bytes) };
-        let mut body = Self { source, deadline: None, timer: None, finish, open: None };
+        let mut body = Self { source, deadline: None, timer: None, upload: None, finish, open: None };
         if matches!(body.source, Source::Ended) {
-            body.finish.complete();
+            body.end();
         }
         body
     }
@@ -268,14 +278,49 @@ impl ResponseBody {
     }
 
     /// A backend's answer.
-    pub(crate) fn incoming(body: Incoming, deadline: Option<Instant>, finish: Box<Finish>) -> Self {
-        let ended = body.is_end_stream();
-        let mut body = Self { source: Source::Incoming(body), deadline, timer: None, finish, open: None };
+    pub(crate) fn incoming(mut body: Incoming, deadline: Option<Instant>, finish: Box<Finish>) -> Self {
+        let (ended, upload) = (body.is_end_stream(), body.take_upload());
+        let mut body = Self { source: Source::Incoming(body), deadline, timer: None, upload, finish, open: None };
         if ended {
-            body.source = Source::Ended;
-            body.finish.complete();
+            body.end();
         }
         body
+    }
+
+    /// Carries on with what is left of the request. Ready: nothing is, or the server takes no more of it.
+    pub(crate) fn poll_upload(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(upload) = &mut self.upload else { return Poll::Ready(()) };
+        let sent = ready!(upload.poll_send(cx));
+        self.upload = None;
+        match (&self.source, sent) {
+            (Source::Ended, Ok(())) => self.finish.give_back(),
+            (Source::Incoming(_), Err(_)) => {
+                self.source = Source::RequestBroken;
+                self.finish.request_broken();
+                // For whoever waits for the response.
+                cx.waker().wake_by_ref();
+            }
+            _ => {}
+        }
+        Poll::Ready(())
+    }
+
+    /// Cuts the request, if something of it is left.
+    pub(crate) fn cut_upload(&mut self) {
+        self.upload = None;
+    }
+
+    pub(crate) fn has_upload(&self) -> bool {
+        self.upload.is_some()
+    }
+
+    /// The response is complete. Its connection can be used again once the request is complete too.
+    fn end(&mut self) {
+        self.source = Source::Ended;
+        self.finish.complete();
+        if self.upload.is_none() {
+            self.finish.give_back();
+        }
     }
 }
 
@@ -287,11 +332,11 @@ impl Body for ResponseBody {
         let this = self.get_mut();
         match &mut this.source {
             Source::Ended | Source::Handover(_) => Poll::Ready(None),
+            Source::RequestBroken => Poll::Ready(Some(Err(RequestBrokenError.into()))),
             Source::Full(bytes) => {
                 let bytes = std::mem::take(bytes);
                 this.finish.bytes += bytes.len() as u64;
-                this.source = Source::Ended;
-                this.finish.complete();
+                this.end();
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
             Source::Incoming(incoming) => {
@@ -310,8 +355,7 @@ impl Body for ResponseBody {
                     None => {}
                 }
                 if ended && !matches!(frame, Some(Err(_))) {
-                    this.source = Source::Ended;
-                    this.finish.complete();
+                    this.end();
                 }
                 Poll::Ready(frame)
             }
@@ -327,6 +371,7 @@ impl Body for ResponseBody {
             Source::Ended | Source::Handover(_) => SizeHint::with_exact(0),
             Source::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Source::Incoming(incoming) => incoming.size_hint(),
+            Source::RequestBroken => SizeHint::default(),
         }
     }
 }

@@ -40,6 +40,7 @@ use crate::downstream::Downstream;
 use crate::filter::mirror::Copies;
 use crate::table::route::{Origin, Retry, Rule};
 use crate::telemetry::access;
+use crate::telemetry::alive::{self, Alive, Kind};
 use crate::telemetry::metrics::Direction;
 use crate::upstream::cluster::ClusterState;
 use crate::upstream::endpoint::{Endpoint, Lease, LeaseError, SendError};
@@ -91,9 +92,9 @@ pub(crate) struct Finish {
     pub(crate) note: Note,
     pub(crate) bytes: u64,
     lease: Option<Lease>,
-    body: Option<Rc<Shared>>,
     permit: Option<Permit>,
     copies: Option<Box<Copies>>,
+    _alive: Alive,
 }
 
 /// What is noted.
@@ -188,7 +189,6 @@ pub(crate) async fn forward(
         parts.headers.insert(header::UPGRADE, protocol.clone());
     }
     let body = Shared::new(body, worker.shared.memory.clone());
-    finish.body = Some(body.clone());
     if let Some(copies) = finish.copies.take() {
         body.copy_to(copies.of(&parts, plan.host.as_ref()));
     }
@@ -246,7 +246,7 @@ pub(crate) async fn forward(
             if deadline.is_none_or(|deadline| Instant::now() + wait < deadline) {
                 worker.handles.retried(finish.note.cluster.as_deref(), why);
                 if let Ok((response, lease)) = outcome {
-                    discard(response.into_body(), lease, body.clone());
+                    discard(response.into_body(), lease);
                 }
                 tokio::time::sleep(wait).await;
                 continue;
@@ -388,7 +388,7 @@ fn judge(outcome: &Attempted, waited: bool) -> Option<Outcome> {
 
 /// Makes the client's response of the backend's.
 fn accept(
-    response: Response<Incoming>,
+    mut response: Response<Incoming>,
     lease: Lease,
     plan: &Plan<'_>,
     deadline: Option<Instant>,
@@ -397,10 +397,14 @@ fn accept(
 ) -> Response<ResponseBody> {
     finish.note.status = response.status().as_u16();
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return match upgrade {
+        // What comes behind the head of a request that is not sent yet is of the old protocol.
+        let is_sent = response.body_mut().take_upload().is_none();
+        return match upgrade.filter(|_| is_sent) {
             Some(protocol) => upgrade::switch(response, lease, protocol, finish),
-            None => Answer::new(Reason::UpstreamProtocol, "the backend changed the protocol without being asked")
-                .into_response(finish),
+            None => {
+                let text = "the backend changed the protocol unasked, or before it had all of the request";
+                Answer::new(Reason::UpstreamProtocol, text).into_response(finish)
+            }
         };
     }
     let (mut parts, body) = response.into_parts();
@@ -427,11 +431,15 @@ fn strip_own(headers: &mut HeaderMap, direction: Direction) {
     }
 }
 
-/// Reads the rest of a response that nobody wants, so that its connection can be used again; gives up soon.
-pub(super) fn discard(mut body: Incoming, lease: Lease, request: Rc<Shared>) {
+/// Reads the rest of a response that nobody wants, so that its connection can be used again; gives up soon. With a request that is
+/// not sent to its end both are cut: nobody is there to send the rest.
+pub(super) fn discard(mut body: Incoming, lease: Lease) {
     const BYTES_MAX: usize = 16 * 1024;
     const PATIENCE: Duration = Duration::from_millis(250);
-    tokio::task::spawn_local(async move {
+    if body.take_upload().is_some() {
+        return;
+    }
+    alive::spawn(async move {
         let mut read = 0;
         let rest = async {
             while let Some(Ok(frame)) = http_body_util::BodyExt::frame(&mut body).await {
@@ -442,7 +450,7 @@ pub(super) fn discard(mut body: Incoming, lease: Lease, request: Rc<Shared>) {
             }
             http_body::Body::is_end_stream(&body)
         };
-        if tokio::time::timeout(PATIENCE, rest).await == Ok(true) && request.is_complete() {
+        if tokio::time::timeout(PATIENCE, rest).await == Ok(true) {
             lease.give_back();
         }
     });
@@ -585,7 +593,7 @@ impl Finish {
             complete: false,
             grpc,
         };
-        Box::new(Self { note, bytes: 0, lease: None, body: None, permit: None, copies: None })
+        Box::new(Self { note, bytes: 0, lease: None, permit: None, copies: None, _alive: Alive::new(Kind::Request) })
     }
 
     /// Says whose word the request's fate is.
@@ -622,14 +630,21 @@ impl Finish {
         self.note.status = status.as_u16();
     }
 
-    /// The response was sent whole: the connection that it came from can be used again, if the request went out whole.
+    /// The response was sent whole.
     pub(crate) fn complete(&mut self) {
         self.note.complete = true;
-        if let Some(lease) = self.lease.take()
-            && self.body.as_ref().is_none_or(|body| body.is_complete())
-        {
+    }
+
+    /// Request and response are over: their connection can be used again if both were whole.
+    pub(crate) fn give_back(&mut self) {
+        if let Some(lease) = self.lease.take() {
             lease.give_back();
         }
+    }
+
+    /// The client broke its request off while the response was being sent.
+    pub(crate) fn request_broken(&mut self) {
+        self.note.broken = Some("downstream-reset");
     }
 
     pub(crate) fn timed_out(&mut self) {

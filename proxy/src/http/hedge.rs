@@ -97,7 +97,7 @@ pub(super) async fn attempt(
     };
     let reject = |outcome: Attempted| {
         if let Ok((response, lease)) = outcome {
-            discard(response.into_body(), lease, body.clone());
+            discard(response.into_body(), lease);
         }
     };
     let raced = race(send(first, None), hedge.after, next, |outcome| is_good(plan.retry, outcome), reject).await;

@@ -7,11 +7,11 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http::header;
 use http_body::{Body, Frame, SizeHint};
-use tokio::task::AbortHandle;
 
 use super::body::BodyError;
 use super::requests::FromClient;
-use crate::http2::{self, Reason, RecvStream};
+use super::upload::Upload;
+use crate::http2::{self, RecvStream};
 use crate::upstream::http1::Receiving;
 
 /// A body that somebody sends to this proxy.
@@ -27,25 +27,32 @@ pub(crate) enum Incoming {
 pub(crate) struct StreamBody {
     stream: RecvStream,
     size: SizeHint,
-    /// What sends the other side's body still. Whoever drops this one before its end wants nothing of that either.
-    sending: Option<Sending>,
+    /// Of a response that came before its request was sent.
+    upload: Option<Box<Upload>>,
 }
-
-/// A task that sends a body; dropping this ends it, and so resets the stream.
-pub(crate) struct Sending(Option<AbortHandle>);
 
 // === impl Incoming ===
 
 impl Incoming {
     /// The body in a stream whose head was this.
-    pub(crate) fn of_stream(stream: RecvStream, head: &HeaderMap, sending: Option<Sending>) -> Self {
+    pub(crate) fn of_stream(stream: RecvStream, head: &HeaderMap, upload: Option<Box<Upload>>) -> Self {
         let length = head.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         let size = match length {
             Some(length) => SizeHint::with_exact(length),
             None if stream.is_end_stream() => SizeHint::with_exact(0),
             None => SizeHint::default(),
         };
-        Self::Http2(StreamBody { stream, size, sending })
+        Self::Http2(StreamBody { stream, size, upload })
+    }
+
+    /// What is left of the request that this is the response to. Whoever takes it sends it on; with this dropped, and it
+    /// inside, the request is cut.
+    pub(crate) fn take_upload(&mut self) -> Option<Box<Upload>> {
+        match self {
+            Self::FromClient(_) => None,
+            Self::FromServer(body) => body.take_upload(),
+            Self::Http2(body) => body.upload.take(),
+        }
     }
 }
 
@@ -87,18 +94,9 @@ impl StreamBody {
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        // Whatever the code of a reset is: what it comes before the end of is incomplete.
         let frame = ready!(self.poll_next(cx));
-        if frame.is_none() || self.stream.is_end_stream() {
-            self.finish();
-        }
-        match frame {
-            // The peer has said all it wants to say, and wants to hear no more (RFC 9113 8.1).
-            Some(Err(error)) if error.reason() == Some(Reason::NO_ERROR) => {
-                self.finish();
-                Poll::Ready(None)
-            }
-            frame => Poll::Ready(frame.map(|frame| frame.map_err(Into::into))),
-        }
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, http2::Error>>> {
@@ -109,29 +107,6 @@ impl StreamBody {
             }
             Some(Err(error)) => Poll::Ready(Some(Err(error))),
             None => Poll::Ready(self.stream.take_trailers().map(|trailers| Ok(Frame::trailers(trailers)))),
-        }
-    }
-
-    /// What is sent the other way is sent to its end.
-    fn finish(&mut self) {
-        if let Some(mut sending) = self.sending.take() {
-            sending.0 = None;
-        }
-    }
-}
-
-// === impl Sending ===
-
-impl Sending {
-    pub(crate) fn new(task: AbortHandle) -> Self {
-        Self(Some(task))
-    }
-}
-
-impl Drop for Sending {
-    fn drop(&mut self) {
-        if let Some(task) = &self.0 {
-            task.abort();
         }
     }
 }

@@ -8,6 +8,7 @@
 //! - [`requests`]: the requests of a connection of HTTP/1.1, one after the other.
 //! - [`streams`]: those of a connection of HTTP/2, side by side.
 //! - [`incoming`] and [`pipe`]: bodies as they come, and as they go into a stream of HTTP/2.
+//! - [`upload`]: the rest of a request whose response came first.
 //! - [`respond`]: the one place where an answer of the proxy's own is made.
 //! - [`body`]: bodies that can be sent again, and bodies that know when they are complete.
 //! - [`upgrade`]: what was HTTP and is bytes from now on.
@@ -26,6 +27,7 @@ pub(crate) mod serve;
 mod streams;
 pub(crate) mod tunnel;
 pub(crate) mod upgrade;
+pub(crate) mod upload;
 pub(crate) mod watch;
 
 /// HTTP/2 windows, on both sides, in bytes: what may be buffered for one slow stream, and for one connection.

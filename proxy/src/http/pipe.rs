@@ -19,9 +19,31 @@ pub(crate) struct Pipe<B> {
     broken: Reason,
 }
 
+/// Why a body was not sent to its end.
+pub(crate) enum Broken {
+    /// The peer takes no more, which what comes the other way tells as well.
+    Stream(http2::Error),
+    /// The body broke off; the stream was reset.
+    Body(BodyError),
+}
+
 impl<B> Pipe<B> {
     pub(crate) fn new(stream: SendStream, body: B, broken: Reason) -> Self {
         Self { stream, body, ended: false, broken }
+    }
+
+    /// Of a stream that has ended with its head.
+    pub(crate) fn after_end(stream: SendStream, body: B) -> Self {
+        Self { stream, body, ended: true, broken: Reason::INTERNAL_ERROR }
+    }
+
+    pub(crate) fn body_mut(&mut self) -> &mut B {
+        &mut self.body
+    }
+
+    /// Waits until the stream is reset.
+    pub(crate) fn poll_reset(&mut self, cx: &Context<'_>) -> Poll<()> {
+        self.stream.poll_error(cx).map(drop)
     }
 }
 
@@ -29,8 +51,8 @@ impl<B> Pipe<B>
 where
     B: Body<Data = Bytes, Error = BodyError> + Unpin,
 {
-    /// Sends what there is. An error is the end of the stream, which the body that comes the other way tells as well.
-    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), http2::Error>> {
+    /// Sends what there is, and is done when all of it is on its way.
+    pub(crate) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         loop {
             ready!(self.stream.poll_sent(cx))?;
             if self.ended {
@@ -38,7 +60,7 @@ where
             }
             let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
                 // To be woken when the peer resets the stream.
-                return self.stream.poll_error(cx).map(Err);
+                return self.stream.poll_error(cx).map(|error| Err(Broken::Stream(error)));
             };
             match frame.map(|frame| frame.map(http_body::Frame::into_data)) {
                 None => {
@@ -47,7 +69,7 @@ where
                 }
                 Some(Err(error)) => {
                     self.stream.reset(reason_of(&*error).unwrap_or(self.broken));
-                    return Poll::Ready(Ok(()));
+                    return Poll::Ready(Err(Broken::Body(error)));
                 }
                 Some(Ok(Ok(data))) => {
                     self.ended = self.body.is_end_stream();
@@ -64,27 +86,19 @@ where
     }
 }
 
-impl<B> Future for Pipe<B>
-where
-    B: Body<Data = Bytes, Error = BodyError> + Unpin,
-{
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.poll_send(cx).map(|sent| {
-            if let Err(error) = sent {
-                tracing::debug!(%error, "the rest of a body has nowhere to go");
-            }
-        })
+impl From<http2::Error> for Broken {
+    fn from(error: http2::Error) -> Self {
+        Self::Stream(error)
     }
 }
 
-/// The reason that a reset had, if it was one that broke a body off.
+/// The reason that a reset had, if it was one that broke a body off. NO_ERROR is none: behind an incomplete body it would say that
+/// the body is complete.
 fn reason_of(error: &(dyn Error + 'static)) -> Option<Reason> {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(error) = error.downcast_ref::<http2::Error>() {
-            return error.reason();
+            return error.reason().filter(|reason| *reason != Reason::NO_ERROR);
         }
         cause = error.source();
     }

@@ -171,8 +171,12 @@ where
     let head = encode::response(&asked, parts.status, &headers, length, connection);
     drop(headers);
     let ends_with_connection = head.1 == Framing::Close;
+    if unasked {
+        body.cut_upload();
+    }
     let mut outgoing = Outgoing::new(head, body);
-    let sent = poll_fn(|cx| match outgoing.poll_send(&wire, cx) {
+    let mut is_upload_first = false;
+    let sent = poll_fn(|cx| match poll_both(&mut outgoing, &wire, &mut is_upload_first, cx) {
         Poll::Ready(sent) => Poll::Ready(Some(sent)),
         Poll::Pending => client_leaves(&wire, reading.as_deref(), cx).map(|()| None),
     })
@@ -195,9 +199,11 @@ where
         let _ = next.send(End { stream, read: [read, before].concat().into() });
         return None;
     }
-    let is_read = match &reading {
+    // With the response, and what was left of the request, all is gone that could read the body beside this.
+    let is_read = match reading.map(Rc::into_inner) {
         None => true,
-        Some(reading) => goes_on && reading.finish().await,
+        Some(Some(reading)) => goes_on && reading.finish().await,
+        Some(None) => false,
     };
     let then = if goes_on && is_read {
         Then::Next
@@ -207,6 +213,21 @@ where
         Then::Close
     };
     Some((wire, then))
+}
+
+/// Sends a response, and what is left of its request: a client may send all of that before it reads. By turns, so that neither
+/// takes all the time that the task has.
+fn poll_both(
+    response: &mut Outgoing<ResponseBody>,
+    wire: &Wire<Watched>,
+    is_upload_first: &mut bool,
+    cx: &mut Context<'_>,
+) -> Poll<Result<(), Broken>> {
+    *is_upload_first = !*is_upload_first;
+    let before = if *is_upload_first { response.body_mut().poll_upload(cx) } else { Poll::Pending };
+    let sent = response.poll_send(wire, cx)?;
+    let uploaded = if *is_upload_first { before } else { response.body_mut().poll_upload(cx) };
+    if uploaded.is_ready() { sent.map(Ok) } else { Poll::Pending }
 }
 
 /// Whether the client has left, as far as that can be known: not while its body is still to be read.
@@ -256,7 +277,7 @@ impl Reading {
     }
 
     /// Reads what is left of a body that nobody wants. Whether it came to its end soon.
-    async fn finish(&self) -> bool {
+    async fn finish(self) -> bool {
         let mut read = 0;
         let rest = async {
             while !self.decoder.borrow().has_ended() {

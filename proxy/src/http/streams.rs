@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use super::body::{Handover, ResponseBody};
 use super::incoming::Incoming;
-use super::pipe::Pipe;
+use super::pipe::{Broken, Pipe};
 use super::serve::HEAD_BYTES_MAX;
 use super::watch::{Watch, Watched};
 use super::{CONNECTION_WINDOW, STREAM_WINDOW, date, respond};
@@ -23,6 +23,7 @@ use crate::downstream::Downstream;
 use crate::http1::parse::BadMessage;
 use crate::http2::{Connection, Limits, Reason, SendStream};
 use crate::telemetry::access;
+use crate::telemetry::alive;
 
 /// What one connection may ask of us.
 const LIMITS: Limits = Limits {
@@ -94,7 +95,7 @@ async fn accept<F, R>(
         let (head, ()) = request.into_parts();
         let body = Incoming::of_stream(receiving, &head.headers, None);
         let stream = Stream::Answering(Some(sending), Box::pin(answer(Request::from_parts(head, body))));
-        tokio::task::spawn_local(unless_idle(stream, downstream.worker.shared.timeouts.idle));
+        alive::spawn(unless_idle(stream, downstream.worker.shared.timeouts.idle));
     }
 }
 
@@ -134,8 +135,16 @@ impl<R: Future<Output = Response<ResponseBody>>> Future for Stream<R> {
             }
         }
         let Self::Sending(pipe) = &mut *self else { return Poll::Ready(()) };
-        ready!(Pin::new(pipe).poll(cx));
-        Poll::Ready(())
+        // Whether the client takes the response or not: it may send all of its request before it reads.
+        let uploaded = pipe.body_mut().poll_upload(cx);
+        match ready!(pipe.poll_send(cx)) {
+            Ok(()) if uploaded.is_pending() => pipe.poll_reset(cx),
+            Ok(()) | Err(Broken::Body(_)) => Poll::Ready(()),
+            Err(Broken::Stream(error)) => {
+                tracing::debug!(%error, "the rest of a response has nowhere to go");
+                Poll::Ready(())
+            }
+        }
     }
 }
 
@@ -159,6 +168,7 @@ fn begin(mut sending: SendStream, response: Response<ResponseBody>) -> Option<Pi
         // Who asked for it may have given up meanwhile: the stream is reset then.
         Some(Handover::Stream(next)) => drop(next.send(sending)),
         Some(Handover::Connection(_)) => {}
+        None if ends && body.has_upload() => return Some(Pipe::after_end(sending, body)),
         None if ends => {}
         None => return Some(Pipe::new(sending, body, Reason::INTERNAL_ERROR)),
     }

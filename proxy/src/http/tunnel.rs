@@ -21,6 +21,7 @@ use crate::stream::Stream;
 use crate::table::Cluster;
 use crate::table::route::Rule;
 use crate::tcp::{self, End};
+use crate::telemetry::alive;
 use crate::upstream::load::Kind;
 
 /// The answer where no rule takes a CONNECT.
@@ -80,7 +81,7 @@ pub(crate) async fn open(
         }
     };
     let downstream = finish.note.downstream.clone();
-    tokio::task::spawn_local(async move {
+    alive::spawn(async move {
         // Counted as a connection of the cluster as long as it lasts.
         let _permit = permit;
         let shared = &downstream.worker.shared;

@@ -11,6 +11,7 @@ use super::head;
 use super::incoming::Incoming;
 use crate::stream::Stream;
 use crate::tcp::{self, End};
+use crate::telemetry::alive;
 use crate::upstream::endpoint::Lease;
 use crate::upstream::http1::Switched;
 
@@ -28,7 +29,7 @@ pub(crate) fn switch(
     let upstream = lease.switch();
     let (next, end) = oneshot::channel();
     let downstream = finish.note.downstream.clone();
-    tokio::task::spawn_local(async move {
+    alive::spawn(async move {
         // The endpoint counts it as in flight as long as it lasts, and its limits count the connection.
         let _lease = lease;
         let (Ok(end), Some(Switched { stream, read, permit: _permit })) = (end.await, upstream) else { return };

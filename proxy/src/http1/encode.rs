@@ -35,8 +35,9 @@ pub(crate) struct Outgoing<B> {
     long: Bytes,
     /// What ends that part.
     end: &'static [u8],
-    /// None: no more of it is to come.
-    body: Option<B>,
+    body: B,
+    /// No more of it is to come.
+    is_done: bool,
     framing: Framing,
     /// Something of it was written.
     pub(crate) has_begun: bool,
@@ -157,8 +158,12 @@ where
 {
     /// A message with this head; of one that has no body none is sent.
     pub(crate) fn new((head, framing): (BytesMut, Framing), body: B) -> Self {
-        let body = (framing != Framing::Length(0)).then_some(body);
-        Self { gathered: head, long: Bytes::new(), end: b"", body, framing, has_begun: false }
+        let is_done = framing == Framing::Length(0);
+        Self { gathered: head, long: Bytes::new(), end: b"", body, is_done, framing, has_begun: false }
+    }
+
+    pub(crate) fn body_mut(&mut self) -> &mut B {
+        &mut self.body
     }
 
     /// Sends what there is, and is done when all of it is sent.
@@ -174,9 +179,9 @@ where
                 let written = ready!(wire.poll_write(cx, &slices[..count])).map_err(Broken::Io)?;
                 self.advance(written);
             }
-            if waits || self.body.is_none() {
+            if waits || self.is_done {
                 ready!(wire.poll_flush(cx)).map_err(Broken::Io)?;
-                return if self.body.is_none() { Poll::Ready(Ok(())) } else { Poll::Pending };
+                return if self.is_done { Poll::Ready(Ok(())) } else { Poll::Pending };
             }
         }
     }
@@ -194,7 +199,7 @@ where
         self.long.advance(count);
         written -= count;
         self.end = &self.end[written..];
-        if self.gathered.is_empty() && self.long.is_empty() && self.end.is_empty() && self.body.is_some() {
+        if self.gathered.is_empty() && self.long.is_empty() && self.end.is_empty() && !self.is_done {
             // Nothing is held for a body that is slow to come.
             self.gathered = BytesMut::new();
         }
@@ -202,15 +207,15 @@ where
 
     /// Takes of the body what is there, up to what one write is worth. Whether there was no more for now.
     fn gather(&mut self, cx: &mut Context<'_>) -> Result<bool, Option<BodyError>> {
-        while let Some(body) = &mut self.body {
+        while !self.is_done {
             if !self.long.is_empty() || !self.end.is_empty() || self.gathered.len() >= GATHERED_MAX {
                 return Ok(false);
             }
-            let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else { return Ok(true) };
+            let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else { return Ok(true) };
             match frame.transpose().map_err(Some)?.map(http_body::Frame::into_data) {
                 None => self.finish(None)?,
                 Some(Ok(data)) => {
-                    let last = body.is_end_stream();
+                    let last = self.body.is_end_stream();
                     self.push(data)?;
                     if last {
                         self.finish(None)?;
@@ -251,7 +256,7 @@ where
     }
 
     fn finish(&mut self, trailers: Option<&HeaderMap>) -> Result<(), Option<BodyError>> {
-        self.body = None;
+        self.is_done = true;
         match (self.framing, trailers) {
             // Shorter than was said.
             (Framing::Length(1..), _) => return Err(None),

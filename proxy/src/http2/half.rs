@@ -122,6 +122,11 @@ impl Requests {
         !self.0.borrow().may_open()
     }
 
+    /// Streams that are open.
+    pub(crate) fn open(&self) -> usize {
+        self.0.borrow().open_streams()
+    }
+
     /// Requests at once that the server takes. None: it has not said yet.
     pub(crate) fn streams_max(&self) -> Option<usize> {
         self.0.borrow().streams_max()

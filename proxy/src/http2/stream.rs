@@ -10,6 +10,7 @@ use http::{HeaderMap, StatusCode};
 use super::flow::{ReceiveWindow, SendWindow};
 use super::{Error, Limits};
 use crate::clock::Tick;
+use crate::telemetry::alive::{Alive, Kind};
 
 /// Parts of a body below this are put together while they wait, so that a burst of small ones costs little memory.
 const SMALL: usize = 512;
@@ -57,6 +58,7 @@ pub(super) struct Stream {
     pub(super) halves: u8,
     /// No content comes with the response (RFC 9110 9.3.2).
     pub(super) is_head: bool,
+    _alive: Alive,
 }
 
 /// Content that the head did not speak of.
@@ -66,7 +68,7 @@ pub(super) struct WrongLength;
 // === impl Stream ===
 
 impl Stream {
-    pub(super) fn new(limits: &Limits, send_window: i32) -> Self {
+    pub(super) fn new(kind: Kind, limits: &Limits, send_window: i32) -> Self {
         Self {
             opened: Tick::now(),
             receiving: Direction::Waiting,
@@ -87,6 +89,7 @@ impl Stream {
             error: None,
             halves: 0,
             is_head: false,
+            _alive: Alive::new(kind),
         }
     }
 

@@ -23,6 +23,7 @@ use crate::balance::outlier::Tally;
 use crate::clock::Tick;
 use crate::http::body::RequestBody;
 use crate::http::incoming::Incoming;
+use crate::telemetry::alive::{self, Alive, Kind};
 
 /// How long an HTTP/1.1 connection may idle. Shorter than the idle timeouts of common servers, so that it is this side
 /// that closes. Source: Linkerd closes after 3 s.
@@ -51,6 +52,7 @@ pub(crate) struct Endpoint {
 struct Idle {
     connection: Rc<Http1>,
     since: Tick,
+    _alive: Alive,
 }
 
 /// An HTTP/2 connection that is being made. Of a thousand requests that come at once the first makes a connection and a
@@ -187,7 +189,7 @@ impl Endpoint {
     ) -> Result<Lease, LeaseError> {
         if http2 {
             // A task of its own: whoever began it may leave before the others.
-            let task = tokio::task::spawn_local(connect_http2(self.clone(), timeout, permit));
+            let task = alive::spawn(connect_http2(self.clone(), timeout, permit));
             let gone = |error| LeaseError::Connect(Arc::new(io::Error::other(error)));
             let connection = async move { task.await.unwrap_or_else(|error| Err(gone(error))) }.boxed_local().shared();
             *self.opening.borrow_mut() = Some(Opening { connection: connection.clone(), expected: 1 });
@@ -203,7 +205,7 @@ impl Endpoint {
     fn keep(&self, connection: Rc<Http1>) {
         let mut idle = self.idle.borrow_mut();
         if idle.len() < IDLE_MAX {
-            idle.push(Idle { connection, since: Tick::now() });
+            idle.push(Idle { connection, since: Tick::now(), _alive: Alive::new(Kind::UpstreamHttp1Idle) });
         }
     }
 

@@ -2,7 +2,6 @@
 //! socket and nothing else.
 
 use std::cell::Cell;
-use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -16,11 +15,16 @@ use tokio::net::TcpStream;
 use super::endpoint::SendError;
 use super::load::Permit;
 use crate::http::body::{BodyError, RequestBody};
-use crate::http::incoming::{Incoming, Sending};
+use crate::http::incoming::Incoming;
+use crate::http::upload;
 use crate::http1::decode::Decoder;
 use crate::http1::encode::{self, Broken, Outgoing};
 use crate::http1::parse;
 use crate::http1::wire::{ReadError, Wire};
+use crate::telemetry::alive::{Alive, Kind};
+
+/// What is wrong with a body that ends too early or too late.
+const WRONG_LENGTH: &str = "it is not as long as its head says";
 
 /// A connection.
 pub(crate) struct Http1 {
@@ -33,6 +37,7 @@ pub(crate) struct Http1 {
     keep_alive: Cell<bool>,
     /// Lives as long as the connection does.
     permit: Option<Permit>,
+    _alive: Alive,
 }
 
 /// A request that is being sent, until the head of its response is here.
@@ -43,12 +48,18 @@ pub(crate) struct Exchange {
     request: Option<Outgoing<RequestBody>>,
 }
 
+/// The rest of a request that is answered already.
+pub(crate) struct Upload {
+    connection: Rc<Http1>,
+    request: Outgoing<RequestBody>,
+}
+
 /// The body of a response.
 pub(crate) struct Receiving {
     connection: Rc<Http1>,
     decoder: Decoder,
-    /// Sends the rest of a request that was answered early. Whoever has the whole answer does not need it either.
-    _sending: Option<Sending>,
+    /// Of a response that came before its request was sent.
+    upload: Option<Box<upload::Upload>>,
 }
 
 /// A connection that is HTTP no more.
@@ -69,6 +80,7 @@ impl Http1 {
             received: Cell::new(false),
             keep_alive: Cell::new(false),
             permit,
+            _alive: Alive::new(Kind::UpstreamHttp1),
         })
     }
 
@@ -113,7 +125,7 @@ impl Exchange {
             // A server that refuses a body closes its side; its answer may have come all the same, and is to be read.
             Poll::Ready(Err(Broken::Io(_))) => {}
             Poll::Ready(Err(Broken::Body(error))) => {
-                let error = error.map_or("it is not as long as its head says".into(), |error| error.to_string());
+                let error = error.map_or(WRONG_LENGTH.into(), |error| error.to_string());
                 return Err(SendError::Reset(format!("the request broke off: {error}")));
             }
         }
@@ -121,20 +133,15 @@ impl Exchange {
         Ok(())
     }
 
-    /// The body of the response, with whatever sends the rest of the request.
+    /// The body of the response, with what is left of the request.
     fn receive(&mut self, decoder: Decoder) -> Receiving {
         let connection = self.connection.clone();
-        let sending = self.request.take().map(|mut request| {
-            let connection = connection.clone();
-            let task = tokio::task::spawn_local(async move {
-                if poll_fn(|cx| request.poll_send(&connection.wire, cx)).await.is_ok() {
-                    connection.sent.set(true);
-                }
-            });
-            Sending::new(task.abort_handle())
+        let upload = self.request.take().map(|request| {
+            let upload = Upload { connection: connection.clone(), request };
+            Box::new(upload::Upload::Http1(upload))
         });
         connection.received.set(decoder.has_ended());
-        Receiving { connection, decoder, _sending: sending }
+        Receiving { connection, decoder, upload }
     }
 }
 
@@ -158,9 +165,27 @@ impl Future for Exchange {
     }
 }
 
+// === impl Upload ===
+
+impl Upload {
+    /// Sends what there is. Ready: all of it is sent, or the server takes no more. An error: the body broke off.
+    pub(crate) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
+        match ready!(self.request.poll_send(&self.connection.wire, cx)) {
+            Ok(()) => self.connection.sent.set(true),
+            Err(Broken::Io(_)) => {}
+            Err(Broken::Body(error)) => return Poll::Ready(Err(error.unwrap_or_else(|| WRONG_LENGTH.into()))),
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
 // === impl Receiving ===
 
 impl Receiving {
+    pub(crate) fn take_upload(&mut self) -> Option<Box<upload::Upload>> {
+        self.upload.take()
+    }
+
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let frame = ready!(self.connection.wire.poll_body(&mut self.decoder, cx));
         if self.decoder.has_ended() {

@@ -4,10 +4,9 @@ use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use http::request::Parts;
 use http::{Method, Response};
 use http_body::Body;
@@ -18,10 +17,12 @@ use super::endpoint::SendError;
 use super::load::Permit;
 use crate::clock::Tick;
 use crate::http::body::RequestBody;
-use crate::http::incoming::{Incoming, Sending};
+use crate::http::incoming::Incoming;
 use crate::http::pipe::Pipe;
+use crate::http::upload::Upload;
 use crate::http::{CONNECTION_WINDOW, STREAM_WINDOW};
 use crate::http2::{Connection, Error, Limits, Reason, RecvStream, Requests};
+use crate::telemetry::alive::{self, Alive, Kind};
 
 /// Requests on one connection before another is opened, if the server allows as many. Source: what common servers allow.
 const STREAMS_MAX: u32 = 100;
@@ -63,7 +64,7 @@ struct State {
 /// A request that was sent.
 pub(crate) enum Sent {
     Failed(Option<SendError>),
-    Waiting { response: Option<RecvStream>, sending: Option<Sending> },
+    Waiting { response: Option<RecvStream>, upload: Option<Pipe<RequestBody>> },
 }
 
 /// Whether the other side lives.
@@ -92,10 +93,11 @@ impl Http2 {
         let state = Rc::<State>::default();
         let task = drive(connection, state.clone());
         let ended = state.clone();
-        tokio::task::spawn_local(async move {
+        let alive = Alive::new(Kind::UpstreamHttp2);
+        alive::spawn(async move {
             task.await;
             ended.ended.set(true);
-            drop(permit);
+            drop((permit, alive));
         });
         let idle = Cell::new(Tick::now());
         Rc::new(Self { requests, streams: Cell::new(0), idle, state })
@@ -103,10 +105,16 @@ impl Http2 {
 
     /// Whether one more request may go onto it.
     pub(crate) fn has_room(&self) -> bool {
-        let streams = self.streams.get();
+        let streams = self.streams();
         // Who takes none at all may do so for a moment, and a request can wait for that.
         let is_allowed = || self.requests.streams_max().is_none_or(|most| (streams as usize) < most.max(1));
         !self.is_gone() && streams < STREAMS_MAX && is_allowed()
+    }
+
+    /// Requests on it: those that hold a lease, or streams that are open, whichever are more. A lease waits for its stream, and a
+    /// stream that outlived its lease would take its room all the same.
+    fn streams(&self) -> u32 {
+        self.streams.get().max(u32::try_from(self.requests.open()).unwrap_or(u32::MAX))
     }
 
     fn is_gone(&self) -> bool {
@@ -115,7 +123,7 @@ impl Http2 {
 
     /// Whether it is of use to nobody any more.
     pub(crate) fn is_over(&self) -> bool {
-        self.is_gone() || (self.streams.get() == 0 && self.idle.get().elapsed() >= IDLE)
+        self.is_gone() || (self.streams() == 0 && self.idle.get().elapsed() >= IDLE)
     }
 
     /// A request takes its place on it.
@@ -133,7 +141,7 @@ impl Http2 {
         }
     }
 
-    /// Sends a request, and of its body what is there already; a task sends the rest.
+    /// Sends a request, and of its body what is there already; what is given back sends the rest.
     pub(crate) fn send(&self, head: &Parts, body: RequestBody) -> Sent {
         let defined = matches!(head.method, Method::POST | Method::PUT | Method::PATCH);
         let length = body.size_hint().exact().filter(|length| *length > 0 || defined);
@@ -141,14 +149,12 @@ impl Http2 {
             Ok(halves) => halves,
             Err(error) => return Sent::Failed(Some(SendError::Unsent(error.to_string()))),
         };
-        let mut sending = None;
+        let mut upload = None;
         if !body.is_end_stream() {
             let mut pipe = Pipe::new(stream, body, Reason::CANCEL);
-            if (&mut pipe).now_or_never().is_none() {
-                sending = Some(Sending::new(tokio::task::spawn_local(pipe).abort_handle()));
-            }
+            upload = pipe.poll_send(&mut Context::from_waker(Waker::noop())).is_pending().then_some(pipe);
         }
-        Sent::Waiting { response: Some(response), sending }
+        Sent::Waiting { response: Some(response), upload }
     }
 }
 
@@ -196,14 +202,22 @@ impl Future for Sent {
     type Output = Result<Response<Incoming>, SendError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let (response, sending) = match self.get_mut() {
+        let (response, upload) = match self.get_mut() {
             Self::Failed(error) => return error.take().map_or(Poll::Pending, |error| Poll::Ready(Err(error))),
-            Self::Waiting { response, sending } => (response, sending),
+            Self::Waiting { response, upload } => (response, upload),
         };
+        // Where the stream was reset, by whichever side, the response tells why.
+        if upload.as_mut().is_some_and(|upload| upload.poll_send(cx).is_ready()) {
+            *upload = None;
+        }
         let Some(stream) = response else { return Poll::Pending };
         let (status, headers) = ready!(stream.poll_response(cx)).map_err(|error| SendError::of_stream(&error))?;
         let Some(stream) = response.take() else { return Poll::Pending };
-        let mut response = Response::new(Incoming::of_stream(stream, &headers, sending.take()));
+        let mut response = Response::new(Incoming::of_stream(
+            stream,
+            &headers,
+            upload.take().map(|pipe| Box::new(Upload::Http2(pipe))),
+        ));
         *response.status_mut() = status;
         *response.version_mut() = http::Version::HTTP_2;
         *response.headers_mut() = headers;

@@ -1,5 +1,6 @@
 //! HTTP/2 frame by frame: a client that may break every rule, and an application that keeps them.
 
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -122,11 +123,7 @@ impl Wire {
         stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
         stream.set_nodelay(true).expect("an option");
         let mut wire = Self { stream, buffer: Vec::new() };
-        let payload: Vec<u8> = settings
-            .iter()
-            .flat_map(|(id, value)| [id.to_be_bytes().to_vec(), value.to_be_bytes().to_vec()].concat())
-            .collect();
-        wire.send(PREFACE).send(frame(SETTINGS, 0, 0, &payload));
+        wire.send(PREFACE).send(settings_frame(settings));
         wire
     }
 
@@ -262,6 +259,117 @@ fn huffman_digits(bytes: &[u8]) -> Vec<u8> {
         }
     }
     digits
+}
+
+/// What came in one stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Came {
+    pub(crate) octets: usize,
+    pub(crate) has_ended: bool,
+    pub(crate) reset: Option<u32>,
+}
+
+/// An application that speaks HTTP/2 frame by frame, as a test tells it to.
+#[derive(Clone, Default)]
+pub(crate) struct Scripted {
+    came: Arc<Mutex<BTreeMap<(u32, u32), Came>>>,
+    script: Arc<Mutex<Script>>,
+}
+
+/// What an application does.
+#[derive(Clone, Default)]
+pub(crate) struct Script {
+    /// Sent for each request head, in its stream: kind, flags, payload.
+    pub(crate) answer: Vec<(u8, u8, Vec<u8>)>,
+    /// What came may come again: without that, the windows of its settings are all there is.
+    pub(crate) takes: bool,
+    /// How the connection ends behind the answer.
+    pub(crate) then: Option<std::net::Shutdown>,
+}
+
+impl Scripted {
+    pub(crate) fn start(settings: &[(u16, u32)]) -> Self {
+        let app = Self::default();
+        let (server, settings) = (app.clone(), settings.to_vec());
+        let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::from(POD), APP_H2)).expect("the port is free");
+        thread::spawn(move || {
+            for (stream, number) in listener.incoming().flatten().zip(0..) {
+                let (server, settings) = (server.clone(), settings.clone());
+                thread::spawn(move || server.serve(stream, number, &settings));
+            }
+        });
+        app
+    }
+
+    pub(crate) fn follow(&self, script: Script) {
+        *self.script.lock().unwrap_or_else(PoisonError::into_inner) = script;
+    }
+
+    /// What came in each stream since the last time, once all of it is as expected.
+    pub(crate) fn take_once(&self, what: &str, is_done: impl Fn(&Came) -> bool) -> Vec<Came> {
+        let came = || self.came.lock().unwrap_or_else(PoisonError::into_inner);
+        let begun = Instant::now();
+        while came().is_empty() || !came().values().all(&is_done) {
+            assert!(begun.elapsed() < PATIENCE, "{what}: {:?}", came());
+            thread::sleep(Duration::from_millis(5));
+        }
+        std::mem::take(&mut *came()).into_values().collect()
+    }
+
+    fn serve(&self, mut stream: TcpStream, connection: u32, settings: &[(u16, u32)]) {
+        let mut preface = [0; PREFACE.len()];
+        let _ = (stream.set_nodelay(true), stream.set_read_timeout(Some(Duration::from_secs(3600))));
+        if stream.read_exact(&mut preface).is_err() || preface != PREFACE {
+            return;
+        }
+        let mut wire = Wire { stream, buffer: Vec::new() };
+        wire.send(settings_frame(settings));
+        while let Ok(Frame { kind, flags, stream, payload }) = wire.next() {
+            let script = self.script.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let note = |change: &dyn Fn(&mut Came)| {
+                let mut came = self.came.lock().unwrap_or_else(PoisonError::into_inner);
+                change(came.entry((connection, stream)).or_default());
+            };
+            match kind {
+                SETTINGS | PING if flags & ACK == 0 => {
+                    let payload = if kind == PING { payload } else { Vec::new() };
+                    wire.send(frame(kind, ACK, 0, &payload));
+                }
+                RST_STREAM => note(&|came| came.reset = Some(code(&payload))),
+                DATA => {
+                    note(&|came| {
+                        came.octets += payload.len();
+                        came.has_ended |= flags & END_STREAM != 0;
+                    });
+                    if script.takes && !payload.is_empty() {
+                        let count = (payload.len() as u32).to_be_bytes();
+                        wire.send(
+                            [frame(WINDOW_UPDATE, 0, 0, &count), frame(WINDOW_UPDATE, 0, stream, &count)].concat(),
+                        );
+                    }
+                }
+                HEADERS => {
+                    note(&|came| came.has_ended |= flags & END_STREAM != 0);
+                    if flags & END_HEADERS == 0 {
+                        continue;
+                    }
+                    for (kind, flags, payload) in &script.answer {
+                        let to = if *kind == GOAWAY { 0 } else { stream };
+                        wire.send(frame(*kind, *flags, to, payload));
+                    }
+                    if let Some(how) = script.then {
+                        let _ = wire.stream.shutdown(how);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn settings_frame(settings: &[(u16, u32)]) -> Vec<u8> {
+    let setting = |(id, value): &(u16, u32)| [&id.to_be_bytes()[..], &value.to_be_bytes()].concat();
+    frame(SETTINGS, 0, 0, &settings.iter().flat_map(setting).collect::<Vec<u8>>())
 }
 
 /// An application that speaks HTTP/2 and leaves each connection after so many requests. It answers those, and does nothing

@@ -15,11 +15,15 @@
 //! | `framing` | where a request of HTTP/1.1 ends, and what is a request at all |
 //! | `meaning` | paths, hosts, methods and headers that a policy could take for something else than the application does |
 //! | `responses` | what applications answer: doubtful framing, resets at each point, answers that come too early |
+//! | `early` | responses that come before their request is complete, over both versions, and what becomes of the rest of it |
 //! | `http2` | frames that a well-behaved client would not send, and floods of those that it would |
 //! | `h2spec` | the conformance tests of that name |
 //! | `resources` | slow clients, many clients, no file descriptors left, and the memory that all this takes |
 //! | `grpc` | calls and streams through two proxies |
 //! | `swaps` | requests while the configuration changes all the time |
+//!
+//! At the end of each test the proxy must hold what it held at its beginning (`place::Held`): no request, stream, task,
+//! connection or descriptor outlives the clients of a test.
 //!
 //! Left out, and why:
 //!
@@ -42,6 +46,7 @@
 
 mod app;
 mod client;
+mod early;
 mod frames;
 mod framing;
 mod grpc;

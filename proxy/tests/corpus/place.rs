@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -41,9 +42,28 @@ pub(crate) enum Direction {
 pub(crate) const BOTH: [Direction; 2] = [Direction::Outbound, Direction::Inbound];
 
 /// A proxy process, gone when this is dropped.
+///
+/// When it is dropped, what it holds must be what it held when it was ready: no request, stream, task or descriptor may outlive
+/// the clients of a test.
 pub(crate) struct Place {
     folder: PathBuf,
     child: Child,
+    admin_port: u16,
+    before: Held,
+}
+
+/// What a proxy holds beside idle connections to endpoints, by its own numbers. Those that idle are kept on purpose: each is a
+/// descriptor, and one of HTTP/2 is a task as well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Held {
+    descriptors: i64,
+    tasks: i64,
+    requests: i64,
+    downstream_connections: i64,
+    downstream_streams: i64,
+    upstream_streams: i64,
+    /// Connections of HTTP/1.1 to endpoints with a request on them.
+    upstream_busy: i64,
 }
 
 /// What may differ from one proxy to another.
@@ -165,10 +185,16 @@ impl Place {
         ]);
         command.envs(environment);
         let child = command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file")).stderr(log).spawn();
-        let place = Self { folder, child: child.expect("the proxy starts") };
-        let health = if second { 16021 } else { 15021 };
+        let child = child.expect("the proxy starts");
+        let (health, admin_port) = if second { (16021, 16000) } else { (15021, 15000) };
         wait("the proxy is ready", || scrape(health, "/readyz").is_some_and(|page| page.starts_with("HTTP/1.1 200")));
-        place
+        // Its workers start a moment later than its probes.
+        let mut before = None;
+        wait("the proxy holds nothing", || {
+            let last = std::mem::replace(&mut before, Held::read(admin_port));
+            before.is_some_and(|held| held.tasks > 0) && last == before
+        });
+        Self { folder, child, admin_port, before: before.expect("it was read") }
     }
 
     /// The proxy of the second pod.
@@ -203,13 +229,57 @@ impl Place {
         line.split_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok()).expect("a number") * 1024
     }
 
+    /// Waits until the proxy holds what it held in the beginning: to be asked when all clients are gone.
+    pub(crate) fn settle(&self) {
+        let begun = Instant::now();
+        loop {
+            let held = Held::read(self.admin_port);
+            if held == Some(self.before) {
+                return;
+            }
+            let before = &self.before;
+            assert!(begun.elapsed() < PATIENCE, "still held after {PATIENCE:?}: {held:#?}, not {before:#?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     pub(crate) fn is_alive(&mut self) -> bool {
         self.child.try_wait().expect("it can be asked").is_none()
     }
 }
 
+impl Held {
+    fn read(admin_port: u16) -> Option<Self> {
+        let page = scrape(admin_port, "/metrics")?;
+        let sum = |name: &str| -> i64 {
+            let lines =
+                page.lines().filter_map(|line| line.strip_prefix(name)?.rsplit(' ').next()?.parse::<i64>().ok());
+            lines.sum()
+        };
+        let (http1, http2) = (
+            sum("weft_upstream_connections_open{protocol=\"http1\"}"),
+            sum("weft_upstream_connections_open{protocol=\"http2\"}"),
+        );
+        Some(Self {
+            descriptors: sum("process_open_fds ") - http1 - http2,
+            tasks: sum("weft_tasks_alive ") - http2,
+            requests: sum("weft_requests_in_flight "),
+            downstream_connections: sum("weft_connections_open{"),
+            downstream_streams: sum("weft_http2_streams_open{side=\"downstream\"}"),
+            upstream_streams: sum("weft_http2_streams_open{side=\"upstream\"}"),
+            upstream_busy: http1 - sum("weft_upstream_connections_idle "),
+        })
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
+        // The process goes first, whatever it holds.
+        let settled = catch_unwind(AssertUnwindSafe(|| {
+            if !std::thread::panicking() && self.is_alive() {
+                self.settle();
+            }
+        }));
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
@@ -218,6 +288,9 @@ impl Drop for Place {
             eprintln!("what the proxy said last:\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
         }
         let _ = fs::remove_dir_all(&self.folder);
+        if let Err(panic) = settled {
+            resume_unwind(panic);
+        }
     }
 }
 

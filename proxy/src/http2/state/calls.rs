@@ -12,6 +12,7 @@ use super::super::head;
 use super::super::stream::{Direction, Stream, wait};
 use super::super::{Error, Reason};
 use super::{Leaving, OUTPUT_MAX, State};
+use crate::telemetry::alive::Kind;
 
 // === impl State ===
 
@@ -19,6 +20,11 @@ impl State {
     /// Whether one more request can go onto this connection.
     pub(in crate::http2) fn may_open(&self) -> bool {
         self.error.is_none() && self.leaving == Leaving::No && self.next < 0x7fff_fff0
+    }
+
+    /// Streams that are open.
+    pub(in crate::http2) fn open_streams(&self) -> usize {
+        self.open
     }
 
     /// Requests at once that the server takes. None: it has not said yet.
@@ -33,7 +39,7 @@ impl State {
         }
         let id = self.next;
         self.next += 2;
-        let mut stream = Stream::new(&self.limits, self.peer_window);
+        let mut stream = Stream::new(Kind::UpstreamStream, &self.limits, self.peer_window);
         stream.halves = 2;
         stream.is_head = head.method == Method::HEAD;
         stream.sending = if ends { Direction::Ended } else { Direction::Open };

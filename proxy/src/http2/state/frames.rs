@@ -9,6 +9,7 @@ use super::super::head::{self, Fields, Malformed};
 use super::super::stream::{Direction, Stream};
 use super::super::{Error, Reason, TooLarge};
 use super::{Block, CONTINUATIONS_MAX, EMPTY_MAX, FAREWELL, Leaving, Payload, SOON, Side, State};
+use crate::telemetry::alive::Kind;
 
 // === impl State ===
 
@@ -197,7 +198,7 @@ impl State {
             let Ok(request) = request else { return self.refuse_malformed(id) };
             request
         };
-        let mut stream = Stream::new(&self.limits, self.peer_window);
+        let mut stream = Stream::new(Kind::DownstreamStream, &self.limits, self.peer_window);
         stream.begin(content);
         if ends && stream.finish(None).is_err() {
             return self.refuse_malformed(id);

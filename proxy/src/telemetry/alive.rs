@@ -1,0 +1,185 @@
+//! What is alive in this process: tasks, requests, streams of HTTP/2 and connections to endpoints, each counted where it begins
+//! and where it ends, beside what the kernel counts. What is left when no client is connected is a leak.
+//!
+//! Each worker counts on a cache line of its own; a scrape adds them up.
+
+use std::fmt;
+use std::fs;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::FutureExt;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use tokio::task::JoinHandle;
+
+/// What is counted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Kind {
+    Task,
+    Request,
+    /// A stream of HTTP/2 that a client opened.
+    DownstreamStream,
+    /// A stream of HTTP/2 that was opened to an endpoint.
+    UpstreamStream,
+    UpstreamHttp1,
+    /// A connection of HTTP/1.1 that waits for its next request; counted under `UpstreamHttp1` as well.
+    UpstreamHttp1Idle,
+    UpstreamHttp2,
+}
+
+const KINDS: usize = 7;
+
+/// One thread's counts, apart from those of other threads.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Counts([AtomicI64; KINDS]);
+
+static ALL: Mutex<Vec<Arc<Counts>>> = Mutex::new(Vec::new());
+
+thread_local! {
+    static OWN: Arc<Counts> = {
+        let own = Arc::<Counts>::default();
+        ALL.lock().unwrap_or_else(PoisonError::into_inner).push(own.clone());
+        own
+    };
+}
+
+/// Counts as alive until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Alive(Kind);
+
+/// Spawns a task on this worker's thread, and counts it.
+pub(crate) fn spawn<F: Future + 'static>(future: F) -> JoinHandle<F::Output> {
+    let alive = Alive::new(Kind::Task);
+    tokio::task::spawn_local(future.map(move |output| {
+        drop(alive);
+        output
+    }))
+}
+
+/// Registers all that is counted here.
+pub(crate) fn register(registry: &mut Registry) {
+    registry.register_collector(Box::new(Process));
+    registry.sub_registry_with_prefix("weft").register_collector(Box::new(Totals));
+}
+
+fn add(kind: Kind, count: i64) {
+    // A thread that is about to end counts no more.
+    let _ = OWN.try_with(|own| own.0[kind as usize].fetch_add(count, Ordering::Relaxed));
+}
+
+fn total(kind: Kind) -> i64 {
+    let all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
+    all.iter().map(|counts| counts.0[kind as usize].load(Ordering::Relaxed)).sum()
+}
+
+// === impl Alive ===
+
+impl Alive {
+    pub(crate) fn new(kind: Kind) -> Self {
+        add(kind, 1);
+        Self(kind)
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        add(self.0, -1);
+    }
+}
+
+/// Gauges of what this module counts.
+#[derive(Debug)]
+struct Totals;
+
+impl Collector for Totals {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        for (name, help, kind) in [
+            ("tasks_alive", "Tasks of the workers", Kind::Task),
+            ("requests_in_flight", "Requests that are not answered to their end", Kind::Request),
+            (
+                "upstream_connections_idle",
+                "Connections of HTTP/1.1 to endpoints that wait for their next request",
+                Kind::UpstreamHttp1Idle,
+            ),
+        ] {
+            let gauge = ConstGauge::new(total(kind));
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
+        for (name, help, label, series) in [
+            (
+                "http2_streams_open",
+                "Streams of HTTP/2 that are not over",
+                "side",
+                [("downstream", Kind::DownstreamStream), ("upstream", Kind::UpstreamStream)],
+            ),
+            (
+                "upstream_connections_open",
+                "Connections to endpoints",
+                "protocol",
+                [("http1", Kind::UpstreamHttp1), ("http2", Kind::UpstreamHttp2)],
+            ),
+        ] {
+            let series = series.map(|(value, kind)| ([(label, value)], ConstGauge::new(total(kind))));
+            let mut family = encoder.encode_descriptor(name, help, None, series[0].1.metric_type())?;
+            for (labels, gauge) in &series {
+                gauge.encode(family.encode_family(labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Gauges of what the kernel counts, under the names that other processes have for them.
+#[derive(Debug)]
+struct Process;
+
+impl Collector for Process {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let files = fs::read_dir("/proc/self/fd").map_or(0, |files| files.count() as i64);
+        for (name, help, value) in [
+            ("process_open_fds", "File descriptors that are open", files),
+            ("process_resident_memory_bytes", "Resident memory", resident_bytes().unwrap_or(0)),
+        ] {
+            let gauge = ConstGauge::new(value);
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
+        Ok(())
+    }
+}
+
+fn resident_bytes() -> Option<i64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<i64>().ok()? * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::encoding::text;
+
+    use super::*;
+
+    #[test]
+    fn what_is_alive_is_counted_until_it_is_dropped() {
+        let mut registry = Registry::default();
+        register(&mut registry);
+        // Other tests of this process have no connections that idle.
+        let line = |count: u32| format!("\nweft_upstream_connections_idle {count}\n");
+        let page = || {
+            let mut page = String::new();
+            text::encode(&mut page, &registry).expect("encodes");
+            page
+        };
+        let alive = std::thread::spawn(|| Alive::new(Kind::UpstreamHttp1Idle)).join().expect("no panic");
+        assert!(page().contains(&line(1)), "{}", page());
+        assert!(page().contains("weft_http2_streams_open{side=\"upstream\"}"), "{}", page());
+        drop(alive);
+        assert!(page().contains(&line(0)), "counted by another thread, and ended by this one: {}", page());
+        let files = page().lines().find_map(|line| line.strip_prefix("process_open_fds ")?.parse::<u32>().ok());
+        assert!(files.is_some_and(|files| files > 2), "{files:?}");
+    }
+}

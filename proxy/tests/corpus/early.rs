@@ -1,0 +1,301 @@
+//! Responses that come before their request is complete. The rest of the request goes on to its end, or it is seen to be cut:
+//! the stream is reset, or the connection closed. Nothing of it stays at the proxy, whatever either side does meanwhile.
+
+use std::net::{Shutdown, SocketAddr};
+use std::thread;
+use std::time::Duration;
+
+use super::app::{App, Reply, Then};
+use super::client::Client;
+use super::frames::{
+    Came, DATA, END_HEADERS, END_STREAM, End, HEADERS, RST_STREAM, Script, Scripted, Wire, block, frame, head, literal,
+};
+use super::place::{BOTH, Direction, Place, alone};
+
+/// How a client sends its request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sends {
+    Length,
+    Chunks,
+    Http2,
+}
+
+const ALL: [Sends; 3] = [Sends::Length, Sends::Chunks, Sends::Http2];
+
+/// A request of which a part is sent.
+enum Upload {
+    Http1(Client, Sends),
+    Http2(Wire),
+}
+
+impl Upload {
+    /// Sends the head, and the first part of the body.
+    fn begin(sends: Sends, address: SocketAddr, first: usize, total: usize) -> Self {
+        let mut upload = match sends {
+            Sends::Http2 => {
+                let mut wire = Wire::connect(address);
+                let head = [head("POST", "/early"), literal("content-length", total.to_string())].concat();
+                wire.send(frame(HEADERS, END_HEADERS, 1, &head));
+                Self::Http2(wire)
+            }
+            Sends::Length | Sends::Chunks => {
+                let mut client = Client::connect(address);
+                let framing = match sends {
+                    Sends::Length => format!("Content-Length: {total}"),
+                    _ => "Transfer-Encoding: chunked".into(),
+                };
+                client.send(format!("POST /early HTTP/1.1\r\nHost: app\r\n{framing}\r\n\r\n"));
+                Self::Http1(client, sends)
+            }
+        };
+        upload.part(first, false);
+        upload
+    }
+
+    fn part(&mut self, count: usize, ends: bool) {
+        match self {
+            Self::Http2(wire) => {
+                // Within the window that the proxy gives from the start.
+                for part in vec![b'x'; count].chunks(16_000) {
+                    wire.send(frame(DATA, 0, 1, part));
+                }
+                if ends {
+                    wire.send(frame(DATA, END_STREAM, 1, b""));
+                }
+            }
+            Self::Http1(client, Sends::Length) => drop(client.send(vec![b'x'; count])),
+            Self::Http1(client, _) => {
+                client.send(format!("{count:x}\r\n{}\r\n", "x".repeat(count)));
+                if ends {
+                    client.send("0\r\n\r\n");
+                }
+            }
+        }
+    }
+
+    /// The status and the body of the response, if it comes whole.
+    fn answer(&mut self) -> Result<(u16, Vec<u8>), String> {
+        match self {
+            Self::Http1(client, _) => {
+                let answer = client.answer().map_err(|error| format!("{error:?}"))?;
+                Ok((answer.status, answer.body))
+            }
+            Self::Http2(wire) => match wire.end(1) {
+                End::Status(status) => match wire.body(1) {
+                    (body, Ok(())) => Ok((status, body)),
+                    (body, Err(end)) => Err(format!("{status}, {} octets and {end:?}", body.len())),
+                },
+                end => Err(format!("{end:?}")),
+            },
+        }
+    }
+}
+
+/// A response of 202 whose body is `no`.
+fn answer(has_length: bool, has_trailers: bool) -> Vec<(u8, u8, Vec<u8>)> {
+    let mut head = literal(":status", "202");
+    if has_length {
+        head.extend(literal("content-length", "2"));
+    }
+    let mut frames = vec![(HEADERS, END_HEADERS, head)];
+    if has_trailers {
+        frames.push((DATA, 0, b"no".to_vec()));
+        frames.push((HEADERS, END_HEADERS | END_STREAM, block(&[("x-sum", "1")])));
+    } else {
+        frames.push((DATA, END_STREAM, b"no".to_vec()));
+    }
+    frames
+}
+
+fn complete(octets: usize) -> Came {
+    Came { octets, has_ended: true, reset: None }
+}
+
+/// Ways of a request to the application that speaks HTTP/2. To that of this pod, HTTP/1.1 goes on as HTTP/1.1.
+fn ways() -> Vec<(Direction, Sends)> {
+    let outbound = ALL.map(|sends| (Direction::Outbound, sends));
+    [&outbound[..], &[(Direction::Inbound, Sends::Http2)]].concat()
+}
+
+/// The application answers, goes on to read, and gets all of it. More such requests than one connection has streams.
+#[test]
+fn the_rest_goes_on_to_its_end() {
+    alone(module_path!(), "the_rest_goes_on_to_its_end", || {
+        let app = Scripted::start(&[(3, 100)]);
+        let place = Place::start();
+        for (direction, sends) in ways() {
+            for (has_length, has_trailers) in [(false, false), (true, false), (false, true), (true, true)] {
+                app.follow(Script { answer: answer(has_length, has_trailers), takes: true, then: None });
+                let case = format!("{direction:?}, {sends:?}, length {has_length}, trailers {has_trailers}");
+                for round in 0..30 {
+                    let mut upload = Upload::begin(sends, direction.address_h2(), 100, 1000);
+                    assert_eq!(upload.answer(), Ok((202, b"no".to_vec())), "{case}, {round}");
+                    upload.part(900, true);
+                    let came = app.take_once(&case, |came| came.has_ended || came.reset.is_some());
+                    assert_eq!(came, [complete(1000)], "{case}, {round}");
+                }
+                place.settle();
+            }
+        }
+    });
+}
+
+/// The same where the rest is far larger than all windows, and is sent while nobody looks at the response.
+#[test]
+fn a_rest_beyond_all_windows_goes_on_to_its_end() {
+    const TOTAL: usize = 8_000_000;
+    alone(module_path!(), "a_rest_beyond_all_windows_goes_on_to_its_end", || {
+        let app = Scripted::start(&[(3, 100)]);
+        let place = Place::start();
+        // As long as a window: the client takes none of it before it has sent everything.
+        let long = vec![(HEADERS, END_HEADERS, literal(":status", "202")), (DATA, END_STREAM, vec![b'n'; 16_000])];
+        app.follow(Script { answer: long, takes: true, then: None });
+        for sends in [Sends::Length, Sends::Chunks] {
+            let mut upload = Upload::begin(sends, Direction::Outbound.address_h2(), 100, TOTAL);
+            thread::sleep(Duration::from_millis(50));
+            upload.part(TOTAL - 100, true);
+            let came = app.take_once("the rest", |came| came.has_ended || came.reset.is_some());
+            assert_eq!(came, [complete(TOTAL)], "{sends:?}");
+            assert_eq!(upload.answer(), Ok((202, vec![b'n'; 16_000])), "{sends:?}");
+            drop(upload);
+            place.settle();
+        }
+    });
+}
+
+/// The application answers and gives no window for the rest: the response comes, and when the client leaves the stream is
+/// reset. The endpoint has room for others all the while.
+#[test]
+fn a_rest_without_window_is_cut_when_its_client_leaves() {
+    const AT_ONCE: usize = 120;
+    alone(module_path!(), "a_rest_without_window_is_cut_when_its_client_leaves", || {
+        // Streams have no window but 50 octets.
+        let app = Scripted::start(&[(3, 100), (4, 50)]);
+        let place = Place::start();
+        for (direction, sends) in ways() {
+            app.follow(Script { answer: answer(true, false), takes: false, then: None });
+            let begin = |_| Upload::begin(sends, direction.address_h2(), 100, 1000);
+            let mut uploads: Vec<Upload> = (0..AT_ONCE).map(begin).collect();
+            for (round, upload) in uploads.iter_mut().enumerate() {
+                assert_eq!(upload.answer(), Ok((202, b"no".to_vec())), "{direction:?} {sends:?} {round}");
+            }
+            drop(uploads);
+            let came = app.take_once("each is reset", |came| came.has_ended || came.reset.is_some());
+            assert_eq!(came.len(), AT_ONCE, "{direction:?} {sends:?}");
+            let cut = |came: &Came| came.octets <= 50 && !came.has_ended && came.reset.is_some();
+            assert!(came.iter().all(cut), "{direction:?} {sends:?}: {came:?}");
+            place.settle();
+        }
+    });
+}
+
+/// A client that resets its stream, or leaves within its body, cuts the rest; it never ends it.
+#[test]
+fn a_client_that_leaves_cuts_the_rest() {
+    alone(module_path!(), "a_client_that_leaves_cuts_the_rest", || {
+        let app = Scripted::start(&[(3, 100)]);
+        let place = Place::start();
+        let begins = vec![(HEADERS, END_HEADERS, literal(":status", "202")), (DATA, 0, b"n".to_vec())];
+        for (direction, sends) in ways() {
+            // Whole, begun, and not begun.
+            for answer in [answer(true, false), begins.clone(), Vec::new()] {
+                for code in [0u32, 8] {
+                    let case = format!("{direction:?}, {sends:?}, {} frames, code {code}", answer.len());
+                    app.follow(Script { answer: answer.clone(), takes: true, then: None });
+                    let mut upload = Upload::begin(sends, direction.address_h2(), 100, 1000);
+                    thread::sleep(Duration::from_millis(50));
+                    match &mut upload {
+                        Upload::Http2(wire) => drop(wire.send(frame(RST_STREAM, 0, 1, &code.to_be_bytes()))),
+                        Upload::Http1(client, _) if code == 0 => client.finish(),
+                        Upload::Http1(..) => {}
+                    }
+                    if matches!(upload, Upload::Http1(..)) && code != 0 {
+                        drop(upload);
+                    }
+                    let came = app.take_once(&case, |came| came.has_ended || came.reset.is_some());
+                    assert!(came.iter().all(|came| !came.has_ended && came.octets == 100), "{case}: {came:?}");
+                    assert!(came.iter().all(|came| came.reset.is_some_and(|code| code != 0)), "{case}: {came:?}");
+                }
+            }
+            place.settle();
+        }
+    });
+}
+
+/// The application wants no more: it resets the stream behind a whole response, or closes its connection. The client gets the
+/// response, and its connection is of use.
+#[test]
+fn an_application_that_wants_no_more_is_not_waited_for() {
+    alone(module_path!(), "an_application_that_wants_no_more_is_not_waited_for", || {
+        let app = Scripted::start(&[(3, 100)]);
+        let place = Place::start();
+        let resets = |code: u32| [answer(true, false), vec![(RST_STREAM, 0, code.to_be_bytes().to_vec())]].concat();
+        for (direction, sends) in ways() {
+            for (what, answer, then) in [
+                ("NO_ERROR", resets(0), None),
+                ("CANCEL", resets(8), None),
+                ("closes", answer(true, false), Some(Shutdown::Both)),
+            ] {
+                let case = format!("{direction:?}, {sends:?}, {what}");
+                app.follow(Script { answer, takes: true, then });
+                for round in 0..10 {
+                    let mut upload = Upload::begin(sends, direction.address_h2(), 100, 1000);
+                    assert_eq!(upload.answer(), Ok((202, b"no".to_vec())), "{case}, {round}");
+                    if let Upload::Http2(wire) = &mut upload {
+                        let mut reset = None;
+                        while reset.is_none() {
+                            let next = wire.next().unwrap_or_else(|end| panic!("{case}, {round}: {end:?}"));
+                            reset = (next.kind == RST_STREAM).then_some(next.payload);
+                        }
+                        assert_eq!(reset, Some(vec![0; 4]), "{case}, {round}: NO_ERROR, as RFC 9113 8.1 has it");
+                    }
+                    upload.part(900, true);
+                    app.take_once(&case, |_| true);
+                }
+                app.follow(Script { answer: self::answer(false, false), takes: true, then: None });
+                let mut next = Client::connect(Direction::Outbound.address_h2());
+                next.send("GET /next HTTP/1.1\r\nHost: app\r\n\r\n");
+                assert_eq!(next.answer().map(|answer| answer.status), Ok(202), "{case}");
+                app.take_once(&case, |came| came.has_ended);
+                drop(next);
+                place.settle();
+            }
+        }
+    });
+}
+
+/// The same to an application that speaks HTTP/1.1: it reads on, hangs, closes, or resets.
+#[test]
+fn applications_of_http1_that_answer_early() {
+    alone(module_path!(), "applications_of_http1_that_answer_early", || {
+        let app = App::start();
+        let place = Place::start();
+        let early = |text: &str, then| Reply { early: true, ..Reply::new(text, then) };
+        let bodies = [
+            "Content-Length: 2\r\n\r\nno",
+            "Transfer-Encoding: chunked\r\n\r\n2\r\nno\r\n0\r\n\r\n",
+            "Transfer-Encoding: chunked\r\n\r\n2\r\nno\r\n0\r\nX-Sum: 1\r\n\r\n",
+        ];
+        for direction in BOTH {
+            for sends in [Sends::Length, Sends::Chunks] {
+                for body in bodies {
+                    for then in [Then::Keep, Then::Hang, Then::Close, Then::Reset] {
+                        let case = format!("{direction:?}, {sends:?}, {body:?}, {then:?}");
+                        app.reply("/early", early(&format!("HTTP/1.1 202 Accepted\r\n{body}"), then));
+                        for round in 0..5 {
+                            let mut upload = Upload::begin(sends, direction.address(), 100, 1000);
+                            assert_eq!(upload.answer(), Ok((202, b"no".to_vec())), "{case}, {round}");
+                            if then == Then::Keep {
+                                upload.part(900, true);
+                                let seen = app.take_up_to("/early");
+                                assert!(seen.is_empty(), "{case}, {round}: {seen:?}");
+                            }
+                        }
+                    }
+                }
+                place.settle();
+            }
+        }
+        assert_eq!(app.violations(), [""; 0]);
+    });
+}
