@@ -1,10 +1,12 @@
 //! Who may call what.
 
-use anyhow::{Result, ensure};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
 use weft_e2e::namespace::{Namespace, READY, SOON, in_mesh};
 use weft_e2e::traffic::{Client, Request};
-use weft_e2e::wait::eventually;
-use weft_e2e::workload::{App, Service};
+use weft_e2e::wait::{eventually, eventually_every};
+use weft_e2e::workload::{App, PORT, Service};
 
 /// Deploys Service `echo` under a service account of its own, and a client.
 fn echo(ns: &Namespace) -> Result<Client> {
@@ -132,6 +134,57 @@ fn a_policy_governs_a_port_a_service_account_or_a_namespace() -> Result<()> {
             &client.get("http://echo:9080/marker"),
         )?;
         echo.send()?.expect_status(200)?;
+        Ok(())
+    })
+}
+
+/// How long a change of a pod's labels may take to count. The policy is in force within a second; the rest is for `kubectl exec` on
+/// a machine that is busy.
+const RELABELLED: Duration = Duration::from_secs(5);
+
+#[test]
+fn a_policy_follows_the_labels_of_pods_that_run() -> Result<()> {
+    in_mesh("policy-labels", |ns| {
+        let client = echo(ns)?;
+        // A Service for pods with a label that no pod has yet.
+        let private = Service::new("private").yaml().replace("app: private", "role: private");
+        let policy = "---\napiVersion: weft.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {name: guard}\nspec:\n  targetRef: {kind: Service, \
+                      name: private}\n  authorization: {rules: [{action: Deny, paths: [{value: /no}]}]}\n";
+        ns.program(&(private + policy), &["meshpolicy/guard"])?;
+        let pod = ns.pod_of("echo")?;
+        let label = |label: &str| ns.run(&["label", "pod", &pod, "--overwrite", label]);
+        let address = ns.get("pod", &pod)?["status"]["podIP"].as_str().context("the pod has an address")?.to_owned();
+        let guarded = client.get(&format!("http://{address}:{PORT}/no"));
+        guarded.send()?.expect_status(200).context("the pod has no such label")?;
+        for (change, status) in [("role=private", 403), ("role=public", 200), ("role=private", 403), ("role-", 200)] {
+            label(change)?;
+            eventually_every(Duration::ZERO, &format!("{status} after {change}"), RELABELLED, || {
+                guarded.send()?.expect_status(status)
+            })?;
+        }
+
+        // From the first request that the Service sends it, the pod has at most a second without the policy.
+        let load =
+            client.load("http://private:9080/no").rate(50).duration(Duration::from_secs(8)).timeline().start()?;
+        label("role=private")?;
+        let report = load.finish()?;
+        let at = |status: u16| report.timeline.iter().filter(move |answer| answer.1 == status).map(|answer| answer.0);
+        ensure!(at(403).count() > 0, "the Service never reached the pod: {}", report.summary());
+        if let (Some(first), Some(last)) = (at(200).min(), at(200).max()) {
+            ensure!(last - first < 1000, "{} ms without the policy: {}", last - first, report.summary());
+        }
+        label("role-")?;
+
+        // A pod that is created with the label has the policy from its first request.
+        ns.apply(&App::server("late", "v1").label("role", "private").yaml())?;
+        let mut passed = 0;
+        eventually("the new pod to be asked", READY, || {
+            let report = client.load("http://private:9080/no").requests(40).rate(40).run()?;
+            passed += report.status(200);
+            ensure!(report.status(403) > 0, "{}", report.summary());
+            Ok(())
+        })?;
+        ensure!(passed == 0, "{passed} requests passed a pod that was created with the label");
         Ok(())
     })
 }

@@ -4,7 +4,7 @@
 //! ```text
 //!   initContainers:  weft-init, weft-proxy (native), then the pod's own, which are thereby in the mesh too
 //!   containers:      weft-proxy (classic: on servers without native sidecars), then the pod's own
-//!   volumes:         weft-token (for the API server), weft-pod (its labels), weft-cache (documents last used)
+//!   volumes:         weft-token (for the API server), weft-pod (its zone), weft-cache (documents last used)
 //! ```
 //!
 //! A native proxy holds the application back until it is ready, by its startup probe, and outlives it. A classic one can
@@ -21,8 +21,8 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use weft_config::bootstrap::{
     CACHE_DIR, ENV_ACCESS_LOG, ENV_DRAIN_SECONDS, ENV_LOG, ENV_NAMESPACE, ENV_NODE, ENV_OPAQUE_PORTS, ENV_POD,
-    ENV_POD_IPS, ENV_PORT_NAMES, ENV_PROBES, ENV_PURGE_DELAY, ENV_SERVICE_ACCOUNT, ENV_WORKERS, HEALTH_PORT,
-    LABELS_FILE, METRICS_PORT, PROXY_UID, PURGE_DELAY_MS, Probes, TOKEN_DIR, probe_path,
+    ENV_POD_IPS, ENV_POD_LABELS, ENV_POD_UID, ENV_PORT_NAMES, ENV_PROBES, ENV_PURGE_DELAY, ENV_SERVICE_ACCOUNT,
+    ENV_WORKERS, HEALTH_PORT, LABELS_FILE, METRICS_PORT, PROXY_UID, PURGE_DELAY_MS, Probes, TOKEN_DIR, probe_path,
 };
 use weft_crds::names::{INIT_CONTAINER, PROXY_CONTAINER, PROXY_VERSION_LABEL, STATUS_ANNOTATION};
 
@@ -173,6 +173,8 @@ fn environment(pod: &Pod, settings: &Settings, probes: &Probes) -> Vec<Value> {
     let mut environment = vec![
         field(ENV_NAMESPACE, "metadata.namespace"),
         field(ENV_POD, "metadata.name"),
+        field(ENV_POD_UID, "metadata.uid"),
+        text(ENV_POD_LABELS, &json_text(&labels(pod, &settings.proxy_version))),
         field(ENV_NODE, "spec.nodeName"),
         field(ENV_POD_IPS, "status.podIPs"),
         field(ENV_SERVICE_ACCOUNT, "spec.serviceAccountName"),
@@ -187,6 +189,12 @@ fn environment(pod: &Pod, settings: &Settings, probes: &Probes) -> Vec<Value> {
     environment.extend(settings.access_log.map(|log| text(ENV_ACCESS_LOG, log.as_str())));
     environment.extend(settings.opaque_ports.as_ref().map(|ports| text(ENV_OPAQUE_PORTS, &join(ports))));
     environment
+}
+
+/// The labels that the pod is created with.
+pub(crate) fn labels<'a>(pod: &'a Pod, proxy_version: &'a str) -> BTreeMap<&'a str, &'a str> {
+    let own = pod.metadata.labels.iter().flatten().map(|(key, value)| (key.as_str(), value.as_str()));
+    own.chain([(PROXY_VERSION_LABEL, proxy_version)]).collect()
 }
 
 /// The pod's named TCP ports. Where two containers have the same name the first counts, as it does for a Service:

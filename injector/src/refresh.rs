@@ -1,10 +1,10 @@
 //! A pod that has its proxy and is reviewed again. The API server does so where another webhook changed the pod after us
-//! (`reinvocationPolicy: IfNeeded`); a container added then has probes and port names that the proxy must hear of. So
-//! the order of webhooks does not matter, and a pod to which nothing was added stays as it is.
+//! (`reinvocationPolicy: IfNeeded`); a container added then has probes and port names that the proxy must hear of, and so has
+//! a label. So the order of webhooks does not matter, and a pod to which nothing was added stays as it is.
 
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
-use weft_config::bootstrap::{ENV_PORT_NAMES, ENV_PROBES, Probes};
+use weft_config::bootstrap::{ENV_POD_LABELS, ENV_PORT_NAMES, ENV_PROBES, Probes};
 use weft_crds::names::PROXY_CONTAINER;
 
 use crate::decide::Refusal;
@@ -25,7 +25,11 @@ pub fn refresh(raw: &Value, pod: &Pod) -> Result<Option<Value>, Refusal> {
     };
     let mut probes = known;
     probes.0.extend(rewritten.probes.0);
-    for (name, text) in [(ENV_PROBES, json_text(&probes)), (ENV_PORT_NAMES, json_text(&port_names(pod)))] {
+    for (name, text) in [
+        (ENV_PROBES, json_text(&probes)),
+        (ENV_PORT_NAMES, json_text(&port_names(pod))),
+        (ENV_POD_LABELS, json_text(&pod.metadata.labels.clone().unwrap_or_default())),
+    ] {
         set(environment, name, literal(&text));
     }
     Ok((refreshed != *raw).then_some(refreshed))

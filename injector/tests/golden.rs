@@ -194,6 +194,7 @@ fn what_another_webhook_adds_later_is_taken_in() {
         later.push(late);
         let mut added = pod.clone();
         added["spec"]["containers"] = later.clone().into();
+        added["metadata"]["labels"]["late"] = "label".into();
         let Outcome::Injected { pod: refreshed, patch, .. } = case.inject(&added) else {
             panic!("{name}: not taken in");
         };
@@ -203,6 +204,7 @@ fn what_another_webhook_adds_later_is_taken_in() {
         let text = refreshed.to_string();
         assert!(text.contains("/probe/late/liveness") && text.contains("/$$(x)"), "{name}: {text}");
         assert!(text.contains("late-http\\\":7777"), "{name}: {text}");
+        assert!(text.contains("\\\"late\\\":\\\"label\\\""), "{name}: the labels that it is created with: {text}");
         let probes = |pod: &Value| pod.to_string().matches("timeoutSeconds\\\"").count();
         assert_eq!(probes(&refreshed), probes(&pod) + 1, "{name}: the proxy knows the earlier ones as before");
         assert!(matches!(case.inject(&refreshed), Outcome::Skipped { .. }), "{name}: and once is enough");

@@ -196,10 +196,11 @@ impl Reconciler {
         for (service, address) in left_out {
             tracing::debug!(ns = scope, service, %address, "endpoint left out: proxies must not be aimed there");
         }
-        let requires = memory.generations(export_requires);
-        self.plan(memory, scope, Body::Export(export.clone()), requires, epoch, jobs);
+        // In this order: a pod that comes under a policy hears of it before its clients hear of the pod.
         let requires = memory.generations(inbound_requires);
         self.plan(memory, scope, Body::Inbound(inbound.clone()), requires, epoch, jobs);
+        let requires = memory.generations(export_requires);
+        self.plan(memory, scope, Body::Export(export.clone()), requires, epoch, jobs);
     }
 
     fn plan(

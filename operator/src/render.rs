@@ -65,10 +65,11 @@ impl Body {
         }
     }
 
-    /// Whether users asked for the same: everything but endpoints.
+    /// Whether users asked for the same: everything but what pods are and do.
     fn same_intent(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Export(a), Self::Export(b)) => without_endpoints(a.clone()) == without_endpoints(b.clone()),
+            (Self::Inbound(a), Self::Inbound(b)) => without_pods(a.clone()) == without_pods(b.clone()),
             _ => self == other,
         }
     }
@@ -96,6 +97,12 @@ impl Body {
 fn without_endpoints(mut export: Export) -> Export {
     export.services.iter_mut().flat_map(|service| &mut service.ports).for_each(|port| port.endpoints.clear());
     export
+}
+
+fn without_pods(mut inbound: Inbound) -> Inbound {
+    inbound.zones.clear();
+    inbound.relabelled.clear();
+    inbound
 }
 
 // === impl Published ===

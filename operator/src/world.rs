@@ -65,7 +65,7 @@ pub enum Event {
 pub struct Touched {
     /// To be compiled again.
     pub scopes: BTreeSet<String>,
-    /// Something went away that proxies should stop using at once.
+    /// Something went away that proxies should stop using at once, or a pod may have come under a policy.
     pub urgent: bool,
 }
 
@@ -102,7 +102,7 @@ trait Kept: PartialEq + Sized {
     fn revision(&self) -> u64 {
         0
     }
-    /// Whether a change from `self` takes something away that proxies may be using.
+    /// Whether a change from `self` takes something away that proxies may be using, or may put a pod under a policy.
     fn removes(&self, _next: Option<&Self>) -> bool {
         false
     }
@@ -543,7 +543,9 @@ impl Kept for Pod {
         &mut namespace.pods
     }
     fn removes(&self, next: Option<&Self>) -> bool {
-        self.serving() && !next.is_some_and(Self::serving)
+        // A policy that selects by labels must not come later than the traffic that follows them.
+        let relabelled = next.is_some_and(|next| next.labels != self.labels);
+        relabelled || self.serving() && !next.is_some_and(Self::serving)
     }
 }
 

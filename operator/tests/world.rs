@@ -37,6 +37,10 @@ fn what_stops_serving_is_urgent() {
     leaving["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
     assert!(world.observe(applied(&leaving)).urgent);
     assert!(!world.observe(deleted(&web)).urgent, "it was not serving any more");
+    let api = pod("shop", "api-1", json!({"app": "api"}));
+    assert!(!world.observe(applied(&api)).urgent);
+    let relabelled = pod("shop", "api-1", json!({"app": "api", "role": "private"}));
+    assert!(world.observe(applied(&relabelled)).urgent, "a policy may select it now");
 
     world.observe(applied(&slice("shop", "web", &[("web-1", "10.1.0.1"), ("web-2", "10.1.0.2")])));
     assert!(world.observe(applied(&slice("shop", "web", &[("web-1", "10.1.0.1")]))).urgent);

@@ -52,16 +52,20 @@ pub struct Pod {
     pub namespace: String,
     /// Its name.
     pub name: String,
+    /// Its UID. Empty: there is none (local runs).
+    pub uid: String,
     /// The node that it is on. Empty: not known (local runs).
     pub node: String,
     /// Its addresses. Empty: not checked (local runs).
     pub ips: Vec<IpAddr>,
     /// Its service account.
     pub service_account: String,
-    /// Its labels when it was created.
+    /// Its labels when it was created. A document says which of them changed.
     pub labels: BTreeMap<String, String>,
     /// The zone of its node, where its labels or a document say it.
     pub zone: Option<String>,
+    /// Whether its labels say it: then documents do not count.
+    pub zone_is_labelled: bool,
     /// Named ports of its containers.
     pub port_names: BTreeMap<String, u16>,
     /// What stands in for it when there is no pod: where connections go that were made to the inbound port itself.
@@ -120,6 +124,9 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// The pod's labels cannot be read.
+    #[error("the pod's labels cannot be read from {file}", file = contract::LABELS_FILE)]
+    Labels(#[source] std::io::Error),
     /// It names files that cannot be used.
     #[error("{name}: {fields}")]
     Files {
@@ -141,7 +148,7 @@ impl Bootstrap {
             None => Source::Kubernetes,
             Some(value) => parse_source(&value)?,
         };
-        let mut pod = Pod::from_env()?;
+        let mut pod = Pod::from_env(&source)?;
         let (mut ports, mut tls) = (Ports::default(), None);
         if let Some(local) = json::<Local>(contract::ENV_LOCAL)? {
             (ports, tls) = (local_ports(&local, &source)?, local_tls(&local)?);
@@ -170,17 +177,24 @@ impl Bootstrap {
 }
 
 impl Pod {
-    fn from_env() -> Result<Self, Error> {
-        let labels = std::fs::read_to_string(contract::LABELS_FILE).unwrap_or_default();
-        let labels: BTreeMap<String, String> = labels.lines().filter_map(parse_label).collect();
+    fn from_env(source: &Source) -> Result<Self, Error> {
+        let namespace = text(contract::ENV_NAMESPACE).ok_or(Error::Missing(contract::ENV_NAMESPACE))?;
+        let zone = match source {
+            Source::Kubernetes => std::fs::read_to_string(contract::LABELS_FILE)
+                .and_then(|text| parse_zone(&text))
+                .map_err(Error::Labels)?,
+            Source::Directory(_) => None,
+        };
         Ok(Self {
-            namespace: text(contract::ENV_NAMESPACE).ok_or(Error::Missing(contract::ENV_NAMESPACE))?,
+            namespace,
             name: text(contract::ENV_POD).unwrap_or_default(),
+            uid: in_a_pod(source, contract::ENV_POD_UID, text(contract::ENV_POD_UID))?,
             node: text(contract::ENV_NODE).unwrap_or_default(),
             ips: list(contract::ENV_POD_IPS)?.unwrap_or_default(),
             service_account: text(contract::ENV_SERVICE_ACCOUNT).unwrap_or_else(|| "default".into()),
-            zone: labels.get(contract::ZONE_LABEL).filter(|zone| !zone.is_empty()).cloned(),
-            labels,
+            zone_is_labelled: zone.is_some(),
+            zone,
+            labels: in_a_pod(source, contract::ENV_POD_LABELS, json(contract::ENV_POD_LABELS)?)?,
             port_names: json(contract::ENV_PORT_NAMES)?.unwrap_or_default(),
             application: None,
         })
@@ -229,6 +243,19 @@ impl From<TimeoutsMs> for Timeouts {
     }
 }
 
+/// The zone, if it is among the labels that the downward API wrote.
+fn parse_zone(text: &str) -> std::io::Result<Option<String>> {
+    for line in text.lines() {
+        let Some((key, value)) = parse_label(line) else {
+            return Err(std::io::Error::other(format!("{line:?} is not a label")));
+        };
+        if key == contract::ZONE_LABEL && !value.is_empty() {
+            return Ok(Some(value));
+        }
+    }
+    Ok(None)
+}
+
 /// A line of the downward API: `key="value"`, the value quoted as Go quotes.
 fn parse_label(line: &str) -> Option<(String, String)> {
     let (key, quoted) = line.split_once('=')?;
@@ -241,6 +268,15 @@ fn parse_source(value: &str) -> Result<Source, Error> {
         None if value == "kubernetes" => Ok(Source::Kubernetes),
         Some(("directory", path)) if !path.is_empty() => Ok(Source::Directory(path.into())),
         _ => Err(wrong(contract::ENV_SOURCE, value, "it is \"kubernetes\" or \"directory:PATH\"")),
+    }
+}
+
+/// A value that every pod has: a proxy that did not know its pod's labels would take the pod's policies for those of others.
+fn in_a_pod<T: Default>(source: &Source, name: &'static str, value: Option<T>) -> Result<T, Error> {
+    match (value, source) {
+        (Some(value), _) => Ok(value),
+        (None, Source::Directory(_)) => Ok(T::default()),
+        (None, Source::Kubernetes) => Err(Error::Missing(name)),
     }
 }
 
@@ -313,6 +349,25 @@ mod tests {
         assert_eq!(parse_label("app=\"reviews\""), Some(("app".into(), "reviews".into())));
         assert_eq!(parse_label("weft.dev/inject=\"true\""), Some(("weft.dev/inject".into(), "true".into())));
         assert_eq!(parse_label("nonsense"), None);
+    }
+
+    #[test]
+    fn the_zone_is_one_of_the_labels_and_a_file_that_is_not_labels_is_an_error() {
+        let zone = |text: &str| parse_zone(text).map_err(|error| error.to_string());
+        assert_eq!(zone("app=\"a\"\ntopology.kubernetes.io/zone=\"z\"\n"), Ok(Some("z".into())));
+        assert_eq!(zone("app=\"a\"\ntopology.kubernetes.io/zone=\"\"\n"), Ok(None));
+        assert_eq!(zone(""), Ok(None));
+        assert_eq!(zone("app=\"a\"\nnonsense\n"), Err("\"nonsense\" is not a label".into()));
+    }
+
+    #[test]
+    fn a_proxy_that_is_not_told_its_labels_does_not_start() {
+        let labels = |source, value| in_a_pod::<BTreeMap<String, String>>(source, contract::ENV_POD_LABELS, value);
+        let (kubernetes, directory) = (Source::Kubernetes, Source::Directory("/tmp/x".into()));
+        assert!(labels(&kubernetes, Some(BTreeMap::new())).is_ok(), "a pod may have none");
+        let error = labels(&kubernetes, None).expect_err("it is not told").to_string();
+        assert_eq!(error, "WEFT_POD_LABELS is not set");
+        assert!(labels(&directory, None).is_ok(), "outside of a pod there are none");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Any Deny beats every Allow; where an Allow governs the port, only what one allows passes; otherwise a call passes.
 //! Nothing widens: a rule that looks into HTTP never lets through bytes that nobody can look into.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::{HeaderName, Method};
@@ -43,11 +44,15 @@ pub(crate) enum Verdict<'a> {
 }
 
 impl Policies {
-    /// Keeps what governs the pod.
-    pub(crate) fn compile(pod: &Pod, policies: Vec<wire::Policy>) -> Result<Self, CompileError> {
+    /// Keeps what governs the pod while it has these labels.
+    pub(crate) fn compile(
+        pod: &Pod,
+        labels: &BTreeMap<String, String>,
+        policies: Vec<wire::Policy>,
+    ) -> Result<Self, CompileError> {
         let mut rules = Vec::new();
         for wire::Policy { name, target, rules: wire_rules } in policies {
-            let Some(governs) = governed_ports(pod, &target) else { continue };
+            let Some(governs) = governed_ports(pod, labels, &target) else { continue };
             for (at, rule) in wire_rules.into_iter().enumerate() {
                 let wire::AuthorizationRule { action, methods, paths, headers, ports } = rule;
                 rules.push(Rule {
@@ -138,12 +143,12 @@ fn every_value_holds(head: &RequestHead<'_>, name: &HeaderName, test: &ValueTest
 }
 
 /// The ports that a target governs on this pod: all of them, some, or (None at the outside) the pod is not meant.
-fn governed_ports(pod: &Pod, target: &wire::Target) -> Option<Option<Vec<u16>>> {
+fn governed_ports(pod: &Pod, labels: &BTreeMap<String, String>, target: &wire::Target) -> Option<Option<Vec<u16>>> {
     match target {
         wire::Target::Namespace => Some(None),
         wire::Target::ServiceAccount(name) => (*name == pod.service_account).then_some(None),
         wire::Target::Service { selector, ports } => {
-            let selected = selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value));
+            let selected = selector.iter().all(|(key, value)| labels.get(key) == Some(value));
             let number = |port: &wire::PortRef| match port {
                 wire::PortRef::Number(number) => Some(*number),
                 wire::PortRef::Name(name) => pod.port_names.get(name).copied(),
@@ -169,7 +174,7 @@ mod tests {
     }
 
     fn policies(value: serde_json::Value) -> Policies {
-        Policies::compile(&pod(), serde_json::from_value(value).expect("policies")).expect("compiles")
+        Policies::compile(&pod(), &pod().labels, serde_json::from_value(value).expect("policies")).expect("compiles")
     }
 
     fn check(

@@ -5,7 +5,7 @@
 //! MeshClusters ─────────────────cluster─────┼──> Export   (x.<ns>)
 //! MeshRoutes ───────────────────route───────┤
 //!                          consumer routes  └──> Inbound  (i.<ns>)
-//! MeshPolicies ─────────────────policy─────────> Inbound
+//! MeshPolicies, Pods ───────────policy─────────> Inbound
 //! Nodes, Pods ──────────────────zones──────────> Inbound
 //! ```
 //!
@@ -91,6 +91,7 @@ pub fn compile(world: &World, name: &str) -> Compiled {
         }
     }
     compiled.inbound.policies = policy::compile(namespace, &mut compiled.objects);
+    compiled.inbound.relabelled = policy::relabelled(namespace, &compiled.inbound.policies);
     compiled.inbound.zones = zones(world, namespace);
     compiled.inbound.routes = tables.into_iter().map(|(place, table)| place.consumer(table)).collect();
     compiled

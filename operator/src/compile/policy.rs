@@ -1,6 +1,6 @@
 //! MeshPolicies: who they govern and what they say. A policy that is refused is not in force, and its condition says so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use weft_config::{AuthorizationRule, Policy, PolicyAction, PortRef, Protocol, Target};
 use weft_crds::MeshPolicySpec;
@@ -10,7 +10,7 @@ use weft_crds::status::Reason;
 
 use super::diagnostic::{Diagnostic, Kind, ObjectId};
 use super::{Outcome, value};
-use crate::world::{self, DocumentKind, Namespace, Service, TargetPort};
+use crate::world::{self, DocumentKind, Namespace, Pod, Service, TargetPort};
 
 /// Policies in force, sorted by name.
 pub(super) fn compile(namespace: &Namespace, objects: &mut BTreeMap<ObjectId, Outcome>) -> Vec<Policy> {
@@ -29,6 +29,25 @@ pub(super) fn compile(namespace: &Namespace, objects: &mut BTreeMap<ObjectId, Ou
         }
     }
     policies
+}
+
+/// Pods whose labels changed after they were created, where a policy selects by one of those labels: all that each of them has
+/// now of the labels by which policies select.
+pub(super) fn relabelled(namespace: &Namespace, policies: &[Policy]) -> BTreeMap<String, BTreeMap<String, String>> {
+    let keys: BTreeSet<&String> = policies
+        .iter()
+        .filter_map(|policy| match &policy.target {
+            Target::Service { selector, ports: _ } => Some(selector.keys()),
+            Target::Namespace | Target::ServiceAccount(_) => None,
+        })
+        .flatten()
+        .collect();
+    let labels = |pod: &Pod| {
+        let selected_by = pod.labels.iter().filter(|(key, _)| keys.contains(key));
+        selected_by.map(|(key, value)| (key.clone(), value.clone())).collect()
+    };
+    let relabelled = namespace.pods.values().filter(|pod| pod.relabelled.iter().any(|key| keys.contains(key)));
+    relabelled.map(|pod| (pod.uid.clone(), labels(pod))).collect()
 }
 
 fn check(

@@ -52,6 +52,22 @@ fn the_configuration_is_the_same_while_only_endpoints_move() {
 }
 
 #[test]
+fn the_configuration_is_the_same_while_only_labels_of_pods_change() {
+    let inbound = |role: &str, dependency: &str| {
+        let labels = BTreeMap::from([("role".to_owned(), role.to_owned())]);
+        let relabelled = BTreeMap::from([("u-1".to_owned(), labels)]);
+        Body::Inbound(Inbound { relabelled, dependencies: vec![dependency.to_owned()], ..Inbound::default() })
+    };
+    let (first, _) = write(plan("shop", inbound("a", "bank"), BTreeMap::new(), None, None, 3, NOW));
+    let (second, _) =
+        write(plan("shop", inbound("b", "bank"), BTreeMap::new(), Some(&first), Some(&found(&first)), 3, NOW + 9));
+    assert_eq!((second.written.generation, second.written.config_generation), (NOW + 9, NOW));
+    let (third, _) =
+        write(plan("shop", inbound("b", "post"), BTreeMap::new(), Some(&second), Some(&found(&second)), 3, NOW + 20));
+    assert_eq!((third.written.generation, third.written.config_generation), (NOW + 20, NOW + 20));
+}
+
+#[test]
 fn generations_grow_when_the_clock_goes_back() {
     let first = first();
     let (second, _) =

@@ -3,7 +3,7 @@
 //! The `Raw…` types name only the fields that are used: serde skips the rest, so a Pod of 15 KiB becomes a few hundred
 //! bytes and its managed fields are never kept.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery, rbac::v1 as rbac};
@@ -87,6 +87,8 @@ pub struct Pod {
     pub has_proxy: bool,
     /// Its node, if it carries a proxy that nothing else tells the zone of that.
     pub node: Option<String>,
+    /// The keys of labels that differ from those that its proxy was told when it was created.
+    pub relabelled: BTreeSet<String>,
 }
 
 /// A Node.
@@ -249,6 +251,25 @@ pub struct RawPod {
 #[serde(rename_all = "camelCase")]
 struct RawPodSpec {
     node_name: Option<String>,
+    #[serde(default)]
+    containers: Vec<RawContainer>,
+    #[serde(default)]
+    init_containers: Vec<RawContainer>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct RawContainer {
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    env: Vec<RawVariable>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct RawVariable {
+    #[serde(default)]
+    name: String,
+    value: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -506,10 +527,27 @@ impl From<RawPod> for Pod {
             readiness: Readiness::from(&status),
             deleting: metadata.deletion_timestamp.is_some(),
             has_proxy,
+            relabelled: told_labels(&spec).map(|told| differences(&told, metadata.labels.as_ref())).unwrap_or_default(),
             node: spec.node_name.filter(|_| has_proxy && !is_told),
             labels: metadata.labels.unwrap_or_default(),
         }
     }
+}
+
+/// The labels that the proxy in a pod was told when the pod was created. None: there is no proxy, or an older one that reads
+/// them elsewhere.
+fn told_labels(spec: &RawPodSpec) -> Option<BTreeMap<String, String>> {
+    let mut containers = spec.init_containers.iter().chain(&spec.containers);
+    let proxy = containers.find(|container| container.name == names::PROXY_CONTAINER)?;
+    let variable = proxy.env.iter().find(|variable| variable.name == bootstrap::ENV_POD_LABELS)?;
+    serde_json::from_str(variable.value.as_deref()?).ok()
+}
+
+/// The keys whose values differ, of labels as they were and as they are.
+fn differences(told: &BTreeMap<String, String>, now: Option<&BTreeMap<String, String>>) -> BTreeSet<String> {
+    let value = |key: &str| now.and_then(|labels| labels.get(key));
+    let keys = told.keys().chain(now.into_iter().flat_map(BTreeMap::keys));
+    keys.filter(|key| told.get(*key) != value(key)).cloned().collect()
 }
 
 // === impl Readiness ===

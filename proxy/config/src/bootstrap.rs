@@ -47,7 +47,8 @@ pub fn inbound_name(namespace: &str) -> String {
 
 /// The folder with a token for the API server (`token`), the API server's CA (`ca.crt`).
 pub const TOKEN_DIR: &str = "/var/run/weft/token";
-/// The file with the pod's labels, as the downward API writes them.
+/// The file with the pod's labels, as the downward API writes them. It has what the scheduler adds, the zone; for the labels
+/// that policies select by see [`ENV_POD_LABELS`].
 pub const LABELS_FILE: &str = "/var/run/weft/pod/labels";
 /// The folder, kept over restarts of the container, with copies of the documents last used.
 pub const CACHE_DIR: &str = "/var/run/weft/cache";
@@ -59,6 +60,12 @@ pub const CGROUP_DIR: &str = "/sys/fs/cgroup";
 pub const ENV_NAMESPACE: &str = "WEFT_NAMESPACE";
 /// Environment: the pod's name.
 pub const ENV_POD: &str = "WEFT_POD";
+/// Environment: the pod's UID.
+pub const ENV_POD_UID: &str = "WEFT_POD_UID";
+/// Environment: the labels that the pod was created with, JSON object. A value in the container's spec and not the downward
+/// API's, because Kubernetes lets nothing change that spec while the pod runs: the operator reads the same value, and its
+/// documents say how the labels differ from it by now.
+pub const ENV_POD_LABELS: &str = "WEFT_POD_LABELS";
 /// Environment: the node that the pod is on.
 pub const ENV_NODE: &str = "WEFT_NODE";
 /// Environment: the pod's addresses, comma between them.

@@ -23,6 +23,10 @@ pub struct Inbound {
     /// The nodes in each zone, of those nodes that pods of the namespace are on whose labels do not tell their zone.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub zones: BTreeMap<String, BTreeSet<String>>,
+    /// Pods whose labels changed after they were created, by UID: all that they have now of the labels by which policies select.
+    /// The labels of a pod that is not among them are those that it was created with.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub relabelled: BTreeMap<String, BTreeMap<String, String>>,
 }
 
 /// Who may call the pods that it selects.
@@ -37,7 +41,8 @@ pub struct Policy {
     pub rules: Vec<AuthorizationRule>,
 }
 
-/// Pods, and perhaps ports. A proxy holds these against what it was told of its own pod when it was created.
+/// Pods, and perhaps ports. A proxy holds these against what it was told of its own pod when it was created, and against
+/// [`Inbound::relabelled`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Target {

@@ -313,7 +313,7 @@ impl Keeper {
     /// Takes in which zone the pod is in, if that is news. What is open was compiled without, and is read again.
     fn learn_zone(&mut self, zone: Option<String>) {
         // A node that has lost its label, or that nobody speaks of any more, is where it was.
-        if zone.is_none() || self.pod.zone == zone || self.is_labelled() {
+        if zone.is_none() || self.pod.zone == zone || self.pod.zone_is_labelled {
             return;
         }
         self.pod.zone = zone;
@@ -325,11 +325,6 @@ impl Keeper {
                 }
             }
         }
-    }
-
-    /// Whether Kubernetes itself says by a label of the pod which zone it is in.
-    fn is_labelled(&self) -> bool {
-        self.pod.labels.get(weft_config::bootstrap::ZONE_LABEL).is_some_and(|zone| !zone.is_empty())
     }
 
     fn swap(&self, change: impl FnOnce(&Table) -> Table) {
