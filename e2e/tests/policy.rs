@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use weft_e2e::namespace::{Namespace, READY, SOON, in_mesh};
 use weft_e2e::traffic::{Client, Request};
 use weft_e2e::wait::{eventually, eventually_every};
-use weft_e2e::workload::{App, PORT, Service};
+use weft_e2e::workload::{App, IMAGE, PORT, PROGRAM, Service};
 
 /// Deploys Service `echo` under a service account of its own, and a client.
 fn echo(ns: &Namespace) -> Result<Client> {
@@ -135,6 +135,54 @@ fn a_policy_governs_a_port_a_service_account_or_a_namespace() -> Result<()> {
         )?;
         echo.send()?.expect_status(200)?;
         Ok(())
+    })
+}
+
+#[test]
+fn lifecycle_hooks_reach_the_application_whatever_is_allowed() -> Result<()> {
+    in_mesh("policy-hooks", |ns| {
+        let client = Client::deploy(ns)?;
+        let policy = "apiVersion: weft.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {name: guard}\nspec:\n  targetRef: {kind: \
+                      Namespace}\n  authorization: {rules: [{action: Allow, paths: [{value: /api}, {value: /_seen}]}]}\n";
+        ns.program(policy, &["meshpolicy/guard"])?;
+        // One container has the hooks and the other hears of them: it listens when the hooks' own container starts, and still when
+        // that one ends, because its own hook lasts until the pod's time is over.
+        let container = |name: &str, arguments: &str, port: &str, hooks: &str| {
+            format!(
+                "  - name: {name}\n    image: {IMAGE}\n    imagePullPolicy: IfNotPresent\n    args: [{arguments}]\n    ports: [{{name: {port}, \
+                 containerPort: {PORT}}}]\n    lifecycle: {{{hooks}}}\n"
+            )
+        };
+        let hears = format!("serve, --name, hooked, --version, v1, --port, \"{PORT}\"");
+        let hooks = format!(
+            "postStart: {{httpGet: {{path: /started, port: hooks}}}}, preStop: {{httpGet: {{path: \"/stopped?x=1\", port: {PORT}}}}}"
+        );
+        ns.apply(&format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: hooked, labels: {{app: hooked}}}}\nspec:\n  terminationGracePeriodSeconds: \
+             20\n  containers:\n{}{}",
+            container("hears", &hears, "main", &format!("preStop: {{exec: {{command: [{PROGRAM}, idle]}}}}")),
+            container("has", "idle", "hooks", &hooks)
+        ))?;
+        ns.wait("pod/hooked", "condition=Ready", READY)?;
+        let address =
+            ns.get("pod", "hooked")?["status"]["podIP"].as_str().context("the pod has an address")?.to_owned();
+        let get = |port: u16, path: &str| client.get(&format!("http://{address}:{port}{path}"));
+        let heard = |path: &str| {
+            eventually(&format!("the application to hear {path}"), SOON, || {
+                let told = get(PORT, "/_seen").send()?.expect_status(200)?.told()?;
+                ensure!(told["by_path"][path].as_u64() >= Some(1), "it heard {told}");
+                Ok(())
+            })
+        };
+        heard("GET /started")?;
+        eventually("the policy to be in force", SOON, || get(PORT, "/stopped").send()?.expect_status(403).map(drop))?;
+        for path in ["/hook/has/preStop", "/hook/0/has/preStop", "/probe/has/preStop"] {
+            get(15021, path).send()?.expect_status(404).context("a hook is no way in")?;
+        }
+        let told = get(PORT, "/_seen").send()?.expect_status(200)?.told()?;
+        ensure!(told["by_path"]["GET /stopped"].is_null(), "nothing has stopped yet: {told}");
+        ns.delete("pod", "hooked")?;
+        heard("GET /stopped")
     })
 }
 

@@ -213,6 +213,7 @@ impl Injected {
             proxy_version: proxy_version.clone(),
             resources,
             server: ServerVersion::OLDEST,
+            hook_secret: String::new(),
         })
     }
 }

@@ -124,19 +124,22 @@ pub enum Refusal {
         /// The port.
         port: i32,
     },
-    /// A probe names a port that its container does not have.
+    /// A probe or hook names a port that its container does not have.
     #[error(
-        "the {probe} probe of container {container:?} asks for port {port}, which is neither a number from 1 to 65535 \
+        "the {what} of container {container:?} asks for port {port}, which is neither a number from 1 to 65535 \
          nor the name of a port of that container; name the port under the container's ports, or use a number"
     )]
     ProbePort {
         /// The container.
         container: String,
-        /// Liveness, readiness or startup.
-        probe: &'static str,
+        /// Which probe or hook.
+        what: String,
         /// The port.
         port: String,
     },
+    /// There are no random numbers.
+    #[error("there are no random numbers for the paths of the pod's hooks; try again")]
+    Random,
     /// The namespace is unknown.
     #[error("the labels of namespace {namespace:?} could not be read ({why}); try again")]
     NamespaceUnknown {
@@ -317,6 +320,7 @@ impl Refusal {
             Self::NameTaken { .. } => "name-taken",
             Self::PortTaken { .. } => "port-taken",
             Self::ProbePort { .. } => "probe-port",
+            Self::Random => "random",
             Self::NamespaceUnknown { .. } => "namespace-unknown",
         }
     }

@@ -66,7 +66,7 @@ fn try_inject(namespace: &Namespace, raw: &Value, installation: &Installation) -
         // Without a warning the proxy is ours, and the pod may have been added to since.
         if (reason, &warning) == (Skip::AlreadyInjected, &None) {
             decide::compatible(&pod)?;
-            if let Some(pod) = refresh::refresh(raw, &pod)? {
+            if let Some(pod) = refresh::refresh(raw, &pod, &installation.hook_secret)? {
                 let patch = patch::diff(raw, &pod);
                 return Ok(Outcome::Injected { pod, patch, warnings: Vec::new() });
             }
@@ -78,7 +78,7 @@ fn try_inject(namespace: &Namespace, raw: &Value, installation: &Installation) -
     if !settings.native {
         warnings.extend(decide::never_ends(&pod));
     }
-    let rewritten = probe::rewrite(&pod)?;
+    let rewritten = probe::rewrite(&pod, &installation.hook_secret)?;
     let mutated = mutate::mutate(raw.clone(), &pod, &settings, &rewritten);
     let patch = patch::diff(raw, &mutated);
     Ok(Outcome::Injected { pod: mutated, patch, warnings })

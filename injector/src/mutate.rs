@@ -8,7 +8,8 @@
 //! ```
 //!
 //! A native proxy holds the application back until it is ready, by its startup probe, and outlives it. A classic one can
-//! do neither: its image has no shell for a postStart hook. That is what native sidecars were invented for.
+//! do neither, but waits for the pod's preStop hooks: its image has no shell for a postStart hook. That is what native sidecars
+//! were invented for.
 //!
 //! weft-init runs as root, because Kubernetes gives capabilities to no other user, and with nothing but the two
 //! capabilities that iptables needs. The proxy itself meets Pod Security "restricted".
@@ -20,9 +21,10 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use weft_config::bootstrap::{
-    CACHE_DIR, ENV_ACCESS_LOG, ENV_DRAIN_SECONDS, ENV_LOG, ENV_NAMESPACE, ENV_NODE, ENV_OPAQUE_PORTS, ENV_POD,
-    ENV_POD_IPS, ENV_POD_LABELS, ENV_POD_UID, ENV_PORT_NAMES, ENV_PROBES, ENV_PURGE_DELAY, ENV_SERVICE_ACCOUNT,
-    ENV_WORKERS, HEALTH_PORT, LABELS_FILE, METRICS_PORT, PROXY_UID, PURGE_DELAY_MS, Probes, TOKEN_DIR, probe_path,
+    CACHE_DIR, ENV_ACCESS_LOG, ENV_CLASSIC, ENV_DRAIN_SECONDS, ENV_HOOKS, ENV_LOG, ENV_NAMESPACE, ENV_NODE,
+    ENV_OPAQUE_PORTS, ENV_POD, ENV_POD_IPS, ENV_POD_LABELS, ENV_POD_UID, ENV_PORT_NAMES, ENV_PROBES, ENV_PURGE_DELAY,
+    ENV_SERVICE_ACCOUNT, ENV_WORKERS, HEALTH_PORT, Hooks, LABELS_FILE, METRICS_PORT, PROXY_UID, PURGE_DELAY_MS, Probes,
+    TOKEN_DIR,
 };
 use weft_crds::names::{INIT_CONTAINER, PROXY_CONTAINER, PROXY_VERSION_LABEL, STATUS_ANNOTATION};
 
@@ -64,14 +66,14 @@ struct Status<'a> {
 /// The pod with the proxy in it. `pod` is the same pod as `raw`, read.
 pub fn mutate(raw: Value, pod: &Pod, settings: &Settings, rewritten: &Rewritten) -> Value {
     let mut mutated = raw;
-    let Rewritten { probes, places } = rewritten;
+    let Rewritten { probes, hooks, places } = rewritten;
     // Before containers are inserted, since places are by index.
     for place in places {
-        redirect_probe(&mut mutated, place);
+        redirect(&mut mutated, place);
     }
 
     let spec = object(&mut mutated, &["spec"]);
-    let proxy = proxy(pod, settings, probes);
+    let proxy = proxy(pod, settings, probes, hooks);
     let (mut before, mut beside) = (vec![init(settings)], Vec::new());
     if settings.native {
         before.push(proxy)
@@ -127,13 +129,13 @@ fn init(settings: &Settings) -> Value {
     })
 }
 
-fn proxy(pod: &Pod, settings: &Settings, probes: &Probes) -> Value {
+fn proxy(pod: &Pod, settings: &Settings, probes: &Probes, hooks: &Hooks) -> Value {
     let ready = json!({ "path": "/readyz", "port": HEALTH_PORT, "scheme": "HTTP" });
     let mut proxy = json!({
         "name": PROXY_CONTAINER,
         "image": settings.proxy_image,
         "imagePullPolicy": settings.image_pull_policy,
-        "env": environment(pod, settings, probes),
+        "env": environment(pod, settings, probes, hooks),
         "ports": [
             { "name": METRICS_PORT_NAME, "containerPort": METRICS_PORT, "protocol": "TCP" },
             { "name": HEALTH_PORT_NAME, "containerPort": HEALTH_PORT, "protocol": "TCP" },
@@ -167,7 +169,7 @@ fn proxy(pod: &Pod, settings: &Settings, probes: &Probes) -> Value {
     proxy
 }
 
-fn environment(pod: &Pod, settings: &Settings, probes: &Probes) -> Vec<Value> {
+fn environment(pod: &Pod, settings: &Settings, probes: &Probes, hooks: &Hooks) -> Vec<Value> {
     let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": path } } });
     let text = |name: &str, value: &str| json!({ "name": name, "value": literal(value) });
     let mut environment = vec![
@@ -180,10 +182,12 @@ fn environment(pod: &Pod, settings: &Settings, probes: &Probes) -> Vec<Value> {
         field(ENV_SERVICE_ACCOUNT, "spec.serviceAccountName"),
         text(ENV_PORT_NAMES, &json_text(&port_names(pod))),
         text(ENV_PROBES, &json_text(probes)),
+        text(ENV_HOOKS, &json_text(hooks)),
         text(ENV_WORKERS, &settings.workers.to_string()),
         text(ENV_DRAIN_SECONDS, &settings.drain_seconds.to_string()),
         text(ENV_PURGE_DELAY, PURGE_DELAY_MS),
     ];
+    environment.extend((!settings.native).then(|| text(ENV_CLASSIC, "true")));
     // Where nothing was said the proxy's own default is meant, which may be another in another version.
     environment.extend(settings.log.as_ref().map(|log| text(ENV_LOG, log)));
     environment.extend(settings.access_log.map(|log| text(ENV_ACCESS_LOG, log.as_str())));
@@ -247,16 +251,15 @@ fn status(settings: &Settings) -> Status<'_> {
     Status { version: &settings.proxy_version, native: settings.native, init_containers, containers, volumes: VOLUMES }
 }
 
-/// Sends a probe to the proxy. Timing and thresholds stay, and so does what is unknown.
-pub(crate) fn redirect_probe(pod: &mut Value, place: &Place) {
-    let Place { list, index, field, key } = place;
-    let probe = &mut pod["spec"][*list][*index][*field];
-    let probe = object(probe, &[]);
+/// Sends a probe or hook to the proxy. Timing and thresholds stay, and so does what is unknown.
+pub(crate) fn redirect(pod: &mut Value, place: &Place) {
+    let Place { list, index, fields, path } = place;
+    let handler = object(&mut pod["spec"][*list][*index], fields);
     for kind in ["httpGet", "tcpSocket", "grpc"] {
-        probe.remove(kind);
+        handler.remove(kind);
     }
-    let get = json!({ "path": probe_path(key), "port": HEALTH_PORT, "scheme": "HTTP" });
-    probe.insert("httpGet".to_owned(), get);
+    let get = json!({ "path": path, "port": HEALTH_PORT, "scheme": "HTTP" });
+    handler.insert("httpGet".to_owned(), get);
 }
 
 /// The object at a path, made where there is none. The pod was read as a typed one, so anything else there is null.

@@ -93,7 +93,18 @@ async fn decide(webhook: &Webhook, request: &AdmissionRequest<DynamicObject>, po
     if let Some(server) = *webhook.version.borrow() {
         installation.server = server;
     }
+    match secret() {
+        Some(secret) => installation.hook_secret = secret,
+        None => return Outcome::Refused(Refusal::Random),
+    }
     inject(&namespace, &pod, &installation)
+}
+
+/// What nobody can guess.
+fn secret() -> Option<String> {
+    let mut bytes = [0; 16];
+    rustls::crypto::aws_lc_rs::default_provider().secure_random.fill(&mut bytes).ok()?;
+    Some(format!("{:032x}", u128::from_be_bytes(bytes)))
 }
 
 fn answer(request: &AdmissionRequest<DynamicObject>, outcome: Outcome) -> (Review, AdmissionResponse) {

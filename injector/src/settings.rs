@@ -85,6 +85,8 @@ pub struct Installation {
     pub resources: Resources,
     /// Version of the API server.
     pub server: ServerVersion,
+    /// Stands in the paths of the pod's hooks; another for each pod.
+    pub hook_secret: String,
 }
 
 /// Resources of the proxy, as Kubernetes writes quantities.
@@ -183,8 +185,15 @@ impl Settings {
         pod: &Pod,
         installation: &Installation,
     ) -> Result<(Self, Vec<String>), Mistakes> {
-        let Installation { proxy_image, init_image, image_pull_policy, proxy_version, resources, server } =
-            installation;
+        let Installation {
+            proxy_image,
+            init_image,
+            image_pull_policy,
+            proxy_version,
+            resources,
+            server,
+            hook_secret: _,
+        } = installation;
         let mut found = Annotations::new(namespace, pod);
         let mut warnings = found.unknown();
 

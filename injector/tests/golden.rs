@@ -82,6 +82,7 @@ fn installation(server: &str) -> Installation {
             ..Resources::default()
         },
         server: ServerVersion::parse(major, minor).unwrap(),
+        hook_secret: "0123456789abcdef".to_owned(),
     }
 }
 
@@ -190,6 +191,7 @@ fn what_another_webhook_adds_later_is_taken_in() {
             "image": "late:1",
             "ports": [{ "name": "late-http", "containerPort": 7777 }],
             "livenessProbe": { "httpGet": { "path": "/$(x)", "port": "late-http" }, "periodSeconds": 3 },
+            "lifecycle": { "preStop": { "httpGet": { "path": "/stop", "port": "late-http" } } },
         });
         later.push(late);
         let mut added = pod.clone();
@@ -202,7 +204,11 @@ fn what_another_webhook_adds_later_is_taken_in() {
         json_patch::patch(&mut patched, &patch).unwrap();
         assert_eq!(patched, refreshed, "{name}: the patch makes another pod");
         let text = refreshed.to_string();
-        assert!(text.contains("/probe/late/liveness") && text.contains("/$$(x)"), "{name}: {text}");
+        assert!(
+            text.contains("/probe/late/liveness") && text.contains("/hook/0123456789abcdef/late/preStop"),
+            "{name}: {text}"
+        );
+        assert!(text.contains("/$$(x)"), "{name}: {text}");
         assert!(text.contains("late-http\\\":7777"), "{name}: {text}");
         assert!(text.contains("\\\"late\\\":\\\"label\\\""), "{name}: the labels that it is created with: {text}");
         let probes = |pod: &Value| pod.to_string().matches("timeoutSeconds\\\"").count();

@@ -61,6 +61,7 @@ impl World {
             proxy_version: "1".to_owned(),
             resources: Resources::default(),
             server: ServerVersion::OLDEST,
+            hook_secret: String::new(),
         };
         let metrics = Metrics::default();
         let webhook = Webhook {

@@ -4,7 +4,8 @@
 //! each worker.
 //!
 //! Taking down, after SIGTERM: listeners stop accepting, idle connections close, open requests are finished within the
-//! drain time, then the process ends. The proxy is a native sidecar, so its SIGTERM comes after the application is gone.
+//! drain time, then the process ends. The SIGTERM of a native sidecar comes after the application is gone. A classic one gets it
+//! together with the application, and stays within the drain time until the pod's preStop hooks were called.
 
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -79,7 +80,20 @@ pub async fn start(
     drain: CancellationToken,
 ) -> anyhow::Result<Running> {
     let Bootstrap {
-        pod, workers, source, cache, ports, tls, timeouts, opaque_ports, probes, access_log, cgroup, ..
+        pod,
+        workers,
+        source,
+        cache,
+        ports,
+        tls,
+        timeouts,
+        opaque_ports,
+        probes,
+        hooks,
+        classic,
+        access_log,
+        cgroup,
+        ..
     } = bootstrap;
     let mut registry = Registry::default();
     alive::register(&mut registry);
@@ -117,7 +131,8 @@ pub async fn start(
     // These answer until the very end: a pod that drains is asked how it does.
     let forever = CancellationToken::new();
     tokio::spawn(admin::serve(metrics_listener, admin::router(admin.clone()), forever.clone()));
-    let health = admin::router(admin.clone()).merge(probe::router(probes, &pod_ips));
+    let awaited = classic.then_some(&running.connections);
+    let health = admin::router(admin.clone()).merge(probe::router(probes, hooks, awaited, &pod_ips));
     tokio::spawn(admin::serve(health_listener, health, forever.clone()));
     tokio::spawn(admin::serve(admin_listener, admin::router(Admin { log: filter, ..admin }), forever));
     tokio::spawn(keeper.run());

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustls::ServerConfig;
 use serde::Deserialize;
-use weft_config::bootstrap::{self as contract, AccessLog, Local, Probes};
+use weft_config::bootstrap::{self as contract, AccessLog, Hooks, Local, Probes};
 
 use crate::tls;
 
@@ -35,6 +35,10 @@ pub struct Bootstrap {
     pub opaque_ports: HashSet<u16>,
     /// Probes to make in the kubelet's stead.
     pub probes: Probes,
+    /// Hooks to call in the kubelet's stead.
+    pub hooks: Hooks,
+    /// Whether the proxy is asked to stop together with the application. See [`contract::ENV_CLASSIC`].
+    pub classic: bool,
     /// How long open requests may take after SIGTERM.
     pub drain: Duration,
     /// Log filter and form.
@@ -165,6 +169,8 @@ impl Bootstrap {
             opaque_ports: list(contract::ENV_OPAQUE_PORTS)?
                 .map_or_else(|| contract::OPAQUE_PORTS_DEFAULT.iter().copied().collect(), HashSet::from_iter),
             probes: json(contract::ENV_PROBES)?.unwrap_or_default(),
+            hooks: json(contract::ENV_HOOKS)?.unwrap_or_default(),
+            classic: parsed(contract::ENV_CLASSIC)?.unwrap_or(false),
             drain: Duration::from_secs(parsed(contract::ENV_DRAIN_SECONDS)?.unwrap_or(25)),
             log: (
                 text(contract::ENV_LOG).unwrap_or_else(|| "info".into()),

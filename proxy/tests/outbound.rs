@@ -59,6 +59,8 @@ impl Proxy {
             timeouts: Default::default(),
             opaque_ports: [].into(),
             probes: Default::default(),
+            hooks: Default::default(),
+            classic: false,
             drain: Duration::from_secs(5),
             log: ("info".into(), "text".into()),
             access_log: AccessLog::Off,

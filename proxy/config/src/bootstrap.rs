@@ -18,7 +18,7 @@ pub const INBOUND_PORT: u16 = 15006;
 pub const ADMIN_PORT: u16 = 15000;
 /// `GET /metrics`.
 pub const METRICS_PORT: u16 = 15020;
-/// `GET /readyz` and the pod's own probes, rewritten.
+/// `GET /readyz` and the pod's own probes and lifecycle hooks, rewritten.
 pub const HEALTH_PORT: u16 = 15021;
 
 /// The proxy's user and group. Redirection leaves this user's traffic alone, so nobody else in the pod may use it.
@@ -76,6 +76,10 @@ pub const ENV_SERVICE_ACCOUNT: &str = "WEFT_SERVICE_ACCOUNT";
 pub const ENV_PORT_NAMES: &str = "WEFT_PORT_NAMES";
 /// Environment: the pod's probes, JSON of [`Probes`].
 pub const ENV_PROBES: &str = "WEFT_PROBES";
+/// Environment: the pod's lifecycle hooks, JSON of [`Hooks`].
+pub const ENV_HOOKS: &str = "WEFT_HOOKS";
+/// Environment: `true` for a classic proxy, which is asked to stop together with the application and not after it. Default `false`.
+pub const ENV_CLASSIC: &str = "WEFT_CLASSIC";
 /// Environment: worker threads. Default 1.
 pub const ENV_WORKERS: &str = "WEFT_WORKERS";
 /// Environment: log filter, in the syntax of `tracing_subscriber::EnvFilter`. Default `info`.
@@ -179,6 +183,35 @@ pub enum ProbeKind {
         /// The service asked about; empty for the whole server.
         service: String,
     },
+}
+
+/// The path on [`HEALTH_PORT`] under which the hook called `key` is called.
+pub fn hook_path(key: &str) -> String {
+    format!("/hook/{key}")
+}
+
+/// Lifecycle hooks that the proxy calls in the kubelet's stead, by key (`<secret>/<container>/<postStart|preStop>`). Rewriting them
+/// keeps them working when a policy denies strangers. Unlike a probe, a hook does something to the application: the secret, which
+/// stands in the pod's spec and nowhere else, keeps those away who may not read that.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Hooks(pub BTreeMap<String, Hook>);
+
+/// One hook: a GET, to which any response will do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Hook {
+    /// Port of the application.
+    pub port: u16,
+    /// With the query.
+    pub path: String,
+    /// `https` is asked without checking the certificate, and an application that does not speak TLS is asked without, as the
+    /// kubelet does.
+    pub https: bool,
+    /// Of the request; a `Host` among them replaces the pod's address.
+    pub headers: Vec<(String, String)>,
+    /// Called when the pod is asked to stop: a classic proxy stays until it was.
+    pub pre_stop: bool,
 }
 
 /// A port, or ports from one to another, both included: `22`, `8000-8010`. In the annotations that exclude ports from
