@@ -35,7 +35,7 @@ const LEAD: Duration = Duration::from_secs(1);
 /// What `kubectl exec` takes to start; the next run begins so much before the last one ends.
 const EXEC: Duration = Duration::from_millis(250);
 /// What a proxy may take to read a configuration that the operator has written.
-const SETTLE: Duration = Duration::from_millis(300);
+const SETTLE: Duration = Duration::from_secs(1);
 /// What a run may take longer than it should.
 const LIMIT: Duration = Duration::from_secs(60);
 /// For an apply to be in force.
@@ -98,7 +98,7 @@ const VISITORS: [Visitor; 4] = [
         name: "reviews, beta visitor",
         url: "http://reviews:9080/",
         header: Some(("x-user", "beta")),
-        rate: 10,
+        rate: 20,
         concurrency: 8,
         patience: QUICK,
     },

@@ -30,8 +30,20 @@ pub fn echo(namespace: &Namespace) -> Result<Client> {
     // A pod that is ready becomes an endpoint a moment later; then its subset is resolved, and then proxies know.
     namespace.await_condition("meshcluster", "echo", "ResolvedRefs", "True")?;
     namespace.await_condition("meshcluster", "echo", "Programmed", "True")?;
-    reachable(&client, "echo")?;
+    each_reachable(namespace, &client, "echo")?;
     Ok(client)
+}
+
+/// Waits until every pod with the label `app` of the Service's name has answered the client. Their Deployments are rolled out; the
+/// client's proxy hears of each pod on its own.
+pub fn each_reachable(namespace: &Namespace, client: &Client, service: &str) -> Result<()> {
+    eventually(&format!("each pod of Service {service} to answer"), READY, || {
+        let pods = namespace.pods_of(service)?;
+        let report = client.load(&format!("http://{service}:9080/healthz")).requests(30).run()?;
+        let silent: Vec<_> = pods.iter().filter(|pod| !report.by_pod.contains_key(*pod)).collect();
+        ensure!(!pods.is_empty() && silent.is_empty(), "{silent:?} of {pods:?} do not: {}", report.summary());
+        Ok(())
+    })
 }
 
 /// Waits until the client's proxy knows a pod of the Service.

@@ -16,8 +16,8 @@ use crate::install;
 use crate::kubectl::{Condition, Kubectl};
 use crate::wait::eventually;
 
-/// For what the operator does after an apply.
-pub const SOON: Duration = Duration::from_secs(15);
+/// For what follows an apply: within a second, on a machine that is not busy with other things too.
+pub const SOON: Duration = Duration::from_secs(30);
 /// For pods to start.
 pub const READY: Duration = Duration::from_secs(120);
 

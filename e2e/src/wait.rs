@@ -1,5 +1,8 @@
 //! Waiting for what a cluster does in its own time. A test never sleeps for a fixed time: it says what it waits for, how
 //! long at most, and is told what was the case when the time was up.
+//!
+//! It waits for the very thing that it then asks for. A pod that is ready is no endpoint yet, an endpoint that is written is not
+//! known to every proxy yet, and a proxy that knows one pod of a Service need not know the next.
 
 use std::thread;
 use std::time::{Duration, Instant};

@@ -25,9 +25,9 @@ fn a_backend_that_does_not_exist_costs_its_share_only() -> Result<()> {
         let resolved = ns.await_condition("meshroute", "echo", "ResolvedRefs", "False")?;
         ensure!(resolved.reason == "BackendNotFound", "{resolved:?}");
         ensure!(resolved.message.contains("nowhere"), "the message names the backend: {resolved:?}");
-        let report = client.load("http://echo:9080/").requests(300).run()?;
+        let report = client.load("http://echo:9080/").requests(600).run()?;
         let (good, bad) = (report.status(200), report.status(500));
-        ensure!(good + bad == 300 && (120..=180).contains(&bad), "half is answered 500: {}", report.summary());
+        ensure!(good + bad == 600 && (240..=360).contains(&bad), "half is answered 500: {}", report.summary());
         ensure!(report.by_reason.get("backend-not-found") == Some(&bad), "{}", report.summary());
         let answer = eventually("a request of the bad share", SOON, || {
             client.get("http://echo:9080/").send()?.expect_status(500)
@@ -55,9 +55,9 @@ fn a_subset_that_selects_nothing_costs_its_share_only() -> Result<()> {
         ns.program(&subsets, &["meshcluster/echo"])?;
         let rules = "- name: half\n  backendRefs:\n  - {name: echo, port: 9080, subset: v1}\n  - {name: echo, port: 9080, subset: empty}\n";
         route_in_force(ns, &client, "echo", rules)?;
-        let report = client.load("http://echo:9080/").requests(300).run()?;
+        let report = client.load("http://echo:9080/").requests(600).run()?;
         let (good, bad) = (report.status(200), report.status(503));
-        ensure!(good + bad == 300 && (120..=180).contains(&bad), "half is answered 503: {}", report.summary());
+        ensure!(good + bad == 600 && (240..=360).contains(&bad), "half is answered 503: {}", report.summary());
         ensure!(report.by_reason.get("no-endpoints") == Some(&bad), "{}", report.summary());
         let said = ns
             .await_condition("meshcluster", "echo", "ResolvedRefs", "False")
@@ -355,7 +355,7 @@ fn a_configuration_edited_by_hand_is_not_used_and_is_repaired() -> Result<()> {
         parsed["sha256"] = "0".repeat(64).into();
         let patch = serde_json::json!({ "data": { "header": parsed.to_string() } }).to_string();
         exports.run(&["patch", "configmap", &name, "--type=merge", "-p", &patch])?;
-        eventually_every(Duration::from_millis(50), "the operator to repair it", Duration::from_secs(2), || {
+        eventually_every(Duration::from_millis(50), "the operator to repair it", SOON, || {
             let header = exports.get("configmap", &name)?["data"]["header"].as_str().unwrap_or_default().to_owned();
             ensure!(!header.contains(&"0".repeat(64)), "the header is still the edited one");
             Ok(())

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use weft_e2e::mesh::{proxy_metrics, reachable, route_in_force};
+use weft_e2e::mesh::{each_reachable, proxy_metrics, route_in_force};
 use weft_e2e::namespace::{Namespace, SOON, in_mesh};
 use weft_e2e::traffic::Client;
 use weft_e2e::wait::eventually;
@@ -18,7 +18,7 @@ fn echo(ns: &Namespace, servers: &[App]) -> Result<Client> {
     let client = Client::deploy(ns)?;
     let names: Vec<String> = (1..=servers.len()).map(|number| format!("echo-v{number}")).collect();
     ns.wait_ready(&names.iter().map(String::as_str).collect::<Vec<_>>())?;
-    reachable(&client, "echo")?;
+    each_reachable(ns, &client, "echo")?;
     Ok(client)
 }
 
@@ -295,12 +295,11 @@ fn pods_are_asked_how_they_are_where_that_is_wanted() -> Result<()> {
         cluster(
             ns,
             "  loadBalancer: {policy: Random}\n  outlierDetection: {enabled: false}\n  healthCheck: {type: HTTP, path: /healthz, \
-             interval: 500ms, timeout: 400ms, unhealthyThreshold: 2}\n",
+             interval: 1s, timeout: 1s, unhealthyThreshold: 2}\n",
         )?;
         one_is_passed_over(ns, &client)?;
         // Where none is well, the threshold decides: all, or none.
-        let nobody =
-            "healthCheck: {type: HTTP, path: /, port: 1, interval: 500ms, timeout: 400ms, unhealthyThreshold: 1}";
+        let nobody = "healthCheck: {type: HTTP, path: /, port: 1, interval: 1s, timeout: 1s, unhealthyThreshold: 1}";
         for (threshold, status) in [(0, 503), (50, 200)] {
             ns.run(&["delete", "deployment/echo-deaf", "--ignore-not-found"])?;
             cluster(ns, &format!("  loadBalancer: {{panicThreshold: {threshold}}}\n  {nobody}\n"))?;
@@ -321,7 +320,7 @@ fn pods_say_by_grpc_how_they_are() -> Result<()> {
     in_mesh("balance-health-grpc", |ns| {
         let ailing = App::server("echo", "v2").arguments(&["--not-serving"]);
         let client = echo(ns, &[App::server("echo", "v1"), ailing])?;
-        let check = "{type: GRPC, interval: 500ms, timeout: 400ms, unhealthyThreshold: 2}";
+        let check = "{type: GRPC, interval: 1s, timeout: 1s, unhealthyThreshold: 2}";
         cluster(ns, &format!("  loadBalancer: {{policy: Random}}\n  healthCheck: {check}\n"))?;
         eventually("the pod that does not serve to be left alone", SOON, || {
             let report = client.load("http://echo:9080/").requests(100).run()?;
@@ -343,7 +342,7 @@ fn pods_outside_of_the_mesh_are_asked_for_a_connection() -> Result<()> {
         let client = echo(ns, &[outside(App::server("echo", "v1"))])?;
         ns.apply(&outside(App::deaf("echo", "deaf")).yaml())?;
         ns.wait_ready(&["echo-deaf"])?;
-        let check = "{type: TCP, interval: 500ms, timeout: 400ms, unhealthyThreshold: 2}";
+        let check = "{type: TCP, interval: 1s, timeout: 1s, unhealthyThreshold: 2}";
         cluster(ns, &format!("  outlierDetection: {{enabled: false}}\n  healthCheck: {check}\n"))?;
         one_is_passed_over(ns, &client)?;
         Ok(())

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use weft_e2e::namespace::{Mesh, Namespace, READY, in_mesh};
+use weft_e2e::mesh::reachable;
+use weft_e2e::namespace::{Mesh, Namespace, READY, SOON, in_mesh};
 use weft_e2e::traffic::{Client, Report};
 use weft_e2e::wait::eventually;
 use weft_e2e::workload::{self, App};
@@ -33,9 +34,10 @@ fn pods_of_a_labelled_namespace_get_a_proxy() -> Result<()> {
             version.is_some_and(|version| !version.is_empty()),
             "the pod does not say which proxy it has: {version:?}"
         );
-        let answer = client.get("http://echo:9080/hello").send()?.expect_status(200)?;
+        let hello = client.get("http://echo:9080/hello");
+        let answer = eventually("the Service to answer", SOON, || hello.send()?.expect_status(200))?;
         ensure!(answer.told()?["service"] == "echo", "{answer:?}");
-        Ok(())
+        client.load("http://echo:9080/hello").requests(100).run()?.expect_none_failed(100)
     })
 }
 
@@ -47,8 +49,9 @@ fn pods_of_other_namespaces_are_left_alone() -> Result<()> {
     ns.wait_ready(&["echo-v1"])?;
     let pod = ns.get("pod", &ns.pod_of("echo")?)?;
     assert_eq!(containers(&pod), ["echo"], "the namespace has no label");
-    client.get("http://echo:9080/").send()?.expect_status(200)?;
-    Ok(())
+    // Kubernetes' own Service leads to a pod a moment after that is ready.
+    let hello = client.get("http://echo:9080/");
+    eventually("the Service to answer", SOON, || hello.send()?.expect_status(200).map(drop))
 }
 
 #[test]
@@ -75,8 +78,9 @@ fn clients_outside_the_mesh_reach_pods_inside() -> Result<()> {
         ns.wait_ready(&["echo-v1"])?;
         let outside = Namespace::create("inject-from-outside-client", Mesh::Outside)?;
         let client = Client::deploy(&outside)?;
-        client.get(&format!("http://echo.{}:9080/", ns.name)).send()?.expect_status(200)?;
-        Ok(())
+        let url = format!("http://echo.{}:9080/", ns.name);
+        eventually("the Service to answer", SOON, || client.get(&url).send()?.expect_status(200).map(drop))?;
+        client.load(&url).requests(100).run()?.expect_none_failed(100)
     })
 }
 
@@ -109,7 +113,10 @@ fn a_pod_that_runs_as_the_proxys_user_is_refused() -> Result<()> {
 fn a_job_with_a_proxy_completes() -> Result<()> {
     in_mesh("inject-job", |ns| {
         ns.apply(&workload::server("echo", &["v1"]))?;
+        let client = Client::deploy(ns)?;
         ns.wait_ready(&["echo-v1"])?;
+        // What one proxy knows stands in a document; a pod that starts later reads that before it sends anything.
+        reachable(&client, "echo")?;
         ns.apply(&workload::job("work", &["load", "--url", "http://echo:9080/", "--requests", "50"]))?;
         ns.wait("job/work", "condition=Complete", READY)?;
         let report = Report::parse(&ns.run(&["logs", "job/work", "-c", "work"])?)?;
@@ -150,8 +157,13 @@ fn probes_are_answered_by_the_application_not_the_proxy() -> Result<()> {
         let sick = App::server("sick", "v1").yaml().replace("path: /healthz", "path: \"/sick?status=503\"");
         ns.apply(&(sick + &workload::server("well", &["v1"])))?;
         ns.wait_ready(&["well-v1"])?;
-        let ready = ns.wait("deployment/sick-v1", "condition=Available", Duration::from_secs(8));
-        ensure!(ready.is_err(), "a pod whose probe fails became ready");
+        eventually("the kubelet to hear what the application answers", READY, || {
+            let events = ns.run(&["get", "events", "--field-selector", "reason=Unhealthy"])?;
+            ensure!(events.contains("pod/sick-v1") && events.contains("statuscode: 503"), "{events}");
+            Ok(())
+        })?;
+        let sick = ns.get("deployment", "sick-v1")?;
+        ensure!(sick["status"]["readyReplicas"].is_null(), "a pod whose probe fails became ready: {}", sick["status"]);
         Ok(())
     })
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use weft_e2e::mesh::{proxy_metrics, reachable, route_in_force};
+use weft_e2e::mesh::{each_reachable, proxy_metrics, route_in_force};
 use weft_e2e::namespace::{Namespace, READY, SOON, in_mesh};
 use weft_e2e::traffic::Client;
 use weft_e2e::wait::eventually;
@@ -15,7 +15,7 @@ fn echo(ns: &Namespace, server: App) -> Result<Client> {
     ns.apply(&(Service::new("echo").yaml() + &server.yaml()))?;
     let client = Client::deploy(ns)?;
     ns.wait_ready(&["echo-v1"])?;
-    reachable(&client, "echo")?;
+    each_reachable(ns, &client, "echo")?;
     Ok(client)
 }
 
@@ -47,10 +47,10 @@ fn a_request_is_given_up_at_its_timeout() -> Result<()> {
             // None is early. Some are late when the machine is busy with other tests, but not all.
             let (earliest, latest) = (took.iter().min(), took.iter().max());
             ensure!(
-                earliest >= Some(&ms) && earliest < Some(&(ms + 150)) && latest < Some(&2900),
+                earliest >= Some(&ms) && earliest < Some(&(ms + 500)) && latest < Some(&2900),
                 "{path}: 504 should come after {ms} ms, and came after {took:?}"
             );
-            client.get(&format!("http://echo:9080{path}?delay=200ms")).send()?.expect_status(200)?;
+            client.get(&format!("http://echo:9080{path}?delay=50ms")).send()?.expect_status(200)?;
         }
         Ok(())
     })
@@ -303,9 +303,17 @@ fn a_backend_that_refuses_connections_is_passed_over() -> Result<()> {
         let client = echo(ns, App::server("echo", "v1").replicas(2))?;
         ns.apply(&App::deaf("echo", "deaf").yaml())?;
         ns.wait_ready(&["echo-deaf"])?;
-        let report = client.load("http://echo:9080/").requests(200).run()?;
-        // What no backend has seen is tried elsewhere, also without a retry policy.
-        report.expect_none_failed(200)
+        // What no backend has seen is tried elsewhere, also without a retry policy: from the first request that meets the one that
+        // refuses. Until then the proxy does not know of it.
+        let (mut failed, before) = (Vec::new(), proxy_metrics(ns, "client")?.sum("weft_retries_total", &[]));
+        eventually("a request to be tried elsewhere", SOON, || {
+            let report = client.load("http://echo:9080/").requests(200).run()?;
+            failed.extend(report.expect_none_failed(200).err());
+            let metrics = proxy_metrics(ns, "client")?;
+            ensure!(metrics.sum("weft_retries_total", &[]) > before, "{:?}", metrics.beginning("weft_retries"));
+            Ok(())
+        })?;
+        failed.pop().map_or(Ok(()), Err)
     })
 }
 
@@ -345,7 +353,7 @@ fn a_connection_is_given_up_at_its_timeout() -> Result<()> {
 #[test]
 fn a_slow_pod_is_not_waited_for_where_requests_are_hedged() -> Result<()> {
     in_mesh("resilience-hedge", |ns| {
-        let client = echo(ns, App::server("echo", "v1").arguments(&["--delay", "1s"]))?;
+        let client = echo(ns, App::server("echo", "v1").arguments(&["--delay", "2s"]))?;
         ns.apply(&App::server("echo", "v2").yaml())?;
         ns.wait_ready(&["echo-v2"])?;
         // Other policies would soon leave the slow one alone.
@@ -355,7 +363,7 @@ fn a_slow_pod_is_not_waited_for_where_requests_are_hedged() -> Result<()> {
             &["meshcluster/echo"],
         )?;
         let rules = "- name: hedged\n  matches: [{path: {value: /hedged}}]\n  backendRefs: [{name: echo, port: 9080}]\n  hedge: {after: \
-                     100ms}\n- backendRefs: [{name: echo, port: 9080}]\n";
+                     300ms}\n- backendRefs: [{name: echo, port: 9080}]\n";
         route_in_force(ns, &client, "echo", rules)?;
         eventually("both pods to answer", SOON, || {
             let report = client.load("http://echo:9080/").requests(30).concurrency(10).run()?;
@@ -365,7 +373,7 @@ fn a_slow_pod_is_not_waited_for_where_requests_are_hedged() -> Result<()> {
         let report = client.load("http://echo:9080/hedged").requests(80).rate(15).concurrency(8).run()?;
         report.expect_none_failed(80)?;
         ensure!(report.share("v2") > 0.95, "the fast one answers: {}", report.summary());
-        ensure!(report.latency_ms.get("p90").is_some_and(|&ms| ms < 900.0), "{}", report.summary());
+        ensure!(report.latency_ms.get("p90").is_some_and(|&ms| ms < 1_800.0), "{}", report.summary());
         let metrics = proxy_metrics(ns, "client")?;
         let hedged = metrics.sum("weft_retries_total", &[("reason", "hedge")]);
         ensure!((15.0..=65.0).contains(&hedged), "about half: {:?}", metrics.beginning("weft_retries"));

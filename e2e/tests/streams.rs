@@ -36,9 +36,13 @@ fn tls_goes_by_server_name_and_bytes_by_weight() -> Result<()> {
             let answer = client.tcp("edge:8443", &["--hello", name, "--until", "I am", "--timeout", "5s"])?;
             ensure!(answer.error.is_some() && !answer.received.contains("I am"), "{name}: {answer:?}");
         }
-        let metrics = proxy_metrics(ns, "client")?;
-        let closed = metrics.sum("weft_tcp_connections_total", &[("direction", "outbound"), ("reason", "no-route")]);
-        ensure!(closed == 2.0, "{:?}", metrics.beginning("weft_tcp_connections"));
+        eventually("both connections to be counted", SOON, || {
+            let metrics = proxy_metrics(ns, "client")?;
+            let closed =
+                metrics.sum("weft_tcp_connections_total", &[("direction", "outbound"), ("reason", "no-route")]);
+            ensure!(closed == 2.0, "{:?}", metrics.beginning("weft_tcp_connections"));
+            Ok(())
+        })?;
         eventually("the Service one to lead to the pod two", SOON, || {
             let answer = client.tcp("one:7000", &["--expect-first", "--send", "ping"])?;
             ensure!(answer.error.is_none() && answer.first == "I am two. " && answer.received == "ping", "{answer:?}");
@@ -56,6 +60,7 @@ fn a_tunnel_opens_where_a_route_says_so() -> Result<()> {
         )?;
         let client = mesh::echo(ns)?;
         ns.wait_ready(&["db"])?;
+        client.tcp_reached("db:7000", &["--expect-first", "--send", "ping"])?;
         let ask = |end: &str, until: &str| {
             let request = format!("CONNECT db.example:5432 HTTP/1.1\r\nhost: db.example:5432\r\n{end}");
             client.tcp("echo:9080", &["--send", &request, "--until", until, "--timeout", "5s"])
@@ -78,10 +83,13 @@ fn a_tunnel_opens_where_a_route_says_so() -> Result<()> {
         let answer = ask("x-team: a\r\n\r\nping\n", "ping\n")?;
         ensure!(answer.error.is_none() && answer.received.starts_with("HTTP/1.1 200 "), "{answer:?}");
         ensure!(answer.received.ends_with("\r\n\r\nI am db. ping\n"), "the pod's own bytes and no others: {answer:?}");
-        let metrics = proxy_metrics(ns, "client")?;
         let source = format!("MeshRoute/{}/echo/tunnel", ns.name);
-        let opened = metrics.sum("weft_requests_total", &[("source", &source), ("status", "200")]);
-        ensure!(opened == 1.0, "{:?}", metrics.beginning("weft_requests"));
+        eventually("the tunnel to be counted", SOON, || {
+            let metrics = proxy_metrics(ns, "client")?;
+            let opened = metrics.sum("weft_requests_total", &[("source", &source), ("status", "200")]);
+            ensure!(opened == 1.0, "{:?}", metrics.beginning("weft_requests"));
+            Ok(())
+        })?;
         client.load("http://echo:9080/").requests(50).run()?.expect_none_failed(50)
     })
 }
