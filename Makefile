@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test check unit fuzz e2e bench gen golden deny images install cluster-up cluster-down kubeconfig
+.PHONY: help demo demo-down test check unit fuzz e2e e2e-installed soak bench gen golden deny images install cluster-up cluster-down kubeconfig
 
 NAME ?= weft
 NODES ?= 1
@@ -12,6 +12,7 @@ BENCH_REPS ?= 5
 BENCH_SECS ?= 4
 BENCH_ARGS ?=
 FUZZ_SECS ?= 60
+RUNS ?= 20
 
 # A kubeconfig is used when it is given to make, `make demo KUBECONFIG=...`: never one that happens to be in the
 # environment, because tests create, break and delete what they find.
@@ -61,7 +62,12 @@ unit: ## tests that need no cluster
 fuzz: ## feed what the proxy reads from strangers with what libFuzzer comes up with (FUZZ_SECS=60 for each target)
 	@proxy/fuzz/run.sh $(FUZZ_SECS)
 
-e2e: $(cluster) images install ## tests on a real cluster
+e2e: $(cluster) images install e2e-installed ## tests on a real cluster
+
+soak: $(cluster) images install ## the same again and again beside busy loops, and which of them failed (RUNS=20)
+	@e2e/soak.sh $(RUNS)
+
+e2e-installed:
 	@cargo test $(profile) --locked --package weft-e2e --test charts --test inject --test routing --test filters --test streams \
 	  --test policy --test resilience --test balance --test bad_input -- --test-threads 4 --show-output
 	@cargo test $(profile) --locked --package weft-e2e --test latency --test demo -- --test-threads 1 --nocapture
