@@ -8,8 +8,8 @@ pub mod objects;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 pub use objects::{
-    Access, AccessKind, Account, Document, DocumentKind, Meta, NamespaceMeta, Node, Pod, Protocol, Readiness, Service,
-    ServicePort, Slice, SliceEndpoint, SlicePort, TargetPort, User, documents_namespace,
+    Access, AccessKind, Account, Distribution, Document, DocumentKind, Meta, NamespaceMeta, Node, Pod, Protocol,
+    Readiness, Service, ServicePort, Slice, SliceEndpoint, SlicePort, TargetPort, User, documents_namespace,
 };
 use weft_crds::{MeshClusterSpec, MeshPolicySpec, MeshRouteSpec, Status};
 

@@ -14,7 +14,7 @@ use weft_crds::status::Reason;
 use super::diagnostic::{Diagnostic, Kind, ObjectId, Severity};
 use super::precedence::seniority;
 use super::{Outcome, service, value};
-use crate::world::{Cluster, DocumentKind, Namespace, Service};
+use crate::world::{Cluster, Distribution, DocumentKind, Namespace, Service};
 
 /// Requests that wait for a connection where connections are limited and nothing else is said.
 const MAX_PENDING_DEFAULT: u32 = 1024;
@@ -88,14 +88,32 @@ pub(super) fn governing<'a>(namespace: &'a Namespace, service: &str) -> Option<&
     clusters.into_iter().find_map(|cluster| check(namespace, cluster, &mut Vec::new()).map(|(spec, _)| spec))
 }
 
-/// Whether clients prefer pods of their own zone: as the MeshCluster says, else as the Service does.
-pub(super) fn prefers_same_zone(service: &Service, spec: Option<&MeshClusterSpec>) -> bool {
+/// Which pods clients prefer: as the MeshCluster says, else as the Service does.
+pub(super) fn distribution(service: &Service, spec: Option<&MeshClusterSpec>) -> Distribution {
     let choice = spec.and_then(|spec| spec.load_balancer.as_ref()).and_then(|choice| choice.traffic_distribution);
     match choice {
-        Some(TrafficDistribution::PreferSameZone) => true,
-        Some(TrafficDistribution::Any) => false,
-        None => service.prefers_same_zone,
+        Some(TrafficDistribution::PreferSameZone) => Distribution::SameZone,
+        Some(TrafficDistribution::Any) => Distribution::Any,
+        None => service.distribution,
     }
+}
+
+/// Says which words of the Service and the MeshCluster have no effect because of the other's.
+fn overruled(service: &Service, spec: &MeshClusterSpec, settings: &ClusterSettings) -> Vec<Diagnostic> {
+    let name = &service.key.name;
+    let distribution = spec.load_balancer.as_ref().and_then(|choice| choice.traffic_distribution);
+    let mut notes = Vec::new();
+    if service.client_ip_seconds.is_some() && (settings.hash_on.is_some() || settings.sticky.is_some()) {
+        notes.push(Diagnostic::note(format!(
+            "sessionAffinity ClientIP of Service {name} has no effect: hashOn or stickySession ties clients to pods"
+        )));
+    }
+    if service.local_only && distribution.is_some() {
+        notes.push(Diagnostic::note(format!(
+            "loadBalancer.trafficDistribution has no effect: internalTrafficPolicy of Service {name} is Local"
+        )));
+    }
+    notes
 }
 
 /// Names of the subsets that a pod with these labels is in.
@@ -154,6 +172,7 @@ fn check<'a>(
             return None;
         }
     };
+    diagnostics.extend(overruled(service, spec, &settings));
     for subset in subsets {
         if !is_populated(namespace, service, spec, &subset.name) {
             diagnostics.push(Diagnostic::unresolved(

@@ -1,15 +1,16 @@
 //! Services and the pods behind them.
 //!
 //! EndpointSlices say who belongs to a Service. Pods say which subsets an endpoint is in, and whether it may take traffic:
-//! what they say is a second or so newer than the slice that is derived from it.
+//! what they say is a second or so newer than the slice that is derived from it. docs/services.md has all fields of both, and
+//! what is made of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use weft_config::{self as wire, ClusterSettings, Endpoint};
 
-use super::cluster::{Governed, prefers_same_zone, subsets_of};
-use crate::world::{Namespace, Pod, Readiness, Service, ServicePort, Slice, SliceEndpoint};
+use super::cluster::{Governed, distribution, subsets_of};
+use crate::world::{Distribution, Namespace, Pod, Readiness, Service, ServicePort, Slice, SliceEndpoint};
 
 /// One Service with an address, without routes.
 pub(super) fn compile(
@@ -20,11 +21,29 @@ pub(super) fn compile(
     left_out: &mut BTreeSet<(String, IpAddr)>,
 ) -> wire::Service {
     let mut settings = governed.map_or_else(ClusterSettings::default, |governed| governed.settings.clone());
-    settings.prefer_same_zone = prefers_same_zone(service, governed.map(|governed| governed.spec));
+    settings.local_only = service.local_only;
+    // A key or a cookie of the MeshCluster stands in for the client's address.
+    let is_tied = settings.hash_on.is_some() || settings.sticky.is_some();
+    settings.client_ip_seconds = service.client_ip_seconds.filter(|_| !is_tied);
+    let distribution = distribution(service, governed.map(|governed| governed.spec));
+    (settings.prefer_same_node, settings.prefer_same_zone) = match distribution {
+        _ if service.local_only => (false, false),
+        Distribution::Any => (false, false),
+        Distribution::SameZone => (false, true),
+        Distribution::SameNode => (true, true),
+        Distribution::Hints => (
+            all_have(slices, |endpoint| !endpoint.for_nodes.is_empty()),
+            all_have(slices, |endpoint| !endpoint.for_zones.is_empty()),
+        ),
+    };
     let ports = service.ports.iter().map(|port| {
         let mut endpoints = endpoints(namespace, slices, service, port, governed, left_out);
-        if !settings.prefer_same_zone {
-            endpoints.iter_mut().for_each(|endpoint| endpoint.zone = None);
+        let by_hints = distribution == Distribution::Hints;
+        for endpoint in &mut endpoints {
+            keep_if(&mut endpoint.zone, settings.prefer_same_zone && !by_hints);
+            keep_if(&mut endpoint.node, settings.local_only || settings.prefer_same_node && !by_hints);
+            keep_if(&mut endpoint.for_zones, settings.prefer_same_zone && by_hints);
+            keep_if(&mut endpoint.for_nodes, settings.prefer_same_node && by_hints);
         }
         wire::ServicePort { port: port.port, protocol: port.protocol, routes: None, endpoints }
     });
@@ -35,30 +54,49 @@ pub(super) fn compile(
     wire::Service { name: service.key.name.clone(), addresses, settings, ports }
 }
 
+/// Whether every ready endpoint has a hint of a kind: hints that some lack are not followed, as kube-proxy does not.
+fn all_have(slices: &[&Slice], hint: impl Fn(&SliceEndpoint) -> bool) -> bool {
+    let mut ready = slices.iter().flat_map(|slice| &slice.endpoints).filter(|endpoint| endpoint.ready).peekable();
+    ready.peek().is_some() && ready.all(hint)
+}
+
+/// Takes a value away that proxies do not need, so that documents stay small.
+fn keep_if<T: Default>(value: &mut T, is_needed: bool) {
+    if !is_needed {
+        *value = T::default();
+    }
+}
+
 /// What stands behind an endpoint that may be used.
+#[derive(Clone, Copy, Default)]
 pub(super) struct Behind<'a> {
     /// The pod, if it is one.
     pub(super) pod: Option<&'a Pod>,
-    /// Its node is silent: it is there for when nothing else is.
+    /// It terminates and still serves: it is there for when nothing else is.
+    pub(super) terminating: bool,
+    /// Its node is silent: it is there for when nothing else is, those that terminate included.
     pub(super) lost: bool,
 }
 
 /// What stands behind an endpoint; `None` if it must not be used.
 pub(super) fn behind<'a>(namespace: &'a Namespace, service: &Service, endpoint: &SliceEndpoint) -> Option<Behind<'a>> {
+    let SliceEndpoint { ready, terminating, .. } = *endpoint;
     let Some((name, uid)) = &endpoint.pod else {
-        return endpoint.ready.then_some(Behind { pod: None, lost: false });
+        return (ready || terminating).then_some(Behind { terminating, ..Behind::default() });
     };
     // A pod that is not known yet comes in a moment; one that is not known any more must not be used.
-    let pod = namespace.pod(name, uid).filter(|pod| !pod.deleting)?;
+    let pod = namespace.pod(name, uid)?;
+    let behind = Behind { pod: Some(pod), ..Behind::default() };
     // Kubernetes derives the slices of a Service with a selector from the pods; others are somebody's own word.
     let derived = !service.selector.is_empty();
-    let lost = match pod.readiness {
-        _ if service.publish_not_ready => false,
-        Readiness::Ready if derived || endpoint.ready => false,
-        Readiness::Lost if derived => true,
-        Readiness::Ready | Readiness::Lost | Readiness::NotReady => return None,
-    };
-    Some(Behind { pod: Some(pod), lost })
+    match pod.readiness {
+        _ if service.publish_not_ready => Some(Behind { terminating: pod.deleting, ..behind }),
+        Readiness::Ready if derived || ready || terminating => {
+            Some(Behind { terminating: pod.deleting || !derived && terminating, ..behind })
+        }
+        Readiness::Lost if derived && !pod.deleting => Some(Behind { lost: true, ..behind }),
+        Readiness::Ready | Readiness::Lost | Readiness::NotReady => None,
+    }
 }
 
 fn endpoints(
@@ -76,29 +114,46 @@ fn endpoints(
             continue;
         };
         for endpoint in &slice.endpoints {
-            let Some(Behind { pod, lost }) = behind(namespace, service, endpoint) else { continue };
-            for address in &endpoint.addresses {
-                if !is_allowed(*address) {
-                    left_out.insert((service.key.name.clone(), *address));
-                    continue;
-                }
-                let address = SocketAddr::new(*address, number);
-                let known = endpoints.entry(address).or_insert_with(|| Endpoint {
-                    address,
-                    subsets: Vec::new(),
-                    zone: endpoint.zone.clone(),
-                    lost,
-                });
-                known.lost &= lost;
-                if let (Some(pod), Some(governed)) = (pod, governed) {
-                    known.subsets.extend(subsets_of(governed.spec, &pod.labels).map(str::to_owned));
-                    known.subsets.sort_unstable();
-                    known.subsets.dedup();
-                }
+            let Some(Behind { pod, terminating, lost }) = behind(namespace, service, endpoint) else { continue };
+            let Some(ip) = endpoint.address.filter(|ip| service.addresses.iter().any(|own| same_family(*own, *ip)))
+            else {
+                continue;
+            };
+            if !is_allowed(ip) {
+                left_out.insert((service.key.name.clone(), ip));
+                continue;
+            }
+            let address = SocketAddr::new(ip, number);
+            let known = endpoints.entry(address).or_insert_with(|| Endpoint {
+                address,
+                subsets: Vec::new(),
+                zone: endpoint.zone.clone(),
+                node: endpoint.node.clone(),
+                for_zones: endpoint.for_zones.clone(),
+                for_nodes: endpoint.for_nodes.clone(),
+                terminating,
+                lost,
+            });
+            known.terminating &= terminating;
+            known.lost &= lost;
+            if let (Some(pod), Some(governed)) = (pod, governed) {
+                known.subsets.extend(subsets_of(governed.spec, &pod.labels).map(str::to_owned));
+                known.subsets.sort_unstable();
+                known.subsets.dedup();
             }
         }
     }
+    // A pod of two families is one pod: it is known by its address of the Service's primary family.
+    if let Some(primary) = service.addresses.first()
+        && endpoints.keys().any(|address| same_family(*primary, address.ip()))
+    {
+        endpoints.retain(|address, _| same_family(*primary, address.ip()));
+    }
     endpoints.into_values().collect()
+}
+
+fn same_family(one: IpAddr, other: IpAddr) -> bool {
+    one.is_ipv4() == other.is_ipv4()
 }
 
 /// Whoever may write an EndpointSlice must not be able to aim proxies at themselves, at their node's own services or at a

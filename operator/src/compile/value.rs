@@ -189,6 +189,11 @@ pub(super) fn no_address(service: &Service) -> String {
     let name = &service.key;
     if service.external {
         format!("Service {name} is of type ExternalName: proxies know a Service by its ClusterIP, and it has none")
+    } else if service.served_elsewhere {
+        format!(
+            "Service {name} has the label service.kubernetes.io/service-proxy-name: another implementation serves it, and \
+             proxies pass its traffic on"
+        )
     } else {
         format!("Service {name} is headless: proxies know a Service by its ClusterIP, and it has none")
     }

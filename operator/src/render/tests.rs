@@ -7,8 +7,10 @@ use super::*;
 const NOW: u64 = 1_800_000_000_000;
 
 fn export(service: &str, endpoints: u8) -> Body {
-    let endpoint =
-        |n| Endpoint { address: SocketAddr::from(([10, 0, 0, n], 80)), subsets: Vec::new(), zone: None, lost: false };
+    let endpoint = |n| -> Endpoint {
+        let address = SocketAddr::from(([10, 0, 0, n], 80));
+        serde_json::from_value(serde_json::json!({"address": address})).unwrap()
+    };
     let port = ServicePort { port: 80, endpoints: (0..endpoints).map(endpoint).collect(), ..ServicePort::default() };
     let service = Service { name: service.into(), ports: vec![port], ..Service::default() };
     Body::Export(Export { services: vec![service] })

@@ -17,6 +17,12 @@ use weft_crds::{Status, names};
 
 use super::Key;
 
+/// How long a client stays with a pod where a Service with session affinity does not say. Source: Kubernetes' default.
+const CLIENT_IP_SECONDS: u32 = 10_800;
+
+/// The label of a Service that another implementation than the cluster's own is to serve.
+const SERVICE_PROXY_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+
 /// A Namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NamespaceMeta {
@@ -31,7 +37,7 @@ pub struct NamespaceMeta {
 pub struct Service {
     /// Namespace and name.
     pub key: Key,
-    /// ClusterIPs; none for a headless one.
+    /// ClusterIPs, that of its primary family first; none for a headless one.
     pub addresses: Vec<IpAddr>,
     /// Of type ExternalName.
     pub external: bool,
@@ -41,8 +47,28 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// Pods are wanted before they are ready.
     pub publish_not_ready: bool,
-    /// Clients are to prefer pods of their own zone.
-    pub prefers_same_zone: bool,
+    /// Which pods clients are to prefer.
+    pub distribution: Distribution,
+    /// Clients are to use pods on their own node only.
+    pub local_only: bool,
+    /// A client stays with a pod until it has sent nothing for so many seconds.
+    pub client_ip_seconds: Option<u32>,
+    /// Another implementation than the cluster's own serves it, by the label for that.
+    pub served_elsewhere: bool,
+}
+
+/// Which pods clients of a Service are to prefer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Distribution {
+    /// Those that hints in EndpointSlices name, where all endpoints have some.
+    #[default]
+    Hints,
+    /// None.
+    Any,
+    /// Those of their own zone.
+    SameZone,
+    /// Those on their own node, then those of their own zone.
+    SameNode,
 }
 
 /// A TCP port of a Service.
@@ -138,14 +164,22 @@ pub struct SlicePort {
 /// An endpoint of an EndpointSlice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SliceEndpoint {
-    /// Of the slice's family. Kubernetes uses the first and says that all are the same.
-    pub addresses: Vec<IpAddr>,
+    /// Of the slice's family. Kubernetes says that all are the same, and uses the first, which is the one that is kept.
+    pub address: Option<IpAddr>,
     /// May take traffic.
     pub ready: bool,
+    /// It is not ready because it terminates, and still serves.
+    pub terminating: bool,
     /// Name and UID of the pod behind it.
     pub pod: Option<(String, String)>,
+    /// Its node.
+    pub node: Option<String>,
     /// Zone of its node.
     pub zone: Option<String>,
+    /// Hints: zones whose clients it is meant for.
+    pub for_zones: Vec<String>,
+    /// Hints: nodes whose clients it is meant for.
+    pub for_nodes: Vec<String>,
 }
 
 /// A ServiceAccount.
@@ -312,6 +346,21 @@ struct RawServiceSpec {
     #[serde(default)]
     publish_not_ready_addresses: bool,
     traffic_distribution: Option<String>,
+    internal_traffic_policy: Option<String>,
+    session_affinity: Option<String>,
+    session_affinity_config: Option<RawSessionAffinityConfig>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct RawSessionAffinityConfig {
+    #[serde(rename = "clientIP")]
+    client_ip: Option<RawClientIp>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawClientIp {
+    timeout_seconds: Option<u32>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -353,17 +402,34 @@ struct RawEndpoint {
     #[serde(default)]
     conditions: RawEndpointConditions,
     target_ref: Option<RawTargetRef>,
+    node_name: Option<String>,
     zone: Option<String>,
+    hints: Option<RawHints>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 struct RawEndpointConditions {
     ready: Option<bool>,
+    serving: Option<bool>,
+    terminating: Option<bool>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawHints {
+    for_zones: Option<Vec<RawHint>>,
+    for_nodes: Option<Vec<RawHint>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct RawHint {
+    name: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]
 struct RawTargetRef {
     kind: Option<String>,
+    namespace: Option<String>,
     name: Option<String>,
     uid: Option<String>,
 }
@@ -436,7 +502,7 @@ impl Service {
 
     /// Whether it has an address of its own, by which proxies know it.
     pub fn has_address(&self) -> bool {
-        !self.external && !self.addresses.is_empty()
+        !self.external && !self.served_elsewhere && !self.addresses.is_empty()
     }
 }
 
@@ -450,6 +516,9 @@ impl From<RawService> for Service {
             ports,
             publish_not_ready_addresses,
             traffic_distribution,
+            internal_traffic_policy,
+            session_affinity,
+            session_affinity_config,
         } = spec;
         let mut addresses: Vec<IpAddr> = cluster_ips.iter().filter_map(|text| text.parse().ok()).collect();
         if addresses.is_empty() {
@@ -464,8 +533,18 @@ impl From<RawService> for Service {
             selector,
             ports,
             publish_not_ready: publish_not_ready_addresses,
-            // PreferClose is what PreferSameZone was called before Kubernetes 1.34.
-            prefers_same_zone: matches!(traffic_distribution.as_deref(), Some("PreferSameZone" | "PreferClose")),
+            distribution: match traffic_distribution.as_deref() {
+                // PreferClose is what PreferSameZone was called before Kubernetes 1.34.
+                Some("PreferSameZone" | "PreferClose") => Distribution::SameZone,
+                Some("PreferSameNode") => Distribution::SameNode,
+                _ => Distribution::Hints,
+            },
+            local_only: internal_traffic_policy.as_deref() == Some("Local"),
+            client_ip_seconds: (session_affinity.as_deref() == Some("ClientIP")).then(|| {
+                let config = session_affinity_config.and_then(|config| config.client_ip);
+                config.and_then(|client_ip| client_ip.timeout_seconds).unwrap_or(CLIENT_IP_SECONDS)
+            }),
+            served_elsewhere: label(&metadata, SERVICE_PROXY_LABEL).is_some(),
         }
     }
 }
@@ -575,9 +654,11 @@ impl From<&RawPodStatus> for Readiness {
 impl From<RawSlice> for Slice {
     fn from(RawSlice { metadata, address_type, endpoints, ports }: RawSlice) -> Self {
         let service = label(&metadata, "kubernetes.io/service-name").unwrap_or_default().to_owned();
+        let namespace = metadata.namespace.as_deref();
         // Names (FQDN) are not addresses: a proxy does not look them up.
         let by_address = matches!(address_type.as_str(), "IPv4" | "IPv6");
-        let endpoints = endpoints.unwrap_or_default().into_iter().filter(|_| by_address).map(slice_endpoint).collect();
+        let endpoints = endpoints.unwrap_or_default().into_iter().filter(|_| by_address);
+        let endpoints = endpoints.map(|endpoint| slice_endpoint(endpoint, namespace)).collect();
         let ports = ports.unwrap_or_default().into_iter().filter(|port| is_tcp(port.protocol.as_deref()));
         let ports = ports
             .filter_map(|raw| {
@@ -588,14 +669,25 @@ impl From<RawSlice> for Slice {
     }
 }
 
-fn slice_endpoint(RawEndpoint { addresses, conditions, target_ref, zone }: RawEndpoint) -> SliceEndpoint {
+fn slice_endpoint(raw: RawEndpoint, namespace: Option<&str>) -> SliceEndpoint {
+    let RawEndpoint { addresses, conditions, target_ref, node_name, zone, hints } = raw;
+    let ready = conditions.ready.unwrap_or(true);
+    let RawHints { for_zones, for_nodes } = hints.unwrap_or_default();
+    let names = |hints: Option<Vec<RawHint>>| hints.unwrap_or_default().into_iter().map(|hint| hint.name).collect();
+    // A pod elsewhere is not looked at: what the slice says of it is believed, as of an address without a pod.
+    let is_near = |target: &RawTargetRef| target.namespace.is_none() || target.namespace.as_deref() == namespace;
     SliceEndpoint {
-        addresses: addresses.iter().filter_map(|text| text.parse().ok()).collect(),
-        ready: conditions.ready.unwrap_or(true),
+        address: addresses.first().and_then(|text| text.parse().ok()),
+        ready,
+        // Absent, `serving` means true and `terminating` false, as kube-proxy reads them.
+        terminating: !ready && conditions.terminating == Some(true) && conditions.serving.unwrap_or(true),
         pod: target_ref
-            .filter(|target| target.kind.as_deref() == Some("Pod"))
+            .filter(|target| target.kind.as_deref() == Some("Pod") && is_near(target))
             .and_then(|target| Some((target.name?, target.uid?))),
+        node: node_name.filter(|node| !node.is_empty()),
         zone: zone.filter(|zone| !zone.is_empty()),
+        for_zones: names(for_zones),
+        for_nodes: names(for_nodes),
     }
 }
 

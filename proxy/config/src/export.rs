@@ -80,8 +80,21 @@ pub struct Endpoint {
     /// The zone of its node, where the Service prefers endpoints of the client's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,
+    /// Its node, where the Service prefers endpoints on the client's own or has traffic stay on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Zones whose clients it is meant for, where EndpointSlices say that by hints. They stand in for `zone`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub for_zones: Vec<String>,
+    /// Nodes whose clients it is meant for, where EndpointSlices say that by hints. They stand in for `node`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub for_nodes: Vec<String>,
+    /// Its pod terminates and still serves. It takes traffic only while none that does not is left among those that the
+    /// request may go to.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub terminating: bool,
     /// Nobody has heard of its node of late. It takes traffic only while none that is not lost is left among those that
-    /// the request may go to.
+    /// the request may go to, terminating ones included.
     #[serde(default, skip_serializing_if = "is_default")]
     pub lost: bool,
 }
@@ -105,6 +118,15 @@ pub struct ClusterSettings {
     /// Endpoints of the client's own zone come first; those elsewhere take what they cannot.
     #[serde(default, skip_serializing_if = "is_default")]
     pub prefer_same_zone: bool,
+    /// Endpoints on the client's own node come first, before those of its zone.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub prefer_same_node: bool,
+    /// Only endpoints on the client's own node are used.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub local_only: bool,
+    /// A client's address stays with the endpoint that it went to last, until it has sent nothing for so many seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_ip_seconds: Option<u32>,
     /// How long a connection may take to be made, in milliseconds. Absent: the proxy's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connect_timeout_ms: Option<u64>,
@@ -299,6 +321,9 @@ impl Default for ClusterSettings {
             sticky: None,
             slow_start: None,
             prefer_same_zone: false,
+            prefer_same_node: false,
+            local_only: false,
+            client_ip_seconds: None,
             connect_timeout_ms: None,
             limits: Limits::default(),
             outliers: Outliers::default(),

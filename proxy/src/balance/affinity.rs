@@ -33,6 +33,17 @@ pub(crate) struct Affinity {
     pub(crate) key: Option<u64>,
     /// The endpoint that its cookie names.
     pub(crate) session: Option<u64>,
+    /// The client, where its address stays with an endpoint.
+    pub(crate) client: Option<IpAddr>,
+}
+
+// === impl Affinity ===
+
+impl Affinity {
+    /// Whether it stays with one endpoint.
+    pub(crate) fn is_session(&self) -> bool {
+        self.session.is_some() || self.client.is_some()
+    }
 }
 
 // === impl HashOn ===

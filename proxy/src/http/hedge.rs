@@ -118,7 +118,7 @@ fn another(
 ) -> Option<(Rc<Endpoint>, Permit)> {
     let Request { worker, plan, .. } = request;
     let Upstream::Cluster(state, _) = &plan.upstream else { return None };
-    if affinity.session.is_some() {
+    if affinity.is_session() {
         return None;
     }
     let before = tried.len();

@@ -81,10 +81,17 @@ pub(crate) struct Cluster {
     /// Percent of those that a request may go to that must be well for the others to be left alone.
     pub(crate) panic_percent: u32,
     pub(crate) retry_budget: wire::RetryBudget,
-    /// Those whose node is silent stand last.
+    /// How long a client's address stays with the endpoint that it went to last.
+    pub(crate) client_ip: Option<Duration>,
+    /// The Service's own address, where the kernel chooses the endpoint.
+    pub(crate) address: Option<SocketAddr>,
+    /// Those that terminate stand behind the others, and those whose node is silent last.
     pub(crate) endpoints: Box<[SocketAddr]>,
-    /// Which of them come first for this proxy, being in its own zone. Empty: zones do not matter, or it is not known.
-    pub(crate) near: Box<[bool]>,
+    /// It has endpoints on other nodes, and only those on this proxy's may be used.
+    pub(crate) has_endpoints_elsewhere: bool,
+    /// Which of them come first for this proxy: 0 those on its own node, 1 those of its own zone, 2 all others. Empty: neither
+    /// matters, or neither is known.
+    pub(crate) levels: Box<[u8]>,
     /// How many of them, from the first, a request without a subset may go to.
     pub(crate) usable: usize,
     /// Positions in `endpoints` of each subset's members.
@@ -218,17 +225,12 @@ impl Namespace {
         for service in services {
             let wire::Service { name, addresses, settings, ports } = service;
             let service: Arc<str> = name.as_str().into();
+            let same_family = |ip: &&IpAddr| pod.ips.iter().any(|own| own.is_ipv4() == ip.is_ipv4());
+            let address = addresses.iter().find(same_family).or(addresses.first());
             for port in ports {
                 let wire::ServicePort { port: number, protocol, routes, endpoints } = port;
-                let cluster = Arc::new(Cluster::compile(
-                    namespace,
-                    &name,
-                    number,
-                    protocol,
-                    &settings,
-                    pod.zone.as_deref(),
-                    endpoints,
-                )?);
+                let cluster = Cluster::compile(namespace, &name, number, protocol, &settings, pod, endpoints)?;
+                let cluster = Arc::new(Cluster { address: address.map(|ip| SocketAddr::new(*ip, number)), ..cluster });
                 compiled.clusters.insert((service.clone(), number), cluster.clone());
                 let routes = routes.map(Routes::compile).transpose()?.map(Arc::new);
                 let port = Arc::new(Port { protocol, routes, cluster });
@@ -249,7 +251,7 @@ impl Cluster {
         port: u16,
         protocol: wire::Protocol,
         settings: &wire::ClusterSettings,
-        zone: Option<&str>,
+        pod: &Pod,
         mut endpoints: Vec<wire::Endpoint>,
     ) -> Result<Self, CompileError> {
         let wire::ClusterSettings {
@@ -258,6 +260,9 @@ impl Cluster {
             sticky,
             slow_start,
             prefer_same_zone,
+            prefer_same_node,
+            local_only,
+            client_ip_seconds,
             connect_timeout_ms,
             limits,
             outliers,
@@ -266,10 +271,17 @@ impl Cluster {
             retry_budget,
             subsets,
         } = settings;
-        endpoints.sort_by_key(|endpoint| endpoint.lost);
-        // Better one that may be dead than none: after the API server was away, every node is silent for a while.
-        let or_lost = |heard: usize, all: usize| if heard > 0 { heard } else { all };
-        let heard = endpoints.partition_point(|endpoint| !endpoint.lost);
+        let node = Some(pod.node.as_str()).filter(|node| !node.is_empty());
+        let zone = pod.zone.as_deref();
+        let all = endpoints.len();
+        if *local_only {
+            endpoints.retain(|endpoint| node.is_some() && endpoint.node.as_deref() == node);
+        }
+        let has_endpoints_elsewhere = endpoints.len() < all;
+        // Better one that is about to end than none, as kube-proxy has it; and better one that may be dead than none: after
+        // the API server was away, every node is silent for a while.
+        let rank = |endpoint: &wire::Endpoint| (endpoint.lost, endpoint.terminating);
+        endpoints.sort_by_key(rank);
         let mut members: HashMap<String, Vec<usize>> = subsets.iter().map(|name| (name.clone(), Vec::new())).collect();
         for (at, endpoint) in endpoints.iter().enumerate() {
             for subset in &endpoint.subsets {
@@ -277,9 +289,21 @@ impl Cluster {
             }
         }
         for members in members.values_mut() {
-            let heard = members.partition_point(|at| *at < heard);
-            members.truncate(or_lost(heard, members.len()));
+            let best = members.first().map(|at| rank(&endpoints[*at]));
+            members.truncate(members.partition_point(|at| Some(rank(&endpoints[*at])) == best));
         }
+        let best = endpoints.first().map(rank);
+        let level = |endpoint: &wire::Endpoint| {
+            let is_meant = |own: Option<&str>, one: &Option<String>, several: &[String]| {
+                own.is_some_and(|own| one.as_deref() == Some(own) || several.iter().any(|name| name == own))
+            };
+            match endpoint {
+                near if *prefer_same_node && is_meant(node, &near.node, &near.for_nodes) => 0,
+                near if *prefer_same_zone && is_meant(zone, &near.zone, &near.for_zones) => 1,
+                _ => 2,
+            }
+        };
+        let has_levels = *prefer_same_node && node.is_some() || *prefer_same_zone && zone.is_some();
         let hash_on = match hash_on {
             None => None,
             Some(on) => Some(HashOn::compile(on).ok_or_else(|| CompileError::Header(format!("{on:?}")))?),
@@ -297,16 +321,25 @@ impl Cluster {
             health_check: health_check.clone(),
             panic_percent: *panic_percent,
             retry_budget: *retry_budget,
-            usable: or_lost(heard, endpoints.len()),
-            near: match zone {
-                Some(zone) if *prefer_same_zone => {
-                    endpoints.iter().map(|endpoint| endpoint.zone.as_deref() == Some(zone)).collect()
-                }
-                _ => Box::default(),
-            },
+            client_ip: client_ip_seconds.map(|seconds| Duration::from_secs(seconds.into())),
+            // It is the Service's, of which there is nothing here.
+            address: None,
+            has_endpoints_elsewhere,
+            usable: endpoints.partition_point(|endpoint| Some(rank(endpoint)) == best),
+            levels: if has_levels { endpoints.iter().map(level).collect() } else { Box::default() },
             endpoints: endpoints.into_iter().map(|endpoint| endpoint.address).collect(),
             subsets: members,
         })
+    }
+}
+
+impl Cluster {
+    /// Whether there is an endpoint for requests to a subset, or to any.
+    pub(crate) fn has_endpoints(&self, subset: Option<&str>) -> bool {
+        match subset {
+            None => self.usable > 0,
+            Some(name) => self.subsets.get(name).is_some_and(|members| !members.is_empty()),
+        }
     }
 }
 
@@ -402,8 +435,41 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_of_the_own_zone_are_near() {
-        let near = |zone: Option<&str>, prefer: bool| {
+    fn endpoints_that_terminate_stand_between_the_others_and_the_lost() {
+        let cluster = |endpoints: serde_json::Value, settings: serde_json::Value| {
+            let export = serde_json::json!({"services": [{
+                "name": "s", "settings": settings, "ports": [{"port": 80, "endpoints": endpoints}]
+            }]});
+            let pod = Pod { node: "node-1".into(), ..Pod::default() };
+            Namespace::compile(&pod, "n", serde_json::from_value(export).expect("a document"))
+                .expect("compiles")
+                .only_cluster()
+        };
+        let [one, two, three] = ["198.18.128.2:80", "198.18.128.3:80", "198.18.128.4:80"];
+        let endpoints = || {
+            serde_json::json!([
+                {"address": one, "subsets": ["a"], "lost": true, "node": "node-1"},
+                {"address": two, "subsets": ["a", "b"], "terminating": true, "node": "node-1"},
+                {"address": three, "subsets": ["b"], "node": "node-2"},
+            ])
+        };
+        let addresses = |expected: &[&str]| -> Vec<SocketAddr> {
+            expected.iter().map(|text| text.parse().expect("an address")).collect()
+        };
+        let mixed = cluster(endpoints(), serde_json::json!({"subsets": ["a", "b"]}));
+        assert_eq!(*mixed.endpoints, addresses(&[three, two, one]));
+        assert_eq!(mixed.usable, 1);
+        assert_eq!((&*mixed.subsets["a"], &*mixed.subsets["b"]), (&[1][..], &[0][..]));
+        assert!(!mixed.has_endpoints_elsewhere && mixed.has_endpoints(Some("a")) && !mixed.has_endpoints(Some("c")));
+        let local = cluster(endpoints(), serde_json::json!({"subsets": ["a", "b"], "localOnly": true}));
+        assert_eq!(*local.endpoints, addresses(&[two, one]));
+        assert_eq!((local.usable, local.has_endpoints_elsewhere), (1, true));
+        assert_eq!((&*local.subsets["a"], &*local.subsets["b"]), (&[0][..], &[0][..]));
+    }
+
+    #[test]
+    fn endpoints_of_the_own_zone_come_first() {
+        let levels = |zone: Option<&str>, prefer: bool| {
             let export = serde_json::json!({"services": [{
                 "name": "s", "settings": {"preferSameZone": prefer}, "ports": [{"port": 80, "endpoints": [
                     {"address": "198.18.128.2:80", "zone": "a"}, {"address": "198.18.128.3:80", "zone": "b"}
@@ -413,12 +479,12 @@ mod tests {
             Namespace::compile(&pod, "n", serde_json::from_value(export).expect("a document"))
                 .expect("compiles")
                 .only_cluster()
-                .near
+                .levels
                 .clone()
         };
-        assert_eq!(*near(Some("b"), true), [false, true]);
-        assert!(near(Some("b"), false).is_empty(), "zones do not matter");
-        assert!(near(None, true).is_empty(), "its zone is not known");
+        assert_eq!(*levels(Some("b"), true), [2, 1]);
+        assert!(levels(Some("b"), false).is_empty(), "zones do not matter");
+        assert!(levels(None, true).is_empty(), "its zone is not known");
     }
 
     #[test]

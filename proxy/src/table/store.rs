@@ -118,19 +118,25 @@ impl Store {
 
     /// Waits until a namespace is open, for a while.
     pub(crate) async fn open(&self, namespace: &Arc<str>) {
-        let mut changed = self.changed.subscribe();
         if self.open.try_send(namespace.clone()).is_err() {
             return;
         }
-        let opened = async {
-            while !self.table.load().namespaces.contains_key(namespace) {
-                if changed.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
+        let opened = self.find(|table| table.namespaces.contains_key(namespace).then_some(()));
         if tokio::time::timeout(OPEN_WAIT, opened).await.is_err() {
             tracing::warn!(%namespace, "configuration of the namespace did not come in time");
+        }
+    }
+
+    /// Waits until a snapshot has what is looked for. None: there will be no other snapshot.
+    pub(crate) async fn find<T>(&self, mut look: impl FnMut(&Table) -> Option<T>) -> Option<T> {
+        // Before the first look, so that no change is missed.
+        let mut changed = self.changed.subscribe();
+        loop {
+            let found = look(&self.table.load());
+            if found.is_some() {
+                return found;
+            }
+            changed.changed().await.ok()?;
         }
     }
 }
@@ -503,27 +509,27 @@ mod tests {
         let source = Source::Directory(folder.clone());
         let (store, keeper) = Keeper::new(pod, source, None, metrics, readiness.part("configuration"));
         let keeper = tokio::spawn(keeper.run());
-        let near = async |expected: &[bool]| {
+        let levels = async |expected: &[u8]| {
             for _ in 0..500 {
                 let table = store.load();
                 let port = table.port("198.19.0.1:80".parse().expect("an address"));
-                if port.is_some_and(|port| *port.cluster.near == *expected) {
+                if port.is_some_and(|port| *port.cluster.levels == *expected) {
                     return;
                 }
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
             panic!("never {expected:?}");
         };
-        near(&[]).await;
+        levels(&[]).await;
         write("i.shop", json!({"zones": {"a": ["node-1"], "b": ["node-2"]}}));
-        near(&[false, true]).await;
+        levels(&[2, 1]).await;
         write("i.shop", json!({"zones": {"a": ["node-1", "node-2"]}}));
-        near(&[true, false]).await;
+        levels(&[1, 2]).await;
         write("i.shop", json!({"dependencies": ["bank"]}));
         while !store.load().inbound.dependencies.iter().any(|name| **name == *"bank") {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        near(&[true, false]).await;
+        levels(&[1, 2]).await;
         keeper.abort();
         std::fs::remove_dir_all(folder).expect("removed");
     }

@@ -47,7 +47,7 @@ struct Candidates {
     subsets: HashMap<String, Vec<List>>,
 }
 
-/// Endpoints to choose from, of one level: in the proxy's own zone, or elsewhere.
+/// Endpoints to choose from, of one level: on the proxy's own node, in its zone, or elsewhere.
 #[derive(Default)]
 struct List {
     /// Of requests, those that go to this level.
@@ -120,13 +120,15 @@ impl ClusterState {
         Affinity {
             key: cluster.hash_on.as_ref().and_then(|on| on.of_request(uri, headers, peer)),
             session: cluster.sticky.as_ref().and_then(|sticky| sticky.session(headers)),
+            client: cluster.client_ip.map(|_| peer),
         }
     }
 
     /// The same for a connection of bytes.
     pub(crate) fn affinity_of_bytes(&self, peer: IpAddr) -> Affinity {
-        let key = self.cluster.borrow().hash_on.as_ref().and_then(|on| on.of_connection(peer));
-        Affinity { key, session: None }
+        let cluster = self.cluster.borrow();
+        let key = cluster.hash_on.as_ref().and_then(|on| on.of_connection(peer));
+        Affinity { key, session: None, client: cluster.client_ip.map(|_| peer) }
     }
 
     /// The cookie that ties a client to the endpoint that answered it, unless it has that one.
@@ -138,6 +140,23 @@ impl ClusterState {
 
     /// An endpoint for a request, if possible one that has not been tried.
     pub(crate) fn pick(
+        &self,
+        subset: Option<&str>,
+        tried: &[SocketAddr],
+        affinity: Affinity,
+        chance: &mut Chance,
+        now: Duration,
+    ) -> Result<Rc<Endpoint>, NoEndpoints> {
+        let Some(client) = affinity.client else { return self.pick_by(subset, tried, affinity, chance, now) };
+        let timeout = self.cluster.borrow().client_ip.unwrap_or_default();
+        let key = subset.map_or(0, |name| hash::hash(name.as_bytes()));
+        let session = self.load.endpoint_of(client, key, timeout, now).map(hash::session);
+        let endpoint = self.pick_by(subset, tried, Affinity { session, ..affinity }, chance, now)?;
+        self.load.client_went(client, key, endpoint.address, now);
+        Ok(endpoint)
+    }
+
+    fn pick_by(
         &self,
         subset: Option<&str>,
         tried: &[SocketAddr],
@@ -293,16 +312,18 @@ impl ClusterState {
         let list = |members: Vec<usize>, percent: u32| List {
             percent,
             table: OnceCell::new(),
-            sessions: match &cluster.sticky {
-                Some(_) => members.iter().map(|at| (hash::session(endpoints[*at].address), *at)).collect(),
-                None => HashMap::new(),
+            sessions: match cluster.sticky.is_some() || cluster.client_ip.is_some() {
+                true => members.iter().map(|at| (hash::session(endpoints[*at].address), *at)).collect(),
+                false => HashMap::new(),
             },
             members,
         };
         let lists = |members: Vec<usize>| -> Vec<List> {
-            let is_near = |at: &usize| cluster.near.get(*at).copied().unwrap_or(false);
-            let (near, far): (Vec<usize>, Vec<usize>) = members.into_iter().partition(is_near);
-            let levels: Vec<Vec<usize>> = [near, far].into_iter().filter(|level| !level.is_empty()).collect();
+            let mut levels: [Vec<usize>; 3] = Default::default();
+            for at in members {
+                levels[usize::from(cluster.levels.get(at).copied().unwrap_or(2)).min(2)].push(at);
+            }
+            let levels: Vec<Vec<usize>> = levels.into_iter().filter(|level| !level.is_empty()).collect();
             let well = |level: &Vec<usize>| level.iter().filter(|at| is_well(**at)).count();
             let counts: Vec<Level> = levels.iter().map(|level| Level { well: well(level), all: level.len() }).collect();
             let shares = level::divide(&counts, cluster.panic_percent);
@@ -631,7 +652,7 @@ mod tests {
         for balancer in ["ringHash", "maglev"] {
             let state = many(serde_json::json!({"balancer": balancer, "hashOn": {"header": "x-user"}}), 5);
             let keys: Vec<Affinity> = (0..200u64)
-                .map(|user| Affinity { key: Some(hash::hash(&user.to_le_bytes())), session: None })
+                .map(|user| Affinity { key: Some(hash::hash(&user.to_le_bytes())), session: None, client: None })
                 .collect();
             let before: Vec<SocketAddr> = keys.iter().map(|key| tied(&state, *key, &[])).collect();
             let again: Vec<SocketAddr> = keys.iter().map(|key| tied(&state, *key, &[])).collect();
@@ -658,7 +679,7 @@ mod tests {
     fn a_session_stays_with_its_endpoint_whatever_the_balancer() {
         let state = many(serde_json::json!({"sticky": {"cookie": "s", "path": "/"}}), 4);
         let endpoint = state.endpoints.borrow()[3].address;
-        let session = Affinity { key: None, session: Some(hash::session(endpoint)) };
+        let session = Affinity { key: None, session: Some(hash::session(endpoint)), client: None };
         assert!((0..100).all(|_| tied(&state, session, &[]) == endpoint));
         assert!(state.cookie(session, endpoint).is_none(), "it has that cookie");
         assert_ne!(tied(&state, session, &[endpoint]), endpoint, "a repetition goes to another one");

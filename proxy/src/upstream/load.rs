@@ -1,14 +1,18 @@
 //! What all workers share about a Service port: what is open towards it, how much of it may be repeated, and which
 //! endpoints were found unwell.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use hashbrown::{HashMap, HashSet};
 use tokio::sync::Notify;
 
 use crate::balance::budget::Budget;
+
+/// Clients that one cluster remembers the endpoints of. In a pod there is one, or one of each family.
+const CLIENTS_MAX: usize = 1024;
 
 /// The counters of every cluster, by name. They outlive tables, so that a change of routes forgets nothing.
 #[derive(Debug, Default)]
@@ -28,6 +32,8 @@ pub(crate) struct Load {
     unwell: Mutex<HashSet<SocketAddr>>,
     /// Grows when that set changes.
     findings: AtomicU32,
+    /// Where clients went last, and when, for each hash of a subset's name.
+    clients: Mutex<HashMap<(IpAddr, u64), (SocketAddr, Duration)>>,
     /// Told each time a connection is closed or falls idle.
     pub(crate) freed: Notify,
 }
@@ -70,6 +76,31 @@ impl Load {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| (count < limit).then(|| count + 1))
             .is_ok()
             .then(|| Permit { load: self.clone(), kind })
+    }
+
+    /// The endpoint that a client went to, if that is not longer ago than the timeout.
+    pub(crate) fn endpoint_of(
+        &self,
+        client: IpAddr,
+        subset: u64,
+        timeout: Duration,
+        now: Duration,
+    ) -> Option<SocketAddr> {
+        let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let (endpoint, at) = clients.get(&(client, subset))?;
+        (now.saturating_sub(*at) < timeout).then_some(*endpoint)
+    }
+
+    /// Notes where a client goes.
+    pub(crate) fn client_went(&self, client: IpAddr, subset: u64, endpoint: SocketAddr, now: Duration) {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if clients.len() >= CLIENTS_MAX
+            && !clients.contains_key(&(client, subset))
+            && let Some(oldest) = clients.iter().min_by_key(|(_, (_, at))| *at).map(|(key, _)| *key)
+        {
+            clients.remove(&oldest);
+        }
+        clients.insert((client, subset), (endpoint, now));
     }
 
     /// How often the set of unwell endpoints changed.
@@ -146,5 +177,23 @@ mod tests {
         assert!(load.admit(Kind::Request, Some(2)).is_some(), "given back");
         assert!(load.admit(Kind::Pending, Some(0)).is_none(), "none at all");
         assert!(load.admit(Kind::Request, None).is_some(), "no limit");
+    }
+
+    #[test]
+    fn a_client_s_endpoint_is_remembered_until_the_timeout_and_of_so_many_clients() {
+        let (load, at) = (Load::default(), Duration::from_secs);
+        let client = |number: u32| IpAddr::from((0xC612_0000 + number).to_be_bytes());
+        let endpoint = |port: u16| SocketAddr::from(([198, 18, 128, 1], port));
+        load.client_went(client(0), 0, endpoint(1), at(1));
+        load.client_went(client(0), 7, endpoint(2), at(2));
+        assert_eq!(load.endpoint_of(client(0), 0, at(10), at(10)), Some(endpoint(1)));
+        assert_eq!(load.endpoint_of(client(0), 7, at(10), at(10)), Some(endpoint(2)), "each subset by itself");
+        assert_eq!(load.endpoint_of(client(0), 0, at(10), at(11)), None, "too long ago");
+        for number in 1..=CLIENTS_MAX as u32 {
+            load.client_went(client(number), 0, endpoint(3), at(20));
+        }
+        assert_eq!(load.clients.lock().expect("whole").len(), CLIENTS_MAX);
+        assert_eq!(load.endpoint_of(client(0), 0, at(100), at(20)), None, "the oldest is forgotten");
+        assert_eq!(load.endpoint_of(client(1), 0, at(100), at(20)), Some(endpoint(3)));
     }
 }
