@@ -25,6 +25,7 @@ use crate::table::{Cluster, Port};
 use crate::tcp;
 use crate::telemetry::access::{self, ConnectionNote};
 use crate::upstream::endpoint::open;
+use crate::upstream::fallback::{self, Fallback, Next};
 use crate::upstream::load::Kind;
 use crate::worker::Worker;
 
@@ -57,7 +58,7 @@ async fn begin(downstream: &Rc<Downstream>, stream: TcpStream) -> Option<Http> {
     let stream = Prefixed::new(Stream::Plain(stream));
     match port {
         // Made to the proxy itself and not redirected: carrying it on would come back here for ever.
-        None if worker.shared.own_ports.contains(&destination.port()) && is_own(worker, *destination) => {
+        None if worker.shared.is_own(*destination) => {
             tracing::warn!(src.addr = %peer, dst.addr = %destination, reason = Reason::WrongDestination.as_str(), "connection refused");
             None
         }
@@ -85,11 +86,6 @@ async fn find_port(worker: &Worker, destination: SocketAddr) -> Option<Arc<Port>
         return store.load().port(destination).cloned();
     }
     table.port(destination).cloned()
-}
-
-fn is_own(worker: &Worker, destination: SocketAddr) -> bool {
-    let ip = destination.ip();
-    ip.is_loopback() || ip.is_unspecified() || worker.shared.pod_ips.is_empty() || worker.shared.pod_ips.contains(&ip)
 }
 
 /// Goes by what the port is declared to carry, or else by what is seen.
@@ -251,7 +247,8 @@ async fn connect_bytes(
     connect(&downstream.worker, cluster, subset, affinity, &mut 0).await
 }
 
-/// A connection to an endpoint of a cluster; another one is tried if it cannot be made. `attempts` counts.
+/// A connection to an endpoint of a cluster; another one is tried if it cannot be made, and at last the Service's own
+/// address. `attempts` counts.
 pub(crate) async fn connect(
     worker: &Rc<Worker>,
     cluster: &Arc<Cluster>,
@@ -261,12 +258,31 @@ pub(crate) async fn connect(
 ) -> Result<(SocketAddr, TcpStream), (Reason, Option<SocketAddr>)> {
     const ATTEMPTS: usize = 3;
     let state = worker.cluster(cluster);
+    let mut fallback = Fallback::new(worker, &state, subset);
+    let mut address = fallback.first();
     let mut tried = Vec::new();
     loop {
+        if let Some(address) = address.take() {
+            *attempts += 1;
+            let connected = open(address.address, cluster.connect_timeout).await;
+            fallback.address_tried(connected.is_ok());
+            if let Ok(stream) = connected {
+                return Ok((address.address, stream));
+            }
+            if tried.len() == ATTEMPTS {
+                return Err((Reason::ConnectFailed, Some(address.address)));
+            }
+        }
+        let picked = state.pick(subset, &tried, affinity, &mut worker.chance.borrow_mut(), worker.now());
+        let Ok(endpoint) = picked else {
+            match Box::pin(fallback.without_endpoints(None)).await {
+                Some(Next::Address(own)) => address = Some(own),
+                Some(Next::Choose) => {}
+                None => return Err((fallback::reason(&state.cluster()), None)),
+            }
+            continue;
+        };
         *attempts += 1;
-        let endpoint = state
-            .pick(subset, &tried, affinity, &mut worker.chance.borrow_mut(), worker.now())
-            .map_err(|_| (Reason::NoEndpoints, None))?;
         match open(endpoint.address, cluster.connect_timeout).await {
             Ok(stream) => {
                 state.record(&endpoint, Outcome::Ok, worker.now());
@@ -275,7 +291,8 @@ pub(crate) async fn connect(
             Err(_) => {
                 state.record(&endpoint, Outcome::Local, worker.now());
                 tried.push(endpoint.address);
-                if tried.len() == ATTEMPTS {
+                address = fallback.after_failures(tried.len());
+                if tried.len() == ATTEMPTS && address.is_none() {
                     return Err((Reason::ConnectFailed, Some(endpoint.address)));
                 }
             }
@@ -310,6 +327,7 @@ async fn bytes(
     match connected {
         Ok((address, upstream)) => {
             note.endpoint = Some(address);
+            note.via = (Some(address) == cluster.address).then_some(access::SERVICE_ADDRESS);
             note.relayed(tcp::relay(stream.into_end(), upstream.into(), shared.timeouts.idle, &shared.drain).await);
         }
         Err((reason, endpoint)) => {

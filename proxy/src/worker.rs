@@ -63,6 +63,15 @@ pub(crate) struct Shared {
     pub(crate) started_tick: Tick,
 }
 
+impl Shared {
+    /// Whether an address is one that the proxy itself listens on: a connection there would come back to it.
+    pub(crate) fn is_own(&self, address: SocketAddr) -> bool {
+        let ip = address.ip();
+        let is_here = ip.is_loopback() || ip.is_unspecified() || self.pod_ips.is_empty() || self.pod_ips.contains(&ip);
+        is_here && self.own_ports.contains(&address.port())
+    }
+}
+
 /// What one worker has to itself.
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,

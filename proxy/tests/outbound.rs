@@ -29,6 +29,8 @@ mod filters;
 mod hedge;
 #[path = "outbound/idle.rs"]
 mod idle;
+#[path = "outbound/services.rs"]
+mod services;
 #[path = "outbound/streams.rs"]
 mod streams;
 #[path = "outbound/tunnel.rs"]
@@ -46,11 +48,16 @@ struct Proxy {
 
 impl Proxy {
     async fn start(test: &str) -> Self {
+        Self::start_in(test, Pod::default()).await
+    }
+
+    /// In a pod of which more is known than its namespace.
+    async fn start_in(test: &str, pod: Pod) -> Self {
         let folder = std::env::temp_dir().join(format!("weft-proxy-{test}-{}", std::process::id()));
         let cache = folder.join("cache");
         std::fs::create_dir_all(&cache).expect("a folder");
         let bootstrap = Bootstrap {
-            pod: Pod { namespace: "shop".into(), ..Pod::default() },
+            pod: Pod { namespace: "shop".into(), ..pod },
             workers: 1,
             source: Source::Directory(folder.clone()),
             cache,
@@ -90,9 +97,14 @@ impl Proxy {
         let export = json!({"services": [
             {"name": "reviews", "addresses": ["127.0.0.1"], "settings": settings, "ports": [port]}
         ]});
+        self.export(&export).await;
+    }
+
+    /// Writes what the namespace exports and waits until it is in use.
+    async fn export(&self, export: &Value) {
         let before = self.generation().await;
         self.write("i.shop", &json!({}));
-        self.write("x.shop", &export);
+        self.write("x.shop", export);
         for _ in 0..200 {
             if self.generation().await > before {
                 return;

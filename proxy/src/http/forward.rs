@@ -1,5 +1,7 @@
 //! Sending a request on: attempts, timeouts, retries, and the note of what came of it.
 //!
+//! A request that finds no endpoint, or none that can be connected to, goes on as [`fallback`] says.
+//!
 //! What may be sent again, and why:
 //!
 //! | what happened | who may repeat it |
@@ -44,6 +46,7 @@ use crate::telemetry::alive::{self, Alive, Kind};
 use crate::telemetry::metrics::Direction;
 use crate::upstream::cluster::ClusterState;
 use crate::upstream::endpoint::{Endpoint, Lease, LeaseError, SendError};
+use crate::upstream::fallback::{self, Fallback, Next};
 use crate::upstream::load::Permit;
 use crate::worker::Worker;
 
@@ -109,6 +112,8 @@ pub(crate) struct Note {
     pub(crate) origin: Option<Arc<Origin>>,
     pub(crate) cluster: Option<Arc<str>>,
     pub(crate) endpoint: Option<SocketAddr>,
+    /// How it got there, where that is not the proxy's choice of an endpoint.
+    pub(crate) via: Option<&'static str>,
     pub(crate) attempts: u32,
     /// How many of them ran beside others.
     pub(crate) hedges: u32,
@@ -134,6 +139,8 @@ pub(super) enum Failure {
     Overflow,
     /// Nothing was sent, or nothing of it was looked at.
     Connect {
+        /// There was a connection.
+        connected: bool,
         /// The connection was about to end anyway, which says nothing about the endpoint.
         ended: bool,
         text: String,
@@ -205,14 +212,37 @@ pub(crate) async fn forward(
     };
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut fresh = false;
+    let mut fallback = match &plan.upstream {
+        Upstream::Local(_) => None,
+        Upstream::Cluster(state, subset) => Some(Fallback::new(&worker, state, subset.as_deref())),
+    };
+    // The Service's own address, where that is tried next.
+    let mut address = fallback.as_mut().and_then(Fallback::first);
     loop {
         finish.note.attempts += 1;
+        let by_address = address.is_some();
+        let chosen = match address.take() {
+            Some(address) => Ok(address),
+            None => choose(&worker, &plan, affinity, &mut tried, finish.note.attempts > 1),
+        };
+        if let (Err(Failure::NoEndpoints), Some(fallback)) = (&chosen, &mut fallback) {
+            // Apart, so that requests that find an endpoint do not carry the room for it.
+            let next = Box::pin(fallback.without_endpoints(deadline)).await;
+            if let Some(next) = next {
+                finish.note.attempts -= 1;
+                if let Next::Address(own) = next {
+                    address = Some(own);
+                }
+                continue;
+            }
+        }
         // A connection that is to change its protocol is had once.
-        let hedge = plan.rule.and_then(|rule| rule.hedge.as_ref()).filter(|_| upgrade.is_none());
-        let outcome = match choose(&worker, &plan, affinity, &mut tried, finish.note.attempts > 1) {
+        let hedge = plan.rule.and_then(|rule| rule.hedge.as_ref()).filter(|_| upgrade.is_none() && !by_address);
+        let outcome = match chosen {
             Err(failure) => Err(failure),
             Ok(endpoint) => {
                 finish.note.endpoint = Some(endpoint.address);
+                finish.note.via = by_address.then_some(access::SERVICE_ADDRESS);
                 match hedge {
                     None => attempt(&worker, &plan, endpoint, fresh, &parts, &body, deadline).await,
                     Some(hedge) => {
@@ -234,6 +264,18 @@ pub(crate) async fn forward(
             }
         };
         fresh |= outcome.as_ref().is_err_and(Failure::is_of_an_idle_connection) && !plan.http2;
+        let is_unreachable = matches!(outcome, Err(Failure::Connect { connected: false, .. }));
+        if let Some(fallback) = &mut fallback {
+            if by_address {
+                fallback.address_tried(!is_unreachable);
+            } else if is_unreachable
+                && body.can_replay()
+                && let Some(own) = fallback.after_failures(tried.len())
+            {
+                address = Some(own);
+                continue;
+            }
+        }
         allowance.spent = false;
         let again = match &outcome {
             // An application has no say in this: the proxy beside the backend is the one that knows what was seen.
@@ -320,7 +362,7 @@ pub(super) async fn attempt(
         };
         let lease = lease.map_err(|error| match error {
             LeaseError::Overflow => Failure::Overflow,
-            other => Failure::Connect { ended: false, text: other.to_string() },
+            other => Failure::Connect { connected: false, ended: false, text: other.to_string() },
         })?;
         leased.set(true);
         let reused = lease.reused;
@@ -328,13 +370,15 @@ pub(super) async fn attempt(
             Ok(response) => Ok((response, lease)),
             Err(SendError::Unsent(text)) => {
                 lease.retire();
-                Err(Failure::Connect { ended: reused, text })
+                Err(Failure::Connect { connected: true, ended: reused, text })
             }
             Err(error @ SendError::Left) => {
                 lease.retire();
-                Err(Failure::Connect { ended: true, text: error.to_string() })
+                Err(Failure::Connect { connected: true, ended: true, text: error.to_string() })
             }
-            Err(error @ SendError::Refused) => Err(Failure::Connect { ended: false, text: error.to_string() }),
+            Err(error @ SendError::Refused) => {
+                Err(Failure::Connect { connected: true, ended: false, text: error.to_string() })
+            }
             Err(_) if body.is_broken() => Err(Failure::BrokenRequest),
             Err(SendError::Protocol(text)) => Err(Failure::Protocol(text)),
             Err(SendError::Reset(text)) => Err(Failure::Reset { reused, text }),
@@ -546,7 +590,15 @@ impl Failure {
             (None, _) => "the application".to_owned(),
         };
         let (reason, detail) = match self {
-            Self::NoEndpoints => (Reason::NoEndpoints, format!("{whom} has no ready endpoint")),
+            Self::NoEndpoints => match &plan.upstream {
+                Upstream::Cluster(state, _) if fallback::reason(&state.cluster()) == Reason::NoLocalEndpoints => {
+                    let text = "has no ready endpoint on this node, where its internalTrafficPolicy has traffic stay";
+                    (Reason::NoLocalEndpoints, format!("{whom} {text}"))
+                }
+                Upstream::Cluster(..) | Upstream::Local(_) => {
+                    (Reason::NoEndpoints, format!("{whom} has no ready endpoint"))
+                }
+            },
             Self::Overflow => (Reason::Overflow, format!("a limit for {whom} is reached")),
             Self::Connect { text, .. } => (Reason::ConnectFailed, format!("no connection to {whom}: {text}")),
             Self::Reset { text, .. } => (Reason::UpstreamReset, format!("{whom} closed the connection: {text}")),
@@ -583,6 +635,7 @@ impl Finish {
             origin: None,
             cluster: None,
             endpoint: None,
+            via: None,
             attempts: 0,
             hedges: 0,
             retry_refused: None,

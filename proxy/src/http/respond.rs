@@ -32,6 +32,8 @@ pub(crate) enum Reason {
     BackendNotFound,
     /// The backend, or its subset, has no ready endpoint.
     NoEndpoints,
+    /// The backend has ready endpoints, none of them on this pod's node, and traffic is to stay there.
+    NoLocalEndpoints,
     /// No endpoint could be connected to.
     ConnectFailed,
     /// The endpoint closed the connection before it answered.
@@ -82,6 +84,7 @@ impl Reason {
             Self::NoRoute => "no-route",
             Self::BackendNotFound => "backend-not-found",
             Self::NoEndpoints => "no-endpoints",
+            Self::NoLocalEndpoints => "no-local-endpoints",
             Self::ConnectFailed => "connect-failed",
             Self::UpstreamReset => "upstream-reset",
             Self::DownstreamReset => "downstream-reset",
@@ -118,6 +121,7 @@ impl Reason {
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::BackendNotFound => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NoEndpoints
+            | Self::NoLocalEndpoints
             | Self::ConnectFailed
             | Self::Overflow
             | Self::Overload

@@ -21,6 +21,7 @@ use crate::stream::Stream;
 use crate::table::Cluster;
 use crate::table::route::Rule;
 use crate::tcp::{self, End};
+use crate::telemetry::access::SERVICE_ADDRESS;
 use crate::telemetry::alive;
 use crate::upstream::load::Kind;
 
@@ -55,6 +56,7 @@ pub(crate) async fn open(
     let upstream = match connected {
         Ok((endpoint, stream)) => {
             finish.note.endpoint = Some(endpoint);
+            finish.note.via = (Some(endpoint) == cluster.address).then_some(SERVICE_ADDRESS);
             stream
         }
         Err((reason, endpoint)) => {
@@ -62,6 +64,9 @@ pub(crate) async fn open(
             let name = &cluster.name;
             let text = match reason {
                 Reason::NoEndpoints => format!("{name} has no ready endpoint"),
+                Reason::NoLocalEndpoints => {
+                    format!("{name} has no ready endpoint on this node, where its traffic is to stay")
+                }
                 Reason::RequestTimeout => format!("no connection to {name} was made in time"),
                 _ => format!("no connection to {name} could be made"),
             };

@@ -17,11 +17,16 @@ use crate::http1::parse::BadMessage;
 use crate::table::route::Origin;
 use crate::tcp::{Cut, Relayed};
 
+/// The word for the Service's own address, where the kernel chose the endpoint.
+pub(crate) const SERVICE_ADDRESS: &str = "service-address";
+
 /// What is known when it is over of a connection of bytes, or of one that was refused before it carried anything.
 pub(crate) struct ConnectionNote {
     pub(crate) downstream: Rc<Downstream>,
     pub(crate) cluster: Option<Arc<str>>,
     pub(crate) endpoint: Option<SocketAddr>,
+    /// How it got there, where that is not the proxy's choice of an endpoint.
+    pub(crate) via: Option<&'static str>,
     pub(crate) origin: Option<Arc<Origin>>,
     pub(crate) reason: Option<Reason>,
     /// What went wrong, where the reason alone does not say it.
@@ -39,6 +44,7 @@ impl ConnectionNote {
             downstream: downstream.clone(),
             cluster: None,
             endpoint: None,
+            via: None,
             origin: None,
             reason: None,
             error: None,
@@ -96,6 +102,7 @@ pub(crate) fn request(note: &Note, bytes: u64) {
         complete = note.complete,
         dst.service = note.cluster.as_deref(),
         dst.endpoint = note.endpoint.map(tracing::field::display),
+        via = note.via,
         attempts = note.attempts,
         hedges = (note.hedges > 0).then_some(note.hedges),
         retry_refused = note.retry_refused,
@@ -142,6 +149,7 @@ pub(crate) fn connection(note: ConnectionNote) {
         server_name = note.server_name.as_deref(),
         dst.service = note.cluster.as_deref(),
         dst.endpoint = note.endpoint.map(tracing::field::display),
+        via = note.via,
         bytes_sent = note.sent,
         bytes_recv = note.received,
         duration_us = u64::try_from(note.started.elapsed().as_micros()).unwrap_or(u64::MAX),

@@ -42,6 +42,7 @@ pub(crate) struct Metrics {
     retries: Family<ReasonLabels, Counter>,
     mirrored: Family<MirrorLabels, Counter>,
     retries_refused: Family<ReasonLabels, Counter>,
+    service_address: Family<NameLabels, Counter>,
     ejections: Family<ReasonLabels, Counter>,
     ejected: Family<NameLabels, Gauge>,
     unwell: Family<NameLabels, Gauge>,
@@ -187,6 +188,7 @@ impl Metrics {
             retries: Family::default(),
             mirrored: Family::default(),
             retries_refused: Family::default(),
+            service_address: Family::default(),
             ejections: Family::default(),
             ejected: Family::default(),
             unwell: Family::default(),
@@ -202,6 +204,7 @@ impl Metrics {
             retries,
             mirrored,
             retries_refused,
+            service_address,
             ejections,
             ejected,
             unwell,
@@ -219,6 +222,11 @@ impl Metrics {
             "retries_refused",
             "Attempts that a rule would have repeated, by what did not allow it",
             retries_refused,
+        );
+        registry.register(
+            "service_address_attempts",
+            "Attempts at the Service's own address, because there is no endpoint or none can be connected to",
+            service_address,
         );
         registry.register("outlier_ejections", "Endpoints that were left alone, by what gave them away", ejections);
         registry.register("endpoints_ejected", "Endpoints that are left alone, as each worker sees them", ejected);
@@ -393,6 +401,12 @@ impl Handles {
     pub(crate) fn mirrored(&self, service: &str, source: &str, outcome: &'static str) {
         let labels = MirrorLabels { service: service.to_owned(), source: source.to_owned(), outcome };
         self.metrics.mirrored.get_or_create(&labels).inc();
+    }
+
+    /// An attempt is made at a Service's own address.
+    pub(crate) fn by_service_address(&self, service: &str) {
+        let labels = NameLabels { service: service.to_owned() };
+        self.metrics.service_address.get_or_create(&labels).inc();
     }
 
     /// An attempt is not repeated though a rule would have it.

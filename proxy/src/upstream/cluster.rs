@@ -12,6 +12,7 @@ use http::request::Parts;
 use weft_config::Balancer;
 
 use super::endpoint::{Endpoint, Lease, LeaseError};
+use super::fallback::Standing;
 use super::load::{Kind, Load, Loads};
 use crate::balance::affinity::Affinity;
 use crate::balance::hash::{self, Table};
@@ -35,6 +36,8 @@ pub(crate) struct ClusterState {
     /// When success rates are compared next.
     interval_ends: Cell<Duration>,
     next: Cell<usize>,
+    /// How it stands with requests that find no endpoint.
+    pub(crate) standing: Standing,
     pub(crate) load: Arc<Load>,
     handles: EndpointHandles,
 }
@@ -75,6 +78,7 @@ impl ClusterState {
             findings: Cell::new(0),
             interval_ends: Cell::new(now + cluster.outliers.interval),
             next: Cell::new(0),
+            standing: Standing::default(),
             load: loads.of(&cluster.name),
             handles: metrics.endpoints(&cluster.name),
         };
@@ -101,6 +105,7 @@ impl ClusterState {
             };
             let kept = |at: &SocketAddr| known.remove(at).unwrap_or_else(|| joining(at));
             *endpoints = cluster.endpoints.iter().map(kept).collect();
+            self.standing.endpoints_changed(cluster);
         }
         if !cluster.outliers.is_on() {
             self.endpoints.borrow().iter().for_each(|endpoint| with_tally(endpoint, Tally::take_back));
@@ -227,6 +232,9 @@ impl ClusterState {
 
     /// Takes in what came of a request to an endpoint, and leaves the endpoint alone if that gives it away.
     pub(crate) fn record(&self, endpoint: &Endpoint, outcome: Outcome, now: Duration) {
+        if self.standing.is_by_address() && outcome != Outcome::Local && !self.is_own_address(endpoint) {
+            self.standing.end();
+        }
         let mut tally = endpoint.tally.get();
         let given_away = tally.note(outcome, &self.cluster.borrow().outliers);
         endpoint.tally.set(tally);
@@ -282,8 +290,16 @@ impl ClusterState {
         }
     }
 
+    /// Whether this is the Service's own address, and not one of its endpoints.
+    pub(super) fn is_own_address(&self, endpoint: &Endpoint) -> bool {
+        self.cluster.borrow().address == Some(endpoint.address)
+    }
+
     /// Leaves an endpoint alone, if that is allowed and news.
     fn eject(&self, endpoint: &Endpoint, detector: Detector, now: Duration) -> bool {
+        if self.is_own_address(endpoint) {
+            return false;
+        }
         let (cluster, mut tally) = (self.cluster.borrow(), endpoint.tally.get());
         if tally.is_ejected() || !cluster.outliers.may_eject(self.ejected.get(), cluster.usable) {
             return false;
@@ -400,6 +416,7 @@ impl ClusterState {
 
     pub(crate) fn close_idle(&self) {
         self.endpoints.borrow().iter().for_each(|endpoint| endpoint.close_idle());
+        self.standing.close_idle();
     }
 
     fn close_one_idle(&self, except: &Rc<Endpoint>) {

@@ -1,0 +1,333 @@
+//! Who may be asked: endpoints that come late, terminate, are on other nodes or cannot be connected to, and the Service's own
+//! address beside them.
+
+use std::time::Instant;
+
+use super::*;
+
+/// The reason that the proxy gives for an answer of its own.
+fn reason(headers: &HeaderMap) -> &str {
+    headers.get("weft-reason").and_then(|reason| reason.to_str().ok()).unwrap_or_default()
+}
+
+/// Exports Service `web`, which clients come to, and Service `backend` at an address of its own.
+async fn export(proxy: &Proxy, web: Value, backend: Value) {
+    let mut web = web;
+    web["name"] = json!("web");
+    web["addresses"] = json!(["127.0.0.1"]);
+    let mut backend = backend;
+    backend["name"] = json!("backend");
+    proxy.export(&json!({"services": [backend, web]})).await;
+}
+
+/// A port of Service `web` that sends all to Service `backend`: requests, or connections where it carries bytes.
+fn to_backend(proxy: &Proxy, port: u16, protocol: &str, subset: Option<&str>) -> Value {
+    let mut cluster = json!({"namespace": "shop", "service": "backend", "port": port});
+    if let Some(subset) = subset {
+        cluster["subset"] = json!(subset);
+    }
+    let backends = json!([{"weight": 1, "target": {"cluster": cluster}}]);
+    let routes = match protocol {
+        "tcp" => {
+            let route = json!({"namespace": "shop", "name": "web"});
+            json!({"tcp": 0, "streams": [{"route": route, "name": "tcp", "backends": backends}]})
+        }
+        _ => json!({"matches": [{"rule": 0}], "rules": [rule(json!({"forward": {"backends": backends}}))]}),
+    };
+    json!({"ports": [{"port": proxy.address.port(), "protocol": protocol, "routes": routes}]})
+}
+
+/// Service `backend` with these endpoints.
+fn with_endpoints(address: SocketAddr, settings: Value, endpoints: Value) -> Value {
+    json!({
+        "addresses": [address.ip()], "settings": settings, "ports": [{"port": address.port(), "endpoints": endpoints}]
+    })
+}
+
+/// Service `web` with these endpoints.
+async fn only(proxy: &Proxy, protocol: &str, settings: Value, endpoints: Value) {
+    let ports = json!([{"port": proxy.address.port(), "protocol": protocol, "endpoints": endpoints}]);
+    let web = json!({"name": "web", "addresses": ["127.0.0.1"], "settings": settings, "ports": ports});
+    proxy.export(&json!({"services": [web]})).await;
+}
+
+/// Addresses that refuse connections.
+async fn refusing(count: usize) -> Vec<SocketAddr> {
+    let mut listeners = Vec::new();
+    for _ in 0..count {
+        listeners.push(TcpListener::bind("127.0.0.1:0").await.expect("binds"));
+    }
+    listeners.iter().map(|listener| listener.local_addr().expect("an address")).collect()
+}
+
+async fn service_address_attempts(proxy: &Proxy) -> u64 {
+    let (_, page) = proxy.get(proxy.metrics, "/metrics").await;
+    let lines = page.lines().filter(|line| line.starts_with("weft_service_address_attempts_total{"));
+    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+}
+
+#[tokio::test]
+async fn a_request_waits_for_an_endpoint_to_come() {
+    let proxy = Proxy::start("wait").await;
+    let (v1, _) = backend("v1", ok).await;
+    for protocol in ["http", "tcp"] {
+        // Never had one, then had one and was emptied.
+        for before in [json!([]), json!([{"address": v1}])] {
+            only(&proxy, protocol, json!({}), before).await;
+            only(&proxy, protocol, json!({}), json!([])).await;
+            let begun = Instant::now();
+            let address = proxy.address;
+            let waiting: Vec<_> =
+                (0..20).map(|_| tokio::spawn(async move { send(address, "GET", "/", &[], "").await })).collect();
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            assert!(waiting.iter().all(|request| !request.is_finished()), "{protocol}: they wait");
+            only(&proxy, protocol, json!({}), json!([{"address": v1}])).await;
+            for request in waiting {
+                let (status, _, body) = request.await.expect("no panic");
+                assert_eq!((status.as_u16(), body.as_str()), (200, "v1"), "{protocol}");
+            }
+            assert!(begun.elapsed() < Duration::from_secs(3), "{protocol}: after {:?}", begun.elapsed());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_service_that_stays_empty_is_not_waited_for_by_each_request() {
+    let proxy = Proxy::start("wait-vain").await;
+    let (v1, _) = backend("v1", ok).await;
+    only(&proxy, "http", json!({}), json!([])).await;
+    let begun = Instant::now();
+    let (status, headers, _) = proxy.send("GET", "/", &[], "").await;
+    assert_eq!((status.as_u16(), reason(&headers)), (503, "no-endpoints"));
+    let waited = begun.elapsed();
+    assert!((Duration::from_millis(2_900)..Duration::from_secs(5)).contains(&waited), "after {waited:?}");
+    let begun = Instant::now();
+    for _ in 0..20 {
+        assert_eq!(proxy.send("GET", "/", &[], "").await.0, 503);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(1), "at once: {:?}", begun.elapsed());
+    only(&proxy, "http", json!({}), json!([{"address": v1}])).await;
+    assert_eq!(proxy.send("GET", "/", &[], "").await.0, 200);
+    only(&proxy, "http", json!({}), json!([])).await;
+    let address = proxy.address;
+    let waiting = tokio::spawn(async move { send(address, "GET", "/", &[], "").await.0 });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!waiting.is_finished(), "it has had an endpoint since");
+    only(&proxy, "http", json!({}), json!([{"address": v1}])).await;
+    assert_eq!(waiting.await.expect("no panic"), 200);
+}
+
+#[tokio::test]
+async fn the_time_for_a_request_bounds_its_wait_and_an_unknown_subset_is_not_waited_for() {
+    let proxy = Proxy::start("wait-bound").await;
+    let timed = |subset: &str| routes(forward(&proxy, &[(subset, 1)]), json!({"requestTimeoutMs": 300}));
+    for (subset, least) in [("empty", 300), ("undeclared", 0)] {
+        proxy.configure(timed(subset), "http", &[], json!({"subsets": ["empty"]})).await;
+        let begun = Instant::now();
+        let (status, headers, _) = proxy.send("GET", "/", &[], "").await;
+        assert_eq!((status.as_u16(), reason(&headers)), (503, "no-endpoints"), "{subset}");
+        let waited = begun.elapsed();
+        assert!(waited >= Duration::from_millis(least), "{subset}: after {waited:?}");
+        assert!(waited < Duration::from_millis(least + 250), "{subset}: after {waited:?}");
+    }
+}
+
+#[tokio::test]
+async fn where_no_endpoint_can_be_connected_to_the_service_s_own_address_is() {
+    let proxy = Proxy::start("own-address").await;
+    // What the kernel chooses when a connection is made to the Service's address.
+    let (kernel, seen) = backend("kernel", ok).await;
+    let (live, _) = backend("live", ok).await;
+    let gone = refusing(5).await;
+    let own = |count: usize| -> Value { gone[..count].iter().map(|address| json!({"address": address})).collect() };
+    for protocol in ["http", "tcp"] {
+        let web = || to_backend(&proxy, kernel.port(), protocol, None);
+        for count in [0, 1, 5] {
+            export(&proxy, web(), with_endpoints(kernel, json!({}), own(count))).await;
+            for method in ["GET", "POST"] {
+                for _ in 0..5 {
+                    let (status, _, body) = proxy.send(method, "/", &[], "order").await;
+                    assert_eq!((status.as_u16(), body.as_str()), (200, "kernel"), "{protocol}, {count}: {method}");
+                }
+            }
+        }
+        assert!(service_address_attempts(&proxy).await >= 30, "each is counted");
+        export(&proxy, web(), with_endpoints(kernel, json!({}), json!([{"address": live}]))).await;
+        for _ in 0..20 {
+            assert_eq!(proxy.send("GET", "/", &[], "").await.2, "live", "{protocol}: the proxy chooses again");
+        }
+    }
+    // With a subset the kernel's choice may be a pod of another one.
+    let before = seen.requests.load(Ordering::SeqCst);
+    let endpoints = json!([{"address": gone[0], "subsets": ["v1"]}]);
+    let web = to_backend(&proxy, kernel.port(), "http", Some("v1"));
+    export(&proxy, web, with_endpoints(kernel, json!({"subsets": ["v1"]}), endpoints)).await;
+    let (status, headers, _) = proxy.send("GET", "/", &[], "").await;
+    assert_eq!((status.as_u16(), reason(&headers)), (503, "connect-failed"));
+    assert_eq!(seen.requests.load(Ordering::SeqCst), before);
+}
+
+#[tokio::test]
+async fn an_endpoint_that_answers_is_used_again_after_the_service_s_own_address_was() {
+    let proxy = Proxy::start("own-address-ends").await;
+    let (kernel, _) = backend("kernel", ok).await;
+    let gone = refusing(1).await[0];
+    let web = || to_backend(&proxy, kernel.port(), "http", None);
+    export(&proxy, web(), with_endpoints(kernel, json!({}), json!([{"address": gone}]))).await;
+    assert_eq!(proxy.send("GET", "/", &[], "").await.2, "kernel");
+    // The pod that was gone listens again, at the address that is known.
+    let listener = TcpListener::bind(gone).await.expect("binds");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut read = [0; 4096];
+                let _ = stream.read(&mut read).await;
+                let _ =
+                    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\nconnection: close\r\n\r\nback").await;
+            });
+        }
+    });
+    assert_eq!(proxy.send("GET", "/", &[], "").await.2, "kernel", "it is not tried at once");
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    for _ in 0..5 {
+        assert_eq!(proxy.send("GET", "/", &[], "").await.2, "back");
+    }
+}
+
+#[tokio::test]
+async fn where_the_service_s_own_address_refuses_too_the_answer_is_the_old_one() {
+    let proxy = Proxy::start("own-address-refuses").await;
+    let gone = refusing(2).await;
+    let web = to_backend(&proxy, gone[1].port(), "http", None);
+    export(&proxy, web, with_endpoints(gone[1], json!({}), json!([{"address": gone[0]}]))).await;
+    let begun = Instant::now();
+    let (status, headers, _) = proxy.send("GET", "/", &[], "").await;
+    assert_eq!((status.as_u16(), reason(&headers)), (503, "connect-failed"));
+    assert!(begun.elapsed() < Duration::from_secs(1), "after {:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn traffic_of_a_local_service_stays_on_the_node() {
+    let pod = Pod { node: "node-1".into(), ..Pod::default() };
+    let proxy = Proxy::start_in("local", pod).await;
+    let (here, _) = backend("here", ok).await;
+    let (there, seen) = backend("there", ok).await;
+    let (kernel, by_kernel) = backend("kernel", ok).await;
+    let local = || json!({"localOnly": true});
+    let elsewhere = json!({"address": there, "node": "node-2"});
+    let unknown = json!({"address": there});
+    for protocol in ["http", "tcp"] {
+        let own = json!({"address": here, "node": "node-1"});
+        only(&proxy, protocol, local(), json!([own, elsewhere])).await;
+        for _ in 0..20 {
+            assert_eq!(proxy.send("GET", "/", &[], "").await.2, "here", "{protocol}");
+        }
+        let own = json!({"address": here, "node": "node-1", "terminating": true});
+        only(&proxy, protocol, local(), json!([own, elsewhere])).await;
+        assert_eq!(
+            proxy.send("GET", "/", &[], "").await.2,
+            "here",
+            "{protocol}: it terminates, and is the only one here"
+        );
+    }
+    for other in [elsewhere, unknown] {
+        let web = to_backend(&proxy, kernel.port(), "http", None);
+        export(&proxy, web, with_endpoints(kernel, local(), json!([other]))).await;
+        let (status, headers, body) = proxy.send("GET", "/", &[], "").await;
+        assert_eq!((status.as_u16(), reason(&headers)), (503, "no-local-endpoints"), "{body}");
+        assert!(body.contains("internalTrafficPolicy"), "{body}");
+    }
+    assert_eq!(by_kernel.connections.load(Ordering::SeqCst), 0, "the kernel would drop it");
+    let web = to_backend(&proxy, there.port(), "http", None);
+    export(&proxy, web, with_endpoints(there, local(), json!([]))).await;
+    assert_eq!(proxy.send("GET", "/", &[], "").await.2, "there", "none is known anywhere: the kernel may know one");
+    assert_eq!(seen.requests.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn endpoints_that_terminate_are_used_while_there_is_nothing_better() {
+    let proxy = Proxy::start("terminating").await;
+    let (leaving, _) = backend("leaving", ok).await;
+    let (ready, _) = backend("ready", ok).await;
+    let (lost, _) = backend("lost", ok).await;
+    let leaving = || json!({"address": leaving, "terminating": true});
+    let lost = || json!({"address": lost, "lost": true});
+    for (endpoints, expected) in [
+        (json!([leaving(), {"address": ready}, lost()]), "ready"),
+        (json!([leaving(), lost()]), "leaving"),
+        (json!([leaving()]), "leaving"),
+        (json!([lost()]), "lost"),
+    ] {
+        only(&proxy, "http", json!({"balancer": "roundRobin"}), endpoints).await;
+        for _ in 0..10 {
+            let (status, _, body) = proxy.send("GET", "/", &[], "").await;
+            assert_eq!((status.as_u16(), body.as_str()), (200, expected));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_s_address_stays_with_an_endpoint_for_the_timeout() {
+    let proxy = Proxy::start("client-ip").await;
+    let mut endpoints = Vec::new();
+    for name in ["v1", "v2", "v3", "v4"] {
+        endpoints.push((name, json!({"address": backend(name, ok).await.0})));
+    }
+    let all =
+        |but: &str| -> Value { endpoints.iter().filter(|(name, _)| *name != but).map(|(_, at)| at.clone()).collect() };
+    for protocol in ["http", "tcp"] {
+        let settings = || json!({"balancer": "roundRobin", "clientIpSeconds": 1});
+        only(&proxy, protocol, settings(), all("")).await;
+        let first = proxy.send("GET", "/", &[], "").await.2;
+        for _ in 0..10 {
+            assert_eq!(proxy.send("GET", "/", &[], "").await.2, first, "{protocol}");
+        }
+        // The first turn may be that of the same endpoint; the next is not.
+        let mut later = Vec::new();
+        for _ in 0..2 {
+            tokio::time::sleep(Duration::from_millis(1_200)).await;
+            later.push(proxy.send("GET", "/", &[], "").await.2);
+        }
+        assert!(later.iter().any(|name| *name != first), "{protocol}: silent for longer than the timeout: {later:?}");
+        let second = later.remove(1);
+        only(&proxy, protocol, settings(), all(&second)).await;
+        let third = proxy.send("GET", "/", &[], "").await.2;
+        assert_ne!(third, second, "{protocol}: that endpoint is gone");
+        only(&proxy, protocol, settings(), all("")).await;
+        for _ in 0..10 {
+            assert_eq!(proxy.send("GET", "/", &[], "").await.2, third, "{protocol}: it stays where it is now");
+        }
+    }
+}
+
+#[tokio::test]
+async fn endpoints_on_the_own_node_come_first_then_those_of_the_zone() {
+    let pod = Pod { node: "node-1".into(), zone: Some("a".into()), ..Pod::default() };
+    let proxy = Proxy::start_in("same-node", pod).await;
+    let mut at = Vec::new();
+    for name in ["node", "zone", "far"] {
+        at.push(backend(name, ok).await.0);
+    }
+    let by_place = |count: usize| -> Value {
+        let node = json!({"address": at[0], "node": "node-1", "zone": "a"});
+        let zone = json!({"address": at[1], "node": "node-2", "zone": "a"});
+        let far = json!({"address": at[2], "node": "node-3", "zone": "b"});
+        [node, zone, far].into_iter().skip(count).collect()
+    };
+    let by_hints = |count: usize| -> Value {
+        let node = json!({"address": at[0], "forNodes": ["node-9", "node-1"], "forZones": ["b"]});
+        let zone = json!({"address": at[1], "forNodes": ["node-2"], "forZones": ["b", "a"]});
+        let far = json!({"address": at[2], "forNodes": ["node-3"], "forZones": ["b"]});
+        [node, zone, far].into_iter().skip(count).collect()
+    };
+    let places: [&dyn Fn(usize) -> Value; 2] = [&by_place, &by_hints];
+    for endpoints in places {
+        for (gone, expected) in [(0, "node"), (1, "zone"), (2, "far")] {
+            let settings = json!({"balancer": "random", "preferSameNode": true, "preferSameZone": true});
+            only(&proxy, "http", settings, endpoints(gone)).await;
+            for _ in 0..10 {
+                assert_eq!(proxy.send("GET", "/", &[], "").await.2, expected);
+            }
+        }
+    }
+}
