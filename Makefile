@@ -5,7 +5,8 @@ SHELL := /bin/bash
 .PHONY: help demo demo-down test check unit fuzz e2e e2e-installed soak bench gen golden deny images install cluster-up cluster-down kubeconfig
 
 NAME ?= weft
-NODES ?= 1
+# Two, so that tests see what Services say of nodes.
+NODES ?= 2
 # All scenarios if none is named; bench/README.md has what else BENCH_ARGS may hold.
 BENCH_SCENARIOS ?=
 BENCH_REPS ?= 5
@@ -69,7 +70,7 @@ soak: $(cluster) images install ## the same again and again beside busy loops, a
 
 e2e-installed:
 	@cargo test $(profile) --locked --package weft-e2e --test charts --test inject --test routing --test filters --test streams \
-	  --test policy --test resilience --test balance --test bad_input -- --test-threads 4 --show-output
+	  --test policy --test resilience --test balance --test services --test bad_input -- --test-threads 4 --show-output
 	@cargo test $(profile) --locked --package weft-e2e --test latency --test demo -- --test-threads 1 --nocapture
 	@cargo test $(profile) --locked --package weft-e2e --test disruption -- --test-threads 1 --nocapture
 
@@ -93,7 +94,7 @@ images: ## build the images as OCI archives (target/images), and load them into 
 install: $(cluster) images ## install or upgrade Weft on the cluster with its charts
 	@$(cargo) run $(profile) --package weft-e2e --bin weft-e2e-install
 
-cluster-up: ## start a real Kubernetes on this machine (NODES=2, NAME=other)
+cluster-up: ## start a real Kubernetes on this machine (NODES=3, NAME=other)
 	@e2e/cluster/up.sh --name $(NAME) --nodes $(NODES)
 
 cluster-down: ## remove every trace of it

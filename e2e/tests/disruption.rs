@@ -10,9 +10,9 @@ use weft_e2e::install::SYSTEM;
 use weft_e2e::kubectl::Kubectl;
 use weft_e2e::mesh::{self, proxy_metrics, route_in_force};
 use weft_e2e::namespace::{Namespace, READY, SOON, in_mesh};
-use weft_e2e::traffic::Report;
+use weft_e2e::traffic::{Client, Report};
 use weft_e2e::wait::eventually;
-use weft_e2e::workload::{self, App};
+use weft_e2e::workload::{self, App, Service};
 
 const TO_V1: &str = "- backendRefs: [{name: echo, port: 9080, subset: v1}]\n";
 /// The same, in other words: to traffic no change, to a proxy another configuration.
@@ -179,6 +179,45 @@ fn without<T>(component: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     system.run(&["scale", &deployment, "--replicas=1"])?;
     system.rolled_out(&deployment, READY)?;
     result
+}
+
+#[test]
+fn pods_are_replaced_without_the_operator() -> Result<()> {
+    in_mesh("disruption-rollout", |ns| {
+        let server = App::server("echo", "v1").replicas(2).arguments(&["--shutdown-delay", "5s"]);
+        ns.apply(&(Service::new("echo").yaml() + &server.yaml()))?;
+        let client = Client::deploy(ns)?;
+        ns.wait_ready(&["echo-v1"])?;
+        mesh::reachable(&client, "echo")?;
+        let before = ns.pods_of("echo")?;
+        without("operator", || {
+            let load = client.load("http://echo:9080/").rate(50).duration(Duration::from_secs(45)).start()?;
+            ns.run(&["rollout", "restart", "deployment/echo-v1"])?;
+            ns.wait_ready(&["echo-v1"])?;
+            eventually("the pods that the proxy knows to be gone", READY, || {
+                let left = ns.list("pods", "app=echo")?;
+                let left: Vec<_> = left.iter().filter_map(|pod| pod["metadata"]["name"].as_str()).collect();
+                ensure!(before.iter().all(|pod| !left.contains(&pod.as_str())), "{left:?} are left");
+                Ok(())
+            })?;
+            let report = load.finish()?;
+            report.expect_none_failed(1_500)?;
+            let metrics = proxy_metrics(ns, "client")?;
+            let by_address = metrics.sum("weft_service_address_attempts_total", &[]);
+            ensure!(by_address > 0.0, "they went to the Service's own address: {by_address}");
+            Ok(())
+        })?;
+        eventually("requests to go to pods again", SOON, || {
+            let count = || {
+                Ok::<f64, anyhow::Error>(proxy_metrics(ns, "client")?.sum("weft_service_address_attempts_total", &[]))
+            };
+            let before = count()?;
+            client.load("http://echo:9080/").requests(50).run()?.expect_none_failed(50)?;
+            let more = count()? - before;
+            ensure!(more == 0.0, "{more} of 50 went to the Service's own address");
+            Ok(())
+        })
+    })
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Every example in the documentation says what the types can read, and compiles.
+//! Every example in the documentation says what the types can read, and compiles; and a page that has all fields of
+//! something has them.
 //!
 //! An example is a block of YAML with whole objects. Services that its objects name and that it does not bring along are
 //! there already, as a page says at its top.
@@ -8,6 +9,8 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
+use serde::de::{Deserialize, Deserializer, Visitor};
 use serde_json::{Value, json};
 use weft_crds::status::Reason;
 use weft_crds::{MeshCluster, MeshPolicy, MeshRoute};
@@ -127,6 +130,83 @@ fn check(block: &str) {
                     || diagnostic.reason == Reason::BackendNotFound;
                 assert!(!bad, "{id}: {}", diagnostic.message);
             }
+        }
+    }
+}
+
+/// The fields of a type of Kubernetes, as it reads them.
+fn fields<'de, T: Deserialize<'de>>() -> Vec<&'static str> {
+    let mut fields = Vec::new();
+    // It fails once it has said what it would read.
+    let _ = T::deserialize(FieldNames(&mut fields));
+    assert!(!fields.is_empty(), "{} is no struct", std::any::type_name::<T>());
+    fields
+}
+
+/// Notes which fields a struct has, and gives it nothing.
+struct FieldNames<'a>(&'a mut Vec<&'static str>);
+
+impl<'de> Deserializer<'de> for FieldNames<'_> {
+    type Error = serde::de::value::Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, _visitor: V) -> Result<V::Value, Self::Error> {
+        Err(serde::de::Error::custom("it is no struct"))
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        fields: &'static [&'static str],
+        _visitor: V,
+    ) -> Result<V::Value, Self::Error> {
+        self.0.extend(fields);
+        Err(serde::de::Error::custom("its fields are noted"))
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 char str string bytes byte_buf option unit unit_struct newtype_struct
+        seq tuple tuple_struct map enum identifier ignored_any
+    }
+}
+
+/// The words in backquotes of one cell of a table.
+fn words(cell: &str) -> impl Iterator<Item = &str> {
+    cell.split('`').skip(1).step_by(2)
+}
+
+#[test]
+fn every_field_of_services_and_slices_has_a_row_and_every_row_a_test() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let page = read("docs/services.md");
+    let rows: Vec<Vec<&str>> = (page.lines().filter(|line| line.starts_with("| `")))
+        .map(|line| line.trim_matches('|').split(" | ").collect())
+        .collect();
+    let named: BTreeSet<&str> = rows.iter().flat_map(|row| words(row[0])).collect();
+    let slice = |prefix: &str, fields: Vec<&str>| -> Vec<String> {
+        fields.iter().map(|field| format!("{prefix}{field}")).collect()
+    };
+    let conditions = slice("endpoints.conditions.", fields::<discovery::EndpointConditions>());
+    let hints = slice("endpoints.hints.", fields::<discovery::EndpointHints>());
+    let mut wanted = slice("", fields::<core::ServiceSpec>());
+    wanted.extend(slice("ports.", fields::<core::ServicePort>()));
+    wanted.extend(slice("", fields::<discovery::EndpointSlice>()));
+    wanted.extend(slice("ports.", fields::<discovery::EndpointPort>()));
+    wanted.extend(slice("endpoints.", fields::<discovery::Endpoint>()));
+    wanted.extend(conditions.into_iter().chain(hints));
+    // Those of which each field has a row, and those that every object has.
+    let inner = ["endpoints.conditions", "endpoints.hints", "apiVersion", "kind"];
+    for field in wanted.iter().filter(|field| !inner.contains(&field.as_str())) {
+        assert!(named.contains(field.as_str()), "docs/services.md has no row for {field}");
+    }
+    let sources = read("proxy/tests/outbound/services.rs");
+    // Rows that only begin a group have nothing else.
+    for row in rows.iter().filter(|row| row.len() == 3) {
+        let tests: Vec<&str> = words(row[2]).collect();
+        assert!(!tests.is_empty(), "no test holds the row {}", row[0]);
+        for test in tests {
+            let is_golden = root.join(format!("operator/tests/golden/{test}.yaml")).is_file();
+            assert!(is_golden || sources.contains(&format!("fn {test}(")), "{}: there is no test {test}", row[0]);
         }
     }
 }
