@@ -285,10 +285,12 @@ pub(crate) async fn connect(
         *attempts += 1;
         match open(endpoint.address, cluster.connect_timeout).await {
             Ok(stream) => {
+                state.standing.connected();
                 state.record(&endpoint, Outcome::Ok, worker.now());
                 return Ok((endpoint.address, stream));
             }
             Err(_) => {
+                state.standing.not_connected();
                 state.record(&endpoint, Outcome::Local, worker.now());
                 tried.push(endpoint.address);
                 address = fallback.after_failures(tried.len());

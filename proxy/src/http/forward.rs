@@ -6,7 +6,7 @@
 //!
 //! | what happened | who may repeat it |
 //! |---|---|
-//! | no connection, or nothing of the request was sent, or the proxy beside the backend says that the backend never saw it | anybody, up to [`SAFE_RETRIES_MAX`] times |
+//! | no connection in its time, or nothing of the request was sent, or the proxy beside the backend says that the backend never saw it | anybody, up to [`SAFE_RETRIES_MAX`] times |
 //! | a connection that had idled was closed under the request | an idempotent request without a rule's word, as RFC 9110 9.2.2 allows |
 //! | a reset, a timed-out attempt, a status that the rule lists | what the rule's `retry` allows, for its methods |
 //! | nothing yet | what the rule's `hedge` allows ([`hedge`]) |
@@ -154,7 +154,10 @@ pub(super) enum Failure {
     BrokenRequest,
     /// The answer was not HTTP.
     Protocol(String),
-    AttemptTimeout,
+    AttemptTimeout {
+        /// There was a connection, or none was asked for because of a limit.
+        connected: bool,
+    },
     RequestTimeout,
 }
 
@@ -264,15 +267,18 @@ pub(crate) async fn forward(
             }
         };
         fresh |= outcome.as_ref().is_err_and(Failure::is_of_an_idle_connection) && !plan.http2;
-        let is_unreachable = matches!(outcome, Err(Failure::Connect { connected: false, .. }));
         if let Some(fallback) = &mut fallback {
-            if by_address {
-                fallback.address_tried(!is_unreachable);
-            } else if is_unreachable
-                && body.can_replay()
-                && let Some(own) = fallback.after_failures(tried.len())
-            {
+            let is_unreachable = matches!(
+                outcome,
+                Err(Failure::Connect { connected: false, .. } | Failure::AttemptTimeout { connected: false })
+            );
+            if by_address && (is_unreachable || outcome.is_ok()) {
+                fallback.address_tried(outcome.is_ok());
+            } else if is_unreachable && let Some(own) = fallback.after_failures(tried.len()) {
                 address = Some(own);
+            }
+            // Nothing was sent. Where no endpoint was tried before, it is now.
+            if address.is_some() || by_address && is_unreachable && tried.is_empty() {
                 continue;
             }
         }
@@ -346,10 +352,11 @@ pub(super) async fn attempt(
     deadline: Option<Instant>,
 ) -> Attempted {
     let started = Instant::now();
+    let timed_out = Failure::AttemptTimeout { connected: true };
     let (until, late) = match (plan.attempt_timeout.map(|timeout| started + timeout), deadline) {
-        (Some(attempt), Some(request)) if attempt < request => (Some(attempt), Failure::AttemptTimeout),
+        (Some(attempt), Some(request)) if attempt < request => (Some(attempt), timed_out),
         (_, Some(request)) => (Some(request), Failure::RequestTimeout),
-        (attempt, None) => (attempt, Failure::AttemptTimeout),
+        (attempt, None) => (attempt, timed_out),
     };
     let leased = Cell::new(false);
     let sending = async {
@@ -384,7 +391,7 @@ pub(super) async fn attempt(
             Err(SendError::Reset(text)) => Err(Failure::Reset { reused, text }),
         }
     };
-    let outcome = match until {
+    let mut outcome = match until {
         None => sending.await,
         Some(until) => tokio::time::timeout_at(until, sending).await.unwrap_or(Err(late)),
     };
@@ -399,6 +406,14 @@ pub(super) async fn attempt(
     if let Upstream::Cluster(state, _) = &plan.upstream {
         // Whoever waited for its turn in vain knows nothing about the endpoint.
         let waited = !leased.get() && outcome.is_err() && state.cluster().limits.max_connections.is_some();
+        if leased.get() {
+            state.standing.connected();
+        } else if outcome.is_err() && !waited {
+            state.standing.not_connected();
+            if let Err(Failure::AttemptTimeout { connected }) = &mut outcome {
+                *connected = false;
+            }
+        }
         if let Some(outcome) = judge(&outcome, waited) {
             state.record(&endpoint, outcome, now);
         }
@@ -424,8 +439,8 @@ fn judge(outcome: &Attempted, waited: bool) -> Option<Outcome> {
         Err(
             Failure::NoEndpoints | Failure::Overflow | Failure::BrokenRequest | Failure::Connect { ended: true, .. },
         ) => None,
-        Err(Failure::AttemptTimeout | Failure::RequestTimeout) if waited => None,
-        Err(Failure::AttemptTimeout | Failure::RequestTimeout) => Some(Outcome::Local),
+        Err(Failure::AttemptTimeout { .. } | Failure::RequestTimeout) if waited => None,
+        Err(Failure::AttemptTimeout { .. } | Failure::RequestTimeout) => Some(Outcome::Local),
         Err(Failure::Connect { .. } | Failure::Reset { .. } | Failure::Protocol(_)) => Some(Outcome::Local),
     }
 }
@@ -530,7 +545,10 @@ impl Allowance<'_> {
             Failure::Reset { reused, .. } => self
                 .by_rule(method, "reset")
                 .or_else(|| if *reused && method.is_idempotent() { self.safely("reset") } else { None }),
-            Failure::AttemptTimeout => self.by_rule(method, "timeout"),
+            Failure::AttemptTimeout { connected: false } => {
+                self.safely("connect").or_else(|| self.by_rule(method, "timeout"))
+            }
+            Failure::AttemptTimeout { connected: true } => self.by_rule(method, "timeout"),
             Failure::NoEndpoints
             | Failure::Overflow
             | Failure::BrokenRequest
@@ -604,7 +622,7 @@ impl Failure {
             Self::Reset { text, .. } => (Reason::UpstreamReset, format!("{whom} closed the connection: {text}")),
             Self::BrokenRequest => (Reason::BadRequest, "the body of the request broke off, or is none".to_owned()),
             Self::Protocol(text) => (Reason::UpstreamProtocol, format!("{whom} did not answer in HTTP: {text}")),
-            Self::AttemptTimeout => (Reason::AttemptTimeout, format!("{whom} did not answer in time")),
+            Self::AttemptTimeout { .. } => (Reason::AttemptTimeout, format!("{whom} did not answer in time")),
             Self::RequestTimeout => (Reason::RequestTimeout, format!("{whom} did not answer in time")),
         };
         let spent = if finish.note.retry_refused == Some(BUDGET) { ", and the retry budget is spent" } else { "" };

@@ -47,6 +47,8 @@ const FAILED_MIN: usize = 3;
 pub(crate) struct Standing {
     /// When an endpoint was last tried first, while requests go to the Service's own address.
     by_address: Cell<Option<Duration>>,
+    /// Connections in a row that could not be made, to any endpoint.
+    failed: Cell<usize>,
     /// Connections to that address.
     address: RefCell<Option<Rc<Endpoint>>>,
     waiting: Cell<u32>,
@@ -90,6 +92,17 @@ impl Standing {
     /// Lets requests go to the endpoints again.
     pub(super) fn end(&self) {
         self.by_address.set(None);
+        self.failed.set(0);
+    }
+
+    /// A connection was made, or there was one.
+    pub(crate) fn connected(&self) {
+        self.failed.set(0);
+    }
+
+    /// A connection could not be made.
+    pub(crate) fn not_connected(&self) {
+        self.failed.set(self.failed.get().saturating_add(1));
     }
 
     /// Takes in that there are other endpoints than before.
@@ -136,10 +149,15 @@ impl<'a> Fallback<'a> {
         Self { worker, state, subset, address_tried: false, waited: false }
     }
 
-    /// The Service's own address, where requests go there for now.
+    /// The Service's own address, where requests go there for now, or where as many connections in a row could not be made as
+    /// there are endpoints: each request may have had less time than it takes to try them all.
     pub(crate) fn first(&mut self) -> Option<Rc<Endpoint>> {
-        let (standing, now) = (&self.state.standing, self.worker.now());
-        let since = standing.by_address.get()?;
+        let standing = &self.state.standing;
+        let Some(since) = standing.by_address.get() else {
+            let failed = standing.failed.get();
+            return if failed > 0 && failed >= self.state.choices(None) { self.address() } else { None };
+        };
+        let now = self.worker.now();
         if now.saturating_sub(since) >= PROBE {
             standing.by_address.set(Some(now));
             return None;
@@ -218,5 +236,48 @@ impl<'a> Fallback<'a> {
                 false
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bootstrap::Pod;
+    use crate::table::Namespace;
+
+    const NOW: Duration = Duration::from_secs(100);
+
+    fn cluster(endpoints: serde_json::Value) -> std::sync::Arc<Cluster> {
+        let export = serde_json::json!({"services": [{
+            "name": "s", "settings": {"subsets": ["a"]}, "ports": [{"port": 80, "endpoints": endpoints}]
+        }]});
+        let export = serde_json::from_value(export).expect("a document");
+        Namespace::compile(&Pod::default(), "n", export).expect("compiles").only_cluster()
+    }
+
+    #[test]
+    fn so_many_requests_wait_at_once() {
+        let standing = Standing::default();
+        let mut waiting: Vec<_> = (0..WAITING_MAX).map(|_| standing.wait(None, NOW).expect("one of them")).collect();
+        assert!(standing.wait(None, NOW).is_none() && standing.wait(Some("a"), NOW).is_none());
+        waiting.pop();
+        assert!(standing.wait(None, NOW).is_some());
+    }
+
+    #[test]
+    fn nothing_waits_for_a_minute_after_a_wait_in_vain_unless_an_endpoint_came() {
+        let standing = Standing::default();
+        let waits = |subset, seconds| standing.wait(subset, NOW + Duration::from_secs(seconds)).is_some();
+        for subset in [None, Some("a".to_owned())] {
+            standing.vain.borrow_mut().insert(subset, NOW);
+        }
+        assert_eq!((waits(None, 1), waits(Some("a"), 59), waits(Some("b"), 1)), (false, false, true));
+        assert_eq!((waits(None, 60), waits(Some("a"), 60)), (true, true));
+        standing.endpoints_changed(&cluster(serde_json::json!([])));
+        assert_eq!((waits(None, 1), waits(Some("a"), 1)), (false, false), "still none");
+        standing.endpoints_changed(&cluster(serde_json::json!([{"address": "198.18.128.2:80"}])));
+        assert_eq!((waits(None, 1), waits(Some("a"), 1)), (true, false), "none of the subset");
+        standing.endpoints_changed(&cluster(serde_json::json!([{"address": "198.18.128.2:80", "subsets": ["a"]}])));
+        assert!(waits(Some("a"), 1));
     }
 }

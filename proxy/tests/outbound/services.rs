@@ -168,6 +168,41 @@ async fn where_no_endpoint_can_be_connected_to_the_service_s_own_address_is() {
 }
 
 #[tokio::test]
+async fn requests_that_have_no_time_to_try_all_endpoints_find_the_service_s_own_address() {
+    let proxy = Proxy::start("own-address-timed").await;
+    let (kernel, _) = backend("kernel", ok).await;
+    // Queues that are full: whoever connects is neither taken nor refused.
+    let (mut silent, mut kept) = (Vec::new(), Vec::new());
+    for _ in 0..2 {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.bind("127.0.0.1:0".parse().expect("an address")).expect("binds");
+        let listener = socket.listen(0).expect("listens");
+        let address = listener.local_addr().expect("an address");
+        let waiting: Vec<_> = (0..4).map(|_| tokio::spawn(TcpStream::connect(address))).collect();
+        silent.push(json!({"address": address}));
+        kept.push((listener, waiting));
+    }
+    let web = |field: &str, ms: u64| {
+        let mut web = to_backend(&proxy, kernel.port(), "http", None);
+        web["ports"][0]["routes"]["rules"][0][field] = json!(ms);
+        web
+    };
+    export(&proxy, web("attemptTimeoutMs", 100), with_endpoints(kernel, json!({}), json!(silent))).await;
+    for _ in 0..5 {
+        let (status, _, body) = proxy.send("POST", "/", &[], "order").await;
+        assert_eq!((status.as_u16(), body.as_str()), (200, "kernel"), "nothing was sent to the others");
+    }
+    silent.pop();
+    export(&proxy, web("requestTimeoutMs", 100), with_endpoints(kernel, json!({}), json!(silent))).await;
+    let mut statuses = Vec::new();
+    for _ in 0..10 {
+        statuses.push(proxy.send("POST", "/", &[], "order").await.0.as_u16());
+    }
+    assert_eq!((statuses[0], &statuses[1..]), (504, &[200; 9][..]), "{statuses:?}");
+    drop(kept);
+}
+
+#[tokio::test]
 async fn an_endpoint_that_answers_is_used_again_after_the_service_s_own_address_was() {
     let proxy = Proxy::start("own-address-ends").await;
     let (kernel, _) = backend("kernel", ok).await;
