@@ -421,7 +421,8 @@ impl ClusterState {
 
     fn close_one_idle(&self, except: &Rc<Endpoint>) {
         let endpoints = self.endpoints.borrow();
-        let _ = endpoints.iter().any(|endpoint| !Rc::ptr_eq(endpoint, except) && endpoint.close_one_idle());
+        let closed = endpoints.iter().any(|endpoint| !Rc::ptr_eq(endpoint, except) && endpoint.close_one_idle());
+        let _ = closed || self.standing.close_one_idle(except);
     }
 }
 

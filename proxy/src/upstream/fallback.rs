@@ -115,6 +115,11 @@ impl Standing {
         self.address.borrow().iter().for_each(|address| address.close_idle());
     }
 
+    /// Closes a connection that idles, unless it is to this endpoint.
+    pub(super) fn close_one_idle(&self, except: &Rc<Endpoint>) -> bool {
+        self.address.borrow().as_ref().is_some_and(|address| !Rc::ptr_eq(address, except) && address.close_one_idle())
+    }
+
     /// The Service's own address, with the connections that there are.
     fn endpoint(&self, address: SocketAddr, now: Duration) -> Rc<Endpoint> {
         let mut held = self.address.borrow_mut();
