@@ -24,6 +24,11 @@ impl Multiplexed {
     pub(crate) fn new(sending: SendStream, receiving: RecvStream) -> Self {
         Self { sending, receiving, rest: Bytes::new() }
     }
+
+    /// Resets the stream, as a reset of TCP on the other side of a tunnel does (RFC 9113 8.5).
+    pub(crate) fn cut(mut self) {
+        self.sending.reset(Reason::CONNECT_ERROR);
+    }
 }
 
 impl AsyncRead for Multiplexed {
@@ -31,10 +36,7 @@ impl AsyncRead for Multiplexed {
         while self.rest.is_empty() {
             match ready!(self.receiving.poll_data(cx)) {
                 Some(Ok(data)) => self.rest = data,
-                // The peer ends it in peace.
-                Some(Err(error)) if matches!(error.reason(), Some(Reason::NO_ERROR | Reason::CANCEL)) => {
-                    return Poll::Ready(Ok(()));
-                }
+                // Whatever the code: the end is END_STREAM, and all else is a cut (RFC 9113 8.5).
                 Some(Err(error)) => return Poll::Ready(Err(error.into())),
                 None => return Poll::Ready(Ok(())),
             }

@@ -62,10 +62,23 @@ impl Stream {
         }
     }
 
+    /// The socket below. None: that of a connection of HTTP/2, which is not this stream's alone.
+    pub(crate) fn socket(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(stream) => Some(stream),
+            Self::Tls(stream) => Some(stream.get_ref().0),
+            Self::Multiplexed(_) => None,
+        }
+    }
+
     /// Closes a connection so that it does not look as if it had ended. In TLS, not to say that it has ended is enough.
     pub(crate) fn cut(self) {
-        if let Self::Plain(stream) = self {
-            let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+        match self {
+            Self::Plain(stream) => {
+                let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+            }
+            Self::Tls(_) => {}
+            Self::Multiplexed(stream) => stream.cut(),
         }
     }
 }

@@ -85,30 +85,37 @@ pub(crate) async fn relay(first: End, second: End, idle: Duration, drain: &Cance
             () = drained(drain) => Cut::Stopped,
         }
     };
-    let outcome = match (first.stream, second.stream) {
+    // Directions that have ended.
+    let (there_ended, back_ended) = (Cell::new(false), Cell::new(false));
+    let (one, two, outcome) = match (first.stream, second.stream) {
         (Stream::Plain(one), Stream::Plain(two)) => {
             let both = async {
-                let there = pump(Way::Out, &one, &two, first.read, there);
-                let back = pump(Way::Back, &two, &one, second.read, back);
+                let there = note(&there_ended, pump(Way::Out, &one, &two, first.read, there));
+                let back = note(&back_ended, pump(Way::Back, &two, &one, second.read, back));
                 tokio::try_join!(there, back)
             };
-            tokio::select! { outcome = both => outcome.map(drop), error = end => Err(error) }
+            let outcome = tokio::select! { outcome = both => outcome.map(drop), error = end => Err(error) };
+            (Stream::Plain(one), Stream::Plain(two), outcome)
         }
         (one, two) => {
             let (one, two) = (RefCell::new(one), RefCell::new(two));
             let both = async {
-                let there = copy(Way::Out, &one, &two, first.read, there);
-                let back = copy(Way::Back, &two, &one, second.read, back);
+                let there = note(&there_ended, copy(Way::Out, &one, &two, first.read, there));
+                let back = note(&back_ended, copy(Way::Back, &two, &one, second.read, back));
                 tokio::try_join!(there, back)
             };
             let outcome = tokio::select! { outcome = both => outcome.map(drop), error = end => Err(error) };
-            if outcome.is_err() {
-                one.into_inner().cut();
-                two.into_inner().cut();
-            }
-            outcome
+            (one.into_inner(), two.into_inner(), outcome)
         }
     };
+    if outcome.is_err() {
+        for (stream, has_heard_all) in [(one, back_ended.get()), (two, there_ended.get())] {
+            // A reset would take away what is on its way to a socket that was sent everything, and its end.
+            if !(has_heard_all && matches!(stream, Stream::Plain(_))) {
+                stream.cut();
+            }
+        }
+    }
     Relayed { sent: sent.get(), received: received.get(), outcome }
 }
 
@@ -137,6 +144,13 @@ impl From<TcpStream> for End {
     fn from(stream: TcpStream) -> Self {
         Self { stream: Stream::Plain(stream), read: Bytes::new() }
     }
+}
+
+/// Runs a direction, and notes its end.
+async fn note(ended: &Cell<bool>, direction: impl Future<Output = Result<(), Cut>>) -> Result<(), Cut> {
+    direction.await?;
+    ended.set(true);
+    Ok(())
 }
 
 async fn drained(drain: &CancellationToken) {
@@ -357,7 +371,15 @@ mod tests {
                 server.read_exact(&mut [0; 5]).await.expect("reads");
                 let resets = if client_resets { &client } else { &server };
                 SockRef::from(resets).set_linger(Some(Duration::ZERO)).expect("set");
-                drop(if client_resets { client } else { server });
+                let mut other = if client_resets {
+                    drop(client);
+                    server
+                } else {
+                    drop(server);
+                    client
+                };
+                let heard = other.read(&mut [0; 5]).await.map_err(|error| error.kind());
+                assert_eq!(heard, Err(io::ErrorKind::ConnectionReset), "a reset is passed on as one");
             };
             let (Relayed { outcome, .. }, ()) = tokio::join!(relay, ends);
             let cut = outcome.expect_err("it was cut");

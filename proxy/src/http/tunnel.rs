@@ -90,9 +90,10 @@ pub(crate) async fn open(
         // Counted as a connection of the cluster as long as it lasts.
         let _permit = permit;
         let shared = &downstream.worker.shared;
-        let end = end.await;
-        if let Some(end) = end {
-            tcp::relay(end, upstream.into(), shared.timeouts.idle, &shared.drain).await;
+        match end.await {
+            Some(end) => drop(tcp::relay(end, upstream.into(), shared.timeouts.idle, &shared.drain).await),
+            // The client left before the tunnel was its own.
+            None => Stream::Plain(upstream).cut(),
         }
     });
     let mut response = Response::new(());

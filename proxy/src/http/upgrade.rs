@@ -32,9 +32,13 @@ pub(crate) fn switch(
     alive::spawn(async move {
         // The endpoint counts it as in flight as long as it lasts, and its limits count the connection.
         let _lease = lease;
-        let (Ok(end), Some(Switched { stream, read, permit: _permit })) = (end.await, upstream) else { return };
-        let shared = &downstream.worker.shared;
-        tcp::relay(end, End { stream: Stream::Plain(stream), read }, shared.timeouts.idle, &shared.drain).await;
+        let (end, Some(Switched { stream, read, permit: _permit })) = (end.await, upstream) else { return };
+        let (stream, shared) = (Stream::Plain(stream), &downstream.worker.shared);
+        match end {
+            Ok(end) => drop(tcp::relay(end, End { stream, read }, shared.timeouts.idle, &shared.drain).await),
+            // The client left before the connection was handed over.
+            Err(_) => stream.cut(),
+        }
     });
     let agreed = headers.get(header::UPGRADE).cloned().unwrap_or(protocol);
     head::strip_hop_by_hop(&mut headers);

@@ -230,3 +230,112 @@ async fn a_drain_gives_tunnels_a_moment() {
     assert_eq!(rest(client).await, "heard late");
     tokio::time::timeout(Duration::from_secs(3), finished).await.expect("in time").expect("ends");
 }
+
+/// How a side of a tunnel leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leaves {
+    Ends,
+    Resets,
+}
+
+/// A server that answers a head with one of its own, and then leaves, or says how its client left.
+async fn leaver(head: &'static str, leaves: Option<Leaves>) -> (SocketAddr, tokio::sync::mpsc::Receiver<Leaves>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let address = listener.local_addr().expect("an address");
+    let (sender, receiver) = tokio::sync::mpsc::channel(10);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut heard = Vec::new();
+            while !head.is_empty() && !heard.ends_with(b"\r\n\r\n") {
+                heard.push(stream.read_u8().await.expect("a head"));
+            }
+            stream.write_all(head.as_bytes()).await.expect("answers");
+            let mut part = [0; 4];
+            stream.read_exact(&mut part).await.expect("a part");
+            match leaves {
+                Some(leaves) => leave(stream, leaves),
+                None => {
+                    let end = stream.read(&mut [0; 1]).await;
+                    let end = end.map(|count| assert_eq!(count, 0)).map_or(Leaves::Resets, |()| Leaves::Ends);
+                    sender.send(end).await.expect("the test waits");
+                }
+            }
+        }
+    });
+    (address, receiver)
+}
+
+fn leave(stream: TcpStream, leaves: Leaves) {
+    if leaves == Leaves::Resets {
+        socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("set");
+    }
+}
+
+/// A stream of HTTP/2 that is a tunnel.
+async fn tunnel_of_http2(proxy: &Proxy) -> (h2::SendStream<Bytes>, h2::RecvStream) {
+    let stream = TcpStream::connect(proxy.address).await.expect("connects");
+    let (mut sender, connection) = h2::client::handshake(stream).await.expect("handshake");
+    tokio::spawn(connection);
+    let request = Request::connect("db.example:5432").body(()).expect("a request");
+    let (response, sending) = sender.send_request(request, false).expect("sent");
+    let response = response.await.expect("a response");
+    assert_eq!(response.status(), 200);
+    (sending, response.into_body())
+}
+
+const UPGRADE: &str = "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
+const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
+
+/// RFC 9113 8.5: the end of a side is an end on the other, and a reset is a reset, in both directions.
+#[tokio::test]
+async fn a_cut_is_a_cut_on_the_other_side() {
+    let proxy = Proxy::start("tunnel-cut").await;
+    let in_time = Duration::from_secs(5);
+    let settings = || json!({"subsets": ["v1", "db"]});
+    for leaves in [Leaves::Ends, Leaves::Resets] {
+        // Clients that leave.
+        let (db, mut end) = leaver("", None).await;
+        let (app, mut app_end) = leaver(SWITCHED, None).await;
+        let endpoints = [(app, "v1"), (db, "db")];
+        proxy.configure(with_connect(&proxy, "db", json!({})), "detect", &endpoints, settings()).await;
+        for (request, end) in [(TO_DB, &mut end), (UPGRADE, &mut app_end)] {
+            let (mut client, _) = ask(&proxy, request).await;
+            client.write_all(b"part").await.expect("writes");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            leave(client, leaves);
+            let end = tokio::time::timeout(in_time, end.recv()).await.expect("in time");
+            assert_eq!(end, Some(leaves), "{request}");
+        }
+        let codes = [h2::Reason::CANCEL, h2::Reason::NO_ERROR, h2::Reason::INTERNAL_ERROR];
+        for code in codes.into_iter().take(if leaves == Leaves::Ends { 1 } else { 3 }) {
+            let (mut sending, _receiving) = tunnel_of_http2(&proxy).await;
+            sending.send_data("part".into(), leaves == Leaves::Ends).expect("sent");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            if leaves == Leaves::Resets {
+                sending.send_reset(code);
+            }
+            let end = tokio::time::timeout(in_time, end.recv()).await.expect("in time");
+            assert_eq!(end, Some(leaves), "{code:?}");
+        }
+
+        // Endpoints that leave.
+        let ((db, _), (app, _)) = tokio::join!(leaver("", Some(leaves)), leaver(SWITCHED, Some(leaves)));
+        let endpoints = [(app, "v1"), (db, "db")];
+        proxy.configure(with_connect(&proxy, "db", json!({})), "detect", &endpoints, settings()).await;
+        for request in [TO_DB, UPGRADE] {
+            let (mut client, _) = ask(&proxy, request).await;
+            client.write_all(b"part").await.expect("writes");
+            let end = tokio::time::timeout(in_time, client.read(&mut [0; 1])).await.expect("in time");
+            let expected = if leaves == Leaves::Ends { Ok(0) } else { Err(std::io::ErrorKind::ConnectionReset) };
+            assert_eq!(end.map_err(|error| error.kind()), expected, "{request}");
+        }
+        let (mut sending, mut receiving) = tunnel_of_http2(&proxy).await;
+        sending.send_data("part".into(), false).expect("sent");
+        let end = tokio::time::timeout(in_time, receiving.data()).await.expect("in time");
+        let end = end.map(|data| data.map_err(|error| error.reason()));
+        match leaves {
+            Leaves::Ends => assert!(receiving.is_end_stream() && matches!(end, None | Some(Ok(_))), "{end:?}"),
+            Leaves::Resets => assert_eq!(end, Some(Err(Some(h2::Reason::CONNECT_ERROR)))),
+        }
+    }
+}
