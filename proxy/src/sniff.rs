@@ -142,6 +142,11 @@ impl Prefixed {
         let _ = poll_fn(|cx| Poll::Ready(self.poll_farewell(cx))).await;
     }
 
+    /// See [`Stream::socket`].
+    pub(crate) fn socket(&self) -> Option<&TcpStream> {
+        self.stream.socket()
+    }
+
     /// See [`Stream::poll_farewell`].
     pub(crate) fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.stream.poll_farewell(cx)

@@ -68,7 +68,7 @@ pub(crate) struct ResponseBody {
     deadline: Option<Instant>,
     /// Rings then. Most bodies are here before anybody has to wait for them.
     timer: Option<Pin<Box<Sleep>>>,
-    /// What is left of the request. Whoever polls this body polls it as well: see [`Self::poll_upload`].
+    /// What is left of the request. It is polled together with this body: see [`Self::poll_upload`].
     upload: Option<Box<Upload>>,
     finish: Box<Finish>,
     /// Tells the client's connection that the request is open still.
@@ -297,7 +297,7 @@ impl ResponseBody {
             (Source::Incoming(_), Err(_)) => {
                 self.source = Source::RequestBroken;
                 self.finish.request_broken();
-                // For whoever waits for the response.
+                // The response is to be cut.
                 cx.waker().wake_by_ref();
             }
             _ => {}

@@ -491,7 +491,7 @@ fn strip_own(headers: &mut HeaderMap, direction: Direction) {
 }
 
 /// Reads the rest of a response that nobody wants, so that its connection can be used again; gives up soon. With a request that is
-/// not sent to its end both are cut: nobody is there to send the rest.
+/// not sent to its end both are cut: no task would send the rest.
 pub(super) fn discard(mut body: Incoming, lease: Lease) {
     const BYTES_MAX: usize = 16 * 1024;
     const PATIENCE: Duration = Duration::from_millis(250);

@@ -45,8 +45,8 @@ impl Incoming {
         Self::Http2(StreamBody { stream, size, upload })
     }
 
-    /// What is left of the request that this is the response to. Whoever takes it sends it on; with this dropped, and it
-    /// inside, the request is cut.
+    /// What is left of the request that this is the response to, for the caller to send. Dropped with this body, the request
+    /// is cut.
     pub(crate) fn take_upload(&mut self) -> Option<Box<Upload>> {
         match self {
             Self::FromClient(_) => None,

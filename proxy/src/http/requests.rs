@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io::IoSlice;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use http::header::{self, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
-use tokio::time::timeout;
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::body::{BodyError, Handover, ResponseBody};
 use super::incoming::Incoming;
@@ -35,6 +35,10 @@ const REST_PATIENCE: Duration = Duration::from_millis(250);
 /// Bytes of such a rest.
 const REST_BYTES_MAX: usize = 64 * 1024;
 
+/// How often a client is looked for that cannot be heard: it has said all that it will, or more than is read ahead of its turn, or
+/// its body waits because the server takes none of it.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// The longest body that a connection is closed right behind. With its head it is within the ten segments that TCP sends without
 /// waiting (RFC 6928), so that it has gone before anything can make a reset of the end.
 const SHORT_ANSWER: u64 = 8 * 1024;
@@ -50,6 +54,19 @@ pub(crate) struct Reading {
     decoder: RefCell<Decoder>,
     /// What is left to say to a client that waits to be asked for the body.
     asking: Cell<&'static [u8]>,
+}
+
+/// Notices a client that leaves while its request is under way.
+///
+/// A reset is a client that has left. The end of what it sends (FIN) is not: `Connection: close` and a closed sending half say
+/// that it wants no more than it has asked for, and to it a closed socket looks the same. So a request whose client has closed the
+/// connection is carried on until something is written to it, which makes a reset of it, or until the kernel finds out that it
+/// is gone, or until the request's time is over. Within a body the end is a cut.
+struct Presence<'a> {
+    wire: &'a Wire<Watched>,
+    reading: Option<&'a Reading>,
+    timer: Option<Pin<Box<Sleep>>>,
+    is_asked: bool,
 }
 
 /// What becomes of a connection when a request on it is answered.
@@ -110,7 +127,9 @@ where
                 access::refused(downstream, &bad);
                 Either::Right(Box::pin(refuse(wire, bad)))
             }
-            Some(Err(ReadError::Closed | ReadError::Io(_))) => return,
+            // A client that only sends no more is told that this is the end.
+            Some(Err(ReadError::Closed)) => return poll_fn(|cx| wire.with(|stream| stream.poll_farewell(cx))).await,
+            Some(Err(ReadError::Io(_))) => return,
             None => break,
         };
         let Some((same, then)) = turn.await else { return };
@@ -144,9 +163,10 @@ where
     let reading = Reading::begin(&wire, framing, request.headers());
     let body = FromClient(reading.clone());
     let mut answering = Box::pin(answer(request.map(|()| Incoming::FromClient(body))));
+    let mut presence = Presence { wire: &wire, reading: reading.as_deref(), timer: None, is_asked: false };
     let response = poll_fn(|cx| match answering.as_mut().poll(cx) {
         Poll::Ready(response) => Poll::Ready(Some(response)),
-        Poll::Pending => client_leaves(&wire, reading.as_deref(), cx).map(|()| None),
+        Poll::Pending => presence.poll_leave(true, cx).map(|()| None),
     })
     .await?;
     drop(answering);
@@ -178,7 +198,7 @@ where
     let mut is_upload_first = false;
     let sent = poll_fn(|cx| match poll_both(&mut outgoing, &wire, &mut is_upload_first, cx) {
         Poll::Ready(sent) => Poll::Ready(Some(sent)),
-        Poll::Pending => client_leaves(&wire, reading.as_deref(), cx).map(|()| None),
+        Poll::Pending => presence.poll_leave(outgoing.body_mut().has_upload(), cx).map(|()| None),
     })
     .await?;
     drop(outgoing);
@@ -230,14 +250,6 @@ fn poll_both(
     if uploaded.is_ready() { sent.map(Ok) } else { Poll::Pending }
 }
 
-/// Whether the client has left, as far as that can be known: not while its body is still to be read.
-fn client_leaves(wire: &Wire<Watched>, reading: Option<&Reading>, cx: &mut Context<'_>) -> Poll<()> {
-    if reading.is_some_and(|reading| !reading.decoder.borrow().has_ended()) {
-        return Poll::Pending;
-    }
-    wire.poll_leave(cx)
-}
-
 /// Answers what is no request.
 async fn refuse(wire: Rc<Wire<Watched>>, bad: BadMessage) -> Option<(Rc<Wire<Watched>>, Then)> {
     let mut headers = respond::to_bad_message();
@@ -249,6 +261,39 @@ async fn refuse(wire: Rc<Wire<Watched>>, bad: BadMessage) -> Option<(Rc<Wire<Wat
     // Whether the client hears it is its affair.
     let _ = poll_fn(|cx| outgoing.poll_send(&wire, cx)).await;
     Some((wire, Then::Close))
+}
+
+// === impl Presence ===
+
+impl Presence<'_> {
+    /// Waits until the client has left. `is_sent_on`: the body is still being sent to a server, so that its cut
+    /// ends the request.
+    fn poll_leave(&mut self, is_sent_on: bool, cx: &mut Context<'_>) -> Poll<()> {
+        let Self { wire, .. } = *self;
+        let unread = self.reading.filter(|reading| !reading.decoder.borrow().has_ended());
+        if unread.is_none() {
+            if wire.poll_break(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            if !wire.is_deaf() {
+                return Poll::Pending;
+            }
+        }
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(LOOK)));
+        while timer.as_mut().poll(cx).is_ready() {
+            timer.as_mut().reset(Instant::now() + LOOK);
+            let is_cut =
+                |reading: &Reading| wire.poll_break(cx).is_ready() || wire.is_cut_within(&reading.decoder.borrow());
+            if unread.filter(|_| is_sent_on).is_some_and(is_cut) || wire.with(|stream| stream.is_reset()) {
+                return Poll::Ready(());
+            }
+            if wire.has_ended() && !self.is_asked {
+                self.is_asked = true;
+                wire.with(|stream| stream.keep_asking());
+            }
+        }
+        Poll::Pending
+    }
 }
 
 // === impl Reading ===

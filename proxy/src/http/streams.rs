@@ -10,7 +10,7 @@ use std::time::Duration;
 use http::header::{self, HeaderValue};
 use http::{Request, Response, StatusCode};
 use http_body::Body;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::body::{Handover, ResponseBody};
 use super::incoming::Incoming;
@@ -32,6 +32,10 @@ const LIMITS: Limits = Limits {
     connection_window: CONNECTION_WINDOW,
     head_bytes: HEAD_BYTES_MAX,
 };
+
+/// How often a client that sends nothing more, and waits for answers, is looked for. One that has closed its connection altogether
+/// is noticed at the second look: the first makes a reset of it.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A request whose stream was reset: HTTP/2 has no answer to it that a client would have to read (RFC 9113 8.1.1).
 const MALFORMED: BadMessage = BadMessage {
@@ -75,13 +79,21 @@ async fn accept<F, R>(
     R: Future<Output = Response<ResponseBody>> + 'static,
 {
     let mut left = false;
+    let mut look: Option<Pin<Box<Sleep>>> = None;
     loop {
         let accepted = poll_fn(|cx| {
             if leaves.get() && !left {
                 left = true;
                 connection.leave();
             }
-            let accepted = connection.poll_accept(cx);
+            let mut accepted = connection.poll_accept(cx);
+            while accepted.is_pending() && connection.has_ended() {
+                let look = look.get_or_insert_with(|| Box::pin(sleep(LOOK)));
+                ready!(look.as_mut().poll(cx));
+                look.as_mut().reset(Instant::now() + LOOK);
+                connection.probe();
+                accepted = connection.poll_accept(cx);
+            }
             (0..connection.take_malformed()).for_each(|_| access::refused(downstream, &MALFORMED));
             accepted
         });

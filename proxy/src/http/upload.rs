@@ -1,8 +1,8 @@
 //! The rest of a request whose response came first.
 //!
-//! It belongs to the task of its request, together with the response: whoever sends the response downstream polls this one too,
-//! whether the client takes the response or not, because a client may send all of its request before it reads. So a body has one
-//! reader at any time, and nothing of a request outlives it. Dropped before its end, the stream is reset or the connection
+//! It belongs to the task of its request, together with the response: the code that sends the response downstream polls this
+//! too, whether the client takes the response or not, because a client may send all of its request before it reads. So a body has
+//! one reader at any time, and nothing of a request outlives it. Dropped before its end, the stream is reset or the connection
 //! closed: what is incomplete is never ended cleanly.
 
 use std::task::{Context, Poll, ready};

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -29,6 +30,11 @@ const LINGER: Duration = Duration::from_secs(1);
 
 /// Bytes that are read meanwhile. A client that sends more is reset.
 const LINGER_BYTES_MAX: usize = 1024 * 1024;
+
+/// After how long, and how often, the kernel asks a client that has closed its sending half and waits for an answer. Linux answers
+/// for a socket that is closed altogether for a minute (`tcp_fin_timeout`), and with a reset afterwards.
+const ASK_AFTER: Duration = Duration::from_secs(30);
+const ASK_AGAIN: Duration = Duration::from_secs(15);
 
 /// What moves on a connection, noted by its stream and its requests. Moments are milliseconds since `begun`, and 0 is none.
 pub(crate) struct Watch {
@@ -195,6 +201,20 @@ impl Watched {
     /// See [`Stream::poll_farewell`](crate::stream::Stream::poll_farewell).
     pub(crate) fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.stream.poll_farewell(cx)
+    }
+
+    /// Whether the client has reset the connection. Nothing is read: the kernel knows no peer of such a socket any more.
+    pub(crate) fn is_reset(&self) -> bool {
+        self.stream.socket().is_some_and(|socket| socket.peer_addr().is_err())
+    }
+
+    /// Has the kernel ask a client that sends nothing more whether it is there, and reset the connection if it is not.
+    pub(crate) fn keep_asking(&self) {
+        if let Some(socket) = self.stream.socket() {
+            let keepalive = TcpKeepalive::new().with_time(ASK_AFTER).with_interval(ASK_AGAIN).with_retries(3);
+            // Without it the client is noticed to be gone when something is written to it.
+            let _ = SockRef::from(socket).set_tcp_keepalive(&keepalive);
+        }
     }
 
     /// The stream, HTTP no more.

@@ -14,7 +14,7 @@ const EXTENSION_BYTES_MAX: usize = 16 * 1024;
 const TRAILER_BYTES_MAX: usize = 16 * 1024;
 
 /// What finds the end of a body.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Decoder {
     /// So many bytes are to come.
     Length(u64),
@@ -24,7 +24,7 @@ pub(crate) enum Decoder {
 }
 
 /// A body in chunks (RFC 9112 7.1).
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Chunked {
     state: State,
     /// What is left of the chunk, or what its size is so far.
@@ -80,6 +80,18 @@ impl Decoder {
             Self::Chunked(chunked) => chunked.state == State::End,
             Self::Close => false,
         }
+    }
+
+    /// Whether the body ends within these bytes, if they are what comes next.
+    pub(super) fn ends_within(&self, mut bytes: &[u8]) -> bool {
+        let mut decoder = self.clone();
+        while !decoder.has_ended() {
+            match decoder.decode(bytes) {
+                Ok((step, count)) if step != Step::More => bytes = &bytes[count..],
+                _ => break,
+            }
+        }
+        decoder.has_ended()
     }
 
     /// How many bytes are known to come, at least.

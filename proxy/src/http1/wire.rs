@@ -26,6 +26,8 @@ pub(crate) struct Wire<S> {
     rest: RefCell<Bytes>,
     /// How much of that was found to be no whole head.
     tried: Cell<usize>,
+    /// The other side sends nothing more. It may read on.
+    has_ended: Cell<bool>,
 }
 
 /// Why there is no head.
@@ -45,7 +47,12 @@ pub(crate) enum ReadError {
 impl<S> Wire<S> {
     /// A connection of which nothing was read yet.
     pub(crate) fn new(stream: S) -> Self {
-        Self { stream: RefCell::new(stream), rest: RefCell::default(), tried: Cell::new(0) }
+        Self {
+            stream: RefCell::new(stream),
+            rest: RefCell::default(),
+            tried: Cell::new(0),
+            has_ended: Cell::new(false),
+        }
     }
 
     /// Whether something was read that nobody has looked at.
@@ -198,16 +205,33 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         !self.has_rest() && self.poll_read(&mut cx, &mut byte).is_pending()
     }
 
-    /// Waits until the other side leaves, and keeps what it says meanwhile, up to what is read at once.
-    pub(crate) fn poll_leave(&self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Waits until the connection breaks, and keeps what the other side says meanwhile, up to what is read at once. The end of
+    /// its sending half is no break: a client that has asked for all that it wants may close that, and wait for its answers.
+    pub(crate) fn poll_break(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut rest = self.rest.borrow_mut();
-        while rest.len() < READ {
+        while !self.has_ended.get() && rest.len() < READ {
             match ready!(self.poll_more(cx, &mut rest)) {
                 Ok(1..) => {}
-                Ok(0) | Err(_) => return Poll::Ready(()),
+                Ok(0) => self.has_ended.set(true),
+                Err(_) => return Poll::Ready(()),
             }
         }
         Poll::Pending
+    }
+
+    /// Whether [`Self::poll_break`] reads nothing more, and so hears of nothing.
+    pub(crate) fn is_deaf(&self) -> bool {
+        self.has_ended.get() || self.rest.borrow().len() >= READ
+    }
+
+    /// Whether the other side sends nothing more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.has_ended.get()
+    }
+
+    /// Whether a body can never come to its end, because the other side sends nothing more.
+    pub(crate) fn is_cut_within(&self, body: &Decoder) -> bool {
+        self.has_ended.get() && !body.ends_within(&self.rest.borrow())
     }
 
     pub(crate) fn poll_write(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {

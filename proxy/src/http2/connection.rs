@@ -35,7 +35,9 @@ pub(crate) struct Connection<S> {
     rest: BytesMut,
     /// What is to come before the first frame.
     preface: &'static [u8],
-    /// Nothing more is read.
+    /// The peer sends nothing more; it may read on.
+    has_ended: bool,
+    /// Nothing more is read, nor begun.
     is_closing: bool,
 }
 
@@ -45,6 +47,8 @@ type Accepted = (Result<Request<()>, TooLarge>, SendStream, RecvStream);
 /// Why nothing more is read.
 enum Stop {
     Broken(Reason),
+    /// The peer has closed its sending half.
+    Ended,
     Gone(io::ErrorKind),
 }
 
@@ -63,7 +67,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     fn new(stream: S, side: Side, limits: Limits, preface: &'static [u8]) -> Self {
         let state = Rc::new(RefCell::new(State::new(side, limits)));
-        Self { stream, state, rest: BytesMut::new(), preface, is_closing: false }
+        Self { stream, state, rest: BytesMut::new(), preface, has_ended: false, is_closing: false }
     }
 
     /// The next request, while all others are carried on. None: the connection is over.
@@ -108,11 +112,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.state.borrow().read
     }
 
+    /// Whether the peer sends nothing more, while streams are open that wait for nothing from it.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.has_ended
+    }
+
+    /// Says goodbye to a peer that sends nothing more, once again: to one that is gone altogether it makes a reset of the
+    /// connection.
+    pub(crate) fn probe(&mut self) {
+        self.state.borrow_mut().say_goodbye_again();
+    }
+
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.state.borrow_mut().run(cx);
         let mut burst = 0;
         loop {
-            if !self.is_closing && !self.state.borrow().is_full() {
+            if !self.is_closing && !self.has_ended && !self.state.borrow().is_full() {
                 match self.poll_read(cx) {
                     Poll::Ready(Ok(count)) => {
                         burst += count;
@@ -152,6 +167,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 self.is_closing = true;
                 continue;
             }
+            if written && self.has_ended {
+                // What has no window now will never have one.
+                self.state.borrow_mut().fail_stuck();
+            }
             if self.is_closing && written {
                 // Whatever comes of it: there is nothing more to be done.
                 return Pin::new(&mut self.stream).poll_shutdown(cx).map(|_| ());
@@ -161,9 +180,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     fn stop(&mut self, stop: &Stop) {
-        self.is_closing = true;
         let mut state = self.state.borrow_mut();
+        self.is_closing = !matches!(stop, Stop::Ended);
         match stop {
+            Stop::Ended => {
+                self.has_ended = true;
+                state.end_input();
+            }
             Stop::Broken(reason) => {
                 tracing::debug!(%reason, "a connection of HTTP/2 is given up");
                 state.give_up(*reason);
@@ -193,7 +216,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Poll::Ready(Ok(count))
         };
         match ready!(count)? {
-            0 => Poll::Ready(Err(Stop::Gone(io::ErrorKind::UnexpectedEof))),
+            0 => Poll::Ready(Err(Stop::Ended)),
             count => Poll::Ready(Ok(count)),
         }
     }

@@ -170,6 +170,11 @@ async fn drive(mut connection: Connection<TcpStream>, state: Rc<State>) {
             }
             ready!(timer.as_mut().poll(cx));
             timer.as_mut().reset(Instant::now() + LOOK);
+            if connection.has_ended() {
+                // It says nothing more, but may read on.
+                connection.probe();
+                continue;
+            }
             match pulse.look(state.busy.get(), connection.read()) {
                 Look::Lives => {}
                 Look::Ask => connection.ping(),

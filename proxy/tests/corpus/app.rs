@@ -28,6 +28,7 @@ pub(crate) struct Reply {
     pub(crate) then: Then,
     /// Said as soon as the head is there, before the body.
     pub(crate) early: bool,
+    pub(crate) delay: Duration,
 }
 
 /// What becomes of the connection after a reply.
@@ -74,7 +75,7 @@ impl Seen {
 
 impl Reply {
     pub(crate) fn new(bytes: impl AsRef<[u8]>, then: Then) -> Self {
-        Self { bytes: bytes.as_ref().to_vec(), then, early: false }
+        Self { bytes: bytes.as_ref().to_vec(), then, early: false, delay: Duration::ZERO }
     }
 }
 
@@ -157,6 +158,7 @@ impl App {
             self.lock().seen.push(seen);
         }
         if !reply.early {
+            thread::sleep(reply.delay);
             let _ = connection.stream.write_all(&reply.bytes);
         }
         match reply.then {

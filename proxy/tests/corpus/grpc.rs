@@ -294,8 +294,9 @@ fn sizes(messages: &[Bytes]) -> Vec<usize> {
 
 fn run(body: impl AsyncFnOnce(&Server, Client)) {
     let server = Server::start();
-    let _near = Place::with(Options { far: true, ..Options::default() });
+    // Dropped in turn: the second proxy has a client as long as the first one lives.
     let _far = Place::second();
+    let _near = Place::with(Options { far: true, ..Options::default() });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let client = Client::connect(Direction::Outbound.address_h2()).await;

@@ -16,6 +16,7 @@
 //! | `meaning` | paths, hosts, methods and headers that a policy could take for something else than the application does |
 //! | `responses` | what applications answer: doubtful framing, resets at each point, answers that come too early |
 //! | `early` | responses that come before their request is complete, over both versions, and what becomes of the rest of it |
+//! | `halves` | peers that close their sending half and read on |
 //! | `http2` | frames that a well-behaved client would not send, and floods of those that it would |
 //! | `h2spec` | the conformance tests of that name |
 //! | `resources` | slow clients, many clients, no file descriptors left, and the memory that all this takes |
@@ -51,6 +52,7 @@ mod frames;
 mod framing;
 mod grpc;
 mod h2spec;
+mod halves;
 mod http2;
 mod meaning;
 mod place;

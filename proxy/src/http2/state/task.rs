@@ -1,11 +1,12 @@
 //! What a connection's task does beside taking frames.
 
+use std::io;
 use std::task::{Context, Poll};
 
 use http::Request;
 
 use super::super::frame::{self, PAYLOAD_MAX};
-use super::super::stream::wait;
+use super::super::stream::{Direction, Stream, wait};
 use super::super::{Error, Reason, TooLarge};
 use super::{ALIVE, FAREWELL, Leaving, OUTPUT_MAX, OUTPUT_STOP, State};
 
@@ -105,6 +106,46 @@ impl State {
             stream.halves > 0
         });
         self.error = Some(error);
+    }
+
+    /// The peer sends nothing more. Streams that wait for nothing from it go on: it may have closed its sending half alone. All
+    /// others are over, and none is opened any more.
+    pub(in crate::http2) fn end_input(&mut self) {
+        let error = Error::Closed(io::ErrorKind::UnexpectedEof);
+        self.end_streams(&error, |stream| stream.receiving != Direction::Ended);
+        self.waiting.clear();
+        if self.open > 0 {
+            self.put_farewell(self.last(), Reason::NO_ERROR);
+        }
+        self.leaving = Leaving::Final;
+    }
+
+    /// After the peer's end: what waits for a window waits in vain.
+    pub(in crate::http2) fn fail_stuck(&mut self) {
+        let room = self.send.room();
+        let error = Error::Closed(io::ErrorKind::UnexpectedEof);
+        self.end_streams(&error, |stream| !stream.pending.is_empty() && room.min(stream.send.room()) == 0);
+    }
+
+    /// Ends those of the open streams.
+    fn end_streams(&mut self, error: &Error, is_over: impl Fn(&Stream) -> bool) {
+        let over: Vec<u32> = self
+            .streams
+            .iter()
+            .filter(|(_, stream)| !stream.is_closed() && (stream.request.is_some() || is_over(stream)))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in over {
+            if let Some(stream) = self.streams.get_mut(&id) {
+                stream.error = Some(error.clone());
+                self.close(id);
+            }
+        }
+    }
+
+    /// Says once more that nothing is to come, where that was said.
+    pub(in crate::http2) fn say_goodbye_again(&mut self) {
+        self.put_farewell(self.last(), Reason::NO_ERROR);
     }
 
     /// Says why the connection ends, and ends it.

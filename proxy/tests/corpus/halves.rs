@@ -1,0 +1,166 @@
+//! Peers that have said all that they will, close their sending half, and read on: no reason to stop for the other side.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpListener};
+use std::thread;
+use std::time::Duration;
+
+use super::app::{App, Reply, Then};
+use super::client::Client;
+use super::frames::{DATA, END_HEADERS, END_STREAM, HEADERS, Http2App, Script, Scripted, Wire, frame, head, literal};
+use super::place::{APP, BOTH, Direction, POD, Place, alone, wait};
+
+/// Long enough for the end of a client's half to come before the response does.
+const LATE: Duration = Duration::from_millis(50);
+
+#[test]
+fn clients_of_http1() {
+    alone(module_path!(), "clients_of_http1", || {
+        let app = App::start();
+        let place = Place::start();
+        let long = format!("HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n{}", "x".repeat(1_000_000));
+        app.reply(
+            "/late",
+            Reply { delay: LATE, ..Reply::new("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate", Then::Keep) },
+        );
+        app.reply("/long", Reply { delay: LATE, ..Reply::new(long, Then::Keep) });
+        app.reply("/open", Reply { delay: LATE, ..Reply::new("HTTP/1.1 200 OK\r\n\r\nto the end", Then::Close) });
+        for direction in BOTH {
+            for (path, length) in [("/now", None), ("/late", Some(4)), ("/long", Some(1_000_000)), ("/open", Some(10))]
+            {
+                for (request, answers) in [
+                    (format!("GET {path} HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n"), 1),
+                    (format!("GET {path} HTTP/1.1\r\nHost: app\r\n\r\n"), 1),
+                    (format!("GET {path} HTTP/1.0\r\nHost: app\r\n\r\n"), 1),
+                    (format!("POST {path} HTTP/1.1\r\nHost: app\r\nContent-Length: 5\r\n\r\nhello"), 1),
+                    (
+                        format!(
+                            "POST {path} HTTP/1.1\r\nHost: app\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+                        ),
+                        1,
+                    ),
+                    (format!("GET {path} HTTP/1.1\r\nHost: app\r\n\r\n").repeat(3), 3),
+                    (format!("POST {path} HTTP/1.1\r\nHost: app\r\nContent-Length: 5\r\n\r\nhello").repeat(3), 3),
+                ] {
+                    for wait in [Duration::ZERO, LATE / 2] {
+                        let mut client = Client::connect(direction.address());
+                        client.send(&request);
+                        thread::sleep(wait);
+                        client.finish();
+                        for round in 0..answers {
+                            let answer = client.answer().map(|answer| (answer.status, answer.body.len()));
+                            let length =
+                                length.unwrap_or(request.split(' ').next().map_or(0, str::len) + " /now".len());
+                            assert_eq!(answer, Ok((200, length)), "{direction:?}, {round}: {request}");
+                        }
+                        assert!(client.closes_within(super::place::PATIENCE), "{direction:?}: {request}");
+                    }
+                }
+            }
+            place.settle();
+        }
+        assert_eq!(app.violations(), [""; 0]);
+    });
+}
+
+#[test]
+fn clients_of_http2() {
+    alone(module_path!(), "clients_of_http2", || {
+        let app = Http2App::start();
+        let place = Place::start();
+        for direction in BOTH {
+            for path in ["/now", "/slow"] {
+                for pause in [Duration::ZERO, LATE / 2] {
+                    let mut wire = Wire::connect(direction.address_h2());
+                    wire.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, &head("GET", path)));
+                    wire.send(frame(HEADERS, END_HEADERS, 3, &head("POST", path)));
+                    wire.send(frame(DATA, END_STREAM, 3, b"hello"));
+                    // Incomplete: this one is cut.
+                    wire.send(frame(HEADERS, END_HEADERS, 5, &head("POST", "/cut-within")));
+                    thread::sleep(pause);
+                    let _ = wire.stream.shutdown(Shutdown::Write);
+                    let mut ended = Vec::new();
+                    while let Ok(frame) = wire.next() {
+                        if matches!(frame.kind, HEADERS | DATA) && frame.flags & END_STREAM != 0 {
+                            ended.push(frame.stream);
+                        }
+                    }
+                    ended.sort_unstable();
+                    assert_eq!(ended, [1, 3], "{direction:?} {path}");
+                }
+            }
+            place.settle();
+            let got = app.take();
+            assert!(got.iter().all(|got| got.uri.path() != "/cut-within" || got.body.is_none()), "{got:?}");
+        }
+        // What the window has no room for is cut: such a client can send no WINDOW_UPDATE.
+        let mut wire = Wire::connect(Direction::Outbound.address_h2());
+        wire.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, &head("GET", "/big")));
+        let _ = wire.stream.shutdown(Shutdown::Write);
+        let mut octets = 0;
+        while let Ok(frame) = wire.next() {
+            assert!(frame.flags & END_STREAM == 0 || !matches!(frame.kind, HEADERS | DATA), "it looks whole");
+            octets += if frame.kind == DATA { frame.payload.len() } else { 0 };
+        }
+        assert_eq!(octets, 65_535);
+        drop(wire);
+        place.settle();
+        // A client that is gone altogether is noticed, though nothing is to be said to it.
+        let mut wire = Wire::connect(Direction::Outbound.address_h2());
+        wire.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, &head("GET", "/hang")));
+        wait("the application has it", || app.open.load(std::sync::atomic::Ordering::SeqCst) == 1);
+        drop(wire);
+        wait("the application is told", || app.open.load(std::sync::atomic::Ordering::SeqCst) == 0);
+    });
+}
+
+/// Applications that close their sending half behind their response, and read on what is left of the request.
+#[test]
+fn applications() {
+    alone(module_path!(), "applications", || {
+        let app = Scripted::start(&[]);
+        let place = Place::start();
+        let listener = TcpListener::bind((Ipv4Addr::from(POD), APP)).expect("the port is free");
+        let (sender, receiver) = std::sync::mpsc::channel();
+        thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    let mut byte = [0];
+                    stream.read_exact(&mut byte).expect("the head is whole");
+                    head.push(byte[0]);
+                }
+                stream.write_all(b"HTTP/1.1 200 OK\r\n\r\nno").expect("answers");
+                stream.shutdown(Shutdown::Write).expect("ends its half");
+                let mut body = Vec::new();
+                sender.send(stream.read_to_end(&mut body).map(|_| body.len())).expect("the test waits");
+            }
+        });
+        let head = literal(":status", "200");
+        let answer = vec![(HEADERS, END_HEADERS, head), (DATA, END_STREAM, b"no".to_vec())];
+        app.follow(Script { answer, takes: false, then: Some(Shutdown::Write) });
+        for (direction, address, is_http2) in [
+            (Direction::Outbound, Direction::Outbound.address(), false),
+            (Direction::Inbound, Direction::Inbound.address(), false),
+            (Direction::Outbound, Direction::Outbound.address_h2(), true),
+        ] {
+            for _ in 0..3 {
+                let mut client = Client::connect(address);
+                client.send("POST /x HTTP/1.1\r\nHost: app\r\nContent-Length: 1000\r\n\r\n");
+                assert_eq!(client.answer().map(|answer| answer.body), Ok(b"no".to_vec()), "{direction:?}");
+                for _ in 0..10 {
+                    thread::sleep(Duration::from_millis(5));
+                    client.send([b'x'; 100]);
+                }
+                if is_http2 {
+                    let came = app.take_once("the rest", |came| came.has_ended || came.reset.is_some());
+                    assert_eq!((came[0].octets, came[0].has_ended), (1000, true), "{direction:?}: {came:?}");
+                } else {
+                    let count = receiver.recv_timeout(super::place::PATIENCE).expect("it comes to its end");
+                    assert_eq!(count.ok(), Some(1000), "{direction:?}");
+                }
+            }
+            place.settle();
+        }
+    });
+}
