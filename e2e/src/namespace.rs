@@ -14,12 +14,19 @@ use anyhow::Result;
 use crate::cluster::{Cluster, target};
 use crate::install;
 use crate::kubectl::{Condition, Kubectl};
+use crate::metrics::Metrics;
 use crate::wait::eventually;
 
 /// For what follows an apply: within a second, on a machine that is not busy with other things too.
 pub const SOON: Duration = Duration::from_secs(30);
 /// For pods to start.
 pub const READY: Duration = Duration::from_secs(120);
+
+/// The proxy's container.
+const PROXY: &str = "weft-proxy";
+
+/// Descriptors that a proxy has beside those of its connections: listeners, timers, logs, watches, and scrapes.
+const DESCRIPTORS_OWN: f64 = 64.0;
 
 /// A temporary namespace; a [`Kubectl`] that works in it.
 #[derive(Debug)]
@@ -40,10 +47,10 @@ pub enum Mesh {
     Outside,
 }
 
-/// Runs a test in an injected namespace of its own.
+/// Runs a test in an injected namespace of its own. At its end the proxies there must hold nothing any more.
 pub fn in_mesh(test: &str, body: impl FnOnce(&Namespace) -> Result<()>) -> Result<()> {
     let mut namespace = Namespace::create(test, Mesh::Inside)?;
-    let result = body(&namespace);
+    let result = body(&namespace).and_then(|()| namespace.await_idle_proxies());
     namespace.failed = result.is_err();
     result
 }
@@ -120,6 +127,37 @@ impl Namespace {
         let pods = self.list("pods", &format!("app={app}"))?;
         let staying = pods.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
         Ok(staying.filter_map(|pod| pod["metadata"]["name"].as_str()).map(str::to_owned).collect())
+    }
+
+    /// Waits until no proxy of the namespace holds a request, a stream, a busy connection to an endpoint, or descriptors that no
+    /// connection explains. A proxy that cannot be asked, because its pod or the API server is gone, is left out.
+    fn await_idle_proxies(&self) -> Result<()> {
+        for pod in self.list("pods", "").unwrap_or_default() {
+            let sidecars = pod.pointer("/status/initContainerStatuses").and_then(|sidecars| sidecars.as_array());
+            let runs = sidecars.is_some_and(|sidecars| {
+                sidecars.iter().any(|sidecar| sidecar["name"] == PROXY && sidecar["ready"] == true)
+            });
+            let Some(name) = pod["metadata"]["name"].as_str().filter(|_| runs) else { continue };
+            if !pod["metadata"]["deletionTimestamp"].is_null() {
+                continue;
+            }
+            eventually(&format!("the proxy of {name} to hold nothing"), SOON, || {
+                let Ok(page) = self.pod_get(name, 15020, "metrics") else { return Ok(()) };
+                let metrics = Metrics::parse(&page);
+                let sum = |metric: &str| metrics.sum(metric, &[]);
+                let http1 = metrics.sum("weft_upstream_connections_open", &[("protocol", "http1")]);
+                let connections = sum("weft_upstream_connections_open") + sum("weft_connections_open");
+                let held = [
+                    ("requests", sum("weft_requests_in_flight")),
+                    ("streams", sum("weft_http2_streams_open")),
+                    ("busy connections", http1 - sum("weft_upstream_connections_idle")),
+                    ("descriptors", (sum("process_open_fds") - connections - DESCRIPTORS_OWN).max(0.0)),
+                ];
+                anyhow::ensure!(held.iter().all(|(_, count)| *count == 0.0), "it holds {held:?}");
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 
     /// Keeps what explains a failure, and says where. It takes what it can get.

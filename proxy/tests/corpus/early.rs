@@ -5,12 +5,15 @@ use std::net::{Shutdown, SocketAddr};
 use std::thread;
 use std::time::Duration;
 
+use serde_json::{Value, json};
+
 use super::app::{App, Reply, Then};
-use super::client::Client;
+use super::client::{Client, NoAnswer};
 use super::frames::{
-    Came, DATA, END_HEADERS, END_STREAM, End, HEADERS, RST_STREAM, Script, Scripted, Wire, block, frame, head, literal,
+    Came, DATA, END_HEADERS, END_STREAM, End, GOAWAY, HEADERS, RST_STREAM, Script, Scripted, Wire, block, frame, head,
+    literal,
 };
-use super::place::{BOTH, Direction, Place, alone};
+use super::place::{BOTH, Direction, Options, Place, alone, scrape, wait};
 
 /// How a client sends its request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,8 +185,34 @@ fn a_rest_without_window_is_cut_when_its_client_leaves() {
             drop(uploads);
             let came = app.take_once("each is reset", |came| came.has_ended || came.reset.is_some());
             assert_eq!(came.len(), AT_ONCE, "{direction:?} {sends:?}");
-            let cut = |came: &Came| came.octets <= 50 && !came.has_ended && came.reset.is_some();
+            // The first on a connection is sent before its windows are known.
+            let cut = |came: &Came| came.octets <= 100 && !came.has_ended && came.reset.is_some();
             assert!(came.iter().all(cut), "{direction:?} {sends:?}: {came:?}");
+            place.settle();
+        }
+    });
+}
+
+/// A reset is noticed though more of the body waits in front of it than is ever read ahead, before and behind the response.
+#[test]
+fn a_reset_behind_unread_octets_is_noticed() {
+    alone(module_path!(), "a_reset_behind_unread_octets_is_noticed", || {
+        let app = Scripted::start(&[(3, 100), (4, 50)]);
+        let place = Place::start();
+        for answer in [answer(true, false), Vec::new()] {
+            let is_answered = !answer.is_empty();
+            app.follow(Script { answer, takes: false, then: None });
+            let mut upload = Upload::begin(Sends::Length, Direction::Outbound.address_h2(), 300_000, 1_000_000);
+            if is_answered {
+                assert_eq!(upload.answer(), Ok((202, b"no".to_vec())));
+            }
+            thread::sleep(Duration::from_millis(100));
+            if let Upload::Http1(client, _) = &upload {
+                socket2::SockRef::from(&client.stream).set_linger(Some(Duration::ZERO)).expect("set");
+            }
+            drop(upload);
+            let came = app.take_once("it is reset", |came| came.has_ended || came.reset.is_some());
+            assert!(came.iter().all(|came| !came.has_ended), "{came:?}");
             place.settle();
         }
     });
@@ -256,7 +285,7 @@ fn an_application_that_wants_no_more_is_not_waited_for() {
                 let mut next = Client::connect(Direction::Outbound.address_h2());
                 next.send("GET /next HTTP/1.1\r\nHost: app\r\n\r\n");
                 assert_eq!(next.answer().map(|answer| answer.status), Ok(202), "{case}");
-                app.take_once(&case, |came| came.has_ended);
+                app.take_once(&case, |_| true);
                 drop(next);
                 place.settle();
             }
@@ -297,5 +326,137 @@ fn applications_of_http1_that_answer_early() {
             }
         }
         assert_eq!(app.violations(), [""; 0]);
+    });
+}
+
+/// Opens a connection to the application, so that its windows are known to requests behind this one.
+fn warm_up(app: &Scripted) {
+    app.follow(Script { answer: answer(true, false), takes: false, then: None });
+    let mut client = Client::connect(Direction::Outbound.address());
+    client.send("GET /warm HTTP/1.1\r\nHost: app\r\n\r\n");
+    client.answer().expect("an answer");
+    app.take_once("a first request", |came| came.has_ended);
+}
+
+/// Routes of port 80: one rule that goes to a port of the Service, with fields beside its action.
+fn routes(port: u16, more: Value) -> Option<Value> {
+    let backend = json!({"weight": 1, "target": {"cluster": {"namespace": "shop", "service": "app", "port": port}}});
+    let mut rule = json!({
+        "route": {"namespace": "shop", "name": "app"}, "name": "0", "action": {"forward": {"backends": [backend]}}
+    });
+    rule.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+    Some(json!({"matches": [{"rule": 0}], "rules": [rule]}))
+}
+
+/// Attempts whose response is not taken, or not waited for, end with all that they sent.
+#[test]
+fn attempts_that_do_not_count_are_cut() {
+    alone(module_path!(), "attempts_that_do_not_count_are_cut", || {
+        let app = Scripted::start(&[(3, 100), (4, 50)]);
+        let refusal = vec![(HEADERS, END_HEADERS, literal(":status", "503")), (DATA, END_STREAM, b"no".to_vec())];
+        let retry = json!({"attempts": 2, "codes": [503], "methods": ["POST"], "backoffMs": 5});
+        let hedge = json!({"afterMs": 20, "attempts": 1});
+        for (what, more, answer, status, is_repeated) in [
+            ("a retry", json!({"retry": retry}), refusal.clone(), 503, true),
+            ("an attempt that times out", json!({"retry": retry, "attemptTimeoutMs": 50}), Vec::new(), 504, true),
+            ("a request that times out", json!({"requestTimeoutMs": 100}), Vec::new(), 504, false),
+            ("a hedge", json!({"retry": retry, "hedge": hedge, "requestTimeoutMs": 200}), Vec::new(), 504, false),
+        ] {
+            // A client that has sent all of its request and got its response has no part in what the application takes: that is
+            // waited for as long as a connection may be idle.
+            let environment = vec![("WEFT_TIMEOUTS_MS", json!({"idle": 2000}).to_string())];
+            let place = Place::with(Options { routes: routes(81, more), environment, ..Options::default() });
+            warm_up(&app);
+            app.follow(Script { answer, takes: false, then: None });
+            // A body that is here, and one whose rest is to come.
+            for first in [1000, 100] {
+                let begin = |_| Upload::begin(Sends::Length, Direction::Outbound.address(), first, 1000);
+                let mut uploads: Vec<Upload> = (0..10).map(begin).collect();
+                for upload in &mut uploads {
+                    assert_eq!(upload.answer().map(|(status, _)| status), Ok(status), "{what}, {first} octets");
+                }
+                drop(uploads);
+                let came = app.take_once(what, |came| came.reset.is_some() || came.has_ended);
+                assert!(came.iter().all(|came| !came.has_ended), "{what}, {first} octets: {came:?}");
+                // As many as the budget for retries allows.
+                let count = came.len();
+                assert!((10..=30).contains(&count) && (count > 10) == is_repeated, "{what}, {first} octets: {came:?}");
+            }
+            drop(place);
+        }
+    });
+}
+
+/// Copies whose backend answers early and takes no more are cut when their time is over, and count as answered.
+#[test]
+fn copies_that_are_answered_early_are_cut() {
+    const COPIES: usize = 20;
+    alone(module_path!(), "copies_that_are_answered_early_are_cut", || {
+        let _app = App::start();
+        let copied = Scripted::start(&[(3, 100), (4, 50)]);
+        let mirror = json!({
+            "target": {"namespace": "shop", "service": "app", "port": 81}, "share": {"numerator": 1, "denominator": 1}
+        });
+        let more = json!({"mirrors": [mirror], "requestTimeoutMs": 500});
+        let place = Place::with(Options { routes: routes(80, more), ..Options::default() });
+        warm_up(&copied);
+        for (answer, outcome, more) in [(answer(true, false), "answered", 1), (Vec::new(), "timeout", 0)] {
+            copied.follow(Script { answer, takes: false, then: None });
+            for _ in 0..COPIES {
+                let mut upload = Upload::begin(Sends::Length, Direction::Outbound.address(), 1000, 1000);
+                assert_eq!(upload.answer().map(|(status, _)| status), Ok(200));
+            }
+            let count = || {
+                let page = scrape(15000, "/metrics").expect("metrics");
+                let label = format!("outcome=\"{outcome}\"");
+                let mut lines = page.lines().filter(|line| line.starts_with("weft_mirrored_requests_total{"));
+                lines.find(|line| line.contains(&label)).and_then(|line| line.rsplit(' ').next()?.parse::<usize>().ok())
+            };
+            wait(outcome, || count() == Some(COPIES + more));
+            let came = copied.take_once("each is cut", |came| came.reset.is_some() || came.has_ended);
+            assert!(came.len() == COPIES && came.iter().all(|came| !came.has_ended), "{came:?}");
+            place.settle();
+        }
+    });
+}
+
+/// What comes before END_STREAM is incomplete, whatever the code of the RST_STREAM or GOAWAY behind it.
+#[test]
+fn no_code_makes_a_cut_response_whole() {
+    alone(module_path!(), "no_code_makes_a_cut_response_whole", || {
+        let app = Scripted::start(&[(3, 100)]);
+        let place = Place::start();
+        let resets = |code: u32| (RST_STREAM, 0, code.to_be_bytes().to_vec());
+        let leaves = |code: u32| (GOAWAY, 0, [[0; 4], code.to_be_bytes()].concat());
+        for (direction, sends) in ways() {
+            for has_length in [false, true] {
+                for end in [resets(0), resets(8), leaves(0), leaves(2)] {
+                    let case = format!("{direction:?}, {sends:?}, length {has_length}, {end:?}");
+                    let mut head = literal(":status", "200");
+                    if has_length {
+                        head.extend(literal("content-length", "10"));
+                    }
+                    let answer = vec![(HEADERS, END_HEADERS, head), (DATA, 0, b"part".to_vec()), end];
+                    app.follow(Script { answer, takes: true, then: None });
+                    let mut upload = Upload::begin(sends, direction.address_h2(), 5, 5);
+                    upload.part(0, true);
+                    match &mut upload {
+                        Upload::Http1(client, _) => {
+                            let answer = client.answer();
+                            let is_cut = matches!(answer, Err(NoAnswer::Cut { status: 200, .. } | NoAnswer::Closed));
+                            assert!(is_cut, "{case}: {answer:?}");
+                        }
+                        Upload::Http2(wire) => {
+                            let end = match wire.end(1) {
+                                End::Status(200) => wire.body(1).1.expect_err("it looks whole"),
+                                end => end,
+                            };
+                            assert!(matches!(end, End::Reset(1..)), "{case}: {end:?}");
+                        }
+                    }
+                }
+            }
+        }
+        place.settle();
     });
 }
