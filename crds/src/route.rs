@@ -870,13 +870,16 @@ pub struct Retry {
     #[serde(default = "Retry::default_attempts")]
     #[schemars(range(min = 1, max = 10))]
     pub attempts: u32,
-    /// Statuses that are tried again. Connections that break and attempts that time out are too. Default: 502, 503, 504.
+    /// Statuses that are tried again. Connections that break and attempts that time out are too. A gRPC status counts as the
+    /// HTTP status that stands for it: UNAVAILABLE is 503, DEADLINE_EXCEEDED 504, RESOURCE_EXHAUSTED 429, CANCELLED 499, ABORTED
+    /// 409, INTERNAL, UNKNOWN and DATA_LOSS are 500. gRPC's method is POST: add it to `methods`. A gRPC status behind a
+    /// message is not looked at. Default: 502, 503, 504.
     #[serde(default = "Retry::default_codes")]
     #[schemars(length(max = 16), inner(range(min = 400, max = 599)), extend("x-kubernetes-list-type" = "set"))]
     pub codes: Vec<u16>,
     /// Methods that may be repeated after a backend has seen the request. Default: the idempotent ones, GET, HEAD, OPTIONS,
-    /// TRACE, PUT and DELETE. Add POST or PATCH only where the backend recognises a repetition. A body of more than 64 KiB,
-    /// or of unknown length, is not repeated.
+    /// TRACE, PUT and DELETE. Add POST or PATCH only where the backend recognises a repetition. A request with a body of
+    /// more than 64 KiB, or with trailers, is not repeated.
     #[serde(default = "Retry::default_methods")]
     #[schemars(length(min = 1, max = 9), extend("x-kubernetes-list-type" = "set"))]
     pub methods: Vec<Method>,

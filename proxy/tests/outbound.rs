@@ -29,6 +29,8 @@ mod filters;
 mod hedge;
 #[path = "outbound/idle.rs"]
 mod idle;
+#[path = "outbound/retry.rs"]
+mod retry;
 #[path = "outbound/services.rs"]
 mod services;
 #[path = "outbound/streams.rs"]
@@ -90,6 +92,11 @@ impl Proxy {
     ) {
         let endpoints: Vec<Value> =
             (endpoints.iter()).map(|(address, subset)| json!({"address": address, "subsets": [subset]})).collect();
+        self.configure_endpoints(routes, protocol, &endpoints, settings).await;
+    }
+
+    /// The same with endpoints as the document has them.
+    async fn configure_endpoints(&self, routes: Option<Value>, protocol: &str, endpoints: &[Value], settings: Value) {
         let mut port = json!({"port": self.address.port(), "protocol": protocol, "endpoints": endpoints});
         if let Some(routes) = routes {
             port["routes"] = routes;

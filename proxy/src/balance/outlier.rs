@@ -128,18 +128,6 @@ impl Outcome {
             _ => Self::Ok,
         }
     }
-
-    /// What the status of a gRPC response means that has one in its head. Only those that speak of the server count, as the
-    /// statuses of HTTP that stand for them.
-    pub(crate) fn of_grpc(status: &[u8]) -> Self {
-        match status {
-            // DEADLINE_EXCEEDED, UNAVAILABLE
-            b"4" | b"14" => Self::Gateway,
-            // UNKNOWN, UNIMPLEMENTED, INTERNAL, DATA_LOSS
-            b"2" | b"12" | b"13" | b"15" => Self::Error,
-            _ => Self::Ok,
-        }
-    }
 }
 
 // === impl Detector ===
@@ -354,9 +342,5 @@ mod tests {
         ] {
             assert_eq!(Outcome::of_status(StatusCode::from_u16(status).expect("a status")), expected, "{status}");
         }
-        assert_eq!(Outcome::of_grpc(b"0"), Outcome::Ok);
-        assert_eq!(Outcome::of_grpc(b"5"), Outcome::Ok, "NOT_FOUND is the caller's");
-        assert_eq!(Outcome::of_grpc(b"13"), Outcome::Error);
-        assert_eq!(Outcome::of_grpc(b"14"), Outcome::Gateway);
     }
 }

@@ -8,7 +8,7 @@
 //! |---|---|
 //! | no connection in its time, or nothing of the request was sent, or the proxy beside the backend says that the backend never saw it | anybody, up to [`SAFE_RETRIES_MAX`] times |
 //! | a connection that had idled was closed under the request | an idempotent request without a rule's word, as RFC 9110 9.2.2 allows |
-//! | a reset, a timed-out attempt, a status that the rule lists | what the rule's `retry` allows, for its methods |
+//! | a reset, a timed-out attempt, a status that the rule lists, or one of gRPC that it stands for | what the rule's `retry` allows, for its methods |
 //! | nothing yet | what the rule's `hedge` allows ([`hedge`]) |
 //!
 //! What a server that closes idle connections does to a request is repeated on a connection of its own: any other that
@@ -19,6 +19,7 @@
 //! the cluster (`balance/budget`); what no backend has seen adds nothing to its load and is not.
 
 use std::cell::Cell;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -34,7 +35,7 @@ use super::body::{ResponseBody, Shared};
 use super::head;
 use super::hedge;
 use super::incoming::Incoming;
-use super::respond::{Answer, GRPC_STATUS, Reason, UNPROCESSED};
+use super::respond::{Answer, GRPC_STATUS, Reason, UNPROCESSED, http_status};
 use super::upgrade;
 use crate::balance::affinity::Affinity;
 use crate::balance::outlier::Outcome;
@@ -61,6 +62,10 @@ const FAILURE_COST: Duration = Duration::from_secs(1);
 
 /// How long a connection to the application may take to be made. It is this pod's: a healthy one answers at once.
 pub(crate) const LOCAL_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long the trailers of a gRPC response are waited for when its head has come and a retry may be due. A server that
+/// fails a call before its first message sends both at once, or nearly.
+const TRAILERS_PATIENCE: Duration = Duration::from_millis(10);
 
 /// The word of metrics and logs for a budget that is spent.
 pub(super) const BUDGET: &str = "budget";
@@ -130,7 +135,15 @@ pub(crate) struct Note {
 }
 
 /// What came of an attempt.
-pub(super) type Attempted = Result<(Response<Incoming>, Lease), Failure>;
+pub(super) type Attempted = Result<Answered, Failure>;
+
+/// A response, and what it is judged by.
+pub(super) struct Answered {
+    pub(super) response: Response<Incoming>,
+    pub(super) lease: Lease,
+    /// The response's, or where gRPC says in it that a call failed, the HTTP status that stands for that.
+    pub(super) status: StatusCode,
+}
 
 /// What came of one attempt, if not a response.
 pub(super) enum Failure {
@@ -286,14 +299,14 @@ pub(crate) async fn forward(
         let again = match &outcome {
             // An application has no say in this: the proxy beside the backend is the one that knows what was seen.
             Ok(_) if matches!(plan.upstream, Upstream::Local(_)) => None,
-            Ok((response, _)) => allowance.after_response(response, &parts.method, &body),
+            Ok(answered) => allowance.after_response(answered, &parts.method, &body),
             Err(failure) => allowance.after_failure(failure, &parts.method, &body),
         };
         if let Some(why) = again {
             let wait = allowance.wait(&tried);
             if deadline.is_none_or(|deadline| Instant::now() + wait < deadline) {
                 worker.handles.retried(finish.note.cluster.as_deref(), why);
-                if let Ok((response, lease)) = outcome {
+                if let Ok(Answered { response, lease, .. }) = outcome {
                     discard(response.into_body(), lease);
                 }
                 tokio::time::sleep(wait).await;
@@ -305,7 +318,7 @@ pub(crate) async fn forward(
             finish.note.retry_refused = Some(BUDGET);
         }
         return match outcome {
-            Ok((mut response, lease)) => {
+            Ok(Answered { mut response, lease, .. }) => {
                 if let (Upstream::Cluster(state, _), Some(endpoint)) = (&plan.upstream, finish.note.endpoint)
                     && let Some(cookie) = state.cookie(affinity, endpoint)
                 {
@@ -374,7 +387,7 @@ pub(super) async fn attempt(
         leased.set(true);
         let reused = lease.reused;
         match lease.send(parts, body.body()).await {
-            Ok(response) => Ok((response, lease)),
+            Ok(response) => Ok(Answered { status: status_of(&response), response, lease }),
             Err(SendError::Unsent(text)) => {
                 lease.retire();
                 Err(Failure::Connect { connected: true, ended: reused, text })
@@ -396,6 +409,12 @@ pub(super) async fn attempt(
         Some(until) => tokio::time::timeout_at(until, sending).await.unwrap_or(Err(late)),
     };
     let (took, now) = (started.elapsed(), worker.now());
+    if let Ok(answered) = &mut outcome
+        && answered.may_fail_in_trailers(plan.retry, &parts.method, body)
+    {
+        // Apart, so that other requests do not carry the room for it.
+        Box::pin(answered.await_trailers()).await;
+    }
     match &outcome {
         Ok(_) => endpoint.observe(took, now),
         Err(
@@ -432,10 +451,7 @@ async fn connect_local(endpoint: &Rc<Endpoint>, http2: bool) -> Result<Lease, Le
 /// What an attempt says about its endpoint, if anything.
 fn judge(outcome: &Attempted, waited: bool) -> Option<Outcome> {
     match outcome {
-        Ok((response, _)) => match response.headers().get(&GRPC_STATUS) {
-            Some(status) if response.status() == StatusCode::OK => Some(Outcome::of_grpc(status.as_bytes())),
-            _ => Some(Outcome::of_status(response.status())),
-        },
+        Ok(answered) => Some(Outcome::of_status(answered.status)),
         Err(
             Failure::NoEndpoints | Failure::Overflow | Failure::BrokenRequest | Failure::Connect { ended: true, .. },
         ) => None,
@@ -443,6 +459,17 @@ fn judge(outcome: &Attempted, waited: bool) -> Option<Outcome> {
         Err(Failure::AttemptTimeout { .. } | Failure::RequestTimeout) => Some(Outcome::Local),
         Err(Failure::Connect { .. } | Failure::Reset { .. } | Failure::Protocol(_)) => Some(Outcome::Local),
     }
+}
+
+/// What a response is judged by, as far as its head tells.
+fn status_of(response: &Response<Incoming>) -> StatusCode {
+    let grpc_status = response.headers().get(&GRPC_STATUS).filter(|_| response.status() == StatusCode::OK);
+    grpc_status.and_then(|status| http_status(status.as_bytes())).unwrap_or(response.status())
+}
+
+/// Whether a message is one of gRPC.
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// Makes the client's response of the backend's.
@@ -515,24 +542,48 @@ pub(super) fn discard(mut body: Incoming, lease: Lease) {
     });
 }
 
+// === impl Answered ===
+
+impl Answered {
+    /// Whether it may be a call of gRPC that failed and says so in trailers, where that would be a reason to repeat the
+    /// request. While the request has not ended, the server may wait for more of it.
+    fn may_fail_in_trailers(&self, retry: Option<&Retry>, method: &Method, request: &Shared) -> bool {
+        let (is_ok, headers) = (self.response.status() == StatusCode::OK, self.response.headers());
+        retry.is_some_and(|retry| retry.methods.contains(method))
+            && is_ok
+            && is_grpc(headers)
+            && !headers.contains_key(&GRPC_STATUS)
+            && request.is_kept()
+    }
+
+    /// Looks into the trailers if they come soon and nothing comes before them.
+    async fn await_trailers(&mut self) {
+        let body = self.response.body_mut();
+        let first = tokio::time::timeout(TRAILERS_PATIENCE, poll_fn(|cx| body.poll_trailer(&GRPC_STATUS, cx)));
+        if let Ok(Some(status)) = first.await {
+            self.status = http_status(status.as_bytes()).unwrap_or(self.status);
+        }
+    }
+}
+
 // === impl Allowance ===
 
 impl Allowance<'_> {
     /// Why a response is not taken, if a repetition is allowed.
     fn after_response(
         &mut self,
-        response: &Response<Incoming>,
+        answered: &Answered,
         method: &Method,
         body: &Shared,
     ) -> Option<&'static str> {
         if !body.can_replay() {
             return None;
         }
-        if response.headers().contains_key(&UNPROCESSED) {
+        if answered.response.headers().contains_key(&UNPROCESSED) {
             return self.safely("unprocessed");
         }
         let retry = self.retry?;
-        if retry.codes.contains(&response.status()) { self.by_rule(method, "status") } else { None }
+        if retry.codes.contains(&answered.status) { self.by_rule(method, "status") } else { None }
     }
 
     /// Why an attempt is repeated, if that is allowed.
@@ -638,10 +689,7 @@ impl Failure {
 
 impl Finish {
     pub(crate) fn new(downstream: Rc<Downstream>, parts: &Request<Incoming>, host: Option<HeaderValue>) -> Box<Self> {
-        let grpc = parts
-            .headers()
-            .get(header::CONTENT_TYPE)
-            .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+        let grpc = is_grpc(parts.headers());
         let note = Note {
             downstream,
             started: Instant::now(),

@@ -21,7 +21,7 @@ use http::request::Parts;
 use tokio::time::{Instant, sleep};
 
 use super::body::Shared;
-use super::forward::{self, Attempted, BUDGET, Note, Plan, Upstream, choose, discard};
+use super::forward::{self, Answered, Attempted, BUDGET, Note, Plan, Upstream, choose, discard};
 use super::respond::UNPROCESSED;
 use crate::balance::affinity::Affinity;
 use crate::table::route::{Hedge, Retry};
@@ -96,7 +96,7 @@ pub(super) async fn attempt(
         Next::Begin(send(endpoint, Some(permit)))
     };
     let reject = |outcome: Attempted| {
-        if let Ok((response, lease)) = outcome {
+        if let Ok(Answered { response, lease, .. }) = outcome {
             discard(response.into_body(), lease);
         }
     };
@@ -150,9 +150,9 @@ fn may_hedge(retry: Option<&Retry>, method: &Method) -> bool {
 }
 
 fn is_good(retry: Option<&Retry>, outcome: &Attempted) -> bool {
-    let Ok((response, _)) = outcome else { return false };
-    !response.headers().contains_key(&UNPROCESSED)
-        && retry.is_none_or(|retry| !retry.codes.contains(&response.status()))
+    let Ok(answered) = outcome else { return false };
+    !answered.response.headers().contains_key(&UNPROCESSED)
+        && retry.is_none_or(|retry| !retry.codes.contains(&answered.status))
 }
 
 /// Runs `first`, and beside it what `next` has to begin each time that nothing good has come for `after`. The first outcome

@@ -4,8 +4,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::HeaderMap;
-use http::header;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 
 use super::body::BodyError;
@@ -52,6 +51,15 @@ impl Incoming {
             Self::FromClient(_) => None,
             Self::FromServer(body) => body.take_upload(),
             Self::Http2(body) => body.upload.take(),
+        }
+    }
+
+    /// Waits for what comes first, without taking it: this trailer, if trailers come without content. HTTP/1.1 is not looked
+    /// into.
+    pub(crate) fn poll_trailer(&mut self, name: &HeaderName, cx: &Context<'_>) -> Poll<Option<HeaderValue>> {
+        match self {
+            Self::Http2(body) => body.stream.poll_trailer(name, cx),
+            Self::FromClient(_) | Self::FromServer(_) => Poll::Ready(None),
         }
     }
 }

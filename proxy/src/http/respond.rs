@@ -195,6 +195,27 @@ pub(crate) fn to_bad_message() -> HeaderMap {
     [reason, (header::DATE, date::now())].into_iter().collect()
 }
 
+/// The HTTP status that stands for a gRPC one, for all that judges answers: retries, hedges and outlier detection. Source:
+/// google/rpc/code.proto. None: it is not a status of gRPC.
+pub(crate) fn http_status(grpc_status: &[u8]) -> Option<StatusCode> {
+    let code = match grpc_status {
+        b"0" => 200,
+        b"1" => 499,
+        b"2" | b"13" | b"15" => 500,
+        b"3" | b"9" | b"11" => 400,
+        b"4" => 504,
+        b"5" => 404,
+        b"6" | b"10" => 409,
+        b"7" => 403,
+        b"8" => 429,
+        b"12" => 501,
+        b"14" => 503,
+        b"16" => 401,
+        _ => return None,
+    };
+    StatusCode::from_u16(code).ok()
+}
+
 /// The gRPC status for an HTTP one. Source: "HTTP to gRPC Status Code Mapping" of the gRPC project; 500 is the Gateway
 /// API's: a backend that does not exist is UNAVAILABLE.
 fn grpc_status(status: StatusCode) -> &'static str {
@@ -205,5 +226,22 @@ fn grpc_status(status: StatusCode) -> &'static str {
         404 => "12",
         429 | 500 | 502..=504 => "14",
         _ => "2",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_grpc_status_has_an_http_status_that_stands_for_it() {
+        let expected = [200, 499, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 501, 500, 503, 500, 401];
+        for (code, status) in expected.into_iter().enumerate() {
+            let found = http_status(code.to_string().as_bytes());
+            assert_eq!(found.map(|status| status.as_u16()), Some(status), "gRPC status {code}");
+        }
+        for unknown in ["", "17", "014", "x", "-1"] {
+            assert_eq!(http_status(unknown.as_bytes()), None, "{unknown:?}");
+        }
     }
 }

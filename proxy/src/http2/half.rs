@@ -6,7 +6,8 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, StatusCode};
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::StatusCode;
 
 use super::state::State;
 use super::{Error, Reason};
@@ -85,6 +86,11 @@ impl RecvStream {
     /// left.
     pub(crate) fn poll_data(&mut self, cx: &Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
         self.0.state.borrow_mut().poll_data(self.0.stream, cx)
+    }
+
+    /// Waits for what comes behind the head, without taking it: this trailer, if trailers come without content.
+    pub(crate) fn poll_trailer(&mut self, name: &HeaderName, cx: &Context<'_>) -> Poll<Option<HeaderValue>> {
+        self.0.state.borrow_mut().poll_trailer(self.0.stream, name, cx)
     }
 
     pub(crate) fn taken(&mut self, count: usize) {

@@ -147,6 +147,11 @@ impl Stream {
         self.received.pop_front()
     }
 
+    /// Whether content has come that was not taken.
+    pub(super) fn has_content(&self) -> bool {
+        !self.received.is_empty()
+    }
+
     /// Octets that have come and nobody took, which nobody will.
     pub(super) fn discard(&mut self) -> usize {
         self.received.drain(..).map(|data| data.len()).sum()

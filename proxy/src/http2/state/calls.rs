@@ -3,7 +3,7 @@
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::HeaderMap;
+use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, StatusCode};
 
@@ -172,6 +172,23 @@ impl State {
             _ if stream.receiving == Direction::Ended => Poll::Ready(None),
             Some(error) => Poll::Ready(Some(Err(error.clone()))),
             None => wait(&mut stream.receiver, cx),
+        }
+    }
+
+    /// Waits for what comes behind the head, without taking it: this trailer, if trailers come without content.
+    pub(in crate::http2) fn poll_trailer(
+        &mut self,
+        id: u32,
+        name: &HeaderName,
+        cx: &Context<'_>,
+    ) -> Poll<Option<HeaderValue>> {
+        let Some(stream) = self.streams.get_mut(&id) else { return Poll::Ready(None) };
+        if stream.has_content() || stream.error.is_some() {
+            return Poll::Ready(None);
+        }
+        match stream.receiving {
+            Direction::Ended => Poll::Ready(stream.trailers.as_ref().and_then(|trailers| trailers.get(name).cloned())),
+            Direction::Waiting | Direction::Open => wait(&mut stream.receiver, cx),
         }
     }
 

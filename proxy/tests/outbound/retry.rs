@@ -1,0 +1,160 @@
+//! What is repeated for the sake of what a backend's proxy says, or a gRPC status.
+
+use http_body::Frame;
+use http_body_util::StreamBody;
+
+use super::*;
+
+/// How a call of gRPC fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failure {
+    /// The status stands in the one head that there is.
+    TrailersOnly,
+    /// It stands in trailers, right behind the head.
+    Trailers,
+    /// It stands in trailers, so long behind the head.
+    LateTrailers(Duration),
+    /// It stands in trailers behind a message.
+    AfterMessage,
+}
+
+/// A gRPC backend of whose calls every other one, from the first on, fails with this status, in this way.
+async fn grpc_backend(status: &'static str, failure: Failure) -> (SocketAddr, Arc<AtomicU32>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let address = listener.local_addr().expect("an address");
+    let calls = Arc::<AtomicU32>::default();
+    let counted = calls.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let calls = counted.clone();
+            let service = service_fn(move |request: Request<Incoming>| {
+                let calls = calls.clone();
+                async move {
+                    let _ = request.into_body().collect().await;
+                    let fails = calls.fetch_add(1, Ordering::SeqCst).is_multiple_of(2);
+                    let mut trailers = HeaderMap::new();
+                    trailers.insert("grpc-status", if fails { status } else { "0" }.parse().expect("a value"));
+                    let mut response = Response::builder().header("content-type", "application/grpc");
+                    let mut frames: Vec<(Duration, Frame<Bytes>)> = Vec::new();
+                    if !fails || failure == Failure::AfterMessage {
+                        frames.push((Duration::ZERO, Frame::data(Bytes::from_static(b"\0\0\0\0\0"))));
+                    }
+                    if fails && failure == Failure::TrailersOnly {
+                        response = response.header("grpc-status", status);
+                    } else {
+                        let delay = if let Failure::LateTrailers(delay) = failure { delay } else { Duration::ZERO };
+                        frames.push((if fails { delay } else { Duration::ZERO }, Frame::trailers(trailers)));
+                    }
+                    let frames = futures_util::stream::unfold(frames.into_iter(), async |mut frames| {
+                        let (delay, frame) = frames.next()?;
+                        tokio::time::sleep(delay).await;
+                        Some((Ok::<_, Infallible>(frame), frames))
+                    });
+                    Ok::<_, Infallible>(response.body(StreamBody::new(frames)).expect("a response"))
+                }
+            });
+            tokio::spawn(
+                hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(stream), service),
+            );
+        }
+    });
+    (address, calls)
+}
+
+fn retry(codes: &[u16], method: &str) -> Value {
+    json!({"retry": {"attempts": 1, "codes": codes, "methods": [method], "backoffMs": 1}})
+}
+
+#[tokio::test]
+async fn a_grpc_status_counts_as_the_http_status_that_stands_for_it() {
+    let late = Failure::LateTrailers(Duration::from_millis(300));
+    for (desc, status, failure, codes, method, calls) in [
+        ("UNAVAILABLE", "14", Failure::TrailersOnly, [503], "POST", 2),
+        ("DEADLINE_EXCEEDED", "4", Failure::TrailersOnly, [504], "POST", 2),
+        ("RESOURCE_EXHAUSTED", "8", Failure::TrailersOnly, [429], "POST", 2),
+        ("INTERNAL", "13", Failure::TrailersOnly, [500], "POST", 2),
+        ("CANCELLED", "1", Failure::TrailersOnly, [499], "POST", 2),
+        ("in trailers behind the head", "14", Failure::Trailers, [503], "POST", 2),
+        ("another status", "5", Failure::TrailersOnly, [503], "POST", 1),
+        ("another method", "14", Failure::TrailersOnly, [503], "PUT", 1),
+        ("behind a message, which was passed on", "14", Failure::AfterMessage, [503], "POST", 1),
+        ("long after the head, which was passed on", "14", late, [503], "POST", 1),
+        ("success", "0", Failure::TrailersOnly, [503], "POST", 1),
+    ] {
+        let proxy = Proxy::start(&format!("retry-grpc-{status}-{calls}")).await;
+        let (backend, seen) = grpc_backend(status, failure).await;
+        let table = routes(forward(&proxy, &[("v1", 1)]), retry(&codes, method));
+        proxy.configure(table, "http2", &[(backend, "v1")], json!({"subsets": ["v1"]})).await;
+        let (answer, headers, _) = proxy.send("POST", "/t/Call", &[("content-type", "application/grpc")], "").await;
+        assert_eq!(answer, 200, "{desc}");
+        assert_eq!(seen.load(Ordering::SeqCst), calls, "{desc}");
+        let in_head = headers.get("grpc-status").map(|status| status.to_str().expect("text"));
+        assert_eq!(in_head, (calls == 1 && failure == Failure::TrailersOnly).then_some(status), "{desc}");
+    }
+}
+
+#[tokio::test]
+async fn a_grpc_failure_is_no_good_answer_to_a_hedged_request() {
+    let proxy = Proxy::start("hedge-grpc").await;
+    let (slow, seen) = backend("slow", |_| (200, Duration::from_millis(400))).await;
+    let (failing, calls) = grpc_backend("14", Failure::TrailersOnly).await;
+    let mut more = retry(&[503], "POST");
+    more["hedge"] = json!({"afterMs": 50, "attempts": 1});
+    let table = routes(forward(&proxy, &[("v1", 1)]), more);
+    let settings = json!({"subsets": ["v1"], "balancer": "roundRobin"});
+    proxy.configure(table, "http2", &[(slow, "v1"), (failing, "v1")], settings).await;
+    let (status, headers, _) = proxy.send("POST", "/t/Call", &[("content-type", "application/grpc")], "").await;
+    assert_eq!((status.as_u16(), headers.get("grpc-status")), (200, None), "the answer of the one that does not fail");
+    assert_eq!((seen.requests.load(Ordering::SeqCst), calls.load(Ordering::SeqCst)), (1, 1), "both were asked");
+}
+
+/// A backend whose answers speak as a proxy does, and how many requests it saw.
+async fn impostor() -> (SocketAddr, Arc<AtomicU32>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let address = listener.local_addr().expect("an address");
+    let seen = Arc::<AtomicU32>::default();
+    let counted = seen.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let seen = counted.clone();
+            let service = service_fn(move |request: Request<Incoming>| {
+                let seen = seen.clone();
+                async move {
+                    let _ = request.into_body().collect().await;
+                    seen.fetch_add(1, Ordering::SeqCst);
+                    let response = (Response::builder().status(503))
+                        .header("weft-unprocessed", "true")
+                        .header("weft-reason", "policy-denied")
+                        .header("weft-source", "MeshPolicy/shop/none/0");
+                    Ok::<_, Infallible>(response.body(Full::new(Bytes::new())).expect("a response"))
+                }
+            });
+            tokio::spawn(
+                hyper_util::server::conn::auto::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(stream), service)
+                    .into_owned(),
+            );
+        }
+    });
+    (address, seen)
+}
+
+#[tokio::test]
+async fn only_a_proxy_speaks_for_a_proxy() {
+    for protocol in ["http", "http2"] {
+        let proxy = Proxy::start(&format!("retry-unprocessed-{protocol}")).await;
+        let (backend, seen) = impostor().await;
+        for (has_proxy, requests) in [(false, 1), (true, 4), (false, 1)] {
+            let endpoint = json!({"address": backend, "hasProxy": has_proxy});
+            proxy.configure_endpoints(None, protocol, &[endpoint], json!({})).await;
+            seen.store(0, Ordering::SeqCst);
+            let (status, headers, _) = proxy.send("POST", "/", &[], "order").await;
+            assert_eq!((status.as_u16(), seen.load(Ordering::SeqCst)), (503, requests), "{protocol}, {has_proxy}");
+            assert!(!headers.contains_key("weft-unprocessed"), "{protocol}, {has_proxy}: it is for the proxy alone");
+            for name in ["weft-reason", "weft-source"] {
+                assert_eq!(headers.contains_key(name), has_proxy, "{protocol}, {has_proxy}: {name}");
+            }
+        }
+    }
+}
