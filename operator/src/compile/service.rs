@@ -133,6 +133,7 @@ fn endpoints(
                 for_nodes: endpoint.for_nodes.clone(),
                 terminating,
                 lost,
+                has_proxy: pod.is_some_and(|pod| pod.has_proxy),
             });
             known.terminating &= terminating;
             known.lost &= lost;

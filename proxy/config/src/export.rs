@@ -97,6 +97,9 @@ pub struct Endpoint {
     /// the request may go to, terminating ones included.
     #[serde(default, skip_serializing_if = "is_default")]
     pub lost: bool,
+    /// The pod carries a proxy, whose word about a request counts: the headers that begin with `weft-` in its responses.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub has_proxy: bool,
 }
 
 /// How to talk to a Service.

@@ -6,7 +6,7 @@
 //!
 //! | what happened | who may repeat it |
 //! |---|---|
-//! | no connection in its time, or nothing of the request was sent, or the proxy beside the backend says that the backend never saw it | anybody, up to [`SAFE_RETRIES_MAX`] times |
+//! | no connection in its time, or nothing of the request was sent, or the proxy beside the backend says that the backend never saw it | the client's proxy, up to [`SAFE_RETRIES_MAX`] times; the one beside the backend [`LOCAL_RETRIES_MAX`] times, and not where it gets no connection |
 //! | a connection that had idled was closed under the request | an idempotent request without a rule's word, as RFC 9110 9.2.2 allows |
 //! | a reset, a timed-out attempt, a status that the rule lists, or one of gRPC that it stands for | what the rule's `retry` allows, for its methods |
 //! | nothing yet | what the rule's `hedge` allows ([`hedge`]) |
@@ -54,8 +54,12 @@ use crate::worker::Worker;
 /// Repetitions of what no backend has seen.
 const SAFE_RETRIES_MAX: u32 = 3;
 
-/// The wait before every endpoint has been tried and one is tried again; doubles each time.
-const SAFE_BACKOFF: Duration = Duration::from_millis(10);
+/// The same beside the application. The client's proxy, which hears of it, has its own, and can choose another pod: if both
+/// had all of them, they would multiply.
+const LOCAL_RETRIES_MAX: u32 = 1;
+
+/// The wait when every endpoint has been tried and one is tried again; doubles each time.
+const SAFE_BACKOFF: Duration = Duration::from_millis(20);
 
 /// What an endpoint that fails is taken to cost: about what its callers lose.
 const FAILURE_COST: Duration = Duration::from_secs(1);
@@ -143,6 +147,8 @@ pub(super) struct Answered {
     pub(super) lease: Lease,
     /// The response's, or where gRPC says in it that a call failed, the HTTP status that stands for that.
     pub(super) status: StatusCode,
+    /// It comes through the proxy beside the backend, whose word counts.
+    has_proxy: bool,
 }
 
 /// What came of one attempt, if not a response.
@@ -158,6 +164,8 @@ pub(super) enum Failure {
         ended: bool,
         text: String,
     },
+    /// The endpoint says that it did nothing for the request.
+    Refused(String),
     /// Something may have been sent.
     Reset {
         reused: bool,
@@ -179,7 +187,9 @@ struct Allowance<'a> {
     worker: &'a Worker,
     upstream: &'a Upstream,
     retry: Option<&'a Retry>,
+    /// Repetitions of what no backend has seen, so far.
     safe: u32,
+    /// Repetitions that the rule allows still.
     ruled: u32,
     /// The budget did not allow one that the rule would have made.
     spent: bool,
@@ -222,7 +232,7 @@ pub(crate) async fn forward(
         worker: &worker,
         upstream: &plan.upstream,
         retry: plan.retry,
-        safe: SAFE_RETRIES_MAX,
+        safe: 0,
         ruled: plan.retry.map_or(0, |retry| retry.attempts),
         spent: false,
     };
@@ -297,8 +307,6 @@ pub(crate) async fn forward(
         }
         allowance.spent = false;
         let again = match &outcome {
-            // An application has no say in this: the proxy beside the backend is the one that knows what was seen.
-            Ok(_) if matches!(plan.upstream, Upstream::Local(_)) => None,
             Ok(answered) => allowance.after_response(answered, &parts.method, &body),
             Err(failure) => allowance.after_failure(failure, &parts.method, &body),
         };
@@ -318,7 +326,8 @@ pub(crate) async fn forward(
             finish.note.retry_refused = Some(BUDGET);
         }
         return match outcome {
-            Ok(Answered { mut response, lease, .. }) => {
+            Ok(Answered { mut response, lease, has_proxy, .. }) => {
+                strip_own(response.headers_mut(), has_proxy);
                 if let (Upstream::Cluster(state, _), Some(endpoint)) = (&plan.upstream, finish.note.endpoint)
                     && let Some(cookie) = state.cookie(affinity, endpoint)
                 {
@@ -387,7 +396,10 @@ pub(super) async fn attempt(
         leased.set(true);
         let reused = lease.reused;
         match lease.send(parts, body.body()).await {
-            Ok(response) => Ok(Answered { status: status_of(&response), response, lease }),
+            Ok(response) => {
+                let has_proxy = endpoint.has_proxy.get();
+                Ok(Answered { status: status_of(&response), response, lease, has_proxy })
+            }
             Err(SendError::Unsent(text)) => {
                 lease.retire();
                 Err(Failure::Connect { connected: true, ended: reused, text })
@@ -396,9 +408,7 @@ pub(super) async fn attempt(
                 lease.retire();
                 Err(Failure::Connect { connected: true, ended: true, text: error.to_string() })
             }
-            Err(error @ SendError::Refused) => {
-                Err(Failure::Connect { connected: true, ended: false, text: error.to_string() })
-            }
+            Err(error @ SendError::Refused) => Err(Failure::Refused(error.to_string())),
             Err(_) if body.is_broken() => Err(Failure::BrokenRequest),
             Err(SendError::Protocol(text)) => Err(Failure::Protocol(text)),
             Err(SendError::Reset(text)) => Err(Failure::Reset { reused, text }),
@@ -418,7 +428,10 @@ pub(super) async fn attempt(
     match &outcome {
         Ok(_) => endpoint.observe(took, now),
         Err(
-            Failure::NoEndpoints | Failure::Overflow | Failure::BrokenRequest | Failure::Connect { ended: true, .. },
+            Failure::NoEndpoints
+            | Failure::Overflow
+            | Failure::BrokenRequest
+            | Failure::Connect { ended: true, .. },
         ) => {}
         Err(_) => endpoint.observe(FAILURE_COST.max(took), now),
     }
@@ -453,11 +466,16 @@ fn judge(outcome: &Attempted, waited: bool) -> Option<Outcome> {
     match outcome {
         Ok(answered) => Some(Outcome::of_status(answered.status)),
         Err(
-            Failure::NoEndpoints | Failure::Overflow | Failure::BrokenRequest | Failure::Connect { ended: true, .. },
+            Failure::NoEndpoints
+            | Failure::Overflow
+            | Failure::BrokenRequest
+            | Failure::Connect { ended: true, .. },
         ) => None,
         Err(Failure::AttemptTimeout { .. } | Failure::RequestTimeout) if waited => None,
         Err(Failure::AttemptTimeout { .. } | Failure::RequestTimeout) => Some(Outcome::Local),
-        Err(Failure::Connect { .. } | Failure::Reset { .. } | Failure::Protocol(_)) => Some(Outcome::Local),
+        Err(Failure::Connect { .. } | Failure::Refused(_) | Failure::Reset { .. } | Failure::Protocol(_)) => {
+            Some(Outcome::Local)
+        }
     }
 }
 
@@ -498,7 +516,6 @@ fn accept(
         return Answer::new(Reason::UpstreamProtocol, text).into_response(finish);
     }
     head::strip_hop_by_hop(&mut parts.headers);
-    strip_own(&mut parts.headers, finish.note.downstream.direction);
     if let Some(rule) = plan.rule {
         rule.response_edit.apply(&mut parts.headers);
     }
@@ -508,10 +525,10 @@ fn accept(
     Response::from_parts(parts, ResponseBody::incoming(body, deadline, finish))
 }
 
-/// An application cannot speak for the proxy beside it.
-fn strip_own(headers: &mut HeaderMap, direction: Direction) {
+/// An application cannot speak for a proxy, whether there is one beside it or not.
+fn strip_own(headers: &mut HeaderMap, has_proxy: bool) {
     headers.remove(&UNPROCESSED);
-    if direction == Direction::Inbound {
+    if !has_proxy {
         headers.remove(&super::respond::REASON);
         headers.remove(&super::respond::SOURCE);
     }
@@ -545,6 +562,11 @@ pub(super) fn discard(mut body: Incoming, lease: Lease) {
 // === impl Answered ===
 
 impl Answered {
+    /// Whether the proxy beside the backend says that the backend never saw the request.
+    pub(super) fn is_unprocessed(&self) -> bool {
+        self.has_proxy && self.response.headers().contains_key(&UNPROCESSED)
+    }
+
     /// Whether it may be a call of gRPC that failed and says so in trailers, where that would be a reason to repeat the
     /// request. While the request has not ended, the server may wait for more of it.
     fn may_fail_in_trailers(&self, retry: Option<&Retry>, method: &Method, request: &Shared) -> bool {
@@ -570,16 +592,11 @@ impl Answered {
 
 impl Allowance<'_> {
     /// Why a response is not taken, if a repetition is allowed.
-    fn after_response(
-        &mut self,
-        answered: &Answered,
-        method: &Method,
-        body: &Shared,
-    ) -> Option<&'static str> {
+    fn after_response(&mut self, answered: &Answered, method: &Method, body: &Shared) -> Option<&'static str> {
         if !body.can_replay() {
             return None;
         }
-        if answered.response.headers().contains_key(&UNPROCESSED) {
+        if answered.is_unprocessed() {
             return self.safely("unprocessed");
         }
         let retry = self.retry?;
@@ -592,7 +609,11 @@ impl Allowance<'_> {
             return None;
         }
         match failure {
-            Failure::Connect { .. } => self.safely("connect").or_else(|| self.by_rule(method, "connect")),
+            // Whether the application listens is not going to change within milliseconds, and the client's proxy tries again.
+            Failure::Connect { ended: false, .. } if matches!(self.upstream, Upstream::Local(_)) => None,
+            Failure::Connect { .. } | Failure::Refused(_) => {
+                self.safely("connect").or_else(|| self.by_rule(method, "connect"))
+            }
             Failure::Reset { reused, .. } => self
                 .by_rule(method, "reset")
                 .or_else(|| if *reused && method.is_idempotent() { self.safely("reset") } else { None }),
@@ -609,8 +630,14 @@ impl Allowance<'_> {
     }
 
     fn safely(&mut self, why: &'static str) -> Option<&'static str> {
-        self.safe = self.safe.checked_sub(1)?;
-        Some(why)
+        let most = match self.upstream {
+            Upstream::Local(_) => LOCAL_RETRIES_MAX,
+            Upstream::Cluster(..) => SAFE_RETRIES_MAX,
+        };
+        (self.safe < most).then(|| {
+            self.safe += 1;
+            why
+        })
     }
 
     fn by_rule(&mut self, method: &Method, why: &'static str) -> Option<&'static str> {
@@ -639,7 +666,7 @@ impl Allowance<'_> {
             Upstream::Cluster(state, subset) => state.choices(subset.as_deref()),
         };
         // Another endpoint may be tried at once.
-        if tried.len() < endpoints { Duration::ZERO } else { SAFE_BACKOFF * 2u32.pow(SAFE_RETRIES_MAX - self.safe) }
+        if tried.len() < endpoints { Duration::ZERO } else { SAFE_BACKOFF * 2u32.pow(self.safe.saturating_sub(1)) }
     }
 }
 
@@ -669,7 +696,9 @@ impl Failure {
                 }
             },
             Self::Overflow => (Reason::Overflow, format!("a limit for {whom} is reached")),
-            Self::Connect { text, .. } => (Reason::ConnectFailed, format!("no connection to {whom}: {text}")),
+            Self::Connect { text, .. } | Self::Refused(text) => {
+                (Reason::ConnectFailed, format!("no connection to {whom}: {text}"))
+            }
             Self::Reset { text, .. } => (Reason::UpstreamReset, format!("{whom} closed the connection: {text}")),
             Self::BrokenRequest => (Reason::BadRequest, "the body of the request broke off, or is none".to_owned()),
             Self::Protocol(text) => (Reason::UpstreamProtocol, format!("{whom} did not answer in HTTP: {text}")),

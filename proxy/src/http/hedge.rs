@@ -22,7 +22,6 @@ use tokio::time::{Instant, sleep};
 
 use super::body::Shared;
 use super::forward::{self, Answered, Attempted, BUDGET, Note, Plan, Upstream, choose, discard};
-use super::respond::UNPROCESSED;
 use crate::balance::affinity::Affinity;
 use crate::table::route::{Hedge, Retry};
 use crate::upstream::cluster::ClusterState;
@@ -151,8 +150,7 @@ fn may_hedge(retry: Option<&Retry>, method: &Method) -> bool {
 
 fn is_good(retry: Option<&Retry>, outcome: &Attempted) -> bool {
     let Ok(answered) = outcome else { return false };
-    !answered.response.headers().contains_key(&UNPROCESSED)
-        && retry.is_none_or(|retry| !retry.codes.contains(&answered.status))
+    !answered.is_unprocessed() && retry.is_none_or(|retry| !retry.codes.contains(&answered.status))
 }
 
 /// Runs `first`, and beside it what `next` has to begin each time that nothing good has come for `after`. The first outcome

@@ -15,7 +15,7 @@ fn export() -> Value {
         "name": "reviews", "addresses": ["198.19.0.7", "fd00::7"],
         "settings": {"balancer": "leastRequest", "connectTimeoutMs": 250, "limits": {"maxConnections": 1, "maxRequests": 2, "maxPending": 3}, "subsets": ["v1"]},
         "ports": [{"port": 9080, "protocol": "http",
-            "endpoints": [{"address": "198.18.128.2:8080", "subsets": ["v1"], "lost": true}, {"address": "[fd00::2]:8080"}],
+            "endpoints": [{"address": "198.18.128.2:8080", "subsets": ["v1"], "lost": true, "hasProxy": true}, {"address": "[fd00::2]:8080"}],
             "routes": {
                 "matches": [
                     {"rule": 0, "path": {"exact": "/a"}, "method": "GET", "headers": [{"name": "x-a", "test": {"exact": "1"}}], "query": [{"name": "q", "test": {"regex": "[0-9]+"}}]},

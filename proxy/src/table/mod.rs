@@ -92,6 +92,8 @@ pub(crate) struct Cluster {
     /// Which of them come first for this proxy: 0 those on its own node, 1 those of its own zone, 2 all others. Empty: neither
     /// matters, or neither is known.
     pub(crate) levels: Box<[u8]>,
+    /// Which of them are pods with a proxy.
+    pub(crate) with_proxy: Box<[bool]>,
     /// How many of them, from the first, a request without a subset may go to.
     pub(crate) usable: usize,
     /// Positions in `endpoints` of each subset's members.
@@ -327,6 +329,7 @@ impl Cluster {
             has_endpoints_elsewhere,
             usable: endpoints.partition_point(|endpoint| Some(rank(endpoint)) == best),
             levels: if has_levels { endpoints.iter().map(level).collect() } else { Box::default() },
+            with_proxy: endpoints.iter().map(|endpoint| endpoint.has_proxy).collect(),
             endpoints: endpoints.into_iter().map(|endpoint| endpoint.address).collect(),
             subsets: members,
         })

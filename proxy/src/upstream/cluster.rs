@@ -82,6 +82,7 @@ impl ClusterState {
             load: loads.of(&cluster.name),
             handles: metrics.endpoints(&cluster.name),
         };
+        state.note_proxies();
         state.sort_out();
         state
     }
@@ -111,7 +112,14 @@ impl ClusterState {
             self.endpoints.borrow().iter().for_each(|endpoint| with_tally(endpoint, Tally::take_back));
         }
         *self.cluster.borrow_mut() = cluster.clone();
+        self.note_proxies();
         self.sort_out();
+    }
+
+    fn note_proxies(&self) {
+        for (endpoint, has_proxy) in self.endpoints.borrow().iter().zip(&self.cluster.borrow().with_proxy) {
+            endpoint.has_proxy.set(*has_proxy);
+        }
     }
 
     pub(crate) fn cluster(&self) -> Arc<Cluster> {

@@ -38,6 +38,8 @@ const EXPECTED_MAX: u32 = 100;
 /// An endpoint.
 pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
+    /// It is a pod with a proxy. Kept by the cluster that it belongs to.
+    pub(crate) has_proxy: Cell<bool>,
     in_flight: Cell<u32>,
     ewma: Cell<PeakEwma>,
     /// Its failures. Kept by the cluster that it belongs to.
@@ -120,6 +122,7 @@ impl Endpoint {
     pub(crate) fn new(address: SocketAddr, now: Duration) -> Self {
         Self {
             address,
+            has_proxy: Cell::new(false),
             in_flight: Cell::new(0),
             ewma: Cell::new(PeakEwma::new(now)),
             tally: Cell::default(),

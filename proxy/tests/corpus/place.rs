@@ -314,7 +314,7 @@ fn private(policies: Value) -> Value {
 /// The exported document: one Service with a port for each way to speak to the application.
 pub(crate) fn exported(settings: Value, routes: Option<Value>, far: bool) -> Value {
     let address = ip(if far { SECOND_POD } else { POD });
-    let port = |number: u16, protocol: &str, to: u16| json!({"port": number, "protocol": protocol, "endpoints": [{"address": format!("{address}:{to}")}]});
+    let port = |number: u16, protocol: &str, to: u16| json!({"port": number, "protocol": protocol, "endpoints": [{"address": format!("{address}:{to}"), "hasProxy": far}]});
     let mut first = port(80, "http", APP);
     if let Some(routes) = routes {
         first["routes"] = routes;

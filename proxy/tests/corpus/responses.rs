@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::app::{App, Reply, Then};
 use super::client::{Client, NoAnswer};
-use super::place::{BOTH, Place, alone};
+use super::place::{BOTH, Options, Place, alone};
 
 fn ask(client: &mut Client, path: &str) -> Result<super::client::Answer, NoAnswer> {
     client.send(format!("GET {path} HTTP/1.1\r\nHost: app\r\n\r\n"));
@@ -346,6 +346,28 @@ fn clients_that_go() {
         let seen: Vec<String> = app.take().iter().map(|seen| seen.summary()).collect();
         assert_eq!(seen, ["GET /after", "GET /after"], "no request that was cut short");
         assert_eq!(app.violations(), [""; 0]);
+    });
+}
+
+/// Where the application does not listen, the client's proxy tries again and the one beside the application does not: their tries
+/// would multiply. Whatever the request is, it can be tried again.
+#[test]
+fn closed_ports() {
+    alone(module_path!(), "closed_ports", || {
+        let _near = Place::with(Options { far: true, ..Options::default() });
+        let far = Place::second();
+        let attempts = || far.log().lines().filter(|line| line.contains("connect-failed")).count();
+        for (round, method) in ["GET", "POST"].into_iter().enumerate() {
+            let mut client = Client::connect(super::place::Direction::Outbound.address());
+            client.send(format!("{method} / HTTP/1.1\r\nHost: app\r\nContent-Length: 0\r\n\r\n"));
+            let answer = client.answer().expect("an answer");
+            assert_eq!((answer.status, answer.header("weft-reason")), (503, Some("connect-failed")), "{method}");
+            assert_eq!(answer.header("weft-unprocessed"), None, "{method}");
+            super::place::wait("one try and three more", || attempts() == 4 * (round + 1));
+        }
+        let log = far.log();
+        let lines = log.lines().filter(|line| line.contains("connect-failed"));
+        assert!(lines.clone().all(|line| line.contains("attempts=1 ")), "one connection each: {log}");
     });
 }
 
