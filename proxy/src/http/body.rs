@@ -15,6 +15,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::forward::Finish;
 use super::head;
 use super::incoming::Incoming;
+use super::kept::Kept;
 use super::upload::Upload;
 use super::watch::Open;
 use crate::filter::mirror::Copies;
@@ -41,14 +42,14 @@ pub(crate) enum RequestBody {
 pub(crate) struct Replay {
     shared: Rc<Shared>,
     sending: u32,
+    /// In octets.
     position: usize,
 }
 
 /// A body and what was sent of it, for all its sendings.
 pub(crate) struct Shared {
     source: RefCell<Incoming>,
-    chunks: RefCell<Vec<Bytes>>,
-    kept: Cell<usize>,
+    kept: RefCell<Kept>,
     /// More came than is kept.
     lost: Cell<bool>,
     /// The client broke it off.
@@ -117,8 +118,7 @@ impl Shared {
             size: source.size_hint(),
             ended: Cell::new(source.is_end_stream()),
             source: RefCell::new(source),
-            chunks: RefCell::default(),
-            kept: Cell::new(0),
+            kept: RefCell::default(),
             lost: Cell::new(false),
             broken: Cell::new(false),
             memory,
@@ -156,7 +156,7 @@ impl Shared {
     }
 
     fn has_room_for(&self, data: &Bytes) -> bool {
-        !self.lost.get() && self.kept.get() + data.len() <= REPLAY_BYTES_MAX && !self.memory.is_scarce()
+        !self.lost.get() && self.kept.borrow().len() + data.len() <= REPLAY_BYTES_MAX && !self.memory.is_scarce()
     }
 
     fn end(&self) {
@@ -167,12 +167,12 @@ impl Shared {
 
     fn tell_copies(&self) {
         let Some(copies) = self.copies.take() else { return };
-        if self.lost.get() { copies.give_up() } else { copies.send(&self.chunks.borrow()) }
+        if self.lost.get() { copies.give_up() } else { copies.send(self.kept.borrow_mut().parts()) }
     }
 
     /// The body from its beginning.
     pub(crate) fn body(self: &Rc<Self>) -> RequestBody {
-        if self.ended.get() && self.kept.get() == 0 && self.size.exact() == Some(0) {
+        if self.ended.get() && self.kept.borrow().len() == 0 && self.size.exact() == Some(0) {
             return RequestBody::Empty;
         }
         self.sending.set(self.sending.get() + 1);
@@ -194,9 +194,12 @@ impl Body for RequestBody {
         if replay.sending != shared.sending.get() && !shared.is_kept() {
             return Poll::Ready(Some(Err(SupersededError.into())));
         }
-        if let Some(chunk) = shared.chunks.borrow().get(replay.position) {
-            replay.position += 1;
-            return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
+        let kept = shared.kept.borrow().len();
+        if replay.position < kept
+            && let Some(part) = shared.kept.borrow_mut().part(replay.position)
+        {
+            replay.position += part.len();
+            return Poll::Ready(Some(Ok(Frame::data(part))));
         }
         if shared.ended.get() {
             return Poll::Ready(None);
@@ -211,14 +214,13 @@ impl Body for RequestBody {
             }
             Some(Ok(frame)) => match frame.data_ref() {
                 Some(data) if shared.has_room_for(data) => {
-                    shared.kept.set(shared.kept.get() + data.len());
-                    shared.chunks.borrow_mut().push(data.clone());
-                    replay.position += 1;
+                    shared.kept.borrow_mut().push(data);
+                    replay.position += data.len();
                 }
                 // Trailers are not kept either: a request with some is sent once.
                 _ => {
                     shared.lost.set(true);
-                    shared.chunks.borrow_mut().clear();
+                    shared.kept.borrow_mut().clear();
                     shared.tell_copies();
                 }
             },
@@ -233,7 +235,7 @@ impl Body for RequestBody {
         match self {
             Self::Empty => true,
             Self::Whole(chunks) => chunks.is_empty(),
-            Self::Replay(replay) => replay.shared.ended.get() && replay.position >= replay.shared.chunks.borrow().len(),
+            Self::Replay(replay) => replay.shared.ended.get() && replay.position >= replay.shared.kept.borrow().len(),
         }
     }
 

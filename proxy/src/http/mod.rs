@@ -11,6 +11,7 @@
 //! - [`upload`]: the rest of a request whose response came first.
 //! - [`respond`]: the one place where an answer of the proxy's own is made.
 //! - [`body`]: bodies that can be sent again, and bodies that know when they are complete.
+//! - [`kept`]: what is kept of a body to send it again.
 //! - [`upgrade`]: what was HTTP and is bytes from now on.
 //! - [`tunnel`]: CONNECT, which is bytes from its head on.
 
@@ -20,6 +21,7 @@ pub(crate) mod forward;
 pub(crate) mod head;
 pub(crate) mod hedge;
 pub(crate) mod incoming;
+mod kept;
 pub(crate) mod pipe;
 pub(crate) mod requests;
 pub(crate) mod respond;

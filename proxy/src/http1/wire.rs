@@ -161,8 +161,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 let mut more = BytesMut::from(mem::take(&mut *rest));
                 more.reserve(READ_LONG);
                 let read = poll_read_buf(Pin::new(&mut *self.stream.borrow_mut()), cx, &mut more);
-                if !more.is_empty() {
+                // What is short is copied, so that it does not hold so much memory if it has to wait.
+                if more.len() >= READ {
                     *rest = more.freeze();
+                } else if !more.is_empty() {
+                    *rest = Bytes::copy_from_slice(&more);
                 }
                 ready!(read).map(|count| (None, count))
             } else {

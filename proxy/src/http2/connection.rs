@@ -33,6 +33,8 @@ pub(crate) struct Connection<S> {
     state: Rc<RefCell<State>>,
     /// The beginning of a frame whose end is to come.
     rest: BytesMut,
+    /// The last read filled the room for it.
+    is_bulk: bool,
     /// What is to come before the first frame.
     preface: &'static [u8],
     /// The peer sends nothing more; it may read on.
@@ -67,7 +69,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     fn new(stream: S, side: Side, limits: Limits, preface: &'static [u8]) -> Self {
         let state = Rc::new(RefCell::new(State::new(side, limits)));
-        Self { stream, state, rest: BytesMut::new(), preface, has_ended: false, is_closing: false }
+        Self { stream, state, rest: BytesMut::new(), is_bulk: false, preface, has_ended: false, is_closing: false }
     }
 
     /// The next request, while all others are carried on. None: the connection is over.
@@ -209,8 +211,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             })
         } else {
             let missing = self.missing();
-            self.rest.reserve(if missing > LONG { READ_LONG.max(missing) } else { READ });
+            // Of a peer that sends little at once no frame is to hold a large buffer.
+            self.rest.reserve(if missing > LONG && self.is_bulk { READ_LONG.max(missing) } else { READ.max(missing) });
+            let room = self.rest.capacity() - self.rest.len();
             let count = ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.rest)).map_err(Stop::from)?;
+            self.is_bulk = count == room;
             self.state.borrow_mut().read += count as u64;
             self.take_owned()?;
             Poll::Ready(Ok(count))
