@@ -110,6 +110,8 @@ pub struct Timeouts {
     pub idle: Duration,
     /// While it takes nothing of what is sent to it.
     pub stall: Duration,
+    /// While it sends a body of a known length, beside the time that it earns by what it sends.
+    pub upload: Duration,
 }
 
 /// A variable that cannot be used.
@@ -232,20 +234,22 @@ struct TimeoutsMs {
     head: u64,
     idle: u64,
     stall: u64,
+    upload: u64,
 }
 
 impl Default for TimeoutsMs {
     /// `idle` and `stall` are Envoy's defaults for connections and for what cannot be flushed. A head has none there; what
-    /// common servers give it is 10 to 60 s, and clients in a mesh are near.
+    /// common servers give it is 10 to 60 s, and clients in a mesh are near. `upload` is what nginx gives a client between
+    /// two reads (`client_body_timeout`).
     fn default() -> Self {
-        Self { head: 10_000, idle: 3_600_000, stall: 300_000 }
+        Self { head: 10_000, idle: 3_600_000, stall: 300_000, upload: 60_000 }
     }
 }
 
 impl From<TimeoutsMs> for Timeouts {
-    fn from(TimeoutsMs { head, idle, stall }: TimeoutsMs) -> Self {
-        let [head, idle, stall] = [head, idle, stall].map(Duration::from_millis);
-        Self { head, idle, stall }
+    fn from(TimeoutsMs { head, idle, stall, upload }: TimeoutsMs) -> Self {
+        let [head, idle, stall, upload] = [head, idle, stall, upload].map(Duration::from_millis);
+        Self { head, idle, stall, upload }
     }
 }
 

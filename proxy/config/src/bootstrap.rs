@@ -94,7 +94,8 @@ pub const ENV_DRAIN_SECONDS: &str = "WEFT_DRAIN_SECONDS";
 pub const ENV_SOURCE: &str = "WEFT_SOURCE";
 /// Environment: how long a client may take, in milliseconds, JSON object of `head` (for that of a request, from its first
 /// byte, and for a handshake of TLS, from the connection on; default 10 s), `idle` (nothing moves on a connection, a tunnel
-/// or an HTTP/2 stream; default 1 h), `stall` (it takes nothing of what is sent to it; default 5 min).
+/// or an HTTP/2 stream; default 1 h), `stall` (it takes nothing of what is sent to it; default 5 min), `upload` (it is waited
+/// for while it sends a body of a known length, with a second more for each 240 octets that have come; default 1 min).
 pub const ENV_TIMEOUTS_MS: &str = "WEFT_TIMEOUTS_MS";
 /// Environment: ports on which neither side is made to wait for the other to speak first, comma between them.
 pub const ENV_OPAQUE_PORTS: &str = "WEFT_OPAQUE_PORTS";

@@ -16,6 +16,7 @@ use super::forward::Finish;
 use super::head;
 use super::incoming::Incoming;
 use super::kept::Kept;
+use super::pace::Pace;
 use super::upload::Upload;
 use super::watch::Open;
 use crate::filter::mirror::Copies;
@@ -54,6 +55,9 @@ pub(crate) struct Shared {
     lost: Cell<bool>,
     /// The client broke it off.
     broken: Cell<bool>,
+    pace: RefCell<Pace>,
+    /// The client took too long.
+    slow: Cell<bool>,
     memory: Arc<Memory>,
     ended: Cell<bool>,
     sending: Cell<u32>,
@@ -104,6 +108,11 @@ struct DeadlineError;
 #[error("the request was broken off before the response was complete")]
 struct RequestBrokenError;
 
+/// The client took too long to send the request's body.
+#[derive(Debug, thiserror::Error)]
+#[error("the client sent the request's body too slowly")]
+struct SlowError;
+
 /// The request is being sent again elsewhere.
 #[derive(Debug, thiserror::Error)]
 #[error("the request is being sent again on another connection")]
@@ -113,7 +122,7 @@ struct SupersededError;
 
 impl Shared {
     /// It may be sent again as long as all of it is kept: while it is small, and memory is not scarce.
-    pub(crate) fn new(source: Incoming, memory: Arc<Memory>) -> Rc<Self> {
+    pub(crate) fn new(source: Incoming, memory: Arc<Memory>, pace: Pace) -> Rc<Self> {
         Rc::new(Self {
             size: source.size_hint(),
             ended: Cell::new(source.is_end_stream()),
@@ -121,6 +130,8 @@ impl Shared {
             kept: RefCell::default(),
             lost: Cell::new(false),
             broken: Cell::new(false),
+            pace: RefCell::new(pace),
+            slow: Cell::new(false),
             memory,
             sending: Cell::new(0),
             copies: RefCell::default(),
@@ -135,6 +146,11 @@ impl Shared {
     /// Whether the client broke it off.
     pub(crate) fn is_broken(&self) -> bool {
         self.broken.get()
+    }
+
+    /// Whether the client took too long to send it.
+    pub(crate) fn is_slow(&self) -> bool {
+        self.slow.get()
     }
 
     /// Whether it can be sent from its beginning.
@@ -204,8 +220,21 @@ impl Body for RequestBody {
         if shared.ended.get() {
             return Poll::Ready(None);
         }
-        let mut frame = ready!(Pin::new(&mut *shared.source.borrow_mut()).poll_frame(cx));
+        let Poll::Ready(mut frame) = Pin::new(&mut *shared.source.borrow_mut()).poll_frame(cx) else {
+            if shared.size.exact().is_none() {
+                return Poll::Pending;
+            }
+            ready!(shared.pace.borrow_mut().poll_overdue(cx));
+            shared.lost.set(true);
+            shared.slow.set(true);
+            return Poll::Ready(Some(Err(SlowError.into())));
+        };
         strip_trailers(&mut frame);
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            shared.pace.borrow_mut().received(data.len());
+        }
         match &frame {
             None => shared.end(),
             Some(Err(_)) => {

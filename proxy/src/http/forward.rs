@@ -35,6 +35,7 @@ use super::body::{ResponseBody, Shared};
 use super::head;
 use super::hedge;
 use super::incoming::Incoming;
+use super::pace::Pace;
 use super::respond::{Answer, GRPC_STATUS, Reason, UNPROCESSED, http_status};
 use super::upgrade;
 use crate::balance::affinity::Affinity;
@@ -173,6 +174,8 @@ pub(super) enum Failure {
     },
     /// The client broke its body off, which says nothing about the endpoint.
     BrokenRequest,
+    /// The client took too long to send its body, which says nothing about it either.
+    SlowRequest,
     /// The answer was not HTTP.
     Protocol(String),
     AttemptTimeout {
@@ -221,7 +224,7 @@ pub(crate) async fn forward(
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         parts.headers.insert(header::UPGRADE, protocol.clone());
     }
-    let body = Shared::new(body, worker.shared.memory.clone());
+    let body = Shared::new(body, worker.shared.memory.clone(), Pace::new(worker.shared.timeouts.upload));
     if let Some(copies) = finish.copies.take() {
         body.copy_to(copies.of(&parts, plan.host.as_ref()));
     }
@@ -410,6 +413,7 @@ pub(super) async fn attempt(
             }
             Err(error @ SendError::Refused) => Err(Failure::Refused(error.to_string())),
             Err(_) if body.is_broken() => Err(Failure::BrokenRequest),
+            Err(_) if body.is_slow() => Err(Failure::SlowRequest),
             Err(SendError::Protocol(text)) => Err(Failure::Protocol(text)),
             Err(SendError::Reset(text)) => Err(Failure::Reset { reused, text }),
         }
@@ -431,6 +435,7 @@ pub(super) async fn attempt(
             Failure::NoEndpoints
             | Failure::Overflow
             | Failure::BrokenRequest
+            | Failure::SlowRequest
             | Failure::Connect { ended: true, .. },
         ) => {}
         Err(_) => endpoint.observe(FAILURE_COST.max(took), now),
@@ -469,6 +474,7 @@ fn judge(outcome: &Attempted, waited: bool) -> Option<Outcome> {
             Failure::NoEndpoints
             | Failure::Overflow
             | Failure::BrokenRequest
+            | Failure::SlowRequest
             | Failure::Connect { ended: true, .. },
         ) => None,
         Err(Failure::AttemptTimeout { .. } | Failure::RequestTimeout) if waited => None,
@@ -624,6 +630,7 @@ impl Allowance<'_> {
             Failure::NoEndpoints
             | Failure::Overflow
             | Failure::BrokenRequest
+            | Failure::SlowRequest
             | Failure::Protocol(_)
             | Failure::RequestTimeout => None,
         }
@@ -701,6 +708,7 @@ impl Failure {
             }
             Self::Reset { text, .. } => (Reason::UpstreamReset, format!("{whom} closed the connection: {text}")),
             Self::BrokenRequest => (Reason::BadRequest, "the body of the request broke off, or is none".to_owned()),
+            Self::SlowRequest => (Reason::SlowRequest, "the body of the request comes too slowly".to_owned()),
             Self::Protocol(text) => (Reason::UpstreamProtocol, format!("{whom} did not answer in HTTP: {text}")),
             Self::AttemptTimeout { .. } => (Reason::AttemptTimeout, format!("{whom} did not answer in time")),
             Self::RequestTimeout => (Reason::RequestTimeout, format!("{whom} did not answer in time")),

@@ -12,6 +12,7 @@
 //! - [`respond`]: the one place where an answer of the proxy's own is made.
 //! - [`body`]: bodies that can be sent again, and bodies that know when they are complete.
 //! - [`kept`]: what is kept of a body to send it again.
+//! - [`pace`]: how long a client may be waited for while it sends a body.
 //! - [`upgrade`]: what was HTTP and is bytes from now on.
 //! - [`tunnel`]: CONNECT, which is bytes from its head on.
 
@@ -22,6 +23,7 @@ pub(crate) mod head;
 pub(crate) mod hedge;
 pub(crate) mod incoming;
 mod kept;
+mod pace;
 pub(crate) mod pipe;
 pub(crate) mod requests;
 pub(crate) mod respond;

@@ -24,6 +24,8 @@ pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status"
 pub(crate) enum Reason {
     /// The request could mean two things.
     BadRequest,
+    /// The client took too long to send its body.
+    SlowRequest,
     /// No rule takes the CONNECT.
     ConnectRefused,
     /// No rule of the port's routes takes the request.
@@ -80,6 +82,7 @@ impl Reason {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::BadRequest => "bad-request",
+            Self::SlowRequest => "slow-request",
             Self::ConnectRefused => "connect-refused",
             Self::NoRoute => "no-route",
             Self::BackendNotFound => "backend-not-found",
@@ -117,6 +120,7 @@ impl Reason {
     fn status(self) -> StatusCode {
         match self {
             Self::BadRequest | Self::TlsHandshake => StatusCode::BAD_REQUEST,
+            Self::SlowRequest => StatusCode::REQUEST_TIMEOUT,
             Self::ConnectRefused => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::BackendNotFound => StatusCode::INTERNAL_SERVER_ERROR,

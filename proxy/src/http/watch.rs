@@ -126,7 +126,7 @@ impl Watch {
             0 => None,
             since => Some(self.begun + Duration::from_millis(since) + time),
         };
-        let Timeouts { head, idle, stall } = self.timeouts;
+        let Timeouts { head, idle, stall, upload: _ } = self.timeouts;
         let deadlines = [
             after(&self.closing, LINGER),
             after(&self.head, head),
