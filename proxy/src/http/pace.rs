@@ -88,7 +88,7 @@ mod tests {
             (120, 1, Some(120)),
             (240, 1, None),
             (240 * 50, 50, None),
-            (240 * 50, 100, Some(120)),
+            (240 * 50, 58, Some(110)),
         ] {
             let found = too_slow_after(octets, every).await;
             let close = match (found, expected) {

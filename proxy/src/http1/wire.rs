@@ -371,6 +371,23 @@ mod tests {
         assert_eq!(last.expect("trailers")["x-sum"], "1");
     }
 
+    /// Of a long body that comes little by little no part holds the room for much, however long it is kept.
+    #[tokio::test]
+    async fn short_parts_hold_little_memory() {
+        let (near, far): (DuplexStream, DuplexStream) = duplex(1000);
+        let (near, far) = (Wire::new(near), Wire::new(far));
+        let head = "HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n";
+        poll_fn(|cx| near.poll_write(cx, &[IoSlice::new(head.as_bytes())])).await.expect("written");
+        let parse = |bytes: &[u8]| parse::response(bytes, &Method::GET);
+        let mut decoder = poll_fn(|cx| far.poll_head(cx, parse)).await.expect("a head").framing.decoder();
+        for _ in 0..3 {
+            poll_fn(|cx| near.poll_write(cx, &[IoSlice::new(b"x")])).await.expect("written");
+            let frame = poll_fn(|cx| far.poll_body(&mut decoder, cx)).await.expect("more").expect("whole");
+            let data = frame.into_data().expect("data").try_into_mut().expect("nobody else has it");
+            assert!(data.len() == 1 && data.capacity() < 100, "{} bytes are held", data.capacity());
+        }
+    }
+
     #[tokio::test]
     async fn what_is_cut_short_is_no_end() {
         for (text, whole) in [

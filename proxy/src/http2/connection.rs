@@ -21,6 +21,9 @@ use crate::space::{self, READ};
 /// The same when frames come that are longer than that.
 const READ_LONG: usize = 64 * 1024;
 
+/// A peer that sends this much at once is likely to send more.
+const BULK: usize = READ / 4 * 3;
+
 /// Content from here on stays where it was read to; shorter is copied, so that it does not hold so much memory.
 const LONG: usize = 4096;
 
@@ -33,7 +36,7 @@ pub(crate) struct Connection<S> {
     state: Rc<RefCell<State>>,
     /// The beginning of a frame whose end is to come.
     rest: BytesMut,
-    /// The last read filled the room for it.
+    /// The last read was a long one.
     is_bulk: bool,
     /// What is to come before the first frame.
     preface: &'static [u8],
@@ -205,6 +208,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 ready!(Pin::new(&mut self.stream).poll_read(cx, &mut space))?;
                 let came = space.filled();
                 self.state.borrow_mut().read += came.len() as u64;
+                self.is_bulk = came.len() >= BULK;
                 let used = self.take_borrowed(came)?;
                 self.rest.extend_from_slice(&came[used..]);
                 Poll::Ready(Ok::<_, Stop>(came.len()))
@@ -212,10 +216,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         } else {
             let missing = self.missing();
             // Of a peer that sends little at once no frame is to hold a large buffer.
-            self.rest.reserve(if missing > LONG && self.is_bulk { READ_LONG.max(missing) } else { READ.max(missing) });
-            let room = self.rest.capacity() - self.rest.len();
+            if missing > LONG && self.is_bulk {
+                self.rest.reserve(READ_LONG.max(missing));
+            } else if self.rest.capacity() - self.rest.len() < missing {
+                self.rest.reserve(READ.max(missing));
+            }
             let count = ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.rest)).map_err(Stop::from)?;
-            self.is_bulk = count == room;
+            self.is_bulk = count >= BULK;
             self.state.borrow_mut().read += count as u64;
             self.take_owned()?;
             Poll::Ready(Ok(count))
@@ -675,6 +682,28 @@ mod tests {
             }
             assert_eq!(last, ends.then_some(Reason::ENHANCE_YOUR_CALM.0 as u8), "{count} requests");
         }
+    }
+
+    /// Of a peer that sends little at once no frame holds the room for much, however long it waits to be taken.
+    #[test]
+    fn short_frames_hold_little_memory() {
+        run(async {
+            let (near, mut far) = duplex(100_000);
+            let mut connection = Connection::server(near, LIMITS);
+            far.write_all(PREFACE).await.expect("written");
+            far.write_all(&put(frame::SETTINGS, 0, 0, &[])).await.expect("written");
+            far.write_all(&put(frame::HEADERS, 4, 1, &[0x83, 0x84, 0x86])).await.expect("written");
+            let (_, _sending, mut receiving) = poll_fn(|cx| connection.poll_accept(cx)).await.expect("a request");
+            for _ in 0..3 {
+                for part in put(frame::DATA, 0, 1, &[1; 5000]).chunks(2000) {
+                    far.write_all(part).await.expect("written");
+                    assert!(poll_fn(|cx| Poll::Ready(connection.poll_accept(cx).is_pending())).await);
+                }
+                let data = poll_fn(|cx| receiving.poll_data(cx)).await.expect("data").expect("whole");
+                let data = data.try_into_mut().expect("nobody else has it");
+                assert!(data.len() == 5000 && data.capacity() < 2 * READ, "{} bytes are held", data.capacity());
+            }
+        });
     }
 
     /// Octets that nobody takes are given back to the connection, or it would stand still after a few of such streams.

@@ -9,7 +9,7 @@ use super::place::PATIENCE;
 /// A connection.
 pub(crate) struct Client {
     pub(crate) stream: TcpStream,
-    buffer: Vec<u8>,
+    pub(crate) buffer: Vec<u8>,
 }
 
 /// A response, whole.

@@ -65,6 +65,62 @@ fn deaf(direction: Direction, count: usize) -> Vec<Client> {
     (0..count).map(ask).collect()
 }
 
+/// An upload whose length is announced keeps a least pace, over both versions. A body without a length may be a stream, which is
+/// silent as long as it likes.
+#[test]
+fn slow_uploads() {
+    use super::frames::{DATA, END_HEADERS, END_STREAM, End, HEADERS, Http2App, Wire, frame, head, literal};
+    const STEP: Duration = Duration::from_millis(50);
+    alone(module_path!(), "slow_uploads", || {
+        let app = App::start();
+        let _http2 = Http2App::start();
+        let _place = Place::with(Options { environment: timeouts(json!({"upload": 1000})), ..Options::default() });
+        for direction in BOTH {
+            let mut client = Client::connect(direction.address());
+            let begun = Instant::now();
+            client.send("POST /slow HTTP/1.1\r\nHost: app\r\nContent-Length: 1000\r\n\r\n");
+            let mut drip = Client { stream: client.stream.try_clone().expect("a socket"), buffer: Vec::new() };
+            let dripping = thread::spawn(move || {
+                for _ in 0..40 {
+                    drip.send("x");
+                    thread::sleep(STEP);
+                }
+            });
+            let answer = client.answer().expect("an answer");
+            let took = begun.elapsed();
+            assert_eq!((answer.status, answer.header("weft-reason")), (408, Some("slow-request")), "{direction:?}");
+            assert!(
+                took > Duration::from_millis(950) && took < Duration::from_secs(2),
+                "{direction:?}: after {took:?}"
+            );
+            dripping.join().expect("it does not panic");
+            assert!(client.closes_within(PATIENCE), "{direction:?}");
+
+            let mut client = Client::connect(direction.address());
+            client.send("POST /stream HTTP/1.1\r\nHost: app\r\nTransfer-Encoding: chunked\r\n\r\n");
+            client.send("5\r\nhello\r\n");
+            thread::sleep(Duration::from_millis(1500));
+            client.send("0\r\n\r\n");
+            assert_eq!(client.answer().map(|answer| answer.status), Ok(200), "{direction:?}: a stream");
+
+            let mut wire = Wire::connect(direction.address_h2());
+            let block = [head("POST", "/slow"), literal("content-length", "1000")].concat();
+            wire.send(frame(HEADERS, END_HEADERS, 1, &block));
+            for _ in 0..30 {
+                wire.send(frame(DATA, 0, 1, b"x"));
+                thread::sleep(STEP);
+            }
+            assert_eq!(wire.end(1), End::Status(408), "{direction:?}");
+            wire.send(frame(HEADERS, END_HEADERS, 3, &head("POST", "/stream")));
+            thread::sleep(Duration::from_millis(1500));
+            wire.send(frame(DATA, END_STREAM, 3, b"hello"));
+            assert_eq!(wire.end(3), End::Status(200), "{direction:?}: a stream, on a connection that lives on");
+        }
+        let whole = app.take().into_iter().map(|seen| seen.target).collect::<Vec<_>>();
+        assert_eq!(whole, ["/stream", "/stream"], "none of the others was ended as if it were whole");
+    });
+}
+
 /// RS-01, RS-02, RS-03: a head that does not come to its end is not waited for.
 #[test]
 fn slow_heads() {
