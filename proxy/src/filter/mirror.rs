@@ -191,7 +191,7 @@ impl Shadow {
             Err(_) => return Outcome::Failed,
         };
         let body = if body.is_empty() { RequestBody::Empty } else { RequestBody::Whole(body) };
-        let Ok(response) = lease.send(&parts, body).await else { return Outcome::Failed };
+        let Ok(response) = lease.send(&parts, body, None).await else { return Outcome::Failed };
         endpoint.observe(started.elapsed(), worker.now());
         self.outcome.set(Outcome::Answered);
         if read(response.into_body()).await {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -15,6 +16,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::forward::Finish;
 use super::head;
 use super::incoming::Incoming;
+use super::interim::Hears;
 use super::kept::Kept;
 use super::pace::Pace;
 use super::upload::Upload;
@@ -55,6 +57,7 @@ pub(crate) struct Shared {
     lost: Cell<bool>,
     /// The client broke it off.
     broken: Cell<bool>,
+    hears: Hears,
     pace: RefCell<Pace>,
     /// The client took too long.
     slow: Cell<bool>,
@@ -122,7 +125,7 @@ struct SupersededError;
 
 impl Shared {
     /// It may be sent again as long as all of it is kept: while it is small, and memory is not scarce.
-    pub(crate) fn new(source: Incoming, memory: Arc<Memory>, pace: Pace) -> Rc<Self> {
+    pub(crate) fn new(source: Incoming, memory: Arc<Memory>, hears: Hears, pace: Pace) -> Rc<Self> {
         Rc::new(Self {
             size: source.size_hint(),
             ended: Cell::new(source.is_end_stream()),
@@ -130,6 +133,7 @@ impl Shared {
             kept: RefCell::default(),
             lost: Cell::new(false),
             broken: Cell::new(false),
+            hears,
             pace: RefCell::new(pace),
             slow: Cell::new(false),
             memory,
@@ -146,6 +150,18 @@ impl Shared {
     /// Whether the client broke it off.
     pub(crate) fn is_broken(&self) -> bool {
         self.broken.get()
+    }
+
+    /// Passes a response before the response on to the client, if it is to hear it.
+    pub(crate) fn inform(&self, status: StatusCode, mut headers: HeaderMap) {
+        if self.hears.pass(status, &mut headers) {
+            self.source.borrow().inform(status, &headers);
+        }
+    }
+
+    /// Whether the client waits to be asked for it.
+    pub(crate) fn is_unasked(&self) -> bool {
+        self.hears.waits()
     }
 
     /// Whether the client took too long to send it.
@@ -221,7 +237,8 @@ impl Body for RequestBody {
             return Poll::Ready(None);
         }
         let Poll::Ready(mut frame) = Pin::new(&mut *shared.source.borrow_mut()).poll_frame(cx) else {
-            if shared.size.exact().is_none() {
+            // A stream may be silent, and so may a client that was not asked.
+            if shared.size.exact().is_none() || shared.hears.waits() {
                 return Poll::Pending;
             }
             ready!(shared.pace.borrow_mut().poll_overdue(cx));
@@ -229,6 +246,7 @@ impl Body for RequestBody {
             shared.slow.set(true);
             return Poll::Ready(Some(Err(SlowError.into())));
         };
+        shared.hears.sends();
         strip_trailers(&mut frame);
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()

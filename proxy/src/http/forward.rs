@@ -29,12 +29,14 @@ use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use http_body::Body;
 use tokio::time::Instant;
 
 use super::body::{ResponseBody, Shared};
 use super::head;
 use super::hedge;
 use super::incoming::Incoming;
+use super::interim::{self, Hears};
 use super::pace::Pace;
 use super::respond::{Answer, GRPC_STATUS, Reason, UNPROCESSED, http_status};
 use super::upgrade;
@@ -215,6 +217,8 @@ pub(crate) async fn forward(
     if let Some(rule) = plan.rule {
         rule.request_edit.apply(&mut parts.headers);
     }
+    let is_hedged = plan.rule.is_some_and(|rule| rule.hedge.is_some());
+    let hears = Hears::of(&parts, !body.is_end_stream(), is_hedged);
     // HTTP/1.0 came without hosts: what was meant is the address.
     let host = plan.host.clone().or_else(|| HeaderValue::try_from(finish.note.downstream.destination.to_string()).ok());
     if let Err(head::BadHead(text)) = head::for_upstream(&mut parts, host, plan.path.clone(), plan.http2) {
@@ -224,7 +228,10 @@ pub(crate) async fn forward(
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         parts.headers.insert(header::UPGRADE, protocol.clone());
     }
-    let body = Shared::new(body, worker.shared.memory.clone(), Pace::new(worker.shared.timeouts.upload));
+    if hears.waits() {
+        parts.headers.insert(header::EXPECT, interim::CONTINUE);
+    }
+    let body = Shared::new(body, worker.shared.memory.clone(), hears, Pace::new(worker.shared.timeouts.upload));
     if let Some(copies) = finish.copies.take() {
         body.copy_to(copies.of(&parts, plan.host.as_ref()));
     }
@@ -330,6 +337,10 @@ pub(crate) async fn forward(
         }
         return match outcome {
             Ok(Answered { mut response, lease, has_proxy, .. }) => {
+                if body.is_unasked() {
+                    // The endpoint has answered without it, and the client has not begun to send it.
+                    drop(response.body_mut().take_upload());
+                }
                 strip_own(response.headers_mut(), has_proxy);
                 if let (Upstream::Cluster(state, _), Some(endpoint)) = (&plan.upstream, finish.note.endpoint)
                     && let Some(cookie) = state.cookie(affinity, endpoint)
@@ -398,7 +409,7 @@ pub(super) async fn attempt(
         })?;
         leased.set(true);
         let reused = lease.reused;
-        match lease.send(parts, body.body()).await {
+        match lease.send(parts, body.body(), Some(body.clone())).await {
             Ok(response) => {
                 let has_proxy = endpoint.has_proxy.get();
                 Ok(Answered { status: status_of(&response), response, lease, has_proxy })
@@ -533,10 +544,10 @@ fn accept(
 
 /// An application cannot speak for a proxy, whether there is one beside it or not.
 fn strip_own(headers: &mut HeaderMap, has_proxy: bool) {
-    headers.remove(&UNPROCESSED);
-    if !has_proxy {
-        headers.remove(&super::respond::REASON);
-        headers.remove(&super::respond::SOURCE);
+    if has_proxy {
+        headers.remove(&UNPROCESSED);
+    } else {
+        head::strip_own(headers);
     }
 }
 
@@ -557,7 +568,7 @@ pub(super) fn discard(mut body: Incoming, lease: Lease) {
                     return false;
                 }
             }
-            http_body::Body::is_end_stream(&body)
+            body.is_end_stream()
         };
         if tokio::time::timeout(PATIENCE, rest).await == Ok(true) {
             lease.give_back();

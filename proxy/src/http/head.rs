@@ -9,6 +9,7 @@ use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, Method, Request, Uri, Version};
 
+use super::respond;
 use crate::http1::parse::Framing;
 
 /// Headers of a request, each value counted. Source: Envoy's default.
@@ -216,6 +217,13 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     remove_all(headers, |name| HOP_BY_HOP.contains(name));
 }
 
+/// Takes away what a proxy of the mesh says of itself, from what does not come from one.
+pub(crate) fn strip_own(headers: &mut HeaderMap) {
+    for name in [&respond::UNPROCESSED, &respond::REASON, &respond::SOURCE] {
+        headers.remove(name);
+    }
+}
+
 /// Removes the headers with such names. To look at the few that are there is cheaper than to look up those that might be.
 fn remove_all(headers: &mut HeaderMap, is_one: impl Fn(&HeaderName) -> bool) {
     while let Some(name) = headers.keys().find(|name| is_one(name)).cloned() {
@@ -240,7 +248,7 @@ pub(crate) fn for_upstream(
     if trailers {
         parts.headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
-    // An Expect is answered here, when the body is first read.
+    // Whoever sends the request knows how long it is, and what is to be expected of the answer.
     remove_all(&mut parts.headers, |name| *name == header::CONTENT_LENGTH || *name == header::EXPECT);
     let path = path.or_else(|| parts.uri.path_and_query().cloned()).unwrap_or_else(|| PathAndQuery::from_static("/"));
     let mut uri = http::uri::Parts::default();

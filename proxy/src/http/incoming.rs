@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 
@@ -51,6 +52,16 @@ impl Incoming {
             Self::FromClient(_) => None,
             Self::FromServer(body) => body.take_upload(),
             Self::Http2(body) => body.upload.take(),
+        }
+    }
+
+    /// Sends a response before the response to the client that this comes from. One that does not fit behind what the client has
+    /// not taken yet is left out.
+    pub(crate) fn inform(&self, status: StatusCode, headers: &HeaderMap) {
+        match self {
+            Self::FromClient(body) => body.inform(status, headers),
+            Self::Http2(body) => body.stream.inform(status, headers),
+            Self::FromServer(_) => {}
         }
     }
 

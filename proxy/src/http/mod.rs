@@ -9,6 +9,7 @@
 //! - [`streams`]: those of a connection of HTTP/2, side by side.
 //! - [`incoming`] and [`pipe`]: bodies as they come, and as they go into a stream of HTTP/2.
 //! - [`upload`]: the rest of a request whose response came first.
+//! - [`interim`]: responses before the response.
 //! - [`respond`]: the one place where an answer of the proxy's own is made.
 //! - [`body`]: bodies that can be sent again, and bodies that know when they are complete.
 //! - [`kept`]: what is kept of a body to send it again.
@@ -22,6 +23,7 @@ pub(crate) mod forward;
 pub(crate) mod head;
 pub(crate) mod hedge;
 pub(crate) mod incoming;
+pub(crate) mod interim;
 mod kept;
 mod pace;
 pub(crate) mod pipe;

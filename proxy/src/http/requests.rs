@@ -2,7 +2,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::io::IoSlice;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -12,7 +11,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::Either;
 use http::header::{self, HeaderValue};
-use http::{HeaderMap, Method, Request, Response, Version};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
 use tokio::time::{Instant, Sleep, sleep, timeout};
@@ -20,7 +19,7 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 use super::body::{BodyError, Handover, ResponseBody};
 use super::incoming::Incoming;
 use super::watch::{Left, Watch, Watched};
-use super::{date, head, respond};
+use super::{date, head, interim, respond};
 use crate::downstream::Downstream;
 use crate::http1::decode::Decoder;
 use crate::http1::encode::{self, Asked, Broken, Outgoing};
@@ -43,17 +42,18 @@ const LOOK: Duration = Duration::from_secs(1);
 /// waiting (RFC 6928), so that it has gone before anything can make a reset of the end.
 const SHORT_ANSWER: u64 = 8 * 1024;
 
-const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-
-/// The body of a request, if it has one.
-pub(crate) struct FromClient(Option<Rc<Reading>>);
+/// A request's connection, and its body, if it has one.
+pub(crate) struct FromClient {
+    wire: Rc<Wire<Watched>>,
+    reading: Option<Rc<Reading>>,
+}
 
 /// A body that is being read, for the request and for its connection.
 pub(crate) struct Reading {
     wire: Rc<Wire<Watched>>,
     decoder: RefCell<Decoder>,
-    /// What is left to say to a client that waits to be asked for the body.
-    asking: Cell<&'static [u8]>,
+    /// The client waits to be asked for the body.
+    is_unasked: Cell<bool>,
 }
 
 /// Notices a client that leaves while its request is under way.
@@ -161,12 +161,16 @@ where
     // It has no body, and its client says that it will send no other.
     let is_last = !keep_alive && framing == Framing::Length(0);
     let reading = Reading::begin(&wire, framing, request.headers());
-    let body = FromClient(reading.clone());
+    let body = FromClient { wire: wire.clone(), reading: reading.clone() };
     let mut answering = Box::pin(answer(request.map(|()| Incoming::FromClient(body))));
     let mut presence = Presence { wire: &wire, reading: reading.as_deref(), timer: None, is_asked: false };
     let response = poll_fn(|cx| match answering.as_mut().poll(cx) {
         Poll::Ready(response) => Poll::Ready(Some(response)),
-        Poll::Pending => presence.poll_leave(true, cx).map(|()| None),
+        Poll::Pending => {
+            // What comes before the response. A client that does not take it is found out otherwise.
+            let _ = wire.poll_first(cx);
+            presence.poll_leave(true, cx).map(|()| None)
+        }
     })
     .await?;
     drop(answering);
@@ -175,7 +179,7 @@ where
     let handover = body.take_handover();
     let length = body.size_hint().exact();
     // A client that was not asked for its body may send it or not.
-    let unasked = reading.as_ref().is_some_and(|reading| !reading.asking.get().is_empty());
+    let unasked = reading.as_ref().is_some_and(|reading| reading.is_unasked.get());
     let says_close = headers.get(header::CONNECTION).is_some_and(|value| head::has_token(value, "close"));
     let ends = length.is_none() && asked.version == Version::HTTP_10 && !body.is_end_stream();
     let goes_on = keep_alive && !says_close && !unasked && !ends && !leaves.get();
@@ -188,8 +192,12 @@ where
         // RFC 9110 6.6.1: who passes a response on gives it a date if it has none.
         headers.entry(header::DATE).or_insert_with(date::now);
     }
-    let head = encode::response(&asked, parts.status, &headers, length, connection);
+    let mut head = encode::response(&asked, parts.status, &headers, length, connection);
     drop(headers);
+    if let Some(mut first) = wire.take_first() {
+        first.unsplit(head.0);
+        head.0 = *first;
+    }
     let ends_with_connection = head.1 == Framing::Close;
     if unasked {
         body.cut_upload();
@@ -304,21 +312,15 @@ impl Reading {
         if framing == Framing::Length(0) {
             return None;
         }
-        let waits = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
-        let asking: &[u8] = if headers.get(header::EXPECT).is_some_and(waits) { CONTINUE } else { b"" };
         let decoder = RefCell::new(framing.decoder());
-        Some(Rc::new(Self { wire: wire.clone(), decoder, asking: Cell::new(asking) }))
+        Some(Rc::new(Self { wire: wire.clone(), decoder, is_unasked: Cell::new(interim::expects_continue(headers)) }))
     }
 
     fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        while !self.asking.get().is_empty() {
-            let asking = self.asking.get();
-            match ready!(self.wire.poll_write(cx, &[IoSlice::new(asking)])) {
-                Ok(written) => self.asking.set(&asking[written..]),
-                Err(error) => return Poll::Ready(Some(Err(error.into()))),
-            }
-        }
-        self.wire.poll_body(&mut self.decoder.borrow_mut(), cx)
+        let frame = ready!(self.wire.poll_body(&mut self.decoder.borrow_mut(), cx));
+        // A client need not wait for ever.
+        self.is_unasked.set(false);
+        Poll::Ready(frame)
     }
 
     /// Reads what is left of a body that nobody wants. Whether it came to its end soon.
@@ -345,14 +347,24 @@ impl Reading {
 
 impl FromClient {
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.0.as_ref().map_or(Poll::Ready(None), |reading| reading.poll_frame(cx))
+        self.reading.as_ref().map_or(Poll::Ready(None), |reading| reading.poll_frame(cx))
     }
 
     pub(crate) fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(|reading| reading.decoder.borrow().has_ended())
+        self.reading.as_ref().is_none_or(|reading| reading.decoder.borrow().has_ended())
     }
 
     pub(crate) fn size_hint(&self) -> SizeHint {
-        self.0.as_ref().map_or(SizeHint::with_exact(0), |reading| reading.decoder.borrow().size_hint())
+        self.reading.as_ref().map_or(SizeHint::with_exact(0), |reading| reading.decoder.borrow().size_hint())
+    }
+
+    /// Sends a response before the response.
+    pub(crate) fn inform(&self, status: StatusCode, headers: &HeaderMap) {
+        if status == StatusCode::CONTINUE
+            && let Some(reading) = &self.reading
+        {
+            reading.is_unasked.set(false);
+        }
+        self.wire.put_first(encode::interim(status, headers));
     }
 }

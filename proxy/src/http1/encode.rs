@@ -123,6 +123,19 @@ pub(crate) fn response(
 }
 
 /// Headers but for those that say how long the body is.
+/// A response before the response.
+pub(crate) fn interim(status: StatusCode, headers: &HeaderMap) -> BytesMut {
+    let mut out = BytesMut::new();
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(status.as_str().as_bytes());
+    out.extend_from_slice(b" ");
+    out.extend_from_slice(status.canonical_reason().unwrap_or_default().as_bytes());
+    out.extend_from_slice(LINE_END);
+    fields(headers, &mut out);
+    out.extend_from_slice(LINE_END);
+    out
+}
+
 fn fields(headers: &HeaderMap, out: &mut BytesMut) {
     for (name, value) in headers {
         if *name != header::CONTENT_LENGTH && *name != header::TRANSFER_ENCODING {

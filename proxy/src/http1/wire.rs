@@ -19,6 +19,9 @@ use crate::space::{self, READ};
 /// Bytes of a long body that are read at once, to where they stay.
 const READ_LONG: usize = 64 * 1024;
 
+/// Bytes that wait to be written first before more are left out.
+const FIRST_MAX: usize = 64 * 1024;
+
 /// A connection, shared by what reads it and what writes it.
 pub(crate) struct Wire<S> {
     stream: RefCell<S>,
@@ -28,6 +31,8 @@ pub(crate) struct Wire<S> {
     tried: Cell<usize>,
     /// The other side sends nothing more. It may read on.
     has_ended: Cell<bool>,
+    /// What is to be written before anything else.
+    first: RefCell<Option<Box<BytesMut>>>,
 }
 
 /// Why there is no head.
@@ -52,6 +57,7 @@ impl<S> Wire<S> {
             rest: RefCell::default(),
             tried: Cell::new(0),
             has_ended: Cell::new(false),
+            first: RefCell::default(),
         }
     }
 
@@ -62,6 +68,21 @@ impl<S> Wire<S> {
 
     pub(crate) fn with<T>(&self, work: impl FnOnce(&mut S) -> T) -> T {
         work(&mut self.stream.borrow_mut())
+    }
+
+    /// Has something written before all that is not written yet, unless much waits for that already.
+    pub(crate) fn put_first(&self, message: BytesMut) {
+        let mut first = self.first.borrow_mut();
+        match &mut *first {
+            Some(waiting) if waiting.len() < FIRST_MAX => waiting.unsplit(message),
+            Some(_) => {}
+            None => *first = Some(Box::new(message)),
+        }
+    }
+
+    /// What is left of that, for whoever writes the next.
+    pub(crate) fn take_first(&self) -> Option<Box<BytesMut>> {
+        self.first.take()
     }
 
     /// The connection and what was read from it, for another protocol.
@@ -235,6 +256,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// Whether a body can never come to its end, because the other side sends nothing more.
     pub(crate) fn is_cut_within(&self, body: &Decoder) -> bool {
         self.has_ended.get() && !body.ends_within(&self.rest.borrow())
+    }
+
+    /// Writes what is to be written first.
+    pub(crate) fn poll_first(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut first = self.first.borrow_mut();
+        while let Some(waiting) = &mut *first {
+            let written = ready!(self.poll_write(cx, &[IoSlice::new(waiting)]))?;
+            waiting.advance(written);
+            if waiting.is_empty() {
+                *first = None;
+                return self.poll_flush(cx);
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     pub(crate) fn poll_write(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {

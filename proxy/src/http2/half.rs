@@ -82,6 +82,17 @@ impl RecvStream {
         self.0.state.borrow_mut().poll_response(self.0.stream, cx)
     }
 
+    /// A response before the response, if one has come.
+    pub(crate) fn take_interim(&mut self) -> Option<(StatusCode, HeaderMap)> {
+        self.0.state.borrow_mut().take_interim(self.0.stream)
+    }
+
+    /// Sends a response before the response to the peer whose request this is. It is left out if the peer does not take what
+    /// was sent already.
+    pub(crate) fn inform(&self, status: StatusCode, headers: &HeaderMap) {
+        self.0.state.borrow_mut().inform(self.0.stream, status, headers);
+    }
+
     /// The next part of a body; the peer sends as much more once it is said to be [`Self::taken`]. None: only trailers may be
     /// left.
     pub(crate) fn poll_data(&mut self, cx: &Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {

@@ -10,10 +10,14 @@ use http::{HeaderMap, StatusCode};
 use super::flow::{ReceiveWindow, SendWindow};
 use super::{Error, Limits};
 use crate::clock::Tick;
+use crate::http::interim::INTERIM_MAX;
 use crate::telemetry::alive::{Alive, Kind};
 
 /// Parts of a body below this are put together while they wait, so that a burst of small ones costs little memory.
 const SMALL: usize = 512;
+
+/// Responses before the response that wait to be taken. They wait for no longer than it takes to come to it.
+const WAITING_MAX: usize = 32;
 
 /// One direction of a stream.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -29,6 +33,8 @@ pub(super) struct Stream {
 
     // What comes.
     pub(super) receiving: Direction,
+    /// Responses before the response, if there were any.
+    pub(super) interim: Option<Box<Interim>>,
     /// The head of a response, until it is taken.
     pub(super) response: Option<(StatusCode, HeaderMap)>,
     received: VecDeque<Bytes>,
@@ -61,9 +67,31 @@ pub(super) struct Stream {
     _alive: Alive,
 }
 
+/// Responses before a response.
+#[derive(Default)]
+pub(super) struct Interim {
+    /// How many have come.
+    count: u32,
+    /// Those that were not taken yet.
+    pub(super) waiting: VecDeque<(StatusCode, HeaderMap)>,
+}
+
 /// Content that the head did not speak of.
 #[derive(Debug)]
 pub(super) struct WrongLength;
+
+// === impl Interim ===
+
+impl Interim {
+    /// Keeps one more, if few wait. Whether there are too many of them.
+    pub(super) fn push(&mut self, status: StatusCode, headers: HeaderMap) -> bool {
+        self.count += 1;
+        if self.waiting.len() < WAITING_MAX {
+            self.waiting.push_back((status, headers));
+        }
+        self.count > INTERIM_MAX
+    }
+}
 
 // === impl Stream ===
 
@@ -72,6 +100,7 @@ impl Stream {
         Self {
             opened: Tick::now(),
             receiving: Direction::Waiting,
+            interim: None,
             response: None,
             received: VecDeque::new(),
             trailers: None,

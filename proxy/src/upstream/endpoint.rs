@@ -21,7 +21,7 @@ use super::load::{Load, Permit};
 use crate::balance::PeakEwma;
 use crate::balance::outlier::Tally;
 use crate::clock::Tick;
-use crate::http::body::RequestBody;
+use crate::http::body::{self, RequestBody};
 use crate::http::incoming::Incoming;
 use crate::telemetry::alive::{self, Alive, Kind};
 
@@ -245,16 +245,17 @@ impl Lease {
         self
     }
 
-    /// Sends a request.
+    /// Sends a request. `client`: where responses before the response go.
     pub(crate) fn send(
         &self,
         head: &Parts,
         body: RequestBody,
+        client: Option<Rc<body::Shared>>,
     ) -> impl Future<Output = Result<http::Response<Incoming>, SendError>> + use<> {
         // The request is on its way before there is a future that would have to keep it.
         match &self.connection {
-            Connection::Http1(Some(connection)) => Either::Left(connection.send(head, body)),
-            Connection::Http2(connection) => Either::Right(connection.send(head, body)),
+            Connection::Http1(Some(connection)) => Either::Left(connection.send(head, body, client)),
+            Connection::Http2(connection) => Either::Right(connection.send(head, body, client)),
             Connection::Http1(None) => unreachable!("a lease is given back once, when its response is complete"),
         }
     }

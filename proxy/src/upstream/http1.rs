@@ -14,8 +14,9 @@ use tokio::net::TcpStream;
 
 use super::endpoint::SendError;
 use super::load::Permit;
-use crate::http::body::{BodyError, RequestBody};
+use crate::http::body::{BodyError, RequestBody, Shared};
 use crate::http::incoming::Incoming;
+use crate::http::interim::INTERIM_MAX;
 use crate::http::upload;
 use crate::http1::decode::Decoder;
 use crate::http1::encode::{self, Broken, Outgoing};
@@ -46,6 +47,10 @@ pub(crate) struct Exchange {
     method: Method,
     /// None: all of it is sent, or no more of it can be.
     request: Option<Outgoing<RequestBody>>,
+    /// Where responses before the response go.
+    client: Option<Rc<Shared>>,
+    /// How many have come.
+    interim: u32,
 }
 
 /// The rest of a request that is answered already.
@@ -95,12 +100,12 @@ impl Http1 {
     }
 
     /// Begins to send a request.
-    pub(crate) fn send(self: &Rc<Self>, head: &Parts, body: RequestBody) -> Exchange {
+    pub(crate) fn send(self: &Rc<Self>, head: &Parts, body: RequestBody, client: Option<Rc<Shared>>) -> Exchange {
         for flag in [&self.sent, &self.received, &self.keep_alive] {
             flag.set(false);
         }
         let request = Some(Outgoing::new(encode::request(head, &body), body));
-        Exchange { connection: self.clone(), method: head.method.clone(), request }
+        Exchange { connection: self.clone(), method: head.method.clone(), request, client, interim: 0 }
     }
 
     /// The connection itself, if nobody else uses it.
@@ -156,6 +161,14 @@ impl Future for Exchange {
             let head = ready!(this.connection.wire.poll_head(cx, |bytes| parse::response(bytes, method)))?;
             let status = head.response.status();
             if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS {
+                this.interim += 1;
+                if this.interim > INTERIM_MAX {
+                    let text = format!("more than {INTERIM_MAX} responses came before the response");
+                    return Poll::Ready(Err(SendError::Protocol(text)));
+                }
+                if let Some(client) = &this.client {
+                    client.inform(status, head.response.into_parts().0.headers);
+                }
                 continue;
             }
             this.connection.keep_alive.set(head.keep_alive);

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 use super::endpoint::SendError;
 use super::load::Permit;
 use crate::clock::Tick;
-use crate::http::body::RequestBody;
+use crate::http::body::{RequestBody, Shared};
 use crate::http::incoming::Incoming;
 use crate::http::pipe::Pipe;
 use crate::http::upload::Upload;
@@ -64,7 +64,12 @@ struct State {
 /// A request that was sent.
 pub(crate) enum Sent {
     Failed(Option<SendError>),
-    Waiting { response: Option<RecvStream>, upload: Option<Pipe<RequestBody>> },
+    Waiting {
+        response: Option<RecvStream>,
+        upload: Option<Pipe<RequestBody>>,
+        /// Where responses before the response go.
+        client: Option<Rc<Shared>>,
+    },
 }
 
 /// Whether the other side lives.
@@ -142,7 +147,7 @@ impl Http2 {
     }
 
     /// Sends a request, and of its body what is there already; what is given back sends the rest.
-    pub(crate) fn send(&self, head: &Parts, body: RequestBody) -> Sent {
+    pub(crate) fn send(&self, head: &Parts, body: RequestBody, client: Option<Rc<Shared>>) -> Sent {
         let defined = matches!(head.method, Method::POST | Method::PUT | Method::PATCH);
         let length = body.size_hint().exact().filter(|length| *length > 0 || defined);
         let (stream, response) = match self.requests.send(head, length, body.is_end_stream()) {
@@ -154,7 +159,7 @@ impl Http2 {
             let mut pipe = Pipe::new(stream, body, Reason::CANCEL);
             upload = pipe.poll_send(&mut Context::from_waker(Waker::noop())).is_pending().then_some(pipe);
         }
-        Sent::Waiting { response: Some(response), upload }
+        Sent::Waiting { response: Some(response), upload, client }
     }
 }
 
@@ -207,15 +212,20 @@ impl Future for Sent {
     type Output = Result<Response<Incoming>, SendError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let (response, upload) = match self.get_mut() {
+        let (response, upload, client) = match self.get_mut() {
             Self::Failed(error) => return error.take().map_or(Poll::Pending, |error| Poll::Ready(Err(error))),
-            Self::Waiting { response, upload } => (response, upload),
+            Self::Waiting { response, upload, client } => (response, upload, client),
         };
         // Where the stream was reset, by whichever side, the response tells why.
         if upload.as_mut().is_some_and(|upload| upload.poll_send(cx).is_ready()) {
             *upload = None;
         }
         let Some(stream) = response else { return Poll::Pending };
+        while let Some((status, headers)) = stream.take_interim() {
+            if let Some(client) = client {
+                client.inform(status, headers);
+            }
+        }
         let (status, headers) = ready!(stream.poll_response(cx)).map_err(|error| SendError::of_stream(&error))?;
         let Some(stream) = response.take() else { return Poll::Pending };
         let mut response = Response::new(Incoming::of_stream(

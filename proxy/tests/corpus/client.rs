@@ -74,7 +74,7 @@ impl Client {
         }
     }
 
-    fn one_answer(&mut self, method: &str) -> Result<Answer, NoAnswer> {
+    pub(crate) fn one_answer(&mut self, method: &str) -> Result<Answer, NoAnswer> {
         let end = loop {
             if let Some(at) = find(&self.buffer, b"\r\n\r\n") {
                 break at;

@@ -41,8 +41,7 @@
 //!   they are.
 //!
 //! What hyper and h2 do and nobody here can change without replacing them: a request with an unusable framing header
-//! may be closed on without an answer; interim responses are not passed on; `Expect: 100-continue` is answered before
-//! the application is asked; a bare LF where trailers begin hides the lines up to the next empty one; and about 2,000
+//! may be closed on without an answer; a bare LF where trailers begin hides the lines up to the next empty one; and about 2,000
 //! small DATA frames that wait at once end an HTTP/2 connection.
 
 mod app;
@@ -54,6 +53,7 @@ mod grpc;
 mod h2spec;
 mod halves;
 mod http2;
+mod interim;
 mod meaning;
 mod place;
 mod resources;

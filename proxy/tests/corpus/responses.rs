@@ -367,7 +367,7 @@ fn closed_ports() {
         }
         let log = far.log();
         let lines = log.lines().filter(|line| line.contains("connect-failed"));
-        assert!(lines.clone().all(|line| line.contains("attempts=1 ")), "one connection each: {log}");
+        assert!(lines.clone().all(|line| line.contains("\"attempts\":1,")), "one connection each: {log}");
     });
 }
 

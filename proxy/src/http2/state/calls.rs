@@ -76,6 +76,15 @@ impl State {
         Ok(())
     }
 
+    /// Says something before the answer.
+    pub(in crate::http2) fn inform(&mut self, id: u32, status: StatusCode, headers: &HeaderMap) {
+        let is_open = |stream: &Stream| stream.error.is_none() && stream.sending == Direction::Waiting;
+        if self.output.len() < OUTPUT_MAX && self.streams.get(&id).is_some_and(is_open) {
+            head::put_response(&mut self.encoder, id, status, headers, false, self.output.gathered());
+            self.wake();
+        }
+    }
+
     pub(in crate::http2) fn send_data(&mut self, id: u32, data: Bytes, ends: bool) -> Result<(), Error> {
         let stream = self.streams.get_mut(&id).ok_or(Error::Reset(Reason::CANCEL))?;
         if let Some(error) = &stream.error {
@@ -160,6 +169,10 @@ impl State {
             (None, Some(error)) => Poll::Ready(Err(error.clone())),
             (None, None) => wait(&mut stream.receiver, cx),
         }
+    }
+
+    pub(in crate::http2) fn take_interim(&mut self, id: u32) -> Option<(StatusCode, HeaderMap)> {
+        self.streams.get_mut(&id)?.interim.as_mut()?.waiting.pop_front()
     }
 
     /// The next part of what has come. None: only trailers may be left.

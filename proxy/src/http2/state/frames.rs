@@ -221,9 +221,12 @@ impl State {
         let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
         let Ok((status, headers)) = fields.into_response() else { return self.provoked(id, Reason::PROTOCOL_ERROR) };
         if status.is_informational() {
-            self.empty += 1;
-            if ends || self.empty > EMPTY_MAX {
+            let is_flood = stream.interim.get_or_insert_default().push(status, headers);
+            if ends || is_flood {
                 return self.provoked(id, Reason::PROTOCOL_ERROR);
+            }
+            if let Some(receiver) = stream.receiver.take() {
+                receiver.wake();
             }
             return Ok(());
         }
