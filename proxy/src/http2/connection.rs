@@ -281,7 +281,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// What is missing of the frame that has begun.
     fn missing(&self) -> usize {
         let whole = self.rest.first_chunk().map_or(HEAD, |octets| HEAD + Head::read(*octets).length);
-        whole.saturating_sub(self.rest.len())
+        // What is not all here of the preface is no frame, and looks like a long one.
+        whole.min(HEAD + PAYLOAD_MAX).saturating_sub(self.rest.len())
     }
 
     fn take_preface(&mut self, octets: &[u8]) -> Result<usize, Reason> {

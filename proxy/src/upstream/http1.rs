@@ -169,6 +169,8 @@ impl Future for Exchange {
                 if let Some(client) = &this.client {
                     client.inform(status, head.response.into_parts().0.headers);
                 }
+                // From now on the body is waited for.
+                this.poll_send(cx)?;
                 continue;
             }
             this.connection.keep_alive.set(head.keep_alive);

@@ -216,16 +216,16 @@ impl Future for Sent {
             Self::Failed(error) => return error.take().map_or(Poll::Pending, |error| Poll::Ready(Err(error))),
             Self::Waiting { response, upload, client } => (response, upload, client),
         };
+        while let Some((status, headers)) = response.as_mut().and_then(RecvStream::take_interim) {
+            if let Some(client) = client {
+                client.inform(status, headers);
+            }
+        }
         // Where the stream was reset, by whichever side, the response tells why.
         if upload.as_mut().is_some_and(|upload| upload.poll_send(cx).is_ready()) {
             *upload = None;
         }
         let Some(stream) = response else { return Poll::Pending };
-        while let Some((status, headers)) = stream.take_interim() {
-            if let Some(client) = client {
-                client.inform(status, headers);
-            }
-        }
         let (status, headers) = ready!(stream.poll_response(cx)).map_err(|error| SendError::of_stream(&error))?;
         let Some(stream) = response.take() else { return Poll::Pending };
         let mut response = Response::new(Incoming::of_stream(
