@@ -100,7 +100,7 @@ impl App {
             self.body.fetch_add(came, Ordering::SeqCst);
             return None;
         }
-        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").ok()
+        stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok").ok()
     }
 
     /// The requests of a connection of HTTP/2.
