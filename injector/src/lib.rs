@@ -75,10 +75,11 @@ fn try_inject(namespace: &Namespace, raw: &Value, installation: &Installation) -
     }
     decide::admissible(namespace, &pod)?;
     let (settings, mut warnings) = Settings::resolve(namespace, &pod, installation)?;
+    let rewritten = probe::rewrite(&pod, &installation.hook_secret)?;
     if !settings.native {
         warnings.extend(decide::never_ends(&pod));
+        warnings.extend(rewritten.before_a_classic_proxy());
     }
-    let rewritten = probe::rewrite(&pod, &installation.hook_secret)?;
     let mutated = mutate::mutate(raw.clone(), &pod, &settings, &rewritten);
     let patch = patch::diff(raw, &mutated);
     Ok(Outcome::Injected { pod: mutated, patch, warnings })

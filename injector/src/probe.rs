@@ -98,6 +98,23 @@ pub fn rewrite(pod: &Pod, secret: &str) -> Result<Rewritten, Refusal> {
     Ok(rewritten)
 }
 
+impl Rewritten {
+    /// What a person should know of a pod that gets a classic proxy: that starts after native sidecars, and they are not started
+    /// before their startup probe and postStart hook, which the proxy makes, succeed.
+    pub fn before_a_classic_proxy(&self) -> Option<String> {
+        let waits = |place: &&Place| {
+            place.list == "initContainers" && matches!(place.fields, ["startupProbe"] | ["lifecycle", "postStart"])
+        };
+        let place = self.places.iter().find(waits)?;
+        let field = place.fields.join(".");
+        Some(format!(
+            "initContainers[{}].{field} needs the proxy, and a classic proxy starts after it: the pod will not start; remove the \
+             annotation config.weft.dev/native-sidecar, or use exec",
+            place.index
+        ))
+    }
+}
+
 /// Whether a probe or hook is what this module made of another.
 fn is_redirected(get: &HTTPGetAction, ours: impl Fn(&str) -> bool) -> bool {
     get.port == IntOrString::Int(HEALTH_PORT.into()) && get.path.as_deref().is_some_and(ours)

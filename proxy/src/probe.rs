@@ -168,6 +168,7 @@ where
     let out = request.headers_mut();
     out.insert(header::HOST, HeaderValue::try_from(address.to_string())?);
     out.insert(header::USER_AGENT, agent.clone());
+    out.insert(header::ACCEPT, HeaderValue::from_static("*/*"));
     let mut own = HeaderMap::new();
     for (name, value) in headers {
         own.append(HeaderName::try_from(name)?, HeaderValue::try_from(value)?);
