@@ -24,12 +24,10 @@ use crate::memory::Memory;
 use crate::sniff::Prefixed;
 use crate::space;
 
-/// How long a connection that is being closed is read, so that its client gets the answer instead of a reset. Source:
-/// nginx gives each read 5 s and all of them 30; here the answer is small and the client near.
+/// How long a connection that is being closed is read, so that its client gets the response instead of a reset. There is no bound
+/// in bytes: a client in the middle of a long upload fills any such bound within milliseconds, and would see the reset only.
+/// Source: nginx (`lingering_time`), which waits longer; here the client is near.
 const LINGER: Duration = Duration::from_secs(1);
-
-/// Bytes that are read meanwhile. A client that sends more is reset.
-const LINGER_BYTES_MAX: usize = 1024 * 1024;
 
 /// After how long, and how often, the kernel asks a client that has closed its sending half and waits for an answer. Linux answers
 /// for a socket that is closed altogether for a minute (`tcp_fin_timeout`), and with a reset afterwards.
@@ -62,7 +60,6 @@ pub(crate) struct Watched {
     memory: Arc<Memory>,
     /// What was accepted of writes waits for the client, in TLS.
     waiting: bool,
-    discarded: usize,
 }
 
 /// A request that is open until this is dropped.
@@ -190,7 +187,7 @@ impl Drop for Open {
 
 impl Watched {
     pub(crate) fn new(stream: Prefixed, watch: Rc<Watch>, memory: Arc<Memory>) -> Self {
-        Self { stream, watch, memory, waiting: false, discarded: 0 }
+        Self { stream, watch, memory, waiting: false }
     }
 
     /// Notes that something of the next head is here already.
@@ -299,15 +296,13 @@ impl AsyncWrite for Watched {
             self.watch.closing.set(self.watch.now());
         }
         space::lend(|space| {
-            while self.discarded < LINGER_BYTES_MAX {
+            loop {
                 let mut space = ReadBuf::new(space);
                 let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut space));
                 if read.is_err() || space.filled().is_empty() {
-                    break;
+                    return Poll::Ready(Ok(()));
                 }
-                self.discarded += space.filled().len();
             }
-            Poll::Ready(Ok(()))
         })
     }
 }

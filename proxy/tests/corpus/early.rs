@@ -1,6 +1,7 @@
 //! Responses that come before their request is complete. The rest of the request goes on to its end, or it is seen to be cut:
 //! the stream is reset, or the connection closed. Nothing of it stays at the proxy, whatever either side does meanwhile.
 
+use std::io::Write;
 use std::net::{Shutdown, SocketAddr};
 use std::thread;
 use std::time::Duration;
@@ -326,6 +327,29 @@ fn applications_of_http1_that_answer_early() {
             }
         }
         assert_eq!(app.violations(), [""; 0]);
+    });
+}
+
+/// A client that writes all of a long upload before it reads gets the response of an application that refuses the upload,
+/// instead of a reset in the middle of its writing.
+#[test]
+fn a_refusal_reaches_a_client_that_uploads() {
+    alone(module_path!(), "a_refusal_reaches_a_client_that_uploads", || {
+        const LENGTH: usize = 12 * 1024 * 1024;
+        let app = App::start();
+        let place = Place::start();
+        let refusal = "HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+        app.reply("/refused", Reply { early: true, ..Reply::new(refusal, Then::Close) });
+        for direction in BOTH {
+            for round in 0..5 {
+                let mut client = Client::connect(direction.address());
+                client.send(format!("POST /refused HTTP/1.1\r\nHost: app\r\nContent-Length: {LENGTH}\r\n\r\n"));
+                let written = client.stream.write_all(&vec![b'x'; LENGTH]);
+                assert!(written.is_ok(), "{direction:?}, {round}: {written:?}");
+                assert_eq!(client.answer().map(|answer| answer.status), Ok(413), "{direction:?}, {round}");
+            }
+        }
+        place.settle();
     });
 }
 
