@@ -231,6 +231,8 @@ fn a_policy_follows_the_labels_of_pods_that_run() -> Result<()> {
             ensure!(last - first < most, "{} ms without the policy: {}", last - first, report.summary());
         }
         label("role-")?;
+        let asked = client.get("http://private:9080/no");
+        eventually("the Service to have no pod", SOON, || asked.send()?.expect_status(503).map(drop))?;
 
         // A pod that is created with the label has the policy from its first request.
         ns.apply(&App::server("late", "v1").label("role", "private").yaml())?;

@@ -99,9 +99,10 @@ fn the_only_pod_serves_until_it_has_ended() -> Result<()> {
         let client = Client::deploy(ns)?;
         ns.wait_ready(&["echo-v1"])?;
         reachable(&client, "echo")?;
+        // Begun before, so that what `kubectl exec` takes is not taken from the pod's last 15 seconds.
+        let load = client.load("http://echo:9080/").rate(50).duration(Duration::from_secs(12)).start()?;
         ns.run(&["scale", "deployment/echo-v1", "--replicas=0"])?;
-        let report = client.load("http://echo:9080/").rate(50).duration(Duration::from_secs(12)).run()?;
-        report.expect_none_failed(500)
+        load.finish()?.expect_none_failed(500)
     })
 }
 
@@ -121,8 +122,12 @@ fn a_service_answers_as_soon_as_its_pod_is_ready() -> Result<()> {
                 Ok(())
             })?;
         }
-        let answer = client.get("http://echo:9080/").timeout(Duration::from_secs(10)).send()?.expect_status(503)?;
-        ensure!(answer.reason() == Some("no-endpoints") && answer.ms < 6_000, "{answer:?}");
+        // A pod is gone a moment before the proxy hears of it.
+        eventually("the proxy to hear that no pod is left", SOON, || {
+            let answer = client.get("http://echo:9080/").timeout(Duration::from_secs(10)).send()?.expect_status(503)?;
+            ensure!(answer.reason() == Some("no-endpoints") && answer.ms < 6_000, "{answer:?}");
+            Ok(())
+        })?;
         let answer = client.get("http://echo:9080/").send()?.expect_status(503)?;
         ensure!(answer.ms < 2_000, "it is not waited for again: {answer:?}");
         Ok(())

@@ -76,9 +76,17 @@ async fn a_rule_for_connect_opens_a_tunnel_to_its_backend() {
     let version_1_0 = TO_DB.replace("HTTP/1.1", "HTTP/1.0");
     assert!(ask(&proxy, &version_1_0).await.1.contains(" 200 OK\r\n"), "as old clients ask");
     assert_eq!(requests.requests.load(Ordering::SeqCst), 1);
-    let (_, page) = proxy.get(proxy.metrics, "/metrics").await;
-    let counted = page.lines().find(|line| line.starts_with("weft_requests_total{") && line.contains("reviews/tunnel"));
-    assert!(counted.is_some_and(|line| line.contains("status=\"200\"") && line.ends_with(" 3")), "{counted:?}");
+    // A tunnel is counted when it has ended, which the proxy hears of after the client.
+    let counted = async || loop {
+        let (_, page) = proxy.get(proxy.metrics, "/metrics").await;
+        let tunnels = |line: &&str| line.starts_with("weft_requests_total{") && line.contains("reviews/tunnel");
+        let line = page.lines().find(tunnels).unwrap_or_default();
+        if line.contains("status=\"200\"") && line.ends_with(" 3") {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    tokio::time::timeout(Duration::from_secs(5), counted()).await.expect("three tunnels are counted");
 }
 
 #[tokio::test]
