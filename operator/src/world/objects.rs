@@ -598,7 +598,9 @@ impl From<RawPod> for Pod {
     fn from(RawPod { metadata, spec, status }: RawPod) -> Self {
         let annotated =
             metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(names::STATUS_ANNOTATION));
-        let has_proxy = annotated || label(&metadata, names::PROXY_VERSION_LABEL).is_some();
+        // Label and annotation can be removed while the pod runs, its containers cannot.
+        let marked = annotated || label(&metadata, names::PROXY_VERSION_LABEL).is_some();
+        let has_proxy = marked || proxy(&spec).is_some();
         let is_told = label(&metadata, bootstrap::ZONE_LABEL).is_some_and(|zone| !zone.is_empty());
         Self {
             key: key(&metadata),
@@ -613,12 +615,16 @@ impl From<RawPod> for Pod {
     }
 }
 
+/// The container of the proxy.
+fn proxy(spec: &RawPodSpec) -> Option<&RawContainer> {
+    let mut containers = spec.init_containers.iter().chain(&spec.containers);
+    containers.find(|container| container.name == names::PROXY_CONTAINER)
+}
+
 /// The labels that the proxy in a pod was told when the pod was created. None: there is no proxy, or an older one that reads
 /// them elsewhere.
 fn told_labels(spec: &RawPodSpec) -> Option<BTreeMap<String, String>> {
-    let mut containers = spec.init_containers.iter().chain(&spec.containers);
-    let proxy = containers.find(|container| container.name == names::PROXY_CONTAINER)?;
-    let variable = proxy.env.iter().find(|variable| variable.name == bootstrap::ENV_POD_LABELS)?;
+    let variable = proxy(spec)?.env.iter().find(|variable| variable.name == bootstrap::ENV_POD_LABELS)?;
     serde_json::from_str(variable.value.as_deref()?).ok()
 }
 
