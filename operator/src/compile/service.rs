@@ -36,15 +36,15 @@ pub(super) fn compile(
             all_have(slices, |endpoint| !endpoint.for_zones.is_empty()),
         ),
     };
+    let by_hints = distribution == Distribution::Hints;
+    let places = Places {
+        zone: settings.prefer_same_zone && !by_hints,
+        node: settings.local_only || settings.prefer_same_node && !by_hints,
+        for_zones: settings.prefer_same_zone && by_hints,
+        for_nodes: settings.prefer_same_node && by_hints,
+    };
     let ports = service.ports.iter().map(|port| {
-        let mut endpoints = endpoints(namespace, slices, service, port, governed, left_out);
-        let by_hints = distribution == Distribution::Hints;
-        for endpoint in &mut endpoints {
-            keep_if(&mut endpoint.zone, settings.prefer_same_zone && !by_hints);
-            keep_if(&mut endpoint.node, settings.local_only || settings.prefer_same_node && !by_hints);
-            keep_if(&mut endpoint.for_zones, settings.prefer_same_zone && by_hints);
-            keep_if(&mut endpoint.for_nodes, settings.prefer_same_node && by_hints);
-        }
+        let endpoints = endpoints(namespace, slices, service, port, governed, &places, left_out);
         wire::ServicePort { port: port.port, protocol: port.protocol, routes: None, endpoints }
     });
     let mut ports: Vec<wire::ServicePort> = ports.collect();
@@ -60,11 +60,12 @@ fn all_have(slices: &[&Slice], hint: impl Fn(&SliceEndpoint) -> bool) -> bool {
     ready.peek().is_some() && ready.all(hint)
 }
 
-/// Takes a value away that proxies do not need, so that documents stay small.
-fn keep_if<T: Default>(value: &mut T, is_needed: bool) {
-    if !is_needed {
-        *value = T::default();
-    }
+/// Which places of endpoints proxies need. The others are not exported, so that documents stay small.
+struct Places {
+    zone: bool,
+    node: bool,
+    for_zones: bool,
+    for_nodes: bool,
 }
 
 /// What stands behind an endpoint that may be used.
@@ -105,6 +106,7 @@ fn endpoints(
     service: &Service,
     port: &ServicePort,
     governed: Option<&Governed<'_>>,
+    places: &Places,
     left_out: &mut BTreeSet<(String, IpAddr)>,
 ) -> Vec<Endpoint> {
     let mut endpoints: BTreeMap<SocketAddr, Endpoint> = BTreeMap::new();
@@ -127,10 +129,10 @@ fn endpoints(
             let known = endpoints.entry(address).or_insert_with(|| Endpoint {
                 address,
                 subsets: Vec::new(),
-                zone: endpoint.zone.clone(),
-                node: endpoint.node.clone(),
-                for_zones: endpoint.for_zones.clone(),
-                for_nodes: endpoint.for_nodes.clone(),
+                zone: endpoint.zone.as_ref().filter(|_| places.zone).cloned(),
+                node: endpoint.node.as_ref().filter(|_| places.node).cloned(),
+                for_zones: if places.for_zones { endpoint.for_zones.clone() } else { Vec::new() },
+                for_nodes: if places.for_nodes { endpoint.for_nodes.clone() } else { Vec::new() },
                 terminating,
                 lost,
                 has_proxy: pod.is_some_and(|pod| pod.has_proxy),
@@ -145,7 +147,7 @@ fn endpoints(
         }
     }
     // A pod of two families is one pod: it is known by its address of the Service's primary family.
-    if let Some(primary) = service.addresses.first()
+    if let [primary, _, ..] = &service.addresses[..]
         && endpoints.keys().any(|address| same_family(*primary, address.ip()))
     {
         endpoints.retain(|address, _| same_family(*primary, address.ip()));
