@@ -1,7 +1,11 @@
 //! What happens to a request, from its head and the routes of the port it was sent to. Pure.
 
-use http::{HeaderMap, Method};
+use std::borrow::Cow;
 
+use http::Method;
+use http::header::{self, HeaderMap, HeaderName};
+
+use crate::http::head::canonical_host;
 use crate::table::route::{Backend, Match, Routes, Rule, ValueTest};
 
 /// What a decision may look at.
@@ -49,12 +53,17 @@ fn takes(condition: &Match, head: &RequestHead<'_>) -> bool {
 
 /// A condition on a header that may have several values holds if it holds for any of them; each value is looked at by
 /// itself, never joined.
-pub(crate) fn header_holds(headers: &HeaderMap, name: &http::HeaderName, test: &ValueTest) -> bool {
+pub(crate) fn header_holds(headers: &HeaderMap, name: &HeaderName, test: &ValueTest) -> bool {
     let mut values = headers.get_all(name).iter().peekable();
     match values.peek() {
         None => matches!(test, ValueTest::Absent),
-        Some(_) => values.any(|value| test.holds(value.as_bytes())),
+        Some(_) => values.any(|value| test.holds(&looked_at(name, value.as_bytes()))),
     }
+}
+
+/// What of a header's value a condition looks at. Hosts have one form.
+pub(crate) fn looked_at<'a>(name: &HeaderName, value: &'a [u8]) -> Cow<'a, [u8]> {
+    if *name == header::HOST { canonical_host(value) } else { Cow::Borrowed(value) }
 }
 
 /// The value of a query parameter. Of one that is repeated the first counts.

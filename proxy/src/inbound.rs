@@ -208,6 +208,7 @@ async fn respond(downstream: Rc<Downstream>, request: Box<Request<Incoming>>) ->
         path: forwarded_path,
         http2: request.version() == Version::HTTP_2,
         rule: None,
+        deciding: inbound.policies.deciding.as_ref(),
         request_timeout: None,
         attempt_timeout: None,
         retry: None,

@@ -11,6 +11,7 @@ use weft_config as wire;
 
 use crate::bootstrap::Pod;
 use crate::decide::{RequestHead, header_holds};
+use crate::http::head::{Deciding, Names};
 use crate::table::CompileError;
 use crate::table::route::{Origin, PathMatch, ValueTest, compile_headers, parse_method};
 
@@ -18,6 +19,8 @@ use crate::table::route::{Origin, PathMatch, ValueTest, compile_headers, parse_m
 #[derive(Debug, Default)]
 pub(crate) struct Policies {
     rules: Vec<Rule>,
+    /// What their conditions look at.
+    pub(crate) deciding: Option<Arc<Deciding>>,
 }
 
 #[derive(Debug)]
@@ -66,7 +69,9 @@ impl Policies {
                 });
             }
         }
-        Ok(Self { rules })
+        let names = Names::of(rules.iter().flat_map(|rule| rule.headers.iter().map(|(name, _)| name)));
+        let deciding = names.map(|names| Arc::new(Deciding { request: Some(names), response: None }));
+        Ok(Self { rules, deciding })
     }
 
     /// Whether the path of requests to a port matters to anybody, so that it must have one meaning.

@@ -23,6 +23,8 @@ const FRAMING_HEADERS: &[&str] = &[
     "te",
     "trailer",
     "upgrade",
+    "expect",
+    "http2-settings",
 ];
 
 /// A duration between two bounds, in milliseconds.
@@ -330,7 +332,7 @@ mod tests {
         let header = |name: &str| route::Header { name: name.into(), value: "x".into() };
         let set = |name: &str| route::HeaderModifier { set: vec![header(name)], ..Default::default() };
         assert!(header_edit(&set("X-Team")).is_ok_and(|edit| edit.set[0].name == "x-team"));
-        for name in ["Host", "Content-Length", "transfer-encoding", "Connection", "TE", "a b", ""] {
+        for name in ["Host", "Content-Length", "transfer-encoding", "Connection", "TE", "Expect", "a b", ""] {
             assert!(header_edit(&set(name)).is_err(), "{name}");
         }
         let remove = route::HeaderModifier { remove: vec!["Transfer-Encoding".into()], ..Default::default() };

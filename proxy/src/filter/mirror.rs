@@ -169,7 +169,7 @@ impl Shadow {
         let (worker, target) = (&self.worker, &self.mirror.target);
         let Some(cluster) = find_cluster(worker, target).await else { return Outcome::NoEndpoints };
         let http2 = cluster.http2 || self.http2;
-        if head::for_upstream(&mut parts, host, None, http2).is_err() {
+        if head::for_upstream(&mut parts, host, None, http2, None).is_err() {
             return Outcome::NotSent;
         }
         let state = worker.mirror(&cluster);

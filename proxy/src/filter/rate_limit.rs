@@ -120,6 +120,14 @@ impl RateLimit {
         Ok(Self { pace: Pace { burst, token_ns }, key: key.transpose()?, name, limiter: OnceLock::new() })
     }
 
+    /// The header that tells callers apart, if one does.
+    pub(crate) fn key_header(&self) -> Option<&HeaderName> {
+        match &self.key {
+            Some(Key::Header(name)) => Some(name),
+            Some(Key::Query(_) | Key::Cookie(_) | Key::SourceAddress) | None => None,
+        }
+    }
+
     /// Takes a token for a request.
     pub(crate) fn take(
         &self,

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::forward::Finish;
-use super::head;
+use super::head::{self, Deciding, Names};
 use super::incoming::Incoming;
 use super::interim::Hears;
 use super::kept::Kept;
@@ -65,6 +65,8 @@ pub(crate) struct Shared {
     ended: Cell<bool>,
     sending: Cell<u32>,
     size: SizeHint,
+    /// What must not stand behind it.
+    deciding: Option<Arc<Deciding>>,
     /// Told when all of the body is kept, or that it is not.
     copies: RefCell<Option<Box<Copies>>>,
 }
@@ -125,7 +127,13 @@ struct SupersededError;
 
 impl Shared {
     /// It may be sent again as long as all of it is kept: while it is small, and memory is not scarce.
-    pub(crate) fn new(source: Incoming, memory: Arc<Memory>, hears: Hears, pace: Pace) -> Rc<Self> {
+    pub(crate) fn new(
+        source: Incoming,
+        memory: Arc<Memory>,
+        hears: Hears,
+        pace: Pace,
+        deciding: Option<Arc<Deciding>>,
+    ) -> Rc<Self> {
         Rc::new(Self {
             size: source.size_hint(),
             ended: Cell::new(source.is_end_stream()),
@@ -138,6 +146,7 @@ impl Shared {
             slow: Cell::new(false),
             memory,
             sending: Cell::new(0),
+            deciding,
             copies: RefCell::default(),
         })
     }
@@ -247,7 +256,7 @@ impl Body for RequestBody {
             return Poll::Ready(Some(Err(SlowError.into())));
         };
         shared.hears.sends();
-        strip_trailers(&mut frame);
+        strip_trailers(&mut frame, shared.deciding.as_ref().and_then(|deciding| deciding.request.as_ref()));
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {
@@ -396,7 +405,8 @@ impl Body for ResponseBody {
                     this.finish.timed_out();
                     return Poll::Ready(Some(Err(DeadlineError.into())));
                 };
-                strip_trailers(&mut frame);
+                let deciding = this.finish.deciding.as_ref().and_then(|deciding| deciding.response.as_ref());
+                strip_trailers(&mut frame, deciding);
                 let ended = frame.is_none() || incoming.is_end_stream();
                 match &frame {
                     Some(Ok(frame)) => this.finish.bytes += frame.data_ref().map_or(0, |data| data.len() as u64),
@@ -426,10 +436,10 @@ impl Body for ResponseBody {
 }
 
 /// What nobody may say after a body is not passed on, in either direction.
-fn strip_trailers<E>(frame: &mut Option<Result<Frame<Bytes>, E>>) {
+fn strip_trailers<E>(frame: &mut Option<Result<Frame<Bytes>, E>>, deciding: Option<&Names>) {
     if let Some(Ok(frame)) = frame
         && let Some(trailers) = frame.trailers_mut()
     {
-        head::strip_trailers(trailers);
+        head::strip_trailers(trailers, deciding);
     }
 }

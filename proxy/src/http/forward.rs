@@ -33,7 +33,7 @@ use http_body::Body;
 use tokio::time::Instant;
 
 use super::body::{ResponseBody, Shared};
-use super::head;
+use super::head::{self, Deciding, Forwards};
 use super::hedge;
 use super::incoming::Incoming;
 use super::interim::{self, Hears};
@@ -89,6 +89,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) http2: bool,
     /// For its edits, and for how it hedges.
     pub(crate) rule: Option<&'a Rule>,
+    /// Headers that it was decided by, and that edits change.
+    pub(crate) deciding: Option<&'a Arc<Deciding>>,
     pub(crate) request_timeout: Option<Duration>,
     pub(crate) attempt_timeout: Option<Duration>,
     pub(crate) retry: Option<&'a Retry>,
@@ -109,6 +111,8 @@ pub(crate) struct Finish {
     lease: Option<Lease>,
     permit: Option<Permit>,
     copies: Option<Box<Copies>>,
+    /// What must not stand behind the body of the response.
+    pub(super) deciding: Option<Arc<Deciding>>,
     _alive: Alive,
 }
 
@@ -209,20 +213,30 @@ pub(crate) async fn forward(
     let worker = finish.worker().clone();
     let deadline = plan.request_timeout.map(|timeout| finish.note.started + timeout);
     let upgrade = head::wants_upgrade(request.version(), request.headers());
+    let forwards = head::forwards(request.method(), request.headers());
     let (mut parts, body) = request.into_parts();
+    match forwards {
+        Ok(Forwards::Unlimited) => {}
+        Ok(Forwards::Left(left)) => drop(parts.headers.insert(header::MAX_FORWARDS, left.into())),
+        Ok(Forwards::Ended) => return Answer::to_last_forward(&parts.method).into_response(finish),
+        Err(head::BadHead(text)) => return Answer::new(Reason::BadRequest, text).into_response(finish),
+    }
     let affinity = match &plan.upstream {
         Upstream::Local(_) => Affinity::default(),
         Upstream::Cluster(state, _) => state.affinity(&parts, finish.note.downstream.peer.ip()),
     };
-    if let Some(rule) = plan.rule {
-        rule.request_edit.apply(&mut parts.headers);
-    }
+    // Before the head is made ready, which takes the expectation away.
     let is_hedged = plan.rule.is_some_and(|rule| rule.hedge.is_some());
     let hears = Hears::of(&parts, !body.is_end_stream(), is_hedged);
     // HTTP/1.0 came without hosts: what was meant is the address.
     let host = plan.host.clone().or_else(|| HeaderValue::try_from(finish.note.downstream.destination.to_string()).ok());
-    if let Err(head::BadHead(text)) = head::for_upstream(&mut parts, host, plan.path.clone(), plan.http2) {
+    let looked_at = plan.deciding.and_then(|deciding| deciding.request.as_ref());
+    if let Err(head::BadHead(text)) = head::for_upstream(&mut parts, host, plan.path.clone(), plan.http2, looked_at) {
         return Answer::new(Reason::BadRequest, text).into_response(finish);
+    }
+    // Behind that, so that a client takes nothing away which a rule puts there.
+    if let Some(rule) = plan.rule {
+        rule.request_edit.apply_to_request(&mut parts.headers);
     }
     if let Some(protocol) = &upgrade {
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -231,7 +245,10 @@ pub(crate) async fn forward(
     if hears.waits() {
         parts.headers.insert(header::EXPECT, interim::CONTINUE);
     }
-    let body = Shared::new(body, worker.shared.memory.clone(), hears, Pace::new(worker.shared.timeouts.upload));
+    // What has no body has no trailers.
+    let deciding = if body.is_end_stream() { None } else { plan.deciding.cloned() };
+    let pace = Pace::new(worker.shared.timeouts.upload);
+    let body = Shared::new(body, worker.shared.memory.clone(), hears, pace, deciding);
     if let Some(copies) = finish.copies.take() {
         body.copy_to(copies.of(&parts, plan.host.as_ref()));
     }
@@ -509,7 +526,7 @@ fn is_grpc(headers: &HeaderMap) -> bool {
 
 /// Makes the client's response of the backend's.
 fn accept(
-    mut response: Response<Incoming>,
+    response: Response<Incoming>,
     lease: Lease,
     plan: &Plan<'_>,
     deadline: Option<Instant>,
@@ -517,24 +534,32 @@ fn accept(
     mut finish: Box<Finish>,
 ) -> Response<ResponseBody> {
     finish.note.status = response.status().as_u16();
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        // What comes behind the head of a request that is not sent yet is of the old protocol.
-        let is_sent = response.body_mut().take_upload().is_none();
-        return match upgrade.filter(|_| is_sent) {
-            Some(protocol) => upgrade::switch(response, lease, protocol, finish),
-            None => {
-                let text = "the backend changed the protocol unasked, or before it had all of the request";
-                Answer::new(Reason::UpstreamProtocol, text).into_response(finish)
-            }
-        };
-    }
-    let (mut parts, body) = response.into_parts();
+    let (mut parts, mut body) = response.into_parts();
+    let switches = parts.status == StatusCode::SWITCHING_PROTOCOLS;
+    let agreed = if switches { parts.headers.get(header::UPGRADE).cloned() } else { None };
     if let Err(head::BadHead(text)) = head::check_response(parts.version, &mut parts.headers) {
         return Answer::new(Reason::UpstreamProtocol, text).into_response(finish);
     }
-    head::strip_hop_by_hop(&mut parts.headers);
+    head::strip_hop_by_hop(&mut parts.headers, plan.deciding.and_then(|deciding| deciding.response.as_ref()));
     if let Some(rule) = plan.rule {
         rule.response_edit.apply(&mut parts.headers);
+    }
+    if switches {
+        // What comes behind the head of a request that is not sent yet is of the old protocol.
+        let is_sent = body.take_upload().is_none();
+        let text = match upgrade.filter(|_| is_sent) {
+            Some(asked) if agreed.as_ref().is_none_or(|agreed| head::is_asked_for(&asked, agreed)) => {
+                // So that the connection is the lease's alone.
+                drop(body);
+                return upgrade::switch(parts.headers, lease, agreed.unwrap_or(asked), finish);
+            }
+            Some(_) => "the backend changed to another protocol than it was asked for",
+            None => "the backend changed the protocol unasked, or before it had all of the request",
+        };
+        return Answer::new(Reason::UpstreamProtocol, text).into_response(finish);
+    }
+    if !body.is_end_stream() {
+        finish.deciding = plan.deciding.cloned();
     }
     parts.extensions.clear();
     parts.version = Version::HTTP_11;
@@ -760,7 +785,15 @@ impl Finish {
             complete: false,
             grpc,
         };
-        Box::new(Self { note, bytes: 0, lease: None, permit: None, copies: None, _alive: Alive::new(Kind::Request) })
+        Box::new(Self {
+            note,
+            bytes: 0,
+            lease: None,
+            permit: None,
+            copies: None,
+            deciding: None,
+            _alive: Alive::new(Kind::Request),
+        })
     }
 
     /// Says whose word the request's fate is.

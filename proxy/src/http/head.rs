@@ -2,6 +2,12 @@
 //!
 //! These are the duties of a proxy: one authority, one framing, and headers that concern one connection
 //! never passed to another (RFC 9110 7.6.1, RFC 9112 6.3). A head that could mean two things is refused.
+//!
+//! Lists of tokens are read octet by octet, so that bytes beyond ASCII hide none of the tokens beside them.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::net::Ipv6Addr;
 
 use bytes::BytesMut;
 use http::header::{self, HeaderName, HeaderValue};
@@ -15,9 +21,13 @@ use crate::http1::parse::Framing;
 /// Headers of a request, each value counted. Source: Envoy's default.
 pub(crate) const HEADERS_MAX: usize = 100;
 
+/// Options of a connection that one message may name, as many as it may have headers: each costs a look at its headers.
+const CONNECTION_OPTIONS_MAX: usize = HEADERS_MAX;
+
 /// Headers that concern one connection only.
-static HOP_BY_HOP: [HeaderName; 6] = [
+static HOP_BY_HOP: [HeaderName; 7] = [
     header::CONNECTION,
+    HeaderName::from_static("http2-settings"),
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
     header::TE,
@@ -25,38 +35,125 @@ static HOP_BY_HOP: [HeaderName; 6] = [
     header::UPGRADE,
 ];
 
-/// What has no place after a body: framing, routing, credentials, and what says how the body is to be read (RFC 9110 6.5.1).
-static NEVER_TRAILERS: [HeaderName; 14] = [
-    header::AUTHORIZATION,
-    header::CACHE_CONTROL,
-    header::CONTENT_ENCODING,
-    header::CONTENT_LENGTH,
-    header::CONTENT_RANGE,
-    header::CONTENT_TYPE,
-    header::COOKIE,
-    header::EXPECT,
-    header::HOST,
-    header::MAX_FORWARDS,
-    header::PROXY_AUTHORIZATION,
-    header::RANGE,
-    header::SET_COOKIE,
-    header::TRAILER,
+/// Protocols that carry requests of their own, past all that looks at requests: HTTP in any version, and TLS, which may carry it.
+/// Whichever is wanted on a connection must begin it.
+const CARRY_REQUESTS: [&[u8]; 5] = [b"h2c", b"h2", b"http", b"tls", b"shttp"];
+
+/// End-to-end headers, which `Connection` cannot take away: RFC 9110 7.6.1 forbids senders to name what is meant for the
+/// recipient, and a header that is taken away behind a proxy which has added or checked it turns that proxy's work around.
+/// In alphabetical order. Beside them stand the families of [`is_end_to_end`] and what conditions and edits name.
+const END_TO_END: [&str; 26] = [
+    "authorization",
+    "b3",
+    "baggage",
+    "cache-control",
+    "cookie",
+    "date",
+    "etag",
+    "expect",
+    "expires",
+    "forwarded",
+    "host",
+    "location",
+    "max-forwards",
+    "origin",
+    "pragma",
+    "range",
+    "referer",
+    "set-cookie",
+    "traceparent",
+    "tracestate",
+    "trailer",
+    "user-agent",
+    "vary",
+    "via",
+    "x-real-ip",
+    "x-request-id",
 ];
+
+/// What has no place after a body (RFC 9110 6.5.1): framing, routing, credentials, modifiers of requests, controls of responses,
+/// what says how the body is to be read, and what speaks for a proxy. In alphabetical order; its families are those of
+/// [`is_never_trailer`].
+const NEVER_TRAILERS: [&str; 36] = [
+    "age",
+    "authorization",
+    "b3",
+    "baggage",
+    "cache-control",
+    "cookie",
+    "date",
+    "expect",
+    "expires",
+    "forwarded",
+    "host",
+    "location",
+    "max-forwards",
+    "origin",
+    "pragma",
+    "proxy-authenticate",
+    "proxy-authentication-info",
+    "proxy-authorization",
+    "range",
+    "referer",
+    "retry-after",
+    "server",
+    "set-cookie",
+    "status",
+    "strict-transport-security",
+    "traceparent",
+    "tracestate",
+    "trailer",
+    "user-agent",
+    "vary",
+    "via",
+    "warning",
+    "www-authenticate",
+    "x-http-method-override",
+    "x-real-ip",
+    "x-request-id",
+];
+
+/// Names of headers by which something is decided, or which a rule changes. Names that differ only in `-` and `_` are one:
+/// applications behind CGI, WSGI and their like cannot tell them apart.
+#[derive(Debug, Default)]
+pub(crate) struct Names(HashSet<HeaderName>);
+
+/// What is decided by in a request, and changed in it and its response.
+#[derive(Debug, Default)]
+pub(crate) struct Deciding {
+    pub(crate) request: Option<Names>,
+    pub(crate) response: Option<Names>,
+}
+
+/// How often a TRACE or OPTIONS may still be passed on (RFC 9110 7.6.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Forwards {
+    /// As often as it takes.
+    Unlimited,
+    /// The next recipient may pass it on so often.
+    Left(u64),
+    /// It ends here.
+    Ended,
+}
 
 /// What is wrong with a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BadHead(pub(crate) &'static str);
 
 /// Gives a request of HTTP/2 the form that one of HTTP/1.1 has, for all who look at headers: its authority is the Host
-/// header too, and a Cookie header that the client cut into crumbs is whole again (RFC 9113 8.2.3 and 8.3.1).
+/// header too, and a Cookie header that the client cut into crumbs is whole again (RFC 9113 8.2.3 and 8.3.1). HTTP/1.0 has
+/// no Host header either where its target names one.
 pub(crate) fn unify<B>(request: &mut Request<B>) {
-    if request.version() != Version::HTTP_2 {
+    if request.version() == Version::HTTP_11 {
         return;
     }
     if !request.headers().contains_key(header::HOST)
         && let Some(host) = authority(request)
     {
         request.headers_mut().insert(header::HOST, host);
+    }
+    if request.version() != Version::HTTP_2 {
+        return;
     }
     let crumbs = request.headers().get_all(header::COOKIE);
     if crumbs.iter().nth(1).is_some() {
@@ -101,7 +198,8 @@ pub(crate) fn check<B>(request: &Request<B>) -> Result<(), BadHead> {
         {
             return Err(BadHead("the target and the Host header name different hosts"));
         }
-    } else if request.version() == Version::HTTP_11 && request.uri().authority().is_none() {
+    } else if request.version() == Version::HTTP_11 {
+        // RFC 9112 3.2: whatever its target is.
         return Err(BadHead("there is no Host header"));
     }
     if request.uri().authority().is_some_and(|authority| !is_host(authority)) {
@@ -179,7 +277,28 @@ fn is_host(authority: &Authority) -> bool {
         }
         None => rest.is_empty(),
     });
-    (named || host.starts_with('[')) && port == Some(true)
+    (named || ipv6(host.as_bytes()).is_some()) && port == Some(true)
+}
+
+/// The address in brackets. What RFC 3986 has for later versions of IP is in no use.
+fn ipv6(host: &[u8]) -> Option<Ipv6Addr> {
+    let address = host.strip_prefix(b"[")?.strip_suffix(b"]")?;
+    std::str::from_utf8(address).ok()?.parse().ok()
+}
+
+/// The one form of a host: in lower case, without the port and without the dot that may end it.
+pub(crate) fn canonical_host(host: &[u8]) -> Cow<'_, [u8]> {
+    let end = match host.iter().rposition(|byte| matches!(byte, b':' | b']')) {
+        Some(colon) if host[colon] == b':' => colon,
+        _ => host.len(),
+    };
+    let name = &host[..end];
+    let name = name.strip_suffix(b".").unwrap_or(name);
+    match ipv6(name) {
+        Some(address) => Cow::Owned(format!("[{address}]").into_bytes()),
+        None if name.iter().any(u8::is_ascii_uppercase) => Cow::Owned(name.to_ascii_lowercase()),
+        None => Cow::Borrowed(name),
+    }
 }
 
 /// The host that a request names, in the form of a Host header.
@@ -190,25 +309,58 @@ pub(crate) fn authority<B>(request: &Request<B>) -> Option<HeaderValue> {
     }
 }
 
-/// The protocol that a request wants to change to, if it is one that may be passed on. HTTP/2 is not: who wants it on
-/// this connection must begin with it.
+/// The protocol that a request wants to change to, if it is one that may be passed on: said once, in tokens, and none that
+/// carries requests of its own.
 pub(crate) fn wants_upgrade(version: Version, headers: &HeaderMap) -> Option<HeaderValue> {
-    let protocol = headers.get(header::UPGRADE).filter(|_| version == Version::HTTP_11)?;
-    if !headers.get_all(header::CONNECTION).iter().any(|value| has_token(value, "upgrade")) {
+    let mut protocols = headers.get_all(header::UPGRADE).iter().filter(|_| version == Version::HTTP_11);
+    let protocol = protocols.next()?;
+    if protocols.next().is_some() || !headers.get_all(header::CONNECTION).iter().any(|it| has_token(it, "upgrade")) {
         return None;
     }
-    (!has_token(protocol, "h2c")).then(|| protocol.clone())
+    items(protocol).all(may_be_carried).then(|| protocol.clone())
 }
 
-/// Takes away what concerns one connection only: the well-known headers and those that `Connection` names.
-pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+/// Whether a server that changes the protocol changes to what it was asked for.
+pub(crate) fn is_asked_for(asked: &HeaderValue, agreed: &HeaderValue) -> bool {
+    items(agreed).all(|protocol| items(asked).any(|other| other.eq_ignore_ascii_case(protocol)))
+}
+
+/// Whether an item of an Upgrade header is `name` or `name/version`, and not a protocol that carries requests.
+fn may_be_carried(protocol: &[u8]) -> bool {
+    let mut parts = protocol.split(|byte| *byte == b'/');
+    let name = parts.next().unwrap_or_default();
+    is_token(name)
+        && parts.next().is_none_or(is_token)
+        && parts.next().is_none()
+        && !CARRY_REQUESTS.iter().any(|carries| name.eq_ignore_ascii_case(carries))
+}
+
+/// Whether another message may follow on the connection of one with such headers (RFC 9112 9.3).
+pub(crate) fn keeps_alive(version: Version, headers: &HeaderMap) -> Result<bool, BadHead> {
+    let (mut count, mut close, mut keep_alive) = (0, false, false);
+    for value in headers.get_all(header::CONNECTION) {
+        for option in value.as_bytes().split(|byte| *byte == b',') {
+            // Empty ones count: they are looked at as well.
+            count += 1;
+            if count > CONNECTION_OPTIONS_MAX {
+                return Err(BadHead("the Connection header names more than 100 options"));
+            }
+            let option = option.trim_ascii();
+            close |= option.eq_ignore_ascii_case(b"close");
+            keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+        }
+    }
+    Ok(!close && (version == Version::HTTP_11 || keep_alive))
+}
+
+/// Takes away what concerns one connection only: the well-known headers and those that `Connection` names, but for those that
+/// something is decided by.
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap, deciding: Option<&Names>) {
     if headers.contains_key(header::CONNECTION) {
         let named: Vec<HeaderName> = (headers.get_all(header::CONNECTION).iter())
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .filter_map(|token| token.trim().parse().ok())
-            // Framing and host are nobody's to name.
-            .filter(|name| *name != header::HOST && *name != header::CONTENT_LENGTH)
+            .flat_map(items)
+            .filter_map(|option| HeaderName::from_bytes(option).ok())
+            .filter(|name| !is_end_to_end(name.as_str()) && !deciding.is_some_and(|names| names.contains(name)))
             .collect();
         for name in named {
             headers.remove(name);
@@ -231,20 +383,74 @@ fn remove_all(headers: &mut HeaderMap, is_one: impl Fn(&HeaderName) -> bool) {
     }
 }
 
-/// Takes away what nobody may say after a body.
-pub(crate) fn strip_trailers(trailers: &mut HeaderMap) {
-    remove_all(trailers, |name| HOP_BY_HOP.contains(name) || NEVER_TRAILERS.contains(name));
+/// Whether a header is meant for the recipient of a message, whatever `Connection` says.
+fn is_end_to_end(name: &str) -> bool {
+    const FAMILIES: [&str; 9] =
+        ["accept", "access-control-", "content-", "grpc-", "if-", "sec-", "weft-", "x-b3-", "x-forwarded-"];
+    is_named(name, &END_TO_END, &FAMILIES)
 }
 
-/// Makes a request's head ready to be sent: `host` and `path` replace what it had, framing is left to the codec.
+/// Whether a field must not stand behind a body.
+fn is_never_trailer(name: &str) -> bool {
+    const FAMILIES: [&str; 7] = ["accept", "access-control-", "content-", "if-", "weft-", "x-b3-", "x-forwarded-"];
+    is_named(name, &NEVER_TRAILERS, &FAMILIES)
+}
+
+/// Whether a name, with `_` read as `-`, is among these (in alphabetical order) or begins as one of the families does.
+fn is_named(name: &str, names: &[&str], families: &[&str]) -> bool {
+    let name = with_hyphens(name);
+    names.binary_search(&&*name).is_ok() || families.iter().any(|family| name.starts_with(family))
+}
+
+fn with_hyphens(name: &str) -> Cow<'_, str> {
+    if name.contains('_') { Cow::Owned(name.replace('_', "-")) } else { Cow::Borrowed(name) }
+}
+
+/// Whether two names are one to applications behind CGI, WSGI and their like.
+pub(crate) fn is_same_name(one: &HeaderName, other: &HeaderName) -> bool {
+    let alike = |(one, other): (u8, u8)| one == other || (matches!(one, b'-' | b'_') && matches!(other, b'-' | b'_'));
+    one.as_str().len() == other.as_str().len() && one.as_str().bytes().zip(other.as_str().bytes()).all(alike)
+}
+
+/// Takes away what must not be said behind a body, and what would stand there for a header by which something was decided.
+pub(crate) fn strip_trailers(trailers: &mut HeaderMap, deciding: Option<&Names>) {
+    remove_all(trailers, |name| {
+        HOP_BY_HOP.contains(name)
+            || is_never_trailer(name.as_str())
+            || deciding.is_some_and(|names| names.contains(name))
+    });
+}
+
+/// How often a request may still be passed on; one that may not be is answered here. Another method's header says nothing.
+pub(crate) fn forwards(method: &Method, headers: &HeaderMap) -> Result<Forwards, BadHead> {
+    if !matches!(*method, Method::TRACE | Method::OPTIONS) {
+        return Ok(Forwards::Unlimited);
+    }
+    let mut values = headers.get_all(header::MAX_FORWARDS).iter();
+    let Some(value) = values.next() else { return Ok(Forwards::Unlimited) };
+    let digits = std::str::from_utf8(value.as_bytes())
+        .ok()
+        .filter(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) && values.next().is_none());
+    match digits.map(|digits| digits.parse::<u64>()) {
+        None => Err(BadHead("Max-Forwards is no single number")),
+        Some(Ok(0)) => Ok(Forwards::Ended),
+        Some(Ok(left)) => Ok(Forwards::Left(left - 1)),
+        // Beyond numbers; RFC 9110 7.6.2 lets a recipient send its own maximum.
+        Some(Err(_)) => Ok(Forwards::Left(u64::MAX)),
+    }
+}
+
+/// Makes a request's head ready to be sent: `host` and `path` replace what it had, framing is left to the codec. What it had of
+/// the connection that it came on is taken away, so that edits come behind this.
 pub(crate) fn for_upstream(
     parts: &mut Parts,
     host: Option<HeaderValue>,
     path: Option<PathAndQuery>,
     http2: bool,
+    deciding: Option<&Names>,
 ) -> Result<(), BadHead> {
     let trailers = http2 && parts.headers.get_all(header::TE).iter().any(|value| has_token(value, "trailers"));
-    strip_hop_by_hop(&mut parts.headers);
+    strip_hop_by_hop(&mut parts.headers, deciding);
     if trailers {
         parts.headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
@@ -275,7 +481,39 @@ pub(crate) fn for_upstream(
 
 /// Whether a list of tokens has one, whatever its case.
 pub(crate) fn has_token(value: &HeaderValue, token: &str) -> bool {
-    value.to_str().is_ok_and(|value| value.split(',').any(|item| item.trim().eq_ignore_ascii_case(token)))
+    items(value).any(|item| item.eq_ignore_ascii_case(token.as_bytes()))
+}
+
+/// The items of a list (RFC 9110 5.6.1).
+fn items(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+    value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|item| !item.is_empty())
+}
+
+/// Whether this is a token (RFC 9110 5.6.2).
+pub(crate) fn is_token(text: &[u8]) -> bool {
+    !text.is_empty() && text.iter().all(|byte| is_token_byte(*byte))
+}
+
+pub(crate) fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+// === impl Names ===
+
+impl Names {
+    /// None: there are none.
+    pub(crate) fn of<'a>(names: impl IntoIterator<Item = &'a HeaderName>) -> Option<Self> {
+        let names: HashSet<HeaderName> = names.into_iter().map(Self::spelled).collect();
+        (!names.is_empty()).then_some(Self(names))
+    }
+
+    pub(crate) fn contains(&self, name: &HeaderName) -> bool {
+        if name.as_str().contains('_') { self.0.contains(&Self::spelled(name)) } else { self.0.contains(name) }
+    }
+
+    fn spelled(name: &HeaderName) -> HeaderName {
+        HeaderName::from_bytes(with_hyphens(name.as_str()).as_bytes()).unwrap_or_else(|_| name.clone())
+    }
 }
 
 /// What is read from a connection and let through has one framing and at most one host, and what goes up has nothing of the
@@ -299,7 +537,7 @@ pub(crate) fn check_laws(bytes: &[u8]) {
     let host = authority(&request);
     for http2 in [false, true] {
         let mut parts = request.clone().into_parts().0;
-        for_upstream(&mut parts, host.clone(), None, http2).expect("ready");
+        for_upstream(&mut parts, host.clone(), None, http2, None).expect("ready");
         assert_eq!(parts.headers.contains_key(header::HOST), !http2 && host.is_some(), "{request:?}");
         for name in HOP_BY_HOP.iter().filter(|name| !http2 || **name != header::TE) {
             assert!(!parts.headers.contains_key(name), "{name} of {request:?}");
@@ -327,10 +565,14 @@ mod tests {
             ("plain", "/", vec![host], true),
             ("no host", "/", vec![], false),
             ("two hosts", "/", vec![host, host], false),
-            ("an absolute target", "http://a/", vec![], true),
+            ("an absolute target", "http://a/", vec![], false),
             ("an absolute target and its host", "http://a/", vec![host], true),
             ("an absolute target and another host", "http://b/", vec![host], false),
             ("a host with user", "/", vec![("host", "u@a")], false),
+            ("an address", "/", vec![("host", "[::1]:80")], true),
+            ("a word in brackets", "/", vec![("host", "[evil]")], false),
+            ("an address of a version to come", "/", vec![("host", "[v1.a]")], false),
+            ("an address with a zone", "/", vec![("host", "[fe80::1%25eth0]")], false),
         ] {
             assert_eq!(check(&request("GET", target, &headers)).is_ok(), ok, "{desc}");
         }
@@ -401,11 +643,11 @@ mod tests {
         );
         let host = authority(&request);
         let mut parts = request.into_parts().0;
-        for_upstream(&mut parts, host.clone(), None, false).expect("ready");
+        for_upstream(&mut parts, host.clone(), None, false, None).expect("ready");
         let names: Vec<_> = parts.headers.keys().map(HeaderName::as_str).collect();
         assert_eq!(names, ["host", "x-stays"]);
         assert_eq!(parts.uri, "/a?b");
-        for_upstream(&mut parts, host, Some(PathAndQuery::from_static("/c")), true).expect("ready");
+        for_upstream(&mut parts, host, Some(PathAndQuery::from_static("/c")), true, None).expect("ready");
         assert_eq!(parts.uri, "http://shop/c");
         assert!(!parts.headers.contains_key("host"));
     }
@@ -419,7 +661,129 @@ mod tests {
         assert!(upgrade("Upgrade", "websocket"));
         assert!(upgrade("keep-alive, upgrade", "websocket"));
         assert!(!upgrade("keep-alive", "websocket"), "not named");
-        assert!(!upgrade("Upgrade, HTTP2-Settings", "h2c"));
+        for protocol in ["h2c", "H2C", "websocket, h2c", "h2", "HTTP/2.0", "TLS/1.0", "a/b/c", "a b", "a;b", "/1"] {
+            assert!(!upgrade("Upgrade, HTTP2-Settings", protocol), "{protocol}");
+        }
+        assert!(upgrade("Upgrade", "websocket, other/1.2,"));
+        let mut bytes = request("GET", "/", &[("host", "a"), ("connection", "upgrade")]);
+        for value in [&b"h2c, \xff"[..], b"websocket, \xff", b"\xff"] {
+            bytes.headers_mut().insert(header::UPGRADE, HeaderValue::from_bytes(value).expect("a value"));
+            assert_eq!(wants_upgrade(bytes.version(), bytes.headers()), None, "{value:?}");
+        }
+        let of = |text: &'static str| HeaderValue::from_static(text);
+        assert!(is_asked_for(&of("a, websocket"), &of("WebSocket")));
+        assert!(!is_asked_for(&of("websocket"), &of("websocket, h2c")));
+    }
+
+    #[test]
+    fn connection_takes_away_what_nothing_is_decided_by() {
+        let deciding = Names::of(&[HeaderName::from_static("x-team"), HeaderName::from_static("x_user")]);
+        let mut headers = HeaderMap::new();
+        let names = [
+            "authorization",
+            "x-forwarded-for",
+            "x_forwarded_for",
+            "grpc-timeout",
+            "x-team",
+            "x_team",
+            "x-user",
+            "x-own",
+        ];
+        for name in names {
+            headers.insert(name, HeaderValue::from_static("1"));
+        }
+        let options = [&b"close, \xff, X-Own"[..], names.join(",").as_bytes()].join(&b","[..]);
+        headers.insert(header::CONNECTION, HeaderValue::from_bytes(&options).expect("a value"));
+        strip_hop_by_hop(&mut headers, deciding.as_ref());
+        let kept: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        assert_eq!(kept, names[..7]);
+    }
+
+    #[test]
+    fn connections_go_on_as_they_say() {
+        for (version, value, expected) in [
+            (Version::HTTP_11, &b""[..], Some(true)),
+            (Version::HTTP_11, b"keep-alive", Some(true)),
+            (Version::HTTP_11, b"Close", Some(false)),
+            (Version::HTTP_11, b"\xff, close", Some(false)),
+            (Version::HTTP_11, b"\xffclose", Some(true)),
+            (Version::HTTP_10, b"a", Some(false)),
+            (Version::HTTP_10, b"\xe9, Keep-Alive", Some(true)),
+            (Version::HTTP_10, b"keep-alive, close", Some(false)),
+            (Version::HTTP_11, &[b','; 99], Some(true)),
+            (Version::HTTP_11, &[b','; 100], None),
+        ] {
+            let headers =
+                [(header::CONNECTION, HeaderValue::from_bytes(value).expect("a value"))].into_iter().collect();
+            assert_eq!(keeps_alive(version, &headers).ok(), expected, "{version:?} {value:?}");
+        }
+    }
+
+    #[test]
+    fn fields_that_decide_are_no_trailers() {
+        for names in [&END_TO_END[..], &NEVER_TRAILERS[..]] {
+            assert!(names.is_sorted(), "they are looked up by halves");
+        }
+        let deciding = Names::of(&[HeaderName::from_static("x-team")]);
+        let kept = ["grpc-status", "grpc-message", "x-sum", "etag", "x-data-bin"];
+        let mut trailers = HeaderMap::new();
+        for name in [
+            "x_forwarded_for",
+            "weft-reason",
+            "Host",
+            "te",
+            "connection",
+            "x_team",
+            "X-Team",
+            "content-md5",
+            "if-match",
+        ]
+        .into_iter()
+        .chain(kept)
+        {
+            let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
+            trailers.append(name, HeaderValue::from_static("1"));
+        }
+        strip_trailers(&mut trailers, deciding.as_ref());
+        let mut left: Vec<_> = trailers.keys().map(HeaderName::as_str).collect();
+        left.sort_by_key(|name| kept.iter().position(|other| other == name));
+        assert_eq!(left, kept);
+    }
+
+    #[test]
+    fn hosts_have_one_form() {
+        for (host, expected) in [
+            ("app", "app"),
+            ("App.Shop", "app.shop"),
+            ("app:80", "app"),
+            ("app:", "app"),
+            ("APP.:8080", "app"),
+            ("app.", "app"),
+            ("127.0.0.1:80", "127.0.0.1"),
+            ("[::1]", "[::1]"),
+            ("[0:0:0::1]:80", "[::1]"),
+            ("[2001:DB8::1]", "[2001:db8::1]"),
+            ("", ""),
+        ] {
+            assert_eq!(*canonical_host(host.as_bytes()), *expected.as_bytes(), "{host}");
+        }
+    }
+
+    #[test]
+    fn forwards_are_counted() {
+        for (method, values, expected) in [
+            (Method::OPTIONS, &[][..], Some(Forwards::Unlimited)),
+            (Method::GET, &["0"], Some(Forwards::Unlimited)),
+            (Method::OPTIONS, &["0"], Some(Forwards::Ended)),
+            (Method::TRACE, &["3"], Some(Forwards::Left(2))),
+            (Method::TRACE, &["18446744073709551616"], Some(Forwards::Left(u64::MAX))),
+            (Method::TRACE, &[""], None),
+            (Method::TRACE, &["+1"], None),
+            (Method::TRACE, &["1", "1"], None),
+        ] {
+            let headers = values.iter().map(|value| (header::MAX_FORWARDS, HeaderValue::from_static(value))).collect();
+            assert_eq!(forwards(&method, &headers).ok(), expected, "{method} {values:?}");
+        }
     }
 
     /// A request with such lines for headers, each character a byte.

@@ -48,7 +48,7 @@ impl Hears {
     pub(crate) fn pass(&self, status: StatusCode, headers: &mut HeaderMap) -> bool {
         let passes = if status == StatusCode::CONTINUE { self.waits.replace(false) } else { self.all };
         if passes {
-            head::strip_hop_by_hop(headers);
+            head::strip_hop_by_hop(headers, None);
             headers.remove(header::CONTENT_LENGTH);
             head::strip_own(headers);
         }

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
-use http::{HeaderMap, Response, StatusCode, Version};
+use http::{HeaderMap, Method, Response, StatusCode, Version};
 
 use super::body::ResponseBody;
 use super::date;
@@ -64,6 +64,8 @@ pub(crate) enum Reason {
     DirectResponse,
     /// A rule redirects.
     Redirect,
+    /// The request says that it is not to be passed on any further.
+    MaxForwards,
     /// A rule makes requests fail on purpose.
     Fault,
     /// A rule answers a browser that asks on behalf of another origin's page.
@@ -102,6 +104,7 @@ impl Reason {
             Self::WrongDestination => "wrong-destination",
             Self::DirectResponse => "direct-response",
             Self::Redirect => "redirect",
+            Self::MaxForwards => "max-forwards",
             Self::Fault => "fault",
             Self::CorsPreflight => "cors-preflight",
             Self::CorsRefused => "cors-refused",
@@ -113,7 +116,7 @@ impl Reason {
 
     /// Whether something is wrong; what a rule answers is meant so, and a client may go as it likes.
     pub(crate) fn is_failure(self) -> bool {
-        !matches!(self, Self::DirectResponse | Self::Redirect | Self::DownstreamReset)
+        !matches!(self, Self::DirectResponse | Self::Redirect | Self::MaxForwards | Self::DownstreamReset)
     }
 
     /// The status of the answer, where no rule gives one.
@@ -136,7 +139,7 @@ impl Reason {
             Self::PolicyDenied | Self::CorsRefused => StatusCode::FORBIDDEN,
             Self::WrongDestination | Self::NoServerName => StatusCode::MISDIRECTED_REQUEST,
             Self::DirectResponse | Self::Redirect => StatusCode::OK,
-            Self::CorsPreflight => StatusCode::NO_CONTENT,
+            Self::CorsPreflight | Self::MaxForwards => StatusCode::NO_CONTENT,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
         }
     }
@@ -159,6 +162,17 @@ impl Answer {
             line.push('\n');
         }
         Self { reason, status: None, headers: HeaderMap::new(), body: line.into() }
+    }
+
+    /// An answer to a request that is not to be passed on any further (RFC 9110 7.6.2). A TRACE is not given back: it may have
+    /// secrets in its headers.
+    pub(crate) fn to_last_forward(method: &Method) -> Self {
+        let mut answer = Self::new(Reason::MaxForwards, "");
+        if *method == Method::TRACE {
+            answer.status = Some(StatusCode::METHOD_NOT_ALLOWED);
+        }
+        answer.headers.insert(header::ALLOW, HeaderValue::from_static("OPTIONS"));
+        answer
     }
 
     /// The response; `finish` says whose word it is and notes what came of it.

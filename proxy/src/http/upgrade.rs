@@ -1,31 +1,25 @@
 //! What was HTTP and is bytes from now on (WebSocket and its like). Bytes pass only after the backend's own 101, and the
 //! connections never go back to a pool.
 
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::{Response, StatusCode};
 use tokio::sync::oneshot;
 
 use super::body::{Handover, ResponseBody};
 use super::forward::Finish;
-use super::head;
-use super::incoming::Incoming;
 use crate::stream::Stream;
 use crate::tcp::{self, End};
 use crate::telemetry::alive;
 use crate::upstream::endpoint::Lease;
 use crate::upstream::http1::Switched;
 
-/// Passes a 101 on, and then bytes both ways until one side has had enough.
+/// Passes a 101 on with these headers, and then bytes both ways until one side has had enough.
 pub(crate) fn switch(
-    response: Response<Incoming>,
+    mut headers: HeaderMap,
     mut lease: Lease,
-    protocol: HeaderValue,
+    agreed: HeaderValue,
     mut finish: Box<Finish>,
 ) -> Response<ResponseBody> {
-    let (parts, body) = response.into_parts();
-    // So that the connection is the lease's alone.
-    drop(body);
-    let mut headers = parts.headers;
     let upstream = lease.switch();
     let (next, end) = oneshot::channel();
     let downstream = finish.note.downstream.clone();
@@ -40,8 +34,6 @@ pub(crate) fn switch(
             Err(_) => stream.cut(),
         }
     });
-    let agreed = headers.get(header::UPGRADE).cloned().unwrap_or(protocol);
-    head::strip_hop_by_hop(&mut headers);
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(header::UPGRADE, agreed);
     let mut switched = Response::new(());

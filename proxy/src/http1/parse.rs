@@ -76,7 +76,11 @@ pub(crate) fn request(bytes: &[u8]) -> Parsed<RequestHead> {
     let uri = Uri::from_maybe_shared(block.slice(place(bytes, target.as_bytes())))
         .map_err(|_| BadMessage::new("the target is none"))?;
     let mut headers = headers(head.headers, bytes, &block)?;
-    let mut keep_alive = keeps_alive(&headers, version);
+    if version == Version::HTTP_10 {
+        // RFC 9110 10.1.1: HTTP/1.0 has no expectations, and gets no answer before the answer.
+        headers.remove(header::EXPECT);
+    }
+    let mut keep_alive = keeps_alive(&headers, version)?;
     if headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH) {
         // The encoding wins, and what follows is not taken for a request (RFC 9112 6.3).
         let lengths = headers.get_all(header::CONTENT_LENGTH).iter();
@@ -117,7 +121,7 @@ pub(crate) fn response(bytes: &[u8], method: &Method) -> Parsed<ResponseHead> {
         || status.is_informational()
         || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let framing = if bodiless { Framing::Length(0) } else { said.unwrap_or(Framing::Close) };
-    let keep_alive = keeps_alive(&headers, version) && framing != Framing::Close;
+    let keep_alive = keeps_alive(&headers, version)? && framing != Framing::Close;
     let mut response = Response::new(());
     *response.status_mut() = status;
     *response.version_mut() = version;
@@ -177,12 +181,11 @@ fn framing(headers: &HeaderMap, version: Version) -> Result<Option<Framing>, Bad
 }
 
 /// Whether another message may follow on the connection (RFC 9112 9.3).
-fn keeps_alive(headers: &HeaderMap, version: Version) -> bool {
+fn keeps_alive(headers: &HeaderMap, version: Version) -> Result<bool, BadMessage> {
     if !headers.contains_key(header::CONNECTION) {
-        return version == Version::HTTP_11;
+        return Ok(version == Version::HTTP_11);
     }
-    let says = |token| headers.get_all(header::CONNECTION).iter().any(|value| head::has_token(value, token));
-    !says("close") && (version == Version::HTTP_11 || says("keep-alive"))
+    head::keeps_alive(version, headers).map_err(|head::BadHead(text)| BadMessage::new(text))
 }
 
 // === impl Framing ===
@@ -237,6 +240,7 @@ mod tests {
             ("", Framing::Length(0), true),
             ("Connection: close\r\n", Framing::Length(0), false),
             ("Connection: keep-alive, Close\r\n", Framing::Length(0), false),
+            ("Connection: \u{e9}, close\r\n", Framing::Length(0), false),
             ("Content-Length: 5\r\nContent-Length: 5\r\n", Framing::Length(5), true),
             ("Transfer-Encoding: CHUNKED\r\n", Framing::Chunked, true),
             ("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", Framing::Chunked, false),
@@ -263,6 +267,7 @@ mod tests {
             ("X: a\r\n b\r\n", 400),
             (&format!("X: {}\r\n", "y".repeat(HEAD_BYTES_MAX)), 431),
             (&"X: y\r\n".repeat(HEADERS_MAX), 431),
+            (&format!("Connection: {}\r\n", "a,".repeat(HEADERS_MAX)), 400),
         ] {
             let refused = request(&get(rest)).expect_err(rest);
             assert_eq!(refused.status.as_u16(), status, "{rest:.60?}: {refused}");

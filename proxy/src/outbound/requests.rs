@@ -255,6 +255,7 @@ async fn send(
         path,
         http2: cluster.http2 || request.version() == Version::HTTP_2,
         rule,
+        deciding: rule.and_then(|rule| rule.deciding.as_ref()),
         request_timeout: rule.and_then(|rule| rule.request_timeout),
         attempt_timeout: rule.and_then(|rule| rule.attempt_timeout),
         retry: rule.and_then(|rule| rule.retry.as_ref()),

@@ -9,6 +9,8 @@ use hashbrown::HashMap;
 use http::HeaderMap;
 use http::header::HeaderName;
 
+use crate::decide::looked_at;
+
 use super::route::{Match, PathMatch, ValueTest};
 
 /// As many matches are looked through faster than an index leads to one.
@@ -91,7 +93,8 @@ impl Shelf {
         for (name, values) in &self.by_header {
             // Of a header with several values each is looked at by itself.
             for value in headers.get_all(name) {
-                if let Some(list) = std::str::from_utf8(value.as_bytes()).ok().and_then(|value| values.get(value)) {
+                let value = looked_at(name, value.as_bytes());
+                if let Some(list) = std::str::from_utf8(&value).ok().and_then(|value| values.get(value)) {
                     found.look(list);
                 }
             }

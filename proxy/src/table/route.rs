@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hashbrown::HashMap;
-use http::header::{HeaderName, HeaderValue};
+use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, StatusCode};
 use regex::{Regex, RegexBuilder};
 use weft_config as wire;
@@ -14,6 +14,7 @@ use weft_config as wire;
 use super::CompileError;
 use super::index::Index;
 use crate::filter::Filters;
+use crate::http::head::{Deciding, Names, canonical_host, is_same_name};
 
 /// What a compiled expression may take, in bytes. An expression that needs more is refused.
 const REGEX_BYTES_MAX: usize = 1024 * 1024;
@@ -86,6 +87,8 @@ pub(crate) struct Rule {
     pub(crate) origin: Arc<Origin>,
     pub(crate) request_edit: Edit,
     pub(crate) response_edit: Edit,
+    /// What the port's routes look at and change.
+    pub(crate) deciding: Option<Arc<Deciding>>,
     pub(crate) filters: Option<Box<Filters>>,
     pub(crate) action: Action,
     pub(crate) request_timeout: Option<Duration>,
@@ -182,12 +185,10 @@ impl Routes {
             return Err(CompileError::Rule(stray.rule));
         }
         let matches: Box<[_]> = matches.into_iter().map(Match::compile).collect::<Result<_, _>>()?;
-        Ok(Self {
-            index: Index::of(&matches),
-            matches,
-            rules: rules.into_iter().map(Rule::compile).collect::<Result<_, _>>()?,
-            streams: Streams::compile(tls, tcp, streams)?,
-        })
+        let mut rules: Box<[_]> = rules.into_iter().map(Rule::compile).collect::<Result<_, _>>()?;
+        let deciding = deciding(&matches, &rules).map(Arc::new);
+        rules.iter_mut().for_each(|rule| rule.deciding = deciding.clone());
+        Ok(Self { index: Index::of(&matches), matches, rules, streams: Streams::compile(tls, tcp, streams)? })
     }
 
     /// The first match that `takes` a request with this path and these headers.
@@ -249,6 +250,15 @@ impl StreamRule {
     }
 }
 
+/// The headers that decide what becomes of a request, and those that rules change.
+fn deciding(matches: &[Match], rules: &[Rule]) -> Option<Deciding> {
+    let conditions = matches.iter().flat_map(|condition| condition.headers.iter().map(|(name, _)| name));
+    let keys = rules.iter().filter_map(|rule| rule.filters.as_ref()?.rate_limit.as_ref()?.key_header());
+    let request = conditions.chain(keys).chain(rules.iter().flat_map(|rule| rule.request_edit.names()));
+    let (request, response) = (Names::of(request), Names::of(rules.iter().flat_map(|rule| rule.response_edit.names())));
+    (request.is_some() || response.is_some()).then_some(Deciding { request, response })
+}
+
 /// Sum of the weights.
 fn total(backends: &[wire::Backend], origin: &Origin) -> Result<u32, CompileError> {
     match backends.iter().map(|backend| backend.weight).fold(0, u32::saturating_add) {
@@ -306,6 +316,19 @@ impl ValueTest {
         })
     }
 
+    /// A condition on a header's value. That of a host is in the form in which hosts are looked at.
+    pub(crate) fn of_header(name: &HeaderName, test: wire::ValueTest) -> Result<Self, CompileError> {
+        match test {
+            wire::ValueTest::Exact(host) if *name == header::HOST => {
+                Ok(Self::Exact(String::from_utf8_lossy(&canonical_host(host.as_bytes())).into_owned()))
+            }
+            wire::ValueTest::Regex(pattern) if *name == header::HOST => {
+                compile_regex_by(&pattern, true).map(Self::Regex)
+            }
+            test => Self::compile(test),
+        }
+    }
+
     /// Whether it holds for one value, where there is one.
     pub(crate) fn holds(&self, value: &[u8]) -> bool {
         match self {
@@ -340,6 +363,7 @@ impl Rule {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             request_edit: Edit::compile(request_headers)?,
             response_edit: Edit::compile(response_headers)?,
+            deciding: None,
             filters: Filters::compile(&origin.text, cors, rate_limit, fault, mirrors)?,
             action: Action::compile(action, &origin)?,
             request_timeout: request_timeout_ms.map(Duration::from_millis),
@@ -437,6 +461,24 @@ impl Edit {
         })
     }
 
+    /// The headers that it changes.
+    fn names(&self) -> impl Iterator<Item = &HeaderName> {
+        self.remove.iter().chain(self.set.iter().chain(&self.add).map(|(name, _)| name))
+    }
+
+    /// Makes the changes to a request. What it removes or replaces is not there under another spelling of its name either.
+    pub(crate) fn apply_to_request(&self, headers: &mut HeaderMap) {
+        let takes_away = !self.remove.is_empty() || !self.set.is_empty();
+        if takes_away && headers.keys().any(|name| name.as_str().contains('_')) {
+            let gone = || self.remove.iter().chain(self.set.iter().map(|(name, _)| name));
+            let respelled = |other: &&HeaderName| gone().any(|name| name != *other && is_same_name(name, other));
+            while let Some(name) = headers.keys().find(respelled).cloned() {
+                headers.remove(name);
+            }
+        }
+        self.apply(headers);
+    }
+
     /// Makes the changes: removes, then sets, then adds.
     pub(crate) fn apply(&self, headers: &mut HeaderMap) {
         for name in &self.remove {
@@ -457,15 +499,21 @@ pub(crate) fn compile_headers(headers: Vec<wire::ValueMatch>) -> Result<Box<[(He
     for wire::ValueMatch { name, test } in headers {
         let name = parse_name(&name)?;
         if compiled.iter().all(|(earlier, _)| *earlier != name) {
-            compiled.push((name, ValueTest::compile(test)?));
+            let test = ValueTest::of_header(&name, test)?;
+            compiled.push((name, test));
         }
     }
     Ok(compiled.into())
 }
 
 fn compile_regex(pattern: &str) -> Result<Regex, CompileError> {
+    compile_regex_by(pattern, false)
+}
+
+fn compile_regex_by(pattern: &str, ignores_case: bool) -> Result<Regex, CompileError> {
     let compile = |text: &str| {
         RegexBuilder::new(text)
+            .case_insensitive(ignores_case)
             .size_limit(REGEX_BYTES_MAX)
             .dfa_size_limit(REGEX_BYTES_MAX)
             .build()

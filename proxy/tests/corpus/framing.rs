@@ -736,3 +736,75 @@ fn try_case(app: &App, direction: Direction, case: &Case, number: usize) -> Resu
     }
     problem.map_or(Ok(()), Err)
 }
+
+/// RFC 9110 and 9112 by the letter, where a request is unusual.
+#[test]
+fn unusual_requests() {
+    alone(module_path!(), "unusual_requests", || {
+        let app = App::start();
+        let _place = Place::start();
+        for (target, bytes) in [("/octet", "X"), ("/word", "HELLO"), ("/cut", "HTTX"), ("/nul", "\0")] {
+            app.reply(target, Reply::new(bytes, Then::Hang));
+        }
+        for direction in BOTH {
+            // RFC 9112 3.2: a request of HTTP/1.1 has a Host, whatever its target; 3.2.2: it is that of the target.
+            for (request, status) in [
+                ("GET http://app/x HTTP/1.1\r\n\r\n", 400),
+                ("GET http://app/x HTTP/1.1\r\nHost: app\r\n\r\n", 200),
+                ("GET http://app/x HTTP/1.1\r\nHost: other\r\n\r\n", 400),
+                ("GET http://app/x HTTP/1.0\r\n\r\n", 200),
+                ("GET /x HTTP/1.1\r\nHost: [evil]\r\n\r\n", 400),
+                ("GET /x HTTP/1.1\r\nHost: []\r\n\r\n", 400),
+                ("GET /x HTTP/1.1\r\nHost: [v1.a]\r\n\r\n", 400),
+                ("GET /x HTTP/1.1\r\nHost: [::1%25eth0]\r\n\r\n", 400),
+                ("GET /x HTTP/1.1\r\nHost: [1.2.3.4]\r\n\r\n", 400),
+                ("GET /x HTTP/1.1\r\nHost: [::ffff:1.2.3.4]:80\r\n\r\n", 200),
+            ] {
+                let mut client = Client::connect(direction.address());
+                client.send(request);
+                assert_eq!(client.answer().map(|answer| answer.status), Ok(status), "{direction:?} {request:?}");
+            }
+            let hosts: Vec<_> = app.take().into_iter().map(|seen| seen.header("host")).collect();
+            assert_eq!(hosts, ["app", "app", "[::ffff:1.2.3.4]:80"].map(|host| Some(host.to_owned())), "{direction:?}");
+            // RFC 9110 10.1.1 and 15.2: nothing before the answer to HTTP/1.0.
+            let mut client = Client::connect(direction.address());
+            client.send("POST /x HTTP/1.0\r\nHost: app\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\nhello");
+            assert_eq!(client.bytes(12), b"HTTP/1.1 200", "{direction:?}");
+            assert_eq!(app.take().pop().and_then(|seen| seen.header("expect")), None, "{direction:?}");
+            // RFC 9110 7.6.2.
+            for (method, forwards, status, passed) in [
+                ("OPTIONS", "0", 204, None),
+                ("OPTIONS", "1", 200, Some("0")),
+                ("OPTIONS", "070", 200, Some("69")),
+                ("OPTIONS", "18446744073709551616", 200, Some("18446744073709551615")),
+                ("OPTIONS", "x", 400, None),
+                ("OPTIONS", "-1", 400, None),
+                ("OPTIONS", "5\r\nMax-Forwards: 6", 400, None),
+                ("TRACE", "0", 405, None),
+                ("TRACE", "2", 200, Some("1")),
+                ("GET", "0", 200, Some("0")),
+            ] {
+                let mut client = Client::connect(direction.address());
+                client.send(format!("{method} /x HTTP/1.1\r\nHost: app\r\nMax-Forwards: {forwards}\r\n\r\n"));
+                assert_eq!(
+                    client.answer().map(|answer| answer.status),
+                    Ok(status),
+                    "{direction:?} {method} {forwards}"
+                );
+                let seen = app.take().pop();
+                assert_eq!(seen.is_some(), status == 200, "{direction:?} {method} {forwards}");
+                let value = seen.and_then(|seen| seen.header("max-forwards"));
+                assert_eq!(value.as_deref(), passed, "{direction:?} {method} {forwards}");
+            }
+            for target in ["/octet", "/word", "/cut", "/nul"] {
+                let mut client = Client::connect(direction.address());
+                client.send(format!("GET {target} HTTP/1.1\r\nHost: app\r\n\r\n"));
+                let answer = client.answer().unwrap_or_else(|error| panic!("{direction:?} {target}: {error:?}"));
+                let told = (answer.status, answer.header("weft-reason"));
+                assert_eq!(told, (502, Some("upstream-protocol")), "{direction:?} {target}");
+            }
+            app.take();
+        }
+        assert_eq!(app.violations(), [""; 0]);
+    });
+}

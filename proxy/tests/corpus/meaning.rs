@@ -1,10 +1,12 @@
 //! Paths, hosts, methods and headers that a policy could take for something else than the application does.
 
+use std::time::Duration;
+
 use serde_json::json;
 
-use super::app::App;
+use super::app::{App, Reply, Then};
 use super::client::{Client, get};
-use super::place::{BOTH, Direction, Options, Place, alone};
+use super::place::{BOTH, Direction, Options, PATIENCE, Place, alone};
 
 /// What an application makes of a path that decodes once, takes a backslash for a slash, merges slashes and resolves
 /// dots.
@@ -467,5 +469,241 @@ fn lines_of_the_log() {
             assert!(!line.bytes().any(|byte| byte < 0x20), "{line:?}");
         }
         app.take();
+    });
+}
+
+/// Policies with one rule.
+fn policy(action: &str, conditions: serde_json::Value) -> serde_json::Value {
+    let mut rule = conditions;
+    rule["action"] = action.into();
+    json!([{"name": "p", "target": "namespace", "rules": [rule]}])
+}
+
+/// The status of a GET with these header lines, 0 for no answer.
+fn ask(direction: Direction, target: &str, lines: impl AsRef<[u8]>) -> u16 {
+    let mut client = Client::connect(direction.address());
+    let head = format!("GET {target} HTTP/1.1\r\n");
+    client.send([head.as_bytes(), lines.as_ref(), b"\r\n"].concat());
+    client.answer().map_or(0, |answer| answer.status)
+}
+
+/// A backend in every rule's reach.
+fn to_app() -> serde_json::Value {
+    json!({"forward": {"backends": [
+        {"weight": 1, "target": {"cluster": {"namespace": "shop", "service": "app", "port": 80}}}
+    ]}})
+}
+
+/// Hop-by-hop headers are those of the message that was received: what a rule sets stays, and so does what an application or
+/// a policy decides by. What else `Connection` names is not passed on.
+#[test]
+fn connection_takes_no_header_away_that_decides() {
+    alone(module_path!(), "connection_takes_no_header_away_that_decides", || {
+        let app = App::start();
+        let routes = json!({
+            "matches": [
+                {"rule": 0, "path": {"prefix": "/x"}, "headers": [{"name": "x-user", "test": "present"}]},
+                {"rule": 0}
+            ],
+            "rules": [{
+                "route": {"namespace": "shop", "name": "r"}, "name": "0", "action": to_app(),
+                "requestHeaders": {"set": [{"name": "x-internal", "value": "no"}], "add": [{"name": "x-tag", "value": "t"}]},
+                "responseHeaders": {"set": [{"name": "x-served", "value": "weft"}], "add": [{"name": "x-by", "value": "b"}]}
+            }]
+        });
+        let policies = policy("allow", json!({"headers": [{"name": "x-team", "test": {"exact": "good"}}]}));
+        let settings = json!({"sticky": {"cookie": "stuck", "path": "/"}});
+        let _place = Place::with(Options { routes: Some(routes), policies, settings, ..Options::default() });
+        let reply = "HTTP/1.1 200 OK\r\nConnection: x-served, X-By, set-cookie, content-type, x-own\r\nX-Own: 1\r\n\
+                     Content-Type: a/b\r\nSet-Cookie: c=d\r\nContent-Length: 0\r\n\r\n";
+        app.reply("/x", Reply::new(reply, Then::Keep));
+        let names = "x-internal, x-tag, X-User, x-team, x_team, authorization, cookie, host, content-length, x-forwarded-for, \
+                     forwarded, traceparent, weft-unprocessed, content-type, x-own";
+        let given = "Authorization: a\r\nCookie: b=c\r\nX-Forwarded-For: 1.2.3.4\r\nForwarded: for=1.2.3.4\r\nTraceparent: t\r\n\
+                     Content-Type: a/b\r\nX-Own: 1\r\nX-User: u\r\nX-Team: good\r\nX-Internal: yes\r\n";
+        for direction in BOTH {
+            for connection in [names.to_owned(), format!("close\r\nConnection: {names}"), format!("{names}, \u{e9}")] {
+                let mut client = Client::connect(direction.address());
+                client.send(format!("GET /x HTTP/1.1\r\nHost: app\r\n{given}Connection: {connection}\r\n\r\n"));
+                let answer = client.answer().expect("an answer");
+                assert_eq!(answer.status, 200, "{direction:?}");
+                let seen = app.take().pop().expect("a request");
+                let mut kept =
+                    vec!["authorization", "cookie", "x-forwarded-for", "forwarded", "traceparent", "content-type"];
+                match direction {
+                    Direction::Outbound => {
+                        assert_eq!(seen.header("x-internal").as_deref(), Some("no"));
+                        assert_eq!(seen.header("x-tag").as_deref(), Some("t"));
+                        assert_eq!(answer.header("x-served"), Some("weft"));
+                        assert_eq!(answer.header("x-by"), Some("b"));
+                        let cookies = answer.headers.iter().filter(|(name, _)| name == "set-cookie").count();
+                        assert_eq!(cookies, 2, "the application's and that of the session: {answer:?}");
+                        kept.push("x-user");
+                    }
+                    Direction::Inbound => kept.push("x-team"),
+                }
+                for name in kept {
+                    assert!(seen.header(name).is_some(), "{direction:?} {name} of {seen:?}");
+                }
+                assert_eq!(seen.header("x-own"), None, "{direction:?}");
+                assert_eq!(answer.header("content-type"), Some("a/b"), "{direction:?}");
+                assert_eq!(answer.header("x-own"), None, "{direction:?}");
+            }
+        }
+        assert_eq!(app.violations(), [""; 0]);
+    });
+}
+
+/// What decides is read octet by octet: bytes beyond ASCII hide no token beside them. And a list of options has a bound.
+#[test]
+fn tokens_beside_other_bytes() {
+    alone(module_path!(), "tokens_beside_other_bytes", || {
+        let app = App::start();
+        let _place = Place::start();
+        let http = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n";
+        app.reply("/other", Reply::new(http, Then::Echo));
+        for direction in BOTH {
+            let send = |lines: &[u8]| {
+                let mut client = Client::connect(direction.address());
+                client.send([b"GET /x HTTP/1.1\r\nHost: app\r\n", lines, b"\r\n"].concat());
+                let status = client.answer().map_or(0, |answer| answer.status);
+                (status, client)
+            };
+            for upgrade in [
+                &b"h2c, \xff"[..],
+                b"\xff, h2c",
+                b"\xff,h2c",
+                b"websocket, \xff",
+                b"\xffh2c",
+                b"h2c\xff",
+                b"h2c;x",
+                b"h2c/1",
+                b"h2",
+                b"HTTP/2.0",
+                b"TLS/1.0, HTTP/1.1",
+                b"websocket\r\nUpgrade: h2c",
+                b"h2c\r\nUpgrade: websocket",
+            ] {
+                let lines =
+                    [b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABk\r\nUpgrade: ", upgrade, b"\r\n"];
+                let desc = String::from_utf8_lossy(upgrade);
+                assert_eq!(send(&lines.concat()).0, 200, "{direction:?} {desc}");
+                let seen = app.take().pop().expect("a request");
+                assert_eq!(seen.header("upgrade"), None, "{direction:?} {desc}");
+            }
+            assert_eq!(send(b"HTTP2-Settings: AAMAAABk\r\n").0, 200);
+            assert_eq!(app.take().pop().and_then(|seen| seen.header("http2-settings")), None, "{direction:?}");
+            let mut client = Client::connect(direction.address());
+            client.send("GET /other HTTP/1.1\r\nHost: app\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n");
+            let status = client.answer().map(|answer| answer.status);
+            assert_eq!(status, Ok(502), "{direction:?}: another protocol than was asked for");
+            for connection in [&b"close, \xff"[..], b"\xff, close", b"\xe9\r\nConnection: close", b"\xff,CLOSE"] {
+                let (status, mut client) = send(&[b"Connection: ", connection, b"\r\n"].concat());
+                assert_eq!(status, 200, "{direction:?}");
+                assert!(client.closes_within(PATIENCE), "{direction:?} {}", String::from_utf8_lossy(connection));
+            }
+            let (status, mut client) = send(b"Connection: \xffclose\r\n");
+            assert_eq!((status, client.closes_within(Duration::from_millis(200))), (200, false), "another word");
+            // As many options as a message may have headers.
+            let options = |count: usize| format!("Connection: {}\r\n", vec!["a"; count].join(","));
+            assert_eq!(send(options(100).as_bytes()).0, 200, "{direction:?}");
+            assert_eq!(send(options(101).as_bytes()).0, 400, "{direction:?}");
+            assert_eq!(send(options(50).repeat(3).as_bytes()).0, 400, "{direction:?}");
+            assert_eq!(send(format!("Connection: {}\r\n", ",".repeat(60_000)).as_bytes()).0, 400, "{direction:?}");
+            app.take();
+        }
+        assert_eq!(app.violations(), [""; 0]);
+    });
+}
+
+/// What a rule takes away or replaces is not there under another spelling of its name either.
+#[test]
+fn edits_and_other_spellings() {
+    alone(module_path!(), "edits_and_other_spellings", || {
+        let app = App::start();
+        let routes = json!({"matches": [{"rule": 0}], "rules": [{
+            "route": {"namespace": "shop", "name": "r"}, "name": "0", "action": to_app(),
+            "requestHeaders": {"set": [{"name": "x-internal", "value": "no"}], "remove": ["x-debug"]}
+        }]});
+        let _place = Place::with(Options { routes: Some(routes), ..Options::default() });
+        let lines = "Host: app\r\nX_Internal: yes\r\nX-Internal: yes\r\nX_Debug: 1\r\nX-Debug: 1\r\nX_Other: 1\r\n";
+        assert_eq!(ask(Direction::Outbound, "/x", lines), 200);
+        let seen = app.take().pop().expect("a request");
+        let names: Vec<&str> = seen.headers.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["host", "x_other", "x-internal"], "{seen:?}");
+        assert_eq!(seen.header("x-internal").as_deref(), Some("no"));
+    });
+}
+
+/// Fields that speak for a proxy, or that something is decided by, are no trailers.
+#[test]
+fn trailers_that_decide() {
+    alone(module_path!(), "trailers_that_decide", || {
+        let app = App::start();
+        let routes = json!({
+            "matches": [{"rule": 0, "headers": [{"name": "x-user", "test": "present"}]}, {"rule": 0}],
+            "rules": [{
+                "route": {"namespace": "shop", "name": "r"}, "name": "0", "action": to_app(),
+                "requestHeaders": {"set": [{"name": "x-internal", "value": "no"}], "remove": ["x-debug"]},
+                "responseHeaders": {"remove": ["x-secret"]}
+            }]
+        });
+        let policies = policy("deny", json!({"headers": [{"name": "x-team", "test": {"exact": "evil"}}]}));
+        let _place = Place::with(Options { routes: Some(routes), policies, ..Options::default() });
+        let never = [
+            "x-forwarded-for",
+            "X-Forwarded-Client-Cert",
+            "x_forwarded_for",
+            "forwarded",
+            "weft-source",
+            "weft-reason",
+            "weft_reason",
+            "weft-unprocessed",
+            "authorization",
+            "host",
+            "te",
+            "connection",
+            "upgrade",
+            "via",
+            "x-real-ip",
+            "traceparent",
+            "x-request-id",
+            "cookie",
+            "content-type",
+            "vary",
+            "location",
+            "www-authenticate",
+            "if-match",
+            "http2-settings",
+        ];
+        let always = ["grpc-status", "grpc-message", "x-sum", "server-timing", "etag", "x-data-bin"];
+        let lines = |names: &[&str]| names.iter().map(|name| format!("{name}: 1\r\n")).collect::<String>();
+        for direction in BOTH {
+            let (asked, answered): (&[&str], &[&str]) = match direction {
+                Direction::Outbound => (&["x-internal", "x-debug", "X-User", "x_internal"], &["x-secret"]),
+                Direction::Inbound => (&["x-team", "X_Team"], &[]),
+            };
+            let sent = lines(&[&always[..], &never, asked].concat());
+            let mut client = Client::connect(direction.address());
+            client.send(format!(
+                "POST /x HTTP/1.1\r\nHost: app\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n{sent}\r\n"
+            ));
+            assert_eq!(client.answer().map(|answer| answer.status), Ok(200), "{direction:?}");
+            let seen = app.take().pop().expect("a request");
+            let names: Vec<&str> = seen.trailers.iter().filter_map(|line| Some(line.split_once(':')?.0)).collect();
+            assert_eq!(names, always, "{direction:?}");
+            let sent = lines(&[&always[..], &never, answered].concat());
+            let reply = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n{sent}\r\n");
+            app.reply("/answer", Reply::new(reply, Then::Keep));
+            let mut client = Client::connect(direction.address());
+            client.send("GET /answer HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n");
+            assert!(client.closes_within(PATIENCE), "{direction:?}");
+            let said = client.said();
+            let (_, trailers) = said.split_once("\r\n0\r\n").expect("a last chunk");
+            let names: Vec<&str> = trailers.lines().filter_map(|line| Some(line.split_once(':')?.0)).collect();
+            assert_eq!(names, always, "{direction:?}: {said}");
+            app.take();
+        }
+        assert_eq!(app.violations(), [""; 0]);
     });
 }
