@@ -75,16 +75,17 @@ pub struct Authorization {
 pub struct AuthorizationRule {
     /// Allow or Deny.
     pub action: Action,
-    /// Methods; any of them.
+    /// Methods; any of them. A Deny rule takes a method in whatever letter case.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub methods: Vec<Method>,
-    /// Paths; any of them. They are held against the path as the application is given it: dot segments resolved, repeated
-    /// slashes merged, and a path with an encoded slash, backslash or NUL refused with 400.
+    /// Paths; any of them. Applications read some paths in several ways (`%2F`, `;parameters`, `//`, dot segments,
+    /// backslashes): a Deny rule takes a request if any usual reading of its path is named, and a request passes Allow rules
+    /// only if all readings are. What passes is forwarded as it came.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub paths: Vec<PathMatch>,
-    /// Headers; all of them.
+    /// Headers; all of them. `host` is held against the host without port, letter case and final dot.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub headers: Vec<HeaderMatch>,

@@ -53,7 +53,7 @@ fn takes(condition: &Match, head: &RequestHead<'_>) -> bool {
 
 /// A condition on a header that may have several values holds if it holds for any of them; each value is looked at by
 /// itself, never joined.
-pub(crate) fn header_holds(headers: &HeaderMap, name: &HeaderName, test: &ValueTest) -> bool {
+fn header_holds(headers: &HeaderMap, name: &HeaderName, test: &ValueTest) -> bool {
     let mut values = headers.get_all(name).iter().peekable();
     match values.peek() {
         None => matches!(test, ValueTest::Absent),

@@ -3,7 +3,6 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::uri::PathAndQuery;
 use http::{Method, Request, Response, Version};
 use rustls::ServerConfig;
 use tokio::net::TcpStream;
@@ -16,7 +15,7 @@ use crate::http::forward::{Finish, LOCAL_CONNECT_TIMEOUT, Plan, Upstream, forwar
 use crate::http::incoming::Incoming;
 use crate::http::respond::{Answer, Reason};
 use crate::http::{head, serve};
-use crate::path;
+use crate::path::TooManyReadings;
 use crate::policy::Verdict as PolicyVerdict;
 use crate::sniff::{First, Prefixed, SILENCE, Said};
 use crate::stream::Stream;
@@ -24,6 +23,9 @@ use crate::tcp;
 use crate::telemetry::access::{self, ConnectionNote};
 use crate::tls;
 use crate::upstream::endpoint::open;
+
+/// A longer reading of a path is not told to its client, in bytes.
+const READING_BYTES_MAX: usize = 256;
 
 /// Carries one connection.
 pub(crate) async fn handle(downstream: Rc<Downstream>, stream: TcpStream) {
@@ -162,50 +164,36 @@ async fn respond(downstream: Rc<Downstream>, request: Box<Request<Incoming>>) ->
         return Answer::new(Reason::BadRequest, text).into_response(finish);
     }
     let inbound = worker.shared.store.load().inbound.clone();
-    let mut forwarded_path = None;
-    let uri = request.uri().clone();
-    let mut looked_at = std::borrow::Cow::Borrowed(uri.path());
-    if inbound.policies.look_at_paths(destination.port()) && request.uri().path() != "*" {
-        match path::normalize(uri.path()) {
-            Err(ambiguous) => {
-                return Answer::new(
-                    Reason::BadRequest,
-                    format!("policies look at paths, and this one has no one meaning: {ambiguous:?}"),
-                )
-                .into_response(finish);
-            }
-            Ok(canonical) => {
-                if canonical != uri.path() {
-                    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-                    match format!("{canonical}{query}").parse::<PathAndQuery>() {
-                        Ok(path) => forwarded_path = Some(path),
-                        // Never the path that policies were not held against.
-                        Err(_) => {
-                            return Answer::new(Reason::BadRequest, "the canonical path is none").into_response(finish);
-                        }
-                    }
-                }
-                looked_at = canonical;
-            }
-        }
-    }
+    let uri = request.uri();
     let head =
-        RequestHead { method: request.method(), path: &looked_at, query: uri.query(), headers: request.headers() };
-    match inbound.policies.of_request(destination.port(), &head) {
-        PolicyVerdict::Allowed => {}
-        PolicyVerdict::Denied(origin) => {
-            finish.decided(0, origin);
-            return Answer::new(Reason::PolicyDenied, "a policy denies the request").into_response(finish);
+        RequestHead { method: request.method(), path: uri.path(), query: uri.query(), headers: request.headers() };
+    let judged = match inbound.policies.of_request(destination.port(), &head) {
+        Ok(judged) => judged,
+        Err(TooManyReadings) => {
+            let text = "policies look at paths, and this one can be read in too many ways";
+            return Answer::new(Reason::BadRequest, text).into_response(finish);
         }
-        PolicyVerdict::NotAllowed(origin) => {
-            finish.decided(0, origin);
-            return Answer::new(Reason::PolicyDenied, "no policy allows the request").into_response(finish);
-        }
+    };
+    let (origin, text) = match judged.verdict {
+        PolicyVerdict::Allowed => (None, ""),
+        PolicyVerdict::Denied(origin) => (Some(origin), "a policy denies the request"),
+        PolicyVerdict::NotAllowed(origin) => (Some(origin), "no policy allows the request"),
+    };
+    if let Some(origin) = origin {
+        finish.decided(0, origin);
+        let text = match judged.reading {
+            Some(reading) if reading.len() <= READING_BYTES_MAX && reading != head.path => {
+                format!("{text}: its path can be read as {reading}")
+            }
+            _ => text.to_owned(),
+        };
+        return Answer::new(Reason::PolicyDenied, text).into_response(finish);
     }
     let plan = Plan {
         upstream: Upstream::Local(worker.local(destination)),
         host,
-        path: forwarded_path,
+        // As it came: every reading of it passes.
+        path: None,
         http2: request.version() == Version::HTTP_2,
         rule: None,
         deciding: inbound.policies.deciding.as_ref(),

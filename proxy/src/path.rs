@@ -1,162 +1,244 @@
-//! The one path that is authorised and forwarded.
+//! What applications make of a path.
 //!
-//! A rule about paths is worth something only if the application sees the path that the rule was held against. So where
-//! rules about paths apply, what needs no encoding is decoded, dot segments are resolved and repeated slashes merged before
-//! anybody looks, and what is sent on is the result. What applications read differently from one another (an encoded slash,
-//! a backslash) is refused there. Source of the rules: RFC 3986 6.2.2 and the merge-slashes normalisation of Envoy and Istio.
+//! A rule about paths is worth something only if it is held against what the application takes the path for, and applications
+//! read paths in different ways. So a path that can be read in several ways has several readings here, and a policy is held
+//! against all of them; what is forwarded is the path as it came. The readings come of these steps, each taken or not, in
+//! every order, because every order is some application's:
+//!
+//! | step | example | some that take it |
+//! |---|---|---|
+//! | decode `%2F` to a slash | `/a%2Fb` is `/a/b` | WSGI, PHP, Tomcat with `encodedSolidusHandling` |
+//! | take a backslash for a slash, also `%5C` | `/a\b` is `/a/b` | IIS, Tomcat with `allowBackslash` |
+//! | drop the parameters of segments, also behind `%3B` | `/a;x=1/b` is `/a/b` | Tomcat, Jetty, Spring |
+//! | merge slashes | `//a` is `/a` | nginx, Tomcat, Express behind a proxy |
+//! | resolve dot segments | `/a/../b` is `/b` | nginx, Tomcat, Go |
+//! | end the path at `%00` | `/a%00b` is `/a` | what is written in C |
+//! | decode again | `/%2570` is `/p` | nginx before an application |
+//!
+//! In all of them `%XX` stands for its octet, once. Letter case is left alone, and so are encodings that were never allowed (overlong UTF-8,
+//! `%u0041`), names of files that Windows takes for others, and a percent sign that encodes nothing, which stands for itself.
 
-use std::borrow::Cow;
+/// Readings of one path. Most paths with something to decide have two to four.
+const READINGS_MAX: usize = 32;
 
-/// Why a path has no one meaning.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ambiguous {
-    /// `%2F` or `%5C`: a slash to some, a character to others.
-    EncodedSlash,
-    /// A backslash: a slash to some.
-    Backslash,
-    /// `%00`, or a percent sign that encodes nothing.
-    BadEncoding,
-    /// It does not begin with a slash.
-    NotAbsolute,
+/// Bytes of all readings of one path, so that a long one costs no more than a few copies of the longest head.
+const READINGS_BYTES_MAX: usize = 256 * 1024;
+
+/// The steps. None: it changes nothing.
+const STEPS: [fn(&str) -> Option<String>; 8] = [
+    |path| path.contains("%2F").then(|| path.replace("%2F", "/")),
+    |path| path.contains("%5C").then(|| path.replace("%5C", "/")),
+    |path| path.contains("%3B").then(|| path.replace("%3B", ";")),
+    |path| path.find("%00").map(|end| path[..end].to_owned()),
+    |path| path.contains("%25").then(|| canonical(&path.replace("%25", "%"))),
+    without_parameters,
+    with_slashes_merged,
+    with_dots_resolved,
+];
+
+/// What a path can be read as.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Readings<'a> {
+    /// One thing only.
+    One(&'a str),
+    /// These, in the form of [`canonical`].
+    Several(Vec<String>),
 }
 
-/// The canonical form of a path. Idempotent, and its result has no `.` or `..` segment, no empty one but the last, and no
-/// encoding of a character that needs none.
-pub(crate) fn normalize(path: &str) -> Result<Cow<'_, str>, Ambiguous> {
-    let bytes = path.as_bytes();
-    if bytes.first() != Some(&b'/') {
-        return Err(Ambiguous::NotAbsolute);
+/// It can be read in more ways than are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TooManyReadings;
+
+/// All readings of a path. One in which nothing can be read differently costs one look at its bytes.
+pub(crate) fn readings(path: &str) -> Result<Readings<'_>, TooManyReadings> {
+    if is_plain(path) {
+        return Ok(Readings::One(path));
     }
-    let mut plain = true;
-    for (at, byte) in bytes.iter().enumerate() {
-        match byte {
-            b'\\' => return Err(Ambiguous::Backslash),
-            b'%' => match decode(bytes, at) {
-                Some(b'/' | b'\\') => return Err(Ambiguous::EncodedSlash),
-                None | Some(0) => return Err(Ambiguous::BadEncoding),
-                Some(_) => plain = false,
-            },
-            b'/' if matches!(bytes.get(at + 1), Some(b'/' | b'.')) => plain = false,
-            _ => {}
+    let mut readings = vec![canonical(path)];
+    let (mut at, mut bytes) = (0, readings[0].len());
+    while at < readings.len() {
+        for step in STEPS {
+            let Some(reading) = step(&readings[at]).filter(|reading| !readings.contains(reading)) else { continue };
+            bytes += reading.len();
+            if readings.len() == READINGS_MAX || bytes > READINGS_BYTES_MAX {
+                return Err(TooManyReadings);
+            }
+            readings.push(reading);
+        }
+        at += 1;
+    }
+    Ok(Readings::Several(readings))
+}
+
+/// The form in which paths are held against each other: what needs no encoding is decoded, and the rest encoded in capital letters.
+/// An octet that decides how a path is read stays encoded where it was.
+pub(crate) fn canonical(path: &str) -> String {
+    let bytes = path.as_bytes();
+    let mut form = String::with_capacity(path.len());
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        let encoded = if byte == b'%' { encoded(bytes, at) } else { None };
+        let octet = encoded.unwrap_or(byte);
+        at += if encoded.is_some() { 3 } else { 1 };
+        let stands_for_itself = match octet {
+            b'/' | b';' => encoded.is_none(),
+            b'%' | b'\\' | b'?' | b'#' => false,
+            _ => octet.is_ascii_graphic(),
+        };
+        if stands_for_itself {
+            form.push(octet as char);
+        } else {
+            const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+            form.push('%');
+            form.push(DIGITS[usize::from(octet >> 4)] as char);
+            form.push(DIGITS[usize::from(octet & 15)] as char);
         }
     }
-    if plain {
-        return Ok(Cow::Borrowed(path));
+    form
+}
+
+/// Whether a path has one reading, which is itself. What is no path (`*` of OPTIONS) has no other either.
+fn is_plain(path: &str) -> bool {
+    let bytes = path.as_bytes();
+    !path.starts_with('/')
+        || bytes.iter().enumerate().all(|(at, byte)| match byte {
+            b'%' | b'\\' | b';' => false,
+            b'/' => !matches!(bytes.get(at + 1), Some(b'/' | b'.')),
+            _ => byte.is_ascii_graphic(),
+        })
+}
+
+/// The octet that is encoded here.
+fn encoded(bytes: &[u8], at: usize) -> Option<u8> {
+    let hex = |byte: u8| (byte as char).to_digit(16).map(|digit| digit as u8);
+    Some(hex(*bytes.get(at + 1)?)? * 16 + hex(*bytes.get(at + 2)?)?)
+}
+
+fn without_parameters(path: &str) -> Option<String> {
+    let name = |segment: &str| segment.split(';').next().unwrap_or_default().to_owned();
+    path.contains(';').then(|| path.split('/').map(name).collect::<Vec<_>>().join("/"))
+}
+
+fn with_slashes_merged(path: &str) -> Option<String> {
+    if !path.contains("//") {
+        return None;
     }
-    let decoded = decode_unreserved(path);
+    let mut merged = String::with_capacity(path.len());
+    for letter in path.chars() {
+        if letter != '/' || !merged.ends_with('/') {
+            merged.push(letter);
+        }
+    }
+    Some(merged)
+}
+
+/// RFC 3986 5.2.4.
+fn with_dots_resolved(path: &str) -> Option<String> {
+    let is_dots = |segment: &str| matches!(segment, "." | "..");
+    if !path.split('/').any(is_dots) {
+        return None;
+    }
     let mut segments: Vec<&str> = Vec::new();
-    let mut open = false;
-    for segment in decoded.split('/').skip(1) {
-        open = true;
+    for segment in path.split('/').skip(1) {
         match segment {
-            "" | "." => {}
+            "." => {}
             ".." => {
                 segments.pop();
             }
-            name => {
-                segments.push(name);
-                open = false;
-            }
+            name => segments.push(name),
         }
     }
-    let mut result = String::with_capacity(decoded.len());
-    for segment in &segments {
-        result.push('/');
-        result.push_str(segment);
+    if path.rsplit('/').next().is_some_and(is_dots) {
+        segments.push("");
     }
-    if open || segments.is_empty() {
-        result.push('/');
-    }
-    Ok(Cow::Owned(result))
-}
-
-/// Decodes what needs no encoding; the digits of what stays encoded become upper case, so that each path has one spelling.
-fn decode_unreserved(path: &str) -> String {
-    let bytes = path.as_bytes();
-    let mut decoded = String::with_capacity(path.len());
-    let mut rest = path;
-    while let Some(at) = rest.find('%') {
-        let start = bytes.len() - rest.len() + at;
-        decoded.push_str(&rest[..at]);
-        match decode(bytes, start) {
-            Some(byte) if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') => {
-                decoded.push(byte as char)
-            }
-            // Two ASCII digits follow: the caller has refused a percent sign that encodes nothing.
-            _ => decoded.push_str(&rest[at..at + 3].to_ascii_uppercase()),
-        }
-        rest = &rest[at + 3..];
-    }
-    decoded.push_str(rest);
-    decoded
-}
-
-fn decode(bytes: &[u8], at: usize) -> Option<u8> {
-    let hex = |byte: u8| (byte as char).to_digit(16).map(|digit| digit as u8);
-    Some(hex(*bytes.get(at + 1)?)? * 16 + hex(*bytes.get(at + 2)?)?)
+    Some(format!("/{}", segments.join("/")))
 }
 
 /// What holds for every path.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn check_laws(path: &str) {
-    let Ok(canonical) = normalize(path) else { return };
-    assert_eq!(normalize(&canonical).as_deref(), Ok(&*canonical), "{path}: normalising twice changes nothing");
-    assert!(canonical.len() <= path.len(), "{path} became longer: {canonical}");
-    assert!(canonical.starts_with('/'), "{path} became {canonical}");
-    let segments: Vec<&str> = canonical.split('/').skip(1).collect();
-    assert!(segments.iter().all(|segment| !matches!(*segment, "." | "..")), "{path} became {canonical}");
-    assert!(segments[..segments.len() - 1].iter().all(|segment| !segment.is_empty()), "{path} became {canonical}");
-    let lower = canonical.to_ascii_lowercase();
-    assert!(["%2e", "%2f", "%5c", "%00", "\\"].iter().all(|never| !lower.contains(never)), "{path} became {canonical}");
+    let form = canonical(path);
+    assert_eq!(canonical(&form), form, "{path}: it is canonical already");
+    let Ok(Readings::Several(readings)) = readings(path) else { return };
+    assert!(readings.len() <= READINGS_MAX, "{path}");
+    assert_eq!(readings[0], form, "{path}");
+    for reading in &readings {
+        assert!(reading.starts_with('/'), "{path} became {reading}");
+        assert_eq!(canonical(reading), *reading, "{path}: {reading} is canonical");
+        for step in STEPS {
+            assert!(
+                step(reading).is_none_or(|next| readings.contains(&next)),
+                "{path}: a step from {reading} leads out"
+            );
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn check(path: &str, expected: &[&str]) {
+        let found = match readings(path) {
+            Ok(Readings::One(path)) => vec![path.to_owned()],
+            Ok(Readings::Several(readings)) => readings,
+            Err(TooManyReadings) => Vec::new(),
+        };
+        let (mut sorted, mut expected) = (found.clone(), expected.to_vec());
+        sorted.sort();
+        expected.sort();
+        assert_eq!(sorted, expected, "{path}: {found:?}");
+    }
+
     #[test]
-    fn canonical_forms() {
-        for (path, expected) in [
-            ("/", "/"),
-            ("/a/b", "/a/b"),
-            ("/a/b/", "/a/b/"),
-            ("//a///b", "/a/b"),
-            ("/a/./b", "/a/b"),
-            ("/a/../b", "/b"),
-            ("/../../b", "/b"),
-            ("/a/..", "/"),
-            ("/a/.", "/a/"),
-            ("/a/%2e%2E/b", "/b"),
-            ("/a%2eb", "/a.b"),
-            ("/a..b/.c", "/a..b/.c"),
+    fn paths_with_one_reading() {
+        for path in ["/", "/a/b", "/a/b/", "/a..b/c.", "/a~b-_", "/a=b,c!$&'()*+:@", "/A", "*", "", "/{a}|\"<>^`"] {
+            assert_eq!(readings(path), Ok(Readings::One(path)), "{path}");
+        }
+        for (path, form) in [
             ("/%41", "/A"),
-            ("/%73ecret", "/secret"),
+            ("/a%2eb", "/a.b"),
             ("/a%7Eb%2d", "/a~b-"),
-            ("/a%3db%c3%a9", "/a%3Db%C3%A9"),
-            ("/%252e", "/%252e"),
-            ("/a;x=y/b", "/a;x=y/b"),
+            ("/a%3db", "/a=b"),
+            ("/caf%c3%a9", "/caf%C3%A9"),
+            ("/caf\u{e9}", "/caf%C3%A9"),
+            ("/a%20b", "/a%20b"),
+            ("/.well-known/x", "/.well-known/x"),
+            ("/a%", "/a%25"),
+            ("/%zz", "/%25zz"),
         ] {
-            assert_eq!(normalize(path).as_deref(), Ok(expected), "{path}");
-            assert_eq!(normalize(expected).as_deref(), Ok(expected), "{path}: normalising twice changes nothing");
+            check(path, &[form]);
         }
     }
 
     #[test]
-    fn refusals() {
-        for (path, expected) in [
-            ("/a%2fb", Ambiguous::EncodedSlash),
-            ("/a%5Cb", Ambiguous::EncodedSlash),
-            ("/a\\b", Ambiguous::Backslash),
-            ("/a%00", Ambiguous::BadEncoding),
-            ("/a%", Ambiguous::BadEncoding),
-            ("/a%2", Ambiguous::BadEncoding),
-            ("/%zz", Ambiguous::BadEncoding),
-            ("a", Ambiguous::NotAbsolute),
-            ("", Ambiguous::NotAbsolute),
-            ("*", Ambiguous::NotAbsolute),
-        ] {
-            assert_eq!(normalize(path), Err(expected), "{path}");
-        }
+    fn paths_with_several_readings() {
+        check("/a%2fb", &["/a%2Fb", "/a/b"]);
+        check("/a\\b", &["/a%5Cb", "/a/b"]);
+        check("/a%5cb", &["/a%5Cb", "/a/b"]);
+        check("/a;x=/b", &["/a;x=/b", "/a/b"]);
+        check("/a%3bx", &["/a%3Bx", "/a;x", "/a"]);
+        check("//a", &["//a", "/a"]);
+        check("/a/./b", &["/a/./b", "/a/b"]);
+        check("/a/..", &["/a/..", "/"]);
+        check("/a/%2e%2E/b", &["/a/../b", "/b"]);
+        check("/a%00b", &["/a%00b", "/a"]);
+        check("/%2541", &["/%2541", "/A"]);
+        check("/a%252fb", &["/a%252fb", "/a%2Fb", "/a/b"]);
+        check("/x/..;/a", &["/x/..;/a", "/x/../a", "/a"]);
+        check("/.;/a", &["/.;/a", "/./a", "/a"]);
+        check("/a//../b", &["/a//../b", "/a/../b", "/a/b", "/b"]);
+        check("/../../b", &["/../../b", "/b"]);
+    }
+
+    #[test]
+    fn what_can_be_read_in_too_many_ways_is_not_looked_at() {
+        let many = format!("/{}", "..;a%2f%5c/%252e//%00".repeat(50));
+        assert_eq!(readings(&many), Err(TooManyReadings));
+        let long = format!("/a%2f{}", "b".repeat(READINGS_BYTES_MAX / 2));
+        assert_eq!(readings(&long), Err(TooManyReadings), "two copies of it are too large");
+        let long = format!("/a%20{}", "b".repeat(60 * 1024));
+        assert_eq!(readings(&long), Ok(Readings::Several(vec![long.clone()])), "one is not");
     }
 
     #[test]
@@ -173,7 +255,7 @@ mod tests {
         }
 
         #[test]
-        fn laws_where_dots_and_encodings_abound(path in "(/|\\.|\\.\\.|%2[eEfF5]|%5[cC]|%[0-9a-fA-F]{2}|%|a|;|é){0,16}") {
+        fn laws_where_dots_and_encodings_abound(path in "(/|\\.|\\.\\.|%2[eEfF5]|%5[cC]|%[0-9a-fA-F]{2}|%|a|;|é|\\\\){0,16}") {
             check_laws(&format!("/{path}"));
         }
     }

@@ -494,7 +494,7 @@ impl Edit {
 }
 
 /// Compiles conditions on headers; of several on one name the first counts.
-pub(crate) fn compile_headers(headers: Vec<wire::ValueMatch>) -> Result<Box<[(HeaderName, ValueTest)]>, CompileError> {
+fn compile_headers(headers: Vec<wire::ValueMatch>) -> Result<Box<[(HeaderName, ValueTest)]>, CompileError> {
     let mut compiled: Vec<(HeaderName, ValueTest)> = Vec::with_capacity(headers.len());
     for wire::ValueMatch { name, test } in headers {
         let name = parse_name(&name)?;

@@ -31,14 +31,12 @@
 //! - What needs identities (certificates of clients, peers in policies): the proxy has none yet. TLS that it terminates has
 //!   its tests in `proxy/tests/tls.rs`: it is not for pods yet.
 //! - What is of the operator, the webhook or the redirection: they have tests of their own.
-//! - Headers that proxies add and trust (`x-forwarded-*` and their kin), and names that differ from them by an
-//!   underscore: this proxy reads none and adds none.
+//! - Headers that proxies add and trust (`x-forwarded-*` and their kin): this proxy reads none and adds none.
 //! - Bodies in policies, globs, and names inside expressions: policies have none of them. Fields that an old proxy does
 //!   not know: `proxy/config` refuses them, and tests that. All policies of a small model against a reference: not
 //!   written yet.
 //! - gzip and its bombs: the proxy unpacks nothing but its own configuration, which `proxy/config` tests.
-//! - Double decoding, path parameters and letter case in paths: applications read them differently, so they are left as
-//!   they are.
+//! - Letter case in paths: most applications tell it apart. The readings that policies know are in `docs/policy.md`.
 //!
 //! What hyper and h2 do and nobody here can change without replacing them: a request with an unusable framing header
 //! may be closed on without an answer; a bare LF where trailers begin hides the lines up to the next empty one; and about 2,000

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::app::{App, Reply, Then};
 use super::client::{Client, get};
+use super::frames::{END_HEADERS, END_STREAM, End, HEADERS, Wire, block, frame};
 use super::place::{BOTH, Direction, Options, PATIENCE, Place, alone};
 
 /// What an application makes of a path that decodes once, takes a backslash for a slash, merges slashes and resolves
@@ -167,31 +168,33 @@ fn spellings_of_a_denied_path() {
     });
 }
 
-/// What a policy was held against is what is passed on, and what is not for it to change is as it was.
+/// A path is passed on as it came, whether policies look at it or not.
 #[test]
-fn the_path_that_is_looked_at_is_the_one_that_is_sent() {
-    alone(module_path!(), "the_path_that_is_looked_at_is_the_one_that_is_sent", || {
+fn the_path_that_came_is_the_one_that_is_sent() {
+    alone(module_path!(), "the_path_that_came_is_the_one_that_is_sent", || {
         let app = App::start();
         let _place = Place::start();
-        for (path, sent) in [
-            ("/a", "/a"),
-            ("/a/../b", "/b"),
-            ("//a///b/", "/a/b/"),
-            ("/%61", "/a"),
-            ("/a%3db", "/a%3Db"),
-            ("/%252e%252e/private", "/%252e%252e/private"),
-            ("/a?b=/../private&c=%2e", "/a?b=/../private&c=%2e"),
-            ("/a#private", "/a"),
-            ("/a;x=/..;/b", "/a;x=/..;/b"),
-            ("/Private", "/Private"),
-            ("/a*b$c,d!e'f(g)h+i:j@k&l=m~n", "/a*b$c,d!e'f(g)h+i:j@k&l=m~n"),
-            ("/", "/"),
-            ("http://app/a/../b?c", "/b?c"),
-            ("http://app", "/"),
-            ("http://app?x", "/?x"),
+        for path in [
+            "/a",
+            "/a/../b",
+            "//a///b/",
+            "/%61",
+            "/a%3db",
+            "/%252e%252e/b",
+            "/a?b=/../private&c=%2e",
+            "/a;x=/..;/b",
+            "/Private",
+            "/a*b$c,d!e'f(g)h+i:j@k&l=m~n",
+            "/",
         ] {
             assert_eq!(get(Direction::Inbound.address(), path), 200, "{path}");
-            assert_eq!(app.take().first().map(|seen| seen.target.clone()).as_deref(), Some(sent), "{path}");
+            assert_eq!(app.take().first().map(|seen| seen.target.clone()).as_deref(), Some(path), "{path}");
+        }
+        for (target, sent) in
+            [("/a#private", "/a"), ("http://app/a/../b?c", "/a/../b?c"), ("http://app", "/"), ("http://app?x", "/?x")]
+        {
+            assert_eq!(get(Direction::Inbound.address(), target), 200, "{target}");
+            assert_eq!(app.take().first().map(|seen| seen.target.clone()).as_deref(), Some(sent), "{target}");
         }
         // Where no policy looks, the path is the application's business.
         for path in ["/a/../b", "//a", "/%61", "/a%2fb", "/a\\b", "/private", "/%00", "/a%"] {
@@ -376,7 +379,7 @@ fn headers_with_several_values() {
     });
 }
 
-/// PB-23: methods are what they are, letter by letter.
+/// PB-23: methods are passed on letter by letter; a Deny names one in whatever letter case.
 #[test]
 fn methods() {
     alone(module_path!(), "methods", || {
@@ -387,7 +390,8 @@ fn methods() {
         for (request, status) in [
             ("DELETE /x HTTP/1.1\r\nHost: app\r\n\r\n", 403),
             ("POST /x HTTP/1.1\r\nHost: app\r\nX-HTTP-Method-Override: DELETE\r\nContent-Length: 0\r\n\r\n", 200),
-            ("delete /x HTTP/1.1\r\nHost: app\r\n\r\n", 200),
+            ("delete /x HTTP/1.1\r\nHost: app\r\n\r\n", 403),
+            ("dElEtEs /x HTTP/1.1\r\nHost: app\r\n\r\n", 200),
             ("M-SEARCH /x HTTP/1.1\r\nHost: app\r\n\r\n", 200),
             ("TRACE /x HTTP/1.1\r\nHost: app\r\n\r\n", 200),
         ] {
@@ -396,7 +400,7 @@ fn methods() {
             assert_eq!(client.answer().map(|answer| answer.status), Ok(status), "{request}");
         }
         let methods: Vec<String> = app.take().into_iter().map(|seen| seen.method).collect();
-        assert_eq!(methods, ["POST", "delete", "M-SEARCH", "TRACE"], "passed on as they came");
+        assert_eq!(methods, ["POST", "dElEtEs", "M-SEARCH", "TRACE"], "passed on as they came");
     });
 }
 
@@ -477,6 +481,10 @@ fn policy(action: &str, conditions: serde_json::Value) -> serde_json::Value {
     let mut rule = conditions;
     rule["action"] = action.into();
     json!([{"name": "p", "target": "namespace", "rules": [rule]}])
+}
+
+fn inbound_with(policies: serde_json::Value) -> Place {
+    Place::with(Options { policies, ..Options::default() })
 }
 
 /// The status of a GET with these header lines, 0 for no answer.
@@ -613,6 +621,299 @@ fn tokens_beside_other_bytes() {
             app.take();
         }
         assert_eq!(app.violations(), [""; 0]);
+    });
+}
+
+/// A host has no letter case, its port is no part of it, and neither is the dot that ends it: in Deny and Allow, in routes, over
+/// both versions.
+#[test]
+fn hosts_in_conditions() {
+    alone(module_path!(), "hosts_in_conditions", || {
+        let _app = App::start();
+        let condition = |test: serde_json::Value| json!({"headers": [{"name": "host", "test": test}]});
+        let spellings = ["internal", "INTERNAL", "internal:80", "internal.", "Internal.:8080", "internal:"];
+        let others = ["app", "internal.shop", "xinternal"];
+        let over_http2 = |host: &str, authority: bool| {
+            let mut fields = vec![(":method", "GET"), (":scheme", "http"), (":path", "/x")];
+            fields.push(if authority { (":authority", host) } else { ("host", host) });
+            let mut wire = Wire::connect(Direction::Inbound.address());
+            wire.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(&fields)));
+            wire.end(1)
+        };
+        for test in [json!({"exact": "internal"}), json!({"exact": "Internal.:80"}), json!({"regex": "intern.l"})] {
+            let place = inbound_with(policy("deny", condition(test.clone())));
+            for host in spellings {
+                assert_eq!(ask(Direction::Inbound, "/x", format!("Host: {host}\r\n")), 403, "deny {test}: {host}");
+                let absolute = format!("http://{host}/x");
+                let status = ask(Direction::Inbound, &absolute, format!("Host: {host}\r\n"));
+                assert_eq!(status, 403, "deny {test}: {absolute}");
+                for authority in [true, false] {
+                    assert_eq!(over_http2(host, authority), End::Status(403), "deny {test}: {host} over HTTP/2");
+                }
+                let mut client = Client::connect(Direction::Inbound.address());
+                client.send(format!("GET http://{host}/x HTTP/1.0\r\n\r\n"));
+                assert_eq!(client.answer().map(|answer| answer.status), Ok(403), "deny {test}: {host}, HTTP/1.0");
+            }
+            for host in others {
+                assert_eq!(ask(Direction::Inbound, "/x", format!("Host: {host}\r\n")), 200, "deny {test}: {host}");
+            }
+            drop(place);
+            let _place = inbound_with(policy("allow", condition(test.clone())));
+            for host in spellings {
+                assert_eq!(ask(Direction::Inbound, "/x", format!("Host: {host}\r\n")), 200, "allow {test}: {host}");
+            }
+            for host in others {
+                assert_eq!(ask(Direction::Inbound, "/x", format!("Host: {host}\r\n")), 403, "allow {test}: {host}");
+            }
+        }
+        let place = inbound_with(policy("deny", condition(json!({"exact": "[::1]"}))));
+        for host in ["[::1]", "[::1]:80", "[0:0::1]", "[0000:0:0:0:0:0:0:1]:8080"] {
+            assert_eq!(ask(Direction::Inbound, "/x", format!("Host: {host}\r\n")), 403, "{host}");
+        }
+        assert_eq!(ask(Direction::Inbound, "/x", "Host: [::2]\r\n"), 200);
+        drop(place);
+        for more in [0, 20] {
+            // Beyond a few matches there is an index.
+            let mut matches = vec![json!({"rule": 0, "headers": [{"name": "host", "test": {"exact": "internal"}}]})];
+            matches.extend((0..more).map(|path| json!({"rule": 1, "path": {"exact": format!("/{path}")}})));
+            matches.push(json!({"rule": 1}));
+            let rule = |status: u16| json!({"route": {"namespace": "shop", "name": "r"}, "name": "0", "action": {"respond": {"status": status}}});
+            let routes = json!({"matches": matches, "rules": [rule(201), rule(202)]});
+            let _place = Place::with(Options { routes: Some(routes), ..Options::default() });
+            for host in spellings {
+                assert_eq!(ask(Direction::Outbound, "/x", format!("Host: {host}\r\n")), 201, "route: {host}");
+            }
+            assert_eq!(ask(Direction::Outbound, "/x", "Host: app\r\n"), 202);
+        }
+    });
+}
+
+/// What a policy says of a path holds for every reading that applications are known to have, and a request on which no verdict
+/// depends is passed on as it came.
+#[test]
+fn readings_of_paths() {
+    alone(module_path!(), "readings_of_paths", || {
+        let app = App::start();
+        let paths = |path: &str| json!({"paths": [{"prefix": path}]});
+        let check = |path: &str, status: u16| {
+            assert_eq!(get(Direction::Inbound.address(), path), status, "{path}");
+            let seen: Vec<String> = app.take().into_iter().map(|seen| seen.target).collect();
+            assert_eq!(
+                seen,
+                if status == 200 { vec![path.to_owned()] } else { Vec::new() },
+                "{path} is passed on as it came"
+            );
+        };
+        let place = inbound_with(policy("deny", paths("/private")));
+        for path in [
+            "/private;a",
+            "/private;a/x",
+            "/private;",
+            "/.;/private",
+            "/;/private",
+            "/;a=b/private",
+            "/x/..;/private",
+            "/x/..;a/private",
+            "/x/%2e%2e;/private",
+            "/x/..%3b/private",
+            "/x/y/..;/..;/private",
+            "/x/%252e%252e/private",
+            "/x/..%252fprivate",
+            "/%2570rivate",
+            "/x%2f..%2fprivate",
+            "/%2fprivate",
+            "/x%5c..%5cprivate",
+            "/x\\..\\private",
+            "/private%00",
+            "/private%00.css",
+            "/private%2fx",
+            "/private\\x",
+            "/x//../private",
+            "/private/..;/x",
+            "/private/../x",
+            "/x/../private",
+        ] {
+            check(path, 403);
+        }
+        for path in [
+            "/api/v4/projects/a%2Fb",
+            "/api/v4/projects/a%2fb/private",
+            "/a;private",
+            "/a;x=/b",
+            "/a;x=..;/b",
+            "/a\\b",
+            "/a%5Cb",
+            "/%00",
+            "/a%",
+            "/%zz",
+            "/a%20b",
+            "/caf%c3%a9",
+            "/a/../b",
+            "//a///b/",
+            "/%61",
+            "/a%252fb",
+            "/privatex;/a",
+            "/Private",
+            "/x?y=/../private",
+        ] {
+            check(path, 200);
+        }
+        check(&format!("/{}", "..;a%2f%5c/%252e//%00".repeat(50)), 400);
+        drop(place);
+        let place = inbound_with(policy("allow", paths("/public")));
+        for path in [
+            "/public/..;/private",
+            "/public/../private",
+            "/public%2f..%2fprivate",
+            "/public/..%2fprivate",
+            "/public/..\\private",
+            "/public/%252e%252e/private",
+            "/public;/../private",
+            "/public%2fa",
+            "/private/../public",
+            "/private/..;/public",
+            "/publicx;/a",
+            "/x",
+        ] {
+            check(path, 403);
+        }
+        for path in [
+            "/public/a%2Fb",
+            "/public/a;x=y/b",
+            "/public/a//b",
+            "/public/a/../b",
+            "/public/a\\b",
+            "/public/%00",
+            "/public/%",
+            "/%70ublic/a",
+            "/public/caf%c3%a9",
+        ] {
+            check(path, 200);
+        }
+        drop(place);
+        // Where every reading is allowed by some rule, the request is.
+        let rules = json!([{"name": "p", "target": "namespace", "rules": [
+            {"action": "allow", "paths": [{"exact": "/projects/a%2Fb"}]}, {"action": "allow", "paths": [{"exact": "/projects/a/b"}]}
+        ]}]);
+        let place = inbound_with(rules);
+        check("/projects/a%2fb", 200);
+        check("/projects/a%2Fc", 403);
+        drop(place);
+        // Names that are written with encodings, and a slash at the end.
+        let place = inbound_with(policy(
+            "deny",
+            json!({"paths": [{"exact": "/caf\u{e9}"}, {"exact": "/a=b"}, {"prefix": "/%73ecret"}]}),
+        ));
+        for path in ["/caf%C3%A9", "/caf%c3%a9", "/caf%c3%a9/", "/a=b", "/a%3db", "/a%3Db/", "/secret", "/%73ecret/x"] {
+            check(path, 403);
+        }
+        drop(place);
+        let _place = inbound_with(policy("deny", json!({"paths": [{"regex": "/u/[0-9]+"}]})));
+        for (path, status) in [
+            ("/u/7", 403),
+            ("/u/7/", 403),
+            ("/u/%37", 403),
+            ("/u;a/7", 403),
+            ("/u%2f7", 403),
+            ("/u/x", 200),
+            ("/u/7/x", 200),
+        ] {
+            check(path, status);
+        }
+        // What is looked at is said.
+        let mut client = Client::connect(Direction::Inbound.address());
+        client.send("GET /u;a/7 HTTP/1.1\r\nHost: app\r\n\r\n");
+        let answer = client.answer().expect("an answer");
+        let text = String::from_utf8_lossy(&answer.body).into_owned();
+        assert!(text.contains("/u/7") && answer.header("weft-source") == Some("MeshPolicy/shop/p/0"), "{answer:?}");
+    });
+}
+
+/// Other spellings of a header or of its values, as applications read them: Deny takes any, Allow wants all to be fine.
+#[test]
+fn readings_of_headers() {
+    alone(module_path!(), "readings_of_headers", || {
+        let _app = App::start();
+        let team = |test: serde_json::Value| json!({"headers": [{"name": "x-team", "test": test}]});
+        let check = |desc: &str, cases: &[(&[u8], u16)]| {
+            for (lines, status) in cases {
+                let found = ask(Direction::Inbound, "/x", [b"Host: app\r\n", *lines].concat());
+                assert_eq!(found, *status, "{desc}: {}", String::from_utf8_lossy(lines));
+            }
+        };
+        let place = inbound_with(policy("deny", team(json!({"exact": "evil"}))));
+        check(
+            "deny",
+            &[
+                (b"X-Team: evil\r\n", 403),
+                (b"X_Team: evil\r\n", 403),
+                (b"X-Team: good\r\nx_team: evil\r\n", 403),
+                (b"X-Team: good, evil\r\n", 403),
+                (b"X-Team: evil,\r\n", 403),
+                (b"X-Team: good,evil ,x\r\n", 403),
+                (b"X-Team: good\r\n", 200),
+                (b"X-Team: evilly, not evil\r\n", 200),
+                (format!("X-Team: {}\r\n", "a,".repeat(990)).as_bytes(), 200),
+                (format!("X-Team: {}\r\n", "a,".repeat(20_000)).as_bytes(), 403),
+            ],
+        );
+        drop(place);
+        let place = inbound_with(policy("deny", team(json!({"regex": ".*evil.*"}))));
+        check(
+            "deny expression",
+            &[(b"X-Team: a evil\xff\r\n", 403), (b"X-Team: \xff\xfeevil\r\n", 403), (b"X-Team: \xff\r\n", 200)],
+        );
+        drop(place);
+        let place = inbound_with(policy("deny", team(json!("absent"))));
+        check(
+            "deny absent",
+            &[
+                (b"", 403),
+                (b"X_Team: a\r\n", 403),
+                (b"X-Team: a\r\n", 200),
+                (b"Connection: x-team\r\nX-Team: a\r\n", 200),
+            ],
+        );
+        drop(place);
+        let place = inbound_with(policy("allow", team(json!("absent"))));
+        check("allow absent", &[(b"", 200), (b"X-Team: a\r\n", 403), (b"X_Team: a\r\n", 403)]);
+        drop(place);
+        let place = inbound_with(policy("allow", team(json!({"exact": "good"}))));
+        check(
+            "allow",
+            &[
+                (b"X-Team: good\r\n", 200),
+                (b"X_Team: good\r\n", 403),
+                (b"X-Team: good\r\nX_Team: evil\r\n", 403),
+                (b"X-Team: good\r\nX_Team: good\r\n", 200),
+                (b"X-Team: good, evil\r\n", 403),
+            ],
+        );
+        drop(place);
+        // Both conditions on one name count.
+        let both =
+            json!({"headers": [{"name": "x-team", "test": "present"}, {"name": "x-team", "test": {"exact": "good"}}]});
+        let place = inbound_with(policy("allow", both));
+        check("allow by two", &[(b"X-Team: good\r\n", 200), (b"X-Team: evil\r\n", 403)]);
+        drop(place);
+        let place =
+            inbound_with(policy("deny", json!({"headers": [{"name": "cookie", "test": {"exact": "debug=1"}}]})));
+        check(
+            "deny cookie",
+            &[
+                (b"Cookie: a=b; debug=1\r\n", 403),
+                (b"Cookie: a=b\r\nCookie: debug=1\r\n", 403),
+                (b"Cookie: debug=12\r\n", 200),
+            ],
+        );
+        drop(place);
+        // Django and Symfony write methods in capital letters before they look at them.
+        let _place = inbound_with(policy("deny", json!({"methods": ["DELETE"]})));
+        for (method, status) in [("DELETE", 403), ("delete", 403), ("Delete", 403), ("GET", 200), ("DELETES", 200)] {
+            let mut client = Client::connect(Direction::Inbound.address());
+            client.send(format!("{method} /x HTTP/1.1\r\nHost: app\r\n\r\n"));
+            assert_eq!(client.answer().map(|answer| answer.status), Ok(status), "{method}");
+        }
     });
 }
 
