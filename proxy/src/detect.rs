@@ -1,20 +1,27 @@
 //! What a client speaks, from its first bytes. Pure: bytes in, verdict out, the same verdict however they were cut up.
+//!
+//! What reads requests (`http1/parse`) takes empty lines before one, methods of any characters that a token may have, and lines of
+//! any length up to its bound, and answers what is wrong with them. So whatever it would take, or answer with something else
+//! than 400, is HTTP here; what it would answer with 400 is HTTP where its first line names a version of HTTP.
 
 /// The HTTP/2 connection preface (RFC 9113 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// A request line longer than this is not waited for, in bytes.
+/// The end of a first line is not waited for beyond this, in bytes: how it begins decides.
 pub(crate) const LINE_BYTES_MAX: usize = 16 * 1024;
 
-/// A longer method is none that anybody uses, in bytes.
-const METHOD_BYTES_MAX: usize = 24;
+/// How a version begins, in whatever letter case.
+const VERSION: &[u8] = b"HTTP/";
+
+/// The longest version that anybody has, with what ends its line: `HTTP/1.1` and CR.
+const VERSION_BYTES_MAX: usize = 9;
 
 /// What the bytes so far say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// Could be several things yet.
     NeedMore,
-    /// A request line of HTTP/1.0 or 1.1.
+    /// A request line of HTTP/1.0 or 1.1, or of a version that is refused.
     Http1,
     /// The preface of HTTP/2.
     Http2,
@@ -24,33 +31,84 @@ pub(crate) enum Verdict {
 
 /// Looks at all bytes that have arrived.
 pub(crate) fn detect(bytes: &[u8]) -> Verdict {
-    if bytes.is_empty() {
-        return Verdict::NeedMore;
-    }
     let shared = bytes.len().min(PREFACE.len());
     if bytes[..shared] == PREFACE[..shared] {
         return if shared == PREFACE.len() { Verdict::Http2 } else { Verdict::NeedMore };
     }
-    let method = bytes.iter().take_while(|byte| is_token(**byte)).count();
-    if method > METHOD_BYTES_MAX || (method < bytes.len() && (method == 0 || bytes[method] != b' ')) {
+    let empty = empty_lines(bytes);
+    if empty >= LINE_BYTES_MAX {
+        return Verdict::Http1;
+    }
+    let line = &bytes[empty..];
+    if matches!(line, b"" | b"\r") {
+        return Verdict::NeedMore;
+    }
+    let method = method(line);
+    if method < line.len() && (method == 0 || line[method] != b' ') {
         return Verdict::Opaque;
     }
     // A method and a space begin a line of SMTP or Redis as well: only the line's end tells.
-    match bytes.iter().position(|byte| *byte == b'\n') {
-        Some(end) => {
-            let line = bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]);
-            let tail = &line[line.len().saturating_sub(9)..];
-            if matches!(tail, b" HTTP/1.1" | b" HTTP/1.0") { Verdict::Http1 } else { Verdict::Opaque }
-        }
-        None if bytes.len() >= LINE_BYTES_MAX => Verdict::Opaque,
-        None => Verdict::NeedMore,
+    match line.iter().take(LINE_BYTES_MAX).position(|byte| *byte == b'\n') {
+        Some(end) if names_version(&line[..end]) => Verdict::Http1,
+        Some(_) => Verdict::Opaque,
+        None if line.len() < LINE_BYTES_MAX => Verdict::NeedMore,
+        None if begins_request(&line[..LINE_BYTES_MAX]) => Verdict::Http1,
+        None => Verdict::Opaque,
     }
 }
 
-/// Characters of a method that somebody uses: those of an RFC 9110 token without the punctuation that begins other
-/// protocols' messages (`*` and `$` of Redis, `+OK` of POP3).
+/// The verdict on what could be several things yet, where no more comes in time: a request line that has begun is waited for by
+/// what reads requests, which has a bound of its own.
+pub(crate) fn settle(bytes: &[u8]) -> Verdict {
+    if begins_request(&bytes[empty_lines(bytes)..]) { Verdict::Http1 } else { Verdict::Opaque }
+}
+
+/// How many bytes of empty lines there are before anything else (RFC 9112 2.2).
+fn empty_lines(bytes: &[u8]) -> usize {
+    let mut rest = bytes;
+    while let Some(next) = rest.strip_prefix(b"\r\n").or_else(|| rest.strip_prefix(b"\n")) {
+        rest = next;
+    }
+    bytes.len() - rest.len()
+}
+
+/// How long the method at the beginning of a line is.
+fn method(line: &[u8]) -> usize {
+    line.iter().take_while(|byte| is_token(**byte)).count()
+}
+
+/// Whether a whole line says that it is of HTTP, where a request says it: as its third word or, if there is a blank in its target,
+/// its last one.
+fn names_version(line: &[u8]) -> bool {
+    let begins = |word: &[u8]| word.get(..VERSION.len()).is_some_and(|start| start.eq_ignore_ascii_case(VERSION));
+    let is_number = |byte: &u8| byte.is_ascii_digit() || *byte == b'.';
+    let third = line.split(|byte| *byte == b' ').nth(2).unwrap_or_default();
+    let last = line.trim_ascii_end().rsplit(|byte| *byte == b' ').next().unwrap_or_default();
+    begins(third) || (begins(last) && last.len() > VERSION.len() && last[VERSION.len()..].iter().all(is_number))
+}
+
+/// Whether the beginning of a line can be that of a request and hardly anything else's: a method, the beginning of a target, and
+/// at most that of a version.
+fn begins_request(line: &[u8]) -> bool {
+    let Some(rest) = line.get(method(line)..).and_then(|rest| rest.strip_prefix(b" ")) else { return false };
+    let mut words = rest.splitn(2, |byte| *byte == b' ');
+    let (target, version) = (words.next().unwrap_or_default(), words.next());
+    let scheme = || {
+        let letters = target.iter().take_while(|byte| byte.is_ascii_alphanumeric()).count();
+        letters > 0 && target[letters..].starts_with(b"://")
+    };
+    method(line) > 0
+        && (target.starts_with(b"/") || target == b"*" || scheme())
+        && !target.iter().any(|byte| byte.is_ascii_control())
+        && version.is_none_or(|version| {
+            let shared = version.len().min(VERSION.len());
+            version.len() <= VERSION_BYTES_MAX && version[..shared] == VERSION[..shared]
+        })
+}
+
+/// Characters of a method (RFC 9110 5.6.2).
 fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')
+    crate::http::head::is_token_byte(byte)
 }
 
 /// Once it is known what somebody speaks, more bytes change nothing.
@@ -84,7 +142,25 @@ mod tests {
         ("Redis inline", b"PING\r\n", Verdict::Opaque),
         ("Redis", b"*1\r\n$4\r\nPING\r\n", Verdict::Opaque),
         ("HTTP/0.9", b"GET /\r\n", Verdict::Opaque),
-        ("an unknown version", b"GET / HTTP/1.32\r\n", Verdict::Opaque),
+        ("an unknown version", b"GET / HTTP/1.32\r\n", Verdict::Http1),
+        ("a version to come", b"GET / HTTP/3.0\r\n", Verdict::Http1),
+        ("a version in small letters", b"GET / http/1.1\r\n", Verdict::Http1),
+        ("a blank behind the version", b"GET / HTTP/1.1 \r\n", Verdict::Http1),
+        ("a NUL behind the version", b"GET / HTTP/1.1\0\r\n", Verdict::Http1),
+        ("a blank in the target", b"GET /a b HTTP/1.1\r\n", Verdict::Http1),
+        ("a method of many letters", b"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA / HTTP/1.1\r\n", Verdict::Http1),
+        ("a method of all characters", b"a!#$%&'*+-.^_`|~9 / HTTP/1.1\r\n", Verdict::Http1),
+        ("an empty line before", b"\r\nGET / HTTP/1.1\r\n", Verdict::Http1),
+        ("empty lines before", b"\n\r\n\nGET / HTTP/1.1\r\n", Verdict::Http1),
+        ("an empty line before the preface", b"\r\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Verdict::Http1),
+        ("a preface that breaks off", b"PRI * HTTP/2.0\r\n\r\nXX", Verdict::Http1),
+        ("an empty line before SMTP", b"\r\nEHLO mail.example\r\n", Verdict::Opaque),
+        ("a line of a log", b"10.0.0.1 - - [1/Jan] \"GET / HTTP/1.1\" 200 5\r\n", Verdict::Opaque),
+        ("RTSP", b"OPTIONS rtsp://a/b RTSP/1.0\r\n", Verdict::Opaque),
+        ("SIP", b"INVITE sip:a@b SIP/2.0\r\n", Verdict::Opaque),
+        ("memcached", b"get HTTP/1.1x y\r\n", Verdict::Opaque),
+        ("STOMP", b"CONNECT\naccept-version:1.2\n\n\0", Verdict::Opaque),
+        ("a carriage return alone", b"\rGET / HTTP/1.1\r\n", Verdict::Opaque),
         ("a NUL", b"\0", Verdict::Opaque),
         ("a response", b"HTTP/1.1 200 OK\r\n", Verdict::Opaque),
     ];
@@ -106,12 +182,43 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_not_waited_for_for_ever() {
-        let mut bytes = b"GET /".to_vec();
-        bytes.resize(LINE_BYTES_MAX - 1, b'a');
-        assert_eq!(detect(&bytes), Verdict::NeedMore);
-        bytes.push(b'a');
-        assert_eq!(detect(&bytes), Verdict::Opaque);
+    fn the_beginning_of_a_long_line_decides() {
+        for (begin, fill, expected) in [
+            ("GET /", 'a', Verdict::Http1),
+            ("GET http://app/", 'a', Verdict::Http1),
+            ("\r\n\r\nGET /", 'a', Verdict::Http1),
+            ("SET /key ", 'a', Verdict::Opaque),
+            ("MAIL FROM:", 'a', Verdict::Opaque),
+            ("", 'a', Verdict::Opaque),
+            ("", '\n', Verdict::Http1),
+        ] {
+            let empty = empty_lines(begin.as_bytes());
+            let mut bytes = begin.as_bytes().to_vec();
+            bytes.resize(empty + LINE_BYTES_MAX - 1, fill as u8);
+            assert_eq!(detect(&bytes), Verdict::NeedMore, "{begin:?}");
+            bytes.push(fill as u8);
+            assert_eq!(detect(&bytes), expected, "{begin:?}");
+            bytes.extend_from_slice(b" HTTP/1.1\r\n");
+            assert_eq!(detect(&bytes), expected, "{begin:?}: what comes at once decides nothing else");
+        }
+    }
+
+    #[test]
+    fn what_stops_in_its_first_line() {
+        for (text, expected) in [
+            ("GET /", Verdict::Http1),
+            ("\r\nGET /x HTT", Verdict::Http1),
+            ("OPTIONS * HTTP/1.1\r", Verdict::Http1),
+            ("GET http://app/x", Verdict::Http1),
+            ("GET", Verdict::Opaque),
+            ("GET ", Verdict::Opaque),
+            ("SET /key value", Verdict::Opaque),
+            ("EHLO mail", Verdict::Opaque),
+            ("\r\n", Verdict::Opaque),
+            ("", Verdict::Opaque),
+        ] {
+            assert_eq!(settle(text.as_bytes()), expected, "{text:?}");
+        }
     }
 
     fn seeds() -> Vec<Vec<u8>> {
@@ -132,6 +239,20 @@ mod tests {
         #[test]
         fn verdicts_last(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..64)) {
             check_laws(&bytes);
+        }
+
+        /// Detection is no stricter than what reads requests.
+        #[test]
+        fn what_is_read_as_a_request_is_http(
+            text in "(\r\n|\n){0,2}(GET|[A-Z]{1,40}|[!-~]{1,4})[ \t]{1,2}(/|\\*|http://a/|[!-~]{0,8})[ ]{0,2}(HTTP/(1\\.[0-2]|2\\.0|1)|http/1.1)?[ \r]?\n(host: a\r\n){0,2}\r\n",
+        ) {
+            let (bytes, verdict) = (text.as_bytes(), detect(text.as_bytes()));
+            match crate::http1::parse::request(bytes) {
+                Ok(Some(_)) => assert_eq!(verdict, Verdict::Http1, "{text:?}"),
+                Ok(None) => {}
+                Err(bad) if bad.status == http::StatusCode::BAD_REQUEST => {}
+                Err(bad) => assert_eq!(verdict, Verdict::Http1, "{text:?}: {bad}"),
+            }
         }
 
         #[test]

@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::detect::{Verdict, detect};
+use crate::detect::{Verdict, detect, settle};
 use crate::sni::{Hello, client_hello};
 use crate::stream::Stream;
 use crate::tcp::End;
@@ -63,7 +63,7 @@ impl Prefixed {
     }
 
     /// Reads until the protocol is known, or until the client has been silent for `silence`. What it has begun to say may
-    /// take [`DETECT_TIMEOUT`]; then it is taken for bytes.
+    /// take [`DETECT_TIMEOUT`]; then its beginning decides.
     pub(crate) async fn sniff(&mut self, silence: Duration) -> io::Result<Said> {
         if self.prefix.is_empty() {
             match tokio::time::timeout(silence, self.more()).await {
@@ -81,7 +81,7 @@ impl Prefixed {
                 verdict => return Ok(Said::Spoke(verdict)),
             }
             match tokio::time::timeout_at(until, self.more()).await {
-                Ok(Ok(0)) | Err(_) => return Ok(Said::Spoke(Verdict::Opaque)),
+                Ok(Ok(0)) | Err(_) => return Ok(Said::Spoke(settle(&self.prefix))),
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => return Err(error),
             }

@@ -15,6 +15,9 @@ use crate::http::head::{self, HEADERS_MAX};
 /// Bytes of a request's target. Source: what `http::Uri` can hold.
 const TARGET_BYTES_MAX: usize = 65_534;
 
+/// A longer method is none that anybody has, in bytes.
+const METHOD_BYTES_MAX: usize = 256;
+
 /// What is wrong with a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
@@ -60,15 +63,18 @@ pub(crate) fn request(bytes: &[u8]) -> Parsed<RequestHead> {
     let mut head = httparse::Request::new(&mut []);
     let length = match head.parse_with_uninit_headers(bytes, &mut space) {
         Ok(Status::Complete(length)) => length,
-        Ok(Status::Partial) => return partial(bytes),
+        Ok(Status::Partial) => return partial_request(bytes),
         Err(error) => return Err(BadMessage::of(error)),
     };
     let (Some(method), Some(target)) = (head.method, head.path) else { return partial(bytes) };
     if target.len() > TARGET_BYTES_MAX {
-        return Err(BadMessage { text: "the target is too long", status: StatusCode::URI_TOO_LONG });
+        return Err(BadMessage::TARGET_TOO_LONG);
     }
     if length > HEAD_BYTES_MAX {
         return Err(BadMessage::TOO_LARGE);
+    }
+    if method.len() > METHOD_BYTES_MAX {
+        return Err(BadMessage { text: "the method is too long", status: StatusCode::NOT_IMPLEMENTED });
     }
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| BadMessage::new("the method is none"))?;
     let version = version(head.version);
@@ -143,6 +149,15 @@ fn partial<T>(bytes: &[u8]) -> Parsed<T> {
     if bytes.len() > HEAD_BYTES_MAX { Err(BadMessage::TOO_LARGE) } else { Ok(None) }
 }
 
+/// What is said of the beginning of a request's head.
+fn partial_request(bytes: &[u8]) -> Parsed<RequestHead> {
+    let empty = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+    if bytes.len() > HEAD_BYTES_MAX && empty < bytes.len() && !bytes[empty..].contains(&b'\n') {
+        return Err(BadMessage::TARGET_TOO_LONG);
+    }
+    partial(bytes)
+}
+
 fn version(minor: Option<u8>) -> Version {
     if minor == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 }
 }
@@ -206,6 +221,8 @@ impl Framing {
 impl BadMessage {
     pub(crate) const TOO_LARGE: Self =
         Self { text: "the head is too large", status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE };
+
+    const TARGET_TOO_LONG: Self = Self { text: "the target is too long", status: StatusCode::URI_TOO_LONG };
 
     pub(super) const fn new(text: &'static str) -> Self {
         Self { text, status: StatusCode::BAD_REQUEST }
@@ -276,6 +293,10 @@ mod tests {
         assert_eq!(request(old).expect_err("refused").text, "HTTP/1.0 has no transfer encodings");
         let long = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(TARGET_BYTES_MAX));
         assert_eq!(request(long.as_bytes()).expect_err("refused").status, StatusCode::URI_TOO_LONG);
+        let longer = format!("\r\nGET /{}", "x".repeat(HEAD_BYTES_MAX));
+        assert_eq!(request(longer.as_bytes()).expect_err("refused").status, StatusCode::URI_TOO_LONG);
+        let method = format!("{} / HTTP/1.1\r\nHost: app\r\n\r\n", "M".repeat(METHOD_BYTES_MAX + 1));
+        assert_eq!(request(method.as_bytes()).expect_err("refused").status, StatusCode::NOT_IMPLEMENTED);
         assert!(request("GET / HTTP/1.1\r\n".repeat(5000).as_bytes()).is_err(), "a head that never ends");
     }
 

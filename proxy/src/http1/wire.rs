@@ -22,6 +22,9 @@ const READ_LONG: usize = 64 * 1024;
 /// Bytes that wait to be written first before more are left out.
 const FIRST_MAX: usize = 64 * 1024;
 
+/// Bytes within which it shows whether a message begins as one of HTTP does, so that what does not is not waited for.
+const FIRST_WORD: usize = 9;
+
 /// A connection, shared by what reads it and what writes it.
 pub(crate) struct Wire<S> {
     stream: RefCell<S>,
@@ -100,10 +103,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     ) -> Poll<Result<T, ReadError>> {
         let mut rest = self.rest.borrow_mut();
         loop {
-            // A head ends with a line.
+            // A head ends with a line; whether it is one at all shows before.
             let tried = self.tried.get();
             if rest.len() > tried
-                && (tried == 0 || rest[tried..].contains(&b'\n') || rest.len() > super::HEAD_BYTES_MAX)
+                && (tried < FIRST_WORD || rest[tried..].contains(&b'\n') || rest.len() > super::HEAD_BYTES_MAX)
             {
                 if let Some((head, length)) = parse(&rest)? {
                     self.take(&mut rest, length);

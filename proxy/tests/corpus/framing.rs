@@ -737,6 +737,78 @@ fn try_case(app: &App, direction: Direction, case: &Case, number: usize) -> Resu
     problem.map_or(Ok(()), Err)
 }
 
+/// The same bytes mean the same whether they come first on a connection or behind another request: finding out what a connection
+/// carries is no stricter than what reads requests.
+#[test]
+fn first_and_second() {
+    alone(module_path!(), "first_and_second", || {
+        let app = App::start();
+        let _place = Place::start();
+        let get = |line: &str| format!("{line}\r\nHost: app\r\n\r\n");
+        let long = "a".repeat(17 * 1024);
+        let fields = "X: y\r\n".repeat(200);
+        let cases: Vec<(String, Option<u16>)> = vec![
+            (get("GET /x HTTP/1.1"), Some(200)),
+            (get("GET /x HTTP/1.0"), Some(200)),
+            (get(&format!("GET /{long} HTTP/1.1")), Some(200)),
+            (get(&format!("GET http://app/{long} HTTP/1.1")), Some(200)),
+            (get(&format!("GET /{} HTTP/1.1", "a".repeat(70 * 1024))), Some(414)),
+            (get(&format!("\r\nGET /{} HTTP/1.1", "a".repeat(70 * 1024))), Some(414)),
+            (get(&format!("GET /x HTTP/1.1\r\nX: {}", "a".repeat(70 * 1024))), Some(431)),
+            (get(&format!("GET /x HTTP/1.1\r\n{fields}X: y")), Some(431)),
+            (get("\r\nGET /x HTTP/1.1"), Some(200)),
+            (get("\r\n\r\n\nGET /x HTTP/1.1"), Some(200)),
+            (get("\nGET /x HTTP/1.1"), Some(200)),
+            (get(&format!("{} /x HTTP/1.1", "M".repeat(30))), Some(200)),
+            (get(&format!("{} /x HTTP/1.1", "M".repeat(300))), Some(501)),
+            (get("M!#$%&'*+-.^_`|~9 /x HTTP/1.1"), Some(200)),
+            (get("*GET /x HTTP/1.1"), Some(200)),
+            (get("GET x HTTP/1.1"), Some(400)),
+            (get("OPTIONS * HTTP/1.1"), Some(200)),
+            (get("GET /x HTTP/1.2"), Some(400)),
+            (get("GET /x HTTP/1.32"), Some(400)),
+            (get("GET /x HTTP/2.0"), Some(400)),
+            (get("GET /x HTTP/3.0"), Some(400)),
+            (get("GET /x http/1.1"), Some(400)),
+            (get("GET /x HTTP/1.1 "), Some(400)),
+            (get("GET /x HTTP/1.1\r"), Some(400)),
+            (get("GET /x HTTP/1.1\x00"), Some(400)),
+            (get("GET /x y HTTP/1.1"), Some(400)),
+            (get("GET  /x HTTP/1.1"), Some(400)),
+            (get("GET /x HTTP/1.1 HTTP/1.1"), Some(400)),
+            (get("GET /\u{1} HTTP/1.1"), Some(400)),
+            (get("PRI * HTTP/2.0"), Some(400)),
+            ("GET /x HTTP/1.1\r\nno field\r\n\r\n".to_owned(), Some(400)),
+            ("GET /x HTTP/1.1\r\n\r\n".to_owned(), Some(400)),
+        ];
+        // A port that is declared to carry HTTP, one that is not, and the pod's own.
+        let undeclared = (super::place::SERVICE, 82).into();
+        for address in [Direction::Outbound.address(), undeclared, Direction::Inbound.address()] {
+            for (bytes, expected) in &cases {
+                let desc = &bytes[..bytes.len().min(40)];
+                let mut first = Client::connect(address);
+                first.send(bytes);
+                let first = first.answer().map(|answer| answer.status).ok();
+                let mut second = Client::connect(address);
+                second.send("GET /before HTTP/1.1\r\nHost: app\r\n\r\n");
+                assert_eq!(second.answer().map(|answer| answer.status), Ok(200), "{address} {desc:?}");
+                second.send(bytes);
+                let second = second.answer().map(|answer| answer.status).ok();
+                assert_eq!((first, second), (*expected, *expected), "{address} {desc:?}");
+            }
+            // A client that is slow to send its request line is a client of HTTP still.
+            let mut slow = Client::connect(address);
+            slow.send("GET /private HTT");
+            std::thread::sleep(std::time::Duration::from_secs(6));
+            slow.send("P/1.1\r\nHost: app\r\n\r\n");
+            let expected = if address == Direction::Inbound.address() { 403 } else { 200 };
+            assert_eq!(slow.answer().map(|answer| answer.status), Ok(expected), "{address}");
+        }
+        app.take();
+        assert_eq!(app.violations(), [""; 0]);
+    });
+}
+
 /// RFC 9110 and 9112 by the letter, where a request is unusual.
 #[test]
 fn unusual_requests() {
