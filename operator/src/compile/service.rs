@@ -135,7 +135,7 @@ fn endpoints(
                 for_nodes: if places.for_nodes { endpoint.for_nodes.clone() } else { Vec::new() },
                 terminating,
                 lost,
-                has_proxy: pod.is_some_and(|pod| pod.has_proxy),
+                has_proxy: pod.is_some_and(|pod| pod.has_proxy_at(number)),
             });
             known.terminating &= terminating;
             known.lost &= lost;

@@ -12,6 +12,7 @@ use kube::core::NamespaceResourceScope;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use weft_config::bootstrap::PortRange;
 use weft_config::{DecodeError, Envelope, Export, Header, Inbound, Index, bootstrap};
 use weft_crds::{Status, names};
 
@@ -111,6 +112,8 @@ pub struct Pod {
     pub deleting: bool,
     /// Carries a proxy.
     pub has_proxy: bool,
+    /// Ports that connections reach past that proxy, or as bytes.
+    pub bypassed: Vec<PortRange>,
     /// Its node, if it carries a proxy that nothing else tells the zone of that.
     pub node: Option<String>,
     /// The keys of labels that differ from those that its proxy was told when it was created.
@@ -295,6 +298,8 @@ struct RawPodSpec {
 struct RawContainer {
     #[serde(default)]
     name: String,
+    #[serde(default)]
+    args: Vec<String>,
     #[serde(default)]
     env: Vec<RawVariable>,
 }
@@ -588,6 +593,12 @@ fn declared_protocol(app_protocol: Option<&str>, name: &str) -> Protocol {
 // === impl Pod ===
 
 impl Pod {
+    /// Whether a proxy stands before the application at that port, and sees its requests.
+    pub fn has_proxy_at(&self, port: u16) -> bool {
+        let is_in = |range: &PortRange| (range.first.get()..=range.last.get()).contains(&port);
+        self.has_proxy && !self.bypassed.iter().any(is_in)
+    }
+
     /// May take traffic.
     pub fn serving(&self) -> bool {
         self.readiness == Readiness::Ready && !self.deleting
@@ -608,6 +619,7 @@ impl From<RawPod> for Pod {
             readiness: Readiness::from(&status),
             deleting: metadata.deletion_timestamp.is_some(),
             has_proxy,
+            bypassed: bypassed(&spec),
             relabelled: told_labels(&spec).map(|told| differences(&told, metadata.labels.as_ref())).unwrap_or_default(),
             node: spec.node_name.filter(|_| has_proxy && !is_told),
             labels: metadata.labels.unwrap_or_default(),
@@ -619,6 +631,18 @@ impl From<RawPod> for Pod {
 fn proxy(spec: &RawPodSpec) -> Option<&RawContainer> {
     let mut containers = spec.init_containers.iter().chain(&spec.containers);
     containers.find(|container| container.name == names::PROXY_CONTAINER)
+}
+
+/// The ports of a pod that its proxy does not see requests on, as it was told when the pod was created.
+fn bypassed(spec: &RawPodSpec) -> Vec<PortRange> {
+    let ours = [names::INIT_CONTAINER, names::PROXY_CONTAINER];
+    let containers = spec.init_containers.iter().chain(&spec.containers);
+    let lists = containers.filter(|container| ours.contains(&container.name.as_str())).flat_map(|container| {
+        let excluded = container.args.iter().filter_map(|argument| argument.strip_prefix("--exclude-inbound-ports="));
+        let opaque = container.env.iter().filter(|variable| variable.name == bootstrap::ENV_OPAQUE_PORTS);
+        excluded.chain(opaque.filter_map(|variable| variable.value.as_deref()))
+    });
+    lists.flat_map(|list| list.split(',')).filter_map(|item| item.trim().parse().ok()).collect()
 }
 
 /// The labels that the proxy in a pod was told when the pod was created. None: there is no proxy, or an older one that reads
