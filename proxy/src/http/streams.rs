@@ -34,7 +34,7 @@ const LIMITS: Limits = Limits {
 };
 
 /// How often a client that sends nothing more, and waits for answers, is looked for. One that has closed its connection altogether
-/// is noticed at the second look: the first makes a reset of it.
+/// is noticed at the first look: what was said when it did has made a reset of it.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// A request whose stream was reset: HTTP/2 has no answer to it that a client would have to read (RFC 9113 8.1.1).

@@ -34,6 +34,10 @@ const IDLE: Duration = Duration::from_secs(60);
 /// whether it lives, and given up if nothing has come by the next: after 10 to 15 s.
 const LOOK: Duration = Duration::from_secs(5);
 
+/// The same for a server that has closed its sending half while requests to it are under way. One that has closed its connection
+/// altogether is noticed at the first look: what was said when it did has made a reset of it.
+const LOOK_AFTER_END: Duration = Duration::from_secs(1);
+
 /// What a server may send.
 const LIMITS: Limits = Limits {
     // Servers open none.
@@ -167,14 +171,19 @@ impl Http2 {
 async fn drive(mut connection: Connection<TcpStream>, state: Rc<State>) {
     let mut pulse = Pulse { read: 0, asked: false };
     let mut timer = pin!(sleep(LOOK));
+    let mut period = LOOK;
     poll_fn(|cx| {
         loop {
             // Without requests and without anybody who could make one, it ends itself.
             if connection.poll_run(cx).is_ready() {
                 return Poll::Ready(());
             }
+            if connection.has_ended() && period == LOOK {
+                period = LOOK_AFTER_END;
+                timer.as_mut().reset(Instant::now() + period);
+            }
             ready!(timer.as_mut().poll(cx));
-            timer.as_mut().reset(Instant::now() + LOOK);
+            timer.as_mut().reset(Instant::now() + period);
             if connection.has_ended() {
                 // It says nothing more, but may read on.
                 connection.probe();

@@ -268,7 +268,7 @@ fn an_application_that_wants_no_more_is_not_waited_for() {
             ] {
                 let case = format!("{direction:?}, {sends:?}, {what}");
                 app.follow(Script { answer, takes: true, then });
-                for round in 0..10 {
+                for round in 0..5 {
                     let mut upload = Upload::begin(sends, direction.address_h2(), 100, 1000);
                     assert_eq!(upload.answer(), Ok((202, b"no".to_vec())), "{case}, {round}");
                     if let Upload::Http2(wire) = &mut upload {
