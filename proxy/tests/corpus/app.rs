@@ -48,7 +48,8 @@ struct Record {
     seen: Vec<Seen>,
     /// What came and was no request.
     violations: Vec<String>,
-    replies: HashMap<String, Reply>,
+    /// Shared, because some are long and all threads answer with them.
+    replies: HashMap<String, Arc<Reply>>,
 }
 
 /// The application.
@@ -96,7 +97,7 @@ impl App {
 
     /// Says something else than 200 to requests for a target.
     pub(crate) fn reply(&self, target: &str, reply: Reply) {
-        self.lock().replies.insert(target.to_owned(), reply);
+        self.lock().replies.insert(target.to_owned(), Arc::new(reply));
     }
 
     /// What was seen since the last time.
@@ -145,10 +146,10 @@ impl App {
         let reply = self.lock().replies.get(&seen.target).cloned().unwrap_or_else(|| {
             let body = format!("{} {}", seen.method, seen.target);
             let shown = if seen.method == "HEAD" { "" } else { body.as_str() };
-            Reply::new(
+            Arc::new(Reply::new(
                 format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nx-app: 1\r\n\r\n{shown}", body.len()),
                 Then::Keep,
-            )
+            ))
         });
         if reply.early {
             let _ = connection.stream.write_all(&reply.bytes);
