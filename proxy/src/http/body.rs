@@ -80,7 +80,8 @@ pub(crate) struct ResponseBody {
     timer: Option<Pin<Box<Sleep>>>,
     /// What is left of the request. It is polled together with this body: see [`Self::poll_upload`].
     upload: Option<Box<Upload>>,
-    finish: Box<Finish>,
+    /// None: request and response are over, which is noted before the last of the response is written.
+    finish: Option<Box<Finish>>,
     /// Tells the client's connection that the request is open still.
     pub(crate) open: Option<Open>,
 }
@@ -311,7 +312,7 @@ impl ResponseBody {
     /// An answer of the proxy's own.
     pub(crate) fn full(bytes: Bytes, finish: Box<Finish>) -> Self {
         let source = if bytes.is_empty() { Source::Ended } else { Source::Full(bytes) };
-        let mut body = Self { source, deadline: None, timer: None, upload: None, finish, open: None };
+        let mut body = Self { source, deadline: None, timer: None, upload: None, finish: Some(finish), open: None };
         if matches!(body.source, Source::Ended) {
             body.end();
         }
@@ -338,7 +339,8 @@ impl ResponseBody {
     /// A backend's answer.
     pub(crate) fn incoming(mut body: Incoming, deadline: Option<Instant>, finish: Box<Finish>) -> Self {
         let (ended, upload) = (body.is_end_stream(), body.take_upload());
-        let mut body = Self { source: Source::Incoming(body), deadline, timer: None, upload, finish, open: None };
+        let mut body =
+            Self { source: Source::Incoming(body), deadline, timer: None, upload, finish: Some(finish), open: None };
         if ended {
             body.end();
         }
@@ -351,10 +353,10 @@ impl ResponseBody {
         let sent = ready!(upload.poll_send(cx));
         self.upload = None;
         match (&self.source, sent) {
-            (Source::Ended, Ok(())) => self.finish.give_back(),
+            (Source::Ended, _) => self.note_end(),
             (Source::Incoming(_), Err(_)) => {
                 self.source = Source::RequestBroken;
-                self.finish.request_broken();
+                self.note(Finish::request_broken);
                 // The response is to be cut.
                 cx.waker().wake_by_ref();
             }
@@ -375,9 +377,20 @@ impl ResponseBody {
     /// The response is complete. Its connection can be used again once the request is complete too.
     fn end(&mut self) {
         self.source = Source::Ended;
-        self.finish.complete();
+        self.note(Finish::complete);
         if self.upload.is_none() {
-            self.finish.give_back();
+            self.note_end();
+        }
+    }
+
+    fn note_end(&mut self) {
+        self.note(Finish::give_back);
+        self.finish = None;
+    }
+
+    fn note(&mut self, note: impl FnOnce(&mut Finish)) {
+        if let Some(finish) = &mut self.finish {
+            note(finish);
         }
     }
 }
@@ -393,7 +406,7 @@ impl Body for ResponseBody {
             Source::RequestBroken => Poll::Ready(Some(Err(RequestBrokenError.into()))),
             Source::Full(bytes) => {
                 let bytes = std::mem::take(bytes);
-                this.finish.bytes += bytes.len() as u64;
+                this.note(|finish| finish.bytes += bytes.len() as u64);
                 this.end();
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
@@ -402,15 +415,18 @@ impl Body for ResponseBody {
                     let Some(deadline) = this.deadline else { return Poll::Pending };
                     let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
                     ready!(timer.as_mut().poll(cx));
-                    this.finish.timed_out();
+                    this.note(Finish::timed_out);
                     return Poll::Ready(Some(Err(DeadlineError.into())));
                 };
-                let deciding = this.finish.deciding.as_ref().and_then(|deciding| deciding.response.as_ref());
+                let deciding = this.finish.as_ref().and_then(|finish| finish.deciding.as_ref()?.response.as_ref());
                 strip_trailers(&mut frame, deciding);
                 let ended = frame.is_none() || incoming.is_end_stream();
                 match &frame {
-                    Some(Ok(frame)) => this.finish.bytes += frame.data_ref().map_or(0, |data| data.len() as u64),
-                    Some(Err(_)) => this.finish.broken(),
+                    Some(Ok(frame)) => {
+                        let count = frame.data_ref().map_or(0, |data| data.len() as u64);
+                        this.note(|finish| finish.bytes += count);
+                    }
+                    Some(Err(_)) => this.note(Finish::broken),
                     None => {}
                 }
                 if ended && !matches!(frame, Some(Err(_))) {
