@@ -14,6 +14,8 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 pub(crate) mod decode;
 pub(crate) mod encode;
 mod huffman;
+#[cfg(test)]
+mod stories;
 mod table;
 
 /// What a dynamic table may hold. Source: what HTTP/2 begins with, and what gRPC and browsers stay at.
