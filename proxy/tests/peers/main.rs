@@ -1,0 +1,17 @@
+//! The real proxy process between clients and servers of other projects, in both directions, in the network namespaces of
+//! `proxy/tests/corpus`.
+//!
+//! | module | is about |
+//! |---|---|
+//! | `matrix` | clients and servers of Node, Go, Java, nginx and curl, each with each: early answers, large bodies, trailers, interim responses, half-closed connections, aborts at every point of a message |
+//! | `programs` | starts these programs, and tells them what to do |
+//!
+//! The programs are built by `setup.sh` in this folder, from sources beside it; what they need is installed by
+//! `e2e/packages.sh`, and a test fails where it is missing. Other HPACK codecs have their test in `proxy/src/hpack/stories.rs`.
+
+mod matrix;
+
+#[path = "../corpus/place.rs"]
+#[allow(dead_code, reason = "the corpus uses the rest")]
+mod place;
+mod programs;

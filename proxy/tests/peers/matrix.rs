@@ -1,0 +1,600 @@
+//! Each client with each server, through the proxy: inbound where both speak the same version, outbound also from HTTP/1.1 to
+//! HTTP/2. What is expected is what happens without a proxy, as the RFCs have it.
+//!
+//! A client takes a command a line from its input, and tells what came of it as a line of JSON:
+//!
+//! ```text
+//! get ADDRESS ID PATH                  a request without a body
+//! leave ADDRESS ID PATH                the same, given up within the response's body
+//! post ADDRESS ID PATH SIZE OPTION,... a request with a body: length (else chunked), trailers, expect,
+//!                                      pause (sends 64 KiB, waits for the answer, and sends the rest),
+//!                                      leave-head, leave-body, leave-end (gives up after the head, within the body, before its end)
+//! raw ADDRESS ID KIND                  what no library does: parts of messages, half-closed connections
+//! ```
+//!
+//! Servers answer by path, remember by `x-id` what they saw of a request, and count those that are under way; both can be asked
+//! at a port of its own, past the proxy. `go/server.go` has them all.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::place::{self, POD, Place, SERVICE, alone, is_alone, wait};
+use super::programs::{Commanded, Process, built, need, server, source};
+
+/// How long what a request left behind may take to go.
+const SETTLING: Duration = Duration::from_secs(2);
+
+const LARGE: usize = 12 << 20;
+const MIDDLE: usize = 1 << 20;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Version {
+    Http1,
+    Http2,
+}
+use Version::{Http1, Http2};
+
+/// How a client reaches a server.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    /// Without the proxy: what fails here is the fault of neither.
+    Direct,
+    Outbound,
+    Inbound,
+}
+
+const WAYS: [Way; 3] = [Way::Direct, Way::Outbound, Way::Inbound];
+
+struct Server {
+    name: &'static str,
+    version: Version,
+    port: u16,
+    /// Where it is asked what it saw.
+    control: Option<u16>,
+}
+
+/// Servers of HTTP/1.1 and of HTTP/2, without TLS. nginx answers some requests by itself and passes the others to Go's.
+const SERVERS: [Server; 7] = [
+    Server { name: "node-h1", version: Http1, port: 8101, control: Some(9101) },
+    Server { name: "node-h2", version: Http2, port: 8102, control: Some(9102) },
+    Server { name: "go-h1", version: Http1, port: 8103, control: Some(9103) },
+    Server { name: "go-h2", version: Http2, port: 8104, control: Some(9104) },
+    Server { name: "java-h1", version: Http1, port: 8105, control: Some(9105) },
+    Server { name: "nginx-h1", version: Http1, port: 8106, control: None },
+    Server { name: "nginx-h2", version: Http2, port: 8107, control: None },
+];
+
+/// Where nginx listens that stands for a client: so much above the port of a server, for each way to it.
+const FRONTS: [u16; 3] = [10_000, 11_000, 12_000];
+
+struct Client {
+    name: &'static str,
+    version: Version,
+    program: Vec<String>,
+    /// Whether its requests take the way through an nginx in front of the proxy.
+    nginx: bool,
+}
+
+/// What is done, and what has to come of it.
+struct Scenario {
+    name: &'static str,
+    /// The verb, and what follows the address and the id.
+    verb: &'static str,
+    rest: String,
+    expected: Expected,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Expected {
+    /// 200 with this text.
+    Text(&'static str),
+    /// 200 with so many octets.
+    Pattern(usize),
+    /// 200, and the server tells that it got so many octets, and this trailer.
+    Received(usize, &'static str),
+    /// 200 at once; then the server gets the whole body, or is told that it will not.
+    Early(usize),
+    /// This status, and the body does not matter.
+    Refused(u16),
+    /// The same, and no 100 before it.
+    Rejected(u16),
+    /// 200 with a trailer.
+    Trailer,
+    /// 200 with this text, after this interim response.
+    Interim(u16, &'static str),
+    /// The same, where the server tells that it got so many octets.
+    Continued(usize),
+    /// Never a response that looks whole.
+    Cut,
+    /// The client gives up: the server never takes it for whole.
+    Left,
+}
+
+fn scenarios() -> Vec<Scenario> {
+    let scenario = |name, verb, rest: &str, expected| Scenario { name, verb, rest: rest.to_owned(), expected };
+    let mut all = vec![
+        scenario("plain", "get", "/plain", Expected::Text("plain")),
+        scenario("large download", "get", &format!("/download?n={LARGE}"), Expected::Pattern(LARGE)),
+        scenario("large upload", "post", &format!("/upload {LARGE} length"), Expected::Received(LARGE, "")),
+        scenario("chunked upload", "post", &format!("/upload {MIDDLE} -"), Expected::Received(MIDDLE, "")),
+        scenario("echo", "post", &format!("/echo {MIDDLE} -"), Expected::Pattern(MIDDLE)),
+        scenario("early answer", "post", &format!("/early {MIDDLE} pause"), Expected::Early(MIDDLE)),
+        scenario("refusal", "post", &format!("/refuse {LARGE} length"), Expected::Refused(413)),
+        scenario("trailers up", "post", &format!("/upload {MIDDLE} trailers"), Expected::Received(MIDDLE, " up")),
+        scenario("trailers down", "get", "/trailers", Expected::Trailer),
+        scenario("103", "get", "/hints", Expected::Interim(103, "hints")),
+        scenario("100 said", "post", &format!("/upload {MIDDLE} length,expect"), Expected::Continued(MIDDLE)),
+        scenario("100 refused", "post", &format!("/reject {MIDDLE} length,expect"), Expected::Rejected(401)),
+        scenario("half-close", "raw", "half-close", Expected::Text("plain")),
+        scenario("half-close, body", "raw", "half-close-upload", Expected::Received(16, "")),
+        scenario("left at once", "raw", "nothing", Expected::Left),
+        scenario("left in head", "raw", "mid-head", Expected::Left),
+        scenario("RST NO_ERROR", "raw", "reset-no-error", Expected::Left),
+        scenario("RST CANCEL", "raw", "reset-cancel", Expected::Left),
+        scenario("left with GOAWAY", "raw", "go-away", Expected::Left),
+    ];
+    for (name, option) in
+        [("left after head", "leave-head"), ("left in body", "leave-body"), ("left before end", "leave-end")]
+    {
+        all.push(scenario(name, "post", &format!("/upload {MIDDLE} {option}"), Expected::Left));
+    }
+    all.push(scenario("left in download", "leave", &format!("/download?n={LARGE}"), Expected::Left));
+    for (name, query) in [
+        ("cut at once", "start"),
+        ("cut after head", "head"),
+        ("cut in body", "body"),
+        ("cut before end", "end"),
+        ("cut, NO_ERROR", "body&how=no-error"),
+        ("cut, connection", "body&how=go-away"),
+    ] {
+        all.push(scenario(name, "get", &format!("/cut?at={query}"), Expected::Cut));
+    }
+    all.push(scenario("cut in upload", "post", &format!("/cut?at=upload {MIDDLE} -"), Expected::Cut));
+    all
+}
+
+/// Why a client cannot play a part in a scenario.
+fn client_lacks(client: &Client, scenario: &Scenario) -> Option<&'static str> {
+    let family = client.name.split('-').next().unwrap_or_default();
+    Some(match (family, client.version, scenario.name) {
+        ("curl" | "java" | "nginx", _, _) if scenario.verb == "raw" => "sends no parts of messages",
+        ("node", Http1, "half-close, body" | "left at once" | "left in head") => "left to Go's client",
+        ("node", Http2, _) if scenario.verb == "raw" => "left to Go's client",
+        ("go", Http1, "RST NO_ERROR" | "RST CANCEL" | "left with GOAWAY") => "HTTP/1.1 has no such frame",
+        ("node", Http1, "RST NO_ERROR" | "RST CANCEL" | "left with GOAWAY") => "HTTP/1.1 has no such frame",
+        ("curl" | "java" | "nginx", _, "trailers up") => "sends no trailers",
+        ("java", _, "trailers down") => "does not show trailers",
+        ("java", _, "103" | "100 said") => "does not show interim responses",
+        ("java", _, "100 refused") => "waits in vain after some refusals, also without a proxy",
+        ("java", _, "early answer" | "echo") => {
+            "sends the whole body before it reads over HTTP/1.1, which an Upgrade begins with"
+        }
+        ("curl", Http2, "100 said") => "sends the body without waiting for 100",
+        ("curl", _, "early answer") => "cannot wait for the answer within a body",
+        ("java" | "nginx", _, "refusal") | ("curl", Http2, "refusal") => {
+            "may tell that it could not send, and not the answer"
+        }
+        ("nginx", _, "trailers down" | "103" | "100 said" | "100 refused") => "nginx 1.22 passes none",
+        _ => return None,
+    })
+}
+
+/// Why a server cannot play a part in a scenario.
+fn server_lacks(server: &Server, scenario: &Scenario) -> Option<&'static str> {
+    let family = server.name.split('-').next().unwrap_or_default();
+    Some(match (family, server.version, scenario.name) {
+        ("java", _, "trailers up" | "trailers down" | "103" | "100 refused") => "com.sun.net.httpserver has none",
+        ("nginx", _, "trailers up" | "trailers down" | "103" | "100 refused") => "nginx 1.22 passes none",
+        ("nginx", Http2, "100 said") => "nginx 1.22 never says it over HTTP/2",
+        ("nginx", _, "echo") => "nginx has the request's body before it passes it on",
+        ("go" | "java" | "nginx", _, "cut, NO_ERROR" | "cut, connection") => "cannot choose how to reset",
+        (_, Http1, "cut, NO_ERROR" | "cut, connection") => "HTTP/1.1 has no such frame",
+        _ => return None,
+    })
+}
+
+/// The checksum of so many octets of the pattern: the first 16 digits of their SHA-256.
+fn checksum(size: usize) -> &'static str {
+    match size {
+        16 => "9f9f5111f7b27a78",
+        MIDDLE => "aca1cd027e979588",
+        LARGE => "30611e340f5f248a",
+        _ => panic!("no checksum of {size} octets is known here"),
+    }
+}
+
+impl Expected {
+    /// What is wrong with what a client tells.
+    fn check_told(self, told: &Value) -> Result<(), String> {
+        let (status, text) = (&told["status"], &told["text"]);
+        let whole = |status_wanted: u16| *status == status_wanted && told["error"] == "";
+        let interim = |wanted: u16| {
+            told["interim"].as_array().is_some_and(|statuses| statuses.iter().any(|status| *status == wanted))
+        };
+        let holds = match self {
+            Self::Text(wanted) => whole(200) && text == wanted,
+            Self::Pattern(size) => whole(200) && told["length"] == size && told["sum"] == checksum(size),
+            Self::Received(size, trailer) => whole(200) && *text == format!("{size} {}{trailer}", checksum(size)),
+            Self::Early(_) => whole(200) && text == "early",
+            Self::Refused(wanted) => *status == wanted,
+            Self::Rejected(wanted) => *status == wanted && !interim(100),
+            Self::Trailer => whole(200) && told["length"] == 1000 && told["trailer"] == "down",
+            Self::Interim(wanted, text_wanted) => whole(200) && interim(wanted) && text == text_wanted,
+            Self::Continued(size) => whole(200) && interim(100) && *text == format!("{size} {}", checksum(size)),
+            Self::Cut => !(*status == 200 && told["error"] == "") && (*status == 200 || *status == 0 || *status == 502),
+            Self::Left => told["error"] != "",
+        };
+        if holds { Ok(()) } else { Err(told.to_string()) }
+    }
+
+    /// What is wrong with what a server saw.
+    fn check_seen(self, seen: &str) -> Result<(), String> {
+        let holds = match self {
+            Self::Early(size) => seen == format!("complete {size} {}", checksum(size)) || seen.starts_with("cut"),
+            Self::Left => !seen.starts_with("complete"),
+            _ => true,
+        };
+        if holds { Ok(()) } else { Err(format!("the server saw: {seen}")) }
+    }
+}
+
+/// Asks a server at its control port.
+fn ask(control: u16, query: &str) -> String {
+    let page = place::scrape(control, query).unwrap_or_default();
+    page.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default()
+}
+
+/// Asks until the answer is another than that, for as long as things may take to settle.
+fn ask_past(control: u16, query: &str, passing: impl Fn(&str) -> bool) -> String {
+    let begun = Instant::now();
+    loop {
+        let answer = ask(control, query);
+        if !passing(&answer) || begun.elapsed() > SETTLING {
+            return answer;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.split(' ').map(str::to_owned).collect()
+}
+
+/// The servers, and nginx in front of the proxy.
+fn start_servers(folder: &Path) -> Vec<Process> {
+    let mut processes = Vec::new();
+    for Server { name, port, control, .. } in &SERVERS {
+        let control = control.unwrap_or_default();
+        let program = match *name {
+            "node-h1" => format!("node {} {port} {control} h1", source("node/server.js")),
+            "node-h2" => format!("node {} {port} {control} h2", source("node/server.js")),
+            "go-h1" => format!("{} server {port} {control} h1", built("go")),
+            "go-h2" => format!("{} server {port} {control} h2", built("go")),
+            "java-h1" => {
+                format!("java -Xshare:auto -XX:TieredStopAtLevel=1 -cp {} Server {port} {control}", built("java"))
+            }
+            _ => continue,
+        };
+        processes.push(server(&words(&program)));
+    }
+    let configuration = folder.join("nginx.conf");
+    fs::write(&configuration, nginx(folder)).expect("written");
+    processes.push(server(&words(&format!("nginx -p {} -c {}", folder.display(), configuration.display()))));
+    processes
+}
+
+/// nginx as a server of both versions, and as a proxy before ours, which it calls over HTTP/1.1 (proxy_pass) or HTTP/2
+/// (grpc_pass).
+fn nginx(folder: &Path) -> String {
+    let folder = folder.display();
+    let mut servers = String::new();
+    for (port, http2) in [(8106, ""), (8107, " http2")] {
+        let _ = write!(
+            servers,
+            "server {{ listen {port}{http2};
+               location = /plain {{ return 200 plain; }}
+               location = /early {{ return 200 early; }}
+               location = /refuse {{ client_max_body_size 1k; proxy_pass http://127.0.0.1:8103; }}
+               location = /download {{ alias {folder}/download; }}
+               location / {{ proxy_pass http://127.0.0.1:8103; }} }}\n"
+        );
+    }
+    for Server { port, version, .. } in &SERVERS {
+        for way in WAYS {
+            let target = address(way, *port);
+            let front = front(way, *port);
+            let pass = match version {
+                Http1 => format!("proxy_pass http://{target};"),
+                Http2 => format!("grpc_pass grpc://{target};"),
+            };
+            let _ = writeln!(servers, "server {{ listen 127.0.0.1:{front}; location / {{ {pass} }} }}");
+        }
+    }
+    format!(
+        "daemon off; master_process off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx.log;
+         events {{ worker_connections 512; }}
+         http {{
+           access_log off; client_max_body_size 100m; client_body_temp_path {folder}/b; proxy_temp_path {folder}/p;
+           fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+           proxy_http_version 1.1; proxy_request_buffering off; proxy_buffering off; proxy_next_upstream off;
+           grpc_next_upstream off; default_type text/plain;
+           {servers}
+         }}"
+    )
+}
+
+fn front(way: Way, port: u16) -> u16 {
+    port + FRONTS[way as usize]
+}
+
+/// Where a client connects to reach the server at a port.
+fn address(way: Way, port: u16) -> String {
+    match way {
+        Way::Direct => format!("127.0.0.1:{port}"),
+        Way::Outbound => format!("{}:{port}", place::ip(SERVICE)),
+        Way::Inbound => format!("{}:{port}", place::ip(POD)),
+    }
+}
+
+/// The Service: its ports are those of the servers.
+fn document() -> Value {
+    let port = |server: &Server| {
+        let protocol = if server.version == Http1 { "http" } else { "http2" };
+        json!({"port": server.port, "protocol": protocol, "endpoints": [{"address": format!("{}:{}", place::ip(POD), server.port)}]})
+    };
+    let ports: Vec<Value> = SERVERS.iter().map(port).collect();
+    json!({"services": [{"name": "peers", "addresses": [place::ip(SERVICE)], "settings": {}, "ports": ports}]})
+}
+
+/// What came of the scenarios of one client.
+#[derive(Default)]
+struct Matrix {
+    /// By scenario and by column: `ok`, `FAIL`, `-` for what cannot be, or `no` for what fails without the proxy.
+    cells: Vec<Vec<&'static str>>,
+    columns: Vec<String>,
+    reasons: Vec<String>,
+    failures: Vec<String>,
+}
+
+impl Matrix {
+    fn lack(&mut self, what: &str, scenario: &str, why: &str) -> &'static str {
+        let reason = format!("- {what}, {scenario}: {why}");
+        if !self.reasons.contains(&reason) {
+            self.reasons.push(reason);
+        }
+        "-"
+    }
+
+    fn count(&self, cell: &str) -> usize {
+        self.cells.iter().flatten().filter(|found| **found == cell).count()
+    }
+
+    fn table(&self, client: &str, scenarios: &[Scenario]) -> String {
+        let mut text = format!("{client:18}");
+        for column in &self.columns {
+            let _ = write!(text, " {column:>12}");
+        }
+        for (scenario, cells) in scenarios.iter().zip(&self.cells) {
+            let _ = write!(text, "\n{:18}", scenario.name);
+            for cell in cells {
+                let _ = write!(text, " {cell:>12}");
+            }
+        }
+        for line in self.reasons.iter().chain(&self.failures) {
+            let _ = write!(text, "\n{line}");
+        }
+        text + "\n"
+    }
+}
+
+/// All that a client can do, with each server and on each way to it.
+fn run(client: &Client) -> Matrix {
+    let mut matrix = Matrix::default();
+    let scenarios = scenarios();
+    let mut program = Commanded::new(client.program.clone());
+    let pairs: Vec<(&Server, Way)> = SERVERS
+        .iter()
+        .flat_map(|server| WAYS.map(|way| (server, way)))
+        .filter(|(server, way)| {
+            // HTTP/2 comes to a server as HTTP/2. HTTP/1.1 does to one whose port says that it is HTTP/2.
+            server.version == client.version || (client.version == Http1 && !client.nginx && *way == Way::Outbound)
+        })
+        .collect();
+    for (server, way) in &pairs {
+        let prefix = match way {
+            Way::Direct => "= ",
+            Way::Outbound => "> ",
+            Way::Inbound => "< ",
+        };
+        matrix.columns.push(format!("{prefix}{}", server.name));
+    }
+    let mut count = 0;
+    for scenario in &scenarios {
+        let mut cells = Vec::new();
+        // Whether it fails without the proxy, and how.
+        let mut fails: Option<String> = None;
+        for (server, way) in &pairs {
+            if *way == Way::Direct || server.version != client.version {
+                fails = None;
+            }
+            let cell = if let Some(why) = client_lacks(client, scenario) {
+                matrix.lack(client.name, scenario.name, why)
+            } else if let Some(why) = server_lacks(server, scenario) {
+                matrix.lack(server.name, scenario.name, why)
+            } else if let Some(failure) = &fails {
+                let why = format!("fails without the proxy: {failure}");
+                matrix.lack(&format!("{} to {}", client.name, server.name), scenario.name, &why)
+            } else {
+                count += 1;
+                let id = format!("{}-{count}", client.name);
+                match one(&mut program, client, server, *way, scenario, &id) {
+                    Ok(()) => "ok",
+                    Err(failure) if *way == Way::Direct => {
+                        fails = Some(failure);
+                        "no"
+                    }
+                    Err(failure) => {
+                        matrix.failures.push(format!("FAIL {}, {way:?} to {}: {failure}", scenario.name, server.name));
+                        "FAIL"
+                    }
+                }
+            };
+            cells.push(cell);
+        }
+        matrix.cells.push(cells);
+    }
+    program.end();
+    matrix
+}
+
+fn one(
+    program: &mut Commanded,
+    client: &Client,
+    server: &Server,
+    way: Way,
+    scenario: &Scenario,
+    id: &str,
+) -> Result<(), String> {
+    let target = match client.nginx {
+        true => format!("127.0.0.1:{}", front(way, server.port)),
+        false => address(way, server.port),
+    };
+    let open_before = server.control.map(|control| ask(control, "/"));
+    let told = program.tell(&format!("{} {target} {id} {}", scenario.verb, scenario.rest));
+    scenario.expected.check_told(&told)?;
+    let (Some(control), Some(open_before)) = (server.control, open_before) else { return Ok(()) };
+    let seen = ask_past(control, &format!("/?id={id}"), |seen| seen == "open");
+    scenario.expected.check_seen(&seen).map_err(|error| format!("{error}; the client: {told}"))?;
+    let number = |open: &str| open.parse::<u32>().unwrap_or(u32::MAX);
+    let open = ask_past(control, "/", |open| number(open) > number(&open_before));
+    match number(&open) <= number(&open_before) {
+        true => Ok(()),
+        false => Err(format!("{open} requests are under way, {open_before} were before")),
+    }
+}
+
+fn table_path(family: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("peers-{family}.txt"))
+}
+
+/// Runs the clients of a family in a namespace of their own. After each the proxy holds what it held before.
+fn check(test: &str, family: &str, clients: impl FnOnce() -> Vec<Client>) {
+    if !is_alone() {
+        // Where there is a network.
+        ["go", "java"].into_iter().for_each(|part| drop(built(part)));
+        ["node", "java", "nginx", "curl", "python3", "setpriv"].into_iter().for_each(need);
+        let _ = fs::remove_file(table_path(family));
+    }
+    alone(module_path!(), test, || {
+        let folder = std::env::temp_dir().join(format!("weft-peers-{}", std::process::id()));
+        fs::create_dir_all(&folder).expect("a folder");
+        fs::write(folder.join("download"), b"0123456789abcdef".repeat(LARGE / 16)).expect("written");
+        let place = Place::start();
+        place.export(&document());
+        let servers = start_servers(&folder);
+        for Server { name, port, control, .. } in &SERVERS {
+            for port in [Some(*port), *control].into_iter().flatten() {
+                wait(name, || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+            }
+        }
+        let mut go = Commanded::new(words(&format!("{} client h1", built("go"))));
+        wait("the document is in use", || {
+            go.tell(&format!("get {} ready /plain", address(Way::Outbound, 8106)))["status"] == 200
+        });
+        go.end();
+        let (mut tables, mut failures) = (String::new(), Vec::new());
+        for client in clients() {
+            let begun = Instant::now();
+            let matrix = run(&client);
+            tables += &matrix.table(client.name, &scenarios());
+            let _ = writeln!(
+                tables,
+                "{}: {} ok, {} failed, {} not possible, {} s",
+                client.name,
+                matrix.count("ok"),
+                matrix.count("FAIL"),
+                matrix.count("-"),
+                begun.elapsed().as_secs()
+            );
+            fs::write(table_path(family), &tables).expect("written");
+            // The client is gone, and its requests with it.
+            place.settle();
+            failures.extend(matrix.failures.into_iter().map(|failure| format!("{}: {failure}", client.name)));
+        }
+        drop(servers);
+        let _ = fs::remove_dir_all(&folder);
+        fs::write(table_path(family).with_extension("log"), place.log()).expect("written");
+        assert!(failures.is_empty(), "{tables}\n{}", failures.join("\n"));
+    });
+    if !is_alone() {
+        // Past the test harness, which shows what is printed when a test fails only.
+        let tables = fs::read_to_string(table_path(family)).expect("a table");
+        let sums: Vec<&str> = tables.lines().filter(|line| line.contains(" ok, ")).collect();
+        let _ = writeln!(std::io::stderr(), "{}\n  {}", sums.join("\n"), table_path(family).display());
+    }
+}
+
+fn client(name: &'static str, version: Version, program: &str) -> Client {
+    Client { name, version, program: words(program), nginx: name.starts_with("nginx") }
+}
+
+#[test]
+fn node() {
+    check("node", "node", || {
+        let program = source("node/client.js");
+        vec![
+            client("node-h1", Http1, &format!("node {program} h1")),
+            client("node-h2", Http2, &format!("node {program} h2")),
+        ]
+    });
+}
+
+#[test]
+fn go() {
+    check("go", "go", || {
+        let program = built("go");
+        vec![
+            client("go-h1", Http1, &format!("{program} client h1")),
+            client("go-h2", Http2, &format!("{program} client h2")),
+        ]
+    });
+}
+
+/// Without TLS, Java begins HTTP/2 with an Upgrade, which a proxy need not follow.
+#[test]
+fn java() {
+    check("java", "java", || {
+        let program = format!("java -XX:TieredStopAtLevel=1 -cp {} Client", built("java"));
+        vec![
+            client("java-h1", Http1, &format!("{program} h1")),
+            client("java-upgrade", Http1, &format!("{program} h2")),
+        ]
+    });
+}
+
+#[test]
+fn curl() {
+    check("curl", "curl", || {
+        let program = format!("python3 {}", source("curl.py"));
+        vec![
+            client("curl-h1", Http1, &format!("{program} --http1.1")),
+            client("curl-upgrade", Http1, &format!("{program} --http2")),
+            client("curl-h2", Http2, &format!("{program} --http2-prior-knowledge")),
+        ]
+    });
+}
+
+/// A proxy in front of ours, called by Node's client over HTTP/1.1.
+#[test]
+fn nginx_in_front() {
+    check("nginx_in_front", "nginx", || {
+        let program = format!("node {} h1", source("node/client.js"));
+        vec![client("nginx-h1", Http1, &program), client("nginx-h2", Http2, &program)]
+    });
+}
