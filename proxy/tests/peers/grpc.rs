@@ -1,0 +1,58 @@
+//! grpc-go as client and server, with every default that it has.
+
+use std::net::TcpStream;
+use std::thread;
+
+use serde_json::json;
+
+use super::place::{self, POD, Place, SERVICE, alone, is_alone, wait};
+use super::programs::{built, run, server};
+
+const PORT: u16 = 8120;
+
+/// The portable interoperability tests of the gRPC project.
+const CASES: &str = "empty_unary large_unary client_streaming server_streaming ping_pong empty_stream \
+    timeout_on_sleeping_server cancel_after_begin cancel_after_first_response custom_metadata status_code_and_message \
+    special_status_message unimplemented_method unimplemented_service";
+
+/// Runs cases in both directions at once.
+fn call(test: &str, cases: &'static str) {
+    if !is_alone() {
+        // Where there is a network.
+        built("go");
+    }
+    alone(module_path!(), test, || {
+        let peer = built("go");
+        let place = Place::start();
+        let pod = place::ip(POD);
+        place.export(&json!({"services": [{
+            "name": "peers", "addresses": [place::ip(SERVICE)], "settings": {},
+            "ports": [{"port": PORT, "protocol": "http2", "endpoints": [{"address": format!("{pod}:{PORT}")}]}]
+        }]}));
+        let _server = server(&[peer.clone(), "grpc-server".to_owned(), PORT.to_string()]);
+        wait("the server", || TcpStream::connect(("127.0.0.1", PORT)).is_ok());
+        let client = |address: String, cases: &str| {
+            let mut words = vec![peer.clone(), "grpc-client".to_owned(), format!("{address}:{PORT}")];
+            words.extend(cases.split_whitespace().map(str::to_owned));
+            run(&words)
+        };
+        wait("the document is in use", || client(place::ip(SERVICE), "empty_unary").0);
+        thread::scope(|scope| {
+            let outbound = scope.spawn(|| client(place::ip(SERVICE), cases));
+            let (passed, said) = client(pod.clone(), cases);
+            let (outbound_passed, outbound_said) = outbound.join().expect("the thread ends");
+            assert!(passed && outbound_passed, "inbound:\n{said}\noutbound:\n{outbound_said}");
+        });
+    });
+}
+
+#[test]
+fn interoperability() {
+    call("interoperability", CASES);
+}
+
+/// A server of grpc-go ends connections on which PINGs come more often than every 5 minutes without data.
+#[test]
+fn silent_streams_live_for_a_minute() {
+    call("silent_streams_live_for_a_minute", "silent_stream");
+}
