@@ -1,0 +1,33 @@
+//! h11 and hyper-h2, independent implementations, as judges of every message that the proxy sends on.
+
+use super::place::{APP, APP_H2, BOTH, Direction, Place, alone, is_alone};
+use super::programs::{built, run, source};
+
+const SEED: &str = "9112";
+
+/// Runs an oracle in one direction after the other: its program is client and application.
+fn check(test: &str, program: &str, address: impl Fn(Direction) -> std::net::SocketAddr, listen: u16, count: u32) {
+    if !is_alone() {
+        // Where there is a network.
+        built("python");
+    }
+    alone(module_path!(), test, || {
+        let _place = Place::start();
+        for direction in BOTH {
+            let (address, count, listen) = (address(direction).to_string(), count.to_string(), listen.to_string());
+            let (passed, said) = run(&[built("python"), source(program), SEED.to_owned(), count, address, listen]);
+            eprintln!("{direction:?}: {said}");
+            assert!(passed, "{direction:?}: {said}");
+        }
+    });
+}
+
+#[test]
+fn h11_reads_every_message_as_it_was_meant() {
+    check("h11_reads_every_message_as_it_was_meant", "h11_oracle.py", Direction::address, APP, 600);
+}
+
+#[test]
+fn hyper_h2_sees_every_stream_as_it_was_meant() {
+    check("hyper_h2_sees_every_stream_as_it_was_meant", "h2_oracle.py", Direction::address_h2, APP_H2, 800);
+}
