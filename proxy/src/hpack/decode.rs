@@ -398,6 +398,13 @@ mod tests {
             ("a", "x\r\n"),
             ("a", "\0"),
             ("a", "\x7f"),
+            ("a", " "),
+            ("a", "\t"),
+            ("a", " x"),
+            ("a", "x "),
+            ("a", "\tx"),
+            ("a", "x\t"),
+            ("a\"b", "x"),
             (":a", "x"),
             (":", "x"),
             (":Path", "/"),
@@ -442,7 +449,7 @@ mod tests {
     fn a_value_is_what_may_be_one() {
         for (desc, block, name, value) in [
             ("nothing", "00016100", "a", &b""[..]),
-            ("space", "0001610320ff09", "a", b" \xff\t"),
+            ("blanks within", "0001610578ff200979", "a", b"x\xff \ty"),
             ("nothing, by index", "95", "age", b""),
         ] {
             let expected = Field::Header(HeaderName::from_static(name), HeaderValue::from_bytes(value).expect(desc));

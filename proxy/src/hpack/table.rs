@@ -184,6 +184,8 @@ impl Name {
             b":protocol" => Self::Protocol,
             b":scheme" => Self::Scheme,
             b":status" => Self::Status,
+            // `http` takes a quotation mark, which is no token (RFC 9110 5.6.2).
+            _ if name.contains(&b'"') => Self::Malformed(name.len()),
             _ => HeaderName::from_lowercase(name).map_or(Self::Malformed(name.len()), Self::Header),
         }
     }
@@ -210,11 +212,18 @@ impl Name {
             Self::Protocol => Some(Field::Protocol),
             Self::Scheme => scheme(value).map(Field::Scheme),
             Self::Status => StatusCode::from_bytes(value).ok().map(Field::Status),
+            Self::Header(_) if is_padded(value) => None,
             Self::Header(name) => HeaderValue::from_maybe_shared(shared()).ok().map(|value| Field::Header(name, value)),
             Self::Malformed(_) => None,
         };
         field.unwrap_or(Field::Malformed)
     }
+}
+
+/// Whether blanks surround a value. HTTP/1.1 takes them away; in HTTP/2 they would be a part of it, and make it another value
+/// than the one that a policy names (RFC 9113 8.2.1).
+fn is_padded(value: &[u8]) -> bool {
+    [value.first(), value.last()].into_iter().flatten().any(|octet| matches!(octet, b' ' | b'\t'))
 }
 
 fn method(value: &[u8]) -> Option<Method> {

@@ -528,8 +528,9 @@ pub(crate) fn parse_name(name: &str) -> Result<HeaderName, CompileError> {
     HeaderName::from_bytes(name.as_bytes()).map_err(|_| CompileError::Header(name.to_owned()))
 }
 
+/// Blanks around it are no part of a value: HTTP/1.1 takes them away, and HTTP/2 refuses the message.
 pub(crate) fn parse_value(value: &str) -> Result<HeaderValue, CompileError> {
-    HeaderValue::from_str(value).map_err(|_| CompileError::Header(value.to_owned()))
+    HeaderValue::from_str(value.trim_matches([' ', '\t'])).map_err(|_| CompileError::Header(value.to_owned()))
 }
 
 pub(crate) fn parse_method(name: &str) -> Result<Method, CompileError> {
@@ -624,7 +625,7 @@ mod tests {
         let value = |name: &str, value: &str| wire::HeaderValue { name: name.into(), value: value.into() };
         let edit = Edit::compile(wire::HeaderEdit {
             remove: vec!["x-old".into(), "x-both".into()],
-            set: vec![value("x-set", "new")],
+            set: vec![value("x-set", " new\t")],
             add: vec![value("x-both", "again"), value("x-add", "2")],
         })
         .expect("compiles");
