@@ -5,13 +5,11 @@ use std::ops::Range;
 use http::HeaderMap;
 use http_body::SizeHint;
 
+use super::HEAD_BYTES_MAX;
 use super::parse::{self, BadMessage};
 
 /// Bytes of a body's chunk extensions, all together. Nobody uses them; they are read and forgotten. Source: hyper's.
 const EXTENSION_BYTES_MAX: usize = 16 * 1024;
-
-/// Bytes of trailers. Source: hyper's.
-const TRAILER_BYTES_MAX: usize = 16 * 1024;
 
 /// What finds the end of a body.
 #[derive(Clone, Debug)]
@@ -190,8 +188,8 @@ impl Chunked {
     }
 
     fn trailer(&mut self, byte: u8, next: State) -> Result<State, BadMessage> {
-        if self.trailers.len() == TRAILER_BYTES_MAX {
-            return Err(BadMessage::new("the trailers are too large"));
+        if self.trailers.len() == HEAD_BYTES_MAX {
+            return Err(BadMessage::new("the trailers are larger than 64 KiB"));
         }
         self.trailers.push(byte);
         Ok(next)
@@ -281,8 +279,8 @@ mod tests {
         }
         let extensions = format!("5;{}\r\nhello", "x".repeat(EXTENSION_BYTES_MAX + 1));
         assert_eq!(decode(Decoder::chunked(), extensions.as_bytes(), 1000), Err("there are too many chunk extensions"));
-        let trailers = format!("0\r\nx: {}\r\n\r\n", "x".repeat(TRAILER_BYTES_MAX));
-        assert_eq!(decode(Decoder::chunked(), trailers.as_bytes(), 1000), Err("the trailers are too large"));
+        let trailers = format!("0\r\nx: {}\r\n\r\n", "x".repeat(HEAD_BYTES_MAX));
+        assert_eq!(decode(Decoder::chunked(), trailers.as_bytes(), 1000), Err("the trailers are larger than 64 KiB"));
     }
 
     proptest::proptest! {

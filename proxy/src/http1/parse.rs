@@ -220,7 +220,7 @@ impl Framing {
 
 impl BadMessage {
     pub(crate) const TOO_LARGE: Self =
-        Self { text: "the head is too large", status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE };
+        Self { text: "the head is larger than 64 KiB", status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE };
 
     const TARGET_TOO_LONG: Self = Self { text: "the target is too long", status: StatusCode::URI_TOO_LONG };
 

@@ -10,9 +10,10 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use http::Request;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
-use super::frame::{HEAD, Head, PAYLOAD_MAX, PREFACE};
+use super::frame::{self, HEAD, Head, PAYLOAD_MAX, PREFACE};
 use super::half::{RecvStream, Requests, SendStream, halves};
 use super::state::{Payload, Side, State};
 use super::{Error, Limits, Reason, TooLarge};
@@ -38,6 +39,10 @@ pub(crate) struct Connection<S> {
     rest: BytesMut,
     /// The last read was a long one.
     is_bulk: bool,
+    /// Since when that is the beginning of another frame than one of data.
+    rest_begun: Option<Instant>,
+    /// When the peer began to speak; for a server, which is to speak at once, when the connection began.
+    begun: Option<Instant>,
     /// What is to come before the first frame.
     preface: &'static [u8],
     /// The peer sends nothing more; it may read on.
@@ -72,7 +77,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     fn new(stream: S, side: Side, limits: Limits, preface: &'static [u8]) -> Self {
         let state = Rc::new(RefCell::new(State::new(side, limits)));
-        Self { stream, state, rest: BytesMut::new(), is_bulk: false, preface, has_ended: false, is_closing: false }
+        let begun = (side == Side::Client).then(Instant::now);
+        Self {
+            stream,
+            state,
+            rest: BytesMut::new(),
+            is_bulk: false,
+            rest_begun: None,
+            begun,
+            preface,
+            has_ended: false,
+            is_closing: false,
+        }
     }
 
     /// The next request, while all others are carried on. None: the connection is over.
@@ -128,6 +144,44 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.state.borrow_mut().say_goodbye_again();
     }
 
+    /// Heads and data of streams that have come so far.
+    pub(crate) fn answers(&self) -> u64 {
+        self.state.borrow().answers
+    }
+
+    /// Since when something is to come that is timed as a head of HTTP/1.1 is: preface and settings, the rest of a header block,
+    /// or the rest of a frame that carries no data.
+    pub(crate) fn unfinished(&self) -> Option<Instant> {
+        if self.is_closing || self.has_ended {
+            return None;
+        }
+        let of_state = self.state.borrow().unfinished(self.begun);
+        of_state.into_iter().chain(self.rest_begun).min()
+    }
+
+    /// Whether requests wait for a server that takes none.
+    pub(crate) fn takes_none(&self) -> bool {
+        self.state.borrow().takes_none()
+    }
+
+    /// Ends their wait: nothing of them was sent.
+    pub(crate) fn turn_away(&mut self) {
+        self.state.borrow_mut().turn_away();
+    }
+
+    /// Whether the peer left because of too much of something.
+    pub(crate) fn wants_calm(&self) -> bool {
+        self.state.borrow().wants_calm
+    }
+
+    /// Ends the connection for what is not coming.
+    pub(crate) fn time_out(&mut self) {
+        let mut state = self.state.borrow_mut();
+        if state.error.is_none() {
+            state.fail(Error::Closed(io::ErrorKind::TimedOut));
+        }
+    }
+
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.state.borrow_mut().run(cx);
         let mut burst = 0;
@@ -168,7 +222,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 }
             };
             if !self.is_closing && self.state.borrow().is_done() {
-                self.state.borrow_mut().say_goodbye();
+                self.state.borrow_mut().end();
                 self.is_closing = true;
                 continue;
             }
@@ -209,8 +263,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 let came = space.filled();
                 self.state.borrow_mut().read += came.len() as u64;
                 self.is_bulk = came.len() >= BULK;
+                self.begun.get_or_insert_with(Instant::now);
                 let used = self.take_borrowed(came)?;
                 self.rest.extend_from_slice(&came[used..]);
+                self.note_rest(true);
                 Poll::Ready(Ok::<_, Stop>(came.len()))
             })
         } else {
@@ -224,12 +280,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             let count = ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.rest)).map_err(Stop::from)?;
             self.is_bulk = count >= BULK;
             self.state.borrow_mut().read += count as u64;
+            let before = self.rest.len();
             self.take_owned()?;
+            self.note_rest(self.rest.len() < before);
             Poll::Ready(Ok(count))
         };
         match ready!(count)? {
             0 => Poll::Ready(Err(Stop::Ended)),
             count => Poll::Ready(Ok(count)),
+        }
+    }
+
+    /// Notes since when the frame that has begun is waited for. `is_another`: than the one before.
+    fn note_rest(&mut self, is_another: bool) {
+        // Data moves at its sender's pace; what is too slow is for the bounds of streams and connections.
+        if self.rest.is_empty() || self.rest.get(3) == Some(&frame::DATA) {
+            self.rest_begun = None;
+        } else if is_another || self.rest_begun.is_none() {
+            self.rest_begun = Some(Instant::now());
         }
     }
 
@@ -409,8 +477,8 @@ mod tests {
     use proptest::prelude::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
-    use super::super::frame;
     use super::*;
+    use crate::http::interim::INTERIM_MAX;
 
     const LIMITS: Limits =
         Limits { streams: 3, stream_window: 65_535, connection_window: 70_000, head_bytes: 16 * 1024 };
@@ -561,10 +629,10 @@ mod tests {
             (goaway(0, 11), "the peer has left: ENHANCE_YOUR_CALM"),
             (reset(7), "the stream was reset: REFUSED_STREAM"),
             (reset(99), "the stream was reset: error code 99"),
-            (put(frame::HEADERS, 5, 1, &[0x82]), "the stream was reset: PROTOCOL_ERROR"),
+            (put(frame::HEADERS, 5, 1, &[0x82]), "what came in the stream is not HTTP/2: PROTOCOL_ERROR"),
             (put(frame::HEADERS, 5, 1, &[0xff]), "the connection broke the rules: COMPRESSION_ERROR"),
             (put(frame::HEADERS, 5, 9, &[0x88]), "the connection broke the rules: PROTOCOL_ERROR"),
-            (put(frame::DATA, 0, 1, b"early"), "the stream was reset: PROTOCOL_ERROR"),
+            (put(frame::DATA, 0, 1, b"early"), "what came in the stream is not HTTP/2: PROTOCOL_ERROR"),
             (Vec::new(), "the connection was closed: unexpected end of file"),
         ] {
             let found = run(async {
@@ -721,5 +789,309 @@ mod tests {
             send(&mut sending, vec![vec![1; 60_000]; 3], false).await.expect("sent");
             assert_eq!(body(&mut receiving).await.expect("whole").0.len(), 180_000);
         });
+    }
+
+    /// The reason of the GOAWAY that a server sends to a client that sends these frames.
+    fn goodbye(frames: &[u8]) -> Option<u8> {
+        let settings = put(frame::SETTINGS, 0, 0, &[]);
+        let (answer, _) = serve(&[PREFACE, &settings, frames].concat(), 10_000);
+        let mut rest = &answer[..];
+        let mut reason = None;
+        while let Some(octets) = rest.first_chunk::<HEAD>() {
+            let head = Head::read(*octets);
+            reason = (head.kind == frame::GOAWAY).then(|| rest[HEAD + 7]).or(reason);
+            rest = &rest[HEAD + head.length..];
+        }
+        reason
+    }
+
+    /// Frames that carry nothing for a stream may come in their hundreds, and not without end.
+    #[test]
+    fn frames_that_carry_nothing_are_bounded() {
+        let increment = 1u32.to_be_bytes();
+        let get = [0x82, 0x84, 0x86];
+        let ended = |id: u32| {
+            let request = put(frame::HEADERS, frame::END_HEADERS | frame::END_STREAM, id, &get);
+            [request, put(frame::RST_STREAM, 0, id, &Reason::CANCEL.0.to_be_bytes())].concat()
+        };
+        let open = put(frame::HEADERS, frame::END_HEADERS, 3, &get);
+        // Its padding is longer than the frame: it is reset, and what was on its way is ignored.
+        let window = [open.clone(), put(frame::WINDOW_UPDATE, 0, 3, &[0; 4])].concat();
+        for (desc, before, frame) in [
+            ("empty data", open.clone(), put(frame::DATA, 0, 3, &[])),
+            ("data that is padding", open.clone(), put(frame::DATA, frame::PADDED, 3, &[3, 0, 0, 0])),
+            ("data of a stream that was reset", window, put(frame::DATA, 0, 3, b"x")),
+            ("priorities", Vec::new(), put(frame::PRIORITY, 0, 3, &[0; 5])),
+            ("resets of a stream that is over", ended(1), put(frame::RST_STREAM, 0, 1, &[0; 4])),
+            ("settings", Vec::new(), put(frame::SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 100])),
+            ("acknowledged settings", Vec::new(), put(frame::SETTINGS, frame::ACK, 0, &[])),
+            ("pings", Vec::new(), put(frame::PING, 0, 0, &[0; 8])),
+            ("answered pings", Vec::new(), put(frame::PING, frame::ACK, 0, &[0; 8])),
+            ("farewells", Vec::new(), put(frame::GOAWAY, 0, 0, &[0; 8])),
+            ("increments of the connection", Vec::new(), put(frame::WINDOW_UPDATE, 0, 0, &increment)),
+            ("increments of a stream", open, put(frame::WINDOW_UPDATE, 0, 3, &increment)),
+            ("increments of a stream that is over", ended(1), put(frame::WINDOW_UPDATE, 0, 1, &increment)),
+            ("unknown frames", Vec::new(), put(0xee, 0, 0, &[0; 8])),
+        ] {
+            let times = |count: usize| goodbye(&[before.clone(), frame.repeat(count)].concat());
+            assert_eq!(times(900), None, "900 {desc}");
+            assert_eq!(times(2_000), Some(Reason::ENHANCE_YOUR_CALM.0 as u8), "2,000 {desc}");
+        }
+    }
+
+    /// A change of the initial window is one of all streams: only the last value of a frame is made, and many frames of it are
+    /// not taken.
+    #[test]
+    fn changes_of_the_initial_window_are_bounded() {
+        let value = |size: u32| [&[0, 4][..], &size.to_be_bytes()].concat();
+        let open: Vec<u8> =
+            (0..10).flat_map(|at| put(frame::HEADERS, frame::END_HEADERS, 2 * at + 1, &[0x82, 0x84, 0x86])).collect();
+        let full = put(frame::WINDOW_UPDATE, 0, 1, &(0x7fff_ffff_u32 - 65_535).to_be_bytes());
+        let beyond = [value(0x7fff_ffff), value(65_535)].concat();
+        assert_eq!(goodbye(&[&open[..], &full, &put(frame::SETTINGS, 0, 0, &beyond)].concat()), None);
+        let beyond = put(frame::SETTINGS, 0, 0, &value(65_536));
+        let found = goodbye(&[&open[..], &full, &beyond].concat());
+        assert_eq!(found, Some(Reason::FLOW_CONTROL_ERROR.0 as u8));
+        let change = [put(frame::SETTINGS, 0, 0, &value(1)), put(frame::SETTINGS, 0, 0, &value(2))].concat();
+        assert_eq!(goodbye(&[&open[..], &change.repeat(200)].concat()), None);
+        let found = goodbye(&[&open[..], &change.repeat(1_000)].concat());
+        assert_eq!(found, Some(Reason::ENHANCE_YOUR_CALM.0 as u8));
+    }
+
+    /// What becomes of a request whose answer is these frames.
+    fn answered(method: &str, answer: &[u8]) -> Result<(StatusCode, Vec<u8>), String> {
+        run(async {
+            let (requests, mut far) = asked(&[]).await;
+            let (_sending, mut receiving) = requests.send(&request(method), None, true).expect("sent");
+            far.write_all(answer).await.expect("written");
+            let (status, _) = poll_fn(|cx| receiving.poll_response(cx)).await.map_err(|error| error.to_string())?;
+            let (whole, _) = body(&mut receiving).await.map_err(|error| error.to_string())?;
+            Ok((status, whole))
+        })
+    }
+
+    #[test]
+    fn informational_responses_are_bounded() {
+        let early = put(frame::HEADERS, frame::END_HEADERS, 1, b"\x08\x03103");
+        let last = put(frame::HEADERS, 5, 1, &[0x88]);
+        let many = INTERIM_MAX as usize;
+        let found = answered("GET", &[early.repeat(many), last.clone()].concat());
+        assert_eq!(found, Ok((StatusCode::OK, Vec::new())));
+        let found = answered("GET", &[early.repeat(many + 1), last].concat());
+        assert_eq!(found, Err("what came in the stream is not HTTP/2: PROTOCOL_ERROR".to_owned()));
+    }
+
+    /// RFC 9110 6.4.1: whatever length the head gives, no content is behind it.
+    #[test]
+    fn responses_without_content_have_none() {
+        // `content-length: 5`, and data or an empty end.
+        let length = b"\x0f\x0d\x015";
+        for (method, status, is_bodiless) in
+            [("GET", 0x88, false), ("HEAD", 0x88, true), ("GET", 0x89, true), ("GET", 0x8b, true), ("POST", 0x89, true)]
+        {
+            let head = put(frame::HEADERS, frame::END_HEADERS, 1, &[&[status][..], length].concat());
+            let found = |data: &[u8]| answered(method, &[&head[..], &put(frame::DATA, 1, 1, data)].concat());
+            assert_eq!(found(b"hello").is_err(), is_bodiless, "{method} {status:#x}: {:?}", found(b"hello"));
+            assert_eq!(found(b"").is_ok(), is_bodiless, "{method} {status:#x}: {:?}", found(b""));
+            let head = put(frame::HEADERS, frame::END_HEADERS, 1, &[status]);
+            let found = |data: &[u8]| answered(method, &[&head[..], &put(frame::DATA, 1, 1, data)].concat());
+            assert_eq!(found(b"hello").is_err(), is_bodiless, "{method} {status:#x}: {:?}", found(b"hello"));
+            assert!(found(b"").is_ok(), "{method} {status:#x}");
+        }
+    }
+
+    /// A limit of this side is no fault of a server's: the stream alone is reset, however often that happens.
+    #[test]
+    fn large_heads_and_trailers_end_their_stream() {
+        // `a: vvv...`, whose length takes two octets behind the first.
+        let field = |length: usize| {
+            let rest = length - 127;
+            [&b"\0\x01a\x7f"[..], &[(rest % 128) as u8 | 0x80, (rest / 128) as u8], &vec![b'v'; length]].concat()
+        };
+        let many = |count: usize| b"\0\x01a\x01b".repeat(count);
+        // `:status: 200` counts 42 octets, and each field 32 beyond what it says.
+        let most = LIMITS.head_bytes as usize - 42 - 33;
+        for (desc, fields, is_trailer, is_taken) in [
+            ("a head of 16 KiB", field(most), false, true),
+            ("a larger head", field(most + 1), false, false),
+            ("a head of 100 fields", many(100), false, true),
+            ("a head of 101 fields", many(101), false, false),
+            ("trailers of 16 KiB", field(most + 42), true, true),
+            ("larger trailers", field(most + 43), true, false),
+            ("trailers of 100 fields", many(100), true, true),
+            ("trailers of 101 fields", many(101), true, false),
+        ] {
+            run(async {
+                let (requests, mut far) = asked(&[]).await;
+                frames(&mut far, 1).await;
+                for id in (1..).step_by(2).take(600) {
+                    let (_sending, mut receiving) = requests.send(&request("GET"), None, true).expect("sent");
+                    frames(&mut far, 1).await;
+                    let status = [0x88];
+                    let block = if is_trailer { fields.clone() } else { [&status[..], &fields].concat() };
+                    let (first, rest) = block.split_at(block.len().min(16_000));
+                    if is_trailer {
+                        far.write_all(&put(frame::HEADERS, frame::END_HEADERS, id, &status)).await.expect("written");
+                    }
+                    let block = [
+                        put(frame::HEADERS, frame::END_STREAM, id, first),
+                        put(frame::CONTINUATION, frame::END_HEADERS, id, rest),
+                    ];
+                    far.write_all(&block.concat()).await.expect("written");
+                    let found = async {
+                        poll_fn(|cx| receiving.poll_response(cx)).await?;
+                        body(&mut receiving).await
+                    };
+                    match found.await {
+                        Ok(_) => assert!(is_taken, "{desc}"),
+                        Err(Error::TooLarge) => {
+                            assert!(!is_taken, "{desc}");
+                            assert_eq!(frames(&mut far, 1).await[0].0, frame::RST_STREAM, "{desc}");
+                        }
+                        Err(error) => panic!("{desc}: {error}"),
+                    }
+                }
+            });
+        }
+    }
+
+    /// RFC 9113 6.5.2: a server cannot say that it takes pushes.
+    #[test]
+    fn a_server_takes_no_pushes() {
+        for (value, error) in [(0, None), (1, Some("the connection broke the rules: PROTOCOL_ERROR"))] {
+            let push = put(frame::SETTINGS, 0, 0, &[0, 2, 0, 0, 0, value]);
+            let found = answered("GET", &[push, put(frame::HEADERS, 5, 1, &[0x88])].concat());
+            assert_eq!(found.err().as_deref(), error, "{value}");
+        }
+        assert_eq!(goodbye(&put(frame::SETTINGS, 0, 0, &[0, 2, 0, 0, 0, 1])), None, "a client can");
+    }
+
+    /// Requests that are given up while they wait leave nothing behind that the connection would wait for.
+    #[test]
+    fn requests_that_are_given_up_while_they_wait_are_forgotten() {
+        run(async {
+            let (requests, mut far) = asked(&[0, 3, 0, 0, 0, 0]).await;
+            frames(&mut far, 1).await;
+            for _ in 0..3 {
+                drop(requests.send(&request("GET"), None, true).expect("waits"));
+            }
+            drop(requests);
+            assert_eq!(frames(&mut far, 1).await[0].0, frame::GOAWAY);
+        });
+    }
+
+    /// What was not sent can be sent elsewhere, however the connection ends.
+    #[test]
+    fn requests_that_wait_were_not_sent() {
+        run(async {
+            let (requests, mut far) = asked(&[0, 3, 0, 0, 0, 1]).await;
+            frames(&mut far, 1).await;
+            let mut calls = [(); 2].map(|()| requests.send(&request("POST"), None, true).expect("sent"));
+            frames(&mut far, 1).await;
+            drop(far);
+            let mut errors = Vec::new();
+            for (_, receiving) in &mut calls {
+                errors.push(poll_fn(|cx| receiving.poll_response(cx)).await.expect_err("no response"));
+            }
+            assert!(matches!(errors[..], [Error::Closed(_), Error::Unsent(_)]), "{errors:?}");
+        });
+    }
+
+    /// The end of a stream needs no window: it does not wait for streams that do.
+    #[test]
+    fn ends_wait_for_no_window() {
+        run(async {
+            let (requests, mut far) = asked(&[]).await;
+            frames(&mut far, 1).await;
+            let mut calls = [(); 4].map(|()| requests.send(&request("POST"), None, false).expect("sent").0);
+            calls[0].send_data(Bytes::from(vec![1; 60_000]), false).expect("taken");
+            calls[1].send_data(Bytes::from(vec![1; 60_000]), false).expect("kept");
+            let mut trailers = HeaderMap::new();
+            trailers.insert("a", http::HeaderValue::from_static("b"));
+            calls[2].send_data(Bytes::new(), true).expect("taken");
+            calls[3].send_trailers(trailers).expect("taken");
+            let mut ended = Vec::new();
+            let mut octets = 0;
+            while ended.len() < 2 {
+                let mut head = [0; HEAD];
+                far.read_exact(&mut head).await.expect("a frame");
+                let head = Head::read(head);
+                let mut payload = vec![0; head.length];
+                far.read_exact(&mut payload).await.expect("its payload");
+                octets += if head.kind == frame::DATA { head.length } else { 0 };
+                if head.has(frame::END_STREAM) && matches!(head.kind, frame::DATA | frame::HEADERS) {
+                    ended.push((head.kind, head.stream));
+                }
+            }
+            assert_eq!(ended, [(frame::DATA, 5), (frame::HEADERS, 7)]);
+            assert!(octets <= 65_535);
+        });
+    }
+
+    /// Behind a farewell nothing is sent, whoever takes or drops what came before: the connection may be closed for writing.
+    #[test]
+    fn nothing_is_sent_behind_a_farewell() {
+        run(async {
+            let (near, mut far) = duplex(100_000);
+            let mut connection = Connection::server(near, LIMITS);
+            let body = vec![1; 16_000];
+            let data: Vec<u8> = (0..4).flat_map(|at| put(frame::DATA, u8::from(at == 3), 1, &body)).collect();
+            let head = put(frame::HEADERS, frame::END_HEADERS, 1, &[0x83, 0x84, 0x86]);
+            far.write_all(&[PREFACE, &put(frame::SETTINGS, 0, 0, &[]), &head, &data].concat()).await.expect("written");
+            let (_, mut sending, mut receiving) = poll_fn(|cx| connection.poll_accept(cx)).await.expect("a request");
+            let polled = poll_fn(|cx| Poll::Ready(connection.poll_accept(cx).is_pending()));
+            assert!(polled.await);
+            connection.leave();
+            sending.respond(StatusCode::OK, &HeaderMap::new(), true).expect("answered");
+            far.write_all(&put(frame::PING, frame::ACK, 0, b"farewell")).await.expect("written");
+            drop(poll_fn(|cx| connection.poll_accept(cx)).await);
+            while let Poll::Ready(Some(Ok(data))) = poll_fn(|cx| Poll::Ready(receiving.poll_data(cx))).await {
+                receiving.taken(data.len());
+            }
+            drop((sending, receiving, connection));
+            let mut kinds = Vec::new();
+            let mut head = [0; HEAD];
+            while far.read_exact(&mut head).await.is_ok() {
+                let head = Head::read(head);
+                far.read_exact(&mut vec![0; head.length]).await.expect("its payload");
+                kinds.push(head.kind);
+            }
+            assert_eq!(kinds.last(), Some(&frame::GOAWAY), "{kinds:?}");
+        });
+    }
+
+    /// What is timed as a head is: all that is to come whole before anything can be done with it, but for data.
+    #[test]
+    fn unfinished_heads_are_known() {
+        let settings = put(frame::SETTINGS, 0, 0, &[]);
+        let begun = [PREFACE, &settings].concat();
+        let headers = put(frame::HEADERS, frame::END_HEADERS, 1, &[0x83, 0x84, 0x86]);
+        let block = put(frame::HEADERS, 0, 1, &[0x83, 0x84, 0x86]);
+        let more = put(frame::CONTINUATION, 0, 1, &[]);
+        let last = put(frame::CONTINUATION, frame::END_HEADERS, 1, &[]);
+        for (desc, frames, is_unfinished) in [
+            ("nothing", vec![], false),
+            ("a part of the preface", PREFACE[..20].to_vec(), true),
+            ("the preface", PREFACE.to_vec(), true),
+            ("a part of the settings", begun[..begun.len() - 1].to_vec(), true),
+            ("the settings", begun.clone(), false),
+            ("a part of a frame's head", [&begun[..], &[0, 0]].concat(), true),
+            ("a part of a frame", [&begun[..], &headers[..headers.len() - 1]].concat(), true),
+            ("a request", [&begun[..], &headers].concat(), false),
+            ("a part of a block", [&begun[..], &block].concat(), true),
+            ("more of it", [&begun[..], &block, &more].concat(), true),
+            ("the block", [&begun[..], &block, &more, &last].concat(), false),
+            ("a part of data", [&begun[..], &headers, &[0, 0, 9, 0, 0, 0, 0, 0, 1, 0]].concat(), false),
+        ] {
+            run(async {
+                let (near, mut far) = duplex(100_000);
+                let mut connection = Connection::server(near, LIMITS);
+                for piece in frames.chunks(1) {
+                    far.write_all(piece).await.expect("written");
+                    poll_fn(|cx| Poll::Ready(connection.poll_accept(cx).is_pending())).await;
+                }
+                assert_eq!(connection.unfinished().is_some(), is_unfinished, "{desc}");
+            });
+        }
     }
 }

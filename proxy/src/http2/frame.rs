@@ -44,7 +44,7 @@ pub(super) struct Head {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Setting {
     TableSize(u32),
-    Push,
+    Push(bool),
     Streams(u32),
     Window(u32),
     /// The longest payload that it takes.
@@ -98,7 +98,7 @@ pub(super) fn setting(octets: [u8; 6]) -> Result<Option<Setting>, Reason> {
     Ok(Some(match u16::from_be_bytes([a, b]) {
         1 => Setting::TableSize(value),
         2 if value > 1 => return Err(Reason::PROTOCOL_ERROR),
-        2 => Setting::Push,
+        2 => Setting::Push(value == 1),
         3 => Setting::Streams(value),
         4 if value > super::flow::WINDOW_MAX as u32 => return Err(Reason::FLOW_CONTROL_ERROR),
         4 => Setting::Window(value),

@@ -11,6 +11,7 @@ use super::frame::{CONTINUATION, END_HEADERS, END_STREAM, HEAD, HEADERS, Head, P
 use crate::hpack::Field;
 use crate::hpack::decode::Decoder;
 use crate::hpack::encode::Encoder;
+use crate::http::head::HEADERS_MAX;
 
 /// The fields of one block.
 #[derive(Default)]
@@ -23,7 +24,7 @@ pub(super) struct Fields {
     headers: HeaderMap,
     size: usize,
     /// Larger than what is taken; the rest was thrown away.
-    pub(super) is_too_large: bool,
+    pub(super) is_oversized: bool,
     /// Something in it must not be.
     is_malformed: bool,
 }
@@ -42,7 +43,7 @@ impl Fields {
             .decode(block, |field, size| {
                 fields.size += size;
                 if fields.size > size_max as usize {
-                    fields.is_too_large = true;
+                    fields.is_oversized = true;
                 } else if fields.take(field).is_none() {
                     fields.is_malformed = true;
                 }
@@ -74,6 +75,11 @@ impl Fields {
             // RFC 8441 is not offered.
             Field::Protocol | Field::Malformed => None,
         }
+    }
+
+    /// Whether a response or trailers are larger than what is taken. Of a request that is said once its cookie is whole again.
+    pub(super) fn is_too_large(&self) -> bool {
+        self.is_oversized || self.headers.len() > HEADERS_MAX
     }
 
     fn has_pseudo(&self) -> bool {
@@ -119,7 +125,7 @@ impl Fields {
     }
 
     pub(super) fn into_trailers(self) -> Result<HeaderMap, Malformed> {
-        if self.is_malformed || self.is_too_large || self.has_pseudo() { Err(Malformed) } else { Ok(self.headers) }
+        if self.is_malformed || self.has_pseudo() { Err(Malformed) } else { Ok(self.headers) }
     }
 }
 

@@ -27,6 +27,9 @@ pub(crate) use half::{RecvStream, Requests, SendStream};
 use std::fmt;
 use std::io;
 
+#[cfg(doc)]
+use crate::http::head::HEADERS_MAX;
+
 /// What a connection of ours allows its peer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -54,6 +57,16 @@ pub(crate) enum Error {
     /// One side reset it.
     #[error("the stream was reset: {0}")]
     Reset(Reason),
+    /// It was reset from here, because what the peer sent in it breaks the rules.
+    #[error("what came in the stream is not HTTP/2: {0}")]
+    Malformed(Reason),
+    /// It was reset from here, because its head or its trailers are larger than [`Limits::head_bytes`], or have more fields
+    /// than [`HEADERS_MAX`].
+    #[error("its head or its trailers are larger than 64 KiB, or have more than 100 fields")]
+    TooLarge,
+    /// Nothing of the request was sent.
+    #[error("{0}")]
+    Unsent(&'static str),
     /// The peer leaves, and says that it did not look at this stream.
     #[error("the peer has left: {0}")]
     Left(Reason),
@@ -109,11 +122,11 @@ impl fmt::Display for Reason {
 // === impl Error ===
 
 impl Error {
-    /// The reason of a reset or of a farewell.
+    /// The reason that a peer gave. What was refused here is nothing that the other side of the proxy has to answer for.
     pub(crate) fn reason(&self) -> Option<Reason> {
         match self {
             Self::Reset(reason) | Self::Left(reason) | Self::Broken(reason) => Some(*reason),
-            Self::Closed(_) => None,
+            Self::Malformed(_) | Self::TooLarge | Self::Unsent(_) | Self::Closed(_) => None,
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::telemetry::alive::Kind;
 impl State {
     /// Whether one more request can go onto this connection.
     pub(in crate::http2) fn may_open(&self) -> bool {
-        self.error.is_none() && self.leaving == Leaving::No && self.next < 0x7fff_fff0
+        self.error.is_none() && self.leaving == Leaving::No && !self.turns_away && self.next < 0x7fff_fff0
     }
 
     /// Streams that are open.
@@ -93,12 +93,12 @@ impl State {
         if data.is_empty() && !ends {
             return Ok(());
         }
+        let is_first = !stream.has_pending() && stream.request.is_none();
         // Those that wait already go first: they may wait for what this one would use up.
-        let is_next = !stream.has_pending()
-            && stream.request.is_none()
-            && self.ready.is_empty()
-            && self.output.len() < OUTPUT_MAX;
-        if is_next && data.len() <= stream.send.room().min(self.send.room()).min(PAYLOAD_MAX) {
+        let has_room = self.ready.is_empty()
+            && self.output.len() < OUTPUT_MAX
+            && data.len() <= stream.send.room().min(self.send.room()).min(PAYLOAD_MAX);
+        if is_first && (has_room || data.is_empty()) {
             self.put_data(id, data, ends);
         } else {
             if !data.is_empty() {
@@ -127,16 +127,6 @@ impl State {
         }
         self.wake();
         Ok(())
-    }
-
-    fn queue(&mut self, id: u32) {
-        if let Some(stream) = self.streams.get_mut(&id)
-            && stream.request.is_none()
-            && !stream.is_queued
-        {
-            stream.is_queued = true;
-            self.ready.push_back(id);
-        }
     }
 
     /// Waits until all that was given is on its way.
@@ -225,7 +215,7 @@ impl State {
 
     pub(in crate::http2) fn send_reset(&mut self, id: u32, reason: Reason) {
         if self.streams.get(&id).is_some_and(|stream| !stream.is_closed()) {
-            self.reset(id, reason);
+            self.reset(id, reason, Error::Reset(reason));
         }
     }
 

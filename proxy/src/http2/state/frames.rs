@@ -3,12 +3,13 @@
 use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use http::header::HeaderMap;
+use tokio::time::Instant;
 
 use super::super::frame::{self, Head, Setting};
 use super::super::head::{self, Fields, Malformed};
 use super::super::stream::{Direction, Stream};
 use super::super::{Error, Reason, TooLarge};
-use super::{Block, CONTINUATIONS_MAX, EMPTY_MAX, FAREWELL, Leaving, Payload, SOON, Side, State};
+use super::{Block, CONTINUATIONS_MAX, FAREWELL, Leaving, Payload, SOON, SPARE_EARNED, SPARE_STREAMS, Side, State};
 use crate::telemetry::alive::Kind;
 
 // === impl State ===
@@ -30,7 +31,7 @@ impl State {
             frame::CONTINUATION => self.take_continuation(&head, octets),
             frame::PRIORITY => match octets.len() {
                 _ if head.stream == 0 || frame::depends_on(octets) == Some(head.stream) => Err(Reason::PROTOCOL_ERROR),
-                5 => Ok(()),
+                5 => self.spend(1),
                 _ => Err(Reason::FRAME_SIZE_ERROR),
             },
             frame::RST_STREAM => {
@@ -43,7 +44,7 @@ impl State {
             frame::WINDOW_UPDATE => self.take_window_update(head.stream, octets),
             frame::PUSH_PROMISE => Err(Reason::PROTOCOL_ERROR),
             // RFC 9113 5.5: what is unknown is ignored.
-            _ => Ok(()),
+            _ => self.spend(1),
         }
     }
 
@@ -61,12 +62,7 @@ impl State {
         self.receive.receive(head.length)?;
         let ends = head.has(frame::END_STREAM);
         if content.is_empty() && !ends {
-            self.empty += 1;
-            if self.empty > EMPTY_MAX {
-                return Err(Reason::ENHANCE_YOUR_CALM);
-            }
-        } else {
-            self.empty = 0;
+            self.spend(1)?;
         }
         let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.error.is_none()) else {
             self.release(None, head.length);
@@ -77,6 +73,7 @@ impl State {
             Direction::Ended => Some(Reason::STREAM_CLOSED),
             Direction::Open => stream.receive.receive(head.length).err(),
         };
+        self.answers += 1;
         if let Some(reason) = problem {
             self.release(None, head.length);
             return self.provoked(id, reason);
@@ -95,6 +92,9 @@ impl State {
                 receiver.wake();
             }
             self.release(Some(id), padding);
+        }
+        if length > 0 {
+            self.earn(SPARE_EARNED);
         }
         if ends { self.finish_receiving(id, None) } else { Ok(()) }
     }
@@ -126,7 +126,8 @@ impl State {
         if head.has(frame::END_HEADERS) {
             return self.take_block(&head, payload.keep(content));
         }
-        self.block = Some(Block { head, octets: BytesMut::from(&octets[content]), frames: 0 });
+        let octets = BytesMut::from(&octets[content]);
+        self.block = Some(Block { head, octets, frames: 0, begun: Instant::now() });
         Ok(())
     }
 
@@ -148,23 +149,26 @@ impl State {
     fn take_block(&mut self, head: &Head, block: Bytes) -> Result<(), Reason> {
         let fields = Fields::decode(&mut self.decoder, block, self.limits.head_bytes)?;
         let (id, ends) = (head.stream, head.has(frame::END_STREAM));
-        self.empty = 0;
+        self.answers += 1;
         let Some(stream) = self.streams.get_mut(&id) else {
             return match self.side {
                 Side::Server => self.take_request(id, fields, ends),
                 Side::Client if self.is_idle(id) => Err(Reason::PROTOCOL_ERROR),
                 // Of a stream that was given up.
-                Side::Client => Ok(()),
+                Side::Client => self.spend(1),
             };
         };
         if stream.is_closed() {
             // What was reset from here may be answered by what was on its way.
             let is_late = self.side == Side::Client || self.forgotten.contains(&id);
-            return if is_late { Ok(()) } else { Err(Reason::STREAM_CLOSED) };
+            return if is_late { self.spend(1) } else { Err(Reason::STREAM_CLOSED) };
         }
-        match stream.receiving {
+        let receiving = stream.receiving;
+        self.earn(SPARE_EARNED);
+        match receiving {
             Direction::Ended => self.provoked(id, Reason::STREAM_CLOSED),
             Direction::Waiting => self.take_response(id, fields, ends),
+            Direction::Open if fields.is_too_large() => self.reset_too_large(id),
             Direction::Open => match fields.into_trailers() {
                 Ok(trailers) if ends => self.finish_receiving(id, Some(trailers)),
                 _ => self.provoked(id, Reason::PROTOCOL_ERROR),
@@ -175,7 +179,7 @@ impl State {
     fn take_request(&mut self, id: u32, fields: Fields, ends: bool) -> Result<(), Reason> {
         if !self.is_idle(id) {
             if self.forgotten.contains(&id) {
-                return Ok(());
+                return self.spend(1);
             }
             // The last is known to have been opened; of others nobody knows.
             return Err(if id == self.last() { Reason::STREAM_CLOSED } else { Reason::PROTOCOL_ERROR });
@@ -184,12 +188,12 @@ impl State {
         if self.leaving == Leaving::Final {
             // The client was told that this one is not looked at.
             self.forget(id);
-            return Ok(());
+            return self.spend(1);
         }
         if self.open >= self.limits.streams as usize {
             return self.refuse(id, Reason::REFUSED_STREAM);
         }
-        let (request, content) = if fields.is_too_large {
+        let (request, content) = if fields.is_oversized {
             (Err(TooLarge), None)
         } else {
             let request = fields
@@ -205,6 +209,7 @@ impl State {
         }
         self.streams.insert(id, stream);
         self.open += 1;
+        self.earn(SPARE_EARNED);
         self.accepted.push_back((id, request));
         Ok(())
     }
@@ -214,9 +219,16 @@ impl State {
         self.refuse(id, Reason::PROTOCOL_ERROR)
     }
 
+    /// A head or trailers are larger than what is taken. That is this side's limit: a server has done nothing wrong, and as it sent
+    /// them for a request from here, it cannot do so without end.
+    fn reset_too_large(&mut self, id: u32) -> Result<(), Reason> {
+        self.reset(id, Reason::CANCEL, Error::TooLarge);
+        if self.side == Side::Server { self.lose_patience() } else { Ok(()) }
+    }
+
     fn take_response(&mut self, id: u32, fields: Fields, ends: bool) -> Result<(), Reason> {
-        if fields.is_too_large {
-            return self.provoked(id, Reason::PROTOCOL_ERROR);
+        if fields.is_too_large() {
+            return self.reset_too_large(id);
         }
         let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
         let Ok((status, headers)) = fields.into_response() else { return self.provoked(id, Reason::PROTOCOL_ERROR) };
@@ -230,9 +242,11 @@ impl State {
             }
             return Ok(());
         }
+        // RFC 9110 6.4.1: no content comes with these, whatever length their head gives.
+        let is_bodiless = stream.is_head || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         let content = match head::content_length(&headers) {
             Err(Malformed) => return self.provoked(id, Reason::PROTOCOL_ERROR),
-            Ok(_) if stream.is_head || status == StatusCode::NOT_MODIFIED => None,
+            Ok(_) if is_bodiless => Some(0),
             Ok(content) => content,
         };
         stream.begin(content);
@@ -250,10 +264,7 @@ impl State {
         if self.is_idle(id) {
             return Err(Reason::PROTOCOL_ERROR);
         }
-        let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
-        if stream.is_closed() {
-            return Ok(());
-        }
+        let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.is_closed()) else { return self.spend(1) };
         let soon = stream.sending == Direction::Waiting && stream.opened.elapsed() < SOON;
         stream.error = Some(Error::Reset(reason));
         self.close(id);
@@ -265,7 +276,7 @@ impl State {
             return Err(Reason::PROTOCOL_ERROR);
         }
         if head.has(frame::ACK) {
-            return if octets.is_empty() { Ok(()) } else { Err(Reason::FRAME_SIZE_ERROR) };
+            return if octets.is_empty() { self.spend(1) } else { Err(Reason::FRAME_SIZE_ERROR) };
         }
         let (settings, []) = octets.as_chunks::<6>() else { return Err(Reason::FRAME_SIZE_ERROR) };
         if !self.is_settled {
@@ -273,30 +284,45 @@ impl State {
             // What is not said is not limited.
             self.peer_streams = usize::MAX;
         }
+        let mut window = self.peer_window;
         for setting in settings {
             match frame::setting(*setting)? {
                 Some(Setting::TableSize(size)) => self.encoder.set_size_max(size as usize),
                 Some(Setting::Streams(count)) => self.peer_streams = count as usize,
-                Some(Setting::Window(size)) => {
-                    let (size, before) = (size as i32, self.peer_window);
-                    self.peer_window = size;
-                    for (id, stream) in &mut self.streams {
-                        stream.send.grow(size - before)?;
-                        if stream.has_pending() && stream.request.is_none() && !stream.is_queued {
-                            stream.is_queued = true;
-                            self.ready.push_back(*id);
-                        }
-                    }
-                }
-                Some(Setting::Push | Setting::Payload(_)) | None => {}
+                // The last one counts: each change is one of all streams.
+                Some(Setting::Window(size)) => window = size as i32,
+                // RFC 9113 6.5.2: a server never promises to take pushes.
+                Some(Setting::Push(true)) if self.side == Side::Client => return Err(Reason::PROTOCOL_ERROR),
+                Some(Setting::Push(_) | Setting::Payload(_)) | None => {}
             }
+        }
+        self.spend(1)?;
+        if window != self.peer_window {
+            self.change_window(window)?;
         }
         self.put(frame::SETTINGS, frame::ACK, 0, &[]);
         self.open_waiting();
         Ok(())
     }
 
+    /// The peer takes more in each stream than before, or less.
+    fn change_window(&mut self, window: i32) -> Result<(), Reason> {
+        self.spend(u32::try_from(self.streams.len() / SPARE_STREAMS).unwrap_or(u32::MAX))?;
+        let by = window - self.peer_window;
+        self.peer_window = window;
+        let mut ready = Vec::new();
+        for (id, stream) in &mut self.streams {
+            stream.send.grow(by)?;
+            if !stream.pending.is_empty() {
+                ready.push(*id);
+            }
+        }
+        ready.into_iter().for_each(|id| self.queue(id));
+        Ok(())
+    }
+
     fn take_ping(&mut self, head: &Head, octets: &[u8]) -> Result<(), Reason> {
+        self.spend(1)?;
         if head.stream != 0 {
             return Err(Reason::PROTOCOL_ERROR);
         }
@@ -319,13 +345,16 @@ impl State {
         let (Some(last), Some(reason)) = (frame::depends_on(octets), octets.get(4..8)) else {
             return Err(Reason::FRAME_SIZE_ERROR);
         };
+        self.spend(1)?;
         if self.side == Side::Server {
             return Ok(());
         }
         self.leaving = Leaving::Final;
         let mut octets = [0; 4];
         octets.copy_from_slice(reason);
-        let error = Error::Left(Reason(u32::from_be_bytes(octets)));
+        let reason = Reason(u32::from_be_bytes(octets));
+        self.wants_calm |= reason == Reason::ENHANCE_YOUR_CALM;
+        let error = Error::Left(reason);
         let late: Vec<u32> = self
             .streams
             .iter()
@@ -343,6 +372,7 @@ impl State {
 
     fn take_window_update(&mut self, id: u32, octets: &[u8]) -> Result<(), Reason> {
         let by = u32::from_be_bytes(octets.try_into().map_err(|_| Reason::FRAME_SIZE_ERROR)?) & 0x7fff_ffff;
+        self.spend(1)?;
         if id == 0 {
             if by == 0 {
                 return Err(Reason::PROTOCOL_ERROR);
@@ -359,10 +389,7 @@ impl State {
         if let Err(reason) = stream.send.grow(by as i32) {
             return self.provoked(id, reason);
         }
-        if stream.has_pending() && stream.request.is_none() && !stream.is_queued {
-            stream.is_queued = true;
-            self.ready.push_back(id);
-        }
+        self.queue(id);
         Ok(())
     }
 }

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::Request;
+use tokio::time::Instant;
 
 use super::flow::{ReceiveWindow, SendWindow, WINDOW};
 use super::frame::{self, Head};
@@ -22,6 +23,7 @@ use super::head;
 use super::output::Output;
 use super::stream::{Direction, Stream};
 use super::{Error, Limits, Reason, TooLarge};
+use crate::clock::Tick;
 use crate::hpack::decode::Decoder;
 use crate::hpack::encode::Encoder;
 
@@ -40,8 +42,22 @@ const PATIENCE: u32 = 500;
 /// (`overload.premature_reset_min_stream_lifetime_seconds`).
 const SOON: Duration = Duration::from_secs(1);
 
-/// Frames in a row that carry nothing, and are no cause to answer.
-const EMPTY_MAX: u32 = 1000;
+/// Frames that carry nothing for a stream, at once: settings, pings, priorities, empty data, what is for streams that are over, what
+/// is unknown, and the increments of windows.
+const SPARE: u32 = 1000;
+
+/// How many more of them a frame with something in it allows, whichever side sends it. Source: what Envoy bears for each frame
+/// of data that it sends (`max_inbound_window_update_frames_per_data_frame_sent`).
+const SPARE_EARNED: u32 = 10;
+
+/// How many more each second allows, for connections on which nothing else is said for days.
+const SPARE_PER_SECOND: u64 = 10;
+
+/// The most that is saved up: what a window of 16 MiB takes whose receiver gives it back in pieces of 2 KiB.
+const SPARE_MAX: u32 = 10_000;
+
+/// Streams that one of these frames may change as cheaply as none: a change of the initial window changes all.
+const SPARE_STREAMS: usize = 8;
 
 /// Frames that one header block comes in. Whole blocks of the largest size come in far fewer.
 const CONTINUATIONS_MAX: u32 = 100;
@@ -86,7 +102,16 @@ pub(super) struct State {
     forgotten: VecDeque<u32>,
     block: Option<Block>,
     patience: u32,
-    empty: u32,
+    /// Frames that carry nothing and may still come.
+    spare: u32,
+    /// When [`SPARE_PER_SECOND`] was last counted.
+    spared: Tick,
+    /// Heads and data of streams that came.
+    pub(super) answers: u64,
+    /// The peer takes no requests, and those that wait for it were told to go elsewhere.
+    turns_away: bool,
+    /// The peer left because of too much of something.
+    pub(super) wants_calm: bool,
     pub(super) leaving: Leaving,
     /// Why there is nothing more to be had from this connection.
     pub(super) error: Option<Error>,
@@ -113,6 +138,7 @@ struct Block {
     head: Head,
     octets: BytesMut,
     frames: u32,
+    begun: Instant,
 }
 
 /// The payload of a frame: a place in what others use as well, or octets of its own.
@@ -211,7 +237,11 @@ impl State {
             forgotten: VecDeque::new(),
             block: None,
             patience: PATIENCE,
-            empty: 0,
+            spare: SPARE,
+            spared: Tick::now(),
+            answers: 0,
+            turns_away: false,
+            wants_calm: false,
             leaving: Leaving::No,
             error: None,
             is_abandoned: false,
@@ -223,7 +253,8 @@ impl State {
 
     /// Somebody has taken octets that came, or nobody will: the peer may send as many more.
     fn release(&mut self, stream: Option<u32>, count: usize) {
-        if count == 0 {
+        // Nothing is said on a connection that is over: it may be closed for writing already.
+        if count == 0 || self.error.is_some() {
             return;
         }
         if let Some(increment) = self.receive.release(count) {
@@ -241,7 +272,25 @@ impl State {
 
     /// A frame for a stream that is closed.
     fn reset_closed(&mut self, id: u32) -> Result<(), Reason> {
-        if self.forgotten.contains(&id) { Ok(()) } else { self.refuse(id, Reason::STREAM_CLOSED) }
+        if self.forgotten.contains(&id) { self.spend(1) } else { self.refuse(id, Reason::STREAM_CLOSED) }
+    }
+
+    /// A frame came that carries nothing for a stream, and costs as much as so many.
+    fn spend(&mut self, count: u32) -> Result<(), Reason> {
+        if self.spare < count {
+            let earned = self.spared.elapsed().as_secs().saturating_mul(SPARE_PER_SECOND);
+            if earned > 0 {
+                self.earn(u32::try_from(earned).unwrap_or(SPARE_MAX));
+                self.spared = Tick::now();
+            }
+        }
+        self.spare = self.spare.checked_sub(count).ok_or(Reason::ENHANCE_YOUR_CALM)?;
+        Ok(())
+    }
+
+    /// So many more frames may carry nothing.
+    fn earn(&mut self, count: u32) {
+        self.spare = self.spare.saturating_add(count).min(SPARE_MAX);
     }
 
     /// Resets a stream that is not known.
@@ -256,7 +305,7 @@ impl State {
         if self.streams.get(&id).is_some_and(Stream::is_closed) {
             self.put(frame::RST_STREAM, 0, id, &reason.0.to_be_bytes());
         } else {
-            self.reset(id, reason);
+            self.reset(id, reason, Error::Malformed(reason));
         }
         self.lose_patience()
     }
@@ -273,10 +322,10 @@ impl State {
         self.forgotten.push_back(id);
     }
 
-    /// Resets a stream that is not closed yet.
-    fn reset(&mut self, id: u32, reason: Reason) {
+    /// Resets a stream that is not closed yet, which those that hold it see as this error.
+    fn reset(&mut self, id: u32, reason: Reason, error: Error) {
         let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.is_closed()) else { return };
-        stream.error = Some(Error::Reset(reason));
+        stream.error = Some(error);
         if stream.request.is_none() {
             self.put(frame::RST_STREAM, 0, id, &reason.0.to_be_bytes());
             self.forget(id);
@@ -293,6 +342,8 @@ impl State {
         stream.wake();
         if stream.request.take().is_none() {
             self.open -= 1;
+        } else {
+            self.waiting.retain(|other| *other != id);
         }
         if stream.error.is_none() {
             self.patience = (self.patience + 1).min(PATIENCE);
@@ -323,11 +374,28 @@ impl State {
             let (head, length) = *request;
             self.open += 1;
             let ends = stream.sending == Direction::Ended;
-            if stream.has_pending() {
-                stream.is_queued = true;
-                self.ready.push_back(id);
-            }
+            let (has_data, has_end) = (!stream.pending.is_empty(), stream.end.is_some());
             head::put_request(&mut self.encoder, id, &head, length, ends, self.output.gathered());
+            if has_data {
+                self.queue(id);
+            } else if has_end {
+                self.finish_sending(id);
+            }
+        }
+    }
+
+    /// Puts a stream in line that has data to send. What has only an end to send is never in line: it needs no window, and
+    /// would wait behind streams that do.
+    fn queue(&mut self, id: u32) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        if stream.pending.is_empty() || stream.request.is_some() || stream.is_queued {
+            return;
+        }
+        stream.is_queued = true;
+        self.ready.push_back(id);
+        // Streams that were reset are in line still, for as long as the connection has no window.
+        if self.ready.len() > 2 * self.streams.len() {
+            self.ready.retain(|id| self.streams.contains_key(id));
         }
     }
 
@@ -365,9 +433,9 @@ impl State {
             self.remove(id);
         } else if stream.sending == Direction::Ended && self.side == Side::Server {
             // RFC 9113 8.1: all has been said, and the rest of the request is of no interest.
-            self.reset(id, Reason::NO_ERROR);
+            self.reset(id, Reason::NO_ERROR, Error::Reset(Reason::NO_ERROR));
         } else if self.side == Side::Client || stream.end.is_none() {
-            self.reset(id, Reason::CANCEL);
+            self.reset(id, Reason::CANCEL, Error::Reset(Reason::CANCEL));
         }
     }
 
@@ -399,6 +467,9 @@ impl State {
             stream.send.take(data.len());
         }
         self.send.take(data.len());
+        if !data.is_empty() {
+            self.earn(SPARE_EARNED);
+        }
         let flags = if ends { frame::END_STREAM } else { 0 };
         self.output.gathered().extend_from_slice(&Head::octets(frame::DATA, flags, id, data.len()));
         self.output.push(data);

@@ -4,11 +4,15 @@ use std::io;
 use std::task::{Context, Poll};
 
 use http::Request;
+use tokio::time::Instant;
 
 use super::super::frame::{self, PAYLOAD_MAX};
 use super::super::stream::{Direction, Stream, wait};
 use super::super::{Error, Reason, TooLarge};
 use super::{ALIVE, FAREWELL, Leaving, OUTPUT_MAX, OUTPUT_STOP, State};
+
+/// What became of requests that waited when their connection ended.
+const UNSENT: &str = "the connection ended before the request was sent";
 
 // === impl State ===
 
@@ -60,10 +64,7 @@ impl State {
                 continue;
             }
             let room = stream.send.room().min(self.send.room()).min(PAYLOAD_MAX);
-            let Some(data) = stream.pending.front_mut() else {
-                self.finish_sending(id);
-                continue;
-            };
+            let Some(data) = stream.pending.front_mut() else { continue };
             let part = data.split_to(room.min(data.len()));
             if part.is_empty() && !data.is_empty() {
                 if stream.send.room() > 0 {
@@ -81,14 +82,42 @@ impl State {
             if is_last {
                 stream.end = None;
             }
-            if stream.has_pending() {
-                stream.is_queued = true;
-                self.ready.push_back(id);
-            } else if let Some(sender) = stream.sender.take() {
+            let (has_more, has_trailers) = (!stream.pending.is_empty(), stream.end.is_some());
+            if !has_more
+                && !has_trailers
+                && let Some(sender) = stream.sender.take()
+            {
                 sender.wake();
             }
             self.put_data(id, part, is_last);
+            if has_more {
+                self.queue(id);
+            } else if has_trailers {
+                self.finish_sending(id);
+            }
         }
+    }
+
+    /// Whether requests wait for a peer that takes none.
+    pub(in crate::http2) fn takes_none(&self) -> bool {
+        self.is_settled && self.peer_streams == 0 && !self.waiting.is_empty()
+    }
+
+    /// Ends the wait of requests for a peer that takes none: they may go onto another connection. This one is for the streams
+    /// that are open on it.
+    pub(in crate::http2) fn turn_away(&mut self) {
+        self.turns_away = true;
+        while let Some(id) = self.waiting.pop_front() {
+            if let Some(stream) = self.streams.get_mut(&id) {
+                stream.error = Some(Error::Unsent("the server takes no requests on this connection"));
+                self.close(id);
+            }
+        }
+    }
+
+    /// Since when something is to come that is timed as a head is: settings, or the rest of a header block.
+    pub(in crate::http2) fn unfinished(&self, begun: Option<Instant>) -> Option<Instant> {
+        if self.is_settled { self.block.as_ref().map(|block| block.begun) } else { begun }
     }
 
     /// Ends every stream.
@@ -97,7 +126,9 @@ impl State {
         self.waiting.clear();
         self.open = 0;
         self.streams.retain(|_, stream| {
-            if !stream.is_closed() {
+            if stream.request.take().is_some() {
+                stream.error = Some(Error::Unsent(UNSENT));
+            } else if !stream.is_closed() {
                 stream.error = Some(error.clone());
             }
             stream.pending.clear();
@@ -137,7 +168,7 @@ impl State {
             .collect();
         for id in over {
             if let Some(stream) = self.streams.get_mut(&id) {
-                stream.error = Some(error.clone());
+                stream.error = Some(if stream.request.is_some() { Error::Unsent(UNSENT) } else { error.clone() });
                 self.close(id);
             }
         }
@@ -146,6 +177,14 @@ impl State {
     /// Says once more that nothing is to come, where that was said.
     pub(in crate::http2) fn say_goodbye_again(&mut self) {
         self.put_farewell(self.last(), Reason::NO_ERROR);
+    }
+
+    /// Says that nothing more is to come, where all that was to come has come. Nothing is said after that.
+    pub(in crate::http2) fn end(&mut self) {
+        self.say_goodbye();
+        if self.error.is_none() {
+            self.fail(Error::Closed(io::ErrorKind::NotConnected));
+        }
     }
 
     /// Says why the connection ends, and ends it.
