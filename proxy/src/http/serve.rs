@@ -34,7 +34,7 @@ where
 {
     let shared = &downstream.worker.shared;
     let handle = Rc::new(handle);
-    // In HTTP/2 the first bytes are the preface, and a head may be long in coming.
+    // In HTTP/2 the first bytes are the preface, and what is timed is for the connection to say.
     let watch = Rc::new(Watch::new(shared.timeouts, !http2, stream.has_begun()));
     let stream = Watched::new(stream, watch.clone(), shared.memory.clone());
     let (opening, answered) = (watch.clone(), downstream.clone());

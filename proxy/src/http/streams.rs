@@ -64,13 +64,14 @@ where
     let connection = Box::new(Connection::server(stream, LIMITS));
     async move {
         let leaves = Cell::new(false);
-        let mut accepting = pin!(accept(connection, &downstream, &leaves, &answer));
+        let mut accepting = pin!(accept(connection, &watch, &downstream, &leaves, &answer));
         watch.look_after(accepting.as_mut(), &downstream.worker.shared.drain, &leaves).await;
     }
 }
 
 async fn accept<F, R>(
     mut connection: Box<Connection<Watched>>,
+    watch: &Watch,
     downstream: &Downstream,
     leaves: &Cell<bool>,
     answer: &F,
@@ -94,6 +95,7 @@ async fn accept<F, R>(
                 connection.probe();
                 accepted = connection.poll_accept(cx);
             }
+            watch.note_head(connection.unfinished());
             (0..connection.take_malformed()).for_each(|_| access::refused(downstream, &MALFORMED));
             accepted
         });

@@ -39,7 +39,7 @@ pub(crate) struct Watch {
     timeouts: Timeouts,
     begun: Instant,
     begun_tick: Tick,
-    /// In HTTP/1.1 what comes between requests is a head.
+    /// In HTTP/1.1 what comes between requests is a head. In HTTP/2 the connection says when one is to come: [`Self::note_head`].
     http1: bool,
     /// Requests that are not answered to their end.
     open: Cell<u32>,
@@ -115,6 +115,12 @@ impl Watch {
         if self.http1 && self.open.get() == 0 && self.head.get() == 0 {
             self.head.set(now);
         }
+    }
+
+    /// Since when something is to come in HTTP/2 that is timed as a head.
+    pub(crate) fn note_head(&self, begun: Option<Instant>) {
+        let since = |begun: Instant| begun.saturating_duration_since(self.begun).as_millis();
+        self.head.set(begun.map_or(0, |begun| u64::try_from(since(begun)).unwrap_or(u64::MAX) + 1));
     }
 
     /// When the connection has lasted too long as it is.
