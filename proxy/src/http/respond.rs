@@ -180,6 +180,10 @@ impl Answer {
         let Self { reason, status, headers, body } = self;
         let status = status.unwrap_or(reason.status());
         finish.answered(reason, status);
+        // RFC 9110 6.4.1: behind these there is no content, and HTTP/2 has no framing that would hide it.
+        let is_bodiless =
+            finish.note.method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let body = if is_bodiless { Bytes::new() } else { body };
         let mut response = Response::new(());
         *response.headers_mut() = headers;
         let out = response.headers_mut();
