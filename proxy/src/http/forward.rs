@@ -6,7 +6,7 @@
 //!
 //! | what happened | who may repeat it |
 //! |---|---|
-//! | no connection in its time, or nothing of the request was sent, or the proxy beside the backend says that the backend never saw it | the client's proxy, up to [`SAFE_RETRIES_MAX`] times; the one beside the backend [`LOCAL_RETRIES_MAX`] times, and not where it gets no connection |
+//! | no connection in its time, or nothing of the request was sent, or the backend says that it was not processed (REFUSED_STREAM, a GOAWAY of whatever reason), or the proxy beside it that it was never seen | the client's proxy, up to [`SAFE_RETRIES_MAX`] times; the one beside the backend [`LOCAL_RETRIES_MAX`] times, and not where it gets no connection |
 //! | a connection that had idled was closed under the request | an idempotent request without a rule's word, as RFC 9110 9.2.2 allows |
 //! | a reset, a timed-out attempt, a status that the rule lists, or one of gRPC that it stands for | what the rule's `retry` allows, for its methods |
 //! | nothing yet | what the rule's `hedge` allows ([`hedge`]) |
@@ -184,6 +184,8 @@ pub(super) enum Failure {
     SlowRequest,
     /// The answer was not HTTP.
     Protocol(String),
+    /// The head of the answer is larger than what is taken.
+    TooLarge(String),
     AttemptTimeout {
         /// There was a connection, or none was asked for because of a limit.
         connected: bool,
@@ -443,6 +445,7 @@ pub(super) async fn attempt(
             Err(_) if body.is_broken() => Err(Failure::BrokenRequest),
             Err(_) if body.is_slow() => Err(Failure::SlowRequest),
             Err(SendError::Protocol(text)) => Err(Failure::Protocol(text)),
+            Err(SendError::TooLarge(text)) => Err(Failure::TooLarge(text)),
             Err(SendError::Reset(text)) => Err(Failure::Reset { reused, text }),
         }
     };
@@ -458,7 +461,7 @@ pub(super) async fn attempt(
         Box::pin(answered.await_trailers()).await;
     }
     match &outcome {
-        Ok(_) => endpoint.observe(took, now),
+        Ok(_) | Err(Failure::TooLarge(_)) => endpoint.observe(took, now),
         Err(
             Failure::NoEndpoints
             | Failure::Overflow
@@ -505,6 +508,8 @@ fn judge(outcome: &Attempted, waited: bool) -> Option<Outcome> {
             | Failure::SlowRequest
             | Failure::Connect { ended: true, .. },
         ) => None,
+        // The endpoint did answer, and each of them would answer so: the limit is this proxy's.
+        Err(Failure::TooLarge(_)) => None,
         Err(Failure::AttemptTimeout { .. } | Failure::RequestTimeout) if waited => None,
         Err(Failure::AttemptTimeout { .. } | Failure::RequestTimeout) => Some(Outcome::Local),
         Err(Failure::Connect { .. } | Failure::Refused(_) | Failure::Reset { .. } | Failure::Protocol(_)) => {
@@ -668,6 +673,7 @@ impl Allowance<'_> {
             | Failure::BrokenRequest
             | Failure::SlowRequest
             | Failure::Protocol(_)
+            | Failure::TooLarge(_)
             | Failure::RequestTimeout => None,
         }
     }
@@ -746,6 +752,9 @@ impl Failure {
             Self::BrokenRequest => (Reason::BadRequest, "the body of the request broke off, or is none".to_owned()),
             Self::SlowRequest => (Reason::SlowRequest, "the body of the request comes too slowly".to_owned()),
             Self::Protocol(text) => (Reason::UpstreamProtocol, format!("{whom} did not answer in HTTP: {text}")),
+            Self::TooLarge(text) => {
+                (Reason::UpstreamProtocol, format!("the answer of {whom} is not passed on: {text}"))
+            }
             Self::AttemptTimeout { .. } => (Reason::AttemptTimeout, format!("{whom} did not answer in time")),
             Self::RequestTimeout => (Reason::RequestTimeout, format!("{whom} did not answer in time")),
         };
@@ -860,5 +869,26 @@ impl Drop for Finish {
     fn drop(&mut self) {
         self.worker().handles.finished(&self.note);
         access::request(&self.note, self.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_blamed_for_what_it_did() {
+        let text = String::new;
+        for (failure, is_blamed) in [
+            (Failure::Protocol(text()), true),
+            // The limit is the proxy's.
+            (Failure::TooLarge(text()), false),
+            (Failure::Reset { reused: true, text: text() }, true),
+            (Failure::Connect { connected: true, ended: false, text: text() }, true),
+            (Failure::Connect { connected: true, ended: true, text: text() }, false),
+            (Failure::BrokenRequest, false),
+        ] {
+            assert_eq!(judge(&Err(failure), false).is_some(), is_blamed);
+        }
     }
 }

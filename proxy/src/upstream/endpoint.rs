@@ -13,6 +13,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::{Either, LocalBoxFuture, Shared};
 use http::request::Parts;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
 use super::http1::{Http1, Switched};
@@ -28,6 +29,12 @@ use crate::telemetry::alive::{self, Alive, Kind};
 /// How long an HTTP/1.1 connection may idle. Shorter than the idle timeouts of common servers, so that it is this side
 /// that closes. Source: Linkerd closes after 3 s.
 const IDLE: Duration = Duration::from_secs(4);
+
+/// How long a connection may be silent before the kernel asks the other host whether it is there, how often it asks then, and
+/// how many answers may be missing.
+const PROBE_AFTER: Duration = Duration::from_secs(10);
+const PROBE_EACH: Duration = Duration::from_secs(5);
+const PROBES: u32 = 3;
 
 /// Idle connections that one worker keeps for one endpoint.
 const IDLE_MAX: usize = 256;
@@ -49,6 +56,8 @@ pub(crate) struct Endpoint {
     idle: RefCell<Vec<Idle>>,
     shared: RefCell<Vec<Rc<Http2>>>,
     opening: RefCell<Option<Opening>>,
+    /// It has ended a connection of HTTP/2 because of too much of something (ENHANCE_YOUR_CALM).
+    wants_calm: Rc<Cell<bool>>,
 }
 
 struct Idle {
@@ -111,6 +120,9 @@ pub(crate) enum SendError {
     /// What came is not HTTP.
     #[error("{0}")]
     Protocol(String),
+    /// The head of the response is larger than what is taken.
+    #[error("{0}")]
+    TooLarge(String),
     /// Something may have been sent.
     #[error("{0}")]
     Reset(String),
@@ -130,6 +142,7 @@ impl Endpoint {
             idle: RefCell::default(),
             shared: RefCell::default(),
             opening: RefCell::default(),
+            wants_calm: Rc::default(),
         }
     }
 
@@ -301,17 +314,20 @@ async fn connect_http2(
     timeout: Duration,
     permit: Option<Permit>,
 ) -> Result<Rc<Http2>, LeaseError> {
-    let connection = Http2::new(open(endpoint.address, timeout).await?, permit);
+    let stream = open(endpoint.address, timeout).await?;
+    let connection = Http2::new(stream, permit, endpoint.wants_calm.clone())?;
     endpoint.shared.borrow_mut().push(connection.clone());
     Ok(connection)
 }
 
-/// Opens a TCP connection.
+/// Opens a TCP connection, on which the kernel finds out that the other host is gone.
 pub(crate) async fn open(address: SocketAddr, timeout: Duration) -> Result<TcpStream, LeaseError> {
     let stream = tokio::time::timeout(timeout, TcpStream::connect(address))
         .await
         .map_err(|_| LeaseError::Timeout(timeout))??;
     stream.set_nodelay(true)?;
+    let probes = TcpKeepalive::new().with_time(PROBE_AFTER).with_interval(PROBE_EACH).with_retries(PROBES);
+    SockRef::from(&stream).set_tcp_keepalive(&probes)?;
     Ok(stream)
 }
 

@@ -11,7 +11,9 @@ use http::request::Parts;
 use http::{Method, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
 
+use super::HEAD;
 use super::endpoint::SendError;
 use super::load::Permit;
 use crate::http::body::{BodyError, RequestBody, Shared};
@@ -20,7 +22,7 @@ use crate::http::interim::INTERIM_MAX;
 use crate::http::upload;
 use crate::http1::decode::Decoder;
 use crate::http1::encode::{self, Broken, Outgoing};
-use crate::http1::parse;
+use crate::http1::parse::{self, BadMessage};
 use crate::http1::wire::{ReadError, Wire};
 use crate::telemetry::alive::{Alive, Kind};
 
@@ -51,6 +53,8 @@ pub(crate) struct Exchange {
     client: Option<Rc<Shared>>,
     /// How many have come.
     interim: u32,
+    /// Rings when a head that has begun takes too long. Most are here at once.
+    late: Option<Pin<Box<Sleep>>>,
 }
 
 /// The rest of a request that is answered already.
@@ -105,7 +109,7 @@ impl Http1 {
             flag.set(false);
         }
         let request = Some(Outgoing::new(encode::request(head, &body), body));
-        Exchange { connection: self.clone(), method: head.method.clone(), request, client, interim: 0 }
+        Exchange { connection: self.clone(), method: head.method.clone(), request, client, interim: 0, late: None }
     }
 
     /// The connection itself, if nobody else uses it.
@@ -138,6 +142,15 @@ impl Exchange {
         Ok(())
     }
 
+    /// Waits until a head that has begun has taken too long.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<SendError> {
+        if !self.connection.wire.has_rest() {
+            return Poll::Pending;
+        }
+        ready!(self.late.get_or_insert_with(|| Box::pin(sleep(HEAD))).as_mut().poll(cx));
+        Poll::Ready(SendError::Reset(format!("the head of the response was not complete within {HEAD:?}")))
+    }
+
     /// The body of the response, with what is left of the request.
     fn receive(&mut self, decoder: Decoder) -> Receiving {
         let connection = self.connection.clone();
@@ -158,7 +171,11 @@ impl Future for Exchange {
         this.poll_send(cx)?;
         loop {
             let method = &this.method;
-            let head = ready!(this.connection.wire.poll_head(cx, |bytes| parse::response(bytes, method)))?;
+            let Poll::Ready(head) = this.connection.wire.poll_head(cx, |bytes| parse::response(bytes, method)) else {
+                return this.poll_late(cx).map(Err);
+            };
+            let head = head?;
+            this.late = None;
             let status = head.response.status();
             if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS {
                 this.interim += 1;
@@ -221,6 +238,7 @@ impl Receiving {
 impl From<ReadError> for SendError {
     fn from(error: ReadError) -> Self {
         match error {
+            ReadError::Bad(error) if error.status == BadMessage::TOO_LARGE.status => Self::TooLarge(error.to_string()),
             ReadError::Bad(error) => Self::Protocol(error.to_string()),
             ReadError::Closed => Self::Reset("it was closed before the answer was complete".into()),
             ReadError::Io(error) => Self::Reset(error.to_string()),

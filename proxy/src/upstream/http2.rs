@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
+use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
@@ -10,9 +11,11 @@ use std::time::Duration;
 use http::request::Parts;
 use http::{Method, Response};
 use http_body::Body;
+use socket2::SockRef;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep_until};
 
+use super::HEAD;
 use super::endpoint::SendError;
 use super::load::Permit;
 use crate::clock::Tick;
@@ -21,6 +24,7 @@ use crate::http::incoming::Incoming;
 use crate::http::pipe::Pipe;
 use crate::http::upload::Upload;
 use crate::http::{CONNECTION_WINDOW, STREAM_WINDOW};
+use crate::http1::HEAD_BYTES_MAX;
 use crate::http2::{Connection, Error, Limits, Reason, RecvStream, Requests};
 use crate::telemetry::alive::{self, Alive, Kind};
 
@@ -30,13 +34,25 @@ const STREAMS_MAX: u32 = 100;
 /// How long a connection without requests is kept. Source: nginx's `keepalive_timeout` for upstreams.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// How often a connection with requests on it is looked at. One on which nothing came from one look to the next is asked
-/// whether it lives, and given up if nothing has come by the next: after 10 to 15 s.
+/// How often a connection with requests on it is looked at. One on which nothing came from one look to the next may be asked
+/// whether it lives, and is given up if nothing has come by the next: after 10 to 15 s.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// The same for a server that has closed its sending half while requests to it are under way. One that has closed its connection
 /// altogether is noticed at the first look: what was said when it did has made a reset of it.
 const LOOK_AFTER_END: Duration = Duration::from_secs(1);
+
+/// How long one is not asked again on which nothing but answers to that has come since. Common servers bear a PING without
+/// data each 5 minutes, and end connections that send more (gRPC's enforcement of keepalive); one right behind a head or data
+/// of theirs costs nothing there. That a host is gone, which each PING would find out too, the kernel finds out.
+const ASK_WITHOUT_DATA: Duration = Duration::from_secs(6 * 60);
+
+/// How long a host may acknowledge nothing of what was sent to it. It is for HTTP/2, where a server takes what comes at any
+/// time: one of HTTP/1.1 may leave a body where it is for longer, which looks the same to the kernel.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
+
+/// How long requests wait for a server that takes none at once (SETTINGS_MAX_CONCURRENT_STREAMS of 0).
+const TURN_AWAY: Duration = Duration::from_secs(1);
 
 /// What a server may send.
 const LIMITS: Limits = Limits {
@@ -44,8 +60,7 @@ const LIMITS: Limits = Limits {
     streams: 0,
     stream_window: STREAM_WINDOW,
     connection_window: CONNECTION_WINDOW,
-    // Source: hyper's default.
-    head_bytes: 16 * 1024,
+    head_bytes: HEAD_BYTES_MAX as u32,
 };
 
 /// A connection with several requests on it.
@@ -77,10 +92,13 @@ pub(crate) enum Sent {
 }
 
 /// Whether the other side lives.
+#[derive(Default)]
 struct Pulse {
     /// Bytes read at the last look.
     read: u64,
     asked: bool,
+    /// When it was asked last, and how many heads and data had come by then.
+    last: Option<(Instant, u64)>,
 }
 
 /// What a look at a connection found.
@@ -96,11 +114,13 @@ enum Look {
 // === impl Http2 ===
 
 impl Http2 {
-    /// Begins to speak HTTP/2 on a stream. The permit lives as long as the connection does.
-    pub(crate) fn new(stream: TcpStream, permit: Option<Permit>) -> Rc<Self> {
+    /// Begins to speak HTTP/2 on a stream. The permit lives as long as the connection does. `wants_calm`: whether the server has
+    /// ever ended a connection because of too much of something; it is not asked then whether it lives.
+    pub(crate) fn new(stream: TcpStream, permit: Option<Permit>, wants_calm: Rc<Cell<bool>>) -> io::Result<Rc<Self>> {
+        SockRef::from(&stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
         let (connection, requests) = Connection::client(stream, LIMITS);
         let state = Rc::<State>::default();
-        let task = drive(connection, state.clone());
+        let task = drive(connection, state.clone(), wants_calm);
         let ended = state.clone();
         let alive = Alive::new(Kind::UpstreamHttp2);
         alive::spawn(async move {
@@ -109,13 +129,13 @@ impl Http2 {
             drop((permit, alive));
         });
         let idle = Cell::new(Tick::now());
-        Rc::new(Self { requests, streams: Cell::new(0), idle, state })
+        Ok(Rc::new(Self { requests, streams: Cell::new(0), idle, state }))
     }
 
     /// Whether one more request may go onto it.
     pub(crate) fn has_room(&self) -> bool {
         let streams = self.streams();
-        // Who takes none at all may do so for a moment, and a request can wait for that.
+        // A server that takes none may do so for a moment, and one request waits for that: see `TURN_AWAY`.
         let is_allowed = || self.requests.streams_max().is_none_or(|most| (streams as usize) < most.max(1));
         !self.is_gone() && streams < STREAMS_MAX && is_allowed()
     }
@@ -167,11 +187,13 @@ impl Http2 {
     }
 }
 
-/// Runs a connection until it is over: closed by either side, or silent for too long.
-async fn drive(mut connection: Connection<TcpStream>, state: Rc<State>) {
-    let mut pulse = Pulse { read: 0, asked: false };
-    let mut timer = pin!(sleep(LOOK));
+/// Runs a connection until it is over: closed by either side, silent for too long, or too slow with a head.
+async fn drive(mut connection: Connection<TcpStream>, state: Rc<State>, wants_calm: Rc<Cell<bool>>) {
+    let mut pulse = Pulse::default();
     let mut period = LOOK;
+    let mut look = Instant::now() + period;
+    let mut turn_away: Option<Instant> = None;
+    let mut timer = pin!(sleep_until(look));
     poll_fn(|cx| {
         loop {
             // Without requests and without anybody who could make one, it ends itself.
@@ -180,38 +202,74 @@ async fn drive(mut connection: Connection<TcpStream>, state: Rc<State>) {
             }
             if connection.has_ended() && period == LOOK {
                 period = LOOK_AFTER_END;
-                timer.as_mut().reset(Instant::now() + period);
+                look = Instant::now() + period;
+            }
+            turn_away = connection.takes_none().then(|| turn_away.unwrap_or_else(|| Instant::now() + TURN_AWAY));
+            let head = connection.unfinished().map(|begun| begun + HEAD);
+            let deadline = [Some(look), turn_away, head].into_iter().flatten().min().unwrap_or(look);
+            // The timer may ring too early, never too late: most requests do not touch it.
+            if deadline < timer.deadline() {
+                timer.as_mut().reset(deadline);
             }
             ready!(timer.as_mut().poll(cx));
-            timer.as_mut().reset(Instant::now() + period);
-            if connection.has_ended() {
-                // It says nothing more, but may read on.
-                connection.probe();
-                continue;
+            let now = Instant::now();
+            let has_come = |moment: Option<Instant>| moment.is_some_and(|moment| moment <= now);
+            if has_come(head) {
+                connection.time_out();
+                return Poll::Ready(());
             }
-            match pulse.look(state.busy.get(), connection.read()) {
-                Look::Lives => {}
-                Look::Ask => connection.ping(),
-                Look::Gone => return Poll::Ready(()),
+            if has_come(turn_away) {
+                connection.turn_away();
             }
+            if has_come(Some(look)) {
+                look = now + period;
+                if connection.has_ended() {
+                    // It says nothing more, but may read on.
+                    connection.probe();
+                    continue;
+                }
+                let may_ask = !wants_calm.get();
+                match pulse.look(state.busy.get(), connection.read(), connection.answers(), may_ask, now) {
+                    Look::Lives => {}
+                    Look::Ask => connection.ping(),
+                    Look::Gone => {
+                        connection.time_out();
+                        return Poll::Ready(());
+                    }
+                }
+            }
+            // The nearest of what is to come; the next turn looks what that is.
+            timer.as_mut().reset(look);
         }
     })
     .await;
+    if connection.wants_calm() {
+        wants_calm.set(true);
+    }
 }
 
 // === impl Pulse ===
 
 impl Pulse {
-    /// Looks once. One that was asked is not asked again, and has until the next look for any sign of life.
-    fn look(&mut self, busy: bool, read: u64) -> Look {
-        let silent = self.read == read;
+    /// Looks once. One that was asked is not asked again, and has until the next look for any sign of life. `answers`: heads and
+    /// data that have come.
+    fn look(&mut self, busy: bool, read: u64, answers: u64, may_ask: bool, now: Instant) -> Look {
+        let is_silent = busy && self.read == read;
         self.read = read;
-        let asked = std::mem::replace(&mut self.asked, silent && busy);
-        match (self.asked, asked) {
-            (false, _) => Look::Lives,
-            (true, false) => Look::Ask,
-            (true, true) => Look::Gone,
+        let was_asked = std::mem::take(&mut self.asked);
+        if !is_silent {
+            return Look::Lives;
         }
+        if was_asked {
+            return Look::Gone;
+        }
+        let is_welcome = self.last.is_none_or(|(at, before)| before != answers || now - at >= ASK_WITHOUT_DATA);
+        if !(may_ask && is_welcome) {
+            return Look::Lives;
+        }
+        self.asked = true;
+        self.last = Some((now, answers));
+        Look::Ask
     }
 }
 
@@ -254,7 +312,11 @@ impl SendError {
     fn of_stream(error: &Error) -> Self {
         match error {
             Error::Left(Reason::NO_ERROR) => Self::Left,
-            Error::Reset(Reason::REFUSED_STREAM) => Self::Refused,
+            // RFC 9113 6.8: what is beyond the last stream that a server names was not processed, whatever made it leave.
+            Error::Left(_) | Error::Reset(Reason::REFUSED_STREAM) => Self::Refused,
+            Error::Unsent(_) => Self::Unsent(error.to_string()),
+            Error::Malformed(_) => Self::Protocol(error.to_string()),
+            Error::TooLarge => Self::TooLarge(error.to_string()),
             error => Self::Reset(error.to_string()),
         }
     }
@@ -266,22 +328,34 @@ mod tests {
 
     #[test]
     fn who_is_silent_is_asked_and_then_given_up() {
-        let mut pulse = Pulse { read: 0, asked: false };
-        for (look, (busy, read, expected)) in [
-            (true, 10, Look::Lives),
-            (true, 10, Look::Ask),
+        let mut pulse = Pulse::default();
+        let begun = Instant::now();
+        for (look, (busy, read, answers, seconds, expected)) in [
+            (true, 10, 0, 0, Look::Lives),
+            (true, 10, 0, 5, Look::Ask),
             // What comes is not the answer, but a sign of life all the same.
-            (true, 20, Look::Lives),
-            (true, 20, Look::Ask),
-            (true, 20, Look::Gone),
-            // Nobody waits for it.
-            (false, 20, Look::Lives),
-            (false, 20, Look::Lives),
+            (true, 20, 0, 10, Look::Lives),
+            // Without data it is not asked again for some minutes.
+            (true, 20, 0, 15, Look::Lives),
+            (true, 20, 0, 360, Look::Lives),
+            (true, 20, 0, 365, Look::Ask),
+            (true, 37, 0, 370, Look::Lives),
+            // A head or data came since.
+            (true, 50, 1, 375, Look::Lives),
+            (true, 50, 1, 380, Look::Ask),
+            (true, 50, 1, 385, Look::Gone),
+            // No request waits for it.
+            (false, 50, 1, 390, Look::Lives),
+            (false, 50, 1, 395, Look::Lives),
         ]
         .into_iter()
         .enumerate()
         {
-            assert_eq!(pulse.look(busy, read), expected, "look {look}");
+            let now = begun + Duration::from_secs(seconds);
+            assert_eq!(pulse.look(busy, read, answers, true, now), expected, "look {look}");
+        }
+        for look in 0..3 {
+            assert_eq!(Pulse::default().look(true, 0, 0, false, begun), Look::Lives, "it wants calm: look {look}");
         }
     }
 }

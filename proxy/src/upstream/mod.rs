@@ -12,3 +12,8 @@ pub(crate) mod health;
 pub(crate) mod http1;
 pub(crate) mod http2;
 pub(crate) mod load;
+
+use std::time::Duration;
+
+/// How long a server may take for a head from its first byte. Source: what clients get (`bootstrap`).
+const HEAD: Duration = Duration::from_secs(10);
