@@ -134,6 +134,28 @@ fn the_readme_names_targets_and_files_that_are_there() {
     }
 }
 
+/// Each bound on what comes over HTTP names the test that holds it, or says why it has none.
+#[test]
+fn bounds_have_tests_that_are_there() {
+    let page = fs::read_to_string(checkout().join("docs/bounds.md")).expect("a page");
+    let mut tests = 0;
+    for name in page.split('`').skip(1).step_by(2).filter(|code| code.contains("::")) {
+        let (file, test) = name.split_once("::").expect("a file and a test");
+        let path = checkout().join("proxy").join(file);
+        let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(text.contains(&format!("fn {test}(")), "docs/bounds.md names {name}, which is not there");
+        tests += 1;
+    }
+    assert!(tests > 50, "{tests} tests");
+    let rows = page.lines().filter(|line| line.starts_with("| ") && line.matches('|').count() == 6);
+    for row in rows.filter(|row| !row.starts_with("| bound ")) {
+        for cell in row.trim_matches('|').split('|').skip(1) {
+            let has_reason = cell.contains("none") || cell.contains("no test:");
+            assert!(cell.contains("::") || has_reason, "no test and no reason in {cell:?} of {row}");
+        }
+    }
+}
+
 fn rust_files(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).expect("a folder").flatten() {

@@ -37,7 +37,7 @@ pub(crate) struct Wire {
 }
 
 /// A frame that came.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Frame {
     pub(crate) kind: u8,
     pub(crate) flags: u8,
@@ -177,6 +177,37 @@ impl Wire {
         }
     }
 
+    /// The status of the next head, of whatever stream.
+    pub(crate) fn first_status(&mut self) -> End {
+        loop {
+            match self.next() {
+                Ok(frame) if frame.kind == HEADERS => return End::Status(status(&frame.payload)),
+                Ok(frame) if frame.kind == RST_STREAM => return End::Reset(code(&frame.payload)),
+                Ok(_) => {}
+                Err(end) => return end,
+            }
+        }
+    }
+
+    /// Acknowledges settings and pings until a head comes: its stream. None: the connection has ended.
+    pub(crate) fn request(&mut self) -> Option<u32> {
+        loop {
+            match self.next() {
+                Ok(frame) if frame.kind == HEADERS => return Some(frame.stream),
+                Ok(frame) => self.acknowledge(&frame),
+                Err(End::Silence) => {}
+                Err(_) => return None,
+            }
+        }
+    }
+
+    pub(crate) fn acknowledge(&mut self, frame: &Frame) {
+        if matches!(frame.kind, SETTINGS | PING) && frame.flags & ACK == 0 {
+            let payload = if frame.kind == PING { &frame.payload[..] } else { &[] };
+            self.send(self::frame(frame.kind, ACK, 0, payload));
+        }
+    }
+
     /// The body of a response whose head has come, and whether it came to its end.
     pub(crate) fn body(&mut self, stream: u32) -> (Vec<u8>, Result<(), End>) {
         let mut body = Vec::new();
@@ -214,6 +245,24 @@ impl Wire {
         }
         false
     }
+}
+
+/// An application that speaks HTTP/2 as a test says, on each of its connections: their numbers count from 0.
+pub(crate) fn application(serve: impl Fn(u32, Wire) + Send + Sync + 'static) {
+    let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::from(POD), APP_H2)).expect("the port is free");
+    let serve = Arc::new(serve);
+    thread::spawn(move || {
+        for (number, mut stream) in (0..).zip(listener.incoming().flatten()) {
+            let serve = serve.clone();
+            thread::spawn(move || {
+                let _ = stream.set_nodelay(true);
+                let mut preface = [0; PREFACE.len()];
+                if stream.read_exact(&mut preface).is_ok() {
+                    serve(number, Wire { stream, buffer: Vec::new() });
+                }
+            });
+        }
+    });
 }
 
 fn code(bytes: &[u8]) -> u32 {

@@ -18,6 +18,7 @@
 //! | `early` | responses that come before their request is complete, over both versions, and what becomes of the rest of it |
 //! | `halves` | peers that close their sending half and read on |
 //! | `http2` | frames that a well-behaved client would not send, and floods of those that it would |
+//! | `bounds` | what applications and clients may do too much of, or take too long for (docs/bounds.md) |
 //! | `h2spec` | the conformance tests of that name |
 //! | `resources` | slow clients, many clients, no file descriptors left, and the memory that all this takes |
 //! | `grpc` | calls and streams through two proxies |
@@ -43,6 +44,7 @@
 //! small DATA frames that wait at once end an HTTP/2 connection.
 
 mod app;
+mod bounds;
 mod client;
 mod early;
 mod frames;

@@ -29,7 +29,7 @@ pub(crate) const APP_H2: u16 = 8082;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 const INSIDE: &str = "WEFT_CORPUS_INSIDE";
-const PROXY_UID: u32 = 15015;
+pub(crate) const PROXY_UID: u32 = 15015;
 const SECOND_UID: u32 = 15016;
 
 /// A way through the proxy.
