@@ -6,7 +6,7 @@
 //!
 //! | what happened | who may repeat it |
 //! |---|---|
-//! | no connection in its time, or nothing of the request was sent, or the backend says that it was not processed (REFUSED_STREAM, a GOAWAY of whatever reason), or the proxy beside it that it was never seen | the client's proxy, up to [`SAFE_RETRIES_MAX`] times; the one beside the backend [`LOCAL_RETRIES_MAX`] times, and not where it gets no connection |
+//! | no connection in its time, or nothing of the request was sent, or the backend says that it was not processed (REFUSED_STREAM, a GOAWAY of whatever reason), or the proxy beside it that it was never seen | anybody, up to [`SAFE_RETRIES_MAX`] times; the proxy beside the backend not where it gets no connection, and once where the backend refuses |
 //! | a connection that had idled was closed under the request | an idempotent request without a rule's word, as RFC 9110 9.2.2 allows |
 //! | a reset, a timed-out attempt, a status that the rule lists, or one of gRPC that it stands for | what the rule's `retry` allows, for its methods |
 //! | nothing yet | what the rule's `hedge` allows ([`hedge`]) |
@@ -56,10 +56,6 @@ use crate::worker::Worker;
 
 /// Repetitions of what no backend has seen.
 const SAFE_RETRIES_MAX: u32 = 3;
-
-/// The same beside the application. The client's proxy, which hears of it, has its own, and can choose another pod: if both
-/// had all of them, they would multiply.
-const LOCAL_RETRIES_MAX: u32 = 1;
 
 /// The wait when every endpoint has been tried and one is tried again; doubles each time.
 const SAFE_BACKOFF: Duration = Duration::from_millis(20);
@@ -655,9 +651,12 @@ impl Allowance<'_> {
         if !body.can_replay() {
             return None;
         }
+        let is_local = matches!(self.upstream, Upstream::Local(_));
         match failure {
-            // Whether the application listens is not going to change within milliseconds, and the client's proxy tries again.
-            Failure::Connect { ended: false, .. } if matches!(self.upstream, Upstream::Local(_)) => None,
+            // The client's proxy hears of these, and can choose another pod: if both proxies retried, their tries would multiply.
+            // A connection that the application ended as it ends each of them is not of that kind: another is there at once.
+            Failure::Connect { connected: false, .. } if is_local => None,
+            Failure::Connect { ended: false, .. } | Failure::Refused(_) if is_local && self.safe > 0 => None,
             Failure::Connect { .. } | Failure::Refused(_) => {
                 self.safely("connect").or_else(|| self.by_rule(method, "connect"))
             }
@@ -679,11 +678,7 @@ impl Allowance<'_> {
     }
 
     fn safely(&mut self, why: &'static str) -> Option<&'static str> {
-        let most = match self.upstream {
-            Upstream::Local(_) => LOCAL_RETRIES_MAX,
-            Upstream::Cluster(..) => SAFE_RETRIES_MAX,
-        };
-        (self.safe < most).then(|| {
+        (self.safe < SAFE_RETRIES_MAX).then(|| {
             self.safe += 1;
             why
         })

@@ -176,6 +176,7 @@ impl Http2 {
         let length = body.size_hint().exact().filter(|length| *length > 0 || defined);
         let (stream, response) = match self.requests.send(head, length, body.is_end_stream()) {
             Ok(halves) => halves,
+            Err(Error::Left(Reason::NO_ERROR)) => return Sent::Failed(Some(SendError::Left)),
             Err(error) => return Sent::Failed(Some(SendError::Unsent(error.to_string()))),
         };
         let mut upload = None;
