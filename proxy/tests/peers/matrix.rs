@@ -505,7 +505,9 @@ fn check(test: &str, family: &str, clients: impl FnOnce() -> Vec<Client>) {
         }
         let mut go = Commanded::new(words(&format!("{} client h1", built("go"))));
         wait("the document is in use", || {
-            go.tell(&format!("get {} ready /plain", address(Way::Outbound, 8106)))["status"] == 200
+            // Until then connections pass as bytes, and reach the servers too.
+            let told = go.tell(&format!("get {} ready /plain", address(Way::Outbound, 8106)));
+            told["status"] == 200 && place.log().contains("shop/peers:8106")
         });
         go.end();
         let (mut tables, mut failures) = (String::new(), Vec::new());

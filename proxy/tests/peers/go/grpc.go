@@ -66,7 +66,7 @@ func grpcCall(address string, cases []string) error {
 	return nil
 }
 
-// A stream on which nothing is said for a minute, between two messages of each side.
+// A stream on which nothing is said for 75 s, between two messages of each side.
 func silentStream(ctx context.Context, client testgrpc.TestServiceClient) error {
 	stream, err := client.FullDuplexCall(ctx)
 	if err != nil {
@@ -75,7 +75,7 @@ func silentStream(ctx context.Context, client testgrpc.TestServiceClient) error 
 	begun := time.Now()
 	for round := range 2 {
 		if round > 0 {
-			time.Sleep(60 * time.Second)
+			time.Sleep(75 * time.Second)
 		}
 		message := &testgrpc.StreamingOutputCallRequest{ResponseParameters: []*testgrpc.ResponseParameters{{Size: 10}}}
 		if err := stream.Send(message); err != nil {
