@@ -21,6 +21,27 @@ mod space;
 mod http {
     #[path = "../../src/http/head.rs"]
     pub(crate) mod head;
+    #[path = "../../src/http/interim.rs"]
+    pub(crate) mod interim;
+}
+
+/// As in the proxy, which counts what is alive.
+mod telemetry {
+    pub(crate) mod alive {
+        #[derive(Clone, Copy)]
+        pub(crate) enum Kind {
+            DownstreamStream,
+            UpstreamStream,
+        }
+
+        pub(crate) struct Alive;
+
+        impl Alive {
+            pub(crate) fn new(_: Kind) -> Self {
+                Self
+            }
+        }
+    }
 }
 
 #[path = "."]

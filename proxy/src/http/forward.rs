@@ -38,7 +38,7 @@ use super::hedge;
 use super::incoming::Incoming;
 use super::interim::{self, Hears};
 use super::pace::Pace;
-use super::respond::{Answer, GRPC_STATUS, Reason, UNPROCESSED, http_status};
+use super::respond::{Answer, GRPC_STATUS, Reason, http_status};
 use super::upgrade;
 use crate::balance::affinity::Affinity;
 use crate::balance::outlier::Outcome;
@@ -571,7 +571,7 @@ fn accept(
 /// An application cannot speak for a proxy, whether there is one beside it or not.
 fn strip_own(headers: &mut HeaderMap, has_proxy: bool) {
     if has_proxy {
-        headers.remove(&UNPROCESSED);
+        headers.remove(&head::UNPROCESSED);
     } else {
         head::strip_own(headers);
     }
@@ -607,7 +607,7 @@ pub(super) fn discard(mut body: Incoming, lease: Lease) {
 impl Answered {
     /// Whether the proxy beside the backend says that the backend never saw the request.
     pub(super) fn is_unprocessed(&self) -> bool {
-        self.has_proxy && self.response.headers().contains_key(&UNPROCESSED)
+        self.has_proxy && self.response.headers().contains_key(&head::UNPROCESSED)
     }
 
     /// Whether it may be a call of gRPC that failed and says so in trailers, where that would be a reason to repeat the
@@ -756,7 +756,7 @@ impl Failure {
         let spent = if finish.note.retry_refused == Some(BUDGET) { ", and the retry budget is spent" } else { "" };
         let mut answer = Answer::new(reason, format!("{detail}{spent}"));
         if inbound && reason == Reason::ConnectFailed {
-            answer.headers.insert(UNPROCESSED, HeaderValue::from_static("true"));
+            answer.headers.insert(head::UNPROCESSED, HeaderValue::from_static("true"));
         }
         answer.into_response(finish)
     }

@@ -15,7 +15,6 @@ use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, Method, Request, Uri, Version};
 
-use super::respond;
 use crate::http1::parse::Framing;
 
 /// Headers of a request, each value counted. Source: Envoy's default.
@@ -23,6 +22,13 @@ pub(crate) const HEADERS_MAX: usize = 100;
 
 /// Options of a connection that one message may name, as many as it may have headers: each costs a look at its headers.
 const CONNECTION_OPTIONS_MAX: usize = HEADERS_MAX;
+
+/// On a response that a proxy made itself: why.
+pub(crate) const REASON: HeaderName = HeaderName::from_static("weft-reason");
+/// On such a response: the object and the rule that decided, `MeshRoute/namespace/name/rule`.
+pub(crate) const SOURCE: HeaderName = HeaderName::from_static("weft-source");
+/// On a response of the proxy beside a backend that never saw the request: it may be sent elsewhere, whatever it is.
+pub(crate) const UNPROCESSED: HeaderName = HeaderName::from_static("weft-unprocessed");
 
 /// Headers that concern one connection only.
 static HOP_BY_HOP: [HeaderName; 7] = [
@@ -371,7 +377,7 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap, deciding: Option<&Names>
 
 /// Takes away what a proxy of the mesh says of itself, from what does not come from one.
 pub(crate) fn strip_own(headers: &mut HeaderMap) {
-    for name in [&respond::UNPROCESSED, &respond::REASON, &respond::SOURCE] {
+    for name in [&UNPROCESSED, &REASON, &SOURCE] {
         headers.remove(name);
     }
 }

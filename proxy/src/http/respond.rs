@@ -8,13 +8,7 @@ use http::{HeaderMap, Method, Response, StatusCode, Version};
 use super::body::ResponseBody;
 use super::date;
 use super::forward::Finish;
-
-/// Why the proxy answered.
-pub(crate) const REASON: HeaderName = HeaderName::from_static("weft-reason");
-/// The object and rule whose word it is: `MeshRoute/namespace/name/rule`.
-pub(crate) const SOURCE: HeaderName = HeaderName::from_static("weft-source");
-/// On answers from the proxy beside a backend that never saw the request: it may be sent elsewhere, whatever it is.
-pub(crate) const UNPROCESSED: HeaderName = HeaderName::from_static("weft-unprocessed");
+use super::head::{REASON, SOURCE};
 
 /// What came of a call of gRPC.
 pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
