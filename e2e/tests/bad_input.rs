@@ -367,7 +367,7 @@ fn a_configuration_edited_by_hand_is_not_used_and_is_repaired() -> Result<()> {
             Ok(())
         })?;
         let report = load.finish()?;
-        report.expect_none_failed(900)?;
+        report.expect_none_failed(500)?;
         ensure!(report.share("v1") == 1.0, "the last good configuration stays: {}", report.summary());
         Ok(())
     })
@@ -390,7 +390,7 @@ fn a_deleted_configuration_costs_no_traffic_and_comes_back() -> Result<()> {
         let after = eventually("the operator to write it again", SOON, || exports.get("configmap", &name))?;
         ensure!(generation(&after) > before, "the generation grows: {before:?}, then {:?}", generation(&after));
         let report = load.finish()?;
-        report.expect_none_failed(700)?;
+        report.expect_none_failed(400)?;
         ensure!(report.share("v1") == 1.0, "the last good configuration stays: {}", report.summary());
         // And the proxy follows the new object.
         route_in_force(ns, &client, "echo", "- backendRefs: [{name: echo, port: 9080, subset: v2}]\n")

@@ -170,7 +170,7 @@ fn a_pod_that_joins_gets_less_at_first() -> Result<()> {
         ns.apply(&App::server("echo", "v2").yaml())?;
         ns.wait_ready(&["echo-v2"])?;
         let report = load.finish()?;
-        report.expect_none_failed(5_000)?;
+        report.expect_none_failed(3_000)?;
         let of_v2 = |entry: &&(u64, u16, String, f64)| entry.2 == "v2";
         let joined = report.timeline.iter().filter(of_v2).map(|entry| entry.0).min().context("v2 was never chosen")?;
         // Seconds after the first request that it got.

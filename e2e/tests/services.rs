@@ -102,7 +102,7 @@ fn the_only_pod_serves_until_it_has_ended() -> Result<()> {
         // Begun before, so that what `kubectl exec` takes is not taken from the pod's last 15 seconds.
         let load = client.load("http://echo:9080/").rate(50).duration(Duration::from_secs(12)).start()?;
         ns.run(&["scale", "deployment/echo-v1", "--replicas=0"])?;
-        load.finish()?.expect_none_failed(500)
+        load.finish()?.expect_none_failed(300)
     })
 }
 

@@ -222,16 +222,20 @@ fn work(shared: Arc<Shared>, number: u64, (outbound, inbound): (std::net::TcpLis
     };
     LocalSet::new().block_on(&runtime, async move {
         let connections = shared.connections.clone();
-        let drain = shared.drain.clone();
         let worker = Worker::new(shared, number);
-        match (TcpListener::from_std(outbound), TcpListener::from_std(inbound)) {
-            (Ok(outbound), Ok(inbound)) => {
-                alive::spawn(listener::accept(worker.clone(), Direction::Outbound, outbound, outbound::handle));
-                alive::spawn(listener::accept(worker, Direction::Inbound, inbound, inbound::handle));
-            }
+        let accepting = match (TcpListener::from_std(outbound), TcpListener::from_std(inbound)) {
+            (Ok(outbound), Ok(inbound)) => [
+                alive::spawn(listener::accept(worker.clone(), Direction::Outbound, outbound, outbound::handle)),
+                alive::spawn(listener::accept(worker, Direction::Inbound, inbound, inbound::handle)),
+            ],
             (Err(error), _) | (_, Err(error)) => return tracing::error!(%error, "a worker cannot listen"),
+        };
+        // Both end with the drain, and until then a connection may be added.
+        for listener in accepting {
+            if let Err(error) = listener.await {
+                tracing::error!(%error, "a listener has failed");
+            }
         }
-        drain.cancelled().await;
         connections.close();
         connections.wait().await;
     });

@@ -65,7 +65,9 @@ where
         while worker.shared.memory.is_full() && !drain.is_cancelled() {
             tokio::time::sleep(REST).await;
         }
+        // First what the kernel has accepted before the drain: closing the socket would reset it, with a request in it perhaps.
         let accepted = tokio::select! {
+            biased;
             accepted = listener.accept() => accepted,
             () = drain.cancelled() => return,
         };

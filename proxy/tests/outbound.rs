@@ -3,6 +3,7 @@
 //! Nothing is redirected here, so the "ClusterIP" of the one Service is the proxy's own listener.
 
 use std::convert::Infallible;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -787,4 +788,32 @@ async fn a_drain_finishes_what_is_open() {
     tokio::time::timeout(Duration::from_secs(3), running.finished()).await.expect("ends when what is open is done");
     assert_eq!(open.await.expect("answered"), 200);
     assert!(TcpStream::connect(proxy.address).await.is_err(), "nothing new is taken");
+}
+
+/// The socket that a drain closes holds connections that the kernel has accepted, with requests in them.
+#[tokio::test]
+async fn a_drain_answers_what_the_kernel_has_accepted() {
+    let proxy = Proxy::start("drain-backlog").await;
+    let (backend, _) = backend("v1", |_| (200, Duration::ZERO)).await;
+    proxy.configure(None, "http", &[(backend, "")], json!({})).await;
+    let (address, stop) = (proxy.address, proxy.stop.clone());
+    let answers = tokio::task::spawn_blocking(move || {
+        let clients: Vec<std::net::TcpStream> = (0..300)
+            .map(|_| {
+                let mut client = std::net::TcpStream::connect(address).expect("connects");
+                client.write_all(b"GET / HTTP/1.1\r\nhost: reviews\r\n\r\n").expect("written");
+                client
+            })
+            .collect();
+        stop.cancel();
+        let answer = |mut client: std::net::TcpStream| {
+            let mut answer = Vec::new();
+            let read = client.read_to_end(&mut answer);
+            (read.is_ok(), String::from_utf8_lossy(&answer[..answer.len().min(12)]).into_owned())
+        };
+        clients.into_iter().map(answer).collect::<Vec<_>>()
+    });
+    let answers = answers.await.expect("answered");
+    let odd: Vec<_> = answers.iter().filter(|answer| **answer != (true, "HTTP/1.1 200".to_owned())).collect();
+    assert!(odd.is_empty(), "{} of {}: {:?}", odd.len(), answers.len(), odd.first());
 }
