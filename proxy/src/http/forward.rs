@@ -6,7 +6,7 @@
 //!
 //! | what happened | who may repeat it |
 //! |---|---|
-//! | no connection in its time, or nothing of the request was sent, or the backend says that it was not processed (REFUSED_STREAM, a GOAWAY of whatever reason), or the proxy beside it that it was never seen | anybody, up to [`SAFE_RETRIES_MAX`] times; the proxy beside the backend not where it gets no connection, and once where the backend refuses |
+//! | no connection in its time, or nothing of the request was sent, or the backend says that it was not processed (REFUSED_STREAM, a GOAWAY of whatever reason), or the proxy beside it that it was never seen | anybody, up to [`SAFE_RETRIES_MAX`] times, and at endpoints that were not tried up to [`UNPROCESSED_RETRIES_MAX`] times; the proxy beside the backend not where it gets no connection, and once where the backend refuses |
 //! | a connection that had idled was closed under the request | an idempotent request without a rule's word, as RFC 9110 9.2.2 allows |
 //! | a reset, a timed-out attempt, a status that the rule lists, or one of gRPC that it stands for | what the rule's `retry` allows, for its methods |
 //! | nothing yet | what the rule's `hedge` allows ([`hedge`]) |
@@ -56,6 +56,10 @@ use crate::worker::Worker;
 
 /// Repetitions of what no backend has seen.
 const SAFE_RETRIES_MAX: u32 = 3;
+
+/// The same while there is an endpoint that was not tried, and the proxies beside those that were say that their applications
+/// take no connection. They say so within a millisecond, and of a Service that is scaled down most endpoints may be such.
+const UNPROCESSED_RETRIES_MAX: u32 = 10;
 
 /// The wait when every endpoint has been tried and one is tried again; doubles each time.
 const SAFE_BACKOFF: Duration = Duration::from_millis(20);
@@ -332,7 +336,7 @@ pub(crate) async fn forward(
         }
         allowance.spent = false;
         let again = match &outcome {
-            Ok(answered) => allowance.after_response(answered, &parts.method, &body),
+            Ok(answered) => allowance.after_response(answered, &parts.method, &body, &tried),
             Err(failure) => allowance.after_failure(failure, &parts.method, &body),
         };
         if let Some(why) = again {
@@ -635,12 +639,19 @@ impl Answered {
 
 impl Allowance<'_> {
     /// Why a response is not taken, if a repetition is allowed.
-    fn after_response(&mut self, answered: &Answered, method: &Method, body: &Shared) -> Option<&'static str> {
+    fn after_response(
+        &mut self,
+        answered: &Answered,
+        method: &Method,
+        body: &Shared,
+        tried: &[SocketAddr],
+    ) -> Option<&'static str> {
         if !body.can_replay() {
             return None;
         }
         if answered.is_unprocessed() {
-            return self.safely("unprocessed");
+            let most = if tried.len() < self.endpoints() { UNPROCESSED_RETRIES_MAX } else { SAFE_RETRIES_MAX };
+            return self.safely_at_most(most, "unprocessed");
         }
         let retry = self.retry?;
         if retry.codes.contains(&answered.status) { self.by_rule(method, "status") } else { None }
@@ -678,7 +689,11 @@ impl Allowance<'_> {
     }
 
     fn safely(&mut self, why: &'static str) -> Option<&'static str> {
-        (self.safe < SAFE_RETRIES_MAX).then(|| {
+        self.safely_at_most(SAFE_RETRIES_MAX, why)
+    }
+
+    fn safely_at_most(&mut self, most: u32, why: &'static str) -> Option<&'static str> {
+        (self.safe < most).then(|| {
             self.safe += 1;
             why
         })
@@ -697,6 +712,14 @@ impl Allowance<'_> {
         Some(why)
     }
 
+    /// Endpoints that there are to try.
+    fn endpoints(&self) -> usize {
+        match self.upstream {
+            Upstream::Local(_) => 1,
+            Upstream::Cluster(state, subset) => state.choices(subset.as_deref()),
+        }
+    }
+
     /// How long to wait before the repetition that was just allowed.
     fn wait(&self, tried: &[SocketAddr]) -> Duration {
         let ruled = self.retry.map_or(0, |retry| retry.attempts - self.ruled);
@@ -705,12 +728,12 @@ impl Allowance<'_> {
             let jitter = retry.backoff.mul_f64(f64::from(self.worker.chance.borrow_mut().below(1000)) / 2000.0);
             return base.min(retry.backoff * 10) + jitter;
         }
-        let endpoints = match self.upstream {
-            Upstream::Local(_) => 1,
-            Upstream::Cluster(state, subset) => state.choices(subset.as_deref()),
-        };
         // Another endpoint may be tried at once.
-        if tried.len() < endpoints { Duration::ZERO } else { SAFE_BACKOFF * 2u32.pow(self.safe.saturating_sub(1)) }
+        if tried.len() < self.endpoints() {
+            Duration::ZERO
+        } else {
+            SAFE_BACKOFF * 2u32.pow(self.safe.saturating_sub(1))
+        }
     }
 }
 

@@ -158,3 +158,30 @@ async fn only_a_proxy_speaks_for_a_proxy() {
         }
     }
 }
+
+/// Of a Service that is scaled down, most endpoints may be pods whose applications take no connection any more. The request goes to
+/// one after the other, and to one that answers; where none does, it comes to an end.
+#[tokio::test]
+async fn a_request_that_no_backend_saw_goes_to_every_other_endpoint() {
+    let proxy = Proxy::start("retry-scaled-down").await;
+    let mut endpoints = Vec::new();
+    let mut leaving = Vec::new();
+    for _ in 0..9 {
+        let (address, seen) = impostor().await;
+        endpoints.push(json!({"address": address, "hasProxy": true}));
+        leaving.push(seen);
+    }
+    let (backend, _) = backend("stays", |_| (200, Duration::ZERO)).await;
+    let all = [endpoints.clone(), vec![json!({"address": backend, "hasProxy": true})]].concat();
+    // Without ejections: each request finds all endpoints.
+    let settings = json!({"balancer": "roundRobin", "outliers": {"consecutive5xx": 0, "consecutiveGatewayErrors": 0}});
+    proxy.configure_endpoints(None, "http", &all, settings.clone()).await;
+    for round in 0..20 {
+        let (status, _, body) = proxy.send("POST", "/", &[], "order").await;
+        assert_eq!((status.as_u16(), body.as_str()), (200, "stays"), "{round}");
+    }
+    proxy.configure_endpoints(None, "http", &endpoints, settings).await;
+    leaving.iter().for_each(|seen| seen.store(0, Ordering::SeqCst));
+    assert_eq!(proxy.send("POST", "/", &[], "order").await.0, 503);
+    assert_eq!(leaving.iter().map(|seen| seen.load(Ordering::SeqCst)).sum::<u32>(), 9, "each once");
+}
