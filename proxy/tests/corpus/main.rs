@@ -16,6 +16,7 @@
 //! | `meaning` | paths, hosts, methods and headers that a policy could take for something else than the application does |
 //! | `responses` | what applications answer: doubtful framing, resets at each point, answers that come too early |
 //! | `early` | responses that come before their request is complete, over both versions, and what becomes of the rest of it |
+//! | `interim` | responses of status 1xx, and `Expect: 100-continue` |
 //! | `halves` | peers that close their sending half and read on |
 //! | `http2` | frames that a well-behaved client would not send, and floods of those that it would |
 //! | `bounds` | what applications and clients may do too much of, or take too long for (docs/bounds.md) |
@@ -34,14 +35,9 @@
 //! - What is of the operator, the webhook or the redirection: they have tests of their own.
 //! - Headers that proxies add and trust (`x-forwarded-*` and their kin): this proxy reads none and adds none.
 //! - Bodies in policies, globs, and names inside expressions: policies have none of them. Fields that an old proxy does
-//!   not know: `proxy/config` refuses them, and tests that. All policies of a small model against a reference: not
-//!   written yet.
+//!   not know: `proxy/config` refuses them, and tests that.
 //! - gzip and its bombs: the proxy unpacks nothing but its own configuration, which `proxy/config` tests.
 //! - Letter case in paths: most applications tell it apart. The readings that policies know are in `docs/policy.md`.
-//!
-//! What hyper and h2 do and nobody here can change without replacing them: a request with an unusable framing header
-//! may be closed on without an answer; a bare LF where trailers begin hides the lines up to the next empty one; and about 2,000
-//! small DATA frames that wait at once end an HTTP/2 connection.
 
 mod app;
 mod bounds;
