@@ -100,7 +100,7 @@ async fn decide(webhook: &Webhook, request: &AdmissionRequest<DynamicObject>, po
     inject(&namespace, &pod, &installation)
 }
 
-/// What nobody can guess.
+/// A random secret: the path under which a pod's lifecycle hooks are called.
 fn secret() -> Option<String> {
     let mut bytes = [0; 16];
     rustls::crypto::aws_lc_rs::default_provider().secure_random.fill(&mut bytes).ok()?;
