@@ -45,80 +45,6 @@ static HOP_BY_HOP: [HeaderName; 7] = [
 /// Whichever is wanted on a connection must begin it.
 const CARRY_REQUESTS: [&[u8]; 5] = [b"h2c", b"h2", b"http", b"tls", b"shttp"];
 
-/// End-to-end headers, which `Connection` cannot take away: RFC 9110 7.6.1 forbids senders to name what is meant for the
-/// recipient, and a header that is taken away behind a proxy which has added or checked it turns that proxy's work around.
-/// In alphabetical order. Beside them stand the families of [`is_end_to_end`] and what conditions and edits name.
-const END_TO_END: [&str; 26] = [
-    "authorization",
-    "b3",
-    "baggage",
-    "cache-control",
-    "cookie",
-    "date",
-    "etag",
-    "expect",
-    "expires",
-    "forwarded",
-    "host",
-    "location",
-    "max-forwards",
-    "origin",
-    "pragma",
-    "range",
-    "referer",
-    "set-cookie",
-    "traceparent",
-    "tracestate",
-    "trailer",
-    "user-agent",
-    "vary",
-    "via",
-    "x-real-ip",
-    "x-request-id",
-];
-
-/// What has no place after a body (RFC 9110 6.5.1): framing, routing, credentials, modifiers of requests, controls of responses,
-/// what says how the body is to be read, and what speaks for a proxy. In alphabetical order; its families are those of
-/// [`is_never_trailer`].
-const NEVER_TRAILERS: [&str; 36] = [
-    "age",
-    "authorization",
-    "b3",
-    "baggage",
-    "cache-control",
-    "cookie",
-    "date",
-    "expect",
-    "expires",
-    "forwarded",
-    "host",
-    "location",
-    "max-forwards",
-    "origin",
-    "pragma",
-    "proxy-authenticate",
-    "proxy-authentication-info",
-    "proxy-authorization",
-    "range",
-    "referer",
-    "retry-after",
-    "server",
-    "set-cookie",
-    "status",
-    "strict-transport-security",
-    "traceparent",
-    "tracestate",
-    "trailer",
-    "user-agent",
-    "vary",
-    "via",
-    "warning",
-    "www-authenticate",
-    "x-http-method-override",
-    "x-real-ip",
-    "x-request-id",
-];
-
 /// Names of headers by which something is decided, or which a rule changes. Names that differ only in `-` and `_` are one:
 /// applications behind CGI, WSGI and their like cannot tell them apart.
 #[derive(Debug, Default)]
@@ -191,24 +117,29 @@ pub(crate) fn check<B>(request: &Request<B>) -> Result<(), BadHead> {
     if hosts.next().is_some() {
         return Err(BadHead("there are several Host headers"));
     }
-    if let Some(host) = host {
+    let of_uri = request.uri().authority();
+    if let Some(host) = host
+        // Over HTTP/2 they are mostly the same, because `unify` has made the one of the other.
+        && of_uri.is_none_or(|authority| authority.as_str().as_bytes() != host.as_bytes())
+    {
         let authority = Authority::try_from(host.as_bytes());
-        let empty = host.is_empty() && request.uri().authority().is_none();
+        let empty = host.is_empty() && of_uri.is_none();
         if !(empty || authority.as_ref().is_ok_and(is_host)) {
             return Err(BadHead("the Host header is no host"));
         }
-        if let (Some(of_uri), Ok(of_host)) = (request.uri().authority(), authority)
+        if let (Some(of_uri), Ok(of_host)) = (of_uri, authority)
             && *of_uri != of_host
             // The example of RFC 9110 9.3.6 leaves the port out.
             && !(request.method() == Method::CONNECT && of_host.as_str().eq_ignore_ascii_case(of_uri.host()))
         {
             return Err(BadHead("the target and the Host header name different hosts"));
         }
-    } else if request.version() == Version::HTTP_11 {
+    }
+    if host.is_none() && request.version() == Version::HTTP_11 {
         // RFC 9112 3.2: whatever its target is.
         return Err(BadHead("there is no Host header"));
     }
-    if request.uri().authority().is_some_and(|authority| !is_host(authority)) {
+    if of_uri.is_some_and(|authority| !is_host(authority)) {
         return Err(BadHead("the target names no host"));
     }
     let path = request.uri().path();
@@ -366,7 +297,7 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap, deciding: Option<&Names>
         let named: Vec<HeaderName> = (headers.get_all(header::CONNECTION).iter())
             .flat_map(items)
             .filter_map(|option| HeaderName::from_bytes(option).ok())
-            .filter(|name| !is_end_to_end(name.as_str()) && !deciding.is_some_and(|names| names.contains(name)))
+            .filter(|name| !is_end_to_end(name) && !deciding.is_some_and(|names| names.contains(name)))
             .collect();
         for name in named {
             headers.remove(name);
@@ -389,25 +320,74 @@ fn remove_all(headers: &mut HeaderMap, is_one: impl Fn(&HeaderName) -> bool) {
     }
 }
 
-/// Whether a header is meant for the recipient of a message, whatever `Connection` says.
-fn is_end_to_end(name: &str) -> bool {
-    const FAMILIES: [&str; 9] =
-        ["accept", "access-control-", "content-", "grpc-", "if-", "sec-", "weft-", "x-b3-", "x-forwarded-"];
-    is_named(name, &END_TO_END, &FAMILIES)
+/// Whether `Connection` cannot take a header away. RFC 9110 7.6.1 forbids senders to name there what is meant for the recipient,
+/// and a header that is taken away behind a proxy which has added or checked it undoes that proxy's work.
+fn is_end_to_end(name: &HeaderName) -> bool {
+    let name = &*with_hyphens(name.as_str());
+    is_of_head(name) || name == "etag" || name.starts_with("grpc-") || name.starts_with("sec-")
 }
 
-/// Whether a field must not stand behind a body.
-fn is_never_trailer(name: &str) -> bool {
-    const FAMILIES: [&str; 7] = ["accept", "access-control-", "content-", "if-", "weft-", "x-b3-", "x-forwarded-"];
-    is_named(name, &NEVER_TRAILERS, &FAMILIES)
+/// Whether a field has no place behind a body (RFC 9110 6.5.1): framing, routing, credentials, modifiers of requests, controls of
+/// responses, what says how the body is to be read, and what speaks for a proxy.
+fn is_never_trailer(name: &HeaderName) -> bool {
+    let name = &*with_hyphens(name.as_str());
+    is_of_head(name)
+        || matches!(
+            name,
+            "age"
+                | "proxy-authenticate"
+                | "proxy-authentication-info"
+                | "proxy-authorization"
+                | "retry-after"
+                | "server"
+                | "status"
+                | "strict-transport-security"
+                | "warning"
+                | "www-authenticate"
+                | "x-http-method-override"
+        )
 }
 
-/// Whether a name, with `_` read as `-`, is among these (in alphabetical order) or begins as one of the families does.
-fn is_named(name: &str, names: &[&str], families: &[&str]) -> bool {
-    let name = with_hyphens(name);
-    names.binary_search(&&*name).is_ok() || families.iter().any(|family| name.starts_with(family))
+/// Whether a field is meant for the recipient of a message, and stands in its head. Compared as constants, because trailers are
+/// looked at in each call of gRPC.
+fn is_of_head(name: &str) -> bool {
+    matches!(
+        name,
+        "authorization"
+            | "b3"
+            | "baggage"
+            | "cache-control"
+            | "cookie"
+            | "date"
+            | "expect"
+            | "expires"
+            | "forwarded"
+            | "host"
+            | "location"
+            | "max-forwards"
+            | "origin"
+            | "pragma"
+            | "range"
+            | "referer"
+            | "set-cookie"
+            | "traceparent"
+            | "tracestate"
+            | "trailer"
+            | "user-agent"
+            | "vary"
+            | "via"
+            | "x-real-ip"
+            | "x-request-id"
+    ) || name.starts_with("accept")
+        || name.starts_with("access-control-")
+        || name.starts_with("content-")
+        || name.starts_with("if-")
+        || name.starts_with("weft-")
+        || name.starts_with("x-b3-")
+        || name.starts_with("x-forwarded-")
 }
 
+/// A name with `_` read as `-`.
 fn with_hyphens(name: &str) -> Cow<'_, str> {
     if name.contains('_') { Cow::Owned(name.replace('_', "-")) } else { Cow::Borrowed(name) }
 }
@@ -421,9 +401,7 @@ pub(crate) fn is_same_name(one: &HeaderName, other: &HeaderName) -> bool {
 /// Takes away what must not be said behind a body, and what would stand there for a header by which something was decided.
 pub(crate) fn strip_trailers(trailers: &mut HeaderMap, deciding: Option<&Names>) {
     remove_all(trailers, |name| {
-        HOP_BY_HOP.contains(name)
-            || is_never_trailer(name.as_str())
-            || deciding.is_some_and(|names| names.contains(name))
+        HOP_BY_HOP.contains(name) || is_never_trailer(name) || deciding.is_some_and(|names| names.contains(name))
     });
 }
 
@@ -727,9 +705,6 @@ mod tests {
 
     #[test]
     fn fields_that_decide_are_no_trailers() {
-        for names in [&END_TO_END[..], &NEVER_TRAILERS[..]] {
-            assert!(names.is_sorted(), "they are looked up by halves");
-        }
         let deciding = Names::of(&[HeaderName::from_static("x-team")]);
         let kept = ["grpc-status", "grpc-message", "x-sum", "etag", "x-data-bin"];
         let mut trailers = HeaderMap::new();
