@@ -110,7 +110,7 @@ where
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Response<ResponseBody>>,
 {
-    loop {
+    let end = loop {
         if wire.has_rest() {
             // It came while the request before it was answered; its time runs from now.
             wire.with(|stream| stream.begin_head());
@@ -120,7 +120,7 @@ where
             // Nobody waits for an answer.
             if head.is_pending() && leaves.get() && !wire.has_rest() { Poll::Ready(None) } else { head.map(Some) }
         });
-        // In boxes, which are given back when the connection rests.
+        // In boxes, which are given back when the connection rests. No arm waits: the head would take room in the future.
         let turn = match head.await {
             Some(Ok(head)) => Either::Left(Box::pin(take_turn(wire, head, leaves, answer))),
             Some(Err(ReadError::Bad(bad))) => {
@@ -128,20 +128,22 @@ where
                 Either::Right(Box::pin(refuse(wire, bad)))
             }
             // A client that only sends no more is told that this is the end.
-            Some(Err(ReadError::Closed)) => return poll_fn(|cx| wire.with(|stream| stream.poll_farewell(cx))).await,
+            Some(Err(ReadError::Closed)) => break Then::End,
             Some(Err(ReadError::Io(_))) => return,
-            None => break,
+            None => break Then::Close,
         };
         let Some((same, then)) = turn.await else { return };
         wire = same;
-        match then {
-            Then::Next => {}
-            Then::Close => break,
-            Then::End => return poll_fn(|cx| wire.with(|stream| stream.poll_farewell(cx))).await,
+        if !matches!(then, Then::Next) {
+            break then;
         }
-    }
+    };
     // What a client gets of it is its affair.
-    let _ = poll_fn(|cx| wire.poll_shutdown(cx)).await;
+    if let Then::End = end {
+        poll_fn(|cx| wire.with(|stream| stream.poll_farewell(cx))).await;
+    } else {
+        let _ = poll_fn(|cx| wire.poll_shutdown(cx)).await;
+    }
 }
 
 /// Answers one request. Gives the connection back, and what becomes of it; nothing if the client has left, or if the
