@@ -554,6 +554,32 @@ async fn limits_answer_503_at_once() {
 }
 
 #[tokio::test]
+async fn a_lowered_limit_holds_for_connections_that_there_are() {
+    for (protocol, limit, requests, within) in [("http", 2, 6, 2), ("http2", 1, 150, 100)] {
+        let proxy = Proxy::start(&format!("limits-lowered-{protocol}")).await;
+        let (slow, seen) = backend("v1", |_| (200, Duration::from_millis(300))).await;
+        let all = async || {
+            let calls: Vec<_> = (0..requests).map(|_| tokio::spawn(send_owned(proxy.address))).collect();
+            let mut answered = 0;
+            for call in calls {
+                answered += u32::from(call.await.expect("answered") == 200);
+            }
+            answered
+        };
+        proxy.configure(None, protocol, &[(slow, "")], json!({})).await;
+        assert_eq!(all().await, requests, "{protocol}: without a limit");
+        let opened = seen.connections.load(Ordering::SeqCst);
+        assert!(opened > limit, "{protocol}: {opened} connections");
+        let limits = json!({"limits": {"maxConnections": limit, "maxPending": 0}});
+        proxy.configure(None, protocol, &[(slow, "")], limits).await;
+        for round in 0..3 {
+            assert_eq!(all().await, within, "{protocol}: within the limit, round {round}");
+        }
+        assert_eq!(seen.connections.load(Ordering::SeqCst), opened, "{protocol}: those within the limit are used on");
+    }
+}
+
+#[tokio::test]
 async fn a_connection_is_given_up_at_its_timeout() {
     let proxy = Proxy::start("connect").await;
     // One that takes nobody: where nobody is waiting for more connections, Linux leaves those beyond the first two unanswered.

@@ -114,12 +114,21 @@ impl ClusterState {
         *self.cluster.borrow_mut() = cluster.clone();
         self.note_proxies();
         self.sort_out();
+        // Those of HTTP/1.1 are closed as requests come to them.
+        let mut surplus = self.load.surplus(Kind::Connection, cluster.limits.max_connections) as usize;
+        if surplus > 0 {
+            for endpoint in self.endpoints.borrow().iter().chain(&self.standing.address()) {
+                surplus -= endpoint.retire_http2(surplus);
+            }
+        }
     }
 
     fn note_proxies(&self) {
-        for (endpoint, has_proxy) in self.endpoints.borrow().iter().zip(&self.cluster.borrow().with_proxy) {
+        let cluster = self.cluster.borrow();
+        for (endpoint, has_proxy) in self.endpoints.borrow().iter().zip(&cluster.with_proxy) {
             endpoint.has_proxy.set(*has_proxy);
         }
+        self.standing.note_proxies(&cluster);
     }
 
     pub(crate) fn cluster(&self) -> Arc<Cluster> {
@@ -397,16 +406,20 @@ impl ClusterState {
     /// idled.
     pub(crate) async fn lease(&self, endpoint: &Rc<Endpoint>, http2: bool, fresh: bool) -> Result<Lease, LeaseError> {
         let cluster = self.cluster();
-        let limited = cluster.limits.max_connections.is_some();
-        let awaited = |lease: Lease| if limited { lease.awaited(self.load.clone()) } else { lease };
+        let limit = cluster.limits.max_connections;
+        let awaited = |lease: Lease| if limit.is_some() { lease.awaited(self.load.clone()) } else { lease };
         loop {
+            // Connections from before the limit was lowered would be used for ever, as long as requests come.
+            while self.load.surplus(Kind::Connection, limit) > 0
+                && (endpoint.close_one_idle() || self.close_one_idle(endpoint))
+            {}
             if !fresh && let Some(lease) = endpoint.idle(http2) {
                 return Ok(awaited(lease));
             }
             if http2 && let Some(opening) = Box::pin(endpoint.opening()).await {
                 return opening.map(awaited);
             }
-            if let Some(permit) = self.load.admit(Kind::Connection, cluster.limits.max_connections) {
+            if let Some(permit) = self.load.admit(Kind::Connection, limit) {
                 // In a box, so that requests that find a connection do not carry the room for making one.
                 let lease = Box::pin(endpoint.connect(http2, cluster.connect_timeout, Some(permit))).await?;
                 return Ok(awaited(lease));
@@ -427,10 +440,11 @@ impl ClusterState {
         self.standing.close_idle();
     }
 
-    fn close_one_idle(&self, except: &Rc<Endpoint>) {
+    /// Closes a connection that idles, unless it is to this endpoint.
+    fn close_one_idle(&self, except: &Rc<Endpoint>) -> bool {
         let endpoints = self.endpoints.borrow();
-        let closed = endpoints.iter().any(|endpoint| !Rc::ptr_eq(endpoint, except) && endpoint.close_one_idle());
-        let _ = closed || self.standing.close_one_idle(except);
+        endpoints.iter().any(|endpoint| !Rc::ptr_eq(endpoint, except) && endpoint.close_one_idle())
+            || self.standing.close_one_idle(except)
     }
 }
 

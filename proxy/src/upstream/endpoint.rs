@@ -80,6 +80,8 @@ pub(crate) struct Lease {
     pub(crate) connection: Connection,
     /// Whether the connection has carried a request before.
     pub(crate) reused: bool,
+    /// No other request is to take it.
+    is_retired: Cell<bool>,
     /// Where connections are limited, and so may be waited for.
     load: Option<Arc<Load>>,
 }
@@ -240,12 +242,20 @@ impl Endpoint {
         }
     }
 
+    /// Lets no further request onto so many of its HTTP/2 connections, or all. Each closes when its last request is over.
+    pub(crate) fn retire_http2(&self, most: usize) -> usize {
+        let mut shared = self.shared.borrow_mut();
+        // Requests go to the first that has room, so the last are used least.
+        let kept = shared.len().saturating_sub(most);
+        shared.drain(kept..).count()
+    }
+
     fn lease(self: &Rc<Self>, connection: Connection, reused: bool) -> Lease {
         self.in_flight.set(self.in_flight.get() + 1);
         if let Connection::Http2(connection) = &connection {
             connection.enter();
         }
-        Lease { endpoint: self.clone(), connection, reused, load: None }
+        Lease { endpoint: self.clone(), connection, reused, is_retired: Cell::new(false), load: None }
     }
 }
 
@@ -273,9 +283,10 @@ impl Lease {
         }
     }
 
-    /// Sees to it that no other request takes this connection, which is about to end. HTTP/2 shares them, and one that has
-    /// said farewell looks open until its last stream is over.
+    /// Sees to it that no other request takes this connection, which is about to end or leads to a pod that is. HTTP/2 shares them,
+    /// and one that has said GOAWAY looks open until its last stream is over.
     pub(crate) fn retire(&self) {
+        self.is_retired.set(true);
         if let Connection::Http2(leaving) = &self.connection {
             self.endpoint.shared.borrow_mut().retain(|connection| !Rc::ptr_eq(connection, leaving));
         }
@@ -284,7 +295,10 @@ impl Lease {
     /// Gives an HTTP/1.1 connection back once its request and response are complete. In any doubt it is closed.
     pub(crate) fn give_back(mut self) {
         let Connection::Http1(connection) = &mut self.connection else { return };
-        let Some(connection) = connection.take().filter(|connection| connection.is_free()) else { return };
+        let is_retired = self.is_retired.get();
+        let Some(connection) = connection.take().filter(|connection| connection.is_free() && !is_retired) else {
+            return;
+        };
         self.endpoint.keep(connection);
         if let Some(load) = &self.load {
             load.freed.notify_one();

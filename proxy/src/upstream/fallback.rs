@@ -120,13 +120,26 @@ impl Standing {
         self.address.borrow().as_ref().is_some_and(|address| !Rc::ptr_eq(address, except) && address.close_one_idle())
     }
 
+    /// The Service's own address, if requests have gone there.
+    pub(super) fn address(&self) -> Option<Rc<Endpoint>> {
+        self.address.borrow().clone()
+    }
+
+    /// Behind the Service's own address are proxies if all endpoints that are known have one.
+    pub(super) fn note_proxies(&self, cluster: &Cluster) {
+        let all = !cluster.with_proxy.is_empty() && cluster.with_proxy.iter().all(|has_proxy| *has_proxy);
+        self.address.borrow().iter().for_each(|address| address.has_proxy.set(all));
+    }
+
     /// The Service's own address, with the connections that there are.
-    fn endpoint(&self, address: SocketAddr, now: Duration) -> Rc<Endpoint> {
-        let mut held = self.address.borrow_mut();
-        match &*held {
-            Some(endpoint) if endpoint.address == address => endpoint.clone(),
-            _ => held.insert(Rc::new(Endpoint::new(address, now))).clone(),
+    fn endpoint(&self, address: SocketAddr, cluster: &Cluster, now: Duration) -> Rc<Endpoint> {
+        if let Some(endpoint) = self.address.borrow().as_ref().filter(|endpoint| endpoint.address == address) {
+            return endpoint.clone();
         }
+        let endpoint = Rc::new(Endpoint::new(address, now));
+        *self.address.borrow_mut() = Some(endpoint.clone());
+        self.note_proxies(cluster);
+        endpoint
     }
 
     /// Leave to wait for an endpoint.
@@ -175,6 +188,11 @@ impl<'a> Fallback<'a> {
         if failed < FAILED_MIN && failed < self.state.choices(self.subset) { None } else { self.address() }
     }
 
+    /// The Service's own address once more, where the pod that the kernel chose did not process the request.
+    pub(crate) fn address_again(&self) -> Option<Rc<Endpoint>> {
+        self.state.standing.address()
+    }
+
     /// What to do where there is no endpoint to choose. None: nothing more.
     pub(crate) async fn without_endpoints(&mut self, deadline: Option<Instant>) -> Option<Next> {
         // Endpoints that are all left alone because they fail are no better by way of the kernel.
@@ -212,7 +230,7 @@ impl<'a> Fallback<'a> {
             return None;
         }
         self.worker.handles.by_service_address(&cluster.name);
-        Some(self.state.standing.endpoint(address, self.worker.now()))
+        Some(self.state.standing.endpoint(address, &cluster, self.worker.now()))
     }
 
     async fn await_endpoint(&self, deadline: Option<Instant>) -> bool {

@@ -78,6 +78,11 @@ impl Load {
             .then(|| Permit { load: self.clone(), kind })
     }
 
+    /// How many there are beyond the limit, as may be when it was lowered.
+    pub(crate) fn surplus(&self, kind: Kind, limit: Option<u32>) -> u32 {
+        limit.map_or(0, |limit| self.counter(kind).load(Ordering::Acquire).saturating_sub(limit))
+    }
+
     /// The endpoint that a client went to, if that is not longer ago than the timeout.
     pub(crate) fn endpoint_of(
         &self,
