@@ -6,7 +6,7 @@
 //!
 //! | what happened | who may repeat it |
 //! |---|---|
-//! | no connection in its time, or nothing of the request was sent, or the backend says that it was not processed (REFUSED_STREAM, a GOAWAY of whatever reason), or the proxy beside it that it was never seen | anybody, up to [`SAFE_RETRIES_MAX`] times, and at endpoints that were not tried up to [`UNPROCESSED_RETRIES_MAX`] times; the proxy beside the backend not where it gets no connection, and once where the backend refuses |
+//! | no connection in its time, or nothing of the request was sent, or the backend says that it was not processed (REFUSED_STREAM, a GOAWAY of whatever reason), or the proxy beside it that it was never seen | anybody, up to [`SAFE_RETRIES_MAX`] times, and at endpoints that were not tried, or where the kernel chooses, up to [`UNPROCESSED_RETRIES_MAX`] times; the proxy beside the backend not where it gets no connection, and once where the backend refuses |
 //! | a connection that had idled was closed under the request | an idempotent request without a rule's word, as RFC 9110 9.2.2 allows |
 //! | a reset, a timed-out attempt, a status that the rule lists, or one of gRPC that it stands for | what the rule's `retry` allows, for its methods |
 //! | nothing yet | what the rule's `hedge` allows ([`hedge`]) |
@@ -61,7 +61,7 @@ const SAFE_RETRIES_MAX: u32 = 3;
 /// take no connection. They say so within a millisecond, and of a Service that is scaled down most endpoints may be such.
 const UNPROCESSED_RETRIES_MAX: u32 = 10;
 
-/// The wait when every endpoint has been tried and one is tried again; doubles each time.
+/// The wait when every endpoint has been tried and one is tried again; doubles up to eight times as long.
 const SAFE_BACKOFF: Duration = Duration::from_millis(20);
 
 /// What an endpoint that fails is taken to cost: about what its callers lose.
@@ -145,8 +145,8 @@ pub(crate) struct Note {
     grpc: bool,
 }
 
-/// What came of an attempt.
-pub(super) type Attempted = Result<Answered, Failure>;
+/// What came of an attempt. A response is in a box, so that no future on its way has room for it.
+pub(super) type Attempted = Result<Box<Answered>, Failure>;
 
 /// A response, and what it is judged by.
 pub(super) struct Answered {
@@ -204,24 +204,56 @@ struct Allowance<'a> {
     ruled: u32,
     /// The budget did not allow one that the rule would have made.
     spent: bool,
+    /// The last attempt went to the Service's own address.
+    by_address: bool,
+}
+
+/// A request that is ready to be sent, as often as it takes. In a box: the futures around it are moved several times, and each
+/// would have room for it.
+struct Sending<'a> {
+    worker: Rc<Worker>,
+    plan: Plan<'a>,
+    finish: Box<Finish>,
+    parts: Parts,
+    body: Rc<Shared>,
+    deadline: Option<Instant>,
+    /// The protocol that it asks to change to.
+    upgrade: Option<HeaderValue>,
+    affinity: Affinity,
 }
 
 /// Sends a request on and gives back what the client gets.
-pub(crate) async fn forward(
+pub(crate) fn forward<'a>(
+    request: Box<Request<Incoming>>,
+    plan: Plan<'a>,
+    finish: Box<Finish>,
+) -> impl Future<Output = Response<ResponseBody>> + use<'a> {
+    let prepared = prepare(request, plan, finish);
+    async move {
+        match prepared {
+            Ok(sending) => send(sending).await,
+            Err(answer) => *answer,
+        }
+    }
+}
+
+/// Makes a request ready, or answers it here.
+fn prepare(
     request: Box<Request<Incoming>>,
     plan: Plan<'_>,
     mut finish: Box<Finish>,
-) -> Response<ResponseBody> {
+) -> Result<Box<Sending<'_>>, Box<Response<ResponseBody>>> {
     let worker = finish.worker().clone();
     let deadline = plan.request_timeout.map(|timeout| finish.note.started + timeout);
     let upgrade = head::wants_upgrade(request.version(), request.headers());
     let forwards = head::forwards(request.method(), request.headers());
     let (mut parts, body) = request.into_parts();
+    let refuse = |answer: Answer, finish| Err(Box::new(answer.into_response(finish)));
     match forwards {
         Ok(Forwards::Unlimited) => {}
         Ok(Forwards::Left(left)) => drop(parts.headers.insert(header::MAX_FORWARDS, left.into())),
-        Ok(Forwards::Ended) => return Answer::to_last_forward(&parts.method).into_response(finish),
-        Err(head::BadHead(text)) => return Answer::new(Reason::BadRequest, text).into_response(finish),
+        Ok(Forwards::Ended) => return refuse(Answer::to_last_forward(&parts.method), finish),
+        Err(head::BadHead(text)) => return refuse(Answer::new(Reason::BadRequest, text), finish),
     }
     let affinity = match &plan.upstream {
         Upstream::Local(_) => Affinity::default(),
@@ -234,7 +266,7 @@ pub(crate) async fn forward(
     let host = plan.host.clone().or_else(|| HeaderValue::try_from(finish.note.downstream.destination.to_string()).ok());
     let looked_at = plan.deciding.and_then(|deciding| deciding.request.as_ref());
     if let Err(head::BadHead(text)) = head::for_upstream(&mut parts, host, plan.path.clone(), plan.http2, looked_at) {
-        return Answer::new(Reason::BadRequest, text).into_response(finish);
+        return refuse(Answer::new(Reason::BadRequest, text), finish);
     }
     // Behind that, so that a client takes nothing away which a rule puts there.
     if let Some(rule) = plan.rule {
@@ -257,28 +289,35 @@ pub(crate) async fn forward(
     if let Upstream::Cluster(state, _) = &plan.upstream {
         state.first_attempt();
     }
+    Ok(Box::new(Sending { worker, plan, finish, parts, body, deadline, upgrade, affinity }))
+}
+
+async fn send(mut sending: Box<Sending<'_>>) -> Response<ResponseBody> {
+    let Sending { worker, plan, finish, parts, body, deadline, upgrade, affinity } = &mut *sending;
+    let (worker, plan, parts, body, deadline, affinity) = (&*worker, &*plan, &*parts, &*body, *deadline, *affinity);
     let mut allowance = Allowance {
-        worker: &worker,
+        worker,
         upstream: &plan.upstream,
         retry: plan.retry,
         safe: 0,
         ruled: plan.retry.map_or(0, |retry| retry.attempts),
         spent: false,
+        by_address: false,
     };
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut fresh = false;
     let mut fallback = match &plan.upstream {
         Upstream::Local(_) => None,
-        Upstream::Cluster(state, subset) => Some(Fallback::new(&worker, state, subset.as_deref())),
+        Upstream::Cluster(state, subset) => Some(Fallback::new(worker, state, subset.as_deref())),
     };
     // The Service's own address, where that is tried next.
     let mut address = fallback.as_mut().and_then(Fallback::first);
-    loop {
+    let outcome = loop {
         finish.note.attempts += 1;
         let by_address = address.is_some();
         let chosen = match address.take() {
             Some(address) => Ok(address),
-            None => choose(&worker, &plan, affinity, &mut tried, finish.note.attempts > 1),
+            None => choose(worker, plan, affinity, &mut tried, finish.note.attempts > 1),
         };
         if let (Err(Failure::NoEndpoints), Some(fallback)) = (&chosen, &mut fallback) {
             // Apart, so that requests that find an endpoint do not carry the room for it.
@@ -299,21 +338,12 @@ pub(crate) async fn forward(
                 finish.note.endpoint = Some(endpoint.address);
                 finish.note.via = by_address.then_some(access::SERVICE_ADDRESS);
                 match hedge {
-                    None => attempt(&worker, &plan, endpoint, fresh, &parts, &body, deadline).await,
+                    None => attempt(worker, plan, endpoint, fresh, parts, body, deadline).await,
                     Some(hedge) => {
-                        let request =
-                            hedge::Request { worker: &worker, plan: &plan, fresh, parts: &parts, body: &body };
+                        let request = hedge::Request { worker, plan, fresh, parts, body };
+                        let (tried, note) = (&mut tried, &mut finish.note);
                         // Apart, so that requests of other rules do not carry the room for it.
-                        Box::pin(hedge::attempt(
-                            request,
-                            hedge,
-                            endpoint,
-                            affinity,
-                            deadline,
-                            &mut tried,
-                            &mut finish.note,
-                        ))
-                        .await
+                        Box::pin(hedge::attempt(request, hedge, endpoint, affinity, deadline, tried, note)).await
                     }
                 }
             }
@@ -334,43 +364,59 @@ pub(crate) async fn forward(
                 continue;
             }
         }
+        // The kernel has chosen a pod that is ending: a new connection lets it choose another, and this one leads nowhere else.
+        let chooses_again = match &outcome {
+            Ok(answered) if by_address && answered.is_unprocessed() => {
+                answered.lease.retire();
+                true
+            }
+            _ => false,
+        };
+        fresh |= chooses_again;
         allowance.spent = false;
+        allowance.by_address = by_address;
         let again = match &outcome {
-            Ok(answered) => allowance.after_response(answered, &parts.method, &body, &tried),
-            Err(failure) => allowance.after_failure(failure, &parts.method, &body),
+            Ok(answered) => allowance.after_response(answered, &parts.method, body, &tried),
+            Err(failure) => allowance.after_failure(failure, &parts.method, body),
         };
-        if let Some(why) = again {
-            let wait = allowance.wait(&tried);
-            if deadline.is_none_or(|deadline| Instant::now() + wait < deadline) {
-                worker.handles.retried(finish.note.cluster.as_deref(), why);
-                if let Ok(Answered { response, lease, .. }) = outcome {
-                    discard(response.into_body(), lease);
-                }
-                tokio::time::sleep(wait).await;
-                continue;
-            }
+        let Some(why) = again else { break outcome };
+        let wait = allowance.wait(&tried);
+        if deadline.is_some_and(|deadline| Instant::now() + wait >= deadline) {
+            break outcome;
         }
-        if allowance.spent {
-            worker.handles.retry_refused(finish.note.cluster.as_deref(), BUDGET);
-            finish.note.retry_refused = Some(BUDGET);
+        worker.handles.retried(finish.note.cluster.as_deref(), why);
+        if let Some(fallback) = fallback.as_ref().filter(|_| chooses_again) {
+            address = fallback.address_again();
         }
-        return match outcome {
-            Ok(Answered { mut response, lease, has_proxy, .. }) => {
-                if body.is_unasked() {
-                    // The endpoint has answered without it, and the client has not begun to send it.
-                    drop(response.body_mut().take_upload());
-                }
-                strip_own(response.headers_mut(), has_proxy);
-                if let (Upstream::Cluster(state, _), Some(endpoint)) = (&plan.upstream, finish.note.endpoint)
-                    && let Some(cookie) = state.cookie(affinity, endpoint)
-                {
-                    response.headers_mut().append(header::SET_COOKIE, cookie);
-                }
-                accept(response, lease, &plan, deadline, upgrade, finish)
-            }
-            Err(failure) => failure.answer(&plan, finish),
-        };
+        if let Ok(answered) = outcome {
+            discard(*answered);
+        }
+        // Apart, so that requests that are sent once do not carry the room for the timer.
+        Box::pin(tokio::time::sleep(wait)).await;
+    };
+    if allowance.spent {
+        worker.handles.retry_refused(finish.note.cluster.as_deref(), BUDGET);
+        finish.note.retry_refused = Some(BUDGET);
     }
+    let Answered { mut response, lease, has_proxy, .. } = match outcome {
+        Ok(answered) => *answered,
+        Err(failure) => {
+            let Sending { plan, finish, .. } = *sending;
+            return failure.answer(&plan, finish);
+        }
+    };
+    if body.is_unasked() {
+        // The endpoint has answered without it, and the client has not begun to send it.
+        drop(response.body_mut().take_upload());
+    }
+    strip_own(response.headers_mut(), has_proxy);
+    if let (Upstream::Cluster(state, _), Some(endpoint)) = (&plan.upstream, finish.note.endpoint)
+        && let Some(cookie) = state.cookie(affinity, endpoint)
+    {
+        response.headers_mut().append(header::SET_COOKIE, cookie);
+    }
+    let Sending { plan, finish, upgrade, deadline, .. } = *sending;
+    accept(response, lease, &plan, deadline, upgrade, finish)
 }
 
 /// Whom the next attempt goes to.
@@ -407,12 +453,9 @@ pub(super) async fn attempt(
     deadline: Option<Instant>,
 ) -> Attempted {
     let started = Instant::now();
-    let timed_out = Failure::AttemptTimeout { connected: true };
-    let (until, late) = match (plan.attempt_timeout.map(|timeout| started + timeout), deadline) {
-        (Some(attempt), Some(request)) if attempt < request => (Some(attempt), timed_out),
-        (_, Some(request)) => (Some(request), Failure::RequestTimeout),
-        (attempt, None) => (attempt, timed_out),
-    };
+    let of_attempt = plan.attempt_timeout.map(|timeout| started + timeout);
+    let until = [of_attempt, deadline].into_iter().flatten().min();
+    let took = Cell::new(None);
     let leased = Cell::new(false);
     let sending = async {
         let lease = match &plan.upstream {
@@ -430,8 +473,14 @@ pub(super) async fn attempt(
         let reused = lease.reused;
         match lease.send(parts, body.body(), Some(body.clone())).await {
             Ok(response) => {
+                took.set(Some(started.elapsed()));
                 let has_proxy = endpoint.has_proxy.get();
-                Ok(Answered { status: status_of(&response), response, lease, has_proxy })
+                let mut answered = Box::new(Answered { status: status_of(&response), response, lease, has_proxy });
+                if answered.may_fail_in_trailers(plan.retry, &parts.method, body) {
+                    // Apart, so that other requests do not carry the room for it.
+                    Box::pin(answered.await_trailers(until)).await;
+                }
+                Ok(answered)
             }
             Err(SendError::Unsent(text)) => {
                 lease.retire();
@@ -451,15 +500,12 @@ pub(super) async fn attempt(
     };
     let mut outcome = match until {
         None => sending.await,
-        Some(until) => tokio::time::timeout_at(until, sending).await.unwrap_or(Err(late)),
+        Some(until) => tokio::time::timeout_at(until, sending).await.unwrap_or_else(|_| {
+            let is_of_request = deadline.is_some_and(|deadline| deadline <= until);
+            Err(if is_of_request { Failure::RequestTimeout } else { Failure::AttemptTimeout { connected: true } })
+        }),
     };
-    let (took, now) = (started.elapsed(), worker.now());
-    if let Ok(answered) = &mut outcome
-        && answered.may_fail_in_trailers(plan.retry, &parts.method, body)
-    {
-        // Apart, so that other requests do not carry the room for it.
-        Box::pin(answered.await_trailers()).await;
-    }
+    let (took, now) = (took.get().unwrap_or_else(|| started.elapsed()), worker.now());
     match &outcome {
         Ok(_) | Err(Failure::TooLarge(_)) => endpoint.observe(took, now),
         Err(
@@ -583,9 +629,11 @@ fn strip_own(headers: &mut HeaderMap, has_proxy: bool) {
 
 /// Reads the rest of a response that nobody wants, so that its connection can be used again; gives up soon. With a request that is
 /// not sent to its end both are cut: no task would send the rest.
-pub(super) fn discard(mut body: Incoming, lease: Lease) {
+pub(super) fn discard(answered: Answered) {
     const BYTES_MAX: usize = 16 * 1024;
     const PATIENCE: Duration = Duration::from_millis(250);
+    let Answered { response, lease, .. } = answered;
+    let mut body = response.into_body();
     if body.take_upload().is_some() {
         return;
     }
@@ -625,11 +673,13 @@ impl Answered {
             && request.is_kept()
     }
 
-    /// Looks into the trailers if they come soon and nothing comes before them.
-    async fn await_trailers(&mut self) {
+    /// Looks into the trailers if they come soon, no later than `until`, and nothing comes before them.
+    async fn await_trailers(&mut self, until: Option<Instant>) {
+        let patience = Instant::now() + TRAILERS_PATIENCE;
         let body = self.response.body_mut();
-        let first = tokio::time::timeout(TRAILERS_PATIENCE, poll_fn(|cx| body.poll_trailer(&GRPC_STATUS, cx)));
-        if let Ok(Some(status)) = first.await {
+        let first = poll_fn(|cx| body.poll_trailer(&GRPC_STATUS, cx));
+        let until = until.map_or(patience, |until| until.min(patience));
+        if let Ok(Some(status)) = tokio::time::timeout_at(until, first).await {
             self.status = http_status(status.as_bytes()).unwrap_or(self.status);
         }
     }
@@ -650,7 +700,8 @@ impl Allowance<'_> {
             return None;
         }
         if answered.is_unprocessed() {
-            let most = if tried.len() < self.endpoints() { UNPROCESSED_RETRIES_MAX } else { SAFE_RETRIES_MAX };
+            let has_others = self.by_address || self.has_untried(tried);
+            let most = if has_others { UNPROCESSED_RETRIES_MAX } else { SAFE_RETRIES_MAX };
             return self.safely_at_most(most, "unprocessed");
         }
         let retry = self.retry?;
@@ -728,12 +779,12 @@ impl Allowance<'_> {
             let jitter = retry.backoff.mul_f64(f64::from(self.worker.chance.borrow_mut().below(1000)) / 2000.0);
             return base.min(retry.backoff * 10) + jitter;
         }
-        // Another endpoint may be tried at once.
-        if tried.len() < self.endpoints() {
-            Duration::ZERO
-        } else {
-            SAFE_BACKOFF * 2u32.pow(self.safe.saturating_sub(1))
-        }
+        if self.has_untried(tried) { Duration::ZERO } else { SAFE_BACKOFF * 2u32.pow(self.safe.clamp(1, 4) - 1) }
+    }
+
+    /// Whether another endpoint may be tried at once.
+    fn has_untried(&self, tried: &[SocketAddr]) -> bool {
+        !self.by_address && tried.len() < self.endpoints()
     }
 }
 

@@ -21,7 +21,7 @@ use http::request::Parts;
 use tokio::time::{Instant, sleep};
 
 use super::body::Shared;
-use super::forward::{self, Answered, Attempted, BUDGET, Note, Plan, Upstream, choose, discard};
+use super::forward::{self, Attempted, BUDGET, Note, Plan, Upstream, choose, discard};
 use crate::balance::affinity::Affinity;
 use crate::table::route::{Hedge, Retry};
 use crate::upstream::cluster::ClusterState;
@@ -95,8 +95,8 @@ pub(super) async fn attempt(
         Next::Begin(send(endpoint, Some(permit)))
     };
     let reject = |outcome: Attempted| {
-        if let Ok(Answered { response, lease, .. }) = outcome {
-            discard(response.into_body(), lease);
+        if let Ok(answered) = outcome {
+            discard(*answered);
         }
     };
     let raced = race(send(first, None), hedge.after, next, |outcome| is_good(plan.retry, outcome), reject).await;

@@ -229,6 +229,77 @@ async fn an_endpoint_that_answers_is_used_again_after_the_service_s_own_address_
     }
 }
 
+/// What stands behind a Service's address while pods end: on its first connections each request is answered 503 by a proxy
+/// whose application takes no connection, on all others 200. With it the requests that were answered so.
+async fn ending_then_live(ending: usize) -> (SocketAddr, Arc<AtomicU32>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let address = listener.local_addr().expect("an address");
+    let unprocessed = Arc::new(AtomicU32::new(0));
+    let count = unprocessed.clone();
+    tokio::spawn(async move {
+        for number in 0.. {
+            let Ok((mut stream, _)) = listener.accept().await else { break };
+            let (count, is_ending) = (count.clone(), number < ending);
+            tokio::spawn(async move {
+                let mut read = [0; 4096];
+                while stream.read(&mut read).await.is_ok_and(|length| length > 0) {
+                    let answer: &[u8] = if is_ending {
+                        count.fetch_add(1, Ordering::SeqCst);
+                        b"HTTP/1.1 503 No\r\nweft-unprocessed: true\r\nweft-reason: connect-failed\r\ncontent-length: 0\r\n\r\n"
+                    } else {
+                        b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nkernel"
+                    };
+                    let _ = stream.write_all(answer).await;
+                }
+            });
+        }
+    });
+    (address, unprocessed)
+}
+
+#[tokio::test]
+async fn where_the_kernel_chooses_a_pod_that_is_ending_it_chooses_again() {
+    let proxy = Proxy::start("own-address-ending").await;
+    let gone: Vec<Value> = refusing(3).await.iter().map(|at| json!({"address": at, "hasProxy": true})).collect();
+    let (kernel, unprocessed) = ending_then_live(4).await;
+    let web = to_backend(&proxy, kernel.port(), "http", None);
+    export(&proxy, web, with_endpoints(kernel, json!({}), json!(gone))).await;
+    for method in ["POST", "GET", "POST", "GET"] {
+        let (status, _, body) = proxy.send(method, "/", &[], "").await;
+        assert_eq!((status.as_u16(), body.as_str()), (200, "kernel"), "{method}");
+    }
+    assert_eq!(unprocessed.load(Ordering::SeqCst), 4, "no connection to a pod that is ending is used twice");
+
+    // All pods are ending: the reason is told, and the connection is not kept for the next request.
+    let (kernel, unprocessed) = ending_then_live(20).await;
+    let web = to_backend(&proxy, kernel.port(), "http", None);
+    export(&proxy, web, with_endpoints(kernel, json!({}), json!(gone))).await;
+    let begun = Instant::now();
+    let (status, headers, _) = proxy.send("POST", "/", &[], "").await;
+    assert_eq!((status.as_u16(), reason(&headers)), (503, "connect-failed"));
+    assert!(!headers.contains_key("weft-unprocessed"));
+    assert!(begun.elapsed() < Duration::from_secs(3), "after {:?}", begun.elapsed());
+    while unprocessed.load(Ordering::SeqCst) < 20 {
+        proxy.send("POST", "/", &[], "").await;
+    }
+    assert_eq!(proxy.send("POST", "/", &[], "").await.2, "kernel");
+    assert_eq!(unprocessed.load(Ordering::SeqCst), 20);
+}
+
+#[tokio::test]
+async fn behind_the_service_s_own_address_an_application_does_not_speak_for_a_proxy() {
+    let proxy = Proxy::start("own-address-claim").await;
+    let gone = refusing(2).await;
+    for endpoints in [json!([]), json!([{"address": gone[0], "hasProxy": true}, {"address": gone[1]}])] {
+        let (kernel, unprocessed) = ending_then_live(usize::MAX).await;
+        let web = to_backend(&proxy, kernel.port(), "http", None);
+        export(&proxy, web, with_endpoints(kernel, json!({}), endpoints.clone())).await;
+        let (status, headers, _) = proxy.send("POST", "/", &[], "").await;
+        assert_eq!((status.as_u16(), reason(&headers)), (503, ""), "{endpoints}");
+        assert_eq!(unprocessed.load(Ordering::SeqCst), 1, "{endpoints}");
+    }
+}
+
 #[tokio::test]
 async fn where_the_service_s_own_address_refuses_too_the_answer_is_the_old_one() {
     let proxy = Proxy::start("own-address-refuses").await;
