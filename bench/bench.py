@@ -40,7 +40,7 @@ def main() -> int:
                 lines.append(line)
                 print(f"  {progress(line)}", flush=True)
     page = report.markdown(about, lines)
-    print(f"\n{report.comparison(report.summarise(lines)) if report.BEFORE in run.proxies else page}")
+    print(f"\n{report.comparison(lines) if report.BEFORE in run.proxies else page}")
     (arguments.results / "latest.md").write_text(page)
     (arguments.results / "latest.svg").write_text(report.chart(about, lines))
     failed, missed = report.failures(lines), report.missed(lines)

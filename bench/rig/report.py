@@ -265,15 +265,26 @@ def _goal(goal: float | None, ratio: float | None) -> str:
     return f"{goal:.2f}{mark}"
 
 
-def comparison(summary: dict[Key, Spread]) -> str:
-    """Weft beside the binary from before a change, by everything that both were measured by."""
-    rows = [["", "measure", "before", "Weft", "Weft / before"], ["---"] * 2 + ["--:"] * 3]
-    for (scenario, size, proxy, measure), spread in summary.items():
-        before = summary.get((scenario, size, BEFORE, measure))
-        if proxy == OURS and measure in COMPARED and before and before.median:
+def comparison(lines: list[dict]) -> str:
+    """Weft beside the binary from before a change, by everything that both were measured by.
+
+    The ratio is the median of the rounds' own ratios, with their quartiles: the machine's speed changes more from one round to
+    the next than within one.
+    """
+    rows = [["", "measure", "before", "Weft", "Weft / before", "quartiles"], ["---"] * 2 + ["--:"] * 4]
+    rounds = defaultdict(lambda: defaultdict(dict))
+    for line in lines:
+        for measure in COMPARED & line.keys():
+            by_proxy = rounds[line["scenario"], line.get("size"), measure][line["repetition"]]
+            by_proxy[line["proxy"]] = line[measure]
+    for (scenario, size, measure), found in rounds.items():
+        pairs = [(of[BEFORE], of[OURS]) for of in found.values() if of.get(BEFORE) and OURS in of]
+        if pairs:
+            ratios = [ours / before for before, ours in pairs]
+            low, _, high = statistics.quantiles(ratios, method="inclusive") if len(ratios) > 1 else ratios * 3
+            medians = (_number(statistics.median(values)) for values in zip(*pairs))
             name = scenario if size is None else f"{scenario} {size}"
-            figures = (_number(before.median), _number(spread.median), f"{spread.median / before.median:.3f}")
-            rows.append([name, measure, *figures])
+            rows.append([name, measure, *medians, f"{statistics.median(ratios):.3f}", f"{low:.2f}–{high:.2f}"])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

@@ -198,7 +198,12 @@ def _in_turn(
     times = ["--seconds", str(run.seconds), "--warm-up", str(run.warm_up)]
     for repetition in range(run.repetitions):
         direct = None
-        for name, target in targets.items():
+        proxies = [name for name in targets if name != DIRECT]
+        # Back and forth, so that none is always measured behind the same other.
+        if repetition % 2:
+            proxies.reverse()
+        for name in [DIRECT] * (DIRECT in targets) + proxies:
+            target = targets[name]
             line = {"proxy": name, "repetition": repetition}
             try:
                 result = measure(processes, target.pids(), [*arguments(name), "--port", str(target.port), *times])

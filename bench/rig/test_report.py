@@ -100,8 +100,17 @@ class Markdown(unittest.TestCase):
 
     def test_a_change_is_held_against_before(self):
         lines = [line("routes", "before", cpu_us=20.0, size=10), line("routes", "weft", cpu_us=15.0, size=10)]
-        table = report.comparison(report.summarise(lines))
-        self.assertEqual(table.splitlines()[2:], ["| routes 10 | cpu_us | 20.0 | 15.0 | 0.750 |"])
+        table = report.comparison(lines)
+        self.assertEqual(table.splitlines()[2:], ["| routes 10 | cpu_us | 20.0 | 15.0 | 0.750 | 0.75–0.75 |"])
+
+    def test_a_change_is_held_against_before_round_by_round(self):
+        lines = [
+            line("h1_sat", proxy, repetition, cpu_us=cpu)
+            for proxy, costs in {"before": (20.0, 40.0, 30.0), "weft": (22.0, 40.0, 24.0)}.items()
+            for repetition, cpu in enumerate(costs)
+        ]
+        table = report.comparison(lines)
+        self.assertEqual(table.splitlines()[2:], ["| h1_sat | cpu_us | 30.0 | 24.0 | 1.000 | 0.90–1.05 |"])
 
     def test_the_page_says_where_it_was_measured_and_how_far_runs_were_apart(self):
         page = report.markdown(ABOUT, RUNS + [line("h1_sat", "haproxy", failed="no port")])
