@@ -261,7 +261,8 @@ fn prepare(
     };
     // Before the head is made ready, which takes the expectation away.
     let is_hedged = plan.rule.is_some_and(|rule| rule.hedge.is_some());
-    let hears = Hears::of(&parts, !body.is_end_stream(), is_hedged);
+    let has_body = !body.is_end_stream();
+    let hears = Hears::of(&parts, has_body, is_hedged);
     // HTTP/1.0 came without hosts: what was meant is the address.
     let host = plan.host.clone().or_else(|| HeaderValue::try_from(finish.note.downstream.destination.to_string()).ok());
     let looked_at = plan.deciding.and_then(|deciding| deciding.request.as_ref());
@@ -280,7 +281,7 @@ fn prepare(
         parts.headers.insert(header::EXPECT, interim::CONTINUE);
     }
     // What has no body has no trailers.
-    let deciding = if body.is_end_stream() { None } else { plan.deciding.cloned() };
+    let deciding = if has_body { plan.deciding.cloned() } else { None };
     let pace = Pace::new(worker.shared.timeouts.upload);
     let body = Shared::new(body, worker.shared.memory.clone(), hears, pace, deciding);
     if let Some(copies) = finish.copies.take() {

@@ -249,7 +249,10 @@ pub(crate) fn authority<B>(request: &Request<B>) -> Option<HeaderValue> {
 /// The protocol that a request wants to change to, if it is one that may be passed on: said once, in tokens, and none that
 /// carries requests of its own.
 pub(crate) fn wants_upgrade(version: Version, headers: &HeaderMap) -> Option<HeaderValue> {
-    let mut protocols = headers.get_all(header::UPGRADE).iter().filter(|_| version == Version::HTTP_11);
+    if version != Version::HTTP_11 {
+        return None;
+    }
+    let mut protocols = headers.get_all(header::UPGRADE).iter();
     let protocol = protocols.next()?;
     if protocols.next().is_some() || !headers.get_all(header::CONNECTION).iter().any(|it| has_token(it, "upgrade")) {
         return None;
@@ -308,9 +311,7 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap, deciding: Option<&Names>
 
 /// Takes away what a proxy of the mesh says of itself, from what does not come from one.
 pub(crate) fn strip_own(headers: &mut HeaderMap) {
-    for name in [&UNPROCESSED, &REASON, &SOURCE] {
-        headers.remove(name);
-    }
+    remove_all(headers, |name| *name == UNPROCESSED || *name == REASON || *name == SOURCE);
 }
 
 /// Removes the headers with such names. To look at the few that are there is cheaper than to look up those that might be.

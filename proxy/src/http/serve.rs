@@ -58,7 +58,8 @@ where
     };
     // Errors of a connection end that connection; what they mean for a request is noted by the request.
     if http2 {
-        Either::Left(streams::serve(stream, watch, downstream, answer))
+        // In a box, so that a connection of HTTP/1.1, which serves fewer requests, takes no more memory than it needs.
+        Either::Left(Box::pin(streams::serve(stream, watch, downstream, answer)))
     } else {
         Either::Right(requests::serve(stream, watch, downstream, answer))
     }
