@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test check unit fuzz e2e e2e-installed soak bench gen golden deny images install cluster-up cluster-down kubeconfig
+.PHONY: help demo demo-down test check unit fuzz e2e e2e-installed e2e-groups soak bench gen golden deny images install cluster-up cluster-down kubeconfig
 
 NAME ?= weft
 # Two, so that tests see what Services say of nodes.
@@ -14,6 +14,8 @@ BENCH_SECS ?= 4
 BENCH_ARGS ?=
 FUZZ_SECS ?= 60
 RUNS ?= 20
+# End-to-end tests at once.
+THREADS ?= 4
 
 # A kubeconfig is used when it is given to make, `make demo KUBECONFIG=...`: never one that happens to be in the
 # environment, because tests create, break and delete what they find.
@@ -65,14 +67,16 @@ fuzz: ## feed what the proxy reads from strangers with what libFuzzer comes up w
 
 e2e: $(cluster) images install e2e-installed ## tests on a real cluster
 
-soak: $(cluster) images install ## the same again and again beside busy loops, and which of them failed (RUNS=20)
+soak: $(cluster) images install ## its groups again and again beside busy loops, and which tests failed (RUNS=20)
 	@e2e/soak.sh $(RUNS)
 
-e2e-installed:
-	@cargo test $(profile) --locked --package weft-e2e --test charts --test inject --test routing --test filters --test streams \
-	  --test policy --test resilience --test balance --test services --test bad_input -- --test-threads 4 --show-output
+e2e-installed: e2e-groups
 	@cargo test $(profile) --locked --package weft-e2e --test latency --test demo -- --test-threads 1 --nocapture
 	@cargo test $(profile) --locked --package weft-e2e --test disruption -- --test-threads 1 --nocapture
+
+e2e-groups:
+	@cargo test $(profile) --locked --package weft-e2e --test charts --test inject --test routing --test filters --test streams \
+	  --test policy --test resilience --test balance --test services --test bad_input -- --test-threads $(THREADS) --show-output
 
 bench: ## measure Weft beside Envoy, nginx and haproxy (BENCH_SCENARIOS="h1_sat mem" BENCH_REPS=5 BENCH_SECS=4)
 	@bench/setup.sh

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Runs the end-to-end tests again and again while every CPU has something else to do, and prints which of them failed, how often
-# and in which runs. Weft is installed before: `make soak` sees to it.
+# Runs the groups of end-to-end tests again and again while every CPU has something else to do, and prints which tests failed,
+# how often and in which runs. Not those that run alone: they measure time, and the busy loops would be measured too. Weft is
+# installed before: `make soak` sees to it.
 #
 #   e2e/soak.sh [RUNS]      20 by default
 #
@@ -37,6 +38,10 @@ failures() {
   ' "$1"
 }
 
+passed() {
+  awk '/^test result:/ { for (at = 1; at < NF; at++) if ($(at + 1) == "passed;") sum += $at } END { print sum + 0 }' "$1"
+}
+
 mkdir -p "$logs"
 # Before the loops begin, so that they do not slow down the compiler.
 cargo test --quiet --profile ci --locked --package weft-e2e --no-run
@@ -48,8 +53,9 @@ for ((at = 0; at < loops; at++)); do
 done
 for ((run = 1; run <= runs; run++)); do
   log=$logs/run-$run.log
+  begun=$SECONDS
   # Every test of a run counts, also after one that failed.
-  timeout --kill-after=60 "$limit" make --no-print-directory --ignore-errors e2e-installed \
+  timeout --kill-after=60 "$limit" make --no-print-directory --ignore-errors e2e-groups \
     profile='--profile ci --no-fail-fast' >"$log" 2>&1 &
   # Not in the foreground, where a signal would have to wait for its end.
   started[loops]=$!
@@ -59,6 +65,6 @@ for ((run = 1; run <= runs; run++)); do
     count[$name]=$((${count[$name]:-0} + 1))
     failed[$name]+=" $run"
   done < <(failures "$log")
-  echo "run $run: $(failures "$log" | wc -l) failed ($log)"
+  echo "run $run: $(failures "$log" | wc -l) failed, $(passed "$log") passed in $((SECONDS - begun)) s ($log)"
 done
 [[ ${#failed[@]} -eq 0 ]]
