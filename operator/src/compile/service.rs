@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use weft_config::{self as wire, ClusterSettings, Endpoint};
+use weft_config::{self as wire, ClusterSettings, Endpoint, Locality};
 
 use super::cluster::{Governed, distribution, subsets_of};
 use crate::world::{Distribution, Namespace, Pod, Readiness, Service, ServicePort, Slice, SliceEndpoint};
@@ -126,13 +126,16 @@ fn endpoints(
                 continue;
             }
             let address = SocketAddr::new(ip, number);
-            let known = endpoints.entry(address).or_insert_with(|| Endpoint {
-                address,
-                subsets: Vec::new(),
+            let locality = Locality {
                 zone: endpoint.zone.as_ref().filter(|_| places.zone).cloned(),
                 node: endpoint.node.as_ref().filter(|_| places.node).cloned(),
                 for_zones: if places.for_zones { endpoint.for_zones.clone() } else { Vec::new() },
                 for_nodes: if places.for_nodes { endpoint.for_nodes.clone() } else { Vec::new() },
+            };
+            let known = endpoints.entry(address).or_insert_with(|| Endpoint {
+                address,
+                subsets: Vec::new(),
+                locality: locality.boxed(),
                 terminating,
                 lost,
                 has_proxy: pod.is_some_and(|pod| pod.has_proxy_at(number)),

@@ -70,36 +70,58 @@ pub enum Protocol {
 
 /// A pod that takes traffic of a port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[serde(from = "FlatEndpoint", into = "FlatEndpoint")]
 pub struct Endpoint {
     /// Address and port of the pod.
     pub address: SocketAddr,
     /// Names of the subsets that it is in, sorted.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub subsets: Vec<String>,
-    /// The zone of its node, where the Service prefers endpoints of the client's own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub zone: Option<String>,
-    /// Its node, where the Service prefers endpoints on the client's own or has traffic stay on it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub node: Option<String>,
-    /// Zones whose clients it is meant for, where EndpointSlices say that by hints. They stand in for `zone`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub for_zones: Vec<String>,
-    /// Nodes whose clients it is meant for, where EndpointSlices say that by hints. They stand in for `node`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub for_nodes: Vec<String>,
+    /// Where it is and which clients it is meant for, where the Service cares. In a box, because most do not.
+    pub locality: Option<Box<Locality>>,
     /// Its pod terminates and still serves. It takes traffic only while none that does not is left among those that the
     /// request may go to.
-    #[serde(default, skip_serializing_if = "is_default")]
     pub terminating: bool,
     /// Nobody has heard of its node of late. It takes traffic only while none that is not lost is left among those that
     /// the request may go to, terminating ones included.
-    #[serde(default, skip_serializing_if = "is_default")]
     pub lost: bool,
     /// The pod carries a proxy, whose word about a request counts: the headers that begin with `weft-` in its responses.
-    #[serde(default, skip_serializing_if = "is_default")]
     pub has_proxy: bool,
+}
+
+/// Where an endpoint is, and which clients it is meant for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Locality {
+    /// The zone of its node, where the Service prefers endpoints of the client's own.
+    pub zone: Option<String>,
+    /// Its node, where the Service prefers endpoints on the client's own or has traffic stay on it.
+    pub node: Option<String>,
+    /// Zones whose clients it is meant for, where EndpointSlices say that by hints. They stand in for `zone`.
+    pub for_zones: Vec<String>,
+    /// Nodes whose clients it is meant for, where EndpointSlices say that by hints. They stand in for `node`.
+    pub for_nodes: Vec<String>,
+}
+
+/// An endpoint as documents have it.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct FlatEndpoint {
+    address: SocketAddr,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    subsets: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    zone: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    node: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    for_zones: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    for_nodes: Vec<String>,
+    #[serde(default, skip_serializing_if = "is_default")]
+    terminating: bool,
+    #[serde(default, skip_serializing_if = "is_default")]
+    lost: bool,
+    #[serde(default, skip_serializing_if = "is_default")]
+    has_proxy: bool,
 }
 
 /// How to talk to a Service.
@@ -373,4 +395,32 @@ fn panic_percent() -> u32 {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_panic_percent(percent: &u32) -> bool {
     *percent == panic_percent()
+}
+
+// === impl Locality ===
+
+impl Locality {
+    /// In a box, or nothing if it says nothing.
+    pub fn boxed(self) -> Option<Box<Self>> {
+        (self != Self::default()).then(|| Box::new(self))
+    }
+}
+
+// === impl Endpoint ===
+
+impl From<FlatEndpoint> for Endpoint {
+    fn from(flat: FlatEndpoint) -> Self {
+        let FlatEndpoint { address, subsets, zone, node, for_zones, for_nodes, terminating, lost, has_proxy } = flat;
+        let locality = Locality { zone, node, for_zones, for_nodes }.boxed();
+        Self { address, subsets, locality, terminating, lost, has_proxy }
+    }
+}
+
+impl From<Endpoint> for FlatEndpoint {
+    fn from(endpoint: Endpoint) -> Self {
+        let Endpoint { address, subsets, locality, terminating, lost, has_proxy } = endpoint;
+        let Locality { zone, node, for_zones, for_nodes } =
+            locality.map_or_else(Locality::default, |locality| *locality);
+        Self { address, subsets, zone, node, for_zones, for_nodes, terminating, lost, has_proxy }
+    }
 }

@@ -26,8 +26,8 @@ pub use envelope::{
     BODY_BYTES_MAX, DecodeError, Encoding, Envelope, FORMAT_VERSION, Header, OBJECT_BYTES_MAX, Written,
 };
 pub use export::{
-    Balancer, ClusterSettings, Endpoint, Export, HashOn, HealthCheck, HealthCheckKind, Limits, Outliers, Protocol,
-    RetryBudget, Service, ServicePort, SlowStart, Sticky, SuccessRate,
+    Balancer, ClusterSettings, Endpoint, Export, HashOn, HealthCheck, HealthCheckKind, Limits, Locality, Outliers,
+    Protocol, RetryBudget, Service, ServicePort, SlowStart, Sticky, SuccessRate,
 };
 pub use inbound::{Action as PolicyAction, AuthorizationRule, ConsumerRoutes, Inbound, Policy, PortRef, Target};
 pub use index::Index;

@@ -77,7 +77,7 @@ pub(crate) struct Cluster {
     pub(crate) connect_timeout: Duration,
     pub(crate) limits: wire::Limits,
     pub(crate) outliers: outlier::Settings,
-    pub(crate) health_check: Option<wire::HealthCheck>,
+    pub(crate) health_check: Option<Box<wire::HealthCheck>>,
     /// Percent of those that a request may go to that must be well for the others to be left alone.
     pub(crate) panic_percent: u32,
     pub(crate) retry_budget: wire::RetryBudget,
@@ -277,7 +277,10 @@ impl Cluster {
         let zone = pod.zone.as_deref();
         let all = endpoints.len();
         if *local_only {
-            endpoints.retain(|endpoint| node.is_some() && endpoint.node.as_deref() == node);
+            endpoints.retain(|endpoint| {
+                let own = endpoint.locality.as_ref().and_then(|at| at.node.as_deref());
+                own.is_some() && own == node
+            });
         }
         let has_endpoints_elsewhere = endpoints.len() < all;
         // Better one that is about to end than none, as kube-proxy has it; and better one that may be dead than none: after
@@ -299,9 +302,9 @@ impl Cluster {
             let is_meant = |own: Option<&str>, one: &Option<String>, several: &[String]| {
                 own.is_some_and(|own| one.as_deref() == Some(own) || several.iter().any(|name| name == own))
             };
-            match endpoint {
-                near if *prefer_same_node && is_meant(node, &near.node, &near.for_nodes) => 0,
-                near if *prefer_same_zone && is_meant(zone, &near.zone, &near.for_zones) => 1,
+            match &endpoint.locality {
+                Some(at) if *prefer_same_node && is_meant(node, &at.node, &at.for_nodes) => 0,
+                Some(at) if *prefer_same_zone && is_meant(zone, &at.zone, &at.for_zones) => 1,
                 _ => 2,
             }
         };
@@ -320,7 +323,7 @@ impl Cluster {
             connect_timeout: connect_timeout_ms.map_or(CONNECT_TIMEOUT_DEFAULT, Duration::from_millis),
             limits: *limits,
             outliers: outlier::Settings::compile(outliers),
-            health_check: health_check.clone(),
+            health_check: health_check.clone().map(Box::new),
             panic_percent: *panic_percent,
             retry_budget: *retry_budget,
             client_ip: client_ip_seconds.map(|seconds| Duration::from_secs(seconds.into())),

@@ -49,7 +49,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             load.keep_unwell(&cluster.endpoints);
             shared.metrics.set_unwell(&name, load.unwell().len());
             for endpoint in &cluster.endpoints {
-                wanted.insert((name.clone(), *endpoint), (check.clone(), load.clone()));
+                wanted.insert((name.clone(), *endpoint), (wire::HealthCheck::clone(check), load.clone()));
             }
         }
         asked.retain(|key, (check, task)| {
