@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 /// The pattern of GEP-2257.
 pub const PATTERN: &str = "^([0-9]{1,5}(h|m|s|ms)){1,4}$";
 
-/// A duration as the user wrote it. It is read with [`Duration::parse`], so that a bad one costs its object a condition
-/// and not the whole watch.
+/// A duration as the user wrote it. It is parsed with [`Duration::parse`] after the watch, so that an invalid one
+/// becomes a condition of its object and does not break the watch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Duration(pub String);
 
 impl Duration {
-    /// The time meant. The message says what is wrong and what would be right.
+    /// The duration, or an error message that says how to write one.
     pub fn parse(&self) -> Result<std::time::Duration, String> {
         let wrong = || format!("{:?} is not a duration: write one like \"500ms\", \"2s\" or \"1m30s\"", self.0);
         let (mut rest, mut sum, mut parts) = (self.0.as_str(), std::time::Duration::ZERO, 0);
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_the_gateway_api_reads() {
+    fn duration_parse_accepts_gep_2257_only() {
         for (text, millis) in [
             ("0s", 0),
             ("25ms", 25),

@@ -1,17 +1,17 @@
-//! What a user of Weft writes.
+//! The custom resources of Weft.
 //!
 //! ```text
-//! MeshRoute    parentRefs -> Service         which requests to the Service go where, and how
+//! MeshRoute    parentRefs -> Service         routes its HTTP requests, TLS and TCP connections
 //!              backendRefs -> Service port, subset of its pods
-//! MeshCluster  targetRef  -> Service         how to talk to it: subsets, balancing, limits
-//! MeshPolicy   targetRef  -> Service | ServiceAccount | Namespace     who may call it
+//! MeshCluster  targetRef  -> Service         how to send to it: subsets, load balancing, limits, health
+//! MeshPolicy   targetRef  -> Service | ServiceAccount | Namespace     authorization: who may call it
 //! ```
 //!
-//! Spelling, defaults, precedence and conditions follow the Kubernetes Gateway API wherever it has a word for the thing.
-//! The comments on the fields are what `kubectl explain` shows, so they are written for users. The schema refuses at
-//! apply time what can be refused there; what cannot (a backend that does not exist) becomes a condition.
+//! Spelling, defaults, precedence and conditions follow the Kubernetes Gateway API where it has the concept. The doc
+//! comments of fields are what `kubectl explain` prints: write them for users. What the schema can validate is
+//! rejected at apply time; the rest (a backend that does not exist) becomes a condition.
 //!
-//! This crate knows nothing of how proxies are configured.
+//! This crate does not know the format of the proxies' configuration.
 
 #![expect(clippy::duplicated_attributes, reason = "each printer column says its type")]
 #![expect(unreachable_pub, reason = "the KubeSchema derive repeats the types it is put on inside a function")]
@@ -46,14 +46,14 @@ pub fn yaml() -> Vec<(&'static str, String)> {
     .collect()
 }
 
-/// What the derive leaves undone: the kind's own text for `kubectl explain`, formats that an API server knows, and a word
-/// to Helm not to take the definitions (and with them every route) away on uninstall.
+/// Completes what the derive generates: moves the description of `spec` to the kind itself, removes formats that an
+/// API server does not know, and makes Helm keep the definitions (and with them every object) on uninstall.
 fn for_users(mut crd: CustomResourceDefinition) -> Value {
     crd.metadata.annotations.get_or_insert_default().insert("helm.sh/resource-policy".into(), "keep".into());
     let mut crd = serde_json::to_value(crd).expect("a definition is plain data");
     let root = &mut crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
     root["description"] = root["properties"]["spec"]["description"].take();
-    root["properties"]["spec"]["description"] = "What is wanted.".into();
+    root["properties"]["spec"]["description"] = "Desired state.".into();
     drop_unknown_formats(root);
     crd
 }

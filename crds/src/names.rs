@@ -1,41 +1,42 @@
-//! The names that Weft uses on Kubernetes objects. Every such string stands here and nowhere else.
+//! The names, labels and annotations that Weft uses on Kubernetes objects. All of them are defined here.
 
-/// API group of our kinds.
+/// API group of the custom resources.
 pub const GROUP: &str = "weft.dev";
-/// Version of our kinds.
+/// API version of the custom resources.
 pub const VERSION: &str = "v1alpha1";
-/// Category of our kinds: `kubectl get weft`.
+/// Category of the custom resources: `kubectl get weft` lists all of them.
 pub const CATEGORY: &str = "weft";
 
 /// Namespace of the operator and the injector.
 pub const SYSTEM_NAMESPACE: &str = "weft-system";
 
-/// Label that decides on injection. On a namespace: [`INJECT_ENABLED`]. On a pod: `"true"` or `"false"`, which wins.
+/// Label that decides on injection. On a namespace: [`INJECT_ENABLED`]. On a pod: `"true"` or `"false"`, which
+/// overrides the namespace.
 pub const INJECT_LABEL: &str = "weft.dev/inject";
 /// Value of [`INJECT_LABEL`] on a namespace in the mesh.
 pub const INJECT_ENABLED: &str = "enabled";
-/// Label on every pod that carries a proxy; its value is the proxy's version.
+/// Label on every injected pod; its value is the proxy's version.
 pub const PROXY_VERSION_LABEL: &str = "weft.dev/proxy-version";
-/// Annotation on every pod that carries a proxy: what was added, as JSON.
+/// Annotation on every injected pod: what was added, as JSON.
 pub const STATUS_ANNOTATION: &str = "weft.dev/status";
-/// Prefix of the annotations that configure a pod's proxy. The same key is taken from the namespace where the pod has none.
+/// Prefix of the annotations that configure a pod's proxy. An annotation of the namespace applies to pods without it.
 pub const CONFIG_PREFIX: &str = "config.weft.dev/";
 
-/// Label on every object that Weft makes.
+/// Label on every object that Weft creates.
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 /// Value of [`MANAGED_BY_LABEL`].
 pub const MANAGED_BY: &str = "weft";
 
 /// Field manager of the operator's writes.
 pub const OPERATOR_MANAGER: &str = "weft-operator";
-/// The writers' lease, in the system namespace.
+/// Lease for the leader election of operators, in the system namespace.
 pub const LEASE: &str = "weft-operator";
 /// Secret with the webhook's certificate (`ca.crt`, `tls.crt`, `tls.key`), in the system namespace.
 pub const WEBHOOK_SECRET: &str = "weft-injector-tls";
 /// Service of the webhook, in the system namespace, and name of the MutatingWebhookConfiguration.
 pub const WEBHOOK: &str = "weft-injector";
 
-/// Name of the container with the proxy.
+/// Name of the proxy container.
 pub const PROXY_CONTAINER: &str = "weft-proxy";
 /// Name of the init container that redirects traffic.
 pub const INIT_CONTAINER: &str = "weft-init";

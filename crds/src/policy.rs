@@ -1,4 +1,4 @@
-//! MeshPolicy: who may call what.
+//! MeshPolicy: authorization of the requests and connections that pods receive.
 
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -8,12 +8,13 @@ use crate::refs::PolicyTargetRef;
 use crate::route::{HeaderMatch, Method, PathMatch};
 use crate::status::Status;
 
-/// Who may call the pods of a Service, of a ServiceAccount, or of the whole namespace.
+/// Authorization: which requests and connections the pods of a Service, of a ServiceAccount or of a whole namespace
+/// accept. What Istio calls an AuthorizationPolicy.
 ///
-/// A call that any Deny rule takes is refused (403 for HTTP; a TCP connection is closed). If there are Allow rules for the
-/// pod and port, a call passes only if one takes it. Otherwise it passes. All policies that govern a pod count together.
-/// A rule that looks into HTTP never lets opaque TCP through: a Deny rule that could apply refuses it, and an Allow rule
-/// does not take it. The kubelet's probes pass always.
+/// A request or connection that matches any Deny rule is refused (HTTP: 403; TCP: the connection is closed). If the
+/// pod and port have Allow rules, one of them must match. Otherwise it is allowed. The rules of all policies that
+/// apply to a pod are combined. Opaque TCP never passes a rule with HTTP conditions: a Deny rule whose other
+/// conditions hold refuses it, and an Allow rule does not match it. Probes of the kubelet are always allowed.
 ///
 /// ```yaml
 /// apiVersion: weft.dev/v1alpha1
@@ -54,51 +55,51 @@ use crate::status::Status;
 )]
 #[serde(rename_all = "camelCase")]
 pub struct MeshPolicySpec {
-    /// What the policy governs.
+    /// The pods that the policy applies to.
     pub target_ref: PolicyTargetRef,
-    /// Which calls pass.
+    /// Which requests and connections are allowed.
     pub authorization: Authorization,
 }
 
-/// Which calls pass.
+/// Which requests and connections are allowed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Authorization {
-    /// Their order does not matter: any Deny beats every Allow.
+    /// The rules. Their order does not matter: any Deny rule that matches overrides all Allow rules.
     #[schemars(length(min = 1, max = 32))]
     pub rules: Vec<AuthorizationRule>,
 }
 
-/// Conditions on a call. All fields that are given must hold. A rule without conditions takes every call.
+/// An Allow or Deny rule. All conditions that are set must hold; a rule without conditions matches everything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AuthorizationRule {
-    /// Allow or Deny.
+    /// What happens to a request or connection that matches: Allow or Deny.
     pub action: Action,
-    /// Methods; any of them. A Deny rule takes a method in whatever letter case.
+    /// HTTP methods; any of them matches. Deny rules ignore letter case.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub methods: Vec<Method>,
-    /// Paths; any of them. Applications read some paths in several ways (`%2F`, `;parameters`, `//`, dot segments,
-    /// backslashes): a Deny rule takes a request if any usual reading of its path is named, and a request passes Allow rules
-    /// only if all readings are. What passes is forwarded as it came.
+    /// HTTP paths; any of them matches. Since applications interpret `%2F`, `;parameters`, `//`, dot segments and
+    /// backslashes differently, a Deny rule matches if any usual interpretation of the path matches, and an Allow
+    /// rule only if all do. The request is forwarded with its path unchanged.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub paths: Vec<PathMatch>,
-    /// Headers; all of them. `host` is held against the host without port, letter case and final dot.
+    /// HTTP headers; all must match. `host` is compared without port, letter case and trailing dot.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub headers: Vec<HeaderMatch>,
-    /// Ports of the pod (not of the Service); any of them.
+    /// Ports of the pod (not of the Service); any of them matches. Default: all ports.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(range(min = 1, max = 65535)))]
     pub ports: Vec<u16>,
 }
 
-/// What follows when a rule takes a call.
+/// What happens to a request or connection that matches a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Action {
-    /// It passes, unless another rule denies it.
+    /// It is allowed, unless another rule denies it.
     Allow,
     /// It is refused.
     Deny,

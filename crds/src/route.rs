@@ -1,4 +1,4 @@
-//! MeshRoute: which requests to a Service go where, and how.
+//! MeshRoute: routing of HTTP requests, TLS connections and TCP connections that clients send to a Service.
 
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -8,15 +8,20 @@ use crate::duration::Duration;
 use crate::refs::{ParentRef, ServiceKind};
 use crate::status::Status;
 
-/// Which requests to a Service go where, and how. Where no MeshRoute is attached to a Service port, requests go to the
-/// Service's pods; where one is, a request that no rule takes is answered 404.
+/// Routes the traffic that clients send to a Service: to Services and subsets by weight, with filters, timeouts,
+/// retries and hedging. What the Gateway API calls HTTPRoute, TLSRoute and TCPRoute, and Istio VirtualService.
 ///
-/// Of all rules of all routes on a port the most specific match wins: exact path, expression, longest prefix, method, most
-/// headers, most query parameters; then the oldest route, then namespace/name, then the first rule. Both are told when two
-/// routes have equal matches. (These are the rules of the Gateway API's HTTPRoute.)
+/// A Service port without a MeshRoute sends to the Service's pods. If a MeshRoute is attached to it, a request that
+/// matches no rule is answered 404.
 ///
-/// A route's rules are for HTTP requests, for TLS connections by the name that the client asks for, or for connections of
-/// bytes. A connection goes by what its client speaks; one that no rule takes is closed.
+/// Of all rules of all routes on a port the most specific match wins: exact path, regular expression, longest prefix,
+/// method, most headers, most query parameters; then the oldest route, then namespace/name, then the first rule. If
+/// two routes have equal matches, both get a condition that says so. (These are the rules of the Gateway API's
+/// HTTPRoute.)
+///
+/// The `http` rules are for HTTP requests, the `tls` rules for TLS connections by server name (SNI), the `tcp` rule
+/// for all other connections. The proxy detects the protocol of each connection. A connection that matches no rule is
+/// closed.
 ///
 /// ```yaml
 /// apiVersion: weft.dev/v1alpha1
@@ -67,32 +72,35 @@ use crate::status::Status;
         .message("a route needs http, tls or tcp rules")
 )]
 pub struct MeshRouteSpec {
-    /// The Services whose traffic the route governs.
+    /// The Services that the route is attached to.
     #[schemars(length(min = 1, max = 8))]
     pub parent_refs: Vec<ParentRef>,
-    /// Rules for HTTP requests. Not for ports that are declared to carry something else.
+    /// Rules for HTTP requests (HTTP/1.1, HTTP/2, gRPC, WebSocket). They do not apply to Service ports that are
+    /// declared as opaque TCP (by appProtocol or port name).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(validation = kube::core::Rule::new("self.all(a, !has(a.name) || self.exists_one(b, has(b.name) && a.name == b.name))")
-        .message("two rules have the same name"))]
+        .message("rule names must be unique"))]
     pub http: Vec<HttpRule>,
-    /// Rules for TLS connections, by the server name that the client asks for; what is inside is not looked at. Not for ports
-    /// that are declared to carry HTTP. The longest name wins, and a whole one before a wildcard. A connection that asks for no
-    /// name, or for one that no rule takes, is closed with the TLS alert `unrecognized_name`.
+    /// Rules for TLS connections, by the server name that the client asks for (SNI). TLS is not terminated. An exact
+    /// name wins over a wildcard, a longer name over a shorter one. A connection without SNI, or with a name that
+    /// matches no rule, is closed with the TLS alert `unrecognized_name`. They do not apply to Service ports that are
+    /// declared as HTTP (by appProtocol or port name).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(validation = kube::core::Rule::new("self.all(a, !has(a.name) || self.exists_one(b, has(b.name) && a.name == b.name))")
-        .message("two rules have the same name"))]
+        .message("rule names must be unique"))]
     pub tls: Vec<TlsRule>,
-    /// A rule for connections that no other kind of rule is for: where there are no `tls` rules for TLS too, and where there are
-    /// no `http` rules for HTTP too. Not for ports that are declared to carry HTTP. With this alone a port is not looked into.
+    /// The rule for opaque TCP connections. Without `tls` rules it also applies to TLS, and without `http` rules also
+    /// to HTTP. If a port has only this rule, protocol detection is off. It does not apply to Service ports that are
+    /// declared as HTTP (by appProtocol or port name).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1))]
     pub tcp: Vec<TcpRule>,
 }
 
 impl MeshRouteSpec {
-    /// Everywhere that its rules send to, copies aside.
+    /// The backendRefs of all rules, without those of RequestMirror filters.
     pub fn backend_refs(&self) -> impl Iterator<Item = &BackendRef> {
         let http = self.http.iter().map(|rule| &rule.backend_refs);
         let tls = self.tls.iter().map(|rule| &rule.backend_refs);
@@ -101,20 +109,20 @@ impl MeshRouteSpec {
     }
 }
 
-/// Which TLS connections, and where they go.
+/// A rule for TLS connections: matches and backends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = kube::core::Rule::new("self.backendRefs.exists(b, b.weight > 0)")
     .message("the weights of backendRefs sum to zero: give at least one a weight above 0"))]
 pub struct TlsRule {
-    /// Name of the rule, for logs; by default its position (`tls-0`, `tls-1`, ...).
+    /// Name of the rule in logs. Default: its position, `tls-0`, `tls-1`, ...
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: Option<String>,
-    /// The rule takes a connection that any of these takes.
+    /// Conditions: a connection matches the rule if it matches any of them.
     #[schemars(length(min = 1, max = 16))]
     pub matches: Vec<TlsMatch>,
-    /// Where connections go, by weight. The share of a backend that does not exist is closed.
+    /// The Services that connections are sent to, by weight. The share of a backend that does not exist is closed.
     #[schemars(length(min = 1, max = 16))]
     pub backend_refs: Vec<BackendRef>,
 }
@@ -123,7 +131,8 @@ pub struct TlsRule {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TlsMatch {
-    /// Server names, any of them: `shop.example`, or `*.shop.example` for all below it, however deep.
+    /// Server names; any of them matches. Examples: `shop.example`, or `*.shop.example` for all names below it at any
+    /// depth.
     #[schemars(
         length(min = 1, max = 16),
         inner(length(min = 1, max = 253), regex(pattern = "^(\\*\\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")),
@@ -132,28 +141,28 @@ pub struct TlsMatch {
     pub sni: Vec<String>,
 }
 
-/// Where connections of bytes go.
+/// The rule for TCP connections: backends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = kube::core::Rule::new("self.backendRefs.exists(b, b.weight > 0)")
     .message("the weights of backendRefs sum to zero: give at least one a weight above 0"))]
 pub struct TcpRule {
-    /// Name of the rule, for logs. Default: `tcp-0`.
+    /// Name of the rule in logs. Default: `tcp-0`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: Option<String>,
-    /// Where connections go, by weight. The share of a backend that does not exist is closed.
+    /// The Services that connections are sent to, by weight. The share of a backend that does not exist is closed.
     #[schemars(length(min = 1, max = 16))]
     pub backend_refs: Vec<BackendRef>,
 }
 
-/// Which requests, and what happens to them.
+/// A rule for HTTP requests: matches, filters, backends, timeouts and retries.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = kube::core::Rule::new(
         "!(has(self.backendRefs) && size(self.backendRefs) > 0 && has(self.filters) && self.filters.exists(f, f.type == 'RequestRedirect' || f.type == 'DirectResponse'))"
-    ).message("a rule with a RequestRedirect or DirectResponse filter answers by itself: remove its backendRefs"),
+    ).message("a rule with a RequestRedirect or DirectResponse filter has no backend: remove its backendRefs"),
     validation = kube::core::Rule::new(
         "(has(self.backendRefs) && size(self.backendRefs) > 0) || (has(self.filters) && self.filters.exists(f, f.type == 'RequestRedirect' || f.type == 'DirectResponse'))"
     ).message("a rule needs backendRefs, or a RequestRedirect or DirectResponse filter"),
@@ -171,78 +180,79 @@ pub struct TcpRule {
     ).message("a rule has at most 4 RequestMirror filters"),
     validation = kube::core::Rule::new(
         "!has(self.filters) || !self.filters.exists(f, f.type == 'RequestMirror') || (has(self.backendRefs) && size(self.backendRefs) > 0)"
-    ).message("RequestMirror has no effect in a rule that answers by itself: there is no request to copy"),
+    ).message("RequestMirror has no effect with RequestRedirect or DirectResponse: there is no request to copy"),
     validation = kube::core::Rule::new(
         "!has(self.filters) || !(self.filters.exists(f, f.type == 'RequestRedirect') && self.filters.exists(f, f.type == 'DirectResponse'))"
-    ).message("a rule answers either with RequestRedirect or with DirectResponse"),
+    ).message("RequestRedirect and DirectResponse cannot be combined in a rule"),
     validation = kube::core::Rule::new(
         "!has(self.filters) || !self.filters.exists(f, (has(f.urlRewrite) && has(f.urlRewrite.path) && f.urlRewrite.path.type == 'ReplacePrefixMatch') || (has(f.requestRedirect) && has(f.requestRedirect.path) && f.requestRedirect.path.type == 'ReplacePrefixMatch')) || (has(self.matches) && size(self.matches) > 0 && self.matches.all(m, has(m.path) && m.path.type == 'PathPrefix'))"
     ).message("ReplacePrefixMatch needs a PathPrefix in every match of the rule"),
     validation = kube::core::Rule::new(
         "!(has(self.timeouts) || has(self.retry) || has(self.hedge)) || (has(self.backendRefs) && size(self.backendRefs) > 0)"
-    ).message("timeouts, retry and hedge have no effect in a rule that answers by itself"),
+    ).message("timeouts, retry and hedge have no effect with RequestRedirect or DirectResponse: remove them"),
     validation = kube::core::Rule::new(
         "!has(self.hedge) || !has(self.timeouts) || ((!has(self.timeouts.request) || duration(self.timeouts.request) == duration('0s') || duration(self.hedge.after) < duration(self.timeouts.request)) && (!has(self.timeouts.backendRequest) || duration(self.timeouts.backendRequest) == duration('0s') || duration(self.hedge.after) < duration(self.timeouts.backendRequest)))"
-    ).message("hedge.after must be shorter than timeouts.request and timeouts.backendRequest: no other pod would be asked"),
+    ).message("hedge.after must be shorter than timeouts.request and timeouts.backendRequest: no hedged request would be sent"),
     validation = kube::core::Rule::new(
         "!has(self.matches) || !self.matches.exists(m, has(m.method) && m.method == 'CONNECT') || self.matches.all(m, has(m.method) && m.method == 'CONNECT')"
-    ).message("a rule that takes CONNECT takes nothing else: put its other matches into a rule of their own"),
+    ).message("a rule that matches CONNECT cannot match other methods: move its other matches to another rule"),
     validation = kube::core::Rule::new(
         "!has(self.matches) || !self.matches.exists(m, has(m.method) && m.method == 'CONNECT') || !has(self.filters) || self.filters.all(f, f.type in ['ResponseHeaderModifier', 'RateLimit', 'Fault'])"
-    ).message("a rule that takes CONNECT has only filters of type ResponseHeaderModifier, RateLimit and Fault: no request is sent that others could change or copy, and it opens a tunnel or fails"),
+    ).message("a rule that matches CONNECT may only have filters of type ResponseHeaderModifier, RateLimit and Fault: a tunnel has no request that other filters could change or copy"),
     validation = kube::core::Rule::new(
         "!has(self.matches) || !self.matches.exists(m, has(m.method) && m.method == 'CONNECT') || !(has(self.retry) || has(self.hedge) || (has(self.timeouts) && has(self.timeouts.backendRequest)))"
-    ).message("a rule that takes CONNECT has no retry, no hedge and no timeouts.backendRequest: other pods are tried anyway, and how long a connection may take is connect.timeout in the MeshCluster")
+    ).message("a rule that matches CONNECT cannot have retry, hedge or timeouts.backendRequest: other pods are tried anyway; set connect.timeout in the MeshCluster to limit connection attempts")
 )]
 pub struct HttpRule {
-    /// Name of the rule, for logs and headers; by default its position (`0`, `1`, ...).
+    /// Name of the rule in logs and headers. Default: its position, `0`, `1`, ...
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: Option<String>,
-    /// The rule takes a request that any of these takes. Default: every request.
+    /// Conditions: a request matches the rule if it matches any of them. Default: every request matches.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub matches: Vec<HttpMatch>,
-    /// Changes to request and response, or an answer. In whatever order they stand: first CORS, then RateLimit,
-    /// then Fault, then the rest.
+    /// Changes to requests and responses, or a response without a backend. Order in the list does not matter: CORS is
+    /// applied first, then RateLimit, then Fault, then the others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 11))]
     pub filters: Vec<HttpFilter>,
-    /// Where requests go, by weight. A share whose backend does not exist is answered 500; one whose backend has no ready
-    /// pod is answered 503.
+    /// The Services that requests are sent to, by weight. Requests to a backend that does not exist are answered 500,
+    /// to one without ready pods 503.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub backend_refs: Vec<BackendRef>,
-    /// How long a request may take. A CONNECT: until its tunnel is open.
+    /// Timeouts of requests. For CONNECT: until the tunnel is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<Timeouts>,
-    /// When a request is tried again. Without it only what no backend has seen is tried again.
+    /// When failed requests are retried. Default: only requests that no backend has received are retried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
-    /// When a request that is not answered yet goes to another pod as well. Default: never.
+    /// Hedging: sends a request that is not answered in time to another pod as well. Default: off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hedge: Option<Hedge>,
 }
 
-/// Conditions on a request. All that are given must hold.
+/// Conditions on a request. A request must meet all of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = kube::core::Rule::new("!(has(self.method) && self.method == 'CONNECT') || !(has(self.path) || (has(self.queryParams) && size(self.queryParams) > 0))")
-    .message("a CONNECT has neither path nor query: match it by headers"))]
+    .message("CONNECT requests have no path and no query: match them by headers"))]
 pub struct HttpMatch {
-    /// On the path, without the query.
+    /// Condition on the path, without the query.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathMatch>,
-    /// On headers; all of them. Of several conditions on one name the first counts.
+    /// Conditions on headers; all must hold. Of several conditions on one header name only the first counts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub headers: Vec<HeaderMatch>,
-    /// On query parameters; all of them. Of a repeated parameter the first value counts.
+    /// Conditions on query parameters; all must hold. Of a repeated parameter the first value counts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub query_params: Vec<QueryParamMatch>,
-    /// On the method. CONNECT asks for a tunnel, and is taken only by matches that name it; where none does, it is answered
-    /// 405. What is sent through the tunnel goes to a pod of the rule's backend as it is, whatever host the client named.
+    /// The method. CONNECT requests match only rules that name CONNECT; without such a rule they are answered 405.
+    /// The tunnel goes to a pod of the rule's backend, whatever host the client named, and its content is not
+    /// inspected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<Method>,
 }
@@ -254,21 +264,22 @@ pub struct HttpMatch {
     validation = kube::core::Rule::new("self.type == 'RegularExpression' || self.value.startsWith('/')")
         .message("a path starts with /"),
     validation = kube::core::Rule::new("self.type == 'RegularExpression' || !(self.value.contains('//') || self.value.contains('/./') || self.value.contains('/../') || self.value.endsWith('/.') || self.value.endsWith('/..') || self.value.contains('#') || self.value.contains('?') || self.value.lowerAscii().contains('%2f'))")
-        .message("a path has no //, no /./ or /../, no #, ? or %2F: no request could match it"),
+        .message("a path cannot contain //, /./, /../, #, ? or %2F: no request would match it"),
     validation = kube::core::Rule::new("self.type != 'RegularExpression' || (''.matches(self.value) ? true : true)")
         .message("the regular expression does not compile")
 )]
 pub struct PathMatch {
-    /// Exact: the whole path, case-sensitive. PathPrefix: whole segments from the start, so /abc takes /abc, /abc/ and
-    /// /abc/d but not /abcd. RegularExpression: the whole path, RE2 syntax without look-around.
+    /// How the path is compared. Default: PathPrefix. Exact: the whole path, case-sensitive. PathPrefix: whole
+    /// segments from the start: /abc matches /abc, /abc/ and /abc/d but not /abcd. RegularExpression: the whole path,
+    /// in RE2 syntax without look-around.
     #[serde(rename = "type", default)]
     pub kind: PathMatchType,
-    /// The path, prefix or expression.
+    /// The path, prefix or regular expression. Example: `/api`.
     #[schemars(length(min = 1, max = 1024))]
     pub value: String,
 }
 
-/// How a path is held against the value.
+/// How the path is compared with the value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum PathMatchType {
     /// See [`PathMatch::kind`].
@@ -285,19 +296,19 @@ pub enum PathMatchType {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = kube::core::Rule::new("self.type == 'Present' || self.type == 'Absent' ? !has(self.value) : has(self.value)")
-        .message("Exact and RegularExpression need a value; Present and Absent have none"),
+        .message("types Exact and RegularExpression require a value; remove value for Present and Absent"),
     validation = kube::core::Rule::new("self.type != 'RegularExpression' || !has(self.value) || (''.matches(self.value) ? true : true)")
         .message("the regular expression does not compile")
 )]
 pub struct HeaderMatch {
-    /// Exact: the value, case-sensitive. RegularExpression: the whole value, RE2 syntax. Present: the header is there.
-    /// Absent: it is not.
+    /// How the header is compared. Default: Exact. Exact: the value, case-sensitive. RegularExpression: the whole
+    /// value, in RE2 syntax. Present: the header exists. Absent: it does not exist.
     #[serde(rename = "type", default)]
     pub kind: ValueMatchType,
-    /// Name of the header; case does not matter.
+    /// Name of the header, case-insensitive.
     #[schemars(length(min = 1, max = 256), regex(pattern = "^[A-Za-z0-9!#$%&'*+\\-.^_\\x60|~]+$"))]
     pub name: String,
-    /// The value or expression.
+    /// The value or regular expression.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub value: Option<String>,
@@ -308,25 +319,25 @@ pub struct HeaderMatch {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = kube::core::Rule::new("self.type == 'Present' || self.type == 'Absent' ? !has(self.value) : has(self.value)")
-        .message("Exact and RegularExpression need a value; Present and Absent have none"),
+        .message("types Exact and RegularExpression require a value; remove value for Present and Absent"),
     validation = kube::core::Rule::new("self.type != 'RegularExpression' || !has(self.value) || (''.matches(self.value) ? true : true)")
         .message("the regular expression does not compile")
 )]
 pub struct QueryParamMatch {
-    /// Exact: the value, case-sensitive. RegularExpression: the whole value, RE2 syntax. Present: the parameter is there.
-    /// Absent: it is not.
+    /// How the parameter is compared. Default: Exact. Exact: the value, case-sensitive. RegularExpression: the whole
+    /// value, in RE2 syntax. Present: the parameter exists. Absent: it does not exist.
     #[serde(rename = "type", default)]
     pub kind: ValueMatchType,
     /// Name of the parameter, case-sensitive.
     #[schemars(length(min = 1, max = 256))]
     pub name: String,
-    /// The value or expression, percent-decoded.
+    /// The value or regular expression, percent-decoded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub value: Option<String>,
 }
 
-/// How a value is tested.
+/// How a value is compared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ValueMatchType {
     /// See [`HeaderMatch::kind`].
@@ -356,7 +367,7 @@ pub enum Method {
     Patch,
 }
 
-/// A change to request or response, or an answer.
+/// A change to requests or responses, or a response without a backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -365,37 +376,38 @@ pub enum Method {
     ).message("a filter has exactly the field that its type names")
 )]
 pub struct HttpFilter {
-    /// RequestHeaderModifier and ResponseHeaderModifier change headers. URLRewrite changes host and path of what is sent.
-    /// RequestRedirect and DirectResponse answer without a backend. Fault makes requests wait or fail on purpose.
-    /// RequestMirror sends a copy of requests to another backend as well. CORS says which pages of other origins may call.
-    /// RateLimit refuses requests beyond a pace.
+    /// Type of the filter; the field of the same name configures it. RequestHeaderModifier and ResponseHeaderModifier
+    /// change headers. URLRewrite changes host and path of the request that is sent. RequestRedirect and
+    /// DirectResponse answer without a backend. CORS answers preflight requests and says which origins may call.
+    /// RateLimit answers 429 above a request rate. Fault delays or aborts requests (fault injection). RequestMirror
+    /// sends a copy of requests to another backend.
     #[serde(rename = "type")]
     pub kind: FilterType,
-    /// For type RequestHeaderModifier.
+    /// For type RequestHeaderModifier: changes to the headers of requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_header_modifier: Option<HeaderModifier>,
-    /// For type ResponseHeaderModifier.
+    /// For type ResponseHeaderModifier: changes to the headers of responses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub response_header_modifier: Option<HeaderModifier>,
-    /// For type RequestRedirect.
+    /// For type RequestRedirect: the redirect that is returned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_redirect: Option<RequestRedirect>,
-    /// For type URLRewrite.
+    /// For type URLRewrite: the new host and path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url_rewrite: Option<UrlRewrite>,
-    /// For type DirectResponse.
+    /// For type DirectResponse: the response that is returned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direct_response: Option<DirectResponse>,
-    /// For type CORS.
+    /// For type CORS: the origins that may call, and how.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cors: Option<Cors>,
-    /// For type Fault.
+    /// For type Fault: delays and aborts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<Fault>,
-    /// For type RequestMirror.
+    /// For type RequestMirror: the backend that gets copies of requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_mirror: Option<RequestMirror>,
-    /// For type RateLimit.
+    /// For type RateLimit: the maximum request rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
 }
@@ -407,41 +419,41 @@ pub enum FilterType {
     RequestHeaderModifier,
     /// Changes the response's headers.
     ResponseHeaderModifier,
-    /// Answers with a `Location`.
+    /// Answers with a redirect.
     RequestRedirect,
     /// Changes host and path of the request that is sent.
     #[serde(rename = "URLRewrite")]
     UrlRewrite,
-    /// Answers as it says.
+    /// Answers with a fixed response.
     DirectResponse,
-    /// Answers browsers that ask for other origins' pages.
+    /// Answers preflight requests and adds CORS headers.
     #[serde(rename = "CORS")]
     Cors,
-    /// Makes requests wait or fail.
+    /// Delays or aborts requests.
     Fault,
-    /// Sends copies to another backend.
+    /// Sends copies of requests to another backend.
     RequestMirror,
-    /// Refuses requests beyond a pace.
+    /// Answers 429 above a request rate.
     RateLimit,
 }
 
-/// Changes to headers: first `remove`, then `set`, then `add`.
+/// Changes to headers. `remove` is applied first, then `set`, then `add`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = kube::core::Rule::new("!has(self.remove) || self.remove.all(n, !(n.lowerAscii() in ['host', 'content-length', 'transfer-encoding', 'connection', 'keep-alive', 'proxy-connection', 'te', 'trailer', 'upgrade']))")
-        .message("a header that frames or routes the message cannot be removed")
+        .message("headers that frame or route the message cannot be removed")
 )]
 pub struct HeaderModifier {
-    /// Replaces the header, or adds it.
+    /// Headers to set: replaces all values of the header, or adds it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub set: Vec<Header>,
-    /// Adds a value beside what is there.
+    /// Headers to add: the header keeps the values that it has.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub add: Vec<Header>,
-    /// Removes the header.
+    /// Names of headers to remove.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 16),
@@ -455,37 +467,37 @@ pub struct HeaderModifier {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Header {
-    /// Name; case does not matter. Headers that frame or route a message (Host, Content-Length, Transfer-Encoding,
-    /// Connection, ...) cannot be changed; to change the host use URLRewrite.
+    /// Name of the header, case-insensitive. Headers that frame or route a message (Host, Content-Length,
+    /// Transfer-Encoding, Connection, ...) cannot be changed; to change the host use URLRewrite.
     #[schemars(length(min = 1, max = 256), regex(pattern = "^[A-Za-z0-9!#$%&'*+\\-.^_\\x60|~]+$"))]
     #[x_kube(validation = kube::core::Rule::new("!(self.lowerAscii() in ['host', 'content-length', 'transfer-encoding', 'connection', 'keep-alive', 'proxy-connection', 'te', 'trailer', 'upgrade'])")
         .message("this header frames or routes the message and cannot be changed; to change the host use URLRewrite"))]
     pub name: String,
-    /// Value.
+    /// Value of the header.
     #[schemars(length(min = 1, max = 4096), regex(pattern = "^[\\x20-\\x7e\\t]+$"))]
     pub value: String,
 }
 
-/// A redirection.
+/// A redirect response.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RequestRedirect {
-    /// Scheme of the location: http or https. Default: the request's.
+    /// Scheme of the Location: http or https. Default: that of the request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheme: Option<Scheme>,
-    /// Host of the location. Default: the request's.
+    /// Host of the Location. Default: that of the request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253), regex(pattern = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub hostname: Option<String>,
-    /// Path of the location. Default: the request's. The query is kept.
+    /// Path of the Location. Default: that of the request. The query is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathModifier>,
-    /// Port of the location. Default: that of `scheme` if it is given, else the Service's. 80 and 443 are left out where
-    /// the scheme implies them.
+    /// Port of the Location. Default: the default port of `scheme` if that is set, else the Service's port. 80 and
+    /// 443 are omitted where the scheme implies them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65535))]
     pub port: Option<u16>,
-    /// 301, 302, 303, 307 or 308. Default: 302.
+    /// Status code: 301, 302, 303, 307 or 308. Default: 302.
     #[serde(default = "RequestRedirect::default_status_code")]
     #[schemars(extend("enum" = [301, 302, 303, 307, 308]))]
     pub status_code: u16,
@@ -497,7 +509,7 @@ impl RequestRedirect {
     }
 }
 
-/// Schemes of a location.
+/// Schemes of a redirect's Location.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Scheme {
@@ -512,11 +524,11 @@ pub enum Scheme {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = kube::core::Rule::new("has(self.hostname) || has(self.path)").message("URLRewrite needs a hostname or a path"))]
 pub struct UrlRewrite {
-    /// Replaces the host.
+    /// The new host. Default: unchanged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253), regex(pattern = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub hostname: Option<String>,
-    /// Replaces the path; the query is kept.
+    /// The new path; the query is kept. Default: unchanged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathModifier>,
 }
@@ -529,14 +541,14 @@ pub struct UrlRewrite {
         .message("a path modifier has exactly the field that its type names")
 )]
 pub struct PathModifier {
-    /// ReplaceFullPath or ReplacePrefixMatch (the prefix that matched).
+    /// ReplaceFullPath replaces the whole path, ReplacePrefixMatch the prefix that the rule matched.
     #[serde(rename = "type")]
     pub kind: PathModifierType,
-    /// For type ReplaceFullPath.
+    /// For type ReplaceFullPath: the new path. Example: `/v2/items`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024), regex(pattern = "^/[^?#\\s]*$"))]
     pub replace_full_path: Option<String>,
-    /// For type ReplacePrefixMatch.
+    /// For type ReplacePrefixMatch: the new prefix. Example: `/v2`; empty removes the prefix.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024), regex(pattern = "^(/[^?#\\s]*)?$"))]
     pub replace_prefix_match: Option<String>,
@@ -551,71 +563,71 @@ pub enum PathModifierType {
     ReplacePrefixMatch,
 }
 
-/// An answer without a backend.
+/// A fixed response, without a backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DirectResponse {
-    /// 200 to 599.
+    /// Status code, 200 to 599.
     #[schemars(range(min = 200, max = 599))]
     pub status: u16,
-    /// Text of the answer. Default: empty.
+    /// Body of the response, at most 4096 characters. Default: empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 4096))]
     pub body: String,
 }
 
-/// Which pages of other origins a browser lets call. The proxy answers preflight requests by itself, 204 or for another origin
-/// 403, and adds the headers to all other responses of the rule. A preflight goes by the rule that takes the request it
-/// asks about. What the backend says about origins is taken away, so that it does not contradict.
+/// Which origins may call from a browser (CORS). The proxy answers preflight requests itself: 204, or 403 for an
+/// origin that is not allowed. It adds the CORS headers to all other responses of the rule and removes those that the
+/// backend sent. A preflight request is handled by the rule that matches the request it announces.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = kube::core::Rule::new("!(self.allowCredentials && has(self.exposeHeaders) && '*' in self.exposeHeaders)")
-        .message("browsers do not know exposeHeaders '*' together with allowCredentials: name the headers")
+        .message("browsers ignore exposeHeaders '*' with allowCredentials: list the headers")
 )]
 pub struct Cors {
-    /// Origins that may: `*`, or scheme and host and perhaps port, as in `https://shop.example`. Without a port it is that of
-    /// the scheme, 80 or 443. `https://*.example` takes every host below, `a.example` and `a.b.example`, and
-    /// `https://*` every host.
+    /// Allowed origins: `*`, or a scheme, a host and optionally a port. Example: `https://shop.example`. Default
+    /// port: that of the scheme, 80 or 443. `https://*.example` allows every host below, `a.example` and
+    /// `a.b.example`; `https://*` every host.
     #[schemars(
         length(min = 1, max = 64),
         inner(length(max = 253), regex(pattern = "^(\\*|https?://(\\*|(\\*\\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?)(:[0-9]{1,5})?)$")),
         extend("x-kubernetes-list-type" = "set")
     )]
-    #[x_kube(validation = kube::core::Rule::new("!('*' in self && self.size() > 1)").message("'*' takes every origin: no other can stand beside it"))]
+    #[x_kube(validation = kube::core::Rule::new("!('*' in self && self.size() > 1)").message("'*' allows every origin: remove the others"))]
     pub allow_origins: Vec<String>,
-    /// Whether browsers may send cookies and the like along.
+    /// Whether browsers may send credentials (cookies, HTTP authentication, client certificates). Default: false.
     #[serde(default)]
     pub allow_credentials: bool,
-    /// Methods that may be used beside GET, HEAD and POST, which always may. `*`: all.
+    /// Allowed methods besides GET, HEAD and POST, which are always allowed. `*`: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 9),
         inner(length(max = 7), regex(pattern = "^(\\*|GET|HEAD|POST|PUT|DELETE|CONNECT|OPTIONS|TRACE|PATCH)$")),
         extend("x-kubernetes-list-type" = "set")
     )]
-    #[x_kube(validation = kube::core::Rule::new("!('*' in self && self.size() > 1)").message("'*' takes every method: no other can stand beside it"))]
+    #[x_kube(validation = kube::core::Rule::new("!('*' in self && self.size() > 1)").message("'*' allows every method: remove the others"))]
     pub allow_methods: Vec<String>,
-    /// Headers that requests may have beside those that always may. `*`: all (without credentials all but Authorization, which
-    /// browsers want named).
+    /// Allowed request headers, besides those that browsers always allow. `*`: all (without credentials all but
+    /// Authorization, which browsers require to be named).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 64),
         inner(length(min = 1, max = 256), regex(pattern = "^[A-Za-z0-9!#$%&'*+\\-.^_\\x60|~]+$")),
         extend("x-kubernetes-list-type" = "set")
     )]
-    #[x_kube(validation = kube::core::Rule::new("!('*' in self && self.size() > 1)").message("'*' takes every header: no other can stand beside it"))]
+    #[x_kube(validation = kube::core::Rule::new("!('*' in self && self.size() > 1)").message("'*' allows every header: remove the others"))]
     pub allow_headers: Vec<String>,
-    /// Headers of responses that pages may read beside those that they always may. `*`: all.
+    /// Response headers that pages may read, besides those that browsers always allow. `*`: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 64),
         inner(length(min = 1, max = 256), regex(pattern = "^[A-Za-z0-9!#$%&'*+\\-.^_\\x60|~]+$")),
         extend("x-kubernetes-list-type" = "set")
     )]
-    #[x_kube(validation = kube::core::Rule::new("!('*' in self && self.size() > 1)").message("'*' takes every header: no other can stand beside it"))]
+    #[x_kube(validation = kube::core::Rule::new("!('*' in self && self.size() > 1)").message("'*' allows every header: remove the others"))]
     pub expose_headers: Vec<String>,
-    /// How long a browser may remember what a preflight said, in seconds. Default: 5.
+    /// How long browsers may cache the answer to a preflight request, in seconds. Default: 5.
     #[serde(default = "Cors::default_max_age")]
     #[schemars(range(min = 1, max = 86_400))]
     pub max_age: u32,
@@ -627,90 +639,91 @@ impl Cors {
     }
 }
 
-/// Requests that wait or fail on purpose, to see what their callers make of it. The client's proxy does it, before anything
-/// else; no backend sees a request that is aborted. Whether a request waits and whether it is aborted are decided apart,
-/// so some do both.
+/// Fault injection: delays requests or answers them with an error, to test how clients handle it. Done by the
+/// client's proxy, before every other filter but CORS and RateLimit; no backend receives an aborted request. Delay
+/// and abort are decided independently, so a request may get both.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = kube::core::Rule::new("has(self.delay) || has(self.abort)").message("a fault needs a delay or an abort"))]
 pub struct Fault {
-    /// Makes requests wait. The wait is part of the request's time: with `timeouts.request` shorter than it, the client gets
-    /// 504 as it would from a slow backend. It is no part of an attempt's time (`timeouts.backendRequest`).
+    /// Delays requests. The delay counts towards `timeouts.request` (if that is shorter, the client gets 504 as from
+    /// a slow backend) but not towards `timeouts.backendRequest`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delay: Option<FaultDelay>,
-    /// Answers requests with an error, with the reason `fault` in the header `weft-reason`.
+    /// Answers requests with an error and the header `weft-reason: fault`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub abort: Option<FaultAbort>,
 }
 
-/// A wait.
+/// A delay for a share of requests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = kube::core::Rule::new("!(has(self.percent) && has(self.fraction))").message("give percent or fraction, not both"))]
 pub struct FaultDelay {
-    /// How long.
+    /// The delay, 1ms to 5m. Example: `2s`.
     #[x_kube(validation = kube::core::Rule::new("duration(self) >= duration('1ms') && duration(self) <= duration('5m')")
         .message("fault.delay.duration must be between 1ms and 5m"))]
     pub duration: Duration,
-    /// How many of a hundred requests wait. Default: all.
+    /// Percent of requests that are delayed. Default: 100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100))]
     pub percent: Option<u32>,
-    /// The same, finer.
+    /// As `percent`, with a denominator of your choice. Set only one of the two.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fraction: Option<Fraction>,
 }
 
-/// An error.
+/// An error response for a share of requests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = kube::core::Rule::new("!(has(self.percent) && has(self.fraction))").message("give percent or fraction, not both"))]
 pub struct FaultAbort {
-    /// Status of the answer, 400 to 599. A gRPC client gets the gRPC status that stands for it.
+    /// HTTP status of the response, 400 to 599. A gRPC client gets the corresponding gRPC status.
     #[schemars(range(min = 400, max = 599))]
     pub status: u16,
-    /// How many of a hundred requests are aborted. Default: all.
+    /// Percent of requests that are aborted. Default: 100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100))]
     pub percent: Option<u32>,
-    /// The same, finer.
+    /// As `percent`, with a denominator of your choice. Set only one of the two.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fraction: Option<Fraction>,
 }
 
-/// Copies of requests to another backend. Each goes to one of its pods; what that answers is read and thrown away, and
-/// nothing about it delays or fails the request itself. A copy is the request as it is sent to the rule's own backend, and is
-/// sent when all of its body is there; one with a body of more than 64 KiB, or with trailers, is not sent, and neither are
-/// WebSockets and their like. Each worker of a proxy has at most 100 copies under way; beyond, none is made. The metric
-/// `weft_mirrored_requests_total` says what came of each.
+/// Sends copies of requests to another backend (traffic shadowing). Responses to copies are discarded; copies never
+/// delay or fail the request itself. A copy is the request as it is sent to the rule's own backend, and is sent once
+/// its body is complete. Requests with a body of more than 64 KiB, with trailers, or that upgrade the connection
+/// (WebSocket) are not copied. Each worker thread of a proxy has at most 100 copies in flight; above that, requests
+/// are not copied. The metric `weft_mirrored_requests_total` counts copies by outcome.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = kube::core::Rule::new("!(has(self.percent) && has(self.fraction))").message("give percent or fraction, not both"))]
 pub struct RequestMirror {
-    /// Where copies go. While it does not exist no copies are made, and the condition ResolvedRefs says so.
+    /// The Service that gets the copies. If it does not exist, no copies are sent and the condition ResolvedRefs is
+    /// False.
     pub backend_ref: MirrorRef,
-    /// How many of a hundred requests are copied. Default: all.
+    /// Percent of requests that are copied. Default: 100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100))]
     pub percent: Option<u32>,
-    /// The same, finer.
+    /// As `percent`, with a denominator of your choice. Set only one of the two.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fraction: Option<Fraction>,
-    /// What is put behind the host of copies, before the port, by which the backend tells them from requests: `-shadow`.
-    /// Default: nothing.
+    /// Suffix added to the host of copies, before the port, so that the backend can tell them from requests. Example:
+    /// `-shadow`. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[-a-z0-9.]*[a-z0-9]$"))]
     pub host_suffix: Option<String>,
 }
 
-/// Where copies go.
+/// The backend that gets copies of requests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MirrorRef {
-    /// Kind of the backend.
+    /// Kind of the backend. Default: Service.
     #[serde(default)]
     pub kind: ServiceKind,
-    /// Namespace of the Service; by default the route's own.
+    /// Namespace of the Service. Default: the route's namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub namespace: Option<String>,
@@ -720,33 +733,35 @@ pub struct MirrorRef {
     /// Port of the Service.
     #[schemars(range(min = 1, max = 65535))]
     pub port: u16,
-    /// Name of a subset in the Service's MeshCluster. Default: all pods.
+    /// Name of a subset in the Service's MeshCluster. Default: all pods of the Service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub subset: Option<String>,
 }
 
-/// A pace that requests of the rule must keep, by a token bucket. Each client pod's proxy keeps its own count, over all its
-/// workers: with ten client pods the Service may see ten times the pace. Requests beyond it are answered 429 with
-/// `retry-after` and the reason `rate-limited`; `ratelimit-limit`, `ratelimit-remaining` and `ratelimit-reset` stand on every
-/// response of the rule.
+/// Maximum request rate of the rule (token bucket). Each client proxy counts its own requests, over all its worker
+/// threads: ten client pods may send ten times the rate in total. Requests above the rate are answered 429 with
+/// `retry-after` and `weft-reason: rate-limited`; `ratelimit-limit`, `ratelimit-remaining` and `ratelimit-reset` are
+/// on every response of the rule. What Envoy calls local rate limiting.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RateLimit {
-    /// How many requests.
+    /// Requests allowed per `per`. Example: 100.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub requests: u32,
-    /// In how long. Default: 1s.
+    /// The time in which `requests` are allowed, 1s to 24h. Default: 1s.
     #[serde(default = "RateLimit::default_per")]
     #[x_kube(validation = kube::core::Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('24h')")
         .message("rateLimit.per must be between 1s and 24h"))]
     pub per: Duration,
-    /// How many may come at once after a quiet time. Default: as `requests`.
+    /// Burst size: requests that may arrive at once after an idle time (size of the token bucket). Default:
+    /// `requests`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub burst: Option<u32>,
-    /// What tells callers apart, so that each has a pace of its own. Requests without it count as one caller. At most 10000
-    /// callers are told apart at once; those beyond count as one. Default: all requests of the rule count together.
+    /// Key of the limit: requests with different keys are limited separately, requests without the key together. A
+    /// proxy tracks at most 10000 keys of a rule; requests with further keys are limited together. Default: no key,
+    /// one limit for all requests of the rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<RateLimitKey>,
 }
@@ -757,27 +772,27 @@ impl RateLimit {
     }
 }
 
-/// What tells callers apart.
+/// What a rate limit is keyed by.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = kube::core::Rule::new("self.type == 'SourceAddress' ? !has(self.name) : has(self.name)")
-        .message("Header, QueryParam and Cookie need a name; SourceAddress has none"),
+        .message("types Header, QueryParam and Cookie require a name; remove name for SourceAddress"),
     validation = kube::core::Rule::new("!has(self.name) || self.type == 'QueryParam' || self.name.matches('^[A-Za-z0-9!#$%&\\'*+.^_`|~-]+$')")
-        .message("this cannot be the name of a header or cookie")
+        .message("name is not a valid header or cookie name")
 )]
 pub struct RateLimitKey {
-    /// Header, QueryParam or Cookie: its first value. SourceAddress: the address that the connection comes from; in a client
-    /// pod that is the pod's own.
+    /// Where the key comes from. Header, QueryParam or Cookie: its first value. SourceAddress: the client's IP
+    /// address; in the proxy of a client pod that is the pod's own.
     #[serde(rename = "type")]
     pub kind: RateLimitKeyType,
-    /// Name of the header, query parameter or cookie.
+    /// Name of the header, query parameter or cookie. Example: `x-user`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub name: Option<String>,
 }
 
-/// Types of keys.
+/// Types of rate limit keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum RateLimitKeyType {
     /// See [`RateLimitKey::kind`].
@@ -790,15 +805,16 @@ pub enum RateLimitKeyType {
     SourceAddress,
 }
 
-/// A part of all requests, each taken or left by chance.
+/// A share of requests, chosen at random: numerator / denominator. Example: `{numerator: 1, denominator: 1000}` is
+/// 0.1 %.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = kube::core::Rule::new("self.numerator <= self.denominator").message("a fraction's numerator is at most its denominator"))]
+#[x_kube(validation = kube::core::Rule::new("self.numerator <= self.denominator").message("a fraction's numerator must not be greater than its denominator"))]
 pub struct Fraction {
-    /// How many.
+    /// Numerator of the share.
     #[schemars(range(min = 0, max = 1_000_000))]
     pub numerator: u32,
-    /// Of how many. Default: 100.
+    /// Denominator of the share. Default: 100.
     #[serde(default = "Fraction::default_denominator")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub denominator: u32,
@@ -810,14 +826,14 @@ impl Fraction {
     }
 }
 
-/// A share of a rule's requests.
+/// A Service, or a subset of its pods, that gets a share of a rule's requests or connections.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BackendRef {
-    /// Kind of the backend.
+    /// Kind of the backend. Default: Service.
     #[serde(default)]
     pub kind: ServiceKind,
-    /// Namespace of the Service; by default the route's own.
+    /// Namespace of the Service. Default: the route's namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub namespace: Option<String>,
@@ -827,11 +843,12 @@ pub struct BackendRef {
     /// Port of the Service.
     #[schemars(range(min = 1, max = 65535))]
     pub port: u16,
-    /// Name of a subset in the Service's MeshCluster. Default: all pods.
+    /// Name of a subset in the Service's MeshCluster. Default: all pods of the Service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub subset: Option<String>,
-    /// The backend's share is its weight divided by the sum of all. 0: none.
+    /// Weight of the backend: its share is this weight divided by the sum of the rule's weights. Default: 1. 0: no
+    /// requests.
     #[serde(default = "BackendRef::default_weight")]
     #[schemars(range(min = 0, max = 1_000_000))]
     pub weight: u32,
@@ -843,7 +860,7 @@ impl BackendRef {
     }
 }
 
-/// How long a request may take.
+/// Timeouts of requests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -851,40 +868,42 @@ impl BackendRef {
         .message("backendRequest must not be longer than request")
 )]
 pub struct Timeouts {
-    /// For the whole request, retries included, until the last byte of the response. Then the client gets 504. Default: no
-    /// limit; 0s means the same.
+    /// Timeout of the whole request, including retries, until the last byte of the response; then the client gets
+    /// 504. Default: none; 0s also means none. At most 24h. Example: `2s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = kube::core::Rule::new("duration(self) <= duration('24h')").message("timeouts.request must be at most 24h"))]
     pub request: Option<Duration>,
-    /// For one attempt, until the response's head. Default: no limit of its own; 0s means the same.
+    /// Timeout of each attempt, until the headers of the response. Default: none; 0s also means none. At most 24h.
+    /// Example: `500ms`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = kube::core::Rule::new("duration(self) <= duration('24h')").message("timeouts.backendRequest must be at most 24h"))]
     pub backend_request: Option<Duration>,
 }
 
-/// When a request is tried again. Failed connections always are, also without this.
+/// When failed requests are retried. Requests that no backend has received (failed connections) are retried without
+/// it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Retry {
-    /// How often at most, beside the first attempt. Default: 1.
+    /// Maximum retries of a request, 1 to 10. Default: 1.
     #[serde(default = "Retry::default_attempts")]
     #[schemars(range(min = 1, max = 10))]
     pub attempts: u32,
-    /// Statuses that are tried again. Connections that break and attempts that time out are too. A gRPC status counts as the
-    /// HTTP status that stands for it: UNAVAILABLE is 503, DEADLINE_EXCEEDED 504, RESOURCE_EXHAUSTED 429, CANCELLED 499, ABORTED
-    /// 409, INTERNAL, UNKNOWN and DATA_LOSS are 500. gRPC's method is POST: add it to `methods`. A gRPC status behind a
-    /// message is not looked at. Default: 502, 503, 504.
+    /// Response statuses that are retried. Broken connections and attempts that time out are always retried. Default:
+    /// 502, 503, 504. A gRPC status counts as the corresponding HTTP status: UNAVAILABLE is 503, DEADLINE_EXCEEDED
+    /// 504, RESOURCE_EXHAUSTED 429, CANCELLED 499, ABORTED 409, INTERNAL, UNKNOWN and DATA_LOSS are 500. gRPC calls
+    /// are POST requests: add POST to `methods`. A gRPC status after the first message is not considered.
     #[serde(default = "Retry::default_codes")]
     #[schemars(length(max = 16), inner(range(min = 400, max = 599)), extend("x-kubernetes-list-type" = "set"))]
     pub codes: Vec<u16>,
-    /// Methods that may be repeated after a backend has seen the request. Default: the idempotent ones, GET, HEAD, OPTIONS,
-    /// TRACE, PUT and DELETE. Add POST or PATCH only where the backend recognises a repetition. A request with a body of
-    /// more than 64 KiB, or with trailers, is not repeated.
+    /// Methods that are retried after a backend has received the request. Default: the idempotent ones, GET, HEAD,
+    /// OPTIONS, TRACE, PUT and DELETE. Add POST or PATCH only if the backend handles duplicates. Requests with a body
+    /// of more than 64 KiB, or with trailers, are not retried.
     #[serde(default = "Retry::default_methods")]
     #[schemars(length(min = 1, max = 9), extend("x-kubernetes-list-type" = "set"))]
     pub methods: Vec<Method>,
-    /// The shortest wait before the first repetition; it doubles with each, up to ten times it, and up to half of it is
-    /// added at random. Default: 25ms.
+    /// Minimum wait before the first retry, 1ms to 1m. It doubles with each retry, up to ten times this value; up to
+    /// half of it is added at random (jitter). Default: 25ms.
     #[serde(default = "Retry::default_backoff")]
     #[x_kube(validation = kube::core::Rule::new("duration(self) >= duration('1ms') && duration(self) <= duration('1m')")
         .message("retry.backoff must be between 1ms and 1m"))]
@@ -909,18 +928,20 @@ impl Retry {
     }
 }
 
-/// When a request that is not answered yet goes to another pod as well. The first good answer counts, and the other pod's
-/// request is cancelled; good is what `retry` would not repeat. For requests that might be repeated: of the methods of `retry`,
-/// or without `retry` of the idempotent ones, with a body of at most 64 KiB, and not tied to a pod by a session cookie. Each
-/// counts as a retry in the budget of the MeshCluster, and as a request in its limits; where those allow none, none is sent.
+/// Hedging: sends a request that is not answered in time to another pod as well. The first good response is used, and
+/// the other attempt is cancelled; a response is good unless `retry` would retry it. Only for requests that may be
+/// retried: with a method of `retry.methods` (without `retry`: an idempotent one) and a body of at most 64 KiB, and
+/// not tied to a pod by a session cookie. Each hedged attempt counts as a retry in the MeshCluster's retry budget and
+/// as a request in its limits; if these do not allow it, it is not sent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Hedge {
-    /// How long an answer is waited for. Take what 95 of 100 requests need: then 5 more are sent.
+    /// Time without a response after which the next attempt is sent, 1ms to 1m. Set it to the 95th percentile of
+    /// latency: then about 5 % of requests are sent twice. Example: `50ms`.
     #[x_kube(validation = kube::core::Rule::new("duration(self) >= duration('1ms') && duration(self) <= duration('1m')")
         .message("hedge.after must be between 1ms and 1m"))]
     pub after: Duration,
-    /// How many more pods at most, each after as long a wait. Default: 1.
+    /// Maximum additional attempts, 1 to 3, each after another `after`. Default: 1.
     #[serde(default = "Hedge::default_attempts")]
     #[schemars(range(min = 1, max = 3))]
     pub attempts: u32,

@@ -1,4 +1,4 @@
-//! What Weft says about an object, in the Gateway API's words.
+//! Status of the custom resources: conditions with the types and reasons of the Gateway API.
 
 use std::fmt;
 
@@ -6,15 +6,15 @@ pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What Weft says about the object.
+/// Status of the object, written by the operator.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
-    /// The `metadata.generation` that the conditions are about.
+    /// The `metadata.generation` that the conditions refer to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Accepted: the object is valid and has an effect. ResolvedRefs: what it names exists. Programmed: it is in the
-    /// configuration that proxies read. Ready: all of these.
+    /// Conditions. Accepted: the object is valid and in use. ResolvedRefs: the objects that it references exist.
+    /// Programmed: it is in the configuration that proxies read. Ready: all of these.
     #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -23,32 +23,32 @@ pub struct Status {
 /// Types of conditions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ConditionType {
-    /// The object is valid and has an effect.
+    /// The object is valid and in use.
     Accepted,
-    /// What it names exists.
+    /// The objects that it references exist.
     ResolvedRefs,
     /// It is in the configuration that proxies read.
     Programmed,
-    /// All of the above. Tools that know no other condition know this one.
+    /// All of the above, for tools that know only this condition.
     Ready,
 }
 
-/// Reasons of conditions. Where the Gateway API has a word, it is that word.
+/// Reasons of conditions; those of the Gateway API where it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
-    /// Accepted: all is well.
+    /// Accepted, without problems.
     Accepted,
-    /// Not accepted: what the object attaches to does not exist.
+    /// Not accepted: the target does not exist.
     TargetNotFound,
-    /// Not accepted: what the object attaches to cannot be governed (a headless Service).
+    /// Not accepted: Weft does not support the target (a headless Service).
     UnsupportedTarget,
-    /// Not accepted: a value that Weft cannot use.
+    /// Not accepted: a value is not supported.
     UnsupportedValue,
-    /// Not accepted, or in part: another object was first.
+    /// Not accepted, or in part: an older object has precedence.
     Conflicted,
-    /// Not accepted: the object cannot be read.
+    /// Not accepted: the object cannot be parsed.
     Invalid,
-    /// Accepted, and some of it is not in force.
+    /// Accepted, but parts of it are not in use.
     PartiallyInvalid,
     /// All references are resolved.
     ResolvedRefs,
@@ -58,9 +58,9 @@ pub enum Reason {
     SubsetNotFound,
     /// It is in the configuration that proxies read.
     Programmed,
-    /// It is not yet, or not any more.
+    /// It is not, or no longer, in the configuration that proxies read.
     Pending,
-    /// The namespace's configuration does not fit into an object.
+    /// The namespace's configuration is larger than a ConfigMap may be.
     TooLarge,
     /// Ready: all conditions are true.
     Ready,

@@ -1,5 +1,5 @@
-//! Writes the CustomResourceDefinitions as YAML: `crdgen DIRECTORY...` writes one file for each kind into each directory.
-//! The committed copies are held against the types by a test.
+//! Writes the CustomResourceDefinitions as YAML: `crdgen DIRECTORY...` writes one file per kind into each directory.
+//! A test compares the committed copies with the types.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
