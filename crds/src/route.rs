@@ -583,7 +583,7 @@ pub struct DirectResponse {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = kube::core::Rule::new("!(self.allowCredentials && has(self.exposeHeaders) && '*' in self.exposeHeaders)")
-        .message("browsers ignore exposeHeaders '*' with allowCredentials: list the headers")
+        .message("with allowCredentials, browsers do not treat exposeHeaders '*' as a wildcard: list the headers")
 )]
 pub struct Cors {
     /// Allowed origins: `*`, or a scheme, a host and optionally a port. Example: `https://shop.example`. Default

@@ -166,7 +166,7 @@ fn what_the_schema_can_see_is_refused_at_apply() -> Result<()> {
             (
                 "more than all",
                 bad(&format!("- {to_echo}\n  filters: [{{type: Fault, fault: {{abort: {{status: 500, fraction: {{numerator: 101}}}}}}}}]\n")),
-                "numerator is at most its denominator",
+                "must not be greater than its denominator",
             ),
             (
                 "a copy of no request",
@@ -188,22 +188,22 @@ fn what_the_schema_can_see_is_refused_at_apply() -> Result<()> {
             (
                 "a tunnel and more",
                 bad(&format!("- matches: [{{method: CONNECT}}, {{method: GET}}]\n  {to_echo}\n")),
-                "a rule that takes CONNECT takes nothing else",
+                "a rule that matches CONNECT cannot match other methods",
             ),
             (
                 "a tunnel with a path",
                 bad(&format!("- matches: [{{method: CONNECT, path: {{value: /}}}}]\n  {to_echo}\n")),
-                "a CONNECT has neither path nor query",
+                "CONNECT requests have no path and no query",
             ),
             (
                 "a copy of a tunnel",
                 bad(&format!("- matches: [{{method: CONNECT}}]\n  {to_echo}\n  filters: [{{type: RequestMirror, requestMirror: {{backendRef: {{name: echo, port: 9080}}}}}}]\n")),
-                "has only filters of type ResponseHeaderModifier, RateLimit and Fault",
+                "may only have filters of type ResponseHeaderModifier, RateLimit and Fault",
             ),
             (
                 "a tunnel again",
                 bad(&format!("- matches: [{{method: CONNECT}}]\n  {to_echo}\n  retry: {{attempts: 1}}\n")),
-                "a rule that takes CONNECT has no retry",
+                "a rule that matches CONNECT cannot have retry",
             ),
             (
                 "an origin that is none",
@@ -213,22 +213,22 @@ fn what_the_schema_can_see_is_refused_at_apply() -> Result<()> {
             (
                 "every origin and one",
                 bad(&format!("- {to_echo}\n  filters: [{{type: CORS, cors: {{allowOrigins: [\"*\", \"https://a.example\"]}}}}]\n")),
-                "'*' takes every origin",
+                "'*' allows every origin",
             ),
             (
                 "all headers exposed with credentials",
                 bad(&format!("- {to_echo}\n  filters: [{{type: CORS, cors: {{allowOrigins: [\"*\"], allowCredentials: true, exposeHeaders: [\"*\"]}}}}]\n")),
-                "browsers do not know exposeHeaders '*'",
+                "browsers do not treat exposeHeaders '*' as a wildcard",
             ),
             (
                 "a key without a name",
                 bad(&format!("- {to_echo}\n  filters: [{{type: RateLimit, rateLimit: {{requests: 1, key: {{type: Header}}}}}}]\n")),
-                "Header, QueryParam and Cookie need a name",
+                "Header, QueryParam and Cookie require a name",
             ),
             (
                 "a key that is no header",
                 bad(&format!("- {to_echo}\n  filters: [{{type: RateLimit, rateLimit: {{requests: 1, key: {{type: Header, name: \"a b\"}}}}}}]\n")),
-                "cannot be the name of a header or cookie",
+                "not a valid header or cookie name",
             ),
             (
                 "a pace over too short a time",
@@ -272,11 +272,11 @@ fn what_the_schema_can_see_is_refused_at_apply() -> Result<()> {
                 bad_cluster("outlierDetection: {maxEjectionTime: 10s}"),
                 "maxEjectionTime must not be shorter than baseEjectionTime",
             ),
-            ("a hash of nothing", bad_cluster("loadBalancer: {policy: Maglev}"), "RingHash and Maglev need hashOn"),
+            ("a hash of nothing", bad_cluster("loadBalancer: {policy: Maglev}"), "RingHash and Maglev require hashOn"),
             (
                 "a hash of a header without a name",
                 bad_cluster("loadBalancer: {policy: RingHash, hashOn: {type: Header}}"),
-                "Header, Cookie and QueryParam need a name",
+                "Header, Cookie and QueryParam require a name",
             ),
             (
                 "a cookie's path that is none",
@@ -286,7 +286,7 @@ fn what_the_schema_can_see_is_refused_at_apply() -> Result<()> {
             (
                 "a health check without a path",
                 bad_cluster("healthCheck: {type: HTTP}"),
-                "HTTP needs a path",
+                "HTTP requires path",
             ),
             (
                 "a health check that takes longer than the next one",
@@ -298,7 +298,7 @@ fn what_the_schema_can_see_is_refused_at_apply() -> Result<()> {
                 "apiVersion: weft.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {name: bad}\nspec:\n  targetRef: {kind: Namespace, name: x}\n  authorization: \
                  {rules: [{action: Deny}]}\n"
                     .to_owned(),
-                "leave the name out",
+                "remove name for kind Namespace",
             ),
         ];
         for (desc, yaml, message) in cases {
