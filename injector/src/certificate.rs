@@ -16,7 +16,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::watch;
 use weft_crds::names::WEBHOOK_SECRET;
 use weft_runtime::readiness::Part;
-use weft_runtime::watch::pace;
+use weft_runtime::watch::backoff;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::metrics::Metrics;
@@ -69,7 +69,7 @@ pub async fn follow(
     let place = format!("{namespace}/{WEBHOOK_SECRET}");
     part.report(false, &format!("waiting for the operator to make Secret {place}"));
     follow_events(
-        watcher(secrets, config).backoff(watcher::ExponentialBackoff::from(pace())),
+        watcher(secrets, config).backoff(watcher::ExponentialBackoff::from(backoff())),
         &place,
         sender,
         part,

@@ -14,7 +14,7 @@ use kube::runtime::watcher::{self, Config, Event, watcher};
 use kube::{Api, Client};
 use tokio::sync::{Semaphore, watch};
 use weft_runtime::readiness::Part;
-use weft_runtime::watch::pace;
+use weft_runtime::watch::backoff;
 
 use crate::decide::{Namespace, Refusal};
 use crate::settings::ServerVersion;
@@ -75,7 +75,7 @@ pub async fn follow(
     part: Part,
 ) {
     let api: Api<Meta> = Api::all(client.clone());
-    let events = watcher(api, Config::default()).backoff(watcher::ExponentialBackoff::from(pace())).reflect(writer);
+    let events = watcher(api, Config::default()).backoff(watcher::ExponentialBackoff::from(backoff())).reflect(writer);
     let mut events = std::pin::pin!(events);
     while let Some(event) = events.next().await {
         match event {

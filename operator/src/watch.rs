@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weft_config::bootstrap;
 use weft_crds::{MeshCluster, MeshPolicy, MeshRoute};
-use weft_runtime::watch::pace;
+use weft_runtime::watch::backoff;
 
 use crate::metrics::{KindLabel, Metrics};
 use crate::world::objects::{RawNamespace, RawPod, RawService, RawSlice, RawUser};
@@ -112,7 +112,7 @@ impl Sink {
         let Self { events, metrics, stop, tasks } = self.clone();
         let watch = async move {
             let mut stream = watcher(api, watcher::Config::default().timeout(WATCH_SECONDS))
-                .backoff(watcher::ExponentialBackoff::from(pace()))
+                .backoff(watcher::ExponentialBackoff::from(backoff()))
                 .boxed();
             let mut listed = Vec::new();
             loop {
@@ -155,7 +155,7 @@ where
 {
     let config = watcher::Config::default().timeout(WATCH_SECONDS).fields(&format!("metadata.name={name}"));
     let watch = async move {
-        let mut stream = watcher(api, config).backoff(watcher::ExponentialBackoff::from(pace())).boxed();
+        let mut stream = watcher(api, config).backoff(watcher::ExponentialBackoff::from(backoff())).boxed();
         loop {
             match stream.try_next().await {
                 // A change that finds the channel full is told by the one that waits there.

@@ -1,11 +1,11 @@
-//! The admin server: small, on a runtime or at least a socket of its own, and unable to change anything but the log level.
+//! The admin HTTP server. It runs on its own runtime or at least its own socket. It can change only the log level.
 //!
-//! | path | answer |
+//! | path | response |
 //! |---|---|
-//! | `GET /livez` | 200 while the process can answer |
+//! | `GET /livez` | 200 while the process can respond |
 //! | `GET /readyz` | 200 or 503, with a line for each part |
 //! | `GET /metrics` | OpenMetrics text |
-//! | `PUT /log-level` | takes a filter as its body (only where [`Admin::log`] is given) |
+//! | `PUT /log-level` | sets the log filter to the request body (only if [`Admin::log`] is set) |
 
 use std::sync::Arc;
 
@@ -24,18 +24,18 @@ use crate::readiness::Readiness;
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// What the server shows.
+/// State that the server exposes.
 #[derive(Clone, Default)]
 pub struct Admin {
-    /// Shown on `/readyz`.
+    /// Returned by `/readyz`.
     pub readiness: Readiness,
-    /// Shown on `/metrics`.
+    /// Returned by `/metrics`.
     pub registry: Arc<Registry>,
-    /// Changed on `/log-level`. Give it only to a server on loopback.
+    /// Changed by `/log-level`. Set it only for a server on loopback.
     pub log: Option<Filter>,
 }
 
-/// The paths above.
+/// The router with the paths above.
 pub fn router(admin: Admin) -> Router {
     let mut router = Router::new()
         .route("/livez", get(|| async { "live\n" }))
@@ -47,7 +47,7 @@ pub fn router(admin: Admin) -> Router {
     router.with_state(admin)
 }
 
-/// Serves a router until `stop`, then finishes what is open.
+/// Serves a router until `stop`, then completes open requests.
 pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) -> std::io::Result<()> {
     axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
 }

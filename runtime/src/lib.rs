@@ -1,10 +1,10 @@
-//! What every Weft process needs around its work, and nothing about the work itself.
+//! Process plumbing that every Weft binary shares.
 //!
-//! - [`log`]: where log lines go, in which form, and how the filter is changed while running.
-//! - [`signal`]: the first SIGTERM or SIGINT asks for a drain, the second ends the process.
-//! - [`readiness`]: ready when every part that was promised has reported, with a reason for each that has not.
-//! - [`admin`]: `/livez`, `/readyz`, `/metrics`, `/log-level`.
-//! - [`watch`]: how soon a watch that broke is taken up again.
+//! - [`log`]: log output, format, and a filter that can be changed at run time.
+//! - [`signal`]: the first SIGTERM or SIGINT starts a graceful shutdown (drain), the second ends the process.
+//! - [`readiness`]: ready when every registered part is ready, with a reason for each that is not.
+//! - [`admin`]: HTTP server for `/livez`, `/readyz`, `/metrics`, `/log-level`.
+//! - [`watch`]: backoff of a Kubernetes watch that failed.
 
 pub mod admin;
 pub mod log;

@@ -1,4 +1,4 @@
-//! Logging: one line for each event, JSON or text, with a filter that can be changed while running.
+//! Logging: one line per event, as JSON or text, with a filter that can be changed at run time.
 
 use std::sync::Arc;
 
@@ -6,32 +6,32 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
-/// Why logging could not be set up, or the filter not changed.
+/// Why logging could not be set up or the filter not changed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The filter is not one.
+    /// The filter does not parse.
     #[error("{filter:?} is not a log filter (example: \"info,weft_proxy=debug\"): {source}")]
     Filter {
-        /// What was given.
+        /// The filter as given.
         filter: String,
-        /// What is wrong with it.
+        /// The parse error.
         source: tracing_subscriber::filter::ParseError,
     },
-    /// The form is not one.
+    /// The format is neither `json` nor `text`.
     #[error("{0:?} is not a log format: use \"json\" or \"text\"")]
     Format(String),
-    /// A subscriber was there before.
+    /// A global subscriber is already set.
     #[error("logging is set up already")]
     Twice,
 }
 
-/// Changes the filter while running.
+/// Handle to change the filter at run time.
 #[derive(Clone)]
 pub struct Filter {
     handle: Arc<reload::Handle<EnvFilter, Registry>>,
 }
 
-/// Sends events that pass `filter` to standard output, as `json` or `text`.
+/// Writes events that pass `filter` to standard output, as `json` or `text`.
 pub fn init(filter: &str, format: &str) -> Result<Filter, Error> {
     let (layer, handle) = reload::Layer::new(parse(filter)?);
     let registry = tracing_subscriber::registry().with(layer);
@@ -51,7 +51,7 @@ fn parse(filter: &str) -> Result<EnvFilter, Error> {
 // === impl Filter ===
 
 impl Filter {
-    /// Takes another filter from now on.
+    /// Replaces the filter.
     pub fn set(&self, filter: &str) -> Result<(), Error> {
         // The subscriber lives as long as the process, so the handle is never dangling.
         let _ = self.handle.reload(parse(filter)?);

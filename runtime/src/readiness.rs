@@ -1,7 +1,7 @@
-//! Readiness: ready when every part that was promised is, with a reason for each that is not.
+//! Readiness of the process: ready when every registered part is, with a reason for each that is not.
 //!
-//! A part is promised by [`Readiness::part`] and reports through the [`Part`] it gets. A part may also add notes that do
-//! not make the process unready but that a person should see (a refused document, say).
+//! [`Readiness::part`] registers a part, which reports its state through the returned [`Part`]. A part that is ready
+//! may add a detail for people to see (a rejected document, say).
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +12,7 @@ pub struct Readiness {
     parts: Arc<Mutex<BTreeMap<String, State>>>,
 }
 
-/// One part's way to report.
+/// Handle by which one part reports its state.
 #[derive(Clone, Debug)]
 pub struct Part {
     readiness: Readiness,
@@ -28,7 +28,7 @@ struct State {
 // === impl Readiness ===
 
 impl Readiness {
-    /// Promises a part; the process is not ready before it is.
+    /// Registers a part; the process is not ready until the part is.
     pub fn part(&self, name: &str) -> Part {
         let part = Part { readiness: self.clone(), name: name.to_owned() };
         part.report(false, "starting");
@@ -40,7 +40,7 @@ impl Readiness {
         self.lock().values().all(|state| state.ready)
     }
 
-    /// A line for each part: name, `ready` or `waiting`, and what it says.
+    /// A line for each part: name, `ready` or `waiting`, and its detail.
     pub fn detail(&self) -> String {
         self.lock()
             .iter()
@@ -52,7 +52,7 @@ impl Readiness {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, State>> {
-        // A panic while holding this lock leaves a whole map behind: every critical section is one insertion or read.
+        // A panic while holding this lock leaves the map intact: every critical section is one insertion or one read.
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -65,7 +65,7 @@ impl Part {
         self.report(true, "");
     }
 
-    /// Reports a state, with what a person should know about it.
+    /// Reports a state, with a detail for people.
     pub fn report(&self, ready: bool, detail: &str) {
         self.readiness.lock().insert(self.name.clone(), State { ready, detail: detail.to_owned() });
     }
@@ -76,12 +76,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ready_when_every_part_is() {
+    fn process_is_ready_when_every_part_is() {
         let readiness = Readiness::default();
-        assert!(readiness.is_ready(), "nothing was promised");
+        assert!(readiness.is_ready(), "no part is registered");
         let (config, certificate) = (readiness.part("config"), readiness.part("certificate"));
         config.ready();
-        assert!(!readiness.is_ready(), "one is missing");
+        assert!(!readiness.is_ready(), "certificate is not ready");
         certificate.report(true, "expires tomorrow");
         assert!(readiness.is_ready());
         assert_eq!(readiness.detail(), "certificate: ready: expires tomorrow\nconfig: ready\n");

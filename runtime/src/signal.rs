@@ -1,14 +1,14 @@
-//! Being asked to stop. The first signal starts a drain; the second ends the process at once, so that a person at a
-//! terminal is never made to wait.
+//! Shutdown signals. The first signal starts a graceful shutdown (drain); the second ends the process immediately, so
+//! that a person at a terminal never has to wait.
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Exit status after a second signal, as a shell gives it for SIGINT.
+/// Exit status after a second signal: that of a shell for SIGINT (128 + 2).
 const ABORTED: i32 = 130;
 
-/// A token that is cancelled on the first SIGTERM or SIGINT. Must be called inside a tokio runtime that lives as long as
-/// the process.
+/// Returns a token that is cancelled on the first SIGTERM or SIGINT. Must be called inside a tokio runtime that lives as
+/// long as the process.
 pub fn drain() -> std::io::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -19,7 +19,7 @@ pub fn drain() -> std::io::Result<CancellationToken> {
         tracing::info!("draining");
         drain.cancel();
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-        tracing::warn!("second signal, ending at once");
+        tracing::warn!("second signal, exiting without drain");
         std::process::exit(ABORTED);
     });
     Ok(token)

@@ -1,21 +1,21 @@
-//! How soon a watch that broke is taken up again.
+//! Backoff of a watch that failed.
 
 use std::time::Duration;
 
 use backon::ExponentialBuilder;
 
-/// The first wait, doubled by each failure that follows another.
-const FIRST: Duration = Duration::from_millis(500);
-/// The longest wait; with jitter, at most twice that. client-go waits up to 30 s: after an API server was away for a
-/// minute, what is applied next would reach a proxy only half a minute later, and through an operator that waits as
-/// well a minute later. A refused connection costs a server next to nothing, so thousands of proxies may ask this often.
-const LONGEST: Duration = Duration::from_secs(3);
+/// The first delay; it doubles with each consecutive failure.
+const MIN_DELAY: Duration = Duration::from_millis(500);
+/// The longest delay; with jitter, at most twice that. client-go waits up to 30 s: after an API server was down for a
+/// minute, the next change would reach a proxy half a minute late, and a minute late through an operator that waits
+/// as well. A refused connection costs a server next to nothing, so thousands of proxies may retry this often.
+const MAX_DELAY: Duration = Duration::from_secs(3);
 
-/// The pace of one watch, for a client's own kind of back-off: weft-init uses this crate too, and has no client.
-pub fn pace() -> ExponentialBuilder {
+/// The backoff of one watch, not tied to a client library's type: weft-init uses this crate too, and has no client.
+pub fn backoff() -> ExponentialBuilder {
     ExponentialBuilder::default()
-        .with_min_delay(FIRST)
-        .with_max_delay(LONGEST)
+        .with_min_delay(MIN_DELAY)
+        .with_max_delay(MAX_DELAY)
         .with_factor(2.0)
         .with_jitter()
         .without_max_times()
@@ -28,15 +28,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_that_is_back_after_an_hour_is_asked_within_six_seconds() {
-        let mut waits = pace().build();
-        let mut gone = Duration::ZERO;
+    fn backoff_stays_below_six_seconds_after_an_hour() {
+        let mut delays = backoff().build();
+        let mut elapsed = Duration::ZERO;
         let mut longest = Duration::ZERO;
-        while gone < Duration::from_secs(3600) {
-            let wait = waits.next().expect("it never gives up");
-            (gone, longest) = (gone + wait, longest.max(wait));
+        while elapsed < Duration::from_secs(3600) {
+            let delay = delays.next().expect("unlimited retries");
+            (elapsed, longest) = (elapsed + delay, longest.max(delay));
         }
-        assert!(longest <= LONGEST * 2, "{longest:?}");
-        assert!(longest > LONGEST, "without jitter, all proxies ask at once");
+        assert!(longest <= MAX_DELAY * 2, "{longest:?}");
+        assert!(longest > MAX_DELAY, "without jitter, all proxies retry at the same time");
     }
 }

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use weft_config::bootstrap as contract;
 use weft_config::{Envelope, Written};
-use weft_runtime::watch::pace;
+use weft_runtime::watch::backoff;
 
 /// How often files are looked at.
 const POLL: Duration = Duration::from_millis(100);
@@ -105,7 +105,7 @@ async fn watch_config_map(client: Client, document: Document, events: mpsc::Send
     };
     let api: Api<ConfigMap> = Api::namespaced(client, namespace);
     let by_name = watcher::Config::default().fields(&format!("metadata.name={document}"));
-    let mut stream = pin!(watcher(api, by_name).backoff(watcher::ExponentialBackoff::from(pace())));
+    let mut stream = pin!(watcher(api, by_name).backoff(watcher::ExponentialBackoff::from(backoff())));
     let mut found = false;
     while let Some(event) = stream.next().await {
         let event = match event {
