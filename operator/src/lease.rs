@@ -1,9 +1,9 @@
-//! Who writes: one process at a time holds the Lease; the others wait.
+//! Leader election: one process at a time holds the Lease and writes; the others are on standby.
 //!
-//! Nobody compares wall clocks. A holder is taken for gone when its Lease has not changed for the whole term, by the
-//! observer's own monotonic clock; the holder stops writing a margin before that, by its own. Each time the Lease is taken
-//! `leaseTransitions` grows: that is the writer's epoch, which stands in every document. Two processes that both believe
-//! in themselves are kept apart by the resourceVersion that each write carries.
+//! No clocks are compared between processes. A holder counts as gone when its Lease has not changed for the whole
+//! term, by the observer's own monotonic clock; the holder itself stops writing a margin before that, by its own
+//! clock. Each acquisition increments `leaseTransitions`: that is the writer's epoch, which is in every document. If
+//! two processes both consider themselves leader, the resourceVersion in each write makes one of them fail.
 
 use std::time::Duration;
 
@@ -17,42 +17,42 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use weft_crds::names;
 
-/// After this long without a sign of the holder another may take over.
+/// Lease term: after this time without a renewal another process may acquire the Lease.
 const TERM: Duration = Duration::from_secs(5);
-/// How often the holder gives a sign, and the others look.
+/// Interval in which the holder renews, and the others check.
 const RENEW: Duration = Duration::from_millis(1500);
-/// The holder stops writing this long before its term ends.
+/// The holder stops writing this long before the end of its term.
 const MARGIN: Duration = Duration::from_secs(1);
-/// One call to the API server.
+/// Timeout of one call to the API server.
 const CALL_MAX: Duration = Duration::from_secs(2);
 
 /// Whether this process may write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum State {
-    /// Another one does, or nobody is known to.
+    /// It may not: another process is leader, or the leader is not known.
     #[default]
     Standby,
-    /// This one does.
+    /// It may.
     Leader {
-        /// How often the Lease had changed hands.
+        /// `leaseTransitions` of the Lease.
         epoch: u64,
-        /// Not beyond this instant, unless it is renewed.
+        /// End of the permission, unless renewed.
         until: Instant,
     },
 }
 
-/// What was last seen of the Lease.
+/// The Lease as last read or written.
 struct Seen {
     lease: Option<Lease>,
     since: Instant,
 }
 
-/// Why a try failed. The next one follows.
+/// Why an attempt failed. It is retried.
 #[derive(Debug, thiserror::Error)]
 enum Error {
-    #[error("the API server did not answer in time")]
-    Late,
-    #[error("the API server refused")]
+    #[error("the API server did not respond in time")]
+    Timeout,
+    #[error("the API server returned an error")]
     Api(#[source] kube::Error),
 }
 
@@ -68,28 +68,30 @@ impl State {
     }
 }
 
-/// Takes and keeps the Lease until `stop`, then gives it up.
+/// Acquires and renews the Lease until `stop`, then releases it.
 pub async fn run(api: Api<Lease>, identity: String, state: watch::Sender<State>, stop: CancellationToken) {
     let mut seen = Seen { lease: None, since: Instant::now() };
     loop {
-        let asked = Instant::now();
+        let started = Instant::now();
         let outcome = attempt(&api, &identity, &mut seen).await;
         let held = state.borrow().epoch();
         match outcome {
             Ok(Some(epoch)) => {
                 if held != Some(epoch) {
-                    tracing::info!(epoch, "writing");
+                    tracing::info!(epoch, "acquired the lease, writing");
                 }
-                state.send_replace(State::Leader { epoch, until: asked + TERM - MARGIN });
+                state.send_replace(State::Leader { epoch, until: started + TERM - MARGIN });
             }
             Ok(None) => {
                 let was_leader = state.send_if_modified(|state| std::mem::take(state) != State::Standby);
                 if was_leader {
-                    tracing::warn!("another process took the lease, not writing any more");
+                    tracing::warn!("lost the lease to another process, stopped writing");
                 }
             }
-            // The term of the one that we hold runs on; `State::epoch` ends it.
-            Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "the lease cannot be reached"),
+            // A held Lease stays valid until its term ends; `State::epoch` checks that.
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot read or renew the lease, retrying")
+            }
         }
         tokio::select! {
             () = tokio::time::sleep(RENEW) => {}
@@ -100,17 +102,18 @@ pub async fn run(api: Api<Lease>, identity: String, state: watch::Sender<State>,
     release(&api, &identity, seen).await;
 }
 
-/// Whether the Lease says that `identity` holds it with this epoch. For a writer that found a document with a larger one.
+/// Whether `identity` still holds the Lease with this epoch. For a leader that finds a document with a larger epoch.
 pub async fn confirm(api: &Api<Lease>, identity: &str, epoch: u64) -> bool {
     let Ok(Ok(lease)) = timeout(CALL_MAX, api.get(names::LEASE)).await else { return false };
     holder(&lease) == Some(identity) && transitions(&lease) == epoch
 }
 
-/// Renews or takes the Lease. `None`: somebody else has it.
+/// Renews or acquires the Lease. `None`: another process holds it.
 async fn attempt(api: &Api<Lease>, identity: &str, seen: &mut Seen) -> Result<Option<u64>, Error> {
-    // What we wrote last is renewed without asking; whoever wrote meanwhile makes that fail, and then we look.
-    let ours = seen.lease.as_ref().is_some_and(|lease| holder(lease) == Some(identity));
-    if !ours {
+    // A Lease that we hold is renewed without reading it first; if another process wrote it, the write fails and it
+    // is read.
+    let is_ours = seen.lease.as_ref().is_some_and(|lease| holder(lease) == Some(identity));
+    if !is_ours {
         let current = call(api.get_opt(names::LEASE)).await?;
         if current.as_ref().map(version) != seen.lease.as_ref().map(version) {
             *seen = Seen { lease: current, since: Instant::now() };
@@ -136,14 +139,14 @@ async fn attempt(api: &Api<Lease>, identity: &str, seen: &mut Seen) -> Result<Op
         Err(Error::Api(kube::Error::Api(status)))
             if status.is_conflict() || status.is_not_found() || status.is_already_exists() =>
         {
-            // Somebody else was faster, or took it away.
+            // Another process acquired it first, or it was deleted.
             *seen = Seen { lease: call(api.get_opt(names::LEASE)).await?, since: Instant::now() };
             let epoch = seen.lease.as_ref().filter(|lease| holder(lease) == Some(identity)).map(transitions);
             Ok(epoch)
         }
         Err(error) => {
-            // It may have been written or not: look before the next try.
-            if ours && let Ok(current) = call(api.get_opt(names::LEASE)).await {
+            // It is unknown whether the write succeeded: read it before the next attempt.
+            if is_ours && let Ok(current) = call(api.get_opt(names::LEASE)).await {
                 *seen = Seen { lease: current, since: Instant::now() };
             }
             Err(error)
@@ -157,9 +160,9 @@ async fn release(api: &Api<Lease>, identity: &str, seen: Seen) {
         spec.holder_identity = None;
     }
     match call(api.replace(names::LEASE, &PostParams::default(), &lease)).await {
-        Ok(_) => tracing::info!("lease given up"),
+        Ok(_) => tracing::info!("released the lease"),
         Err(error) => {
-            tracing::warn!(error = &error as &dyn std::error::Error, "the lease could not be given up and will run out")
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot release the lease, it will expire")
         }
     }
 }
@@ -167,7 +170,7 @@ async fn release(api: &Api<Lease>, identity: &str, seen: Seen) {
 async fn call<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
     match timeout(CALL_MAX, request).await {
         Ok(answer) => answer.map_err(Error::Api),
-        Err(_) => Err(Error::Late),
+        Err(_) => Err(Error::Timeout),
     }
 }
 
@@ -216,16 +219,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_taking_has_an_epoch_of_its_own() {
+    fn each_acquisition_has_a_new_epoch() {
         let first = new_lease("a", None);
         assert_eq!((holder(&first), transitions(&first)), (Some("a"), 1));
-        assert_eq!(transitions(&renewed(&first)), 1, "renewing is not taking");
+        assert_eq!(transitions(&renewed(&first)), 1, "renewing keeps the epoch");
         let second = new_lease("b", Some(&first));
         assert_eq!((holder(&second), transitions(&second)), (Some("b"), 2));
     }
 
     #[test]
-    fn a_term_that_ran_out_allows_nothing() {
+    fn expired_term_allows_no_writes() {
         let now = Instant::now();
         assert_eq!(State::Leader { epoch: 3, until: now + TERM }.epoch(), Some(3));
         assert_eq!(State::Leader { epoch: 3, until: now }.epoch(), None);
