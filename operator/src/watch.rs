@@ -1,7 +1,7 @@
-//! Watches: one stream of events from all kinds.
+//! Watches of all kinds, merged into one channel of events.
 //!
-//! Nothing happens here but trimming: each watch turns what it is sent into the World's types and puts it into one bounded
-//! channel. When the loop is busy the channel fills and the watches wait. A relist is gathered and sent as one event.
+//! Each watch only converts objects to the World's trimmed types and sends them to one bounded channel. When the loop
+//! is busy the channel fills and the watches wait. A relist is collected and sent as one event.
 
 use std::fmt::Debug;
 
@@ -23,10 +23,10 @@ use crate::metrics::{KindLabel, Metrics};
 use crate::world::objects::{RawNamespace, RawPod, RawService, RawSlice, RawUser};
 use crate::world::{AccessKind, Change, DocumentKind, Event, Key, Pod};
 
-/// Events that may wait for the loop. A few seconds of a busy cluster; beyond that the watches wait.
+/// Capacity of the channel: a few seconds of a busy cluster; when it is full the watches wait.
 const EVENTS_MAX: usize = 4096;
 
-/// Kinds whose first list makes the World whole, as `Event::what` calls them.
+/// Kinds that must be listed once before the World is complete; the names that `Event::kind` returns.
 pub const KINDS: [&str; 13] = [
     "namespaces",
     "services",
@@ -43,10 +43,11 @@ pub const KINDS: [&str; 13] = [
     "rolebindings",
 ];
 
-/// How long a watch may stay silent before it is taken for dead. The server sends bookmarks about once a minute.
+/// Timeout of a watch request, in seconds; it is then started again. The API server sends bookmarks about once a
+/// minute.
 const WATCH_SECONDS: u32 = 120;
 
-/// Where watches send.
+/// What each watch needs.
 #[derive(Clone)]
 struct Sink {
     events: mpsc::Sender<Event>,
@@ -75,24 +76,27 @@ pub fn start(
         From::from,
         Event::Account,
     );
-    // Nothing but metadata is sent: what nodes say of themselves beside is large, and changes all the time.
+    // Metadata only: the status of nodes is large and changes all the time.
     sink.run(Api::<kube::core::PartialObjectMeta<Node>>::all(client.clone()), "nodes", From::from, Event::Node);
     sink.run(Api::<RawUser<MeshRoute>>::all(client.clone()), "meshroutes", RawUser::read, Event::Route);
     sink.run(Api::<RawUser<MeshCluster>>::all(client.clone()), "meshclusters", RawUser::read, Event::Cluster);
     sink.run(Api::<RawUser<MeshPolicy>>::all(client.clone()), "meshpolicies", RawUser::read, Event::Policy);
 
-    let exports = within::<ConfigMap>(client, bootstrap::EXPORT_NAMESPACE);
+    let exports = namespaced::<ConfigMap>(client, bootstrap::EXPORT_NAMESPACE);
     sink.run(exports.clone(), "exports", From::from, |change| Event::Document(DocumentKind::Export, change));
-    let inbound = within::<ConfigMap>(client, bootstrap::INBOUND_NAMESPACE);
+    let inbound = namespaced::<ConfigMap>(client, bootstrap::INBOUND_NAMESPACE);
     sink.run(inbound, "inbounds", From::from, |change| Event::Document(DocumentKind::Inbound, change));
-    let roles = within::<Role>(client, bootstrap::INBOUND_NAMESPACE);
+    let roles = namespaced::<Role>(client, bootstrap::INBOUND_NAMESPACE);
     sink.run(roles, "roles", From::from, |change| Event::Access(AccessKind::Role, change));
-    let bindings = within::<RoleBinding>(client, bootstrap::INBOUND_NAMESPACE);
+    let bindings = namespaced::<RoleBinding>(client, bootstrap::INBOUND_NAMESPACE);
     sink.run(bindings, "rolebindings", From::from, |change| Event::Access(AccessKind::Binding, change));
     received
 }
 
-fn within<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(client: &Client, namespace: &str) -> Api<K> {
+fn namespaced<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(
+    client: &Client,
+    namespace: &str,
+) -> Api<K> {
     Api::namespaced(client.clone(), namespace)
 }
 
@@ -132,7 +136,7 @@ impl Sink {
                     }
                     Ok(None) => return,
                     Err(error) => {
-                        tracing::warn!(kind, %error, "watch failed, starting it again");
+                        tracing::warn!(kind, %error, "watch failed, restarting");
                         metrics.watch_restarts.get_or_create(&KindLabel { kind: kind.to_owned() }).inc();
                         continue;
                     }
@@ -148,8 +152,8 @@ impl Sink {
     }
 }
 
-/// Watches one object by name, for whoever only wants to know that it changed.
-pub fn one<R>(api: Api<R>, name: &str, changed: mpsc::Sender<()>, stop: CancellationToken, tasks: &TaskTracker)
+/// Watches one object by name, and only signals that it changed.
+pub fn watch_one<R>(api: Api<R>, name: &str, changed: mpsc::Sender<()>, stop: CancellationToken, tasks: &TaskTracker)
 where
     R: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
@@ -158,10 +162,10 @@ where
         let mut stream = watcher(api, config).backoff(watcher::ExponentialBackoff::from(backoff())).boxed();
         loop {
             match stream.try_next().await {
-                // A change that finds the channel full is told by the one that waits there.
+                // If the channel is full, a signal is pending already.
                 Ok(Some(_)) => drop(changed.try_send(())),
                 Ok(None) => return,
-                Err(error) => tracing::debug!(%error, "watch of one object failed, starting it again"),
+                Err(error) => tracing::debug!(%error, "watch of one object failed, restarting"),
             }
         }
     };

@@ -1,14 +1,15 @@
-//! The injector's certificate: issued, renewed and repaired here, and trusted by the API server because we say so.
+//! The injector's serving certificate and its CA: issued, renewed and repaired here, with the CA in the webhook's
+//! `caBundle`.
 //!
 //! ```text
-//! Secret weft-webhook-ca      ca.crt ca.key [previous.crt]     nobody but the operator reads it
+//! Secret weft-webhook-ca      ca.crt ca.key [previous.crt]     read by the operator only
 //! Secret weft-injector-tls    ca.crt tls.crt tls.key           the injector serves with it
-//! MutatingWebhookConfiguration weft-injector                   clientConfig.caBundle, and nothing else, is ours
+//! MutatingWebhookConfiguration weft-injector                   only clientConfig.caBundle is written
 //! ```
 //!
-//! Certificates are replaced after two thirds of their life. When the CA is, both the old and the new one are trusted until
-//! the old one ends, and the leaf is issued anew only when the API server has had time to learn of the new one. All three
-//! objects are watched by name, so what somebody deletes or edits is back at once.
+//! Certificates are renewed after two thirds of their lifetime. After a new CA is made, both CAs are trusted until
+//! the old one expires, and the leaf is issued by the new one only when the API server has had time to load it. All
+//! three objects are watched by name, so edits and deletions are repaired immediately.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -36,11 +37,11 @@ use weft_crds::names;
 
 use crate::lease;
 use crate::metrics::Metrics;
-use crate::watch::one;
+use crate::watch::watch_one;
 
 /// Secret with the CA and its key, in the system namespace.
 const CA_SECRET: &str = "weft-webhook-ca";
-/// Field manager of the changes to the webhook's configuration.
+/// Field manager of the `caBundle`.
 const MANAGER: &str = "weft-operator-webhook";
 
 const CA_CERT: &str = "ca.crt";
@@ -51,27 +52,27 @@ const TLS_KEY: &str = "tls.key";
 
 const CA_LIFE: time::Duration = time::Duration::days(365);
 const LEAF_LIFE: time::Duration = time::Duration::days(90);
-/// Certificates are valid from a little earlier, for clocks that are behind.
+/// `notBefore` is this long in the past, for clients whose clock is behind.
 const BACKDATE: time::Duration = time::Duration::hours(1);
 
-/// How long the API server may take to learn of a new CA before the leaf is issued by it.
-const SETTLE: Duration = Duration::from_secs(60);
-/// How often certificates are looked at when nothing happens.
-const LOOK: Duration = Duration::from_secs(60 * 60);
-/// Wait after a failure.
+/// Time for the API server to load a new CA before the leaf is issued by it.
+const CA_PROPAGATION: Duration = Duration::from_secs(60);
+/// Interval of checks without events.
+const CHECK_INTERVAL: Duration = Duration::from_secs(60 * 60);
+/// Delay after a failure.
 const RETRY: Duration = Duration::from_secs(5);
-/// One pass.
-const PASS_MAX: Duration = Duration::from_secs(20);
+/// Timeout of one reconciliation.
+const RECONCILE_MAX: Duration = Duration::from_secs(20);
 
-/// Why a pass failed.
+/// Why a reconciliation failed.
 #[derive(Debug, thiserror::Error)]
 enum Error {
-    #[error("a certificate cannot be made")]
+    #[error("cannot issue a certificate")]
     Issue(#[from] rcgen::Error),
-    #[error("the API server refused")]
+    #[error("the API server returned an error")]
     Api(#[from] kube::Error),
-    #[error("the API server did not answer in time")]
-    Late,
+    #[error("the API server did not respond in time")]
+    Timeout,
 }
 
 /// A certificate and its key, PEM.
@@ -81,26 +82,26 @@ struct Pair {
     key: String,
 }
 
-/// All certificates.
+/// The CA and the leaf.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Certificates {
     ca: Pair,
-    /// The CA before, as long as it is trusted.
+    /// Certificate of the previous CA, until it expires.
     previous: Option<String>,
     leaf: Pair,
 }
 
-/// What was found.
+/// The certificates in the cluster.
 #[derive(Clone, Debug, Default)]
 struct Found {
     ca: Option<Pair>,
     previous: Option<String>,
     leaf: Option<Pair>,
-    /// The API server may not know `ca` yet.
-    unsettled: bool,
+    /// `ca` was written to the `caBundle` only just now: the API server may not have loaded it.
+    ca_is_new: bool,
 }
 
-/// Keeps everything in order while this process holds the Lease.
+/// Reconciles the three objects while this process holds the Lease.
 pub async fn run(
     client: Client,
     namespace: String,
@@ -112,9 +113,9 @@ pub async fn run(
     let secrets: Api<Secret> = Api::namespaced(client.clone(), &namespace);
     let webhooks: Api<MutatingWebhookConfiguration> = Api::all(client);
     let (changed, mut changes) = mpsc::channel(1);
-    one(secrets.clone(), names::WEBHOOK_SECRET, changed.clone(), stop.clone(), &tasks);
-    one(secrets.clone(), CA_SECRET, changed.clone(), stop.clone(), &tasks);
-    one(webhooks.clone(), names::WEBHOOK, changed, stop.clone(), &tasks);
+    watch_one(secrets.clone(), names::WEBHOOK_SECRET, changed.clone(), stop.clone(), &tasks);
+    watch_one(secrets.clone(), CA_SECRET, changed.clone(), stop.clone(), &tasks);
+    watch_one(webhooks.clone(), names::WEBHOOK, changed, stop.clone(), &tasks);
 
     let hosts = hosts(&namespace);
     let mut bundled_at = None;
@@ -129,20 +130,20 @@ pub async fn run(
                 if changed.is_err() {
                     return;
                 }
-                // It changes with every renewal; only taking it is news.
+                // The value changes with every renewal; only an acquisition or loss matters.
                 let now = lease.borrow_and_update().epoch().is_some();
                 if now == std::mem::replace(&mut writing, now) {
                     continue;
                 }
             }
         }
-        wait = LOOK;
+        wait = CHECK_INTERVAL;
         if lease.borrow().epoch().is_none() {
             continue;
         }
-        let pass = pass(&secrets, &webhooks, &hosts, &mut bundled_at);
-        let pass = tokio::time::timeout(PASS_MAX, pass).await.unwrap_or(Err(Error::Late));
-        match pass {
+        let result = reconcile(&secrets, &webhooks, &hosts, &mut bundled_at);
+        let result = tokio::time::timeout(RECONCILE_MAX, result).await.unwrap_or(Err(Error::Timeout));
+        match result {
             Ok(next) => {
                 wait = next.wait;
                 metrics.webhook_certificate_expiry.set(next.expiry);
@@ -150,7 +151,7 @@ pub async fn run(
             Err(error) => {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
-                    "webhook certificates are not in order, trying again"
+                    "cannot reconcile webhook certificates, retrying"
                 );
                 wait = RETRY;
             }
@@ -163,7 +164,7 @@ struct Next {
     expiry: i64,
 }
 
-async fn pass(
+async fn reconcile(
     secrets: &Api<Secret>,
     webhooks: &Api<MutatingWebhookConfiguration>,
     hosts: &[String],
@@ -176,54 +177,55 @@ async fn pass(
         ca: ca_secret.as_ref().and_then(|secret| pair(secret, CA_CERT, CA_KEY)),
         previous: ca_secret.as_ref().and_then(|secret| text(secret, CA_PREVIOUS)),
         leaf: tls_secret.as_ref().and_then(|secret| pair(secret, TLS_CERT, TLS_KEY)),
-        unsettled: bundled_at.as_ref().is_some_and(|(_, at)| at.elapsed() < SETTLE),
+        ca_is_new: bundled_at.as_ref().is_some_and(|(_, at)| at.elapsed() < CA_PROPAGATION),
     };
-    let (certificates, settling) = wanted(&found, hosts, now)?;
+    let (certificates, leaf_pending) = desired(&found, hosts, now)?;
     let bundle = certificates.bundle();
 
     let mut ca_data =
         BTreeMap::from([(CA_CERT, certificates.ca.certificate.clone()), (CA_KEY, certificates.ca.key.clone())]);
     ca_data.extend(certificates.previous.clone().map(|previous| (CA_PREVIOUS, previous)));
-    put(secrets, CA_SECRET, ca_secret, ca_data).await?;
+    write_secret(secrets, CA_SECRET, ca_secret, ca_data).await?;
     let expiry = validity(&certificates.leaf.certificate).map_or(0, |(_, end)| end);
     let tls_data = BTreeMap::from([
         (CA_CERT, bundle.clone()),
         (TLS_CERT, certificates.leaf.certificate),
         (TLS_KEY, certificates.leaf.key),
     ]);
-    put(secrets, names::WEBHOOK_SECRET, tls_secret, tls_data).await?;
-    trust(webhooks, &bundle).await?;
+    write_secret(secrets, names::WEBHOOK_SECRET, tls_secret, tls_data).await?;
+    patch_ca_bundle(webhooks, &bundle).await?;
     if bundled_at.as_ref().is_none_or(|(known, _)| *known != bundle) {
         *bundled_at = Some((bundle, tokio::time::Instant::now()));
     }
-    Ok(Next { wait: if settling { SETTLE } else { LOOK }, expiry })
+    Ok(Next { wait: if leaf_pending { CA_PROPAGATION } else { CHECK_INTERVAL }, expiry })
 }
 
-/// What there should be, and whether the leaf is to be issued anew a little later. Keeps all that is good.
-fn wanted(found: &Found, hosts: &[String], now: OffsetDateTime) -> Result<(Certificates, bool), Error> {
-    let kept = found.ca.clone().filter(|ca| is_authority(ca, now));
+/// The desired certificates, and whether the leaf will be issued again a little later. Valid ones are kept.
+fn desired(found: &Found, hosts: &[String], now: OffsetDateTime) -> Result<(Certificates, bool), Error> {
+    let kept = found.ca.clone().filter(|ca| is_valid_ca(ca, now));
     let (ca, previous, renewed) = match kept {
-        Some(ca) if !is_due(&ca.certificate, now) => (ca, found.previous.clone(), false),
-        // What the API server trusts today is trusted on.
-        Some(ca) => (new_authority(now)?, Some(ca.certificate), true),
-        None => (new_authority(now)?, None, true),
+        Some(ca) if !is_renewal_due(&ca.certificate, now) => (ca, found.previous.clone(), false),
+        // Keep the CA that the API server trusts now in the bundle.
+        Some(ca) => (new_ca(now)?, Some(ca.certificate), true),
+        None => (new_ca(now)?, None, true),
     };
-    let previous = previous.filter(|previous| *previous != ca.certificate && !is_over(previous, now));
+    let previous = previous.filter(|previous| *previous != ca.certificate && !is_expired(previous, now));
     let trusted: Vec<&str> = [Some(ca.certificate.as_str()), previous.as_deref()].into_iter().flatten().collect();
-    let is_good = |leaf: &Pair, roots: &[&str]| !is_due(&leaf.certificate, now) && serves(leaf, roots, hosts, now);
-    let (leaf, settling) = match &found.leaf {
+    let is_good =
+        |leaf: &Pair, roots: &[&str]| !is_renewal_due(&leaf.certificate, now) && is_valid_leaf(leaf, roots, hosts, now);
+    let (leaf, leaf_pending) = match &found.leaf {
         Some(leaf) if is_good(leaf, &[&ca.certificate]) => (leaf.clone(), false),
-        // Good by the CA before: let the API server learn of the new one first.
-        Some(leaf) if (renewed || found.unsettled) && is_good(leaf, &trusted) => (leaf.clone(), true),
+        // Valid by the previous CA: wait until the API server has loaded the new one.
+        Some(leaf) if (renewed || found.ca_is_new) && is_good(leaf, &trusted) => (leaf.clone(), true),
         _ => (issue(&ca, hosts, now)?, false),
     };
-    Ok((Certificates { ca, previous, leaf }, settling))
+    Ok((Certificates { ca, previous, leaf }, leaf_pending))
 }
 
-fn new_authority(now: OffsetDateTime) -> Result<Pair, Error> {
+fn new_ca(now: OffsetDateTime) -> Result<Pair, Error> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::default();
-    // A name of its own for each, so that a chain is never built through the wrong one.
+    // A unique name for each CA, so that a chain is never built through the wrong one.
     params.distinguished_name.push(DnType::CommonName, format!("Weft webhook CA {}", now.unix_timestamp()));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -244,7 +246,7 @@ fn issue(ca: &Pair, hosts: &[String], now: OffsetDateTime) -> Result<Pair, Error
     Ok(Pair { certificate: params.signed_by(&key, &issuer)?.pem(), key: key.serialize_pem() })
 }
 
-/// Names by which the API server calls the webhook.
+/// DNS names of the webhook's Service.
 fn hosts(namespace: &str) -> Vec<String> {
     let service = names::WEBHOOK;
     vec![
@@ -255,7 +257,7 @@ fn hosts(namespace: &str) -> Vec<String> {
     ]
 }
 
-/// Start and end, in seconds since 1970.
+/// `notBefore` and `notAfter`, in seconds since 1970.
 fn validity(pem: &str) -> Option<(i64, i64)> {
     let der = CertificateDer::from_pem_slice(pem.as_bytes()).ok()?;
     let (_, certificate) = x509_parser::parse_x509_certificate(&der).ok()?;
@@ -263,24 +265,24 @@ fn validity(pem: &str) -> Option<(i64, i64)> {
     Some((validity.not_before.timestamp(), validity.not_after.timestamp()))
 }
 
-/// Two thirds of its life are over, or it cannot be read.
-fn is_due(pem: &str, now: OffsetDateTime) -> bool {
+/// Whether two thirds of its lifetime are over, or it does not parse.
+fn is_renewal_due(pem: &str, now: OffsetDateTime) -> bool {
     validity(pem).is_none_or(|(start, end)| now.unix_timestamp() >= start + (end - start) / 3 * 2)
 }
 
-fn is_over(pem: &str, now: OffsetDateTime) -> bool {
+fn is_expired(pem: &str, now: OffsetDateTime) -> bool {
     validity(pem).is_none_or(|(_, end)| now.unix_timestamp() >= end)
 }
 
-/// Whether certificate and key can issue: they belong together, and are in force.
-fn is_authority(ca: &Pair, now: OffsetDateTime) -> bool {
+/// Whether the CA can issue: certificate and key match, and it has not expired.
+fn is_valid_ca(ca: &Pair, now: OffsetDateTime) -> bool {
     let host = ["probe".to_owned()];
-    !is_over(&ca.certificate, now)
-        && issue(ca, &host, now).is_ok_and(|leaf| serves(&leaf, &[&ca.certificate], &host, now))
+    !is_expired(&ca.certificate, now)
+        && issue(ca, &host, now).is_ok_and(|leaf| is_valid_leaf(&leaf, &[&ca.certificate], &host, now))
 }
 
-/// Whether a client that trusts `roots` takes the leaf for each of `hosts`, and its key belongs to it.
-fn serves(leaf: &Pair, roots: &[&str], hosts: &[String], now: OffsetDateTime) -> bool {
+/// Whether the leaf is valid for each of `hosts` under `roots`, and its key matches.
+fn is_valid_leaf(leaf: &Pair, roots: &[&str], hosts: &[String], now: OffsetDateTime) -> bool {
     let check = || {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut store = RootCertStore::empty();
@@ -301,8 +303,8 @@ fn serves(leaf: &Pair, roots: &[&str], hosts: &[String], now: OffsetDateTime) ->
     check().is_some()
 }
 
-/// Writes a Secret, if it does not say so already.
-async fn put(
+/// Writes a Secret, if its data differs.
+async fn write_secret(
     secrets: &Api<Secret>,
     name: &str,
     found: Option<Secret>,
@@ -331,8 +333,8 @@ async fn put(
     Ok(())
 }
 
-/// Makes the API server trust the bundle. There may be no such webhook yet; the watch tells when there is.
-async fn trust(webhooks: &Api<MutatingWebhookConfiguration>, bundle: &str) -> Result<(), Error> {
+/// Sets the webhook's `caBundle`. If the webhook does not exist yet, the watch triggers this again.
+async fn patch_ca_bundle(webhooks: &Api<MutatingWebhookConfiguration>, bundle: &str) -> Result<(), Error> {
     let Some(found) = webhooks.get_opt(names::WEBHOOK).await? else { return Ok(()) };
     let wrong: Vec<_> = found
         .webhooks
@@ -344,7 +346,7 @@ async fn trust(webhooks: &Api<MutatingWebhookConfiguration>, bundle: &str) -> Re
     if wrong.is_empty() {
         return Ok(());
     }
-    // A webhook that was removed meanwhile would come back half: the version makes that fail.
+    // A strategic patch would create a removed webhook again, incomplete: the resourceVersion makes it fail instead.
     let patch = json!({ "metadata": { "resourceVersion": found.metadata.resource_version }, "webhooks": wrong });
     let parameters = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
     webhooks.patch(names::WEBHOOK, &parameters, &Patch::Strategic(&patch)).await?;
@@ -377,7 +379,7 @@ mod tests {
     }
 
     fn make(found: &Found, at: OffsetDateTime) -> (Certificates, bool) {
-        wanted(found, &hosts("weft-system"), at).unwrap()
+        desired(found, &hosts("weft-system"), at).unwrap()
     }
 
     fn found(certificates: &Certificates) -> Found {
@@ -385,12 +387,12 @@ mod tests {
             ca: Some(certificates.ca.clone()),
             previous: certificates.previous.clone(),
             leaf: Some(certificates.leaf.clone()),
-            unsettled: false,
+            ca_is_new: false,
         }
     }
 
     #[test]
-    fn what_is_good_is_kept() {
+    fn valid_certificates_are_kept() {
         let (first, _) = make(&Found::default(), now());
         assert_eq!(make(&found(&first), now() + time::Duration::days(1)), (first, false));
     }
@@ -406,62 +408,62 @@ mod tests {
     }
 
     #[test]
-    fn a_new_ca_is_trusted_before_it_issues() {
+    fn new_ca_is_trusted_before_it_issues() {
         let (first, _) = make(&Found::default(), now());
         let almost = now() + time::Duration::days(240);
         let (before, _) = make(&found(&first), almost);
         assert_eq!(before.ca, first.ca);
 
         let at = now() + time::Duration::days(245);
-        let (rotated, settling) = make(&found(&before), at);
+        let (rotated, leaf_pending) = make(&found(&before), at);
         assert_ne!(rotated.ca, first.ca);
         assert_eq!(rotated.previous.as_ref(), Some(&first.ca.certificate), "both are trusted");
         assert!(rotated.bundle().matches("BEGIN CERTIFICATE").count() == 2);
-        assert_eq!((&rotated.leaf, settling), (&before.leaf, true), "the leaf waits");
+        assert_eq!((&rotated.leaf, leaf_pending), (&before.leaf, true), "the leaf waits");
 
-        let (waiting, settling) = make(&Found { unsettled: true, ..found(&rotated) }, at);
-        assert_eq!((&waiting.leaf, settling), (&before.leaf, true), "and waits");
-        let (settled, settling) = make(&found(&rotated), at);
-        assert!(!settling);
+        let (waiting, leaf_pending) = make(&Found { ca_is_new: true, ..found(&rotated) }, at);
+        assert_eq!((&waiting.leaf, leaf_pending), (&before.leaf, true), "and waits");
+        let (settled, leaf_pending) = make(&found(&rotated), at);
+        assert!(!leaf_pending);
         assert_ne!(settled.leaf, before.leaf);
-        assert!(serves(&settled.leaf, &[&settled.ca.certificate], &hosts("weft-system"), at));
+        assert!(is_valid_leaf(&settled.leaf, &[&settled.ca.certificate], &hosts("weft-system"), at));
 
         let (later, _) = make(&found(&settled), now() + time::Duration::days(366));
-        assert_eq!(later.previous, None, "the old one ended");
+        assert_eq!(later.previous, None, "the old one has expired");
     }
 
     #[test]
-    fn damage_is_repaired() {
+    fn damaged_certificates_are_repaired() {
         let (first, _) = make(&Found::default(), now());
         let (other, _) = make(&Found::default(), now() + time::Duration::seconds(5));
         let hosts = hosts("weft-system");
         for (desc, damaged) in [
             ("no leaf", Found { leaf: None, ..found(&first) }),
             (
-                "a key of another",
+                "key of another certificate",
                 Found { leaf: Some(Pair { key: other.leaf.key.clone(), ..first.leaf.clone() }), ..found(&first) },
             ),
-            ("issued by another", Found { leaf: Some(other.leaf.clone()), ..found(&first) }),
+            ("issued by another CA", Found { leaf: Some(other.leaf.clone()), ..found(&first) }),
             (
-                "not a certificate",
+                "leaf that does not parse",
                 Found { leaf: Some(Pair { certificate: "x".into(), ..first.leaf.clone() }), ..found(&first) },
             ),
             (
-                "the CA has another's key",
+                "CA with the key of another",
                 Found { ca: Some(Pair { key: other.ca.key.clone(), ..first.ca.clone() }), ..found(&first) },
             ),
             (
-                "the CA is not one",
+                "CA that does not parse",
                 Found { ca: Some(Pair { certificate: "x".into(), key: "y".into() }), ..found(&first) },
             ),
         ] {
             let (repaired, _) = make(&damaged, now());
-            assert!(serves(&repaired.leaf, &[&repaired.ca.certificate], &hosts, now()), "{desc}");
+            assert!(is_valid_leaf(&repaired.leaf, &[&repaired.ca.certificate], &hosts, now()), "{desc}");
         }
         let elsewhere = super::hosts("elsewhere");
         assert!(
-            !serves(&first.leaf, &[&first.ca.certificate], &elsewhere, now()),
-            "another system namespace, another name"
+            !is_valid_leaf(&first.leaf, &[&first.ca.certificate], &elsewhere, now()),
+            "the leaf is not valid for another system namespace"
         );
     }
 }
