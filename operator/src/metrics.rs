@@ -1,4 +1,4 @@
-//! The operator's metrics. Every name and label stands here.
+//! The operator's metrics: all names, labels and help texts.
 
 use std::sync::atomic::{AtomicI64, AtomicU64};
 
@@ -9,7 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-/// All of them. Cloning shares them.
+/// All metrics. Clones share them.
 #[derive(Clone)]
 #[expect(missing_docs, reason = "the texts are in `register`")]
 pub struct Metrics {
@@ -30,14 +30,14 @@ pub struct Metrics {
 /// Label `kind`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct KindLabel {
-    /// A kind, in lower case and the plural.
+    /// A kind, plural and in lower case.
     pub kind: String,
 }
 
 /// Label `outcome`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct OutcomeLabel {
-    /// `written`, or why not.
+    /// `written`, or the reason of the failure.
     pub outcome: &'static str,
 }
 
@@ -46,14 +46,14 @@ pub struct OutcomeLabel {
 pub struct WriteLabel {
     /// `export`, `inbound` or `index`.
     pub document: &'static str,
-    /// `written`, or why not.
+    /// `written`, or the reason of the failure.
     pub outcome: &'static str,
 }
 
 // === impl Metrics ===
 
 impl Metrics {
-    /// Makes and registers them.
+    /// Creates and registers all metrics.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self {
             objects: Family::default(),
@@ -70,40 +70,36 @@ impl Metrics {
             webhook_certificate_expiry: Gauge::default(),
         };
         let registry = registry.sub_registry_with_prefix("weft_operator");
-        registry.register("objects", "Objects known, by kind", metrics.objects.clone());
-        registry.register("dirty_scopes", "Namespaces that wait to be compiled or written", metrics.dirty.clone());
+        registry.register("objects", "Watched objects, by kind", metrics.objects.clone());
+        registry.register("dirty_scopes", "Namespaces waiting to be compiled or written", metrics.dirty.clone());
         registry.register("compile_duration_seconds", "Time to compile one namespace", metrics.compile_seconds.clone());
         registry.register("document_writes", "Writes of documents, by document and outcome", metrics.writes.clone());
-        registry.register(
-            "documents_unchanged",
-            "Documents compiled and found as they should be",
-            metrics.unchanged.clone(),
-        );
+        registry.register("documents_unchanged", "Compiled documents that needed no write", metrics.unchanged.clone());
         registry.register(
             "document_repairs",
-            "Documents that somebody edited, damaged or deleted, written again",
+            "Documents written again because they were edited, damaged or deleted",
             metrics.repairs.clone(),
         );
-        registry.register("status_writes", "Writes of conditions, by outcome", metrics.status_writes.clone());
-        registry.register("leader", "1 while this process writes", metrics.leader.clone());
+        registry.register("status_writes", "Writes of object statuses, by outcome", metrics.status_writes.clone());
+        registry.register("leader", "1 while this process is the leader", metrics.leader.clone());
         registry.register(
             "watch_restarts",
-            "Watches that failed and were started again, by kind",
+            "Watches restarted after a failure, by kind",
             metrics.watch_restarts.clone(),
         );
         registry.register(
             "last_sync_timestamp_seconds",
-            "When all documents were last as they should be",
+            "Time when all documents were last up to date",
             metrics.last_sync.clone(),
         );
         registry.register(
             "document_bytes_max",
-            "Size of the largest document as stored, by document",
+            "Size of the largest stored document in bytes, by document",
             metrics.document_bytes_max.clone(),
         );
         registry.register(
             "webhook_certificate_expiry_timestamp_seconds",
-            "When the webhook's certificate ends",
+            "Expiry time of the webhook's certificate",
             metrics.webhook_certificate_expiry.clone(),
         );
         metrics
