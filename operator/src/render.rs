@@ -1,4 +1,5 @@
-//! From a body to what is written: generations, size, the objects around it. Pure; the time is a parameter.
+//! From a document's body to its ConfigMap: generations, size check, and the RBAC objects around it. Pure; the time
+//! is a parameter.
 
 use std::collections::BTreeMap;
 
@@ -26,29 +27,29 @@ pub enum Body {
 pub struct Published {
     /// Its body.
     pub body: Body,
-    /// What its header says of it.
+    /// Its header.
     pub written: Written,
-    /// All of it.
+    /// The encoded header and body.
     pub envelope: Envelope,
 }
 
-/// What is to be done about a document.
+/// The action for a document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Plan {
-    /// It is as it should be.
+    /// It is up to date.
     Keep,
-    /// It is to be written.
+    /// Write it.
     Write {
-        /// In full.
+        /// The document to write.
         next: Box<Published>,
-        /// What was wanted did not change: somebody edited, damaged or deleted it.
+        /// The desired document did not change: the one in the cluster was edited, damaged or deleted.
         repair: bool,
     },
-    /// It does not fit. The last good stays.
+    /// It is too large; the last good one stays.
     TooLarge {
         /// Size, in bytes.
         bytes: usize,
-        /// What fits.
+        /// Maximum size, in bytes.
         limit: usize,
     },
 }
@@ -65,7 +66,7 @@ impl Body {
         }
     }
 
-    /// Whether users asked for the same: everything but what pods are and do.
+    /// Whether the users' configuration is the same: everything but endpoints, zones and pod labels.
     fn same_intent(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Export(a), Self::Export(b)) => without_endpoints(a.clone()) == without_endpoints(b.clone()),
@@ -108,7 +109,7 @@ fn without_pods(mut inbound: Inbound) -> Inbound {
 // === impl Published ===
 
 impl Published {
-    /// Takes up a document that an earlier process wrote, if it is intact.
+    /// Adopts a document that an earlier process wrote, if it is intact.
     pub fn adopt(kind: DocumentKind, namespace: &str, document: &Document) -> Option<Self> {
         let (header, body) = match kind {
             DocumentKind::Export => document.export().map(|(header, body)| (header, Body::Export(body))),
@@ -123,14 +124,14 @@ impl Published {
             requires: header.requires,
             epoch: header.epoch,
         };
-        // Only what this version would have written: no key beside, no other way to hold the body.
+        // Only if this version would have written exactly the same: no other keys, no other encoding.
         let envelope = body.envelope(written.clone());
         (written.namespace == namespace && envelope == document.envelope).then_some(Self { body, written, envelope })
     }
 }
 
-/// Decides about a document. `published` is what was last written or adopted, `found` what stands in the cluster, `requires`
-/// the generations to wait for, `epoch` the writer's, `now_ms` the time since 1970.
+/// The action for a document. `published` is the one last written or adopted, `found` the one in the cluster,
+/// `requires` the generations of other exports to wait for, `epoch` the writer's, `now_ms` the time since 1970.
 pub fn plan(
     namespace: &str,
     body: Body,
@@ -141,8 +142,8 @@ pub fn plan(
     now_ms: u64,
 ) -> Plan {
     let unchanged = published.is_some_and(|published| {
-        // Generations of other namespaces move with their pods. What counts is which ones this document waits for: what it
-        // names in them was there at the generation that it says.
+        // Generations of other namespaces change with their pods and cause no write. Only the set of required
+        // namespaces counts: the references existed at the generation that the header has.
         published.body == body && published.written.requires.keys().eq(requires.keys())
     });
     let intact = published.is_some_and(|published| {
@@ -158,14 +159,14 @@ pub fn plan(
     let header = found.and_then(Document::header);
     let previous =
         |of: fn(&Written) -> u64, stored: Option<u64>| published.map_or(0, |p| of(&p.written)).max(stored.unwrap_or(0));
-    // A header that somebody edited may say anything; beyond a century ahead of the clock it is not followed.
-    let believed = |generation: u64| if generation < now_ms.saturating_add(CENTURY_MS) { generation } else { 0 };
-    let generation = believed(previous(|w| w.generation, header.as_ref().map(|h| h.generation)));
+    // An edited header may have any generation; one more than a century ahead of the clock is ignored.
+    let plausible = |generation: u64| if generation < now_ms.saturating_add(CENTURY_MS) { generation } else { 0 };
+    let generation = plausible(previous(|w| w.generation, header.as_ref().map(|h| h.generation)));
     let generation = now_ms.max(generation.saturating_add(1));
     let config_generation = match published {
         Some(published) if published.body.same_intent(&body) => published.written.config_generation,
         _ => {
-            let previous = believed(previous(|w| w.config_generation, header.as_ref().map(|h| h.config_generation)));
+            let previous = plausible(previous(|w| w.config_generation, header.as_ref().map(|h| h.config_generation)));
             now_ms.max(previous.saturating_add(1))
         }
     };
@@ -180,7 +181,7 @@ pub fn plan(
 
 const CENTURY_MS: u64 = 100 * 365 * 24 * 60 * 60 * 1000;
 
-/// The ConfigMap of a document. `version` is the one that it replaces.
+/// The ConfigMap of a document. `version` is the resourceVersion that it replaces.
 pub fn config_map(kind: DocumentKind, namespace: &str, envelope: &Envelope, version: Option<&str>) -> ConfigMap {
     let Envelope { data, binary } = envelope.clone();
     ConfigMap {
@@ -194,7 +195,7 @@ pub fn config_map(kind: DocumentKind, namespace: &str, envelope: &Envelope, vers
     }
 }
 
-/// Lets the pods of a namespace read its private document, and no other.
+/// The Role to read a namespace's private document, and no other.
 pub fn role(namespace: &str) -> Role {
     let name = bootstrap::inbound_name(namespace);
     Role {
@@ -209,7 +210,7 @@ pub fn role(namespace: &str) -> Role {
     }
 }
 
-/// Gives the Role of a namespace to its service accounts.
+/// Binds the Role of a namespace to its service accounts.
 pub fn role_binding(namespace: &str) -> RoleBinding {
     const RBAC: &str = "rbac.authorization.k8s.io";
     let name = bootstrap::inbound_name(namespace);

@@ -33,7 +33,7 @@ fn first() -> Published {
 }
 
 #[test]
-fn what_is_as_it_should_be_is_kept() {
+fn unchanged_document_is_not_written() {
     let first = first();
     assert_eq!((first.written.generation, first.written.config_generation, first.written.epoch), (NOW, NOW, 3));
     let again = plan("shop", export("web", 1), BTreeMap::new(), Some(&first), Some(&found(&first)), 4, NOW + 9);
@@ -43,7 +43,7 @@ fn what_is_as_it_should_be_is_kept() {
 }
 
 #[test]
-fn the_configuration_is_the_same_while_only_endpoints_move() {
+fn config_generation_is_kept_when_only_endpoints_change() {
     let first = first();
     let (second, repair) =
         write(plan("shop", export("web", 2), BTreeMap::new(), Some(&first), Some(&found(&first)), 3, NOW + 9));
@@ -54,7 +54,7 @@ fn the_configuration_is_the_same_while_only_endpoints_move() {
 }
 
 #[test]
-fn the_configuration_is_the_same_while_only_labels_of_pods_change() {
+fn config_generation_is_kept_when_only_pod_labels_change() {
     let inbound = |role: &str, dependency: &str| {
         let labels = BTreeMap::from([("role".to_owned(), role.to_owned())]);
         let relabelled = BTreeMap::from([("u-1".to_owned(), labels)]);
@@ -79,11 +79,15 @@ fn generations_grow_when_the_clock_goes_back() {
     damaged.envelope.data.remove("body");
     assert_eq!(Published::adopt(DocumentKind::Export, "shop", &damaged), None);
     let (repaired, _) = write(plan("shop", export("web", 1), BTreeMap::new(), None, Some(&damaged), 3, NOW - 60_000));
-    assert_eq!(repaired.written.generation, NOW + 1, "a header survives its body");
+    assert_eq!(
+        repaired.written.generation,
+        NOW + 1,
+        "the generation comes from the header even if the body is damaged"
+    );
 }
 
 #[test]
-fn an_absurd_generation_is_not_followed() {
+fn generation_far_in_the_future_is_ignored() {
     let far = Published {
         written: Written { generation: u64::MAX, config_generation: u64::MAX, ..first().written },
         ..first()
@@ -94,7 +98,7 @@ fn an_absurd_generation_is_not_followed() {
 }
 
 #[test]
-fn damage_of_every_kind_is_repaired_with_a_larger_generation() {
+fn damaged_document_is_repaired_with_a_larger_generation() {
     type Edit = fn(&mut Document);
     let first = first();
     let edits: [(&str, Edit); 6] = [
@@ -122,7 +126,7 @@ fn damage_of_every_kind_is_repaired_with_a_larger_generation() {
 }
 
 #[test]
-fn what_is_waited_for_is_set_when_something_is_written() {
+fn required_generations_are_updated_only_with_a_write() {
     let requires = |generation| BTreeMap::from([("bank".to_owned(), generation)]);
     let first = write(plan("shop", export("web", 1), requires(7), None, None, 3, NOW)).0;
     let moved = plan("shop", export("web", 1), requires(8), Some(&first), Some(&found(&first)), 3, NOW + 1);
@@ -132,7 +136,7 @@ fn what_is_waited_for_is_set_when_something_is_written() {
 }
 
 #[test]
-fn what_does_not_fit_is_not_written() {
+fn document_above_the_size_limit_is_not_written() {
     // Names that do not compress.
     let name = |n: u64| format!("{:x}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17) ^ n);
     let services = |count| {
