@@ -1,4 +1,4 @@
-//! Puts the parts together: what is started, and in which order it ends.
+//! Starts the parts of the operator and shuts them down in order.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,18 +18,18 @@ use crate::metrics::Metrics;
 use crate::reconcile::Reconciler;
 use crate::{lease, watch, webhook};
 
-/// How long the API server may take to accept a connection, and to take what we send.
+/// Timeouts of connecting and of sending to the API server.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 const SEND_MAX: Duration = Duration::from_secs(15);
 
-/// What the operator is told.
+/// Settings of the operator.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Namespace of the Lease and of the webhook's certificate.
+    /// Namespace of the leader election Lease and of the webhook's certificate.
     pub system_namespace: String,
-    /// Name of this process in the Lease: the pod's.
+    /// Name of this process in the Lease; in a pod, the pod's name.
     pub name: String,
-    /// Where `/livez`, `/readyz` and `/metrics` are served.
+    /// Listen address of `/livez`, `/readyz` and `/metrics`.
     pub admin: SocketAddr,
 }
 
@@ -37,17 +37,18 @@ pub struct Settings {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no kubeconfig and no service account.
-    #[error("no cluster is configured")]
+    #[error("no kubeconfig and no in-cluster configuration found")]
     Config(#[source] kube::config::InferConfigError),
-    /// The configuration is not usable.
-    #[error("the cluster's configuration cannot be used")]
+    /// The configuration cannot be used.
+    #[error("invalid cluster configuration")]
     Client(#[source] kube::Error),
-    /// The admin address is not free.
-    #[error("the admin address {0} cannot be bound")]
+    /// The admin address cannot be bound.
+    #[error("cannot bind the admin address {0}")]
     Admin(SocketAddr, #[source] std::io::Error),
 }
 
-/// Runs until `stop`, then ends in order: first the writer, then the lease, so that nobody writes without it.
+/// Runs until `stop`, then shuts down in order: the writer first, then the lease, so that no write happens without
+/// it.
 pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Error> {
     let Settings { system_namespace, name, admin } = settings;
     let mut config = kube::Config::infer().await.map_err(Error::Config)?;
@@ -66,7 +67,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
     let tasks = TaskTracker::new();
     let events = watch::start(&client, &metrics, &stop, &tasks);
 
-    // Each process is another holder, also when the pod's container starts again: its writes have an epoch of their own.
+    // Each process start is a holder of its own, also when the pod's container restarts: its writes get a new epoch.
     let identity = format!("{name}_{:x}", unix_nanos());
     let leases: Api<Lease> = Api::namespaced(client.clone(), &system_namespace);
     let (state, lease) = channel::channel(lease::State::default());
@@ -94,7 +95,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
     tasks.close();
     tasks.wait().await;
     holding.cancel();
-    // A failed release is logged where it failed, and the lease runs out by itself.
+    // A failed release is already logged, and the lease expires by itself.
     let _ = holder.await;
     serving.cancel();
     let _ = server.await;

@@ -1,7 +1,8 @@
-//! Writes. Each has a deadline and says in one word how it went; none decides anything.
+//! Writes to the API server. Each has a timeout and an outcome for metrics; this module makes no decisions.
 //!
-//! Documents are replaced with the resourceVersion that was decided on, so that of two writers the later one fails.
-//! Conditions are applied server-side under a field manager of our own, so that fields of others stay theirs.
+//! Documents are replaced with the resourceVersion that the decision was based on, so that of two concurrent writers
+//! one fails. Conditions use server-side apply with a field manager of their own, so that the fields of other
+//! managers are kept.
 
 use std::time::Duration;
 
@@ -20,35 +21,35 @@ use crate::compile::{Kind, ObjectId};
 use crate::render;
 use crate::world::{Access, AccessKind, Document, DocumentKind, documents_namespace};
 
-/// One call to the API server. Beyond that it is tried again later.
+/// Timeout of one call to the API server; then it is retried later.
 const CALL_MAX: Duration = Duration::from_secs(5);
 
 /// Why a write failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// What was decided on is not there any more: look again.
-    #[error("it changed meanwhile")]
+    /// The object changed since it was read: read it again.
+    #[error("it changed since it was read")]
     Conflict,
-    /// What it was about is gone.
-    #[error("it is gone")]
-    Gone,
-    /// No answer in time.
-    #[error("the API server did not answer within {} s", CALL_MAX.as_secs())]
-    Late,
-    /// Another answer.
-    #[error("the API server refused: {0}")]
+    /// The object does not exist (any more).
+    #[error("it does not exist any more")]
+    NotFound,
+    /// No response in time.
+    #[error("the API server did not respond within {} s", CALL_MAX.as_secs())]
+    Timeout,
+    /// Any other error.
+    #[error("the API server returned an error: {0}")]
     Refused(String),
 }
 
 // === impl Error ===
 
 impl Error {
-    /// As a word for metrics.
+    /// Value of the metric label `outcome`.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Conflict => "conflict",
-            Self::Gone => "gone",
-            Self::Late => "late",
+            Self::NotFound => "gone",
+            Self::Timeout => "late",
             Self::Refused(_) => "refused",
         }
     }
@@ -58,14 +59,14 @@ impl From<kube::Error> for Error {
     fn from(error: kube::Error) -> Self {
         match error {
             kube::Error::Api(status) if status.is_conflict() || status.is_already_exists() => Self::Conflict,
-            kube::Error::Api(status) if status.is_not_found() => Self::Gone,
+            kube::Error::Api(status) if status.is_not_found() => Self::NotFound,
             kube::Error::Api(status) => Self::Refused(status.message),
             error => Self::Refused(error.to_string()),
         }
     }
 }
 
-/// Writes a document in place of the one found.
+/// Creates a document, or replaces the one found.
 pub async fn document(
     client: &Client,
     kind: DocumentKind,
@@ -80,16 +81,16 @@ pub async fn document(
     let written = match found {
         Some(found) if !found.immutable => call(api.replace(&name, &parameters, &object)).await,
         Some(found) => {
-            // What cannot be replaced can only be made anew.
-            call(api.delete(&name, &exactly(&found.version))).await?;
+            // An immutable ConfigMap must be deleted and created again.
+            call(api.delete(&name, &if_version(&found.version))).await?;
             let object = render::config_map(kind, namespace, envelope, None);
             call(api.create(&parameters, &object)).await
         }
         None => call(api.create(&parameters, &object)).await,
     };
     match written {
-        // It was there when we looked: look again.
-        Err(Error::Gone) if found.is_some() => Err(Error::Conflict),
+        // It was deleted since it was read: read it again.
+        Err(Error::NotFound) if found.is_some() => Err(Error::Conflict),
         written => Ok(written?.into()),
     }
 }
@@ -106,18 +107,18 @@ pub async fn delete_document(
     namespace: &str,
     found: &Document,
 ) -> Result<(), Error> {
-    match call(documents(client, kind).delete(&kind.name(namespace), &exactly(&found.version))).await {
-        Ok(_) | Err(Error::Gone) => Ok(()),
+    match call(documents(client, kind).delete(&kind.name(namespace), &if_version(&found.version))).await {
+        Ok(_) | Err(Error::NotFound) => Ok(()),
         Err(error) => Err(error),
     }
 }
 
-/// Makes who may read a namespace's private document as it should be.
+/// Creates or replaces the Role or RoleBinding for a namespace's private document.
 pub async fn access(client: &Client, kind: AccessKind, namespace: &str, found: bool) -> Result<Access, Error> {
     match kind {
         AccessKind::Role => Ok(put::<Role>(client, render::role(namespace), found).await?.into()),
         AccessKind::Binding => {
-            // The Role that a binding gives cannot be changed, so a wrong binding is made anew.
+            // The roleRef of a binding is immutable, so a wrong binding is deleted and created again.
             if found {
                 delete_access(client, AccessKind::Binding, namespace).await?;
             }
@@ -126,7 +127,7 @@ pub async fn access(client: &Client, kind: AccessKind, namespace: &str, found: b
     }
 }
 
-/// Takes away who may read a namespace's private document.
+/// Deletes the Role or RoleBinding for a namespace's private document.
 pub async fn delete_access(client: &Client, kind: AccessKind, namespace: &str) -> Result<(), Error> {
     let name = bootstrap::inbound_name(namespace);
     let parameters = DeleteParams::default();
@@ -135,12 +136,12 @@ pub async fn delete_access(client: &Client, kind: AccessKind, namespace: &str) -
         AccessKind::Binding => call(inbound::<RoleBinding>(client).delete(&name, &parameters)).await.map(|_| ()),
     };
     match deleted {
-        Err(Error::Gone) => Ok(()),
+        Err(Error::NotFound) => Ok(()),
         deleted => deleted,
     }
 }
 
-/// Writes the conditions of an object, and says its new resourceVersion.
+/// Writes the status of an object, and returns its new resourceVersion.
 pub async fn status(client: &Client, id: &ObjectId, uid: &str, status: &Status) -> Result<Option<String>, Error> {
     let resource = match id.kind {
         Kind::Route => ApiResource::erase::<MeshRoute>(&()),
@@ -150,12 +151,12 @@ pub async fn status(client: &Client, id: &ObjectId, uid: &str, status: &Status) 
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &id.key.namespace, &resource);
     let object = json!({
         "apiVersion": Kind::api_version(),
-        "kind": id.kind.word(),
-        // Not another object of the same name.
+        "kind": id.kind.as_str(),
+        // The uid prevents a write to a new object of the same name.
         "metadata": { "name": id.key.name, "namespace": id.key.namespace, "uid": uid },
         "status": status,
     });
-    // By force: whoever wrote our conditions by hand loses.
+    // With force: conditions that another manager took over are taken back.
     let parameters = PatchParams::apply(names::OPERATOR_MANAGER).force();
     let written = call(api.patch_status(&id.key.name, &parameters, &Patch::Apply(&object))).await?;
     Ok(written.metadata.resource_version)
@@ -186,7 +187,7 @@ fn inbound<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(client
     Api::namespaced(client.clone(), bootstrap::INBOUND_NAMESPACE)
 }
 
-fn exactly(version: &str) -> DeleteParams {
+fn if_version(version: &str) -> DeleteParams {
     let preconditions = Preconditions { resource_version: Some(version.to_owned()), uid: None };
     DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() }
 }
@@ -194,6 +195,6 @@ fn exactly(version: &str) -> DeleteParams {
 async fn call<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
     match tokio::time::timeout(CALL_MAX, request).await {
         Ok(answer) => answer.map_err(Error::from),
-        Err(_) => Err(Error::Late),
+        Err(_) => Err(Error::Timeout),
     }
 }

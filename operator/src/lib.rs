@@ -1,16 +1,17 @@
-//! The operator: compiles what users wrote and what the cluster is into what proxies read.
+//! The operator: compiles MeshRoutes, MeshClusters, MeshPolicies, Services, EndpointSlices and pods to the documents
+//! that proxies read.
 //!
 //! ```text
 //! watch ──events──> reconcile ──> World ──> compile ──> render ──> apply   (weft-config/x.<ns>, weft-inbound/i.<ns>)
-//!                       │                      └─ diagnostics ─> status ──> apply   (conditions on the users' objects)
-//!                       └── lease: one process writes, the others keep their World warm
+//!                       │                      └─ diagnostics ─> status ──> apply   (conditions of the users' objects)
+//!                       └── lease: the leader writes, the standbys keep their World up to date
 //! ```
 //!
-//! The unit of work is a namespace (a *scope*), because its two documents are what is written; which objects made it
-//! dirty does not matter. Watches only send events; one loop owns the [`world::World`] and everything that follows.
+//! The unit of work is a namespace (a *scope*), since one scope has two documents; any change to an object of the
+//! namespace marks the scope dirty. Watches only send events; one loop owns the [`world::World`] and all later steps.
 //! [`world`], [`compile`], [`render`] and [`status`] are pure: no client, no clock, no randomness.
 //!
-//! Beside that loop runs [`webhook`], which keeps the injector's certificate and the webhook's `caBundle` in order.
+//! Beside that loop, [`webhook`] maintains the injector's certificate and the webhook's `caBundle`.
 
 pub mod app;
 pub mod apply;

@@ -1,7 +1,8 @@
-//! From what `compile` said and what was written to the conditions of an object. Pure; the time is a parameter.
+//! Computes an object's conditions from its diagnostics and the delivery of its documents. Pure; the time is a
+//! parameter.
 //!
-//! A condition keeps its `lastTransitionTime` as long as its status does, and an object whose conditions would not change
-//! is not written at all.
+//! A condition keeps its `lastTransitionTime` while its status is unchanged. If no condition changes, nothing is
+//! written.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
@@ -10,28 +11,28 @@ use weft_crds::{Condition, Status};
 
 use crate::compile::{Diagnostic, Severity};
 
-/// Longest message of a condition, in bytes; what is beyond is counted instead. Kubernetes allows 32768, people less.
+/// Maximum length of a condition's message, in bytes; further messages are only counted. Kubernetes allows 32768.
 const MESSAGE_BYTES_MAX: usize = 1024;
 
-/// How far the documents that an object went into have come.
+/// Whether the documents that contain an object have been written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// They are written.
+    /// Written, with where.
     Written(String),
-    /// They are not, and why.
+    /// Not yet written, with the reason.
     Pending(String),
-    /// They do not fit, and by how much.
+    /// Larger than allowed, with the sizes.
     TooLarge(String),
 }
 
-struct Wanted {
+struct Desired {
     kind: ConditionType,
     status: &'static str,
     reason: Reason,
     message: String,
 }
 
-/// The status that an object should have, or `None` if it has it.
+/// The status to write, or `None` if the present one is up to date.
 pub fn next(
     previous: &Status,
     generation: i64,
@@ -43,24 +44,24 @@ pub fn next(
     let resolved = resolved(diagnostics);
     let programmed = programmed(&accepted, delivery);
     let ready = ready([&accepted, &resolved, &programmed]);
-    let conditions =
-        [accepted, resolved, programmed, ready].map(|wanted| condition(wanted, &previous.conditions, generation, now));
-    // Conditions of others, and the order that the API server keeps them in, are not ours to judge.
-    let held = |wanted: &Condition| previous.conditions.contains(wanted);
-    let same = previous.observed_generation == Some(generation) && conditions.iter().all(held);
+    let conditions = [accepted, resolved, programmed, ready]
+        .map(|desired| condition(desired, &previous.conditions, generation, now));
+    // Ignores conditions of other controllers, and the order in which the API server returns them.
+    let is_current = |desired: &Condition| previous.conditions.contains(desired);
+    let same = previous.observed_generation == Some(generation) && conditions.iter().all(is_current);
     (!same).then(|| Status { observed_generation: Some(generation), conditions: conditions.into() })
 }
 
-fn accepted(diagnostics: &[Diagnostic]) -> Wanted {
+fn accepted(diagnostics: &[Diagnostic]) -> Desired {
     let kind = ConditionType::Accepted;
-    if let Some((reason, message)) = said(diagnostics, Severity::Refused) {
-        return Wanted { kind, status: "False", reason, message };
+    if let Some((reason, message)) = summarize(diagnostics, Severity::Refused) {
+        return Desired { kind, status: "False", reason, message };
     }
-    if let Some((reason, message)) = said(diagnostics, Severity::Partial) {
-        return Wanted { kind, status: "True", reason, message: format!("in force but for this: {message}") };
+    if let Some((reason, message)) = summarize(diagnostics, Severity::Partial) {
+        return Desired { kind, status: "True", reason, message: format!("accepted, except: {message}") };
     }
-    let message = said(diagnostics, Severity::Note).map(|(_, message)| message);
-    Wanted {
+    let message = summarize(diagnostics, Severity::Note).map(|(_, message)| message);
+    Desired {
         kind,
         status: "True",
         reason: Reason::Accepted,
@@ -68,45 +69,45 @@ fn accepted(diagnostics: &[Diagnostic]) -> Wanted {
     }
 }
 
-fn resolved(diagnostics: &[Diagnostic]) -> Wanted {
+fn resolved(diagnostics: &[Diagnostic]) -> Desired {
     let kind = ConditionType::ResolvedRefs;
     if diagnostics.iter().any(|diagnostic| diagnostic.reason == Reason::Invalid) {
-        return Wanted {
+        return Desired {
             kind,
             status: "Unknown",
             reason: Reason::Invalid,
-            message: "the object cannot be read".into(),
+            message: "the object cannot be parsed".into(),
         };
     }
-    match said(diagnostics, Severity::Unresolved) {
-        Some((reason, message)) => Wanted { kind, status: "False", reason, message },
-        None => Wanted {
+    match summarize(diagnostics, Severity::Unresolved) {
+        Some((reason, message)) => Desired { kind, status: "False", reason, message },
+        None => Desired {
             kind,
             status: "True",
             reason: Reason::ResolvedRefs,
-            message: "all that the object names exists".into(),
+            message: "all references are resolved".into(),
         },
     }
 }
 
-fn programmed(accepted: &Wanted, delivery: &Delivery) -> Wanted {
+fn programmed(accepted: &Desired, delivery: &Delivery) -> Desired {
     let kind = ConditionType::Programmed;
     if accepted.status != "True" {
         let message = "the object is not accepted".into();
-        return Wanted { kind, status: "False", reason: Reason::Invalid, message };
+        return Desired { kind, status: "False", reason: Reason::Invalid, message };
     }
     let (status, reason, message) = match delivery {
         Delivery::Written(message) => ("True", Reason::Programmed, message),
         Delivery::Pending(message) => ("False", Reason::Pending, message),
         Delivery::TooLarge(message) => ("False", Reason::TooLarge, message),
     };
-    Wanted { kind, status, reason, message: message.clone() }
+    Desired { kind, status, reason, message: message.clone() }
 }
 
-fn ready(conditions: [&Wanted; 3]) -> Wanted {
+fn ready(conditions: [&Desired; 3]) -> Desired {
     let kind = ConditionType::Ready;
-    match conditions.into_iter().find(|wanted| wanted.status != "True") {
-        Some(first) => Wanted {
+    match conditions.into_iter().find(|desired| desired.status != "True") {
+        Some(first) => Desired {
             kind,
             status: "False",
             reason: Reason::NotReady,
@@ -116,18 +117,18 @@ fn ready(conditions: [&Wanted; 3]) -> Wanted {
             let [accepted, ..] = conditions;
             let message =
                 if accepted.reason == Reason::PartiallyInvalid { accepted.message.clone() } else { String::new() };
-            Wanted { kind, status: "True", reason: Reason::Ready, message }
+            Desired { kind, status: "True", reason: Reason::Ready, message }
         }
     }
 }
 
-fn condition(wanted: Wanted, previous: &[Condition], generation: i64, now: Timestamp) -> Condition {
-    let Wanted { kind, status, reason, message } = wanted;
+fn condition(desired: Desired, previous: &[Condition], generation: i64, now: Timestamp) -> Condition {
+    let Desired { kind, status, reason, message } = desired;
     let kind = kind.to_string();
     let since = previous
         .iter()
         .find(|condition| condition.type_ == kind && condition.status == status)
-        // Kubernetes keeps whole seconds.
+        // Kubernetes stores whole seconds.
         .map_or_else(
             || Time(Timestamp::from_second(now.as_second()).unwrap_or(now)),
             |condition| condition.last_transition_time.clone(),
@@ -142,27 +143,27 @@ fn condition(wanted: Wanted, previous: &[Condition], generation: i64, now: Times
     }
 }
 
-/// The first reason of a severity, and all messages.
-fn said(diagnostics: &[Diagnostic], severity: Severity) -> Option<(Reason, String)> {
+/// The first reason of a severity, and all messages joined.
+fn summarize(diagnostics: &[Diagnostic], severity: Severity) -> Option<(Reason, String)> {
     let mut all = diagnostics.iter().filter(|diagnostic| diagnostic.severity == severity);
     let Diagnostic { reason, message, .. } = all.next()?;
-    let mut text = shortened(message);
-    let mut unsaid = 0;
+    let mut text = truncated(message);
+    let mut omitted = 0;
     for Diagnostic { message, .. } in all {
         if text.len() + message.len() < MESSAGE_BYTES_MAX {
             text.push_str("; ");
             text.push_str(message);
         } else {
-            unsaid += 1;
+            omitted += 1;
         }
     }
-    if unsaid > 0 {
-        text.push_str(&format!("; and {unsaid} more"));
+    if omitted > 0 {
+        text.push_str(&format!("; and {omitted} more"));
     }
     Some((*reason, text))
 }
 
-fn shortened(message: &str) -> String {
+fn truncated(message: &str) -> String {
     if message.len() <= MESSAGE_BYTES_MAX {
         return message.to_owned();
     }
@@ -191,11 +192,12 @@ mod tests {
     }
 
     #[test]
-    fn times_move_only_with_the_status() {
-        let first = next(&Status::default(), 1, &[], &Delivery::Pending("on its way".into()), at(EARLIER)).unwrap();
+    fn transition_time_changes_only_with_the_status() {
+        let first =
+            next(&Status::default(), 1, &[], &Delivery::Pending("not written yet".into()), at(EARLIER)).unwrap();
         assert_eq!(find(&first, "Programmed").status, "False");
         assert_eq!(find(&first, "Ready").status, "False");
-        assert_eq!(next(&first, 1, &[], &Delivery::Pending("on its way".into()), at(LATER)), None, "nothing to say");
+        assert_eq!(next(&first, 1, &[], &Delivery::Pending("not written yet".into()), at(LATER)), None, "no change");
 
         let second = next(&first, 1, &[], &written(), at(LATER)).unwrap();
         assert_eq!(find(&second, "Accepted").last_transition_time.0.as_second(), EARLIER);
@@ -209,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_accepted_is_not_programmed() {
+    fn rejected_object_is_not_programmed() {
         let refused = [Diagnostic::refused(Reason::TargetNotFound, "Service a/b does not exist")];
         let status = next(&Status::default(), 1, &refused, &written(), at(EARLIER)).unwrap();
         assert_eq!(
@@ -231,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn long_messages_are_counted_not_kept() {
+    fn messages_beyond_the_limit_are_counted() {
         let many: Vec<Diagnostic> =
             (0..100).map(|n| Diagnostic::partial(format!("{n}: {}", "x".repeat(100)))).collect();
         let status = next(&Status::default(), 1, &many, &written(), at(EARLIER)).unwrap();

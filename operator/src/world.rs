@@ -1,7 +1,8 @@
-//! Everything the operator knows: typed maps of what is watched, trimmed to what `compile` and `status` read.
+//! The state of the cluster as the operator knows it: typed maps of all watched objects, trimmed to the fields that
+//! `compile` and `status` read.
 //!
-//! Events enter by [`World::observe`], which says which namespaces they touched. Pure: no client, no clock. A relist
-//! arrives as one [`Change::Reset`], so the World never shows half of a list.
+//! [`World::observe`] applies an event and returns which namespaces it affected. Pure: no client, no clock. A relist
+//! arrives as one [`Change::Reset`], so the World never holds part of a list.
 
 pub mod objects;
 
@@ -25,27 +26,27 @@ pub type Policy = User<MeshPolicySpec>;
 /// Namespace and name of an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
-    /// Empty for objects without a namespace.
+    /// Empty for cluster-scoped objects.
     pub namespace: String,
     /// Name.
     pub name: String,
 }
 
-/// What happened to objects of one kind.
+/// A change to objects of one kind.
 #[derive(Clone, Debug)]
 pub enum Change<K> {
-    /// It is there, as given.
+    /// Added or modified.
     Apply(K),
-    /// It is not there any more.
+    /// Deleted.
     Delete(Key),
-    /// These are there and no others.
+    /// The complete list: all other objects of the kind are gone.
     Reset(Vec<K>),
 }
 
-/// What happened.
+/// A change, by kind.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "one variant for each kind")]
-#[expect(clippy::large_enum_variant, reason = "an event is moved a few times and kept nowhere")]
+#[expect(clippy::large_enum_variant, reason = "an event is moved a few times and stored nowhere")]
 pub enum Event {
     Namespace(Change<NamespaceMeta>),
     Service(Change<Service>),
@@ -60,30 +61,30 @@ pub enum Event {
     Access(AccessKind, Change<Access>),
 }
 
-/// Namespaces that an event touched.
+/// The effect of an event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Touched {
-    /// To be compiled again.
+    /// Namespaces to recompile.
     pub scopes: BTreeSet<String>,
-    /// Something went away that proxies should stop using at once, or a pod may have come under a policy.
+    /// Write without further coalescing: proxies must stop using an endpoint, or a policy may apply to another pod.
     pub urgent: bool,
 }
 
-/// All that is known.
+/// All known objects.
 #[derive(Clone, Debug, Default)]
 pub struct World {
     namespaces: BTreeMap<String, Namespace>,
-    /// Zones of nodes that are in one, by the node's name.
+    /// Zones by node name; nodes without a zone are absent.
     zones: BTreeMap<String, String>,
     documents: BTreeMap<(DocumentKind, String), Document>,
     access: BTreeMap<(AccessKind, String), Access>,
 }
 
-/// What is known of one namespace, by name.
+/// The objects of one namespace, by name.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[expect(missing_docs, reason = "one map for each kind")]
 pub struct Namespace {
-    /// The Namespace itself; absent if it does not exist (any more).
+    /// The Namespace object; `None` if it does not exist (any more).
     pub meta: Option<NamespaceMeta>,
     pub services: BTreeMap<String, Service>,
     pub pods: BTreeMap<String, Pod>,
@@ -94,19 +95,21 @@ pub struct Namespace {
     pub policies: BTreeMap<String, Policy>,
 }
 
-/// A kind that the World keeps by namespace and name.
-trait Kept: PartialEq + Sized {
+/// A kind that the World stores by namespace and name.
+trait Stored: PartialEq + Sized {
     fn key(&self) -> &Key;
     fn map(namespace: &mut Namespace) -> &mut BTreeMap<String, Self>;
-    /// Grows with each change; 0 where we never write ourselves and so cannot know better than the watch.
+    /// The resourceVersion as a number, to ignore watch events older than our own writes; 0 for kinds that the
+    /// operator does not write.
     fn revision(&self) -> u64 {
         0
     }
-    /// Whether a change from `self` takes something away that proxies may be using, or may put a pod under a policy.
-    fn removes(&self, _next: Option<&Self>) -> bool {
+    /// Whether the change from `self` to `next` (`None`: deleted) removes an endpoint that proxies may be using, or
+    /// may make a policy apply to a pod.
+    fn is_urgent(&self, _next: Option<&Self>) -> bool {
         false
     }
-    /// Whether the change has no effect on anything that is compiled.
+    /// Whether `next` compiles to the same as `self`.
     fn same(&self, next: &Self) -> bool {
         self == next
     }
@@ -115,7 +118,7 @@ trait Kept: PartialEq + Sized {
 // === impl Key ===
 
 impl Key {
-    /// Of an object in a namespace.
+    /// A key of a namespaced object.
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
     }
@@ -130,8 +133,8 @@ impl std::fmt::Display for Key {
 // === impl Event ===
 
 impl Event {
-    /// The kind, and whether this is a whole list of it.
-    pub fn what(&self) -> (&'static str, bool) {
+    /// The kind, and whether the event is a complete list of it.
+    pub fn kind(&self) -> (&'static str, bool) {
         fn is_reset<K>(change: &Change<K>) -> bool {
             matches!(change, Change::Reset(_))
         }
@@ -156,92 +159,98 @@ impl Event {
 // === impl World ===
 
 impl World {
-    /// Takes an event in.
+    /// Applies an event.
     pub fn observe(&mut self, event: Event) -> Touched {
         let mut touched = Touched::default();
         match event {
             Event::Namespace(change) => self.observe_namespace(change, &mut touched),
-            Event::Service(change) => self.observe_kept(change, &mut touched),
-            Event::Pod(change) => self.observe_kept(change, &mut touched),
-            Event::Slice(change) => self.observe_kept(change, &mut touched),
-            Event::Account(change) => self.observe_kept(change, &mut touched),
+            Event::Service(change) => self.observe_stored(change, &mut touched),
+            Event::Pod(change) => self.observe_stored(change, &mut touched),
+            Event::Slice(change) => self.observe_stored(change, &mut touched),
+            Event::Account(change) => self.observe_stored(change, &mut touched),
             Event::Node(change) => self.observe_node(change, &mut touched),
-            Event::Route(change) => self.observe_kept(change, &mut touched),
-            Event::Cluster(change) => self.observe_kept(change, &mut touched),
-            Event::Policy(change) => self.observe_kept(change, &mut touched),
+            Event::Route(change) => self.observe_stored(change, &mut touched),
+            Event::Cluster(change) => self.observe_stored(change, &mut touched),
+            Event::Policy(change) => self.observe_stored(change, &mut touched),
             Event::Document(kind, change) => self.observe_document(kind, change, &mut touched),
             Event::Access(kind, change) => self.observe_access(kind, change, &mut touched),
         }
         touched
     }
 
-    /// What is known of a namespace; `None` if nothing is.
+    /// The objects of a namespace; `None` if there are none.
     pub fn namespace(&self, name: &str) -> Option<&Namespace> {
         self.namespaces.get(name)
     }
 
-    /// All namespaces of which anything is known.
+    /// All namespaces with at least one known object.
     pub fn namespaces(&self) -> impl Iterator<Item = (&String, &Namespace)> {
         self.namespaces.iter()
     }
 
-    /// A Service anywhere. It is there when its namespace is: watches of two kinds do not wait for each other, and others see
-    /// a namespace change only as a whole.
+    /// A Service of any namespace. `None` if the Namespace object is not known: watches of two kinds are not
+    /// synchronised, and other namespaces must see a new namespace as a whole.
     pub fn service(&self, namespace: &str, name: &str) -> Option<&Service> {
         let namespace = self.namespaces.get(namespace)?;
         namespace.meta.as_ref()?;
         namespace.services.get(name)
     }
 
-    /// The zone of a node, if it is in one.
+    /// The zone of a node, if it has one.
     pub fn zone(&self, node: &str) -> Option<&str> {
         self.zones.get(node).map(String::as_str)
     }
 
-    /// A document as it stands in the cluster.
+    /// A document as it is in the cluster.
     pub fn document(&self, kind: DocumentKind, namespace: &str) -> Option<&Document> {
         self.documents.get(&(kind, namespace.to_owned()))
     }
 
-    /// All documents as they stand in the cluster, with the namespaces that their names say they are about.
+    /// All documents as they are in the cluster, with the namespace that their name refers to.
     pub fn documents(&self) -> impl Iterator<Item = (DocumentKind, &str, &Document)> {
         self.documents.iter().map(|((kind, namespace), document)| (*kind, namespace.as_str(), document))
     }
 
-    /// Who may read the inbound document of a namespace, as it stands in the cluster.
+    /// The Role or RoleBinding for the inbound document of a namespace, as it is in the cluster.
     pub fn access(&self, kind: AccessKind, namespace: &str) -> Option<&Access> {
         self.access.get(&(kind, namespace.to_owned()))
     }
 
-    /// All namespaces that the mesh serves.
+    /// All namespaces in the mesh.
     pub fn mesh(&self) -> BTreeSet<String> {
-        let referred: BTreeSet<&str> = self.namespaces.values().flat_map(Namespace::refers).collect();
+        let referred: BTreeSet<&str> = self.namespaces.values().flat_map(Namespace::referenced_namespaces).collect();
         self.namespaces
             .iter()
             .filter(|(name, namespace)| {
-                namespace.meta.is_some() && (namespace.asks() || referred.contains(name.as_str()))
+                namespace.meta.is_some() && (namespace.is_enrolled() || referred.contains(name.as_str()))
             })
             .map(|(name, _)| name.clone())
             .collect()
     }
 
-    /// Whether the mesh serves the namespace: somebody asked for it, or uses it, and it exists.
+    /// Whether the namespace is in the mesh: it exists, and is enrolled or referenced by a route of another
+    /// namespace.
     pub fn in_mesh(&self, name: &str) -> bool {
         let Some(namespace) = self.namespaces.get(name) else { return false };
-        namespace.meta.is_some() && (namespace.asks() || self.referrers(name).next().is_some())
+        namespace.meta.is_some() && (namespace.is_enrolled() || self.referrers(name).next().is_some())
     }
 
-    /// Namespaces with a route that refers to `name`, other than itself.
+    /// Namespaces with a route that references `name`, other than itself.
     pub fn referrers<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
         self.namespaces
             .iter()
-            .filter(move |(other, namespace)| *other != name && namespace.refers().any(|referred| referred == name))
+            .filter(move |(other, namespace)| {
+                *other != name && namespace.referenced_namespaces().any(|referred| referred == name)
+            })
             .map(|(other, _)| other.as_str())
     }
 
-    /// Namespaces that routes of `name` refer to, itself perhaps among them.
+    /// Namespaces that routes of `name` reference; may include itself.
     pub fn references(&self, name: &str) -> BTreeSet<String> {
-        self.namespaces.get(name).map(|namespace| namespace.refers().map(str::to_owned).collect()).unwrap_or_default()
+        self.namespaces
+            .get(name)
+            .map(|namespace| namespace.referenced_namespaces().map(str::to_owned).collect())
+            .unwrap_or_default()
     }
 
     /// UID, generation and status of a user's object.
@@ -257,7 +266,7 @@ impl World {
         }
     }
 
-    /// Notes a status that was just written; the watch will tell the same a little later.
+    /// Stores a status that was just written, before the watch reports it.
     pub fn set_status(&mut self, id: &ObjectId, status: Status, revision: u64) {
         fn set<S>(user: &mut User<S>, status: Status, revision: u64) {
             user.status = status;
@@ -302,7 +311,7 @@ impl World {
                     && namespace.meta.take().is_some()
                 {
                     touched.scopes.insert(key.name.clone());
-                    self.forget_if_empty(&key.name);
+                    self.remove_if_empty(&key.name);
                 }
             }
             Change::Reset(metas) => {
@@ -323,7 +332,7 @@ impl World {
         }
     }
 
-    fn observe_kept<K: Kept>(&mut self, change: Change<K>, touched: &mut Touched) {
+    fn observe_stored<K: Stored>(&mut self, change: Change<K>, touched: &mut Touched) {
         match change {
             Change::Apply(object) => {
                 let Key { namespace, name } = object.key().clone();
@@ -333,7 +342,7 @@ impl World {
                     return;
                 }
                 if held.is_none_or(|held| !held.same(&object)) {
-                    touched.urgent |= held.is_some_and(|held| held.removes(Some(&object)));
+                    touched.urgent |= held.is_some_and(|held| held.is_urgent(Some(&object)));
                     touched.scopes.insert(namespace);
                 }
                 map.insert(name, object);
@@ -341,9 +350,9 @@ impl World {
             Change::Delete(Key { namespace, name }) => {
                 let Some(held) = self.namespaces.get_mut(&namespace) else { return };
                 if let Some(object) = K::map(held).remove(&name) {
-                    touched.urgent |= object.removes(None);
+                    touched.urgent |= object.is_urgent(None);
                     touched.scopes.insert(namespace.clone());
-                    self.forget_if_empty(&namespace);
+                    self.remove_if_empty(&namespace);
                 }
             }
             Change::Reset(objects) => {
@@ -357,10 +366,10 @@ impl World {
                     .filter(|key| !kept.contains(key))
                     .collect();
                 for key in gone {
-                    self.observe_kept::<K>(Change::Delete(key), touched);
+                    self.observe_stored::<K>(Change::Delete(key), touched);
                 }
                 for object in objects {
-                    self.observe_kept(Change::Apply(object), touched);
+                    self.observe_stored(Change::Apply(object), touched);
                 }
             }
         }
@@ -397,7 +406,7 @@ impl World {
         }
     }
 
-    /// The namespaces whose proxies are to be told of a node's zone.
+    /// Marks the namespaces whose proxies need the zone of this node.
     fn touch_pods_on(&self, node: &str, touched: &mut Touched) {
         let on = |namespace: &Namespace| namespace.pods.values().any(|pod| pod.node.as_deref() == Some(node));
         touched
@@ -405,11 +414,11 @@ impl World {
             .extend(self.namespaces.iter().filter(|(_, namespace)| on(namespace)).map(|(name, _)| name.clone()));
     }
 
-    /// `kind` is that of the watch: one on exports tells of the index too.
+    /// `kind` is the kind of the watch: the watch of exports includes the index.
     fn observe_document(&mut self, kind: DocumentKind, change: Change<Document>, touched: &mut Touched) {
         match change {
             Change::Apply(document) => {
-                // Names that are not a document's are none of our business.
+                // Other ConfigMaps in the namespace are ignored.
                 let Some(slot) = kind.slot(&document.name) else { return };
                 let held = self.documents.get(&slot);
                 if held.is_some_and(|held| held.revision > document.revision) || held == Some(&document) {
@@ -481,7 +490,7 @@ impl World {
         }
     }
 
-    fn forget_if_empty(&mut self, name: &str) {
+    fn remove_if_empty(&mut self, name: &str) {
         if self.namespaces.get(name).is_some_and(|namespace| *namespace == Namespace::default()) {
             self.namespaces.remove(name);
         }
@@ -500,20 +509,20 @@ impl Namespace {
         slices
     }
 
-    /// The pod of this name, if it is the one of this UID and not another that took its place.
+    /// The pod of this name, if it has this UID (and is not a successor of the same name).
     pub fn pod(&self, name: &str, uid: &str) -> Option<&Pod> {
         self.pods.get(name).filter(|pod| pod.uid == uid)
     }
 
-    /// Whether it is in the mesh by itself: labelled, or with an object of ours, or with a pod that carries a proxy.
-    fn asks(&self) -> bool {
+    /// Whether it is in the mesh by itself: it has the injection label, a Weft object, or a pod with a proxy.
+    fn is_enrolled(&self) -> bool {
         self.meta.as_ref().is_some_and(|meta| meta.enabled)
             || !(self.routes.is_empty() && self.clusters.is_empty() && self.policies.is_empty())
             || self.pods.values().any(|pod| pod.has_proxy)
     }
 
-    /// Namespaces that its routes name.
-    fn refers(&self) -> impl Iterator<Item = &str> {
+    /// Namespaces that its routes reference.
+    fn referenced_namespaces(&self) -> impl Iterator<Item = &str> {
         self.routes.values().filter_map(|route| route.spec.as_ref().ok()).flat_map(|spec| {
             let parents = spec.parent_refs.iter().filter_map(|parent| parent.namespace.as_deref());
             let backends = spec.backend_refs().filter_map(|backend| backend.namespace.as_deref());
@@ -524,9 +533,9 @@ impl Namespace {
     }
 }
 
-// === impl Kept ===
+// === impl Stored ===
 
-impl Kept for Service {
+impl Stored for Service {
     fn key(&self) -> &Key {
         &self.key
     }
@@ -535,34 +544,34 @@ impl Kept for Service {
     }
 }
 
-impl Kept for Pod {
+impl Stored for Pod {
     fn key(&self) -> &Key {
         &self.key
     }
     fn map(namespace: &mut Namespace) -> &mut BTreeMap<String, Self> {
         &mut namespace.pods
     }
-    fn removes(&self, next: Option<&Self>) -> bool {
-        // A policy that selects by labels must not come later than the traffic that follows them.
+    fn is_urgent(&self, next: Option<&Self>) -> bool {
+        // A policy that selects by labels must apply before traffic that follows the new labels.
         let relabelled = next.is_some_and(|next| next.labels != self.labels);
         relabelled || self.serving() && !next.is_some_and(Self::serving)
     }
 }
 
-impl Kept for Slice {
+impl Stored for Slice {
     fn key(&self) -> &Key {
         &self.key
     }
     fn map(namespace: &mut Namespace) -> &mut BTreeMap<String, Self> {
         &mut namespace.slices
     }
-    fn removes(&self, next: Option<&Self>) -> bool {
+    fn is_urgent(&self, next: Option<&Self>) -> bool {
         let ready = |slice: &Self| slice.endpoints.iter().filter(|endpoint| endpoint.ready).count();
         ready(self) > next.map_or(0, ready)
     }
 }
 
-impl Kept for Account {
+impl Stored for Account {
     fn key(&self) -> &Key {
         &self.key
     }
@@ -571,9 +580,9 @@ impl Kept for Account {
     }
 }
 
-macro_rules! kept_user {
+macro_rules! stored_user {
     ($spec:ty, $map:ident) => {
-        impl Kept for User<$spec> {
+        impl Stored for User<$spec> {
             fn key(&self) -> &Key {
                 &self.meta.key
             }
@@ -584,13 +593,13 @@ macro_rules! kept_user {
                 self.meta.revision
             }
             fn same(&self, next: &Self) -> bool {
-                // A status that somebody else took away or changed is repaired like everything else.
+                // A status that another client removed or changed is written again.
                 self.spec == next.spec && self.status == next.status && self.meta.same(&next.meta)
             }
         }
     };
 }
 
-kept_user!(MeshRouteSpec, routes);
-kept_user!(MeshClusterSpec, clusters);
-kept_user!(MeshPolicySpec, policies);
+stored_user!(MeshRouteSpec, routes);
+stored_user!(MeshClusterSpec, clusters);
+stored_user!(MeshPolicySpec, policies);

@@ -1,8 +1,8 @@
-//! Every example in the documentation says what the types can read, and compiles; and a page that has all fields of
-//! something has them.
+//! Every example in the documentation parses and compiles without errors, and docs/services.md covers every field of
+//! Services and EndpointSlices.
 //!
-//! An example is a block of YAML with whole objects. Services that its objects name and that it does not bring along are
-//! there already, as a page says at its top.
+//! An example is a block of YAML with complete objects. Services that its objects reference but that it does not
+//! define are added to the World.
 
 mod support;
 
@@ -27,7 +27,7 @@ fn pages() -> Vec<PathBuf> {
     pages
 }
 
-/// The blocks of a page that are marked as YAML, each with its first line's number.
+/// The YAML blocks of a page, each with the number of its first line.
 fn blocks(page: &str) -> Vec<(usize, String)> {
     let mut blocks = Vec::new();
     let mut lines = page.lines().enumerate();
@@ -41,7 +41,7 @@ fn blocks(page: &str) -> Vec<(usize, String)> {
     blocks
 }
 
-/// Fails where the example has a field that the type does not know, which an API server would refuse.
+/// Fails if the example has an unknown field, which an API server would reject.
 fn check_fields(manifest: &Value) {
     fn read<T: serde::Serialize + serde::de::DeserializeOwned>(manifest: &Value) -> Value {
         let object: T = serde_json::from_value(manifest.clone()).unwrap_or_else(|error| panic!("{error}: {manifest}"));
@@ -51,7 +51,7 @@ fn check_fields(manifest: &Value) {
         match (known, given) {
             (Value::Object(known), Value::Object(given)) => {
                 for (name, value) in given {
-                    let known = known.get(name).unwrap_or_else(|| panic!("{at}.{name}: there is no such field"));
+                    let known = known.get(name).unwrap_or_else(|| panic!("{at}.{name}: unknown field"));
                     contains(known, value, &format!("{at}.{name}"));
                 }
             }
@@ -72,7 +72,7 @@ fn check_fields(manifest: &Value) {
     contains(&known["spec"], &manifest["spec"], "spec");
 }
 
-/// Services that a part of an object in the namespace names, with the ports that it names.
+/// Services that a part of an object in the namespace references, with their ports.
 fn services(part: &Value, namespace: &str, found: &mut BTreeMap<(String, String), BTreeSet<u64>>) {
     match part {
         Value::Object(fields) => {
@@ -102,7 +102,10 @@ fn services(part: &Value, namespace: &str, found: &mut BTreeMap<(String, String)
 fn check(block: &str) {
     let manifests = support::manifests(block);
     for manifest in &manifests {
-        assert!(manifest["kind"].is_string() && manifest["apiVersion"].is_string(), "not a whole object: {manifest}");
+        assert!(
+            manifest["kind"].is_string() && manifest["apiVersion"].is_string(),
+            "not a complete object: {manifest}"
+        );
         check_fields(manifest);
     }
     let ours = manifests.iter().filter(|manifest| manifest["apiVersion"] == "weft.dev/v1alpha1");
@@ -119,7 +122,7 @@ fn check(block: &str) {
         service["spec"]["ports"] = ports.into();
         world.push(service);
     }
-    // What the example brings along comes later, and so takes the place of what was made up.
+    // Objects of the example come later, and so replace the generated ones.
     world.extend(manifests.iter().filter(|manifest| manifest["kind"] == "Service").cloned());
     world.extend(ours.cloned());
     let world = support::world(&world);
@@ -134,23 +137,23 @@ fn check(block: &str) {
     }
 }
 
-/// The fields of a type of Kubernetes, as it reads them.
+/// The serialised names of the fields of a Kubernetes type.
 fn fields<'de, T: Deserialize<'de>>() -> Vec<&'static str> {
     let mut fields = Vec::new();
-    // It fails once it has said what it would read.
+    // `FieldNames` records the names and then returns an error.
     let _ = T::deserialize(FieldNames(&mut fields));
-    assert!(!fields.is_empty(), "{} is no struct", std::any::type_name::<T>());
+    assert!(!fields.is_empty(), "{} is not a struct", std::any::type_name::<T>());
     fields
 }
 
-/// Notes which fields a struct has, and gives it nothing.
+/// A deserializer that records the fields of a struct.
 struct FieldNames<'a>(&'a mut Vec<&'static str>);
 
 impl<'de> Deserializer<'de> for FieldNames<'_> {
     type Error = serde::de::value::Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, _visitor: V) -> Result<V::Value, Self::Error> {
-        Err(serde::de::Error::custom("it is no struct"))
+        Err(serde::de::Error::custom("not a struct"))
     }
 
     fn deserialize_struct<V: Visitor<'de>>(
@@ -160,7 +163,7 @@ impl<'de> Deserializer<'de> for FieldNames<'_> {
         _visitor: V,
     ) -> Result<V::Value, Self::Error> {
         self.0.extend(fields);
-        Err(serde::de::Error::custom("its fields are noted"))
+        Err(serde::de::Error::custom("fields recorded"))
     }
 
     serde::forward_to_deserialize_any! {
@@ -169,13 +172,13 @@ impl<'de> Deserializer<'de> for FieldNames<'_> {
     }
 }
 
-/// The words in backquotes of one cell of a table.
+/// The words in backquotes in one cell of a table.
 fn words(cell: &str) -> impl Iterator<Item = &str> {
     cell.split('`').skip(1).step_by(2)
 }
 
 #[test]
-fn every_field_of_services_and_slices_has_a_row_and_every_row_a_test() {
+fn services_page_covers_every_field_and_names_a_test_for_each() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
     let page = read("docs/services.md");
@@ -194,13 +197,13 @@ fn every_field_of_services_and_slices_has_a_row_and_every_row_a_test() {
     wanted.extend(slice("ports.", fields::<discovery::EndpointPort>()));
     wanted.extend(slice("endpoints.", fields::<discovery::Endpoint>()));
     wanted.extend(conditions.into_iter().chain(hints));
-    // Those of which each field has a row, and those that every object has.
+    // Fields with a row for each of their own fields, and fields that every object has.
     let inner = ["endpoints.conditions", "endpoints.hints", "apiVersion", "kind"];
     for field in wanted.iter().filter(|field| !inner.contains(&field.as_str())) {
         assert!(named.contains(field.as_str()), "docs/services.md has no row for {field}");
     }
     let sources = read("proxy/tests/outbound/services.rs");
-    // Rows that only begin a group have nothing else.
+    // Rows that only start a group have one cell.
     for row in rows.iter().filter(|row| row.len() == 3) {
         let tests: Vec<&str> = words(row[2]).collect();
         assert!(!tests.is_empty(), "no test holds the row {}", row[0]);
@@ -212,7 +215,7 @@ fn every_field_of_services_and_slices_has_a_row_and_every_row_a_test() {
 }
 
 #[test]
-fn examples_compile() {
+fn examples_in_docs_compile() {
     let mut count = 0;
     for path in pages() {
         let page = std::fs::read_to_string(&path).expect("readable");

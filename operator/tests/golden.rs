@@ -1,5 +1,6 @@
-//! Whole documents: `golden/<case>.yaml` holds what users and the cluster say, `golden/<case>.expected.yaml` what becomes of
-//! it. `WEFT_BLESS=1 cargo test -p weft-operator --test golden` writes the expectations; review them as code.
+//! Golden tests of whole documents: `golden/<case>.yaml` has the input objects, `golden/<case>.expected.yaml` the
+//! compiled documents and conditions. `WEFT_BLESS=1 cargo test -p weft-operator --test golden` writes the
+//! expectations; review them as code.
 
 #![expect(clippy::unwrap_used, reason = "a file or value that is not as expected fails the test")]
 
@@ -19,7 +20,7 @@ use weft_operator::world::World;
 const EXPECTED: &str = ".expected.yaml";
 
 #[test]
-fn goldens() {
+fn compiled_documents_match_goldens() {
     let bless = std::env::var_os("WEFT_BLESS").is_some_and(|value| value == "1");
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let files: BTreeSet<PathBuf> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -35,13 +36,13 @@ fn goldens() {
         if bless {
             std::fs::write(&expected, text).unwrap();
         } else if std::fs::read_to_string(&expected).unwrap_or_default() != text {
-            wrong.push(format!("{} is not what comes out:\n{text}", expected.display()));
+            wrong.push(format!("{} differs from the output:\n{text}", expected.display()));
         }
     }
     for expected in files.iter().filter(|path| is_expected(path)) {
         let case = PathBuf::from(expected.to_str().unwrap().replace(EXPECTED, ".yaml"));
         if !files.contains(&case) {
-            wrong.push(format!("{} has no case", expected.display()));
+            wrong.push(format!("{} has no input file", expected.display()));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -51,7 +52,12 @@ fn outcome(input: &str, case: &Path) -> String {
     let mut manifests = support::manifests(input);
     let text = describe(&support::world(&manifests));
     manifests.reverse();
-    assert_eq!(text, describe(&support::world(&manifests)), "{}: the order of input shows", case.display());
+    assert_eq!(
+        text,
+        describe(&support::world(&manifests)),
+        "{}: the output depends on the order of input",
+        case.display()
+    );
     text
 }
 
@@ -59,7 +65,7 @@ fn describe(world: &World) -> String {
     let mut namespaces = Map::new();
     for name in world.mesh() {
         let compiled = compile::compile(world, &name);
-        let Compiled { export, inbound, export_requires, inbound_requires, objects, left_out } = &compiled;
+        let Compiled { export, inbound, export_requires, inbound_requires, objects, rejected_addresses } = &compiled;
         let written = Written { namespace: name.clone(), ..Written::default() };
         assert_eq!(Envelope::write(written.clone(), export).read::<Export>().unwrap().1, *export, "reads back");
         assert_eq!(Envelope::write(written, inbound).read::<Inbound>().unwrap().1, *inbound, "reads back");
@@ -72,12 +78,12 @@ fn describe(world: &World) -> String {
                 shown.insert(key.into(), json!(requires));
             }
         }
-        if !left_out.is_empty() {
-            shown.insert("leftOut".into(), json!(left_out));
+        if !rejected_addresses.is_empty() {
+            shown.insert("rejectedAddresses".into(), json!(rejected_addresses));
         }
         let mut conditions = Map::new();
         for (id, outcome) in objects {
-            let documents: Vec<&str> = outcome.documents.iter().map(|kind| kind.word()).collect();
+            let documents: Vec<&str> = outcome.documents.iter().map(|kind| kind.as_str()).collect();
             let delivery = Delivery::Written(format!("in {}", documents.join(" and ")));
             let status =
                 status::next(&Status::default(), 1, &outcome.diagnostics, &delivery, Timestamp::UNIX_EPOCH).unwrap();

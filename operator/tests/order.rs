@@ -1,5 +1,5 @@
-//! The order in which things are observed never shows: whatever came and went on the way, equal states compile to equal
-//! bytes, and what is touched by each step is enough to be compiled again.
+//! The result does not depend on the order of events: equal states compile to equal bytes, and the scopes that an
+//! event marks are sufficient to recompile.
 
 mod support;
 
@@ -80,7 +80,7 @@ proptest! {
         for object in &order {
             world.observe(applied(object));
         }
-        // Objects that go and come back leave no trace.
+        // Objects that are deleted and created again leave no trace.
         for index in &detour {
             world.observe(deleted(&order[*index]));
         }
@@ -92,22 +92,23 @@ proptest! {
         prop_assert_eq!(found, expected);
     }
 
-    /// As the loop does it: compile what a step touched, and those who see a namespace that looks different now.
+    /// As in the reconcile loop: compile the scopes that an event marked, and the referrers of a namespace whose
+    /// exports changed.
     #[test]
-    fn what_is_touched_is_enough(steps in prop::collection::vec((0..17_usize, any::<bool>()), 1..60)) {
+    fn marked_scopes_are_sufficient(steps in prop::collection::vec((0..17_usize, any::<bool>()), 1..60)) {
         let objects = objects();
         let mut world = World::default();
-        let mut kept: BTreeMap<String, (Option<Compiled>, compile::Surface, BTreeSet<String>)> = BTreeMap::new();
+        let mut kept: BTreeMap<String, (Option<Compiled>, compile::Exports, BTreeSet<String>)> = BTreeMap::new();
         for (index, there) in steps {
             let event = if there { applied(&objects[index]) } else { deleted(&objects[index]) };
             let mut dirty = world.observe(event).scopes;
             while let Some(scope) = dirty.pop_first() {
                 let compiled = world.in_mesh(&scope).then(|| compile::compile(&world, &scope));
-                let surface = compiled.as_ref().map(|compiled| compile::surface(&world, &scope, compiled)).unwrap_or_default();
+                let exports = compiled.as_ref().map(|compiled| compile::exports(&world, &scope, compiled)).unwrap_or_default();
                 let references = world.references(&scope);
-                let before = kept.insert(scope.clone(), (compiled, surface.clone(), references.clone()));
+                let before = kept.insert(scope.clone(), (compiled, exports.clone(), references.clone()));
                 let (_, seen, named) = before.unwrap_or_default();
-                if seen != surface {
+                if seen != exports {
                     dirty.extend(world.referrers(&scope).map(str::to_owned));
                 }
                 dirty.extend(named.symmetric_difference(&references).filter(|other| **other != scope).cloned());

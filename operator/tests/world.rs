@@ -1,4 +1,4 @@
-//! What the World makes of events.
+//! Effects of events on the World.
 
 mod support;
 
@@ -17,26 +17,26 @@ fn document(name: &str, revision: u64) -> Document {
 }
 
 #[test]
-fn only_changes_touch() {
+fn only_relevant_changes_mark_a_scope() {
     let mut world = World::default();
     let web = pod("shop", "web-1", json!({"app": "web"}));
     assert_eq!(scopes(&world.observe(applied(&web))), ["shop"]);
     let mut heartbeat = web.clone();
-    heartbeat["status"]["message"] = json!("fields that nobody reads");
+    heartbeat["status"]["message"] = json!("an unused field");
     assert_eq!(scopes(&world.observe(applied(&heartbeat))), [""; 0]);
     assert_eq!(scopes(&world.observe(deleted(&web))), ["shop"]);
-    assert_eq!(scopes(&world.observe(deleted(&web))), [""; 0], "it was gone already");
+    assert_eq!(scopes(&world.observe(deleted(&web))), [""; 0], "already deleted");
 }
 
 #[test]
-fn what_stops_serving_is_urgent() {
+fn endpoints_that_stop_serving_are_urgent() {
     let mut world = World::default();
     let web = pod("shop", "web-1", json!({}));
     assert!(!world.observe(applied(&web)).urgent);
     let mut leaving = web.clone();
     leaving["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
     assert!(world.observe(applied(&leaving)).urgent);
-    assert!(!world.observe(deleted(&web)).urgent, "it was not serving any more");
+    assert!(!world.observe(deleted(&web)).urgent, "it had stopped serving");
     let api = pod("shop", "api-1", json!({"app": "api"}));
     assert!(!world.observe(applied(&api)).urgent);
     let relabelled = pod("shop", "api-1", json!({"app": "api", "role": "private"}));
@@ -47,7 +47,7 @@ fn what_stops_serving_is_urgent() {
 }
 
 #[test]
-fn a_list_replaces_what_was_known_of_its_kind() {
+fn list_replaces_all_objects_of_its_kind() {
     let mut world = World::default();
     for object in
         [namespace("a"), service("a", "x", "10.0.0.1"), service("a", "y", "10.0.0.2"), pod("a", "p", json!({}))]
@@ -58,7 +58,7 @@ fn a_list_replaces_what_was_known_of_its_kind() {
     let touched = world.observe(Event::Service(Change::Reset(vec![read(service("a", "x", "10.0.0.1"))])));
     assert_eq!(scopes(&touched), ["a"], "y is gone");
     let held = world.namespace("a").unwrap();
-    assert_eq!((held.services.len(), held.pods.len()), (1, 1), "other kinds are left alone");
+    assert_eq!((held.services.len(), held.pods.len()), (1, 1), "other kinds are unchanged");
     let touched = world.observe(Event::Service(Change::Reset(vec![read(service("a", "x", "10.0.0.1"))])));
     assert_eq!(touched, Touched::default(), "nothing changed");
 
@@ -69,7 +69,7 @@ fn a_list_replaces_what_was_known_of_its_kind() {
 }
 
 #[test]
-fn a_nodes_zone_touches_the_namespaces_whose_proxies_are_to_be_told() {
+fn zone_of_a_node_marks_namespaces_whose_proxies_need_it() {
     let mut world = World::default();
     let on = |namespace: &str, labels: serde_json::Value| {
         let mut pod = pod(namespace, "p", labels);
@@ -93,7 +93,7 @@ fn a_nodes_zone_touches_the_namespaces_whose_proxies_are_to_be_told() {
 }
 
 #[test]
-fn nothing_is_kept_of_a_namespace_that_is_gone() {
+fn deleted_namespace_leaves_nothing_behind() {
     let mut world = World::default();
     let objects = [namespace("a"), service("a", "x", "10.0.0.1"), pod("a", "p", json!({}))];
     for object in &objects {
@@ -109,18 +109,18 @@ fn nothing_is_kept_of_a_namespace_that_is_gone() {
 }
 
 #[test]
-fn older_news_of_a_document_is_not_believed() {
+fn stale_watch_event_of_a_document_is_ignored() {
     let mut world = World::default();
     let apply = |revision| Event::Document(DocumentKind::Export, Change::Apply(document("x.shop", revision)));
     assert_eq!(scopes(&world.observe(apply(7))), ["shop"]);
-    assert_eq!(scopes(&world.observe(apply(5))), [""; 0], "the watch is behind what we wrote");
+    assert_eq!(scopes(&world.observe(apply(5))), [""; 0], "older than our own write");
     assert_eq!(world.document(DocumentKind::Export, "shop").unwrap().revision, 7);
     let gone = Event::Document(DocumentKind::Export, Change::Delete(Key::new("weft-config", "x.shop")));
     assert_eq!(scopes(&world.observe(gone)), ["shop"]);
 }
 
 #[test]
-fn documents_are_told_apart_by_name() {
+fn documents_are_identified_by_name() {
     let mut world = World::default();
     let exports = vec![document("x.shop", 1), document("index", 2), document("kube-root-ca.crt", 3)];
     let touched = world.observe(Event::Document(DocumentKind::Export, Change::Reset(exports)));
@@ -129,8 +129,8 @@ fn documents_are_told_apart_by_name() {
     let inbound = vec![document("i.shop", 4), document("x.shop", 5)];
     world.observe(Event::Document(DocumentKind::Inbound, Change::Reset(inbound)));
     assert!(world.document(DocumentKind::Inbound, "shop").is_some());
-    assert_eq!(world.documents().count(), 3, "names that mean nothing there are not ours");
+    assert_eq!(world.documents().count(), 3, "other names are ignored");
     world.observe(Event::Document(DocumentKind::Export, Change::Reset(vec![document("x.shop", 1)])));
-    assert!(world.document(DocumentKind::Index, "").is_none(), "the same watch tells of both");
-    assert!(world.document(DocumentKind::Inbound, "shop").is_some(), "another watch tells of those");
+    assert!(world.document(DocumentKind::Index, "").is_none(), "the export watch includes the index");
+    assert!(world.document(DocumentKind::Inbound, "shop").is_some(), "inbound documents have a watch of their own");
 }

@@ -1,4 +1,4 @@
-//! MeshClusters: which one governs a Service, and what it says.
+//! MeshClusters: which one applies to a Service, and its settings in the proxies' format.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,22 +12,22 @@ use weft_crds::cluster::{self, BalancerPolicy, HashOnType, HealthCheckType, Traf
 use weft_crds::status::Reason;
 
 use super::diagnostic::{Diagnostic, Kind, ObjectId, Severity};
-use super::precedence::seniority;
+use super::precedence::age;
 use super::{Outcome, service, value};
 use crate::world::{Cluster, Distribution, DocumentKind, Namespace, Service};
 
-/// Requests that wait for a connection where connections are limited and nothing else is said.
+/// Default of limits.maxPending if limits.maxConnections is set.
 const MAX_PENDING_DEFAULT: u32 = 1024;
 
 const CONNECT_TIMEOUT_MIN: Duration = Duration::from_millis(1);
 const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(5 * 60);
 
-/// Bounds of the times of outlier detection and slow start.
+/// Bounds of the durations of outlier detection and slow start.
 const OUTLIER_TIME_MIN: Duration = Duration::from_secs(1);
 const OUTLIER_TIME_MAX: Duration = Duration::from_secs(60 * 60);
 const EJECTION_TIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Health checks: bounds, and what is taken where nothing is said, in milliseconds and in answers in a row.
+/// Health checks: bounds and defaults.
 const CHECK_INTERVAL_MIN: Duration = Duration::from_millis(500);
 const CHECK_TIMEOUT_MIN: Duration = Duration::from_millis(1);
 const CHECK_INTERVAL_MS: u64 = 10_000;
@@ -35,27 +35,27 @@ const CHECK_TIMEOUT_MS: u64 = 1_000;
 const UNHEALTHY_AFTER: u32 = 3;
 const HEALTHY_AFTER: u32 = 2;
 
-/// How long a client may keep the cookie of a session.
+/// Bounds of stickySession.ttl.
 const TTL_MIN: Duration = Duration::from_secs(1);
 const TTL_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// What a pod that joins gets at least, and how its share grows. Source: Envoy's defaults.
+/// Defaults of slow start. Source: Envoy.
 const SLOW_START_MIN_PERCENT: u32 = 10;
 const SLOW_START_AGGRESSION_PERMILLE: u32 = 1_000;
 
-/// The MeshCluster that governs a Service.
+/// The MeshCluster that applies to a Service.
 pub(super) struct Governed<'a> {
     pub(super) spec: &'a MeshClusterSpec,
     pub(super) settings: ClusterSettings,
 }
 
-/// MeshClusters in force, by Service.
+/// Accepted MeshClusters, by Service.
 pub(super) fn compile<'a>(
     namespace: &'a Namespace,
     objects: &mut BTreeMap<ObjectId, Outcome>,
 ) -> BTreeMap<String, Governed<'a>> {
     let mut governed: BTreeMap<String, (Governed<'a>, &'a Cluster)> = BTreeMap::new();
-    for cluster in by_seniority(namespace) {
+    for cluster in by_age(namespace) {
         let id = ObjectId { kind: Kind::Cluster, key: cluster.meta.key.clone() };
         let mut diagnostics = Vec::new();
         if let Some((spec, settings)) = check(namespace, cluster, &mut diagnostics) {
@@ -63,7 +63,10 @@ pub(super) fn compile<'a>(
             if let Some((_, winner)) = governed.get(target) {
                 diagnostics.push(Diagnostic::refused(
                     Reason::Conflicted,
-                    format!("Service {target} is governed by MeshCluster {}, which came first", winner.meta.key.name),
+                    format!(
+                        "Service {target} already has MeshCluster {}, which is older and takes precedence",
+                        winner.meta.key.name
+                    ),
                 ));
             } else {
                 governed.insert(target.clone(), (Governed { spec, settings }, cluster));
@@ -77,18 +80,18 @@ pub(super) fn compile<'a>(
     governed.into_iter().map(|(service, (governed, _))| (service, governed)).collect()
 }
 
-/// The MeshCluster in force for a Service, seen from anywhere.
+/// The accepted MeshCluster of a Service, for references from any namespace.
 pub(super) fn governing<'a>(namespace: &'a Namespace, service: &str) -> Option<&'a MeshClusterSpec> {
     let mut clusters: Vec<&Cluster> = namespace
         .clusters
         .values()
         .filter(|cluster| cluster.spec.as_ref().is_ok_and(|spec| spec.target_ref.name == service))
         .collect();
-    clusters.sort_by_key(|cluster| seniority(&cluster.meta));
+    clusters.sort_by_key(|cluster| age(&cluster.meta));
     clusters.into_iter().find_map(|cluster| check(namespace, cluster, &mut Vec::new()).map(|(spec, _)| spec))
 }
 
-/// Which pods clients prefer: as the MeshCluster says, else as the Service does.
+/// Which pods clients prefer: as in the MeshCluster if set there, else as in the Service.
 pub(super) fn distribution(service: &Service, spec: Option<&MeshClusterSpec>) -> Distribution {
     let choice = spec.and_then(|spec| spec.load_balancer.as_ref()).and_then(|choice| choice.traffic_distribution);
     match choice {
@@ -98,7 +101,7 @@ pub(super) fn distribution(service: &Service, spec: Option<&MeshClusterSpec>) ->
     }
 }
 
-/// Says which words of the Service and the MeshCluster have no effect because of the other's.
+/// Notes on fields of the Service or the MeshCluster that have no effect because of a field of the other.
 fn overruled(service: &Service, spec: &MeshClusterSpec, settings: &ClusterSettings) -> Vec<Diagnostic> {
     let name = &service.key.name;
     let distribution = spec.load_balancer.as_ref().and_then(|choice| choice.traffic_distribution);
@@ -127,22 +130,22 @@ pub(super) fn subsets_of<'a>(
         .map(|s| s.name.as_str())
 }
 
-/// Whether a pod that may take traffic of the Service is in the subset.
+/// Whether the subset has a pod that may receive traffic of the Service.
 pub(super) fn is_populated(namespace: &Namespace, service: &Service, spec: &MeshClusterSpec, subset: &str) -> bool {
     let slices = namespace.slices.values().filter(|slice| slice.service == service.key.name);
     slices
         .flat_map(|slice| &slice.endpoints)
-        .filter_map(|endpoint| service::behind(namespace, service, endpoint)?.pod)
+        .filter_map(|endpoint| service::endpoint_pod(namespace, service, endpoint)?.pod)
         .any(|pod| subsets_of(spec, &pod.labels).any(|name| name == subset))
 }
 
-fn by_seniority(namespace: &Namespace) -> Vec<&Cluster> {
+fn by_age(namespace: &Namespace) -> Vec<&Cluster> {
     let mut clusters: Vec<&Cluster> = namespace.clusters.values().collect();
-    clusters.sort_by_key(|cluster| seniority(&cluster.meta));
+    clusters.sort_by_key(|cluster| age(&cluster.meta));
     clusters
 }
 
-/// What the object says, if it can be in force.
+/// Validates a MeshCluster; `None`: rejected, with the reason in `diagnostics`.
 fn check<'a>(
     namespace: &Namespace,
     cluster: &'a Cluster,
@@ -151,7 +154,7 @@ fn check<'a>(
     let spec = match &cluster.spec {
         Ok(spec) => spec,
         Err(error) => {
-            diagnostics.push(Diagnostic::refused(Reason::Invalid, format!("the object cannot be read: {error}")));
+            diagnostics.push(Diagnostic::refused(Reason::Invalid, format!("the object cannot be parsed: {error}")));
             return None;
         }
     };
@@ -177,14 +180,17 @@ fn check<'a>(
         if !is_populated(namespace, service, spec, &subset.name) {
             diagnostics.push(Diagnostic::unresolved(
                 Reason::SubsetNotFound,
-                format!("subset {} selects no ready pod of Service {target}: its share is answered 503", subset.name),
+                format!(
+                    "subset {} selects no ready pod of Service {target}: requests to it are answered 503",
+                    subset.name
+                ),
             ));
         }
     }
     Some((spec, settings))
 }
 
-/// What the object says, in the proxy's words. The error is a value that cannot be used.
+/// The settings in the proxies' format. The error is an unsupported value.
 fn settings(spec: &MeshClusterSpec, diagnostics: &mut Vec<Diagnostic>) -> Result<ClusterSettings, String> {
     let MeshClusterSpec {
         target_ref: _,
@@ -217,23 +223,23 @@ fn settings(spec: &MeshClusterSpec, diagnostics: &mut Vec<Diagnostic>) -> Result
     }
 }
 
-/// The settings with what is said about the choice of a pod.
+/// Adds the load balancer's settings.
 fn load_balancer(choice: &cluster::LoadBalancer, settings: ClusterSettings) -> Result<ClusterSettings, String> {
     let cluster::LoadBalancer {
         policy,
         hash_on,
         sticky_session,
         slow_start,
-        // Where it is absent the Service decides.
+        // See `distribution`: it depends on the Service too.
         traffic_distribution: _,
         panic_threshold,
     } = choice;
     let hashes = matches!(policy, BalancerPolicy::RingHash | BalancerPolicy::Maglev);
     if hashes != hash_on.is_some() {
-        return Err("the policies RingHash and Maglev need hashOn, and the others have none".to_owned());
+        return Err("policies RingHash and Maglev require hashOn; remove hashOn for other policies".to_owned());
     }
     if hashes && slow_start.is_some() {
-        return Err("slowStart has no effect with the policies RingHash and Maglev".to_owned());
+        return Err("slowStart has no effect with policies RingHash and Maglev: remove it".to_owned());
     }
     Ok(ClusterSettings {
         balancer: balancer(*policy),
@@ -247,7 +253,7 @@ fn load_balancer(choice: &cluster::LoadBalancer, settings: ClusterSettings) -> R
 
 fn hash_on(key: &cluster::HashOn) -> Result<HashOn, String> {
     let cluster::HashOn { kind, name } = key;
-    let name = || name.as_deref().ok_or("hashOn has no name");
+    let name = || name.as_deref().ok_or("hashOn.name is missing");
     Ok(match kind {
         HashOnType::Header => HashOn::Header(value::header_name(name()?)?),
         HashOnType::Cookie => HashOn::Cookie(value::cookie_name(name()?)?),
@@ -259,7 +265,7 @@ fn hash_on(key: &cluster::HashOn) -> Result<HashOn, String> {
 fn sticky(session: &cluster::StickySession) -> Result<Sticky, String> {
     let cluster::StickySession { name, path, ttl } = session;
     if !path.starts_with('/') || !path.bytes().all(|byte| byte.is_ascii_graphic() && !b",;".contains(&byte)) {
-        return Err(format!("stickySession.path: {path:?} cannot be the path of a cookie"));
+        return Err(format!("stickySession.path: {path:?} is not a valid cookie path"));
     }
     let ttl = ttl.as_ref().map(|ttl| value::duration(ttl, "stickySession.ttl", TTL_MIN, TTL_MAX)).transpose()?;
     Ok(Sticky { cookie: value::cookie_name(name)?, path: path.clone(), ttl_seconds: ttl.map(|millis| millis / 1000) })
@@ -277,8 +283,7 @@ fn slow_start(start: &cluster::SlowStart) -> Result<SlowStart, String> {
 fn limits(limits: &cluster::Limits, diagnostics: &mut Vec<Diagnostic>) -> Limits {
     let cluster::Limits { max_connections, max_requests, max_pending } = *limits;
     if max_pending.is_some() && max_connections.is_none() {
-        diagnostics
-            .push(Diagnostic::partial("limits.maxPending has no effect without limits.maxConnections: nothing waits"));
+        diagnostics.push(Diagnostic::partial("limits.maxPending has no effect without limits.maxConnections"));
     }
     let max_pending = max_connections.map(|_| max_pending.unwrap_or(MAX_PENDING_DEFAULT));
     Limits { max_connections, max_requests, max_pending }
@@ -316,7 +321,7 @@ fn outliers(detection: &cluster::OutlierDetection) -> Result<Outliers, String> {
     let max_ejection_ms =
         time(max_ejection_time, "maxEjectionTime", EJECTION_TIME_MAX, default.max_ejection_ms.max(base_ejection_ms))?;
     if max_ejection_ms < base_ejection_ms {
-        return Err("outlierDetection.maxEjectionTime is shorter than baseEjectionTime".to_owned());
+        return Err("outlierDetection.maxEjectionTime must not be shorter than baseEjectionTime".to_owned());
     }
     Ok(Outliers {
         consecutive_5xx: consecutive_5xx.unwrap_or(default.consecutive_5xx),
@@ -365,7 +370,7 @@ fn health_check(check: &cluster::HealthCheck) -> Result<HealthCheck, String> {
             path: path
                 .clone()
                 .filter(|path| path.starts_with('/') && visible(&path))
-                .ok_or("healthCheck.path is no path")?,
+                .ok_or("healthCheck.path must be a path that starts with /")?,
             host: host.as_ref().filter(visible).cloned(),
         },
         HealthCheckType::Tcp => HealthCheckKind::Tcp,
@@ -374,7 +379,7 @@ fn health_check(check: &cluster::HealthCheck) -> Result<HealthCheck, String> {
     let interval_ms = time(interval, "interval", CHECK_INTERVAL_MIN, CHECK_INTERVAL_MS)?;
     let timeout_ms = time(timeout, "timeout", CHECK_TIMEOUT_MIN, CHECK_TIMEOUT_MS)?;
     if timeout_ms > interval_ms {
-        return Err("healthCheck.timeout is longer than the interval".to_owned());
+        return Err("healthCheck.timeout must not be longer than the interval".to_owned());
     }
     Ok(HealthCheck {
         kind,

@@ -1,11 +1,11 @@
-//! What `compile` has to say about an object. Each becomes a condition on the object that caused it.
+//! Errors and notes about an object. Each becomes part of a condition of the object that caused it.
 
 use weft_crds::names;
 use weft_crds::status::Reason;
 
 use crate::world::Key;
 
-/// Kinds of users' objects.
+/// Kinds of custom resources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// MeshCluster.
@@ -16,7 +16,7 @@ pub enum Kind {
     Route,
 }
 
-/// Names an object of a user's.
+/// Identifies a custom resource.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectId {
     /// Its kind.
@@ -25,35 +25,35 @@ pub struct ObjectId {
     pub key: Key,
 }
 
-/// What is the matter with an object.
+/// An error or note about an object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Diagnostic {
     /// How much of it is affected.
     pub severity: Severity,
-    /// In a word.
+    /// Reason of the condition.
     pub reason: Reason,
-    /// In a sentence, for the user.
+    /// Message of the condition, for users.
     pub message: String,
 }
 
 /// How much of an object is affected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
-    /// All: it is not in force. Accepted is False.
+    /// The whole object is rejected. Accepted is False.
     Refused,
-    /// Some: the rest is in force. Accepted is True and says what is not.
+    /// Parts of it are rejected, the rest is applied. Accepted is True with the reason PartiallyInvalid.
     Partial,
-    /// It is in force, and names something that is not there. ResolvedRefs is False.
+    /// It is applied, but a reference does not resolve. ResolvedRefs is False.
     Unresolved,
-    /// None: something worth knowing. Accepted is True and says it.
+    /// Information only. Accepted is True and its message has it.
     Note,
 }
 
 // === impl Kind ===
 
 impl Kind {
-    /// As users write it.
-    pub fn word(self) -> &'static str {
+    /// The `kind` in manifests.
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Cluster => "MeshCluster",
             Self::Policy => "MeshPolicy",
@@ -71,29 +71,29 @@ impl Kind {
 
 impl std::fmt::Display for ObjectId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}", self.kind.word(), self.key)
+        write!(f, "{} {}", self.kind.as_str(), self.key)
     }
 }
 
 // === impl Diagnostic ===
 
 impl Diagnostic {
-    /// The object is not in force.
+    /// The whole object is rejected.
     pub fn refused(reason: Reason, message: impl Into<String>) -> Self {
         Self { severity: Severity::Refused, reason, message: message.into() }
     }
 
-    /// Part of the object is not in force.
+    /// Part of the object is rejected.
     pub fn partial(message: impl Into<String>) -> Self {
         Self { severity: Severity::Partial, reason: Reason::PartiallyInvalid, message: message.into() }
     }
 
-    /// The object names something that is not there.
+    /// A reference of the object does not resolve.
     pub fn unresolved(reason: Reason, message: impl Into<String>) -> Self {
         Self { severity: Severity::Unresolved, reason, message: message.into() }
     }
 
-    /// Something worth knowing.
+    /// Information only.
     pub fn note(message: impl Into<String>) -> Self {
         Self { severity: Severity::Note, reason: Reason::Accepted, message: message.into() }
     }

@@ -1,4 +1,5 @@
-//! From the user's words to the proxy's: the only code that knows both.
+//! Compiles Kubernetes objects and custom resources to the proxies' configuration; the only module that knows both
+//! formats.
 //!
 //! ```text
 //! Services, EndpointSlices, Pods ──service──┐
@@ -9,8 +10,9 @@
 //! Nodes, Pods ──────────────────zones──────────> Inbound
 //! ```
 //!
-//! [`compile`] returns what it could make and, as diagnostics, what it could not: one broken object never costs another
-//! its traffic. Pure and deterministic: equal Worlds give equal bytes, in whatever order they were observed.
+//! [`compile`] returns the documents and, as diagnostics, what could not be compiled: one invalid object never
+//! affects the traffic of others. Pure and deterministic: equal Worlds give equal bytes, in whatever order they were
+//! observed.
 
 mod cluster;
 mod diagnostic;
@@ -28,46 +30,47 @@ use weft_config::{Export, Inbound, Index, Protocol};
 
 use crate::world::{DocumentKind, Namespace, World};
 
-/// What one namespace comes to.
+/// The compiled configuration of one namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Compiled {
     /// Body of `x.<ns>`.
     pub export: Export,
     /// Body of `i.<ns>`.
     pub inbound: Inbound,
-    /// Namespaces whose exports must be in place before this one's export is used.
+    /// Namespaces whose exports a proxy must have before it uses this export.
     pub export_requires: BTreeSet<String>,
     /// The same for the private document.
     pub inbound_requires: BTreeSet<String>,
-    /// All objects of the namespace, with what there is to say about them.
+    /// All custom resources of the namespace, with their outcome.
     pub objects: BTreeMap<ObjectId, Outcome>,
-    /// Addresses that endpoints must not have, by Service.
-    pub left_out: BTreeSet<(String, IpAddr)>,
+    /// Endpoint addresses that were rejected (loopback, link-local, ...), by Service.
+    pub rejected_addresses: BTreeSet<(String, IpAddr)>,
 }
 
-/// What became of an object.
+/// The outcome of compiling one object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// The documents that it went into.
+    /// The documents that contain it.
     pub documents: BTreeSet<DocumentKind>,
-    /// What there is to say.
+    /// Errors and notes for its conditions.
     pub diagnostics: Vec<Diagnostic>,
 }
 
-/// What other namespaces see of one. While it stays the same, nobody else needs to be compiled again.
+/// The part of a namespace that the compilation of other namespaces reads. They are compiled again only when it
+/// changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Surface {
+pub struct Exports {
     in_mesh: bool,
     addresses: Vec<IpAddr>,
-    /// Ports of Services that can be sent to, and subsets with whether they have pods.
-    services: BTreeMap<String, Face>,
-    /// Services that cannot be governed, which a route that names them is told.
+    /// Ports of Services with a ClusterIP, and their subsets with whether they have pods.
+    services: BTreeMap<String, ServiceExport>,
+    /// Services without a usable ClusterIP: a route that references one gets a diagnostic.
     without_address: BTreeSet<String>,
 }
 
-/// What others see of a Service.
+/// The part of a Service that other namespaces read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Face {
+struct ServiceExport {
     ports: Vec<(u16, Protocol)>,
     subsets: BTreeMap<String, bool>,
 }
@@ -82,22 +85,23 @@ pub fn compile(world: &World, name: &str) -> Compiled {
     for service in namespace.services.values().filter(|service| service.has_address()) {
         let name = service.key.name.as_str();
         let slices = slices.get(name).map(Vec::as_slice).unwrap_or_default();
-        let exported = service::compile(namespace, service, slices, clusters.get(name), &mut compiled.left_out);
+        let exported =
+            service::compile(namespace, service, slices, clusters.get(name), &mut compiled.rejected_addresses);
         compiled.export.services.push(exported);
     }
     for service in &mut compiled.export.services {
         for port in &mut service.ports {
-            port.routes = tables.remove(&route::Place::new(name, &service.name, port.port));
+            port.routes = tables.remove(&route::ServicePortKey::new(name, &service.name, port.port));
         }
     }
     compiled.inbound.policies = policy::compile(namespace, &mut compiled.objects);
     compiled.inbound.relabelled = policy::relabelled(namespace, &compiled.inbound.policies);
     compiled.inbound.zones = zones(world, namespace);
-    compiled.inbound.routes = tables.into_iter().map(|(place, table)| place.consumer(table)).collect();
+    compiled.inbound.routes = tables.into_iter().map(|(port_key, table)| port_key.consumer(table)).collect();
     compiled
 }
 
-/// The nodes in each zone, of those nodes whose zone a proxy of the namespace has to be told. None from Kubernetes 1.35 on.
+/// Nodes by zone, for the proxies that do not know their zone from a pod label. Empty from Kubernetes 1.35 on.
 fn zones(world: &World, namespace: &Namespace) -> BTreeMap<String, BTreeSet<String>> {
     let mut zones: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for node in namespace.pods.values().filter_map(|pod| pod.node.as_deref()) {
@@ -108,22 +112,22 @@ fn zones(world: &World, namespace: &Namespace) -> BTreeMap<String, BTreeSet<Stri
     zones
 }
 
-/// Compiles what others see of a namespace.
-pub fn surface(world: &World, name: &str, compiled: &Compiled) -> Surface {
-    let mut surface = Surface { in_mesh: world.in_mesh(name), ..Surface::default() };
+/// The part of a compiled namespace that other namespaces read.
+pub fn exports(world: &World, name: &str, compiled: &Compiled) -> Exports {
+    let mut exports = Exports { in_mesh: world.in_mesh(name), ..Exports::default() };
     for service in &compiled.export.services {
-        surface.addresses.extend(&service.addresses);
+        exports.addresses.extend(&service.addresses);
         let ports = service.ports.iter().map(|port| (port.port, port.protocol)).collect();
         let populated =
             |subset: &String| service.ports.iter().flat_map(|port| &port.endpoints).any(|e| e.subsets.contains(subset));
         let subsets = service.settings.subsets.iter().map(|subset| (subset.clone(), populated(subset))).collect();
-        surface.services.insert(service.name.clone(), Face { ports, subsets });
+        exports.services.insert(service.name.clone(), ServiceExport { ports, subsets });
     }
-    surface.addresses.sort_unstable();
+    exports.addresses.sort_unstable();
     let services = world.namespace(name).into_iter().flat_map(|namespace| namespace.services.values());
-    surface.without_address =
+    exports.without_address =
         services.filter(|service| !service.has_address()).map(|service| service.key.name.clone()).collect();
-    surface
+    exports
 }
 
 /// Compiles the index of all namespaces in the mesh.

@@ -1,4 +1,4 @@
-//! MeshPolicies: who they govern and what they say. A policy that is refused is not in force, and its condition says so.
+//! MeshPolicies: their targets and rules. A rejected policy is not applied, and its condition says so.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ use super::diagnostic::{Diagnostic, Kind, ObjectId};
 use super::{Outcome, value};
 use crate::world::{self, DocumentKind, Namespace, Pod, Service, TargetPort};
 
-/// Policies in force, sorted by name.
+/// Accepted policies, sorted by name.
 pub(super) fn compile(namespace: &Namespace, objects: &mut BTreeMap<ObjectId, Outcome>) -> Vec<Policy> {
     let mut policies = Vec::new();
     for policy in namespace.policies.values() {
@@ -23,7 +23,7 @@ pub(super) fn compile(namespace: &Namespace, objects: &mut BTreeMap<ObjectId, Ou
                 policies.push(compiled);
             }
             Err(mut refused) => {
-                refused.message.push_str(". The policy is not in force");
+                refused.message.push_str(". The policy is not applied");
                 outcome.diagnostics.push(refused);
             }
         }
@@ -31,8 +31,8 @@ pub(super) fn compile(namespace: &Namespace, objects: &mut BTreeMap<ObjectId, Ou
     policies
 }
 
-/// Pods whose labels changed after they were created, where a policy selects by one of those labels: all that each of them has
-/// now of the labels by which policies select.
+/// Pods (by UID) with changed labels since injection that a policy selects by: the current values of all labels that
+/// policies select by.
 pub(super) fn relabelled(namespace: &Namespace, policies: &[Policy]) -> BTreeMap<String, BTreeMap<String, String>> {
     let keys: BTreeSet<&String> = policies
         .iter()
@@ -58,7 +58,7 @@ fn check(
     let spec = policy
         .spec
         .as_ref()
-        .map_err(|error| Diagnostic::refused(Reason::Invalid, format!("the object cannot be read: {error}")))?;
+        .map_err(|error| Diagnostic::refused(Reason::Invalid, format!("the object cannot be parsed: {error}")))?;
     let MeshPolicySpec { target_ref, authorization: Authorization { rules } } = spec;
     let looks_into_http =
         rules.iter().any(|rule| !(rule.methods.is_empty() && rule.paths.is_empty() && rule.headers.is_empty()));
@@ -81,7 +81,7 @@ fn target(
     let PolicyTargetRef { kind, name } = target_ref;
     let named = || {
         name.as_deref()
-            .ok_or_else(|| Diagnostic::refused(Reason::Invalid, format!("targetRef of kind {kind:?} has no name")))
+            .ok_or_else(|| Diagnostic::refused(Reason::Invalid, format!("targetRef of kind {kind:?} requires a name")))
     };
     match kind {
         PolicyTargetKind::Namespace => Ok(Target::Namespace),
@@ -113,7 +113,7 @@ fn service_target(
 ) -> Result<Target, Diagnostic> {
     let name = &service.key.name;
     if service.external || service.selector.is_empty() {
-        let message = format!("Service {name} selects no pods: a policy governs pods");
+        let message = format!("Service {name} has no selector: a policy applies to the pods that the Service selects");
         return Err(Diagnostic::refused(Reason::UnsupportedTarget, message));
     }
     let opaque: Vec<u16> =
@@ -121,13 +121,15 @@ fn service_target(
     if looks_into_http && !opaque.is_empty() {
         if opaque.len() == service.ports.len() {
             let message = format!(
-                "every port of Service {name} is declared to carry opaque TCP (by its appProtocol or name), and a rule asks for methods, paths or headers"
+                "every port of Service {name} is declared as opaque TCP (by appProtocol or port name), and a \
+                 rule has methods, paths or headers"
             );
             return Err(Diagnostic::refused(Reason::UnsupportedTarget, message));
         }
         let ports: Vec<String> = opaque.iter().map(u16::to_string).collect();
         diagnostics.push(Diagnostic::note(format!(
-            "ports {} of Service {name} carry opaque TCP: there a Deny rule with methods, paths or headers refuses every connection, and such an Allow rule takes none",
+            "ports {} of Service {name} carry opaque TCP: Deny rules with methods, paths or headers refuse every connection \
+             to them, and such Allow rules match none",
             ports.join(", ")
         )));
     }
@@ -153,7 +155,7 @@ fn rule(rule: &policy::AuthorizationRule) -> Result<AuthorizationRule, String> {
         },
         methods: methods.iter().map(|method| value::method(*method)).collect(),
         paths: paths.iter().map(value::path).collect::<Result<_, _>>()?,
-        // All of them, also those on one name: dropping a condition would widen the rule.
+        // Keep several conditions on one header name: dropping one would widen the rule.
         headers: headers.iter().map(value::header).collect::<Result<_, _>>()?,
         ports: ports.clone(),
     })

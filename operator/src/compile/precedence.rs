@@ -1,10 +1,10 @@
-//! Who wins: the order in which matches are tried, and the order in which objects of one kind are heard.
+//! Precedence: the order in which matches are tried, and the order in which objects of one kind are applied.
 //!
-//! Of two matches that both take a request, the first of these that differs decides: exact path before regular
-//! expression before prefix; the longer one; with a method; more headers; more query parameters; the older route;
-//! namespace/name; the earlier rule; the earlier match. All but the place of regular expressions is the Gateway API's
-//! word for HTTPRoute. Regular expressions it leaves open: here they stand before prefixes, because a route for `/` would
-//! otherwise hide every expression.
+//! Of two matches that match the same request, the first of these that differs decides: exact path before regular
+//! expression before prefix; the longer path; with a method; more headers; more query parameters; the older route;
+//! namespace/name; the earlier rule; the earlier match. These are the Gateway API's rules for HTTPRoute. It leaves
+//! the rank of regular expressions open: here they come before prefixes, since a route for `/` would otherwise hide
+//! every regular expression.
 
 use std::cmp::Reverse;
 
@@ -12,24 +12,24 @@ use weft_config::{Match, PathMatch, ValueMatch, ValueTest};
 
 use crate::world::{Key, Meta};
 
-/// Age, then name: smaller comes first and wins.
-pub(super) type Seniority<'a> = (i64, &'a Key);
+/// Creation time, then namespace and name: the smaller one (the older object) wins.
+pub(super) type Age<'a> = (i64, &'a Key);
 
 /// Rank of a match; smaller is tried first.
 pub(super) type Rank = (u8, Reverse<usize>, bool, Reverse<usize>, Reverse<usize>);
 
-/// How old an object is.
-pub(super) fn seniority(meta: &Meta) -> Seniority<'_> {
+/// Sort key of an object by age.
+pub(super) fn age(meta: &Meta) -> Age<'_> {
     (meta.created, &meta.key)
 }
 
-/// How specific a match is.
+/// Rank of a match: the more specific it is, the smaller.
 pub(super) fn rank(condition: &Match) -> Rank {
     let (kind, length) = match &condition.path {
         Some(PathMatch::Exact(path)) => (0, path.len()),
         Some(PathMatch::Regex(regex)) => (1, regex.len()),
         Some(PathMatch::Prefix(prefix)) => (2, prefix.len()),
-        // The same as the prefix "/".
+        // Equivalent to the prefix "/".
         None => (2, 1),
     };
     (
@@ -46,8 +46,8 @@ pub(super) fn server_rank(name: &str) -> (bool, Reverse<usize>, String) {
     (name.starts_with("*."), Reverse(name.len()), name.to_owned())
 }
 
-/// Two matches with equal text take exactly the same requests.
-pub(super) fn text(condition: &Match) -> String {
+/// A canonical text: two matches have equal text if and only if they match the same requests.
+pub(super) fn canonical(condition: &Match) -> String {
     use std::fmt::Write;
 
     let Match { rule: _, path, method, headers, query } = condition;
@@ -66,14 +66,14 @@ pub(super) fn text(condition: &Match) -> String {
     text
 }
 
-/// A match as a person would say it.
+/// A match as text for messages.
 pub(super) fn describe(condition: &Match) -> String {
     let Match { rule: _, path, method, headers, query } = condition;
     let mut words = vec![match path {
         None => "path prefix /".to_owned(),
         Some(PathMatch::Exact(path)) => format!("path {path}"),
         Some(PathMatch::Prefix(prefix)) => format!("path prefix {prefix}"),
-        Some(PathMatch::Regex(regex)) => format!("path expression {regex}"),
+        Some(PathMatch::Regex(regex)) => format!("path regular expression {regex}"),
     }];
     words.extend(method.clone());
     for (kind, values) in [("header", headers), ("query parameter", query)] {
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn the_more_specific_match_comes_first() {
+    fn more_specific_match_comes_first() {
         let exact = |path: &str| Match { path: Some(PathMatch::Exact(path.into())), ..Match::default() };
         let regex = |path: &str| Match { path: Some(PathMatch::Regex(path.into())), ..Match::default() };
         let prefix = |path: &str| Match { path: Some(PathMatch::Prefix(path.into())), ..Match::default() };
@@ -127,21 +127,21 @@ mod tests {
     }
 
     #[test]
-    fn whole_server_names_come_before_wildcards() {
+    fn exact_server_names_come_before_wildcards() {
         let ordered = ["long.shop.example", "a.example", "*.shop.example", "*.example"];
         assert!(ordered.is_sorted_by_key(|name| server_rank(name)));
     }
 
     #[test]
-    fn equal_conditions_have_equal_text() {
+    fn equal_matches_have_equal_canonical_text() {
         let mut values = values(3);
         let one = Match { rule: 1, headers: values.clone(), ..Match::default() };
         values.reverse();
         let two =
             Match { rule: 2, path: Some(PathMatch::Prefix("/".into())), headers: values.clone(), ..Match::default() };
-        assert_eq!(text(&one), text(&two), "order of headers and index of the rule do not count");
+        assert_eq!(canonical(&one), canonical(&two), "order of headers and index of the rule are ignored");
         let three = Match { query: values, ..Match::default() };
-        assert_ne!(text(&one), text(&three), "a header is not a parameter");
+        assert_ne!(canonical(&one), canonical(&three), "a header is not a parameter");
     }
 
     fn any_match() -> impl Strategy<Value = Match> {
@@ -157,7 +157,7 @@ mod tests {
             "[ab]".prop_map(ValueTest::Exact),
             "[ab]".prop_map(ValueTest::Regex),
         ];
-        // Names differ within one match: the compiler has dropped repetitions.
+        // Names are unique within one match: the compiler drops duplicates.
         let values = prop::collection::btree_map("[ab]", test, 0..3)
             .prop_map(|values| values.into_iter().map(|(name, test)| ValueMatch { name, test }).collect::<Vec<_>>());
         let method = prop::option::of(prop::sample::select(vec!["GET".to_owned(), "POST".to_owned()]));
@@ -170,7 +170,7 @@ mod tests {
         })
     }
 
-    /// What two matches ask for, in a form that can be compared.
+    /// The conditions of a match, in a comparable form.
     fn conditions(condition: &Match) -> impl PartialEq + std::fmt::Debug {
         let sorted = |values: &[ValueMatch]| {
             let mut values: Vec<_> = values.iter().map(|value| (value.name.clone(), value.test.clone())).collect();
@@ -182,9 +182,8 @@ mod tests {
     }
 
     proptest! {
-        /// The order is total, and agrees with equality: of two matches exactly one of before, after and equal holds, whichever
-        /// is asked first; matches that ask for the same have the same rank; and what stands before what stands before a
-        /// third stands before the third.
+        /// The order is total and consistent with equality: of two matches exactly one of less, greater and equal
+        /// holds, in either direction; equal matches have equal rank; the order is transitive.
         #[test]
         fn the_order_is_total_and_agrees_with_equality(
             matches in prop::collection::vec((any_match(), 0..2i64, "[ab]"), 3)
@@ -192,13 +191,13 @@ mod tests {
             let keys: Vec<Key> = matches.iter().map(|(_, _, name)| Key { namespace: "n".into(), name: name.clone() }).collect();
             let order = |at: usize| {
                 let (condition, created, _) = &matches[at];
-                (rank(condition), (*created, &keys[at]) as Seniority<'_>, condition.rule)
+                (rank(condition), (*created, &keys[at]) as Age<'_>, condition.rule)
             };
             for (first, second) in [(0, 1), (1, 2), (0, 2)] {
                 prop_assert_eq!(order(first).cmp(&order(second)), order(second).cmp(&order(first)).reverse());
                 let (one, two) = (&matches[first].0, &matches[second].0);
-                prop_assert_eq!(text(one) == text(two), conditions(one) == conditions(two));
-                if text(one) == text(two) {
+                prop_assert_eq!(canonical(one) == canonical(two), conditions(one) == conditions(two));
+                if canonical(one) == canonical(two) {
                     prop_assert_eq!(rank(one), rank(two));
                 }
                 let same = order(first) == order(second);

@@ -1,4 +1,4 @@
-//! MeshRoutes: where they are attached, what they say, and who wins where two say something about the same request.
+//! MeshRoutes: their Service ports (parentRefs), their rules, and conflicts between routes with equal matches.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use weft_crds::route::{self, FilterType, HttpRule, PathMatchType, PathModifierTy
 use weft_crds::status::Reason;
 
 use super::diagnostic::{Diagnostic, Kind, ObjectId};
-use super::precedence::{self, Rank, seniority};
+use super::precedence::{self, Rank, age};
 use super::{Compiled, cluster, value};
 use crate::world::{DocumentKind, Key, Namespace, Route, Service, World};
 
@@ -32,52 +32,45 @@ const RATE_MAX: u32 = 1_000_000;
 const DELAY_MIN: Duration = Duration::from_millis(1);
 const DELAY_MAX: Duration = Duration::from_secs(5 * 60);
 
-/// A port of a Service that routes are attached to.
+/// A Service port that routes are attached to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
+pub(super) struct ServicePortKey {
     service: Key,
     port: u16,
 }
 
-/// A route that could be in force.
-struct Attached<'a> {
+/// A valid route with at least one Service port.
+struct AttachedRoute<'a> {
     route: &'a Route,
     rules: Vec<(Rule, Vec<Match>)>,
-    /// With the names that lead to them; none for the one that takes all other connections.
+    /// TLS and TCP rules with their server names; no names for the TCP rule.
     streams: Vec<(StreamRule, Vec<String>)>,
-    /// Where its rules for HTTP are held against requests, and its others against connections.
-    http_places: BTreeSet<Place>,
-    stream_places: BTreeSet<Place>,
-    /// Matches at all places, and how many of them another route took.
+    /// The Service ports that its HTTP rules apply to, and those that its TLS and TCP rules apply to.
+    http_ports: BTreeSet<ServicePortKey>,
+    stream_ports: BTreeSet<ServicePortKey>,
+    /// Number of its matches over all ports, and how many of them an older route or earlier rule already has.
     matches: usize,
-    lost: usize,
+    conflicting: usize,
     conflicts: Vec<Diagnostic>,
 }
 
-/// What rules are held against.
+/// What a rule matches: HTTP requests, or TLS and TCP connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Speech {
+enum RuleKind {
     Http,
-    Bytes,
+    Stream,
 }
 
-/// What becomes of the share of a backend that is not there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Share {
-    Answered,
-    Closed,
-}
-
-/// The tables of all Service ports that the namespace's routes govern: of its own Services, and of others' for its own
-/// clients.
+/// The route tables by Service port: ports of the namespace's own Services, and ports of other namespaces' Services
+/// for the clients in this namespace (consumer routes).
 pub(super) fn compile(
     world: &World,
     name: &str,
     namespace: &Namespace,
     compiled: &mut Compiled,
-) -> BTreeMap<Place, RouteTable> {
+) -> BTreeMap<ServicePortKey, RouteTable> {
     let mut routes: Vec<&Route> = namespace.routes.values().collect();
-    routes.sort_by_key(|route| seniority(&route.meta));
+    routes.sort_by_key(|route| age(&route.meta));
 
     let mut attached = Vec::new();
     for route in routes {
@@ -87,19 +80,19 @@ pub(super) fn compile(
             Err(refused) => outcome.diagnostics.push(refused),
         }
     }
-    let places: BTreeSet<Place> = attached.iter().flat_map(Attached::places).cloned().collect();
-    let tables: BTreeMap<Place, RouteTable> = places
+    let port_keys: BTreeSet<ServicePortKey> = attached.iter().flat_map(AttachedRoute::port_keys).cloned().collect();
+    let tables: BTreeMap<ServicePortKey, RouteTable> = port_keys
         .into_iter()
-        .map(|place| (place.clone(), table(&place, &mut attached)))
+        .map(|port_key| (port_key.clone(), table(&port_key, &mut attached)))
         .filter(|(_, t)| !t.matches.is_empty() || !t.streams.is_empty())
         .collect();
 
     for attached in attached {
-        let documents: BTreeSet<DocumentKind> = attached.places().map(|place| place.document(name)).collect();
-        let Attached { route, matches, lost, conflicts, .. } = attached;
+        let documents: BTreeSet<DocumentKind> = attached.port_keys().map(|port_key| port_key.document(name)).collect();
+        let AttachedRoute { route, matches, conflicting, conflicts, .. } = attached;
         let outcome = compiled.objects.entry(id(route)).or_default();
-        if lost == matches {
-            // Nothing of it is left, so nothing else is worth saying.
+        if conflicting == matches {
+            // All its matches conflict: only the conflicts are reported.
             let messages: Vec<&str> = conflicts.iter().map(|conflict| conflict.message.as_str()).collect();
             outcome.diagnostics = vec![Diagnostic::refused(Reason::Conflicted, messages.join("; "))];
             continue;
@@ -107,19 +100,19 @@ pub(super) fn compile(
         outcome.diagnostics.extend(conflicts);
         outcome.documents.extend(documents);
     }
-    for (place, table) in &tables {
-        require(name, place, table, compiled);
+    for (port_key, table) in &tables {
+        require(name, port_key, table, compiled);
     }
     tables
 }
 
-/// Notes what the namespace needs of others.
-fn require(name: &str, place: &Place, table: &RouteTable, compiled: &mut Compiled) {
+/// Records which other namespaces' exports the documents depend on.
+fn require(name: &str, port_key: &ServicePortKey, table: &RouteTable, compiled: &mut Compiled) {
     let mut dependencies: BTreeSet<String> = compiled.inbound.dependencies.drain(..).collect();
-    if place.service.namespace != name {
-        dependencies.insert(place.service.namespace.clone());
+    if port_key.service.namespace != name {
+        dependencies.insert(port_key.service.namespace.clone());
     }
-    // Copies may be lost for a moment, so nothing waits for the namespaces that they go to.
+    // Mirrored requests may be dropped for a moment, so the documents do not wait for their targets' namespaces.
     let mirrors = table.rules.iter().flat_map(|rule| &rule.mirrors).map(|mirror| &mirror.target.namespace);
     dependencies.extend(mirrors.filter(|namespace| *namespace != name).cloned());
     let of_rules = table.rules.iter().filter_map(|rule| match &rule.action {
@@ -128,7 +121,7 @@ fn require(name: &str, place: &Place, table: &RouteTable, compiled: &mut Compile
     });
     for backend in of_rules.chain(table.streams.iter().map(|rule| &rule.backends)).flatten() {
         let BackendTarget::Cluster(target) = &backend.target else { continue };
-        match place.document(name) {
+        match port_key.document(name) {
             DocumentKind::Inbound => {
                 compiled.inbound_requires.insert(target.namespace.clone());
             }
@@ -144,12 +137,16 @@ fn require(name: &str, place: &Place, table: &RouteTable, compiled: &mut Compile
     compiled.inbound.dependencies = dependencies.into_iter().collect();
 }
 
-/// Reads a route and finds its places. An error means that none of it is in force.
-fn attach<'a>(world: &World, route: &'a Route, diagnostics: &mut Vec<Diagnostic>) -> Result<Attached<'a>, Diagnostic> {
+/// Validates a route and finds its Service ports. An error means that the whole route is rejected.
+fn attach<'a>(
+    world: &World,
+    route: &'a Route,
+    diagnostics: &mut Vec<Diagnostic>,
+) -> Result<AttachedRoute<'a>, Diagnostic> {
     let spec = route
         .spec
         .as_ref()
-        .map_err(|error| Diagnostic::refused(Reason::Invalid, format!("the object cannot be read: {error}")))?;
+        .map_err(|error| Diagnostic::refused(Reason::Invalid, format!("the object cannot be parsed: {error}")))?;
     let MeshRouteSpec { parent_refs, http, tls, tcp } = spec;
 
     let key = &route.meta.key;
@@ -191,31 +188,45 @@ fn attach<'a>(world: &World, route: &'a Route, diagnostics: &mut Vec<Diagnostic>
     diagnostics.append(&mut unresolved);
 
     let mut misses: Vec<(Reason, String)> = Vec::new();
-    let mut attach = |speech: Speech, any: bool| {
-        let mut places = BTreeSet::new();
+    let mut attach = |kind: RuleKind, any: bool| {
+        let mut port_keys = BTreeSet::new();
         for parent in parent_refs.iter().filter(|_| any) {
-            match self::places(world, &key.namespace, parent, speech) {
-                Ok(found) => places.extend(found),
-                // What is missing is missing for both kinds of rules.
+            match self::port_keys(world, &key.namespace, parent, kind) {
+                Ok(found) => port_keys.extend(found),
+                // Report an error that both kinds of rules have once.
                 Err(miss) if misses.contains(&miss) => {}
                 Err(miss) => misses.push(miss),
             }
         }
-        places
+        port_keys
     };
-    let http_places = attach(Speech::Http, !rules.is_empty());
-    let stream_places = attach(Speech::Bytes, !streams.is_empty());
-    if http_places.is_empty() && stream_places.is_empty() {
+    let http_ports = attach(RuleKind::Http, !rules.is_empty());
+    let stream_ports = attach(RuleKind::Stream, !streams.is_empty());
+    if http_ports.is_empty() && stream_ports.is_empty() {
         let messages: Vec<&str> = misses.iter().map(|(_, message)| message.as_str()).collect();
         let reason = misses.first().map_or(Reason::TargetNotFound, |(reason, _)| *reason);
         return Err(Diagnostic::refused(reason, messages.join("; ")));
     }
     diagnostics.extend(misses.into_iter().map(|(_, message)| Diagnostic::partial(message)));
-    Ok(Attached { route, rules, streams, http_places, stream_places, matches: 0, lost: 0, conflicts: Vec::new() })
+    Ok(AttachedRoute {
+        route,
+        rules,
+        streams,
+        http_ports,
+        stream_ports,
+        matches: 0,
+        conflicting: 0,
+        conflicts: Vec::new(),
+    })
 }
 
-/// The ports that a parentRef means, as far as rules of this kind can be held against them.
-fn places(world: &World, own: &str, parent: &ParentRef, speech: Speech) -> Result<Vec<Place>, (Reason, String)> {
+/// The Service ports of a parentRef that rules of this kind can apply to.
+fn port_keys(
+    world: &World,
+    own: &str,
+    parent: &ParentRef,
+    kind: RuleKind,
+) -> Result<Vec<ServicePortKey>, (Reason, String)> {
     let ParentRef { kind: _, namespace, name, port } = parent;
     let key = Key::new(namespace.as_deref().unwrap_or(own), name);
     let service = world
@@ -224,15 +235,15 @@ fn places(world: &World, own: &str, parent: &ParentRef, speech: Speech) -> Resul
     if !service.has_address() {
         return Err((Reason::UnsupportedTarget, value::no_address(service)));
     }
-    let fits = |protocol: Protocol| match speech {
-        Speech::Http => protocol != Protocol::Tcp,
-        Speech::Bytes => !matches!(protocol, Protocol::Http | Protocol::Http2),
+    let fits = |protocol: Protocol| match kind {
+        RuleKind::Http => protocol != Protocol::Tcp,
+        RuleKind::Stream => !matches!(protocol, Protocol::Http | Protocol::Http2),
     };
-    let (carries, rules) = match speech {
-        Speech::Http => ("opaque TCP", "no HTTP rule"),
-        Speech::Bytes => ("HTTP", "no TLS or TCP rule"),
+    let (carries, rules) = match kind {
+        RuleKind::Http => ("opaque TCP", "no HTTP rules"),
+        RuleKind::Stream => ("HTTP", "no TLS or TCP rules"),
     };
-    let declared = format!("declared to carry {carries} (by its appProtocol or name): {rules} can be held against it");
+    let declared = format!("declared as {carries} (by appProtocol or port name): {rules} apply to it");
     match port {
         Some(port) => {
             let found = service
@@ -241,24 +252,25 @@ fn places(world: &World, own: &str, parent: &ParentRef, speech: Speech) -> Resul
             if !fits(found.protocol) {
                 return Err((Reason::UnsupportedTarget, format!("port {port} of Service {key} is {declared}")));
             }
-            Ok(vec![Place { service: key, port: *port }])
+            Ok(vec![ServicePortKey { service: key, port: *port }])
         }
         None => {
             let ports = service.ports.iter().filter(|port| fits(port.protocol));
-            let places: Vec<Place> = ports.map(|port| Place { service: key.clone(), port: port.port }).collect();
-            if places.is_empty() {
+            let port_keys: Vec<ServicePortKey> =
+                ports.map(|port| ServicePortKey { service: key.clone(), port: port.port }).collect();
+            if port_keys.is_empty() {
                 return Err((Reason::UnsupportedTarget, format!("every port of Service {key} is {declared}")));
             }
-            Ok(places)
+            Ok(port_keys)
         }
     }
 }
 
-/// All matches of all routes at one place, in order of precedence, and the rules that are left.
-fn table(place: &Place, attached: &mut [Attached<'_>]) -> RouteTable {
-    // Indices stand for: the route (they are in order of age and name), its rule, the rule's match.
+/// The route table of one Service port: the matches of all routes in order of precedence, and their rules.
+fn table(port_key: &ServicePortKey, attached: &mut [AttachedRoute<'_>]) -> RouteTable {
+    // Indices: the route (sorted by age and name), its rule, the rule's match.
     let mut all: Vec<(Rank, [usize; 3])> = Vec::new();
-    for (r, route) in attached.iter().enumerate().filter(|(_, route)| route.http_places.contains(place)) {
+    for (r, route) in attached.iter().enumerate().filter(|(_, route)| route.http_ports.contains(port_key)) {
         for (n, (_, matches)) in route.rules.iter().enumerate() {
             all.extend(matches.iter().enumerate().map(|(m, condition)| (precedence::rank(condition), [r, n, m])));
         }
@@ -273,10 +285,10 @@ fn table(place: &Place, attached: &mut [Attached<'_>]) -> RouteTable {
         let condition = &matches[m];
         let rule_name = rule.name.clone();
         attached[r].matches += 1;
-        match taken.get(&precedence::text(&attached[r].rules[n].1[m])) {
+        match taken.get(&precedence::canonical(&attached[r].rules[n].1[m])) {
             None => {
                 let condition = &attached[r].rules[n].1[m];
-                taken.insert(precedence::text(condition), [r, n]);
+                taken.insert(precedence::canonical(condition), [r, n]);
                 let index = *rules.entry([r, n]).or_insert_with(|| {
                     table.rules.push(attached[r].rules[n].0.clone());
                     table.rules.len() - 1
@@ -286,19 +298,19 @@ fn table(place: &Place, attached: &mut [Attached<'_>]) -> RouteTable {
             Some(&[winner, winner_rule]) => {
                 let what = precedence::describe(condition);
                 let by = attached[winner].rules[winner_rule].0.name.clone();
-                conflict(place, attached, [winner, r], [&by, &rule_name], &what);
+                conflict(port_key, attached, [winner, r], [&by, &rule_name], &what);
             }
         }
     }
-    streams(place, attached, &mut table);
+    streams(port_key, attached, &mut table);
     table
 }
 
-/// The rules for connections at one place: by the name asked for, and for all others.
-fn streams(place: &Place, attached: &mut [Attached<'_>], table: &mut RouteTable) {
-    // None stands for all other connections. Indices stand for: the route (they are in order of age and name), its rule.
+/// The TLS and TCP rules of one Service port.
+fn streams(port_key: &ServicePortKey, attached: &mut [AttachedRoute<'_>], table: &mut RouteTable) {
+    // `None` is the TCP rule. Indices: the route (sorted by age and name), its rule.
     let mut all: Vec<(Option<String>, [usize; 2])> = Vec::new();
-    for (r, route) in attached.iter().enumerate().filter(|(_, route)| route.stream_places.contains(place)) {
+    for (r, route) in attached.iter().enumerate().filter(|(_, route)| route.stream_ports.contains(port_key)) {
         for (n, (_, names)) in route.streams.iter().enumerate() {
             all.extend(names.iter().map(|name| (Some(name.clone()), [r, n])));
             all.extend(names.is_empty().then_some((None, [r, n])));
@@ -309,9 +321,9 @@ fn streams(place: &Place, attached: &mut [Attached<'_>], table: &mut RouteTable)
     for (name, [r, n]) in all {
         attached[r].matches += 1;
         if let Some(&[winner, winner_rule]) = taken.get(&name) {
-            let what = name.map_or_else(|| "connections of bytes".to_owned(), |name| format!("server name {name}"));
+            let what = name.map_or_else(|| "TCP connections".to_owned(), |name| format!("server name {name}"));
             let [by, of] = [[winner, winner_rule], [r, n]].map(|[r, n]| attached[r].streams[n].0.name.clone());
-            conflict(place, attached, [winner, r], [&by, &of], &what);
+            conflict(port_key, attached, [winner, r], [&by, &of], &what);
             continue;
         }
         taken.insert(name.clone(), [r, n]);
@@ -327,28 +339,28 @@ fn streams(place: &Place, attached: &mut [Attached<'_>], table: &mut RouteTable)
     table.tls.sort_by_cached_key(|server| precedence::server_rank(&server.name));
 }
 
-/// Tells two routes of which the one came first. `rules` are the names of theirs.
+/// Adds a diagnostic to both routes with equal matches. `rules` are the names of their rules.
 fn conflict(
-    place: &Place,
-    attached: &mut [Attached<'_>],
+    port_key: &ServicePortKey,
+    attached: &mut [AttachedRoute<'_>],
     [winner, loser]: [usize; 2],
     [by, of]: [&str; 2],
     what: &str,
 ) {
     let [winner_key, loser_key] = [winner, loser].map(|r| attached[r].route.meta.key.clone());
-    attached[loser].lost += 1;
+    attached[loser].conflicting += 1;
     if winner == loser {
-        let told = format!("rule {of} at {place}: {what}: rule {by} takes it before");
-        attached[loser].conflicts.push(Diagnostic::partial(told));
+        let message = format!("rule {of} at {port_key}: {what}: rule {by} of the same route matches first");
+        attached[loser].conflicts.push(Diagnostic::partial(message));
     } else {
-        let told = format!("rule {of} at {place}: {what}: MeshRoute {winner_key} (rule {by}) came first");
-        attached[loser].conflicts.push(Diagnostic::partial(told));
-        let note = Diagnostic::note(format!("at {place}: {what}: takes precedence over MeshRoute {loser_key}"));
+        let message = format!("rule {of} at {port_key}: {what}: MeshRoute {winner_key} (rule {by}) takes precedence");
+        attached[loser].conflicts.push(Diagnostic::partial(message));
+        let note = Diagnostic::note(format!("at {port_key}: {what}: takes precedence over MeshRoute {loser_key}"));
         attached[winner].conflicts.push(note);
     }
 }
 
-/// One rule. `unresolved` takes what it names that is not there.
+/// Compiles an HTTP rule. References that do not resolve are added to `unresolved`.
 fn rule(
     world: &World,
     route: &Key,
@@ -357,7 +369,7 @@ fn rule(
     unresolved: &mut Vec<(Reason, String)>,
 ) -> Result<(Rule, Vec<Match>), String> {
     let HttpRule { name: _, matches, filters, backend_refs, timeouts, retry, hedge } = rule;
-    if matches.iter().any(takes_connect) {
+    if matches.iter().any(matches_connect) {
         check_connect(rule)?;
     }
     let mut compiled = Rule {
@@ -381,7 +393,7 @@ fn rule(
     let mut answer = None;
     for filter in filters {
         match (filter.kind, &filter.request_mirror) {
-            // Alone among filters it names an object, which may not be there.
+            // The only filter with a reference, which may not resolve.
             (FilterType::RequestMirror, Some(mirror)) => {
                 compiled.mirrors.extend(self::mirror(world, route, mirror, unresolved)?);
             }
@@ -392,25 +404,30 @@ fn rule(
         return Err(format!("{} RequestMirror filters: at most {MIRRORS_MAX} are allowed", compiled.mirrors.len()));
     }
     compiled.action = match answer {
-        Some(_) if !backend_refs.is_empty() => return Err("it answers by itself and has backendRefs too".into()),
+        Some(_) if !backend_refs.is_empty() => {
+            return Err("a rule with RequestRedirect or DirectResponse has no backend: remove its backendRefs".into());
+        }
         Some(_) if !compiled.mirrors.is_empty() => {
-            return Err("it answers by itself: RequestMirror has no request to copy".into());
+            return Err(
+                "RequestMirror has no effect with RequestRedirect or DirectResponse: there is no request to copy"
+                    .into(),
+            );
         }
         Some(answer) => answer,
         None => {
             if backend_refs.iter().all(|backend| backend.weight == 0) {
-                return Err("the weights of backendRefs sum to zero".into());
+                return Err("the weights of backendRefs sum to zero: give at least one a weight above 0".into());
             }
             let backends = backend_refs
                 .iter()
-                .map(|backend| self::backend(world, route, backend, Share::Answered, unresolved))
+                .map(|backend| self::backend(world, route, backend, RuleKind::Http, unresolved))
                 .collect();
             Action::Forward { backends, rewrite }
         }
     };
     if let Some(route::Timeouts { request, backend_request }) = timeouts {
         let limit = |text: &Option<weft_crds::Duration>, field| match text {
-            // 0s says: no limit.
+            // 0s: no timeout.
             Some(text) => value::duration(text, field, Duration::ZERO, TIMEOUT_MAX).map(|ms| (ms > 0).then_some(ms)),
             None => Ok(None),
         };
@@ -427,25 +444,27 @@ fn rule(
     Ok((compiled, matches))
 }
 
-fn takes_connect(condition: &route::HttpMatch) -> bool {
+fn matches_connect(condition: &route::HttpMatch) -> bool {
     condition.method == Some(route::Method::Connect)
 }
 
-/// Refuses what means nothing to a tunnel.
+/// Rejects fields that do not apply to a CONNECT tunnel.
 fn check_connect(rule: &HttpRule) -> Result<(), String> {
     let HttpRule { name: _, matches, filters, backend_refs: _, timeouts, retry, hedge } = rule;
-    if !matches.iter().all(takes_connect) {
-        return Err("it takes CONNECT, and so nothing else: put its other matches into a rule of their own".into());
+    if !matches.iter().all(matches_connect) {
+        return Err(
+            "a rule that matches CONNECT cannot match other methods: move its other matches to another rule".into()
+        );
     }
     if matches.iter().any(|condition| condition.path.is_some() || !condition.query_params.is_empty()) {
-        return Err("a CONNECT has neither path nor query: match it by headers".into());
+        return Err("CONNECT requests have no path and no query: match them by headers".into());
     }
-    let means_something = |filter: &&route::HttpFilter| {
+    let is_allowed = |filter: &&route::HttpFilter| {
         matches!(filter.kind, FilterType::ResponseHeaderModifier | FilterType::RateLimit | FilterType::Fault)
     };
-    if let Some(other) = filters.iter().find(|filter| !means_something(filter)) {
+    if let Some(other) = filters.iter().find(|filter| !is_allowed(filter)) {
         let allowed = "only ResponseHeaderModifier, RateLimit and Fault are allowed";
-        return Err(format!("it takes CONNECT and has a filter of type {:?}: {allowed}", other.kind));
+        return Err(format!("a rule that matches CONNECT cannot have a filter of type {:?}: {allowed}", other.kind));
     }
     let field = match timeouts {
         _ if retry.is_some() => Some("retry"),
@@ -456,8 +475,8 @@ fn check_connect(rule: &HttpRule) -> Result<(), String> {
     match field {
         None => Ok(()),
         Some(field) => Err(format!(
-            "it takes CONNECT and has {field}: remove it: other pods are tried anyway, and connect.timeout in the MeshCluster \
-             bounds each connection"
+            "a rule that matches CONNECT cannot have {field}: other pods are tried anyway; set connect.timeout in the \
+             MeshCluster to limit connection attempts"
         )),
     }
 }
@@ -481,7 +500,7 @@ fn apply_filter(
         request_mirror: _,
         rate_limit,
     } = filter;
-    let needed = || format!("a filter of type {kind:?} does not have the field that its type names");
+    let needed = || format!("a filter of type {kind:?} requires the field of that name");
     match kind {
         FilterType::RequestHeaderModifier => {
             rule.request_headers = value::header_edit(request_header_modifier.as_ref().ok_or_else(needed)?)?;
@@ -517,7 +536,7 @@ fn apply_filter(
     Ok(())
 }
 
-/// A rule for connections.
+/// Compiles a TLS or TCP rule.
 fn stream(
     world: &World,
     route: &Key,
@@ -526,9 +545,9 @@ fn stream(
     unresolved: &mut Vec<(Reason, String)>,
 ) -> Result<StreamRule, String> {
     if backend_refs.iter().all(|backend| backend.weight == 0) {
-        return Err("the weights of backendRefs sum to zero".into());
+        return Err("the weights of backendRefs sum to zero: give at least one a weight above 0".into());
     }
-    let backend = |backend| self::backend(world, route, backend, Share::Closed, unresolved);
+    let backend = |backend| self::backend(world, route, backend, RuleKind::Stream, unresolved);
     Ok(StreamRule {
         route: ObjectRef { namespace: route.namespace.clone(), name: route.name.clone() },
         name: name.to_owned(),
@@ -569,13 +588,13 @@ fn fault(fault: &route::Fault) -> Result<Fault, String> {
 fn set_answer(answer: &mut Option<Action>, action: Action) -> Result<(), String> {
     match answer.replace(action) {
         None => Ok(()),
-        Some(_) => Err("it answers in two ways".into()),
+        Some(_) => Err("RequestRedirect and DirectResponse cannot be combined".into()),
     }
 }
 
 fn path_rewrite(path: &route::PathModifier, by_prefix: bool) -> Result<PathRewrite, String> {
     let route::PathModifier { kind, replace_full_path, replace_prefix_match } = path;
-    let needed = || format!("a path modifier of type {kind:?} does not have the field that its type names");
+    let needed = || format!("a path modifier of type {kind:?} requires the field of that name");
     match kind {
         PathModifierType::ReplaceFullPath => Ok(PathRewrite::Full(replace_full_path.clone().ok_or_else(needed)?)),
         PathModifierType::ReplacePrefixMatch if !by_prefix => {
@@ -600,11 +619,11 @@ fn retry(retry: &route::Retry) -> Result<Retry, String> {
     })
 }
 
-/// Timeouts are compiled already.
+/// `rule` has its timeouts already.
 fn hedge(hedge: &route::Hedge, rule: &Rule) -> Result<Hedge, String> {
     let route::Hedge { after, attempts } = hedge;
     if matches!(rule.action, Action::Redirect(_) | Action::Respond(_)) {
-        return Err("it answers by itself: hedge has no request to send".into());
+        return Err("hedge has no effect with RequestRedirect or DirectResponse: remove it".into());
     }
     if !(1..=HEDGES_MAX).contains(attempts) {
         return Err(format!("hedge.attempts: {attempts} is not between 1 and {HEDGES_MAX}"));
@@ -614,7 +633,7 @@ fn hedge(hedge: &route::Hedge, rule: &Rule) -> Result<Hedge, String> {
         [("timeouts.request", rule.request_timeout_ms), ("timeouts.backendRequest", rule.attempt_timeout_ms)]
     {
         if limit.is_some_and(|limit| limit <= after_ms) {
-            return Err(format!("hedge.after is not shorter than {field}: no other pod would be asked"));
+            return Err(format!("hedge.after must be shorter than {field}: no hedged request would be sent"));
         }
     }
     Ok(Hedge { after_ms, attempts: *attempts })
@@ -633,19 +652,19 @@ fn condition(condition: &route::HttpMatch) -> Result<Match, String> {
     })
 }
 
-/// Where a share goes. What is not there costs its share alone.
+/// A weighted backend. If its reference does not resolve, only its share of requests fails.
 fn backend(
     world: &World,
     route: &Key,
     backend: &route::BackendRef,
-    share: Share,
+    kind: RuleKind,
     unresolved: &mut Vec<(Reason, String)>,
 ) -> Backend {
     let route::BackendRef { kind: _, namespace, name, port, subset, weight } = backend;
     let key = Key::new(namespace.as_deref().unwrap_or(&route.namespace), name);
-    let (while_missing, while_empty) = match share {
-        Share::Answered => ("its share is answered 500", "its share is answered 503"),
-        Share::Closed => ("its share is closed", "its share is closed"),
+    let (while_missing, while_empty) = match kind {
+        RuleKind::Http => ("requests to it are answered 500", "requests to it are answered 503"),
+        RuleKind::Stream => ("connections to it are closed", "connections to it are closed"),
     };
     let target = match resolve(world, &key, *port, subset.as_deref(), while_empty, unresolved) {
         Ok(target) => BackendTarget::Cluster(target),
@@ -657,7 +676,7 @@ fn backend(
     Backend { weight: *weight, target }
 }
 
-/// Where copies go. Nowhere, if that is not there: the requests themselves are not to feel it.
+/// The mirror filter. `None` if its reference does not resolve: requests must not fail because of it.
 fn mirror(
     world: &World,
     route: &Key,
@@ -668,16 +687,17 @@ fn mirror(
     let route::MirrorRef { kind: _, namespace, name, port, subset } = backend_ref;
     let share = value::fraction(*percent, fraction.as_ref())?;
     let key = Key::new(namespace.as_deref().unwrap_or(&route.namespace), name);
-    match resolve(world, &key, *port, subset.as_deref(), "nothing is mirrored there", unresolved) {
+    match resolve(world, &key, *port, subset.as_deref(), "nothing is mirrored to it", unresolved) {
         Ok(target) => Ok(Some(Mirror { target, share, host_suffix: host_suffix.clone() })),
         Err((reason, message)) => {
-            unresolved.push((reason, format!("{message}: nothing is mirrored there")));
+            unresolved.push((reason, format!("{message}: nothing is mirrored to it")));
             Ok(None)
         }
     }
 }
 
-/// The cluster that a reference means. `while_empty` says what follows while the subset has no pod.
+/// The cluster of a backend reference. `while_empty` is the message's text on what happens while the subset has no
+/// pod.
 fn resolve(
     world: &World,
     key: &Key,
@@ -703,7 +723,7 @@ fn resolve(
         cluster::governing(namespace, &key.name).filter(|spec| spec.subsets.iter().any(|s| s.name == subset));
     match declared {
         None => {
-            Err((Reason::SubsetNotFound, format!("no MeshCluster in force declares subset {subset} of Service {key}")))
+            Err((Reason::SubsetNotFound, format!("no accepted MeshCluster declares subset {subset} of Service {key}")))
         }
         Some(spec) => {
             if !cluster::is_populated(namespace, service, spec, subset) {
@@ -731,32 +751,32 @@ fn id(route: &Route) -> ObjectId {
 
 // === impl Attached ===
 
-impl Attached<'_> {
-    fn places(&self) -> impl Iterator<Item = &Place> {
-        self.http_places.union(&self.stream_places)
+impl AttachedRoute<'_> {
+    fn port_keys(&self) -> impl Iterator<Item = &ServicePortKey> {
+        self.http_ports.union(&self.stream_ports)
     }
 }
 
 // === impl Place ===
 
-impl Place {
+impl ServicePortKey {
     pub(super) fn new(namespace: &str, service: &str, port: u16) -> Self {
         Self { service: Key::new(namespace, service), port }
     }
 
-    /// The document that its table goes into, as a namespace that has routes for it sees it.
+    /// The document that its route table is part of, for routes of namespace `own`.
     fn document(&self, own: &str) -> DocumentKind {
         if self.service.namespace == own { DocumentKind::Export } else { DocumentKind::Inbound }
     }
 
-    /// The table as it stands in the private document.
+    /// The consumer routes of the private document.
     pub(super) fn consumer(self, table: RouteTable) -> ConsumerRoutes {
         let service = ObjectRef { namespace: self.service.namespace, name: self.service.name };
         ConsumerRoutes { service, port: self.port, table }
     }
 }
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for ServicePortKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Service {} port {}", self.service, self.port)
     }

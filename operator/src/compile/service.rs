@@ -1,8 +1,8 @@
-//! Services and the pods behind them.
+//! Services and their endpoints.
 //!
-//! EndpointSlices say who belongs to a Service. Pods say which subsets an endpoint is in, and whether it may take traffic:
-//! what they say is a second or so newer than the slice that is derived from it. docs/services.md has all fields of both, and
-//! what is made of them.
+//! EndpointSlices say which endpoints a Service has. Pods say which subsets an endpoint is in, and whether it may
+//! receive traffic: the pod's status is about a second newer than the slice that Kubernetes derives from it.
+//! docs/services.md lists all fields of both and their meaning here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -12,17 +12,17 @@ use weft_config::{self as wire, ClusterSettings, Endpoint, Locality};
 use super::cluster::{Governed, distribution, subsets_of};
 use crate::world::{Distribution, Namespace, Pod, Readiness, Service, ServicePort, Slice, SliceEndpoint};
 
-/// One Service with an address, without routes.
+/// Compiles one Service that has a ClusterIP, without routes.
 pub(super) fn compile(
     namespace: &Namespace,
     service: &Service,
     slices: &[&Slice],
     governed: Option<&Governed<'_>>,
-    left_out: &mut BTreeSet<(String, IpAddr)>,
+    rejected_addresses: &mut BTreeSet<(String, IpAddr)>,
 ) -> wire::Service {
     let mut settings = governed.map_or_else(ClusterSettings::default, |governed| governed.settings.clone());
     settings.local_only = service.local_only;
-    // A key or a cookie of the MeshCluster stands in for the client's address.
+    // The MeshCluster's hash key or session cookie replaces affinity by client address.
     let is_tied = settings.hash_on.is_some() || settings.sticky.is_some();
     settings.client_ip_seconds = service.client_ip_seconds.filter(|_| !is_tied);
     let distribution = distribution(service, governed.map(|governed| governed.spec));
@@ -37,14 +37,14 @@ pub(super) fn compile(
         ),
     };
     let by_hints = distribution == Distribution::Hints;
-    let places = Places {
+    let topology = TopologyFields {
         zone: settings.prefer_same_zone && !by_hints,
         node: settings.local_only || settings.prefer_same_node && !by_hints,
         for_zones: settings.prefer_same_zone && by_hints,
         for_nodes: settings.prefer_same_node && by_hints,
     };
     let ports = service.ports.iter().map(|port| {
-        let endpoints = endpoints(namespace, slices, service, port, governed, &places, left_out);
+        let endpoints = endpoints(namespace, slices, service, port, governed, &topology, rejected_addresses);
         wire::ServicePort { port: port.port, protocol: port.protocol, routes: None, endpoints }
     });
     let mut ports: Vec<wire::ServicePort> = ports.collect();
@@ -54,48 +54,53 @@ pub(super) fn compile(
     wire::Service { name: service.key.name.clone(), addresses, settings, ports }
 }
 
-/// Whether every ready endpoint has a hint of a kind: hints that some lack are not followed, as kube-proxy does not.
+/// Whether every ready endpoint has a hint of a kind. As in kube-proxy, hints are ignored if any endpoint lacks them.
 fn all_have(slices: &[&Slice], hint: impl Fn(&SliceEndpoint) -> bool) -> bool {
     let mut ready = slices.iter().flat_map(|slice| &slice.endpoints).filter(|endpoint| endpoint.ready).peekable();
     ready.peek().is_some() && ready.all(hint)
 }
 
-/// Which places of endpoints proxies need. The others are not exported, so that documents stay small.
-struct Places {
+/// Which topology fields of endpoints proxies need. The others are not exported, to keep documents small.
+struct TopologyFields {
     zone: bool,
     node: bool,
     for_zones: bool,
     for_nodes: bool,
 }
 
-/// What stands behind an endpoint that may be used.
+/// The pod of a usable endpoint, and its state.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Behind<'a> {
-    /// The pod, if it is one.
+pub(super) struct EndpointPod<'a> {
+    /// The pod, if the endpoint has one.
     pub(super) pod: Option<&'a Pod>,
-    /// It terminates and still serves: it is there for when nothing else is.
+    /// It is terminating and still serves: used only if no other endpoint is available.
     pub(super) terminating: bool,
-    /// Its node is silent: it is there for when nothing else is, those that terminate included.
+    /// Its node is unreachable: used only if no other endpoint is available, terminating ones included.
     pub(super) lost: bool,
 }
 
-/// What stands behind an endpoint; `None` if it must not be used.
-pub(super) fn behind<'a>(namespace: &'a Namespace, service: &Service, endpoint: &SliceEndpoint) -> Option<Behind<'a>> {
+/// The pod of an endpoint; `None` if the endpoint must not be used.
+pub(super) fn endpoint_pod<'a>(
+    namespace: &'a Namespace,
+    service: &Service,
+    endpoint: &SliceEndpoint,
+) -> Option<EndpointPod<'a>> {
     let SliceEndpoint { ready, terminating, .. } = *endpoint;
     let Some((name, uid)) = &endpoint.pod else {
-        return (ready || terminating).then_some(Behind { terminating, ..Behind::default() });
+        return (ready || terminating).then_some(EndpointPod { terminating, ..EndpointPod::default() });
     };
-    // A pod that is not known yet comes in a moment; one that is not known any more must not be used.
+    // A pod that is not known was created a moment ago (its event follows) or is gone: do not use it.
     let pod = namespace.pod(name, uid)?;
-    let behind = Behind { pod: Some(pod), ..Behind::default() };
-    // Kubernetes derives the slices of a Service with a selector from the pods; others are somebody's own word.
-    let derived = !service.selector.is_empty();
+    let endpoint_pod = EndpointPod { pod: Some(pod), ..EndpointPod::default() };
+    // Kubernetes derives the slices of a Service with a selector from its pods; for other slices the conditions in
+    // the slice apply.
+    let from_selector = !service.selector.is_empty();
     match pod.readiness {
-        _ if service.publish_not_ready => Some(Behind { terminating: pod.deleting, ..behind }),
-        Readiness::Ready if derived || ready || terminating => {
-            Some(Behind { terminating: pod.deleting || !derived && terminating, ..behind })
+        _ if service.publish_not_ready => Some(EndpointPod { terminating: pod.deleting, ..endpoint_pod }),
+        Readiness::Ready if from_selector || ready || terminating => {
+            Some(EndpointPod { terminating: pod.deleting || !from_selector && terminating, ..endpoint_pod })
         }
-        Readiness::Lost if derived && !pod.deleting => Some(Behind { lost: true, ..behind }),
+        Readiness::Lost if from_selector && !pod.deleting => Some(EndpointPod { lost: true, ..endpoint_pod }),
         Readiness::Ready | Readiness::Lost | Readiness::NotReady => None,
     }
 }
@@ -106,8 +111,8 @@ fn endpoints(
     service: &Service,
     port: &ServicePort,
     governed: Option<&Governed<'_>>,
-    places: &Places,
-    left_out: &mut BTreeSet<(String, IpAddr)>,
+    topology: &TopologyFields,
+    rejected_addresses: &mut BTreeSet<(String, IpAddr)>,
 ) -> Vec<Endpoint> {
     let mut endpoints: BTreeMap<SocketAddr, Endpoint> = BTreeMap::new();
     for slice in slices {
@@ -116,21 +121,23 @@ fn endpoints(
             continue;
         };
         for endpoint in &slice.endpoints {
-            let Some(Behind { pod, terminating, lost }) = behind(namespace, service, endpoint) else { continue };
+            let Some(EndpointPod { pod, terminating, lost }) = endpoint_pod(namespace, service, endpoint) else {
+                continue;
+            };
             let Some(ip) = endpoint.address.filter(|ip| service.addresses.iter().any(|own| same_family(*own, *ip)))
             else {
                 continue;
             };
             if !is_allowed(ip) {
-                left_out.insert((service.key.name.clone(), ip));
+                rejected_addresses.insert((service.key.name.clone(), ip));
                 continue;
             }
             let address = SocketAddr::new(ip, number);
             let locality = Locality {
-                zone: endpoint.zone.as_ref().filter(|_| places.zone).cloned(),
-                node: endpoint.node.as_ref().filter(|_| places.node).cloned(),
-                for_zones: if places.for_zones { endpoint.for_zones.clone() } else { Vec::new() },
-                for_nodes: if places.for_nodes { endpoint.for_nodes.clone() } else { Vec::new() },
+                zone: endpoint.zone.as_ref().filter(|_| topology.zone).cloned(),
+                node: endpoint.node.as_ref().filter(|_| topology.node).cloned(),
+                for_zones: if topology.for_zones { endpoint.for_zones.clone() } else { Vec::new() },
+                for_nodes: if topology.for_nodes { endpoint.for_nodes.clone() } else { Vec::new() },
             };
             let known = endpoints.entry(address).or_insert_with(|| Endpoint {
                 address,
@@ -149,7 +156,7 @@ fn endpoints(
             }
         }
     }
-    // A pod of two families is one pod: it is known by its address of the Service's primary family.
+    // A dual-stack pod is one endpoint: use its address of the Service's primary family.
     if let [primary, _, ..] = &service.addresses[..]
         && endpoints.keys().any(|address| same_family(*primary, address.ip()))
     {
@@ -162,8 +169,9 @@ fn same_family(one: IpAddr, other: IpAddr) -> bool {
     one.is_ipv4() == other.is_ipv4()
 }
 
-/// Whoever may write an EndpointSlice must not be able to aim proxies at themselves, at their node's own services or at a
-/// cloud's metadata server.
+/// Whether endpoints may have this address. Loopback, link-local, multicast and unspecified addresses are rejected: a
+/// user who may write EndpointSlices must not be able to direct proxies to themselves, to services of their node or
+/// to a cloud's metadata server.
 fn is_allowed(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(v4) => {
@@ -178,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_that_aim_at_the_proxy_or_its_node_are_left_out() {
+    fn loopback_and_link_local_addresses_are_rejected() {
         for (address, allowed) in [
             ("10.0.0.1", true),
             ("192.168.1.1", true),

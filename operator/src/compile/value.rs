@@ -1,5 +1,5 @@
-//! Single values: what the schema could not refuse, or what an object stored under an older schema may still hold. A
-//! proxy refuses a document with a value that it cannot use, so no such value may reach one.
+//! Validation and conversion of single values: what the schema cannot check, and values of objects that were stored
+//! under an older schema. A proxy rejects a whole document with an invalid value, so none may get into one.
 
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use weft_crds::route::{self, PathMatchType, RateLimitKeyType, ValueMatchType};
 
 use crate::world::Service;
 
-/// Longest regular expression, in bytes, and what it may compile to. The same bounds as the proxy's.
+/// Maximum length of a regular expression and of its compiled form, in bytes. The same bounds as in the proxy.
 const REGEX_BYTES_MAX: usize = 1024;
 const REGEX_SIZE_MAX: usize = 1024 * 1024;
 
-/// Headers that frame or route a message: changing one would make two parties see two messages.
+/// Headers that frame or route a message: changing one would make client and server disagree on where a message ends.
 const FRAMING_HEADERS: &[&str] = &[
     "host",
     "content-length",
@@ -36,7 +36,7 @@ pub(super) fn duration(text: &weft_crds::Duration, field: &str, min: Duration, m
     Ok(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// A part of all requests; all of them where nothing is said.
+/// A share of requests. Default: all.
 pub(super) fn fraction(percent: Option<u32>, fraction: Option<&route::Fraction>) -> Result<Fraction, String> {
     let (numerator, denominator) = match (percent, fraction) {
         (None, None) => (100, 100),
@@ -45,21 +45,24 @@ pub(super) fn fraction(percent: Option<u32>, fraction: Option<&route::Fraction>)
         (Some(_), Some(_)) => return Err("give percent or fraction, not both".into()),
     };
     if denominator == 0 || numerator > denominator {
-        return Err(format!("{numerator} of {denominator} is no part of all requests"));
+        return Err(format!("fraction: {numerator}/{denominator} must be between 0 and 1"));
     }
     Ok(Fraction { numerator, denominator })
 }
 
-/// What browsers are told of other origins' pages.
+/// The CORS filter.
 pub(super) fn cors(cors: &route::Cors) -> Result<Cors, String> {
     let route::Cors { allow_origins, allow_credentials, allow_methods, allow_headers, expose_headers, max_age } = cors;
     for list in [allow_origins, allow_methods, allow_headers, expose_headers] {
         if list.len() > 1 && list.iter().any(|item| item == "*") {
-            return Err("cors: '*' takes all: nothing else can stand beside it".into());
+            return Err("cors: '*' allows all: remove the other values of the list".into());
         }
     }
     if *allow_credentials && expose_headers.iter().any(|name| name == "*") {
-        return Err("cors.exposeHeaders: browsers do not know '*' together with allowCredentials".into());
+        return Err(
+            "cors.exposeHeaders: with allowCredentials, browsers do not treat '*' as a wildcard: list the headers"
+                .into(),
+        );
     }
     let origins = match allow_origins.as_slice() {
         [] => return Err("cors.allowOrigins is empty".into()),
@@ -69,7 +72,7 @@ pub(super) fn cors(cors: &route::Cors) -> Result<Cors, String> {
     let names = |names: &[String]| names.iter().map(|name| header_name(name)).collect::<Result<Vec<_>, _>>();
     let methods = allow_methods.iter().map(|method| match header_name(method) {
         Ok(_) => Ok(method.clone()),
-        Err(_) => Err(format!("cors.allowMethods: {method:?} is no method")),
+        Err(_) => Err(format!("cors.allowMethods: {method:?} is not a method")),
     });
     Ok(Cors {
         origins,
@@ -81,10 +84,10 @@ pub(super) fn cors(cors: &route::Cors) -> Result<Cors, String> {
     })
 }
 
-/// What tells callers apart.
+/// The key of a rate limit.
 pub(super) fn rate_limit_key(key: &route::RateLimitKey) -> Result<RateLimitKey, String> {
     let route::RateLimitKey { kind, name } = key;
-    let needed = || name.as_deref().ok_or_else(|| format!("rateLimit.key: type {kind:?} needs a name"));
+    let needed = || name.as_deref().ok_or_else(|| format!("rateLimit.key: type {kind:?} requires a name"));
     Ok(match kind {
         RateLimitKeyType::Header => RateLimitKey::Header(header_name(needed()?)?),
         RateLimitKeyType::QueryParam => RateLimitKey::Query(needed()?.to_owned()),
@@ -93,12 +96,12 @@ pub(super) fn rate_limit_key(key: &route::RateLimitKey) -> Result<RateLimitKey, 
     })
 }
 
-/// The server names that a rule's matches name, at least one.
+/// The server names of a rule's matches, at least one.
 pub(super) fn server_names(matches: &[route::TlsMatch]) -> Result<Vec<String>, String> {
     let names: Vec<String> =
         matches.iter().flat_map(|route::TlsMatch { sni }| sni).map(|name| name.to_ascii_lowercase()).collect();
     if names.is_empty() {
-        return Err("it names no server".into());
+        return Err("matches have no sni: add at least one server name".into());
     }
     for name in &names {
         let host = name.strip_prefix("*.").unwrap_or(name);
@@ -126,7 +129,7 @@ fn origin(text: &str) -> Result<Origin, String> {
     Ok(Origin { scheme: scheme.to_owned(), host: host.to_owned(), port })
 }
 
-/// A path condition. The prefix `/abc/` means `/abc`.
+/// A condition on the path. The prefix `/abc/` is normalised to `/abc`.
 pub(super) fn path(path: &route::PathMatch) -> Result<PathMatch, String> {
     let route::PathMatch { kind, value } = path;
     if *kind != PathMatchType::RegularExpression && !value.starts_with('/') {
@@ -142,7 +145,7 @@ pub(super) fn path(path: &route::PathMatch) -> Result<PathMatch, String> {
     })
 }
 
-/// A header condition.
+/// A condition on a header.
 pub(super) fn header(header: &route::HeaderMatch) -> Result<ValueMatch, String> {
     let route::HeaderMatch { kind, name, value } = header;
     Ok(ValueMatch { name: header_name(name)?, test: test(*kind, name, value.as_deref())? })
@@ -154,14 +157,14 @@ pub(super) fn query(query: &route::QueryParamMatch) -> Result<ValueMatch, String
     Ok(ValueMatch { name: name.clone(), test: test(*kind, name, value.as_deref())? })
 }
 
-/// Of several conditions on one name the first counts.
+/// Keeps only the first of several conditions on one name.
 pub(super) fn first_of_each(mut values: Vec<ValueMatch>) -> Vec<ValueMatch> {
     let mut seen = std::collections::BTreeSet::new();
     values.retain(|value| seen.insert(value.name.clone()));
     values
 }
 
-/// A method as it stands on the wire.
+/// The name of a method.
 pub(super) fn method(method: route::Method) -> String {
     use route::Method;
     match method {
@@ -186,25 +189,25 @@ pub(super) fn header_edit(modifier: &route::HeaderModifier) -> Result<HeaderEdit
     Ok(HeaderEdit { remove, set: values(set)?, add: values(add)? })
 }
 
-/// Why a Service cannot be governed.
+/// Why a Service without a usable ClusterIP is not supported as a target.
 pub(super) fn no_address(service: &Service) -> String {
     let name = &service.key;
     if service.external {
-        format!("Service {name} is of type ExternalName: proxies know a Service by its ClusterIP, and it has none")
+        format!("Service {name} is of type ExternalName and has no ClusterIP, by which proxies match its traffic")
     } else if service.served_elsewhere {
         format!(
-            "Service {name} has the label service.kubernetes.io/service-proxy-name: another implementation serves it, and \
-             proxies pass its traffic on"
+            "Service {name} has the label service.kubernetes.io/service-proxy-name: another service proxy implements it, \
+             and Weft passes its traffic through"
         )
     } else {
-        format!("Service {name} is headless: proxies know a Service by its ClusterIP, and it has none")
+        format!("Service {name} is headless and has no ClusterIP, by which proxies match its traffic")
     }
 }
 
 fn header_value(header: &route::Header) -> Result<HeaderValue, String> {
     let route::Header { name, value } = header;
     if !value.bytes().all(|byte| byte == b'\t' || (0x20..=0x7e).contains(&byte)) {
-        return Err(format!("the value of header {name} has characters that a header cannot have"));
+        return Err(format!("the value of header {name} has invalid characters"));
     }
     Ok(HeaderValue { name: editable_name(name)?, value: value.clone() })
 }
@@ -219,14 +222,14 @@ fn editable_name(name: &str) -> Result<String, String> {
     Ok(name)
 }
 
-/// A header's name, in lower case.
+/// Validates a header name, and returns it in lower case.
 pub(super) fn header_name(name: &str) -> Result<String, String> {
-    if is_token(name) { Ok(name.to_ascii_lowercase()) } else { Err(format!("{name:?} is not a header name")) }
+    if is_token(name) { Ok(name.to_ascii_lowercase()) } else { Err(format!("{name:?} is not a valid header name")) }
 }
 
-/// A cookie's name.
+/// Validates a cookie name.
 pub(super) fn cookie_name(name: &str) -> Result<String, String> {
-    if is_token(name) { Ok(name.to_owned()) } else { Err(format!("{name:?} is not the name of a cookie")) }
+    if is_token(name) { Ok(name.to_owned()) } else { Err(format!("{name:?} is not a valid cookie name")) }
 }
 
 fn is_token(name: &str) -> bool {
@@ -235,7 +238,7 @@ fn is_token(name: &str) -> bool {
 }
 
 fn test(kind: ValueMatchType, name: &str, value: Option<&str>) -> Result<ValueTest, String> {
-    let needed = || value.map(str::to_owned).ok_or_else(|| format!("the condition on {name:?} has no value"));
+    let needed = || value.map(str::to_owned).ok_or_else(|| format!("the condition on {name:?} requires a value"));
     Ok(match kind {
         ValueMatchType::Exact => ValueTest::Exact(needed()?),
         ValueMatchType::RegularExpression => ValueTest::Regex(regex(&needed()?)?),
@@ -244,20 +247,20 @@ fn test(kind: ValueMatchType, name: &str, value: Option<&str>) -> Result<ValueTe
     })
 }
 
-/// Only to see whether it compiles: the proxy compiles it again in the same way.
+/// Validates a regular expression as the proxy compiles it.
 fn regex(text: &str) -> Result<String, String> {
     if text.len() > REGEX_BYTES_MAX {
         return Err(format!("a regular expression of {} bytes is too long: {REGEX_BYTES_MAX} are allowed", text.len()));
     }
     let build = |text: &str| regex::RegexBuilder::new(text).size_limit(REGEX_SIZE_MAX).build();
-    // By itself first: "a)|(b" compiles between the anchors, and steps out of them.
+    // Without the anchors first: "a)|(b" compiles between them and escapes them.
     match build(text).and_then(|_| build(&format!("^(?:{text})$"))) {
         Ok(_) => Ok(text.to_owned()),
         Err(regex::Error::CompiledTooBig(_)) => {
             Err(format!("the regular expression {text:?} compiles to more than 1 MiB"))
         }
         Err(error) => {
-            // The last line says what is wrong; those before it draw where, in a fixed-width font that conditions lack.
+            // The last line has the cause; the lines before it mark the position, which needs a fixed-width font.
             let error = error.to_string();
             let cause = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
             Err(format!("the regular expression {text:?} does not compile: {cause}"))
@@ -270,17 +273,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn expressions_that_do_not_compile_are_named() {
+    fn invalid_regular_expressions_are_rejected_with_the_cause() {
         assert_eq!(regex("/v[0-9]+/.*"), Ok("/v[0-9]+/.*".into()));
         assert!(regex("(").unwrap_err().contains("does not compile: unclosed group"));
         assert!(regex("(?=a)").unwrap_err().contains("look-around"), "linear time only");
         assert!(regex(r"(\w{1000}){1000}").unwrap_err().contains("1 MiB"));
         assert!(regex(&"a".repeat(2000)).unwrap_err().contains("too long"));
-        assert!(regex("a)|(b").is_err(), "an expression cannot step out of its anchors");
+        assert!(regex("a)|(b").is_err(), "an expression cannot escape its anchors");
     }
 
     #[test]
-    fn parts_of_all_requests() {
+    fn fractions_are_validated() {
         let of = |numerator, denominator| route::Fraction { numerator, denominator };
         let check = |percent, given: Option<route::Fraction>, expected: Option<(u32, u32)>| {
             let found = fraction(percent, given.as_ref()).ok().map(|found| (found.numerator, found.denominator));
@@ -320,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_has_no_slash_at_its_end() {
+    fn path_prefix_loses_its_trailing_slash() {
         for (given, kept) in [("/", "/"), ("/a", "/a"), ("/a/", "/a"), ("/a/b/", "/a/b")] {
             let given = route::PathMatch { kind: PathMatchType::PathPrefix, value: given.into() };
             assert_eq!(path(&given), Ok(PathMatch::Prefix(kept.into())));
@@ -336,6 +339,6 @@ mod tests {
             assert!(header_edit(&set(name)).is_err(), "{name}");
         }
         let remove = route::HeaderModifier { remove: vec!["Transfer-Encoding".into()], ..Default::default() };
-        assert!(header_edit(&remove).is_err(), "not by removal either");
+        assert!(header_edit(&remove).is_err(), "they cannot be removed either");
     }
 }

@@ -1,7 +1,7 @@
-//! The trimmed objects that the World keeps, and how they are read from what the API server sends.
+//! The trimmed objects that the World stores, and their conversion from the objects of the API server.
 //!
-//! The `Raw…` types name only the fields that are used: serde skips the rest, so a Pod of 15 KiB becomes a few hundred
-//! bytes and its managed fields are never kept.
+//! The `Raw…` types have only the fields that are used: serde skips the rest, so a Pod of 15 KiB becomes a few
+//! hundred bytes and managed fields are never stored.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -18,10 +18,10 @@ use weft_crds::{Status, names};
 
 use super::Key;
 
-/// How long a client stays with a pod where a Service with session affinity does not say. Source: Kubernetes' default.
+/// Default timeout of session affinity ClientIP, in seconds. Source: Kubernetes.
 const CLIENT_IP_SECONDS: u32 = 10_800;
 
-/// The label of a Service that another implementation than the cluster's own is to serve.
+/// Label of a Service that another service proxy than kube-proxy implements.
 const SERVICE_PROXY_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 
 /// A Namespace.
@@ -29,7 +29,7 @@ const SERVICE_PROXY_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 pub struct NamespaceMeta {
     /// Name.
     pub name: String,
-    /// Labelled for injection.
+    /// Has the injection label.
     pub enabled: bool,
 }
 
@@ -38,37 +38,38 @@ pub struct NamespaceMeta {
 pub struct Service {
     /// Namespace and name.
     pub key: Key,
-    /// ClusterIPs, that of its primary family first; none for a headless one.
+    /// ClusterIPs, the primary family first; empty for a headless Service.
     pub addresses: Vec<IpAddr>,
-    /// Of type ExternalName.
+    /// Is of type ExternalName.
     pub external: bool,
-    /// Labels of its pods; empty where somebody else writes its EndpointSlices.
+    /// Selector of its pods; empty if its EndpointSlices are not managed by Kubernetes.
     pub selector: BTreeMap<String, String>,
     /// Its TCP ports.
     pub ports: Vec<ServicePort>,
-    /// Pods are wanted before they are ready.
+    /// `publishNotReadyAddresses`: pods that are not ready get traffic too.
     pub publish_not_ready: bool,
-    /// Which pods clients are to prefer.
+    /// Which pods clients prefer.
     pub distribution: Distribution,
-    /// Clients are to use pods on their own node only.
+    /// `internalTrafficPolicy: Local`: clients use pods on their own node only.
     pub local_only: bool,
-    /// A client stays with a pod until it has sent nothing for so many seconds.
+    /// Timeout of session affinity ClientIP, in seconds: a client keeps its pod until it has sent nothing for this
+    /// time.
     pub client_ip_seconds: Option<u32>,
-    /// Another implementation than the cluster's own serves it, by the label for that.
+    /// Has the label of another service proxy: Weft does not route its traffic.
     pub served_elsewhere: bool,
 }
 
-/// Which pods clients of a Service are to prefer.
+/// Which pods the clients of a Service prefer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Distribution {
-    /// Those that hints in EndpointSlices name, where all endpoints have some.
+    /// Those named in the hints of EndpointSlices, if all endpoints have hints.
     #[default]
     Hints,
-    /// None.
+    /// No preference.
     Any,
-    /// Those of their own zone.
+    /// Pods in the client's zone.
     SameZone,
-    /// Those on their own node, then those of their own zone.
+    /// Pods on the client's node, then pods in its zone.
     SameNode,
 }
 
@@ -79,22 +80,23 @@ pub struct ServicePort {
     pub name: String,
     /// Number.
     pub port: u16,
-    /// Where it leads on the pods.
+    /// The target port of the pods.
     pub target: TargetPort,
-    /// What is spoken, as declared.
+    /// The declared protocol.
     pub protocol: Protocol,
 }
 
-/// Where a Service's port leads on the pods.
+/// The target port of a Service port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetPort {
     /// By number.
     Number(u16),
-    /// By the name that a container gives it.
+    /// By the name of a container port.
     Name(String),
 }
 
-/// What is spoken on a port, as `appProtocol` or the port's name declare it. Same words as on the wire.
+/// The protocol of a port, as declared by `appProtocol` or the port's name. The same enum as in the proxies'
+/// configuration.
 pub type Protocol = weft_config::Protocol;
 
 /// A Pod.
@@ -102,21 +104,21 @@ pub type Protocol = weft_config::Protocol;
 pub struct Pod {
     /// Namespace and name.
     pub key: Key,
-    /// UID, by which EndpointSlices know it.
+    /// UID, by which EndpointSlices refer to it.
     pub uid: String,
     /// Labels.
     pub labels: BTreeMap<String, String>,
-    /// Whether it may take traffic.
+    /// Whether it may receive traffic.
     pub readiness: Readiness,
-    /// Is being deleted.
+    /// Is being deleted (has a deletionTimestamp).
     pub deleting: bool,
-    /// Carries a proxy.
+    /// Has a proxy.
     pub has_proxy: bool,
-    /// Ports that connections reach past that proxy, or as bytes.
+    /// Ports that bypass the proxy, or that it forwards as opaque TCP.
     pub bypassed: Vec<PortRange>,
-    /// Its node, if it carries a proxy that nothing else tells the zone of that.
+    /// The pod's node; kept only if the pod has a proxy and no pod label tells the proxy its zone.
     pub node: Option<String>,
-    /// The keys of labels that differ from those that its proxy was told when it was created.
+    /// Keys of labels that changed since the proxy was injected.
     pub relabelled: BTreeSet<String>,
 }
 
@@ -125,18 +127,19 @@ pub struct Pod {
 pub struct Node {
     /// Its name.
     pub key: Key,
-    /// The zone that it is in, as its label says.
+    /// Its zone, from the zone label.
     pub zone: Option<String>,
 }
 
-/// Whether a pod may take traffic, as its conditions say.
+/// Whether a pod may receive traffic, from its conditions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Readiness {
-    /// Not: it is starting, a probe fails, a readiness gate is closed, or it is over.
+    /// It is starting, a probe fails, a readiness gate is false, or it has ended.
     #[default]
     NotReady,
-    /// Its containers were ready when they were last heard of, and it is not: the node controller took Ready away because
-    /// the node is silent. The node is dead, or cut off, or the API server itself was away, after which all nodes were.
+    /// Its node is unreachable: its containers were ready when last reported, and the node controller set Ready to
+    /// False since. The node is down or partitioned, or the API server was unavailable, after which that happens to
+    /// all nodes.
     Lost,
     /// It is ready.
     Ready,
@@ -147,7 +150,7 @@ pub enum Readiness {
 pub struct Slice {
     /// Namespace and name.
     pub key: Key,
-    /// The Service, by its label.
+    /// The Service, from its label.
     pub service: String,
     /// TCP ports by name (the Service port's).
     pub ports: Vec<SlicePort>,
@@ -167,21 +170,22 @@ pub struct SlicePort {
 /// An endpoint of an EndpointSlice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SliceEndpoint {
-    /// Of the slice's family. Kubernetes says that all are the same, and uses the first, which is the one that is kept.
+    /// Address, of the slice's family. Only the first: Kubernetes defines all of them as equivalent and uses the
+    /// first.
     pub address: Option<IpAddr>,
-    /// May take traffic.
+    /// May receive traffic.
     pub ready: bool,
-    /// It is not ready because it terminates, and still serves.
+    /// It is not ready because it is terminating, and still serves.
     pub terminating: bool,
-    /// Name and UID of the pod behind it.
+    /// Name and UID of its pod.
     pub pod: Option<(String, String)>,
     /// Its node.
     pub node: Option<String>,
     /// Zone of its node.
     pub zone: Option<String>,
-    /// Hints: zones whose clients it is meant for.
+    /// Hints: zones whose clients should use it.
     pub for_zones: Vec<String>,
-    /// Hints: nodes whose clients it is meant for.
+    /// Hints: nodes whose clients should use it.
     pub for_nodes: Vec<String>,
 }
 
@@ -192,7 +196,7 @@ pub struct Account {
     pub key: Key,
 }
 
-/// Metadata of a user's object.
+/// Metadata of a custom resource.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Meta {
     /// Namespace and name.
@@ -203,20 +207,20 @@ pub struct Meta {
     pub generation: i64,
     /// `metadata.creationTimestamp`, in seconds since 1970.
     pub created: i64,
-    /// `metadata.resourceVersion` as a number. (Kubernetes guarantees since 1.35 that they can be compared, and they
-    /// always could.)
+    /// `metadata.resourceVersion` as a number. (Kubernetes guarantees since 1.35 that resourceVersions can be
+    /// compared; in practice they always could.)
     pub revision: u64,
 }
 
-/// An object of a user's. A spec that cannot be read is kept as what is wrong with it, so that one bad object gets a
-/// condition and does not stop the watch.
+/// A custom resource. A spec that does not parse is stored as the error, so that one invalid object gets a condition
+/// and does not stop the watch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct User<S> {
     /// Metadata.
     pub meta: Meta,
-    /// What the user wants.
+    /// The spec, or why it does not parse.
     pub spec: Result<S, String>,
-    /// What we said last.
+    /// The last status.
     pub status: Status,
 }
 
@@ -231,7 +235,7 @@ pub enum DocumentKind {
     Index,
 }
 
-/// A ConfigMap of ours as it stands in the cluster.
+/// A document's ConfigMap as it is in the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Document {
     /// Name of the ConfigMap.
@@ -240,15 +244,15 @@ pub struct Document {
     pub version: String,
     /// See [`Document::version`].
     pub revision: u64,
-    /// Has our label.
+    /// Has the managed-by label of Weft.
     pub labelled: bool,
-    /// Cannot be replaced, only deleted.
+    /// Is immutable: it can only be deleted and created again.
     pub immutable: bool,
-    /// What it holds.
+    /// Its data.
     pub envelope: Envelope,
 }
 
-/// Kinds of objects that let proxies read a document.
+/// Kinds of RBAC objects that allow proxies to read a document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum AccessKind {
     /// A Role.
@@ -257,24 +261,24 @@ pub enum AccessKind {
     Binding,
 }
 
-/// A Role or RoleBinding of ours as it stands in the cluster.
+/// A Role or RoleBinding of Weft as it is in the cluster.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Access {
     /// Name.
     pub name: String,
-    /// Has our label.
+    /// Has the managed-by label of Weft.
     pub labelled: bool,
-    /// What it says: `rules`, or `roleRef` and `subjects`.
-    pub says: Value,
+    /// `rules`, or `roleRef` and `subjects`.
+    pub content: Value,
 }
 
-/// A Namespace as it is sent.
+/// A Namespace as the API server sends it.
 #[derive(Clone, Debug, Deserialize)]
 pub struct RawNamespace {
     metadata: ObjectMeta,
 }
 
-/// A Pod as it is sent.
+/// A Pod as the API server sends it.
 #[derive(Clone, Debug, Deserialize)]
 pub struct RawPod {
     metadata: ObjectMeta,
@@ -327,7 +331,7 @@ struct RawCondition {
     reason: Option<String>,
 }
 
-/// A Service as it is sent.
+/// A Service as the API server sends it.
 #[derive(Clone, Debug, Deserialize)]
 pub struct RawService {
     metadata: ObjectMeta,
@@ -386,7 +390,7 @@ enum RawTargetPort {
     Name(String),
 }
 
-/// An EndpointSlice as it is sent.
+/// An EndpointSlice as the API server sends it.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RawSlice {
@@ -439,7 +443,7 @@ struct RawTargetRef {
     uid: Option<String>,
 }
 
-/// An object of a user's as it is sent. `K` is the kind.
+/// A custom resource as the API server sends it. `K` is the kind.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(bound = "")]
 pub struct RawUser<K> {
@@ -500,12 +504,12 @@ impl From<RawNamespace> for NamespaceMeta {
 // === impl Service ===
 
 impl Service {
-    /// Its TCP port of that number.
+    /// Its TCP port with this number.
     pub fn port(&self, port: u16) -> Option<&ServicePort> {
         self.ports.iter().find(|candidate| candidate.port == port)
     }
 
-    /// Whether it has an address of its own, by which proxies know it.
+    /// Whether proxies can match its traffic: it has a ClusterIP, and no other service proxy implements it.
     pub fn has_address(&self) -> bool {
         !self.external && !self.served_elsewhere && !self.addresses.is_empty()
     }
@@ -539,7 +543,7 @@ impl From<RawService> for Service {
             ports,
             publish_not_ready: publish_not_ready_addresses,
             distribution: match traffic_distribution.as_deref() {
-                // PreferClose is what PreferSameZone was called before Kubernetes 1.34.
+                // PreferClose is the name of PreferSameZone before Kubernetes 1.34.
                 Some("PreferSameZone" | "PreferClose") => Distribution::SameZone,
                 Some("PreferSameNode") => Distribution::SameNode,
                 _ => Distribution::Hints,
@@ -573,9 +577,9 @@ fn is_tcp(protocol: Option<&str>) -> bool {
     matches!(protocol, None | Some("" | "TCP"))
 }
 
-/// What a port is declared to speak. `appProtocol` decides where it is given (words of KEP-3726 and of IANA; a word that
-/// is not known means bytes, as for Linkerd). Else the port's name does, up to its first dash, as for Istio; a name that
-/// says nothing leaves it to detection.
+/// The declared protocol of a port. `appProtocol` decides if it is set (values of KEP-3726 and IANA; an unknown value
+/// means opaque TCP, as in Linkerd). Otherwise the port's name up to its first dash, as in Istio; an unknown name
+/// means protocol detection.
 fn declared_protocol(app_protocol: Option<&str>, name: &str) -> Protocol {
     match app_protocol.map(str::to_ascii_lowercase).as_deref() {
         Some("http" | "kubernetes.io/ws") => Protocol::Http,
@@ -593,13 +597,13 @@ fn declared_protocol(app_protocol: Option<&str>, name: &str) -> Protocol {
 // === impl Pod ===
 
 impl Pod {
-    /// Whether a proxy stands before the application at that port, and sees its requests.
+    /// Whether traffic to this port of the pod goes through its proxy and is not opaque.
     pub fn has_proxy_at(&self, port: u16) -> bool {
         let is_in = |range: &PortRange| (range.first.get()..=range.last.get()).contains(&port);
         self.has_proxy && !self.bypassed.iter().any(is_in)
     }
 
-    /// May take traffic.
+    /// May receive traffic.
     pub fn serving(&self) -> bool {
         self.readiness == Readiness::Ready && !self.deleting
     }
@@ -612,7 +616,7 @@ impl From<RawPod> for Pod {
         // Label and annotation can be removed while the pod runs, its containers cannot.
         let marked = annotated || label(&metadata, names::PROXY_VERSION_LABEL).is_some();
         let has_proxy = marked || proxy(&spec).is_some();
-        let is_told = label(&metadata, bootstrap::ZONE_LABEL).is_some_and(|zone| !zone.is_empty());
+        let has_zone_label = label(&metadata, bootstrap::ZONE_LABEL).is_some_and(|zone| !zone.is_empty());
         Self {
             key: key(&metadata),
             uid: metadata.uid.clone().unwrap_or_default(),
@@ -620,20 +624,23 @@ impl From<RawPod> for Pod {
             deleting: metadata.deletion_timestamp.is_some(),
             has_proxy,
             bypassed: bypassed(&spec),
-            relabelled: told_labels(&spec).map(|told| differences(&told, metadata.labels.as_ref())).unwrap_or_default(),
-            node: spec.node_name.filter(|_| has_proxy && !is_told),
+            relabelled: injected_labels(&spec)
+                .map(|injected| changed_keys(&injected, metadata.labels.as_ref()))
+                .unwrap_or_default(),
+            node: spec.node_name.filter(|_| has_proxy && !has_zone_label),
             labels: metadata.labels.unwrap_or_default(),
         }
     }
 }
 
-/// The container of the proxy.
+/// The proxy container.
 fn proxy(spec: &RawPodSpec) -> Option<&RawContainer> {
     let mut containers = spec.init_containers.iter().chain(&spec.containers);
     containers.find(|container| container.name == names::PROXY_CONTAINER)
 }
 
-/// The ports of a pod that its proxy does not see requests on, as it was told when the pod was created.
+/// Ports whose requests the proxy does not see: excluded from redirection or declared opaque, from the arguments and
+/// environment that the injector set.
 fn bypassed(spec: &RawPodSpec) -> Vec<PortRange> {
     let ours = [names::INIT_CONTAINER, names::PROXY_CONTAINER];
     let containers = spec.init_containers.iter().chain(&spec.containers);
@@ -645,18 +652,18 @@ fn bypassed(spec: &RawPodSpec) -> Vec<PortRange> {
     lists.flat_map(|list| list.split(',')).filter_map(|item| item.trim().parse().ok()).collect()
 }
 
-/// The labels that the proxy in a pod was told when the pod was created. None: there is no proxy, or an older one that reads
-/// them elsewhere.
-fn told_labels(spec: &RawPodSpec) -> Option<BTreeMap<String, String>> {
+/// The pod's labels at injection, from the proxy's environment. `None`: no proxy, or an older one that reads its
+/// labels elsewhere.
+fn injected_labels(spec: &RawPodSpec) -> Option<BTreeMap<String, String>> {
     let variable = proxy(spec)?.env.iter().find(|variable| variable.name == bootstrap::ENV_POD_LABELS)?;
     serde_json::from_str(variable.value.as_deref()?).ok()
 }
 
-/// The keys whose values differ, of labels as they were and as they are.
-fn differences(told: &BTreeMap<String, String>, now: Option<&BTreeMap<String, String>>) -> BTreeSet<String> {
+/// Keys of labels whose values differ between injection and now.
+fn changed_keys(injected: &BTreeMap<String, String>, now: Option<&BTreeMap<String, String>>) -> BTreeSet<String> {
     let value = |key: &str| now.and_then(|labels| labels.get(key));
-    let keys = told.keys().chain(now.into_iter().flat_map(BTreeMap::keys));
-    keys.filter(|key| told.get(*key) != value(key)).cloned().collect()
+    let keys = injected.keys().chain(now.into_iter().flat_map(BTreeMap::keys));
+    keys.filter(|key| injected.get(*key) != value(key)).cloned().collect()
 }
 
 // === impl Readiness ===
@@ -669,7 +676,7 @@ impl From<&RawPodStatus> for Readiness {
         let condition = |kind: &str| status.conditions.iter().find(|condition| condition.kind == kind);
         let holds = |condition: Option<&RawCondition>| condition.is_some_and(|condition| condition.status == "True");
         let ready = condition("Ready");
-        // Kubelet takes Ready away for the containers or for a gate, and then says so.
+        // The kubelet also sets Ready to False for its containers or for a gate, with a reason that says so.
         let gated = ready.is_some_and(|ready| ready.reason.as_deref() == Some("ReadinessGatesNotReady"));
         match (holds(ready), holds(condition("ContainersReady"))) {
             (true, _) => Self::Ready,
@@ -685,9 +692,9 @@ impl From<RawSlice> for Slice {
     fn from(RawSlice { metadata, address_type, endpoints, ports }: RawSlice) -> Self {
         let service = label(&metadata, "kubernetes.io/service-name").unwrap_or_default().to_owned();
         let namespace = metadata.namespace.as_deref();
-        // Names (FQDN) are not addresses: a proxy does not look them up.
-        let by_address = matches!(address_type.as_str(), "IPv4" | "IPv6");
-        let endpoints = endpoints.unwrap_or_default().into_iter().filter(|_| by_address);
+        // Endpoints of address type FQDN are skipped: proxies do not resolve names.
+        let is_ip = matches!(address_type.as_str(), "IPv4" | "IPv6");
+        let endpoints = endpoints.unwrap_or_default().into_iter().filter(|_| is_ip);
         let endpoints = endpoints.map(|endpoint| slice_endpoint(endpoint, namespace)).collect();
         let ports = ports.unwrap_or_default().into_iter().filter(|port| is_tcp(port.protocol.as_deref()));
         let ports = ports
@@ -704,15 +711,16 @@ fn slice_endpoint(raw: RawEndpoint, namespace: Option<&str>) -> SliceEndpoint {
     let ready = conditions.ready.unwrap_or(true);
     let RawHints { for_zones, for_nodes } = hints.unwrap_or_default();
     let names = |hints: Option<Vec<RawHint>>| hints.unwrap_or_default().into_iter().map(|hint| hint.name).collect();
-    // A pod elsewhere is not looked at: what the slice says of it is believed, as of an address without a pod.
-    let is_near = |target: &RawTargetRef| target.namespace.is_none() || target.namespace.as_deref() == namespace;
+    // A pod in another namespace is treated like an address without a pod: the slice's own conditions apply.
+    let is_same_namespace =
+        |target: &RawTargetRef| target.namespace.is_none() || target.namespace.as_deref() == namespace;
     SliceEndpoint {
         address: addresses.first().and_then(|text| text.parse().ok()),
         ready,
-        // Absent, `serving` means true and `terminating` false, as kube-proxy reads them.
+        // Defaults as in kube-proxy: `serving` true, `terminating` false.
         terminating: !ready && conditions.terminating == Some(true) && conditions.serving.unwrap_or(true),
         pod: target_ref
-            .filter(|target| target.kind.as_deref() == Some("Pod") && is_near(target))
+            .filter(|target| target.kind.as_deref() == Some("Pod") && is_same_namespace(target))
             .and_then(|target| Some((target.name?, target.uid?))),
         node: node_name.filter(|node| !node.is_empty()),
         zone: zone.filter(|zone| !zone.is_empty()),
@@ -741,7 +749,7 @@ impl From<kube::core::PartialObjectMeta<core::Node>> for Node {
 // === impl User ===
 
 impl Meta {
-    /// Equal but for the revision.
+    /// Whether all but the revision is equal.
     pub fn same(&self, other: &Self) -> bool {
         let Self { key, uid, generation, created, revision: _ } = self;
         (key, uid, generation, created) == (&other.key, &other.uid, &other.generation, &other.created)
@@ -749,7 +757,7 @@ impl Meta {
 }
 
 impl<K> RawUser<K> {
-    /// Reads the spec.
+    /// Parses the spec and the status.
     pub fn read<S: DeserializeOwned>(self) -> User<S> {
         let Self { metadata, spec, status, kind: _ } = self;
         let meta = Meta {
@@ -762,7 +770,7 @@ impl<K> RawUser<K> {
         User {
             meta,
             spec: serde_json::from_value(spec).map_err(|error| error.to_string()),
-            // One that we cannot read is not one that we wrote.
+            // A status that does not parse was not written by this operator.
             status: serde_json::from_value(status).unwrap_or_default(),
         }
     }
@@ -780,7 +788,7 @@ impl DocumentKind {
         }
     }
 
-    /// The namespace that a document of this name is about.
+    /// The namespace that a document of this name is for.
     pub fn namespace_of(self, name: &str) -> Option<String> {
         match self {
             Self::Export => name.strip_prefix("x.").filter(|rest| !rest.is_empty()).map(str::to_owned),
@@ -789,7 +797,8 @@ impl DocumentKind {
         }
     }
 
-    /// The document of this name that stands in the same namespace as those of this kind: its kind, and what it is about.
+    /// Kind and namespace of the document with this name, among the kinds that are stored in the same namespace as
+    /// this one.
     pub fn slot(self, name: &str) -> Option<(Self, String)> {
         let kinds: &[Self] = match self {
             Self::Export | Self::Index => &[Self::Export, Self::Index],
@@ -798,8 +807,8 @@ impl DocumentKind {
         kinds.iter().find_map(|kind| Some((*kind, kind.namespace_of(name)?)))
     }
 
-    /// As a word for logs and metrics.
-    pub fn word(self) -> &'static str {
+    /// Name in logs and metric labels.
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Export => "export",
             Self::Inbound => "inbound",
@@ -808,7 +817,7 @@ impl DocumentKind {
     }
 }
 
-/// The namespace that documents of a kind stand in.
+/// The namespace in which documents of a kind are stored.
 pub fn documents_namespace(kind: DocumentKind) -> &'static str {
     match kind {
         DocumentKind::Export | DocumentKind::Index => bootstrap::EXPORT_NAMESPACE,
@@ -819,7 +828,7 @@ pub fn documents_namespace(kind: DocumentKind) -> &'static str {
 // === impl Document ===
 
 impl Document {
-    /// Its header, whether or not the body is intact.
+    /// Its header, also if the body is damaged.
     pub fn header(&self) -> Option<Header> {
         Header::read(&self.envelope).ok()
     }
@@ -861,7 +870,7 @@ impl From<rbac::Role> for Access {
     fn from(role: rbac::Role) -> Self {
         Self {
             labelled: label(&role.metadata, names::MANAGED_BY_LABEL) == Some(names::MANAGED_BY),
-            says: serde_json::json!({ "rules": role.rules }),
+            content: serde_json::json!({ "rules": role.rules }),
             name: role.metadata.name.unwrap_or_default(),
         }
     }
@@ -871,7 +880,7 @@ impl From<rbac::RoleBinding> for Access {
     fn from(binding: rbac::RoleBinding) -> Self {
         Self {
             labelled: label(&binding.metadata, names::MANAGED_BY_LABEL) == Some(names::MANAGED_BY),
-            says: serde_json::json!({ "roleRef": binding.role_ref, "subjects": binding.subjects }),
+            content: serde_json::json!({ "roleRef": binding.role_ref, "subjects": binding.subjects }),
             name: binding.metadata.name.unwrap_or_default(),
         }
     }
@@ -896,7 +905,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn protocols_are_declared_by_app_protocol_then_by_name() {
+    fn protocol_is_declared_by_app_protocol_then_by_port_name() {
         for (app_protocol, name, protocol) in [
             (Some("http"), "", Protocol::Http),
             (Some("HTTP"), "tcp-x", Protocol::Http),
@@ -921,7 +930,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unreadable_spec_keeps_its_metadata_and_status() {
+    fn invalid_spec_keeps_its_metadata_and_status() {
         let raw: RawUser<weft_crds::MeshRoute> = serde_json::from_value(serde_json::json!({
             "metadata": {"namespace": "shop", "name": "bad", "generation": 3, "resourceVersion": "12"},
             "spec": {"parentRefs": "nonsense"},
@@ -931,7 +940,7 @@ mod tests {
         let user = raw.read::<weft_crds::MeshRouteSpec>();
         assert_eq!((user.meta.generation, user.meta.revision), (3, 12));
         assert_eq!(user.status.observed_generation, Some(2));
-        let error = user.spec.expect_err("cannot be read");
+        let error = user.spec.expect_err("does not parse");
         assert!(error.contains("nonsense"), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! Manifests as the API server would send them, and the World that they make.
+//! Manifests as the API server sends them, and a World of them.
 
 #![allow(dead_code, reason = "each test uses its own part")]
 
@@ -23,7 +23,7 @@ pub(crate) fn world(manifests: &[Value]) -> World {
     world
 }
 
-/// The event that an object is there.
+/// The event of an added or modified object.
 pub(crate) fn applied(manifest: &Value) -> Event {
     fn read<T: serde::de::DeserializeOwned>(manifest: &Value) -> T {
         serde_json::from_value(manifest.clone()).unwrap_or_else(|error| panic!("{error}: {manifest}"))
@@ -45,7 +45,7 @@ pub(crate) fn applied(manifest: &Value) -> Event {
     }
 }
 
-/// The event that an object is gone.
+/// The event of a deleted object.
 pub(crate) fn deleted(manifest: &Value) -> Event {
     let key = key(manifest);
     match manifest["kind"].as_str().unwrap_or_default() {
@@ -68,7 +68,7 @@ pub(crate) fn key(manifest: &Value) -> Key {
     Key::new(field("namespace"), field("name"))
 }
 
-/// A namespace with the label.
+/// A namespace with the injection label.
 pub(crate) fn namespace(name: &str) -> Value {
     json!({"kind": "Namespace", "metadata": {"name": name, "labels": {"weft.dev/inject": "enabled"}}})
 }
