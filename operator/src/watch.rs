@@ -20,7 +20,7 @@ use weft_crds::{MeshCluster, MeshPolicy, MeshRoute};
 use weft_runtime::watch::backoff;
 
 use crate::metrics::{KindLabel, Metrics};
-use crate::world::objects::{RawNamespace, RawPod, RawService, RawSlice, RawUser};
+use crate::world::objects::{RawMeshObject, RawNamespace, RawPod, RawService, RawSlice};
 use crate::world::{AccessKind, Change, DocumentKind, Event, Key, Pod};
 
 /// Capacity of the channel: a few seconds of a busy cluster; when it is full the watches wait.
@@ -78,9 +78,14 @@ pub fn start(
     );
     // Metadata only: the status of nodes is large and changes all the time.
     sink.run(Api::<kube::core::PartialObjectMeta<Node>>::all(client.clone()), "nodes", From::from, Event::Node);
-    sink.run(Api::<RawUser<MeshRoute>>::all(client.clone()), "meshroutes", RawUser::read, Event::Route);
-    sink.run(Api::<RawUser<MeshCluster>>::all(client.clone()), "meshclusters", RawUser::read, Event::Cluster);
-    sink.run(Api::<RawUser<MeshPolicy>>::all(client.clone()), "meshpolicies", RawUser::read, Event::Policy);
+    sink.run(Api::<RawMeshObject<MeshRoute>>::all(client.clone()), "meshroutes", RawMeshObject::read, Event::Route);
+    sink.run(
+        Api::<RawMeshObject<MeshCluster>>::all(client.clone()),
+        "meshclusters",
+        RawMeshObject::read,
+        Event::Cluster,
+    );
+    sink.run(Api::<RawMeshObject<MeshPolicy>>::all(client.clone()), "meshpolicies", RawMeshObject::read, Event::Policy);
 
     let exports = namespaced::<ConfigMap>(client, bootstrap::EXPORT_NAMESPACE);
     sink.run(exports.clone(), "exports", From::from, |change| Event::Document(DocumentKind::Export, change));

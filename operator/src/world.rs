@@ -9,19 +9,19 @@ pub mod objects;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 pub use objects::{
-    Access, AccessKind, Account, Distribution, Document, DocumentKind, Meta, NamespaceMeta, Node, Pod, Protocol,
-    Readiness, Service, ServicePort, Slice, SliceEndpoint, SlicePort, TargetPort, User, documents_namespace,
+    Access, AccessKind, Account, Distribution, Document, DocumentKind, MeshObject, Meta, NamespaceMeta, Node, Pod,
+    Protocol, Readiness, Service, ServicePort, Slice, SliceEndpoint, SlicePort, TargetPort, documents_namespace,
 };
 use weft_crds::{MeshClusterSpec, MeshPolicySpec, MeshRouteSpec, Status};
 
 use crate::compile::{Kind, ObjectId};
 
 /// A MeshRoute.
-pub type Route = User<MeshRouteSpec>;
+pub type Route = MeshObject<MeshRouteSpec>;
 /// A MeshCluster.
-pub type Cluster = User<MeshClusterSpec>;
+pub type Cluster = MeshObject<MeshClusterSpec>;
 /// A MeshPolicy.
-pub type Policy = User<MeshPolicySpec>;
+pub type Policy = MeshObject<MeshPolicySpec>;
 
 /// Namespace and name of an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -255,8 +255,8 @@ impl World {
 
     /// UID, generation and status of a user's object.
     pub fn status(&self, id: &ObjectId) -> Option<(&str, i64, &Status)> {
-        fn of<S>(user: &User<S>) -> (&str, i64, &Status) {
-            (&user.meta.uid, user.meta.generation, &user.status)
+        fn of<S>(object: &MeshObject<S>) -> (&str, i64, &Status) {
+            (&object.meta.uid, object.meta.generation, &object.status)
         }
         let namespace = self.namespaces.get(&id.key.namespace)?;
         match id.kind {
@@ -268,15 +268,15 @@ impl World {
 
     /// Stores a status that was just written, before the watch reports it.
     pub fn set_status(&mut self, id: &ObjectId, status: Status, revision: u64) {
-        fn set<S>(user: &mut User<S>, status: Status, revision: u64) {
-            user.status = status;
-            user.meta.revision = user.meta.revision.max(revision);
+        fn set<S>(object: &mut MeshObject<S>, status: Status, revision: u64) {
+            object.status = status;
+            object.meta.revision = object.meta.revision.max(revision);
         }
         let Some(namespace) = self.namespaces.get_mut(&id.key.namespace) else { return };
         match id.kind {
-            Kind::Route => namespace.routes.get_mut(&id.key.name).map(|user| set(user, status, revision)),
-            Kind::Cluster => namespace.clusters.get_mut(&id.key.name).map(|user| set(user, status, revision)),
-            Kind::Policy => namespace.policies.get_mut(&id.key.name).map(|user| set(user, status, revision)),
+            Kind::Route => namespace.routes.get_mut(&id.key.name).map(|object| set(object, status, revision)),
+            Kind::Cluster => namespace.clusters.get_mut(&id.key.name).map(|object| set(object, status, revision)),
+            Kind::Policy => namespace.policies.get_mut(&id.key.name).map(|object| set(object, status, revision)),
         };
     }
 
@@ -300,9 +300,9 @@ impl World {
         match change {
             Change::Apply(meta) => {
                 let name = meta.name.clone();
-                let held = &mut self.namespaces.entry(name.clone()).or_default().meta;
-                if held.as_ref() != Some(&meta) {
-                    *held = Some(meta);
+                let current = &mut self.namespaces.entry(name.clone()).or_default().meta;
+                if current.as_ref() != Some(&meta) {
+                    *current = Some(meta);
                     touched.scopes.insert(name);
                 }
             }
@@ -315,14 +315,14 @@ impl World {
                 }
             }
             Change::Reset(metas) => {
-                let kept: BTreeSet<&str> = metas.iter().map(|meta| meta.name.as_str()).collect();
-                let gone: Vec<String> = self
+                let listed: BTreeSet<&str> = metas.iter().map(|meta| meta.name.as_str()).collect();
+                let removed: Vec<String> = self
                     .namespaces
                     .iter()
-                    .filter(|(name, namespace)| namespace.meta.is_some() && !kept.contains(name.as_str()))
+                    .filter(|(name, namespace)| namespace.meta.is_some() && !listed.contains(name.as_str()))
                     .map(|(name, _)| name.clone())
                     .collect();
-                for name in gone {
+                for name in removed {
                     self.observe_namespace(Change::Delete(Key::new("", name)), touched);
                 }
                 for meta in metas {
@@ -337,35 +337,35 @@ impl World {
             Change::Apply(object) => {
                 let Key { namespace, name } = object.key().clone();
                 let map = K::map(self.namespaces.entry(namespace.clone()).or_default());
-                let held = map.get(&name);
-                if held.is_some_and(|held| held.revision() > object.revision()) {
+                let current = map.get(&name);
+                if current.is_some_and(|current| current.revision() > object.revision()) {
                     return;
                 }
-                if held.is_none_or(|held| !held.same(&object)) {
-                    touched.urgent |= held.is_some_and(|held| held.is_urgent(Some(&object)));
+                if current.is_none_or(|current| !current.same(&object)) {
+                    touched.urgent |= current.is_some_and(|current| current.is_urgent(Some(&object)));
                     touched.scopes.insert(namespace);
                 }
                 map.insert(name, object);
             }
             Change::Delete(Key { namespace, name }) => {
-                let Some(held) = self.namespaces.get_mut(&namespace) else { return };
-                if let Some(object) = K::map(held).remove(&name) {
+                let Some(current) = self.namespaces.get_mut(&namespace) else { return };
+                if let Some(object) = K::map(current).remove(&name) {
                     touched.urgent |= object.is_urgent(None);
                     touched.scopes.insert(namespace.clone());
                     self.remove_if_empty(&namespace);
                 }
             }
             Change::Reset(objects) => {
-                let kept: BTreeSet<Key> = objects.iter().map(|object| object.key().clone()).collect();
-                let gone: Vec<Key> = self
+                let listed: BTreeSet<Key> = objects.iter().map(|object| object.key().clone()).collect();
+                let removed: Vec<Key> = self
                     .namespaces
                     .iter_mut()
-                    .flat_map(|(namespace, held)| {
-                        K::map(held).keys().map(|name| Key::new(namespace, name)).collect::<Vec<_>>()
+                    .flat_map(|(namespace, current)| {
+                        K::map(current).keys().map(|name| Key::new(namespace, name)).collect::<Vec<_>>()
                     })
-                    .filter(|key| !kept.contains(key))
+                    .filter(|key| !listed.contains(key))
                     .collect();
-                for key in gone {
+                for key in removed {
                     self.observe_stored::<K>(Change::Delete(key), touched);
                 }
                 for object in objects {
@@ -393,10 +393,10 @@ impl World {
                 }
             }
             Change::Reset(nodes) => {
-                let kept: BTreeSet<&str> = nodes.iter().map(|node| node.key.name.as_str()).collect();
-                let gone: Vec<String> =
-                    self.zones.keys().filter(|name| !kept.contains(name.as_str())).cloned().collect();
-                for name in gone {
+                let listed: BTreeSet<&str> = nodes.iter().map(|node| node.key.name.as_str()).collect();
+                let removed: Vec<String> =
+                    self.zones.keys().filter(|name| !listed.contains(name.as_str())).cloned().collect();
+                for name in removed {
                     self.observe_node(Change::Delete(Key::new("", name)), touched);
                 }
                 for node in nodes {
@@ -420,8 +420,8 @@ impl World {
             Change::Apply(document) => {
                 // Other ConfigMaps in the namespace are ignored.
                 let Some(slot) = kind.slot(&document.name) else { return };
-                let held = self.documents.get(&slot);
-                if held.is_some_and(|held| held.revision > document.revision) || held == Some(&document) {
+                let current = self.documents.get(&slot);
+                if current.is_some_and(|current| current.revision > document.revision) || current == Some(&document) {
                     return;
                 }
                 touched.scopes.insert(slot.1.clone());
@@ -435,17 +435,17 @@ impl World {
                 }
             }
             Change::Reset(documents) => {
-                let kept: BTreeSet<&str> = documents.iter().map(|document| document.name.as_str()).collect();
-                let gone: Vec<String> = self
+                let listed: BTreeSet<&str> = documents.iter().map(|document| document.name.as_str()).collect();
+                let removed: Vec<String> = self
                     .documents
                     .iter()
-                    .filter(|((held, _), document)| {
-                        documents_namespace(*held) == documents_namespace(kind)
-                            && !kept.contains(document.name.as_str())
+                    .filter(|((other, _), document)| {
+                        documents_namespace(*other) == documents_namespace(kind)
+                            && !listed.contains(document.name.as_str())
                     })
                     .map(|(_, document)| document.name.clone())
                     .collect();
-                for name in gone {
+                for name in removed {
                     self.observe_document(kind, Change::Delete(Key::new("", name)), touched);
                 }
                 for document in documents {
@@ -473,14 +473,14 @@ impl World {
                 }
             }
             Change::Reset(all) => {
-                let kept: BTreeSet<&str> = all.iter().map(|access| access.name.as_str()).collect();
-                let gone: Vec<String> = self
+                let listed: BTreeSet<&str> = all.iter().map(|access| access.name.as_str()).collect();
+                let removed: Vec<String> = self
                     .access
                     .iter()
-                    .filter(|((held, _), access)| *held == kind && !kept.contains(access.name.as_str()))
+                    .filter(|((other, _), access)| *other == kind && !listed.contains(access.name.as_str()))
                     .map(|(_, access)| access.name.clone())
                     .collect();
-                for name in gone {
+                for name in removed {
                     self.observe_access(kind, Change::Delete(Key::new("", name)), touched);
                 }
                 for access in all {
@@ -580,9 +580,9 @@ impl Stored for Account {
     }
 }
 
-macro_rules! stored_user {
+macro_rules! stored_mesh_object {
     ($spec:ty, $map:ident) => {
-        impl Stored for User<$spec> {
+        impl Stored for MeshObject<$spec> {
             fn key(&self) -> &Key {
                 &self.meta.key
             }
@@ -600,6 +600,6 @@ macro_rules! stored_user {
     };
 }
 
-stored_user!(MeshRouteSpec, routes);
-stored_user!(MeshClusterSpec, clusters);
-stored_user!(MeshPolicySpec, policies);
+stored_mesh_object!(MeshRouteSpec, routes);
+stored_mesh_object!(MeshClusterSpec, clusters);
+stored_mesh_object!(MeshPolicySpec, policies);

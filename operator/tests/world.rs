@@ -57,8 +57,8 @@ fn list_replaces_all_objects_of_its_kind() {
     let read = |value| Service::from(serde_json::from_value::<RawService>(value).unwrap());
     let touched = world.observe(Event::Service(Change::Reset(vec![read(service("a", "x", "10.0.0.1"))])));
     assert_eq!(scopes(&touched), ["a"], "y is gone");
-    let held = world.namespace("a").unwrap();
-    assert_eq!((held.services.len(), held.pods.len()), (1, 1), "other kinds are unchanged");
+    let stored = world.namespace("a").unwrap();
+    assert_eq!((stored.services.len(), stored.pods.len()), (1, 1), "other kinds are unchanged");
     let touched = world.observe(Event::Service(Change::Reset(vec![read(service("a", "x", "10.0.0.1"))])));
     assert_eq!(touched, Touched::default(), "nothing changed");
 

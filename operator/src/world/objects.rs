@@ -215,7 +215,7 @@ pub struct Meta {
 /// A custom resource. A spec that does not parse is stored as the error, so that one invalid object gets a condition
 /// and does not stop the watch.
 #[derive(Clone, Debug, PartialEq)]
-pub struct User<S> {
+pub struct MeshObject<S> {
     /// Metadata.
     pub meta: Meta,
     /// The spec, or why it does not parse.
@@ -446,7 +446,7 @@ struct RawTargetRef {
 /// A custom resource as the API server sends it. `K` is the kind.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(bound = "")]
-pub struct RawUser<K> {
+pub struct RawMeshObject<K> {
     metadata: ObjectMeta,
     #[serde(default)]
     spec: Value,
@@ -490,7 +490,7 @@ resource!(RawNamespace, core::Namespace);
 resource!(RawPod, core::Pod);
 resource!(RawService, core::Service);
 resource!(RawSlice, discovery::EndpointSlice);
-resource!(RawUser<K>, K, NamespaceResourceScope, K);
+resource!(RawMeshObject<K>, K, NamespaceResourceScope, K);
 
 // === impl NamespaceMeta ===
 
@@ -746,7 +746,7 @@ impl From<kube::core::PartialObjectMeta<core::Node>> for Node {
     }
 }
 
-// === impl User ===
+// === impl MeshObject ===
 
 impl Meta {
     /// Whether all but the revision is equal.
@@ -756,9 +756,9 @@ impl Meta {
     }
 }
 
-impl<K> RawUser<K> {
+impl<K> RawMeshObject<K> {
     /// Parses the spec and the status.
-    pub fn read<S: DeserializeOwned>(self) -> User<S> {
+    pub fn read<S: DeserializeOwned>(self) -> MeshObject<S> {
         let Self { metadata, spec, status, kind: _ } = self;
         let meta = Meta {
             key: key(&metadata),
@@ -767,7 +767,7 @@ impl<K> RawUser<K> {
             created: metadata.creation_timestamp.map_or(0, |time| time.0.as_second()),
             revision: revision(metadata.resource_version.as_deref()),
         };
-        User {
+        MeshObject {
             meta,
             spec: serde_json::from_value(spec).map_err(|error| error.to_string()),
             // A status that does not parse was not written by this operator.
@@ -931,16 +931,16 @@ mod tests {
 
     #[test]
     fn invalid_spec_keeps_its_metadata_and_status() {
-        let raw: RawUser<weft_crds::MeshRoute> = serde_json::from_value(serde_json::json!({
+        let raw: RawMeshObject<weft_crds::MeshRoute> = serde_json::from_value(serde_json::json!({
             "metadata": {"namespace": "shop", "name": "bad", "generation": 3, "resourceVersion": "12"},
             "spec": {"parentRefs": "nonsense"},
             "status": {"observedGeneration": 2, "conditions": []},
         }))
         .expect("metadata is enough");
-        let user = raw.read::<weft_crds::MeshRouteSpec>();
-        assert_eq!((user.meta.generation, user.meta.revision), (3, 12));
-        assert_eq!(user.status.observed_generation, Some(2));
-        let error = user.spec.expect_err("does not parse");
+        let object = raw.read::<weft_crds::MeshRouteSpec>();
+        assert_eq!((object.meta.generation, object.meta.revision), (3, 12));
+        assert_eq!(object.status.observed_generation, Some(2));
+        let error = object.spec.expect_err("does not parse");
         assert!(error.contains("nonsense"), "{error}");
     }
 }

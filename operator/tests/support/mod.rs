@@ -4,7 +4,7 @@
 
 use serde_json::{Value, json};
 use weft_crds::{MeshCluster, MeshPolicy, MeshRoute};
-use weft_operator::world::objects::{RawNamespace, RawPod, RawService, RawSlice, RawUser};
+use weft_operator::world::objects::{RawMeshObject, RawNamespace, RawPod, RawService, RawSlice};
 use weft_operator::world::{Account, Change, Event, Key, Node, World};
 
 /// The objects of a file.
@@ -38,9 +38,9 @@ pub(crate) fn applied(manifest: &Value) -> Event {
             let zone = manifest["metadata"]["labels"]["topology.kubernetes.io/zone"].as_str().map(str::to_owned);
             Event::Node(Change::Apply(Node { key: key(manifest), zone }))
         }
-        "MeshRoute" => Event::Route(Change::Apply(read::<RawUser<MeshRoute>>(manifest).read())),
-        "MeshCluster" => Event::Cluster(Change::Apply(read::<RawUser<MeshCluster>>(manifest).read())),
-        "MeshPolicy" => Event::Policy(Change::Apply(read::<RawUser<MeshPolicy>>(manifest).read())),
+        "MeshRoute" => Event::Route(Change::Apply(read::<RawMeshObject<MeshRoute>>(manifest).read())),
+        "MeshCluster" => Event::Cluster(Change::Apply(read::<RawMeshObject<MeshCluster>>(manifest).read())),
+        "MeshPolicy" => Event::Policy(Change::Apply(read::<RawMeshObject<MeshPolicy>>(manifest).read())),
         other => panic!("kind {other:?} is not watched"),
     }
 }
