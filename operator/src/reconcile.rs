@@ -77,7 +77,9 @@ pub struct Reconciler {
 #[derive(Default)]
 struct State {
     world: World,
+    /// Kinds that have been listed.
     listed: BTreeSet<&'static str>,
+    /// Scopes to compile and write.
     dirty: BTreeSet<String>,
     /// Scopes to skip before an instant: rate limits and backoff.
     not_before: BTreeMap<String, Instant>,
@@ -89,9 +91,11 @@ struct State {
     status_written_at: HashMap<ObjectId, Instant>,
     /// The epoch that `published` and the other caches belong to; `None` on standby.
     epoch: Option<u64>,
+    /// Time of the next round, if one is scheduled.
     flush_at: Option<Instant>,
-    wait: Duration,
-    flushed: Option<Instant>,
+    /// Current coalescing delay.
+    coalesce: Duration,
+    last_flush: Option<Instant>,
 }
 
 /// A document to write, with the one that it replaces.
@@ -108,7 +112,7 @@ struct Job {
 impl Reconciler {
     /// Runs until `stop`, or until the watches end.
     pub async fn run(mut self, mut events: mpsc::Receiver<Event>) {
-        let mut state = State { wait: COALESCE_MIN, ..State::default() };
+        let mut state = State { coalesce: COALESCE_MIN, ..State::default() };
         let mut tick = tokio::time::interval(GAUGES_INTERVAL);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.report_readiness(&state);
@@ -187,7 +191,7 @@ impl Reconciler {
             }
         }
         state.failures.retain(|scope, _| state.dirty.contains(scope));
-        state.flushed = Some(Instant::now());
+        state.last_flush = Some(Instant::now());
         state.schedule();
         self.report_readiness(state);
         self.update_gauges(state);
@@ -469,7 +473,7 @@ impl Reconciler {
     }
 }
 
-// === impl Memory ===
+// === impl State ===
 
 impl State {
     fn observe(&mut self, event: Event) {
@@ -486,9 +490,9 @@ impl State {
         if self.flush_at.is_none() {
             // The first change after a quiet period is written almost immediately; under constant changes they are
             // coalesced.
-            let quiet = self.flushed.is_none_or(|flushed| now.duration_since(flushed) > QUIET);
-            self.wait = if quiet { COALESCE_MIN } else { (self.wait * 2).min(COALESCE_MAX) };
-            self.flush_at = Some(now + self.wait);
+            let quiet = self.last_flush.is_none_or(|at| now.duration_since(at) > QUIET);
+            self.coalesce = if quiet { COALESCE_MIN } else { (self.coalesce * 2).min(COALESCE_MAX) };
+            self.flush_at = Some(now + self.coalesce);
         }
         if touched.urgent {
             self.flush_at = self.flush_at.map(|at| at.min(now + COALESCE_MIN));
@@ -615,8 +619,8 @@ impl State {
 
     fn requeue_at(&mut self, scope: &str, then: Instant) {
         self.dirty.insert(scope.to_owned());
-        let held = self.not_before.entry(scope.to_owned()).or_insert(then);
-        *held = (*held).max(then);
+        let entry = self.not_before.entry(scope.to_owned()).or_insert(then);
+        *entry = (*entry).max(then);
     }
 }
 
@@ -689,14 +693,14 @@ mod tests {
         let namespace = |name: &str, enabled| {
             Event::Namespace(Change::Apply(crate::world::NamespaceMeta { name: name.into(), enabled }))
         };
-        let mut state = State { wait: COALESCE_MIN, ..State::default() };
+        let mut state = State { coalesce: COALESCE_MIN, ..State::default() };
         state.observe(namespace("a", true));
-        assert_eq!(state.wait, COALESCE_MIN);
+        assert_eq!(state.coalesce, COALESCE_MIN);
         for round in 0..8 {
             assert_eq!(state.take_due(Instant::now()).len(), 1);
-            state.flushed = Some(Instant::now());
+            state.last_flush = Some(Instant::now());
             state.observe(namespace("a", round % 2 == 1));
         }
-        assert_eq!(state.wait, COALESCE_MAX);
+        assert_eq!(state.coalesce, COALESCE_MAX);
     }
 }

@@ -98,7 +98,7 @@ proptest! {
     fn marked_scopes_are_sufficient(steps in prop::collection::vec((0..17_usize, any::<bool>()), 1..60)) {
         let objects = objects();
         let mut world = World::default();
-        let mut kept: BTreeMap<String, (Option<Compiled>, compile::Exports, BTreeSet<String>)> = BTreeMap::new();
+        let mut cache: BTreeMap<String, (Option<Compiled>, compile::Exports, BTreeSet<String>)> = BTreeMap::new();
         for (index, there) in steps {
             let event = if there { applied(&objects[index]) } else { deleted(&objects[index]) };
             let mut dirty = world.observe(event).scopes;
@@ -106,7 +106,7 @@ proptest! {
                 let compiled = world.in_mesh(&scope).then(|| compile::compile(&world, &scope));
                 let exports = compiled.as_ref().map(|compiled| compile::exports(&world, &scope, compiled)).unwrap_or_default();
                 let references = world.references(&scope);
-                let before = kept.insert(scope.clone(), (compiled, exports.clone(), references.clone()));
+                let before = cache.insert(scope.clone(), (compiled, exports.clone(), references.clone()));
                 let (_, seen, named) = before.unwrap_or_default();
                 if seen != exports {
                     dirty.extend(world.referrers(&scope).map(str::to_owned));
@@ -114,7 +114,7 @@ proptest! {
                 dirty.extend(named.symmetric_difference(&references).filter(|other| **other != scope).cloned());
             }
             let found: BTreeMap<String, Compiled> =
-                kept.iter().filter_map(|(name, (compiled, ..))| Some((name.clone(), compiled.clone()?))).collect();
+                cache.iter().filter_map(|(name, (compiled, ..))| Some((name.clone(), compiled.clone()?))).collect();
             prop_assert_eq!(found, all(&world));
         }
     }
