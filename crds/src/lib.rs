@@ -42,13 +42,13 @@ pub fn yaml() -> Vec<(&'static str, String)> {
         ("meshroutes.yaml", MeshRoute::crd()),
     ]
     .into_iter()
-    .map(|(name, crd)| (name, serde_saphyr::to_string(&for_users(crd)).expect("a definition is plain data")))
+    .map(|(name, crd)| (name, serde_saphyr::to_string(&finish(crd)).expect("a definition is plain data")))
     .collect()
 }
 
 /// Completes what the derive generates: moves the description of `spec` to the kind itself, removes formats that an
 /// API server does not know, and makes Helm keep the definitions (and with them every object) on uninstall.
-fn for_users(mut crd: CustomResourceDefinition) -> Value {
+fn finish(mut crd: CustomResourceDefinition) -> Value {
     crd.metadata.annotations.get_or_insert_default().insert("helm.sh/resource-policy".into(), "keep".into());
     let mut crd = serde_json::to_value(crd).expect("a definition is plain data");
     let root = &mut crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];

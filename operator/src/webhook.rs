@@ -202,8 +202,8 @@ async fn reconcile(
 
 /// The desired certificates, and whether the leaf will be issued again a little later. Valid ones are kept.
 fn desired(found: &Found, hosts: &[String], now: OffsetDateTime) -> Result<(Certificates, bool), Error> {
-    let kept = found.ca.clone().filter(|ca| is_valid_ca(ca, now));
-    let (ca, previous, renewed) = match kept {
+    let valid_ca = found.ca.clone().filter(|ca| is_valid_ca(ca, now));
+    let (ca, previous, renewed) = match valid_ca {
         Some(ca) if !is_renewal_due(&ca.certificate, now) => (ca, found.previous.clone(), false),
         // Keep the CA that the API server trusts now in the bundle.
         Some(ca) => (new_ca(now)?, Some(ca.certificate), true),
@@ -340,7 +340,7 @@ async fn patch_ca_bundle(webhooks: &Api<MutatingWebhookConfiguration>, bundle: &
         .webhooks
         .iter()
         .flatten()
-        .filter(|webhook| webhook.client_config.ca_bundle.as_ref().is_none_or(|held| held.0 != bundle.as_bytes()))
+        .filter(|webhook| webhook.client_config.ca_bundle.as_ref().is_none_or(|current| current.0 != bundle.as_bytes()))
         .map(|webhook| json!({ "name": webhook.name, "clientConfig": { "caBundle": ByteString(bundle.as_bytes().to_vec()) } }))
         .collect();
     if wrong.is_empty() {

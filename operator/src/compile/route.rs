@@ -749,7 +749,7 @@ fn id(route: &Route) -> ObjectId {
     ObjectId { kind: Kind::Route, key: route.meta.key.clone() }
 }
 
-// === impl Attached ===
+// === impl AttachedRoute ===
 
 impl AttachedRoute<'_> {
     fn port_keys(&self) -> impl Iterator<Item = &ServicePortKey> {
@@ -757,7 +757,7 @@ impl AttachedRoute<'_> {
     }
 }
 
-// === impl Place ===
+// === impl ServicePortKey ===
 
 impl ServicePortKey {
     pub(super) fn new(namespace: &str, service: &str, port: u16) -> Self {
