@@ -80,9 +80,10 @@ pub struct AuthorizationRule {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub methods: Vec<Method>,
-    /// HTTP paths; any of them matches. Since applications interpret `%2F`, `;parameters`, `//`, dot segments and
-    /// backslashes differently, a Deny rule matches if any usual interpretation of the path matches, and an Allow
-    /// rule only if all do. The request is forwarded with its path unchanged.
+    /// HTTP paths; any of them matches. Applications interpret `%2F`, `;parameters`, `//`, dot segments and
+    /// backslashes differently: a Deny rule matches if any usual interpretation of the path matches, and a request
+    /// passes the Allow rules only if every interpretation matches one. The request is forwarded with its path
+    /// unchanged.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub paths: Vec<PathMatch>,
