@@ -22,7 +22,7 @@ use super::watch::{Left, Watch, Watched};
 use super::{date, head, interim, respond};
 use crate::downstream::Downstream;
 use crate::http1::decode::Decoder;
-use crate::http1::encode::{self, Asked, Broken, Outgoing};
+use crate::http1::encode::{self, Outgoing, RequestLine, WriteError};
 use crate::http1::parse::{self, BadMessage, Framing, RequestHead};
 use crate::http1::wire::{ReadError, Wire};
 use crate::tcp::End;
@@ -111,14 +111,14 @@ where
     R: Future<Output = Response<ResponseBody>>,
 {
     let end = loop {
-        if wire.has_rest() {
+        if wire.has_buffered() {
             // It came while the request before it was answered; its time runs from now.
             wire.with(|stream| stream.begin_head());
         }
         let head = poll_fn(|cx| {
             let head = wire.poll_head(cx, parse::request);
             // Nobody waits for an answer.
-            if head.is_pending() && leaves.get() && !wire.has_rest() { Poll::Ready(None) } else { head.map(Some) }
+            if head.is_pending() && leaves.get() && !wire.has_buffered() { Poll::Ready(None) } else { head.map(Some) }
         });
         // In boxes, which are given back when the connection rests. No arm waits: the head would take room in the future.
         let turn = match head.await {
@@ -159,7 +159,7 @@ where
     R: Future<Output = Response<ResponseBody>>,
 {
     let RequestHead { request, framing, keep_alive } = head;
-    let asked = Asked { method: request.method().clone(), version: request.version() };
+    let asked = RequestLine { method: request.method().clone(), version: request.version() };
     // It has no body, and its client says that it will send no other.
     let is_last = !keep_alive && framing == Framing::Length(0);
     let reading = Reading::begin(&wire, framing, request.headers());
@@ -170,7 +170,7 @@ where
         Poll::Ready(response) => Poll::Ready(Some(response)),
         Poll::Pending => {
             // What comes before the response. A client that does not take it is found out otherwise.
-            let _ = wire.poll_first(cx);
+            let _ = wire.poll_interim(cx);
             presence.poll_leave(true, cx).map(|()| None)
         }
     })
@@ -196,7 +196,7 @@ where
     }
     let mut head = encode::response(&asked, parts.status, &headers, length, connection);
     drop(headers);
-    if let Some(mut first) = wire.take_first() {
+    if let Some(mut first) = wire.take_interim() {
         first.unsplit(head.0);
         head.0 = *first;
     }
@@ -214,7 +214,7 @@ where
     drop(outgoing);
     if let Err(broken) = sent {
         // What breaks off is not to look whole: where no framing says that something is missing, a reset does.
-        if ends_with_connection && matches!(broken, Broken::Body(_)) {
+        if ends_with_connection && matches!(broken, WriteError::Body(_)) {
             drop(reading);
             Rc::into_inner(wire)?.into_parts().0.into_inner().into_end().stream.cut();
         }
@@ -237,7 +237,7 @@ where
     };
     let then = if goes_on && is_read {
         Then::Next
-    } else if is_last && length.is_some_and(|length| length <= SHORT_ANSWER) && wire.is_silent() {
+    } else if is_last && length.is_some_and(|length| length <= SHORT_ANSWER) && wire.is_idle() {
         Then::End
     } else {
         Then::Close
@@ -252,7 +252,7 @@ fn poll_both(
     wire: &Wire<Watched>,
     is_upload_first: &mut bool,
     cx: &mut Context<'_>,
-) -> Poll<Result<(), Broken>> {
+) -> Poll<Result<(), WriteError>> {
     *is_upload_first = !*is_upload_first;
     let before = if *is_upload_first { response.body_mut().poll_upload(cx) } else { Poll::Pending };
     let sent = response.poll_send(wire, cx)?;
@@ -265,7 +265,7 @@ async fn refuse(wire: Rc<Wire<Watched>>, bad: BadMessage) -> Option<(Rc<Wire<Wat
     let mut headers = respond::to_bad_message();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     let text = format!("{bad}\n");
-    let asked = Asked { method: Method::GET, version: Version::HTTP_11 };
+    let asked = RequestLine { method: Method::GET, version: Version::HTTP_11 };
     let head = encode::response(&asked, bad.status, &headers, Some(text.len() as u64), Some("close"));
     let mut outgoing = Outgoing::new(head, Full::new(Bytes::from(text)).map_err(|never| match never {}));
     // Whether the client hears it is its affair.
@@ -282,10 +282,10 @@ impl Presence<'_> {
         let Self { wire, .. } = *self;
         let unread = self.reading.filter(|reading| !reading.decoder.borrow().has_ended());
         if unread.is_none() {
-            if wire.poll_break(cx).is_ready() {
+            if wire.poll_disconnect(cx).is_ready() {
                 return Poll::Ready(());
             }
-            if !wire.is_deaf() {
+            if !wire.has_stopped_reading() {
                 return Poll::Pending;
             }
         }
@@ -293,11 +293,11 @@ impl Presence<'_> {
         while timer.as_mut().poll(cx).is_ready() {
             timer.as_mut().reset(Instant::now() + LOOK);
             let is_cut =
-                |reading: &Reading| wire.poll_break(cx).is_ready() || wire.is_cut_within(&reading.decoder.borrow());
+                |reading: &Reading| wire.poll_disconnect(cx).is_ready() || wire.is_truncated(&reading.decoder.borrow());
             if unread.filter(|_| is_sent_on).is_some_and(is_cut) || wire.with(|stream| stream.is_reset()) {
                 return Poll::Ready(());
             }
-            if wire.has_ended() && !self.is_asked {
+            if wire.is_read_closed() && !self.is_asked {
                 self.is_asked = true;
                 wire.with(|stream| stream.keep_asking());
             }
@@ -367,6 +367,6 @@ impl FromClient {
         {
             reading.is_unasked.set(false);
         }
-        self.wire.put_first(encode::interim(status, headers));
+        self.wire.queue_interim(encode::interim(status, headers));
     }
 }

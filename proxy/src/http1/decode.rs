@@ -1,4 +1,4 @@
-//! Where a body ends.
+//! Finds the end of a body, and decodes chunks (RFC 9112 6 and 7).
 
 use std::ops::Range;
 
@@ -8,44 +8,44 @@ use http_body::SizeHint;
 use super::HEAD_BYTES_MAX;
 use super::parse::{self, BadMessage};
 
-/// Bytes of a body's chunk extensions, all together. Nobody uses them; they are read and forgotten. Source: hyper's.
+/// Size of all chunk extensions of a body. They are ignored. Source: hyper.
 const EXTENSION_BYTES_MAX: usize = 16 * 1024;
 
-/// What finds the end of a body.
+/// The state of a body that is being received.
 #[derive(Clone, Debug)]
 pub(crate) enum Decoder {
-    /// So many bytes are to come.
+    /// Bytes that remain of `content-length`.
     Length(u64),
     Chunked(Box<Chunked>),
-    /// It ends with the connection.
+    /// The body ends with the connection.
     Close,
 }
 
-/// A body in chunks (RFC 9112 7.1).
+/// A chunked body (RFC 9112 7.1).
 #[derive(Clone, Debug)]
 pub(crate) struct Chunked {
     state: State,
-    /// What is left of the chunk, or what its size is so far.
+    /// Bytes that remain of a chunk; while its size is being read, that size so far.
     left: u64,
     extensions: usize,
     trailers: Vec<u8>,
 }
 
-/// What comes next.
+/// What is expected next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// The first digit of a size.
+    /// The first digit of a chunk size.
     Size,
-    /// Another digit, or what ends them.
+    /// Another digit, or the end of the chunk size.
     Digit,
-    /// Blanks between a size and what ends it.
+    /// Whitespace after a chunk size.
     Blank,
     Extension,
     SizeEnd,
     Data,
     DataReturn,
     DataEnd,
-    /// The first character of a line behind the last chunk.
+    /// The first character of a line after the last chunk.
     Line,
     Trailer,
     TrailerEnd,
@@ -53,14 +53,14 @@ enum State {
     End,
 }
 
-/// What was found.
+/// A decoded part of a body.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Step {
-    /// A part of the body: where it is.
+    /// Data, at this range of the input.
     Data(Range<usize>),
     Trailers(HeaderMap),
     End,
-    /// Nothing more in these bytes.
+    /// The input is used up.
     More,
 }
 
@@ -71,7 +71,7 @@ impl Decoder {
         Self::Chunked(Box::new(Chunked { state: State::Size, left: 0, extensions: 0, trailers: Vec::new() }))
     }
 
-    /// Whether nothing more is to come. A body that ends with its connection never knows.
+    /// Whether the end was reached. False for a body that ends with its connection.
     pub(crate) fn has_ended(&self) -> bool {
         match self {
             Self::Length(left) => *left == 0,
@@ -80,7 +80,7 @@ impl Decoder {
         }
     }
 
-    /// Whether the body ends within these bytes, if they are what comes next.
+    /// Whether the body ends within `bytes`, which come next.
     pub(super) fn ends_within(&self, mut bytes: &[u8]) -> bool {
         let mut decoder = self.clone();
         while !decoder.has_ended() {
@@ -92,8 +92,8 @@ impl Decoder {
         decoder.has_ended()
     }
 
-    /// How many bytes are known to come, at least.
-    pub(super) fn expects(&self) -> u64 {
+    /// Lower bound of the bytes to come.
+    pub(super) fn min_remaining(&self) -> u64 {
         match self {
             Self::Length(left) => *left,
             Self::Chunked(chunked) if chunked.state == State::Data => chunked.left,
@@ -101,7 +101,7 @@ impl Decoder {
         }
     }
 
-    /// How long what is left of the body is.
+    /// The size of what remains of the body.
     pub(crate) fn size_hint(&self) -> SizeHint {
         match self {
             Self::Length(left) => SizeHint::with_exact(*left),
@@ -109,7 +109,7 @@ impl Decoder {
         }
     }
 
-    /// Looks at what came next: what it is, and how many bytes of it are done with.
+    /// Decodes the next part. Returns it with the number of bytes consumed.
     pub(crate) fn decode(&mut self, bytes: &[u8]) -> Result<(Step, usize), BadMessage> {
         match self {
             _ if self.has_ended() => Ok((Step::End, 0)),
@@ -156,18 +156,18 @@ impl Chunked {
             (State::Size | State::Digit, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
                 let digit = char::from(byte).to_digit(16).unwrap_or(0);
                 let size = self.left.checked_mul(16).and_then(|size| size.checked_add(u64::from(digit)));
-                let Some(size) = size else { return bad("a chunk is longer than numbers are") };
+                let Some(size) = size else { return bad("chunk size too large") };
                 self.left = size;
                 State::Digit
             }
             (State::Digit | State::Blank, b' ' | b'\t') => State::Blank,
             (State::Digit | State::Blank, b';') => State::Extension,
             (State::Digit | State::Blank | State::Extension, b'\r') => State::SizeEnd,
-            (State::Extension, b'\n') => return bad("a chunk extension has a line end in it"),
+            (State::Extension, b'\n') => return bad("line ending in a chunk extension"),
             (State::Extension, _) => {
                 self.extensions += 1;
                 if self.extensions > EXTENSION_BYTES_MAX {
-                    return bad("there are too many chunk extensions");
+                    return bad("chunk extensions larger than 16 KiB");
                 }
                 State::Extension
             }
@@ -177,26 +177,26 @@ impl Chunked {
             (State::DataEnd, b'\n') => State::Size,
             (State::Line, b'\r') if self.trailers.is_empty() => State::LastEnd,
             (State::Line, b'\r') => self.trailer(byte, State::LastEnd)?,
-            (State::Line | State::Trailer, b'\n') => return bad("a trailer does not end as lines do"),
+            (State::Line | State::Trailer, b'\n') => return bad("invalid line ending in the trailers"),
             (State::Trailer, b'\r') => self.trailer(byte, State::TrailerEnd)?,
             (State::Line | State::Trailer, _) => self.trailer(byte, State::Trailer)?,
             (State::TrailerEnd, b'\n') => self.trailer(byte, State::Line)?,
             (State::LastEnd, b'\n') if self.trailers.is_empty() => State::End,
             (State::LastEnd, b'\n') => self.trailer(byte, State::End)?,
-            _ => return bad("a chunk is not as chunks are"),
+            _ => return bad("invalid chunked encoding"),
         })
     }
 
     fn trailer(&mut self, byte: u8, next: State) -> Result<State, BadMessage> {
         if self.trailers.len() == HEAD_BYTES_MAX {
-            return Err(BadMessage::new("the trailers are larger than 64 KiB"));
+            return Err(BadMessage::new("trailers larger than 64 KiB"));
         }
         self.trailers.push(byte);
         Ok(next)
     }
 }
 
-/// A body decoded from pieces of so many bytes: its data, its trailers, and what is left behind it.
+/// Decodes a body from pieces: its data, the names of its trailers, and the number of bytes after it.
 #[cfg(any(test, fuzzing))]
 fn decode(mut decoder: Decoder, bytes: &[u8], piece: usize) -> Result<(Vec<u8>, Vec<String>, usize), &'static str> {
     let (mut data, mut trailers, mut at) = (Vec::new(), Vec::new(), 0);
@@ -207,7 +207,7 @@ fn decode(mut decoder: Decoder, bytes: &[u8], piece: usize) -> Result<(Vec<u8>, 
             Step::Data(part) => data.extend_from_slice(&bytes[at..][part]),
             Step::Trailers(found) => trailers.extend(found.keys().map(|name| name.to_string())),
             Step::End => {}
-            Step::More if here == bytes.len() => return Err("it does not end"),
+            Step::More if here == bytes.len() => return Err("incomplete"),
             Step::More => here = (here + piece).min(bytes.len()),
         }
         at += used;
@@ -215,7 +215,7 @@ fn decode(mut decoder: Decoder, bytes: &[u8], piece: usize) -> Result<(Vec<u8>, 
     Ok((data, trailers, bytes.len() - at))
 }
 
-/// However a body in chunks is cut into pieces, it is the same; what comes of it is not longer than what came.
+/// A chunked body decodes the same however it is split, and its data is shorter than its encoding.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn check_laws(bytes: &[u8]) {
     let whole = decode(Decoder::chunked(), bytes, bytes.len().max(1));
@@ -232,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chunks_are_the_same_however_they_come() {
+    fn chunked_bodies_decode_the_same_however_split() {
         for (text, body, trailers, left) in [
             ("5\r\nhello\r\n0\r\n\r\n", "hello", vec![], 0),
             ("5\r\nhello\r\n6\r\n world\r\n0\r\n\r\nGET /", "hello world", vec![], 5),
@@ -249,25 +249,25 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_chunk_is_an_error() {
-        let not = "a chunk is not as chunks are";
+    fn invalid_chunks_are_errors() {
+        let invalid = "invalid chunked encoding";
         for (text, error) in [
-            ("g\r\n", not),
-            ("\r\n", not),
-            (" 5\r\nhello", not),
-            ("-5\r\nhello", not),
-            ("0x5\r\nhello", not),
-            ("5 5\r\nhello", not),
-            ("5\nhello", not),
-            ("5\r\nhelloX\r\n", not),
-            ("5\r\nhello\r5\r\n", not),
-            ("5;a\nb\r\nhello", "a chunk extension has a line end in it"),
-            ("10000000000000000\r\n", "a chunk is longer than numbers are"),
-            ("0\r\nX-A: 1\rX-B: 2\r\n\r\n", not),
-            ("0\r\nX-A: 1\nX-B: 2\r\n\r\n", "a trailer does not end as lines do"),
-            ("0\r\nno colon\r\n\r\n", "the name of a header is none"),
-            ("5\r\nhel", "it does not end"),
-            ("5\r\nhello\r\n0\r\n", "it does not end"),
+            ("g\r\n", invalid),
+            ("\r\n", invalid),
+            (" 5\r\nhello", invalid),
+            ("-5\r\nhello", invalid),
+            ("0x5\r\nhello", invalid),
+            ("5 5\r\nhello", invalid),
+            ("5\nhello", invalid),
+            ("5\r\nhelloX\r\n", invalid),
+            ("5\r\nhello\r5\r\n", invalid),
+            ("5;a\nb\r\nhello", "line ending in a chunk extension"),
+            ("10000000000000000\r\n", "chunk size too large"),
+            ("0\r\nX-A: 1\rX-B: 2\r\n\r\n", invalid),
+            ("0\r\nX-A: 1\nX-B: 2\r\n\r\n", "invalid line ending in the trailers"),
+            ("0\r\nno colon\r\n\r\n", "invalid header name"),
+            ("5\r\nhel", "incomplete"),
+            ("5\r\nhello\r\n0\r\n", "incomplete"),
         ] {
             for piece in [1, text.len()] {
                 assert_eq!(
@@ -278,22 +278,22 @@ mod tests {
             }
         }
         let extensions = format!("5;{}\r\nhello", "x".repeat(EXTENSION_BYTES_MAX + 1));
-        assert_eq!(decode(Decoder::chunked(), extensions.as_bytes(), 1000), Err("there are too many chunk extensions"));
+        assert_eq!(decode(Decoder::chunked(), extensions.as_bytes(), 1000), Err("chunk extensions larger than 16 KiB"));
         let trailers = format!("0\r\nx: {}\r\n\r\n", "x".repeat(HEAD_BYTES_MAX));
-        assert_eq!(decode(Decoder::chunked(), trailers.as_bytes(), 1000), Err("the trailers are larger than 64 KiB"));
+        assert_eq!(decode(Decoder::chunked(), trailers.as_bytes(), 1000), Err("trailers larger than 64 KiB"));
     }
 
     proptest::proptest! {
         #[test]
-        fn laws(text in "([0-9a-f]{1,2}(;[a-z]{0,3})?\r\n|hello|\r\n|0\r\n|x: y\r\n|[ -~]|\n){0,12}") {
+        fn split_input_gives_the_same_result(text in "([0-9a-f]{1,2}(;[a-z]{0,3})?\r\n|hello|\r\n|0\r\n|x: y\r\n|[ -~]|\n){0,12}") {
             check_laws(text.as_bytes());
         }
     }
 
     #[test]
-    fn a_length_is_kept_to() {
+    fn content_length_ends_the_body() {
         assert_eq!(decode(Decoder::Length(5), b"hello, world", 4), Ok((b"hello".to_vec(), vec![], 7)));
         assert_eq!(decode(Decoder::Length(0), b"hello", 4), Ok((vec![], vec![], 5)));
-        assert_eq!(decode(Decoder::Length(u64::MAX), b"hello", 4), Err("it does not end"));
+        assert_eq!(decode(Decoder::Length(u64::MAX), b"hello", 4), Err("incomplete"));
     }
 }

@@ -1,4 +1,4 @@
-//! Heads into bytes, and a body behind them.
+//! Writes heads, and bodies behind them (RFC 9112).
 
 use std::fmt::Write;
 use std::io::IoSlice;
@@ -16,53 +16,53 @@ use super::parse::Framing;
 use super::wire::Wire;
 use crate::http::body::BodyError;
 
-/// Room for a head of common size.
-const HEAD_BYTES: usize = 768;
+/// Capacity for a head of common size.
+const HEAD_CAPACITY: usize = 768;
 
-/// Parts of a body below this are gathered into one write with what is before them; a longer one is written from where it is.
-const SHORT: usize = 4096;
+/// Shorter parts of a body are copied into the buffer; longer ones are written from where they are.
+const COPY_BELOW: usize = 4096;
 
-/// What is gathered before it is written.
-const GATHERED_MAX: usize = 16 * 1024;
+/// The buffer is written when it has this many bytes.
+const BUFFER_MAX: usize = 16 * 1024;
 
 const LINE_END: &[u8] = b"\r\n";
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-/// A message on its way out: its head, and its body as it comes.
+/// A message that is being sent: its head, and its body as it comes.
 pub(crate) struct Outgoing<B> {
-    gathered: BytesMut,
-    /// A long part of the body, behind what is gathered.
-    long: Bytes,
-    /// What ends that part.
-    end: &'static [u8],
+    buffer: BytesMut,
+    /// A long part of the body, written after `buffer`.
+    chunk: Bytes,
+    /// The end of that chunk.
+    chunk_end: &'static [u8],
     body: B,
-    /// No more of it is to come.
+    /// Everything is in the buffer, or was sent.
     is_done: bool,
     framing: Framing,
-    /// Something of it was written.
+    /// Some of it was written.
     pub(crate) has_begun: bool,
 }
 
-/// Why a message does not go out to its end.
+/// Why a message could not be sent.
 #[derive(Debug)]
-pub(crate) enum Broken {
-    /// The other side takes no more.
+pub(crate) enum WriteError {
+    /// The peer accepts no more.
     Io(std::io::Error),
-    /// The body broke off, or is not what the head says.
+    /// The body failed, or is not as long as `content-length` says.
     Body(Option<BodyError>),
 }
 
-/// What a response answers.
+/// What of a request determines the framing of its response.
 #[derive(Clone, Debug)]
-pub(crate) struct Asked {
+pub(crate) struct RequestLine {
     pub(crate) method: Method,
     pub(crate) version: Version,
 }
 
-/// The head of a request, and how its body ends. The length of a body that has one is said, and its absence where a body is
-/// common (RFC 9110 8.6).
+/// The head of a request, and the framing of its body. A request without a body has `content-length: 0` if its method
+/// commonly has one (RFC 9110 8.6).
 pub(crate) fn request(head: &Parts, body: &impl Body) -> (BytesMut, Framing) {
-    let mut out = BytesMut::with_capacity(HEAD_BYTES);
+    let mut out = BytesMut::with_capacity(HEAD_CAPACITY);
     out.extend_from_slice(head.method.as_str().as_bytes());
     out.extend_from_slice(b" ");
     let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
@@ -82,17 +82,17 @@ pub(crate) fn request(head: &Parts, body: &impl Body) -> (BytesMut, Framing) {
     (out, framing)
 }
 
-/// The head of a response to that, and how its body ends. `length`: the body's, if it is known.
+/// The head of a response, and the framing of its body. `length`: that of the body, if it is known.
 pub(crate) fn response(
-    asked: &Asked,
+    request: &RequestLine,
     status: StatusCode,
     headers: &HeaderMap,
     length: Option<u64>,
     connection: Option<&'static str>,
 ) -> (BytesMut, Framing) {
-    // A short body goes behind it.
-    let short = length.and_then(|length| usize::try_from(length).ok()).filter(|length| *length < SHORT);
-    let mut out = BytesMut::with_capacity(HEAD_BYTES + short.unwrap_or_default());
+    // A short body follows in the same buffer.
+    let short = length.and_then(|length| usize::try_from(length).ok()).filter(|length| *length < COPY_BELOW);
+    let mut out = BytesMut::with_capacity(HEAD_CAPACITY + short.unwrap_or_default());
     out.extend_from_slice(b"HTTP/1.1 ");
     out.extend_from_slice(status.as_str().as_bytes());
     out.extend_from_slice(b" ");
@@ -102,11 +102,11 @@ pub(crate) fn response(
     if let Some(connection) = connection {
         field(header::CONNECTION.as_str(), connection.as_bytes(), &mut out);
     }
-    let tunnel = asked.method == Method::CONNECT && status.is_success();
+    let tunnel = request.method == Method::CONNECT && status.is_success();
     let framing = if status.is_informational() || status == StatusCode::NO_CONTENT || tunnel {
         Framing::Length(0)
-    } else if asked.method == Method::HEAD || status == StatusCode::NOT_MODIFIED {
-        // What the body would have been.
+    } else if request.method == Method::HEAD || status == StatusCode::NOT_MODIFIED {
+        // The length that the body of a GET would have.
         if let Some(length) = headers.get(header::CONTENT_LENGTH) {
             field(header::CONTENT_LENGTH.as_str(), length.as_bytes(), &mut out);
         }
@@ -114,7 +114,7 @@ pub(crate) fn response(
     } else {
         match length {
             Some(length) => content_length(length, &mut out),
-            None if asked.version == Version::HTTP_10 => Framing::Close,
+            None if request.version == Version::HTTP_10 => Framing::Close,
             None => chunked(&mut out),
         }
     };
@@ -122,8 +122,7 @@ pub(crate) fn response(
     (out, framing)
 }
 
-/// Headers but for those that say how long the body is.
-/// A response before the response.
+/// The head of an interim (1xx) response.
 pub(crate) fn interim(status: StatusCode, headers: &HeaderMap) -> BytesMut {
     let mut out = BytesMut::new();
     out.extend_from_slice(b"HTTP/1.1 ");
@@ -136,6 +135,7 @@ pub(crate) fn interim(status: StatusCode, headers: &HeaderMap) -> BytesMut {
     out
 }
 
+/// Writes headers, without those of the framing.
 fn fields(headers: &HeaderMap, out: &mut BytesMut) {
     for (name, value) in headers {
         if *name != header::CONTENT_LENGTH && *name != header::TRANSFER_ENCODING {
@@ -153,7 +153,7 @@ fn field(name: &str, value: &[u8], out: &mut BytesMut) {
 }
 
 fn content_length(length: u64, out: &mut BytesMut) -> Framing {
-    // Writing into memory does not fail.
+    // Writing to memory does not fail.
     let _ = write!(out, "content-length: {length}\r\n");
     Framing::Length(length)
 }
@@ -169,59 +169,59 @@ impl<B> Outgoing<B>
 where
     B: Body<Data = Bytes, Error = BodyError> + Unpin,
 {
-    /// A message with this head; of one that has no body none is sent.
+    /// A message with this head. If the framing says that there is no body, none is sent.
     pub(crate) fn new((head, framing): (BytesMut, Framing), body: B) -> Self {
         let is_done = framing == Framing::Length(0);
-        Self { gathered: head, long: Bytes::new(), end: b"", body, is_done, framing, has_begun: false }
+        Self { buffer: head, chunk: Bytes::new(), chunk_end: b"", body, is_done, framing, has_begun: false }
     }
 
     pub(crate) fn body_mut(&mut self) -> &mut B {
         &mut self.body
     }
 
-    /// Sends what there is, and is done when all of it is sent.
-    pub(crate) fn poll_send<S>(&mut self, wire: &Wire<S>, cx: &mut Context<'_>) -> Poll<Result<(), Broken>>
+    /// Sends what is available. Ready when all was sent.
+    pub(crate) fn poll_send<S>(&mut self, wire: &Wire<S>, cx: &mut Context<'_>) -> Poll<Result<(), WriteError>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         loop {
-            let waits = self.gather(cx).map_err(Broken::Body)?;
-            while self.has_some() {
-                let slices = [IoSlice::new(&self.gathered), IoSlice::new(&self.long), IoSlice::new(self.end)];
-                let count = if self.long.is_empty() && self.end.is_empty() { 1 } else { 3 };
-                let written = ready!(wire.poll_write(cx, &slices[..count])).map_err(Broken::Io)?;
+            let is_body_pending = self.fill_buffer(cx).map_err(WriteError::Body)?;
+            while self.has_unwritten() {
+                let slices = [IoSlice::new(&self.buffer), IoSlice::new(&self.chunk), IoSlice::new(self.chunk_end)];
+                let count = if self.chunk.is_empty() && self.chunk_end.is_empty() { 1 } else { 3 };
+                let written = ready!(wire.poll_write(cx, &slices[..count])).map_err(WriteError::Io)?;
                 self.advance(written);
             }
-            if waits || self.is_done {
-                ready!(wire.poll_flush(cx)).map_err(Broken::Io)?;
+            if is_body_pending || self.is_done {
+                ready!(wire.poll_flush(cx)).map_err(WriteError::Io)?;
                 return if self.is_done { Poll::Ready(Ok(())) } else { Poll::Pending };
             }
         }
     }
 
-    fn has_some(&self) -> bool {
-        !self.gathered.is_empty() || !self.long.is_empty() || !self.end.is_empty()
+    fn has_unwritten(&self) -> bool {
+        !self.buffer.is_empty() || !self.chunk.is_empty() || !self.chunk_end.is_empty()
     }
 
     fn advance(&mut self, mut written: usize) {
         self.has_begun = true;
-        let count = written.min(self.gathered.len());
-        self.gathered.advance(count);
+        let count = written.min(self.buffer.len());
+        self.buffer.advance(count);
         written -= count;
-        let count = written.min(self.long.len());
-        self.long.advance(count);
+        let count = written.min(self.chunk.len());
+        self.chunk.advance(count);
         written -= count;
-        self.end = &self.end[written..];
-        if self.gathered.is_empty() && self.long.is_empty() && self.end.is_empty() && !self.is_done {
-            // Nothing is held for a body that is slow to come.
-            self.gathered = BytesMut::new();
+        self.chunk_end = &self.chunk_end[written..];
+        if self.buffer.is_empty() && self.chunk.is_empty() && self.chunk_end.is_empty() && !self.is_done {
+            // While the body is pending, no buffer is held.
+            self.buffer = BytesMut::new();
         }
     }
 
-    /// Takes of the body what is there, up to what one write is worth. Whether there was no more for now.
-    fn gather(&mut self, cx: &mut Context<'_>) -> Result<bool, Option<BodyError>> {
+    /// Fills the buffer from the body. Returns whether the body is pending.
+    fn fill_buffer(&mut self, cx: &mut Context<'_>) -> Result<bool, Option<BodyError>> {
         while !self.is_done {
-            if !self.long.is_empty() || !self.end.is_empty() || self.gathered.len() >= GATHERED_MAX {
+            if !self.chunk.is_empty() || !self.chunk_end.is_empty() || self.buffer.len() >= BUFFER_MAX {
                 return Ok(false);
             }
             let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else { return Ok(true) };
@@ -252,18 +252,18 @@ where
         match &mut self.framing {
             Framing::Length(left) => *left = left.checked_sub(data.len() as u64).ok_or(None)?,
             Framing::Chunked => {
-                // Writing into memory does not fail.
-                let _ = write!(self.gathered, "{:x}\r\n", data.len());
+                // Writing to memory does not fail.
+                let _ = write!(self.buffer, "{:x}\r\n", data.len());
                 end = LINE_END;
             }
             Framing::Close => {}
         }
-        if data.len() < SHORT {
-            self.gathered.extend_from_slice(&data);
-            self.gathered.extend_from_slice(end);
+        if data.len() < COPY_BELOW {
+            self.buffer.extend_from_slice(&data);
+            self.buffer.extend_from_slice(end);
         } else {
-            self.long = data;
-            self.end = end;
+            self.chunk = data;
+            self.chunk_end = end;
         }
         Ok(())
     }
@@ -271,15 +271,15 @@ where
     fn finish(&mut self, trailers: Option<&HeaderMap>) -> Result<(), Option<BodyError>> {
         self.is_done = true;
         match (self.framing, trailers) {
-            // Shorter than was said.
+            // Shorter than `content-length`.
             (Framing::Length(1..), _) => return Err(None),
-            (Framing::Chunked, None) if self.long.is_empty() => self.gathered.extend_from_slice(LAST_CHUNK),
-            (Framing::Chunked, None) => self.end = b"\r\n0\r\n\r\n",
-            // A body in chunks that has trailers has them behind its data: nothing long is waiting.
+            (Framing::Chunked, None) if self.chunk.is_empty() => self.buffer.extend_from_slice(LAST_CHUNK),
+            (Framing::Chunked, None) => self.chunk_end = b"\r\n0\r\n\r\n",
+            // Trailers follow the data, so no long part is waiting.
             (Framing::Chunked, Some(trailers)) => {
-                self.gathered.extend_from_slice(b"0\r\n");
-                fields(trailers, &mut self.gathered);
-                self.gathered.extend_from_slice(LINE_END);
+                self.buffer.extend_from_slice(b"0\r\n");
+                fields(trailers, &mut self.buffer);
+                self.buffer.extend_from_slice(LINE_END);
             }
             (Framing::Length(0) | Framing::Close, _) => {}
         }

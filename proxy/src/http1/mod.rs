@@ -1,17 +1,17 @@
-//! HTTP/1.1 on the wire, for both sides of the proxy (RFC 9112): heads and bodies, read and written.
+//! HTTP/1.1 messages on both sides of the proxy (RFC 9112).
 //!
-//! - [`parse`]: the head of a request or a response out of bytes, and which framing its body has.
-//! - [`decode`]: where a body ends.
-//! - [`encode`]: heads into bytes, and a body behind them.
+//! - [`parse`]: the head of a request or a response, and the framing of its body.
+//! - [`decode`]: finds the end of a body.
+//! - [`encode`]: writes a head and its body.
 //! - [`wire`]: a connection that messages are read from and written to.
 //!
-//! All of it happens in the task that has the message. A connection on which nothing is under way holds no buffer: what is
-//! read goes through one that its worker has for all of them.
+//! All of it runs in the task that handles the message. An idle connection holds no buffer: reads go through a buffer
+//! that all connections of a worker share.
 
 pub(crate) mod decode;
 pub(crate) mod encode;
 pub(crate) mod parse;
 pub(crate) mod wire;
 
-/// Bytes of a head.
+/// Size of a head.
 pub(crate) const HEAD_BYTES_MAX: usize = 64 * 1024;

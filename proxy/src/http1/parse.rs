@@ -1,4 +1,4 @@
-//! Heads out of bytes. What could be read in two ways is refused here, before anybody has looked at it.
+//! Parses message heads and trailers. Ambiguous ones are rejected here, before any rule or policy sees them.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -12,18 +12,18 @@ use super::HEAD_BYTES_MAX;
 use super::decode::Decoder;
 use crate::http::head::{self, HEADERS_MAX};
 
-/// Bytes of a request's target. Source: what `http::Uri` can hold.
+/// Longest request target, in bytes. Source: the limit of `http::Uri`.
 const TARGET_BYTES_MAX: usize = 65_534;
 
-/// A longer method is none that anybody has, in bytes.
+/// Longest method, in bytes. No known method comes near it.
 const METHOD_BYTES_MAX: usize = 256;
 
-/// What is wrong with a message.
+/// Why a message is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
 pub(crate) struct BadMessage {
     pub(crate) text: &'static str,
-    /// What a client gets that sent it.
+    /// The status for the client that sent it.
     pub(crate) status: StatusCode,
 }
 
@@ -32,7 +32,7 @@ pub(crate) struct BadMessage {
 pub(crate) struct RequestHead {
     pub(crate) request: Request<()>,
     pub(crate) framing: Framing,
-    /// Whether the client may send another request behind this one.
+    /// Whether the client may send another request on the connection.
     pub(crate) keep_alive: bool,
 }
 
@@ -41,27 +41,27 @@ pub(crate) struct RequestHead {
 pub(crate) struct ResponseHead {
     pub(crate) response: Response<()>,
     pub(crate) framing: Framing,
-    /// Whether the server takes another request behind this one.
+    /// Whether the server accepts another request on the connection.
     pub(crate) keep_alive: bool,
 }
 
-/// How a body says where it ends (RFC 9112 6.3).
+/// How a body is delimited (RFC 9112 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Framing {
     Length(u64),
     Chunked,
-    /// It ends with its connection.
+    /// By the end of the connection.
     Close,
 }
 
-/// A head and how many bytes it has, or nothing if they are not all here.
+/// A head and its length in bytes. None: it is incomplete.
 pub(crate) type Parsed<T> = Result<Option<(T, usize)>, BadMessage>;
 
-/// The head of a request at the beginning of `bytes`.
+/// Parses the head of a request at the start of `bytes`.
 pub(crate) fn request(bytes: &[u8]) -> Parsed<RequestHead> {
-    let mut space = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+    let mut parsed = [const { MaybeUninit::uninit() }; HEADERS_MAX];
     let mut head = httparse::Request::new(&mut []);
-    let length = match head.parse_with_uninit_headers(bytes, &mut space) {
+    let length = match head.parse_with_uninit_headers(bytes, &mut parsed) {
         Ok(Status::Complete(length)) => length,
         Ok(Status::Partial) => return partial_request(bytes),
         Err(error) => return Err(BadMessage::of(error)),
@@ -74,29 +74,29 @@ pub(crate) fn request(bytes: &[u8]) -> Parsed<RequestHead> {
         return Err(BadMessage::TOO_LARGE);
     }
     if method.len() > METHOD_BYTES_MAX {
-        return Err(BadMessage { text: "the method is too long", status: StatusCode::NOT_IMPLEMENTED });
+        return Err(BadMessage { text: "method longer than 256 bytes", status: StatusCode::NOT_IMPLEMENTED });
     }
-    let method = Method::from_bytes(method.as_bytes()).map_err(|_| BadMessage::new("the method is none"))?;
+    let method = Method::from_bytes(method.as_bytes()).map_err(|_| BadMessage::new("invalid method"))?;
     let version = version(head.version);
     let block = Bytes::copy_from_slice(&bytes[..length]);
-    let uri = Uri::from_maybe_shared(block.slice(place(bytes, target.as_bytes())))
-        .map_err(|_| BadMessage::new("the target is none"))?;
+    let uri = Uri::from_maybe_shared(block.slice(range_of(bytes, target.as_bytes())))
+        .map_err(|_| BadMessage::new("invalid request target"))?;
     let mut headers = headers(head.headers, bytes, &block)?;
     if version == Version::HTTP_10 {
-        // RFC 9110 10.1.1: HTTP/1.0 has no expectations, and gets no answer before the answer.
+        // RFC 9110 10.1.1: `Expect` in HTTP/1.0 is ignored.
         headers.remove(header::EXPECT);
     }
     let mut keep_alive = keeps_alive(&headers, version)?;
     if headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH) {
-        // The encoding wins, and what follows is not taken for a request (RFC 9112 6.3).
+        // `Transfer-Encoding` takes precedence, and the connection is closed afterwards (RFC 9112 6.3).
         let lengths = headers.get_all(header::CONTENT_LENGTH).iter();
         framing(&lengths.map(|length| (header::CONTENT_LENGTH, length.clone())).collect(), version)?;
         headers.remove(header::CONTENT_LENGTH);
         keep_alive = false;
     }
-    let said = framing(&headers, version)?.unwrap_or(Framing::Length(0));
-    // What follows is the tunnel's.
-    let framing = if method == Method::CONNECT { Framing::Length(0) } else { said };
+    let framing = framing(&headers, version)?.unwrap_or(Framing::Length(0));
+    // The bytes after a CONNECT belong to the tunnel.
+    let framing = if method == Method::CONNECT { Framing::Length(0) } else { framing };
     let mut request = Request::new(());
     *request.method_mut() = method;
     *request.uri_mut() = uri;
@@ -105,12 +105,12 @@ pub(crate) fn request(bytes: &[u8]) -> Parsed<RequestHead> {
     Ok(Some((RequestHead { request, framing, keep_alive }, length)))
 }
 
-/// The head of a response at the beginning of `bytes`, to a request with this method.
+/// Parses the head of a response to a request with this method at the start of `bytes`.
 pub(crate) fn response(bytes: &[u8], method: &Method) -> Parsed<ResponseHead> {
-    let mut space = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+    let mut parsed = [const { MaybeUninit::uninit() }; HEADERS_MAX];
     let mut head = httparse::Response::new(&mut []);
     let config = httparse::ParserConfig::default();
-    let length = match config.parse_response_with_uninit_headers(&mut head, bytes, &mut space) {
+    let length = match config.parse_response_with_uninit_headers(&mut head, bytes, &mut parsed) {
         Ok(Status::Complete(length)) => length,
         Ok(Status::Partial) => return partial(bytes),
         Err(error) => return Err(BadMessage::of(error)),
@@ -119,14 +119,14 @@ pub(crate) fn response(bytes: &[u8], method: &Method) -> Parsed<ResponseHead> {
         return Err(BadMessage::TOO_LARGE);
     }
     let status = (head.code.and_then(|code| StatusCode::from_u16(code).ok()))
-        .ok_or_else(|| BadMessage::new("the status is none"))?;
+        .ok_or_else(|| BadMessage::new("invalid status code"))?;
     let version = version(head.version);
     let headers = headers(head.headers, bytes, &Bytes::copy_from_slice(&bytes[..length]))?;
-    let said = framing(&headers, version)?;
+    let framing = framing(&headers, version)?;
     let bodiless = *method == Method::HEAD
         || status.is_informational()
         || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    let framing = if bodiless { Framing::Length(0) } else { said.unwrap_or(Framing::Close) };
+    let framing = if bodiless { Framing::Length(0) } else { framing.unwrap_or(Framing::Close) };
     let keep_alive = keeps_alive(&headers, version)? && framing != Framing::Close;
     let mut response = Response::new(());
     *response.status_mut() = status;
@@ -135,12 +135,12 @@ pub(crate) fn response(bytes: &[u8], method: &Method) -> Parsed<ResponseHead> {
     Ok(Some((ResponseHead { response, framing, keep_alive }, length)))
 }
 
-/// Trailers, from the first to the empty line that ends them.
+/// Parses trailers, up to and including the empty line.
 pub(super) fn trailers(bytes: &[u8]) -> Result<HeaderMap, BadMessage> {
-    let mut space = [httparse::EMPTY_HEADER; HEADERS_MAX];
-    match httparse::parse_headers(bytes, &mut space) {
+    let mut parsed = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    match httparse::parse_headers(bytes, &mut parsed) {
         Ok(Status::Complete((_, parsed))) => headers(parsed, bytes, &Bytes::copy_from_slice(bytes)),
-        Ok(Status::Partial) => Err(BadMessage::new("the trailers do not end")),
+        Ok(Status::Partial) => Err(BadMessage::new("incomplete trailers")),
         Err(error) => Err(BadMessage::of(error)),
     }
 }
@@ -149,7 +149,7 @@ fn partial<T>(bytes: &[u8]) -> Parsed<T> {
     if bytes.len() > HEAD_BYTES_MAX { Err(BadMessage::TOO_LARGE) } else { Ok(None) }
 }
 
-/// What is said of the beginning of a request's head.
+/// An incomplete request head: an error if it is too large already.
 fn partial_request(bytes: &[u8]) -> Parsed<RequestHead> {
     let empty = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
     if bytes.len() > HEAD_BYTES_MAX && empty < bytes.len() && !bytes[empty..].contains(&b'\n') {
@@ -162,35 +162,35 @@ fn version(minor: Option<u8>) -> Version {
     if minor == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 }
 }
 
-/// Where a part of `bytes` lies in it.
-fn place(bytes: &[u8], part: &[u8]) -> Range<usize> {
+/// The range of `part` within `bytes`.
+fn range_of(bytes: &[u8], part: &[u8]) -> Range<usize> {
     let start = part.as_ptr().addr() - bytes.as_ptr().addr();
     start..start + part.len()
 }
 
-/// Headers whose values are parts of one block, a copy of `bytes`.
+/// Headers whose values are slices of `block`, a copy of `bytes`.
 fn headers(parsed: &[Header<'_>], bytes: &[u8], block: &Bytes) -> Result<HeaderMap, BadMessage> {
-    // And room for those that it gets on its way.
+    // Two more for headers that the proxy adds.
     let mut headers = HeaderMap::with_capacity(parsed.len() + 2);
     for header in parsed {
-        let name = HeaderName::from_bytes(header.name.as_bytes())
-            .map_err(|_| BadMessage::new("the name of a header is none"))?;
+        let name =
+            HeaderName::from_bytes(header.name.as_bytes()).map_err(|_| BadMessage::new("invalid header name"))?;
         let value = if header.value.is_empty() {
             HeaderValue::from_static("")
         } else {
-            HeaderValue::from_maybe_shared(block.slice(place(bytes, header.value)))
-                .map_err(|_| BadMessage::new("the value of a header is none"))?
+            HeaderValue::from_maybe_shared(block.slice(range_of(bytes, header.value)))
+                .map_err(|_| BadMessage::new("invalid header value"))?
         };
         headers.append(name, value);
     }
     Ok(headers)
 }
 
-/// The framing that headers say, if any.
+/// The framing that the headers define, if any.
 fn framing(headers: &HeaderMap, version: Version) -> Result<Option<Framing>, BadMessage> {
     let framing = head::framing(headers).map_err(|head::BadHead(text)| BadMessage::new(text))?;
     if framing == Some(Framing::Chunked) && version == Version::HTTP_10 {
-        return Err(BadMessage::new("HTTP/1.0 has no transfer encodings"));
+        return Err(BadMessage::new("Transfer-Encoding in an HTTP/1.0 message"));
     }
     Ok(framing)
 }
@@ -206,7 +206,7 @@ fn keeps_alive(headers: &HeaderMap, version: Version) -> Result<bool, BadMessage
 // === impl Framing ===
 
 impl Framing {
-    /// What finds the end of such a body.
+    /// A decoder for such a body.
     pub(crate) fn decoder(self) -> Decoder {
         match self {
             Self::Length(length) => Decoder::Length(length),
@@ -220,9 +220,9 @@ impl Framing {
 
 impl BadMessage {
     pub(crate) const TOO_LARGE: Self =
-        Self { text: "the head is larger than 64 KiB", status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE };
+        Self { text: "headers larger than 64 KiB", status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE };
 
-    const TARGET_TOO_LONG: Self = Self { text: "the target is too long", status: StatusCode::URI_TOO_LONG };
+    const TARGET_TOO_LONG: Self = Self { text: "request target too long", status: StatusCode::URI_TOO_LONG };
 
     pub(super) const fn new(text: &'static str) -> Self {
         Self { text, status: StatusCode::BAD_REQUEST }
@@ -230,15 +230,15 @@ impl BadMessage {
 
     fn of(error: httparse::Error) -> Self {
         Self::new(match error {
-            httparse::Error::HeaderName => "the name of a header is none",
-            httparse::Error::HeaderValue => "the value of a header is none",
-            httparse::Error::NewLine => "a line does not end as lines do",
-            httparse::Error::Status => "the status is none",
-            httparse::Error::Token => "there is a character that has no place there",
+            httparse::Error::HeaderName => "invalid header name",
+            httparse::Error::HeaderValue => "invalid header value",
+            httparse::Error::NewLine => "invalid line ending",
+            httparse::Error::Status => "invalid status code",
+            httparse::Error::Token => "invalid character in the start line",
             httparse::Error::TooManyHeaders => {
-                return Self { text: "there are more than 100 headers", ..Self::TOO_LARGE };
+                return Self { text: "more than 100 headers", ..Self::TOO_LARGE };
             }
-            httparse::Error::Version => "the version is none",
+            httparse::Error::Version => "unsupported HTTP version",
         })
     }
 }
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_says_how_it_goes_on() {
+    fn requests_have_framing_and_keep_alive() {
         for (rest, framing, keep_alive) in [
             ("", Framing::Length(0), true),
             ("Connection: close\r\n", Framing::Length(0), false),
@@ -268,13 +268,13 @@ mod tests {
             assert_eq!(head.request.uri(), "/a?b");
             assert_eq!(head.request.headers()["host"], "app");
             for end in 0..bytes.len() {
-                assert!(matches!(request(&bytes[..end]), Ok(None)), "{:?} is no whole head", &bytes[..end]);
+                assert!(matches!(request(&bytes[..end]), Ok(None)), "{:?} is incomplete", &bytes[..end]);
             }
         }
     }
 
     #[test]
-    fn what_could_mean_two_things_is_no_request() {
+    fn ambiguous_requests_are_errors() {
         for (rest, status) in [
             ("Transfer-Encoding: gzip\r\n", 400),
             ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", 400),
@@ -290,7 +290,7 @@ mod tests {
             assert_eq!(refused.status.as_u16(), status, "{rest:.60?}: {refused}");
         }
         let old = b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n";
-        assert_eq!(request(old).expect_err("refused").text, "HTTP/1.0 has no transfer encodings");
+        assert_eq!(request(old).expect_err("refused").text, "Transfer-Encoding in an HTTP/1.0 message");
         let long = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(TARGET_BYTES_MAX));
         assert_eq!(request(long.as_bytes()).expect_err("refused").status, StatusCode::URI_TOO_LONG);
         let longer = format!("\r\nGET /{}", "x".repeat(HEAD_BYTES_MAX));
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_ends_where_its_request_says() {
+    fn responses_are_framed_by_request_and_status() {
         let length = "Content-Length: 5\r\n";
         for (method, line, rest, framing, keep_alive) in [
             (Method::GET, "1.1 200 OK", length, Framing::Length(5), true),

@@ -1,4 +1,4 @@
-//! A connection that messages are read from and written to, by turns or at once.
+//! A connection that HTTP/1.1 messages are read from and written to, in turn or at the same time.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
@@ -16,35 +16,36 @@ use super::parse::{BadMessage, Parsed};
 use crate::http::body::BodyError;
 use crate::space::{self, READ};
 
-/// Bytes of a long body that are read at once, to where they stay.
+/// Capacity of a read of a long body, which is kept in the buffer that it was read to.
 const READ_LONG: usize = 64 * 1024;
 
-/// Bytes that wait to be written first before more are left out.
-const FIRST_MAX: usize = 64 * 1024;
+/// Interim responses that wait to be written, in bytes; further ones are dropped.
+const INTERIM_BYTES_MAX: usize = 64 * 1024;
 
-/// Bytes within which it shows whether a message begins as one of HTTP does, so that what does not is not waited for.
-const FIRST_WORD: usize = 9;
+/// Parsing starts with the first byte until this many have come: within them invalid input shows, and is rejected
+/// without waiting for a line end.
+const START_BYTES: usize = 9;
 
-/// A connection, shared by what reads it and what writes it.
+/// A connection, shared by its reader and its writer.
 pub(crate) struct Wire<S> {
     stream: RefCell<S>,
-    /// What was read and is of the next message, or of one that is not all here.
-    rest: RefCell<Bytes>,
-    /// How much of that was found to be no whole head.
-    tried: Cell<usize>,
-    /// The other side sends nothing more. It may read on.
-    has_ended: Cell<bool>,
-    /// What is to be written before anything else.
-    first: RefCell<Option<Box<BytesMut>>>,
+    /// Bytes that were read and not consumed: an incomplete message, or the next ones.
+    buffer: RefCell<Bytes>,
+    /// Bytes of `buffer` that were parsed without finding a complete head.
+    scanned: Cell<usize>,
+    /// The peer has closed its sending half. It may still read.
+    is_read_closed: Cell<bool>,
+    /// Interim (1xx) responses to write before anything else.
+    interim: RefCell<Option<Box<BytesMut>>>,
 }
 
-/// Why there is no head.
+/// Why no head was read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReadError {
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// The other side ended the connection; something of a head may have come.
-    #[error("the connection was closed before the end of the head")]
+    /// The peer closed the connection; a part of a head may have come.
+    #[error("connection closed before the end of the head")]
     Closed,
     #[error("{0}")]
     Bad(#[from] BadMessage),
@@ -57,40 +58,40 @@ impl<S> Wire<S> {
     pub(crate) fn new(stream: S) -> Self {
         Self {
             stream: RefCell::new(stream),
-            rest: RefCell::default(),
-            tried: Cell::new(0),
-            has_ended: Cell::new(false),
-            first: RefCell::default(),
+            buffer: RefCell::default(),
+            scanned: Cell::new(0),
+            is_read_closed: Cell::new(false),
+            interim: RefCell::default(),
         }
     }
 
-    /// Whether something was read that nobody has looked at.
-    pub(crate) fn has_rest(&self) -> bool {
-        !self.rest.borrow().is_empty()
+    /// Whether bytes were read and not consumed.
+    pub(crate) fn has_buffered(&self) -> bool {
+        !self.buffer.borrow().is_empty()
     }
 
     pub(crate) fn with<T>(&self, work: impl FnOnce(&mut S) -> T) -> T {
         work(&mut self.stream.borrow_mut())
     }
 
-    /// Has something written before all that is not written yet, unless much waits for that already.
-    pub(crate) fn put_first(&self, message: BytesMut) {
-        let mut first = self.first.borrow_mut();
-        match &mut *first {
-            Some(waiting) if waiting.len() < FIRST_MAX => waiting.unsplit(message),
+    /// Queues an interim (1xx) response, unless [`INTERIM_BYTES_MAX`] are waiting.
+    pub(crate) fn queue_interim(&self, message: BytesMut) {
+        let mut interim = self.interim.borrow_mut();
+        match &mut *interim {
+            Some(waiting) if waiting.len() < INTERIM_BYTES_MAX => waiting.unsplit(message),
             Some(_) => {}
-            None => *first = Some(Box::new(message)),
+            None => *interim = Some(Box::new(message)),
         }
     }
 
-    /// What is left of that, for whoever writes the next.
-    pub(crate) fn take_first(&self) -> Option<Box<BytesMut>> {
-        self.first.take()
+    /// Takes the interim responses that were not written, to write them with the response.
+    pub(crate) fn take_interim(&self) -> Option<Box<BytesMut>> {
+        self.interim.take()
     }
 
-    /// The connection and what was read from it, for another protocol.
+    /// The connection and the bytes read from it, for another protocol.
     pub(crate) fn into_parts(self) -> (S, Bytes) {
-        (self.stream.into_inner(), self.rest.into_inner())
+        (self.stream.into_inner(), self.buffer.into_inner())
     }
 }
 
@@ -101,20 +102,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         cx: &mut Context<'_>,
         parse: impl Fn(&[u8]) -> Parsed<T>,
     ) -> Poll<Result<T, ReadError>> {
-        let mut rest = self.rest.borrow_mut();
+        let mut buffer = self.buffer.borrow_mut();
         loop {
-            // A head ends with a line; whether it is one at all shows before.
-            let tried = self.tried.get();
-            if rest.len() > tried
-                && (tried < FIRST_WORD || rest[tried..].contains(&b'\n') || rest.len() > super::HEAD_BYTES_MAX)
+            // A head is complete only after a line feed; invalid input shows earlier.
+            let scanned = self.scanned.get();
+            if buffer.len() > scanned
+                && (scanned < START_BYTES || buffer[scanned..].contains(&b'\n') || buffer.len() > super::HEAD_BYTES_MAX)
             {
-                if let Some((head, length)) = parse(&rest)? {
-                    self.take(&mut rest, length);
+                if let Some((head, length)) = parse(&buffer)? {
+                    self.consume(&mut buffer, length);
                     return Poll::Ready(Ok(head));
                 }
-                self.tried.set(rest.len());
+                self.scanned.set(buffer.len());
             }
-            if rest.is_empty() {
+            if buffer.is_empty() {
                 let read = space::lend(|space| {
                     let count = ready!(self.poll_read(cx, space))?;
                     let read = &space[..count];
@@ -124,72 +125,72 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                     let parsed = parse(read)?;
                     let used = parsed.as_ref().map_or(0, |(_, length)| *length);
                     if used < count {
-                        *rest = space.keep(used..count);
+                        *buffer = space.keep(used..count);
                     }
                     Poll::Ready(Ok(parsed))
                 });
                 if let Some((head, _)) = ready!(read)? {
                     return Poll::Ready(Ok(head));
                 }
-                self.tried.set(rest.len());
-            } else if ready!(self.poll_more(cx, &mut rest))? == 0 {
+                self.scanned.set(buffer.len());
+            } else if ready!(self.poll_more(cx, &mut buffer))? == 0 {
                 return Poll::Ready(Err(ReadError::Closed));
             }
         }
     }
 
-    /// Reads the next part of a body. Nothing: it has ended.
+    /// Reads the next part of a body. None: the body has ended.
     pub(crate) fn poll_body(
         &self,
         decoder: &mut Decoder,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let mut rest = self.rest.borrow_mut();
+        let mut buffer = self.buffer.borrow_mut();
         loop {
-            if !rest.is_empty() || decoder.has_ended() {
-                let (step, length) = match decoder.decode(&rest) {
+            if !buffer.is_empty() || decoder.has_ended() {
+                let (step, length) = match decoder.decode(&buffer) {
                     Ok(found) => found,
                     Err(error) => return Poll::Ready(Some(Err(error.into()))),
                 };
                 let frame = match step {
-                    // Nothing is behind it: no need to share.
-                    Step::Data(part) if part.len() == rest.len() => Some(Some(Frame::data(mem::take(&mut *rest)))),
+                    // It is the whole buffer: no need to share it.
+                    Step::Data(part) if part.len() == buffer.len() => Some(Some(Frame::data(mem::take(&mut *buffer)))),
                     Step::Data(part) => {
-                        let mut data = rest.split_to(length);
+                        let mut data = buffer.split_to(length);
                         data.truncate(part.end);
                         data.advance(part.start);
                         Some(Some(Frame::data(data)))
                     }
                     Step::Trailers(trailers) => {
-                        rest.advance(length);
+                        buffer.advance(length);
                         Some(Some(Frame::trailers(trailers)))
                     }
                     Step::End => {
-                        rest.advance(length);
+                        buffer.advance(length);
                         Some(None)
                     }
                     Step::More => {
-                        rest.advance(length);
+                        buffer.advance(length);
                         None
                     }
                 };
-                if rest.is_empty() {
-                    *rest = Bytes::new();
+                if buffer.is_empty() {
+                    *buffer = Bytes::new();
                 }
                 if let Some(frame) = frame {
                     return Poll::Ready(frame.map(Ok));
                 }
             }
-            let read = if decoder.expects() > READ as u64 {
-                // It stays where it is read to.
-                let mut more = BytesMut::from(mem::take(&mut *rest));
+            let read = if decoder.min_remaining() > READ as u64 {
+                // Read straight into the buffer that will be passed on.
+                let mut more = BytesMut::from(mem::take(&mut *buffer));
                 more.reserve(READ_LONG);
                 let read = poll_read_buf(Pin::new(&mut *self.stream.borrow_mut()), cx, &mut more);
-                // What is short is copied, so that it does not hold so much memory if it has to wait.
+                // A short part is copied, so that it does not hold a large buffer while it waits.
                 if more.len() >= READ {
-                    *rest = more.freeze();
+                    *buffer = more.freeze();
                 } else if !more.is_empty() {
-                    *rest = Bytes::copy_from_slice(&more);
+                    *buffer = Bytes::copy_from_slice(&more);
                 }
                 ready!(read).map(|count| (None, count))
             } else {
@@ -198,7 +199,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                     let (step, length) = decoder.decode(&space[..count]).map_err(io::Error::other)?;
                     let left = &space[length..count];
                     if !left.is_empty() {
-                        *rest = [&**rest, left].concat().into();
+                        *buffer = [&**buffer, left].concat().into();
                     }
                     let found = match step {
                         Step::Data(part) => Some(Some(Frame::data(space.keep(part)))),
@@ -216,7 +217,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                         *decoder = Decoder::Length(0);
                         return Poll::Ready(None);
                     }
-                    let error = io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed within a body");
+                    let error =
+                        io::Error::new(io::ErrorKind::UnexpectedEof, "connection closed before the end of the body");
                     return Poll::Ready(Some(Err(error.into())));
                 }
                 Ok((Some(found), _)) => return Poll::Ready(found.map(Ok)),
@@ -225,50 +227,50 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         }
     }
 
-    /// Whether the other side has said nothing since, and has not left.
-    pub(crate) fn is_silent(&self) -> bool {
+    /// Whether the peer has sent nothing and has not closed the connection.
+    pub(crate) fn is_idle(&self) -> bool {
         let mut byte = [0];
         let mut cx = Context::from_waker(Waker::noop());
-        !self.has_rest() && self.poll_read(&mut cx, &mut byte).is_pending()
+        !self.has_buffered() && self.poll_read(&mut cx, &mut byte).is_pending()
     }
 
-    /// Waits until the connection breaks, and keeps what the other side says meanwhile, up to what is read at once. The end of
-    /// its sending half is no break: a client that has asked for all that it wants may close that, and wait for its answers.
-    pub(crate) fn poll_break(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut rest = self.rest.borrow_mut();
-        while !self.has_ended.get() && rest.len() < READ {
-            match ready!(self.poll_more(cx, &mut rest)) {
+    /// Waits until the connection breaks. Buffers up to [`READ`] bytes that the peer sends meanwhile. A FIN does not
+    /// count: a client that has sent its last request may close its sending half, and still wait for responses.
+    pub(crate) fn poll_disconnect(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut buffer = self.buffer.borrow_mut();
+        while !self.is_read_closed.get() && buffer.len() < READ {
+            match ready!(self.poll_more(cx, &mut buffer)) {
                 Ok(1..) => {}
-                Ok(0) => self.has_ended.set(true),
+                Ok(0) => self.is_read_closed.set(true),
                 Err(_) => return Poll::Ready(()),
             }
         }
         Poll::Pending
     }
 
-    /// Whether [`Self::poll_break`] reads nothing more, and so hears of nothing.
-    pub(crate) fn is_deaf(&self) -> bool {
-        self.has_ended.get() || self.rest.borrow().len() >= READ
+    /// Whether [`Self::poll_disconnect`] reads no more, and so cannot notice a disconnect.
+    pub(crate) fn has_stopped_reading(&self) -> bool {
+        self.is_read_closed.get() || self.buffer.borrow().len() >= READ
     }
 
-    /// Whether the other side sends nothing more.
-    pub(crate) fn has_ended(&self) -> bool {
-        self.has_ended.get()
+    /// Whether the peer has closed its sending half.
+    pub(crate) fn is_read_closed(&self) -> bool {
+        self.is_read_closed.get()
     }
 
-    /// Whether a body can never come to its end, because the other side sends nothing more.
-    pub(crate) fn is_cut_within(&self, body: &Decoder) -> bool {
-        self.has_ended.get() && !body.ends_within(&self.rest.borrow())
+    /// Whether the peer has closed its sending half before the end of a body.
+    pub(crate) fn is_truncated(&self, body: &Decoder) -> bool {
+        self.is_read_closed.get() && !body.ends_within(&self.buffer.borrow())
     }
 
-    /// Writes what is to be written first.
-    pub(crate) fn poll_first(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut first = self.first.borrow_mut();
-        while let Some(waiting) = &mut *first {
+    /// Writes the queued interim responses.
+    pub(crate) fn poll_interim(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut interim = self.interim.borrow_mut();
+        while let Some(waiting) = &mut *interim {
             let written = ready!(self.poll_write(cx, &[IoSlice::new(waiting)]))?;
             waiting.advance(written);
             if waiting.is_empty() {
-                *first = None;
+                *interim = None;
                 return self.poll_flush(cx);
             }
         }
@@ -302,23 +304,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         Poll::Ready(Ok(space.filled().len()))
     }
 
-    /// Reads behind what is there.
-    fn poll_more(&self, cx: &mut Context<'_>, rest: &mut Bytes) -> Poll<io::Result<usize>> {
+    /// Reads more into the buffer.
+    fn poll_more(&self, cx: &mut Context<'_>, buffer: &mut Bytes) -> Poll<io::Result<usize>> {
         space::lend(|space| {
             let count = ready!(self.poll_read(cx, space))?;
-            let mut more = BytesMut::from(mem::take(rest));
+            let mut more = BytesMut::from(mem::take(buffer));
             more.extend_from_slice(&space[..count]);
-            *rest = more.freeze();
+            *buffer = more.freeze();
             Poll::Ready(Ok(count))
         })
     }
 
-    /// Takes what was looked at away, and gives the room back when nothing is left.
-    fn take(&self, rest: &mut Bytes, length: usize) {
-        self.tried.set(0);
-        rest.advance(length);
-        if rest.is_empty() {
-            *rest = Bytes::new();
+    /// Consumes bytes, and frees the buffer when it is empty.
+    fn consume(&self, buffer: &mut Bytes, length: usize) {
+        self.scanned.set(0);
+        buffer.advance(length);
+        if buffer.is_empty() {
+            *buffer = Bytes::new();
         }
     }
 }
@@ -332,17 +334,18 @@ mod tests {
     use proptest::prelude::*;
     use tokio::io::{DuplexStream, duplex};
 
-    use super::super::encode::{self, Asked, Outgoing};
+    use super::super::encode::{self, Outgoing, RequestLine};
     use super::super::parse;
     use super::*;
 
-    /// What a body of these parts is on the other side of a pipe that takes so many bytes at once, and how often it came.
+    /// Sends a body of these parts through a pipe with a buffer of `pipe` bytes. Returns what arrived, and whether
+    /// the connection can be used again.
     async fn through(parts: Vec<Vec<u8>>, known: bool, pipe: usize) -> (Vec<u8>, bool) {
         let (near, far) = duplex(pipe);
         let (near, far) = (Wire::new(near), Wire::new(far));
         let length = known.then(|| parts.iter().map(|part| part.len() as u64).sum());
-        let asked = Asked { method: Method::GET, version: Version::HTTP_11 };
-        let head = encode::response(&asked, StatusCode::OK, &http::HeaderMap::new(), length, None);
+        let line = RequestLine { method: Method::GET, version: Version::HTTP_11 };
+        let head = encode::response(&line, StatusCode::OK, &http::HeaderMap::new(), length, None);
         let frames = parts.into_iter().map(|part| Ok::<_, BodyError>(Frame::data(Bytes::from(part))));
         let mut outgoing = Outgoing::new(head, StreamBody::new(futures_util::stream::iter(frames)));
         let sending = async {
@@ -355,15 +358,15 @@ mod tests {
             while let Some(frame) = poll_fn(|cx| far.poll_body(&mut decoder, cx)).await {
                 body.extend_from_slice(frame.expect("whole").data_ref().expect("no trailers"));
             }
-            (body, head.keep_alive && !far.has_rest())
+            (body, head.keep_alive && !far.has_buffered())
         };
         tokio::join!(sending, receiving).1
     }
 
     proptest! {
-        /// Whatever a body is made of and however it comes, it arrives as it was, and ends where it ends.
+        /// Bodies arrive unchanged and end where they should, whatever their parts and the pipe's buffer.
         #[test]
-        fn bodies_arrive_as_they_were(
+        fn bodies_arrive_unchanged(
             parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..6000), 0..6),
             known in any::<bool>(),
             pipe in 1usize..20_000,
@@ -374,7 +377,7 @@ mod tests {
         }
     }
 
-    /// A write may stop between any two bytes: before a head, a size, a part, what ends it, or the last chunk.
+    /// A write may stop between any two bytes: before a head, a chunk size, a part, its end, or the last chunk.
     #[tokio::test]
     async fn long_parts_arrive_byte_by_byte() {
         for known in [false, true] {
@@ -409,7 +412,7 @@ mod tests {
         assert_eq!(last.expect("trailers")["x-sum"], "1");
     }
 
-    /// Of a long body that comes little by little no part holds the room for much, however long it is kept.
+    /// Parts of a long body that come in small pieces hold no large buffer.
     #[tokio::test]
     async fn short_parts_hold_little_memory() {
         let (near, far): (DuplexStream, DuplexStream) = duplex(1000);
@@ -421,13 +424,13 @@ mod tests {
         for _ in 0..3 {
             poll_fn(|cx| near.poll_write(cx, &[IoSlice::new(b"x")])).await.expect("written");
             let frame = poll_fn(|cx| far.poll_body(&mut decoder, cx)).await.expect("more").expect("whole");
-            let data = frame.into_data().expect("data").try_into_mut().expect("nobody else has it");
+            let data = frame.into_data().expect("data").try_into_mut().expect("not shared");
             assert!(data.len() == 1 && data.capacity() < 100, "{} bytes are held", data.capacity());
         }
     }
 
     #[tokio::test]
-    async fn what_is_cut_short_is_no_end() {
+    async fn truncated_bodies_are_errors() {
         for (text, whole) in [
             ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhell", false),
             ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", false),

@@ -21,7 +21,7 @@ use crate::http::incoming::Incoming;
 use crate::http::interim::INTERIM_MAX;
 use crate::http::upload;
 use crate::http1::decode::Decoder;
-use crate::http1::encode::{self, Broken, Outgoing};
+use crate::http1::encode::{self, Outgoing, WriteError};
 use crate::http1::parse::{self, BadMessage};
 use crate::http1::wire::{ReadError, Wire};
 use crate::telemetry::alive::{Alive, Kind};
@@ -95,12 +95,12 @@ impl Http1 {
 
     /// Whether nothing is under way on it, and it may be kept for another request.
     pub(crate) fn is_free(&self) -> bool {
-        self.sent.get() && self.received.get() && self.keep_alive.get() && !self.wire.has_rest()
+        self.sent.get() && self.received.get() && self.keep_alive.get() && !self.wire.has_buffered()
     }
 
     /// Whether the server has not left meanwhile, and has not said anything unasked.
     pub(crate) fn is_usable(&self) -> bool {
-        self.wire.is_silent()
+        self.wire.is_idle()
     }
 
     /// Begins to send a request.
@@ -128,12 +128,12 @@ impl Exchange {
         match request.poll_send(&self.connection.wire, cx) {
             Poll::Pending => return Ok(()),
             Poll::Ready(Ok(())) => self.connection.sent.set(true),
-            Poll::Ready(Err(Broken::Io(error))) if !request.has_begun => {
+            Poll::Ready(Err(WriteError::Io(error))) if !request.has_begun => {
                 return Err(SendError::Unsent(error.to_string()));
             }
             // A server that refuses a body closes its side; its answer may have come all the same, and is to be read.
-            Poll::Ready(Err(Broken::Io(_))) => {}
-            Poll::Ready(Err(Broken::Body(error))) => {
+            Poll::Ready(Err(WriteError::Io(_))) => {}
+            Poll::Ready(Err(WriteError::Body(error))) => {
                 let error = error.map_or(WRONG_LENGTH.into(), |error| error.to_string());
                 return Err(SendError::Reset(format!("the request broke off: {error}")));
             }
@@ -144,7 +144,7 @@ impl Exchange {
 
     /// Waits until a head that has begun has taken too long.
     fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<SendError> {
-        if !self.connection.wire.has_rest() {
+        if !self.connection.wire.has_buffered() {
             return Poll::Pending;
         }
         ready!(self.late.get_or_insert_with(|| Box::pin(sleep(HEAD))).as_mut().poll(cx));
@@ -204,8 +204,8 @@ impl Upload {
     pub(crate) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
         match ready!(self.request.poll_send(&self.connection.wire, cx)) {
             Ok(()) => self.connection.sent.set(true),
-            Err(Broken::Io(_)) => {}
-            Err(Broken::Body(error)) => return Poll::Ready(Err(error.unwrap_or_else(|| WRONG_LENGTH.into()))),
+            Err(WriteError::Io(_)) => {}
+            Err(WriteError::Body(error)) => return Poll::Ready(Err(error.unwrap_or_else(|| WRONG_LENGTH.into()))),
         }
         Poll::Ready(Ok(()))
     }
