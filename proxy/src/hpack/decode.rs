@@ -1,4 +1,4 @@
-//! Fields out of a block that a peer has sent (RFC 7541 3.2 and 6).
+//! Decodes header blocks (RFC 7541 3.2 and 6).
 //!
 //! ```text
 //! block --> representation --> index ------------------------> field
@@ -6,62 +6,62 @@
 //!                 `------> literal --------------+--> value --> field, and a copy into the table
 //! ```
 //!
-//! A value that comes as it is and is not put aside is a part of the block. One that is put aside has memory of its
-//! own, so that a table does not keep blocks alive; the table and the field share it.
+//! A value that is neither Huffman-coded nor indexed is a slice of the block. An indexed value is copied, so that a
+//! table does not keep blocks alive; the table and the field share the copy.
 
 use std::ops::Range;
 
 use bytes::Bytes;
 
 use super::table::{Entry, Name, Table};
-use super::{BadBlock, FIELD_OCTETS, Field, huffman};
+use super::{BadBlock, FIELD_OVERHEAD, Field, huffman};
 
-/// What is kept between blocks for decompressed strings: room for those that are common.
-const ROOM_KEPT_MAX: usize = 1024;
+/// Capacity of the buffer for decoded strings that is kept between blocks: enough for common strings.
+const SCRATCH_KEPT_MAX: usize = 1024;
 
-/// Octets of an integer behind its first. More than hold 32 bits are not needed, even for zeros.
+/// Bytes of an integer after its first. 32 bits need no more, even with leading zeros.
 const CONTINUATIONS_MAX: u32 = 5;
 
-/// Decodes the blocks of one direction of a connection, in the order in which they come.
+/// Decodes the blocks of one direction of a connection, in their order.
 pub(crate) struct Decoder {
     table: Table,
     size_max: usize,
-    /// Where strings are decompressed.
-    room: Vec<u8>,
+    /// Buffer for Huffman-decoded strings.
+    scratch: Vec<u8>,
 }
 
-/// What becomes of a literal.
+/// How a literal is indexed (RFC 7541 6.2).
 #[derive(Clone, Copy, PartialEq)]
 enum Indexing {
-    /// It is put into the table.
+    /// It is inserted into the table.
     Incremental,
     Without,
-    /// No one on its way may put it into a table.
+    /// No intermediary may insert it into a table.
     Never,
 }
 
-/// A block as far as it was read.
+/// The read position in a block.
 struct Reader<'a> {
     block: &'a Bytes,
     at: usize,
 }
 
-/// A string within a block.
-struct Text {
-    place: Range<usize>,
+/// A string literal of a block.
+struct StringLiteral {
+    range: Range<usize>,
     is_compressed: bool,
 }
 
 // === impl Decoder ===
 
 impl Decoder {
-    /// `size_max`: what our SETTINGS_HEADER_TABLE_SIZE says.
+    /// `size_max`: our SETTINGS_HEADER_TABLE_SIZE.
     pub(crate) fn new(size_max: usize) -> Self {
-        Self { table: Table::new(size_max), size_max, room: Vec::new() }
+        Self { table: Table::new(size_max), size_max, scratch: Vec::new() }
     }
 
-    /// Decodes a whole block. Gives each field with its size as SETTINGS_MAX_HEADER_LIST_SIZE counts it. An error is
-    /// one of the connection, and what was given before it is void.
+    /// Decodes a block. Calls `each` with each field and its size, as SETTINGS_MAX_HEADER_LIST_SIZE counts it. An
+    /// error is a connection error, and the fields before it are void.
     pub(crate) fn decode(&mut self, block: Bytes, mut each: impl FnMut(Field, usize)) -> Result<(), BadBlock> {
         let mut reader = Reader { block: &block, at: 0 };
         let mut has_fields = false;
@@ -90,32 +90,32 @@ impl Decoder {
             }
             has_fields = true;
         }
-        if self.room.capacity() > ROOM_KEPT_MAX {
-            self.room = Vec::new();
+        if self.scratch.capacity() > SCRATCH_KEPT_MAX {
+            self.scratch = Vec::new();
         }
         Ok(())
     }
 
-    /// A field whose value is written out, and its name too if it has no index.
+    /// A literal field. Its name is literal too if `index` is zero.
     fn literal(&mut self, reader: &mut Reader<'_>, index: u32, indexing: Indexing) -> Result<(Field, usize), BadBlock> {
         let name = if index == 0 {
-            let text = reader.text()?;
-            Name::parse(text.octets(reader.block, &mut self.room)?)
+            let text = reader.string()?;
+            Name::parse(text.bytes(reader.block, &mut self.scratch)?)
         } else {
             self.table.entry(index)?.name.clone()
         };
-        let text = reader.text()?;
-        let value = text.octets(reader.block, &mut self.room)?;
-        let size = name.len() + value.len() + FIELD_OCTETS;
-        let kept = (indexing == Indexing::Incremental).then(|| name.clone());
+        let text = reader.string()?;
+        let value = text.bytes(reader.block, &mut self.scratch)?;
+        let size = name.len() + value.len() + FIELD_OVERHEAD;
+        let table_name = (indexing == Indexing::Incremental).then(|| name.clone());
         let mut field = name.field(value, || {
-            if kept.is_some() || text.is_compressed {
+            if table_name.is_some() || text.is_compressed {
                 Bytes::copy_from_slice(value)
             } else {
-                reader.block.slice(text.place.clone())
+                reader.block.slice(text.range.clone())
             }
         });
-        if let Some(name) = kept {
+        if let Some(name) = table_name {
             self.table.insert(Entry { name, field: field.clone(), size });
         } else if indexing == Indexing::Never
             && let Field::Header(_, value) = &mut field
@@ -136,12 +136,12 @@ impl Decoder {
 impl Reader<'_> {
     #[inline]
     fn next(&mut self) -> Option<u8> {
-        let octet = *self.block.get(self.at)?;
+        let byte = *self.block.get(self.at)?;
         self.at += 1;
-        Some(octet)
+        Some(byte)
     }
 
-    /// An integer that begins in the lower bits of an octet (RFC 7541 5.1).
+    /// An integer in the low `prefix` bits of `first` and the bytes after it (RFC 7541 5.1).
     #[inline]
     fn integer(&mut self, first: u8, prefix: u32) -> Result<u32, BadBlock> {
         let most = (1 << prefix) - 1;
@@ -151,42 +151,42 @@ impl Reader<'_> {
 
     fn long_integer(&mut self, prefix: u8) -> Result<u32, BadBlock> {
         let mut value = u64::from(prefix);
-        for place in 0..CONTINUATIONS_MAX {
-            let octet = self.next().ok_or(BadBlock::Truncated)?;
-            value += u64::from(octet & 0x7f) << (7 * place);
-            if octet & 0x80 == 0 {
+        for at in 0..CONTINUATIONS_MAX {
+            let byte = self.next().ok_or(BadBlock::Truncated)?;
+            value += u64::from(byte & 0x7f) << (7 * at);
+            if byte & 0x80 == 0 {
                 return u32::try_from(value).map_err(|_| BadBlock::Integer);
             }
         }
         Err(BadBlock::Integer)
     }
 
-    /// A string (RFC 7541 5.2). It is within the block.
+    /// A string literal (RFC 7541 5.2). Its range is within the block.
     #[inline]
-    fn text(&mut self) -> Result<Text, BadBlock> {
+    fn string(&mut self) -> Result<StringLiteral, BadBlock> {
         let first = self.next().ok_or(BadBlock::Truncated)?;
         let length = self.integer(first, 7)? as usize;
         if length > self.block.len() - self.at {
             return Err(BadBlock::Truncated);
         }
-        let place = self.at..self.at + length;
-        self.at = place.end;
-        Ok(Text { place, is_compressed: first & 0x80 != 0 })
+        let range = self.at..self.at + length;
+        self.at = range.end;
+        Ok(StringLiteral { range, is_compressed: first & 0x80 != 0 })
     }
 }
 
-// === impl Text ===
+// === impl StringLiteral ===
 
-impl Text {
-    /// What it says, decompressed into `room` if need be.
+impl StringLiteral {
+    /// The string, Huffman-decoded into `scratch` if necessary.
     #[inline]
-    fn octets<'a>(&self, block: &'a Bytes, room: &'a mut Vec<u8>) -> Result<&'a [u8], BadBlock> {
-        let octets = &block[self.place.clone()];
+    fn bytes<'a>(&self, block: &'a Bytes, scratch: &'a mut Vec<u8>) -> Result<&'a [u8], BadBlock> {
+        let bytes = &block[self.range.clone()];
         if !self.is_compressed {
-            return Ok(octets);
+            return Ok(bytes);
         }
-        huffman::decode(octets, room)?;
-        Ok(room)
+        huffman::decode(bytes, scratch)?;
+        Ok(scratch)
     }
 }
 
@@ -197,16 +197,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::hpack::TABLE_OCTETS_MAX;
+    use crate::hpack::TABLE_BYTES_MAX;
 
-    /// Octets as the RFC writes them.
+    /// Parses hexadecimal bytes, as the RFC writes them.
     fn hex(text: &str) -> Bytes {
         let digits: Vec<u8> = text.bytes().filter(|it| !it.is_ascii_whitespace()).collect();
-        let octet = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).expect(text);
-        digits.chunks(2).map(octet).collect()
+        let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).expect(text);
+        digits.chunks(2).map(byte).collect()
     }
 
-    /// A field as the RFC writes it.
+    /// Formats a field as the RFC does.
     fn shown(field: &Field) -> String {
         match field {
             Field::Authority(it) => format!(":authority: {it}"),
@@ -235,7 +235,7 @@ mod tests {
         let (found, sum) = decode(decoder, hex(block)).expect(block);
         assert_eq!(found.iter().map(shown).collect::<Vec<_>>(), fields, "fields of {block}");
         if found.iter().all(|field| *field != Field::Malformed && *field != Field::Protocol) {
-            let lengths = fields.iter().map(|it| it.len() - ": ".len() + FIELD_OCTETS);
+            let lengths = fields.iter().map(|it| it.len() - ": ".len() + FIELD_OVERHEAD);
             assert_eq!(sum, lengths.sum::<usize>(), "size of {block}");
         }
         let (size, size_max, held) = decoder.sizes();
@@ -243,10 +243,10 @@ mod tests {
         assert!(size <= size_max, "the table is not larger than it may be");
     }
 
-    /// RFC 7541 C.1, and what is no integer.
+    /// RFC 7541 C.1, and invalid integers.
     #[test]
     fn integers() {
-        for (prefix, octets, expected) in [
+        for (prefix, bytes, expected) in [
             (5, "0a", Ok(10)),
             (5, "1f9a0a", Ok(1337)),
             (8, "2a", Ok(42)),
@@ -262,12 +262,12 @@ mod tests {
             (7, "7f", Err(BadBlock::Truncated)),
             (7, "7fffff", Err(BadBlock::Truncated)),
         ] {
-            let block = hex(octets);
+            let block = hex(bytes);
             let mut reader = Reader { block: &block, at: 0 };
-            let first = reader.next().expect(octets);
-            // The first octet of this one is all prefix.
+            let first = reader.next().expect(bytes);
+            // A prefix of 8 bits is the whole first byte.
             let found = if prefix == 8 { Ok(first.into()) } else { reader.integer(first, prefix) };
-            assert_eq!(found, expected, "{octets} with a prefix of {prefix}");
+            assert_eq!(found, expected, "{bytes} with a prefix of {prefix}");
         }
     }
 
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_block_is_refused() {
+    fn invalid_blocks_are_errors() {
         for (desc, block, error) in [
             ("an index of zero", "80", BadBlock::Index),
             ("an index beyond the tables", "be", BadBlock::Index),
@@ -364,17 +364,17 @@ mod tests {
             ("a name beyond the tables", "7e0161", BadBlock::Index),
             ("an index one beyond the table", "4001610162 bf", BadBlock::Index),
             ("an index into a table that was emptied", "20 be", BadBlock::Index),
-            ("an index that does not end", "ff", BadBlock::Truncated),
+            ("a truncated index", "ff", BadBlock::Truncated),
             ("an index that is too long", "ff808080808000", BadBlock::Integer),
             ("a literal without a name", "40", BadBlock::Truncated),
             ("a literal without a value", "400161", BadBlock::Truncated),
             ("a name that is longer than its block", "400561", BadBlock::Truncated),
             ("a value that is longer than its block", "4001610262", BadBlock::Truncated),
             ("a value that is much longer than its block", "4001617f80ffffff0f", BadBlock::Truncated),
-            ("a name that is not coded right", "408100", BadBlock::Huffman),
-            ("a value that is not coded right", "40016184ffffffff", BadBlock::Huffman),
+            ("a name with an invalid Huffman code", "408100", BadBlock::Huffman),
+            ("a value with an invalid Huffman code", "40016184ffffffff", BadBlock::Huffman),
             ("a table that is too large", "3fe21f", BadBlock::TableSize),
-            ("a table size that does not end", "3f", BadBlock::Truncated),
+            ("a truncated table size", "3f", BadBlock::Truncated),
             ("a table size behind an index", "82 20", BadBlock::LateTableSize),
             ("a table size behind a literal", "4001610162 3fe11f 82", BadBlock::LateTableSize),
         ] {
@@ -384,7 +384,7 @@ mod tests {
         check(&mut Decoder::new(4096), "", &[], &[]);
     }
 
-    /// A malformed field is in the table as any other, and what comes after it is what it would have been.
+    /// A malformed field is indexed like any other, so later indices stay right.
     #[test]
     fn malformed_fields_keep_the_tables_in_step() {
         let text = |text: &str| {
@@ -429,13 +429,13 @@ mod tests {
             (":status", "two"),
         ] {
             let mut decoder = Decoder::new(4096);
-            let size = name.len() + value.len() + FIELD_OCTETS;
+            let size = name.len() + value.len() + FIELD_OVERHEAD;
             let literal = format!("40{}{}", text(name), text(value));
             let given = decode(&mut decoder, hex(&literal));
             assert_eq!(given, Ok((vec![Field::Malformed], size)), "{name:?}: {value:?}");
             check(&mut decoder, "be", &["malformed"], &[size]);
             check(&mut decoder, "4001620163 bf be", &["b: c", "malformed", "b: c"], &[34, size]);
-            // Its name goes on to be what it is.
+            // Its name stays valid for other values.
             let (fields, _) = decode(&mut decoder, hex("7f0003323030")).expect(name);
             let expected = Name::parse(name.as_bytes()).field(b"200", || Bytes::from_static(b"200"));
             assert_eq!(fields, [expected], "another {name:?}");
@@ -446,11 +446,11 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_what_may_be_one() {
+    fn valid_values_are_decoded() {
         for (desc, block, name, value) in [
-            ("nothing", "00016100", "a", &b""[..]),
-            ("blanks within", "0001610578ff200979", "a", b"x\xff \ty"),
-            ("nothing, by index", "95", "age", b""),
+            ("an empty value", "00016100", "a", &b""[..]),
+            ("whitespace within", "0001610578ff200979", "a", b"x\xff \ty"),
+            ("an empty value, by index", "95", "age", b""),
         ] {
             let expected = Field::Header(HeaderName::from_static(name), HeaderValue::from_bytes(value).expect(desc));
             assert_eq!(decode(&mut Decoder::new(4096), hex(block)).expect(desc).0, [expected], "{desc}");
@@ -458,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_never_be_indexed_is_sensitive() {
+    fn never_indexed_values_are_sensitive() {
         for (block, is_sensitive) in
             [("1001610162", true), ("0001610162", false), ("4001610162", false), ("1f080162", true)]
         {
@@ -468,9 +468,10 @@ mod tests {
         }
     }
 
-    /// A table keeps no block alive, and a literal that is not put aside is not copied.
+    /// Indexed values are copies, so a table keeps no block alive; literals that are not indexed are slices of the
+    /// block.
     #[test]
-    fn values_lie_where_they_should() {
+    fn only_indexed_values_are_copied() {
         for (block, is_part) in
             [("0001610562626262 62", true), ("4001610562626262 62", false), ("0001618925a849e95bb8e8b4bf", false)]
         {
@@ -483,27 +484,27 @@ mod tests {
     }
 
     #[test]
-    fn what_is_larger_than_the_table_empties_it() {
+    fn entry_larger_than_the_table_empties_it() {
         let mut decoder = Decoder::new(64);
         check(&mut decoder, "4001610162", &["a: b"], &[34]);
         let long = format!("40016120{}", "62".repeat(32));
         check(&mut decoder, &long, &[&format!("a: {}", "b".repeat(32))], &[]);
         check(&mut decoder, "4001610162 4001610163", &["a: b", "a: c"], &[34]);
-        // A name may be that of the field which makes room for it.
+        // The name may come from the entry that the insertion evicts.
         check(&mut decoder, "7e0164", &["a: d"], &[34]);
     }
 
     proptest! {
-        /// Whatever comes, the table stays within its bound, and room that was made is given back.
+        /// Whatever the input, the table stays within its bound, and a large scratch buffer is freed.
         #[test]
-        fn nothing_does_harm(blocks in vec(vec(prop_oneof![any::<u8>(), 0..0x62_u8, 0xbe..0xc4_u8], 0..60), 0..20)) {
-            let mut decoder = Decoder::new(TABLE_OCTETS_MAX);
+        fn arbitrary_blocks_stay_within_bounds(blocks in vec(vec(prop_oneof![any::<u8>(), 0..0x62_u8, 0xbe..0xc4_u8], 0..60), 0..20)) {
+            let mut decoder = Decoder::new(TABLE_BYTES_MAX);
             for block in blocks {
                 let result = decode(&mut decoder, block.into());
                 let (size, size_max, held) = decoder.sizes();
                 prop_assert_eq!(held.iter().sum::<usize>(), size);
-                prop_assert!(size <= size_max && size_max <= TABLE_OCTETS_MAX);
-                prop_assert!(result.is_err() || decoder.room.capacity() <= ROOM_KEPT_MAX);
+                prop_assert!(size <= size_max && size_max <= TABLE_BYTES_MAX);
+                prop_assert!(result.is_err() || decoder.scratch.capacity() <= SCRATCH_KEPT_MAX);
             }
         }
     }

@@ -1,12 +1,11 @@
-//! Fields into a block for a peer (RFC 7541 6).
+//! Encodes header blocks (RFC 7541 6).
 //!
-//! A field that the tables have is an index. Any other is a literal, and unless it is one that hardly comes twice, it
-//! is put aside in the table on the way, to be an index when it comes again; of those that hardly come twice one is put
-//! aside, for its name. Strings are written as they are: to compress them costs both ends more than it saves on the
-//! links of a mesh, which are short.
+//! A field that a table holds is sent as an index. Any other is sent as a literal, and is inserted into the dynamic
+//! table unless its value hardly ever repeats; for some such headers one value is inserted, so that the name can be
+//! an index. Strings are not Huffman-coded: on the short links of a mesh that costs more than it saves.
 //!
-//! What was put aside is found by a hash, in slots that hold one field each. Fields that meet in a slot push each other
-//! out: that costs a literal where an index would do, and is all that a peer can achieve who knows the hash.
+//! Entries of the dynamic table are found by a hash, in slots of one entry each. Entries that share a slot replace
+//! each other. That costs a literal instead of an index, and is all that a peer who knows the hash can cause.
 
 use std::collections::VecDeque;
 
@@ -14,28 +13,30 @@ use bytes::{BufMut, BytesMut};
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 
 use super::table::STATIC;
-use super::{FIELD_OCTETS, TABLE_OCTETS_MAX};
+use super::{FIELD_OVERHEAD, TABLE_BYTES_MAX};
 
-/// Octets of a path that is put aside. Paths of services, such as those of gRPC, are short; long ones have parameters.
-const PATH_OCTETS_MAX: usize = 64;
+/// Longest path that is indexed, in bytes. Paths of services, such as those of gRPC, are short; long ones have
+/// parameters.
+const PATH_BYTES_MAX: usize = 64;
 
-/// Octets of any other value that is put aside.
-const VALUE_OCTETS_MAX: usize = 256;
+/// Longest other value that is indexed, in bytes.
+const VALUE_BYTES_MAX: usize = 256;
 
-/// A shorter cookie may be guessed, by one who makes requests of his own and sees how long they get (RFC 7541 7.1.3).
-const COOKIE_OCTETS_MIN: usize = 20;
+/// A shorter cookie is never indexed: an attacker who can send requests and see their size could guess it (RFC 7541
+/// 7.1.3).
+const COOKIE_BYTES_MIN: usize = 20;
 
-/// As many as there are fields in a table that is full of the smallest: a power of two. Commonly it is a third of that.
-const SLOTS: usize = TABLE_OCTETS_MAX / FIELD_OCTETS;
+/// As many as the smallest entries that fill a table, and a power of two. Commonly a third are used.
+const SLOTS: usize = TABLE_BYTES_MAX / FIELD_OVERHEAD;
 
-/// Where values lie: see [`Table::keep`].
-const VALUES_OCTETS: usize = TABLE_OCTETS_MAX + VALUE_OCTETS_MAX;
+/// Size of the ring of values: see [`Table::store_value`].
+const VALUES_BYTES: usize = TABLE_BYTES_MAX + VALUE_BYTES_MAX;
 
-/// Names that the static table does not have, and that come with another value each time.
-const CHANGING: [&str; 7] =
+/// Names outside the static table whose value differs each time.
+const VARYING_NAMES: [&str; 7] =
     ["grpc-timeout", "traceparent", "tracestate", "x-request-id", "x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid"];
 
-// Indices into the static table: the first field of each name that is needed here.
+// Indices into the static table: the first entry of each name.
 const AUTHORITY: u8 = 1;
 const METHOD: u8 = 2;
 const PATH: u8 = 4;
@@ -54,35 +55,35 @@ const LOCATION: u8 = 46;
 const PROXY_AUTHORIZATION: u8 = 49;
 const SET_COOKIE: u8 = 55;
 
-/// Encodes the blocks of one direction of a connection, in the order in which they are sent.
+/// Encodes the blocks of one direction of a connection, in their order.
 pub(crate) struct Encoder {
     table: Table,
-    due: Option<Due>,
+    size_update: Option<SizeUpdate>,
 }
 
-/// Sizes of the table of which the peer has yet to be told.
+/// Size updates of the table to send (RFC 7541 4.2).
 #[derive(Clone, Copy)]
-struct Due {
+struct SizeUpdate {
     smallest: usize,
     last: usize,
 }
 
-/// What the peer's decoder has in its table, the newest first.
+/// A mirror of the dynamic table of the peer's decoder, the newest entry first.
 struct Table {
     entries: VecDeque<Entry>,
     size: usize,
     size_max: usize,
-    /// How many were ever put in. It may wrap: what is found by a number is compared.
-    count: u32,
+    /// Entries ever inserted. It may wrap: what a slot refers to is compared.
+    inserted: u32,
     slots: Box<Slots>,
     values: Vec<u8>,
-    /// Where the next value goes.
-    end: usize,
+    /// Where the next value is written.
+    values_end: usize,
 }
 
 struct Entry {
     name: Name<HeaderName>,
-    /// Where its value begins, and how long it is.
+    /// Offset and length of the value in `Table::values`.
     value: (u16, u16),
     size: u16,
 }
@@ -95,30 +96,30 @@ struct Slots {
 #[derive(Clone, Copy)]
 struct Slot {
     hash: u32,
-    /// The count when it was put in.
+    /// `Table::inserted` when the entry was inserted.
     number: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Name<N> {
-    /// One that the static table has, by its first index there.
+    /// A name of the static table, by its first index.
     Static(u8),
     Other(N),
 }
 
-/// What the peer, and those behind it, may do with a literal.
+/// How a literal is indexed (RFC 7541 6.2).
 #[derive(Clone, Copy, PartialEq)]
 enum Indexing {
-    /// It is put into the table.
+    /// It is inserted into the table.
     Incremental,
-    /// So it is if the table lacks its name, which is then an index with each value.
+    /// It is inserted if the table lacks its name, so that the name can be an index from then on.
     ForName,
     Without,
-    /// No one on its way may put it into a table.
+    /// No intermediary may insert it into a table.
     Never,
 }
 
-/// Where a name is in the static table, or zero.
+/// The first index of a name in the static table, or zero.
 fn static_index(name: &HeaderName) -> u8 {
     match *name {
         header::ACCEPT_CHARSET => 15,
@@ -172,20 +173,20 @@ fn static_index(name: &HeaderName) -> u8 {
     }
 }
 
-/// What a header's name says of its values. A date is the same for all that is sent in its second.
+/// How a header is indexed, by its name. `date` is indexed: it repeats in everything sent within a second.
 fn indexing(name: Name<&HeaderName>, value: &[u8]) -> Indexing {
     match name {
         Name::Static(AUTHORIZATION | PROXY_AUTHORIZATION) => Indexing::Never,
-        Name::Static(COOKIE) if value.len() < COOKIE_OCTETS_MIN => Indexing::Never,
+        Name::Static(COOKIE) if value.len() < COOKIE_BYTES_MIN => Indexing::Never,
         Name::Static(
             AGE | CONTENT_LENGTH | ETAG | IF_MODIFIED_SINCE | IF_NONE_MATCH | LAST_MODIFIED | LOCATION | SET_COOKIE,
         ) => Indexing::Without,
-        Name::Other(name) if CHANGING.contains(&name.as_str()) => Indexing::ForName,
+        Name::Other(name) if VARYING_NAMES.contains(&name.as_str()) => Indexing::ForName,
         _ => Indexing::Incremental,
     }
 }
 
-/// An integer behind the flags of its first octet (RFC 7541 5.1).
+/// An integer in the low `prefix` bits of a byte with these flags, and the bytes after it (RFC 7541 5.1).
 #[inline]
 fn integer(flags: u8, prefix: u32, value: usize, out: &mut BytesMut) {
     let most = (1 << prefix) - 1;
@@ -201,36 +202,36 @@ fn integer(flags: u8, prefix: u32, value: usize, out: &mut BytesMut) {
     out.put_u8(rest as u8);
 }
 
-fn string(octets: &[u8], out: &mut BytesMut) {
-    integer(0, 7, octets.len(), out);
-    out.extend_from_slice(octets);
+fn string(bytes: &[u8], out: &mut BytesMut) {
+    integer(0, 7, bytes.len(), out);
+    out.extend_from_slice(bytes);
 }
 
 fn mix(hash: u64, word: u64) -> u64 {
-    // As rustc's hash does.
+    // As in rustc's FxHash.
     (hash.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95)
 }
 
 /// A hash whose upper bits are its best.
-fn hash(seed: u64, octets: &[u8]) -> u64 {
-    let hash = mix(seed, octets.len() as u64);
-    let (words, rest) = octets.as_chunks::<8>();
+fn hash(seed: u64, bytes: &[u8]) -> u64 {
+    let hash = mix(seed, bytes.len() as u64);
+    let (words, rest) = bytes.as_chunks::<8>();
     let hash = words.iter().fold(hash, |hash, word| mix(hash, u64::from_le_bytes(*word)));
-    // The rest of a long string overlaps with what is before it: one load, and not one for each octet.
-    let rest = match (octets.last_chunk::<8>(), rest) {
+    // The last word of a long string overlaps with the one before: one load, and not one for each byte.
+    let rest = match (bytes.last_chunk::<8>(), rest) {
         (_, []) => return hash,
         (Some(last), _) => u64::from_le_bytes(*last),
         (None, rest) => match (rest.first_chunk::<4>(), rest.last_chunk::<4>()) {
             (Some(first), Some(last)) => {
                 u64::from(u32::from_le_bytes(*first)) | u64::from(u32::from_le_bytes(*last)) << 32
             }
-            _ => rest.iter().fold(0, |word, octet| word << 8 | u64::from(*octet)),
+            _ => rest.iter().fold(0, |word, byte| word << 8 | u64::from(*byte)),
         },
     };
     mix(hash, rest)
 }
 
-/// The part of a hash that a slot holds.
+/// The part of a hash that is stored in a slot.
 fn upper(hash: u64) -> u32 {
     (hash >> 32) as u32
 }
@@ -244,28 +245,28 @@ fn slot(hash: u64) -> usize {
 
 impl Encoder {
     pub(crate) fn new() -> Self {
-        Self { table: Table::new(), due: None }
+        Self { table: Table::new(), size_update: None }
     }
 
-    /// What the peer's SETTINGS_HEADER_TABLE_SIZE says. It holds from the next block on.
-    pub(crate) fn set_size_max(&mut self, octets: usize) {
-        let last = octets.min(TABLE_OCTETS_MAX);
-        let smallest = self.due.map_or(last, |due| due.smallest.min(last));
-        self.due = Some(Due { smallest, last });
+    /// The peer's SETTINGS_HEADER_TABLE_SIZE, which applies from the next block on.
+    pub(crate) fn set_size_max(&mut self, bytes: usize) {
+        let last = bytes.min(TABLE_BYTES_MAX);
+        let smallest = self.size_update.map_or(last, |update| update.smallest.min(last));
+        self.size_update = Some(SizeUpdate { smallest, last });
     }
 
-    /// Begins a block, with what the peer is to be told of the table (RFC 7541 4.2): its smallest size since the last
-    /// block, and the one it has now.
+    /// Begins a block with the size updates that are due: the smallest size since the last block, and the current one
+    /// (RFC 7541 4.2).
     #[inline]
     pub(crate) fn begin(&mut self, out: &mut BytesMut) {
-        if let Some(due) = self.due.take() {
-            self.resize(due, out);
+        if let Some(update) = self.size_update.take() {
+            self.resize(update, out);
         }
     }
 
-    fn resize(&mut self, due: Due, out: &mut BytesMut) {
-        let smallest = due.smallest.min(self.table.size_max);
-        for size_max in [smallest, due.last] {
+    fn resize(&mut self, update: SizeUpdate, out: &mut BytesMut) {
+        let smallest = update.smallest.min(self.table.size_max);
+        for size_max in [smallest, update.last] {
             if size_max != self.table.size_max {
                 self.table.resize(size_max);
                 integer(0b0010_0000, 5, size_max, out);
@@ -298,14 +299,14 @@ impl Encoder {
             "/" => out.put_u8(0x80 | PATH),
             "/index.html" => out.put_u8(0x80 | (PATH + 1)),
             _ => {
-                let indexing = if path.len() > PATH_OCTETS_MAX { Indexing::Without } else { Indexing::Incremental };
+                let indexing = if path.len() > PATH_BYTES_MAX { Indexing::Without } else { Indexing::Incremental };
                 self.field(Name::Static(PATH), path.as_bytes(), indexing, out);
             }
         }
     }
 
     pub(crate) fn status(&mut self, status: StatusCode, out: &mut BytesMut) {
-        let place = match status.as_u16() {
+        let offset = match status.as_u16() {
             200 => 0,
             204 => 1,
             206 => 2,
@@ -315,27 +316,27 @@ impl Encoder {
             500 => 6,
             _ => return self.field(Name::Static(STATUS), status.as_str().as_bytes(), Indexing::Incremental, out),
         };
-        out.put_u8(0x80 | (STATUS + place));
+        out.put_u8(0x80 | (STATUS + offset));
     }
 
     pub(crate) fn header(&mut self, name: &HeaderName, value: &HeaderValue, out: &mut BytesMut) {
-        let octets = value.as_bytes();
+        let bytes = value.as_bytes();
         let index = static_index(name);
         let name = if index == 0 { Name::Other(name) } else { Name::Static(index) };
         if value.is_sensitive() {
-            return self.field(name, octets, Indexing::Never, out);
+            return self.field(name, bytes, Indexing::Never, out);
         }
-        // The only value of a header that the static table has, other than none.
+        // The one value of a header in the static table that is not empty.
         let fixed: &[u8] = if index == ACCEPT_ENCODING { b"gzip, deflate" } else { b"" };
-        if index != 0 && octets == fixed {
+        if index != 0 && bytes == fixed {
             return out.put_u8(0x80 | index);
         }
-        self.field(name, octets, indexing(name, octets), out);
+        self.field(name, bytes, indexing(name, bytes), out);
     }
 
     fn field(&mut self, name: Name<&HeaderName>, value: &[u8], indexing: Indexing, out: &mut BytesMut) {
         let name_hash = name.hash();
-        let is_short = value.len() <= VALUE_OCTETS_MAX;
+        let is_short = value.len() <= VALUE_BYTES_MAX;
         if indexing == Indexing::Incremental
             && is_short
             && let Some(index) = self.table.field(hash(name_hash, value), name, value)
@@ -346,15 +347,15 @@ impl Encoder {
             Name::Static(index) => index.into(),
             Name::Other(name) => self.table.name(name_hash, name).unwrap_or(0),
         };
-        let is_wanted = match indexing {
+        let wants_index = match indexing {
             Indexing::Incremental => is_short,
             Indexing::ForName => is_short && index == 0,
             Indexing::Without | Indexing::Never => false,
         };
-        let size = name.len() + value.len() + FIELD_OCTETS;
-        let is_kept = is_wanted && size <= self.table.size_max;
+        let size = name.len() + value.len() + FIELD_OVERHEAD;
+        let is_inserted = wants_index && size <= self.table.size_max;
         match indexing {
-            _ if is_kept => integer(0b0100_0000, 6, index, out),
+            _ if is_inserted => integer(0b0100_0000, 6, index, out),
             Indexing::Never => integer(0b0001_0000, 4, index, out),
             _ => integer(0, 4, index, out),
         }
@@ -362,7 +363,7 @@ impl Encoder {
             string(name.as_str().as_bytes(), out);
         }
         string(value, out);
-        if is_kept {
+        if is_inserted {
             self.table.insert(name, name_hash, value, hash(name_hash, value), size);
         }
     }
@@ -375,49 +376,49 @@ impl Table {
         Self {
             entries: VecDeque::new(),
             size: 0,
-            size_max: TABLE_OCTETS_MAX,
-            count: 0,
+            size_max: TABLE_BYTES_MAX,
+            inserted: 0,
             slots: Box::new(Slots { fields: [Slot::EMPTY; SLOTS], names: [Slot::EMPTY; SLOTS] }),
             values: Vec::new(),
-            end: 0,
+            values_end: 0,
         }
     }
 
-    /// What a slot leads to, and its index for the peer. It may be another than was put there, and is to be compared.
+    /// The entry behind a slot and its HPACK index. Slots collide: the caller must compare.
     #[inline]
-    fn at(&self, slot: Slot, hash: u64) -> Option<(&Entry, usize)> {
+    fn lookup(&self, slot: Slot, hash: u64) -> Option<(&Entry, usize)> {
         if slot.hash != upper(hash) {
             return None;
         }
-        let place = self.count.wrapping_sub(slot.number) as usize;
-        Some((self.entries.get(place)?, STATIC.len() + 1 + place))
+        let offset = self.inserted.wrapping_sub(slot.number) as usize;
+        Some((self.entries.get(offset)?, STATIC.len() + 1 + offset))
     }
 
-    /// The index of a field.
+    /// The index of an entry with this name and value.
     #[inline]
     fn field(&self, hash: u64, name: Name<&HeaderName>, value: &[u8]) -> Option<usize> {
-        let (entry, index) = self.at(self.slots.fields[slot(hash)], hash)?;
+        let (entry, index) = self.lookup(self.slots.fields[slot(hash)], hash)?;
         let (start, length) = (usize::from(entry.value.0), usize::from(entry.value.1));
         let is_same = entry.name.is(name) && self.values.get(start..start + length) == Some(value);
         is_same.then_some(index)
     }
 
-    /// The index of a field with this name.
+    /// The index of an entry with this name.
     fn name(&self, hash: u64, name: &HeaderName) -> Option<usize> {
-        let (entry, index) = self.at(self.slots.names[slot(hash)], hash)?;
+        let (entry, index) = self.lookup(self.slots.names[slot(hash)], hash)?;
         entry.name.is(Name::Other(name)).then_some(index)
     }
 
-    /// Puts a field aside that is not larger than the table.
+    /// Inserts an entry that is not larger than the table.
     fn insert(&mut self, name: Name<&HeaderName>, name_hash: u64, value: &[u8], hash: u64, size: usize) {
         self.evict(self.size_max.saturating_sub(size));
-        let value = self.keep(value);
-        self.count = self.count.wrapping_add(1);
-        self.slots.fields[slot(hash)] = Slot { hash: upper(hash), number: self.count };
+        let value = self.store_value(value);
+        self.inserted = self.inserted.wrapping_add(1);
+        self.slots.fields[slot(hash)] = Slot { hash: upper(hash), number: self.inserted };
         let name = match name {
             Name::Static(index) => Name::Static(index),
             Name::Other(name) => {
-                self.slots.names[slot(name_hash)] = Slot { hash: upper(name_hash), number: self.count };
+                self.slots.names[slot(name_hash)] = Slot { hash: upper(name_hash), number: self.inserted };
                 Name::Other(name.clone())
             }
         };
@@ -425,21 +426,21 @@ impl Table {
         self.size += size;
     }
 
-    /// Copies a value: what it is part of may be a whole read buffer.
+    /// Copies a value into the ring: the value may be a slice of a whole read buffer.
     ///
-    /// Values lie one behind the other, and from the start again when the next would go over the end. That never meets
-    /// one that is still in the table: with the next they are not more than a table holds, and the gap at the end is
-    /// shorter than the longest value.
-    fn keep(&mut self, value: &[u8]) -> (u16, u16) {
-        if self.end + value.len() > VALUES_OCTETS {
-            self.end = 0;
+    /// Values follow each other, and start over where the next would exceed the end. They never overwrite a value of
+    /// the table: with the new one they fit into the table's size, and the gap at the end is shorter than the longest
+    /// value.
+    fn store_value(&mut self, value: &[u8]) -> (u16, u16) {
+        if self.values_end + value.len() > VALUES_BYTES {
+            self.values_end = 0;
         }
-        let start = self.end;
-        self.end += value.len();
-        if self.values.len() < self.end {
-            self.values.resize(self.end, 0);
+        let start = self.values_end;
+        self.values_end += value.len();
+        if self.values.len() < self.values_end {
+            self.values.resize(self.values_end, 0);
         }
-        self.values[start..self.end].copy_from_slice(value);
+        self.values[start..self.values_end].copy_from_slice(value);
         (start as u16, value.len() as u16)
     }
 
@@ -448,7 +449,7 @@ impl Table {
         self.evict(size_max);
     }
 
-    /// Drops the oldest until the rest is not larger than that.
+    /// Evicts the oldest entries until the size is at most `size`.
     fn evict(&mut self, size: usize) {
         while self.size > size
             && let Some(oldest) = self.entries.pop_back()
@@ -493,13 +494,13 @@ impl Name<HeaderName> {
     }
 }
 
-/// What can be decoded can be encoded, and is the same for the decoder on the other side; so it is however often.
+/// Whatever can be decoded can be encoded, once and again, and decodes to the same fields.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn check_laws(block: &[u8]) {
     use super::Field;
     use super::decode::Decoder;
     let (mut decoder, mut encoder, mut other) = (Decoder::new(4096), Encoder::new(), Decoder::new(4096));
-    // Pieces are blocks of their own, so that later ones lean on what earlier ones have left in the tables.
+    // Pieces are blocks of their own, so that later ones refer to table entries of earlier ones.
     for block in block.chunks(64) {
         let mut fields = Vec::new();
         if decoder.decode(bytes::Bytes::copy_from_slice(block), |field, _| fields.push(field)).is_err() {
@@ -538,7 +539,7 @@ mod tests {
     use crate::hpack::decode::Decoder;
     use crate::hpack::{Field, table};
 
-    /// The field of these, unless HTTP/2 forbids it.
+    /// The parsed field, which may be malformed.
     fn field(name: &str, value: &str) -> Field {
         let value = value.as_bytes();
         table::Name::parse(name.as_bytes()).field(value, || Bytes::copy_from_slice(value))
@@ -575,7 +576,7 @@ mod tests {
         fields
     }
 
-    /// What a table holds, as its entries say it.
+    /// The entries of a table as fields.
     fn held(table: &Table) -> Vec<Field> {
         let shown = |entry: &Entry| {
             let (start, length) = (usize::from(entry.value.0), usize::from(entry.value.1));
@@ -593,7 +594,7 @@ mod tests {
 
     /// RFC 7541 C.3.
     #[test]
-    fn requests_are_as_the_rfc_has_them() {
+    fn request_examples_of_the_rfc_match() {
         let mut encoder = Encoder::new();
         let authority = (":authority", "www.example.com");
         for (fields, block) in [
@@ -622,7 +623,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_static_table_has_is_one_octet() {
+    fn static_entries_encode_to_one_byte() {
         for (at, entry) in STATIC.iter().enumerate() {
             if let table::Name::Header(name) = &entry.name {
                 assert_eq!(usize::from(static_index(name)), at + 1, "the index of {name}");
@@ -635,25 +636,25 @@ mod tests {
         }
     }
 
-    /// How a field is written, and how it is when it comes again.
+    /// How a field is encoded at first, and when it repeats.
     #[test]
-    fn what_hardly_comes_twice_is_not_put_aside() {
+    fn varying_values_are_not_indexed() {
         let long = "x".repeat(257);
         let [path, longer_path] = [64, 65].map(|length| format!("/{}", "x".repeat(length - 1)));
-        let (kept, for_name, without, never) = (0x40, 0x41, 0, 0x10);
+        let (indexed, for_name, without, never) = (0x40, 0x41, 0, 0x10);
         for (name, value, flags) in [
-            (":authority", "app", kept),
-            (":method", "PUT", kept),
-            (":scheme", "ftp", kept),
-            (":status", "302", kept),
-            (":path", &path, kept),
+            (":authority", "app", indexed),
+            (":method", "PUT", indexed),
+            (":scheme", "ftp", indexed),
+            (":status", "302", indexed),
+            (":path", &path, indexed),
             (":path", &longer_path, without),
-            ("date", "Mon, 21 Oct 2013 20:13:21 GMT", kept),
-            ("content-type", "application/grpc", kept),
-            ("content-type", &long[1..], kept),
+            ("date", "Mon, 21 Oct 2013 20:13:21 GMT", indexed),
+            ("content-type", "application/grpc", indexed),
+            ("content-type", &long[1..], indexed),
             ("content-type", &long, without),
-            ("grpc-status", "0", kept),
-            ("te", "trailers", kept),
+            ("grpc-status", "0", indexed),
+            ("te", "trailers", indexed),
             ("content-length", "5", without),
             ("age", "5", without),
             ("etag", "5", without),
@@ -672,12 +673,12 @@ mod tests {
             ("authorization", &long, never),
             ("proxy-authorization", "Basic", never),
             ("cookie", "a=0123456789abcdefg", never),
-            ("cookie", "a=0123456789abcdefgh", kept),
+            ("cookie", "a=0123456789abcdefgh", indexed),
         ] {
             let (mut encoder, mut decoder) = (Encoder::new(), Decoder::new(4096));
             let field = [field(name, value)];
             let first = encode(&mut encoder, &field);
-            let mask = if flags & kept != 0 { 0xc0 } else { 0xf0 };
+            let mask = if flags & indexed != 0 { 0xc0 } else { 0xf0 };
             assert_eq!(first[0] & mask, flags & mask, "{name}: {value}");
             let again = encode(&mut encoder, &field);
             match flags {
@@ -695,9 +696,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sensitive_stays_so() {
+    fn sensitive_values_are_never_indexed() {
         let (mut encoder, mut decoder) = (Encoder::new(), Decoder::new(4096));
-        // Even if the tables have it.
+        // Even if the tables hold the field.
         for name in ["x-key", "content-type", "accept"] {
             let plain = header(name, if name == "accept" { "" } else { "a" });
             let Field::Header(_, mut value) = plain.clone() else { panic!("{plain:?} is a header") };
@@ -710,7 +711,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_written_out_once() {
+    fn names_are_literal_once() {
         let mut encoder = Encoder::new();
         let block = encode(&mut encoder, &[header("grpc-status", "0"), header("grpc-status", "1")]);
         assert_eq!(block, &b"\x40\x0bgrpc-status\x010\x7e\x011"[..]);
@@ -720,8 +721,8 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_said_before_the_next_block() {
-        for (sizes, said) in [
+    fn size_updates_begin_the_next_block() {
+        for (sizes, updates) in [
             (&[][..], &b""[..]),
             (&[4096], b""),
             (&[1 << 30], b""),
@@ -734,20 +735,21 @@ mod tests {
         ] {
             let mut encoder = Encoder::new();
             sizes.iter().for_each(|size| encoder.set_size_max(*size));
-            assert_eq!(encode(&mut encoder, &[]), said, "{sizes:?}");
-            assert_eq!(encode(&mut encoder, &[]), b""[..], "{sizes:?} is said once");
+            assert_eq!(encode(&mut encoder, &[]), updates, "{sizes:?}");
+            assert_eq!(encode(&mut encoder, &[]), b""[..], "{sizes:?} is sent once");
         }
         let mut encoder = Encoder::new();
-        for (size, said) in [(20, &b"\x34"[..]), (20, b""), (10, b"\x2a"), (30, b"\x3e"), (0, b"\x20"), (1, b"\x21")] {
+        for (size, update) in [(20, &b"\x34"[..]), (20, b""), (10, b"\x2a"), (30, b"\x3e"), (0, b"\x20"), (1, b"\x21")]
+        {
             encoder.set_size_max(size);
-            assert_eq!(encode(&mut encoder, &[]), said, "{size}");
+            assert_eq!(encode(&mut encoder, &[]), update, "{size}");
         }
     }
 
-    /// RFC 7541 C.1, at the borders of what each octet holds.
+    /// RFC 7541 C.1, at the limits of each byte.
     #[test]
     fn integers() {
-        for (flags, prefix, value, octets) in [
+        for (flags, prefix, value, bytes) in [
             (0, 5, 10, &[10][..]),
             (0, 5, 1337, &[31, 154, 10]),
             (0x80, 7, 126, &[0xfe]),
@@ -757,37 +759,37 @@ mod tests {
         ] {
             let mut out = BytesMut::new();
             integer(flags, prefix, value, &mut out);
-            assert_eq!(out, octets, "{value} with a prefix of {prefix}");
+            assert_eq!(out, bytes, "{value} with a prefix of {prefix}");
         }
     }
 
-    /// Each octet counts for the slot, or fields that differ in it would always meet.
+    /// Every byte affects the slot, or fields that differ in one byte only would always collide.
     #[test]
-    fn a_hash_is_of_all_octets() {
+    fn hash_depends_on_every_byte() {
         for length in 1..40 {
-            let octets = vec![b'a'; length];
+            let bytes = vec![b'a'; length];
             for at in 0..length {
-                let slots = (0..=255_u8).map(|octet| {
-                    let mut octets = octets.clone();
-                    octets[at] = octet;
-                    slot(hash(1, &octets))
+                let slots = (0..=255_u8).map(|byte| {
+                    let mut bytes = bytes.clone();
+                    bytes[at] = byte;
+                    slot(hash(1, &bytes))
                 });
                 let slots = slots.collect::<std::collections::HashSet<_>>().len();
-                assert!(slots > SLOTS / 4, "octet {at} of {length} leads to {slots} slots");
+                assert!(slots > SLOTS / 4, "byte {at} of {length} leads to {slots} slots");
             }
         }
     }
 
-    /// Or they would be put aside again and again.
+    /// Otherwise they would be inserted again and again.
     #[test]
-    fn names_that_change_do_not_meet() {
-        let names = CHANGING.map(|name| slot(Name::Other(&HeaderName::from_static(name)).hash()));
+    fn varying_names_have_slots_of_their_own() {
+        let names = VARYING_NAMES.map(|name| slot(Name::Other(&HeaderName::from_static(name)).hash()));
         let slots = std::collections::HashSet::from(names);
         assert_eq!(slots.len(), names.len(), "{names:?}");
     }
 
     #[test]
-    fn what_shares_a_hash_is_compared() {
+    fn hash_collisions_are_compared() {
         let mut table = Table::new();
         let [a, b] = ["x-a", "x-b"].map(HeaderName::from_static);
         table.insert(Name::Other(&a), 1, b"value", 2, 40);
@@ -802,7 +804,7 @@ mod tests {
         assert_eq!((table.field(2, Name::Other(&a), b"value"), table.name(1, &a)), (None, None));
     }
 
-    /// What is done to an encoder.
+    /// A step of a random test.
     #[derive(Clone, Debug)]
     enum Step {
         SizeMax(usize),
@@ -859,19 +861,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn laws(block in vec(any::<u8>(), 0..300)) {
+        fn decoded_fields_encode_to_the_same(block in vec(any::<u8>(), 0..300)) {
             check_laws(&block);
         }
 
-        /// Whatever is written is read as it was, and after each block both tables hold the same.
+        /// Blocks decode to the fields that were encoded, and after each block both tables are equal.
         #[test]
-        fn both_sides_agree(steps in vec(any_step(), 0..40), before_wrap in 0..200_u32) {
-            let (mut encoder, mut decoder) = (Encoder::new(), Decoder::new(TABLE_OCTETS_MAX));
-            encoder.table.count = 100_u32.wrapping_sub(before_wrap);
+        fn encoder_and_decoder_agree(steps in vec(any_step(), 0..40), before_wrap in 0..200_u32) {
+            let (mut encoder, mut decoder) = (Encoder::new(), Decoder::new(TABLE_BYTES_MAX));
+            encoder.table.inserted = 100_u32.wrapping_sub(before_wrap);
             for step in steps {
                 let fields = match step {
-                    Step::SizeMax(octets) => {
-                        encoder.set_size_max(octets);
+                    Step::SizeMax(bytes) => {
+                        encoder.set_size_max(bytes);
                         continue;
                     }
                     Step::Block(fields) => fields,
@@ -886,15 +888,15 @@ mod tests {
                 let table = &encoder.table;
                 let sizes = table.entries.iter().map(|entry| entry.size.into()).collect();
                 prop_assert_eq!((table.size, table.size_max, sizes), decoder.sizes());
-                // As the peer has them, by their indices.
+                // The table of the peer, by its indices.
                 let indices = indices_from(STATIC.len() + 1, table.entries.len());
                 prop_assert_eq!(decode(&mut decoder, indices), held(table));
-                prop_assert!(table.values.len() <= VALUES_OCTETS);
+                prop_assert!(table.values.len() <= VALUES_BYTES);
             }
         }
     }
 
-    /// So many indices from one on.
+    /// Indexed fields for `count` indices from `first` on.
     fn indices_from(first: usize, count: usize) -> Bytes {
         let mut out = BytesMut::new();
         (first..first + count).for_each(|index| integer(0x80, 7, index, &mut out));

@@ -1,8 +1,8 @@
-//! Strings that a peer has compressed (RFC 7541 5.2 and Appendix B).
+//! Decodes Huffman-coded strings (RFC 7541 5.2 and Appendix B).
 //!
-//! The code is canonical: codes ascend by length, and those of one length by symbol. So all of it follows from the
-//! lengths, and the compiler makes the tables. Symbols with codes of up to eight bits, which is nearly all that headers
-//! have, take one look-up; longer ones are found by comparing with the last code of each length.
+//! The code is canonical: codes ascend by length, and codes of one length by symbol. So the lengths define it, and
+//! the tables are computed at compile time. Symbols with codes of up to eight bits, nearly all in headers, take one
+//! look-up; longer ones are found by comparing with the last code of each length.
 
 use super::BadBlock;
 
@@ -19,83 +19,83 @@ const LENGTHS: [u8; SYMBOLS] = [
     27, 27, 27, 27, 27, 26, 30,
 ];
 
-/// Each octet, and the end of a string.
+/// The 256 bytes and EOS.
 const SYMBOLS: usize = 257;
 
 const LENGTH_MIN: usize = 5;
 const LENGTH_MAX: u32 = 30;
 
 /// The longest code that takes one look-up.
-const SHORT: u32 = 8;
+const SHORT_BITS: u32 = 8;
 
 static CODE: Code = Code::new();
 
 struct Code {
-    /// By the first bits of a code: its symbol and its length, or zeros if it is longer than that.
-    short: [(u8, u8); 1 << SHORT],
-    /// The longer ones, by their length.
-    long: [Row; (LENGTH_MAX - SHORT) as usize],
-    /// Symbols as their codes ascend.
+    /// By the first bits of a code: its symbol and length, or zeros if the code is longer.
+    short: [(u8, u8); 1 << SHORT_BITS],
+    /// The longer codes, by length.
+    long: [Row; (LENGTH_MAX - SHORT_BITS) as usize],
+    /// Symbols in the order of their codes.
     ranked: [u16; SYMBOLS],
 }
 
-/// The codes of one length. A code is at the upper end of 64 bits.
+/// The codes of one length, aligned to the upper end of 64 bits.
 #[derive(Clone, Copy)]
 struct Row {
     length: u32,
-    /// The last of them, with ones behind it.
+    /// The last code, followed by ones.
     last: u64,
-    /// The first of them, as a number.
+    /// The first code, as a number.
     first: u64,
-    /// The place of the first of them among all.
+    /// Position of the first code among all.
     rank: usize,
 }
 
-/// Decodes a string into `room`, in place of what is there.
-pub(super) fn decode(coded: &[u8], room: &mut Vec<u8>) -> Result<(), BadBlock> {
-    room.clear();
-    room.reserve(coded.len() * 8 / LENGTH_MIN);
+/// Decodes a string into `scratch`, replacing its content.
+pub(super) fn decode(coded: &[u8], scratch: &mut Vec<u8>) -> Result<(), BadBlock> {
+    scratch.clear();
+    scratch.reserve(coded.len() * 8 / LENGTH_MIN);
     let mut rest = coded;
-    // Bits at the upper end of the window. Those below them are zeros, or already what comes next.
+    // The upper `bits` bits of the window are valid. Those below are zeros, or already the next bits.
     let (mut window, mut bits) = (0_u64, 0_u32);
     while let Some(next) = rest.first_chunk::<8>() {
         window |= u64::from_be_bytes(*next) >> bits;
-        let octets = (63 - bits) / 8;
-        rest = &rest[octets as usize..];
-        bits += octets * 8;
+        let bytes = (63 - bits) / 8;
+        rest = &rest[bytes as usize..];
+        bits += bytes * 8;
         while bits >= LENGTH_MAX {
-            let (octet, length) = CODE.first(window)?;
-            room.push(octet);
-            // What has a code has a length below that of the window.
+            let (byte, length) = CODE.first(window)?;
+            scratch.push(byte);
+            // A code that was found is shorter than the window.
             window = window.wrapping_shl(length);
             bits = bits.wrapping_sub(length);
         }
     }
-    // What is left, which is less than 86 bits. Behind it are ones, and more of them than a code has bits.
+    // The rest, less than 86 bits, followed by more ones than the longest code has.
     let mut window = u128::from(window) << 64 | u128::from(upper(coded, rest.len())) << 64 >> bits;
     bits += 8 * rest.len() as u32;
     window |= u128::MAX >> bits;
     loop {
-        // Padding is of ones, and shorter than an octet. No symbol's code is.
+        // Padding is ones, and shorter than a byte (RFC 7541 5.2). No symbol's code looks like that.
         if bits < 8 && window >> 120 == 0xff {
             return Ok(());
         }
-        let (octet, length) = CODE.first((window >> 64) as u64)?;
+        let (byte, length) = CODE.first((window >> 64) as u64)?;
         if length > bits {
             return Err(BadBlock::Huffman);
         }
-        room.push(octet);
+        scratch.push(byte);
         window <<= length;
         bits -= length;
     }
 }
 
-/// The last octets, less than eight, at the upper end of a word, and zeros.
-fn upper(octets: &[u8], count: usize) -> u64 {
-    match octets.last_chunk::<8>() {
+/// The last `count` bytes, fewer than eight, at the upper end of a word, followed by zeros.
+fn upper(bytes: &[u8], count: usize) -> u64 {
+    match bytes.last_chunk::<8>() {
         _ if count == 0 => 0,
         Some(last) => u64::from_be_bytes(*last) << (64 - 8 * count),
-        None => octets.iter().rev().fold(0, |word, octet| word >> 8 | u64::from(*octet) << 56),
+        None => bytes.iter().rev().fold(0, |word, byte| word >> 8 | u64::from(*byte) << 56),
     }
 }
 
@@ -104,8 +104,8 @@ fn upper(octets: &[u8], count: usize) -> u64 {
 impl Code {
     const fn new() -> Self {
         let mut code = Self {
-            short: [(0, 0); 1 << SHORT],
-            long: [Row { length: 0, last: 0, first: 0, rank: 0 }; (LENGTH_MAX - SHORT) as usize],
+            short: [(0, 0); 1 << SHORT_BITS],
+            long: [Row { length: 0, last: 0, first: 0, rank: 0 }; (LENGTH_MAX - SHORT_BITS) as usize],
             ranked: [0; SYMBOLS],
         };
         let (mut next, mut rank, mut length) = (0_u64, 0, 1);
@@ -115,9 +115,9 @@ impl Code {
             while symbol < SYMBOLS {
                 if LENGTHS[symbol] as u32 == length {
                     code.ranked[rank] = symbol as u16;
-                    if length <= SHORT {
-                        let mut at = next << (SHORT - length);
-                        while at < (next + 1) << (SHORT - length) {
+                    if length <= SHORT_BITS {
+                        let mut at = next << (SHORT_BITS - length);
+                        while at < (next + 1) << (SHORT_BITS - length) {
                             code.short[at as usize] = (symbol as u8, length as u8);
                             at += 1;
                         }
@@ -127,11 +127,10 @@ impl Code {
                 }
                 symbol += 1;
             }
-            if length > SHORT {
-                // If there is none, this is the last of the length before: nothing is found here that was not found
-                // there.
+            if length > SHORT_BITS {
+                // If no code has this length, this is the last code of the length before, which finds nothing new.
                 let last = ((next - 1) << (64 - length)) | (u64::MAX >> length);
-                code.long[(length - SHORT - 1) as usize] = Row { length, last, first, rank: first_rank };
+                code.long[(length - SHORT_BITS - 1) as usize] = Row { length, last, first, rank: first_rank };
             }
             next <<= 1;
             length += 1;
@@ -139,22 +138,22 @@ impl Code {
         code
     }
 
-    /// The octet whose code is at the upper end of a window, and the length of that code.
+    /// The byte whose code is at the upper end of a window, and the length of that code.
     #[inline]
     fn first(&self, window: u64) -> Result<(u8, u32), BadBlock> {
-        match self.short[(window >> (64 - SHORT)) as usize] {
+        match self.short[(window >> (64 - SHORT_BITS)) as usize] {
             (_, 0) => self.first_long(window),
-            (octet, length) => Ok((octet, u32::from(length))),
+            (byte, length) => Ok((byte, u32::from(length))),
         }
     }
 
     fn first_long(&self, window: u64) -> Result<(u8, u32), BadBlock> {
-        // The last code of all is of ones, so that no window is beyond it.
+        // The last code of all is all ones, so no window is above it.
         let row = self.long.iter().find(|row| window <= row.last).ok_or(BadBlock::Huffman)?;
         let within = (window >> (64 - row.length)) - row.first;
-        // The end of a string is where its octets end. A code that says so is none.
-        let octet = u8::try_from(self.ranked[row.rank + within as usize]).map_err(|_| BadBlock::Huffman)?;
-        Ok((octet, row.length))
+        // A coded EOS is an error (RFC 7541 5.2).
+        let byte = u8::try_from(self.ranked[row.rank + within as usize]).map_err(|_| BadBlock::Huffman)?;
+        Ok((byte, row.length))
     }
 }
 
@@ -182,17 +181,17 @@ mod tests {
         if padding.is_empty() {
             bits += &"1".repeat(bits.len().next_multiple_of(8) - bits.len());
         }
-        assert_eq!(bits.len() % 8, 0, "{padding:?} ends an octet");
-        bits.as_bytes().chunks(8).map(|it| it.iter().fold(0, |octet, bit| octet << 1 | (bit - b'0'))).collect()
+        assert_eq!(bits.len() % 8, 0, "{padding:?} ends a byte");
+        bits.as_bytes().chunks(8).map(|it| it.iter().fold(0, |byte, bit| byte << 1 | (bit - b'0'))).collect()
     }
 
     fn decoded(coded: &[u8]) -> Result<Vec<u8>, BadBlock> {
-        let mut room = b"what was before".to_vec();
-        decode(coded, &mut room).map(|()| room)
+        let mut scratch = b"old content".to_vec();
+        decode(coded, &mut scratch).map(|()| scratch)
     }
 
     #[test]
-    fn the_code_is_that_of_the_rfc() {
+    fn codes_match_the_rfc() {
         for (symbol, expected) in [
             (0, 0x1ff8),
             (1, 0x7fffd8),
@@ -214,29 +213,29 @@ mod tests {
     }
 
     #[test]
-    fn each_octet_is_what_it_was() {
-        for octet in 0..=255_u8 {
+    fn every_byte_round_trips() {
+        for byte in 0..=255_u8 {
             for times in [1, 2, 3, 8, 9, 40] {
-                let coded = encode(vec![octet.into(); times], "");
-                assert_eq!(decoded(&coded), Ok(vec![octet; times]), "{octet} {times} times");
+                let coded = encode(vec![byte.into(); times], "");
+                assert_eq!(decoded(&coded), Ok(vec![byte; times]), "{byte} {times} times");
             }
         }
         assert_eq!(decoded(b""), Ok(vec![]));
     }
 
     #[test]
-    fn what_ends_otherwise_is_refused() {
+    fn invalid_padding_and_eos_are_errors() {
         let eos = 256;
         for (desc, coded) in [
             ("padding of zeros", encode([b'a'.into()], "000")),
             ("padding with one zero", encode([b'a'.into()], "110")),
             ("eight bits of padding", encode(vec![b'a'.into(); 8], "11111111")),
-            ("padding of an octet too many", encode([b'a'.into()], "11111111111")),
+            ("padding of one byte too many", encode([b'a'.into()], "11111111111")),
             ("nothing but padding", vec![0xff]),
-            ("much padding", vec![0xff; 3]),
-            ("an end", encode([eos], "")),
-            ("an end behind much", encode((0..100).map(|_| usize::from(b'a')).chain([eos]), "")),
-            ("an end before much", encode([eos].into_iter().chain((0..100).map(|_| usize::from(b'a'))), "")),
+            ("long padding", vec![0xff; 3]),
+            ("EOS", encode([eos], "")),
+            ("EOS after many bytes", encode((0..100).map(|_| usize::from(b'a')).chain([eos]), "")),
+            ("EOS before many bytes", encode([eos].into_iter().chain((0..100).map(|_| usize::from(b'a'))), "")),
             ("half of a long code", vec![0xff, 0xfe]),
         ] {
             assert_eq!(decoded(&coded), Err(BadBlock::Huffman), "{desc}: {coded:x?}");
@@ -247,19 +246,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_string_is_what_it_was(octets: Vec<u8>, text in "[ -~]{0,60}") {
-            for octets in [octets, text.into_bytes()] {
-                let coded = encode(octets.iter().map(|&it| it.into()), "");
-                prop_assert_eq!(decoded(&coded), Ok(octets));
+        fn strings_round_trip(bytes: Vec<u8>, text in "[ -~]{0,60}") {
+            for bytes in [bytes, text.into_bytes()] {
+                let coded = encode(bytes.iter().map(|&it| it.into()), "");
+                prop_assert_eq!(decoded(&coded), Ok(bytes));
             }
         }
 
-        /// What decodes is coded in one way only, and in no more room than was made for it.
+        /// A valid string has one encoding only, and decodes within the reserved capacity.
         #[test]
-        fn there_is_one_way_to_code(coded in vec(prop_oneof![any::<u8>(), Just(0xff), Just(0)], 0..40)) {
-            if let Ok(octets) = decoded(&coded) {
-                prop_assert!(octets.len() <= coded.len() * 8 / LENGTH_MIN);
-                prop_assert_eq!(encode(octets.iter().map(|&it| it.into()), ""), coded);
+        fn strings_have_one_encoding(coded in vec(prop_oneof![any::<u8>(), Just(0xff), Just(0)], 0..40)) {
+            if let Ok(bytes) = decoded(&coded) {
+                prop_assert!(bytes.len() <= coded.len() * 8 / LENGTH_MIN);
+                prop_assert_eq!(encode(bytes.iter().map(|&it| it.into()), ""), coded);
             }
         }
     }

@@ -1,12 +1,12 @@
-//! Header blocks of HTTP/2 (HPACK, RFC 7541), read and written.
+//! HPACK header compression for HTTP/2 (RFC 7541).
 //!
-//! - [`decode`]: fields out of a block that a peer has sent.
-//! - [`encode`]: fields into a block for a peer.
-//! - [`table`]: the static table, and the dynamic one of a decoder.
-//! - [`huffman`]: strings that a peer has compressed.
+//! - [`decode`]: header blocks to fields.
+//! - [`encode`]: fields to header blocks.
+//! - [`table`]: the static table, and the dynamic table of a decoder.
+//! - [`huffman`]: decodes Huffman-coded strings.
 //!
-//! Nothing here knows of frames or streams: a block comes whole, and whether its fields make a message is for others to
-//! say. Both tables of a connection are bounded by [`TABLE_OCTETS_MAX`], or by less if a peer wants less.
+//! A block is decoded whole. Frames, streams, and whether the fields make a valid message are up to `http2`. Each
+//! dynamic table holds at most [`TABLE_BYTES_MAX`], or less if the peer's SETTINGS_HEADER_TABLE_SIZE is lower.
 
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
@@ -18,11 +18,11 @@ mod huffman;
 mod stories;
 mod table;
 
-/// What a dynamic table may hold. Source: what HTTP/2 begins with, and what gRPC and browsers stay at.
-pub(crate) const TABLE_OCTETS_MAX: usize = 4096;
+/// Size of a dynamic table. Source: the initial SETTINGS_HEADER_TABLE_SIZE, which gRPC and browsers keep.
+pub(crate) const TABLE_BYTES_MAX: usize = 4096;
 
-/// What a field counts beyond its name and its value, in a table (RFC 7541 4.1) and in a list (RFC 9113 6.5.2).
-const FIELD_OCTETS: usize = 32;
+/// Size of a field beyond its name and value, in a table (RFC 7541 4.1) and in a header list (RFC 9113 6.5.2).
+const FIELD_OVERHEAD: usize = 32;
 
 /// One field of a header block.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,24 +35,25 @@ pub(crate) enum Field {
     Header(HeaderName, HeaderValue),
     /// `:protocol` (RFC 8441).
     Protocol,
-    /// What HTTP/2 forbids in a name or a value. Its message is malformed; the block, and with it the connection, goes
+    /// A name or value that HTTP/2 forbids. Its message is malformed; decoding of the block and the connection goes
     /// on.
     Malformed,
 }
 
-/// Why a block cannot be decoded. No later one can then: the tables of both sides have parted (COMPRESSION_ERROR).
+/// Why a block cannot be decoded: a connection error of type COMPRESSION_ERROR, as the tables of both sides may
+/// differ from then on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadBlock {
-    #[error("an integer is too large")]
+    #[error("integer too large")]
     Integer,
-    #[error("the block breaks off")]
+    #[error("truncated header block")]
     Truncated,
-    #[error("a string is not coded as strings are")]
+    #[error("invalid Huffman-coded string")]
     Huffman,
-    #[error("no table has a field at that index")]
+    #[error("no table entry at this index")]
     Index,
-    #[error("the table would be larger than allowed")]
+    #[error("table size update above SETTINGS_HEADER_TABLE_SIZE")]
     TableSize,
-    #[error("the size of the table changes within the block")]
+    #[error("table size update after the first field of a block")]
     LateTableSize,
 }

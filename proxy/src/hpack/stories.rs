@@ -1,13 +1,13 @@
-//! Long stories, a connection's blocks one after another, exchanged with two independent codecs: python-hyper's hpack and Go's
-//! `golang.org/x/net/http2/hpack`.
+//! Interoperability: stories (sequences of blocks on one connection) exchanged with two independent codecs,
+//! python-hyper's hpack and Go's `golang.org/x/net/http2/hpack`.
 //!
 //! ```text
 //! their encoder ──> blocks ──> our decoder ──> the same fields?
 //!              └──> fields ──> our encoder ──> blocks ──> each of their decoders ──> the same fields?
 //! ```
 //!
-//! Both make up their stories from a seed, with table sizes that change, strings compressed and not, fields that are never indexed,
-//! and fields that no table holds.
+//! Both peers generate their stories from a seed, with changing table sizes, strings with and without Huffman coding,
+//! fields that are never indexed, and fields larger than the table.
 
 use std::io::Write;
 use std::path::Path;
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use super::decode::Decoder;
 use super::encode::Encoder;
-use super::{Field, TABLE_OCTETS_MAX};
+use super::{Field, TABLE_BYTES_MAX};
 
 const SEED: &str = "7541";
 const STORIES: usize = 12;
@@ -34,13 +34,13 @@ enum Peer {
 /// A block of a story.
 struct Block {
     story: u64,
-    /// What the size of the table is set to before the block, one after another.
+    /// Table sizes that are set before the block, in this order.
     sizes: Vec<usize>,
-    octets: Bytes,
+    bytes: Bytes,
     fields: Vec<Plain>,
 }
 
-/// A field as every codec can tell it: name, value, and whether no table may hold it.
+/// A field in a form that all codecs share: name, value, and whether it is never indexed.
 #[derive(Debug, PartialEq)]
 struct Plain(String, Vec<u8>, bool);
 
@@ -68,7 +68,7 @@ fn run(peer: Peer, arguments: &[&str], input: Vec<u8>) -> String {
         .spawn()
         .expect("it starts");
     let mut stdin = child.stdin.take().expect("a pipe");
-    // One that fails stops reading, and says why.
+    // A program that fails stops reading, and explains on stderr.
     let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
     let output = child.wait_with_output().expect("it ends");
     writer.join().expect("the thread ends");
@@ -77,32 +77,32 @@ fn run(peer: Peer, arguments: &[&str], input: Vec<u8>) -> String {
 }
 
 fn stories(peer: Peer) -> Vec<Block> {
-    let said = run(peer, &["encode", SEED, &STORIES.to_string(), &BLOCKS.to_string()], Vec::new());
-    let blocks: Vec<Block> = said.lines().map(|line| block(&serde_json::from_str(line).expect(line))).collect();
+    let output = run(peer, &["encode", SEED, &STORIES.to_string(), &BLOCKS.to_string()], Vec::new());
+    let blocks: Vec<Block> = output.lines().map(|line| block(&serde_json::from_str(line).expect(line))).collect();
     assert_eq!(blocks.len(), STORIES * BLOCKS);
     blocks
 }
 
-fn block(told: &Value) -> Block {
-    let list = |name: &str| told[name].as_array().expect("a list").iter();
-    let hex = told["block"].as_str().expect("text");
-    let octet = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).expect("hexadecimal");
+fn block(json: &Value) -> Block {
+    let list = |name: &str| json[name].as_array().expect("a list").iter();
+    let hex = json["block"].as_str().expect("text");
+    let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).expect("hexadecimal");
     Block {
-        story: told["story"].as_u64().expect("a number"),
+        story: json["story"].as_u64().expect("a number"),
         sizes: list("sizes").map(|size| size.as_u64().expect("a number") as usize).collect(),
-        octets: (0..hex.len()).step_by(2).map(octet).collect(),
+        bytes: (0..hex.len()).step_by(2).map(byte).collect(),
         fields: list("fields").map(plain).collect(),
     }
 }
 
-/// In JSON each character of a value stands for one octet.
-fn plain(told: &Value) -> Plain {
-    let text = |at: usize| told[at].as_str().expect("text");
-    let octets = text(1).chars().map(|it| u8::try_from(u32::from(it)).expect("an octet")).collect();
-    Plain(text(0).to_owned(), octets, told[2].as_bool().expect("yes or no"))
+/// In JSON each character of a value stands for one byte.
+fn plain(json: &Value) -> Plain {
+    let text = |at: usize| json[at].as_str().expect("text");
+    let bytes = text(1).chars().map(|it| u8::try_from(u32::from(it)).expect("a byte")).collect();
+    Plain(text(0).to_owned(), bytes, json[2].as_bool().expect("yes or no"))
 }
 
-/// What our decoder found. `never` is known of headers only, and taken from the story for other fields.
+/// A field of our decoder. It knows `never` of headers only; for other fields that is taken from the story.
 fn found(field: Field, wanted: Option<&Plain>) -> Plain {
     let never = wanted.is_some_and(|Plain(.., never)| *never);
     let pseudo = |name: &str, value: &str| Plain(name.to_owned(), value.as_bytes().to_vec(), never);
@@ -137,13 +137,13 @@ fn encode(encoder: &mut Encoder, Plain(name, value, never): &Plain, out: &mut By
 #[test]
 fn our_decoder_reads_what_other_encoders_wrote() {
     for peer in [Peer::Python, Peer::Go] {
-        let (mut decoder, mut story) = (Decoder::new(TABLE_OCTETS_MAX), 0);
+        let (mut decoder, mut story) = (Decoder::new(TABLE_BYTES_MAX), 0);
         for (number, block) in stories(peer).into_iter().enumerate() {
             if block.story != story {
-                (decoder, story) = (Decoder::new(TABLE_OCTETS_MAX), block.story);
+                (decoder, story) = (Decoder::new(TABLE_BYTES_MAX), block.story);
             }
             let mut fields = Vec::new();
-            let result = decoder.decode(block.octets.clone(), |field, size| {
+            let result = decoder.decode(block.bytes.clone(), |field, size| {
                 let field = found(field, block.fields.get(fields.len()));
                 assert_eq!(size, field.0.len() + field.1.len() + 32, "{peer:?}, block {number}: the size of {field:?}");
                 fields.push(field);
@@ -156,16 +156,16 @@ fn our_decoder_reads_what_other_encoders_wrote() {
 
 #[test]
 fn other_decoders_read_what_our_encoder_wrote() {
-    for teller in [Peer::Python, Peer::Go] {
-        let blocks = stories(teller);
+    for writer in [Peer::Python, Peer::Go] {
+        let blocks = stories(writer);
         for reader in [Peer::Python, Peer::Go] {
-            let said = run(reader, &["decode"], encoded(&blocks, reader));
-            assert_eq!(said.trim(), blocks.len().to_string(), "blocks of {teller:?} that {reader:?} read");
+            let output = run(reader, &["decode"], encoded(&blocks, reader));
+            assert_eq!(output.trim(), blocks.len().to_string(), "blocks of {writer:?} that {reader:?} read");
         }
     }
 }
 
-/// The stories as our encoder tells them.
+/// The stories as our encoder writes them.
 fn encoded(blocks: &[Block], reader: Peer) -> Vec<u8> {
     let (mut encoder, mut story, mut lines) = (Encoder::new(), 0, Vec::new());
     for block in blocks {
@@ -174,23 +174,24 @@ fn encoded(blocks: &[Block], reader: Peer) -> Vec<u8> {
         }
         let mut sizes = block.sizes.as_slice();
         if matches!(reader, Peer::Go) {
-            // Go's decoder refuses a second change of the size within a block (RFC 7541 4.2 has it) unless its table is empty.
+            // Go's decoder rejects a second size update in a block, which RFC 7541 4.2 allows, unless its table is
+            // empty.
             sizes = &sizes[sizes.len().saturating_sub(1)..];
         }
-        let mut octets = BytesMut::new();
+        let mut bytes = BytesMut::new();
         sizes.iter().for_each(|size| encoder.set_size_max(*size));
-        encoder.begin(&mut octets);
-        block.fields.iter().for_each(|field| encode(&mut encoder, field, &mut octets));
-        let hex: String = octets.iter().map(|octet| format!("{octet:02x}")).collect();
-        let fields: Vec<Value> = block.fields.iter().map(told).collect();
+        encoder.begin(&mut bytes);
+        block.fields.iter().for_each(|field| encode(&mut encoder, field, &mut bytes));
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let fields: Vec<Value> = block.fields.iter().map(to_json).collect();
         let line = json!({"story": story, "sizes": sizes, "block": hex, "fields": fields});
         lines.extend(format!("{line}\n").into_bytes());
     }
     lines
 }
 
-fn told(Plain(name, value, never): &Plain) -> Value {
-    // A method or status that is never indexed is nothing that our encoder can be told.
+fn to_json(Plain(name, value, never): &Plain) -> Value {
+    // Our encoder has no never-indexed pseudo-headers.
     let never = *never && !name.starts_with(':');
-    json!([name, value.iter().map(|octet| char::from(*octet)).collect::<String>(), never])
+    json!([name, value.iter().map(|byte| char::from(*byte)).collect::<String>(), never])
 }

@@ -1,6 +1,6 @@
-//! The static table (RFC 7541 Appendix A), and the dynamic one of a decoder (RFC 7541 2.3).
+//! The static table (RFC 7541 Appendix A), and the dynamic table of a decoder (RFC 7541 2.3).
 //!
-//! Both hold fields that are ready to be given away: an index costs no more than a clone.
+//! Both hold parsed fields: an indexed field is a clone.
 
 use std::collections::VecDeque;
 
@@ -8,11 +8,11 @@ use bytes::Bytes;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 
-use super::{BadBlock, FIELD_OCTETS, Field};
+use super::{BadBlock, FIELD_OVERHEAD, Field};
 
-/// Octets of a method. A clone of a long one is a copy, and an index in a block is one octet: there may be thousands of
-/// it.
-const METHOD_OCTETS_MAX: usize = 64;
+/// Longest method, in bytes. A clone of a long one is a copy, and one byte of a block can refer to it: a block could
+/// ask for thousands of copies.
+const METHOD_BYTES_MAX: usize = 64;
 
 pub(super) static STATIC: [Entry; 61] = [
     Entry::pseudo(":authority", "", Name::Authority, Field::Malformed),
@@ -78,23 +78,23 @@ pub(super) static STATIC: [Entry; 61] = [
     Entry::header("www-authenticate", ""),
 ];
 
-/// What a peer has put aside, the newest first.
+/// A decoder's dynamic table, the newest entry first.
 pub(super) struct Table {
     entries: VecDeque<Entry>,
     size: usize,
     size_max: usize,
 }
 
-/// What is at an index.
+/// A table entry.
 pub(super) struct Entry {
-    /// Other fields may have it by this index, even if this one is malformed.
+    /// Later fields may refer to the name, even if this field is malformed.
     pub(super) name: Name,
     pub(super) field: Field,
-    /// As tables and lists count it.
+    /// Size as RFC 7541 4.1 counts it.
     pub(super) size: usize,
 }
 
-/// The name of a field: says what its value is read as.
+/// The name of a field, which decides how its value is parsed.
 #[derive(Clone)]
 pub(super) enum Name {
     Authority,
@@ -104,7 +104,7 @@ pub(super) enum Name {
     Scheme,
     Status,
     Header(HeaderName),
-    /// One of this length that no field may have.
+    /// An invalid name of this length.
     Malformed(usize),
 }
 
@@ -115,7 +115,8 @@ impl Table {
         Self { entries: VecDeque::new(), size: 0, size_max }
     }
 
-    /// What is at an index, which counts from one and goes on from the static table into this one.
+    /// The entry at an index, which counts from 1 and continues from the static into the dynamic table (RFC 7541
+    /// 2.3.3).
     #[inline]
     pub(super) fn entry(&self, index: u32) -> Result<&Entry, BadBlock> {
         let at = (index as usize).checked_sub(1).ok_or(BadBlock::Index)?;
@@ -131,7 +132,7 @@ impl Table {
         self.evict(size_max);
     }
 
-    /// Puts a field aside. One that is larger than the table leaves it empty (RFC 7541 4.4).
+    /// Inserts an entry. An entry larger than the table empties it (RFC 7541 4.4).
     pub(super) fn insert(&mut self, entry: Entry) {
         match self.size_max.checked_sub(entry.size) {
             Some(room) => {
@@ -143,7 +144,7 @@ impl Table {
         }
     }
 
-    /// Drops the oldest until the rest is not larger than that.
+    /// Evicts the oldest entries until the size is at most `size`.
     fn evict(&mut self, size: usize) {
         while self.size > size
             && let Some(oldest) = self.entries.pop_back()
@@ -152,7 +153,7 @@ impl Table {
         }
     }
 
-    /// What it holds by its own count, its bound, and the size of each field, the newest first.
+    /// The size, its limit, and the size of each entry, the newest first.
     #[cfg(test)]
     pub(super) fn sizes(&self) -> (usize, usize, Vec<usize>) {
         (self.size, self.size_max, self.entries.iter().map(|entry| entry.size).collect())
@@ -163,12 +164,12 @@ impl Table {
 
 impl Entry {
     const fn pseudo(name: &str, value: &str, kind: Name, field: Field) -> Self {
-        Self { name: kind, field, size: name.len() + value.len() + FIELD_OCTETS }
+        Self { name: kind, field, size: name.len() + value.len() + FIELD_OVERHEAD }
     }
 
     const fn header(name: &'static str, value: &'static str) -> Self {
         let field = Field::Header(HeaderName::from_static(name), HeaderValue::from_static(value));
-        let size = name.len() + value.len() + FIELD_OCTETS;
+        let size = name.len() + value.len() + FIELD_OVERHEAD;
         Self { name: Name::Header(HeaderName::from_static(name)), field, size }
     }
 }
@@ -184,7 +185,7 @@ impl Name {
             b":protocol" => Self::Protocol,
             b":scheme" => Self::Scheme,
             b":status" => Self::Status,
-            // `http` takes a quotation mark, which is no token (RFC 9110 5.6.2).
+            // `HeaderName` accepts a quotation mark, which is not a token character (RFC 9110 5.6.2).
             _ if name.contains(&b'"') => Self::Malformed(name.len()),
             _ => HeaderName::from_lowercase(name).map_or(Self::Malformed(name.len()), Self::Header),
         }
@@ -203,7 +204,7 @@ impl Name {
         }
     }
 
-    /// A field of this name. `shared`: the value once more, for those that keep it as it is.
+    /// Parses a field with this name. `shared` returns the value as `Bytes`, for fields that keep it.
     pub(super) fn field(self, value: &[u8], shared: impl FnOnce() -> Bytes) -> Field {
         let field = match self {
             Self::Authority => Authority::from_maybe_shared(shared()).ok().map(Field::Authority),
@@ -220,18 +221,17 @@ impl Name {
     }
 }
 
-/// Whether blanks surround a value. HTTP/1.1 takes them away; in HTTP/2 they would be a part of it, and make it another value
-/// than the one that a policy names (RFC 9113 8.2.1).
+/// Whether whitespace surrounds a value (forbidden by RFC 9113 8.2.1). HTTP/1.1 strips it; in HTTP/2 the value would
+/// differ from the one that a policy names.
 fn is_padded(value: &[u8]) -> bool {
-    [value.first(), value.last()].into_iter().flatten().any(|octet| matches!(octet, b' ' | b'\t'))
+    [value.first(), value.last()].into_iter().flatten().any(|byte| matches!(byte, b' ' | b'\t'))
 }
 
 fn method(value: &[u8]) -> Option<Method> {
-    if value.len() > METHOD_OCTETS_MAX { None } else { Method::from_bytes(value).ok() }
+    if value.len() > METHOD_BYTES_MAX { None } else { Method::from_bytes(value).ok() }
 }
 
-/// A path begins with a slash, unless it is `*` (RFC 9113 8.3.1); a query alone is none. A fragment is dropped, as in
-/// HTTP/1.1.
+/// Parses a path: it begins with a slash, or is `*` (RFC 9113 8.3.1). A fragment is dropped, as in HTTP/1.1.
 fn path(value: &[u8], shared: impl FnOnce() -> Bytes) -> Option<PathAndQuery> {
     if !matches!(value, [b'/', ..] | b"*") {
         return None;
@@ -239,7 +239,7 @@ fn path(value: &[u8], shared: impl FnOnce() -> Bytes) -> Option<PathAndQuery> {
     PathAndQuery::from_maybe_shared(shared()).ok()
 }
 
-/// A scheme begins with a letter (RFC 3986 3.1). `http` takes anything, and nothing.
+/// Parses a scheme, which begins with a letter (RFC 3986 3.1). `Scheme` alone also accepts others, and an empty one.
 fn scheme(value: &[u8]) -> Option<Scheme> {
     if !value.first().is_some_and(u8::is_ascii_alphabetic) {
         return None;
