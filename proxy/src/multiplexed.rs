@@ -44,7 +44,7 @@ impl AsyncRead for Multiplexed {
         let count = self.rest.len().min(out.remaining());
         out.put_slice(&self.rest[..count]);
         self.rest.advance(count);
-        self.receiving.taken(count);
+        self.receiving.release_capacity(count);
         Poll::Ready(Ok(()))
     }
 }

@@ -60,7 +60,7 @@ impl Incoming {
     pub(crate) fn inform(&self, status: StatusCode, headers: &HeaderMap) {
         match self {
             Self::FromClient(body) => body.inform(status, headers),
-            Self::Http2(body) => body.stream.inform(status, headers),
+            Self::Http2(body) => body.stream.send_interim(status, headers),
             Self::FromServer(_) => {}
         }
     }
@@ -121,7 +121,7 @@ impl StreamBody {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, http2::Error>>> {
         match ready!(self.stream.poll_data(cx)) {
             Some(Ok(data)) => {
-                self.stream.taken(data.len());
+                self.stream.release_capacity(data.len());
                 Poll::Ready(Some(Ok(Frame::data(data))))
             }
             Some(Err(error)) => Poll::Ready(Some(Err(error))),

@@ -85,17 +85,17 @@ async fn accept<F, R>(
         let accepted = poll_fn(|cx| {
             if leaves.get() && !left {
                 left = true;
-                connection.leave();
+                connection.graceful_shutdown();
             }
             let mut accepted = connection.poll_accept(cx);
-            while accepted.is_pending() && connection.has_ended() {
+            while accepted.is_pending() && connection.is_read_closed() {
                 let look = look.get_or_insert_with(|| Box::pin(sleep(LOOK)));
                 ready!(look.as_mut().poll(cx));
                 look.as_mut().reset(Instant::now() + LOOK);
                 connection.probe();
                 accepted = connection.poll_accept(cx);
             }
-            watch.note_head(connection.unfinished());
+            watch.note_head(connection.incomplete_since());
             (0..connection.take_malformed()).for_each(|_| access::refused(downstream, &MALFORMED));
             accepted
         });

@@ -1,4 +1,4 @@
-//! Reading frames, and writing them.
+//! The task of a connection: reads frames and writes the output.
 
 use std::cell::RefCell;
 use std::io;
@@ -13,53 +13,54 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
-use super::frame::{self, HEAD, Head, PAYLOAD_MAX, PREFACE};
-use super::half::{RecvStream, Requests, SendStream, halves};
+use super::frame::{self, FrameHeader, HEADER_BYTES, PAYLOAD_MAX, PREFACE};
+use super::half::{RecvStream, Requests, SendStream, handles};
 use super::state::{Payload, Side, State};
 use super::{Error, Limits, Reason, TooLarge};
 use crate::space::{self, READ};
 
-/// The same when frames come that are longer than that.
-const READ_LONG: usize = 64 * 1024;
+/// Capacity of a read when frames longer than [`READ`] are likely.
+const READ_BULK: usize = 64 * 1024;
 
-/// A peer that sends this much at once is likely to send more.
-const BULK: usize = READ / 4 * 3;
+/// A read of at least this many bytes suggests that more will follow.
+const BULK_MIN: usize = READ / 4 * 3;
 
-/// Content from here on stays where it was read to; shorter is copied, so that it does not hold so much memory.
-const LONG: usize = 4096;
+/// Payloads from this length are kept in the buffer that they were read to. Shorter ones are copied, so that they do
+/// not keep a large buffer alive.
+const ZERO_COPY_MIN: usize = 4096;
 
-/// Octets that are read before the streams get their turn.
-const BURST: usize = 64 * 1024;
+/// Bytes that are read before streams are served.
+const READ_BUDGET: usize = 64 * 1024;
 
-/// A connection, which is polled by one task.
+/// A connection. One task polls it.
 pub(crate) struct Connection<S> {
     stream: S,
     state: Rc<RefCell<State>>,
-    /// The beginning of a frame whose end is to come.
-    rest: BytesMut,
+    /// The bytes of an incomplete frame.
+    partial: BytesMut,
     /// The last read was a long one.
     is_bulk: bool,
-    /// Since when that is the beginning of another frame than one of data.
-    rest_begun: Option<Instant>,
-    /// When the peer began to speak; for a server, which is to speak at once, when the connection began.
-    begun: Option<Instant>,
-    /// What is to come before the first frame.
+    /// Since when `partial` holds the beginning of a frame other than DATA.
+    partial_since: Option<Instant>,
+    /// When the first bytes came. On a client, whose server must send SETTINGS at once: when the connection was made.
+    started: Option<Instant>,
+    /// What remains of the client connection preface.
     preface: &'static [u8],
-    /// The peer sends nothing more; it may read on.
-    has_ended: bool,
-    /// Nothing more is read, nor begun.
+    /// The peer has closed its sending half. It may still read.
+    is_read_closed: bool,
+    /// Nothing more is read, and no streams are opened.
     is_closing: bool,
 }
 
-/// A request, or why it is none, and both directions of its stream.
+/// A request, or [`TooLarge`], with the handles of its stream.
 type Accepted = (Result<Request<()>, TooLarge>, SendStream, RecvStream);
 
-/// Why nothing more is read.
-enum Stop {
-    Broken(Reason),
+/// Why reading ends.
+enum CloseReason {
+    Protocol(Reason),
     /// The peer has closed its sending half.
-    Ended,
-    Gone(io::ErrorKind),
+    Eof,
+    Io(io::ErrorKind),
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
@@ -68,7 +69,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         Self::new(stream, Side::Server, limits, PREFACE)
     }
 
-    /// The client side, and how to ask on it. Requests may be sent at once.
+    /// The client side. Requests may be sent at once.
     pub(crate) fn client(stream: S, limits: Limits) -> (Self, Requests) {
         let connection = Self::new(stream, Side::Client, limits, b"");
         let requests = Requests(connection.state.clone());
@@ -77,144 +78,144 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     fn new(stream: S, side: Side, limits: Limits, preface: &'static [u8]) -> Self {
         let state = Rc::new(RefCell::new(State::new(side, limits)));
-        let begun = (side == Side::Client).then(Instant::now);
+        let started = (side == Side::Client).then(Instant::now);
         Self {
             stream,
             state,
-            rest: BytesMut::new(),
+            partial: BytesMut::new(),
             is_bulk: false,
-            rest_begun: None,
-            begun,
+            partial_since: None,
+            started,
             preface,
-            has_ended: false,
+            is_read_closed: false,
             is_closing: false,
         }
     }
 
-    /// The next request, while all others are carried on. None: the connection is over.
+    /// The next request. Drives all streams meanwhile. None: the connection is closed.
     pub(crate) fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Accepted>> {
         let accept = |state: &Rc<RefCell<State>>| {
             let (stream, request) = state.borrow_mut().accept()?;
-            let (sending, receiving) = halves(state, stream);
+            let (sending, receiving) = handles(state, stream);
             Some((request, sending, receiving))
         };
         if let Some(accepted) = accept(&self.state) {
             return Poll::Ready(Some(accepted));
         }
-        let turn = self.poll_turn(cx);
+        let closed = self.poll_io(cx);
         if let Some(accepted) = accept(&self.state) {
             return Poll::Ready(Some(accepted));
         }
-        turn.map(|()| None)
+        closed.map(|()| None)
     }
 
-    /// How many requests came since this was asked last that are none. Their streams were reset.
+    /// The number of malformed requests since the last call. Their streams were reset.
     pub(crate) fn take_malformed(&mut self) -> u32 {
         mem::take(&mut self.state.borrow_mut().malformed)
     }
 
-    /// Carries everything on until the connection is over.
+    /// Drives the connection until it is closed.
     pub(crate) fn poll_run(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.poll_turn(cx)
+        self.poll_io(cx)
     }
 
-    /// Tells the client to open no more streams; the connection is over when those that are there have ended.
-    pub(crate) fn leave(&mut self) {
-        self.state.borrow_mut().announce_leave();
+    /// Starts a graceful shutdown (RFC 9113 6.8): the connection closes when the streams in flight have ended.
+    pub(crate) fn graceful_shutdown(&mut self) {
+        self.state.borrow_mut().start_graceful_shutdown();
     }
 
-    /// Asks the other side for a sign of life.
+    /// Sends a PING, to check whether the peer is alive.
     pub(crate) fn ping(&mut self) {
         self.state.borrow_mut().ping();
     }
 
-    /// Octets that have come so far.
-    pub(crate) fn read(&self) -> u64 {
-        self.state.borrow().read
+    /// Bytes received so far.
+    pub(crate) fn bytes_read(&self) -> u64 {
+        self.state.borrow().bytes_read
     }
 
-    /// Whether the peer sends nothing more, while streams are open that wait for nothing from it.
-    pub(crate) fn has_ended(&self) -> bool {
-        self.has_ended
+    /// Whether the peer has closed its sending half while streams are open that need nothing from it.
+    pub(crate) fn is_read_closed(&self) -> bool {
+        self.is_read_closed
     }
 
-    /// Says goodbye to a peer that sends nothing more, once again: to one that is gone altogether it makes a reset of the
-    /// connection.
+    /// Sends GOAWAY again to a peer that has closed its sending half. If the peer has closed the connection
+    /// altogether, its host answers with a TCP reset.
     pub(crate) fn probe(&mut self) {
-        self.state.borrow_mut().say_goodbye_again();
+        self.state.borrow_mut().resend_go_away();
     }
 
-    /// Heads and data of streams that have come so far.
-    pub(crate) fn answers(&self) -> u64 {
-        self.state.borrow().answers
+    /// HEADERS and DATA frames of streams received so far.
+    pub(crate) fn message_frames(&self) -> u64 {
+        self.state.borrow().message_frames
     }
 
-    /// Since when something is to come that is timed as a head of HTTP/1.1 is: preface and settings, the rest of a header block,
-    /// or the rest of a frame that carries no data.
-    pub(crate) fn unfinished(&self) -> Option<Instant> {
-        if self.is_closing || self.has_ended {
+    /// Since when the preface, the first SETTINGS, the rest of a header block or the rest of a frame other than DATA
+    /// is awaited. The caller times that like the head of an HTTP/1.1 message.
+    pub(crate) fn incomplete_since(&self) -> Option<Instant> {
+        if self.is_closing || self.is_read_closed {
             return None;
         }
-        let of_state = self.state.borrow().unfinished(self.begun);
-        of_state.into_iter().chain(self.rest_begun).min()
+        let of_state = self.state.borrow().incomplete_since(self.started);
+        of_state.into_iter().chain(self.partial_since).min()
     }
 
-    /// Whether requests wait for a server that takes none.
-    pub(crate) fn takes_none(&self) -> bool {
-        self.state.borrow().takes_none()
+    /// Whether requests wait for a server that allows no streams (SETTINGS_MAX_CONCURRENT_STREAMS of 0).
+    pub(crate) fn has_blocked_requests(&self) -> bool {
+        self.state.borrow().has_blocked_requests()
     }
 
-    /// Ends their wait: nothing of them was sent.
-    pub(crate) fn turn_away(&mut self) {
-        self.state.borrow_mut().turn_away();
+    /// Fails these requests. Nothing of them was sent.
+    pub(crate) fn reject_blocked_requests(&mut self) {
+        self.state.borrow_mut().reject_blocked_requests();
     }
 
-    /// Whether the peer left because of too much of something.
-    pub(crate) fn wants_calm(&self) -> bool {
-        self.state.borrow().wants_calm
+    /// Whether the peer has sent GOAWAY with ENHANCE_YOUR_CALM.
+    pub(crate) fn got_enhance_your_calm(&self) -> bool {
+        self.state.borrow().got_enhance_your_calm
     }
 
-    /// Ends the connection for what is not coming.
+    /// Closes the connection because the peer took too long.
     pub(crate) fn time_out(&mut self) {
         let mut state = self.state.borrow_mut();
         if state.error.is_none() {
-            state.fail(Error::Closed(io::ErrorKind::TimedOut));
+            state.close_all(Error::Closed(io::ErrorKind::TimedOut));
         }
     }
 
-    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_io(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.state.borrow_mut().run(cx);
-        let mut burst = 0;
+        let mut total = 0;
         loop {
-            if !self.is_closing && !self.has_ended && !self.state.borrow().is_full() {
+            if !self.is_closing && !self.is_read_closed && !self.state.borrow().is_full() {
                 match self.poll_read(cx) {
                     Poll::Ready(Ok(count)) => {
-                        burst += count;
-                        if burst < BURST {
+                        total += count;
+                        if total < READ_BUDGET {
                             continue;
                         }
                         cx.waker().wake_by_ref();
                     }
-                    Poll::Ready(Err(stop)) => self.stop(&stop),
+                    Poll::Ready(Err(reason)) => self.stop_reading(&reason),
                     Poll::Pending => {}
                 }
             }
             let written = {
                 let mut state = self.state.borrow_mut();
-                state.fill();
+                state.fill_output();
                 let was_full = state.is_full();
                 let written = state.output.poll_write(&mut self.stream, cx);
                 match written {
                     Poll::Ready(Ok(())) if was_full && !self.is_closing => continue,
                     Poll::Ready(Ok(())) => {
-                        if state.has_more() {
+                        if state.can_send_more() {
                             continue;
                         }
                         true
                     }
                     Poll::Ready(Err(error)) => {
                         if state.error.is_none() {
-                            state.fail(Error::Closed(error.kind()));
+                            state.close_all(Error::Closed(error.kind()));
                         }
                         return Poll::Ready(());
                     }
@@ -222,141 +223,143 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 }
             };
             if !self.is_closing && self.state.borrow().is_done() {
-                self.state.borrow_mut().end();
+                self.state.borrow_mut().finish();
                 self.is_closing = true;
                 continue;
             }
-            if written && self.has_ended {
-                // What has no window now will never have one.
-                self.state.borrow_mut().fail_stuck();
+            if written && self.is_read_closed {
+                // No WINDOW_UPDATE will come.
+                self.state.borrow_mut().fail_blocked_sends();
             }
             if self.is_closing && written {
-                // Whatever comes of it: there is nothing more to be done.
+                // An error does not matter: the connection is closed anyway.
                 return Pin::new(&mut self.stream).poll_shutdown(cx).map(|_| ());
             }
             return Poll::Pending;
         }
     }
 
-    fn stop(&mut self, stop: &Stop) {
+    fn stop_reading(&mut self, reason: &CloseReason) {
         let mut state = self.state.borrow_mut();
-        self.is_closing = !matches!(stop, Stop::Ended);
-        match stop {
-            Stop::Ended => {
-                self.has_ended = true;
-                state.end_input();
+        self.is_closing = !matches!(reason, CloseReason::Eof);
+        match reason {
+            CloseReason::Eof => {
+                self.is_read_closed = true;
+                state.recv_eof();
             }
-            Stop::Broken(reason) => {
-                tracing::debug!(%reason, "a connection of HTTP/2 is given up");
-                state.give_up(*reason);
+            CloseReason::Protocol(reason) => {
+                tracing::debug!(%reason, "HTTP/2 connection error");
+                state.send_go_away_and_close(*reason);
             }
-            Stop::Gone(kind) => state.fail(Error::Closed(*kind)),
+            CloseReason::Io(kind) => state.close_all(Error::Closed(*kind)),
         }
     }
 
-    /// Reads once, and looks at all frames that are there. How much came.
-    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Stop>> {
-        let count = if self.rest.is_empty() {
+    /// Reads once, and passes complete frames on. Returns the number of bytes read.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, CloseReason>> {
+        let count = if self.partial.is_empty() {
             space::lend(|space| {
                 let mut space = ReadBuf::new(space);
                 ready!(Pin::new(&mut self.stream).poll_read(cx, &mut space))?;
                 let came = space.filled();
-                self.state.borrow_mut().read += came.len() as u64;
-                self.is_bulk = came.len() >= BULK;
-                self.begun.get_or_insert_with(Instant::now);
-                let used = self.take_borrowed(came)?;
-                self.rest.extend_from_slice(&came[used..]);
-                self.note_rest(true);
-                Poll::Ready(Ok::<_, Stop>(came.len()))
+                self.state.borrow_mut().bytes_read += came.len() as u64;
+                self.is_bulk = came.len() >= BULK_MIN;
+                self.started.get_or_insert_with(Instant::now);
+                let used = self.recv_frames(came)?;
+                self.partial.extend_from_slice(&came[used..]);
+                self.track_partial(true);
+                Poll::Ready(Ok::<_, CloseReason>(came.len()))
             })
         } else {
-            let missing = self.missing();
-            // Of a peer that sends little at once no frame is to hold a large buffer.
-            if missing > LONG && self.is_bulk {
-                self.rest.reserve(READ_LONG.max(missing));
-            } else if self.rest.capacity() - self.rest.len() < missing {
-                self.rest.reserve(READ.max(missing));
+            let missing = self.missing_bytes();
+            // If the peer sends little at once, a frame must not hold a large buffer.
+            if missing > ZERO_COPY_MIN && self.is_bulk {
+                self.partial.reserve(READ_BULK.max(missing));
+            } else if self.partial.capacity() - self.partial.len() < missing {
+                self.partial.reserve(READ.max(missing));
             }
-            let count = ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.rest)).map_err(Stop::from)?;
-            self.is_bulk = count >= BULK;
-            self.state.borrow_mut().read += count as u64;
-            let before = self.rest.len();
-            self.take_owned()?;
-            self.note_rest(self.rest.len() < before);
+            let count =
+                ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.partial)).map_err(CloseReason::from)?;
+            self.is_bulk = count >= BULK_MIN;
+            self.state.borrow_mut().bytes_read += count as u64;
+            let before = self.partial.len();
+            self.recv_buffered()?;
+            self.track_partial(self.partial.len() < before);
             Poll::Ready(Ok(count))
         };
         match ready!(count)? {
-            0 => Poll::Ready(Err(Stop::Ended)),
+            0 => Poll::Ready(Err(CloseReason::Eof)),
             count => Poll::Ready(Ok(count)),
         }
     }
 
-    /// Notes since when the frame that has begun is waited for. `is_another`: than the one before.
-    fn note_rest(&mut self, is_another: bool) {
-        // Data moves at its sender's pace; what is too slow is for the bounds of streams and connections.
-        if self.rest.is_empty() || self.rest.get(3) == Some(&frame::DATA) {
-            self.rest_begun = None;
-        } else if is_another || self.rest_begun.is_none() {
-            self.rest_begun = Some(Instant::now());
+    /// Tracks since when the incomplete frame is awaited. `is_another`: it is not the same frame as before.
+    fn track_partial(&mut self, is_another: bool) {
+        // DATA comes at its sender's pace; idle timeouts of streams and connections bound it.
+        if self.partial.is_empty() || self.partial.get(3) == Some(&frame::DATA) {
+            self.partial_since = None;
+        } else if is_another || self.partial_since.is_none() {
+            self.partial_since = Some(Instant::now());
         }
     }
 
-    /// Looks at the frames that are whole. How much of it that was.
-    fn take_borrowed(&mut self, octets: &[u8]) -> Result<usize, Reason> {
-        let mut used = self.take_preface(octets)?;
-        while let Some((octets, rest)) = octets[used..].split_first_chunk::<HEAD>() {
-            let head = known(*octets)?;
+    /// Passes complete frames on, and returns their length.
+    fn recv_frames(&mut self, bytes: &[u8]) -> Result<usize, Reason> {
+        let mut used = self.recv_preface(bytes)?;
+        while let Some((bytes, rest)) = bytes[used..].split_first_chunk::<HEADER_BYTES>() {
+            let head = parse_header(*bytes)?;
             let Some(payload) = rest.get(..head.length) else { break };
-            self.state.borrow_mut().take_frame(head, &Payload::Borrowed(payload))?;
-            used += HEAD + head.length;
+            self.state.borrow_mut().recv_frame(head, &Payload::Borrowed(payload))?;
+            used += HEADER_BYTES + head.length;
         }
         Ok(used)
     }
 
-    /// The same with what was kept.
-    fn take_owned(&mut self) -> Result<(), Reason> {
+    /// Passes complete frames of `partial` on.
+    fn recv_buffered(&mut self) -> Result<(), Reason> {
         if !self.preface.is_empty() {
-            let beginning = self.rest.split();
-            let used = self.take_preface(&beginning)?;
-            self.rest.unsplit(beginning);
-            self.rest.advance(used);
+            let beginning = self.partial.split();
+            let used = self.recv_preface(&beginning)?;
+            self.partial.unsplit(beginning);
+            self.partial.advance(used);
         }
-        while let Some(octets) = self.rest.first_chunk::<HEAD>() {
-            let head = known(*octets)?;
-            if self.rest.len() < HEAD + head.length {
+        while let Some(bytes) = self.partial.first_chunk::<HEADER_BYTES>() {
+            let head = parse_header(*bytes)?;
+            if self.partial.len() < HEADER_BYTES + head.length {
                 return Ok(());
             }
-            if head.length >= LONG {
-                let payload = Payload::Owned(self.frame(head.length));
-                self.state.borrow_mut().take_frame(head, &payload)?;
+            if head.length >= ZERO_COPY_MIN {
+                let payload = Payload::Owned(self.split_payload(head.length));
+                self.state.borrow_mut().recv_frame(head, &payload)?;
             } else {
-                let payload = Payload::Borrowed(&self.rest[HEAD..HEAD + head.length]);
-                self.state.borrow_mut().take_frame(head, &payload)?;
-                self.rest.advance(HEAD + head.length);
+                let payload = Payload::Borrowed(&self.partial[HEADER_BYTES..HEADER_BYTES + head.length]);
+                self.state.borrow_mut().recv_frame(head, &payload)?;
+                self.partial.advance(HEADER_BYTES + head.length);
             }
         }
-        if self.rest.is_empty() {
-            self.rest = BytesMut::new();
+        if self.partial.is_empty() {
+            self.partial = BytesMut::new();
         }
         Ok(())
     }
 
-    fn frame(&mut self, length: usize) -> Bytes {
-        self.rest.advance(HEAD);
-        self.rest.split_to(length).freeze()
+    fn split_payload(&mut self, length: usize) -> Bytes {
+        self.partial.advance(HEADER_BYTES);
+        self.partial.split_to(length).freeze()
     }
 
-    /// What is missing of the frame that has begun.
-    fn missing(&self) -> usize {
-        let whole = self.rest.first_chunk().map_or(HEAD, |octets| HEAD + Head::read(*octets).length);
-        // What is not all here of the preface is no frame, and looks like a long one.
-        whole.min(HEAD + PAYLOAD_MAX).saturating_sub(self.rest.len())
+    /// The number of bytes that the incomplete frame lacks.
+    fn missing_bytes(&self) -> usize {
+        let whole =
+            self.partial.first_chunk().map_or(HEADER_BYTES, |bytes| HEADER_BYTES + FrameHeader::parse(*bytes).length);
+        // An incomplete preface would parse as a long frame.
+        whole.min(HEADER_BYTES + PAYLOAD_MAX).saturating_sub(self.partial.len())
     }
 
-    fn take_preface(&mut self, octets: &[u8]) -> Result<usize, Reason> {
-        let count = self.preface.len().min(octets.len());
+    fn recv_preface(&mut self, bytes: &[u8]) -> Result<usize, Reason> {
+        let count = self.preface.len().min(bytes.len());
         let (expected, rest) = self.preface.split_at(count);
-        if *expected != octets[..count] {
+        if *expected != bytes[..count] {
             return Err(Reason::PROTOCOL_ERROR);
         }
         self.preface = rest;
@@ -364,44 +367,44 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 }
 
-/// A frame that is not longer than we allow.
-fn known(octets: [u8; HEAD]) -> Result<Head, Reason> {
-    let head = Head::read(octets);
+/// Parses the header of a frame, and checks its length.
+fn parse_header(bytes: [u8; HEADER_BYTES]) -> Result<FrameHeader, Reason> {
+    let head = FrameHeader::parse(bytes);
     if head.length > PAYLOAD_MAX { Err(Reason::FRAME_SIZE_ERROR) } else { Ok(head) }
 }
 
 impl<S> Drop for Connection<S> {
     fn drop(&mut self) {
-        // Whoever waits for a stream of it waits in vain.
+        // Wakes the handles of all streams.
         let mut state = self.state.borrow_mut();
         if state.error.is_none() {
-            state.fail(Error::Closed(io::ErrorKind::BrokenPipe));
+            state.close_all(Error::Closed(io::ErrorKind::BrokenPipe));
         }
     }
 }
 
-impl From<Reason> for Stop {
+impl From<Reason> for CloseReason {
     fn from(reason: Reason) -> Self {
-        Self::Broken(reason)
+        Self::Protocol(reason)
     }
 }
 
-impl From<io::Error> for Stop {
+impl From<io::Error> for CloseReason {
     fn from(error: io::Error) -> Self {
-        Self::Gone(error.kind())
+        Self::Io(error.kind())
     }
 }
 
-/// What a client may send, and in which pieces it comes. What is answered is kept.
+/// A client that sends `sends` in pieces of `piece` bytes, and records what the server sends.
 #[cfg(any(test, fuzzing))]
-struct Client<'a> {
+struct ScriptedClient<'a> {
     sends: &'a [u8],
     piece: usize,
     answer: Rc<RefCell<Vec<u8>>>,
 }
 
 #[cfg(any(test, fuzzing))]
-impl AsyncRead for Client<'_> {
+impl AsyncRead for ScriptedClient<'_> {
     fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let (now, later) = self.sends.split_at(self.piece.min(self.sends.len()).min(out.remaining()));
         out.put_slice(now);
@@ -411,10 +414,10 @@ impl AsyncRead for Client<'_> {
 }
 
 #[cfg(any(test, fuzzing))]
-impl AsyncWrite for Client<'_> {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, octets: &[u8]) -> Poll<io::Result<usize>> {
-        self.answer.borrow_mut().extend_from_slice(octets);
-        Poll::Ready(Ok(octets.len()))
+impl AsyncWrite for ScriptedClient<'_> {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.answer.borrow_mut().extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -426,14 +429,14 @@ impl AsyncWrite for Client<'_> {
     }
 }
 
-/// What a server says to a client that sends these octets in pieces of so many, and what it takes as requests and bodies.
+/// What a server sends to a client that sends these bytes in pieces, and the requests and bodies that it receives.
 #[cfg(any(test, fuzzing))]
 fn serve(sends: &[u8], piece: usize) -> (Vec<u8>, Vec<String>) {
     let limits = Limits { streams: 10, stream_window: 65_535, connection_window: 200_000, head_bytes: 2000 };
     let answer = Rc::<RefCell<Vec<u8>>>::default();
-    let mut connection = Connection::server(Client { sends, piece, answer: answer.clone() }, limits);
+    let mut connection = Connection::server(ScriptedClient { sends, piece, answer: answer.clone() }, limits);
     let mut cx = Context::from_waker(std::task::Waker::noop());
-    let (mut streams, mut taken) = (Vec::new(), Vec::new());
+    let (mut streams, mut requests) = (Vec::new(), Vec::new());
     for _ in 0..100_000 {
         match connection.poll_accept(&mut cx) {
             Poll::Ready(Some((request, sending, receiving))) => streams.push((request, sending, receiving)),
@@ -445,22 +448,22 @@ fn serve(sends: &[u8], piece: usize) -> (Vec<u8>, Vec<String>) {
         let mut seen = format!("{request:?}");
         let headers = request.map(|request| request.headers().clone()).unwrap_or_default();
         while let Poll::Ready(Some(Ok(data))) = receiving.poll_data(&cx) {
-            receiving.taken(data.len());
-            seen.extend(data.iter().map(|&octet| char::from(octet)));
+            receiving.release_capacity(data.len());
+            seen.extend(data.iter().map(|&byte| char::from(byte)));
         }
-        taken.push(format!("{seen} {} {:?}", receiving.is_end_stream(), receiving.take_trailers()));
-        // Whatever has become of the stream, it can be answered and let go.
+        requests.push(format!("{seen} {} {:?}", receiving.is_end_stream(), receiving.take_trailers()));
+        // Whatever state the stream is in, it can be answered and dropped.
         let _ = sending.respond(http::StatusCode::OK, &headers, false);
         let _ = sending.send_data(Bytes::from_static(b"x"), true);
     }
-    (answer.take(), taken)
+    (answer.take(), requests)
 }
 
-/// However what a client sends is cut into pieces, it means the same; and no head is taken that is larger than is allowed.
+/// A server behaves the same however its input is split into reads.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn check_laws(frames: &[u8]) {
     let mut sends = PREFACE.to_vec();
-    sends.extend_from_slice(&Head::octets(super::frame::SETTINGS, 0, 0, 0));
+    sends.extend_from_slice(&FrameHeader::encode(super::frame::SETTINGS, 0, 0, 0));
     sends.extend_from_slice(frames);
     let whole = serve(&sends, usize::MAX);
     for piece in [1, 7, 1000] {
@@ -487,18 +490,18 @@ mod tests {
         Request::builder().method(method).uri("http://app/x").body(()).expect("a request").into_parts().0
     }
 
-    /// Takes a body to its end.
+    /// Reads a body to its end.
     async fn body(receiving: &mut RecvStream) -> Result<(Vec<u8>, Option<HeaderMap>), Error> {
         let mut whole = Vec::new();
         while let Some(data) = poll_fn(|cx| receiving.poll_data(cx)).await {
             let data = data?;
-            receiving.taken(data.len());
+            receiving.release_capacity(data.len());
             whole.extend_from_slice(&data);
         }
         Ok((whole, receiving.take_trailers()))
     }
 
-    /// Sends parts one after the other, each when there is room, and trailers behind them.
+    /// Sends parts one after the other, each once the last was sent, and then trailers.
     async fn send(sending: &mut SendStream, parts: Vec<Vec<u8>>, trailers: bool) -> Result<(), Error> {
         let mut parts = VecDeque::from(parts);
         while let Some(part) = parts.pop_front() {
@@ -513,7 +516,7 @@ mod tests {
         poll_fn(|cx| sending.poll_sent(cx)).await
     }
 
-    /// A server that sends each body back.
+    /// A server that echoes each body.
     async fn echo(stream: DuplexStream) {
         let mut connection = Connection::server(stream, LIMITS);
         while let Some((request, mut sending, mut receiving)) = poll_fn(|cx| connection.poll_accept(cx)).await {
@@ -534,7 +537,7 @@ mod tests {
         })
     }
 
-    /// A client of that server, over a pipe that takes so many octets at once.
+    /// A client of the echo server, over a pipe with a buffer of `pipe` bytes.
     fn client(pipe: usize) -> Requests {
         let (near, far) = duplex(pipe);
         tokio::task::spawn_local(echo(far));
@@ -544,10 +547,10 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever bodies are made of and however they come, several at once arrive as they were; more streams than the server
-        /// takes wait for their turn.
+        /// Concurrent bodies arrive unchanged, whatever their parts and the pipe's buffer. Requests beyond
+        /// SETTINGS_MAX_CONCURRENT_STREAMS wait.
         #[test]
-        fn bodies_arrive_as_they_were(
+        fn bodies_arrive_unchanged(
             bodies in prop::collection::vec(prop::collection::vec(0usize..100_000, 1..4), 1..8),
             trailers in any::<bool>(),
             pipe in 1usize..50_000,
@@ -575,25 +578,25 @@ mod tests {
         }
 
         #[test]
-        fn laws(frames in prop::collection::vec(
+        fn split_input_gives_the_same_result(frames in prop::collection::vec(
             (prop::sample::select(vec![0u8, 1, 1, 2, 3, 4, 6, 7, 8, 9, 200]), any::<u8>(), 0u32..8,
              prop::collection::vec(prop::sample::select(vec![0u8, 1, 4, 16, 65, 0x40, 0x82, 0x84, 0x86, 0x87, 255]), 0..40)),
             0..12,
         )) {
             let put = |(kind, flags, stream, payload): &(u8, u8, u32, Vec<u8>)| {
-                [&Head::octets(*kind, *flags & 0b0010_1101, *stream, payload.len())[..], payload].concat()
+                [&FrameHeader::encode(*kind, *flags & 0b0010_1101, *stream, payload.len())[..], payload].concat()
             };
             check_laws(&frames.iter().flat_map(put).collect::<Vec<_>>());
         }
     }
 
-    /// The frames that a peer of ours is sent, until `count` have come.
+    /// The next `count` frames on `stream`.
     async fn frames(stream: &mut DuplexStream, count: usize) -> Vec<(u8, u32, Vec<u8>)> {
         let mut found = Vec::new();
         while found.len() < count {
-            let mut octets = [0; HEAD];
-            stream.read_exact(&mut octets).await.expect("a frame");
-            let head = Head::read(octets);
+            let mut bytes = [0; HEADER_BYTES];
+            stream.read_exact(&mut bytes).await.expect("a frame");
+            let head = FrameHeader::parse(bytes);
             let mut payload = vec![0; head.length];
             stream.read_exact(&mut payload).await.expect("its payload");
             found.push((head.kind, head.stream, payload));
@@ -602,11 +605,11 @@ mod tests {
     }
 
     fn put(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-        [&Head::octets(kind, flags, stream, payload.len())[..], payload].concat()
+        [&FrameHeader::encode(kind, flags, stream, payload.len())[..], payload].concat()
     }
 
-    /// A client side whose server is the test; its preface and first frames are read.
-    async fn asked(settings: &[u8]) -> (Requests, DuplexStream) {
+    /// A client whose server is the test. Its preface and first frames were read.
+    async fn connect_client(settings: &[u8]) -> (Requests, DuplexStream) {
         let (near, mut far) = duplex(100_000);
         let (mut connection, requests) = Connection::client(near, LIMITS);
         tokio::task::spawn_local(async move { poll_fn(|cx| connection.poll_run(cx)).await });
@@ -620,26 +623,26 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_says_at_its_end_is_what_became_of_a_request() {
+    fn requests_fail_with_the_error_of_the_server() {
         let goaway =
             |last: u32, reason: u32| put(frame::GOAWAY, 0, 0, &[last.to_be_bytes(), reason.to_be_bytes()].concat());
         let reset = |reason: u32| put(frame::RST_STREAM, 0, 1, &reason.to_be_bytes());
-        for (said, expected) in [
-            (goaway(0, 0), "the peer has left: NO_ERROR"),
-            (goaway(0, 11), "the peer has left: ENHANCE_YOUR_CALM"),
-            (reset(7), "the stream was reset: REFUSED_STREAM"),
-            (reset(99), "the stream was reset: error code 99"),
-            (put(frame::HEADERS, 5, 1, &[0x82]), "what came in the stream is not HTTP/2: PROTOCOL_ERROR"),
-            (put(frame::HEADERS, 5, 1, &[0xff]), "the connection broke the rules: COMPRESSION_ERROR"),
-            (put(frame::HEADERS, 5, 9, &[0x88]), "the connection broke the rules: PROTOCOL_ERROR"),
-            (put(frame::DATA, 0, 1, b"early"), "what came in the stream is not HTTP/2: PROTOCOL_ERROR"),
-            (Vec::new(), "the connection was closed: unexpected end of file"),
+        for (frames, expected) in [
+            (goaway(0, 0), "peer sent GOAWAY: NO_ERROR"),
+            (goaway(0, 11), "peer sent GOAWAY: ENHANCE_YOUR_CALM"),
+            (reset(7), "stream reset: REFUSED_STREAM"),
+            (reset(99), "stream reset: error code 99"),
+            (put(frame::HEADERS, 5, 1, &[0x82]), "HTTP/2 stream error: PROTOCOL_ERROR"),
+            (put(frame::HEADERS, 5, 1, &[0xff]), "HTTP/2 connection error: COMPRESSION_ERROR"),
+            (put(frame::HEADERS, 5, 9, &[0x88]), "HTTP/2 connection error: PROTOCOL_ERROR"),
+            (put(frame::DATA, 0, 1, b"early"), "HTTP/2 stream error: PROTOCOL_ERROR"),
+            (Vec::new(), "connection closed: unexpected end of file"),
         ] {
             let found = run(async {
-                let (requests, mut far) = asked(&[]).await;
+                let (requests, mut far) = connect_client(&[]).await;
                 let (_sending, mut receiving) = requests.send(&request("GET"), None, true).expect("sent");
-                far.write_all(&said).await.expect("written");
-                if said.is_empty() {
+                far.write_all(&frames).await.expect("written");
+                if frames.is_empty() {
                     drop(far);
                 }
                 poll_fn(|cx| receiving.poll_response(cx)).await
@@ -649,13 +652,13 @@ mod tests {
     }
 
     #[test]
-    fn requests_wait_until_the_server_takes_one_more() {
+    fn requests_wait_for_max_concurrent_streams() {
         run(async {
-            let (requests, mut far) = asked(&[0, 3, 0, 0, 0, 1]).await;
+            let (requests, mut far) = connect_client(&[0, 3, 0, 0, 0, 1]).await;
             assert_eq!(frames(&mut far, 1).await[0].0, frame::SETTINGS, "the acknowledgement");
-            assert_eq!(requests.streams_max(), Some(1));
+            assert_eq!(requests.max_concurrent_streams(), Some(1));
             let mut calls: Vec<_> = (0..3).map(|_| requests.send(&request("GET"), None, true).expect("sent")).collect();
-            // The second is given up while it waits: the server never hears of it.
+            // The second is cancelled while it waits: the server never sees it.
             calls.remove(1);
             for (stream, (_, receiving)) in [1, 5].into_iter().zip(&mut calls) {
                 let (kind, id, _) = frames(&mut far, 1).await.remove(0);
@@ -663,19 +666,19 @@ mod tests {
                 far.write_all(&put(frame::HEADERS, 5, stream, &[0x88])).await.expect("written");
                 poll_fn(|cx| receiving.poll_response(cx)).await.expect("a response");
             }
-            // Nobody asks any more: the connection says goodbye and ends.
+            // No request can come any more: the connection sends GOAWAY and closes.
             drop((requests, calls));
             assert_eq!(frames(&mut far, 1).await[0].0, frame::GOAWAY);
             assert_eq!(far.read(&mut [0]).await.expect("read"), 0, "the end");
         });
     }
 
-    /// What is sent never is more than the windows of stream and connection, and goes on when they grow; also when the peer has
-    /// made them smaller than nothing meanwhile.
+    /// DATA never exceeds the windows of stream and connection, and continues when they grow, also after the peer has
+    /// made a window negative.
     #[test]
-    fn windows_hold() {
+    fn data_never_exceeds_the_windows() {
         run(async {
-            let (requests, mut far) = asked(&[0, 4, 0, 0, 0, 10]).await;
+            let (requests, mut far) = connect_client(&[0, 4, 0, 0, 0, 10]).await;
             frames(&mut far, 1).await;
             let (mut sending, _receiving) = requests.send(&request("POST"), Some(25), false).expect("sent");
             sending.send_data(Bytes::from_static(b"0123456789abcdefghijklmno"), true).expect("kept");
@@ -692,9 +695,9 @@ mod tests {
         });
     }
 
-    /// A server that leaves tells its client, answers what is open and what was on its way, and takes nothing after that.
+    /// A graceful shutdown sends two GOAWAYs, answers open requests and those in flight, and accepts none after that.
     #[test]
-    fn a_server_leaves_in_peace() {
+    fn graceful_shutdown_answers_requests_in_flight() {
         run(async {
             let (near, mut far) = duplex(100_000);
             let mut connection = Connection::server(near, LIMITS);
@@ -702,7 +705,7 @@ mod tests {
             far.write_all(&put(frame::SETTINGS, 0, 0, &[])).await.expect("written");
             far.write_all(&put(frame::HEADERS, 5, 1, &[0x82, 0x84, 0x86])).await.expect("written");
             let (_, mut first, _first) = poll_fn(|cx| connection.poll_accept(cx)).await.expect("a request");
-            connection.leave();
+            connection.graceful_shutdown();
             assert!(poll_fn(|cx| Poll::Ready(connection.poll_accept(cx).is_pending())).await);
             let got = frames(&mut far, 5).await;
             let kinds: Vec<u8> = got.iter().map(|(kind, ..)| *kind).collect();
@@ -726,9 +729,9 @@ mod tests {
         });
     }
 
-    /// Requests that are taken back before anybody has seen them cost the connection nothing, until there are too many of them.
+    /// Rapidly cancelled requests are harmless up to the reset budget.
     #[test]
-    fn what_is_taken_back_does_not_count() {
+    fn cancelled_requests_do_not_close_the_connection() {
         for (count, ends) in [(400, false), (600, true)] {
             let one = |number: u32| {
                 let id = 2 * number + 1;
@@ -736,26 +739,26 @@ mod tests {
                 let body = put(frame::DATA, 0, id, &[1; 5000]);
                 [head, body, put(frame::RST_STREAM, 0, id, &Reason::CANCEL.0.to_be_bytes())].concat()
             };
-            // Each comes whole, in one piece: what comes first is made as long.
+            // Each request comes in one read: the first read is made as long.
             let piece = one(0).len();
             let settings = put(frame::SETTINGS, 0, 0, &[]);
-            let unknown = put(0xee, 0, 0, &vec![0; piece - PREFACE.len() - settings.len() - HEAD]);
+            let unknown = put(0xee, 0, 0, &vec![0; piece - PREFACE.len() - settings.len() - HEADER_BYTES]);
             let sends = [PREFACE.to_vec(), settings, unknown].into_iter().chain((0..count).map(one));
-            let (mut answer, taken) = serve(&sends.collect::<Vec<_>>().concat(), piece);
-            assert!(taken.is_empty());
+            let (mut answer, requests) = serve(&sends.collect::<Vec<_>>().concat(), piece);
+            assert!(requests.is_empty());
             let mut last = None;
-            while let Some(octets) = answer.first_chunk::<HEAD>() {
-                let head = Head::read(*octets);
-                last = (head.kind == frame::GOAWAY).then(|| answer[HEAD + 7]).or(last);
-                answer.drain(..HEAD + head.length);
+            while let Some(bytes) = answer.first_chunk::<HEADER_BYTES>() {
+                let head = FrameHeader::parse(*bytes);
+                last = (head.kind == frame::GOAWAY).then(|| answer[HEADER_BYTES + 7]).or(last);
+                answer.drain(..HEADER_BYTES + head.length);
             }
             assert_eq!(last, ends.then_some(Reason::ENHANCE_YOUR_CALM.0 as u8), "{count} requests");
         }
     }
 
-    /// Of a peer that sends little at once no frame holds the room for much, however long it waits to be taken.
+    /// If a peer sends little at once, a frame holds no large buffer, however long it waits to be read.
     #[test]
-    fn short_frames_hold_little_memory() {
+    fn short_reads_hold_little_memory() {
         run(async {
             let (near, mut far) = duplex(100_000);
             let mut connection = Connection::server(near, LIMITS);
@@ -769,15 +772,15 @@ mod tests {
                     assert!(poll_fn(|cx| Poll::Ready(connection.poll_accept(cx).is_pending())).await);
                 }
                 let data = poll_fn(|cx| receiving.poll_data(cx)).await.expect("data").expect("whole");
-                let data = data.try_into_mut().expect("nobody else has it");
+                let data = data.try_into_mut().expect("not shared");
                 assert!(data.len() == 5000 && data.capacity() < 2 * READ, "{} bytes are held", data.capacity());
             }
         });
     }
 
-    /// Octets that nobody takes are given back to the connection, or it would stand still after a few of such streams.
+    /// Bytes that are never read return to the connection's window, or a few such streams would block the connection.
     #[test]
-    fn what_is_given_up_does_not_count() {
+    fn unread_bytes_return_to_the_connection_window() {
         run(async {
             let requests = client(5000);
             for _ in 0..30 {
@@ -791,23 +794,23 @@ mod tests {
         });
     }
 
-    /// The reason of the GOAWAY that a server sends to a client that sends these frames.
-    fn goodbye(frames: &[u8]) -> Option<u8> {
+    /// The error code of the GOAWAY that a server sends to a client that sends these frames.
+    fn go_away_reason(frames: &[u8]) -> Option<u8> {
         let settings = put(frame::SETTINGS, 0, 0, &[]);
         let (answer, _) = serve(&[PREFACE, &settings, frames].concat(), 10_000);
         let mut rest = &answer[..];
         let mut reason = None;
-        while let Some(octets) = rest.first_chunk::<HEAD>() {
-            let head = Head::read(*octets);
-            reason = (head.kind == frame::GOAWAY).then(|| rest[HEAD + 7]).or(reason);
-            rest = &rest[HEAD + head.length..];
+        while let Some(bytes) = rest.first_chunk::<HEADER_BYTES>() {
+            let head = FrameHeader::parse(*bytes);
+            reason = (head.kind == frame::GOAWAY).then(|| rest[HEADER_BYTES + 7]).or(reason);
+            rest = &rest[HEADER_BYTES + head.length..];
         }
         reason
     }
 
-    /// Frames that carry nothing for a stream may come in their hundreds, and not without end.
+    /// Frames that carry no message spend the control budget.
     #[test]
-    fn frames_that_carry_nothing_are_bounded() {
+    fn control_frames_are_bounded() {
         let increment = 1u32.to_be_bytes();
         let get = [0x82, 0x84, 0x86];
         let ended = |id: u32| {
@@ -815,7 +818,7 @@ mod tests {
             [request, put(frame::RST_STREAM, 0, id, &Reason::CANCEL.0.to_be_bytes())].concat()
         };
         let open = put(frame::HEADERS, frame::END_HEADERS, 3, &get);
-        // Its padding is longer than the frame: it is reset, and what was on its way is ignored.
+        // An increment of zero: the stream is reset, and its frames in flight are ignored.
         let window = [open.clone(), put(frame::WINDOW_UPDATE, 0, 3, &[0; 4])].concat();
         for (desc, before, frame) in [
             ("empty data", open.clone(), put(frame::DATA, 0, 3, &[])),
@@ -827,41 +830,41 @@ mod tests {
             ("acknowledged settings", Vec::new(), put(frame::SETTINGS, frame::ACK, 0, &[])),
             ("pings", Vec::new(), put(frame::PING, 0, 0, &[0; 8])),
             ("answered pings", Vec::new(), put(frame::PING, frame::ACK, 0, &[0; 8])),
-            ("farewells", Vec::new(), put(frame::GOAWAY, 0, 0, &[0; 8])),
+            ("GOAWAYs", Vec::new(), put(frame::GOAWAY, 0, 0, &[0; 8])),
             ("increments of the connection", Vec::new(), put(frame::WINDOW_UPDATE, 0, 0, &increment)),
             ("increments of a stream", open, put(frame::WINDOW_UPDATE, 0, 3, &increment)),
             ("increments of a stream that is over", ended(1), put(frame::WINDOW_UPDATE, 0, 1, &increment)),
             ("unknown frames", Vec::new(), put(0xee, 0, 0, &[0; 8])),
         ] {
-            let times = |count: usize| goodbye(&[before.clone(), frame.repeat(count)].concat());
+            let times = |count: usize| go_away_reason(&[before.clone(), frame.repeat(count)].concat());
             assert_eq!(times(900), None, "900 {desc}");
             assert_eq!(times(2_000), Some(Reason::ENHANCE_YOUR_CALM.0 as u8), "2,000 {desc}");
         }
     }
 
-    /// A change of the initial window is one of all streams: only the last value of a frame is made, and many frames of it are
-    /// not taken.
+    /// A change of SETTINGS_INITIAL_WINDOW_SIZE touches all streams: only the last value of a frame is applied, and
+    /// the control budget bounds the frames.
     #[test]
-    fn changes_of_the_initial_window_are_bounded() {
+    fn initial_window_changes_are_bounded() {
         let value = |size: u32| [&[0, 4][..], &size.to_be_bytes()].concat();
         let open: Vec<u8> =
             (0..10).flat_map(|at| put(frame::HEADERS, frame::END_HEADERS, 2 * at + 1, &[0x82, 0x84, 0x86])).collect();
         let full = put(frame::WINDOW_UPDATE, 0, 1, &(0x7fff_ffff_u32 - 65_535).to_be_bytes());
         let beyond = [value(0x7fff_ffff), value(65_535)].concat();
-        assert_eq!(goodbye(&[&open[..], &full, &put(frame::SETTINGS, 0, 0, &beyond)].concat()), None);
+        assert_eq!(go_away_reason(&[&open[..], &full, &put(frame::SETTINGS, 0, 0, &beyond)].concat()), None);
         let beyond = put(frame::SETTINGS, 0, 0, &value(65_536));
-        let found = goodbye(&[&open[..], &full, &beyond].concat());
+        let found = go_away_reason(&[&open[..], &full, &beyond].concat());
         assert_eq!(found, Some(Reason::FLOW_CONTROL_ERROR.0 as u8));
         let change = [put(frame::SETTINGS, 0, 0, &value(1)), put(frame::SETTINGS, 0, 0, &value(2))].concat();
-        assert_eq!(goodbye(&[&open[..], &change.repeat(200)].concat()), None);
-        let found = goodbye(&[&open[..], &change.repeat(1_000)].concat());
+        assert_eq!(go_away_reason(&[&open[..], &change.repeat(200)].concat()), None);
+        let found = go_away_reason(&[&open[..], &change.repeat(1_000)].concat());
         assert_eq!(found, Some(Reason::ENHANCE_YOUR_CALM.0 as u8));
     }
 
-    /// What becomes of a request whose answer is these frames.
-    fn answered(method: &str, answer: &[u8]) -> Result<(StatusCode, Vec<u8>), String> {
+    /// The outcome of a request that these frames answer.
+    fn response_to(method: &str, answer: &[u8]) -> Result<(StatusCode, Vec<u8>), String> {
         run(async {
-            let (requests, mut far) = asked(&[]).await;
+            let (requests, mut far) = connect_client(&[]).await;
             let (_sending, mut receiving) = requests.send(&request(method), None, true).expect("sent");
             far.write_all(answer).await.expect("written");
             let (status, _) = poll_fn(|cx| receiving.poll_response(cx)).await.map_err(|error| error.to_string())?;
@@ -875,41 +878,42 @@ mod tests {
         let early = put(frame::HEADERS, frame::END_HEADERS, 1, b"\x08\x03103");
         let last = put(frame::HEADERS, 5, 1, &[0x88]);
         let many = INTERIM_MAX as usize;
-        let found = answered("GET", &[early.repeat(many), last.clone()].concat());
+        let found = response_to("GET", &[early.repeat(many), last.clone()].concat());
         assert_eq!(found, Ok((StatusCode::OK, Vec::new())));
-        let found = answered("GET", &[early.repeat(many + 1), last].concat());
-        assert_eq!(found, Err("what came in the stream is not HTTP/2: PROTOCOL_ERROR".to_owned()));
+        let found = response_to("GET", &[early.repeat(many + 1), last].concat());
+        assert_eq!(found, Err("HTTP/2 stream error: PROTOCOL_ERROR".to_owned()));
     }
 
-    /// RFC 9110 6.4.1: whatever length the head gives, no content is behind it.
+    /// RFC 9110 6.4.1: no content follows, whatever `content-length` says.
     #[test]
-    fn responses_without_content_have_none() {
-        // `content-length: 5`, and data or an empty end.
+    fn content_of_bodiless_responses_is_an_error() {
+        // `content-length: 5`, then DATA with or without content.
         let length = b"\x0f\x0d\x015";
         for (method, status, is_bodiless) in
             [("GET", 0x88, false), ("HEAD", 0x88, true), ("GET", 0x89, true), ("GET", 0x8b, true), ("POST", 0x89, true)]
         {
             let head = put(frame::HEADERS, frame::END_HEADERS, 1, &[&[status][..], length].concat());
-            let found = |data: &[u8]| answered(method, &[&head[..], &put(frame::DATA, 1, 1, data)].concat());
+            let found = |data: &[u8]| response_to(method, &[&head[..], &put(frame::DATA, 1, 1, data)].concat());
             assert_eq!(found(b"hello").is_err(), is_bodiless, "{method} {status:#x}: {:?}", found(b"hello"));
             assert_eq!(found(b"").is_ok(), is_bodiless, "{method} {status:#x}: {:?}", found(b""));
             let head = put(frame::HEADERS, frame::END_HEADERS, 1, &[status]);
-            let found = |data: &[u8]| answered(method, &[&head[..], &put(frame::DATA, 1, 1, data)].concat());
+            let found = |data: &[u8]| response_to(method, &[&head[..], &put(frame::DATA, 1, 1, data)].concat());
             assert_eq!(found(b"hello").is_err(), is_bodiless, "{method} {status:#x}: {:?}", found(b"hello"));
             assert!(found(b"").is_ok(), "{method} {status:#x}");
         }
     }
 
-    /// A limit of this side is no fault of a server's: the stream alone is reset, however often that happens.
+    /// These limits are ours, so a server that exceeds them has not violated the protocol: only the stream is reset,
+    /// any number of times.
     #[test]
-    fn large_heads_and_trailers_end_their_stream() {
-        // `a: vvv...`, whose length takes two octets behind the first.
+    fn oversized_headers_reset_only_their_stream() {
+        // `a: vvv...`, whose length takes two bytes after the first.
         let field = |length: usize| {
             let rest = length - 127;
             [&b"\0\x01a\x7f"[..], &[(rest % 128) as u8 | 0x80, (rest / 128) as u8], &vec![b'v'; length]].concat()
         };
         let many = |count: usize| b"\0\x01a\x01b".repeat(count);
-        // `:status: 200` counts 42 octets, and each field 32 beyond what it says.
+        // `:status: 200` counts 42 bytes, and each field 32 more than its name and value.
         let most = LIMITS.head_bytes as usize - 42 - 33;
         for (desc, fields, is_trailer, is_taken) in [
             ("a head of 16 KiB", field(most), false, true),
@@ -922,7 +926,7 @@ mod tests {
             ("trailers of 101 fields", many(101), true, false),
         ] {
             run(async {
-                let (requests, mut far) = asked(&[]).await;
+                let (requests, mut far) = connect_client(&[]).await;
                 frames(&mut far, 1).await;
                 for id in (1..).step_by(2).take(600) {
                     let (_sending, mut receiving) = requests.send(&request("GET"), None, true).expect("sent");
@@ -955,22 +959,22 @@ mod tests {
         }
     }
 
-    /// RFC 9113 6.5.2: a server cannot say that it takes pushes.
+    /// RFC 9113 6.5.2: a server must not enable push.
     #[test]
-    fn a_server_takes_no_pushes() {
-        for (value, error) in [(0, None), (1, Some("the connection broke the rules: PROTOCOL_ERROR"))] {
+    fn enable_push_from_a_server_is_an_error() {
+        for (value, error) in [(0, None), (1, Some("HTTP/2 connection error: PROTOCOL_ERROR"))] {
             let push = put(frame::SETTINGS, 0, 0, &[0, 2, 0, 0, 0, value]);
-            let found = answered("GET", &[push, put(frame::HEADERS, 5, 1, &[0x88])].concat());
+            let found = response_to("GET", &[push, put(frame::HEADERS, 5, 1, &[0x88])].concat());
             assert_eq!(found.err().as_deref(), error, "{value}");
         }
-        assert_eq!(goodbye(&put(frame::SETTINGS, 0, 0, &[0, 2, 0, 0, 0, 1])), None, "a client can");
+        assert_eq!(go_away_reason(&put(frame::SETTINGS, 0, 0, &[0, 2, 0, 0, 0, 1])), None, "a client can");
     }
 
-    /// Requests that are given up while they wait leave nothing behind that the connection would wait for.
+    /// Requests that are cancelled while they wait do not keep the connection open.
     #[test]
-    fn requests_that_are_given_up_while_they_wait_are_forgotten() {
+    fn cancelled_waiting_requests_do_not_keep_the_connection() {
         run(async {
-            let (requests, mut far) = asked(&[0, 3, 0, 0, 0, 0]).await;
+            let (requests, mut far) = connect_client(&[0, 3, 0, 0, 0, 0]).await;
             frames(&mut far, 1).await;
             for _ in 0..3 {
                 drop(requests.send(&request("GET"), None, true).expect("waits"));
@@ -980,11 +984,11 @@ mod tests {
         });
     }
 
-    /// What was not sent can be sent elsewhere, however the connection ends.
+    /// Requests that were not sent can be sent elsewhere, however the connection closes.
     #[test]
-    fn requests_that_wait_were_not_sent() {
+    fn waiting_requests_fail_as_unsent() {
         run(async {
-            let (requests, mut far) = asked(&[0, 3, 0, 0, 0, 1]).await;
+            let (requests, mut far) = connect_client(&[0, 3, 0, 0, 0, 1]).await;
             frames(&mut far, 1).await;
             let mut calls = [(); 2].map(|()| requests.send(&request("POST"), None, true).expect("sent"));
             frames(&mut far, 1).await;
@@ -997,40 +1001,40 @@ mod tests {
         });
     }
 
-    /// The end of a stream needs no window: it does not wait for streams that do.
+    /// END_STREAM needs no window, so it does not wait for streams that do.
     #[test]
-    fn ends_wait_for_no_window() {
+    fn end_stream_needs_no_window() {
         run(async {
-            let (requests, mut far) = asked(&[]).await;
+            let (requests, mut far) = connect_client(&[]).await;
             frames(&mut far, 1).await;
             let mut calls = [(); 4].map(|()| requests.send(&request("POST"), None, false).expect("sent").0);
-            calls[0].send_data(Bytes::from(vec![1; 60_000]), false).expect("taken");
+            calls[0].send_data(Bytes::from(vec![1; 60_000]), false).expect("sent");
             calls[1].send_data(Bytes::from(vec![1; 60_000]), false).expect("kept");
             let mut trailers = HeaderMap::new();
             trailers.insert("a", http::HeaderValue::from_static("b"));
-            calls[2].send_data(Bytes::new(), true).expect("taken");
-            calls[3].send_trailers(trailers).expect("taken");
+            calls[2].send_data(Bytes::new(), true).expect("sent");
+            calls[3].send_trailers(trailers).expect("sent");
             let mut ended = Vec::new();
-            let mut octets = 0;
+            let mut bytes = 0;
             while ended.len() < 2 {
-                let mut head = [0; HEAD];
+                let mut head = [0; HEADER_BYTES];
                 far.read_exact(&mut head).await.expect("a frame");
-                let head = Head::read(head);
+                let head = FrameHeader::parse(head);
                 let mut payload = vec![0; head.length];
                 far.read_exact(&mut payload).await.expect("its payload");
-                octets += if head.kind == frame::DATA { head.length } else { 0 };
+                bytes += if head.kind == frame::DATA { head.length } else { 0 };
                 if head.has(frame::END_STREAM) && matches!(head.kind, frame::DATA | frame::HEADERS) {
                     ended.push((head.kind, head.stream));
                 }
             }
             assert_eq!(ended, [(frame::DATA, 5), (frame::HEADERS, 7)]);
-            assert!(octets <= 65_535);
+            assert!(bytes <= 65_535);
         });
     }
 
-    /// Behind a farewell nothing is sent, whoever takes or drops what came before: the connection may be closed for writing.
+    /// Nothing is sent after the last GOAWAY, whatever is read or dropped later: the write side may be shut down.
     #[test]
-    fn nothing_is_sent_behind_a_farewell() {
+    fn nothing_is_sent_after_the_last_goaway() {
         run(async {
             let (near, mut far) = duplex(100_000);
             let mut connection = Connection::server(near, LIMITS);
@@ -1041,18 +1045,18 @@ mod tests {
             let (_, mut sending, mut receiving) = poll_fn(|cx| connection.poll_accept(cx)).await.expect("a request");
             let polled = poll_fn(|cx| Poll::Ready(connection.poll_accept(cx).is_pending()));
             assert!(polled.await);
-            connection.leave();
+            connection.graceful_shutdown();
             sending.respond(StatusCode::OK, &HeaderMap::new(), true).expect("answered");
-            far.write_all(&put(frame::PING, frame::ACK, 0, b"farewell")).await.expect("written");
+            far.write_all(&put(frame::PING, frame::ACK, 0, b"shutdown")).await.expect("written");
             drop(poll_fn(|cx| connection.poll_accept(cx)).await);
             while let Poll::Ready(Some(Ok(data))) = poll_fn(|cx| Poll::Ready(receiving.poll_data(cx))).await {
-                receiving.taken(data.len());
+                receiving.release_capacity(data.len());
             }
             drop((sending, receiving, connection));
             let mut kinds = Vec::new();
-            let mut head = [0; HEAD];
+            let mut head = [0; HEADER_BYTES];
             while far.read_exact(&mut head).await.is_ok() {
-                let head = Head::read(head);
+                let head = FrameHeader::parse(head);
                 far.read_exact(&mut vec![0; head.length]).await.expect("its payload");
                 kinds.push(head.kind);
             }
@@ -1060,11 +1064,11 @@ mod tests {
         });
     }
 
-    /// What is timed as a head is: all that is to come whole before anything can be done with it, but for data.
+    /// Everything but DATA is timed like a head until it is complete.
     #[test]
-    fn unfinished_heads_are_known() {
+    fn incomplete_heads_are_timed() {
         let settings = put(frame::SETTINGS, 0, 0, &[]);
-        let begun = [PREFACE, &settings].concat();
+        let started = [PREFACE, &settings].concat();
         let headers = put(frame::HEADERS, frame::END_HEADERS, 1, &[0x83, 0x84, 0x86]);
         let block = put(frame::HEADERS, 0, 1, &[0x83, 0x84, 0x86]);
         let more = put(frame::CONTINUATION, 0, 1, &[]);
@@ -1073,15 +1077,15 @@ mod tests {
             ("nothing", vec![], false),
             ("a part of the preface", PREFACE[..20].to_vec(), true),
             ("the preface", PREFACE.to_vec(), true),
-            ("a part of the settings", begun[..begun.len() - 1].to_vec(), true),
-            ("the settings", begun.clone(), false),
-            ("a part of a frame's head", [&begun[..], &[0, 0]].concat(), true),
-            ("a part of a frame", [&begun[..], &headers[..headers.len() - 1]].concat(), true),
-            ("a request", [&begun[..], &headers].concat(), false),
-            ("a part of a block", [&begun[..], &block].concat(), true),
-            ("more of it", [&begun[..], &block, &more].concat(), true),
-            ("the block", [&begun[..], &block, &more, &last].concat(), false),
-            ("a part of data", [&begun[..], &headers, &[0, 0, 9, 0, 0, 0, 0, 0, 1, 0]].concat(), false),
+            ("a part of the settings", started[..started.len() - 1].to_vec(), true),
+            ("the settings", started.clone(), false),
+            ("a part of a frame's head", [&started[..], &[0, 0]].concat(), true),
+            ("a part of a frame", [&started[..], &headers[..headers.len() - 1]].concat(), true),
+            ("a request", [&started[..], &headers].concat(), false),
+            ("a part of a block", [&started[..], &block].concat(), true),
+            ("more of it", [&started[..], &block, &more].concat(), true),
+            ("the block", [&started[..], &block, &more, &last].concat(), false),
+            ("a part of data", [&started[..], &headers, &[0, 0, 9, 0, 0, 0, 0, 0, 1, 0]].concat(), false),
         ] {
             run(async {
                 let (near, mut far) = duplex(100_000);
@@ -1090,7 +1094,7 @@ mod tests {
                     far.write_all(piece).await.expect("written");
                     poll_fn(|cx| Poll::Ready(connection.poll_accept(cx).is_pending())).await;
                 }
-                assert_eq!(connection.unfinished().is_some(), is_unfinished, "{desc}");
+                assert_eq!(connection.incomplete_since().is_some(), is_unfinished, "{desc}");
             });
         }
     }

@@ -1,25 +1,25 @@
-//! Windows: how much may be sent before the other side says that it takes more (RFC 9113 5.2 and 6.9).
+//! Flow control windows (RFC 9113 5.2 and 6.9).
 
 use super::Reason;
 
-/// The largest window there can be.
+/// The largest window (RFC 9113 6.9.1).
 pub(super) const WINDOW_MAX: i32 = i32::MAX;
 
-/// What a stream or a connection starts with if nothing is said.
+/// The initial window of streams and of the connection (RFC 9113 6.9.2).
 pub(super) const WINDOW: i32 = 65_535;
 
-/// What we may send. Less than nothing if the peer has made windows smaller since.
+/// Bytes that this side may send. Negative after the peer has reduced SETTINGS_INITIAL_WINDOW_SIZE (RFC 9113 6.9.2).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SendWindow(i32);
 
-/// What the peer may send, and what was taken of what it sent.
+/// Bytes that the peer may send, and bytes to return to it with a WINDOW_UPDATE.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct ReceiveWindow {
-    left: i32,
-    /// Taken, and not said yet.
-    taken: i32,
-    /// How much is said at once.
-    step: i32,
+pub(super) struct RecvWindow {
+    available: i32,
+    /// Released by the reader, and not yet announced by a WINDOW_UPDATE.
+    released: i32,
+    /// A WINDOW_UPDATE is sent for at least this many bytes.
+    update_threshold: i32,
 }
 
 // === impl SendWindow ===
@@ -29,12 +29,12 @@ impl SendWindow {
         Self(size)
     }
 
-    pub(super) fn room(self) -> usize {
+    pub(super) fn available(self) -> usize {
         usize::try_from(self.0).unwrap_or(0)
     }
 
-    /// `count`: not more than there is room.
-    pub(super) fn take(&mut self, count: usize) {
+    /// `count`: at most [`Self::available`].
+    pub(super) fn consume(&mut self, count: usize) {
         self.0 -= count as i32;
     }
 
@@ -44,30 +44,32 @@ impl SendWindow {
     }
 }
 
-// === impl ReceiveWindow ===
+// === impl RecvWindow ===
 
-impl ReceiveWindow {
+impl RecvWindow {
     pub(super) fn new(size: u32) -> Self {
         let size = i32::try_from(size).unwrap_or(WINDOW_MAX);
-        Self { left: size, taken: 0, step: size / 2 }
+        Self { available: size, released: 0, update_threshold: size / 2 }
     }
 
-    /// So much came.
-    pub(super) fn receive(&mut self, count: usize) -> Result<(), Reason> {
-        let left = i32::try_from(count).ok().and_then(|count| self.left.checked_sub(count)).filter(|left| *left >= 0);
-        self.left = left.ok_or(Reason::FLOW_CONTROL_ERROR)?;
+    /// The peer has sent `count` bytes.
+    pub(super) fn consume(&mut self, count: usize) -> Result<(), Reason> {
+        let available =
+            i32::try_from(count).ok().and_then(|count| self.available.checked_sub(count)).filter(|left| *left >= 0);
+        self.available = available.ok_or(Reason::FLOW_CONTROL_ERROR)?;
         Ok(())
     }
 
-    /// So much of that was taken. What the peer is to be told, if it is worth a frame.
+    /// The reader has released `count` bytes. Returns the increment of a WINDOW_UPDATE, once it reaches the
+    /// threshold.
     pub(super) fn release(&mut self, count: usize) -> Option<u32> {
-        self.taken += count as i32;
-        if self.taken == 0 || self.taken < self.step {
+        self.released += count as i32;
+        if self.released == 0 || self.released < self.update_threshold {
             return None;
         }
-        let increment = self.taken;
-        self.left += increment;
-        self.taken = 0;
+        let increment = self.released;
+        self.available += increment;
+        self.released = 0;
         Some(increment as u32)
     }
 }

@@ -1,4 +1,4 @@
-//! The two directions of a stream, and those who may open streams.
+//! The two handles of a stream, and the handle that opens streams on a client connection.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -12,31 +12,31 @@ use http::request::Parts;
 use super::state::State;
 use super::{Error, Reason};
 
-/// What this side sends. Dropped before its end, with the other half gone too, the stream is reset.
-pub(crate) struct SendStream(Half);
+/// Sends on a stream. When both handles are dropped before the stream has ended, it is reset.
+pub(crate) struct SendStream(Handle);
 
-/// What the peer sends.
-pub(crate) struct RecvStream(Half);
+/// Receives from a stream.
+pub(crate) struct RecvStream(Handle);
 
-/// Requests of a client. The connection ends when this is dropped and all that was asked is answered.
+/// Sends requests on a client connection. The connection closes once this is dropped and all its streams have ended.
 pub(crate) struct Requests(pub(super) Rc<RefCell<State>>);
 
-struct Half {
+struct Handle {
     state: Rc<RefCell<State>>,
     stream: u32,
     is_receiving: bool,
 }
 
-pub(super) fn halves(state: &Rc<RefCell<State>>, stream: u32) -> (SendStream, RecvStream) {
-    let half = |is_receiving| Half { state: state.clone(), stream, is_receiving };
-    (SendStream(half(false)), RecvStream(half(true)))
+pub(super) fn handles(state: &Rc<RefCell<State>>, stream: u32) -> (SendStream, RecvStream) {
+    let handle = |is_receiving| Handle { state: state.clone(), stream, is_receiving };
+    (SendStream(handle(false)), RecvStream(handle(true)))
 }
 
-// === impl Half ===
+// === impl Handle ===
 
-impl Drop for Half {
+impl Drop for Handle {
     fn drop(&mut self) {
-        self.state.borrow_mut().drop_half(self.stream, self.is_receiving);
+        self.state.borrow_mut().drop_handle(self.stream, self.is_receiving);
     }
 }
 
@@ -48,7 +48,7 @@ impl SendStream {
         self.0.state.borrow_mut().respond(self.0.stream, status, headers, ends)
     }
 
-    /// Sends a part of a body. What the peer does not take yet is kept: see [`Self::poll_sent`].
+    /// Sends a part of a body. What flow control does not allow yet is buffered: see [`Self::poll_sent`].
     pub(crate) fn send_data(&mut self, data: Bytes, ends: bool) -> Result<(), Error> {
         self.0.state.borrow_mut().send_data(self.0.stream, data, ends)
     }
@@ -58,17 +58,17 @@ impl SendStream {
         self.0.state.borrow_mut().send_trailers(self.0.stream, trailers)
     }
 
-    /// Waits until nothing is kept.
+    /// Waits until nothing is buffered.
     pub(crate) fn poll_sent(&mut self, cx: &Context<'_>) -> Poll<Result<(), Error>> {
         self.0.state.borrow_mut().poll_sent(self.0.stream, cx)
     }
 
-    /// Waits until the stream is over before its end.
+    /// Waits until the stream ends early.
     pub(crate) fn poll_error(&mut self, cx: &Context<'_>) -> Poll<Error> {
         self.0.state.borrow_mut().poll_error(self.0.stream, cx)
     }
 
-    /// Ends the stream here and now, both ways.
+    /// Resets the stream.
     pub(crate) fn reset(&mut self, reason: Reason) {
         self.0.state.borrow_mut().send_reset(self.0.stream, reason);
     }
@@ -82,30 +82,31 @@ impl RecvStream {
         self.0.state.borrow_mut().poll_response(self.0.stream, cx)
     }
 
-    /// A response before the response, if one has come.
+    /// The next interim (1xx) response that has arrived.
     pub(crate) fn take_interim(&mut self) -> Option<(StatusCode, HeaderMap)> {
         self.0.state.borrow_mut().take_interim(self.0.stream)
     }
 
-    /// Sends a response before the response to the peer whose request this is. It is left out if the peer does not take what
-    /// was sent already.
-    pub(crate) fn inform(&self, status: StatusCode, headers: &HeaderMap) {
-        self.0.state.borrow_mut().inform(self.0.stream, status, headers);
+    /// Sends an interim (1xx) response on the stream of this request. Dropped if the peer does not read fast enough.
+    pub(crate) fn send_interim(&self, status: StatusCode, headers: &HeaderMap) {
+        self.0.state.borrow_mut().send_interim(self.0.stream, status, headers);
     }
 
-    /// The next part of a body; the peer sends as much more once it is said to be [`Self::taken`]. None: only trailers may be
-    /// left.
+    /// The next part of a body. [`Self::release_capacity`] lets the peer send as much again. None: only trailers may
+    /// remain.
     pub(crate) fn poll_data(&mut self, cx: &Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
         self.0.state.borrow_mut().poll_data(self.0.stream, cx)
     }
 
-    /// Waits for what comes behind the head, without taking it: this trailer, if trailers come without content.
+    /// Waits for trailers or content behind the head, without consuming them. Returns the trailer `name` if trailers
+    /// come without content.
     pub(crate) fn poll_trailer(&mut self, name: &HeaderName, cx: &Context<'_>) -> Poll<Option<HeaderValue>> {
         self.0.state.borrow_mut().poll_trailer(self.0.stream, name, cx)
     }
 
-    pub(crate) fn taken(&mut self, count: usize) {
-        self.0.state.borrow_mut().taken(self.0.stream, count);
+    /// Credits bytes of [`Self::poll_data`] to the flow control windows.
+    pub(crate) fn release_capacity(&mut self, count: usize) {
+        self.0.state.borrow_mut().release_capacity(self.0.stream, count);
     }
 
     /// The trailers, once there is no more data.
@@ -113,7 +114,7 @@ impl RecvStream {
         self.0.state.borrow_mut().take_trailers(self.0.stream)
     }
 
-    /// Whether nothing more is to be taken.
+    /// Whether everything was read.
     pub(crate) fn is_end_stream(&self) -> bool {
         self.0.state.borrow().is_end_stream(self.0.stream)
     }
@@ -122,8 +123,8 @@ impl RecvStream {
 // === impl Requests ===
 
 impl Requests {
-    /// Sends the head of a request, at once or when the server takes one more. `length`: what is said of the body's length if
-    /// the headers say nothing.
+    /// Sends the head of a request, or queues it until the server accepts another stream. `length`: the
+    /// `content-length` to send if the headers have none.
     pub(crate) fn send(
         &self,
         head: &Parts,
@@ -131,27 +132,27 @@ impl Requests {
         ends: bool,
     ) -> Result<(SendStream, RecvStream), Error> {
         let stream = self.0.borrow_mut().request(head, length, ends)?;
-        Ok(halves(&self.0, stream))
+        Ok(handles(&self.0, stream))
     }
 
-    /// Whether the server leaves, or is gone.
-    pub(crate) fn is_over(&self) -> bool {
-        !self.0.borrow().may_open()
+    /// Whether no more requests can be sent: the server sent GOAWAY, or the connection closed.
+    pub(crate) fn is_closed(&self) -> bool {
+        !self.0.borrow().can_open()
     }
 
     /// Streams that are open.
-    pub(crate) fn open(&self) -> usize {
+    pub(crate) fn open_streams(&self) -> usize {
         self.0.borrow().open_streams()
     }
 
-    /// Requests at once that the server takes. None: it has not said yet.
-    pub(crate) fn streams_max(&self) -> Option<usize> {
-        self.0.borrow().streams_max()
+    /// The server's SETTINGS_MAX_CONCURRENT_STREAMS. None: its SETTINGS have not arrived.
+    pub(crate) fn max_concurrent_streams(&self) -> Option<usize> {
+        self.0.borrow().max_concurrent_streams()
     }
 }
 
 impl Drop for Requests {
     fn drop(&mut self) {
-        self.0.borrow_mut().abandon();
+        self.0.borrow_mut().drop_requests();
     }
 }

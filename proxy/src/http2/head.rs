@@ -1,4 +1,4 @@
-//! Fields of a header block into the head of a message (RFC 9113 8), and back.
+//! Message heads from the fields of header blocks (RFC 9113 8), and back.
 
 use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -7,13 +7,13 @@ use http::uri::{self, Authority, PathAndQuery, Scheme};
 use http::{Method, Request, StatusCode, Uri, Version};
 
 use super::Reason;
-use super::frame::{CONTINUATION, END_HEADERS, END_STREAM, HEAD, HEADERS, Head, PAYLOAD_MAX};
+use super::frame::{CONTINUATION, END_HEADERS, END_STREAM, FrameHeader, HEADER_BYTES, HEADERS, PAYLOAD_MAX};
 use crate::hpack::Field;
 use crate::hpack::decode::Decoder;
 use crate::hpack::encode::Encoder;
 use crate::http::head::HEADERS_MAX;
 
-/// The fields of one block.
+/// The decoded fields of one header block.
 #[derive(Default)]
 pub(super) struct Fields {
     method: Option<Method>,
@@ -23,20 +23,20 @@ pub(super) struct Fields {
     status: Option<StatusCode>,
     headers: HeaderMap,
     size: usize,
-    /// Larger than what is taken; the rest was thrown away.
+    /// The fields exceed the size limit; those beyond it were dropped.
     pub(super) is_oversized: bool,
-    /// Something in it must not be.
+    /// A field is forbidden, or has an invalid name or value.
     is_malformed: bool,
 }
 
-/// A head that must not be: the stream is reset.
+/// A malformed head or trailers (RFC 9113 8.1.1): the stream is reset.
 #[derive(Debug)]
 pub(super) struct Malformed;
 
 // === impl Fields ===
 
 impl Fields {
-    /// Reads a block.
+    /// Decodes a header block.
     pub(super) fn decode(decoder: &mut Decoder, block: Bytes, size_max: u32) -> Result<Self, Reason> {
         let mut fields = Self::default();
         decoder
@@ -44,40 +44,41 @@ impl Fields {
                 fields.size += size;
                 if fields.size > size_max as usize {
                     fields.is_oversized = true;
-                } else if fields.take(field).is_none() {
+                } else if fields.add(field).is_none() {
                     fields.is_malformed = true;
                 }
             })
             .map_err(|error| {
-                tracing::debug!(%error, "a header block could not be read");
+                tracing::debug!(%error, "invalid header block");
                 Reason::COMPRESSION_ERROR
             })?;
         Ok(fields)
     }
 
-    /// None: it must not be there.
-    fn take(&mut self, field: Field) -> Option<()> {
+    /// None: the field is forbidden.
+    fn add(&mut self, field: Field) -> Option<()> {
         match field {
             Field::Header(name, value) => {
-                if is_of_connection(&name) || (name == header::TE && value != "trailers") {
+                if is_connection_header(&name) || (name == header::TE && value != "trailers") {
                     return None;
                 }
                 self.headers.append(name, value);
                 Some(())
             }
-            // What begins with a colon comes first.
+            // Pseudo-headers come first (RFC 9113 8.3).
             _ if !self.headers.is_empty() => None,
-            Field::Method(method) => once(&mut self.method, method),
-            Field::Scheme(scheme) => once(&mut self.scheme, scheme),
-            Field::Authority(authority) => once(&mut self.authority, authority),
-            Field::Path(path) => once(&mut self.path, path),
-            Field::Status(status) => once(&mut self.status, status),
-            // RFC 8441 is not offered.
+            Field::Method(method) => set_once(&mut self.method, method),
+            Field::Scheme(scheme) => set_once(&mut self.scheme, scheme),
+            Field::Authority(authority) => set_once(&mut self.authority, authority),
+            Field::Path(path) => set_once(&mut self.path, path),
+            Field::Status(status) => set_once(&mut self.status, status),
+            // Extended CONNECT (RFC 8441) is not offered.
             Field::Protocol | Field::Malformed => None,
         }
     }
 
-    /// Whether a response or trailers are larger than what is taken. Of a request that is said once its cookie is whole again.
+    /// Whether a response or trailers exceed the limits. For a request, `http::head` checks the number of headers
+    /// after it has joined split cookies.
     pub(super) fn is_too_large(&self) -> bool {
         self.is_oversized || self.headers.len() > HEADERS_MAX
     }
@@ -92,7 +93,7 @@ impl Fields {
 
     pub(super) fn into_request(self) -> Result<Request<()>, Malformed> {
         let method = self.method.ok_or(Malformed)?;
-        // RFC 9113 8.5: CONNECT names an authority, and nothing else.
+        // RFC 9113 8.5: CONNECT has an authority, and neither scheme nor path.
         let is_connect = method == Method::CONNECT;
         let parts = self.scheme.is_some() && self.path.is_some();
         let none = self.scheme.is_none() && self.path.is_none();
@@ -101,7 +102,7 @@ impl Fields {
             return Err(Malformed);
         }
         let mut target = uri::Parts::default();
-        // A scheme without an authority is nothing that a Uri has.
+        // `Uri` has no scheme without an authority.
         target.scheme = self.scheme.filter(|_| self.authority.is_some());
         target.authority = self.authority;
         target.path_and_query = self.path;
@@ -117,7 +118,7 @@ impl Fields {
         let status = self.status.ok_or(Malformed)?;
         let is_request =
             self.method.is_some() || self.scheme.is_some() || self.authority.is_some() || self.path.is_some();
-        // RFC 9113 8.6: there is no upgrade.
+        // RFC 9113 8.6: there is no 101.
         if self.is_malformed || is_request || status == StatusCode::SWITCHING_PROTOCOLS {
             return Err(Malformed);
         }
@@ -129,19 +130,19 @@ impl Fields {
     }
 }
 
-fn once<T>(place: &mut Option<T>, value: T) -> Option<()> {
-    place.replace(value).is_none().then_some(())
+fn set_once<T>(slot: &mut Option<T>, value: T) -> Option<()> {
+    slot.replace(value).is_none().then_some(())
 }
 
-/// How long a body is said to be.
+/// The value of `content-length`.
 pub(super) fn content_length(headers: &HeaderMap) -> Result<Option<u64>, Malformed> {
     let Some(length) = headers.get(header::CONTENT_LENGTH) else { return Ok(None) };
     let digits = length.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
     digits.and_then(|text| text.parse().ok()).map(Some).ok_or(Malformed)
 }
 
-/// Whether a header is of a connection of HTTP/1.1, and has no place here (RFC 9113 8.2.2).
-fn is_of_connection(name: &HeaderName) -> bool {
+/// Whether a header is specific to an HTTP/1.1 connection, and forbidden in HTTP/2 (RFC 9113 8.2.2).
+fn is_connection_header(name: &HeaderName) -> bool {
     *name == header::CONNECTION
         || *name == header::TRANSFER_ENCODING
         || *name == header::UPGRADE
@@ -149,7 +150,7 @@ fn is_of_connection(name: &HeaderName) -> bool {
         || name == "proxy-connection"
 }
 
-/// Puts the head of a request into frames. `length`: what is said of the body's, if the headers do not.
+/// Encodes the head of a request. `length`: the `content-length` to send if the headers have none.
 pub(super) fn put_request(
     encoder: &mut Encoder,
     stream: u32,
@@ -183,7 +184,7 @@ pub(super) fn put_request(
     });
 }
 
-/// Puts the head of a response into frames.
+/// Encodes the head of a response.
 pub(super) fn put_response(
     encoder: &mut Encoder,
     stream: u32,
@@ -199,7 +200,7 @@ pub(super) fn put_response(
     });
 }
 
-/// Puts trailers into frames, which end the stream.
+/// Encodes trailers, which end the stream.
 pub(super) fn put_trailers(encoder: &mut Encoder, stream: u32, trailers: &HeaderMap, out: &mut BytesMut) {
     put_block(stream, true, out, |out| {
         encoder.begin(out);
@@ -209,7 +210,7 @@ pub(super) fn put_trailers(encoder: &mut Encoder, stream: u32, trailers: &Header
 
 fn put_headers(encoder: &mut Encoder, headers: &HeaderMap, out: &mut BytesMut) {
     for (name, value) in headers {
-        if !is_of_connection(name) {
+        if !is_connection_header(name) {
             encoder.header(name, value, out);
         }
     }
@@ -217,21 +218,26 @@ fn put_headers(encoder: &mut Encoder, headers: &HeaderMap, out: &mut BytesMut) {
 
 fn put_block(stream: u32, ends: bool, out: &mut BytesMut, put: impl FnOnce(&mut BytesMut)) {
     let start = out.len();
-    out.extend_from_slice(&[0; HEAD]);
+    out.extend_from_slice(&[0; HEADER_BYTES]);
     put(out);
     let flags = if ends { END_STREAM } else { 0 };
-    let length = out.len() - start - HEAD;
+    let length = out.len() - start - HEADER_BYTES;
     if length <= PAYLOAD_MAX {
-        out[start..start + HEAD].copy_from_slice(&Head::octets(HEADERS, flags | END_HEADERS, stream, length));
+        out[start..start + HEADER_BYTES].copy_from_slice(&FrameHeader::encode(
+            HEADERS,
+            flags | END_HEADERS,
+            stream,
+            length,
+        ));
         return;
     }
-    let block = out.split_off(start + HEAD);
+    let block = out.split_off(start + HEADER_BYTES);
     out.truncate(start);
     let count = block.len().div_ceil(PAYLOAD_MAX);
     for (number, part) in block.chunks(PAYLOAD_MAX).enumerate() {
         let (kind, first) = if number == 0 { (HEADERS, flags) } else { (CONTINUATION, 0) };
         let last = if number + 1 == count { END_HEADERS } else { 0 };
-        out.extend_from_slice(&Head::octets(kind, first | last, stream, part.len()));
+        out.extend_from_slice(&FrameHeader::encode(kind, first | last, stream, part.len()));
         out.extend_from_slice(part);
     }
 }

@@ -1,16 +1,17 @@
 //! HTTP/2 (RFC 9113), for both sides of a connection.
 //!
-//! - [`connection`]: reading and writing.
-//! - [`state`]: all that both ends of a connection have said, what each frame means, and what becomes of streams.
-//! - [`half`]: the two directions of one stream, as whoever answers or asks holds them.
-//! - [`stream`]: what is known of one stream.
-//! - [`head`]: fields of a header block into the head of a message, and back.
-//! - [`frame`]: what a frame looks like.
-//! - [`flow`]: how much may be sent.
-//! - [`output`]: what is to be written.
+//! - [`connection`]: reads and writes frames.
+//! - [`state`]: the state of a connection: what each frame does, and the streams.
+//! - [`half`]: the handles of a stream and of a client connection, for the tasks that use them.
+//! - [`stream`]: the state of one stream.
+//! - [`head`]: header blocks to message heads, and back.
+//! - [`frame`]: the layout of frames.
+//! - [`flow`]: flow control windows.
+//! - [`output`]: the write buffer.
 //!
-//! A connection is one task, which reads and writes. Those that answer or ask hold halves of streams, on the same thread: what
-//! they send is put into bytes at once and written when the connection's task runs next, with all that others sent meanwhile.
+//! One task reads and writes a connection. Request handlers hold the handles of streams on the same thread: what they
+//! send is encoded at once into the write buffer, and the connection's task writes it, with what others have sent,
+//! when it next runs.
 
 pub(crate) mod connection;
 mod flow;
@@ -30,51 +31,51 @@ use std::io;
 #[cfg(doc)]
 use crate::http::head::HEADERS_MAX;
 
-/// What a connection of ours allows its peer.
+/// Limits on what the peer may send.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Streams at once that the peer opens.
+    /// Concurrent streams that the peer may open (SETTINGS_MAX_CONCURRENT_STREAMS).
     pub(crate) streams: u32,
-    /// Bytes that come in one stream before they are taken. Not less than 65,535: so much comes before the peer has heard of it.
+    /// Initial receive window of a stream, in bytes. At least 65,535: a peer may send that much before it has our
+    /// SETTINGS.
     pub(crate) stream_window: u32,
-    /// The same for all streams together.
+    /// Receive window of the connection, in bytes.
     pub(crate) connection_window: u32,
-    /// Bytes of a head, decoded, as RFC 9113 6.5.2 counts them.
+    /// Decoded size of a head, as RFC 9113 6.5.2 counts it (SETTINGS_MAX_HEADER_LIST_SIZE).
     pub(crate) head_bytes: u32,
 }
 
-/// The head of a request is larger than [`Limits::head_bytes`]. The stream is there to say so.
+/// The head of a request exceeds [`Limits::head_bytes`]. Its stream is open, so that a response can be sent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TooLarge;
 
-/// Why a stream or a connection was ended (RFC 9113 7).
+/// An error code (RFC 9113 7).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Reason(pub(crate) u32);
 
-/// Why a stream is over before its end.
+/// Why a stream ended early.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// One side reset it.
-    #[error("the stream was reset: {0}")]
+    /// Either side reset the stream.
+    #[error("stream reset: {0}")]
     Reset(Reason),
-    /// It was reset from here, because what the peer sent in it breaks the rules.
-    #[error("what came in the stream is not HTTP/2: {0}")]
+    /// This side reset the stream because the peer violated the protocol in it (a stream error, RFC 9113 5.4.2).
+    #[error("HTTP/2 stream error: {0}")]
     Malformed(Reason),
-    /// It was reset from here, because its head or its trailers are larger than [`Limits::head_bytes`], or have more fields
-    /// than [`HEADERS_MAX`].
-    #[error("its head or its trailers are larger than 64 KiB, or have more than 100 fields")]
+    /// This side reset the stream because its headers or trailers exceed [`Limits::head_bytes`] or [`HEADERS_MAX`].
+    #[error("headers or trailers larger than 64 KiB or more than 100 fields")]
     TooLarge,
     /// Nothing of the request was sent.
     #[error("{0}")]
     Unsent(&'static str),
-    /// The peer leaves, and says that it did not look at this stream.
-    #[error("the peer has left: {0}")]
-    Left(Reason),
-    /// The connection was ended for what the peer did.
-    #[error("the connection broke the rules: {0}")]
-    Broken(Reason),
-    /// The connection is gone.
-    #[error("the connection was closed: {0}")]
+    /// The peer sent a GOAWAY that excludes this stream: it was not processed.
+    #[error("peer sent GOAWAY: {0}")]
+    GoAway(Reason),
+    /// The connection was closed because the peer violated the protocol (a connection error, RFC 9113 5.4.1).
+    #[error("HTTP/2 connection error: {0}")]
+    Protocol(Reason),
+    /// The connection was closed.
+    #[error("connection closed: {0}")]
     Closed(io::ErrorKind),
 }
 
@@ -122,10 +123,11 @@ impl fmt::Display for Reason {
 // === impl Error ===
 
 impl Error {
-    /// The reason that a peer gave. What was refused here is nothing that the other side of the proxy has to answer for.
+    /// The error code to pass on to the other side of the proxy. None where this side rejected what the peer sent, or
+    /// no code was sent.
     pub(crate) fn reason(&self) -> Option<Reason> {
         match self {
-            Self::Reset(reason) | Self::Left(reason) | Self::Broken(reason) => Some(*reason),
+            Self::Reset(reason) | Self::GoAway(reason) | Self::Protocol(reason) => Some(*reason),
             Self::Malformed(_) | Self::TooLarge | Self::Unsent(_) | Self::Closed(_) => None,
         }
     }

@@ -1,4 +1,4 @@
-//! What is to be written: short pieces gathered, long ones from where they are.
+//! The write buffer of a connection: frames and short data are copied, long data is written from where it is.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -8,51 +8,52 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::AsyncWrite;
 
-/// Data below this is gathered with what is before it.
-const SHORT: usize = 2048;
+/// Shorter data is copied into the buffer.
+const COPY_BELOW: usize = 2048;
 
-/// Room that is kept for what comes next.
-const KEPT: usize = 4096;
+/// Capacity of the buffer that is kept when all was written.
+const CAPACITY_KEPT: usize = 4096;
 
-/// Pieces that are written at once.
-const SLICES: usize = 32;
+/// Slices of one vectored write.
+const SLICES_MAX: usize = 32;
 
+/// Frames to write.
 #[derive(Default)]
 pub(super) struct Output {
-    /// In front of what is gathered.
+    /// Written before `buffer`.
     pieces: VecDeque<Bytes>,
-    gathered: BytesMut,
-    /// Octets in the pieces.
-    waiting: usize,
+    buffer: BytesMut,
+    /// Bytes in `pieces`.
+    queued_bytes: usize,
 }
 
 // === impl Output ===
 
 impl Output {
-    /// Octets that wait.
+    /// Bytes to write.
     pub(super) fn len(&self) -> usize {
-        self.waiting + self.gathered.len()
+        self.queued_bytes + self.buffer.len()
     }
 
-    /// Where frames are put.
-    pub(super) fn gathered(&mut self) -> &mut BytesMut {
-        &mut self.gathered
+    /// Where frames are encoded.
+    pub(super) fn buffer(&mut self) -> &mut BytesMut {
+        &mut self.buffer
     }
 
     pub(super) fn push(&mut self, data: Bytes) {
-        if data.len() < SHORT {
-            self.gathered.extend_from_slice(&data);
+        if data.len() < COPY_BELOW {
+            self.buffer.extend_from_slice(&data);
             return;
         }
-        if !self.gathered.is_empty() {
-            self.waiting += self.gathered.len();
-            self.pieces.push_back(self.gathered.split().freeze());
+        if !self.buffer.is_empty() {
+            self.queued_bytes += self.buffer.len();
+            self.pieces.push_back(self.buffer.split().freeze());
         }
-        self.waiting += data.len();
+        self.queued_bytes += data.len();
         self.pieces.push_back(data);
     }
 
-    /// Writes what there is.
+    /// Writes everything, and flushes.
     pub(super) fn poll_write<S>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>>
     where
         S: AsyncWrite + Unpin,
@@ -62,10 +63,10 @@ impl Output {
         }
         while self.len() > 0 {
             let written = if self.pieces.is_empty() {
-                ready!(Pin::new(&mut *stream).poll_write(cx, &self.gathered))?
+                ready!(Pin::new(&mut *stream).poll_write(cx, &self.buffer))?
             } else {
-                let mut slices = [IoSlice::new(&[]); SLICES];
-                let pieces = self.pieces.iter().map(|piece| &**piece).chain([&*self.gathered]);
+                let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+                let pieces = self.pieces.iter().map(|piece| &**piece).chain([&*self.buffer]);
                 let mut count = 0;
                 for (slice, piece) in slices.iter_mut().zip(pieces) {
                     *slice = IoSlice::new(piece);
@@ -78,9 +79,9 @@ impl Output {
             }
             self.advance(written);
         }
-        // A connection at rest holds little.
-        if self.gathered.capacity() > KEPT {
-            self.gathered = BytesMut::new();
+        // An idle connection holds little memory.
+        if self.buffer.capacity() > CAPACITY_KEPT {
+            self.buffer = BytesMut::new();
         }
         Pin::new(stream).poll_flush(cx)
     }
@@ -89,17 +90,17 @@ impl Output {
         while let Some(piece) = self.pieces.front_mut() {
             let count = written.min(piece.len());
             piece.advance(count);
-            self.waiting -= count;
+            self.queued_bytes -= count;
             written -= count;
             if !piece.is_empty() {
                 return;
             }
             self.pieces.pop_front();
         }
-        if written == self.gathered.len() {
-            self.gathered.clear();
+        if written == self.buffer.len() {
+            self.buffer.clear();
         } else {
-            self.gathered.advance(written);
+            self.buffer.advance(written);
         }
     }
 }

@@ -1,4 +1,29 @@
-//! What is known of one stream.
+//! The state of one stream (RFC 9113 5.1), without the reserved states: there are no pushes.
+//!
+//! ```text
+//!                      idle             id >= `State::next_id`, or `unsent_request` is set
+//!                        |
+//!                        | HEADERS
+//!                        v
+//!                      open             neither `send` nor `recv` is `Closed`
+//!                        |
+//!       END_STREAM sent  |  END_STREAM received
+//!             +----------+----------+
+//!             v                     v
+//!    half-closed (local)   half-closed (remote)
+//!    `send` is `Closed`    `recv` is `Closed`
+//!             |                     |
+//!             | END_STREAM          | END_STREAM
+//!             |  received           |  sent
+//!             +----------+----------+
+//!                        v
+//!                     closed            both are `Closed`, or `error` is set
+//! ```
+//!
+//! RST_STREAM in either direction, a GOAWAY that excludes the stream, and the end of the connection close it from any
+//! state, and set `error`. A direction that is not closed is `AwaitingHead` until its final head (not 1xx) was sent or
+//! received, then `Open`. A closed stream stays in `State::streams` until its handles are dropped; one that this side
+//! has reset stays in `State::recently_reset`, for its frames in flight.
 
 use std::collections::VecDeque;
 use std::task::{Context, Poll, Waker};
@@ -7,87 +32,88 @@ use bytes::{Bytes, BytesMut};
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 
-use super::flow::{ReceiveWindow, SendWindow};
+use super::flow::{RecvWindow, SendWindow};
 use super::{Error, Limits};
 use crate::clock::Tick;
 use crate::http::interim::INTERIM_MAX;
 use crate::telemetry::alive::{Alive, Kind};
 
-/// Parts of a body below this are put together while they wait, so that a burst of small ones costs little memory.
-const SMALL: usize = 512;
+/// Received parts of a body below this are merged while they wait, so that many small ones cost little memory.
+const MERGE_BELOW: usize = 512;
 
-/// Responses before the response that wait to be taken. They wait for no longer than it takes to come to it.
-const WAITING_MAX: usize = 32;
+/// Interim responses that are kept until they are read; more are dropped.
+const INTERIM_PENDING_MAX: usize = 32;
 
-/// One direction of a stream.
+/// The state of one direction of a stream.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Direction {
-    /// Its head is to come.
-    Waiting,
+pub(super) enum HalfState {
+    /// Its head was not received, or not sent.
+    AwaitingHead,
     Open,
-    Ended,
+    Closed,
 }
 
+/// A stream. The module documentation says which fields encode which state.
 pub(super) struct Stream {
     pub(super) opened: Tick,
 
-    // What comes.
-    pub(super) receiving: Direction,
-    /// Responses before the response, if there were any.
+    // Receiving.
+    pub(super) recv: HalfState,
+    /// Interim responses, if any have come.
     pub(super) interim: Option<Box<Interim>>,
-    /// The head of a response, until it is taken.
+    /// The head of a response, until it is read.
     pub(super) response: Option<(StatusCode, HeaderMap)>,
     received: VecDeque<Bytes>,
     pub(super) trailers: Option<HeaderMap>,
-    /// What is to come by what its head says.
+    /// What remains of `content-length`.
     content_left: Option<u64>,
-    pub(super) receive: ReceiveWindow,
-    pub(super) receiver: Option<Waker>,
-    /// Nobody takes what comes.
-    pub(super) is_deaf: bool,
+    pub(super) recv_window: RecvWindow,
+    pub(super) recv_waker: Option<Waker>,
+    /// The receiving handle was dropped: data is discarded.
+    pub(super) recv_dropped: bool,
 
-    // What goes.
-    pub(super) sending: Direction,
-    /// The head of a request that is to be sent when the peer takes one more, and the length of its body.
-    pub(super) request: Option<Box<(Parts, Option<u64>)>>,
-    pub(super) pending: VecDeque<Bytes>,
-    /// What is behind that ends the stream: trailers, if there are any.
-    pub(super) end: Option<Option<HeaderMap>>,
-    pub(super) send: SendWindow,
-    pub(super) sender: Option<Waker>,
-    /// It is in the queue of those that can send.
+    // Sending.
+    pub(super) send: HalfState,
+    /// A request that waits for SETTINGS_MAX_CONCURRENT_STREAMS, and its `content-length`.
+    pub(super) unsent_request: Option<Box<(Parts, Option<u64>)>>,
+    pub(super) pending_data: VecDeque<Bytes>,
+    /// The end of the stream, to be sent after `pending_data`: with trailers, if there are any.
+    pub(super) pending_end: Option<Option<HeaderMap>>,
+    pub(super) send_window: SendWindow,
+    pub(super) send_waker: Option<Waker>,
+    /// It is in `State::send_queue`.
     pub(super) is_queued: bool,
 
-    /// Why it is over.
+    /// Why it ended early.
     pub(super) error: Option<Error>,
-    /// Halves that somebody holds.
-    pub(super) halves: u8,
-    /// No content comes with the response (RFC 9110 9.3.2).
-    pub(super) is_head: bool,
+    /// Handles that exist.
+    pub(super) handles: u8,
+    /// The request is a HEAD: its response has no content (RFC 9110 9.3.2).
+    pub(super) is_head_request: bool,
     _alive: Alive,
 }
 
-/// Responses before a response.
+/// The interim (1xx) responses of a stream.
 #[derive(Default)]
 pub(super) struct Interim {
     /// How many have come.
     count: u32,
-    /// Those that were not taken yet.
-    pub(super) waiting: VecDeque<(StatusCode, HeaderMap)>,
+    /// Those that were not read.
+    pub(super) pending: VecDeque<(StatusCode, HeaderMap)>,
 }
 
-/// Content that the head did not speak of.
+/// The content is not as long as `content-length` says.
 #[derive(Debug)]
 pub(super) struct WrongLength;
 
 // === impl Interim ===
 
 impl Interim {
-    /// Keeps one more, if few wait. Whether there are too many of them.
+    /// Keeps one, if fewer than [`INTERIM_PENDING_MAX`] wait. Returns whether more than [`INTERIM_MAX`] have come.
     pub(super) fn push(&mut self, status: StatusCode, headers: HeaderMap) -> bool {
         self.count += 1;
-        if self.waiting.len() < WAITING_MAX {
-            self.waiting.push_back((status, headers));
+        if self.pending.len() < INTERIM_PENDING_MAX {
+            self.pending.push_back((status, headers));
         }
         self.count > INTERIM_MAX
     }
@@ -99,59 +125,59 @@ impl Stream {
     pub(super) fn new(kind: Kind, limits: &Limits, send_window: i32) -> Self {
         Self {
             opened: Tick::now(),
-            receiving: Direction::Waiting,
+            recv: HalfState::AwaitingHead,
             interim: None,
             response: None,
             received: VecDeque::new(),
             trailers: None,
             content_left: None,
-            receive: ReceiveWindow::new(limits.stream_window),
-            receiver: None,
-            is_deaf: false,
-            sending: Direction::Waiting,
-            request: None,
-            pending: VecDeque::new(),
-            end: None,
-            send: SendWindow::new(send_window),
-            sender: None,
+            recv_window: RecvWindow::new(limits.stream_window),
+            recv_waker: None,
+            recv_dropped: false,
+            send: HalfState::AwaitingHead,
+            unsent_request: None,
+            pending_data: VecDeque::new(),
+            pending_end: None,
+            send_window: SendWindow::new(send_window),
+            send_waker: None,
             is_queued: false,
             error: None,
-            halves: 0,
-            is_head: false,
+            handles: 0,
+            is_head_request: false,
             _alive: Alive::new(kind),
         }
     }
 
-    /// Nothing more goes either way.
+    /// Whether the stream is closed (RFC 9113 5.1).
     pub(super) fn is_closed(&self) -> bool {
-        self.error.is_some() || (self.receiving == Direction::Ended && self.sending == Direction::Ended)
+        self.error.is_some() || (self.recv == HalfState::Closed && self.send == HalfState::Closed)
     }
 
-    /// Nothing more of it is to be taken.
-    pub(super) fn has_been_taken(&self) -> bool {
-        self.receiving == Direction::Ended && self.received.is_empty() && self.trailers.is_none()
+    /// Whether everything was received and read.
+    pub(super) fn is_fully_read(&self) -> bool {
+        self.recv == HalfState::Closed && self.received.is_empty() && self.trailers.is_none()
     }
 
-    /// The head has come.
-    pub(super) fn begin(&mut self, content: Option<u64>) {
-        self.receiving = Direction::Open;
+    /// The head has come. `content`: its `content-length`.
+    pub(super) fn open_recv(&mut self, content: Option<u64>) {
+        self.recv = HalfState::Open;
         self.content_left = content;
     }
 
-    /// So much content has come.
-    pub(super) fn count(&mut self, octets: usize) -> Result<(), WrongLength> {
+    /// Counts received content.
+    pub(super) fn count_content(&mut self, bytes: usize) -> Result<(), WrongLength> {
         if let Some(left) = &mut self.content_left {
-            *left = left.checked_sub(octets as u64).ok_or(WrongLength)?;
+            *left = left.checked_sub(bytes as u64).ok_or(WrongLength)?;
         }
         Ok(())
     }
 
-    pub(super) fn store(&mut self, data: Bytes) {
+    pub(super) fn push_received(&mut self, data: Bytes) {
         if data.is_empty() {
             return;
         }
-        if data.len() < SMALL
-            && let Some(last) = self.received.back_mut().filter(|last| last.len() < SMALL)
+        if data.len() < MERGE_BELOW
+            && let Some(last) = self.received.back_mut().filter(|last| last.len() < MERGE_BELOW)
         {
             let mut joined = std::mem::take(last).try_into_mut().unwrap_or_else(|shared| BytesMut::from(&*shared));
             joined.extend_from_slice(&data);
@@ -161,38 +187,38 @@ impl Stream {
         self.received.push_back(data);
     }
 
-    /// The last of it has come.
-    pub(super) fn finish(&mut self, trailers: Option<HeaderMap>) -> Result<(), WrongLength> {
+    /// END_STREAM has come.
+    pub(super) fn close_recv(&mut self, trailers: Option<HeaderMap>) -> Result<(), WrongLength> {
         if self.content_left.is_some_and(|left| left > 0) {
             return Err(WrongLength);
         }
-        self.receiving = Direction::Ended;
+        self.recv = HalfState::Closed;
         self.trailers = trailers;
         Ok(())
     }
 
-    /// The next part of what has come, in front of trailers.
-    pub(super) fn take(&mut self) -> Option<Bytes> {
+    /// The next received part of the body.
+    pub(super) fn pop_received(&mut self) -> Option<Bytes> {
         self.received.pop_front()
     }
 
-    /// Whether content has come that was not taken.
-    pub(super) fn has_content(&self) -> bool {
+    /// Whether received content waits to be read.
+    pub(super) fn has_received(&self) -> bool {
         !self.received.is_empty()
     }
 
-    /// Octets that have come and nobody took, which nobody will.
-    pub(super) fn discard(&mut self) -> usize {
+    /// Drops received content that was not read. Returns its length.
+    pub(super) fn discard_received(&mut self) -> usize {
         self.received.drain(..).map(|data| data.len()).sum()
     }
 
-    /// Whether something waits to be sent.
+    /// Whether anything waits to be sent.
     pub(super) fn has_pending(&self) -> bool {
-        !self.pending.is_empty() || self.end.is_some()
+        !self.pending_data.is_empty() || self.pending_end.is_some()
     }
 
     pub(super) fn wake(&mut self) {
-        for waker in [&mut self.receiver, &mut self.sender] {
+        for waker in [&mut self.recv_waker, &mut self.send_waker] {
             if let Some(waker) = waker.take() {
                 waker.wake();
             }
@@ -200,11 +226,11 @@ impl Stream {
     }
 }
 
-/// To be woken.
-pub(super) fn wait<T>(place: &mut Option<Waker>, cx: &Context<'_>) -> Poll<T> {
-    match place {
+/// Registers the task to be woken.
+pub(super) fn register<T>(slot: &mut Option<Waker>, cx: &Context<'_>) -> Poll<T> {
+    match slot {
         Some(waker) => waker.clone_from(cx.waker()),
-        None => *place = Some(cx.waker().clone()),
+        None => *slot = Some(cx.waker().clone()),
     }
     Poll::Pending
 }

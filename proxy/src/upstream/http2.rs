@@ -136,18 +136,18 @@ impl Http2 {
     pub(crate) fn has_room(&self) -> bool {
         let streams = self.streams();
         // A server that takes none may do so for a moment, and one request waits for that: see `TURN_AWAY`.
-        let is_allowed = || self.requests.streams_max().is_none_or(|most| (streams as usize) < most.max(1));
+        let is_allowed = || self.requests.max_concurrent_streams().is_none_or(|most| (streams as usize) < most.max(1));
         !self.is_gone() && streams < STREAMS_MAX && is_allowed()
     }
 
     /// Requests on it: those that hold a lease, or streams that are open, whichever are more. A lease waits for its stream, and a
     /// stream that outlived its lease would take its room all the same.
     fn streams(&self) -> u32 {
-        self.streams.get().max(u32::try_from(self.requests.open()).unwrap_or(u32::MAX))
+        self.streams.get().max(u32::try_from(self.requests.open_streams()).unwrap_or(u32::MAX))
     }
 
     fn is_gone(&self) -> bool {
-        self.state.ended.get() || self.requests.is_over()
+        self.state.ended.get() || self.requests.is_closed()
     }
 
     /// Whether it is of use to nobody any more.
@@ -176,7 +176,7 @@ impl Http2 {
         let length = body.size_hint().exact().filter(|length| *length > 0 || defined);
         let (stream, response) = match self.requests.send(head, length, body.is_end_stream()) {
             Ok(halves) => halves,
-            Err(Error::Left(Reason::NO_ERROR)) => return Sent::Failed(Some(SendError::Left)),
+            Err(Error::GoAway(Reason::NO_ERROR)) => return Sent::Failed(Some(SendError::Left)),
             Err(error) => return Sent::Failed(Some(SendError::Unsent(error.to_string()))),
         };
         let mut upload = None;
@@ -201,12 +201,13 @@ async fn drive(mut connection: Connection<TcpStream>, state: Rc<State>, wants_ca
             if connection.poll_run(cx).is_ready() {
                 return Poll::Ready(());
             }
-            if connection.has_ended() && period == LOOK {
+            if connection.is_read_closed() && period == LOOK {
                 period = LOOK_AFTER_END;
                 look = Instant::now() + period;
             }
-            turn_away = connection.takes_none().then(|| turn_away.unwrap_or_else(|| Instant::now() + TURN_AWAY));
-            let head = connection.unfinished().map(|begun| begun + HEAD);
+            turn_away =
+                connection.has_blocked_requests().then(|| turn_away.unwrap_or_else(|| Instant::now() + TURN_AWAY));
+            let head = connection.incomplete_since().map(|begun| begun + HEAD);
             let deadline = [Some(look), turn_away, head].into_iter().flatten().min().unwrap_or(look);
             // The timer may ring too early, never too late: most requests do not touch it.
             if deadline < timer.deadline() {
@@ -220,17 +221,17 @@ async fn drive(mut connection: Connection<TcpStream>, state: Rc<State>, wants_ca
                 return Poll::Ready(());
             }
             if has_come(turn_away) {
-                connection.turn_away();
+                connection.reject_blocked_requests();
             }
             if has_come(Some(look)) {
                 look = now + period;
-                if connection.has_ended() {
+                if connection.is_read_closed() {
                     // It says nothing more, but may read on.
                     connection.probe();
                     continue;
                 }
                 let may_ask = !wants_calm.get();
-                match pulse.look(state.busy.get(), connection.read(), connection.answers(), may_ask, now) {
+                match pulse.look(state.busy.get(), connection.bytes_read(), connection.message_frames(), may_ask, now) {
                     Look::Lives => {}
                     Look::Ask => connection.ping(),
                     Look::Gone => {
@@ -244,7 +245,7 @@ async fn drive(mut connection: Connection<TcpStream>, state: Rc<State>, wants_ca
         }
     })
     .await;
-    if connection.wants_calm() {
+    if connection.got_enhance_your_calm() {
         wants_calm.set(true);
     }
 }
@@ -312,9 +313,9 @@ impl SendError {
     /// What the end of a stream says about its request.
     fn of_stream(error: &Error) -> Self {
         match error {
-            Error::Left(Reason::NO_ERROR) => Self::Left,
+            Error::GoAway(Reason::NO_ERROR) => Self::Left,
             // RFC 9113 6.8: what is beyond the last stream that a server names was not processed, whatever made it leave.
-            Error::Left(_) | Error::Reset(Reason::REFUSED_STREAM) => Self::Refused,
+            Error::GoAway(_) | Error::Reset(Reason::REFUSED_STREAM) => Self::Refused,
             Error::Unsent(_) => Self::Unsent(error.to_string()),
             Error::Malformed(_) => Self::Protocol(error.to_string()),
             Error::TooLarge => Self::TooLarge(error.to_string()),

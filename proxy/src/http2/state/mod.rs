@@ -1,10 +1,10 @@
-//! All that both ends of a connection have said, and what becomes of its streams.
+//! The state of a connection and its streams.
 //!
-//! - [`frames`]: what each frame means.
-//! - [`calls`]: what is asked by those that hold halves of streams, or open them.
-//! - [`task`]: what the connection's task does beside.
+//! - [`frames`]: what received frames do.
+//! - [`api`]: what the handles of streams call.
+//! - [`task`]: what the connection's task calls besides.
 
-mod calls;
+mod api;
 mod frames;
 mod task;
 
@@ -17,55 +17,56 @@ use bytes::{Bytes, BytesMut};
 use http::Request;
 use tokio::time::Instant;
 
-use super::flow::{ReceiveWindow, SendWindow, WINDOW};
-use super::frame::{self, Head};
+use super::flow::{RecvWindow, SendWindow, WINDOW};
+use super::frame::{self, FrameHeader};
 use super::head;
 use super::output::Output;
-use super::stream::{Direction, Stream};
+use super::stream::{HalfState, Stream};
 use super::{Error, Limits, Reason, TooLarge};
 use crate::clock::Tick;
 use crate::hpack::decode::Decoder;
 use crate::hpack::encode::Encoder;
 
-/// Octets that wait to be written before no more content is put behind them.
+/// Bytes of output beyond which no more DATA is added.
 const OUTPUT_MAX: usize = 64 * 1024;
 
-/// Octets that wait to be written before nothing more is read from a peer that makes us say so much.
-const OUTPUT_STOP: usize = 256 * 1024;
+/// Bytes of output beyond which nothing is read: what is received can make this side send frames (PING and SETTINGS
+/// acknowledgements, RST_STREAM).
+const OUTPUT_READ_STOP: usize = 256 * 1024;
 
-/// Streams that a peer makes us reset, or resets itself so soon that it cannot have wanted an answer, before one comes to its
-/// end; each that does gives one back. Source: what Envoy bears before it looks at their share
-/// (`overload.premature_reset_total_stream_count`).
-const PATIENCE: u32 = 500;
+/// Budget against rapid resets. Each reset that the peer forces, and each stream that it cancels within
+/// [`RAPID_RESET`] before its response, spends one; each stream that completes refunds one. Source: the count from
+/// which Envoy checks for premature resets (`overload.premature_reset_total_stream_count`).
+const RESET_BUDGET: u32 = 500;
 
-/// A stream that is reset sooner, without an answer, was not meant. Source: Envoy
+/// A stream that the peer cancels sooner, and before its response, spends [`RESET_BUDGET`]. Source: Envoy
 /// (`overload.premature_reset_min_stream_lifetime_seconds`).
-const SOON: Duration = Duration::from_secs(1);
+const RAPID_RESET: Duration = Duration::from_secs(1);
 
-/// Frames that carry nothing for a stream, at once: settings, pings, priorities, empty data, what is for streams that are over, what
-/// is unknown, and the increments of windows.
-const SPARE: u32 = 1000;
+/// Budget of received frames that carry no message: SETTINGS, PING, PRIORITY, WINDOW_UPDATE, GOAWAY, empty DATA,
+/// frames of closed streams, and unknown types.
+const CONTROL_BUDGET: u32 = 1000;
 
-/// How many more of them a frame with something in it allows, whichever side sends it. Source: what Envoy bears for each frame
-/// of data that it sends (`max_inbound_window_update_frames_per_data_frame_sent`).
-const SPARE_EARNED: u32 = 10;
+/// Refund for each HEADERS received and for each DATA with content, sent or received. Source: what Envoy allows for
+/// each DATA that it sends (`max_inbound_window_update_frames_per_data_frame_sent`).
+const CONTROL_BUDGET_PER_DATA: u32 = 10;
 
-/// How many more each second allows, for connections on which nothing else is said for days.
-const SPARE_PER_SECOND: u64 = 10;
+/// Refund for each second, for connections that are idle for days.
+const CONTROL_BUDGET_PER_SECOND: u64 = 10;
 
-/// The most that is saved up: what a window of 16 MiB takes whose receiver gives it back in pieces of 2 KiB.
-const SPARE_MAX: u32 = 10_000;
+/// Largest budget: enough for a receiver that returns a window of 16 MiB in increments of 2 KiB.
+const CONTROL_BUDGET_MAX: u32 = 10_000;
 
-/// Streams that one of these frames may change as cheaply as none: a change of the initial window changes all.
-const SPARE_STREAMS: usize = 8;
+/// A change of SETTINGS_INITIAL_WINDOW_SIZE touches all streams, and spends one more for each this many streams.
+const STREAMS_PER_CONTROL_FRAME: usize = 8;
 
-/// Frames that one header block comes in. Whole blocks of the largest size come in far fewer.
+/// CONTINUATION frames of one header block. A block of the largest size needs far fewer.
 const CONTINUATIONS_MAX: u32 = 100;
 
-/// Streams reset from here whose frames may be on their way still.
-const FORGOTTEN_MAX: usize = 1000;
+/// Streams reset by this side that are remembered: their frames may still be in flight.
+const RECENTLY_RESET_MAX: usize = 1000;
 
-/// Which end of a connection this is.
+/// The side of a connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Side {
     Client,
@@ -78,95 +79,95 @@ pub(super) struct State {
     pub(super) output: Output,
     encoder: Encoder,
     decoder: Decoder,
-    streams: HashMap<u32, Stream, BuildHasherDefault<ById>>,
+    streams: HashMap<u32, Stream, BuildHasherDefault<StreamIdHasher>>,
     /// Streams that are not closed.
     open: usize,
-    send: SendWindow,
-    receive: ReceiveWindow,
-    /// What the peer takes in a stream that begins.
-    peer_window: i32,
-    /// Streams at once that the peer takes.
-    peer_streams: usize,
-    /// The peer has sent its settings.
-    is_settled: bool,
-    /// The first stream that was not opened yet.
-    next: u32,
-    /// Requests that came.
+    send_window: SendWindow,
+    recv_window: RecvWindow,
+    /// The peer's SETTINGS_INITIAL_WINDOW_SIZE.
+    peer_initial_window: i32,
+    /// The peer's SETTINGS_MAX_CONCURRENT_STREAMS.
+    peer_max_streams: usize,
+    /// The peer's first SETTINGS have come.
+    has_peer_settings: bool,
+    /// The lowest stream identifier that was not used yet.
+    next_id: u32,
+    /// Requests that were received and not yet accepted.
     accepted: VecDeque<(u32, Result<Request<()>, TooLarge>)>,
-    /// Requests that came and are none, whose streams were reset, until somebody notes them.
+    /// Malformed requests, whose streams were reset, since they were last counted.
     pub(super) malformed: u32,
-    /// Requests that wait until the peer takes one more.
-    waiting: VecDeque<u32>,
-    /// Streams with something to send and room for it.
-    ready: VecDeque<u32>,
-    forgotten: VecDeque<u32>,
-    block: Option<Block>,
-    patience: u32,
-    /// Frames that carry nothing and may still come.
-    spare: u32,
-    /// When [`SPARE_PER_SECOND`] was last counted.
-    spared: Tick,
-    /// Heads and data of streams that came.
-    pub(super) answers: u64,
-    /// The peer takes no requests, and those that wait for it were told to go elsewhere.
-    turns_away: bool,
-    /// The peer left because of too much of something.
-    pub(super) wants_calm: bool,
-    pub(super) leaving: Leaving,
-    /// Why there is nothing more to be had from this connection.
+    /// Requests that wait for the peer's SETTINGS_MAX_CONCURRENT_STREAMS.
+    pending_open: VecDeque<u32>,
+    /// Streams with data to send that do not wait for their own window.
+    send_queue: VecDeque<u32>,
+    recently_reset: VecDeque<u32>,
+    header_block: Option<HeaderBlock>,
+    reset_budget: u32,
+    /// See [`CONTROL_BUDGET`].
+    control_budget: u32,
+    /// When [`CONTROL_BUDGET_PER_SECOND`] was last added.
+    control_refilled: Tick,
+    /// HEADERS and DATA frames of streams that were received.
+    pub(super) message_frames: u64,
+    /// The peer allows no streams: waiting requests have failed, and no others are accepted.
+    rejects_requests: bool,
+    /// The peer has sent GOAWAY with ENHANCE_YOUR_CALM.
+    pub(super) got_enhance_your_calm: bool,
+    pub(super) go_away: GoAway,
+    /// Why the connection is closed.
     pub(super) error: Option<Error>,
-    /// Nobody is left who could open a stream.
-    pub(super) is_abandoned: bool,
-    /// Octets that came.
-    pub(super) read: u64,
+    /// The [`super::Requests`] handle was dropped: no more requests will be sent.
+    pub(super) requests_dropped: bool,
+    /// Bytes received.
+    pub(super) bytes_read: u64,
     waker: Option<Waker>,
     is_woken: bool,
 }
 
-/// How far a connection is with its end.
+/// How far a graceful shutdown is (RFC 9113 6.8).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Leaving {
-    No,
-    /// The client was told, and what it had sent by then is on its way (RFC 9113 6.8).
+pub(super) enum GoAway {
+    None,
+    /// Sent with the highest stream identifier: requests in flight are still accepted.
     Announced,
-    /// Nothing that is new is taken.
+    /// Sent with the last stream, or received: no new streams.
     Final,
 }
 
-/// A header block that comes in several frames.
-struct Block {
-    head: Head,
-    octets: BytesMut,
-    frames: u32,
-    begun: Instant,
+/// A header block whose CONTINUATION frames have not all come.
+struct HeaderBlock {
+    head: FrameHeader,
+    bytes: BytesMut,
+    continuations: u32,
+    started: Instant,
 }
 
-/// The payload of a frame: a place in what others use as well, or octets of its own.
+/// The payload of a frame: in the shared read buffer, or in a buffer that can be kept.
 pub(super) enum Payload<'a> {
     Borrowed(&'a [u8]),
     Owned(Bytes),
 }
 
-/// Streams are numbered by turns: that spreads them well enough.
+/// A hasher for stream identifiers: they are consecutive, so one multiplication spreads them well enough.
 #[derive(Default)]
-pub(super) struct ById(u64);
+pub(super) struct StreamIdHasher(u64);
 
-/// What a PING of a farewell says.
-const FAREWELL: &[u8; 8] = b"farewell";
+/// Payload of the PING behind the first GOAWAY. Its acknowledgement shows that the client has seen the GOAWAY.
+const SHUTDOWN_PING: &[u8; 8] = b"shutdown";
 
-/// What a PING of ours says otherwise.
-const ALIVE: &[u8; 8] = b"are you?";
+/// Payload of the PING that checks whether the peer is alive.
+const KEEPALIVE_PING: &[u8; 8] = b"liveness";
 
-// === impl ById ===
+// === impl StreamIdHasher ===
 
-impl Hasher for ById {
+impl Hasher for StreamIdHasher {
     fn finish(&self) -> u64 {
         self.0
     }
 
-    fn write(&mut self, octets: &[u8]) {
-        for octet in octets {
-            self.write_u32(u32::from(*octet));
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u32(u32::from(*byte));
         }
     }
 
@@ -178,18 +179,18 @@ impl Hasher for ById {
 // === impl Payload ===
 
 impl Payload<'_> {
-    pub(super) fn octets(&self) -> &[u8] {
+    pub(super) fn bytes(&self) -> &[u8] {
         match self {
-            Self::Borrowed(octets) => octets,
-            Self::Owned(octets) => octets,
+            Self::Borrowed(bytes) => bytes,
+            Self::Owned(bytes) => bytes,
         }
     }
 
-    /// A part of it, as long as somebody wants it.
-    fn keep(&self, part: std::ops::Range<usize>) -> Bytes {
+    /// A part that outlives the frame: copied if it is borrowed.
+    fn slice(&self, part: std::ops::Range<usize>) -> Bytes {
         match self {
-            Self::Borrowed(octets) => Bytes::copy_from_slice(&octets[part]),
-            Self::Owned(octets) => octets.slice(part),
+            Self::Borrowed(bytes) => Bytes::copy_from_slice(&bytes[part]),
+            Self::Owned(bytes) => bytes.slice(part),
         }
     }
 }
@@ -199,8 +200,8 @@ impl Payload<'_> {
 impl State {
     pub(super) fn new(side: Side, limits: Limits) -> Self {
         let mut output = Output::default();
-        let out = output.gathered();
-        // RFC 9113 6.5.2, by their numbers.
+        let out = output.buffer();
+        // Settings by their identifiers (RFC 9113 6.5.2).
         match side {
             Side::Client => {
                 out.extend_from_slice(frame::PREFACE);
@@ -223,223 +224,227 @@ impl State {
             decoder: Decoder::new(4096),
             streams: HashMap::default(),
             open: 0,
-            send: SendWindow::new(WINDOW),
-            receive: ReceiveWindow::new(limits.connection_window),
-            peer_window: WINDOW,
-            // Until the server has said how many it takes; others wait for that word.
-            peer_streams: 1,
-            is_settled: false,
-            next: 1,
+            send_window: SendWindow::new(WINDOW),
+            recv_window: RecvWindow::new(limits.connection_window),
+            peer_initial_window: WINDOW,
+            // One until the server's SETTINGS come; further requests wait for them.
+            peer_max_streams: 1,
+            has_peer_settings: false,
+            next_id: 1,
             accepted: VecDeque::new(),
             malformed: 0,
-            waiting: VecDeque::new(),
-            ready: VecDeque::new(),
-            forgotten: VecDeque::new(),
-            block: None,
-            patience: PATIENCE,
-            spare: SPARE,
-            spared: Tick::now(),
-            answers: 0,
-            turns_away: false,
-            wants_calm: false,
-            leaving: Leaving::No,
+            pending_open: VecDeque::new(),
+            send_queue: VecDeque::new(),
+            recently_reset: VecDeque::new(),
+            header_block: None,
+            reset_budget: RESET_BUDGET,
+            control_budget: CONTROL_BUDGET,
+            control_refilled: Tick::now(),
+            message_frames: 0,
+            rejects_requests: false,
+            got_enhance_your_calm: false,
+            go_away: GoAway::None,
             error: None,
-            is_abandoned: false,
-            read: 0,
+            requests_dropped: false,
+            bytes_read: 0,
             waker: None,
             is_woken: false,
         }
     }
 
-    /// Somebody has taken octets that came, or nobody will: the peer may send as many more.
+    /// Credits bytes that were read or discarded to the flow control windows.
     fn release(&mut self, stream: Option<u32>, count: usize) {
-        // Nothing is said on a connection that is over: it may be closed for writing already.
+        // A closed connection sends nothing: its write side may already be shut down.
         if count == 0 || self.error.is_some() {
             return;
         }
-        if let Some(increment) = self.receive.release(count) {
+        if let Some(increment) = self.recv_window.release(count) {
             self.put(frame::WINDOW_UPDATE, 0, 0, &increment.to_be_bytes());
         }
         if let Some(id) = stream
             && let Some(stream) = self.streams.get_mut(&id)
-            && stream.receiving == Direction::Open
+            && stream.recv == HalfState::Open
             && stream.error.is_none()
-            && let Some(increment) = stream.receive.release(count)
+            && let Some(increment) = stream.recv_window.release(count)
         {
             self.put(frame::WINDOW_UPDATE, 0, id, &increment.to_be_bytes());
         }
     }
 
-    /// A frame for a stream that is closed.
-    fn reset_closed(&mut self, id: u32) -> Result<(), Reason> {
-        if self.forgotten.contains(&id) { self.spend(1) } else { self.refuse(id, Reason::STREAM_CLOSED) }
+    /// A frame came for a stream that is closed.
+    fn recv_on_closed(&mut self, id: u32) -> Result<(), Reason> {
+        if self.recently_reset.contains(&id) {
+            self.spend_control(1)
+        } else {
+            self.reset_unknown(id, Reason::STREAM_CLOSED)
+        }
     }
 
-    /// A frame came that carries nothing for a stream, and costs as much as so many.
-    fn spend(&mut self, count: u32) -> Result<(), Reason> {
-        if self.spare < count {
-            let earned = self.spared.elapsed().as_secs().saturating_mul(SPARE_PER_SECOND);
+    /// Spends the control budget for a frame.
+    fn spend_control(&mut self, count: u32) -> Result<(), Reason> {
+        if self.control_budget < count {
+            let earned = self.control_refilled.elapsed().as_secs().saturating_mul(CONTROL_BUDGET_PER_SECOND);
             if earned > 0 {
-                self.earn(u32::try_from(earned).unwrap_or(SPARE_MAX));
-                self.spared = Tick::now();
+                self.refund_control(u32::try_from(earned).unwrap_or(CONTROL_BUDGET_MAX));
+                self.control_refilled = Tick::now();
             }
         }
-        self.spare = self.spare.checked_sub(count).ok_or(Reason::ENHANCE_YOUR_CALM)?;
+        self.control_budget = self.control_budget.checked_sub(count).ok_or(Reason::ENHANCE_YOUR_CALM)?;
         Ok(())
     }
 
-    /// So many more frames may carry nothing.
-    fn earn(&mut self, count: u32) {
-        self.spare = self.spare.saturating_add(count).min(SPARE_MAX);
+    /// Refunds the control budget.
+    fn refund_control(&mut self, count: u32) {
+        self.control_budget = self.control_budget.saturating_add(count).min(CONTROL_BUDGET_MAX);
     }
 
-    /// Resets a stream that is not known.
-    fn refuse(&mut self, id: u32, reason: Reason) -> Result<(), Reason> {
+    /// Resets a stream that has no state.
+    fn reset_unknown(&mut self, id: u32, reason: Reason) -> Result<(), Reason> {
         self.put(frame::RST_STREAM, 0, id, &reason.0.to_be_bytes());
-        self.forget(id);
-        self.lose_patience()
+        self.remember_reset(id);
+        self.spend_reset_budget()
     }
 
-    /// Resets a stream for what the peer did.
-    fn provoked(&mut self, id: u32, reason: Reason) -> Result<(), Reason> {
+    /// Resets a stream because the peer violated the protocol.
+    fn reset_for_peer_error(&mut self, id: u32, reason: Reason) -> Result<(), Reason> {
         if self.streams.get(&id).is_some_and(Stream::is_closed) {
             self.put(frame::RST_STREAM, 0, id, &reason.0.to_be_bytes());
         } else {
             self.reset(id, reason, Error::Malformed(reason));
         }
-        self.lose_patience()
+        self.spend_reset_budget()
     }
 
-    fn lose_patience(&mut self) -> Result<(), Reason> {
-        self.patience = self.patience.checked_sub(1).ok_or(Reason::ENHANCE_YOUR_CALM)?;
+    fn spend_reset_budget(&mut self) -> Result<(), Reason> {
+        self.reset_budget = self.reset_budget.checked_sub(1).ok_or(Reason::ENHANCE_YOUR_CALM)?;
         Ok(())
     }
 
-    fn forget(&mut self, id: u32) {
-        if self.forgotten.len() == FORGOTTEN_MAX {
-            self.forgotten.pop_front();
+    fn remember_reset(&mut self, id: u32) {
+        if self.recently_reset.len() == RECENTLY_RESET_MAX {
+            self.recently_reset.pop_front();
         }
-        self.forgotten.push_back(id);
+        self.recently_reset.push_back(id);
     }
 
-    /// Resets a stream that is not closed yet, which those that hold it see as this error.
+    /// Resets a stream that is not closed. Its handles see `error`.
     fn reset(&mut self, id: u32, reason: Reason, error: Error) {
         let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.is_closed()) else { return };
         stream.error = Some(error);
-        if stream.request.is_none() {
+        if stream.unsent_request.is_none() {
             self.put(frame::RST_STREAM, 0, id, &reason.0.to_be_bytes());
-            self.forget(id);
+            self.remember_reset(id);
         }
         self.close(id);
         self.wake();
     }
 
-    /// A stream has become one that nothing more goes through.
+    /// Cleans up a stream that has become closed, and removes it if it has no handles.
     fn close(&mut self, id: u32) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        stream.pending.clear();
-        stream.end = None;
+        stream.pending_data.clear();
+        stream.pending_end = None;
         stream.wake();
-        if stream.request.take().is_none() {
+        if stream.unsent_request.take().is_none() {
             self.open -= 1;
         } else {
-            self.waiting.retain(|other| *other != id);
+            self.pending_open.retain(|other| *other != id);
         }
         if stream.error.is_none() {
-            self.patience = (self.patience + 1).min(PATIENCE);
+            self.reset_budget = (self.reset_budget + 1).min(RESET_BUDGET);
         }
-        if stream.halves == 0 && !(self.side == Side::Server && self.accepted.iter().any(|(other, _)| *other == id)) {
+        if stream.handles == 0 && !(self.side == Side::Server && self.accepted.iter().any(|(other, _)| *other == id)) {
             self.remove(id);
         }
-        self.open_waiting();
-        if self.open == 0 && (self.leaving == Leaving::Final || self.is_abandoned) {
+        self.open_pending();
+        if self.open == 0 && (self.go_away == GoAway::Final || self.requests_dropped) {
             self.wake();
         }
     }
 
     fn remove(&mut self, id: u32) {
         if let Some(mut stream) = self.streams.remove(&id) {
-            let count = stream.discard();
+            let count = stream.discard_received();
             self.release(None, count);
         }
     }
 
-    /// Opens streams that waited, as many as the peer takes.
-    fn open_waiting(&mut self) {
-        while self.open < self.peer_streams
-            && let Some(id) = self.waiting.pop_front()
+    /// Sends requests that waited, as many as the peer allows.
+    fn open_pending(&mut self) {
+        while self.open < self.peer_max_streams
+            && let Some(id) = self.pending_open.pop_front()
         {
             let Some(stream) = self.streams.get_mut(&id) else { continue };
-            let Some(request) = stream.request.take() else { continue };
+            let Some(request) = stream.unsent_request.take() else { continue };
             let (head, length) = *request;
             self.open += 1;
-            let ends = stream.sending == Direction::Ended;
-            let (has_data, has_end) = (!stream.pending.is_empty(), stream.end.is_some());
-            head::put_request(&mut self.encoder, id, &head, length, ends, self.output.gathered());
+            let ends = stream.send == HalfState::Closed;
+            let (has_data, has_end) = (!stream.pending_data.is_empty(), stream.pending_end.is_some());
+            head::put_request(&mut self.encoder, id, &head, length, ends, self.output.buffer());
             if has_data {
-                self.queue(id);
+                self.enqueue(id);
             } else if has_end {
-                self.finish_sending(id);
+                self.send_end_stream(id);
             }
         }
     }
 
-    /// Puts a stream in line that has data to send. What has only an end to send is never in line: it needs no window, and
-    /// would wait behind streams that do.
-    fn queue(&mut self, id: u32) {
+    /// Queues a stream that has data to send. A stream that has only its end to send is never queued: it needs no
+    /// window, and would wait behind streams that do.
+    fn enqueue(&mut self, id: u32) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        if stream.pending.is_empty() || stream.request.is_some() || stream.is_queued {
+        if stream.pending_data.is_empty() || stream.unsent_request.is_some() || stream.is_queued {
             return;
         }
         stream.is_queued = true;
-        self.ready.push_back(id);
-        // Streams that were reset are in line still, for as long as the connection has no window.
-        if self.ready.len() > 2 * self.streams.len() {
-            self.ready.retain(|id| self.streams.contains_key(id));
+        self.send_queue.push_back(id);
+        // Streams that were reset stay queued while the connection has no window.
+        if self.send_queue.len() > 2 * self.streams.len() {
+            self.send_queue.retain(|id| self.streams.contains_key(id));
         }
     }
 
-    /// The end of what a stream sends was put behind the rest.
-    fn end_sending(&mut self, id: u32) {
+    /// END_STREAM was put into the output.
+    fn close_send(&mut self, id: u32) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        stream.sending = Direction::Ended;
-        if let Some(sender) = stream.sender.take() {
-            sender.wake();
+        stream.send = HalfState::Closed;
+        if let Some(waker) = stream.send_waker.take() {
+            waker.wake();
         }
-        if stream.receiving == Direction::Ended {
+        if stream.recv == HalfState::Closed {
             self.close(id);
-        } else if stream.halves == 0 {
+        } else if stream.handles == 0 {
             self.drop_stream(id);
         }
     }
 
-    /// Sends what ends a stream, behind all of its content.
-    fn finish_sending(&mut self, id: u32) {
+    /// Sends END_STREAM, with trailers if there are any, after all data.
+    fn send_end_stream(&mut self, id: u32) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        match stream.end.take() {
+        match stream.pending_end.take() {
             None => return,
             Some(None) => self.put(frame::DATA, frame::END_STREAM, id, &[]),
             Some(Some(trailers)) => {
-                head::put_trailers(&mut self.encoder, id, &trailers, self.output.gathered());
+                head::put_trailers(&mut self.encoder, id, &trailers, self.output.buffer());
             }
         }
-        self.end_sending(id);
+        self.close_send(id);
     }
 
-    /// Nobody holds a stream any more that is not closed.
+    /// The last handle of a stream was dropped. Resets the stream, unless its end is still to be sent.
     fn drop_stream(&mut self, id: u32) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         if stream.is_closed() {
             self.remove(id);
-        } else if stream.sending == Direction::Ended && self.side == Side::Server {
-            // RFC 9113 8.1: all has been said, and the rest of the request is of no interest.
+        } else if stream.send == HalfState::Closed && self.side == Side::Server {
+            // RFC 9113 8.1: the response is complete, and the rest of the request is not needed.
             self.reset(id, Reason::NO_ERROR, Error::Reset(Reason::NO_ERROR));
-        } else if self.side == Side::Client || stream.end.is_none() {
+        } else if self.side == Side::Client || stream.pending_end.is_none() {
             self.reset(id, Reason::CANCEL, Error::Reset(Reason::CANCEL));
         }
     }
 
-    /// Wakes the connection's task: there is something to write.
+    /// Wakes the connection's task to write.
     fn wake(&mut self) {
         if !self.is_woken
             && let Some(waker) = &self.waker
@@ -450,31 +455,31 @@ impl State {
     }
 
     fn put(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
-        frame::put(kind, flags, stream, payload, self.output.gathered());
+        frame::put(kind, flags, stream, payload, self.output.buffer());
     }
 
     /// The last stream that the peer opened.
-    fn last(&self) -> u32 {
+    fn last_peer_stream(&self) -> u32 {
         match self.side {
             Side::Client => 0,
-            Side::Server => self.next.saturating_sub(2),
+            Side::Server => self.next_id.saturating_sub(2),
         }
     }
 
-    /// Puts content of a stream behind the rest. It is not more than the windows have room for.
+    /// Puts data into the output. The windows must allow it.
     fn put_data(&mut self, id: u32, data: Bytes, ends: bool) {
         if let Some(stream) = self.streams.get_mut(&id) {
-            stream.send.take(data.len());
+            stream.send_window.consume(data.len());
         }
-        self.send.take(data.len());
+        self.send_window.consume(data.len());
         if !data.is_empty() {
-            self.earn(SPARE_EARNED);
+            self.refund_control(CONTROL_BUDGET_PER_DATA);
         }
         let flags = if ends { frame::END_STREAM } else { 0 };
-        self.output.gathered().extend_from_slice(&Head::octets(frame::DATA, flags, id, data.len()));
+        self.output.buffer().extend_from_slice(&FrameHeader::encode(frame::DATA, flags, id, data.len()));
         self.output.push(data);
         if ends {
-            self.end_sending(id);
+            self.close_send(id);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a connection's task does beside taking frames.
+//! What the connection's task calls, besides passing frames on.
 
 use std::io;
 use std::task::{Context, Poll};
@@ -7,34 +7,34 @@ use http::Request;
 use tokio::time::Instant;
 
 use super::super::frame::{self, PAYLOAD_MAX};
-use super::super::stream::{Direction, Stream, wait};
+use super::super::stream::{HalfState, Stream, register};
 use super::super::{Error, Reason, TooLarge};
-use super::{ALIVE, FAREWELL, Leaving, OUTPUT_MAX, OUTPUT_STOP, State};
+use super::{GoAway, KEEPALIVE_PING, OUTPUT_MAX, OUTPUT_READ_STOP, SHUTDOWN_PING, State};
 
-/// What became of requests that waited when their connection ended.
-const UNSENT: &str = "the connection ended before the request was sent";
+/// The error of requests that waited when their connection closed.
+const UNSENT: &str = "connection closed before the request was sent";
 
 // === impl State ===
 
 impl State {
-    /// The task runs, and is to be woken for more.
+    /// Registers the connection's task, which is running.
     pub(in crate::http2) fn run(&mut self, cx: &Context<'_>) {
         self.is_woken = false;
-        let _: Poll<()> = wait(&mut self.waker, cx);
+        let _: Poll<()> = register(&mut self.waker, cx);
     }
 
-    /// Whether nothing more is to be read until something was written.
+    /// Whether to stop reading until output was written.
     pub(in crate::http2) fn is_full(&self) -> bool {
-        self.output.len() >= OUTPUT_STOP
+        self.output.len() >= OUTPUT_READ_STOP
     }
 
-    /// Nothing is left to be done but to write what is there.
+    /// Whether only the output remains to be written.
     pub(in crate::http2) fn is_done(&self) -> bool {
-        let leaves = self.leaving == Leaving::Final || self.is_abandoned;
-        self.error.is_some() || (leaves && self.open == 0 && self.waiting.is_empty())
+        let is_last = self.go_away == GoAway::Final || self.requests_dropped;
+        self.error.is_some() || (is_last && self.open == 0 && self.pending_open.is_empty())
     }
 
-    /// A request that came, and that nobody took back since.
+    /// The next received request that was not reset since.
     pub(in crate::http2) fn accept(&mut self) -> Option<(u32, Result<Request<()>, TooLarge>)> {
         while let Some((id, request)) = self.accepted.pop_front() {
             let Some(stream) = self.streams.get_mut(&id) else { continue };
@@ -42,179 +42,185 @@ impl State {
                 self.remove(id);
                 continue;
             }
-            stream.halves = 2;
+            stream.handles = 2;
             return Some((id, request));
         }
         None
     }
 
-    /// Whether some stream can send.
-    pub(in crate::http2) fn has_more(&self) -> bool {
-        self.send.room() > 0 && !self.ready.is_empty()
+    /// Whether a queued stream can send.
+    pub(in crate::http2) fn can_send_more(&self) -> bool {
+        self.send_window.available() > 0 && !self.send_queue.is_empty()
     }
 
-    /// Puts what streams have to send behind what is to be written, as far as it may be sent.
-    pub(in crate::http2) fn fill(&mut self) {
+    /// Puts data of queued streams into the output, as far as the windows and [`OUTPUT_MAX`] allow.
+    pub(in crate::http2) fn fill_output(&mut self) {
         while self.output.len() < OUTPUT_MAX
-            && let Some(id) = self.ready.pop_front()
+            && let Some(id) = self.send_queue.pop_front()
         {
             let Some(stream) = self.streams.get_mut(&id) else { continue };
             stream.is_queued = false;
             if stream.error.is_some() {
                 continue;
             }
-            let room = stream.send.room().min(self.send.room()).min(PAYLOAD_MAX);
-            let Some(data) = stream.pending.front_mut() else { continue };
-            let part = data.split_to(room.min(data.len()));
+            let window = stream.send_window.available().min(self.send_window.available()).min(PAYLOAD_MAX);
+            let Some(data) = stream.pending_data.front_mut() else { continue };
+            let part = data.split_to(window.min(data.len()));
             if part.is_empty() && !data.is_empty() {
-                if stream.send.room() > 0 {
-                    // All wait for the connection.
+                if stream.send_window.available() > 0 {
+                    // The connection's window is used up.
                     stream.is_queued = true;
-                    self.ready.push_front(id);
+                    self.send_queue.push_front(id);
                     return;
                 }
                 continue;
             }
             if data.is_empty() {
-                stream.pending.pop_front();
+                stream.pending_data.pop_front();
             }
-            let is_last = stream.pending.is_empty() && matches!(stream.end, Some(None));
+            let is_last = stream.pending_data.is_empty() && matches!(stream.pending_end, Some(None));
             if is_last {
-                stream.end = None;
+                stream.pending_end = None;
             }
-            let (has_more, has_trailers) = (!stream.pending.is_empty(), stream.end.is_some());
+            let (has_more, has_trailers) = (!stream.pending_data.is_empty(), stream.pending_end.is_some());
             if !has_more
                 && !has_trailers
-                && let Some(sender) = stream.sender.take()
+                && let Some(waker) = stream.send_waker.take()
             {
-                sender.wake();
+                waker.wake();
             }
             self.put_data(id, part, is_last);
             if has_more {
-                self.queue(id);
+                self.enqueue(id);
             } else if has_trailers {
-                self.finish_sending(id);
+                self.send_end_stream(id);
             }
         }
     }
 
-    /// Whether requests wait for a peer that takes none.
-    pub(in crate::http2) fn takes_none(&self) -> bool {
-        self.is_settled && self.peer_streams == 0 && !self.waiting.is_empty()
+    /// Whether requests wait for a peer that allows no streams.
+    pub(in crate::http2) fn has_blocked_requests(&self) -> bool {
+        self.has_peer_settings && self.peer_max_streams == 0 && !self.pending_open.is_empty()
     }
 
-    /// Ends the wait of requests for a peer that takes none: they may go onto another connection. This one is for the streams
-    /// that are open on it.
-    pub(in crate::http2) fn turn_away(&mut self) {
-        self.turns_away = true;
-        while let Some(id) = self.waiting.pop_front() {
+    /// Fails requests that wait for a peer that allows no streams: they can be sent on another connection. Streams
+    /// that are open go on.
+    pub(in crate::http2) fn reject_blocked_requests(&mut self) {
+        self.rejects_requests = true;
+        while let Some(id) = self.pending_open.pop_front() {
             if let Some(stream) = self.streams.get_mut(&id) {
-                stream.error = Some(Error::Unsent("the server takes no requests on this connection"));
+                stream.error = Some(Error::Unsent(
+                    "server allows no requests on this connection (SETTINGS_MAX_CONCURRENT_STREAMS is 0)",
+                ));
                 self.close(id);
             }
         }
     }
 
-    /// Since when something is to come that is timed as a head is: settings, or the rest of a header block.
-    pub(in crate::http2) fn unfinished(&self, begun: Option<Instant>) -> Option<Instant> {
-        if self.is_settled { self.block.as_ref().map(|block| block.begun) } else { begun }
+    /// Since when SETTINGS or the rest of a header block are awaited. `started`: when the connection started.
+    pub(in crate::http2) fn incomplete_since(&self, started: Option<Instant>) -> Option<Instant> {
+        if self.has_peer_settings { self.header_block.as_ref().map(|block| block.started) } else { started }
     }
 
-    /// Ends every stream.
-    pub(in crate::http2) fn fail(&mut self, error: Error) {
+    /// Closes the connection and all streams.
+    pub(in crate::http2) fn close_all(&mut self, error: Error) {
         self.accepted.clear();
-        self.waiting.clear();
+        self.pending_open.clear();
         self.open = 0;
         self.streams.retain(|_, stream| {
-            if stream.request.take().is_some() {
+            if stream.unsent_request.take().is_some() {
                 stream.error = Some(Error::Unsent(UNSENT));
             } else if !stream.is_closed() {
                 stream.error = Some(error.clone());
             }
-            stream.pending.clear();
-            stream.end = None;
+            stream.pending_data.clear();
+            stream.pending_end = None;
             stream.wake();
-            stream.halves > 0
+            stream.handles > 0
         });
         self.error = Some(error);
     }
 
-    /// The peer sends nothing more. Streams that wait for nothing from it go on: it may have closed its sending half alone. All
-    /// others are over, and none is opened any more.
-    pub(in crate::http2) fn end_input(&mut self) {
+    /// The peer has closed its sending half (FIN). Streams that were received completely go on, as the peer may still
+    /// read. All others fail, and no new ones are opened.
+    pub(in crate::http2) fn recv_eof(&mut self) {
         let error = Error::Closed(io::ErrorKind::UnexpectedEof);
-        self.end_streams(&error, |stream| stream.receiving != Direction::Ended);
-        self.waiting.clear();
+        self.fail_streams(&error, |stream| stream.recv != HalfState::Closed);
+        self.pending_open.clear();
         if self.open > 0 {
-            self.put_farewell(self.last(), Reason::NO_ERROR);
+            self.put_go_away(self.last_peer_stream(), Reason::NO_ERROR);
         }
-        self.leaving = Leaving::Final;
+        self.go_away = GoAway::Final;
     }
 
-    /// After the peer's end: what waits for a window waits in vain.
-    pub(in crate::http2) fn fail_stuck(&mut self) {
-        let room = self.send.room();
+    /// After the peer's FIN: fails streams that wait for a window, as no WINDOW_UPDATE will come.
+    pub(in crate::http2) fn fail_blocked_sends(&mut self) {
+        let window = self.send_window.available();
         let error = Error::Closed(io::ErrorKind::UnexpectedEof);
-        self.end_streams(&error, |stream| !stream.pending.is_empty() && room.min(stream.send.room()) == 0);
+        self.fail_streams(&error, |stream| {
+            !stream.pending_data.is_empty() && window.min(stream.send_window.available()) == 0
+        });
     }
 
-    /// Ends those of the open streams.
-    fn end_streams(&mut self, error: &Error, is_over: impl Fn(&Stream) -> bool) {
+    /// Fails the open streams for which `is_over` holds, and all requests that were not sent.
+    fn fail_streams(&mut self, error: &Error, is_over: impl Fn(&Stream) -> bool) {
         let over: Vec<u32> = self
             .streams
             .iter()
-            .filter(|(_, stream)| !stream.is_closed() && (stream.request.is_some() || is_over(stream)))
+            .filter(|(_, stream)| !stream.is_closed() && (stream.unsent_request.is_some() || is_over(stream)))
             .map(|(id, _)| *id)
             .collect();
         for id in over {
             if let Some(stream) = self.streams.get_mut(&id) {
-                stream.error = Some(if stream.request.is_some() { Error::Unsent(UNSENT) } else { error.clone() });
+                stream.error =
+                    Some(if stream.unsent_request.is_some() { Error::Unsent(UNSENT) } else { error.clone() });
                 self.close(id);
             }
         }
     }
 
-    /// Says once more that nothing is to come, where that was said.
-    pub(in crate::http2) fn say_goodbye_again(&mut self) {
-        self.put_farewell(self.last(), Reason::NO_ERROR);
+    /// Sends the same GOAWAY again.
+    pub(in crate::http2) fn resend_go_away(&mut self) {
+        self.put_go_away(self.last_peer_stream(), Reason::NO_ERROR);
     }
 
-    /// Says that nothing more is to come, where all that was to come has come. Nothing is said after that.
-    pub(in crate::http2) fn end(&mut self) {
-        self.say_goodbye();
+    /// Sends the last GOAWAY, and closes the connection. Nothing is sent after that.
+    pub(in crate::http2) fn finish(&mut self) {
+        self.send_go_away();
         if self.error.is_none() {
-            self.fail(Error::Closed(io::ErrorKind::NotConnected));
+            self.close_all(Error::Closed(io::ErrorKind::NotConnected));
         }
     }
 
-    /// Says why the connection ends, and ends it.
-    pub(in crate::http2) fn give_up(&mut self, reason: Reason) {
-        self.put_farewell(self.last(), reason);
-        self.fail(Error::Broken(reason));
+    /// Sends GOAWAY with an error code, and closes the connection.
+    pub(in crate::http2) fn send_go_away_and_close(&mut self, reason: Reason) {
+        self.put_go_away(self.last_peer_stream(), reason);
+        self.close_all(Error::Protocol(reason));
     }
 
-    /// Says that nothing more is to come, unless that was said.
-    pub(in crate::http2) fn say_goodbye(&mut self) {
-        if self.error.is_none() && self.leaving != Leaving::Final {
-            self.leaving = Leaving::Final;
-            self.put_farewell(self.last(), Reason::NO_ERROR);
+    /// Sends the final GOAWAY, once.
+    pub(in crate::http2) fn send_go_away(&mut self) {
+        if self.error.is_none() && self.go_away != GoAway::Final {
+            self.go_away = GoAway::Final;
+            self.put_go_away(self.last_peer_stream(), Reason::NO_ERROR);
         }
     }
 
-    /// Tells a client to open no more streams, and waits for those that it has opened by then.
-    pub(in crate::http2) fn announce_leave(&mut self) {
-        if self.leaving == Leaving::No {
-            self.leaving = Leaving::Announced;
-            self.put_farewell(0x7fff_ffff, Reason::NO_ERROR);
-            self.put(frame::PING, 0, 0, FAREWELL);
+    /// Starts a graceful shutdown: GOAWAY with the highest stream identifier, then a PING (RFC 9113 6.8).
+    pub(in crate::http2) fn start_graceful_shutdown(&mut self) {
+        if self.go_away == GoAway::None {
+            self.go_away = GoAway::Announced;
+            self.put_go_away(0x7fff_ffff, Reason::NO_ERROR);
+            self.put(frame::PING, 0, 0, SHUTDOWN_PING);
         }
     }
 
+    /// Sends a PING, to check whether the peer is alive.
     pub(in crate::http2) fn ping(&mut self) {
-        self.put(frame::PING, 0, 0, ALIVE);
+        self.put(frame::PING, 0, 0, KEEPALIVE_PING);
     }
 
-    fn put_farewell(&mut self, last: u32, reason: Reason) {
+    fn put_go_away(&mut self, last: u32, reason: Reason) {
         let mut payload = [0; 8];
         payload[..4].copy_from_slice(&last.to_be_bytes());
         payload[4..].copy_from_slice(&reason.0.to_be_bytes());

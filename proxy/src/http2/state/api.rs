@@ -1,4 +1,4 @@
-//! What is asked of a connection by those that hold halves of streams, or open them.
+//! What the handles of streams and of client connections call.
 
 use std::task::{Context, Poll};
 
@@ -9,17 +9,17 @@ use http::{Method, StatusCode};
 
 use super::super::frame::PAYLOAD_MAX;
 use super::super::head;
-use super::super::stream::{Direction, Stream, wait};
+use super::super::stream::{HalfState, Stream, register};
 use super::super::{Error, Reason};
-use super::{Leaving, OUTPUT_MAX, State};
+use super::{GoAway, OUTPUT_MAX, State};
 use crate::telemetry::alive::Kind;
 
 // === impl State ===
 
 impl State {
-    /// Whether one more request can go onto this connection.
-    pub(in crate::http2) fn may_open(&self) -> bool {
-        self.error.is_none() && self.leaving == Leaving::No && !self.turns_away && self.next < 0x7fff_fff0
+    /// Whether another request can be sent on this connection.
+    pub(in crate::http2) fn can_open(&self) -> bool {
+        self.error.is_none() && self.go_away == GoAway::None && !self.rejects_requests && self.next_id < 0x7fff_fff0
     }
 
     /// Streams that are open.
@@ -27,35 +27,36 @@ impl State {
         self.open
     }
 
-    /// Requests at once that the server takes. None: it has not said yet.
-    pub(in crate::http2) fn streams_max(&self) -> Option<usize> {
-        self.is_settled.then_some(self.peer_streams)
+    /// The peer's SETTINGS_MAX_CONCURRENT_STREAMS. None: its SETTINGS have not arrived.
+    pub(in crate::http2) fn max_concurrent_streams(&self) -> Option<usize> {
+        self.has_peer_settings.then_some(self.peer_max_streams)
     }
 
-    /// Opens a stream with a request, now or when the peer takes one more. `length`: what is said of the body's.
+    /// Opens a stream with a request, or queues it until the peer accepts another stream. `length`: the
+    /// `content-length` to send if the headers have none.
     pub(in crate::http2) fn request(&mut self, head: &Parts, length: Option<u64>, ends: bool) -> Result<u32, Error> {
-        if !self.may_open() {
-            return Err(self.error.clone().unwrap_or(Error::Left(Reason::NO_ERROR)));
+        if !self.can_open() {
+            return Err(self.error.clone().unwrap_or(Error::GoAway(Reason::NO_ERROR)));
         }
-        let id = self.next;
-        self.next += 2;
-        let mut stream = Stream::new(Kind::UpstreamStream, &self.limits, self.peer_window);
-        stream.halves = 2;
-        stream.is_head = head.method == Method::HEAD;
-        stream.sending = if ends { Direction::Ended } else { Direction::Open };
-        if self.open < self.peer_streams && self.waiting.is_empty() {
+        let id = self.next_id;
+        self.next_id += 2;
+        let mut stream = Stream::new(Kind::UpstreamStream, &self.limits, self.peer_initial_window);
+        stream.handles = 2;
+        stream.is_head_request = head.method == Method::HEAD;
+        stream.send = if ends { HalfState::Closed } else { HalfState::Open };
+        if self.open < self.peer_max_streams && self.pending_open.is_empty() {
             self.open += 1;
-            head::put_request(&mut self.encoder, id, head, length, ends, self.output.gathered());
+            head::put_request(&mut self.encoder, id, head, length, ends, self.output.buffer());
         } else {
-            stream.request = Some(Box::new((head.clone(), length)));
-            self.waiting.push_back(id);
+            stream.unsent_request = Some(Box::new((head.clone(), length)));
+            self.pending_open.push_back(id);
         }
         self.streams.insert(id, stream);
         self.wake();
         Ok(id)
     }
 
-    /// Answers a request.
+    /// Sends the head of a response.
     pub(in crate::http2) fn respond(
         &mut self,
         id: u32,
@@ -67,20 +68,20 @@ impl State {
         if let Some(error) = &stream.error {
             return Err(error.clone());
         }
-        stream.sending = Direction::Open;
-        head::put_response(&mut self.encoder, id, status, headers, ends, self.output.gathered());
+        stream.send = HalfState::Open;
+        head::put_response(&mut self.encoder, id, status, headers, ends, self.output.buffer());
         if ends {
-            self.end_sending(id);
+            self.close_send(id);
         }
         self.wake();
         Ok(())
     }
 
-    /// Says something before the answer.
-    pub(in crate::http2) fn inform(&mut self, id: u32, status: StatusCode, headers: &HeaderMap) {
-        let is_open = |stream: &Stream| stream.error.is_none() && stream.sending == Direction::Waiting;
+    /// Sends an interim (1xx) response, unless too much output waits.
+    pub(in crate::http2) fn send_interim(&mut self, id: u32, status: StatusCode, headers: &HeaderMap) {
+        let is_open = |stream: &Stream| stream.error.is_none() && stream.send == HalfState::AwaitingHead;
         if self.output.len() < OUTPUT_MAX && self.streams.get(&id).is_some_and(is_open) {
-            head::put_response(&mut self.encoder, id, status, headers, false, self.output.gathered());
+            head::put_response(&mut self.encoder, id, status, headers, false, self.output.buffer());
             self.wake();
         }
     }
@@ -93,21 +94,21 @@ impl State {
         if data.is_empty() && !ends {
             return Ok(());
         }
-        let is_first = !stream.has_pending() && stream.request.is_none();
-        // Those that wait already go first: they may wait for what this one would use up.
-        let has_room = self.ready.is_empty()
+        let is_first = !stream.has_pending() && stream.unsent_request.is_none();
+        // Queued streams go first: they may be waiting for the window that this one would use.
+        let fits_now = self.send_queue.is_empty()
             && self.output.len() < OUTPUT_MAX
-            && data.len() <= stream.send.room().min(self.send.room()).min(PAYLOAD_MAX);
-        if is_first && (has_room || data.is_empty()) {
+            && data.len() <= stream.send_window.available().min(self.send_window.available()).min(PAYLOAD_MAX);
+        if is_first && (fits_now || data.is_empty()) {
             self.put_data(id, data, ends);
         } else {
             if !data.is_empty() {
-                stream.pending.push_back(data);
+                stream.pending_data.push_back(data);
             }
             if ends {
-                stream.end = Some(None);
+                stream.pending_end = Some(None);
             }
-            self.queue(id);
+            self.enqueue(id);
         }
         self.wake();
         Ok(())
@@ -118,33 +119,33 @@ impl State {
         if let Some(error) = &stream.error {
             return Err(error.clone());
         }
-        let is_next = !stream.has_pending() && stream.request.is_none();
-        stream.end = Some(Some(trailers));
+        let is_next = !stream.has_pending() && stream.unsent_request.is_none();
+        stream.pending_end = Some(Some(trailers));
         if is_next {
-            self.finish_sending(id);
+            self.send_end_stream(id);
         } else {
-            self.queue(id);
+            self.enqueue(id);
         }
         self.wake();
         Ok(())
     }
 
-    /// Waits until all that was given is on its way.
+    /// Waits until all buffered data was put into the output.
     pub(in crate::http2) fn poll_sent(&mut self, id: u32, cx: &Context<'_>) -> Poll<Result<(), Error>> {
         let Some(stream) = self.streams.get_mut(&id) else { return Poll::Ready(Ok(())) };
         match &stream.error {
             Some(error) => Poll::Ready(Err(error.clone())),
-            None if stream.has_pending() => wait(&mut stream.sender, cx),
+            None if stream.has_pending() => register(&mut stream.send_waker, cx),
             None => Poll::Ready(Ok(())),
         }
     }
 
-    /// Waits until the stream is over before its end.
+    /// Waits until the stream ends early.
     pub(in crate::http2) fn poll_error(&mut self, id: u32, cx: &Context<'_>) -> Poll<Error> {
         let Some(stream) = self.streams.get_mut(&id) else { return Poll::Pending };
         match &stream.error {
             Some(error) => Poll::Ready(error.clone()),
-            None => wait(&mut stream.sender, cx),
+            None => register(&mut stream.send_waker, cx),
         }
     }
 
@@ -157,28 +158,29 @@ impl State {
         match (stream.response.take(), &stream.error) {
             (Some(response), _) => Poll::Ready(Ok(response)),
             (None, Some(error)) => Poll::Ready(Err(error.clone())),
-            (None, None) => wait(&mut stream.receiver, cx),
+            (None, None) => register(&mut stream.recv_waker, cx),
         }
     }
 
     pub(in crate::http2) fn take_interim(&mut self, id: u32) -> Option<(StatusCode, HeaderMap)> {
-        self.streams.get_mut(&id)?.interim.as_mut()?.waiting.pop_front()
+        self.streams.get_mut(&id)?.interim.as_mut()?.pending.pop_front()
     }
 
-    /// The next part of what has come. None: only trailers may be left.
+    /// The next received part of the body. None: only trailers may remain.
     pub(in crate::http2) fn poll_data(&mut self, id: u32, cx: &Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
         let Some(stream) = self.streams.get_mut(&id) else { return Poll::Ready(None) };
-        if let Some(data) = stream.take() {
+        if let Some(data) = stream.pop_received() {
             return Poll::Ready(Some(Ok(data)));
         }
         match &stream.error {
-            _ if stream.receiving == Direction::Ended => Poll::Ready(None),
+            _ if stream.recv == HalfState::Closed => Poll::Ready(None),
             Some(error) => Poll::Ready(Some(Err(error.clone()))),
-            None => wait(&mut stream.receiver, cx),
+            None => register(&mut stream.recv_waker, cx),
         }
     }
 
-    /// Waits for what comes behind the head, without taking it: this trailer, if trailers come without content.
+    /// Waits for trailers or content behind the head, without consuming them. Returns the trailer `name` if trailers
+    /// come without content.
     pub(in crate::http2) fn poll_trailer(
         &mut self,
         id: u32,
@@ -186,26 +188,26 @@ impl State {
         cx: &Context<'_>,
     ) -> Poll<Option<HeaderValue>> {
         let Some(stream) = self.streams.get_mut(&id) else { return Poll::Ready(None) };
-        if stream.has_content() || stream.error.is_some() {
+        if stream.has_received() || stream.error.is_some() {
             return Poll::Ready(None);
         }
-        match stream.receiving {
-            Direction::Ended => Poll::Ready(stream.trailers.as_ref().and_then(|trailers| trailers.get(name).cloned())),
-            Direction::Waiting | Direction::Open => wait(&mut stream.receiver, cx),
+        match stream.recv {
+            HalfState::Closed => Poll::Ready(stream.trailers.as_ref().and_then(|trailers| trailers.get(name).cloned())),
+            HalfState::AwaitingHead | HalfState::Open => register(&mut stream.recv_waker, cx),
         }
     }
 
-    /// The trailers, when there is no more data.
+    /// The trailers, once there is no more data.
     pub(in crate::http2) fn take_trailers(&mut self, id: u32) -> Option<HeaderMap> {
         self.streams.get_mut(&id)?.trailers.take()
     }
 
     pub(in crate::http2) fn is_end_stream(&self, id: u32) -> bool {
-        self.streams.get(&id).is_none_or(Stream::has_been_taken)
+        self.streams.get(&id).is_none_or(Stream::is_fully_read)
     }
 
-    /// Octets of what came were taken.
-    pub(in crate::http2) fn taken(&mut self, id: u32, count: usize) {
+    /// Credits bytes that were read to the flow control windows.
+    pub(in crate::http2) fn release_capacity(&mut self, id: u32, count: usize) {
         let before = self.output.len();
         self.release(Some(id), count);
         if self.output.len() > before {
@@ -219,28 +221,28 @@ impl State {
         }
     }
 
-    /// Somebody holds a half no more.
-    pub(in crate::http2) fn drop_half(&mut self, id: u32, is_receiving: bool) {
+    /// A handle was dropped.
+    pub(in crate::http2) fn drop_handle(&mut self, id: u32, is_receiving: bool) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        stream.halves -= 1;
-        let last = stream.halves == 0;
+        stream.handles -= 1;
+        let last = stream.handles == 0;
         if is_receiving {
-            stream.is_deaf = true;
-            stream.receiver = None;
-            let count = stream.discard();
+            stream.recv_dropped = true;
+            stream.recv_waker = None;
+            let count = stream.discard_received();
             self.release(None, count);
             self.wake();
         } else {
-            stream.sender = None;
+            stream.send_waker = None;
         }
         if last {
             self.drop_stream(id);
         }
     }
 
-    /// Nobody will open a stream any more.
-    pub(in crate::http2) fn abandon(&mut self) {
-        self.is_abandoned = true;
+    /// The [`super::super::Requests`] handle was dropped: no stream will be opened.
+    pub(in crate::http2) fn drop_requests(&mut self) {
+        self.requests_dropped = true;
         self.wake();
     }
 }
