@@ -170,7 +170,7 @@ async fn by_rules(
     if is_http && verdict != Verdict::Opaque {
         return Some(Http { stream, http2: verdict == Verdict::Http2, port });
     }
-    let hello = if streams.by_name() { stream.hello().await } else { Ok(Hello::None) };
+    let hello = if streams.by_name() { stream.hello().await } else { Ok(Hello::NotTls) };
     note.reason = match hello {
         Ok(Hello::Name(name)) => {
             let rule = streams.named(&name);
@@ -182,7 +182,7 @@ async fn by_rules(
             Some(Reason::NoRoute)
         }
         Ok(Hello::NoName) => Some(Reason::NoServerName),
-        Ok(Hello::None | Hello::NeedMore) => {
+        Ok(Hello::NotTls | Hello::NeedMore) => {
             by_rule(stream, note, streams.others()).await;
             return None;
         }

@@ -1,10 +1,11 @@
-//! The server name that a TLS client asks for, from its first bytes (RFC 8446 4.1.2, RFC 6066 3). Pure: bytes in, verdict
-//! out, the same verdict however they were cut up, by segments or by TLS records.
+//! The server name that a TLS client asks for, from its ClientHello (RFC 8446 4.1.2, RFC 6066 3). Pure: the same
+//! bytes give the same result, however they were split into segments or TLS records.
 
-/// Bytes of a client's first message. The largest seen, with post-quantum keys and many extensions, have some 4 KiB.
+/// Size of a ClientHello, in bytes. The largest seen, with post-quantum keys and many extensions, have some 4 KiB.
 const HELLO_BYTES_MAX: usize = 16 * 1024;
 
-/// Bytes of the records that carry it; more is only needed by a client that cuts its message into crumbs.
+/// Size of the TLS records that carry it, in bytes. Only a client that splits its ClientHello into tiny records needs
+/// more.
 pub(crate) const RECORDS_BYTES_MAX: usize = 32 * 1024;
 
 const RECORD_HANDSHAKE: u8 = 22;
@@ -15,46 +16,46 @@ const MESSAGE_CLIENT_HELLO: u8 = 1;
 const MESSAGE_HEADER_BYTES: usize = 4;
 const EXTENSION_SERVER_NAME: u16 = 0;
 const NAME_HOST: u8 = 0;
-/// Of a name in the DNS.
+/// Longest name in the DNS.
 const NAME_BYTES_MAX: usize = 253;
 
-/// What the bytes so far say.
+/// The result of parsing the bytes so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Hello {
-    /// The message is not complete.
+    /// The ClientHello is incomplete.
     NeedMore,
     /// A server name, in lower case.
     Name(String),
-    /// The client asks for no name.
+    /// A ClientHello without a server name.
     NoName,
-    /// No TLS, or none that could be read.
-    None,
+    /// Not TLS, or malformed.
+    NotTls,
 }
 
-/// Looks at all bytes that have arrived.
+/// Parses all bytes that have arrived.
 pub(crate) fn client_hello(bytes: &[u8]) -> Hello {
     let message = match message(bytes) {
         Ok(Some(message)) => message,
-        Ok(None) if bytes.len() >= RECORDS_BYTES_MAX => return Hello::None,
+        Ok(None) if bytes.len() >= RECORDS_BYTES_MAX => return Hello::NotTls,
         Ok(None) => return Hello::NeedMore,
-        Err(NotHello) => return Hello::None,
+        Err(NotHello) => return Hello::NotTls,
     };
     match server_name(&message) {
         Some(Some(name)) => Hello::Name(name),
         Some(None) => Hello::NoName,
-        None => Hello::None,
+        None => Hello::NotTls,
     }
 }
 
-/// It is no client's first message.
+/// The bytes are not a ClientHello.
 struct NotHello;
 
-/// The message, put together from its records, without its header. None: some of it is missing.
+/// The ClientHello, assembled from its records, without its header. None: it is incomplete.
 fn message(bytes: &[u8]) -> Result<Option<Vec<u8>>, NotHello> {
     let mut message: Vec<u8> = Vec::new();
     let mut rest = bytes;
     loop {
-        // Each byte is judged as soon as it is there, so that a verdict never depends on those behind it.
+        // Each byte is checked as soon as it is there, so that a result never depends on later bytes.
         let header = &rest[..rest.len().min(RECORD_HEADER_BYTES)];
         let is_record = |(at, byte): (usize, &u8)| match at {
             0 => *byte == RECORD_HANDSHAKE,
@@ -92,7 +93,7 @@ fn message(bytes: &[u8]) -> Result<Option<Vec<u8>>, NotHello> {
     }
 }
 
-/// The name in a message. None: it is malformed.
+/// The server name of a ClientHello. The outer None: it is malformed.
 fn server_name(message: &[u8]) -> Option<Option<String>> {
     let mut message = Reader(message);
     message.take(2 + 32)?; // version, random
@@ -129,7 +130,7 @@ fn host_name(name: &[u8]) -> Option<String> {
     std::str::from_utf8(name).ok().map(str::to_ascii_lowercase)
 }
 
-/// Bytes that are still to be read. None: there are too few.
+/// A read position. Methods return None if too few bytes are left.
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -154,13 +155,13 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// What holds for all bytes: what has been said stays so however many more come, and a name is one.
+/// A result stays the same when more bytes come, and a name is valid.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn check_laws(bytes: &[u8]) {
-    let verdicts = (0..=bytes.len()).map(|end| client_hello(&bytes[..end]));
-    let said: Vec<Hello> = verdicts.skip_while(|verdict| *verdict == Hello::NeedMore).collect();
-    assert!(said.iter().all(|verdict| *verdict == said[0]), "{said:?} of {bytes:?}");
-    if let Some(Hello::Name(name)) = said.first() {
+    let results = (0..=bytes.len()).map(|end| client_hello(&bytes[..end]));
+    let results: Vec<Hello> = results.skip_while(|result| *result == Hello::NeedMore).collect();
+    assert!(results.iter().all(|result| *result == results[0]), "{results:?} of {bytes:?}");
+    if let Some(Hello::Name(name)) = results.first() {
         assert!((1..=NAME_BYTES_MAX).contains(&name.len()), "{name:?} of {bytes:?}");
         assert!(!name.contains(|letter: char| letter.is_ascii_uppercase() || letter.is_ascii_control()), "{name:?}");
     }
@@ -172,7 +173,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// A client's first message with these extensions, and without any for none.
+    /// A ClientHello with these extensions, or without any for None.
     fn message(extensions: Option<&[u8]>) -> Vec<u8> {
         let mut body = vec![3, 3];
         body.extend([7; 32]);
@@ -196,13 +197,13 @@ pub(crate) mod tests {
         extension(0, &[&(entry.len() as u16).to_be_bytes(), &entry[..]].concat())
     }
 
-    /// In records of at most so many bytes.
+    /// Splits a message into records of at most `size` bytes.
     fn records(message: &[u8], size: usize) -> Vec<u8> {
         let record = |part: &[u8]| [&[22, 3, 1][..], &(part.len() as u16).to_be_bytes(), part].concat();
         message.chunks(size).flat_map(record).collect()
     }
 
-    /// The first bytes of a client that asks for a name.
+    /// The records of a ClientHello for a server name.
     pub(crate) fn hello(name: &str) -> Vec<u8> {
         let extensions = [extension(0xff01, &[0]), server_name_extension(name), extension(43, &[2, 3, 4])].concat();
         records(&message(Some(&extensions)), RECORD_BYTES_MAX)
@@ -211,11 +212,11 @@ pub(crate) mod tests {
     fn seeds() -> Vec<Vec<u8>> {
         let texts: Vec<String> =
             serde_json::from_str(include_str!("../tests/corpus/seeds/hellos.json")).expect("a list of texts");
-        // A character is a byte.
+        // Each character stands for one byte.
         texts.iter().map(|text| text.chars().map(|byte| byte as u8).collect()).collect()
     }
 
-    /// The message of bytes that are one record and no more.
+    /// The message of bytes that are exactly one record.
     fn only_record(bytes: &[u8]) -> Option<&[u8]> {
         let (header, message) = bytes.split_at_checked(RECORD_HEADER_BYTES)?;
         let is_record = header[..2] == [22, 3] && header[2] <= 4;
@@ -223,7 +224,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn hellos_that_were_seen_before() {
+    fn known_hellos_give_stable_results() {
         let seeds = seeds();
         seeds.iter().for_each(|bytes| check_laws(bytes));
         let names = seeds.iter().filter(|bytes| matches!(client_hello(bytes), Hello::Name(_))).count();
@@ -231,7 +232,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_verdict_is_the_same_cut_at_every_byte() {
+    fn result_does_not_depend_on_record_boundaries() {
         let mut cut = 0;
         for bytes in seeds() {
             let Some(message) = only_record(&bytes).filter(|message| !message.is_empty()) else { continue };
@@ -251,7 +252,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn reads_the_name_that_is_asked_for() {
+    fn server_name_is_read() {
         let changed = |at: usize, byte: u8| {
             let mut bytes = hello("shop.example");
             bytes[at] = byte;
@@ -265,36 +266,36 @@ pub(crate) mod tests {
             ("no name", records(&message(Some(&extension(43, &[2, 3, 4]))), 100), Hello::NoName),
             ("a name of another kind", records(&message(Some(&other_name)), 100), Hello::NoName),
             ("no extensions", records(&message(None), 100), Hello::NoName),
-            ("an empty name", hello(""), Hello::None),
-            ("no host", hello("a b"), Hello::None),
-            ("a name too long", hello(&"a".repeat(254)), Hello::None),
-            ("HTTP", b"GET / HTTP/1.1\r\n\r\n".to_vec(), Hello::None),
-            ("another record", changed(0, 23), Hello::None),
-            ("another version", changed(1, 2), Hello::None),
-            ("another minor version", changed(2, 5), Hello::None),
-            ("another message", changed(5, 2), Hello::None),
-            ("a message too long", changed(6, 1), Hello::None),
-            ("an empty record", vec![22, 3, 1, 0, 0], Hello::None),
-            ("a record too long", vec![22, 3, 1, 0x40, 1], Hello::None),
-            ("nothing", vec![], Hello::NeedMore),
-            ("a message that says less than its lengths", changed(8, 40), Hello::None),
+            ("an empty name", hello(""), Hello::NotTls),
+            ("an invalid host name", hello("a b"), Hello::NotTls),
+            ("a name too long", hello(&"a".repeat(254)), Hello::NotTls),
+            ("HTTP", b"GET / HTTP/1.1\r\n\r\n".to_vec(), Hello::NotTls),
+            ("another record", changed(0, 23), Hello::NotTls),
+            ("another version", changed(1, 2), Hello::NotTls),
+            ("another minor version", changed(2, 5), Hello::NotTls),
+            ("another message", changed(5, 2), Hello::NotTls),
+            ("a message too long", changed(6, 1), Hello::NotTls),
+            ("an empty record", vec![22, 3, 1, 0, 0], Hello::NotTls),
+            ("a record too long", vec![22, 3, 1, 0x40, 1], Hello::NotTls),
+            ("no bytes", vec![], Hello::NeedMore),
+            ("a message shorter than its lengths", changed(8, 40), Hello::NotTls),
         ] {
             assert_eq!(client_hello(&bytes), expected, "{desc}");
         }
     }
 
     #[test]
-    fn is_not_waited_for_for_ever() {
+    fn oversized_hello_is_rejected() {
         // A message of the longest length, in records of one byte.
         let mut message = vec![1, 0, 0x40, 0];
         message.resize(HELLO_BYTES_MAX, 0);
-        let crumbs = records(&message, 1);
-        assert_eq!(client_hello(&crumbs[..RECORDS_BYTES_MAX - 1]), Hello::NeedMore);
-        assert_eq!(client_hello(&crumbs[..RECORDS_BYTES_MAX]), Hello::None);
+        let records = records(&message, 1);
+        assert_eq!(client_hello(&records[..RECORDS_BYTES_MAX - 1]), Hello::NeedMore);
+        assert_eq!(client_hello(&records[..RECORDS_BYTES_MAX]), Hello::NotTls);
     }
 
     #[test]
-    fn a_real_client_is_understood() {
+    fn rustls_client_hello_is_parsed() {
         let config = rustls::ClientConfig::builder_with_provider(rustls::crypto::aws_lc_rs::default_provider().into())
             .with_safe_default_protocol_versions()
             .expect("versions")
@@ -308,9 +309,9 @@ pub(crate) mod tests {
     }
 
     proptest! {
-        /// Cut into segments or records, it is the same message; and before it is complete, nothing is said.
+        /// A ClientHello gives the same result however it is split, and none before it is complete.
         #[test]
-        fn a_verdict_does_not_depend_on_how_bytes_are_cut(host in "[a-z]{1,20}(\\.[a-z]{1,10}){0,3}", size in 1_usize..400) {
+        fn result_does_not_depend_on_segmentation(host in "[a-z]{1,20}(\\.[a-z]{1,10}){0,3}", size in 1_usize..400) {
             let extensions = [extension(51, &[9; 120]), server_name_extension(&host)].concat();
             let bytes = records(&message(Some(&extensions)), size);
             for end in 0..bytes.len() {
@@ -319,9 +320,9 @@ pub(crate) mod tests {
             prop_assert_eq!(client_hello(&bytes), name(&host));
         }
 
-        /// Whatever comes, it does no harm, and what has been said stays so.
+        /// Arbitrary bytes never panic, and the result stays the same when more come.
         #[test]
-        fn arbitrary_bytes_are_taken(bytes in prop::collection::vec(any::<u8>(), 0..600), is_hello in any::<bool>(), at in 0_usize..200) {
+        fn arbitrary_bytes_give_stable_results(bytes in prop::collection::vec(any::<u8>(), 0..600), is_hello in any::<bool>(), at in 0_usize..200) {
             let bytes = if is_hello {
                 let mut hello = hello("shop.example");
                 let at = at.min(hello.len());
@@ -333,9 +334,9 @@ pub(crate) mod tests {
             check_laws(&bytes);
         }
 
-        /// The same of what was seen before with bytes of it changed.
+        /// The same for known ClientHellos with bytes changed.
         #[test]
-        fn what_was_seen_before_with_bytes_changed(
+        fn mutated_hellos_give_stable_results(
             seed in prop::sample::select(seeds()),
             changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)
         ) {

@@ -125,9 +125,9 @@ impl Prefixed {
                 Hello::NeedMore => {}
                 hello => return Ok(hello),
             }
-            let Ok(read) = tokio::time::timeout_at(until, self.more()).await else { return Ok(Hello::None) };
+            let Ok(read) = tokio::time::timeout_at(until, self.more()).await else { return Ok(Hello::NotTls) };
             if read? == 0 {
-                return Ok(Hello::None);
+                return Ok(Hello::NotTls);
             }
         }
     }

@@ -1,6 +1,7 @@
-//! The parts of the proxy that read what strangers send, and what holds for each whatever comes. They are the proxy's own files,
-//! without the rest of it, so that a build with instrumentation takes seconds; the laws are those of their unit tests.
-#![allow(dead_code, unused_imports, reason = "only what the laws need is used of each file")]
+//! Fuzz targets for the parsers of untrusted input. Each checks the laws of a module, as its unit tests do. The
+//! modules are compiled from the proxy's source files, without the rest of the proxy, so that an instrumented build
+//! takes seconds.
+#![allow(dead_code, unused_imports, reason = "the laws use only a part of each file")]
 
 #[path = "../../src/clock.rs"]
 mod clock;
@@ -25,7 +26,7 @@ mod http {
     pub(crate) mod interim;
 }
 
-/// As in the proxy, which counts what is alive.
+/// Stands in for the proxy's counters of live objects.
 mod telemetry {
     pub(crate) mod alive {
         #[derive(Clone, Copy)]
@@ -55,55 +56,55 @@ mod http1 {
     pub(crate) mod parse;
 }
 
-/// See the laws of `detect`.
+/// The laws of `detect`.
 pub fn detect(bytes: &[u8]) {
     detect::check_laws(bytes);
 }
 
-/// See the laws of `path`.
+/// The laws of `path`.
 pub fn path(bytes: &[u8]) {
     if let Ok(path) = str::from_utf8(bytes) {
         path::check_laws(path);
     }
 }
 
-/// See the laws of `sni`.
+/// The laws of `sni`.
 pub fn hello(bytes: &[u8]) {
     sni::check_laws(bytes);
 }
 
-/// See the laws of `http/head`.
+/// The laws of `http/head`.
 pub fn head(bytes: &[u8]) {
     http::head::check_laws(bytes);
 }
 
-/// See the laws of `http1/decode`.
+/// The laws of `http1/decode`.
 pub fn chunks(bytes: &[u8]) {
     http1::decode::check_laws(bytes);
 }
 
-/// See the laws of `hpack/encode`.
+/// The laws of `hpack/encode`.
 pub fn block(bytes: &[u8]) {
     hpack::encode::check_laws(bytes);
 }
 
-/// See the laws of `http2/connection`.
+/// The laws of `http2/connection`.
 pub fn frames(bytes: &[u8]) {
     http2::connection::check_laws(bytes);
 }
 
-/// A document that is read is the same when it is written and read again.
+/// Configuration documents: what was parsed and serialized parses to the same.
 pub fn table(bytes: &[u8]) {
-    again::<weft_config::Export>(bytes);
-    again::<weft_config::Inbound>(bytes);
-    again::<weft_config::Index>(bytes);
+    round_trip::<weft_config::Export>(bytes);
+    round_trip::<weft_config::Inbound>(bytes);
+    round_trip::<weft_config::Index>(bytes);
 }
 
-fn again<T>(bytes: &[u8])
+fn round_trip<T>(bytes: &[u8])
 where
     T: serde::de::DeserializeOwned + serde::Serialize + PartialEq + std::fmt::Debug,
 {
     let Ok(document) = serde_json::from_slice::<T>(bytes) else { return };
-    let written = serde_json::to_vec(&document).expect("what was read can be written");
-    assert_eq!(serde_json::from_slice::<T>(&written).expect("what was written can be read"), document);
+    let written = serde_json::to_vec(&document).expect("a parsed document can be serialized");
+    assert_eq!(serde_json::from_slice::<T>(&written).expect("a serialized document can be parsed"), document);
 }
