@@ -20,7 +20,7 @@ use crate::policy::Verdict as PolicyVerdict;
 use crate::sniff::{First, Prefixed, SILENCE, Said};
 use crate::stream::Stream;
 use crate::tcp;
-use crate::telemetry::access::{self, ConnectionNote};
+use crate::telemetry::access::{self, ConnectionLog};
 use crate::tls;
 use crate::upstream::endpoint::open;
 
@@ -92,7 +92,7 @@ async fn terminate(
     config: &Arc<ServerConfig>,
 ) -> Option<(Stream, Option<Verdict>)> {
     let shared = &downstream.worker.shared;
-    let mut note = ConnectionNote::new(downstream);
+    let mut note = ConnectionLog::new(downstream);
     if shared.memory.is_exhausted() {
         note.reason = Some(Reason::Overload);
     } else {
@@ -120,7 +120,7 @@ async fn ask(downstream: &Downstream) -> Option<TcpStream> {
 /// Carries bytes to the application.
 async fn bytes(downstream: &Rc<Downstream>, stream: Prefixed, upstream: Option<TcpStream>) {
     let (shared, destination) = (&downstream.worker.shared, downstream.destination);
-    let mut note = ConnectionNote::new(downstream);
+    let mut note = ConnectionLog::new(downstream);
     if shared.memory.is_exhausted() {
         note.reason = Some(Reason::Overload);
         return access::connection(note);

@@ -23,7 +23,7 @@ use crate::stream::Stream;
 use crate::table::route::{Routes, StreamRule, Streams, Target};
 use crate::table::{Cluster, Port};
 use crate::tcp;
-use crate::telemetry::access::{self, ConnectionNote};
+use crate::telemetry::access::{self, ConnectionLog};
 use crate::upstream::endpoint::open;
 use crate::upstream::fallback::{self, Fallback, Next};
 use crate::upstream::load::Kind;
@@ -123,7 +123,7 @@ async fn by_port(downstream: &Rc<Downstream>, mut stream: Prefixed, port: Arc<Po
         Verdict::Http1 => Some(Http { stream, http2: false, port }),
         Verdict::Http2 => Some(Http { stream, http2: true, port }),
         Verdict::Opaque | Verdict::NeedMore => {
-            Box::pin(bytes(stream, ConnectionNote::new(downstream), &port.cluster, None, upstream)).await;
+            Box::pin(bytes(stream, ConnectionLog::new(downstream), &port.cluster, None, upstream)).await;
             None
         }
     }
@@ -139,7 +139,7 @@ async fn by_rules(
     streams: &Streams,
 ) -> Option<Http> {
     let patience = downstream.worker.shared.timeouts.idle;
-    let mut note = ConnectionNote::new(downstream);
+    let mut note = ConnectionLog::new(downstream);
     // A port that is declared to carry something else is not taken for HTTP.
     let is_http = port.protocol != Protocol::Tcp && (!routes.matches.is_empty() || streams.others().is_none());
     if !streams.by_name() && !is_http {
@@ -196,7 +196,7 @@ async fn by_rules(
 }
 
 /// Carries a connection where its rule says. None: no rule takes it.
-async fn by_rule(stream: Prefixed, mut note: ConnectionNote, rule: Option<&StreamRule>) {
+async fn by_rule(stream: Prefixed, mut note: ConnectionLog, rule: Option<&StreamRule>) {
     let Some(rule) = rule else {
         note.reason = Some(Reason::NoRoute);
         return access::connection(note);
@@ -305,7 +305,7 @@ pub(crate) async fn connect(
 /// Carries bytes to a cluster.
 async fn bytes(
     stream: Prefixed,
-    mut note: ConnectionNote,
+    mut note: ConnectionLog,
     cluster: &Arc<Cluster>,
     subset: Option<&str>,
     upstream: Option<(SocketAddr, TcpStream)>,
@@ -343,7 +343,7 @@ async fn bytes(
 /// Carries bytes to where they were meant to go, which is nowhere in the mesh.
 async fn pass(downstream: &Rc<Downstream>, stream: Prefixed) {
     let shared = &downstream.worker.shared;
-    let mut note = ConnectionNote::new(downstream);
+    let mut note = ConnectionLog::new(downstream);
     note.endpoint = Some(downstream.destination);
     match open(downstream.destination, PASSTHROUGH_TIMEOUT).await {
         Ok(upstream) => {

@@ -400,7 +400,7 @@ impl Keeper {
         if heard {
             self.store.heard.cancel();
         }
-        self.metrics.troubled.set(troubled);
+        self.metrics.stale.set(troubled);
         self.part.report(ready, &detail.join(", "));
     }
 }

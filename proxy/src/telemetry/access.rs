@@ -1,6 +1,6 @@
-//! The access log: one event for each request, and one for each connection of bytes, target `access`; by default for
-//! those that failed. It says whose word
-//! the outcome is: `source` is the object and rule, `reason` why the proxy answered by itself.
+//! The access log: one event (target `access`) for each request and each TCP connection, by default only for those
+//! that failed. `source` is the object and rule that decided the outcome, `reason` why the proxy itself responded or
+//! closed.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,28 +17,30 @@ use crate::http1::parse::BadMessage;
 use crate::table::route::Origin;
 use crate::tcp::{Cut, Relayed};
 
-/// The word for the Service's own address, where the kernel chose the endpoint.
+/// The value of `via` for the Service's own address (ClusterIP), where the kernel picks the endpoint.
 pub(crate) const SERVICE_ADDRESS: &str = "service-address";
 
-/// What is known when it is over of a connection of bytes, or of one that was refused before it carried anything.
-pub(crate) struct ConnectionNote {
+/// The log entry of a TCP connection, or of any connection that was refused before it carried data.
+pub(crate) struct ConnectionLog {
     pub(crate) downstream: Rc<Downstream>,
     pub(crate) cluster: Option<Arc<str>>,
     pub(crate) endpoint: Option<SocketAddr>,
-    /// How it got there, where that is not the proxy's choice of an endpoint.
+    /// How the connection was routed, if not by picking an endpoint.
     pub(crate) via: Option<&'static str>,
     pub(crate) origin: Option<Arc<Origin>>,
     pub(crate) reason: Option<Reason>,
-    /// What went wrong, where the reason alone does not say it.
+    /// The I/O error behind `reason`, if there is one.
     pub(crate) error: Option<io::Error>,
-    /// The server name that a TLS client asked for, where that was looked at.
+    /// The server name (SNI) of a TLS client, if a rule had to match it.
     pub(crate) server_name: Option<String>,
+    /// Bytes sent upstream.
     pub(crate) sent: u64,
+    /// Bytes received from upstream.
     pub(crate) received: u64,
     started: Instant,
 }
 
-impl ConnectionNote {
+impl ConnectionLog {
     pub(crate) fn new(downstream: &Rc<Downstream>) -> Self {
         Self {
             downstream: downstream.clone(),
@@ -55,7 +57,7 @@ impl ConnectionNote {
         }
     }
 
-    /// Takes in what was carried, as seen from downstream: sent upstream, received from there.
+    /// Records the result of the relay.
     pub(crate) fn relayed(&mut self, Relayed { sent, received, outcome }: Relayed) {
         (self.sent, self.received) = (sent, received);
         let Err(cut) = outcome else { return };
@@ -77,7 +79,7 @@ fn is_logged(log: AccessLog, failed: bool) -> bool {
     }
 }
 
-/// A request is over.
+/// Logs a request that has completed.
 pub(crate) fn request(note: &Note, bytes: u64) {
     let downstream = &note.downstream;
     let failed = note.status >= 500 || note.broken.is_some() || note.reason.is_some_and(Reason::is_failure);
@@ -112,7 +114,7 @@ pub(crate) fn request(note: &Note, bytes: u64) {
     );
 }
 
-/// What came on a connection for HTTP was no request.
+/// Logs and counts input that is not a valid HTTP request.
 pub(crate) fn refused(downstream: &Downstream, bad: &BadMessage) {
     let status = bad.status.as_u16();
     downstream.worker.handles.refused(downstream.direction, status);
@@ -131,8 +133,8 @@ pub(crate) fn refused(downstream: &Downstream, bad: &BadMessage) {
     );
 }
 
-/// A connection of bytes is over, or one was refused.
-pub(crate) fn connection(note: ConnectionNote) {
+/// Logs and counts a TCP connection that was closed or refused.
+pub(crate) fn connection(note: ConnectionLog) {
     let downstream = &note.downstream;
     downstream.worker.handles.connection_finished(&note);
     if !is_logged(downstream.worker.shared.access_log, note.reason.is_some_and(Reason::is_failure)) {

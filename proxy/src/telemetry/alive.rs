@@ -1,7 +1,7 @@
-//! What is alive in this process: tasks, requests, streams of HTTP/2 and connections to endpoints, each counted where it begins
-//! and where it ends, beside what the kernel counts. What is left when no client is connected is a leak.
+//! Gauges of what exists in this process: tasks, requests, HTTP/2 streams and connections to endpoints, and next to
+//! them the kernel's file descriptors and memory. A count that stays up when no client is connected shows a leak.
 //!
-//! Each worker counts on a cache line of its own; a scrape adds them up.
+//! Each thread counts on a cache line of its own; a scrape adds them up.
 
 use std::fmt;
 use std::fs;
@@ -22,19 +22,19 @@ use tokio::task::JoinHandle;
 pub(crate) enum Kind {
     Task,
     Request,
-    /// A stream of HTTP/2 that a client opened.
+    /// An HTTP/2 stream that a client opened.
     DownstreamStream,
-    /// A stream of HTTP/2 that was opened to an endpoint.
+    /// An HTTP/2 stream to an endpoint.
     UpstreamStream,
     UpstreamHttp1,
-    /// A connection of HTTP/1.1 that waits for its next request; counted under `UpstreamHttp1` as well.
+    /// An idle HTTP/1.1 connection in a pool; also counted as `UpstreamHttp1`.
     UpstreamHttp1Idle,
     UpstreamHttp2,
 }
 
 const KINDS: usize = 7;
 
-/// One thread's counts, apart from those of other threads.
+/// One thread's counts, on cache lines of their own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Counts([AtomicI64; KINDS]);
@@ -49,12 +49,12 @@ thread_local! {
     };
 }
 
-/// Counts as alive until it is dropped.
+/// Counts one until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Alive(Kind);
 
 pin_project! {
-    /// A future that counts as a task. An async block around it would have room for it twice.
+    /// A future that counts as a task. Not an async block, which would be twice the size of the future.
     struct Task<F> {
         #[pin]
         future: F,
@@ -67,14 +67,15 @@ pub(crate) fn spawn<F: Future + 'static>(future: F) -> JoinHandle<F::Output> {
     tokio::task::spawn_local(Task { future, _alive: Alive::new(Kind::Task) })
 }
 
-/// Registers all that is counted here.
+/// Registers the gauges of this module.
 pub(crate) fn register(registry: &mut Registry) {
     registry.register_collector(Box::new(Process));
     registry.sub_registry_with_prefix("weft").register_collector(Box::new(Totals));
 }
 
 fn add(kind: Kind, count: i64) {
-    // A thread that is about to end counts no more. Only it writes its counts, so that no locked addition is needed.
+    // Does nothing once a thread's locals are destroyed. Only the thread writes its counts, so no atomic addition is
+    // needed.
     let _ = OWN.try_with(|own| {
         let counter = &own.0[kind as usize];
         counter.store(counter.load(Ordering::Relaxed) + count, Ordering::Relaxed);
@@ -118,13 +119,9 @@ struct Totals;
 impl Collector for Totals {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         for (name, help, kind) in [
-            ("tasks_alive", "Tasks of the workers", Kind::Task),
-            ("requests_in_flight", "Requests that are not answered to their end", Kind::Request),
-            (
-                "upstream_connections_idle",
-                "Connections of HTTP/1.1 to endpoints that wait for their next request",
-                Kind::UpstreamHttp1Idle,
-            ),
+            ("tasks_alive", "Tasks of the workers that have not ended", Kind::Task),
+            ("requests_in_flight", "Requests whose response is not complete", Kind::Request),
+            ("upstream_connections_idle", "Idle HTTP/1.1 connections to endpoints", Kind::UpstreamHttp1Idle),
         ] {
             let gauge = ConstGauge::new(total(kind));
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
@@ -132,13 +129,13 @@ impl Collector for Totals {
         for (name, help, label, series) in [
             (
                 "http2_streams_open",
-                "Streams of HTTP/2 that are not over",
+                "Open HTTP/2 streams",
                 "side",
                 [("downstream", Kind::DownstreamStream), ("upstream", Kind::UpstreamStream)],
             ),
             (
                 "upstream_connections_open",
-                "Connections to endpoints",
+                "Open connections to endpoints",
                 "protocol",
                 [("http1", Kind::UpstreamHttp1), ("http2", Kind::UpstreamHttp2)],
             ),
@@ -153,7 +150,7 @@ impl Collector for Totals {
     }
 }
 
-/// Gauges of what the kernel counts, under the names that other processes have for them.
+/// Gauges of what the kernel counts, under the names that Prometheus client libraries use.
 #[derive(Debug)]
 struct Process;
 
@@ -161,8 +158,8 @@ impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let files = fs::read_dir("/proc/self/fd").map_or(0, |files| files.count() as i64);
         for (name, help, value) in [
-            ("process_open_fds", "File descriptors that are open", files),
-            ("process_resident_memory_bytes", "Resident memory", resident_bytes().unwrap_or(0)),
+            ("process_open_fds", "Open file descriptors", files),
+            ("process_resident_memory_bytes", "Resident memory in bytes", resident_bytes().unwrap_or(0)),
         ] {
             let gauge = ConstGauge::new(value);
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
@@ -184,10 +181,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_alive_is_counted_until_it_is_dropped() {
+    fn gauges_count_until_drop_on_any_thread() {
         let mut registry = Registry::default();
         register(&mut registry);
-        // Other tests of this process have no connections that idle.
+        // No other test in this process has idle connections.
         let line = |count: u32| format!("\nweft_upstream_connections_idle {count}\n");
         let page = || {
             let mut page = String::new();
@@ -198,7 +195,7 @@ mod tests {
         assert!(page().contains(&line(1)), "{}", page());
         assert!(page().contains("weft_http2_streams_open{side=\"upstream\"}"), "{}", page());
         drop(alive);
-        assert!(page().contains(&line(0)), "counted by another thread, and ended by this one: {}", page());
+        assert!(page().contains(&line(0)), "counted by another thread, dropped by this one: {}", page());
         let files = page().lines().find_map(|line| line.strip_prefix("process_open_fds ")?.parse::<u32>().ok());
         assert!(files.is_some_and(|files| files > 2), "{files:?}");
     }

@@ -1,7 +1,8 @@
-//! Metrics: their names, their labels, and the handles that a request touches.
+//! Metrics: their names, labels and HELP texts, and the handles that requests use.
 //!
-//! Labels come from configuration alone, never from what a client sends, so that nobody can make series. A worker caches
-//! handles by rule, service and status: a request looks up integers and pointers and formats nothing.
+//! Label values come from configuration only, never from what a client sends, so that clients cannot create series.
+//! Each worker caches handles by rule, service and status: a request compares integers and pointers and formats no
+//! label.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -15,17 +16,17 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::access::ConnectionNote;
+use super::access::ConnectionLog;
 use crate::http::forward::Note;
 use crate::http::respond::Reason;
 
-/// Upper bounds of the request duration's buckets, in seconds.
+/// Upper bounds of the buckets of `request_duration_seconds`.
 const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 
-/// Handles that a worker remembers; beyond, it forgets all and looks them up again.
+/// Handles that a worker caches. When there are more, it clears the cache.
 const HANDLES_MAX: usize = 4096;
 
-/// Which way traffic goes, as seen from the pod.
+/// The direction of traffic, as seen from the pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Direction {
     /// To the pod.
@@ -34,7 +35,7 @@ pub(crate) enum Direction {
     Outbound,
 }
 
-/// Every metric of the data path. Cloning shares them.
+/// The metrics of the data path. Clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
     requests: Family<RequestLabels, Counter>,
@@ -45,7 +46,7 @@ pub(crate) struct Metrics {
     service_address: Family<NameLabels, Counter>,
     ejections: Family<ReasonLabels, Counter>,
     ejected: Family<NameLabels, Gauge>,
-    unwell: Family<NameLabels, Gauge>,
+    unhealthy: Family<NameLabels, Gauge>,
     pub(crate) memory: Gauge,
     open: Family<DirectionLabels, Gauge>,
     accepted: Family<DirectionLabels, Counter>,
@@ -53,21 +54,21 @@ pub(crate) struct Metrics {
     bytes: Family<BytesLabels, Counter>,
 }
 
-/// Metrics of configuration.
+/// The metrics of configuration.
 #[derive(Clone, Debug)]
 pub(crate) struct ConfigMetrics {
     generations: Family<DocumentLabels, Gauge<u64, AtomicU64>>,
     pub(crate) refusals: Counter,
-    pub(crate) troubled: Gauge,
+    pub(crate) stale: Gauge,
     pub(crate) source_errors: Counter,
 }
 
-/// What is counted of the endpoints of one Service port.
+/// One worker's handles for the endpoints of one Service port.
 pub(crate) struct EndpointHandles {
     service: String,
     ejections: Family<ReasonLabels, Counter>,
     ejected: Gauge,
-    /// What this one adds to the gauge.
+    /// What this worker adds to the gauge.
     count: Cell<i64>,
 }
 
@@ -87,7 +88,7 @@ struct DirectionHandle {
 struct RequestHandle {
     counter: Counter,
     histogram: Histogram,
-    /// Held, so that the address in the key stays this name's.
+    /// Keeps the name allocated, so that no other name gets the address in the key.
     _service: Option<Arc<str>>,
 }
 
@@ -98,7 +99,7 @@ pub(crate) struct Open(Gauge);
 struct RequestKey {
     direction: Direction,
     rule: u64,
-    /// Where the name lies.
+    /// The address of the name.
     service: usize,
     status: u16,
     reason: &'static str,
@@ -191,7 +192,7 @@ impl Metrics {
             service_address: Family::default(),
             ejections: Family::default(),
             ejected: Family::default(),
-            unwell: Family::default(),
+            unhealthy: Family::default(),
             memory: Gauge::default(),
             open: Family::default(),
             accepted: Family::default(),
@@ -207,39 +208,47 @@ impl Metrics {
             service_address,
             ejections,
             ejected,
-            unwell,
+            unhealthy,
             memory,
             open,
             accepted,
             connections,
             bytes,
         } = metrics.clone();
-        registry.register("requests", "Requests that are over, by the rule that decided on them", requests);
-        registry.register("request_duration_seconds", "From a request's head to the end of its response", durations);
-        registry.register("retries", "Attempts that were repeated, by why", retries);
-        registry.register("mirrored_requests", "Copies of requests, by what came of them", mirrored);
+        registry.register("requests", "Completed requests, by the rule that decided them", requests);
+        registry.register(
+            "request_duration_seconds",
+            "Time from a request's head to the end of its response",
+            durations,
+        );
+        registry.register("retries", "Retries and hedged attempts, by cause", retries);
+        registry.register("mirrored_requests", "Mirrored requests, by outcome", mirrored);
         registry.register(
             "retries_refused",
-            "Attempts that a rule would have repeated, by what did not allow it",
+            "Retries and hedged attempts that a rule wanted, by the limit that refused them",
             retries_refused,
         );
         registry.register(
             "service_address_attempts",
-            "Attempts at the Service's own address, because there is no endpoint or none can be connected to",
+            "Attempts sent to the Service's own address (ClusterIP), because no endpoint could be used",
             service_address,
         );
-        registry.register("outlier_ejections", "Endpoints that were left alone, by what gave them away", ejections);
-        registry.register("endpoints_ejected", "Endpoints that are left alone, as each worker sees them", ejected);
-        registry.register("endpoints_unwell", "Endpoints that health checks found unwell", unwell);
-        registry.register("memory_percent", "Memory in use, of what the container may use; 0 without a limit", memory);
-        registry.register("connections_open", "Connections from downstream that are open", open);
-        registry.register("connections_accepted", "Connections from downstream", accepted);
+        registry.register("outlier_ejections", "Endpoint ejections, by detector", ejections);
+        registry.register("endpoints_ejected", "Ejected endpoints, summed over workers", ejected);
+        registry.register("endpoints_unwell", "Endpoints that fail their health checks", unhealthy);
+        registry.register(
+            "memory_percent",
+            "Memory in use, in percent of the container's limit; 0 without a limit",
+            memory,
+        );
+        registry.register("connections_open", "Open connections from downstream", open);
+        registry.register("connections_accepted", "Accepted connections from downstream", accepted);
         registry.register(
             "tcp_connections",
-            "Connections of bytes that are over, or were refused before they carried anything",
+            "TCP connections that were closed, or refused before they carried data",
             connections,
         );
-        registry.register("tcp_bytes", "Bytes of connections of bytes that are over", bytes);
+        registry.register("tcp_bytes", "Bytes relayed by closed TCP connections", bytes);
         metrics
     }
 
@@ -254,10 +263,10 @@ impl Metrics {
         }
     }
 
-    /// So many endpoints of a Service port were found unwell.
-    pub(crate) fn set_unwell(&self, service: &str, count: usize) {
+    /// Sets the number of a Service port's endpoints that fail their health checks.
+    pub(crate) fn set_unhealthy(&self, service: &str, count: usize) {
         let labels = NameLabels { service: service.to_owned() };
-        self.unwell.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
+        self.unhealthy.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 }
 
@@ -274,18 +283,14 @@ impl ConfigMetrics {
         let metrics = Self {
             generations: Family::default(),
             refusals: Counter::default(),
-            troubled: Gauge::default(),
+            stale: Gauge::default(),
             source_errors: Counter::default(),
         };
-        let Self { generations, refusals, troubled, source_errors } = metrics.clone();
-        registry.register("config_generation", "Generation of each document in use", generations);
-        registry.register("config_refusals", "Documents that were refused", refusals);
-        registry.register("config_troubled", "Documents whose newest version is not the one in use", troubled);
-        registry.register(
-            "config_source_errors",
-            "Times that the source of configuration did not answer",
-            source_errors,
-        );
+        let Self { generations, refusals, stale, source_errors } = metrics.clone();
+        registry.register("config_generation", "Generation in use of each configuration document", generations);
+        registry.register("config_refusals", "Rejected versions of configuration documents", refusals);
+        registry.register("config_troubled", "Configuration documents whose newest version is not in use", stale);
+        registry.register("config_source_errors", "Failed reads of the configuration source", source_errors);
         metrics
     }
 
@@ -297,12 +302,12 @@ impl ConfigMetrics {
 // === impl EndpointHandles ===
 
 impl EndpointHandles {
-    /// An endpoint was given away by something.
+    /// Counts an ejection.
     pub(crate) fn ejected(&self, reason: &'static str) {
         self.ejections.get_or_create(&ReasonLabels { service: self.service.clone(), reason }).inc();
     }
 
-    /// So many are ejected now.
+    /// Sets the number of endpoints that this worker has ejected.
     pub(crate) fn set_ejected(&self, count: usize) {
         let count = i64::try_from(count).unwrap_or(i64::MAX);
         self.ejected.inc_by(count - self.count.replace(count));
@@ -334,7 +339,7 @@ impl Handles {
         }
     }
 
-    /// Counts a connection until the result is dropped.
+    /// Counts a connection from downstream as open until the result is dropped.
     pub(crate) fn connection(&self, direction: Direction) -> Open {
         let DirectionHandle { accepted, open } = match direction {
             Direction::Inbound => &self.inbound,
@@ -345,7 +350,7 @@ impl Handles {
         Open(open.clone())
     }
 
-    /// A request is over.
+    /// Counts a completed request.
     pub(crate) fn finished(&self, note: &Note) {
         let key = RequestKey {
             direction: note.downstream.direction,
@@ -379,7 +384,7 @@ impl Handles {
         handle.histogram.observe(note.started.elapsed().as_secs_f64());
     }
 
-    /// What came was no request.
+    /// Counts input that is not a valid HTTP request.
     pub(crate) fn refused(&self, direction: Direction, status: u16) {
         let labels = RequestLabels {
             direction,
@@ -391,32 +396,32 @@ impl Handles {
         self.metrics.requests.get_or_create(&labels).inc();
     }
 
-    /// An attempt is repeated.
+    /// Counts a retry or a hedged attempt.
     pub(crate) fn retried(&self, service: Option<&str>, reason: &'static str) {
         let labels = ReasonLabels { service: service.unwrap_or_default().to_owned(), reason };
         self.metrics.retries.get_or_create(&labels).inc();
     }
 
-    /// A copy of a request for the service has gone, or not.
+    /// Counts a mirrored request.
     pub(crate) fn mirrored(&self, service: &str, source: &str, outcome: &'static str) {
         let labels = MirrorLabels { service: service.to_owned(), source: source.to_owned(), outcome };
         self.metrics.mirrored.get_or_create(&labels).inc();
     }
 
-    /// An attempt is made at a Service's own address.
+    /// Counts an attempt sent to a Service's own address (ClusterIP).
     pub(crate) fn by_service_address(&self, service: &str) {
         let labels = NameLabels { service: service.to_owned() };
         self.metrics.service_address.get_or_create(&labels).inc();
     }
 
-    /// An attempt is not repeated though a rule would have it.
+    /// Counts a retry or hedged attempt that a limit refused.
     pub(crate) fn retry_refused(&self, service: Option<&str>, reason: &'static str) {
         let labels = ReasonLabels { service: service.unwrap_or_default().to_owned(), reason };
         self.metrics.retries_refused.get_or_create(&labels).inc();
     }
 
-    /// A connection of bytes is over, or one was refused.
-    pub(crate) fn connection_finished(&self, note: &ConnectionNote) {
+    /// Counts a TCP connection that was closed or refused.
+    pub(crate) fn connection_finished(&self, note: &ConnectionLog) {
         let service = note.cluster.as_deref().unwrap_or_default().to_owned();
         let direction = note.downstream.direction;
         let reason = note.reason.map_or("", |reason| reason.as_str());

@@ -1,4 +1,4 @@
-//! What the proxy says about itself: metrics, and one access event for each request or connection.
+//! Telemetry: metrics, and the access log with one event for each request or TCP connection.
 
 pub(crate) mod access;
 pub(crate) mod alive;

@@ -47,7 +47,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
                 continue;
             };
             load.keep_unwell(&cluster.endpoints);
-            shared.metrics.set_unwell(&name, load.unwell().len());
+            shared.metrics.set_unhealthy(&name, load.unwell().len());
             for endpoint in &cluster.endpoints {
                 wanted.insert((name.clone(), *endpoint), (wire::HealthCheck::clone(check), load.clone()));
             }
