@@ -213,7 +213,7 @@ async fn by_rule(stream: Prefixed, mut note: ConnectionLog, rule: Option<&Stream
 
 /// A backend of a rule by weight: the cluster, and perhaps a subset of it.
 async fn choose<'a>(worker: &Worker, rule: &'a StreamRule) -> Result<(Arc<Cluster>, Option<&'a str>), Reason> {
-    let roll = worker.chance.borrow_mut().below(rule.total);
+    let roll = worker.rng.borrow_mut().below(rule.total);
     let target = pick(&rule.backends, roll).target.as_ref().map_err(|_| Reason::BackendNotFound)?;
     let cluster = find_cluster(worker, target).await.ok_or(Reason::NoEndpoints)?;
     Ok((cluster, target.subset.as_deref()))
@@ -273,7 +273,7 @@ pub(crate) async fn connect(
                 return Err((Reason::ConnectFailed, Some(address.address)));
             }
         }
-        let picked = state.pick(subset, &tried, affinity, &mut worker.chance.borrow_mut(), worker.now());
+        let picked = state.pick(subset, &tried, affinity, &mut worker.rng.borrow_mut(), worker.now());
         let Ok(endpoint) = picked else {
             match Box::pin(fallback.without_endpoints(None)).await {
                 Some(Next::Address(own)) => address = Some(own),

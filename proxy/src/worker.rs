@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weft_config::bootstrap::AccessLog;
 
-use crate::balance::Chance;
+use crate::balance::Rng;
 use crate::bootstrap::Timeouts;
 use crate::clock::Tick;
 use crate::filter::rate_limit::Limiters;
@@ -75,7 +75,7 @@ impl Shared {
 /// What one worker has to itself.
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) chance: RefCell<Chance>,
+    pub(crate) rng: RefCell<Rng>,
     pub(crate) handles: Handles,
     /// Mirrored requests that are under way.
     pub(crate) copies: Cell<u32>,
@@ -90,7 +90,7 @@ impl Worker {
         let worker = Rc::new(Self {
             handles: Handles::new(shared.metrics.clone()),
             shared,
-            chance: RefCell::new(Chance::new(seed)),
+            rng: RefCell::new(Rng::new(seed)),
             copies: Cell::new(0),
             clusters: RefCell::default(),
             mirrors: RefCell::default(),

@@ -1,4 +1,4 @@
-//! What ties a request to an endpoint: a key that is hashed, or the cookie of a session.
+//! What ties a request to an endpoint: a hash key, a session cookie or the client's address.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,7 +9,7 @@ use weft_config as wire;
 use super::hash;
 use crate::decide::query_value;
 
-/// What of a request is its key.
+/// What part of a request is its hash key.
 #[derive(Clone, Debug)]
 pub(crate) enum HashOn {
     Header(HeaderName),
@@ -18,29 +18,29 @@ pub(crate) enum HashOn {
     SourceAddress,
 }
 
-/// A cookie that names the endpoint.
+/// The session cookie, whose value names an endpoint.
 #[derive(Clone, Debug)]
 pub(crate) struct Sticky {
     cookie: String,
-    /// What is said of it after its value.
+    /// The part of `Set-Cookie` after the value.
     attributes: String,
 }
 
-/// What ties one request.
+/// What ties one request to an endpoint.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Affinity {
-    /// The hash of its key, if it has one.
+    /// The hash of its key.
     pub(crate) key: Option<u64>,
-    /// The endpoint that its cookie names.
+    /// The session id in its cookie, see [`hash::session`].
     pub(crate) session: Option<u64>,
-    /// The client, where its address stays with an endpoint.
+    /// The client's address, if the Service has `sessionAffinity: ClientIP`.
     pub(crate) client: Option<IpAddr>,
 }
 
 // === impl Affinity ===
 
 impl Affinity {
-    /// Whether it stays with one endpoint.
+    /// Whether the request stays with one endpoint.
     pub(crate) fn is_session(&self) -> bool {
         self.session.is_some() || self.client.is_some()
     }
@@ -49,7 +49,7 @@ impl Affinity {
 // === impl HashOn ===
 
 impl HashOn {
-    /// None: the name cannot be a header's.
+    /// `None`: invalid header name.
     pub(crate) fn compile(on: &wire::HashOn) -> Option<Self> {
         Some(match on {
             wire::HashOn::Header(name) => Self::Header(HeaderName::from_bytes(name.as_bytes()).ok()?),
@@ -69,7 +69,7 @@ impl HashOn {
         }
     }
 
-    /// The hash of the key of a connection of bytes: of these only the address is known.
+    /// The hash of a TCP connection's key. Only `SourceAddress` applies to these.
     pub(crate) fn of_connection(&self, peer: IpAddr) -> Option<u64> {
         matches!(self, Self::SourceAddress).then(|| hash::of_ip(peer))
     }
@@ -81,24 +81,24 @@ impl Sticky {
     pub(crate) fn compile(sticky: &wire::Sticky) -> Self {
         let wire::Sticky { cookie, path, ttl_seconds } = sticky;
         let age = ttl_seconds.map(|seconds| format!("; Max-Age={seconds}")).unwrap_or_default();
-        // Scripts have no business with it.
+        // HttpOnly: scripts need not read it.
         Self { cookie: cookie.clone(), attributes: format!("; Path={path}{age}; HttpOnly") }
     }
 
-    /// The endpoint that a request's cookie names.
+    /// The session id in a request's cookie.
     pub(crate) fn session(&self, headers: &HeaderMap) -> Option<u64> {
         let value = std::str::from_utf8(cookie(headers, &self.cookie)?).ok()?;
         u64::from_str_radix(value, 16).ok()
     }
 
-    /// The cookie that names an endpoint.
+    /// The `Set-Cookie` value that names an endpoint.
     pub(crate) fn set_cookie(&self, endpoint: SocketAddr) -> Option<HeaderValue> {
         let Self { cookie, attributes } = self;
         HeaderValue::try_from(format!("{cookie}={:016x}{attributes}", hash::session(endpoint))).ok()
     }
 }
 
-/// The value of a cookie; of several of one name the first.
+/// The value of the first cookie with this name.
 fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
     (headers.get_all(header::COOKIE).iter())
         .flat_map(|line| line.as_bytes().split(|byte| *byte == b';'))
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn keys() {
+    fn keys_are_taken_from_headers_cookies_queries_and_addresses() {
         let peer = IpAddr::from([198, 18, 128, 9]);
         let with = headers(&[("x-user", "ada"), ("cookie", "theme=dark; user=ada"), ("cookie", "cart=7")]);
         let ada = Some(hash::hash(b"ada"));
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cookie_comes_back_as_the_endpoint_that_it_names() {
+    fn session_cookies_round_trip() {
         let endpoint: SocketAddr = "198.18.128.2:8080".parse().expect("an address");
         let sticky = Sticky::compile(&wire::Sticky { cookie: "s".into(), path: "/shop".into(), ttl_seconds: Some(60) });
         let set = sticky.set_cookie(endpoint).expect("a header");

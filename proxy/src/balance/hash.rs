@@ -1,28 +1,30 @@
-//! Consistent hashing: the same key leads to the same endpoint, in every proxy, and an endpoint that comes or goes moves
-//! only its own share of the keys. Tables are built when endpoints change, never for a request.
+//! Consistent hashing: a key maps to the same endpoint in every proxy, and adding or removing an endpoint moves
+//! little more than its own share of the keys. A table is built once for each set of endpoints.
 //!
-//! Ring hash moves the fewest keys; Maglev (Eisenbud et al., NSDI 2016) spreads them more evenly and is looked up in one step.
+//! Ring hash moves the fewest keys; Maglev (Eisenbud et al., NSDI 2016) spreads them more evenly, with a lookup in
+//! one step.
 
 use std::net::{IpAddr, SocketAddr};
 
 /// Entries of a Maglev table. A prime far above the number of endpoints. Source: Envoy's default.
 const MAGLEV_SIZE: usize = 65_537;
 
-/// Points that an endpoint has on a ring: enough for shares to differ by a few percent only.
+/// Points of each endpoint on a ring: enough for shares to differ by a few percent only.
 const RING_POINTS: usize = 256;
 
-/// Points of a ring. Many endpoints have fewer each; halved at a time, so that a few more endpoints move few keys.
+/// Most points of a ring. With many endpoints each has fewer; the number is halved until they fit, so that adding a
+/// few endpoints moves few keys.
 const RING_SIZE_MAX: usize = 65_536;
 
 /// A table from keys to positions.
 pub(crate) enum Table {
-    /// Points on the ring with the position that each leads to, sorted.
+    /// Points on the ring with the position that each maps to, sorted by point.
     Ring(Vec<(u32, u32)>),
     Maglev(Vec<u32>),
 }
 
-/// A hash that is the same in every proxy and every version: FNV-1a, its bits mixed as in MurmurHash3. Good enough to
-/// spread keys; whoever may choose keys may choose an endpoint, which is what hashing is for.
+/// A hash that is the same in every proxy and every version: FNV-1a, with the finalizer of MurmurHash3. Not keyed: a
+/// client that chooses its key can choose its endpoint, as hash balancing intends.
 pub(crate) fn hash(bytes: &[u8]) -> u64 {
     let mut state = 0xcbf2_9ce4_8422_2325;
     for byte in bytes {
@@ -39,7 +41,7 @@ pub(crate) fn of_ip(address: IpAddr) -> u64 {
     }
 }
 
-/// What an endpoint is called in the cookies of sticky sessions. Not its address, which is nobody else's business.
+/// The id of an endpoint in session cookies. Hashed, so that cookies do not expose pod addresses.
 pub(crate) fn session(address: SocketAddr) -> u64 {
     mix(of_endpoint(address) ^ 0x5e55_1055_e551_0500)
 }
@@ -57,7 +59,7 @@ fn mix(mut state: u64) -> u64 {
 // === impl Table ===
 
 impl Table {
-    /// A ring. `endpoints` in the order of positions.
+    /// A ring. Positions index `endpoints`.
     pub(crate) fn ring(endpoints: &[SocketAddr]) -> Self {
         let mut points_each = RING_POINTS;
         while points_each > 1 && points_each * endpoints.len() > RING_SIZE_MAX {
@@ -75,14 +77,14 @@ impl Table {
         Self::Ring(points)
     }
 
-    /// A Maglev table. `endpoints` in the order of positions; their order decides who takes an entry that two want, so it has
-    /// to be the same in every proxy.
+    /// A Maglev table. Positions index `endpoints`. Their order decides which endpoint gets a contested entry, so it
+    /// must be the same in every proxy.
     pub(crate) fn maglev(endpoints: &[SocketAddr]) -> Self {
         const FREE: u32 = u32::MAX;
         let mut table = vec![FREE; MAGLEV_SIZE];
-        // Each endpoint has a permutation of the entries, given by a beginning and a step; in turn each takes the next of
-        // its own that is free.
-        let mut wishes: Vec<(usize, usize)> = endpoints
+        // Each endpoint has a permutation of the entries, given by an offset and a step. In turn each endpoint takes
+        // the next free entry of its permutation.
+        let mut permutations: Vec<(usize, usize)> = endpoints
             .iter()
             .map(|endpoint| {
                 let hash = of_endpoint(*endpoint);
@@ -91,8 +93,8 @@ impl Table {
             })
             .collect();
         let mut filled = 0;
-        while filled < MAGLEV_SIZE && !wishes.is_empty() {
-            for (position, (next, step)) in wishes.iter_mut().enumerate() {
+        while filled < MAGLEV_SIZE && !permutations.is_empty() {
+            for (position, (next, step)) in permutations.iter_mut().enumerate() {
                 while table[*next] != FREE {
                     *next = (*next + *step) % MAGLEV_SIZE;
                 }
@@ -107,29 +109,29 @@ impl Table {
         Self::Maglev(table)
     }
 
-    /// The position that a key leads to: the first in the table's order, from the key on, that `takes` says yes to. Where it
-    /// never does, the key's own.
-    pub(crate) fn find(&self, key: u64, takes: impl Fn(usize) -> bool) -> Option<usize> {
+    /// The position that a key maps to: the first one, in the table's order from the key on, that `accepts` accepts.
+    /// If it accepts none, the key's own.
+    pub(crate) fn find(&self, key: u64, accepts: impl Fn(usize) -> bool) -> Option<usize> {
         match self {
             Self::Ring(points) => {
                 let key = (key >> 32) as u32;
                 let first = points.partition_point(|(point, _)| *point < key);
-                walk(points.len(), first, |at| points[at].1, takes)
+                walk(points.len(), first, |at| points[at].1, accepts)
             }
             Self::Maglev(table) => {
                 let first = (key % table.len().max(1) as u64) as usize;
-                walk(table.len(), first, |at| table[at], takes)
+                walk(table.len(), first, |at| table[at], accepts)
             }
         }
     }
 }
 
-fn walk(size: usize, first: usize, at: impl Fn(usize) -> u32, takes: impl Fn(usize) -> bool) -> Option<usize> {
+fn walk(size: usize, first: usize, at: impl Fn(usize) -> u32, accepts: impl Fn(usize) -> bool) -> Option<usize> {
     if size == 0 {
         return None;
     }
     let mut around = (0..size).map(|step| at((first + step) % size) as usize);
-    around.find(|position| takes(*position)).or_else(|| Some(at(first % size) as usize))
+    around.find(|position| accepts(*position)).or_else(|| Some(at(first % size) as usize))
 }
 
 #[cfg(test)]
@@ -172,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_that_goes_moves_its_own_keys_and_few_others() {
+    fn removing_an_endpoint_moves_few_other_keys() {
         let all = endpoints(10);
         let mut fewer = all.clone();
         let gone = fewer.remove(4);
@@ -192,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_whose_endpoint_cannot_take_it_goes_to_the_next_one() {
+    fn keys_of_a_rejected_endpoint_move_to_the_next_one() {
         for (name, table) in tables(&endpoints(5)) {
             let key = hash(b"user-7");
             let first = position(&table, key);
@@ -209,8 +211,8 @@ mod tests {
     }
 
     #[test]
-    fn hashes_are_for_ever() {
-        // An upgrade of a proxy moves no session.
+    fn hashes_do_not_change() {
+        // So an upgrade of a proxy moves no session.
         assert_eq!(hash(b""), 0xefd0_1f60_ba99_2926);
         assert_eq!(hash(b"user-7"), 0x05f4_5893_168b_eb5f);
     }

@@ -1,47 +1,48 @@
-//! Which level of endpoints a request goes to: those of the proxy's own zone first, those of other zones as far as the own
-//! ones cannot take the load.
+//! Priorities: requests go to endpoints of the proxy's own node and zone first, and to others as far as too few of
+//! the former are healthy.
 //!
-//! Levels are taken to bear 1.4 times their share, so a level keeps all of its load until less than 72 % of it is well
-//! (Envoy's overprovisioning factor; these are its formulas, in whole percent):
+//! A priority is overprovisioned by a factor of 1.4, so it keeps all of its load until less than 72 % of its
+//! endpoints are healthy. Factor and formulas are Envoy's, in whole percent:
 //!
 //! ```text
-//! health(L) = min(100, 140 * well / all)          norm = min(100, sum of health)
-//! load(L)   = min(what is left of 100, health(L) * 100 / norm, to the nearest)
+//! health(P) = min(100, 140 * healthy / total)      norm = min(100, sum of health)
+//! load(P)   = min(what is left of 100, health(P) * 100 / norm, to the nearest)
 //! ```
 
-/// Endpoints of one level.
+/// The endpoints of one priority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Level {
-    pub(crate) well: usize,
-    pub(crate) all: usize,
+pub(crate) struct Priority {
+    pub(crate) healthy: usize,
+    pub(crate) total: usize,
 }
 
-/// What becomes of one level.
+/// The load of one priority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Share {
-    /// Percent of the requests. Those of all levels sum to 100, or to 0 where nobody can take any.
+    /// Percent of the requests. The sum over all priorities is 100, or 0 if there is no endpoint to use.
     pub(crate) percent: u32,
-    /// Too few are well, and no other level can help: all are used.
+    /// Below the panic threshold, and other priorities cannot take the load: unhealthy endpoints are used too.
     pub(crate) panic: bool,
 }
 
-/// Divides the load among levels, the first being the one that is wanted most.
-pub(crate) fn divide(levels: &[Level], panic_percent: u32) -> Vec<Share> {
-    let health: Vec<u32> = levels.iter().map(Level::health).collect();
+/// Divides the load among priorities, the most preferred first.
+pub(crate) fn divide(priorities: &[Priority], panic_percent: u32) -> Vec<Share> {
+    let health: Vec<u32> = priorities.iter().map(Priority::health).collect();
     let norm = health.iter().sum::<u32>().min(100);
-    let panics = |level: &Level| {
-        let well_percent = level.well * 100;
-        (norm < 100 || levels.len() == 1) && well_percent < level.all * panic_percent as usize
+    let is_panic = |priority: &Priority| {
+        let healthy_percent = priority.healthy * 100;
+        (norm < 100 || priorities.len() == 1) && healthy_percent < priority.total * panic_percent as usize
     };
-    // Where nobody is well, and all are used for that reason, each level gets what its number is worth.
-    let total: usize = levels.iter().map(|level| level.all).sum();
-    let by_number = |level: &Level| (level.all * 100).checked_div(total).unwrap_or(0) as u32;
+    // If no endpoint is healthy and all are used for that reason, each priority gets a share by its number of
+    // endpoints.
+    let total: usize = priorities.iter().map(|priority| priority.total).sum();
+    let by_number = |priority: &Priority| (priority.total * 100).checked_div(total).unwrap_or(0) as u32;
     let mut left = 100;
-    let mut shares: Vec<Share> = (levels.iter().zip(&health))
-        .map(|(level, health)| {
-            let panic = panics(level);
+    let mut shares: Vec<Share> = (priorities.iter().zip(&health))
+        .map(|(priority, health)| {
+            let panic = is_panic(priority);
             let wanted = match norm {
-                0 if panic => by_number(level),
+                0 if panic => by_number(priority),
                 0 => 0,
                 norm => (health * 100 + norm / 2) / norm,
             };
@@ -50,27 +51,27 @@ pub(crate) fn divide(levels: &[Level], panic_percent: u32) -> Vec<Share> {
             Share { percent, panic }
         })
         .collect();
-    // What rounding leaves goes to the first that takes any.
+    // The remainder of rounding goes to the first priority with a share.
     if let Some(first) = shares.iter_mut().find(|share| share.percent > 0) {
         first.percent += left;
     }
     shares
 }
 
-/// The level that a number below 100 falls into.
-pub(crate) fn choose(mut percents: impl Iterator<Item = u32>, roll: u32) -> usize {
+/// The priority that a percentile (0 to 99) falls into.
+pub(crate) fn choose(mut percents: impl Iterator<Item = u32>, percentile: u32) -> usize {
     let mut sum = 0;
     percents
         .position(|percent| {
             sum += percent;
-            roll < sum
+            percentile < sum
         })
         .unwrap_or(0)
 }
 
-impl Level {
+impl Priority {
     fn health(&self) -> u32 {
-        (self.well * 140).checked_div(self.all).map_or(0, |health| health.min(100) as u32)
+        (self.healthy * 140).checked_div(self.total).map_or(0, |health| health.min(100) as u32)
     }
 }
 
@@ -78,14 +79,18 @@ impl Level {
 mod tests {
     use super::*;
 
-    fn percents(levels: &[(usize, usize)]) -> Vec<u32> {
-        let levels: Vec<Level> = levels.iter().map(|(well, all)| Level { well: *well, all: *all }).collect();
-        divide(&levels, 50).iter().map(|share| share.percent).collect()
+    /// Priorities given as (healthy, total).
+    fn priorities(counts: &[(usize, usize)]) -> Vec<Priority> {
+        counts.iter().map(|(healthy, total)| Priority { healthy: *healthy, total: *total }).collect()
     }
 
-    /// Levels of 100 endpoints each.
-    fn of_hundred(well: &[usize]) -> Vec<Level> {
-        well.iter().map(|well| Level { well: *well, all: 100 }).collect()
+    fn percents(counts: &[(usize, usize)]) -> Vec<u32> {
+        divide(&priorities(counts), 50).iter().map(|share| share.percent).collect()
+    }
+
+    /// Priorities of 100 endpoints each.
+    fn of_hundred(healthy: &[usize]) -> Vec<Priority> {
+        healthy.iter().map(|healthy| Priority { healthy: *healthy, total: 100 }).collect()
     }
 
     /// Every row of the three tables in Envoy's `load_balancing/priority.rst`.
@@ -102,7 +107,7 @@ mod tests {
             (&[71, 71], &[99, 1]),
             (&[50, 50], &[70, 30]),
             (&[25, 25], &[50, 50]),
-            // In its text: healths of 20 and 30, where 140 % of what is well are meant.
+            // From the text there: healths of 20 and 30, which are 140 % of the healthy endpoints.
             (&[15, 22], &[41, 59]),
             (&[100, 100, 100], &[100, 0, 0]),
             (&[72, 72, 100], &[100, 0, 0]),
@@ -113,21 +118,21 @@ mod tests {
             (&[25, 25, 20], &[36, 36, 28]),
             (&[0, 0, 10], &[0, 0, 100]),
         ];
-        for (well, expected) in rows {
-            let shares = divide(&of_hundred(well), 50);
+        for (healthy, expected) in rows {
+            let shares = divide(&of_hundred(healthy), 50);
             let percents: Vec<u32> = shares.iter().map(|share| share.percent).collect();
-            assert_eq!(percents, expected, "{well:?} % are well");
+            assert_eq!(percents, expected, "{healthy:?} % are healthy");
         }
-        assert_eq!(percents(&[(0, 10), (0, 30)]), [25, 75], "nobody is well: by number");
-        assert_eq!(percents(&[(0, 0), (3, 3)]), [0, 100], "an empty level takes nothing");
-        assert_eq!(percents(&[(1, 3)]), [100], "there is no other");
+        assert_eq!(percents(&[(0, 10), (0, 30)]), [25, 75], "no endpoint is healthy: by number");
+        assert_eq!(percents(&[(0, 0), (3, 3)]), [0, 100], "an empty priority gets no load");
+        assert_eq!(percents(&[(1, 3)]), [100], "the only priority");
     }
 
-    /// Every row of the two tables in Envoy's `panic_threshold.rst`. Where it says 50/50 for 50 % and 60 %, and 25/75 for
-    /// 25 % and 100 %, it contradicts its own formula and `priority.rst`, which are followed.
+    /// Every row of the two tables in Envoy's `panic_threshold.rst`. Where it says 50/50 for 50 % and 60 %, and 25/75
+    /// for 25 % and 100 %, it contradicts its own formula and `priority.rst`, which are followed.
     #[test]
     fn panic_begins_as_envoy_documents() {
-        for (well, expected) in [
+        for (healthy, expected) in [
             ([72, 100], [(100, false), (0, false)]),
             ([71, 100], [(99, false), (1, false)]),
             ([50, 100], [(70, false), (30, false)]),
@@ -140,19 +145,18 @@ mod tests {
             ([5, 65], [(7, true), (93, false)]),
         ] {
             let expected = expected.map(|(percent, panic)| Share { percent, panic });
-            assert_eq!(divide(&of_hundred(&well), 50), expected, "{well:?} % are well");
+            assert_eq!(divide(&of_hundred(&healthy), 50), expected, "{healthy:?} % are healthy");
             let never = expected.map(|share| Share { panic: false, ..share });
-            assert_eq!(divide(&of_hundred(&well), 0), never, "{well:?} % are well, and the threshold is off");
+            assert_eq!(divide(&of_hundred(&healthy), 0), never, "{healthy:?} % are healthy, the threshold is off");
         }
-        let nobody = Share { percent: 0, panic: false };
-        assert_eq!(divide(&of_hundred(&[0, 0]), 0), [nobody, nobody], "nobody is well, and the threshold is off");
+        let none = Share { percent: 0, panic: false };
+        assert_eq!(divide(&of_hundred(&[0, 0]), 0), [none, none], "no endpoint is healthy, the threshold is off");
     }
 
     #[test]
-    fn all_endpoints_of_a_level_are_used_only_where_no_other_level_can_help() {
-        let panic = |levels: &[(usize, usize)], percent| -> Vec<bool> {
-            let levels: Vec<Level> = levels.iter().map(|(well, all)| Level { well: *well, all: *all }).collect();
-            divide(&levels, percent).iter().map(|share| share.panic).collect()
+    fn panic_requires_that_no_other_priority_can_take_the_load() {
+        let panic = |counts: &[(usize, usize)], percent| -> Vec<bool> {
+            divide(&priorities(counts), percent).iter().map(|share| share.panic).collect()
         };
         assert_eq!(panic(&[(25, 100), (100, 100)], 50), [false, false], "the second takes the rest");
         assert_eq!(panic(&[(25, 100), (25, 100)], 50), [true, true]);
@@ -160,13 +164,13 @@ mod tests {
         assert_eq!(panic(&[(49, 100)], 50), [true]);
         assert_eq!(panic(&[(50, 100)], 50), [false]);
         assert_eq!(panic(&[(0, 100)], 0), [false], "switched off");
-        let none = divide(&[Level { well: 0, all: 4 }], 0);
-        assert_eq!(none, [Share { percent: 0, panic: false }]);
+        let shares = divide(&[Priority { healthy: 0, total: 4 }], 0);
+        assert_eq!(shares, [Share { percent: 0, panic: false }]);
     }
 
     #[test]
-    fn a_level_is_chosen_by_its_share() {
-        let count = |percents: [u32; 2]| (0..100).filter(|roll| choose(percents.into_iter(), *roll) == 0).count();
+    fn priorities_are_chosen_by_their_share() {
+        let count = |percents: [u32; 2]| (0..100).filter(|at| choose(percents.into_iter(), *at) == 0).count();
         assert_eq!((count([70, 30]), count([0, 100]), count([100, 0])), (70, 0, 100));
     }
 }

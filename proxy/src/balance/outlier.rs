@@ -1,12 +1,12 @@
-//! Which endpoints fail so much more than others that they are left alone (ejected) for a while.
+//! Outlier detection: endpoints that fail much more often than others are ejected for a while.
 //!
-//! What is counted stands with each endpoint of each worker: a worker judges by its own requests and shares nothing. With the
-//! one worker that a proxy has by default nothing is lost by that; with more, failures in a row are as telling among a
-//! worker's own requests as among all, and each worker finds out for itself. A success rate needs its number of requests on
-//! each worker.
+//! Each worker counts its own requests and ejects by itself. A proxy has one worker by default. With more, failures in
+//! a row among a worker's own requests say as much as among all, but `minRequests` of the success rate applies on each
+//! worker.
 //!
-//! Source of the model: Envoy's outlier detection. The differences: connections that fail are always told from answers that
-//! are errors, the last endpoint is never ejected, and a success rate takes both kinds of failures in.
+//! Source of the model: Envoy's outlier detection. The differences: local failures (no response) are always counted
+//! apart from error responses, the last endpoint is never ejected, and the success rate includes both kinds of
+//! failures.
 
 use std::time::Duration;
 
@@ -26,20 +26,20 @@ pub(crate) struct Settings {
     success_rate: wire::SuccessRate,
 }
 
-/// What came of a request to an endpoint.
+/// The outcome of a request to an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// It answered, and not with an error of its own.
+    /// A response other than 5xx.
     Ok,
-    /// It answered 5xx, but for the next.
+    /// A 5xx response other than 502, 503 and 504.
     Error,
-    /// It answered 502, 503 or 504.
+    /// A 502, 503 or 504 response.
     Gateway,
-    /// It did not answer: no connection, one that broke, or the time was over.
+    /// No response: connecting failed, the connection closed, or the timeout passed.
     Local,
 }
 
-/// What gave an endpoint away. The words are those of metrics and logs.
+/// What ejects an endpoint. The names are those in metrics and logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Detector {
     Consecutive5xx,
@@ -48,19 +48,19 @@ pub(crate) enum Detector {
     SuccessRate,
 }
 
-/// What is known of one endpoint's failures.
+/// One endpoint's counts of failures, and its ejection.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Tally {
-    /// Failures of each kind without an answer that ends the row.
+pub(crate) struct OutlierStats {
+    /// Consecutive failures of each kind; `errors` includes gateway errors.
     errors: u32,
     gateway_errors: u32,
     local_failures: u32,
-    /// Of this interval.
+    /// In this interval.
     requests: u32,
     successes: u32,
-    /// Ejections in a row: one fewer for each interval that went well.
+    /// Multiplies the ejection time. Each ejection adds one, each interval without subtracts one.
     ejections: u32,
-    /// Until when it is left alone.
+    /// When the ejection ends. `None`: not ejected.
     until: Option<Duration>,
 }
 
@@ -90,24 +90,24 @@ impl Settings {
         }
     }
 
-    /// Whether any endpoint is ever ejected.
+    /// Whether endpoints may be ejected at all.
     pub(crate) fn is_on(&self) -> bool {
         self.max_percent > 0
     }
 
-    /// Whether one more of `total` endpoints may be ejected where `ejected` are already.
+    /// Whether one more of `total` endpoints may be ejected if `ejected` of them are.
     pub(crate) fn may_eject(&self, ejected: usize, total: usize) -> bool {
         ejected + 1 < total && ejected * 100 < total * self.max_percent as usize
     }
 
-    /// Whether an endpoint with so many requests in an interval has a success rate to speak of.
-    pub(crate) fn has_rate(&self, tally: &Tally) -> bool {
-        self.success_rate.deviations_permille > 0 && tally.requests >= self.success_rate.min_requests.max(1)
+    /// Whether an endpoint had enough requests in this interval for a success rate.
+    pub(crate) fn has_success_rate(&self, stats: &OutlierStats) -> bool {
+        self.success_rate.deviations_permille > 0 && stats.requests >= self.success_rate.min_requests.max(1)
     }
 
-    /// The rate below which an endpoint is ejected: the mean less a number of standard deviations. None: these are too few
-    /// to tell.
-    pub(crate) fn lowest_rate(&self, rates: &[f64]) -> Option<f64> {
+    /// The success rate below which an endpoint is ejected: the mean less a number of standard deviations. `None`: too
+    /// few endpoints have a rate.
+    pub(crate) fn success_rate_threshold(&self, rates: &[f64]) -> Option<f64> {
         if rates.is_empty() || rates.len() < self.success_rate.min_endpoints as usize {
             return None;
         }
@@ -143,11 +143,11 @@ impl Detector {
     }
 }
 
-// === impl Tally ===
+// === impl OutlierStats ===
 
-impl Tally {
-    /// Takes an outcome in. Says what gives the endpoint away, if something does; a row that did begins anew.
-    pub(crate) fn note(&mut self, outcome: Outcome, settings: &Settings) -> Option<Detector> {
+impl OutlierStats {
+    /// Records an outcome. Returns the detector that it trips, whose count restarts at 0.
+    pub(crate) fn record(&mut self, outcome: Outcome, settings: &Settings) -> Option<Detector> {
         self.requests = self.requests.saturating_add(1);
         match outcome {
             Outcome::Ok => {
@@ -164,31 +164,31 @@ impl Tally {
                 self.gateway_errors += 1;
                 self.local_failures = 0;
             }
-            // Says nothing about the answers that came before.
+            // Does not end a series of error responses.
             Outcome::Local => self.local_failures += 1,
         }
-        let rows = [
+        let detectors = [
             (&mut self.errors, settings.consecutive_5xx, Detector::Consecutive5xx),
             (&mut self.gateway_errors, settings.consecutive_gateway_errors, Detector::ConsecutiveGatewayErrors),
             (&mut self.local_failures, settings.consecutive_local_failures, Detector::ConsecutiveLocalFailures),
         ];
-        let mut found = None;
-        for (row, limit, detector) in rows {
-            if limit == 0 {
-                *row = 0;
-            } else if *row >= limit {
-                *row = 0;
-                found = found.or(Some(detector));
+        let mut tripped = None;
+        for (count, threshold, detector) in detectors {
+            if threshold == 0 {
+                *count = 0;
+            } else if *count >= threshold {
+                *count = 0;
+                tripped = tripped.or(Some(detector));
             }
         }
-        found
+        tripped
     }
 
     pub(crate) fn is_ejected(&self) -> bool {
         self.until.is_some()
     }
 
-    /// Leaves the endpoint alone, the longer the more often it was in a row. Says for how long.
+    /// Ejects the endpoint, for longer each time. Returns for how long.
     pub(crate) fn eject(&mut self, settings: &Settings, now: Duration) -> Duration {
         self.ejections = self.ejections.saturating_add(1);
         let time = settings.base.saturating_mul(self.ejections).min(settings.max);
@@ -196,27 +196,27 @@ impl Tally {
         time
     }
 
-    /// Takes it back if its time is over. Says whether it did.
-    pub(crate) fn release(&mut self, now: Duration) -> bool {
-        let over = self.until.is_some_and(|until| until <= now);
-        if over {
-            self.take_back();
+    /// Unejects the endpoint if its ejection time is over. Returns whether it did.
+    pub(crate) fn uneject_if_due(&mut self, now: Duration) -> bool {
+        let is_due = self.until.is_some_and(|until| until <= now);
+        if is_due {
+            self.uneject();
         }
-        over
+        is_due
     }
 
-    /// Takes it back.
-    pub(crate) fn take_back(&mut self) {
+    /// Ends the ejection and resets the consecutive failures.
+    pub(crate) fn uneject(&mut self) {
         self.until = None;
         (self.errors, self.gateway_errors, self.local_failures) = (0, 0, 0);
     }
 
-    /// The share of requests of this interval that went well.
+    /// The share of this interval's requests that succeeded.
     pub(crate) fn success_rate(&self) -> f64 {
         f64::from(self.successes) / f64::from(self.requests.max(1))
     }
 
-    /// Begins the next interval.
+    /// Starts the next interval.
     pub(crate) fn next_interval(&mut self) {
         (self.requests, self.successes) = (0, 0);
         if !self.is_ejected() {
@@ -233,12 +233,12 @@ mod tests {
         Settings::compile(&wire::Outliers::default())
     }
 
-    fn note(tally: &mut Tally, outcomes: &[Outcome]) -> Vec<Detector> {
-        outcomes.iter().filter_map(|outcome| tally.note(*outcome, &settings())).collect()
+    fn record(stats: &mut OutlierStats, outcomes: &[Outcome]) -> Vec<Detector> {
+        outcomes.iter().filter_map(|outcome| stats.record(*outcome, &settings())).collect()
     }
 
     #[test]
-    fn failures_in_a_row_give_an_endpoint_away() {
+    fn consecutive_failures_trip_a_detector() {
         use Outcome::{Error, Gateway, Local, Ok};
         let five = |outcome| vec![outcome; 5];
         for (outcomes, expected) in [
@@ -251,44 +251,44 @@ mod tests {
             (vec![Error, Local, Error, Local, Error, Local, Error, Local, Error], vec![Detector::Consecutive5xx]),
             (vec![Error; 10], vec![Detector::Consecutive5xx; 2]),
         ] {
-            assert_eq!(note(&mut Tally::default(), &outcomes), expected, "{outcomes:?}");
+            assert_eq!(record(&mut OutlierStats::default(), &outcomes), expected, "{outcomes:?}");
         }
         let only_gateway = Settings::compile(&wire::Outliers { consecutive_5xx: 0, ..wire::Outliers::default() });
-        let mut tally = Tally::default();
-        assert!((0..20).all(|_| tally.note(Error, &only_gateway).is_none()), "not looked at");
-        let found: Vec<_> = (0..5).filter_map(|_| tally.note(Gateway, &only_gateway)).collect();
+        let mut stats = OutlierStats::default();
+        assert!((0..20).all(|_| stats.record(Error, &only_gateway).is_none()), "the 5xx detector is off");
+        let found: Vec<_> = (0..5).filter_map(|_| stats.record(Gateway, &only_gateway)).collect();
         assert_eq!(found, [Detector::ConsecutiveGatewayErrors]);
     }
 
     #[test]
-    fn an_ejection_is_the_longer_the_more_often_and_forgets_by_intervals() {
-        let (mut tally, settings) = (Tally::default(), settings());
+    fn ejection_time_grows_with_ejections_and_shrinks_with_intervals() {
+        let (mut stats, settings) = (OutlierStats::default(), settings());
         let seconds = Duration::from_secs;
         let mut now = seconds(0);
         for expected in [30, 60, 90, 120, 150, 180, 210, 240, 270, 300, 300] {
-            assert_eq!(tally.eject(&settings, now), seconds(expected), "base times the number in a row, up to 300 s");
-            assert!(!tally.release(now + seconds(expected) - Duration::from_millis(1)), "not before its time");
-            tally.next_interval();
+            assert_eq!(stats.eject(&settings, now), seconds(expected), "base times the number in a row, up to 300 s");
+            assert!(!stats.uneject_if_due(now + seconds(expected) - Duration::from_millis(1)), "not before its end");
+            stats.next_interval();
             now += seconds(expected);
-            assert!(tally.release(now));
+            assert!(stats.uneject_if_due(now));
         }
         for _ in 0..4 {
-            tally.next_interval();
+            stats.next_interval();
         }
         assert_eq!(
-            tally.eject(&settings, now),
+            stats.eject(&settings, now),
             seconds(240),
             "11 in a row, 4 intervals without, and this one: 8 times 30 s"
         );
-        tally.take_back();
+        stats.uneject();
         for _ in 0..100 {
-            tally.next_interval();
+            stats.next_interval();
         }
-        assert_eq!(tally.eject(&settings, now), seconds(30));
+        assert_eq!(stats.eject(&settings, now), seconds(30));
     }
 
     #[test]
-    fn the_share_of_ejected_endpoints_is_bounded() {
+    fn max_ejection_percent_bounds_ejections() {
         let may = |percent, ejected, total| {
             let outliers = wire::Outliers { max_ejection_percent: percent, ..wire::Outliers::default() };
             Settings::compile(&outliers).may_eject(ejected, total)
@@ -309,27 +309,27 @@ mod tests {
     }
 
     #[test]
-    fn a_success_rate_far_below_the_others_is_too_low() {
+    fn success_rate_threshold_is_the_mean_less_deviations() {
         let settings = settings();
-        let lowest = |rates: &[f64]| settings.lowest_rate(rates);
-        assert_eq!(lowest(&[1.0, 1.0, 1.0, 0.0]), None, "four are too few to tell");
+        let threshold = |rates: &[f64]| settings.success_rate_threshold(rates);
+        assert_eq!(threshold(&[1.0, 1.0, 1.0, 0.0]), None, "four endpoints are too few");
         // Mean 0.8, standard deviation 0.4: 0.8 - 1.9 * 0.4.
-        let bound = lowest(&[1.0, 1.0, 1.0, 1.0, 0.0]).expect("five are enough");
+        let bound = threshold(&[1.0, 1.0, 1.0, 1.0, 0.0]).expect("five are enough");
         assert!((bound - 0.04).abs() < 1e-9, "{bound}");
-        let bound = lowest(&[0.5; 5]).expect("enough");
-        assert!((bound - 0.5).abs() < 1e-9, "all the same: none is below");
-        let mut tally = Tally::default();
-        note(&mut tally, &[Outcome::Ok; 99]);
-        assert!(!settings.has_rate(&tally), "99 requests are too few");
-        note(&mut tally, &[Outcome::Error]);
-        assert!(settings.has_rate(&tally));
-        assert!((tally.success_rate() - 0.99).abs() < 1e-9);
-        tally.next_interval();
-        assert!(!settings.has_rate(&tally), "each interval counts anew");
+        let bound = threshold(&[0.5; 5]).expect("enough");
+        assert!((bound - 0.5).abs() < 1e-9, "equal rates: none is below the threshold");
+        let mut stats = OutlierStats::default();
+        record(&mut stats, &[Outcome::Ok; 99]);
+        assert!(!settings.has_success_rate(&stats), "99 requests are too few");
+        record(&mut stats, &[Outcome::Error]);
+        assert!(settings.has_success_rate(&stats));
+        assert!((stats.success_rate() - 0.99).abs() < 1e-9);
+        stats.next_interval();
+        assert!(!settings.has_success_rate(&stats), "each interval starts at 0");
     }
 
     #[test]
-    fn outcomes_by_status() {
+    fn outcomes_follow_the_status() {
         for (status, expected) in [
             (200, Outcome::Ok),
             (404, Outcome::Ok),

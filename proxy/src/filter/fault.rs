@@ -6,7 +6,7 @@ use http::StatusCode;
 use weft_config as wire;
 
 use super::Fraction;
-use crate::balance::Chance;
+use crate::balance::Rng;
 use crate::table::CompileError;
 use crate::table::route::parse_status;
 
@@ -39,8 +39,8 @@ impl Fault {
     }
 
     /// Decides on the next request: on the wait and on the failure apart.
-    pub(crate) fn draw(&self, chance: &mut Chance) -> Drawn {
-        let mut drawn = |fraction: Fraction| fraction.takes(chance);
+    pub(crate) fn draw(&self, rng: &mut Rng) -> Drawn {
+        let mut drawn = |fraction: Fraction| fraction.takes(rng);
         Drawn {
             delay: self.delay.and_then(|(duration, fraction)| drawn(fraction).then_some(duration)),
             abort: self.abort.and_then(|(status, fraction)| drawn(fraction).then_some(status)),
@@ -63,10 +63,10 @@ mod tests {
             "abort": {"status": 503, "share": {"numerator": 20, "denominator": 100}}
         }))
         .expect("a fault");
-        let mut chance = Chance::new(5);
+        let mut rng = Rng::new(5);
         let (mut waited, mut failed, mut both) = (0, 0, 0);
         for _ in 0..100_000 {
-            let Drawn { delay, abort } = fault.draw(&mut chance);
+            let Drawn { delay, abort } = fault.draw(&mut rng);
             assert!(delay.is_none_or(|delay| delay == Duration::from_millis(250)));
             assert!(abort.is_none_or(|status| status == StatusCode::SERVICE_UNAVAILABLE));
             waited += u32::from(delay.is_some());
@@ -82,7 +82,7 @@ mod tests {
     fn what_is_not_there_happens_to_nobody() {
         assert!(fault(serde_json::json!({})).is_none());
         let all = serde_json::json!({"abort": {"status": 500, "share": {"numerator": 1, "denominator": 1}}});
-        let drawn = fault(all).expect("a fault").draw(&mut Chance::new(1));
+        let drawn = fault(all).expect("a fault").draw(&mut Rng::new(1));
         assert_eq!(drawn, Drawn { delay: None, abort: Some(StatusCode::INTERNAL_SERVER_ERROR) });
     }
 }

@@ -106,7 +106,7 @@ impl Copies {
     pub(crate) fn draw(worker: &Rc<Worker>, mirrors: &[Arc<Mirror>], rule: &Rule, http2: bool) -> Option<Box<Self>> {
         let mut shadows = Vec::new();
         for mirror in mirrors {
-            if !mirror.share.takes(&mut worker.chance.borrow_mut()) {
+            if !mirror.share.takes(&mut worker.rng.borrow_mut()) {
                 continue;
             }
             let under_way = worker.copies.get();
@@ -176,13 +176,8 @@ impl Shadow {
         let Some(_permit) = state.load.admit(Kind::Request, cluster.limits.max_requests) else {
             return Outcome::Overflow;
         };
-        let picked = state.pick(
-            target.subset.as_deref(),
-            &[],
-            Affinity::default(),
-            &mut worker.chance.borrow_mut(),
-            worker.now(),
-        );
+        let picked =
+            state.pick(target.subset.as_deref(), &[], Affinity::default(), &mut worker.rng.borrow_mut(), worker.now());
         let Ok(endpoint) = picked else { return Outcome::NoEndpoints };
         let started = Instant::now();
         let lease = match state.lease(&endpoint, http2, false).await {

@@ -17,7 +17,7 @@ use self::cors::Cors;
 use self::fault::Fault;
 use self::mirror::Mirror;
 use self::rate_limit::RateLimit;
-use crate::balance::Chance;
+use crate::balance::Rng;
 use crate::table::CompileError;
 
 /// The filters of one rule, at least one.
@@ -66,8 +66,8 @@ impl Fraction {
     }
 
     /// Whether it takes the next request.
-    pub(crate) fn takes(self, chance: &mut Chance) -> bool {
-        chance.below(self.denominator) < self.numerator
+    pub(crate) fn takes(self, rng: &mut Rng) -> bool {
+        rng.below(self.denominator) < self.numerator
     }
 }
 
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn a_fraction_takes_its_part() {
-        let mut chance = Chance::new(3);
+        let mut rng = Rng::new(3);
         for (numerator, denominator, expected) in [
             (0, 100, 0..1),
             (100, 100, 100_000..100_001),
@@ -86,7 +86,7 @@ mod tests {
             (1, 1, 100_000..100_001),
         ] {
             let fraction = Fraction::compile(wire::Fraction { numerator, denominator }).expect("compiles");
-            let taken = (0..100_000).filter(|_| fraction.takes(&mut chance)).count();
+            let taken = (0..100_000).filter(|_| fraction.takes(&mut rng)).count();
             assert!(expected.contains(&taken), "{numerator} of {denominator} took {taken} of 100000");
         }
         assert!(matches!(

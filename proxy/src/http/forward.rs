@@ -436,7 +436,7 @@ pub(super) fn choose(
                 state.refresh(cluster, worker.now());
             }
             state
-                .pick(subset.as_deref(), tried, affinity, &mut worker.chance.borrow_mut(), worker.now())
+                .pick(subset.as_deref(), tried, affinity, &mut worker.rng.borrow_mut(), worker.now())
                 .map_err(|_| Failure::NoEndpoints)?
         }
     };
@@ -777,7 +777,7 @@ impl Allowance<'_> {
         let ruled = self.retry.map_or(0, |retry| retry.attempts - self.ruled);
         if let (Some(retry), 1..) = (self.retry, ruled) {
             let base = retry.backoff * 2u32.saturating_pow(ruled - 1);
-            let jitter = retry.backoff.mul_f64(f64::from(self.worker.chance.borrow_mut().below(1000)) / 2000.0);
+            let jitter = retry.backoff.mul_f64(f64::from(self.worker.rng.borrow_mut().below(1000)) / 2000.0);
             return base.min(retry.backoff * 10) + jitter;
         }
         if self.has_untried(tried) { Duration::ZERO } else { SAFE_BACKOFF * 2u32.pow(self.safe.clamp(1, 4) - 1) }

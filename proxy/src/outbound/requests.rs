@@ -137,7 +137,7 @@ async fn passed(
     mut finish: Box<Finish>,
 ) -> Response<ResponseBody> {
     if let Some(fault) = &filters.fault {
-        let drawn = fault.draw(&mut worker.chance.borrow_mut());
+        let drawn = fault.draw(&mut worker.rng.borrow_mut());
         if let Some(delay) = drawn.delay {
             finish.note.fault_delay = Some(delay);
             let (begun, until) = (finish.note.started, Instant::now() + delay);
@@ -196,7 +196,7 @@ async fn act(
             answer.into_response(finish)
         }
         Action::Forward { backends, total, rewrite } => {
-            let backend = pick(backends, worker.chance.borrow_mut().below(*total));
+            let backend = pick(backends, worker.rng.borrow_mut().below(*total));
             let target = match &backend.target {
                 Ok(target) => target,
                 Err(reason) => return Answer::new(Reason::BackendNotFound, reason.clone()).into_response(finish),

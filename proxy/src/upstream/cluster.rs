@@ -16,10 +16,10 @@ use super::fallback::Standing;
 use super::load::{Kind, Load, Loads};
 use crate::balance::affinity::Affinity;
 use crate::balance::hash::{self, Table};
-use crate::balance::level::{self, Level};
-use crate::balance::outlier::{Detector, Outcome, Tally};
+use crate::balance::level::{self, Priority};
+use crate::balance::outlier::{Detector, Outcome, OutlierStats};
 use crate::balance::slow_start::SlowStart;
-use crate::balance::{Chance, two};
+use crate::balance::{Rng, pick_two};
 use crate::table::Cluster;
 use crate::telemetry::metrics::{EndpointHandles, Metrics};
 
@@ -109,7 +109,7 @@ impl ClusterState {
             self.standing.endpoints_changed(cluster);
         }
         if !cluster.outliers.is_on() {
-            self.endpoints.borrow().iter().for_each(|endpoint| with_tally(endpoint, Tally::take_back));
+            self.endpoints.borrow().iter().for_each(|endpoint| with_tally(endpoint, OutlierStats::uneject));
         }
         *self.cluster.borrow_mut() = cluster.clone();
         self.note_proxies();
@@ -166,14 +166,14 @@ impl ClusterState {
         subset: Option<&str>,
         tried: &[SocketAddr],
         affinity: Affinity,
-        chance: &mut Chance,
+        rng: &mut Rng,
         now: Duration,
     ) -> Result<Rc<Endpoint>, NoEndpoints> {
-        let Some(client) = affinity.client else { return self.pick_by(subset, tried, affinity, chance, now) };
+        let Some(client) = affinity.client else { return self.pick_by(subset, tried, affinity, rng, now) };
         let timeout = self.cluster.borrow().client_ip.unwrap_or_default();
         let key = subset.map_or(0, |name| hash::hash(name.as_bytes()));
         let session = self.load.endpoint_of(client, key, timeout, now).map(hash::session);
-        let endpoint = self.pick_by(subset, tried, Affinity { session, ..affinity }, chance, now)?;
+        let endpoint = self.pick_by(subset, tried, Affinity { session, ..affinity }, rng, now)?;
         self.load.client_went(client, key, endpoint.address, now);
         Ok(endpoint)
     }
@@ -183,7 +183,7 @@ impl ClusterState {
         subset: Option<&str>,
         tried: &[SocketAddr],
         affinity: Affinity,
-        chance: &mut Chance,
+        rng: &mut Rng,
         now: Duration,
     ) -> Result<Rc<Endpoint>, NoEndpoints> {
         let (cluster, endpoints, candidates) =
@@ -200,7 +200,7 @@ impl ClusterState {
             [] => return Err(NoEndpoints),
             [only] => only,
             several => {
-                let roll = affinity.key.map_or_else(|| chance.below(100), |key| (key % 100) as u32);
+                let roll = affinity.key.map_or_else(|| rng.below(100), |key| (key % 100) as u32);
                 &several[level::choose(several.iter().map(|list| list.percent), roll)]
             }
         };
@@ -222,20 +222,20 @@ impl ClusterState {
         if let Some(build) = build {
             let addresses = || list.members.iter().map(|at| endpoints[*at].address).collect::<Vec<_>>();
             let table = list.table.get_or_init(|| build(&addresses()));
-            let key = affinity.key.unwrap_or_else(|| chance.number());
+            let key = affinity.key.unwrap_or_else(|| rng.next_u64());
             return table.find(key, |position| untried(&position)).map(|found| at(found).clone()).ok_or(NoEndpoints);
         }
-        let mut first = self.choose(cluster.balancer, count, at, chance, now);
+        let mut first = self.choose(cluster.balancer, count, at, rng, now);
         if let Some(slow_start) = &cluster.slow_start {
             let part = |position: usize| {
                 let joined = &at(position).joined;
-                let part = joined.get().and_then(|joined| slow_start.part(now.saturating_sub(joined)));
+                let part = joined.get().and_then(|joined| slow_start.weight(now.saturating_sub(joined)));
                 part.unwrap_or_else(|| {
                     joined.set(None);
                     1.0
                 })
             };
-            first = SlowStart::turn(first, count, part, chance);
+            first = SlowStart::offer(first, count, part, rng);
         }
         // Those that failed this very request come last; looking on from the choice keeps the search even.
         let found = (0..count).map(|step| (first + step) % count).find(untried);
@@ -253,7 +253,7 @@ impl ClusterState {
             self.standing.end();
         }
         let mut tally = endpoint.tally.get();
-        let given_away = tally.note(outcome, &self.cluster.borrow().outliers);
+        let given_away = tally.record(outcome, &self.cluster.borrow().outliers);
         endpoint.tally.set(tally);
         if let Some(detector) = given_away
             && self.eject(endpoint, detector, now)
@@ -264,12 +264,12 @@ impl ClusterState {
 
     /// Counts a request that is sent for the first time.
     pub(crate) fn first_attempt(&self) {
-        self.load.budget.request(&self.cluster.borrow().retry_budget);
+        self.load.budget.deposit(&self.cluster.borrow().retry_budget);
     }
 
     /// Whether the budget allows a request to be repeated; if so the repetition is counted.
     pub(crate) fn may_repeat(&self, now: Duration) -> bool {
-        self.load.budget.repeat(&self.cluster.borrow().retry_budget, now)
+        self.load.budget.try_spend(&self.cluster.borrow().retry_budget, now)
     }
 
     /// Takes endpoints back whose time is over, and compares success rates when it is time for that.
@@ -278,7 +278,7 @@ impl ClusterState {
         let mut changed = false;
         if self.ejected.get() > 0 {
             for endpoint in self.endpoints.borrow().iter() {
-                if with_tally(endpoint, |tally| tally.release(now)) {
+                if with_tally(endpoint, |tally| tally.uneject_if_due(now)) {
                     endpoint.joined.set(Some(now));
                     changed = true;
                 }
@@ -289,17 +289,17 @@ impl ClusterState {
             let endpoints = self.endpoints.borrow();
             let rated: Vec<(&Rc<Endpoint>, f64)> = (endpoints.iter())
                 .map(|endpoint| (endpoint, endpoint.tally.get()))
-                .filter(|(_, tally)| settings.has_rate(tally))
+                .filter(|(_, tally)| settings.has_success_rate(tally))
                 .map(|(endpoint, tally)| (endpoint, tally.success_rate()))
                 .collect();
             let rates: Vec<f64> = rated.iter().map(|(_, rate)| *rate).collect();
-            if let Some(lowest) = settings.lowest_rate(&rates) {
+            if let Some(lowest) = settings.success_rate_threshold(&rates) {
                 for (endpoint, _) in rated.iter().filter(|(_, rate)| *rate < lowest) {
                     changed |= self.eject(endpoint, Detector::SuccessRate, now);
                 }
             }
             for endpoint in endpoints.iter() {
-                with_tally(endpoint, Tally::next_interval);
+                with_tally(endpoint, OutlierStats::next_interval);
             }
         }
         if changed {
@@ -358,7 +358,8 @@ impl ClusterState {
             }
             let levels: Vec<Vec<usize>> = levels.into_iter().filter(|level| !level.is_empty()).collect();
             let well = |level: &Vec<usize>| level.iter().filter(|at| is_well(**at)).count();
-            let counts: Vec<Level> = levels.iter().map(|level| Level { well: well(level), all: level.len() }).collect();
+            let counts: Vec<Priority> =
+                levels.iter().map(|level| Priority { healthy: well(level), total: level.len() }).collect();
             let shares = level::divide(&counts, cluster.panic_percent);
             (levels.into_iter().zip(shares))
                 .map(|(mut members, share)| {
@@ -378,26 +379,26 @@ impl ClusterState {
         balancer: Balancer,
         count: usize,
         at: impl Fn(usize) -> &'a Rc<Endpoint>,
-        chance: &mut Chance,
+        rng: &mut Rng,
         now: Duration,
     ) -> usize {
         if count == 1 {
             return 0;
         }
-        let cheaper = |chance: &mut Chance, cost: &dyn Fn(&Endpoint) -> f64| {
-            let (first, second) = two(chance, count);
+        let cheaper = |rng: &mut Rng, cost: &dyn Fn(&Endpoint) -> f64| {
+            let (first, second) = pick_two(rng, count);
             if cost(at(second)) < cost(at(first)) { second } else { first }
         };
         match balancer {
-            Balancer::PeakEwma => cheaper(chance, &|endpoint| endpoint.cost(now)),
-            Balancer::LeastRequest => cheaper(chance, &|endpoint| f64::from(endpoint.in_flight())),
+            Balancer::PeakEwma => cheaper(rng, &|endpoint| endpoint.cost(now)),
+            Balancer::LeastRequest => cheaper(rng, &|endpoint| f64::from(endpoint.in_flight())),
             Balancer::RoundRobin => {
                 self.next.set(self.next.get().wrapping_add(1));
                 self.next.get() % count
             }
             // Those that hash have a table.
             Balancer::Random | Balancer::RingHash | Balancer::Maglev => {
-                chance.below(u32::try_from(count).unwrap_or(u32::MAX)) as usize
+                rng.below(u32::try_from(count).unwrap_or(u32::MAX)) as usize
             }
         }
     }
@@ -460,7 +461,7 @@ impl Candidates {
     }
 }
 
-fn with_tally<T>(endpoint: &Endpoint, change: impl FnOnce(&mut Tally) -> T) -> T {
+fn with_tally<T>(endpoint: &Endpoint, change: impl FnOnce(&mut OutlierStats) -> T) -> T {
     let mut tally = endpoint.tally.get();
     let result = change(&mut tally);
     endpoint.tally.set(tally);
@@ -509,10 +510,10 @@ mod tests {
 
     /// Positions of the endpoints that requests go to.
     fn chosen(state: &ClusterState, subset: Option<&str>) -> Vec<usize> {
-        let mut chance = Chance::new(1);
+        let mut rng = Rng::new(1);
         let endpoints = state.endpoints.borrow();
         let mut seen: Vec<usize> = (0..400)
-            .filter_map(|_| state.pick(subset, &[], Affinity::default(), &mut chance, Duration::ZERO).ok())
+            .filter_map(|_| state.pick(subset, &[], Affinity::default(), &mut rng, Duration::ZERO).ok())
             .filter_map(|picked| endpoints.iter().position(|endpoint| Rc::ptr_eq(endpoint, &picked)))
             .collect();
         seen.sort_unstable();
@@ -532,9 +533,9 @@ mod tests {
     fn a_subset_is_all_there_is() {
         let cluster = cluster("random", &[(ONE, &["a"]), (TWO, &["a"]), (THREE, &[])]);
         let state = state(&cluster);
-        let mut chance = Chance::new(1);
+        let mut rng = Rng::new(1);
         let mut pick = |subset, tried: &[SocketAddr]| {
-            state.pick(subset, tried, Affinity::default(), &mut chance, Duration::ZERO).map(|endpoint| endpoint.address)
+            state.pick(subset, tried, Affinity::default(), &mut rng, Duration::ZERO).map(|endpoint| endpoint.address)
         };
         for _ in 0..100 {
             assert_ne!(pick(Some("a"), &[]), Ok(at(THREE)));
@@ -549,11 +550,10 @@ mod tests {
     fn round_robin_takes_turns() {
         let cluster = cluster("roundRobin", &[(ONE, &[]), (TWO, &[]), (THREE, &[])]);
         let state = state(&cluster);
-        let mut chance = Chance::new(1);
+        let mut rng = Rng::new(1);
         let mut seen: HashMap<SocketAddr, u32> = HashMap::new();
         for _ in 0..30 {
-            let endpoint =
-                state.pick(None, &[], Affinity::default(), &mut chance, Duration::ZERO).expect("an endpoint");
+            let endpoint = state.pick(None, &[], Affinity::default(), &mut rng, Duration::ZERO).expect("an endpoint");
             *seen.entry(endpoint.address).or_default() += 1;
         }
         assert!(seen.values().all(|count| *count == 10), "{seen:?}");
@@ -563,14 +563,14 @@ mod tests {
     fn a_slow_endpoint_gets_less() {
         let cluster = cluster("peakEwma", &[(ONE, &[]), (TWO, &[]), (THREE, &[])]);
         let state = state(&cluster);
-        let mut chance = Chance::new(1);
+        let mut rng = Rng::new(1);
         let now = Duration::from_secs(1);
         for endpoint in state.endpoints.borrow().iter() {
             let slow = endpoint.address == at(ONE);
             endpoint.observe(Duration::from_millis(if slow { 500 } else { 5 }), now);
         }
         let picks = (0..300).filter(|_| {
-            state.pick(None, &[], Affinity::default(), &mut chance, now).expect("an endpoint").address == at(ONE)
+            state.pick(None, &[], Affinity::default(), &mut rng, now).expect("an endpoint").address == at(ONE)
         });
         assert_eq!(picks.count(), 0, "of two the slow one always loses");
     }
@@ -683,8 +683,8 @@ mod tests {
 
     /// Where a request with this affinity goes.
     fn tied(state: &ClusterState, affinity: Affinity, tried: &[SocketAddr]) -> SocketAddr {
-        let mut chance = Chance::new(7);
-        state.pick(None, tried, affinity, &mut chance, Duration::ZERO).expect("an endpoint").address
+        let mut rng = Rng::new(7);
+        state.pick(None, tried, affinity, &mut rng, Duration::ZERO).expect("an endpoint").address
     }
 
     #[test]
@@ -737,11 +737,11 @@ mod tests {
         });
         let state = state(&with_settings(slow.clone(), &[(ONE, &[]), (TWO, &[])]));
         state.refresh(&with_settings(slow, &[(ONE, &[]), (TWO, &[]), (THREE, &[])]), Duration::ZERO);
-        let mut chance = Chance::new(1);
+        let mut rng = Rng::new(1);
         for (second, expected) in [(0, 100), (5, 500), (8, 800), (10, 1_000), (11, 1_000)] {
             let now = Duration::from_secs(second);
             let joined = (0..3_000).filter(|_| {
-                state.pick(None, &[], Affinity::default(), &mut chance, now).expect("an endpoint").address == at(THREE)
+                state.pick(None, &[], Affinity::default(), &mut rng, now).expect("an endpoint").address == at(THREE)
             });
             let count = joined.count();
             assert!(count.abs_diff(expected) <= 60, "{count} of 3000 after {second} s, expected {expected}");
@@ -765,10 +765,10 @@ mod tests {
         let export = serde_json::from_value(export).expect("a document");
         let cluster = Namespace::compile(&pod, "n", export).expect("compiles").only_cluster();
         let state = state(&cluster);
-        let mut chance = Chance::new(3);
+        let mut rng = Rng::new(3);
         let mut share_of_own = |tried: &[SocketAddr]| {
             let picks = (0..2_000).map(|_| {
-                state.pick(None, tried, Affinity::default(), &mut chance, Duration::ZERO).expect("an endpoint").address
+                state.pick(None, tried, Affinity::default(), &mut rng, Duration::ZERO).expect("an endpoint").address
             });
             picks.filter(|address| cluster.endpoints[..10].contains(address)).count() / 20
         };

@@ -20,7 +20,7 @@ use super::http1::{Http1, Switched};
 use super::http2::Http2;
 use super::load::{Load, Permit};
 use crate::balance::PeakEwma;
-use crate::balance::outlier::Tally;
+use crate::balance::outlier::OutlierStats;
 use crate::clock::Tick;
 use crate::http::body::{self, RequestBody};
 use crate::http::incoming::Incoming;
@@ -50,7 +50,7 @@ pub(crate) struct Endpoint {
     in_flight: Cell<u32>,
     ewma: Cell<PeakEwma>,
     /// Its failures. Kept by the cluster that it belongs to.
-    pub(crate) tally: Cell<Tally>,
+    pub(crate) tally: Cell<OutlierStats>,
     /// When it joined, while it gets less than its share for that.
     pub(crate) joined: Cell<Option<Duration>>,
     idle: RefCell<Vec<Idle>>,
@@ -165,7 +165,7 @@ impl Endpoint {
     /// Notes a request that was not waited for to its end.
     pub(crate) fn observe_at_least(&self, sample: Duration, now: Duration) {
         let mut ewma = self.ewma.get();
-        ewma.at_least(sample, now);
+        ewma.observe_at_least(sample, now);
         self.ewma.set(ewma);
     }
 

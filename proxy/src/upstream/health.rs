@@ -13,7 +13,7 @@ use weft_config as wire;
 use weft_config::bootstrap::{Probe, ProbeKind};
 
 use super::load::Load;
-use crate::balance::Chance;
+use crate::balance::Rng;
 use crate::probe;
 use crate::worker::Shared;
 
@@ -34,7 +34,7 @@ struct Standing {
 /// Asks whoever is to be asked, for ever.
 pub(crate) async fn run(shared: Arc<Shared>) {
     let mut asked = Asked::new();
-    let mut chance = Chance::new(u64::from(std::process::id()));
+    let mut rng = Rng::new(u64::from(std::process::id()));
     let mut tick = tokio::time::interval(LOOK);
     loop {
         tick.tick().await;
@@ -62,7 +62,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         for (key, (check, load)) in wanted {
             if !asked.contains_key(&key) {
                 let endpoint = key.1;
-                let task = tokio::spawn(ask_again(check.clone(), endpoint, load, Chance::new(chance.number())));
+                let task = tokio::spawn(ask_again(check.clone(), endpoint, load, Rng::new(rng.next_u64())));
                 asked.insert(key, (check, task));
             }
         }
@@ -70,12 +70,12 @@ pub(crate) async fn run(shared: Arc<Shared>) {
 }
 
 /// Asks one endpoint again and again. It is taken to be well until it says otherwise: Kubernetes says that it is ready.
-async fn ask_again(check: wire::HealthCheck, endpoint: SocketAddr, load: Arc<Load>, mut chance: Chance) {
+async fn ask_again(check: wire::HealthCheck, endpoint: SocketAddr, load: Arc<Load>, mut rng: Rng) {
     let probe = probe_of(&check, endpoint);
     let (interval, timeout) = (Duration::from_millis(check.interval_ms), Duration::from_millis(check.timeout_ms));
     let mut standing = Standing { is_well: !load.unwell().contains(&endpoint), against: 0 };
     // Proxies that start together do not ask together.
-    tokio::time::sleep(interval.mul_f64(f64::from(chance.below(1_000)) / 1_000.0)).await;
+    tokio::time::sleep(interval.mul_f64(f64::from(rng.below(1_000)) / 1_000.0)).await;
     loop {
         let answer = tokio::time::timeout(timeout, probe::ask(&probe, endpoint.ip())).await;
         let is_well = matches!(answer, Ok(Ok(())));
@@ -84,7 +84,7 @@ async fn ask_again(check: wire::HealthCheck, endpoint: SocketAddr, load: Arc<Loa
             load.set_unwell(endpoint, !is_well);
         }
         // A quarter more or less.
-        tokio::time::sleep(interval.mul_f64(0.75 + f64::from(chance.below(1_000)) / 2_000.0)).await;
+        tokio::time::sleep(interval.mul_f64(0.75 + f64::from(rng.below(1_000)) / 2_000.0)).await;
     }
 }
 
