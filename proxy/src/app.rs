@@ -34,7 +34,7 @@ use crate::table::store::Keeper;
 use crate::telemetry::alive;
 use crate::telemetry::metrics::{ConfigMetrics, Direction, Metrics};
 use crate::upstream::health;
-use crate::upstream::load::Loads;
+use crate::upstream::load::SharedClusters;
 use crate::worker::{Shared, Worker};
 use crate::{inbound, outbound, probe};
 
@@ -145,8 +145,8 @@ pub async fn start(
     }
     let shared = Arc::new(Shared {
         store,
-        loads: Loads::default(),
-        mirror_loads: Loads::default(),
+        clusters: SharedClusters::default(),
+        mirror_clusters: SharedClusters::default(),
         limiters: Limiters::default(),
         metrics,
         memory,

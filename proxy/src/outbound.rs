@@ -243,7 +243,7 @@ async fn connect_bytes(
     cluster: &Arc<Cluster>,
     subset: Option<&str>,
 ) -> Result<(SocketAddr, TcpStream), (Reason, Option<SocketAddr>)> {
-    let affinity = downstream.worker.cluster(cluster).affinity_of_bytes(downstream.peer.ip());
+    let affinity = downstream.worker.cluster(cluster).tcp_affinity(downstream.peer.ip());
     connect(&downstream.worker, cluster, subset, affinity, &mut 0).await
 }
 
@@ -276,8 +276,8 @@ pub(crate) async fn connect(
         let picked = state.pick(subset, &tried, affinity, &mut worker.rng.borrow_mut(), worker.now());
         let Ok(endpoint) = picked else {
             match Box::pin(fallback.without_endpoints(None)).await {
-                Some(Next::Address(own)) => address = Some(own),
-                Some(Next::Choose) => {}
+                Some(Next::ServiceAddress(own)) => address = Some(own),
+                Some(Next::PickAgain) => {}
                 None => return Err((fallback::reason(&state.cluster()), None)),
             }
             continue;
@@ -285,12 +285,12 @@ pub(crate) async fn connect(
         *attempts += 1;
         match open(endpoint.address, cluster.connect_timeout).await {
             Ok(stream) => {
-                state.standing.connected();
+                state.fallback.connected();
                 state.record(&endpoint, Outcome::Ok, worker.now());
                 return Ok((endpoint.address, stream));
             }
             Err(_) => {
-                state.standing.not_connected();
+                state.fallback.connect_failed();
                 state.record(&endpoint, Outcome::Local, worker.now());
                 tried.push(endpoint.address);
                 address = fallback.after_failures(tried.len());
@@ -317,7 +317,7 @@ async fn bytes(
         note.reason = Some(Reason::Overload);
         return access::connection(note);
     }
-    let load = downstream.worker.cluster(cluster).load.clone();
+    let load = downstream.worker.cluster(cluster).shared.clone();
     let Some(_permit) = load.admit(Kind::Connection, cluster.limits.max_connections) else {
         note.reason = Some(Reason::Overflow);
         return access::connection(note);

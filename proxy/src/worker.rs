@@ -25,7 +25,7 @@ use crate::telemetry::alive;
 use crate::telemetry::metrics::{Handles, Metrics};
 use crate::upstream::cluster::ClusterState;
 use crate::upstream::endpoint::Endpoint;
-use crate::upstream::load::Loads;
+use crate::upstream::load::SharedClusters;
 
 /// How often idle connections are looked for, and endpoints whose time of being left alone is over.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -37,9 +37,9 @@ const LOCAL_MAX: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) store: Arc<Store>,
-    pub(crate) loads: Loads,
+    pub(crate) clusters: SharedClusters,
     /// Of mirrored requests, which limits count apart.
-    pub(crate) mirror_loads: Loads,
+    pub(crate) mirror_clusters: SharedClusters,
     pub(crate) limiters: Limiters,
     pub(crate) metrics: Metrics,
     pub(crate) memory: Arc<Memory>,
@@ -102,23 +102,23 @@ impl Worker {
 
     /// The balancer and pools for a cluster, brought up to its newest endpoints.
     pub(crate) fn cluster(&self, cluster: &Arc<Cluster>) -> Rc<ClusterState> {
-        self.state(&self.clusters, &self.shared.loads, cluster)
+        self.state(&self.clusters, &self.shared.clusters, cluster)
     }
 
     /// The same for mirrored requests: connections, limits and estimates are their own, so that clients do not feel them.
     pub(crate) fn mirror(&self, cluster: &Arc<Cluster>) -> Rc<ClusterState> {
-        self.state(&self.mirrors, &self.shared.mirror_loads, cluster)
+        self.state(&self.mirrors, &self.shared.mirror_clusters, cluster)
     }
 
     fn state(
         &self,
         states: &RefCell<HashMap<Arc<str>, Rc<ClusterState>>>,
-        loads: &Loads,
+        shared: &SharedClusters,
         cluster: &Arc<Cluster>,
     ) -> Rc<ClusterState> {
         let mut states = states.borrow_mut();
         let state = (states.entry_ref(&cluster.name))
-            .or_insert_with(|| Rc::new(ClusterState::new(cluster, loads, &self.shared.metrics, self.now())));
+            .or_insert_with(|| Rc::new(ClusterState::new(cluster, shared, &self.shared.metrics, self.now())));
         state.refresh(cluster, self.now());
         state.clone()
     }

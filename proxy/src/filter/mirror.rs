@@ -173,7 +173,7 @@ impl Shadow {
             return Outcome::NotSent;
         }
         let state = worker.mirror(&cluster);
-        let Some(_permit) = state.load.admit(Kind::Request, cluster.limits.max_requests) else {
+        let Some(_permit) = state.shared.admit(Kind::Request, cluster.limits.max_requests) else {
             return Outcome::Overflow;
         };
         let picked =

@@ -288,7 +288,7 @@ fn prepare(
         body.copy_to(copies.of(&parts, plan.host.as_ref()));
     }
     if let Upstream::Cluster(state, _) = &plan.upstream {
-        state.first_attempt();
+        state.deposit_retry();
     }
     Ok(Box::new(Sending { worker, plan, finish, parts, body, deadline, upgrade, affinity }))
 }
@@ -325,7 +325,7 @@ async fn send(mut sending: Box<Sending<'_>>) -> Response<ResponseBody> {
             let next = Box::pin(fallback.without_endpoints(deadline)).await;
             if let Some(next) = next {
                 finish.note.attempts -= 1;
-                if let Next::Address(own) = next {
+                if let Next::ServiceAddress(own) = next {
                     address = Some(own);
                 }
                 continue;
@@ -487,7 +487,7 @@ pub(super) async fn attempt(
                 lease.retire();
                 Err(Failure::Connect { connected: true, ended: reused, text })
             }
-            Err(error @ SendError::Left) => {
+            Err(error @ SendError::GoAway) => {
                 lease.retire();
                 Err(Failure::Connect { connected: true, ended: true, text: error.to_string() })
             }
@@ -522,9 +522,9 @@ pub(super) async fn attempt(
         // Whoever waited for its turn in vain knows nothing about the endpoint.
         let waited = !leased.get() && outcome.is_err() && state.cluster().limits.max_connections.is_some();
         if leased.get() {
-            state.standing.connected();
+            state.fallback.connected();
         } else if outcome.is_err() && !waited {
-            state.standing.not_connected();
+            state.fallback.connect_failed();
             if let Err(Failure::AttemptTimeout { connected }) = &mut outcome {
                 *connected = false;
             }
@@ -755,7 +755,7 @@ impl Allowance<'_> {
         self.retry.filter(|retry| retry.methods.contains(method))?;
         let left = self.ruled.checked_sub(1)?;
         if let Upstream::Cluster(state, _) = self.upstream
-            && !state.may_repeat(self.worker.now())
+            && !state.try_spend_retry(self.worker.now())
         {
             self.spent = true;
             return None;
@@ -768,7 +768,7 @@ impl Allowance<'_> {
     fn endpoints(&self) -> usize {
         match self.upstream {
             Upstream::Local(_) => 1,
-            Upstream::Cluster(state, subset) => state.choices(subset.as_deref()),
+            Upstream::Cluster(state, subset) => state.candidate_count(subset.as_deref()),
         }
     }
 

@@ -140,8 +140,8 @@ fn another(
 
 /// Leave to send one more, or what does not allow it.
 fn leave(worker: &Worker, state: &ClusterState) -> Result<Permit, &'static str> {
-    let permit = state.load.admit(Kind::Request, state.cluster().limits.max_requests).ok_or(OVERFLOW)?;
-    if state.may_repeat(worker.now()) { Ok(permit) } else { Err(BUDGET) }
+    let permit = state.shared.admit(Kind::Request, state.cluster().limits.max_requests).ok_or(OVERFLOW)?;
+    if state.try_spend_retry(worker.now()) { Ok(permit) } else { Err(BUDGET) }
 }
 
 fn may_hedge(retry: Option<&Retry>, method: &Method) -> bool {

@@ -12,14 +12,14 @@ use super::body::BodyError;
 use super::requests::FromClient;
 use super::upload::Upload;
 use crate::http2::{self, RecvStream};
-use crate::upstream::http1::Receiving;
+use crate::upstream::http1::ResponseBody;
 
 /// A body that somebody sends to this proxy.
 pub(crate) enum Incoming {
     /// Over HTTP/1.1, from a client.
     FromClient(FromClient),
     /// Over HTTP/1.1, from a server.
-    FromServer(Receiving),
+    FromServer(ResponseBody),
     Http2(StreamBody),
 }
 

@@ -40,7 +40,7 @@ pub(crate) async fn open(
 ) -> Response<ResponseBody> {
     let worker = finish.worker().clone();
     let state = worker.cluster(cluster);
-    let Some(permit) = state.load.admit(Kind::Connection, cluster.limits.max_connections) else {
+    let Some(permit) = state.shared.admit(Kind::Connection, cluster.limits.max_connections) else {
         let text =
             format!("{} connections to {} are open already", cluster.limits.max_connections.unwrap_or(0), cluster.name);
         return Answer::new(Reason::Overflow, text).into_response(finish);

@@ -11,7 +11,7 @@ use crate::stream::Stream;
 use crate::tcp::{self, End};
 use crate::telemetry::alive;
 use crate::upstream::endpoint::Lease;
-use crate::upstream::http1::Switched;
+use crate::upstream::http1::Upgraded;
 
 /// Passes a 101 on with these headers, and then bytes both ways until one side has had enough.
 pub(crate) fn switch(
@@ -20,13 +20,13 @@ pub(crate) fn switch(
     agreed: HeaderValue,
     mut finish: Box<Finish>,
 ) -> Response<ResponseBody> {
-    let upstream = lease.switch();
+    let upstream = lease.upgrade();
     let (next, end) = oneshot::channel();
     let downstream = finish.note.downstream.clone();
     alive::spawn(async move {
         // The endpoint counts it as in flight as long as it lasts, and its limits count the connection.
         let _lease = lease;
-        let (end, Some(Switched { stream, read, permit: _permit })) = (end.await, upstream) else { return };
+        let (end, Some(Upgraded { stream, read, permit: _permit })) = (end.await, upstream) else { return };
         let (stream, shared) = (Stream::Plain(stream), &downstream.worker.shared);
         match end {
             Ok(end) => drop(tcp::relay(end, End { stream, read }, shared.timeouts.idle, &shared.drain).await),

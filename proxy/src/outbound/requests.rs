@@ -239,7 +239,7 @@ async fn send(
     mut finish: Box<Finish>,
 ) -> Response<ResponseBody> {
     let state = worker.cluster(cluster);
-    match state.load.admit(Kind::Request, cluster.limits.max_requests) {
+    match state.shared.admit(Kind::Request, cluster.limits.max_requests) {
         Some(permit) => finish.hold(permit),
         None => {
             let text = format!(

@@ -1,7 +1,8 @@
-//! One endpoint as one worker sees it: what it costs, and its connections.
+//! One worker's view of an endpoint: its latency, its failures and its connection pool.
 //!
-//! An HTTP/1.1 connection carries one request at a time: it is leased, and comes back when request and response are both
-//! complete; in any doubt it is closed. An HTTP/2 connection is shared, also while it is being made.
+//! An HTTP/1.1 connection carries one request at a time. It returns to the pool when both request and response are
+//! complete; otherwise it is closed. An HTTP/2 connection is shared by several requests, also while it is being
+//! opened.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -16,9 +17,9 @@ use http::request::Parts;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
-use super::http1::{Http1, Switched};
+use super::http1::{Http1, Upgraded};
 use super::http2::Http2;
-use super::load::{Load, Permit};
+use super::load::{Permit, SharedCluster};
 use crate::balance::PeakEwma;
 use crate::balance::outlier::OutlierStats;
 use crate::clock::Tick;
@@ -26,38 +27,40 @@ use crate::http::body::{self, RequestBody};
 use crate::http::incoming::Incoming;
 use crate::telemetry::alive::{self, Alive, Kind};
 
-/// How long an HTTP/1.1 connection may idle. Shorter than the idle timeouts of common servers, so that it is this side
-/// that closes. Source: Linkerd closes after 3 s.
-const IDLE: Duration = Duration::from_secs(4);
+/// Idle timeout of HTTP/1.1 connections. Shorter than that of common servers, so that the proxy closes first. Source:
+/// Linkerd closes after 3 s.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// How long a connection may be silent before the kernel asks the other host whether it is there, how often it asks then, and
-/// how many answers may be missing.
-const PROBE_AFTER: Duration = Duration::from_secs(10);
-const PROBE_EACH: Duration = Duration::from_secs(5);
-const PROBES: u32 = 3;
+/// TCP keepalive: idle time before the first probe, time between probes, and unanswered probes that close the
+/// connection.
+const KEEPALIVE_TIME: Duration = Duration::from_secs(10);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_PROBES: u32 = 3;
 
-/// Idle connections that one worker keeps for one endpoint.
+/// Idle HTTP/1.1 connections that one worker keeps for one endpoint.
 const IDLE_MAX: usize = 256;
 
-/// Requests that wait for one HTTP/2 connection while it is being made; more make another.
-const EXPECTED_MAX: u32 = 100;
+/// Requests that may wait for one HTTP/2 connection while it is being opened; further ones open another.
+const OPENING_REQUESTS_MAX: u32 = 100;
 
 /// An endpoint.
 pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
-    /// It is a pod with a proxy. Kept by the cluster that it belongs to.
+    /// It is a pod with a proxy. Set by the cluster.
     pub(crate) has_proxy: Cell<bool>,
     in_flight: Cell<u32>,
     ewma: Cell<PeakEwma>,
-    /// Its failures. Kept by the cluster that it belongs to.
-    pub(crate) tally: Cell<OutlierStats>,
-    /// When it joined, while it gets less than its share for that.
+    /// Updated by the cluster.
+    pub(crate) outlier_stats: Cell<OutlierStats>,
+    /// When its slow start began: it was added, or unejected. `None`: it gets its whole share.
     pub(crate) joined: Cell<Option<Duration>>,
+    /// Idle HTTP/1.1 connections, the newest last.
     idle: RefCell<Vec<Idle>>,
+    /// HTTP/2 connections.
     shared: RefCell<Vec<Rc<Http2>>>,
     opening: RefCell<Option<Opening>>,
-    /// It has ended a connection of HTTP/2 because of too much of something (ENHANCE_YOUR_CALM).
-    wants_calm: Rc<Cell<bool>>,
+    /// The server has closed an HTTP/2 connection with ENHANCE_YOUR_CALM: it is sent no keepalive PINGs.
+    no_pings: Rc<Cell<bool>>,
 }
 
 struct Idle {
@@ -66,12 +69,11 @@ struct Idle {
     _alive: Alive,
 }
 
-/// An HTTP/2 connection that is being made. Of a thousand requests that come at once the first makes a connection and a
-/// hundred go on it, instead of each on its own.
+/// An HTTP/2 connection that is being opened. Requests that arrive meanwhile share it instead of opening one each.
 struct Opening {
     connection: Shared<LocalBoxFuture<'static, Result<Rc<Http2>, LeaseError>>>,
-    /// Requests that were promised a place on it.
-    expected: u32,
+    /// Requests that wait for it.
+    requests: u32,
 }
 
 /// A connection for one request. Counts as a request in flight until it is dropped.
@@ -80,52 +82,52 @@ pub(crate) struct Lease {
     pub(crate) connection: Connection,
     /// Whether the connection has carried a request before.
     pub(crate) reused: bool,
-    /// No other request is to take it.
+    /// No other request may use the connection.
     is_retired: Cell<bool>,
-    /// Where connections are limited, and so may be waited for.
-    load: Option<Arc<Load>>,
+    /// Set if connections are limited, so that requests may wait for this one.
+    waiters: Option<Arc<SharedCluster>>,
 }
 
 /// A connection.
 pub(crate) enum Connection {
-    /// None once it has gone back or is not to.
+    /// `None` once it was returned to the pool, closed, or taken for another protocol.
     Http1(Option<Rc<Http1>>),
     Http2(Rc<Http2>),
 }
 
-/// Why there is no connection. Several requests may have waited for the same.
+/// Why a request gets no connection. Cloned for all requests that waited for the same one.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum LeaseError {
-    /// None could be made.
+    /// Connecting failed.
     #[error("{0}")]
     Connect(#[source] Arc<io::Error>),
-    /// None could be made in time.
+    /// The connect timeout passed.
     #[error("no connection within {0:?}")]
     Timeout(Duration),
-    /// Too many requests wait already.
+    /// The limit of pending requests is reached.
     #[error("too many requests wait for a connection")]
     Overflow,
 }
 
-/// Why there is no response.
+/// Why a request gets no response.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SendError {
-    /// Nothing of the request was sent.
+    /// No part of the request was sent.
     #[error("{0}")]
     Unsent(String),
-    /// The other side leaves in peace, and says that this request came too late.
-    #[error("the connection was given up before")]
-    Left,
-    /// The other side says that it did nothing for this request.
-    #[error("the stream was refused")]
+    /// A GOAWAY without an error says that the server did not process the request.
+    #[error("the server closed the connection before it accepted the request")]
+    GoAway,
+    /// A REFUSED_STREAM, or a GOAWAY with an error, says that the server did not process the request.
+    #[error("the server refused the stream")]
     Refused,
-    /// What came is not HTTP.
+    /// The response is malformed.
     #[error("{0}")]
     Protocol(String),
-    /// The head of the response is larger than what is taken.
+    /// The head of the response is too large.
     #[error("{0}")]
     TooLarge(String),
-    /// Something may have been sent.
+    /// The connection or stream ended after a part of the request may have been sent.
     #[error("{0}")]
     Reset(String),
 }
@@ -139,12 +141,12 @@ impl Endpoint {
             has_proxy: Cell::new(false),
             in_flight: Cell::new(0),
             ewma: Cell::new(PeakEwma::new(now)),
-            tally: Cell::default(),
+            outlier_stats: Cell::default(),
             joined: Cell::new(None),
             idle: RefCell::default(),
             shared: RefCell::default(),
             opening: RefCell::default(),
-            wants_calm: Rc::default(),
+            no_pings: Rc::default(),
         }
     }
 
@@ -162,23 +164,23 @@ impl Endpoint {
         self.ewma.set(ewma);
     }
 
-    /// Notes a request that was not waited for to its end.
+    /// Records a request that was cancelled after `sample`: its latency would have been at least that.
     pub(crate) fn observe_at_least(&self, sample: Duration, now: Duration) {
         let mut ewma = self.ewma.get();
         ewma.observe_at_least(sample, now);
         self.ewma.set(ewma);
     }
 
-    /// A connection that is there already.
+    /// A lease of an open connection.
     pub(crate) fn idle(self: &Rc<Self>, http2: bool) -> Option<Lease> {
         if http2 {
             let shared = self.shared.borrow();
-            let connection = shared.iter().find(|connection| connection.has_room())?.clone();
+            let connection = shared.iter().find(|connection| connection.has_capacity())?.clone();
             return Some(self.lease(Connection::Http2(connection), true));
         }
         let mut idle = self.idle.borrow_mut();
-        // The newest is at the end: if that one is too old, all are.
-        if idle.last().is_some_and(|newest| newest.since.elapsed() > IDLE) {
+        // The newest is last: if that one has timed out, all have.
+        if idle.last().is_some_and(|newest| newest.since.elapsed() > IDLE_TIMEOUT) {
             idle.clear();
         }
         let usable = std::iter::from_fn(|| idle.pop()).find(|idle| idle.connection.is_usable())?;
@@ -186,19 +188,19 @@ impl Endpoint {
         Some(self.lease(Connection::Http1(Some(usable.connection)), true))
     }
 
-    /// An HTTP/2 connection that is being made already.
+    /// A lease of the HTTP/2 connection that is being opened, if there is one with capacity.
     pub(crate) async fn opening(self: &Rc<Self>) -> Option<Result<Lease, LeaseError>> {
         let connection = {
             let mut opening = self.opening.borrow_mut();
             let opening = (opening.as_mut())
-                .filter(|opening| opening.expected < EXPECTED_MAX && opening.connection.peek().is_none())?;
-            opening.expected += 1;
+                .filter(|opening| opening.requests < OPENING_REQUESTS_MAX && opening.connection.peek().is_none())?;
+            opening.requests += 1;
             opening.connection.clone()
         };
         Some(connection.await.map(|connection| self.lease(Connection::Http2(connection), false)))
     }
 
-    /// A new connection. The permit lives as long as it does.
+    /// A lease of a new connection. The connection holds the permit.
     pub(crate) async fn connect(
         self: &Rc<Self>,
         http2: bool,
@@ -206,11 +208,12 @@ impl Endpoint {
         permit: Option<Permit>,
     ) -> Result<Lease, LeaseError> {
         if http2 {
-            // A task of its own: whoever began it may leave before the others.
+            // A task of its own, because this request may be cancelled while others wait for the connection.
             let task = alive::spawn(connect_http2(self.clone(), timeout, permit));
-            let gone = |error| LeaseError::Connect(Arc::new(io::Error::other(error)));
-            let connection = async move { task.await.unwrap_or_else(|error| Err(gone(error))) }.boxed_local().shared();
-            *self.opening.borrow_mut() = Some(Opening { connection: connection.clone(), expected: 1 });
+            let failed = |error| LeaseError::Connect(Arc::new(io::Error::other(error)));
+            let connection =
+                async move { task.await.unwrap_or_else(|error| Err(failed(error))) }.boxed_local().shared();
+            *self.opening.borrow_mut() = Some(Opening { connection: connection.clone(), requests: 1 });
             let connected = connection.await;
             self.opening.borrow_mut().take_if(|opening| opening.connection.peek().is_some());
             return Ok(self.lease(Connection::Http2(connected?), false));
@@ -219,7 +222,7 @@ impl Endpoint {
         Ok(self.lease(Connection::Http1(Some(connection)), false))
     }
 
-    /// Keeps a connection for the next request.
+    /// Puts a connection into the pool, or closes it if the pool is full.
     fn keep(&self, connection: Rc<Http1>) {
         let mut idle = self.idle.borrow_mut();
         if idle.len() < IDLE_MAX {
@@ -227,13 +230,13 @@ impl Endpoint {
         }
     }
 
-    /// Closes what has idled for too long, and what the server has closed.
+    /// Closes connections that were idle for too long or were closed by the server.
     pub(crate) fn close_idle(&self) {
-        self.idle.borrow_mut().retain(|idle| idle.since.elapsed() <= IDLE && idle.connection.is_usable());
-        self.shared.borrow_mut().retain(|connection| !connection.is_over());
+        self.idle.borrow_mut().retain(|idle| idle.since.elapsed() <= IDLE_TIMEOUT && idle.connection.is_usable());
+        self.shared.borrow_mut().retain(|connection| !connection.is_closed_or_idle());
     }
 
-    /// Closes the connection that has idled for longest, if there is one.
+    /// Closes the HTTP/1.1 connection that was idle for longest. Returns whether there was one.
     pub(crate) fn close_one_idle(&self) -> bool {
         let mut idle = self.idle.borrow_mut();
         !idle.is_empty() && {
@@ -242,10 +245,11 @@ impl Endpoint {
         }
     }
 
-    /// Lets no further request onto so many of its HTTP/2 connections, or all. Each closes when its last request is over.
+    /// Removes up to `most` HTTP/2 connections from the pool. Each closes when its last request is complete. Returns
+    /// how many.
     pub(crate) fn retire_http2(&self, most: usize) -> usize {
         let mut shared = self.shared.borrow_mut();
-        // Requests go to the first that has room, so the last are used least.
+        // Requests use the first connection with capacity, so the last ones are used least.
         let kept = shared.len().saturating_sub(most);
         shared.drain(kept..).count()
     }
@@ -253,46 +257,46 @@ impl Endpoint {
     fn lease(self: &Rc<Self>, connection: Connection, reused: bool) -> Lease {
         self.in_flight.set(self.in_flight.get() + 1);
         if let Connection::Http2(connection) = &connection {
-            connection.enter();
+            connection.acquire_slot();
         }
-        Lease { endpoint: self.clone(), connection, reused, is_retired: Cell::new(false), load: None }
+        Lease { endpoint: self.clone(), connection, reused, is_retired: Cell::new(false), waiters: None }
     }
 }
 
 // === impl Lease ===
 
 impl Lease {
-    /// Tells those who wait for a connection when this one is free again.
-    pub(crate) fn awaited(mut self, load: Arc<Load>) -> Self {
-        self.load = Some(load);
+    /// Notifies requests that wait for a connection when this one returns to the pool.
+    pub(crate) fn with_waiters(mut self, cluster: Arc<SharedCluster>) -> Self {
+        self.waiters = Some(cluster);
         self
     }
 
-    /// Sends a request. `client`: where responses before the response go.
+    /// Sends a request. `client`: receives informational (1xx) responses.
     pub(crate) fn send(
         &self,
         head: &Parts,
         body: RequestBody,
         client: Option<Rc<body::Shared>>,
     ) -> impl Future<Output = Result<http::Response<Incoming>, SendError>> + use<> {
-        // The request is on its way before there is a future that would have to keep it.
+        // Sending begins before the future exists, so the future does not have to hold the request's head.
         match &self.connection {
             Connection::Http1(Some(connection)) => Either::Left(connection.send(head, body, client)),
             Connection::Http2(connection) => Either::Right(connection.send(head, body, client)),
-            Connection::Http1(None) => unreachable!("a lease is given back once, when its response is complete"),
+            Connection::Http1(None) => unreachable!("a lease is returned once, when its response is complete"),
         }
     }
 
-    /// Sees to it that no other request takes this connection, which is about to end or leads to a pod that is. HTTP/2 shares them,
-    /// and one that has said GOAWAY looks open until its last stream is over.
+    /// Removes this connection from the pool, because it or the pod behind it is about to end. After GOAWAY a shared
+    /// HTTP/2 connection looks open until its last stream ends.
     pub(crate) fn retire(&self) {
         self.is_retired.set(true);
-        if let Connection::Http2(leaving) = &self.connection {
-            self.endpoint.shared.borrow_mut().retain(|connection| !Rc::ptr_eq(connection, leaving));
+        if let Connection::Http2(retired) = &self.connection {
+            self.endpoint.shared.borrow_mut().retain(|connection| !Rc::ptr_eq(connection, retired));
         }
     }
 
-    /// Gives an HTTP/1.1 connection back once its request and response are complete. In any doubt it is closed.
+    /// Returns an HTTP/1.1 connection to the pool if its request and response are complete; otherwise closes it.
     pub(crate) fn give_back(mut self) {
         let Connection::Http1(connection) = &mut self.connection else { return };
         let is_retired = self.is_retired.get();
@@ -300,15 +304,16 @@ impl Lease {
             return;
         };
         self.endpoint.keep(connection);
-        if let Some(load) = &self.load {
-            load.freed.notify_one();
+        if let Some(cluster) = &self.waiters {
+            cluster.freed.notify_one();
         }
     }
 
-    /// Takes an HTTP/1.1 connection that is HTTP no more. The request counts as in flight still.
-    pub(crate) fn switch(&mut self) -> Option<Switched> {
+    /// Takes the stream of an HTTP/1.1 connection that switches protocols. The request stays in flight until the
+    /// lease drops.
+    pub(crate) fn upgrade(&mut self) -> Option<Upgraded> {
         match &mut self.connection {
-            Connection::Http1(connection) => connection.take()?.into_switched(),
+            Connection::Http1(connection) => connection.take()?.into_upgraded(),
             Connection::Http2(_) => None,
         }
     }
@@ -318,7 +323,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.endpoint.in_flight.set(self.endpoint.in_flight.get() - 1);
         if let Connection::Http2(connection) = &self.connection {
-            connection.leave();
+            connection.release_slot();
         }
     }
 }
@@ -329,19 +334,20 @@ async fn connect_http2(
     permit: Option<Permit>,
 ) -> Result<Rc<Http2>, LeaseError> {
     let stream = open(endpoint.address, timeout).await?;
-    let connection = Http2::new(stream, permit, endpoint.wants_calm.clone())?;
+    let connection = Http2::new(stream, permit, endpoint.no_pings.clone())?;
     endpoint.shared.borrow_mut().push(connection.clone());
     Ok(connection)
 }
 
-/// Opens a TCP connection, on which the kernel finds out that the other host is gone.
+/// Opens a TCP connection with keepalive, so that the kernel closes it if the other host is gone.
 pub(crate) async fn open(address: SocketAddr, timeout: Duration) -> Result<TcpStream, LeaseError> {
     let stream = tokio::time::timeout(timeout, TcpStream::connect(address))
         .await
         .map_err(|_| LeaseError::Timeout(timeout))??;
     stream.set_nodelay(true)?;
-    let probes = TcpKeepalive::new().with_time(PROBE_AFTER).with_interval(PROBE_EACH).with_retries(PROBES);
-    SockRef::from(&stream).set_tcp_keepalive(&probes)?;
+    let keepalive =
+        TcpKeepalive::new().with_time(KEEPALIVE_TIME).with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_PROBES);
+    SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
     Ok(stream)
 }
 

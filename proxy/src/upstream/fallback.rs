@@ -1,16 +1,17 @@
-//! What becomes of a request that finds no endpoint, or none that it can be connected to.
+//! What a request does when its cluster has no endpoint, or when no endpoint can be connected to.
 //!
-//! It goes to the Service's own address (ClusterIP), where the kernel chooses, by what kube-proxy or its like has heard by
-//! now: with the operator away that is newer than what the proxy knows. Only without a subset, which the kernel knows
-//! nothing of. Where there is no endpoint at all it waits after that for one to come, because the proxy may hear of a pod a
-//! moment later than whoever sends the request did. A Service that stays empty is not waited for by each request:
+//! It goes to the Service's own address (ClusterIP), where the kernel picks a pod by what kube-proxy or its
+//! replacement knows: while the operator is down that is newer than what the proxy knows. Requests to a subset do
+//! not, because the kernel knows no subsets. If there is no endpoint at all, the request then waits for one to be
+//! added, because the client may learn of a pod a moment before the proxy does. After a wait timed out, further
+//! requests do not wait for a minute:
 //!
 //! ```text
-//! no endpoint        own address ── refused ──> wait, unless requests have waited in vain of late ──> no-endpoints
-//! none connectable   own address ── connected ──> further requests go there at once, one in 10 s tries endpoints first
+//! no endpoint           ClusterIP ── refused ──> wait, unless a recent wait timed out ──> 503 no-endpoints
+//! none can be reached   ClusterIP ── connected ──> further requests go there at once, one every 10 s tries endpoints first
 //! ```
 //!
-//! Never any other address: what stood behind an endpoint that is gone may be another workload by now.
+//! A request never goes to the address of an endpoint that was removed: another workload may have it by now.
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -26,37 +27,37 @@ use crate::http::respond::Reason;
 use crate::table::Cluster;
 use crate::worker::Worker;
 
-/// How long a request waits for an endpoint to come. Source: Linkerd's failfast timeout.
-const WAIT: Duration = Duration::from_secs(3);
+/// How long a request waits for an endpoint to be added. Source: Linkerd's failfast timeout.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Requests of one worker that wait for endpoints of one cluster at once.
+/// Requests of one worker that may wait for endpoints of one cluster at a time.
 const WAITING_MAX: u32 = 1024;
 
-/// For how long nothing waits after a request has waited in vain, unless an endpoint comes.
-const VAIN: Duration = Duration::from_secs(60);
+/// How long after a wait timed out no other request waits, unless an endpoint is added.
+const NO_WAIT_PERIOD: Duration = Duration::from_secs(60);
 
-/// How often an endpoint is tried first while requests go to the Service's own address.
-const PROBE: Duration = Duration::from_secs(10);
+/// While requests go to the ClusterIP: how often one of them tries the endpoints first.
+const RETRY_ENDPOINTS_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Endpoints that must have failed to connect before a request goes to the Service's own address; fewer where there are
+/// How many endpoints a request must fail to connect to before it goes to the ClusterIP; all of them if there are
 /// fewer.
-const FAILED_MIN: usize = 3;
+const CONNECT_FAILURES_MIN: usize = 3;
 
-/// How it stands with one cluster, for one worker.
+/// One worker's fallback state of a cluster.
 #[derive(Default)]
-pub(crate) struct Standing {
-    /// When an endpoint was last tried first, while requests go to the Service's own address.
-    by_address: Cell<Option<Duration>>,
-    /// Connections in a row that could not be made, to any endpoint.
-    failed: Cell<usize>,
-    /// Connections to that address.
-    address: RefCell<Option<Rc<Endpoint>>>,
+pub(crate) struct FallbackState {
+    /// Set while requests go to the ClusterIP: when the endpoints were last tried first.
+    endpoints_tried_at: Cell<Option<Duration>>,
+    /// Connection attempts in a row that failed, to any endpoint.
+    connect_failures: Cell<usize>,
+    /// The ClusterIP, with its connections.
+    service_address: RefCell<Option<Rc<Endpoint>>>,
     waiting: Cell<u32>,
-    /// When requests to a subset, or to any, have waited in vain.
-    vain: RefCell<HashMap<Option<String>, Duration>>,
+    /// When a wait last timed out, by subset; `None` for requests without one.
+    wait_timed_out_at: RefCell<HashMap<Option<String>, Duration>>,
 }
 
-/// What one request may do.
+/// What one request has tried, and may still try.
 pub(crate) struct Fallback<'a> {
     worker: &'a Worker,
     state: &'a ClusterState,
@@ -65,88 +66,89 @@ pub(crate) struct Fallback<'a> {
     waited: bool,
 }
 
-/// What a request that finds no endpoint does next.
+/// What a request without an endpoint does next.
 pub(crate) enum Next {
-    /// It goes to the Service's own address.
-    Address(Rc<Endpoint>),
-    /// It chooses again: an endpoint has come.
-    Choose,
+    /// It goes to the ClusterIP.
+    ServiceAddress(Rc<Endpoint>),
+    /// An endpoint was added: the request picks again.
+    PickAgain,
 }
 
-/// A request that waits.
+/// Counts one waiting request until it is dropped.
 struct Waiting<'a>(&'a Cell<u32>);
 
-/// Why a request without an endpoint is refused.
+/// The reason of the 503 for a request without an endpoint.
 pub(crate) fn reason(cluster: &Cluster) -> Reason {
     if cluster.has_endpoints_elsewhere { Reason::NoLocalEndpoints } else { Reason::NoEndpoints }
 }
 
-// === impl Standing ===
+// === impl FallbackState ===
 
-impl Standing {
-    /// Whether requests go to the Service's own address.
-    pub(super) fn is_by_address(&self) -> bool {
-        self.by_address.get().is_some()
+impl FallbackState {
+    /// Whether requests go to the ClusterIP.
+    pub(super) fn is_active(&self) -> bool {
+        self.endpoints_tried_at.get().is_some()
     }
 
-    /// Lets requests go to the endpoints again.
-    pub(super) fn end(&self) {
-        self.by_address.set(None);
-        self.failed.set(0);
+    /// Requests go to the endpoints again.
+    pub(super) fn deactivate(&self) {
+        self.endpoints_tried_at.set(None);
+        self.connect_failures.set(0);
     }
 
-    /// A connection was made, or there was one.
+    /// Records that an endpoint was connected to, or that an open connection was used.
     pub(crate) fn connected(&self) {
-        self.failed.set(0);
+        self.connect_failures.set(0);
     }
 
-    /// A connection could not be made.
-    pub(crate) fn not_connected(&self) {
-        self.failed.set(self.failed.get().saturating_add(1));
+    /// Records that connecting to an endpoint failed.
+    pub(crate) fn connect_failed(&self) {
+        self.connect_failures.set(self.connect_failures.get().saturating_add(1));
     }
 
-    /// Takes in that there are other endpoints than before.
+    /// Endpoints were added or removed: requests go to endpoints again, and may wait again where there is one.
     pub(super) fn endpoints_changed(&self, cluster: &Cluster) {
-        self.end();
-        self.vain.borrow_mut().retain(|subset, _| !cluster.has_endpoints(subset.as_deref()));
+        self.deactivate();
+        self.wait_timed_out_at.borrow_mut().retain(|subset, _| !cluster.has_endpoints(subset.as_deref()));
     }
 
     pub(super) fn close_idle(&self) {
-        self.address.borrow().iter().for_each(|address| address.close_idle());
+        self.service_address.borrow().iter().for_each(|address| address.close_idle());
     }
 
-    /// Closes a connection that idles, unless it is to this endpoint.
+    /// Closes one idle connection to the ClusterIP, unless that is `except`.
     pub(super) fn close_one_idle(&self, except: &Rc<Endpoint>) -> bool {
-        self.address.borrow().as_ref().is_some_and(|address| !Rc::ptr_eq(address, except) && address.close_one_idle())
+        (self.service_address.borrow().as_ref())
+            .is_some_and(|address| !Rc::ptr_eq(address, except) && address.close_one_idle())
     }
 
-    /// The Service's own address, if requests have gone there.
-    pub(super) fn address(&self) -> Option<Rc<Endpoint>> {
-        self.address.borrow().clone()
+    /// The ClusterIP, if a request has gone there.
+    pub(super) fn service_address(&self) -> Option<Rc<Endpoint>> {
+        self.service_address.borrow().clone()
     }
 
-    /// Behind the Service's own address are proxies if all endpoints that are known have one.
-    pub(super) fn note_proxies(&self, cluster: &Cluster) {
+    /// Pods behind the ClusterIP count as having a proxy if all known endpoints have one.
+    pub(super) fn update_has_proxy(&self, cluster: &Cluster) {
         let all = !cluster.with_proxy.is_empty() && cluster.with_proxy.iter().all(|has_proxy| *has_proxy);
-        self.address.borrow().iter().for_each(|address| address.has_proxy.set(all));
+        self.service_address.borrow().iter().for_each(|address| address.has_proxy.set(all));
     }
 
-    /// The Service's own address, with the connections that there are.
+    /// The endpoint for the ClusterIP, made on first use and when the address changes.
     fn endpoint(&self, address: SocketAddr, cluster: &Cluster, now: Duration) -> Rc<Endpoint> {
-        if let Some(endpoint) = self.address.borrow().as_ref().filter(|endpoint| endpoint.address == address) {
+        if let Some(endpoint) = self.service_address.borrow().as_ref().filter(|endpoint| endpoint.address == address) {
             return endpoint.clone();
         }
         let endpoint = Rc::new(Endpoint::new(address, now));
-        *self.address.borrow_mut() = Some(endpoint.clone());
-        self.note_proxies(cluster);
+        *self.service_address.borrow_mut() = Some(endpoint.clone());
+        self.update_has_proxy(cluster);
         endpoint
     }
 
-    /// Leave to wait for an endpoint.
+    /// Permission to wait for an endpoint.
     fn wait(&self, subset: Option<&str>, now: Duration) -> Option<Waiting<'_>> {
-        let vain = self.vain.borrow().get(&subset.map(str::to_owned)).copied();
-        let is_vain = vain.is_some_and(|at| now.saturating_sub(at) < VAIN);
-        if is_vain || self.waiting.get() >= WAITING_MAX {
+        let timed_out_at = self.wait_timed_out_at.borrow().get(&subset.map(str::to_owned)).copied();
+        let timed_out = timed_out_at.is_some_and(|at| now.saturating_sub(at) < NO_WAIT_PERIOD);
+        if timed_out || self.waiting.get() >= WAITING_MAX {
             return None;
         }
         self.waiting.set(self.waiting.get() + 1);
@@ -167,81 +169,86 @@ impl<'a> Fallback<'a> {
         Self { worker, state, subset, address_tried: false, waited: false }
     }
 
-    /// The Service's own address, where requests go there for now, or where as many connections in a row could not be made as
-    /// there are endpoints: each request may have had less time than it takes to try them all.
+    /// The ClusterIP, if a request is to go there first: the fallback is active, or as many connection attempts in a
+    /// row failed as there are endpoints. The latter counts across requests, because one may lack the time to try
+    /// them all.
     pub(crate) fn first(&mut self) -> Option<Rc<Endpoint>> {
-        let standing = &self.state.standing;
-        let Some(since) = standing.by_address.get() else {
-            let failed = standing.failed.get();
-            return if failed > 0 && failed >= self.state.choices(None) { self.address() } else { None };
+        let fallback = &self.state.fallback;
+        let Some(tried_at) = fallback.endpoints_tried_at.get() else {
+            let failed = fallback.connect_failures.get();
+            return if failed > 0 && failed >= self.state.candidate_count(None) { self.address() } else { None };
         };
         let now = self.worker.now();
-        if now.saturating_sub(since) >= PROBE {
-            standing.by_address.set(Some(now));
+        if now.saturating_sub(tried_at) >= RETRY_ENDPOINTS_INTERVAL {
+            fallback.endpoints_tried_at.set(Some(now));
             return None;
         }
         self.address()
     }
 
-    /// The Service's own address, for a request that could not be connected to so many endpoints.
+    /// The ClusterIP, once a request has failed to connect to enough endpoints.
     pub(crate) fn after_failures(&mut self, failed: usize) -> Option<Rc<Endpoint>> {
-        if failed < FAILED_MIN && failed < self.state.choices(self.subset) { None } else { self.address() }
+        let is_enough = failed >= CONNECT_FAILURES_MIN || failed >= self.state.candidate_count(self.subset);
+        if is_enough { self.address() } else { None }
     }
 
-    /// The Service's own address once more, where the pod that the kernel chose did not process the request.
+    /// The ClusterIP once more, when the pod that the kernel picked did not process the request.
     pub(crate) fn address_again(&self) -> Option<Rc<Endpoint>> {
-        self.state.standing.address()
+        self.state.fallback.service_address()
     }
 
-    /// What to do where there is no endpoint to choose. None: nothing more.
+    /// What a request without an endpoint does next. `None`: it fails.
     pub(crate) async fn without_endpoints(&mut self, deadline: Option<Instant>) -> Option<Next> {
-        // Endpoints that are all left alone because they fail are no better by way of the kernel.
+        // All endpoints are ejected or unhealthy: the kernel would send the request to one of the same pods.
         if self.state.cluster().has_endpoints(self.subset) {
             return None;
         }
         if let Some(address) = self.address() {
-            return Some(Next::Address(address));
+            return Some(Next::ServiceAddress(address));
         }
-        (!std::mem::replace(&mut self.waited, true) && self.await_endpoint(deadline).await).then_some(Next::Choose)
+        (!std::mem::replace(&mut self.waited, true) && self.await_endpoint(deadline).await).then_some(Next::PickAgain)
     }
 
-    /// Takes in whether a connection to the Service's own address was made.
+    /// Records whether connecting to the ClusterIP succeeded: if so further requests skip the endpoints, if not they
+    /// try them again.
     pub(crate) fn address_tried(&self, is_connected: bool) {
-        let standing = &self.state.standing;
+        let fallback = &self.state.fallback;
         let cluster = self.state.cluster();
         if !is_connected {
-            standing.end();
-        } else if cluster.has_endpoints(self.subset) && !standing.is_by_address() {
+            fallback.deactivate();
+        } else if cluster.has_endpoints(self.subset) && !fallback.is_active() {
             tracing::warn!(
                 dst.service = %cluster.name,
-                "no endpoint can be connected to: requests without a subset go to the Service's own address"
+                "cannot connect to any endpoint, sending requests without a subset to the Service's own address"
             );
-            standing.by_address.set(Some(self.worker.now()));
+            fallback.endpoints_tried_at.set(Some(self.worker.now()));
         }
     }
 
-    /// The Service's own address, once, if the request may go there.
+    /// The ClusterIP, once for each request, if the request may go there.
     fn address(&mut self) -> Option<Rc<Endpoint>> {
         let (cluster, shared) = (self.state.cluster(), &self.worker.shared);
         let address = cluster.address.filter(|address| !shared.is_own(*address))?;
-        // Where traffic is to stay on the node the kernel drops what finds no endpoint there, and the client would wait.
+        // With a node-local traffic policy the kernel drops connections if the node has no endpoint, and the client
+        // would wait.
         let is_dropped = cluster.has_endpoints_elsewhere && !cluster.has_endpoints(None);
         if self.subset.is_some() || is_dropped || std::mem::replace(&mut self.address_tried, true) {
             return None;
         }
         self.worker.handles.by_service_address(&cluster.name);
-        Some(self.state.standing.endpoint(address, &cluster, self.worker.now()))
+        Some(self.state.fallback.endpoint(address, &cluster, self.worker.now()))
     }
 
+    /// Waits until an endpoint is added, at most `WAIT_TIMEOUT`. Returns whether one was.
     async fn await_endpoint(&self, deadline: Option<Instant>) -> bool {
         let (state, worker, subset) = (self.state, self.worker, self.subset);
         let cluster = state.cluster();
-        // A subset that is not declared does not come.
+        // No endpoint can join a subset that is not declared.
         if subset.is_some_and(|name| !cluster.subsets.contains_key(name)) {
             return false;
         }
-        let Some(_waiting) = state.standing.wait(subset, worker.now()) else { return false };
-        let until = Instant::now() + WAIT;
+        let Some(_waiting) = state.fallback.wait(subset, worker.now()) else { return false };
+        let until = Instant::now() + WAIT_TIMEOUT;
         let found = worker
             .shared
             .store
@@ -252,9 +259,9 @@ impl<'a> Fallback<'a> {
                 true
             }
             Ok(None) | Err(_) => {
-                // A request with less time than that has not waited for long enough to tell.
+                // A request with an earlier deadline has not waited the whole time: others may still wait.
                 if Instant::now() >= until {
-                    state.standing.vain.borrow_mut().insert(subset.map(str::to_owned), worker.now());
+                    state.fallback.wait_timed_out_at.borrow_mut().insert(subset.map(str::to_owned), worker.now());
                 }
                 false
             }
@@ -279,28 +286,29 @@ mod tests {
     }
 
     #[test]
-    fn so_many_requests_wait_at_once() {
-        let standing = Standing::default();
-        let mut waiting: Vec<_> = (0..WAITING_MAX).map(|_| standing.wait(None, NOW).expect("one of them")).collect();
-        assert!(standing.wait(None, NOW).is_none() && standing.wait(Some("a"), NOW).is_none());
+    fn waiting_requests_are_bounded() {
+        let fallback = FallbackState::default();
+        let mut waiting: Vec<_> =
+            (0..WAITING_MAX).map(|_| fallback.wait(None, NOW).expect("below the limit")).collect();
+        assert!(fallback.wait(None, NOW).is_none() && fallback.wait(Some("a"), NOW).is_none());
         waiting.pop();
-        assert!(standing.wait(None, NOW).is_some());
+        assert!(fallback.wait(None, NOW).is_some());
     }
 
     #[test]
-    fn nothing_waits_for_a_minute_after_a_wait_in_vain_unless_an_endpoint_came() {
-        let standing = Standing::default();
-        let waits = |subset, seconds| standing.wait(subset, NOW + Duration::from_secs(seconds)).is_some();
+    fn requests_do_not_wait_for_a_minute_after_a_wait_timed_out_unless_an_endpoint_is_added() {
+        let fallback = FallbackState::default();
+        let waits = |subset, seconds| fallback.wait(subset, NOW + Duration::from_secs(seconds)).is_some();
         for subset in [None, Some("a".to_owned())] {
-            standing.vain.borrow_mut().insert(subset, NOW);
+            fallback.wait_timed_out_at.borrow_mut().insert(subset, NOW);
         }
         assert_eq!((waits(None, 1), waits(Some("a"), 59), waits(Some("b"), 1)), (false, false, true));
         assert_eq!((waits(None, 60), waits(Some("a"), 60)), (true, true));
-        standing.endpoints_changed(&cluster(serde_json::json!([])));
-        assert_eq!((waits(None, 1), waits(Some("a"), 1)), (false, false), "still none");
-        standing.endpoints_changed(&cluster(serde_json::json!([{"address": "198.18.128.2:80"}])));
-        assert_eq!((waits(None, 1), waits(Some("a"), 1)), (true, false), "none of the subset");
-        standing.endpoints_changed(&cluster(serde_json::json!([{"address": "198.18.128.2:80", "subsets": ["a"]}])));
+        fallback.endpoints_changed(&cluster(serde_json::json!([])));
+        assert_eq!((waits(None, 1), waits(Some("a"), 1)), (false, false), "still no endpoint");
+        fallback.endpoints_changed(&cluster(serde_json::json!([{"address": "198.18.128.2:80"}])));
+        assert_eq!((waits(None, 1), waits(Some("a"), 1)), (true, false), "no endpoint of the subset");
+        fallback.endpoints_changed(&cluster(serde_json::json!([{"address": "198.18.128.2:80", "subsets": ["a"]}])));
         assert!(waits(Some("a"), 1));
     }
 }

@@ -1,7 +1,7 @@
-//! Asking endpoints how they are (active health checks), where that is asked for.
+//! Active health checks of endpoints, for clusters that configure them.
 //!
-//! One task on the control thread for each endpoint of each cluster in use, so that checks are not multiplied by workers.
-//! What they find stands in the cluster's [`Load`], where workers see that something has changed.
+//! One task on the control thread for each endpoint of each cluster in use, so that more workers do not send more
+//! checks. Results go to the [`SharedCluster`]: workers see that its health version changed.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,78 +12,78 @@ use tokio::task::JoinHandle;
 use weft_config as wire;
 use weft_config::bootstrap::{Probe, ProbeKind};
 
-use super::load::Load;
+use super::load::SharedCluster;
 use crate::balance::Rng;
 use crate::probe;
 use crate::worker::Shared;
 
-/// How often the endpoints to be asked are looked for.
-const LOOK: Duration = Duration::from_millis(500);
+/// How often the set of endpoints to check is brought up to date.
+const UPDATE_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Who is asked, and how.
-type Asked = HashMap<(Arc<str>, SocketAddr), (wire::HealthCheck, JoinHandle<()>)>;
+/// The running checks, by cluster and endpoint.
+type Checks = HashMap<(Arc<str>, SocketAddr), (wire::HealthCheck, JoinHandle<()>)>;
 
-/// What is known of one endpoint.
+/// The health of one endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Standing {
-    is_well: bool,
-    /// Answers in a row that say otherwise.
-    against: u32,
+struct HealthState {
+    is_healthy: bool,
+    /// Results in a row that contradict `is_healthy`.
+    contrary: u32,
 }
 
-/// Asks whoever is to be asked, for ever.
+/// Starts and stops the checks of all clusters in use. Does not return.
 pub(crate) async fn run(shared: Arc<Shared>) {
-    let mut asked = Asked::new();
+    let mut checks = Checks::new();
     let mut rng = Rng::new(u64::from(std::process::id()));
-    let mut tick = tokio::time::interval(LOOK);
+    let mut tick = tokio::time::interval(UPDATE_INTERVAL);
     loop {
         tick.tick().await;
         let table = shared.store.load();
-        let mut wanted: HashMap<(Arc<str>, SocketAddr), (wire::HealthCheck, Arc<Load>)> = HashMap::new();
-        for (name, load) in shared.loads.in_use() {
+        let mut wanted: HashMap<(Arc<str>, SocketAddr), (wire::HealthCheck, Arc<SharedCluster>)> = HashMap::new();
+        for (name, state) in shared.clusters.in_use() {
             let Some(cluster) = table.cluster_named(&name) else { continue };
             let Some(check) = &cluster.health_check else {
-                load.keep_unwell(&[]);
+                state.retain_unhealthy(&[]);
                 continue;
             };
-            load.keep_unwell(&cluster.endpoints);
-            shared.metrics.set_unhealthy(&name, load.unwell().len());
+            state.retain_unhealthy(&cluster.endpoints);
+            shared.metrics.set_unhealthy(&name, state.unhealthy().len());
             for endpoint in &cluster.endpoints {
-                wanted.insert((name.clone(), *endpoint), (wire::HealthCheck::clone(check), load.clone()));
+                wanted.insert((name.clone(), *endpoint), (wire::HealthCheck::clone(check), state.clone()));
             }
         }
-        asked.retain(|key, (check, task)| {
+        checks.retain(|key, (check, task)| {
             let stays = wanted.get(key).is_some_and(|(wanted, _)| wanted == check);
             if !stays {
                 task.abort();
             }
             stays
         });
-        for (key, (check, load)) in wanted {
-            if !asked.contains_key(&key) {
+        for (key, (check, state)) in wanted {
+            if !checks.contains_key(&key) {
                 let endpoint = key.1;
-                let task = tokio::spawn(ask_again(check.clone(), endpoint, load, Rng::new(rng.next_u64())));
-                asked.insert(key, (check, task));
+                let task = tokio::spawn(check_endpoint(check.clone(), endpoint, state, Rng::new(rng.next_u64())));
+                checks.insert(key, (check, task));
             }
         }
     }
 }
 
-/// Asks one endpoint again and again. It is taken to be well until it says otherwise: Kubernetes says that it is ready.
-async fn ask_again(check: wire::HealthCheck, endpoint: SocketAddr, load: Arc<Load>, mut rng: Rng) {
+/// Checks one endpoint periodically. It counts as healthy until checks fail, because Kubernetes reports it ready.
+async fn check_endpoint(check: wire::HealthCheck, endpoint: SocketAddr, cluster: Arc<SharedCluster>, mut rng: Rng) {
     let probe = probe_of(&check, endpoint);
     let (interval, timeout) = (Duration::from_millis(check.interval_ms), Duration::from_millis(check.timeout_ms));
-    let mut standing = Standing { is_well: !load.unwell().contains(&endpoint), against: 0 };
-    // Proxies that start together do not ask together.
+    let mut health = HealthState { is_healthy: !cluster.unhealthy().contains(&endpoint), contrary: 0 };
+    // A random delay, so that proxies that start together do not send their checks together.
     tokio::time::sleep(interval.mul_f64(f64::from(rng.below(1_000)) / 1_000.0)).await;
     loop {
         let answer = tokio::time::timeout(timeout, probe::ask(&probe, endpoint.ip())).await;
-        let is_well = matches!(answer, Ok(Ok(())));
-        if standing.note(is_well, &check) {
-            tracing::info!(dst.endpoint = %endpoint, is_well, "health of an endpoint changed");
-            load.set_unwell(endpoint, !is_well);
+        let is_healthy = matches!(answer, Ok(Ok(())));
+        if health.record(is_healthy, &check) {
+            tracing::info!(dst.endpoint = %endpoint, is_healthy, "endpoint health changed");
+            cluster.set_unhealthy(endpoint, !is_healthy);
         }
-        // A quarter more or less.
+        // The interval with 25 % jitter either way.
         tokio::time::sleep(interval.mul_f64(0.75 + f64::from(rng.below(1_000)) / 2_000.0)).await;
     }
 }
@@ -98,26 +98,26 @@ fn probe_of(check: &wire::HealthCheck, endpoint: SocketAddr) -> Probe {
         wire::HealthCheckKind::Tcp => ProbeKind::Tcp,
         wire::HealthCheckKind::Grpc { service } => ProbeKind::Grpc { service: service.clone() },
     };
-    // The timeout is kept here, to the millisecond.
+    // Not used: `check_endpoint` applies the timeout, in milliseconds.
     Probe { port: check.port.unwrap_or(endpoint.port()), kind, timeout_seconds: 0 }
 }
 
-// === impl Standing ===
+// === impl HealthState ===
 
-impl Standing {
-    /// Takes an answer in. Says whether it turned the endpoint's standing.
-    fn note(&mut self, is_well: bool, check: &wire::HealthCheck) -> bool {
-        if is_well == self.is_well {
-            self.against = 0;
+impl HealthState {
+    /// Records the result of one check. Returns whether the endpoint's health changed.
+    fn record(&mut self, is_healthy: bool, check: &wire::HealthCheck) -> bool {
+        if is_healthy == self.is_healthy {
+            self.contrary = 0;
             return false;
         }
-        self.against += 1;
-        let needed = if is_well { check.healthy_after } else { check.unhealthy_after };
-        let turned = self.against >= needed;
-        if turned {
-            *self = Self { is_well, against: 0 };
+        self.contrary += 1;
+        let threshold = if is_healthy { check.healthy_after } else { check.unhealthy_after };
+        let changed = self.contrary >= threshold;
+        if changed {
+            *self = Self { is_healthy, contrary: 0 };
         }
-        turned
+        changed
     }
 }
 
@@ -126,14 +126,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn several_answers_in_a_row_turn_a_standing() {
+    fn health_changes_after_enough_results_in_a_row() {
         let check: wire::HealthCheck = serde_json::from_value(serde_json::json!({
             "kind": "tcp", "intervalMs": 1_000, "timeoutMs": 100, "unhealthyAfter": 3, "healthyAfter": 2
         }))
         .expect("a check");
-        let mut standing = Standing { is_well: true, against: 0 };
-        let answers = [false, false, true, false, false, false, false, true, false, true, true, true];
-        let turned: Vec<usize> = (0..answers.len()).filter(|at| standing.note(answers[*at], &check)).collect();
-        assert_eq!(turned, [5, 10], "the third failure in a row, then the second success in a row");
+        let mut health = HealthState { is_healthy: true, contrary: 0 };
+        let results = [false, false, true, false, false, false, false, true, false, true, true, true];
+        let changed: Vec<usize> = (0..results.len()).filter(|at| health.record(results[*at], &check)).collect();
+        assert_eq!(changed, [5, 10], "the third failure in a row, then the second success in a row");
     }
 }

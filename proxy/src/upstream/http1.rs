@@ -1,5 +1,5 @@
-//! A connection of HTTP/1.1 to an endpoint. It belongs to one request at a time, whose task reads and writes it; at rest it is a
-//! socket and nothing else.
+//! HTTP/1.1 connections to endpoints. The task of the one request that uses a connection reads and writes it; an idle
+//! connection has no task and no buffer.
 
 use std::cell::Cell;
 use std::pin::Pin;
@@ -13,7 +13,7 @@ use http_body::{Frame, SizeHint};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
-use super::HEAD;
+use super::HEAD_TIMEOUT;
 use super::endpoint::SendError;
 use super::load::Permit;
 use crate::http::body::{BodyError, RequestBody, Shared};
@@ -26,55 +26,54 @@ use crate::http1::parse::{self, BadMessage};
 use crate::http1::wire::{ReadError, Wire};
 use crate::telemetry::alive::{Alive, Kind};
 
-/// What is wrong with a body that ends too early or too late.
-const WRONG_LENGTH: &str = "it is not as long as its head says";
+/// The error of a body that ends too early or too late.
+const WRONG_LENGTH: &str = "the body is not as long as its head says";
 
 /// A connection.
 pub(crate) struct Http1 {
     wire: Wire<TcpStream>,
-    /// The request went out whole.
+    /// The request was sent completely.
     sent: Cell<bool>,
-    /// The response came in whole.
+    /// The response was received completely.
     received: Cell<bool>,
-    /// The server takes another request.
+    /// The server accepts another request.
     keep_alive: Cell<bool>,
-    /// Lives as long as the connection does.
     permit: Option<Permit>,
     _alive: Alive,
 }
 
-/// A request that is being sent, until the head of its response is here.
+/// A request that is being sent, until the head of its response has arrived.
 pub(crate) struct Exchange {
     connection: Rc<Http1>,
     method: Method,
-    /// None: all of it is sent, or no more of it can be.
+    /// `None`: it was sent completely, or the server reads no more of it.
     request: Option<Outgoing<RequestBody>>,
-    /// Where responses before the response go.
+    /// Receives informational (1xx) responses.
     client: Option<Rc<Shared>>,
-    /// How many have come.
+    /// Informational responses received.
     interim: u32,
-    /// Rings when a head that has begun takes too long. Most are here at once.
-    late: Option<Pin<Box<Sleep>>>,
+    /// The timeout of a partly received head. Most heads arrive at once and need none.
+    head_timer: Option<Pin<Box<Sleep>>>,
 }
 
-/// The rest of a request that is answered already.
+/// The rest of a request whose response has begun.
 pub(crate) struct Upload {
     connection: Rc<Http1>,
     request: Outgoing<RequestBody>,
 }
 
 /// The body of a response.
-pub(crate) struct Receiving {
+pub(crate) struct ResponseBody {
     connection: Rc<Http1>,
     decoder: Decoder,
-    /// Of a response that came before its request was sent.
+    /// The rest of the request, if the response began before it was sent.
     upload: Option<Box<upload::Upload>>,
 }
 
-/// A connection that is HTTP no more.
-pub(crate) struct Switched {
+/// A connection that has switched from HTTP to another protocol.
+pub(crate) struct Upgraded {
     pub(crate) stream: TcpStream,
-    /// What came behind the head.
+    /// Bytes received after the head.
     pub(crate) read: Bytes,
     pub(crate) permit: Option<Permit>,
 }
@@ -93,30 +92,37 @@ impl Http1 {
         })
     }
 
-    /// Whether nothing is under way on it, and it may be kept for another request.
+    /// Whether request and response are complete and the connection may carry another request.
     pub(crate) fn is_free(&self) -> bool {
         self.sent.get() && self.received.get() && self.keep_alive.get() && !self.wire.has_buffered()
     }
 
-    /// Whether the server has not left meanwhile, and has not said anything unasked.
+    /// Whether the server has neither closed the idle connection nor sent anything on it.
     pub(crate) fn is_usable(&self) -> bool {
         self.wire.is_idle()
     }
 
-    /// Begins to send a request.
+    /// Starts to send a request.
     pub(crate) fn send(self: &Rc<Self>, head: &Parts, body: RequestBody, client: Option<Rc<Shared>>) -> Exchange {
         for flag in [&self.sent, &self.received, &self.keep_alive] {
             flag.set(false);
         }
         let request = Some(Outgoing::new(encode::request(head, &body), body));
-        Exchange { connection: self.clone(), method: head.method.clone(), request, client, interim: 0, late: None }
+        Exchange {
+            connection: self.clone(),
+            method: head.method.clone(),
+            request,
+            client,
+            interim: 0,
+            head_timer: None,
+        }
     }
 
-    /// The connection itself, if nobody else uses it.
-    pub(crate) fn into_switched(self: Rc<Self>) -> Option<Switched> {
+    /// The stream of a connection that switches protocols. `None` if the response's body still uses the connection.
+    pub(crate) fn into_upgraded(self: Rc<Self>) -> Option<Upgraded> {
         let Self { wire, permit, .. } = Rc::into_inner(self)?;
         let (stream, read) = wire.into_parts();
-        Some(Switched { stream, read, permit })
+        Some(Upgraded { stream, read, permit })
     }
 }
 
@@ -131,35 +137,35 @@ impl Exchange {
             Poll::Ready(Err(WriteError::Io(error))) if !request.has_begun => {
                 return Err(SendError::Unsent(error.to_string()));
             }
-            // A server that refuses a body closes its side; its answer may have come all the same, and is to be read.
+            // A server that rejects a body may close its side after it sent a response, which is read all the same.
             Poll::Ready(Err(WriteError::Io(_))) => {}
             Poll::Ready(Err(WriteError::Body(error))) => {
                 let error = error.map_or(WRONG_LENGTH.into(), |error| error.to_string());
-                return Err(SendError::Reset(format!("the request broke off: {error}")));
+                return Err(SendError::Reset(format!("the request was not sent completely: {error}")));
             }
         }
         self.request = None;
         Ok(())
     }
 
-    /// Waits until a head that has begun has taken too long.
-    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<SendError> {
+    /// Ready once a partly received head has timed out.
+    fn poll_head_timeout(&mut self, cx: &mut Context<'_>) -> Poll<SendError> {
         if !self.connection.wire.has_buffered() {
             return Poll::Pending;
         }
-        ready!(self.late.get_or_insert_with(|| Box::pin(sleep(HEAD))).as_mut().poll(cx));
-        Poll::Ready(SendError::Reset(format!("the head of the response was not complete within {HEAD:?}")))
+        ready!(self.head_timer.get_or_insert_with(|| Box::pin(sleep(HEAD_TIMEOUT))).as_mut().poll(cx));
+        Poll::Ready(SendError::Reset(format!("the response's head was not complete within {HEAD_TIMEOUT:?}")))
     }
 
-    /// The body of the response, with what is left of the request.
-    fn receive(&mut self, decoder: Decoder) -> Receiving {
+    /// The body of the response, with the rest of the request.
+    fn receive(&mut self, decoder: Decoder) -> ResponseBody {
         let connection = self.connection.clone();
         let upload = self.request.take().map(|request| {
             let upload = Upload { connection: connection.clone(), request };
             Box::new(upload::Upload::Http1(upload))
         });
         connection.received.set(decoder.has_ended());
-        Receiving { connection, decoder, upload }
+        ResponseBody { connection, decoder, upload }
     }
 }
 
@@ -172,21 +178,21 @@ impl Future for Exchange {
         loop {
             let method = &this.method;
             let Poll::Ready(head) = this.connection.wire.poll_head(cx, |bytes| parse::response(bytes, method)) else {
-                return this.poll_late(cx).map(Err);
+                return this.poll_head_timeout(cx).map(Err);
             };
             let head = head?;
-            this.late = None;
+            this.head_timer = None;
             let status = head.response.status();
             if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS {
                 this.interim += 1;
                 if this.interim > INTERIM_MAX {
-                    let text = format!("more than {INTERIM_MAX} responses came before the response");
+                    let text = format!("more than {INTERIM_MAX} informational (1xx) responses");
                     return Poll::Ready(Err(SendError::Protocol(text)));
                 }
                 if let Some(client) = &this.client {
                     client.inform(status, head.response.into_parts().0.headers);
                 }
-                // From now on the body is waited for.
+                // After a 100 Continue the client sends the body: poll for it.
                 this.poll_send(cx)?;
                 continue;
             }
@@ -200,7 +206,7 @@ impl Future for Exchange {
 // === impl Upload ===
 
 impl Upload {
-    /// Sends what there is. Ready: all of it is sent, or the server takes no more. An error: the body broke off.
+    /// Sends what can be sent. Ready: the rest was sent, or the server reads no more. An error: the body ended early.
     pub(crate) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
         match ready!(self.request.poll_send(&self.connection.wire, cx)) {
             Ok(()) => self.connection.sent.set(true),
@@ -211,9 +217,9 @@ impl Upload {
     }
 }
 
-// === impl Receiving ===
+// === impl ResponseBody ===
 
-impl Receiving {
+impl ResponseBody {
     pub(crate) fn take_upload(&mut self) -> Option<Box<upload::Upload>> {
         self.upload.take()
     }
@@ -240,7 +246,9 @@ impl From<ReadError> for SendError {
         match error {
             ReadError::Bad(error) if error.status == BadMessage::TOO_LARGE.status => Self::TooLarge(error.to_string()),
             ReadError::Bad(error) => Self::Protocol(error.to_string()),
-            ReadError::Closed => Self::Reset("it was closed before the answer was complete".into()),
+            ReadError::Closed => {
+                Self::Reset("the server closed the connection before the response was complete".into())
+            }
             ReadError::Io(error) => Self::Reset(error.to_string()),
         }
     }

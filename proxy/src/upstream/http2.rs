@@ -1,4 +1,5 @@
-//! A connection of HTTP/2 to an endpoint. Requests go onto it at once, without a task between them and it.
+//! HTTP/2 connections to endpoints. Requests write to the connection's state directly; one task for each connection
+//! does its I/O, keepalive and timeouts.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -15,7 +16,7 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
-use super::HEAD;
+use super::HEAD_TIMEOUT;
 use super::endpoint::SendError;
 use super::load::Permit;
 use crate::clock::Tick;
@@ -28,256 +29,262 @@ use crate::http1::HEAD_BYTES_MAX;
 use crate::http2::{Connection, Error, Limits, Reason, RecvStream, Requests};
 use crate::telemetry::alive::{self, Alive, Kind};
 
-/// Requests on one connection before another is opened, if the server allows as many. Source: what common servers allow.
+/// Requests on one connection before another is opened, unless the server allows fewer. Source: what common servers
+/// allow.
 const STREAMS_MAX: u32 = 100;
 
-/// How long a connection without requests is kept. Source: nginx's `keepalive_timeout` for upstreams.
-const IDLE: Duration = Duration::from_secs(60);
+/// Idle timeout of a connection without requests. Source: nginx's `keepalive_timeout` for upstreams.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How often a connection with requests on it is looked at. One on which nothing came from one look to the next may be asked
-/// whether it lives, and is given up if nothing has come by the next: after 10 to 15 s.
-const LOOK: Duration = Duration::from_secs(5);
+/// How often keepalive checks a connection with requests. If nothing was received since the last check it may send a
+/// PING; if nothing was received by the check after that, it closes the connection: after 10 to 15 s of silence.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The same for a server that has closed its sending half while requests to it are under way. One that has closed its connection
-/// altogether is noticed at the first look: what was said when it did has made a reset of it.
-const LOOK_AFTER_END: Duration = Duration::from_secs(1);
+/// The same for a server that has closed its sending half while requests are in flight. If it has closed the whole
+/// connection, the first check finds that out, because the GOAWAY sent to it was answered with a TCP reset.
+const CHECK_INTERVAL_HALF_CLOSED: Duration = Duration::from_secs(1);
 
-/// How long one is not asked again on which nothing but answers to that has come since. Common servers bear a PING without
-/// data each 5 minutes, and end connections that send more (gRPC's enforcement of keepalive); one right behind a head or data
-/// of theirs costs nothing there. That a host is gone, which each PING would find out too, the kernel finds out.
-const ASK_WITHOUT_DATA: Duration = Duration::from_secs(6 * 60);
+/// Least time between two PINGs without HEADERS or DATA from the server in between. Common servers allow a PING
+/// without data every 5 minutes and close connections that send more (gRPC's keepalive enforcement); a PING after
+/// HEADERS or DATA of theirs does not count. That a host is gone is also found out by the kernel
+/// (`TCP_USER_TIMEOUT`).
+const PING_INTERVAL_WITHOUT_DATA: Duration = Duration::from_secs(6 * 60);
 
-/// How long a host may acknowledge nothing of what was sent to it. It is for HTTP/2, where a server takes what comes at any
-/// time: one of HTTP/1.1 may leave a body where it is for longer, which looks the same to the kernel.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
+/// How long sent data may stay unacknowledged before the kernel closes the connection. Only for HTTP/2, where a
+/// server always reads: a server of HTTP/1.1 may leave a body unread for longer, which looks the same to the kernel.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long requests wait for a server that takes none at once (SETTINGS_MAX_CONCURRENT_STREAMS of 0).
-const TURN_AWAY: Duration = Duration::from_secs(1);
+/// How long requests wait for a server that allows no streams (SETTINGS_MAX_CONCURRENT_STREAMS of 0).
+const NO_STREAMS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What a server may send.
+/// Limits on what a server may send.
 const LIMITS: Limits = Limits {
-    // Servers open none.
+    // Servers do not open streams.
     streams: 0,
     stream_window: STREAM_WINDOW,
     connection_window: CONNECTION_WINDOW,
     head_bytes: HEAD_BYTES_MAX as u32,
 };
 
-/// A connection with several requests on it.
+/// A handle to a connection, shared by its requests.
 pub(crate) struct Http2 {
     requests: Requests,
-    streams: Cell<u32>,
-    /// Since when there are none.
-    idle: Cell<Tick>,
+    /// Slots taken: requests that hold a lease.
+    slots: Cell<u32>,
+    /// When the last slot was released.
+    idle_since: Cell<Tick>,
     state: Rc<State>,
 }
 
-/// What a connection's handle and its task know of each other.
+/// State that a connection's handle and its task share.
 #[derive(Default)]
 struct State {
-    ended: Cell<bool>,
-    /// There are requests on it.
-    busy: Cell<bool>,
+    /// The task has ended.
+    is_closed: Cell<bool>,
+    /// Slots are taken.
+    is_busy: Cell<bool>,
 }
 
-/// A request that was sent.
-pub(crate) enum Sent {
+/// The response to a request.
+pub(crate) enum ResponseFuture {
     Failed(Option<SendError>),
     Waiting {
         response: Option<RecvStream>,
+        /// The rest of the request's body.
         upload: Option<Pipe<RequestBody>>,
-        /// Where responses before the response go.
+        /// Receives informational (1xx) responses.
         client: Option<Rc<Shared>>,
     },
 }
 
-/// Whether the other side lives.
+/// Finds out whether the server is alive.
 #[derive(Default)]
-struct Pulse {
-    /// Bytes read at the last look.
+struct Keepalive {
+    /// Bytes received by the last check.
     read: u64,
-    asked: bool,
-    /// When it was asked last, and how many heads and data had come by then.
-    last: Option<(Instant, u64)>,
+    /// The last check sent a PING.
+    is_pinging: bool,
+    /// When the last PING was sent, and the count of HEADERS and DATA frames received by then.
+    last_ping: Option<(Instant, u64)>,
 }
 
-/// What a look at a connection found.
+/// The result of a keepalive check.
 #[derive(Debug, PartialEq)]
-enum Look {
-    Lives,
-    /// It is silent, and to be asked.
-    Ask,
-    /// It was asked, and is silent.
-    Gone,
+enum Liveness {
+    Alive,
+    /// Nothing was received since the last check: send a PING.
+    Ping,
+    /// Nothing was received since the PING.
+    Dead,
 }
 
 // === impl Http2 ===
 
 impl Http2 {
-    /// Begins to speak HTTP/2 on a stream. The permit lives as long as the connection does. `wants_calm`: whether the server has
-    /// ever ended a connection because of too much of something; it is not asked then whether it lives.
-    pub(crate) fn new(stream: TcpStream, permit: Option<Permit>, wants_calm: Rc<Cell<bool>>) -> io::Result<Rc<Self>> {
-        SockRef::from(&stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
+    /// Starts an HTTP/2 connection, which holds the permit, and its task. `no_pings`: the server has closed a
+    /// connection with ENHANCE_YOUR_CALM; then no keepalive PINGs are sent.
+    pub(crate) fn new(stream: TcpStream, permit: Option<Permit>, no_pings: Rc<Cell<bool>>) -> io::Result<Rc<Self>> {
+        SockRef::from(&stream).set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))?;
         let (connection, requests) = Connection::client(stream, LIMITS);
         let state = Rc::<State>::default();
-        let task = drive(connection, state.clone(), wants_calm);
-        let ended = state.clone();
+        let task = drive(connection, state.clone(), no_pings);
+        let shared = state.clone();
         let alive = Alive::new(Kind::UpstreamHttp2);
         alive::spawn(async move {
             task.await;
-            ended.ended.set(true);
+            shared.is_closed.set(true);
             drop((permit, alive));
         });
-        let idle = Cell::new(Tick::now());
-        Ok(Rc::new(Self { requests, streams: Cell::new(0), idle, state }))
+        let idle_since = Cell::new(Tick::now());
+        Ok(Rc::new(Self { requests, slots: Cell::new(0), idle_since, state }))
     }
 
-    /// Whether one more request may go onto it.
-    pub(crate) fn has_room(&self) -> bool {
+    /// Whether one more request may use the connection.
+    pub(crate) fn has_capacity(&self) -> bool {
         let streams = self.streams();
-        // A server that takes none may do so for a moment, and one request waits for that: see `TURN_AWAY`.
+        // While a server allows no streams, one request waits for it to allow some: see `NO_STREAMS_TIMEOUT`.
         let is_allowed = || self.requests.max_concurrent_streams().is_none_or(|most| (streams as usize) < most.max(1));
-        !self.is_gone() && streams < STREAMS_MAX && is_allowed()
+        !self.is_closed() && streams < STREAMS_MAX && is_allowed()
     }
 
-    /// Requests on it: those that hold a lease, or streams that are open, whichever are more. A lease waits for its stream, and a
-    /// stream that outlived its lease would take its room all the same.
+    /// Taken slots or open streams, whichever are more: a slot is taken before its stream opens, and a stream may
+    /// outlive its slot.
     fn streams(&self) -> u32 {
-        self.streams.get().max(u32::try_from(self.requests.open_streams()).unwrap_or(u32::MAX))
+        self.slots.get().max(u32::try_from(self.requests.open_streams()).unwrap_or(u32::MAX))
     }
 
-    fn is_gone(&self) -> bool {
-        self.state.ended.get() || self.requests.is_closed()
+    fn is_closed(&self) -> bool {
+        self.state.is_closed.get() || self.requests.is_closed()
     }
 
-    /// Whether it is of use to nobody any more.
-    pub(crate) fn is_over(&self) -> bool {
-        self.is_gone() || (self.streams() == 0 && self.idle.get().elapsed() >= IDLE)
+    /// Whether the connection is closed or was idle for too long.
+    pub(crate) fn is_closed_or_idle(&self) -> bool {
+        self.is_closed() || (self.streams() == 0 && self.idle_since.get().elapsed() >= IDLE_TIMEOUT)
     }
 
-    /// A request takes its place on it.
-    pub(crate) fn enter(&self) {
-        self.streams.set(self.streams.get() + 1);
-        self.state.busy.set(true);
+    /// Takes a slot for a request.
+    pub(crate) fn acquire_slot(&self) {
+        self.slots.set(self.slots.get() + 1);
+        self.state.is_busy.set(true);
     }
 
-    /// A request gives its place back.
-    pub(crate) fn leave(&self) {
-        self.streams.set(self.streams.get() - 1);
-        if self.streams.get() == 0 {
-            self.idle.set(Tick::now());
-            self.state.busy.set(false);
+    /// Releases the slot of a request.
+    pub(crate) fn release_slot(&self) {
+        self.slots.set(self.slots.get() - 1);
+        if self.slots.get() == 0 {
+            self.idle_since.set(Tick::now());
+            self.state.is_busy.set(false);
         }
     }
 
-    /// Sends a request, and of its body what is there already; what is given back sends the rest.
-    pub(crate) fn send(&self, head: &Parts, body: RequestBody, client: Option<Rc<Shared>>) -> Sent {
+    /// Sends a request with as much of its body as is available. The returned future sends the rest.
+    pub(crate) fn send(&self, head: &Parts, body: RequestBody, client: Option<Rc<Shared>>) -> ResponseFuture {
         let defined = matches!(head.method, Method::POST | Method::PUT | Method::PATCH);
         let length = body.size_hint().exact().filter(|length| *length > 0 || defined);
         let (stream, response) = match self.requests.send(head, length, body.is_end_stream()) {
             Ok(halves) => halves,
-            Err(Error::GoAway(Reason::NO_ERROR)) => return Sent::Failed(Some(SendError::Left)),
-            Err(error) => return Sent::Failed(Some(SendError::Unsent(error.to_string()))),
+            Err(Error::GoAway(Reason::NO_ERROR)) => return ResponseFuture::Failed(Some(SendError::GoAway)),
+            Err(error) => return ResponseFuture::Failed(Some(SendError::Unsent(error.to_string()))),
         };
         let mut upload = None;
         if !body.is_end_stream() {
             let mut pipe = Pipe::new(stream, body, Reason::CANCEL);
             upload = pipe.poll_send(&mut Context::from_waker(Waker::noop())).is_pending().then_some(pipe);
         }
-        Sent::Waiting { response: Some(response), upload, client }
+        ResponseFuture::Waiting { response: Some(response), upload, client }
     }
 }
 
-/// Runs a connection until it is over: closed by either side, silent for too long, or too slow with a head.
-async fn drive(mut connection: Connection<TcpStream>, state: Rc<State>, wants_calm: Rc<Cell<bool>>) {
-    let mut pulse = Pulse::default();
-    let mut period = LOOK;
-    let mut look = Instant::now() + period;
-    let mut turn_away: Option<Instant> = None;
-    let mut timer = pin!(sleep_until(look));
+/// Runs a connection until either side closes it, keepalive finds the server dead, or a head times out.
+async fn drive(mut connection: Connection<TcpStream>, state: Rc<State>, no_pings: Rc<Cell<bool>>) {
+    let mut keepalive = Keepalive::default();
+    let mut interval = CHECK_INTERVAL;
+    let mut check = Instant::now() + interval;
+    let mut no_streams: Option<Instant> = None;
+    let mut timer = pin!(sleep_until(check));
     poll_fn(|cx| {
         loop {
-            // Without requests and without anybody who could make one, it ends itself.
+            // Also ready once there are no streams and no handles that could open one.
             if connection.poll_run(cx).is_ready() {
                 return Poll::Ready(());
             }
-            if connection.is_read_closed() && period == LOOK {
-                period = LOOK_AFTER_END;
-                look = Instant::now() + period;
+            if connection.is_read_closed() && interval == CHECK_INTERVAL {
+                interval = CHECK_INTERVAL_HALF_CLOSED;
+                check = Instant::now() + interval;
             }
-            turn_away =
-                connection.has_blocked_requests().then(|| turn_away.unwrap_or_else(|| Instant::now() + TURN_AWAY));
-            let head = connection.incomplete_since().map(|begun| begun + HEAD);
-            let deadline = [Some(look), turn_away, head].into_iter().flatten().min().unwrap_or(look);
-            // The timer may ring too early, never too late: most requests do not touch it.
+            no_streams =
+                connection.has_blocked_requests().then(|| no_streams.unwrap_or_else(|| Instant::now() + NO_STREAMS_TIMEOUT));
+            let head = connection.incomplete_since().map(|begun| begun + HEAD_TIMEOUT);
+            let deadline = [Some(check), no_streams, head].into_iter().flatten().min().unwrap_or(check);
+            // The timer may fire too early but not too late. So most requests need not reset it.
             if deadline < timer.deadline() {
                 timer.as_mut().reset(deadline);
             }
             ready!(timer.as_mut().poll(cx));
             let now = Instant::now();
-            let has_come = |moment: Option<Instant>| moment.is_some_and(|moment| moment <= now);
-            if has_come(head) {
+            let has_passed = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
+            if has_passed(head) {
                 connection.time_out();
                 return Poll::Ready(());
             }
-            if has_come(turn_away) {
+            if has_passed(no_streams) {
                 connection.reject_blocked_requests();
             }
-            if has_come(Some(look)) {
-                look = now + period;
+            if has_passed(Some(check)) {
+                check = now + interval;
                 if connection.is_read_closed() {
-                    // It says nothing more, but may read on.
+                    // The server sends nothing more but may still read: a GOAWAY finds out whether it does.
                     connection.probe();
                     continue;
                 }
-                let may_ask = !wants_calm.get();
-                match pulse.look(state.busy.get(), connection.bytes_read(), connection.message_frames(), may_ask, now) {
-                    Look::Lives => {}
-                    Look::Ask => connection.ping(),
-                    Look::Gone => {
+                let may_ping = !no_pings.get();
+                match keepalive.check(state.is_busy.get(), connection.bytes_read(), connection.message_frames(), may_ping, now) {
+                    Liveness::Alive => {}
+                    Liveness::Ping => connection.ping(),
+                    Liveness::Dead => {
                         connection.time_out();
                         return Poll::Ready(());
                     }
                 }
             }
-            // The nearest of what is to come; the next turn looks what that is.
-            timer.as_mut().reset(look);
+            // The next turn of the loop sets an earlier deadline if there is one.
+            timer.as_mut().reset(check);
         }
     })
     .await;
     if connection.got_enhance_your_calm() {
-        wants_calm.set(true);
+        no_pings.set(true);
     }
 }
 
-// === impl Pulse ===
+// === impl Keepalive ===
 
-impl Pulse {
-    /// Looks once. One that was asked is not asked again, and has until the next look for any sign of life. `answers`: heads and
-    /// data that have come.
-    fn look(&mut self, busy: bool, read: u64, answers: u64, may_ask: bool, now: Instant) -> Look {
-        let is_silent = busy && self.read == read;
+impl Keepalive {
+    /// Checks a connection once. After a PING, anything received by the next check means that the server is alive.
+    /// `read`: bytes received so far; `frames`: HEADERS and DATA frames among them.
+    fn check(&mut self, is_busy: bool, read: u64, frames: u64, may_ping: bool, now: Instant) -> Liveness {
+        let is_silent = is_busy && self.read == read;
         self.read = read;
-        let was_asked = std::mem::take(&mut self.asked);
+        let was_pinging = std::mem::take(&mut self.is_pinging);
         if !is_silent {
-            return Look::Lives;
+            return Liveness::Alive;
         }
-        if was_asked {
-            return Look::Gone;
+        if was_pinging {
+            return Liveness::Dead;
         }
-        let is_welcome = self.last.is_none_or(|(at, before)| before != answers || now - at >= ASK_WITHOUT_DATA);
-        if !(may_ask && is_welcome) {
-            return Look::Lives;
+        let is_due = |(at, before): (Instant, u64)| before != frames || now - at >= PING_INTERVAL_WITHOUT_DATA;
+        if !(may_ping && self.last_ping.is_none_or(is_due)) {
+            return Liveness::Alive;
         }
-        self.asked = true;
-        self.last = Some((now, answers));
-        Look::Ask
+        self.is_pinging = true;
+        self.last_ping = Some((now, frames));
+        Liveness::Ping
     }
 }
 
-// === impl Sent ===
+// === impl ResponseFuture ===
 
-impl Future for Sent {
+impl Future for ResponseFuture {
     type Output = Result<Response<Incoming>, SendError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
@@ -290,7 +297,7 @@ impl Future for Sent {
                 client.inform(status, headers);
             }
         }
-        // Where the stream was reset, by whichever side, the response tells why.
+        // If either side has reset the stream, the response has the error.
         if upload.as_mut().is_some_and(|upload| upload.poll_send(cx).is_ready()) {
             *upload = None;
         }
@@ -310,11 +317,12 @@ impl Future for Sent {
 }
 
 impl SendError {
-    /// What the end of a stream says about its request.
+    /// The error of a request whose stream ended with `error`.
     fn of_stream(error: &Error) -> Self {
         match error {
-            Error::GoAway(Reason::NO_ERROR) => Self::Left,
-            // RFC 9113 6.8: what is beyond the last stream that a server names was not processed, whatever made it leave.
+            Error::GoAway(Reason::NO_ERROR) => Self::GoAway,
+            // RFC 9113 6.8: streams above the last one that a GOAWAY names were not processed, whatever its error
+            // code.
             Error::GoAway(_) | Error::Reset(Reason::REFUSED_STREAM) => Self::Refused,
             Error::Unsent(_) => Self::Unsent(error.to_string()),
             Error::Malformed(_) => Self::Protocol(error.to_string()),
@@ -329,35 +337,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_silent_is_asked_and_then_given_up() {
-        let mut pulse = Pulse::default();
+    fn silent_connections_are_pinged_and_then_closed() {
+        let mut keepalive = Keepalive::default();
         let begun = Instant::now();
-        for (look, (busy, read, answers, seconds, expected)) in [
-            (true, 10, 0, 0, Look::Lives),
-            (true, 10, 0, 5, Look::Ask),
-            // What comes is not the answer, but a sign of life all the same.
-            (true, 20, 0, 10, Look::Lives),
-            // Without data it is not asked again for some minutes.
-            (true, 20, 0, 15, Look::Lives),
-            (true, 20, 0, 360, Look::Lives),
-            (true, 20, 0, 365, Look::Ask),
-            (true, 37, 0, 370, Look::Lives),
-            // A head or data came since.
-            (true, 50, 1, 375, Look::Lives),
-            (true, 50, 1, 380, Look::Ask),
-            (true, 50, 1, 385, Look::Gone),
-            // No request waits for it.
-            (false, 50, 1, 390, Look::Lives),
-            (false, 50, 1, 395, Look::Lives),
+        for (check, (is_busy, read, frames, seconds, expected)) in [
+            (true, 10, 0, 0, Liveness::Alive),
+            (true, 10, 0, 5, Liveness::Ping),
+            // Something other than the PING's acknowledgement was received: the server is alive all the same.
+            (true, 20, 0, 10, Liveness::Alive),
+            // No HEADERS or DATA since the last PING: none is sent for six minutes.
+            (true, 20, 0, 15, Liveness::Alive),
+            (true, 20, 0, 360, Liveness::Alive),
+            (true, 20, 0, 365, Liveness::Ping),
+            (true, 37, 0, 370, Liveness::Alive),
+            // HEADERS or DATA were received since the last PING.
+            (true, 50, 1, 375, Liveness::Alive),
+            (true, 50, 1, 380, Liveness::Ping),
+            (true, 50, 1, 385, Liveness::Dead),
+            // No request is in flight.
+            (false, 50, 1, 390, Liveness::Alive),
+            (false, 50, 1, 395, Liveness::Alive),
         ]
         .into_iter()
         .enumerate()
         {
             let now = begun + Duration::from_secs(seconds);
-            assert_eq!(pulse.look(busy, read, answers, true, now), expected, "look {look}");
+            assert_eq!(keepalive.check(is_busy, read, frames, true, now), expected, "check {check}");
         }
-        for look in 0..3 {
-            assert_eq!(Pulse::default().look(true, 0, 0, false, begun), Look::Lives, "it wants calm: look {look}");
+        for check in 0..3 {
+            let found = Keepalive::default().check(true, 0, 0, false, begun);
+            assert_eq!(found, Liveness::Alive, "PINGs are not allowed: check {check}");
         }
     }
 }

@@ -1,8 +1,8 @@
-//! The far side: endpoints and the connections to them, the choice between them, and the limits on all of it.
+//! Upstreams: clusters, their endpoints, the connections to those, and the limits on all of them.
 //!
 //! ```text
 //! ClusterState ── pick ──> Endpoint ── lease ──> Lease { a connection, for one request }
-//!      └── Load (shared by all workers): requests, connections, waiting
+//!      └── SharedCluster (one for all workers): limits, retry budget, health
 //! ```
 
 pub(crate) mod cluster;
@@ -15,5 +15,6 @@ pub(crate) mod load;
 
 use std::time::Duration;
 
-/// How long a server may take for a head from its first byte. Source: what clients get (`bootstrap`).
-const HEAD: Duration = Duration::from_secs(10);
+/// How long a server may take to send a response's head, from its first byte. Source: the timeout for clients
+/// (`bootstrap`).
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
