@@ -11,7 +11,7 @@ use crate::decide::RequestHead;
 use crate::detect::Verdict;
 use crate::downstream::Downstream;
 use crate::http::body::ResponseBody;
-use crate::http::forward::{Finish, LOCAL_CONNECT_TIMEOUT, Plan, Upstream, forward};
+use crate::http::forward::{RequestGuard, LOCAL_CONNECT_TIMEOUT, Plan, Upstream, forward};
 use crate::http::incoming::Incoming;
 use crate::http::respond::{Answer, Reason};
 use crate::http::{head, serve};
@@ -152,7 +152,7 @@ async fn bytes(downstream: &Rc<Downstream>, stream: Prefixed, upstream: Option<T
 async fn respond(downstream: Rc<Downstream>, request: Box<Request<Incoming>>) -> Response<ResponseBody> {
     let (worker, destination) = (&downstream.worker, downstream.destination);
     let host = head::authority(&request);
-    let mut finish = Finish::new(downstream.clone(), &request, host.clone());
+    let mut finish = RequestGuard::new(downstream.clone(), &request, host.clone());
     if worker.shared.memory.is_exhausted() {
         return Answer::new(Reason::Overload, "the proxy has no memory to spare").into_response(finish);
     }
@@ -180,7 +180,7 @@ async fn respond(downstream: Rc<Downstream>, request: Box<Request<Incoming>>) ->
         PolicyVerdict::NotAllowed(origin) => (Some(origin), "no policy allows the request"),
     };
     if let Some(origin) = origin {
-        finish.decided(0, origin);
+        finish.set_rule(0, origin);
         let text = match judged.reading {
             Some(reading) if reading.len() <= READING_BYTES_MAX && reading != head.path => {
                 format!("{text}: its path can be read as {reading}")
@@ -196,7 +196,7 @@ async fn respond(downstream: Rc<Downstream>, request: Box<Request<Incoming>>) ->
         path: None,
         http2: request.version() == Version::HTTP_2,
         rule: None,
-        deciding: inbound.policies.deciding.as_ref(),
+        protected: inbound.policies.deciding.as_ref(),
         request_timeout: None,
         attempt_timeout: None,
         retry: None,

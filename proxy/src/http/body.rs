@@ -13,8 +13,8 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::forward::Finish;
-use super::head::{self, Deciding, Names};
+use super::forward::RequestGuard;
+use super::head::{self, HeaderNames, ProtectedHeaders};
 use super::incoming::Incoming;
 use super::interim::Hears;
 use super::kept::Kept;
@@ -43,14 +43,14 @@ pub(crate) enum RequestBody {
 /// One sending of a body. While some of it is to come, a later sending makes an earlier one end in an error, so two never
 /// race for the source; once all of it is kept, any number go on side by side.
 pub(crate) struct Replay {
-    shared: Rc<Shared>,
+    shared: Rc<SharedBody>,
     sending: u32,
     /// In octets.
     position: usize,
 }
 
 /// A body and what was sent of it, for all its sendings.
-pub(crate) struct Shared {
+pub(crate) struct SharedBody {
     source: RefCell<Incoming>,
     kept: RefCell<Kept>,
     /// More came than is kept.
@@ -66,7 +66,7 @@ pub(crate) struct Shared {
     sending: Cell<u32>,
     size: SizeHint,
     /// What must not stand behind it.
-    deciding: Option<Arc<Deciding>>,
+    protected: Option<Arc<ProtectedHeaders>>,
     /// Told when all of the body is kept, or that it is not.
     copies: RefCell<Option<Box<Copies>>>,
 }
@@ -81,7 +81,7 @@ pub(crate) struct ResponseBody {
     /// What is left of the request. It is polled together with this body: see [`Self::poll_upload`].
     upload: Option<Box<Upload>>,
     /// None: request and response are over, which is noted before the last of the response is written.
-    finish: Option<Box<Finish>>,
+    guard: Option<Box<RequestGuard>>,
     /// Tells the client's connection that the request is open still.
     pub(crate) open: Option<Open>,
 }
@@ -124,16 +124,16 @@ struct SlowError;
 #[error("the request is being sent again on another connection")]
 struct SupersededError;
 
-// === impl Shared ===
+// === impl SharedBody ===
 
-impl Shared {
+impl SharedBody {
     /// It may be sent again as long as all of it is kept: while it is small, and memory is not scarce.
     pub(crate) fn new(
         source: Incoming,
         memory: Arc<Memory>,
         hears: Hears,
         pace: Pace,
-        deciding: Option<Arc<Deciding>>,
+        protected: Option<Arc<ProtectedHeaders>>,
     ) -> Rc<Self> {
         Rc::new(Self {
             size: source.size_hint(),
@@ -147,7 +147,7 @@ impl Shared {
             slow: Cell::new(false),
             memory,
             sending: Cell::new(0),
-            deciding,
+            protected,
             copies: RefCell::default(),
         })
     }
@@ -163,9 +163,9 @@ impl Shared {
     }
 
     /// Passes a response before the response on to the client, if it is to hear it.
-    pub(crate) fn inform(&self, status: StatusCode, mut headers: HeaderMap) {
+    pub(crate) fn send_interim(&self, status: StatusCode, mut headers: HeaderMap) {
         if self.hears.pass(status, &mut headers) {
-            self.source.borrow().inform(status, &headers);
+            self.source.borrow().send_interim(status, &headers);
         }
     }
 
@@ -257,7 +257,7 @@ impl Body for RequestBody {
             return Poll::Ready(Some(Err(SlowError.into())));
         };
         shared.hears.sends();
-        strip_trailers(&mut frame, shared.deciding.as_ref().and_then(|deciding| deciding.request.as_ref()));
+        strip_trailers(&mut frame, shared.protected.as_ref().and_then(|protected| protected.request.as_ref()));
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {
@@ -310,9 +310,9 @@ impl Body for RequestBody {
 
 impl ResponseBody {
     /// An answer of the proxy's own.
-    pub(crate) fn full(bytes: Bytes, finish: Box<Finish>) -> Self {
+    pub(crate) fn full(bytes: Bytes, guard: Box<RequestGuard>) -> Self {
         let source = if bytes.is_empty() { Source::Ended } else { Source::Full(bytes) };
-        let mut body = Self { source, deadline: None, timer: None, upload: None, finish: Some(finish), open: None };
+        let mut body = Self { source, deadline: None, timer: None, upload: None, guard: Some(guard), open: None };
         if matches!(body.source, Source::Ended) {
             body.end();
         }
@@ -320,8 +320,8 @@ impl ResponseBody {
     }
 
     /// The answer behind which the connection is somebody else's.
-    pub(crate) fn handover(next: Handover, finish: Box<Finish>) -> Self {
-        let mut body = Self::full(Bytes::new(), finish);
+    pub(crate) fn handover(next: Handover, guard: Box<RequestGuard>) -> Self {
+        let mut body = Self::full(Bytes::new(), guard);
         body.source = Source::Handover(next);
         body
     }
@@ -337,10 +337,10 @@ impl ResponseBody {
     }
 
     /// A backend's answer.
-    pub(crate) fn incoming(mut body: Incoming, deadline: Option<Instant>, finish: Box<Finish>) -> Self {
+    pub(crate) fn incoming(mut body: Incoming, deadline: Option<Instant>, guard: Box<RequestGuard>) -> Self {
         let (ended, upload) = (body.is_end_stream(), body.take_upload());
         let mut body =
-            Self { source: Source::Incoming(body), deadline, timer: None, upload, finish: Some(finish), open: None };
+            Self { source: Source::Incoming(body), deadline, timer: None, upload, guard: Some(guard), open: None };
         if ended {
             body.end();
         }
@@ -356,7 +356,7 @@ impl ResponseBody {
             (Source::Ended, _) => self.note_end(),
             (Source::Incoming(_), Err(_)) => {
                 self.source = Source::RequestBroken;
-                self.note(Finish::request_broken);
+                self.note(RequestGuard::request_broken);
                 // The response is to be cut.
                 cx.waker().wake_by_ref();
             }
@@ -377,20 +377,20 @@ impl ResponseBody {
     /// The response is complete. Its connection can be used again once the request is complete too.
     fn end(&mut self) {
         self.source = Source::Ended;
-        self.note(Finish::complete);
+        self.note(RequestGuard::complete);
         if self.upload.is_none() {
             self.note_end();
         }
     }
 
     fn note_end(&mut self) {
-        self.note(Finish::give_back);
-        self.finish = None;
+        self.note(RequestGuard::give_back);
+        self.guard = None;
     }
 
-    fn note(&mut self, note: impl FnOnce(&mut Finish)) {
-        if let Some(finish) = &mut self.finish {
-            note(finish);
+    fn note(&mut self, note: impl FnOnce(&mut RequestGuard)) {
+        if let Some(guard) = &mut self.guard {
+            note(guard);
         }
     }
 }
@@ -406,7 +406,7 @@ impl Body for ResponseBody {
             Source::RequestBroken => Poll::Ready(Some(Err(RequestBrokenError.into()))),
             Source::Full(bytes) => {
                 let bytes = std::mem::take(bytes);
-                this.note(|finish| finish.bytes += bytes.len() as u64);
+                this.note(|guard| guard.bytes += bytes.len() as u64);
                 this.end();
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
@@ -415,18 +415,18 @@ impl Body for ResponseBody {
                     let Some(deadline) = this.deadline else { return Poll::Pending };
                     let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
                     ready!(timer.as_mut().poll(cx));
-                    this.note(Finish::timed_out);
+                    this.note(RequestGuard::timed_out);
                     return Poll::Ready(Some(Err(DeadlineError.into())));
                 };
-                let deciding = this.finish.as_ref().and_then(|finish| finish.deciding.as_ref()?.response.as_ref());
-                strip_trailers(&mut frame, deciding);
+                let protected = this.guard.as_ref().and_then(|guard| guard.protected.as_ref()?.response.as_ref());
+                strip_trailers(&mut frame, protected);
                 let ended = frame.is_none() || incoming.is_end_stream();
                 match &frame {
                     Some(Ok(frame)) => {
                         let count = frame.data_ref().map_or(0, |data| data.len() as u64);
-                        this.note(|finish| finish.bytes += count);
+                        this.note(|guard| guard.bytes += count);
                     }
-                    Some(Err(_)) => this.note(Finish::broken),
+                    Some(Err(_)) => this.note(RequestGuard::broken),
                     None => {}
                 }
                 if ended && !matches!(frame, Some(Err(_))) {
@@ -452,10 +452,10 @@ impl Body for ResponseBody {
 }
 
 /// What nobody may say after a body is not passed on, in either direction.
-fn strip_trailers<E>(frame: &mut Option<Result<Frame<Bytes>, E>>, deciding: Option<&Names>) {
+fn strip_trailers<E>(frame: &mut Option<Result<Frame<Bytes>, E>>, protected: Option<&HeaderNames>) {
     if let Some(Ok(frame)) = frame
         && let Some(trailers) = frame.trailers_mut()
     {
-        head::strip_trailers(trailers, deciding);
+        head::strip_trailers(trailers, protected);
     }
 }

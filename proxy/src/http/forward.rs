@@ -32,8 +32,8 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
 use tokio::time::Instant;
 
-use super::body::{ResponseBody, Shared};
-use super::head::{self, Deciding, Forwards};
+use super::body::{ResponseBody, SharedBody};
+use super::head::{self, Forwards, ProtectedHeaders};
 use super::hedge;
 use super::incoming::Incoming;
 use super::interim::{self, Hears};
@@ -90,7 +90,7 @@ pub(crate) struct Plan<'a> {
     /// For its edits, and for how it hedges.
     pub(crate) rule: Option<&'a Rule>,
     /// Headers that it was decided by, and that edits change.
-    pub(crate) deciding: Option<&'a Arc<Deciding>>,
+    pub(crate) protected: Option<&'a Arc<ProtectedHeaders>>,
     pub(crate) request_timeout: Option<Duration>,
     pub(crate) attempt_timeout: Option<Duration>,
     pub(crate) retry: Option<&'a Retry>,
@@ -105,19 +105,19 @@ pub(crate) enum Upstream {
 }
 
 /// What is known of a request, noted once when it is dropped: in the metrics and in the access log.
-pub(crate) struct Finish {
-    pub(crate) note: Note,
+pub(crate) struct RequestGuard {
+    pub(crate) log: RequestLog,
     pub(crate) bytes: u64,
     lease: Option<Lease>,
     permit: Option<Permit>,
     copies: Option<Box<Copies>>,
     /// What must not stand behind the body of the response.
-    pub(super) deciding: Option<Arc<Deciding>>,
+    pub(super) protected: Option<Arc<ProtectedHeaders>>,
     _alive: Alive,
 }
 
 /// What is noted.
-pub(crate) struct Note {
+pub(crate) struct RequestLog {
     pub(crate) downstream: Rc<Downstream>,
     pub(crate) started: Instant,
     pub(crate) version: Version,
@@ -140,8 +140,8 @@ pub(crate) struct Note {
     /// How long a fault made it wait.
     pub(crate) fault_delay: Option<Duration>,
     /// What went wrong after the head of the response was sent.
-    pub(crate) broken: Option<&'static str>,
-    pub(crate) complete: bool,
+    pub(crate) body_error: Option<&'static str>,
+    pub(crate) response_complete: bool,
     grpc: bool,
 }
 
@@ -213,9 +213,9 @@ struct Allowance<'a> {
 struct Sending<'a> {
     worker: Rc<Worker>,
     plan: Plan<'a>,
-    finish: Box<Finish>,
+    guard: Box<RequestGuard>,
     parts: Parts,
-    body: Rc<Shared>,
+    body: Rc<SharedBody>,
     deadline: Option<Instant>,
     /// The protocol that it asks to change to.
     upgrade: Option<HeaderValue>,
@@ -226,9 +226,9 @@ struct Sending<'a> {
 pub(crate) fn forward<'a>(
     request: Box<Request<Incoming>>,
     plan: Plan<'a>,
-    finish: Box<Finish>,
+    guard: Box<RequestGuard>,
 ) -> impl Future<Output = Response<ResponseBody>> + use<'a> {
-    let prepared = prepare(request, plan, finish);
+    let prepared = prepare(request, plan, guard);
     async move {
         match prepared {
             Ok(sending) => send(sending).await,
@@ -241,33 +241,33 @@ pub(crate) fn forward<'a>(
 fn prepare(
     request: Box<Request<Incoming>>,
     plan: Plan<'_>,
-    mut finish: Box<Finish>,
+    mut guard: Box<RequestGuard>,
 ) -> Result<Box<Sending<'_>>, Box<Response<ResponseBody>>> {
-    let worker = finish.worker().clone();
-    let deadline = plan.request_timeout.map(|timeout| finish.note.started + timeout);
+    let worker = guard.worker().clone();
+    let deadline = plan.request_timeout.map(|timeout| guard.log.started + timeout);
     let upgrade = head::wants_upgrade(request.version(), request.headers());
     let forwards = head::forwards(request.method(), request.headers());
     let (mut parts, body) = request.into_parts();
-    let refuse = |answer: Answer, finish| Err(Box::new(answer.into_response(finish)));
+    let refuse = |answer: Answer, guard| Err(Box::new(answer.into_response(guard)));
     match forwards {
         Ok(Forwards::Unlimited) => {}
         Ok(Forwards::Left(left)) => drop(parts.headers.insert(header::MAX_FORWARDS, left.into())),
-        Ok(Forwards::Ended) => return refuse(Answer::to_last_forward(&parts.method), finish),
-        Err(head::BadHead(text)) => return refuse(Answer::new(Reason::BadRequest, text), finish),
+        Ok(Forwards::Ended) => return refuse(Answer::to_last_forward(&parts.method), guard),
+        Err(head::BadHead(text)) => return refuse(Answer::new(Reason::BadRequest, text), guard),
     }
     let affinity = match &plan.upstream {
         Upstream::Local(_) => Affinity::default(),
-        Upstream::Cluster(state, _) => state.affinity(&parts, finish.note.downstream.peer.ip()),
+        Upstream::Cluster(state, _) => state.affinity(&parts, guard.log.downstream.peer.ip()),
     };
     // Before the head is made ready, which takes the expectation away.
     let is_hedged = plan.rule.is_some_and(|rule| rule.hedge.is_some());
     let has_body = !body.is_end_stream();
     let hears = Hears::of(&parts, has_body, is_hedged);
     // HTTP/1.0 came without hosts: what was meant is the address.
-    let host = plan.host.clone().or_else(|| HeaderValue::try_from(finish.note.downstream.destination.to_string()).ok());
-    let looked_at = plan.deciding.and_then(|deciding| deciding.request.as_ref());
+    let host = plan.host.clone().or_else(|| HeaderValue::try_from(guard.log.downstream.destination.to_string()).ok());
+    let looked_at = plan.protected.and_then(|protected| protected.request.as_ref());
     if let Err(head::BadHead(text)) = head::for_upstream(&mut parts, host, plan.path.clone(), plan.http2, looked_at) {
-        return refuse(Answer::new(Reason::BadRequest, text), finish);
+        return refuse(Answer::new(Reason::BadRequest, text), guard);
     }
     // Behind that, so that a client takes nothing away which a rule puts there.
     if let Some(rule) = plan.rule {
@@ -281,20 +281,20 @@ fn prepare(
         parts.headers.insert(header::EXPECT, interim::CONTINUE);
     }
     // What has no body has no trailers.
-    let deciding = if has_body { plan.deciding.cloned() } else { None };
+    let protected = if has_body { plan.protected.cloned() } else { None };
     let pace = Pace::new(worker.shared.timeouts.upload);
-    let body = Shared::new(body, worker.shared.memory.clone(), hears, pace, deciding);
-    if let Some(copies) = finish.copies.take() {
+    let body = SharedBody::new(body, worker.shared.memory.clone(), hears, pace, protected);
+    if let Some(copies) = guard.copies.take() {
         body.copy_to(copies.of(&parts, plan.host.as_ref()));
     }
     if let Upstream::Cluster(state, _) = &plan.upstream {
         state.deposit_retry();
     }
-    Ok(Box::new(Sending { worker, plan, finish, parts, body, deadline, upgrade, affinity }))
+    Ok(Box::new(Sending { worker, plan, guard, parts, body, deadline, upgrade, affinity }))
 }
 
 async fn send(mut sending: Box<Sending<'_>>) -> Response<ResponseBody> {
-    let Sending { worker, plan, finish, parts, body, deadline, upgrade, affinity } = &mut *sending;
+    let Sending { worker, plan, guard, parts, body, deadline, upgrade, affinity } = &mut *sending;
     let (worker, plan, parts, body, deadline, affinity) = (&*worker, &*plan, &*parts, &*body, *deadline, *affinity);
     let mut allowance = Allowance {
         worker,
@@ -314,18 +314,18 @@ async fn send(mut sending: Box<Sending<'_>>) -> Response<ResponseBody> {
     // The Service's own address, where that is tried next.
     let mut address = fallback.as_mut().and_then(Fallback::first);
     let outcome = loop {
-        finish.note.attempts += 1;
+        guard.log.attempts += 1;
         let by_address = address.is_some();
         let chosen = match address.take() {
             Some(address) => Ok(address),
-            None => choose(worker, plan, affinity, &mut tried, finish.note.attempts > 1),
+            None => choose(worker, plan, affinity, &mut tried, guard.log.attempts > 1),
         };
         if let (Err(Failure::NoEndpoints), Some(fallback)) = (&chosen, &mut fallback) {
             // Apart, so that requests that find an endpoint do not carry the room for it.
             let next = Box::pin(fallback.without_endpoints(deadline)).await;
             if let Some(next) = next {
-                finish.note.attempts -= 1;
-                if let Next::ServiceAddress(own) = next {
+                guard.log.attempts -= 1;
+                if let Next::Address(own) = next {
                     address = Some(own);
                 }
                 continue;
@@ -336,15 +336,15 @@ async fn send(mut sending: Box<Sending<'_>>) -> Response<ResponseBody> {
         let outcome = match chosen {
             Err(failure) => Err(failure),
             Ok(endpoint) => {
-                finish.note.endpoint = Some(endpoint.address);
-                finish.note.via = by_address.then_some(access::SERVICE_ADDRESS);
+                guard.log.endpoint = Some(endpoint.address);
+                guard.log.via = by_address.then_some(access::SERVICE_ADDRESS);
                 match hedge {
                     None => attempt(worker, plan, endpoint, fresh, parts, body, deadline).await,
                     Some(hedge) => {
                         let request = hedge::Request { worker, plan, fresh, parts, body };
-                        let (tried, note) = (&mut tried, &mut finish.note);
+                        let (tried, log) = (&mut tried, &mut guard.log);
                         // Apart, so that requests of other rules do not carry the room for it.
-                        Box::pin(hedge::attempt(request, hedge, endpoint, affinity, deadline, tried, note)).await
+                        Box::pin(hedge::attempt(request, hedge, endpoint, affinity, deadline, tried, log)).await
                     }
                 }
             }
@@ -385,7 +385,7 @@ async fn send(mut sending: Box<Sending<'_>>) -> Response<ResponseBody> {
         if deadline.is_some_and(|deadline| Instant::now() + wait >= deadline) {
             break outcome;
         }
-        worker.handles.retried(finish.note.cluster.as_deref(), why);
+        worker.handles.retried(guard.log.cluster.as_deref(), why);
         if let Some(fallback) = fallback.as_ref().filter(|_| chooses_again) {
             address = fallback.address_again();
         }
@@ -396,14 +396,14 @@ async fn send(mut sending: Box<Sending<'_>>) -> Response<ResponseBody> {
         Box::pin(tokio::time::sleep(wait)).await;
     };
     if allowance.spent {
-        worker.handles.retry_refused(finish.note.cluster.as_deref(), BUDGET);
-        finish.note.retry_refused = Some(BUDGET);
+        worker.handles.retry_refused(guard.log.cluster.as_deref(), BUDGET);
+        guard.log.retry_refused = Some(BUDGET);
     }
     let Answered { mut response, lease, has_proxy, .. } = match outcome {
         Ok(answered) => *answered,
         Err(failure) => {
-            let Sending { plan, finish, .. } = *sending;
-            return failure.answer(&plan, finish);
+            let Sending { plan, guard, .. } = *sending;
+            return failure.answer(&plan, guard);
         }
     };
     if body.is_unasked() {
@@ -411,13 +411,13 @@ async fn send(mut sending: Box<Sending<'_>>) -> Response<ResponseBody> {
         drop(response.body_mut().take_upload());
     }
     strip_own(response.headers_mut(), has_proxy);
-    if let (Upstream::Cluster(state, _), Some(endpoint)) = (&plan.upstream, finish.note.endpoint)
+    if let (Upstream::Cluster(state, _), Some(endpoint)) = (&plan.upstream, guard.log.endpoint)
         && let Some(cookie) = state.cookie(affinity, endpoint)
     {
         response.headers_mut().append(header::SET_COOKIE, cookie);
     }
-    let Sending { plan, finish, upgrade, deadline, .. } = *sending;
-    accept(response, lease, &plan, deadline, upgrade, finish)
+    let Sending { plan, guard, upgrade, deadline, .. } = *sending;
+    accept(response, lease, &plan, deadline, upgrade, guard)
 }
 
 /// Whom the next attempt goes to.
@@ -450,7 +450,7 @@ pub(super) async fn attempt(
     endpoint: Rc<Endpoint>,
     fresh: bool,
     parts: &Parts,
-    body: &Rc<Shared>,
+    body: &Rc<SharedBody>,
     deadline: Option<Instant>,
 ) -> Attempted {
     let started = Instant::now();
@@ -583,16 +583,16 @@ fn accept(
     plan: &Plan<'_>,
     deadline: Option<Instant>,
     upgrade: Option<HeaderValue>,
-    mut finish: Box<Finish>,
+    mut guard: Box<RequestGuard>,
 ) -> Response<ResponseBody> {
-    finish.note.status = response.status().as_u16();
+    guard.log.status = response.status().as_u16();
     let (mut parts, mut body) = response.into_parts();
     let switches = parts.status == StatusCode::SWITCHING_PROTOCOLS;
     let agreed = if switches { parts.headers.get(header::UPGRADE).cloned() } else { None };
     if let Err(head::BadHead(text)) = head::check_response(parts.version, &mut parts.headers) {
-        return Answer::new(Reason::UpstreamProtocol, text).into_response(finish);
+        return Answer::new(Reason::UpstreamProtocol, text).into_response(guard);
     }
-    head::strip_hop_by_hop(&mut parts.headers, plan.deciding.and_then(|deciding| deciding.response.as_ref()));
+    head::strip_hop_by_hop(&mut parts.headers, plan.protected.and_then(|protected| protected.response.as_ref()));
     if let Some(rule) = plan.rule {
         rule.response_edit.apply(&mut parts.headers);
     }
@@ -603,20 +603,20 @@ fn accept(
             Some(asked) if agreed.as_ref().is_none_or(|agreed| head::is_asked_for(&asked, agreed)) => {
                 // So that the connection is the lease's alone.
                 drop(body);
-                return upgrade::switch(parts.headers, lease, agreed.unwrap_or(asked), finish);
+                return upgrade::switch(parts.headers, lease, agreed.unwrap_or(asked), guard);
             }
             Some(_) => "the backend changed to another protocol than it was asked for",
             None => "the backend changed the protocol unasked, or before it had all of the request",
         };
-        return Answer::new(Reason::UpstreamProtocol, text).into_response(finish);
+        return Answer::new(Reason::UpstreamProtocol, text).into_response(guard);
     }
     if !body.is_end_stream() {
-        finish.deciding = plan.deciding.cloned();
+        guard.protected = plan.protected.cloned();
     }
     parts.extensions.clear();
     parts.version = Version::HTTP_11;
-    finish.lease = Some(lease);
-    Response::from_parts(parts, ResponseBody::incoming(body, deadline, finish))
+    guard.lease = Some(lease);
+    Response::from_parts(parts, ResponseBody::incoming(body, deadline, guard))
 }
 
 /// An application cannot speak for a proxy, whether there is one beside it or not.
@@ -665,7 +665,7 @@ impl Answered {
 
     /// Whether it may be a call of gRPC that failed and says so in trailers, where that would be a reason to repeat the
     /// request. While the request has not ended, the server may wait for more of it.
-    fn may_fail_in_trailers(&self, retry: Option<&Retry>, method: &Method, request: &Shared) -> bool {
+    fn may_fail_in_trailers(&self, retry: Option<&Retry>, method: &Method, request: &SharedBody) -> bool {
         let (is_ok, headers) = (self.response.status() == StatusCode::OK, self.response.headers());
         retry.is_some_and(|retry| retry.methods.contains(method))
             && is_ok
@@ -694,7 +694,7 @@ impl Allowance<'_> {
         &mut self,
         answered: &Answered,
         method: &Method,
-        body: &Shared,
+        body: &SharedBody,
         tried: &[SocketAddr],
     ) -> Option<&'static str> {
         if !body.can_replay() {
@@ -710,7 +710,7 @@ impl Allowance<'_> {
     }
 
     /// Why an attempt is repeated, if that is allowed.
-    fn after_failure(&mut self, failure: &Failure, method: &Method, body: &Shared) -> Option<&'static str> {
+    fn after_failure(&mut self, failure: &Failure, method: &Method, body: &SharedBody) -> Option<&'static str> {
         if !body.can_replay() {
             return None;
         }
@@ -797,9 +797,9 @@ impl Failure {
         matches!(self, Self::Reset { reused: true, .. } | Self::Connect { ended: true, .. })
     }
 
-    fn answer(self, plan: &Plan<'_>, finish: Box<Finish>) -> Response<ResponseBody> {
-        let inbound = finish.note.downstream.direction == Direction::Inbound;
-        let whom = match (&finish.note.cluster, &plan.upstream) {
+    fn answer(self, plan: &Plan<'_>, guard: Box<RequestGuard>) -> Response<ResponseBody> {
+        let inbound = guard.log.downstream.direction == Direction::Inbound;
+        let whom = match (&guard.log.cluster, &plan.upstream) {
             (Some(cluster), Upstream::Cluster(_, Some(subset))) => format!("{cluster} subset {subset}"),
             (Some(cluster), _) => cluster.to_string(),
             (None, _) => "the application".to_owned(),
@@ -828,21 +828,21 @@ impl Failure {
             Self::AttemptTimeout { .. } => (Reason::AttemptTimeout, format!("{whom} did not answer in time")),
             Self::RequestTimeout => (Reason::RequestTimeout, format!("{whom} did not answer in time")),
         };
-        let spent = if finish.note.retry_refused == Some(BUDGET) { ", and the retry budget is spent" } else { "" };
+        let spent = if guard.log.retry_refused == Some(BUDGET) { ", and the retry budget is spent" } else { "" };
         let mut answer = Answer::new(reason, format!("{detail}{spent}"));
         if inbound && reason == Reason::ConnectFailed {
             answer.headers.insert(head::UNPROCESSED, HeaderValue::from_static("true"));
         }
-        answer.into_response(finish)
+        answer.into_response(guard)
     }
 }
 
-// === impl Finish ===
+// === impl RequestGuard ===
 
-impl Finish {
+impl RequestGuard {
     pub(crate) fn new(downstream: Rc<Downstream>, parts: &Request<Incoming>, host: Option<HeaderValue>) -> Box<Self> {
         let grpc = is_grpc(parts.headers());
-        let note = Note {
+        let log = RequestLog {
             downstream,
             started: Instant::now(),
             version: parts.version(),
@@ -860,29 +860,29 @@ impl Finish {
             status: CLIENT_CLOSED,
             reason: None,
             fault_delay: None,
-            broken: None,
-            complete: false,
+            body_error: None,
+            response_complete: false,
             grpc,
         };
         Box::new(Self {
-            note,
+            log,
             bytes: 0,
             lease: None,
             permit: None,
             copies: None,
-            deciding: None,
+            protected: None,
             _alive: Alive::new(Kind::Request),
         })
     }
 
     /// Says whose word the request's fate is.
-    pub(crate) fn decided(&mut self, rule: u64, origin: &Arc<Origin>) {
-        self.note.rule = rule;
-        self.note.origin = Some(origin.clone());
+    pub(crate) fn set_rule(&mut self, rule: u64, origin: &Arc<Origin>) {
+        self.log.rule = rule;
+        self.log.origin = Some(origin.clone());
     }
 
     /// Counts the request against a limit until it is over.
-    pub(crate) fn hold(&mut self, permit: Permit) {
+    pub(crate) fn hold_permit(&mut self, permit: Permit) {
         self.permit = Some(permit);
     }
 
@@ -892,26 +892,26 @@ impl Finish {
     }
 
     pub(crate) fn worker(&self) -> &Rc<Worker> {
-        &self.note.downstream.worker
+        &self.log.downstream.worker
     }
 
     pub(crate) fn origin(&self) -> Option<&Arc<Origin>> {
-        self.note.origin.as_ref()
+        self.log.origin.as_ref()
     }
 
     pub(crate) fn is_grpc(&self) -> bool {
-        self.note.grpc
+        self.log.grpc
     }
 
     /// The proxy answers by itself.
     pub(crate) fn answered(&mut self, reason: Reason, status: StatusCode) {
-        self.note.reason = Some(reason);
-        self.note.status = status.as_u16();
+        self.log.reason = Some(reason);
+        self.log.status = status.as_u16();
     }
 
     /// The response was sent whole.
     pub(crate) fn complete(&mut self) {
-        self.note.complete = true;
+        self.log.response_complete = true;
     }
 
     /// Request and response are over: their connection can be used again if both were whole.
@@ -923,22 +923,22 @@ impl Finish {
 
     /// The client broke its request off while the response was being sent.
     pub(crate) fn request_broken(&mut self) {
-        self.note.broken = Some("downstream-reset");
+        self.log.body_error = Some("downstream-reset");
     }
 
     pub(crate) fn timed_out(&mut self) {
-        self.note.broken = Some("request-timeout");
+        self.log.body_error = Some("request-timeout");
     }
 
     pub(crate) fn broken(&mut self) {
-        self.note.broken = Some("upstream-reset");
+        self.log.body_error = Some("upstream-reset");
     }
 }
 
-impl Drop for Finish {
+impl Drop for RequestGuard {
     fn drop(&mut self) {
-        self.worker().handles.finished(&self.note);
-        access::request(&self.note, self.bytes);
+        self.worker().handles.finished(&self.log);
+        access::request(&self.log, self.bytes);
     }
 }
 

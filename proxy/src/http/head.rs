@@ -45,16 +45,16 @@ static HOP_BY_HOP: [HeaderName; 7] = [
 /// Whichever is wanted on a connection must begin it.
 const CARRY_REQUESTS: [&[u8]; 5] = [b"h2c", b"h2", b"http", b"tls", b"shttp"];
 
-/// Names of headers by which something is decided, or which a rule changes. Names that differ only in `-` and `_` are one:
+/// HeaderNames of headers by which something is decided, or which a rule changes. HeaderNames that differ only in `-` and `_` are one:
 /// applications behind CGI, WSGI and their like cannot tell them apart.
 #[derive(Debug, Default)]
-pub(crate) struct Names(HashSet<HeaderName>);
+pub(crate) struct HeaderNames(HashSet<HeaderName>);
 
 /// What is decided by in a request, and changed in it and its response.
 #[derive(Debug, Default)]
-pub(crate) struct Deciding {
-    pub(crate) request: Option<Names>,
-    pub(crate) response: Option<Names>,
+pub(crate) struct ProtectedHeaders {
+    pub(crate) request: Option<HeaderNames>,
+    pub(crate) response: Option<HeaderNames>,
 }
 
 /// How often a TRACE or OPTIONS may still be passed on (RFC 9110 7.6.2).
@@ -295,12 +295,12 @@ pub(crate) fn keeps_alive(version: Version, headers: &HeaderMap) -> Result<bool,
 
 /// Takes away what concerns one connection only: the well-known headers and those that `Connection` names, but for those that
 /// something is decided by.
-pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap, deciding: Option<&Names>) {
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap, protected: Option<&HeaderNames>) {
     if headers.contains_key(header::CONNECTION) {
         let named: Vec<HeaderName> = (headers.get_all(header::CONNECTION).iter())
             .flat_map(items)
             .filter_map(|option| HeaderName::from_bytes(option).ok())
-            .filter(|name| !is_end_to_end(name) && !deciding.is_some_and(|names| names.contains(name)))
+            .filter(|name| !is_end_to_end(name) && !protected.is_some_and(|names| names.contains(name)))
             .collect();
         for name in named {
             headers.remove(name);
@@ -400,9 +400,9 @@ pub(crate) fn is_same_name(one: &HeaderName, other: &HeaderName) -> bool {
 }
 
 /// Takes away what must not be said behind a body, and what would stand there for a header by which something was decided.
-pub(crate) fn strip_trailers(trailers: &mut HeaderMap, deciding: Option<&Names>) {
+pub(crate) fn strip_trailers(trailers: &mut HeaderMap, protected: Option<&HeaderNames>) {
     remove_all(trailers, |name| {
-        HOP_BY_HOP.contains(name) || is_never_trailer(name) || deciding.is_some_and(|names| names.contains(name))
+        HOP_BY_HOP.contains(name) || is_never_trailer(name) || protected.is_some_and(|names| names.contains(name))
     });
 }
 
@@ -432,10 +432,10 @@ pub(crate) fn for_upstream(
     host: Option<HeaderValue>,
     path: Option<PathAndQuery>,
     http2: bool,
-    deciding: Option<&Names>,
+    protected: Option<&HeaderNames>,
 ) -> Result<(), BadHead> {
     let trailers = http2 && parts.headers.get_all(header::TE).iter().any(|value| has_token(value, "trailers"));
-    strip_hop_by_hop(&mut parts.headers, deciding);
+    strip_hop_by_hop(&mut parts.headers, protected);
     if trailers {
         parts.headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
@@ -483,9 +483,9 @@ pub(crate) fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-// === impl Names ===
+// === impl HeaderNames ===
 
-impl Names {
+impl HeaderNames {
     /// None: there are none.
     pub(crate) fn of<'a>(names: impl IntoIterator<Item = &'a HeaderName>) -> Option<Self> {
         let names: HashSet<HeaderName> = names.into_iter().map(Self::spelled).collect();
@@ -662,7 +662,7 @@ mod tests {
 
     #[test]
     fn connection_takes_away_what_nothing_is_decided_by() {
-        let deciding = Names::of(&[HeaderName::from_static("x-team"), HeaderName::from_static("x_user")]);
+        let protected = HeaderNames::of(&[HeaderName::from_static("x-team"), HeaderName::from_static("x_user")]);
         let mut headers = HeaderMap::new();
         let names = [
             "authorization",
@@ -679,7 +679,7 @@ mod tests {
         }
         let options = [&b"close, \xff, X-Own"[..], names.join(",").as_bytes()].join(&b","[..]);
         headers.insert(header::CONNECTION, HeaderValue::from_bytes(&options).expect("a value"));
-        strip_hop_by_hop(&mut headers, deciding.as_ref());
+        strip_hop_by_hop(&mut headers, protected.as_ref());
         let kept: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         assert_eq!(kept, names[..7]);
     }
@@ -706,7 +706,7 @@ mod tests {
 
     #[test]
     fn fields_that_decide_are_no_trailers() {
-        let deciding = Names::of(&[HeaderName::from_static("x-team")]);
+        let protected = HeaderNames::of(&[HeaderName::from_static("x-team")]);
         let kept = ["grpc-status", "grpc-message", "x-sum", "etag", "x-data-bin"];
         let mut trailers = HeaderMap::new();
         for name in [
@@ -726,7 +726,7 @@ mod tests {
             let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
             trailers.append(name, HeaderValue::from_static("1"));
         }
-        strip_trailers(&mut trailers, deciding.as_ref());
+        strip_trailers(&mut trailers, protected.as_ref());
         let mut left: Vec<_> = trailers.keys().map(HeaderName::as_str).collect();
         left.sort_by_key(|name| kept.iter().position(|other| other == name));
         assert_eq!(left, kept);

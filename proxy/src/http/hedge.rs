@@ -20,8 +20,8 @@ use http::Method;
 use http::request::Parts;
 use tokio::time::{Instant, sleep};
 
-use super::body::Shared;
-use super::forward::{self, Attempted, BUDGET, Note, Plan, Upstream, choose, discard};
+use super::body::SharedBody;
+use super::forward::{self, Attempted, BUDGET, Plan, RequestLog, Upstream, choose, discard};
 use crate::balance::affinity::Affinity;
 use crate::table::route::{Hedge, Retry};
 use crate::upstream::cluster::ClusterState;
@@ -43,7 +43,7 @@ pub(super) struct Request<'a> {
     /// On connections that have not idled.
     pub(super) fresh: bool,
     pub(super) parts: &'a Parts,
-    pub(super) body: &'a Rc<Shared>,
+    pub(super) body: &'a Rc<SharedBody>,
 }
 
 /// What there is to begin beside what is under way.
@@ -72,7 +72,7 @@ pub(super) async fn attempt(
     affinity: Affinity,
     deadline: Option<Instant>,
     tried: &mut Vec<SocketAddr>,
-    note: &mut Note,
+    log: &mut RequestLog,
 ) -> Attempted {
     let Request { worker, plan, fresh, parts, body } = request;
     let send = |endpoint: Rc<Endpoint>, permit: Option<Permit>| async move {
@@ -81,16 +81,16 @@ pub(super) async fn attempt(
     };
     let mut begun = vec![(first.clone(), Instant::now())];
     let next = || {
-        if note.hedges == hedge.attempts || !body.can_replay() || !may_hedge(plan.retry, &parts.method) {
+        if log.hedges == hedge.attempts || !body.can_replay() || !may_hedge(plan.retry, &parts.method) {
             return Next::Nothing;
         }
         if !body.is_kept() {
             return Next::Later;
         }
-        let Some((endpoint, permit)) = another(request, affinity, tried, note) else { return Next::Nothing };
-        worker.handles.retried(note.cluster.as_deref(), HEDGE);
-        note.attempts += 1;
-        note.hedges += 1;
+        let Some((endpoint, permit)) = another(request, affinity, tried, log) else { return Next::Nothing };
+        worker.handles.retried(log.cluster.as_deref(), HEDGE);
+        log.attempts += 1;
+        log.hedges += 1;
         begun.push((endpoint.clone(), Instant::now()));
         Next::Begin(send(endpoint, Some(permit)))
     };
@@ -101,7 +101,7 @@ pub(super) async fn attempt(
     };
     let raced = race(send(first, None), hedge.after, next, |outcome| is_good(plan.retry, outcome), reject).await;
     let Raced { outcome, winner, cancelled } = raced;
-    note.endpoint = Some(begun[winner].0.address);
+    log.endpoint = Some(begun[winner].0.address);
     for (endpoint, since) in cancelled.into_iter().map(|number| &begun[number]) {
         endpoint.observe_at_least(since.elapsed(), worker.now());
     }
@@ -113,7 +113,7 @@ fn another(
     request: Request<'_>,
     affinity: Affinity,
     tried: &mut Vec<SocketAddr>,
-    note: &mut Note,
+    log: &mut RequestLog,
 ) -> Option<(Rc<Endpoint>, Permit)> {
     let Request { worker, plan, .. } = request;
     let Upstream::Cluster(state, _) = &plan.upstream else { return None };
@@ -131,8 +131,8 @@ fn another(
         Ok(permit) => Some((endpoint, permit)),
         Err(why) => {
             tried.truncate(before);
-            worker.handles.retry_refused(note.cluster.as_deref(), why);
-            note.retry_refused = Some(why);
+            worker.handles.retry_refused(log.cluster.as_deref(), why);
+            log.retry_refused = Some(why);
             None
         }
     }

@@ -57,10 +57,10 @@ impl Incoming {
 
     /// Sends a response before the response to the client that this comes from. One that does not fit behind what the client has
     /// not taken yet is left out.
-    pub(crate) fn inform(&self, status: StatusCode, headers: &HeaderMap) {
+    pub(crate) fn send_interim(&self, status: StatusCode, headers: &HeaderMap) {
         match self {
-            Self::FromClient(body) => body.inform(status, headers),
-            Self::Http2(body) => body.stream.send_interim(status, headers),
+            Self::FromClient(body) => body.send_interim(status, headers),
+            Self::Http2(body) => body.stream.inform(status, headers),
             Self::FromServer(_) => {}
         }
     }

@@ -361,7 +361,7 @@ impl FromClient {
     }
 
     /// Sends a response before the response.
-    pub(crate) fn inform(&self, status: StatusCode, headers: &HeaderMap) {
+    pub(crate) fn send_interim(&self, status: StatusCode, headers: &HeaderMap) {
         if status == StatusCode::CONTINUE
             && let Some(reading) = &self.reading
         {

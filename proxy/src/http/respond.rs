@@ -7,7 +7,7 @@ use http::{HeaderMap, Method, Response, StatusCode, Version};
 
 use super::body::ResponseBody;
 use super::date;
-use super::forward::Finish;
+use super::forward::RequestGuard;
 use super::head::{REASON, SOURCE};
 
 /// What came of a call of gRPC.
@@ -169,39 +169,39 @@ impl Answer {
         answer
     }
 
-    /// The response; `finish` says whose word it is and notes what came of it.
-    pub(crate) fn into_response(self, mut finish: Box<Finish>) -> Response<ResponseBody> {
+    /// The response; `guard` says whose word it is and notes what came of it.
+    pub(crate) fn into_response(self, mut guard: Box<RequestGuard>) -> Response<ResponseBody> {
         let Self { reason, status, headers, body } = self;
         let status = status.unwrap_or(reason.status());
-        finish.answered(reason, status);
+        guard.answered(reason, status);
         // RFC 9110 6.4.1: behind these there is no content, and HTTP/2 has no framing that would hide it.
         let is_bodiless =
-            finish.note.method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+            guard.log.method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         let body = if is_bodiless { Bytes::new() } else { body };
         let mut response = Response::new(());
         *response.headers_mut() = headers;
         let out = response.headers_mut();
-        if matches!(reason, Reason::BadRequest | Reason::ConnectRefused) && finish.note.version != Version::HTTP_2 {
+        if matches!(reason, Reason::BadRequest | Reason::ConnectRefused) && guard.log.version != Version::HTTP_2 {
             // Where it ends is as doubtful as what it means: what follows is not taken for another request.
             out.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         out.insert(REASON, HeaderValue::from_static(reason.as_str()));
-        if let Some(origin) = finish.origin() {
+        if let Some(origin) = guard.origin() {
             out.insert(SOURCE, origin.header.clone());
         }
         let own_failure = !matches!(reason, Reason::DirectResponse | Reason::Redirect);
-        if finish.is_grpc() && own_failure {
+        if guard.is_grpc() && own_failure {
             // A gRPC client reads the status from here; a trailers-only response is a head and no body.
             out.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
             out.insert(GRPC_STATUS, HeaderValue::from_static(grpc_status(status)));
             out.insert("grpc-message", HeaderValue::from_static(reason.as_str()));
-            return response.map(|()| ResponseBody::full(Bytes::new(), finish));
+            return response.map(|()| ResponseBody::full(Bytes::new(), guard));
         }
         *response.status_mut() = status;
         if !body.is_empty() && !response.headers().contains_key(header::CONTENT_TYPE) {
             response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         }
-        response.map(|()| ResponseBody::full(body, finish))
+        response.map(|()| ResponseBody::full(body, guard))
     }
 }
 

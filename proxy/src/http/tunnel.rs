@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 
 use super::body::{Handover, ResponseBody};
-use super::forward::Finish;
+use super::forward::RequestGuard;
 use super::incoming::Incoming;
 use super::respond::{Answer, Reason};
 use crate::multiplexed::Multiplexed;
@@ -36,31 +36,31 @@ pub(crate) async fn open(
     cluster: &Arc<Cluster>,
     subset: Option<&str>,
     rule: &Rule,
-    mut finish: Box<Finish>,
+    mut guard: Box<RequestGuard>,
 ) -> Response<ResponseBody> {
-    let worker = finish.worker().clone();
+    let worker = guard.worker().clone();
     let state = worker.cluster(cluster);
     let Some(permit) = state.shared.admit(Kind::Connection, cluster.limits.max_connections) else {
         let text =
             format!("{} connections to {} are open already", cluster.limits.max_connections.unwrap_or(0), cluster.name);
-        return Answer::new(Reason::Overflow, text).into_response(finish);
+        return Answer::new(Reason::Overflow, text).into_response(guard);
     };
     let (parts, body) = request.into_parts();
-    let affinity = state.affinity(&parts, finish.note.downstream.peer.ip());
-    let begun = finish.note.started;
-    let connecting = connect(&worker, cluster, subset, affinity, &mut finish.note.attempts);
+    let affinity = state.affinity(&parts, guard.log.downstream.peer.ip());
+    let begun = guard.log.started;
+    let connecting = connect(&worker, cluster, subset, affinity, &mut guard.log.attempts);
     let connected = match rule.request_timeout {
         None => connecting.await,
         Some(timeout) => timeout_at(begun + timeout, connecting).await.unwrap_or(Err((Reason::RequestTimeout, None))),
     };
     let upstream = match connected {
         Ok((endpoint, stream)) => {
-            finish.note.endpoint = Some(endpoint);
-            finish.note.via = (Some(endpoint) == cluster.address).then_some(SERVICE_ADDRESS);
+            guard.log.endpoint = Some(endpoint);
+            guard.log.via = (Some(endpoint) == cluster.address).then_some(SERVICE_ADDRESS);
             stream
         }
         Err((reason, endpoint)) => {
-            finish.note.endpoint = endpoint;
+            guard.log.endpoint = endpoint;
             let name = &cluster.name;
             let text = match reason {
                 Reason::NoEndpoints => format!("{name} has no ready endpoint"),
@@ -70,7 +70,7 @@ pub(crate) async fn open(
                 Reason::RequestTimeout => format!("no connection to {name} was made in time"),
                 _ => format!("no connection to {name} could be made"),
             };
-            return Answer::new(reason, text).into_response(finish);
+            return Answer::new(reason, text).into_response(guard);
         }
     };
     let (end, handover) = match body {
@@ -85,7 +85,7 @@ pub(crate) async fn open(
             (Either::Right(async { end.await.ok() }), Handover::Connection(next))
         }
     };
-    let downstream = finish.note.downstream.clone();
+    let downstream = guard.log.downstream.clone();
     alive::spawn(async move {
         // Counted as a connection of the cluster as long as it lasts.
         let _permit = permit;
@@ -98,6 +98,6 @@ pub(crate) async fn open(
     });
     let mut response = Response::new(());
     rule.response_edit.apply(response.headers_mut());
-    finish.note.status = StatusCode::OK.as_u16();
-    response.map(|()| ResponseBody::handover(handover, finish))
+    guard.log.status = StatusCode::OK.as_u16();
+    response.map(|()| ResponseBody::handover(handover, guard))
 }

@@ -6,7 +6,7 @@ use http::{Response, StatusCode};
 use tokio::sync::oneshot;
 
 use super::body::{Handover, ResponseBody};
-use super::forward::Finish;
+use super::forward::RequestGuard;
 use crate::stream::Stream;
 use crate::tcp::{self, End};
 use crate::telemetry::alive;
@@ -18,11 +18,11 @@ pub(crate) fn switch(
     mut headers: HeaderMap,
     mut lease: Lease,
     agreed: HeaderValue,
-    mut finish: Box<Finish>,
+    mut guard: Box<RequestGuard>,
 ) -> Response<ResponseBody> {
     let upstream = lease.upgrade();
     let (next, end) = oneshot::channel();
-    let downstream = finish.note.downstream.clone();
+    let downstream = guard.log.downstream.clone();
     alive::spawn(async move {
         // The endpoint counts it as in flight as long as it lasts, and its limits count the connection.
         let _lease = lease;
@@ -39,6 +39,6 @@ pub(crate) fn switch(
     let mut switched = Response::new(());
     *switched.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     *switched.headers_mut() = headers;
-    finish.note.status = StatusCode::SWITCHING_PROTOCOLS.as_u16();
-    switched.map(|()| ResponseBody::handover(Handover::Connection(next), finish))
+    guard.log.status = StatusCode::SWITCHING_PROTOCOLS.as_u16();
+    switched.map(|()| ResponseBody::handover(Handover::Connection(next), guard))
 }

@@ -15,7 +15,7 @@ use crate::downstream::Downstream;
 use crate::filter::mirror::Copies;
 use crate::filter::{Filters, cors};
 use crate::http::body::ResponseBody;
-use crate::http::forward::{Finish, Plan, Upstream, forward};
+use crate::http::forward::{RequestGuard, Plan, Upstream, forward};
 use crate::http::incoming::Incoming;
 use crate::http::respond::{Answer, Reason};
 use crate::http::{head, tunnel};
@@ -32,7 +32,7 @@ pub(super) async fn respond(
 ) -> Response<ResponseBody> {
     let (worker, destination) = (&downstream.worker, downstream.destination);
     let host = head::authority(&request);
-    let mut finish = Finish::new(downstream.clone(), &request, host.clone());
+    let mut finish = RequestGuard::new(downstream.clone(), &request, host.clone());
     if worker.shared.memory.is_exhausted() {
         return Answer::new(Reason::Overload, "the proxy has no memory to spare").into_response(finish);
     }
@@ -46,7 +46,7 @@ pub(super) async fn respond(
     let table = worker.shared.store.load();
     // The port as it is now: a connection outlives many tables.
     let port = table.port(destination).cloned().unwrap_or(port);
-    finish.note.cluster = Some(port.cluster.name.clone());
+    finish.log.cluster = Some(port.cluster.name.clone());
     let routes = table.routes(&port).cloned();
     let uri = request.uri().clone();
     let Some(routes) = routes.as_deref() else {
@@ -71,7 +71,7 @@ pub(super) async fn respond(
         )
         .into_response(finish);
     };
-    finish.decided(decision.rule.id, &decision.rule.origin);
+    finish.set_rule(decision.rule.id, &decision.rule.origin);
     match decision.rule.filters.as_deref() {
         None => act(worker, request, &decision, &uri, host, destination.port(), finish).await,
         Some(filters) => {
@@ -91,7 +91,7 @@ async fn filtered(
     uri: &http::Uri,
     host: Option<HeaderValue>,
     port: u16,
-    finish: Box<Finish>,
+    finish: Box<RequestGuard>,
 ) -> Response<ResponseBody> {
     if let Some(cors) = &filters.cors
         && cors::preflight(request.method(), request.headers()).is_some()
@@ -106,7 +106,7 @@ async fn filtered(
     let limit = filters.rate_limit.as_ref();
     let taken = limit.map(|limit| {
         // Exactly: within a tick, many requests may be let pass.
-        let (peer, now) = (finish.note.downstream.peer.ip(), worker.shared.started.elapsed());
+        let (peer, now) = (finish.log.downstream.peer.ip(), worker.shared.started.elapsed());
         limit.take(&worker.shared.limiters, request.headers(), uri.query(), peer, now)
     });
     let mut response = match taken {
@@ -134,13 +134,13 @@ async fn passed(
     uri: &http::Uri,
     host: Option<HeaderValue>,
     port: u16,
-    mut finish: Box<Finish>,
+    mut finish: Box<RequestGuard>,
 ) -> Response<ResponseBody> {
     if let Some(fault) = &filters.fault {
         let drawn = fault.draw(&mut worker.rng.borrow_mut());
         if let Some(delay) = drawn.delay {
-            finish.note.fault_delay = Some(delay);
-            let (begun, until) = (finish.note.started, Instant::now() + delay);
+            finish.log.fault_delay = Some(delay);
+            let (begun, until) = (finish.log.started, Instant::now() + delay);
             let deadline = decision.rule.request_timeout.map(|timeout| begun + timeout);
             tokio::time::sleep_until(deadline.map_or(until, |deadline| deadline.min(until))).await;
             if deadline.is_some_and(|deadline| deadline < until) {
@@ -171,7 +171,7 @@ async fn act(
     uri: &http::Uri,
     host: Option<HeaderValue>,
     port: u16,
-    mut finish: Box<Finish>,
+    mut finish: Box<RequestGuard>,
 ) -> Response<ResponseBody> {
     let rule = decision.rule;
     match &rule.action {
@@ -208,7 +208,7 @@ async fn act(
                     return Answer::new(Reason::NoEndpoints, text).into_response(finish);
                 }
             };
-            finish.note.cluster = Some(cluster.name.clone());
+            finish.log.cluster = Some(cluster.name.clone());
             if request.method() == Method::CONNECT {
                 // Apart, so that requests do not carry the room for tunnels.
                 return Box::pin(tunnel::open(request, &cluster, target.subset.as_deref(), rule, finish)).await;
@@ -236,7 +236,7 @@ async fn send(
     path: Option<PathAndQuery>,
     rule: Option<&Rule>,
     host: Option<HeaderValue>,
-    mut finish: Box<Finish>,
+    mut finish: Box<RequestGuard>,
 ) -> Response<ResponseBody> {
     let state = worker.cluster(cluster);
     match state.shared.admit(Kind::Request, cluster.limits.max_requests) {
@@ -255,7 +255,7 @@ async fn send(
         path,
         http2: cluster.http2 || request.version() == Version::HTTP_2,
         rule,
-        deciding: rule.and_then(|rule| rule.deciding.as_ref()),
+        protected: rule.and_then(|rule| rule.deciding.as_ref()),
         request_timeout: rule.and_then(|rule| rule.request_timeout),
         attempt_timeout: rule.and_then(|rule| rule.attempt_timeout),
         retry: rule.and_then(|rule| rule.retry.as_ref()),

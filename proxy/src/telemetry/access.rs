@@ -11,7 +11,7 @@ use std::time::Instant;
 use weft_config::bootstrap::AccessLog;
 
 use crate::downstream::Downstream;
-use crate::http::forward::Note;
+use crate::http::forward::RequestLog;
 use crate::http::respond::Reason;
 use crate::http1::parse::BadMessage;
 use crate::table::route::Origin;
@@ -82,7 +82,7 @@ fn is_logged(log: AccessLog, failed: bool) -> bool {
 /// Logs a request that has completed.
 pub(crate) fn request(note: &Note, bytes: u64) {
     let downstream = &note.downstream;
-    let failed = note.status >= 500 || note.broken.is_some() || note.reason.is_some_and(Reason::is_failure);
+    let failed = note.status >= 500 || note.body_error.is_some() || note.reason.is_some_and(Reason::is_failure);
     if !is_logged(downstream.worker.shared.access_log, failed) {
         return;
     }
@@ -100,8 +100,8 @@ pub(crate) fn request(note: &Note, bytes: u64) {
         source = note.origin.as_ref().map(|origin| origin.text.as_str()),
         reason = note.reason.map(Reason::as_str),
         fault_delay_ms = note.fault_delay.map(|delay| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)),
-        broken = note.broken,
-        complete = note.complete,
+        broken = note.body_error,
+        complete = note.response_complete,
         dst.service = note.cluster.as_deref(),
         dst.endpoint = note.endpoint.map(tracing::field::display),
         via = note.via,

@@ -277,7 +277,7 @@ impl Lease {
         &self,
         head: &Parts,
         body: RequestBody,
-        client: Option<Rc<body::Shared>>,
+        client: Option<Rc<body::SharedBody>>,
     ) -> impl Future<Output = Result<http::Response<Incoming>, SendError>> + use<> {
         // Sending begins before the future exists, so the future does not have to hold the request's head.
         match &self.connection {

@@ -16,7 +16,7 @@ use tokio::time::{Sleep, sleep};
 use super::HEAD_TIMEOUT;
 use super::endpoint::SendError;
 use super::load::Permit;
-use crate::http::body::{BodyError, RequestBody, Shared};
+use crate::http::body::{BodyError, RequestBody, SharedBody};
 use crate::http::incoming::Incoming;
 use crate::http::interim::INTERIM_MAX;
 use crate::http::upload;
@@ -190,7 +190,7 @@ impl Future for Exchange {
                     return Poll::Ready(Err(SendError::Protocol(text)));
                 }
                 if let Some(client) = &this.client {
-                    client.inform(status, head.response.into_parts().0.headers);
+                    client.send_interim(status, head.response.into_parts().0.headers);
                 }
                 // After a 100 Continue the client sends the body: poll for it.
                 this.poll_send(cx)?;

@@ -20,7 +20,7 @@ use super::HEAD_TIMEOUT;
 use super::endpoint::SendError;
 use super::load::Permit;
 use crate::clock::Tick;
-use crate::http::body::{RequestBody, Shared};
+use crate::http::body::{RequestBody, SharedBody};
 use crate::http::incoming::Incoming;
 use crate::http::pipe::Pipe;
 use crate::http::upload::Upload;
@@ -294,7 +294,7 @@ impl Future for ResponseFuture {
         };
         while let Some((status, headers)) = response.as_mut().and_then(RecvStream::take_interim) {
             if let Some(client) = client {
-                client.inform(status, headers);
+                client.send_interim(status, headers);
             }
         }
         // If either side has reset the stream, the response has the error.
