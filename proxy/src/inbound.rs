@@ -11,7 +11,7 @@ use crate::decide::RequestHead;
 use crate::detect::Verdict;
 use crate::downstream::Downstream;
 use crate::http::body::ResponseBody;
-use crate::http::forward::{RequestGuard, LOCAL_CONNECT_TIMEOUT, Plan, Upstream, forward};
+use crate::http::forward::{LOCAL_CONNECT_TIMEOUT, Plan, RequestGuard, Upstream, forward};
 use crate::http::incoming::Incoming;
 use crate::http::respond::{Answer, Reason};
 use crate::http::{head, serve};
@@ -196,7 +196,7 @@ async fn respond(downstream: Rc<Downstream>, request: Box<Request<Incoming>>) ->
         path: None,
         http2: request.version() == Version::HTTP_2,
         rule: None,
-        protected: inbound.policies.deciding.as_ref(),
+        protected: inbound.policies.protected.as_ref(),
         request_timeout: None,
         attempt_timeout: None,
         retry: None,

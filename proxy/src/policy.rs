@@ -16,7 +16,7 @@ use weft_config as wire;
 
 use crate::bootstrap::Pod;
 use crate::decide::{RequestHead, looked_at};
-use crate::http::head::{HeaderNames, ProtectedHeaders, is_same_name};
+use crate::http::head::{Names, ProtectedHeaders, is_same_name};
 use crate::path::{self, Readings, TooManyReadings};
 use crate::table::CompileError;
 use crate::table::route::{Origin, PathMatch, ValueTest, parse_method, parse_name};
@@ -29,7 +29,7 @@ const ITEMS_MAX: usize = 1000;
 pub(crate) struct Policies {
     rules: Vec<Rule>,
     /// What their conditions look at.
-    pub(crate) deciding: Option<Arc<ProtectedHeaders>>,
+    pub(crate) protected: Option<Arc<ProtectedHeaders>>,
 }
 
 #[derive(Debug)]
@@ -86,9 +86,9 @@ impl Policies {
                 });
             }
         }
-        let names = HeaderNames::of(rules.iter().flat_map(|rule| rule.headers.iter().map(|(name, _)| name)));
-        let deciding = names.map(|names| Arc::new(ProtectedHeaders { request: Some(names), response: None }));
-        Ok(Self { rules, deciding })
+        let names = Names::of(rules.iter().flat_map(|rule| rule.headers.iter().map(|(name, _)| name)));
+        let protected = names.map(|names| Arc::new(ProtectedHeaders { request: Some(names), response: None }));
+        Ok(Self { rules, protected })
     }
 
     /// What is said of an HTTP request to a port.

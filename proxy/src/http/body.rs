@@ -1,4 +1,4 @@
-//! Bodies that can be sent again, and bodies that know when they are complete.
+//! Request bodies that can be replayed for retries, hedges and mirrors, and response bodies that record how they end.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -14,211 +14,217 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::forward::RequestGuard;
-use super::head::{self, HeaderNames, ProtectedHeaders};
+use super::head::{self, Names, ProtectedHeaders};
 use super::incoming::Incoming;
-use super::interim::Hears;
-use super::kept::Kept;
-use super::pace::Pace;
+use super::interim::InterimFilter;
+use super::kept::ReplayBuffer;
+use super::pace::UploadRate;
 use super::upload::Upload;
-use super::watch::Open;
+use super::watch::OpenRequest;
 use crate::filter::mirror::Copies;
 use crate::http2::SendStream;
 use crate::memory::Memory;
 use crate::tcp::End;
 
-/// Why a body ended early.
+/// Why reading a body failed.
 pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Bytes of a request that are kept to be sent again. Source: Linkerd.
+/// Maximum bytes of a request body that are kept for replay. Source: Linkerd.
 pub(crate) const REPLAY_BYTES_MAX: usize = 64 * 1024;
 
-/// A request's body on its way up.
+/// A request body that is sent upstream.
 pub(crate) enum RequestBody {
     Empty,
     Replay(Replay),
-    /// All of it is here.
+    /// A complete body, for mirrors.
     Whole(VecDeque<Bytes>),
 }
 
-/// One sending of a body. While some of it is to come, a later sending makes an earlier one end in an error, so two never
-/// race for the source; once all of it is kept, any number go on side by side.
+/// The body of one attempt. Until the body is complete in the buffer, a new attempt makes earlier ones fail with
+/// [`SupersededError`], so that only one reads from the client; after that, any number of attempts run concurrently.
 pub(crate) struct Replay {
     shared: Rc<SharedBody>,
-    sending: u32,
-    /// In octets.
+    /// Number of this attempt, counted from 1.
+    attempt: u32,
+    /// Bytes sent.
     position: usize,
 }
 
-/// A body and what was sent of it, for all its sendings.
+/// The state of a request body that all its attempts share.
 pub(crate) struct SharedBody {
     source: RefCell<Incoming>,
-    kept: RefCell<Kept>,
-    /// More came than is kept.
-    lost: Cell<bool>,
-    /// The client broke it off.
-    broken: Cell<bool>,
-    hears: Hears,
-    pace: RefCell<Pace>,
-    /// The client took too long.
-    slow: Cell<bool>,
+    buffer: RefCell<ReplayBuffer>,
+    /// The buffer does not hold all that was read.
+    unreplayable: Cell<bool>,
+    /// Reading from the client failed.
+    failed: Cell<bool>,
+    interim: InterimFilter,
+    rate: RefCell<UploadRate>,
+    /// The client sent below the minimum rate.
+    too_slow: Cell<bool>,
     memory: Arc<Memory>,
+    /// All of the body was read.
     ended: Cell<bool>,
-    sending: Cell<u32>,
-    size: SizeHint,
-    /// What must not stand behind it.
+    /// Number of the latest attempt.
+    attempt: Cell<u32>,
+    size_hint: SizeHint,
+    /// Fields that are removed from the trailers.
     protected: Option<Arc<ProtectedHeaders>>,
-    /// Told when all of the body is kept, or that it is not.
-    copies: RefCell<Option<Box<Copies>>>,
+    /// Mirrored copies of the request: sent once all of the body is in the buffer, abandoned if it does not fit.
+    shadows: RefCell<Option<Box<Copies>>>,
 }
 
-/// A response's body on its way down.
+/// A response body that is sent downstream.
 pub(crate) struct ResponseBody {
     source: Source,
-    /// When the request's time is over.
+    /// When the request timeout expires.
     deadline: Option<Instant>,
-    /// Rings then. Most bodies are here before anybody has to wait for them.
+    /// Fires at the deadline. Created on the first wait: most bodies never wait.
     timer: Option<Pin<Box<Sleep>>>,
-    /// What is left of the request. It is polled together with this body: see [`Self::poll_upload`].
+    /// The unsent rest of the request body. Polled together with this body: see [`Self::poll_upload`].
     upload: Option<Box<Upload>>,
-    /// None: request and response are over, which is noted before the last of the response is written.
+    /// None: request and response are complete. Dropped, and so logged, before the last of the response is written.
     guard: Option<Box<RequestGuard>>,
-    /// Tells the client's connection that the request is open still.
-    pub(crate) open: Option<Open>,
+    /// Counts the request as open on the client's connection.
+    pub(crate) open_request: Option<OpenRequest>,
 }
 
 enum Source {
     Ended,
     Full(Bytes),
     Incoming(Incoming),
-    /// The request broke off before the response was complete.
-    RequestBroken,
-    /// What follows the head is not a body.
+    /// Reading the request body failed before the response was complete.
+    RequestAborted,
+    /// The connection or stream is handed over after the head: there is no body.
     Handover(Handover),
 }
 
-/// Whom a connection is given to behind the head of a response, when it is HTTP no more.
+/// Receives the client's connection or stream after the response head, for a relay (101 or CONNECT).
 pub(crate) enum Handover {
-    /// A connection of HTTP/1.1.
+    /// An HTTP/1.1 connection.
     Connection(oneshot::Sender<End>),
-    /// What is sent in a stream of HTTP/2.
+    /// The sending side of an HTTP/2 stream.
     Stream(oneshot::Sender<SendStream>),
 }
 
-/// The response was not complete when the request's time was over.
+/// The request timeout expired before the response was complete.
 #[derive(Debug, thiserror::Error)]
-#[error("the response was not complete when the time for the request was over")]
+#[error("the request timeout expired before the response was complete")]
 struct DeadlineError;
 
-/// The request was not complete when its client broke it off.
+/// The client aborted the request before the response was complete.
 #[derive(Debug, thiserror::Error)]
-#[error("the request was broken off before the response was complete")]
-struct RequestBrokenError;
+#[error("the client aborted the request before the response was complete")]
+struct RequestAbortedError;
 
-/// The client took too long to send the request's body.
+/// The client sent the request body below the minimum rate.
 #[derive(Debug, thiserror::Error)]
-#[error("the client sent the request's body too slowly")]
-struct SlowError;
+#[error("the client sent the request body too slowly")]
+struct TooSlowError;
 
-/// The request is being sent again elsewhere.
+/// A newer attempt sends the request body.
 #[derive(Debug, thiserror::Error)]
-#[error("the request is being sent again on another connection")]
+#[error("the request is being retried on another connection")]
 struct SupersededError;
 
 // === impl SharedBody ===
 
 impl SharedBody {
-    /// It may be sent again as long as all of it is kept: while it is small, and memory is not scarce.
+    /// The body is replayable as long as the buffer holds all that was read: up to [`REPLAY_BYTES_MAX`], while memory
+    /// is not scarce.
     pub(crate) fn new(
         source: Incoming,
         memory: Arc<Memory>,
-        hears: Hears,
-        pace: Pace,
+        interim: InterimFilter,
+        rate: UploadRate,
         protected: Option<Arc<ProtectedHeaders>>,
     ) -> Rc<Self> {
         Rc::new(Self {
-            size: source.size_hint(),
+            size_hint: source.size_hint(),
             ended: Cell::new(source.is_end_stream()),
             source: RefCell::new(source),
-            kept: RefCell::default(),
-            lost: Cell::new(false),
-            broken: Cell::new(false),
-            hears,
-            pace: RefCell::new(pace),
-            slow: Cell::new(false),
+            buffer: RefCell::default(),
+            unreplayable: Cell::new(false),
+            failed: Cell::new(false),
+            interim,
+            rate: RefCell::new(rate),
+            too_slow: Cell::new(false),
             memory,
-            sending: Cell::new(0),
+            attempt: Cell::new(0),
             protected,
-            copies: RefCell::default(),
+            shadows: RefCell::default(),
         })
     }
 
-    /// Whether all of the body was read from downstream.
+    /// Whether all of the body was read from the client.
     pub(crate) fn is_complete(&self) -> bool {
         self.ended.get()
     }
 
-    /// Whether the client broke it off.
-    pub(crate) fn is_broken(&self) -> bool {
-        self.broken.get()
+    /// Whether reading the body from the client failed.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.get()
     }
 
-    /// Passes a response before the response on to the client, if it is to hear it.
+    /// Forwards an interim response to the client, if the filter lets it pass.
     pub(crate) fn send_interim(&self, status: StatusCode, mut headers: HeaderMap) {
-        if self.hears.pass(status, &mut headers) {
+        if self.interim.passes(status, &mut headers) {
             self.source.borrow().send_interim(status, &headers);
         }
     }
 
-    /// Whether the client waits to be asked for it.
-    pub(crate) fn is_unasked(&self) -> bool {
-        self.hears.waits()
+    /// Whether the client waits for 100 Continue before it sends the body.
+    pub(crate) fn awaits_continue(&self) -> bool {
+        self.interim.awaits_continue()
     }
 
-    /// Whether the client took too long to send it.
-    pub(crate) fn is_slow(&self) -> bool {
-        self.slow.get()
+    /// Whether the client sent the body below the minimum rate.
+    pub(crate) fn is_too_slow(&self) -> bool {
+        self.too_slow.get()
     }
 
-    /// Whether it can be sent from its beginning.
+    /// Whether the body can be sent again from its beginning.
     pub(crate) fn can_replay(&self) -> bool {
-        !self.lost.get()
+        !self.unreplayable.get()
     }
 
-    /// Whether all of it is here.
-    pub(crate) fn is_kept(&self) -> bool {
+    /// Whether all of the body is in the buffer.
+    pub(crate) fn is_buffered(&self) -> bool {
         self.is_complete() && self.can_replay()
     }
 
-    /// Has copies sent once all of the body is here.
-    pub(crate) fn copy_to(&self, copies: Box<Copies>) {
-        *self.copies.borrow_mut() = Some(copies);
+    /// Sends mirrored copies once all of the body is in the buffer.
+    pub(crate) fn mirror_to(&self, shadows: Box<Copies>) {
+        *self.shadows.borrow_mut() = Some(shadows);
         if self.ended.get() {
-            self.tell_copies();
+            self.complete_mirrors();
         }
     }
 
-    fn has_room_for(&self, data: &Bytes) -> bool {
-        !self.lost.get() && self.kept.borrow().len() + data.len() <= REPLAY_BYTES_MAX && !self.memory.is_scarce()
+    fn fits(&self, data: &Bytes) -> bool {
+        !self.unreplayable.get()
+            && self.buffer.borrow().len() + data.len() <= REPLAY_BYTES_MAX
+            && !self.memory.is_scarce()
     }
 
     fn end(&self) {
         if !self.ended.replace(true) {
-            self.tell_copies();
+            self.complete_mirrors();
         }
     }
 
-    fn tell_copies(&self) {
-        let Some(copies) = self.copies.take() else { return };
-        if self.lost.get() { copies.give_up() } else { copies.send(self.kept.borrow_mut().parts()) }
+    fn complete_mirrors(&self) {
+        let Some(shadows) = self.shadows.take() else { return };
+        if self.unreplayable.get() { shadows.give_up() } else { shadows.send(self.buffer.borrow_mut().parts()) }
     }
 
-    /// The body from its beginning.
+    /// The body from its beginning, for a new attempt.
     pub(crate) fn body(self: &Rc<Self>) -> RequestBody {
-        if self.ended.get() && self.kept.borrow().len() == 0 && self.size.exact() == Some(0) {
+        if self.ended.get() && self.buffer.borrow().len() == 0 && self.size_hint.exact() == Some(0) {
             return RequestBody::Empty;
         }
-        self.sending.set(self.sending.get() + 1);
-        RequestBody::Replay(Replay { shared: self.clone(), sending: self.sending.get(), position: 0 })
+        self.attempt.set(self.attempt.get() + 1);
+        RequestBody::Replay(Replay { shared: self.clone(), attempt: self.attempt.get(), position: 0 })
     }
 }
 
@@ -233,12 +239,12 @@ impl Body for RequestBody {
             Self::Replay(replay) => replay,
         };
         let shared = &replay.shared;
-        if replay.sending != shared.sending.get() && !shared.is_kept() {
+        if replay.attempt != shared.attempt.get() && !shared.is_buffered() {
             return Poll::Ready(Some(Err(SupersededError.into())));
         }
-        let kept = shared.kept.borrow().len();
-        if replay.position < kept
-            && let Some(part) = shared.kept.borrow_mut().part(replay.position)
+        let buffered = shared.buffer.borrow().len();
+        if replay.position < buffered
+            && let Some(part) = shared.buffer.borrow_mut().part_at(replay.position)
         {
             replay.position += part.len();
             return Poll::Ready(Some(Ok(Frame::data(part))));
@@ -247,38 +253,38 @@ impl Body for RequestBody {
             return Poll::Ready(None);
         }
         let Poll::Ready(mut frame) = Pin::new(&mut *shared.source.borrow_mut()).poll_frame(cx) else {
-            // A stream may be silent, and so may a client that was not asked.
-            if shared.size.exact().is_none() || shared.hears.waits() {
+            // No minimum rate for bodies of unknown length, nor while the client waits for 100 Continue.
+            if shared.size_hint.exact().is_none() || shared.interim.awaits_continue() {
                 return Poll::Pending;
             }
-            ready!(shared.pace.borrow_mut().poll_overdue(cx));
-            shared.lost.set(true);
-            shared.slow.set(true);
-            return Poll::Ready(Some(Err(SlowError.into())));
+            ready!(shared.rate.borrow_mut().poll_too_slow(cx));
+            shared.unreplayable.set(true);
+            shared.too_slow.set(true);
+            return Poll::Ready(Some(Err(TooSlowError.into())));
         };
-        shared.hears.sends();
+        shared.interim.body_started();
         strip_trailers(&mut frame, shared.protected.as_ref().and_then(|protected| protected.request.as_ref()));
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {
-            shared.pace.borrow_mut().received(data.len());
+            shared.rate.borrow_mut().received(data.len());
         }
         match &frame {
             None => shared.end(),
             Some(Err(_)) => {
-                shared.lost.set(true);
-                shared.broken.set(true);
+                shared.unreplayable.set(true);
+                shared.failed.set(true);
             }
             Some(Ok(frame)) => match frame.data_ref() {
-                Some(data) if shared.has_room_for(data) => {
-                    shared.kept.borrow_mut().push(data);
+                Some(data) if shared.fits(data) => {
+                    shared.buffer.borrow_mut().push(data);
                     replay.position += data.len();
                 }
-                // Trailers are not kept either: a request with some is sent once.
+                // The buffer is full, or these are trailers: a request with trailers is not replayed.
                 _ => {
-                    shared.lost.set(true);
-                    shared.kept.borrow_mut().clear();
-                    shared.tell_copies();
+                    shared.unreplayable.set(true);
+                    shared.buffer.borrow_mut().clear();
+                    shared.complete_mirrors();
                 }
             },
         }
@@ -292,7 +298,7 @@ impl Body for RequestBody {
         match self {
             Self::Empty => true,
             Self::Whole(chunks) => chunks.is_empty(),
-            Self::Replay(replay) => replay.shared.ended.get() && replay.position >= replay.shared.kept.borrow().len(),
+            Self::Replay(replay) => replay.shared.ended.get() && replay.position >= replay.shared.buffer.borrow().len(),
         }
     }
 
@@ -300,7 +306,7 @@ impl Body for RequestBody {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Whole(chunks) => SizeHint::with_exact(chunks.iter().map(|chunk| chunk.len() as u64).sum()),
-            Self::Replay(replay) if replay.position == 0 => replay.shared.size,
+            Self::Replay(replay) if replay.position == 0 => replay.shared.size_hint,
             Self::Replay(_) => SizeHint::default(),
         }
     }
@@ -309,17 +315,18 @@ impl Body for RequestBody {
 // === impl ResponseBody ===
 
 impl ResponseBody {
-    /// An answer of the proxy's own.
+    /// The body of a response that the proxy generates.
     pub(crate) fn full(bytes: Bytes, guard: Box<RequestGuard>) -> Self {
         let source = if bytes.is_empty() { Source::Ended } else { Source::Full(bytes) };
-        let mut body = Self { source, deadline: None, timer: None, upload: None, guard: Some(guard), open: None };
+        let mut body =
+            Self { source, deadline: None, timer: None, upload: None, guard: Some(guard), open_request: None };
         if matches!(body.source, Source::Ended) {
             body.end();
         }
         body
     }
 
-    /// The answer behind which the connection is somebody else's.
+    /// The empty body of a response after which the connection or stream is handed over.
     pub(crate) fn handover(next: Handover, guard: Box<RequestGuard>) -> Self {
         let mut body = Self::full(Bytes::new(), guard);
         body.source = Source::Handover(next);
@@ -336,28 +343,34 @@ impl ResponseBody {
         }
     }
 
-    /// A backend's answer.
+    /// The body of an endpoint's response.
     pub(crate) fn incoming(mut body: Incoming, deadline: Option<Instant>, guard: Box<RequestGuard>) -> Self {
         let (ended, upload) = (body.is_end_stream(), body.take_upload());
-        let mut body =
-            Self { source: Source::Incoming(body), deadline, timer: None, upload, guard: Some(guard), open: None };
+        let mut body = Self {
+            source: Source::Incoming(body),
+            deadline,
+            timer: None,
+            upload,
+            guard: Some(guard),
+            open_request: None,
+        };
         if ended {
             body.end();
         }
         body
     }
 
-    /// Carries on with what is left of the request. Ready: nothing is, or the server takes no more of it.
+    /// Sends the rest of the request body. Ready: all is sent, or the server accepts no more.
     pub(crate) fn poll_upload(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(upload) = &mut self.upload else { return Poll::Ready(()) };
         let sent = ready!(upload.poll_send(cx));
         self.upload = None;
         match (&self.source, sent) {
-            (Source::Ended, _) => self.note_end(),
+            (Source::Ended, _) => self.finish(),
             (Source::Incoming(_), Err(_)) => {
-                self.source = Source::RequestBroken;
-                self.note(RequestGuard::request_broken);
-                // The response is to be cut.
+                self.source = Source::RequestAborted;
+                self.record(RequestGuard::request_aborted);
+                // Wakes the task to abort the response.
                 cx.waker().wake_by_ref();
             }
             _ => {}
@@ -365,8 +378,8 @@ impl ResponseBody {
         Poll::Ready(())
     }
 
-    /// Cuts the request, if something of it is left.
-    pub(crate) fn cut_upload(&mut self) {
+    /// Aborts the request, if a part of it is unsent.
+    pub(crate) fn abort_upload(&mut self) {
         self.upload = None;
     }
 
@@ -374,23 +387,24 @@ impl ResponseBody {
         self.upload.is_some()
     }
 
-    /// The response is complete. Its connection can be used again once the request is complete too.
+    /// The response is complete. The upstream connection is released once the request is complete too.
     fn end(&mut self) {
         self.source = Source::Ended;
-        self.note(RequestGuard::complete);
+        self.record(RequestGuard::response_completed);
         if self.upload.is_none() {
-            self.note_end();
+            self.finish();
         }
     }
 
-    fn note_end(&mut self) {
-        self.note(RequestGuard::give_back);
+    /// Request and response are complete.
+    fn finish(&mut self) {
+        self.record(RequestGuard::release_connection);
         self.guard = None;
     }
 
-    fn note(&mut self, note: impl FnOnce(&mut RequestGuard)) {
+    fn record(&mut self, record: impl FnOnce(&mut RequestGuard)) {
         if let Some(guard) = &mut self.guard {
-            note(guard);
+            record(guard);
         }
     }
 }
@@ -403,10 +417,10 @@ impl Body for ResponseBody {
         let this = self.get_mut();
         match &mut this.source {
             Source::Ended | Source::Handover(_) => Poll::Ready(None),
-            Source::RequestBroken => Poll::Ready(Some(Err(RequestBrokenError.into()))),
+            Source::RequestAborted => Poll::Ready(Some(Err(RequestAbortedError.into()))),
             Source::Full(bytes) => {
                 let bytes = std::mem::take(bytes);
-                this.note(|guard| guard.bytes += bytes.len() as u64);
+                this.record(|guard| guard.response_bytes += bytes.len() as u64);
                 this.end();
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
@@ -415,7 +429,7 @@ impl Body for ResponseBody {
                     let Some(deadline) = this.deadline else { return Poll::Pending };
                     let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
                     ready!(timer.as_mut().poll(cx));
-                    this.note(RequestGuard::timed_out);
+                    this.record(RequestGuard::timed_out);
                     return Poll::Ready(Some(Err(DeadlineError.into())));
                 };
                 let protected = this.guard.as_ref().and_then(|guard| guard.protected.as_ref()?.response.as_ref());
@@ -424,9 +438,9 @@ impl Body for ResponseBody {
                 match &frame {
                     Some(Ok(frame)) => {
                         let count = frame.data_ref().map_or(0, |data| data.len() as u64);
-                        this.note(|guard| guard.bytes += count);
+                        this.record(|guard| guard.response_bytes += count);
                     }
-                    Some(Err(_)) => this.note(RequestGuard::broken),
+                    Some(Err(_)) => this.record(RequestGuard::upstream_reset),
                     None => {}
                 }
                 if ended && !matches!(frame, Some(Err(_))) {
@@ -446,13 +460,13 @@ impl Body for ResponseBody {
             Source::Ended | Source::Handover(_) => SizeHint::with_exact(0),
             Source::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Source::Incoming(incoming) => incoming.size_hint(),
-            Source::RequestBroken => SizeHint::default(),
+            Source::RequestAborted => SizeHint::default(),
         }
     }
 }
 
-/// What nobody may say after a body is not passed on, in either direction.
-fn strip_trailers<E>(frame: &mut Option<Result<Frame<Bytes>, E>>, protected: Option<&HeaderNames>) {
+/// Removes forbidden and protected fields from trailers, in both directions.
+fn strip_trailers<E>(frame: &mut Option<Result<Frame<Bytes>, E>>, protected: Option<&Names>) {
     if let Some(Ok(frame)) = frame
         && let Some(trailers) = frame.trailers_mut()
     {

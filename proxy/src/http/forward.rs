@@ -1,22 +1,25 @@
-//! Sending a request on: attempts, timeouts, retries, and the note of what came of it.
+//! Forwards a request to an endpoint: attempts, timeouts, retries, and the record for metrics and the access log.
 //!
-//! A request that finds no endpoint, or none that can be connected to, goes on as [`fallback`] says.
+//! A request for which there is no endpoint, or none that can be connected to, is handled by [`fallback`].
 //!
-//! What may be sent again, and why:
+//! What is retried, and why:
 //!
-//! | what happened | who may repeat it |
+//! | failure | retry |
 //! |---|---|
-//! | no connection in its time, or nothing of the request was sent, or the backend says that it was not processed (REFUSED_STREAM, a GOAWAY of whatever reason), or the proxy beside it that it was never seen | anybody, up to [`SAFE_RETRIES_MAX`] times, and at endpoints that were not tried, or where the kernel chooses, up to [`UNPROCESSED_RETRIES_MAX`] times; the proxy beside the backend not where it gets no connection, and once where the backend refuses |
-//! | a connection that had idled was closed under the request | an idempotent request without a rule's word, as RFC 9110 9.2.2 allows |
-//! | a reset, a timed-out attempt, a status that the rule lists, or one of gRPC that it stands for | what the rule's `retry` allows, for its methods |
-//! | nothing yet | what the rule's `hedge` allows ([`hedge`]) |
+//! | no connection in time; the connection ended before anything of the request was sent; the endpoint did not process it (REFUSED_STREAM, or a GOAWAY with any code whose last stream is lower) | transparent: any request, without a rule, up to [`TRANSPARENT_RETRIES_MAX`] times. A sidecar does not retry when it cannot connect to its application, and retries once what the application refuses |
+//! | the endpoint's sidecar says that the application never received the request (`weft-unprocessed`) | transparent: any request, without a rule, up to [`TRANSPARENT_RETRIES_MAX`] times, or [`UNPROCESSED_RETRIES_MAX`] while there are untried endpoints or the kernel picks the endpoint |
+//! | the server closed an idle connection just as the request was sent on it | transparent: idempotent requests, without a rule, as RFC 9110 9.2.2 allows |
+//! | a reset, an attempt timeout, or a status that the rule lists, also as the equivalent of a gRPC status | by the rule's `retry`, for its methods |
+//! | no response yet | by the rule's `hedge` ([`hedge`]) |
 //!
-//! What a server that closes idle connections does to a request is repeated on a connection of its own: any other that
-//! idled may be closed as well. A POST that may have been sent is not repeated, as RFC 9110 9.2.2 says; its client gets 502
-//! with `weft-reason: upstream-reset`. One that was not sent, because the end of the connection was seen in time, is.
+//! After a failure because the server closed an idle connection, the retry uses a new connection: other idle ones may
+//! be closed too. A POST that may have been sent is not retried (RFC 9110 9.2.2); its client gets 502 with
+//! `weft-reason: upstream-reset`. A POST that was not sent, because the end of the connection was seen in time, is
+//! retried.
 //!
-//! A body can be sent again only as long as all of it is kept (64 KiB). What a rule allows is also bound by the budget of
-//! the cluster (`balance/budget`); what no backend has seen adds nothing to its load and is not.
+//! A request is retried only while all of its body is in the replay buffer (64 KiB). Retries by rule are also limited
+//! by the cluster's retry budget (`balance/budget`). Transparent retries are not: no backend has processed the request,
+//! so they add no load.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -33,11 +36,11 @@ use http_body::Body;
 use tokio::time::Instant;
 
 use super::body::{ResponseBody, SharedBody};
-use super::head::{self, Forwards, ProtectedHeaders};
+use super::head::{self, MaxForwards, ProtectedHeaders};
 use super::hedge;
 use super::incoming::Incoming;
-use super::interim::{self, Hears};
-use super::pace::Pace;
+use super::interim::{self, InterimFilter};
+use super::pace::UploadRate;
 use super::respond::{Answer, GRPC_STATUS, Reason, http_status};
 use super::upgrade;
 use crate::balance::affinity::Affinity;
@@ -54,69 +57,70 @@ use crate::upstream::fallback::{self, Fallback, Next};
 use crate::upstream::load::Permit;
 use crate::worker::Worker;
 
-/// Repetitions of what no backend has seen.
-const SAFE_RETRIES_MAX: u32 = 3;
+/// Maximum transparent retries: retries of what no backend has processed (gRPC's term).
+const TRANSPARENT_RETRIES_MAX: u32 = 3;
 
-/// The same while there is an endpoint that was not tried, and the proxies beside those that were say that their applications
-/// take no connection. They say so within a millisecond, and of a Service that is scaled down most endpoints may be such.
+/// Maximum transparent retries while endpoints are untried and the sidecars of those tried respond that their
+/// applications accept no connection. They respond within a millisecond, and while a Service is scaled down most
+/// endpoints may do so.
 const UNPROCESSED_RETRIES_MAX: u32 = 10;
 
-/// The wait when every endpoint has been tried and one is tried again; doubles up to eight times as long.
-const SAFE_BACKOFF: Duration = Duration::from_millis(20);
+/// Backoff of transparent retries once every endpoint has been tried; doubles up to eight times this.
+const TRANSPARENT_BACKOFF: Duration = Duration::from_millis(20);
 
-/// What an endpoint that fails is taken to cost: about what its callers lose.
-const FAILURE_COST: Duration = Duration::from_secs(1);
+/// Minimum latency recorded for a failed attempt, so that an endpoint that fails fast is not preferred.
+const FAILURE_LATENCY: Duration = Duration::from_secs(1);
 
-/// How long a connection to the application may take to be made. It is this pod's: a healthy one answers at once.
+/// Connect timeout to the application. It runs in this pod, so a healthy one accepts at once.
 pub(crate) const LOCAL_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long the trailers of a gRPC response are waited for when its head has come and a retry may be due. A server that
-/// fails a call before its first message sends both at once, or nearly.
-const TRAILERS_PATIENCE: Duration = Duration::from_millis(10);
+/// How long to wait for the trailers of a gRPC response after its head, if its status could cause a retry. A server
+/// that fails a call before its first message sends head and trailers almost at once.
+const TRAILERS_TIMEOUT: Duration = Duration::from_millis(10);
 
-/// The word of metrics and logs for a budget that is spent.
+/// The label in metrics and logs for a retry that the exhausted retry budget denied.
 pub(super) const BUDGET: &str = "budget";
 
-/// nginx's word for a client that did not wait.
-const CLIENT_CLOSED: u16 = 499;
+/// The status logged for a client that disconnected before the response (nginx's "client closed request").
+const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-/// How a request is to be sent.
+/// How to forward a request.
 pub(crate) struct Plan<'a> {
     pub(crate) upstream: Upstream,
     pub(crate) host: Option<HeaderValue>,
-    /// Absent: the request's.
+    /// None: the request's own.
     pub(crate) path: Option<PathAndQuery>,
     pub(crate) http2: bool,
-    /// For its edits, and for how it hedges.
+    /// The matching rule, for its header edits and its `hedge`.
     pub(crate) rule: Option<&'a Rule>,
-    /// Headers that it was decided by, and that edits change.
+    /// Headers that `Connection` cannot remove and trailers cannot contain.
     pub(crate) protected: Option<&'a Arc<ProtectedHeaders>>,
     pub(crate) request_timeout: Option<Duration>,
     pub(crate) attempt_timeout: Option<Duration>,
     pub(crate) retry: Option<&'a Retry>,
 }
 
-/// Where it is to be sent.
+/// Where a request is forwarded to.
 pub(crate) enum Upstream {
-    /// To one of a cluster's endpoints.
+    /// An endpoint of a cluster, and of its subset if one is named.
     Cluster(Rc<ClusterState>, Option<String>),
-    /// To the application in this pod.
+    /// The application in this pod.
     Local(Rc<Endpoint>),
 }
 
-/// What is known of a request, noted once when it is dropped: in the metrics and in the access log.
+/// Holds what a request occupies, and records it in metrics and the access log when dropped.
 pub(crate) struct RequestGuard {
     pub(crate) log: RequestLog,
-    pub(crate) bytes: u64,
+    pub(crate) response_bytes: u64,
     lease: Option<Lease>,
     permit: Option<Permit>,
-    copies: Option<Box<Copies>>,
-    /// What must not stand behind the body of the response.
+    shadows: Option<Box<Copies>>,
+    /// Fields that are removed from the response's trailers.
     pub(super) protected: Option<Arc<ProtectedHeaders>>,
     _alive: Alive,
 }
 
-/// What is noted.
+/// What metrics and the access log record of a request.
 pub(crate) struct RequestLog {
     pub(crate) downstream: Rc<Downstream>,
     pub(crate) started: Instant,
@@ -128,101 +132,102 @@ pub(crate) struct RequestLog {
     pub(crate) origin: Option<Arc<Origin>>,
     pub(crate) cluster: Option<Arc<str>>,
     pub(crate) endpoint: Option<SocketAddr>,
-    /// How it got there, where that is not the proxy's choice of an endpoint.
+    /// How `endpoint` was reached, if the proxy did not pick it.
     pub(crate) via: Option<&'static str>,
+    /// All attempts, hedges included.
     pub(crate) attempts: u32,
-    /// How many of them ran beside others.
     pub(crate) hedges: u32,
-    /// What did not allow a repetition that a rule would have made.
+    /// What denied a retry that the rule would have made.
     pub(crate) retry_refused: Option<&'static str>,
     pub(crate) status: u16,
     pub(crate) reason: Option<Reason>,
-    /// How long a fault made it wait.
+    /// The delay that a fault filter added.
     pub(crate) fault_delay: Option<Duration>,
-    /// What went wrong after the head of the response was sent.
+    /// The error after the head of the response was sent.
     pub(crate) body_error: Option<&'static str>,
+    /// The whole response was sent.
     pub(crate) response_complete: bool,
     grpc: bool,
 }
 
-/// What came of an attempt. A response is in a box, so that no future on its way has room for it.
-pub(super) type Attempted = Result<Box<Answered>, Failure>;
+/// The result of an attempt. The response is boxed, so that the futures that it passes through do not store it.
+pub(super) type AttemptResult = Result<Box<UpstreamResponse>, Failure>;
 
-/// A response, and what it is judged by.
-pub(super) struct Answered {
+/// An endpoint's response, with what decides about retries.
+pub(super) struct UpstreamResponse {
     pub(super) response: Response<Incoming>,
     pub(super) lease: Lease,
-    /// The response's, or where gRPC says in it that a call failed, the HTTP status that stands for that.
+    /// The response's status, or the HTTP equivalent of the gRPC status of a failed call.
     pub(super) status: StatusCode,
-    /// It comes through the proxy beside the backend, whose word counts.
+    /// The endpoint has a sidecar, whose mesh headers are trusted.
     has_proxy: bool,
 }
 
-/// What came of one attempt, if not a response.
+/// Why an attempt got no response.
 pub(super) enum Failure {
-    /// Nobody to send to.
+    /// There is no ready endpoint.
     NoEndpoints,
+    /// A limit of the cluster is reached.
     Overflow,
-    /// Nothing was sent, or nothing of it was looked at.
+    /// Nothing was sent, or the endpoint processed nothing of it.
     Connect {
-        /// There was a connection.
+        /// A connection was established.
         connected: bool,
-        /// The connection was about to end anyway, which says nothing about the endpoint.
-        ended: bool,
+        /// The connection was closing already, which says nothing about the endpoint.
+        closing: bool,
         text: String,
     },
-    /// The endpoint says that it did nothing for the request.
+    /// The endpoint says that it did not process the request.
     Refused(String),
-    /// Something may have been sent.
+    /// The connection or stream ended after something may have been sent.
     Reset {
         reused: bool,
         text: String,
     },
-    /// The client broke its body off, which says nothing about the endpoint.
-    BrokenRequest,
-    /// The client took too long to send its body, which says nothing about it either.
-    SlowRequest,
-    /// The answer was not HTTP.
+    /// Reading the request body failed, which says nothing about the endpoint.
+    BadRequestBody,
+    /// The client sent the request body below the minimum rate, which says nothing about the endpoint.
+    SlowRequestBody,
+    /// The response is invalid HTTP.
     Protocol(String),
-    /// The head of the answer is larger than what is taken.
+    /// The head of the response exceeds the proxy's limits.
     TooLarge(String),
     AttemptTimeout {
-        /// There was a connection, or none was asked for because of a limit.
+        /// A connection was established, or the attempt was queued for one because of a limit.
         connected: bool,
     },
     RequestTimeout,
 }
 
-/// How many repetitions are left.
-struct Allowance<'a> {
+/// The retries of a request: those made, and those left.
+struct RetryState<'a> {
     worker: &'a Worker,
     upstream: &'a Upstream,
     retry: Option<&'a Retry>,
-    /// Repetitions of what no backend has seen, so far.
-    safe: u32,
-    /// Repetitions that the rule allows still.
-    ruled: u32,
-    /// The budget did not allow one that the rule would have made.
-    spent: bool,
-    /// The last attempt went to the Service's own address.
-    by_address: bool,
+    /// Transparent retries made.
+    transparent_retries: u32,
+    /// Retries that the rule still allows.
+    rule_retries_left: u32,
+    /// The retry budget denied a retry that the rule allows.
+    budget_exhausted: bool,
+    /// The last attempt was sent to the Service's own address, where the kernel picks the endpoint.
+    via_service_address: bool,
 }
 
-/// A request that is ready to be sent, as often as it takes. In a box: the futures around it are moved several times, and each
-/// would have room for it.
-struct Sending<'a> {
+/// A request that is ready to be sent, once or more. Boxed, so that the futures that it passes through do not store it.
+struct PreparedRequest<'a> {
     worker: Rc<Worker>,
     plan: Plan<'a>,
     guard: Box<RequestGuard>,
     parts: Parts,
     body: Rc<SharedBody>,
     deadline: Option<Instant>,
-    /// The protocol that it asks to change to.
+    /// The protocols of the request's Upgrade header, if it is forwarded.
     upgrade: Option<HeaderValue>,
     affinity: Affinity,
 }
 
-/// Sends a request on and gives back what the client gets.
+/// Forwards a request and returns the response for the client.
 pub(crate) fn forward<'a>(
     request: Box<Request<Incoming>>,
     plan: Plan<'a>,
@@ -231,45 +236,45 @@ pub(crate) fn forward<'a>(
     let prepared = prepare(request, plan, guard);
     async move {
         match prepared {
-            Ok(sending) => send(sending).await,
+            Ok(prepared) => send(prepared).await,
             Err(answer) => *answer,
         }
     }
 }
 
-/// Makes a request ready, or answers it here.
+/// Prepares a request for sending. Err: the response, if it is not forwarded.
 fn prepare(
     request: Box<Request<Incoming>>,
     plan: Plan<'_>,
     mut guard: Box<RequestGuard>,
-) -> Result<Box<Sending<'_>>, Box<Response<ResponseBody>>> {
+) -> Result<Box<PreparedRequest<'_>>, Box<Response<ResponseBody>>> {
     let worker = guard.worker().clone();
     let deadline = plan.request_timeout.map(|timeout| guard.log.started + timeout);
     let upgrade = head::wants_upgrade(request.version(), request.headers());
-    let forwards = head::forwards(request.method(), request.headers());
+    let max_forwards = head::max_forwards(request.method(), request.headers());
     let (mut parts, body) = request.into_parts();
     let refuse = |answer: Answer, guard| Err(Box::new(answer.into_response(guard)));
-    match forwards {
-        Ok(Forwards::Unlimited) => {}
-        Ok(Forwards::Left(left)) => drop(parts.headers.insert(header::MAX_FORWARDS, left.into())),
-        Ok(Forwards::Ended) => return refuse(Answer::to_last_forward(&parts.method), guard),
+    match max_forwards {
+        Ok(MaxForwards::Unlimited) => {}
+        Ok(MaxForwards::Left(left)) => drop(parts.headers.insert(header::MAX_FORWARDS, left.into())),
+        Ok(MaxForwards::Reached) => return refuse(Answer::max_forwards_reached(&parts.method), guard),
         Err(head::BadHead(text)) => return refuse(Answer::new(Reason::BadRequest, text), guard),
     }
     let affinity = match &plan.upstream {
         Upstream::Local(_) => Affinity::default(),
         Upstream::Cluster(state, _) => state.affinity(&parts, guard.log.downstream.peer.ip()),
     };
-    // Before the head is made ready, which takes the expectation away.
+    // Before `for_upstream`, which removes `Expect`.
     let is_hedged = plan.rule.is_some_and(|rule| rule.hedge.is_some());
     let has_body = !body.is_end_stream();
-    let hears = Hears::of(&parts, has_body, is_hedged);
-    // HTTP/1.0 came without hosts: what was meant is the address.
+    let interim_filter = InterimFilter::new(&parts, has_body, is_hedged);
+    // HTTP/1.0 requests may have no host: the destination address is sent instead.
     let host = plan.host.clone().or_else(|| HeaderValue::try_from(guard.log.downstream.destination.to_string()).ok());
-    let looked_at = plan.protected.and_then(|protected| protected.request.as_ref());
-    if let Err(head::BadHead(text)) = head::for_upstream(&mut parts, host, plan.path.clone(), plan.http2, looked_at) {
+    let protected = plan.protected.and_then(|protected| protected.request.as_ref());
+    if let Err(head::BadHead(text)) = head::for_upstream(&mut parts, host, plan.path.clone(), plan.http2, protected) {
         return refuse(Answer::new(Reason::BadRequest, text), guard);
     }
-    // Behind that, so that a client takes nothing away which a rule puts there.
+    // After `for_upstream`, so that a client's `Connection` cannot remove what a rule sets.
     if let Some(rule) = plan.rule {
         rule.request_edit.apply_to_request(&mut parts.headers);
     }
@@ -277,33 +282,33 @@ fn prepare(
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         parts.headers.insert(header::UPGRADE, protocol.clone());
     }
-    if hears.waits() {
+    if interim_filter.awaits_continue() {
         parts.headers.insert(header::EXPECT, interim::CONTINUE);
     }
-    // What has no body has no trailers.
+    // A request without a body has no trailers.
     let protected = if has_body { plan.protected.cloned() } else { None };
-    let pace = Pace::new(worker.shared.timeouts.upload);
-    let body = SharedBody::new(body, worker.shared.memory.clone(), hears, pace, protected);
-    if let Some(copies) = guard.copies.take() {
-        body.copy_to(copies.of(&parts, plan.host.as_ref()));
+    let upload_rate = UploadRate::new(worker.shared.timeouts.upload);
+    let body = SharedBody::new(body, worker.shared.memory.clone(), interim_filter, upload_rate, protected);
+    if let Some(shadows) = guard.shadows.take() {
+        body.mirror_to(shadows.of(&parts, plan.host.as_ref()));
     }
     if let Upstream::Cluster(state, _) = &plan.upstream {
         state.deposit_retry();
     }
-    Ok(Box::new(Sending { worker, plan, guard, parts, body, deadline, upgrade, affinity }))
+    Ok(Box::new(PreparedRequest { worker, plan, guard, parts, body, deadline, upgrade, affinity }))
 }
 
-async fn send(mut sending: Box<Sending<'_>>) -> Response<ResponseBody> {
-    let Sending { worker, plan, guard, parts, body, deadline, upgrade, affinity } = &mut *sending;
+async fn send(mut prepared: Box<PreparedRequest<'_>>) -> Response<ResponseBody> {
+    let PreparedRequest { worker, plan, guard, parts, body, deadline, upgrade, affinity } = &mut *prepared;
     let (worker, plan, parts, body, deadline, affinity) = (&*worker, &*plan, &*parts, &*body, *deadline, *affinity);
-    let mut allowance = Allowance {
+    let mut retries = RetryState {
         worker,
         upstream: &plan.upstream,
         retry: plan.retry,
-        safe: 0,
-        ruled: plan.retry.map_or(0, |retry| retry.attempts),
-        spent: false,
-        by_address: false,
+        transparent_retries: 0,
+        rule_retries_left: plan.retry.map_or(0, |retry| retry.attempts),
+        budget_exhausted: false,
+        via_service_address: false,
     };
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut fresh = false;
@@ -311,128 +316,129 @@ async fn send(mut sending: Box<Sending<'_>>) -> Response<ResponseBody> {
         Upstream::Local(_) => None,
         Upstream::Cluster(state, subset) => Some(Fallback::new(worker, state, subset.as_deref())),
     };
-    // The Service's own address, where that is tried next.
-    let mut address = fallback.as_mut().and_then(Fallback::first);
+    // The Service's own address, if it is tried next.
+    let mut service_address = fallback.as_mut().and_then(Fallback::first);
     let outcome = loop {
         guard.log.attempts += 1;
-        let by_address = address.is_some();
-        let chosen = match address.take() {
-            Some(address) => Ok(address),
-            None => choose(worker, plan, affinity, &mut tried, guard.log.attempts > 1),
+        let via_service_address = service_address.is_some();
+        let picked = match service_address.take() {
+            Some(endpoint) => Ok(endpoint),
+            None => pick_endpoint(worker, plan, affinity, &mut tried, guard.log.attempts > 1),
         };
-        if let (Err(Failure::NoEndpoints), Some(fallback)) = (&chosen, &mut fallback) {
-            // Apart, so that requests that find an endpoint do not carry the room for it.
+        if let (Err(Failure::NoEndpoints), Some(fallback)) = (&picked, &mut fallback) {
+            // Boxed, so that the future of a request that finds an endpoint does not store it.
             let next = Box::pin(fallback.without_endpoints(deadline)).await;
             if let Some(next) = next {
                 guard.log.attempts -= 1;
-                if let Next::Address(own) = next {
-                    address = Some(own);
+                if let Next::Address(endpoint) = next {
+                    service_address = Some(endpoint);
                 }
                 continue;
             }
         }
-        // A connection that is to change its protocol is had once.
-        let hedge = plan.rule.and_then(|rule| rule.hedge.as_ref()).filter(|_| upgrade.is_none() && !by_address);
-        let outcome = match chosen {
+        // An upgrade is not hedged: it takes its connection over.
+        let hedge =
+            plan.rule.and_then(|rule| rule.hedge.as_ref()).filter(|_| upgrade.is_none() && !via_service_address);
+        let outcome = match picked {
             Err(failure) => Err(failure),
             Ok(endpoint) => {
                 guard.log.endpoint = Some(endpoint.address);
-                guard.log.via = by_address.then_some(access::SERVICE_ADDRESS);
+                guard.log.via = via_service_address.then_some(access::SERVICE_ADDRESS);
                 match hedge {
                     None => attempt(worker, plan, endpoint, fresh, parts, body, deadline).await,
                     Some(hedge) => {
-                        let request = hedge::Request { worker, plan, fresh, parts, body };
+                        let request = hedge::HedgedRequest { worker, plan, fresh, parts, body };
                         let (tried, log) = (&mut tried, &mut guard.log);
-                        // Apart, so that requests of other rules do not carry the room for it.
+                        // Boxed, so that the futures of requests without hedging do not store it.
                         Box::pin(hedge::attempt(request, hedge, endpoint, affinity, deadline, tried, log)).await
                     }
                 }
             }
         };
-        fresh |= outcome.as_ref().is_err_and(Failure::is_of_an_idle_connection) && !plan.http2;
+        fresh |= outcome.as_ref().is_err_and(Failure::is_stale_connection) && !plan.http2;
         if let Some(fallback) = &mut fallback {
             let is_unreachable = matches!(
                 outcome,
                 Err(Failure::Connect { connected: false, .. } | Failure::AttemptTimeout { connected: false })
             );
-            if by_address && (is_unreachable || outcome.is_ok()) {
+            if via_service_address && (is_unreachable || outcome.is_ok()) {
                 fallback.address_tried(outcome.is_ok());
-            } else if is_unreachable && let Some(own) = fallback.after_failures(tried.len()) {
-                address = Some(own);
+            } else if is_unreachable && let Some(endpoint) = fallback.after_failures(tried.len()) {
+                service_address = Some(endpoint);
             }
-            // Nothing was sent. Where no endpoint was tried before, it is now.
-            if address.is_some() || by_address && is_unreachable && tried.is_empty() {
+            // Nothing was sent, so this is no retry: the Service's address is next, or the endpoints if none was tried.
+            if service_address.is_some() || via_service_address && is_unreachable && tried.is_empty() {
                 continue;
             }
         }
-        // The kernel has chosen a pod that is ending: a new connection lets it choose another, and this one leads nowhere else.
-        let chooses_again = match &outcome {
-            Ok(answered) if by_address && answered.is_unprocessed() => {
-                answered.lease.retire();
+        // The kernel picked a terminating pod: a new connection to the Service's address lets it pick another.
+        let kernel_picks_again = match &outcome {
+            Ok(response) if via_service_address && response.is_unprocessed() => {
+                response.lease.retire();
                 true
             }
             _ => false,
         };
-        fresh |= chooses_again;
-        allowance.spent = false;
-        allowance.by_address = by_address;
-        let again = match &outcome {
-            Ok(answered) => allowance.after_response(answered, &parts.method, body, &tried),
-            Err(failure) => allowance.after_failure(failure, &parts.method, body),
+        fresh |= kernel_picks_again;
+        retries.budget_exhausted = false;
+        retries.via_service_address = via_service_address;
+        let label = match &outcome {
+            Ok(response) => retries.after_response(response, &parts.method, body, &tried),
+            Err(failure) => retries.after_failure(failure, &parts.method, body),
         };
-        let Some(why) = again else { break outcome };
-        let wait = allowance.wait(&tried);
-        if deadline.is_some_and(|deadline| Instant::now() + wait >= deadline) {
+        let Some(label) = label else { break outcome };
+        let backoff = retries.backoff(&tried);
+        if deadline.is_some_and(|deadline| Instant::now() + backoff >= deadline) {
             break outcome;
         }
-        worker.handles.retried(guard.log.cluster.as_deref(), why);
-        if let Some(fallback) = fallback.as_ref().filter(|_| chooses_again) {
-            address = fallback.address_again();
+        worker.handles.retried(guard.log.cluster.as_deref(), label);
+        if let Some(fallback) = fallback.as_ref().filter(|_| kernel_picks_again) {
+            service_address = fallback.address_again();
         }
-        if let Ok(answered) = outcome {
-            discard(*answered);
+        if let Ok(response) = outcome {
+            drain_body(*response);
         }
-        // Apart, so that requests that are sent once do not carry the room for the timer.
-        Box::pin(tokio::time::sleep(wait)).await;
+        // Boxed, so that the future of a request without retries does not store the timer.
+        Box::pin(tokio::time::sleep(backoff)).await;
     };
-    if allowance.spent {
+    if retries.budget_exhausted {
         worker.handles.retry_refused(guard.log.cluster.as_deref(), BUDGET);
         guard.log.retry_refused = Some(BUDGET);
     }
-    let Answered { mut response, lease, has_proxy, .. } = match outcome {
-        Ok(answered) => *answered,
+    let UpstreamResponse { mut response, lease, has_proxy, .. } = match outcome {
+        Ok(response) => *response,
         Err(failure) => {
-            let Sending { plan, guard, .. } = *sending;
-            return failure.answer(&plan, guard);
+            let PreparedRequest { plan, guard, .. } = *prepared;
+            return failure.into_response(&plan, guard);
         }
     };
-    if body.is_unasked() {
-        // The endpoint has answered without it, and the client has not begun to send it.
+    if body.awaits_continue() {
+        // The endpoint responded without the body, and the client still waits for 100 Continue.
         drop(response.body_mut().take_upload());
     }
-    strip_own(response.headers_mut(), has_proxy);
+    strip_weft_headers(response.headers_mut(), has_proxy);
     if let (Upstream::Cluster(state, _), Some(endpoint)) = (&plan.upstream, guard.log.endpoint)
         && let Some(cookie) = state.cookie(affinity, endpoint)
     {
         response.headers_mut().append(header::SET_COOKIE, cookie);
     }
-    let Sending { plan, guard, upgrade, deadline, .. } = *sending;
-    accept(response, lease, &plan, deadline, upgrade, guard)
+    let PreparedRequest { plan, guard, upgrade, deadline, .. } = *prepared;
+    client_response(response, lease, &plan, deadline, upgrade, guard)
 }
 
-/// Whom the next attempt goes to.
-pub(super) fn choose(
+/// Picks the endpoint of the next attempt.
+pub(super) fn pick_endpoint(
     worker: &Worker,
     plan: &Plan<'_>,
     affinity: Affinity,
     tried: &mut Vec<SocketAddr>,
-    again: bool,
+    is_retry: bool,
 ) -> Result<Rc<Endpoint>, Failure> {
     let endpoint = match &plan.upstream {
         Upstream::Local(endpoint) => endpoint.clone(),
         Upstream::Cluster(state, subset) => {
-            // A retry sees the endpoints as they are now.
-            if again && let Some(cluster) = worker.shared.store.load().cluster_named(&state.cluster().name) {
+            // A retry uses the current endpoints.
+            if is_retry && let Some(cluster) = worker.shared.store.load().cluster_named(&state.cluster().name) {
                 state.refresh(cluster, worker.now());
             }
             state
@@ -444,6 +450,8 @@ pub(super) fn choose(
     Ok(endpoint)
 }
 
+/// Sends the request to an endpoint once, and records latency and outcome for balancing and outlier detection. `fresh`:
+/// not on a pooled connection that has been idle.
 pub(super) async fn attempt(
     worker: &Rc<Worker>,
     plan: &Plan<'_>,
@@ -452,13 +460,13 @@ pub(super) async fn attempt(
     parts: &Parts,
     body: &Rc<SharedBody>,
     deadline: Option<Instant>,
-) -> Attempted {
+) -> AttemptResult {
     let started = Instant::now();
-    let of_attempt = plan.attempt_timeout.map(|timeout| started + timeout);
-    let until = [of_attempt, deadline].into_iter().flatten().min();
-    let took = Cell::new(None);
+    let attempt_deadline = plan.attempt_timeout.map(|timeout| started + timeout);
+    let until = [attempt_deadline, deadline].into_iter().flatten().min();
+    let response_latency = Cell::new(None);
     let leased = Cell::new(false);
-    let sending = async {
+    let exchange = async {
         let lease = match &plan.upstream {
             Upstream::Local(endpoint) => match (!fresh).then(|| endpoint.idle(plan.http2)).flatten() {
                 Some(lease) => Ok(lease),
@@ -468,74 +476,76 @@ pub(super) async fn attempt(
         };
         let lease = lease.map_err(|error| match error {
             LeaseError::Overflow => Failure::Overflow,
-            other => Failure::Connect { connected: false, ended: false, text: other.to_string() },
+            other => Failure::Connect { connected: false, closing: false, text: other.to_string() },
         })?;
         leased.set(true);
         let reused = lease.reused;
         match lease.send(parts, body.body(), Some(body.clone())).await {
             Ok(response) => {
-                took.set(Some(started.elapsed()));
+                response_latency.set(Some(started.elapsed()));
                 let has_proxy = endpoint.has_proxy.get();
-                let mut answered = Box::new(Answered { status: status_of(&response), response, lease, has_proxy });
-                if answered.may_fail_in_trailers(plan.retry, &parts.method, body) {
-                    // Apart, so that other requests do not carry the room for it.
-                    Box::pin(answered.await_trailers(until)).await;
+                let mut response =
+                    Box::new(UpstreamResponse { status: effective_status(&response), response, lease, has_proxy });
+                if response.may_fail_in_trailers(plan.retry, &parts.method, body) {
+                    // Boxed, so that the futures of other requests do not store it.
+                    Box::pin(response.await_trailers(until)).await;
                 }
-                Ok(answered)
+                Ok(response)
             }
             Err(SendError::Unsent(text)) => {
                 lease.retire();
-                Err(Failure::Connect { connected: true, ended: reused, text })
+                Err(Failure::Connect { connected: true, closing: reused, text })
             }
             Err(error @ SendError::GoAway) => {
                 lease.retire();
-                Err(Failure::Connect { connected: true, ended: true, text: error.to_string() })
+                Err(Failure::Connect { connected: true, closing: true, text: error.to_string() })
             }
             Err(error @ SendError::Refused) => Err(Failure::Refused(error.to_string())),
-            Err(_) if body.is_broken() => Err(Failure::BrokenRequest),
-            Err(_) if body.is_slow() => Err(Failure::SlowRequest),
+            Err(_) if body.has_failed() => Err(Failure::BadRequestBody),
+            Err(_) if body.is_too_slow() => Err(Failure::SlowRequestBody),
             Err(SendError::Protocol(text)) => Err(Failure::Protocol(text)),
             Err(SendError::TooLarge(text)) => Err(Failure::TooLarge(text)),
             Err(SendError::Reset(text)) => Err(Failure::Reset { reused, text }),
         }
     };
     let mut outcome = match until {
-        None => sending.await,
-        Some(until) => tokio::time::timeout_at(until, sending).await.unwrap_or_else(|_| {
+        None => exchange.await,
+        Some(until) => tokio::time::timeout_at(until, exchange).await.unwrap_or_else(|_| {
             let is_of_request = deadline.is_some_and(|deadline| deadline <= until);
             Err(if is_of_request { Failure::RequestTimeout } else { Failure::AttemptTimeout { connected: true } })
         }),
     };
-    let (took, now) = (took.get().unwrap_or_else(|| started.elapsed()), worker.now());
+    let (latency, now) = (response_latency.get().unwrap_or_else(|| started.elapsed()), worker.now());
     match &outcome {
-        Ok(_) | Err(Failure::TooLarge(_)) => endpoint.observe(took, now),
+        Ok(_) | Err(Failure::TooLarge(_)) => endpoint.observe(latency, now),
         Err(
             Failure::NoEndpoints
             | Failure::Overflow
-            | Failure::BrokenRequest
-            | Failure::SlowRequest
-            | Failure::Connect { ended: true, .. },
+            | Failure::BadRequestBody
+            | Failure::SlowRequestBody
+            | Failure::Connect { closing: true, .. },
         ) => {}
-        Err(_) => endpoint.observe(FAILURE_COST.max(took), now),
+        Err(_) => endpoint.observe(FAILURE_LATENCY.max(latency), now),
     }
     if let Upstream::Cluster(state, _) = &plan.upstream {
-        // Whoever waited for its turn in vain knows nothing about the endpoint.
-        let waited = !leased.get() && outcome.is_err() && state.cluster().limits.max_connections.is_some();
+        // An attempt that timed out in the queue for a connection says nothing about the endpoint.
+        let was_queued = !leased.get() && outcome.is_err() && state.cluster().limits.max_connections.is_some();
         if leased.get() {
-            state.fallback.connected();
-        } else if outcome.is_err() && !waited {
-            state.fallback.connect_failed();
+            state.standing.connected();
+        } else if outcome.is_err() && !was_queued {
+            state.standing.not_connected();
             if let Err(Failure::AttemptTimeout { connected }) = &mut outcome {
                 *connected = false;
             }
         }
-        if let Some(outcome) = judge(&outcome, waited) {
+        if let Some(outcome) = outlier_outcome(&outcome, was_queued) {
             state.record(&endpoint, outcome, now);
         }
     }
     outcome
 }
 
+/// Connects to the application in this pod. An HTTP/2 connection that is being opened is shared.
 async fn connect_local(endpoint: &Rc<Endpoint>, http2: bool) -> Result<Lease, LeaseError> {
     let opening = if http2 { endpoint.opening().await } else { None };
     match opening {
@@ -544,20 +554,20 @@ async fn connect_local(endpoint: &Rc<Endpoint>, http2: bool) -> Result<Lease, Le
     }
 }
 
-/// What an attempt says about its endpoint, if anything.
-fn judge(outcome: &Attempted, waited: bool) -> Option<Outcome> {
+/// The outcome that outlier detection records for the endpoint. None: the attempt says nothing about it.
+fn outlier_outcome(outcome: &AttemptResult, was_queued: bool) -> Option<Outcome> {
     match outcome {
-        Ok(answered) => Some(Outcome::of_status(answered.status)),
+        Ok(response) => Some(Outcome::of_status(response.status)),
         Err(
             Failure::NoEndpoints
             | Failure::Overflow
-            | Failure::BrokenRequest
-            | Failure::SlowRequest
-            | Failure::Connect { ended: true, .. },
+            | Failure::BadRequestBody
+            | Failure::SlowRequestBody
+            | Failure::Connect { closing: true, .. },
         ) => None,
-        // The endpoint did answer, and each of them would answer so: the limit is this proxy's.
+        // The endpoint responded; the limit is this proxy's, and every endpoint would exceed it.
         Err(Failure::TooLarge(_)) => None,
-        Err(Failure::AttemptTimeout { .. } | Failure::RequestTimeout) if waited => None,
+        Err(Failure::AttemptTimeout { .. } | Failure::RequestTimeout) if was_queued => None,
         Err(Failure::AttemptTimeout { .. } | Failure::RequestTimeout) => Some(Outcome::Local),
         Err(Failure::Connect { .. } | Failure::Refused(_) | Failure::Reset { .. } | Failure::Protocol(_)) => {
             Some(Outcome::Local)
@@ -565,19 +575,19 @@ fn judge(outcome: &Attempted, waited: bool) -> Option<Outcome> {
     }
 }
 
-/// What a response is judged by, as far as its head tells.
-fn status_of(response: &Response<Incoming>) -> StatusCode {
+/// The status that decides about retries, as far as the head tells: a gRPC status as its HTTP equivalent.
+fn effective_status(response: &Response<Incoming>) -> StatusCode {
     let grpc_status = response.headers().get(&GRPC_STATUS).filter(|_| response.status() == StatusCode::OK);
     grpc_status.and_then(|status| http_status(status.as_bytes())).unwrap_or(response.status())
 }
 
-/// Whether a message is one of gRPC.
+/// Whether a message belongs to a gRPC call.
 fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
-/// Makes the client's response of the backend's.
-fn accept(
+/// Turns the endpoint's response into the client's.
+fn client_response(
     response: Response<Incoming>,
     lease: Lease,
     plan: &Plan<'_>,
@@ -587,8 +597,8 @@ fn accept(
 ) -> Response<ResponseBody> {
     guard.log.status = response.status().as_u16();
     let (mut parts, mut body) = response.into_parts();
-    let switches = parts.status == StatusCode::SWITCHING_PROTOCOLS;
-    let agreed = if switches { parts.headers.get(header::UPGRADE).cloned() } else { None };
+    let is_upgrade = parts.status == StatusCode::SWITCHING_PROTOCOLS;
+    let accepted = if is_upgrade { parts.headers.get(header::UPGRADE).cloned() } else { None };
     if let Err(head::BadHead(text)) = head::check_response(parts.version, &mut parts.headers) {
         return Answer::new(Reason::UpstreamProtocol, text).into_response(guard);
     }
@@ -596,17 +606,17 @@ fn accept(
     if let Some(rule) = plan.rule {
         rule.response_edit.apply(&mut parts.headers);
     }
-    if switches {
-        // What comes behind the head of a request that is not sent yet is of the old protocol.
+    if is_upgrade {
+        // The unsent rest of a request body belongs to the old protocol.
         let is_sent = body.take_upload().is_none();
         let text = match upgrade.filter(|_| is_sent) {
-            Some(asked) if agreed.as_ref().is_none_or(|agreed| head::is_asked_for(&asked, agreed)) => {
-                // So that the connection is the lease's alone.
+            Some(requested) if accepted.as_ref().is_none_or(|accepted| head::is_requested(&requested, accepted)) => {
+                // The lease must hold the last reference to the connection.
                 drop(body);
-                return upgrade::switch(parts.headers, lease, agreed.unwrap_or(asked), guard);
+                return upgrade::switch(parts.headers, lease, accepted.unwrap_or(requested), guard);
             }
-            Some(_) => "the backend changed to another protocol than it was asked for",
-            None => "the backend changed the protocol unasked, or before it had all of the request",
+            Some(_) => "the endpoint upgraded to a protocol that was not requested",
+            None => "the endpoint upgraded the connection without a request, or before it received all of the request",
         };
         return Answer::new(Reason::UpstreamProtocol, text).into_response(guard);
     }
@@ -619,21 +629,21 @@ fn accept(
     Response::from_parts(parts, ResponseBody::incoming(body, deadline, guard))
 }
 
-/// An application cannot speak for a proxy, whether there is one beside it or not.
-fn strip_own(headers: &mut HeaderMap, has_proxy: bool) {
+/// Removes mesh headers that the endpoint's sidecar did not set. Applications cannot set them.
+fn strip_weft_headers(headers: &mut HeaderMap, has_proxy: bool) {
     if has_proxy {
         headers.remove(&head::UNPROCESSED);
     } else {
-        head::strip_own(headers);
+        head::strip_weft_headers(headers);
     }
 }
 
-/// Reads the rest of a response that nobody wants, so that its connection can be used again; gives up soon. With a request that is
-/// not sent to its end both are cut: no task would send the rest.
-pub(super) fn discard(answered: Answered) {
+/// Reads and discards the body of an unused response within limits, so that its connection can be reused. If the
+/// request is not sent completely, the exchange is aborted instead: no task would send the rest.
+pub(super) fn drain_body(response: UpstreamResponse) {
     const BYTES_MAX: usize = 16 * 1024;
-    const PATIENCE: Duration = Duration::from_millis(250);
-    let Answered { response, lease, .. } = answered;
+    const TIMEOUT: Duration = Duration::from_millis(250);
+    let UpstreamResponse { response, lease, .. } = response;
     let mut body = response.into_body();
     if body.take_upload().is_some() {
         return;
@@ -649,50 +659,51 @@ pub(super) fn discard(answered: Answered) {
             }
             body.is_end_stream()
         };
-        if tokio::time::timeout(PATIENCE, rest).await == Ok(true) {
+        if tokio::time::timeout(TIMEOUT, rest).await == Ok(true) {
             lease.give_back();
         }
     });
 }
 
-// === impl Answered ===
+// === impl UpstreamResponse ===
 
-impl Answered {
-    /// Whether the proxy beside the backend says that the backend never saw the request.
+impl UpstreamResponse {
+    /// Whether the endpoint's sidecar says that the application never received the request.
     pub(super) fn is_unprocessed(&self) -> bool {
         self.has_proxy && self.response.headers().contains_key(&head::UNPROCESSED)
     }
 
-    /// Whether it may be a call of gRPC that failed and says so in trailers, where that would be a reason to repeat the
-    /// request. While the request has not ended, the server may wait for more of it.
+    /// Whether this may be a failed gRPC call with its status in trailers, and could be retried. False while the
+    /// request body is incomplete: the server may be waiting for more of it.
     fn may_fail_in_trailers(&self, retry: Option<&Retry>, method: &Method, request: &SharedBody) -> bool {
         let (is_ok, headers) = (self.response.status() == StatusCode::OK, self.response.headers());
         retry.is_some_and(|retry| retry.methods.contains(method))
             && is_ok
             && is_grpc(headers)
             && !headers.contains_key(&GRPC_STATUS)
-            && request.is_kept()
+            && request.is_buffered()
     }
 
-    /// Looks into the trailers if they come soon, no later than `until`, and nothing comes before them.
+    /// Waits up to [`TRAILERS_TIMEOUT`], and no later than `until`, for trailers without content, and takes the status
+    /// from them.
     async fn await_trailers(&mut self, until: Option<Instant>) {
-        let patience = Instant::now() + TRAILERS_PATIENCE;
+        let timeout = Instant::now() + TRAILERS_TIMEOUT;
         let body = self.response.body_mut();
         let first = poll_fn(|cx| body.poll_trailer(&GRPC_STATUS, cx));
-        let until = until.map_or(patience, |until| until.min(patience));
+        let until = until.map_or(timeout, |until| until.min(timeout));
         if let Ok(Some(status)) = tokio::time::timeout_at(until, first).await {
             self.status = http_status(status.as_bytes()).unwrap_or(self.status);
         }
     }
 }
 
-// === impl Allowance ===
+// === impl RetryState ===
 
-impl Allowance<'_> {
-    /// Why a response is not taken, if a repetition is allowed.
+impl RetryState<'_> {
+    /// Whether a response is discarded and the request retried: the label of the retry.
     fn after_response(
         &mut self,
-        answered: &Answered,
+        response: &UpstreamResponse,
         method: &Method,
         body: &SharedBody,
         tried: &[SocketAddr],
@@ -700,106 +711,117 @@ impl Allowance<'_> {
         if !body.can_replay() {
             return None;
         }
-        if answered.is_unprocessed() {
-            let has_others = self.by_address || self.has_untried(tried);
-            let most = if has_others { UNPROCESSED_RETRIES_MAX } else { SAFE_RETRIES_MAX };
-            return self.safely_at_most(most, "unprocessed");
+        if response.is_unprocessed() {
+            let has_untried = self.via_service_address || self.has_untried(tried);
+            let max = if has_untried { UNPROCESSED_RETRIES_MAX } else { TRANSPARENT_RETRIES_MAX };
+            return self.retry_transparently_up_to(max, "unprocessed");
         }
         let retry = self.retry?;
-        if retry.codes.contains(&answered.status) { self.by_rule(method, "status") } else { None }
+        if retry.codes.contains(&response.status) { self.retry_by_rule(method, "status") } else { None }
     }
 
-    /// Why an attempt is repeated, if that is allowed.
+    /// Whether a failed attempt is retried: the label of the retry.
     fn after_failure(&mut self, failure: &Failure, method: &Method, body: &SharedBody) -> Option<&'static str> {
         if !body.can_replay() {
             return None;
         }
         let is_local = matches!(self.upstream, Upstream::Local(_));
         match failure {
-            // The client's proxy hears of these, and can choose another pod: if both proxies retried, their tries would multiply.
-            // A connection that the application ended as it ends each of them is not of that kind: another is there at once.
+            // The client's proxy is told of these and picks another pod: if both proxies retried, attempts would
+            // multiply. Not so if the application closed an idle connection as usual: a new one can be had at once.
             Failure::Connect { connected: false, .. } if is_local => None,
-            Failure::Connect { ended: false, .. } | Failure::Refused(_) if is_local && self.safe > 0 => None,
+            Failure::Connect { closing: false, .. } | Failure::Refused(_)
+                if is_local && self.transparent_retries > 0 =>
+            {
+                None
+            }
             Failure::Connect { .. } | Failure::Refused(_) => {
-                self.safely("connect").or_else(|| self.by_rule(method, "connect"))
+                self.retry_transparently("connect").or_else(|| self.retry_by_rule(method, "connect"))
             }
             Failure::Reset { reused, .. } => self
-                .by_rule(method, "reset")
-                .or_else(|| if *reused && method.is_idempotent() { self.safely("reset") } else { None }),
+                .retry_by_rule(method, "reset")
+                .or_else(|| if *reused && method.is_idempotent() { self.retry_transparently("reset") } else { None }),
             Failure::AttemptTimeout { connected: false } => {
-                self.safely("connect").or_else(|| self.by_rule(method, "timeout"))
+                self.retry_transparently("connect").or_else(|| self.retry_by_rule(method, "timeout"))
             }
-            Failure::AttemptTimeout { connected: true } => self.by_rule(method, "timeout"),
+            Failure::AttemptTimeout { connected: true } => self.retry_by_rule(method, "timeout"),
             Failure::NoEndpoints
             | Failure::Overflow
-            | Failure::BrokenRequest
-            | Failure::SlowRequest
+            | Failure::BadRequestBody
+            | Failure::SlowRequestBody
             | Failure::Protocol(_)
             | Failure::TooLarge(_)
             | Failure::RequestTimeout => None,
         }
     }
 
-    fn safely(&mut self, why: &'static str) -> Option<&'static str> {
-        self.safely_at_most(SAFE_RETRIES_MAX, why)
+    /// A transparent retry, if the maximum is not reached.
+    fn retry_transparently(&mut self, label: &'static str) -> Option<&'static str> {
+        self.retry_transparently_up_to(TRANSPARENT_RETRIES_MAX, label)
     }
 
-    fn safely_at_most(&mut self, most: u32, why: &'static str) -> Option<&'static str> {
-        (self.safe < most).then(|| {
-            self.safe += 1;
-            why
+    fn retry_transparently_up_to(&mut self, max: u32, label: &'static str) -> Option<&'static str> {
+        (self.transparent_retries < max).then(|| {
+            self.transparent_retries += 1;
+            label
         })
     }
 
-    fn by_rule(&mut self, method: &Method, why: &'static str) -> Option<&'static str> {
+    /// A retry by the rule, if its methods, its attempts and the retry budget allow it.
+    fn retry_by_rule(&mut self, method: &Method, label: &'static str) -> Option<&'static str> {
         self.retry.filter(|retry| retry.methods.contains(method))?;
-        let left = self.ruled.checked_sub(1)?;
+        let left = self.rule_retries_left.checked_sub(1)?;
         if let Upstream::Cluster(state, _) = self.upstream
             && !state.try_spend_retry(self.worker.now())
         {
-            self.spent = true;
+            self.budget_exhausted = true;
             return None;
         }
-        self.ruled = left;
-        Some(why)
+        self.rule_retries_left = left;
+        Some(label)
     }
 
-    /// Endpoints that there are to try.
-    fn endpoints(&self) -> usize {
+    /// The number of endpoints to try.
+    fn endpoint_count(&self) -> usize {
         match self.upstream {
             Upstream::Local(_) => 1,
             Upstream::Cluster(state, subset) => state.candidate_count(subset.as_deref()),
         }
     }
 
-    /// How long to wait before the repetition that was just allowed.
-    fn wait(&self, tried: &[SocketAddr]) -> Duration {
-        let ruled = self.retry.map_or(0, |retry| retry.attempts - self.ruled);
-        if let (Some(retry), 1..) = (self.retry, ruled) {
-            let base = retry.backoff * 2u32.saturating_pow(ruled - 1);
-            let jitter = retry.backoff.mul_f64(f64::from(self.worker.rng.borrow_mut().below(1000)) / 2000.0);
+    /// How long to wait before the retry that was just allowed.
+    fn backoff(&self, tried: &[SocketAddr]) -> Duration {
+        let rule_retries = self.retry.map_or(0, |retry| retry.attempts - self.rule_retries_left);
+        if let (Some(retry), 1..) = (self.retry, rule_retries) {
+            let base = retry.backoff * 2u32.saturating_pow(rule_retries - 1);
+            let jitter = retry.backoff.mul_f64(f64::from(self.worker.chance.borrow_mut().below(1000)) / 2000.0);
             return base.min(retry.backoff * 10) + jitter;
         }
-        if self.has_untried(tried) { Duration::ZERO } else { SAFE_BACKOFF * 2u32.pow(self.safe.clamp(1, 4) - 1) }
+        if self.has_untried(tried) {
+            Duration::ZERO
+        } else {
+            TRANSPARENT_BACKOFF * 2u32.pow(self.transparent_retries.clamp(1, 4) - 1)
+        }
     }
 
-    /// Whether another endpoint may be tried at once.
+    /// Whether there is an untried endpoint.
     fn has_untried(&self, tried: &[SocketAddr]) -> bool {
-        !self.by_address && tried.len() < self.endpoints()
+        !self.via_service_address && tried.len() < self.endpoint_count()
     }
 }
 
 // === impl Failure ===
 
 impl Failure {
-    /// Whether it may be because the server closed a connection that had idled.
-    fn is_of_an_idle_connection(&self) -> bool {
-        matches!(self, Self::Reset { reused: true, .. } | Self::Connect { ended: true, .. })
+    /// Whether the server may have closed a connection that was idle in the pool, or was about to.
+    fn is_stale_connection(&self) -> bool {
+        matches!(self, Self::Reset { reused: true, .. } | Self::Connect { closing: true, .. })
     }
 
-    fn answer(self, plan: &Plan<'_>, guard: Box<RequestGuard>) -> Response<ResponseBody> {
+    /// The response for the client.
+    fn into_response(self, plan: &Plan<'_>, guard: Box<RequestGuard>) -> Response<ResponseBody> {
         let inbound = guard.log.downstream.direction == Direction::Inbound;
-        let whom = match (&guard.log.cluster, &plan.upstream) {
+        let target = match (&guard.log.cluster, &plan.upstream) {
             (Some(cluster), Upstream::Cluster(_, Some(subset))) => format!("{cluster} subset {subset}"),
             (Some(cluster), _) => cluster.to_string(),
             (None, _) => "the application".to_owned(),
@@ -807,29 +829,34 @@ impl Failure {
         let (reason, detail) = match self {
             Self::NoEndpoints => match &plan.upstream {
                 Upstream::Cluster(state, _) if fallback::reason(&state.cluster()) == Reason::NoLocalEndpoints => {
-                    let text = "has no ready endpoint on this node, where its internalTrafficPolicy has traffic stay";
-                    (Reason::NoLocalEndpoints, format!("{whom} {text}"))
+                    let text = "has no ready endpoint on this node, and internalTrafficPolicy is Local";
+                    (Reason::NoLocalEndpoints, format!("{target} {text}"))
                 }
                 Upstream::Cluster(..) | Upstream::Local(_) => {
-                    (Reason::NoEndpoints, format!("{whom} has no ready endpoint"))
+                    (Reason::NoEndpoints, format!("{target} has no ready endpoint"))
                 }
             },
-            Self::Overflow => (Reason::Overflow, format!("a limit for {whom} is reached")),
+            Self::Overflow => (Reason::Overflow, format!("{target} has reached a limit of its MeshCluster")),
             Self::Connect { text, .. } | Self::Refused(text) => {
-                (Reason::ConnectFailed, format!("no connection to {whom}: {text}"))
+                (Reason::ConnectFailed, format!("connecting to {target} failed: {text}"))
             }
-            Self::Reset { text, .. } => (Reason::UpstreamReset, format!("{whom} closed the connection: {text}")),
-            Self::BrokenRequest => (Reason::BadRequest, "the body of the request broke off, or is none".to_owned()),
-            Self::SlowRequest => (Reason::SlowRequest, "the body of the request comes too slowly".to_owned()),
-            Self::Protocol(text) => (Reason::UpstreamProtocol, format!("{whom} did not answer in HTTP: {text}")),
+            Self::Reset { text, .. } => (Reason::UpstreamReset, format!("{target} closed the connection: {text}")),
+            Self::BadRequestBody => (Reason::BadRequest, "the request body is incomplete or malformed".to_owned()),
+            Self::SlowRequestBody => (Reason::SlowRequest, "the request body arrives too slowly".to_owned()),
+            Self::Protocol(text) => (Reason::UpstreamProtocol, format!("invalid HTTP response from {target}: {text}")),
             Self::TooLarge(text) => {
-                (Reason::UpstreamProtocol, format!("the answer of {whom} is not passed on: {text}"))
+                (Reason::UpstreamProtocol, format!("response head from {target} is too large: {text}"))
             }
-            Self::AttemptTimeout { .. } => (Reason::AttemptTimeout, format!("{whom} did not answer in time")),
-            Self::RequestTimeout => (Reason::RequestTimeout, format!("{whom} did not answer in time")),
+            Self::AttemptTimeout { .. } => {
+                (Reason::AttemptTimeout, format!("{target} did not respond within the attempt timeout"))
+            }
+            Self::RequestTimeout => {
+                (Reason::RequestTimeout, format!("{target} did not respond within the request timeout"))
+            }
         };
-        let spent = if guard.log.retry_refused == Some(BUDGET) { ", and the retry budget is spent" } else { "" };
-        let mut answer = Answer::new(reason, format!("{detail}{spent}"));
+        let exhausted = guard.log.retry_refused == Some(BUDGET);
+        let budget = if exhausted { "; not retried: the retry budget is exhausted" } else { "" };
+        let mut answer = Answer::new(reason, format!("{detail}{budget}"));
         if inbound && reason == Reason::ConnectFailed {
             answer.headers.insert(head::UNPROCESSED, HeaderValue::from_static("true"));
         }
@@ -857,7 +884,7 @@ impl RequestGuard {
             attempts: 0,
             hedges: 0,
             retry_refused: None,
-            status: CLIENT_CLOSED,
+            status: CLIENT_CLOSED_REQUEST,
             reason: None,
             fault_delay: None,
             body_error: None,
@@ -866,29 +893,29 @@ impl RequestGuard {
         };
         Box::new(Self {
             log,
-            bytes: 0,
+            response_bytes: 0,
             lease: None,
             permit: None,
-            copies: None,
+            shadows: None,
             protected: None,
             _alive: Alive::new(Kind::Request),
         })
     }
 
-    /// Says whose word the request's fate is.
+    /// Records the rule that decided.
     pub(crate) fn set_rule(&mut self, rule: u64, origin: &Arc<Origin>) {
         self.log.rule = rule;
         self.log.origin = Some(origin.clone());
     }
 
-    /// Counts the request against a limit until it is over.
+    /// Counts the request against a limit until it ends.
     pub(crate) fn hold_permit(&mut self, permit: Permit) {
         self.permit = Some(permit);
     }
 
-    /// Has copies made of the request when it is sent.
-    pub(crate) fn mirror(&mut self, copies: Box<Copies>) {
-        self.copies = Some(copies);
+    /// Mirrors the request when it is sent.
+    pub(crate) fn mirror(&mut self, shadows: Box<Copies>) {
+        self.shadows = Some(shadows);
     }
 
     pub(crate) fn worker(&self) -> &Rc<Worker> {
@@ -903,34 +930,36 @@ impl RequestGuard {
         self.log.grpc
     }
 
-    /// The proxy answers by itself.
-    pub(crate) fn answered(&mut self, reason: Reason, status: StatusCode) {
+    /// The proxy generates the response.
+    pub(crate) fn set_answer(&mut self, reason: Reason, status: StatusCode) {
         self.log.reason = Some(reason);
         self.log.status = status.as_u16();
     }
 
-    /// The response was sent whole.
-    pub(crate) fn complete(&mut self) {
+    /// The whole response was sent.
+    pub(crate) fn response_completed(&mut self) {
         self.log.response_complete = true;
     }
 
-    /// Request and response are over: their connection can be used again if both were whole.
-    pub(crate) fn give_back(&mut self) {
+    /// Request and response have ended: returns their connection to the pool if both are complete.
+    pub(crate) fn release_connection(&mut self) {
         if let Some(lease) = self.lease.take() {
             lease.give_back();
         }
     }
 
-    /// The client broke its request off while the response was being sent.
-    pub(crate) fn request_broken(&mut self) {
+    /// Reading the request body failed while the response was being sent.
+    pub(crate) fn request_aborted(&mut self) {
         self.log.body_error = Some("downstream-reset");
     }
 
+    /// The request timeout expired while the response was being sent.
     pub(crate) fn timed_out(&mut self) {
         self.log.body_error = Some("request-timeout");
     }
 
-    pub(crate) fn broken(&mut self) {
+    /// Reading the response body failed.
+    pub(crate) fn upstream_reset(&mut self) {
         self.log.body_error = Some("upstream-reset");
     }
 }
@@ -938,7 +967,7 @@ impl RequestGuard {
 impl Drop for RequestGuard {
     fn drop(&mut self) {
         self.worker().handles.finished(&self.log);
-        access::request(&self.log, self.bytes);
+        access::request(&self.log, self.response_bytes);
     }
 }
 
@@ -947,18 +976,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_endpoint_is_blamed_for_what_it_did() {
+    fn outlier_outcome_ignores_failures_of_client_and_proxy() {
         let text = String::new;
-        for (failure, is_blamed) in [
+        for (failure, is_recorded) in [
             (Failure::Protocol(text()), true),
             // The limit is the proxy's.
             (Failure::TooLarge(text()), false),
             (Failure::Reset { reused: true, text: text() }, true),
-            (Failure::Connect { connected: true, ended: false, text: text() }, true),
-            (Failure::Connect { connected: true, ended: true, text: text() }, false),
-            (Failure::BrokenRequest, false),
+            (Failure::Connect { connected: true, closing: false, text: text() }, true),
+            (Failure::Connect { connected: true, closing: true, text: text() }, false),
+            (Failure::BadRequestBody, false),
         ] {
-            assert_eq!(judge(&Err(failure), false).is_some(), is_blamed);
+            assert_eq!(outlier_outcome(&Err(failure), false).is_some(), is_recorded);
         }
     }
 }

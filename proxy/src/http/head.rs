@@ -1,9 +1,9 @@
-//! What a request's head must be before anybody looks at it, and what it becomes on its way up.
+//! Validates and rewrites the heads of requests and responses.
 //!
-//! These are the duties of a proxy: one authority, one framing, and headers that concern one connection
-//! never passed to another (RFC 9110 7.6.1, RFC 9112 6.3). A head that could mean two things is refused.
+//! The rules are a proxy's (RFC 9110 7.6.1, RFC 9112 6.3): one authority, one framing, and hop-by-hop headers are never
+//! forwarded. An ambiguous head is refused.
 //!
-//! Lists of tokens are read octet by octet, so that bytes beyond ASCII hide none of the tokens beside them.
+//! Token lists are parsed as bytes, so that bytes beyond ASCII hide no token beside them.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -17,20 +17,21 @@ use http::{HeaderMap, Method, Request, Uri, Version};
 
 use crate::http1::parse::Framing;
 
-/// Headers of a request, each value counted. Source: Envoy's default.
+/// Maximum number of headers of a message, each value counted. Source: Envoy's default.
 pub(crate) const HEADERS_MAX: usize = 100;
 
-/// Options of a connection that one message may name, as many as it may have headers: each costs a look at its headers.
+/// Maximum number of options in a message's `Connection` headers, the same as of headers: each costs a header lookup.
 const CONNECTION_OPTIONS_MAX: usize = HEADERS_MAX;
 
-/// On a response that a proxy made itself: why.
+/// On a response that a proxy generated: the reason.
 pub(crate) const REASON: HeaderName = HeaderName::from_static("weft-reason");
-/// On such a response: the object and the rule that decided, `MeshRoute/namespace/name/rule`.
+/// On a response that a proxy generated: the object and the rule that decided, `MeshRoute/namespace/name/rule`.
 pub(crate) const SOURCE: HeaderName = HeaderName::from_static("weft-source");
-/// On a response of the proxy beside a backend that never saw the request: it may be sent elsewhere, whatever it is.
+/// On a response that the backend's sidecar generated: the backend never received the request, so a retry is safe for
+/// any method.
 pub(crate) const UNPROCESSED: HeaderName = HeaderName::from_static("weft-unprocessed");
 
-/// Headers that concern one connection only.
+/// Hop-by-hop headers.
 static HOP_BY_HOP: [HeaderName; 7] = [
     header::CONNECTION,
     HeaderName::from_static("http2-settings"),
@@ -41,41 +42,41 @@ static HOP_BY_HOP: [HeaderName; 7] = [
     header::UPGRADE,
 ];
 
-/// Protocols that carry requests of their own, past all that looks at requests: HTTP in any version, and TLS, which may carry it.
-/// Whichever is wanted on a connection must begin it.
-const CARRY_REQUESTS: [&[u8]; 5] = [b"h2c", b"h2", b"http", b"tls", b"shttp"];
+/// Upgrades that are not forwarded, because the new protocol carries requests that rules and policies would not see:
+/// HTTP in any version, and TLS, which may carry HTTP. Clients must open a connection with these protocols directly.
+const REFUSED_UPGRADES: [&[u8]; 5] = [b"h2c", b"h2", b"http", b"tls", b"shttp"];
 
-/// HeaderNames of headers by which something is decided, or which a rule changes. HeaderNames that differ only in `-` and `_` are one:
-/// applications behind CGI, WSGI and their like cannot tell them apart.
+/// A set of header names. Names that differ only in `-` and `_` are equal: applications behind CGI, WSGI and the like
+/// cannot tell them apart.
 #[derive(Debug, Default)]
-pub(crate) struct HeaderNames(HashSet<HeaderName>);
+pub(crate) struct Names(HashSet<HeaderName>);
 
-/// What is decided by in a request, and changed in it and its response.
+/// Headers that routes and policies match, and those that rules set or remove. A peer can neither remove them by naming
+/// them in `Connection` nor send them as trailers.
 #[derive(Debug, Default)]
 pub(crate) struct ProtectedHeaders {
-    pub(crate) request: Option<HeaderNames>,
-    pub(crate) response: Option<HeaderNames>,
+    pub(crate) request: Option<Names>,
+    pub(crate) response: Option<Names>,
 }
 
-/// How often a TRACE or OPTIONS may still be passed on (RFC 9110 7.6.2).
+/// How many times a TRACE or OPTIONS may still be forwarded (RFC 9110 7.6.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Forwards {
-    /// As often as it takes.
+pub(crate) enum MaxForwards {
+    /// The request has no limit.
     Unlimited,
-    /// The next recipient may pass it on so often.
+    /// The value to forward: how many times the next recipient may forward the request.
     Left(u64),
-    /// It ends here.
-    Ended,
+    /// The limit is reached: this proxy responds itself.
+    Reached,
 }
 
-/// What is wrong with a head.
+/// A message head is invalid or ambiguous. The text becomes the body of the 400 or 502.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BadHead(pub(crate) &'static str);
 
-/// Gives a request of HTTP/2 the form that one of HTTP/1.1 has, for all who look at headers: its authority is the Host
-/// header too, and a Cookie header that the client cut into crumbs is whole again (RFC 9113 8.2.3 and 8.3.1). HTTP/1.0 has
-/// no Host header either where its target names one.
-pub(crate) fn unify<B>(request: &mut Request<B>) {
+/// Gives requests of every version the headers of an HTTP/1.1 request. `:authority`, or the authority of an HTTP/1.0
+/// target, becomes the Host header; Cookie headers that an HTTP/2 client split are joined (RFC 9113 8.2.3 and 8.3.1).
+pub(crate) fn normalize<B>(request: &mut Request<B>) {
     if request.version() == Version::HTTP_11 {
         return;
     }
@@ -102,74 +103,74 @@ pub(crate) fn unify<B>(request: &mut Request<B>) {
     }
 }
 
-/// Refuses a head that could mean two things.
+/// Refuses an ambiguous request head.
 pub(crate) fn check<B>(request: &Request<B>) -> Result<(), BadHead> {
     let headers = request.headers();
     if headers.len() > HEADERS_MAX {
-        return Err(BadHead("there are more than 100 headers"));
+        return Err(BadHead("more than 100 headers"));
     }
-    // Over HTTP/1.1 nobody could have read it otherwise.
+    // The HTTP/1.1 parser has checked the framing already.
     if request.version() == Version::HTTP_2 {
         framing(headers)?;
     }
     let mut hosts = headers.get_all(header::HOST).iter();
     let host = hosts.next();
     if hosts.next().is_some() {
-        return Err(BadHead("there are several Host headers"));
+        return Err(BadHead("more than one Host header"));
     }
     let of_uri = request.uri().authority();
     if let Some(host) = host
-        // Over HTTP/2 they are mostly the same, because `unify` has made the one of the other.
+        // Over HTTP/2 they are mostly equal, because `normalize` copied one from the other.
         && of_uri.is_none_or(|authority| authority.as_str().as_bytes() != host.as_bytes())
     {
         let authority = Authority::try_from(host.as_bytes());
         let empty = host.is_empty() && of_uri.is_none();
         if !(empty || authority.as_ref().is_ok_and(is_host)) {
-            return Err(BadHead("the Host header is no host"));
+            return Err(BadHead("invalid Host header"));
         }
         if let (Some(of_uri), Ok(of_host)) = (of_uri, authority)
             && *of_uri != of_host
-            // The example of RFC 9110 9.3.6 leaves the port out.
+            // The example of RFC 9110 9.3.6 omits the port.
             && !(request.method() == Method::CONNECT && of_host.as_str().eq_ignore_ascii_case(of_uri.host()))
         {
-            return Err(BadHead("the target and the Host header name different hosts"));
+            return Err(BadHead("the request target and the Host header name different hosts"));
         }
     }
     if host.is_none() && request.version() == Version::HTTP_11 {
-        // RFC 9112 3.2: whatever its target is.
-        return Err(BadHead("there is no Host header"));
+        // RFC 9112 3.2: required with every form of request target.
+        return Err(BadHead("missing Host header"));
     }
     if of_uri.is_some_and(|authority| !is_host(authority)) {
-        return Err(BadHead("the target names no host"));
+        return Err(BadHead("invalid host in the request target"));
     }
     let path = request.uri().path();
-    let any_server = path == "*" && request.method() == Method::OPTIONS;
-    if !path.starts_with('/') && !any_server && request.method() != Method::CONNECT {
-        return Err(BadHead("the path does not begin with a slash"));
+    let is_asterisk_form = path == "*" && request.method() == Method::OPTIONS;
+    if !path.starts_with('/') && !is_asterisk_form && request.method() != Method::CONNECT {
+        return Err(BadHead("invalid request target: the path must begin with \"/\""));
     }
     Ok(())
 }
 
-/// Refuses a CONNECT that does not name host and port, or that has a body: what comes after its head is the tunnel's.
+/// Refuses a CONNECT without a host and a port, or with a body: the bytes after its head belong to the tunnel.
 pub(crate) fn check_connect<B>(request: &Request<B>) -> Result<(), BadHead> {
     let (uri, headers) = (request.uri(), request.headers());
     let port = uri.authority().and_then(Authority::port_u16);
     if uri.scheme().is_some() || uri.path_and_query().is_some() || port.is_none_or(|port| port == 0) {
-        return Err(BadHead("the target of a CONNECT is host:port"));
+        return Err(BadHead("invalid CONNECT target: it must be host:port"));
     }
     if headers.contains_key(header::CONTENT_LENGTH) || headers.contains_key(header::TRANSFER_ENCODING) {
-        return Err(BadHead("a CONNECT has no body"));
+        return Err(BadHead("a CONNECT must not have a Content-Length or Transfer-Encoding header"));
     }
     Ok(())
 }
 
-/// Refuses a response's head that could mean two things. Of equal lengths one is left.
+/// Refuses an ambiguous response head, and reduces equal Content-Length headers to one.
 pub(crate) fn check_response(version: Version, headers: &mut HeaderMap) -> Result<(), BadHead> {
-    // Over HTTP/1.1 nobody could have read it otherwise.
+    // The HTTP/1.1 parser has checked the framing already.
     if version == Version::HTTP_2 {
         framing(headers)?;
     }
-    // Fewer names than values: some name has several.
+    // Fewer names than values: a header is repeated.
     if headers.keys_len() < headers.len()
         && headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some()
         && let Some(length) = headers.remove(header::CONTENT_LENGTH)
@@ -179,19 +180,19 @@ pub(crate) fn check_response(version: Version, headers: &mut HeaderMap) -> Resul
     Ok(())
 }
 
-/// How a message's headers say where its body ends, if they do: one framing, said once.
+/// The framing that a message's headers declare, if any. It may be declared only once.
 pub(crate) fn framing(headers: &HeaderMap) -> Result<Option<Framing>, BadHead> {
-    // Looking once through the few that a message has is cheaper than looking each name up.
+    // One pass over a message's few headers is cheaper than a lookup of each name.
     if !headers.keys().any(|name| *name == header::TRANSFER_ENCODING || *name == header::CONTENT_LENGTH) {
         return Ok(None);
     }
     let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
     if let Some(encoding) = encodings.next() {
         if !encoding.as_bytes().eq_ignore_ascii_case(b"chunked") || encodings.next().is_some() {
-            return Err(BadHead("the only transfer encoding is \"chunked\", once"));
+            return Err(BadHead("unsupported Transfer-Encoding: it must be \"chunked\", once"));
         }
         if headers.contains_key(header::CONTENT_LENGTH) {
-            return Err(BadHead("a message has a content length or a transfer encoding, not both"));
+            return Err(BadHead("both Content-Length and Transfer-Encoding are present"));
         }
         return Ok(Some(Framing::Chunked));
     }
@@ -200,10 +201,12 @@ pub(crate) fn framing(headers: &HeaderMap) -> Result<Option<Framing>, BadHead> {
         let digits = length.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
         digits.parse().ok()
     });
-    length.map(|length| Some(Framing::Length(length))).ok_or(BadHead("the content length is no single number"))
+    length
+        .map(|length| Some(Framing::Length(length)))
+        .ok_or(BadHead("invalid Content-Length: it must be a single number"))
 }
 
-/// Whether an authority is a name or an address and perhaps a port, and nothing that could be read as two of them.
+/// Whether an authority is a name or an IP address, with or without a port, and nothing ambiguous.
 fn is_host(authority: &Authority) -> bool {
     let (host, text) = (authority.host(), authority.as_str());
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');
@@ -217,13 +220,13 @@ fn is_host(authority: &Authority) -> bool {
     (named || ipv6(host.as_bytes()).is_some()) && port == Some(true)
 }
 
-/// The address in brackets. What RFC 3986 has for later versions of IP is in no use.
+/// The IPv6 address in brackets. RFC 3986's syntax for later versions of IP (`[v1.a]`) is unused and not accepted.
 fn ipv6(host: &[u8]) -> Option<Ipv6Addr> {
     let address = host.strip_prefix(b"[")?.strip_suffix(b"]")?;
     std::str::from_utf8(address).ok()?.parse().ok()
 }
 
-/// The one form of a host: in lower case, without the port and without the dot that may end it.
+/// The canonical form of a host: lower case, without the port and without a trailing dot.
 pub(crate) fn canonical_host(host: &[u8]) -> Cow<'_, [u8]> {
     let end = match host.iter().rposition(|byte| matches!(byte, b':' | b']')) {
         Some(colon) if host[colon] == b':' => colon,
@@ -238,7 +241,7 @@ pub(crate) fn canonical_host(host: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
-/// The host that a request names, in the form of a Host header.
+/// The host that a request names, as the value of a Host header.
 pub(crate) fn authority<B>(request: &Request<B>) -> Option<HeaderValue> {
     match request.headers().get(header::HOST) {
         Some(host) => Some(host.clone()),
@@ -246,8 +249,8 @@ pub(crate) fn authority<B>(request: &Request<B>) -> Option<HeaderValue> {
     }
 }
 
-/// The protocol that a request wants to change to, if it is one that may be passed on: said once, in tokens, and none that
-/// carries requests of its own.
+/// The value of a request's Upgrade header, if the upgrade may be forwarded: there is one Upgrade header, it is
+/// valid, and none of its protocols is in [`REFUSED_UPGRADES`].
 pub(crate) fn wants_upgrade(version: Version, headers: &HeaderMap) -> Option<HeaderValue> {
     if version != Version::HTTP_11 {
         return None;
@@ -257,33 +260,33 @@ pub(crate) fn wants_upgrade(version: Version, headers: &HeaderMap) -> Option<Hea
     if protocols.next().is_some() || !headers.get_all(header::CONNECTION).iter().any(|it| has_token(it, "upgrade")) {
         return None;
     }
-    items(protocol).all(may_be_carried).then(|| protocol.clone())
+    list_items(protocol).all(is_upgrade_allowed).then(|| protocol.clone())
 }
 
-/// Whether a server that changes the protocol changes to what it was asked for.
-pub(crate) fn is_asked_for(asked: &HeaderValue, agreed: &HeaderValue) -> bool {
-    items(agreed).all(|protocol| items(asked).any(|other| other.eq_ignore_ascii_case(protocol)))
+/// Whether the protocols that a server switches to were all requested by the client.
+pub(crate) fn is_requested(requested: &HeaderValue, accepted: &HeaderValue) -> bool {
+    list_items(accepted).all(|protocol| list_items(requested).any(|other| other.eq_ignore_ascii_case(protocol)))
 }
 
-/// Whether an item of an Upgrade header is `name` or `name/version`, and not a protocol that carries requests.
-fn may_be_carried(protocol: &[u8]) -> bool {
+/// Whether an item of an Upgrade header is `name` or `name/version`, and not one of [`REFUSED_UPGRADES`].
+fn is_upgrade_allowed(protocol: &[u8]) -> bool {
     let mut parts = protocol.split(|byte| *byte == b'/');
     let name = parts.next().unwrap_or_default();
     is_token(name)
         && parts.next().is_none_or(is_token)
         && parts.next().is_none()
-        && !CARRY_REQUESTS.iter().any(|carries| name.eq_ignore_ascii_case(carries))
+        && !REFUSED_UPGRADES.iter().any(|refused| name.eq_ignore_ascii_case(refused))
 }
 
-/// Whether another message may follow on the connection of one with such headers (RFC 9112 9.3).
+/// Whether a message with these headers lets its connection persist (RFC 9112 9.3).
 pub(crate) fn keeps_alive(version: Version, headers: &HeaderMap) -> Result<bool, BadHead> {
     let (mut count, mut close, mut keep_alive) = (0, false, false);
     for value in headers.get_all(header::CONNECTION) {
         for option in value.as_bytes().split(|byte| *byte == b',') {
-            // Empty ones count: they are looked at as well.
+            // Empty options count too: they cost the same.
             count += 1;
             if count > CONNECTION_OPTIONS_MAX {
-                return Err(BadHead("the Connection header names more than 100 options"));
+                return Err(BadHead("more than 100 options in the Connection header"));
             }
             let option = option.trim_ascii();
             close |= option.eq_ignore_ascii_case(b"close");
@@ -293,12 +296,12 @@ pub(crate) fn keeps_alive(version: Version, headers: &HeaderMap) -> Result<bool,
     Ok(!close && (version == Version::HTTP_11 || keep_alive))
 }
 
-/// Takes away what concerns one connection only: the well-known headers and those that `Connection` names, but for those that
-/// something is decided by.
-pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap, protected: Option<&HeaderNames>) {
+/// Removes hop-by-hop headers: the well-known ones and those that `Connection` names, except protected and end-to-end
+/// headers.
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap, protected: Option<&Names>) {
     if headers.contains_key(header::CONNECTION) {
         let named: Vec<HeaderName> = (headers.get_all(header::CONNECTION).iter())
-            .flat_map(items)
+            .flat_map(list_items)
             .filter_map(|option| HeaderName::from_bytes(option).ok())
             .filter(|name| !is_end_to_end(name) && !protected.is_some_and(|names| names.contains(name)))
             .collect();
@@ -309,30 +312,30 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap, protected: Option<&Heade
     remove_all(headers, |name| HOP_BY_HOP.contains(name));
 }
 
-/// Takes away what a proxy of the mesh says of itself, from what does not come from one.
-pub(crate) fn strip_own(headers: &mut HeaderMap) {
+/// Removes the headers by which mesh proxies describe their own responses, from a message that no mesh proxy sent.
+pub(crate) fn strip_weft_headers(headers: &mut HeaderMap) {
     remove_all(headers, |name| *name == UNPROCESSED || *name == REASON || *name == SOURCE);
 }
 
-/// Removes the headers with such names. To look at the few that are there is cheaper than to look up those that might be.
-fn remove_all(headers: &mut HeaderMap, is_one: impl Fn(&HeaderName) -> bool) {
-    while let Some(name) = headers.keys().find(|name| is_one(name)).cloned() {
+/// Removes the headers whose names match. Scanning the few headers of a message is cheaper than looking each name up.
+fn remove_all(headers: &mut HeaderMap, is_match: impl Fn(&HeaderName) -> bool) {
+    while let Some(name) = headers.keys().find(|name| is_match(name)).cloned() {
         headers.remove(name);
     }
 }
 
-/// Whether `Connection` cannot take a header away. RFC 9110 7.6.1 forbids senders to name there what is meant for the recipient,
-/// and a header that is taken away behind a proxy which has added or checked it undoes that proxy's work.
+/// Whether a header stays even if `Connection` names it. RFC 9110 7.6.1 forbids senders to name end-to-end headers
+/// there, and removing a header that an earlier proxy added or checked would undo that proxy's work.
 fn is_end_to_end(name: &HeaderName) -> bool {
     let name = &*with_hyphens(name.as_str());
-    is_of_head(name) || name == "etag" || name.starts_with("grpc-") || name.starts_with("sec-")
+    is_head_only(name) || name == "etag" || name.starts_with("grpc-") || name.starts_with("sec-")
 }
 
-/// Whether a field has no place behind a body (RFC 9110 6.5.1): framing, routing, credentials, modifiers of requests, controls of
-/// responses, what says how the body is to be read, and what speaks for a proxy.
+/// Whether a field is forbidden in trailers (RFC 9110 6.5.1): framing, routing, authentication, request modifiers,
+/// response controls, content format, and the headers of proxies.
 fn is_never_trailer(name: &HeaderName) -> bool {
     let name = &*with_hyphens(name.as_str());
-    is_of_head(name)
+    is_head_only(name)
         || matches!(
             name,
             "age"
@@ -349,9 +352,8 @@ fn is_never_trailer(name: &HeaderName) -> bool {
         )
 }
 
-/// Whether a field is meant for the recipient of a message, and stands in its head. Compared as constants, because trailers are
-/// looked at in each call of gRPC.
-fn is_of_head(name: &str) -> bool {
+/// Whether a field is end-to-end and valid in a head only. Compared as constants, because each gRPC call has trailers.
+fn is_head_only(name: &str) -> bool {
     matches!(
         name,
         "authorization"
@@ -388,58 +390,58 @@ fn is_of_head(name: &str) -> bool {
         || name.starts_with("x-forwarded-")
 }
 
-/// A name with `_` read as `-`.
+/// A name with each `_` replaced by `-`.
 fn with_hyphens(name: &str) -> Cow<'_, str> {
     if name.contains('_') { Cow::Owned(name.replace('_', "-")) } else { Cow::Borrowed(name) }
 }
 
-/// Whether two names are one to applications behind CGI, WSGI and their like.
+/// Whether applications behind CGI, WSGI and the like cannot tell two names apart.
 pub(crate) fn is_same_name(one: &HeaderName, other: &HeaderName) -> bool {
     let alike = |(one, other): (u8, u8)| one == other || (matches!(one, b'-' | b'_') && matches!(other, b'-' | b'_'));
     one.as_str().len() == other.as_str().len() && one.as_str().bytes().zip(other.as_str().bytes()).all(alike)
 }
 
-/// Takes away what must not be said behind a body, and what would stand there for a header by which something was decided.
-pub(crate) fn strip_trailers(trailers: &mut HeaderMap, protected: Option<&HeaderNames>) {
+/// Removes forbidden and protected fields from trailers.
+pub(crate) fn strip_trailers(trailers: &mut HeaderMap, protected: Option<&Names>) {
     remove_all(trailers, |name| {
         HOP_BY_HOP.contains(name) || is_never_trailer(name) || protected.is_some_and(|names| names.contains(name))
     });
 }
 
-/// How often a request may still be passed on; one that may not be is answered here. Another method's header says nothing.
-pub(crate) fn forwards(method: &Method, headers: &HeaderMap) -> Result<Forwards, BadHead> {
+/// How many times a request may still be forwarded. Max-Forwards is ignored for methods other than TRACE and OPTIONS.
+pub(crate) fn max_forwards(method: &Method, headers: &HeaderMap) -> Result<MaxForwards, BadHead> {
     if !matches!(*method, Method::TRACE | Method::OPTIONS) {
-        return Ok(Forwards::Unlimited);
+        return Ok(MaxForwards::Unlimited);
     }
     let mut values = headers.get_all(header::MAX_FORWARDS).iter();
-    let Some(value) = values.next() else { return Ok(Forwards::Unlimited) };
+    let Some(value) = values.next() else { return Ok(MaxForwards::Unlimited) };
     let digits = std::str::from_utf8(value.as_bytes())
         .ok()
         .filter(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) && values.next().is_none());
     match digits.map(|digits| digits.parse::<u64>()) {
-        None => Err(BadHead("Max-Forwards is no single number")),
-        Some(Ok(0)) => Ok(Forwards::Ended),
-        Some(Ok(left)) => Ok(Forwards::Left(left - 1)),
-        // Beyond numbers; RFC 9110 7.6.2 lets a recipient send its own maximum.
-        Some(Err(_)) => Ok(Forwards::Left(u64::MAX)),
+        None => Err(BadHead("invalid Max-Forwards: it must be a single number")),
+        Some(Ok(0)) => Ok(MaxForwards::Reached),
+        Some(Ok(left)) => Ok(MaxForwards::Left(left - 1)),
+        // Larger than a u64; RFC 9110 7.6.2 lets a recipient send its own maximum.
+        Some(Err(_)) => Ok(MaxForwards::Left(u64::MAX)),
     }
 }
 
-/// Makes a request's head ready to be sent: `host` and `path` replace what it had, framing is left to the codec. What it had of
-/// the connection that it came on is taken away, so that edits come behind this.
+/// Prepares a request's head to be sent upstream: sets `host` and `path`, removes hop-by-hop and framing headers (the
+/// codec adds framing). Header edits of rules run after this, so that `Connection` cannot remove what they set.
 pub(crate) fn for_upstream(
     parts: &mut Parts,
     host: Option<HeaderValue>,
     path: Option<PathAndQuery>,
     http2: bool,
-    protected: Option<&HeaderNames>,
+    protected: Option<&Names>,
 ) -> Result<(), BadHead> {
     let trailers = http2 && parts.headers.get_all(header::TE).iter().any(|value| has_token(value, "trailers"));
     strip_hop_by_hop(&mut parts.headers, protected);
     if trailers {
         parts.headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
-    // Whoever sends the request knows how long it is, and what is to be expected of the answer.
+    // The codec sets the length; `Expect` is set again if the client still waits for 100 Continue.
     remove_all(&mut parts.headers, |name| *name == header::CONTENT_LENGTH || *name == header::EXPECT);
     let path = path.or_else(|| parts.uri.path_and_query().cloned()).unwrap_or_else(|| PathAndQuery::from_static("/"));
     let mut uri = http::uri::Parts::default();
@@ -460,21 +462,21 @@ pub(crate) fn for_upstream(
         };
         parts.version = Version::HTTP_11;
     }
-    parts.uri = Uri::from_parts(uri).map_err(|_| BadHead("the target is none"))?;
+    parts.uri = Uri::from_parts(uri).map_err(|_| BadHead("invalid request target"))?;
     Ok(())
 }
 
-/// Whether a list of tokens has one, whatever its case.
+/// Whether a list contains a token, compared without case.
 pub(crate) fn has_token(value: &HeaderValue, token: &str) -> bool {
-    items(value).any(|item| item.eq_ignore_ascii_case(token.as_bytes()))
+    list_items(value).any(|item| item.eq_ignore_ascii_case(token.as_bytes()))
 }
 
-/// The items of a list (RFC 9110 5.6.1).
-fn items(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+/// The items of a comma-separated list (RFC 9110 5.6.1), without empty ones.
+fn list_items(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
     value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|item| !item.is_empty())
 }
 
-/// Whether this is a token (RFC 9110 5.6.2).
+/// Whether a text is a token (RFC 9110 5.6.2).
 pub(crate) fn is_token(text: &[u8]) -> bool {
     !text.is_empty() && text.iter().all(|byte| is_token_byte(*byte))
 }
@@ -483,26 +485,26 @@ pub(crate) fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-// === impl HeaderNames ===
+// === impl Names ===
 
-impl HeaderNames {
-    /// None: there are none.
+impl Names {
+    /// A set of these names. None: it would be empty.
     pub(crate) fn of<'a>(names: impl IntoIterator<Item = &'a HeaderName>) -> Option<Self> {
-        let names: HashSet<HeaderName> = names.into_iter().map(Self::spelled).collect();
+        let names: HashSet<HeaderName> = names.into_iter().map(Self::normalized).collect();
         (!names.is_empty()).then_some(Self(names))
     }
 
     pub(crate) fn contains(&self, name: &HeaderName) -> bool {
-        if name.as_str().contains('_') { self.0.contains(&Self::spelled(name)) } else { self.0.contains(name) }
+        if name.as_str().contains('_') { self.0.contains(&Self::normalized(name)) } else { self.0.contains(name) }
     }
 
-    fn spelled(name: &HeaderName) -> HeaderName {
+    fn normalized(name: &HeaderName) -> HeaderName {
         HeaderName::from_bytes(with_hyphens(name.as_str()).as_bytes()).unwrap_or_else(|_| name.clone())
     }
 }
 
-/// What is read from a connection and let through has one framing and at most one host, and what goes up has nothing of the
-/// connection that it came on.
+/// Properties of any bytes: a request that is accepted has one framing and at most one host, and what is sent
+/// upstream has no hop-by-hop headers.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn check_laws(bytes: &[u8]) {
     use crate::http1::parse;
@@ -510,7 +512,7 @@ pub(crate) fn check_laws(bytes: &[u8]) {
         assert!(length <= bytes.len());
     }
     let Ok(Some((head, length))) = parse::request(bytes) else { return };
-    assert!(!matches!(parse::request(&bytes[..length - 1]), Ok(Some(_))), "it has ended before");
+    assert!(!matches!(parse::request(&bytes[..length - 1]), Ok(Some(_))), "the head ended earlier");
     let request = head.request;
     if check(&request).is_err() || request.method() == Method::CONNECT {
         return;
@@ -522,7 +524,7 @@ pub(crate) fn check_laws(bytes: &[u8]) {
     let host = authority(&request);
     for http2 in [false, true] {
         let mut parts = request.clone().into_parts().0;
-        for_upstream(&mut parts, host.clone(), None, http2, None).expect("ready");
+        for_upstream(&mut parts, host.clone(), None, http2, None).expect("valid");
         assert_eq!(parts.headers.contains_key(header::HOST), !http2 && host.is_some(), "{request:?}");
         for name in HOP_BY_HOP.iter().filter(|name| !http2 || **name != header::TE) {
             assert!(!parts.headers.contains_key(name), "{name} of {request:?}");
@@ -544,7 +546,7 @@ mod tests {
     }
 
     #[test]
-    fn heads_that_could_mean_two_things_are_refused() {
+    fn check_refuses_ambiguous_requests() {
         let host = ("host", "a");
         for (desc, target, headers, ok) in [
             ("plain", "/", vec![host], true),
@@ -555,8 +557,8 @@ mod tests {
             ("an absolute target and another host", "http://b/", vec![host], false),
             ("a host with user", "/", vec![("host", "u@a")], false),
             ("an address", "/", vec![("host", "[::1]:80")], true),
-            ("a word in brackets", "/", vec![("host", "[evil]")], false),
-            ("an address of a version to come", "/", vec![("host", "[v1.a]")], false),
+            ("a name in brackets", "/", vec![("host", "[evil]")], false),
+            ("an address of a future IP version", "/", vec![("host", "[v1.a]")], false),
             ("an address with a zone", "/", vec![("host", "[fe80::1%25eth0]")], false),
         ] {
             assert_eq!(check(&request("GET", target, &headers)).is_ok(), ok, "{desc}");
@@ -564,7 +566,7 @@ mod tests {
     }
 
     #[test]
-    fn a_framing_is_said_once() {
+    fn framing_refuses_conflicting_headers() {
         let (chunked, length) = (("transfer-encoding", "chunked"), ("content-length", "3"));
         for (desc, headers, expected) in [
             ("nothing", vec![], Some(None)),
@@ -577,7 +579,7 @@ mod tests {
             ("two equal lengths", vec![length, length], Some(Some(Framing::Length(3)))),
             ("two lengths", vec![length, ("content-length", "4")], None),
             ("a signed length", vec![("content-length", "+3")], None),
-            ("a length beyond numbers", vec![("content-length", "18446744073709551616")], None),
+            ("a length above u64", vec![("content-length", "18446744073709551616")], None),
         ] {
             let headers = headers
                 .into_iter()
@@ -587,7 +589,7 @@ mod tests {
     }
 
     #[test]
-    fn connect_names_host_and_port_and_has_no_body() {
+    fn check_connect_requires_host_and_port_and_no_body() {
         let host = ("host", "app");
         for (desc, target, headers, ok) in [
             ("plain", "app:80", vec![("host", "app:80")], true),
@@ -610,7 +612,7 @@ mod tests {
     }
 
     #[test]
-    fn what_concerns_one_connection_is_not_passed_on() {
+    fn for_upstream_removes_hop_by_hop_headers() {
         let request = request(
             "POST",
             "/a?b",
@@ -628,24 +630,24 @@ mod tests {
         );
         let host = authority(&request);
         let mut parts = request.into_parts().0;
-        for_upstream(&mut parts, host.clone(), None, false, None).expect("ready");
+        for_upstream(&mut parts, host.clone(), None, false, None).expect("valid");
         let names: Vec<_> = parts.headers.keys().map(HeaderName::as_str).collect();
         assert_eq!(names, ["host", "x-stays"]);
         assert_eq!(parts.uri, "/a?b");
-        for_upstream(&mut parts, host, Some(PathAndQuery::from_static("/c")), true, None).expect("ready");
+        for_upstream(&mut parts, host, Some(PathAndQuery::from_static("/c")), true, None).expect("valid");
         assert_eq!(parts.uri, "http://shop/c");
         assert!(!parts.headers.contains_key("host"));
     }
 
     #[test]
-    fn only_real_upgrades_are_asked_for() {
+    fn upgrades_to_http_and_tls_are_not_forwarded() {
         let upgrade = |connection, protocol| {
             let request = request("GET", "/", &[("host", "a"), ("connection", connection), ("upgrade", protocol)]);
             wants_upgrade(request.version(), request.headers()).is_some()
         };
         assert!(upgrade("Upgrade", "websocket"));
         assert!(upgrade("keep-alive, upgrade", "websocket"));
-        assert!(!upgrade("keep-alive", "websocket"), "not named");
+        assert!(!upgrade("keep-alive", "websocket"), "Connection does not name Upgrade");
         for protocol in ["h2c", "H2C", "websocket, h2c", "h2", "HTTP/2.0", "TLS/1.0", "a/b/c", "a b", "a;b", "/1"] {
             assert!(!upgrade("Upgrade, HTTP2-Settings", protocol), "{protocol}");
         }
@@ -656,13 +658,13 @@ mod tests {
             assert_eq!(wants_upgrade(bytes.version(), bytes.headers()), None, "{value:?}");
         }
         let of = |text: &'static str| HeaderValue::from_static(text);
-        assert!(is_asked_for(&of("a, websocket"), &of("WebSocket")));
-        assert!(!is_asked_for(&of("websocket"), &of("websocket, h2c")));
+        assert!(is_requested(&of("a, websocket"), &of("WebSocket")));
+        assert!(!is_requested(&of("websocket"), &of("websocket, h2c")));
     }
 
     #[test]
-    fn connection_takes_away_what_nothing_is_decided_by() {
-        let protected = HeaderNames::of(&[HeaderName::from_static("x-team"), HeaderName::from_static("x_user")]);
+    fn connection_cannot_remove_protected_or_end_to_end_headers() {
+        let protected = Names::of(&[HeaderName::from_static("x-team"), HeaderName::from_static("x_user")]);
         let mut headers = HeaderMap::new();
         let names = [
             "authorization",
@@ -685,7 +687,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_go_on_as_they_say() {
+    fn keeps_alive_follows_version_and_connection_header() {
         for (version, value, expected) in [
             (Version::HTTP_11, &b""[..], Some(true)),
             (Version::HTTP_11, b"keep-alive", Some(true)),
@@ -705,8 +707,8 @@ mod tests {
     }
 
     #[test]
-    fn fields_that_decide_are_no_trailers() {
-        let protected = HeaderNames::of(&[HeaderName::from_static("x-team")]);
+    fn strip_trailers_removes_forbidden_and_protected_fields() {
+        let protected = Names::of(&[HeaderName::from_static("x-team")]);
         let kept = ["grpc-status", "grpc-message", "x-sum", "etag", "x-data-bin"];
         let mut trailers = HeaderMap::new();
         for name in [
@@ -733,7 +735,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_have_one_form() {
+    fn canonical_host_ignores_case_port_and_trailing_dot() {
         for (host, expected) in [
             ("app", "app"),
             ("App.Shop", "app.shop"),
@@ -752,23 +754,23 @@ mod tests {
     }
 
     #[test]
-    fn forwards_are_counted() {
+    fn max_forwards_counts_down_for_trace_and_options() {
         for (method, values, expected) in [
-            (Method::OPTIONS, &[][..], Some(Forwards::Unlimited)),
-            (Method::GET, &["0"], Some(Forwards::Unlimited)),
-            (Method::OPTIONS, &["0"], Some(Forwards::Ended)),
-            (Method::TRACE, &["3"], Some(Forwards::Left(2))),
-            (Method::TRACE, &["18446744073709551616"], Some(Forwards::Left(u64::MAX))),
+            (Method::OPTIONS, &[][..], Some(MaxForwards::Unlimited)),
+            (Method::GET, &["0"], Some(MaxForwards::Unlimited)),
+            (Method::OPTIONS, &["0"], Some(MaxForwards::Reached)),
+            (Method::TRACE, &["3"], Some(MaxForwards::Left(2))),
+            (Method::TRACE, &["18446744073709551616"], Some(MaxForwards::Left(u64::MAX))),
             (Method::TRACE, &[""], None),
             (Method::TRACE, &["+1"], None),
             (Method::TRACE, &["1", "1"], None),
         ] {
             let headers = values.iter().map(|value| (header::MAX_FORWARDS, HeaderValue::from_static(value))).collect();
-            assert_eq!(forwards(&method, &headers).ok(), expected, "{method} {values:?}");
+            assert_eq!(max_forwards(&method, &headers).ok(), expected, "{method} {values:?}");
         }
     }
 
-    /// A request with such lines for headers, each character a byte.
+    /// A request with these header lines, each character one byte.
     fn from_lines(lines: &[String]) -> Vec<u8> {
         let text =
             format!("GET /a HTTP/1.1\r\n{}\r\n", lines.iter().map(|line| format!("{line}\r\n")).collect::<String>());
@@ -776,7 +778,7 @@ mod tests {
     }
 
     #[test]
-    fn heads_that_were_seen_before() {
+    fn laws_hold_for_seed_heads() {
         let heads: Vec<Vec<String>> =
             serde_json::from_str(include_str!("../../tests/corpus/seeds/heads.json")).expect("a list of heads");
         heads.iter().for_each(|lines| check_laws(&from_lines(lines)));
@@ -793,19 +795,19 @@ mod tests {
     }
 
     #[test]
-    fn a_cookie_in_crumbs_is_one_cookie() {
+    fn normalize_joins_http2_cookies_and_sets_host() {
         let mut crumbs = request("GET", "http://a/", &[("cookie", "a=1"), ("cookie", "b=2"), ("x-a", "1")]);
-        unify(&mut crumbs);
-        assert_eq!(crumbs.headers().get_all(header::COOKIE).iter().count(), 2, "HTTP/1.1 has no crumbs");
+        normalize(&mut crumbs);
+        assert_eq!(crumbs.headers().get_all(header::COOKIE).iter().count(), 2, "HTTP/1.1 does not split cookies");
         *crumbs.version_mut() = Version::HTTP_2;
-        unify(&mut crumbs);
+        normalize(&mut crumbs);
         let cookies: Vec<_> = crumbs.headers().get_all(header::COOKIE).iter().collect();
         assert_eq!(cookies, ["a=1; b=2"]);
         assert_eq!(crumbs.headers()[header::HOST], "a");
     }
 
     #[test]
-    fn responses_that_could_mean_two_things_are_refused() {
+    fn check_response_refuses_ambiguous_lengths() {
         for (desc, headers, ok) in [
             ("none", vec![], true),
             ("a length", vec![("content-length", "3")], true),

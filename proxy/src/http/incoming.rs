@@ -1,4 +1,4 @@
-//! A body as it comes, over either version of HTTP and from either side.
+//! A message body as it arrives, over either version of HTTP, from a client or a server.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -14,27 +14,28 @@ use super::upload::Upload;
 use crate::http2::{self, RecvStream};
 use crate::upstream::http1::ResponseBody;
 
-/// A body that somebody sends to this proxy.
+/// A body that this proxy receives. The enum is closed: it names each kind of connection that produces bodies.
 pub(crate) enum Incoming {
-    /// Over HTTP/1.1, from a client.
+    /// A request body over HTTP/1.1.
     FromClient(FromClient),
-    /// Over HTTP/1.1, from a server.
-    FromServer(ResponseBody),
+    /// A response body over HTTP/1.1.
+    FromServer(Receiving),
+    /// A request or response body over HTTP/2.
     Http2(StreamBody),
 }
 
-/// The body that comes in a stream of HTTP/2. What was read of it is what the peer may send more of.
+/// A body on an HTTP/2 stream. Reading it releases flow-control window to the peer.
 pub(crate) struct StreamBody {
     stream: RecvStream,
     size: SizeHint,
-    /// Of a response that came before its request was sent.
+    /// The unsent rest of the request, if the response arrived before it was sent.
     upload: Option<Box<Upload>>,
 }
 
 // === impl Incoming ===
 
 impl Incoming {
-    /// The body in a stream whose head was this.
+    /// The body of a message on an HTTP/2 stream.
     pub(crate) fn of_stream(stream: RecvStream, head: &HeaderMap, upload: Option<Box<Upload>>) -> Self {
         let length = head.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         let size = match length {
@@ -45,8 +46,8 @@ impl Incoming {
         Self::Http2(StreamBody { stream, size, upload })
     }
 
-    /// What is left of the request that this is the response to, for the caller to send. Dropped with this body, the request
-    /// is cut.
+    /// Takes the unsent rest of the request that this body's response belongs to; the caller sends it. If it is not
+    /// taken, dropping this body aborts the request.
     pub(crate) fn take_upload(&mut self) -> Option<Box<Upload>> {
         match self {
             Self::FromClient(_) => None,
@@ -55,8 +56,8 @@ impl Incoming {
         }
     }
 
-    /// Sends a response before the response to the client that this comes from. One that does not fit behind what the client has
-    /// not taken yet is left out.
+    /// Sends an interim response to the client that sends this body. It is dropped if too much unsent data is queued
+    /// already.
     pub(crate) fn send_interim(&self, status: StatusCode, headers: &HeaderMap) {
         match self {
             Self::FromClient(body) => body.send_interim(status, headers),
@@ -65,8 +66,8 @@ impl Incoming {
         }
     }
 
-    /// Waits for what comes first, without taking it: this trailer, if trailers come without content. HTTP/1.1 is not looked
-    /// into.
+    /// Waits for the first frame without consuming it. Returns the trailer of this name, if the first frame is
+    /// trailers. HTTP/1.1 bodies always return None.
     pub(crate) fn poll_trailer(&mut self, name: &HeaderName, cx: &Context<'_>) -> Poll<Option<HeaderValue>> {
         match self {
             Self::Http2(body) => body.stream.poll_trailer(name, cx),
@@ -113,7 +114,7 @@ impl StreamBody {
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        // Whatever the code of a reset is: what it comes before the end of is incomplete.
+        // A reset is an error whatever its code, NO_ERROR included: the body is incomplete.
         let frame = ready!(self.poll_next(cx));
         Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
     }

@@ -1,50 +1,51 @@
-//! What is kept of a request's body to send it again, in about as much memory as it has octets.
+//! The replay buffer: the beginning of a request's body, kept for retries, hedges and mirrors in about as much memory
+//! as it has bytes.
 
 use bytes::{Bytes, BytesMut};
 
-/// A part of this length or more is kept where it was read to; shorter ones are copied behind each other. Otherwise each would
-/// cost what a `Bytes` does, and hold the whole buffer that it is a part of.
-const LONG: usize = 16 * 1024;
+/// Parts of this many bytes or more are kept by reference; shorter ones are copied together. Otherwise each would cost
+/// a `Bytes` and hold the whole read buffer that it is a slice of.
+const SHARED_LEN_MIN: usize = 16 * 1024;
 
-/// The beginning of a body.
+/// The first bytes of a body.
 #[derive(Debug, Default)]
-pub(crate) struct Kept {
+pub(crate) struct ReplayBuffer {
     parts: Vec<Bytes>,
-    /// Short parts behind those.
-    gathered: BytesMut,
+    /// Short parts that follow `parts`, copied together.
+    tail: BytesMut,
     length: usize,
 }
 
-// === impl Kept ===
+// === impl ReplayBuffer ===
 
-impl Kept {
-    /// Octets that are kept.
+impl ReplayBuffer {
+    /// Bytes in the buffer.
     pub(crate) fn len(&self) -> usize {
         self.length
     }
 
-    /// Keeps one more part. The first is shared, as most bodies have no other.
+    /// Appends a part. The first is kept by reference whatever its length, as most bodies have only one.
     pub(crate) fn push(&mut self, data: &Bytes) {
         if data.is_empty() {
             return;
         }
-        if self.length == 0 || data.len() >= LONG {
-            self.settle();
+        if self.length == 0 || data.len() >= SHARED_LEN_MIN {
+            self.flush_tail();
             self.parts.push(data.clone());
         } else {
-            if self.gathered.is_empty()
-                && let Some(last) = self.parts.pop_if(|last| last.len() < LONG)
+            if self.tail.is_empty()
+                && let Some(last) = self.parts.pop_if(|last| last.len() < SHARED_LEN_MIN)
             {
-                self.gathered.extend_from_slice(&last);
+                self.tail.extend_from_slice(&last);
             }
-            self.gathered.extend_from_slice(data);
+            self.tail.extend_from_slice(data);
         }
         self.length += data.len();
     }
 
-    /// The part that begins there, or the rest of the one that it is in. None: all that is kept lies before.
-    pub(crate) fn part(&mut self, position: usize) -> Option<Bytes> {
-        self.settle();
+    /// The bytes from `position` to the end of the part that it is in. None: the buffer ends before.
+    pub(crate) fn part_at(&mut self, position: usize) -> Option<Bytes> {
+        self.flush_tail();
         let mut begins = 0;
         for part in &self.parts {
             if position < begins + part.len() {
@@ -55,9 +56,9 @@ impl Kept {
         None
     }
 
-    /// All of it.
+    /// All parts.
     pub(crate) fn parts(&mut self) -> &[Bytes] {
-        self.settle();
+        self.flush_tail();
         &self.parts
     }
 
@@ -65,9 +66,10 @@ impl Kept {
         *self = Self::default();
     }
 
-    fn settle(&mut self) {
-        if !self.gathered.is_empty() {
-            self.parts.push(std::mem::take(&mut self.gathered).freeze());
+    /// Turns the copied short parts into one part.
+    fn flush_tail(&mut self) {
+        if !self.tail.is_empty() {
+            self.parts.push(std::mem::take(&mut self.tail).freeze());
         }
     }
 }
@@ -79,52 +81,52 @@ mod tests {
     use super::*;
 
     #[test]
-    fn many_short_parts_are_kept_as_one() {
-        let mut kept = Kept::default();
+    fn short_parts_are_merged() {
+        let mut buffer = ReplayBuffer::default();
         for number in 0..65_000_u32 {
-            // A part of a buffer of the size that is read into.
-            let buffer = Bytes::from(vec![number as u8; 1024]);
-            kept.push(&buffer.slice(7..8));
+            // A slice of a larger read buffer.
+            let read = Bytes::from(vec![number as u8; 1024]);
+            buffer.push(&read.slice(7..8));
         }
-        assert_eq!((kept.len(), kept.parts.len()), (65_000, 0));
-        assert!(kept.gathered.capacity() <= 2 * 65_536, "{}", kept.gathered.capacity());
-        assert_eq!(kept.parts().len(), 1);
-        assert!(kept.parts()[0].iter().enumerate().all(|(at, octet)| *octet == at as u8));
+        assert_eq!((buffer.len(), buffer.parts.len()), (65_000, 0));
+        assert!(buffer.tail.capacity() <= 2 * 65_536, "{}", buffer.tail.capacity());
+        assert_eq!(buffer.parts().len(), 1);
+        assert!(buffer.parts()[0].iter().enumerate().all(|(at, byte)| *byte == at as u8));
     }
 
     #[test]
-    fn one_part_is_shared() {
-        let mut kept = Kept::default();
+    fn first_part_is_not_copied() {
+        let mut buffer = ReplayBuffer::default();
         let data = Bytes::from(vec![1; 100]);
-        kept.push(&data);
-        assert_eq!(kept.parts()[0].as_ptr(), data.as_ptr());
+        buffer.push(&data);
+        assert_eq!(buffer.parts()[0].as_ptr(), data.as_ptr());
     }
 
     proptest! {
-        /// However it came, it is what came, from any position on, and parts beside each other are not both short.
+        /// Whatever the parts, the buffer yields their bytes from any position, and adjacent parts are not both short.
         #[test]
-        fn what_is_kept_is_what_came(
-            parts in prop::collection::vec((0usize..3, 0usize..LONG * 2), 0..12),
-            looks in prop::collection::vec(any::<bool>(), 12),
+        fn buffer_yields_what_was_pushed(
+            parts in prop::collection::vec((0usize..3, 0usize..SHARED_LEN_MIN * 2), 0..12),
+            reads in prop::collection::vec(any::<bool>(), 12),
         ) {
-            let (mut kept, mut whole) = (Kept::default(), Vec::new());
-            for (number, ((kind, length), looks)) in parts.into_iter().zip(looks).enumerate() {
+            let (mut buffer, mut whole) = (ReplayBuffer::default(), Vec::new());
+            for (number, ((kind, length), reads)) in parts.into_iter().zip(reads).enumerate() {
                 let length = [length, length % 700, length % 2][kind];
                 let data = Bytes::from(vec![number as u8; length]);
-                kept.push(&data);
+                buffer.push(&data);
                 whole.extend_from_slice(&data);
-                prop_assert_eq!(kept.len(), whole.len());
-                if looks {
+                prop_assert_eq!(buffer.len(), whole.len());
+                if reads {
                     let mut seen = Vec::new();
-                    while let Some(part) = kept.part(seen.len()) {
+                    while let Some(part) = buffer.part_at(seen.len()) {
                         seen.extend_from_slice(&part);
                     }
                     prop_assert_eq!(&seen, &whole);
                 }
                 let position = whole.len() / 3;
-                let rest = kept.part(position).unwrap_or_default();
+                let rest = buffer.part_at(position).unwrap_or_default();
                 prop_assert!(whole[position..].starts_with(&rest));
-                prop_assert!(kept.parts().windows(2).all(|two| two[0].len() + two[1].len() >= LONG));
+                prop_assert!(buffer.parts().windows(2).all(|two| two[0].len() + two[1].len() >= SHARED_LEN_MIN));
             }
         }
     }

@@ -1,21 +1,21 @@
-//! HTTP: one connection from downstream, its requests one by one, and what becomes of each.
+//! HTTP: client connections, their requests, and forwarding of each request to an endpoint.
 //!
-//! - [`serve`]: the server side of a connection, HTTP/1.1 or HTTP/2, drained when the process is.
-//! - [`watch`]: what moves on that connection, and when it has lasted too long as it is.
-//! - [`head`]: the duties of a proxy: one authority, one framing, no hop-by-hop header passed on.
+//! - [`serve`]: the server side of a connection, HTTP/1.1 or HTTP/2, with draining.
+//! - [`watch`]: timeouts of that connection: idle, request head, stalled client, lingering close.
+//! - [`head`]: validation of heads: one authority, one framing, no hop-by-hop headers forwarded.
 //! - [`forward`]: attempts, timeouts, retries.
-//! - [`hedge`]: attempts side by side, for rules that want them.
-//! - [`requests`]: the requests of a connection of HTTP/1.1, one after the other.
-//! - [`streams`]: those of a connection of HTTP/2, side by side.
-//! - [`incoming`] and [`pipe`]: bodies as they come, and as they go into a stream of HTTP/2.
-//! - [`upload`]: the rest of a request whose response came first.
-//! - [`interim`]: responses before the response.
-//! - [`respond`]: the one place where an answer of the proxy's own is made.
-//! - [`body`]: bodies that can be sent again, and bodies that know when they are complete.
-//! - [`kept`]: what is kept of a body to send it again.
-//! - [`pace`]: how long a client may be waited for while it sends a body.
-//! - [`upgrade`]: what was HTTP and is bytes from now on.
-//! - [`tunnel`]: CONNECT, which is bytes from its head on.
+//! - [`hedge`]: concurrent attempts, for rules with `hedge`.
+//! - [`requests`]: the requests of an HTTP/1.1 connection, one after the other.
+//! - [`streams`]: the requests of an HTTP/2 connection, concurrently.
+//! - [`incoming`] and [`pipe`]: bodies as received, and as sent on an HTTP/2 stream.
+//! - [`upload`]: the rest of a request body when the response arrives first.
+//! - [`interim`]: interim responses (1xx).
+//! - [`respond`]: the only place where the proxy generates responses.
+//! - [`body`]: request bodies that can be replayed, and response bodies that record their end.
+//! - [`kept`]: the replay buffer of a request body.
+//! - [`pace`]: the minimum rate of a request body.
+//! - [`upgrade`]: upgraded connections (101), relayed as TCP.
+//! - [`tunnel`]: CONNECT tunnels, relayed as TCP.
 
 pub(crate) mod body;
 mod date;
@@ -36,6 +36,6 @@ pub(crate) mod upgrade;
 pub(crate) mod upload;
 pub(crate) mod watch;
 
-/// HTTP/2 windows, on both sides, in bytes: what may be buffered for one slow stream, and for one connection.
+/// HTTP/2 flow-control windows on both sides, in bytes: the most that is buffered for one stream and for one connection.
 pub(crate) const STREAM_WINDOW: u32 = 256 * 1024;
 pub(crate) const CONNECTION_WINDOW: u32 = 1024 * 1024;

@@ -1,4 +1,4 @@
-//! Sending a body in a stream of HTTP/2.
+//! Sends a body on an HTTP/2 stream.
 
 use std::error::Error;
 use std::pin::Pin;
@@ -10,31 +10,31 @@ use http_body::Body;
 use super::body::BodyError;
 use crate::http2::{self, Reason, SendStream};
 
-/// Sends a body to its end, or until the peer wants no more of it. One part of it is kept for a peer that does not take it yet.
+/// Sends a body to its end, or until the peer resets the stream. At most one part waits for the peer's window.
 pub(crate) struct Pipe<B> {
     stream: SendStream,
     body: B,
     ended: bool,
-    /// What the peer is told if the body breaks off, and nobody said why.
-    broken: Reason,
+    /// The code of RST_STREAM if reading the body fails without a code of its own.
+    abort_reason: Reason,
 }
 
 /// Why a body was not sent to its end.
-pub(crate) enum Broken {
-    /// The peer takes no more, which what comes the other way tells as well.
+pub(crate) enum PipeError {
+    /// The peer accepts no more. The receiving side of the stream reports this too.
     Stream(http2::Error),
-    /// The body broke off; the stream was reset.
+    /// Reading the body failed; the stream was reset.
     Body(BodyError),
 }
 
 impl<B> Pipe<B> {
-    pub(crate) fn new(stream: SendStream, body: B, broken: Reason) -> Self {
-        Self { stream, body, ended: false, broken }
+    pub(crate) fn new(stream: SendStream, body: B, abort_reason: Reason) -> Self {
+        Self { stream, body, ended: false, abort_reason }
     }
 
-    /// Of a stream that has ended with its head.
+    /// A pipe for a stream whose head carried END_STREAM: nothing of the body is sent.
     pub(crate) fn after_end(stream: SendStream, body: B) -> Self {
-        Self { stream, body, ended: true, broken: Reason::INTERNAL_ERROR }
+        Self { stream, body, ended: true, abort_reason: Reason::INTERNAL_ERROR }
     }
 
     pub(crate) fn body_mut(&mut self) -> &mut B {
@@ -51,16 +51,16 @@ impl<B> Pipe<B>
 where
     B: Body<Data = Bytes, Error = BodyError> + Unpin,
 {
-    /// Sends what there is, and is done when all of it is on its way.
-    pub(crate) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+    /// Sends what is available. Ready: all of it was sent.
+    pub(crate) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), PipeError>> {
         loop {
             ready!(self.stream.poll_sent(cx))?;
             if self.ended {
                 return Poll::Ready(Ok(()));
             }
             let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
-                // To be woken when the peer resets the stream.
-                return self.stream.poll_error(cx).map(|error| Err(Broken::Stream(error)));
+                // Wakes this task when the peer resets the stream.
+                return self.stream.poll_error(cx).map(|error| Err(PipeError::Stream(error)));
             };
             match frame.map(|frame| frame.map(http_body::Frame::into_data)) {
                 None => {
@@ -68,8 +68,8 @@ where
                     self.stream.send_data(Bytes::new(), true)?;
                 }
                 Some(Err(error)) => {
-                    self.stream.reset(reason_of(&*error).unwrap_or(self.broken));
-                    return Poll::Ready(Err(Broken::Body(error)));
+                    self.stream.reset(reset_reason(&*error).unwrap_or(self.abort_reason));
+                    return Poll::Ready(Err(PipeError::Body(error)));
                 }
                 Some(Ok(Ok(data))) => {
                     self.ended = self.body.is_end_stream();
@@ -86,15 +86,15 @@ where
     }
 }
 
-impl From<http2::Error> for Broken {
+impl From<http2::Error> for PipeError {
     fn from(error: http2::Error) -> Self {
         Self::Stream(error)
     }
 }
 
-/// The reason that a reset had, if it was one that broke a body off. NO_ERROR is none: behind an incomplete body it would say that
-/// the body is complete.
-fn reason_of(error: &(dyn Error + 'static)) -> Option<Reason> {
+/// The code of the reset that made reading a body fail, if a reset did. NO_ERROR is not passed on: after an incomplete
+/// body it would say that the body is complete.
+fn reset_reason(error: &(dyn Error + 'static)) -> Option<Reason> {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(error) = error.downcast_ref::<http2::Error>() {

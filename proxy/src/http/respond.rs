@@ -1,5 +1,5 @@
-//! Answers of the proxy's own. Each says why it was made (`weft-reason`) and whose word it is (`weft-source`), in headers
-//! and in the access log.
+//! Responses that the proxy generates itself. Each carries the reason (`weft-reason`) and the object and rule that
+//! decided (`weft-source`), in headers and in the access log.
 
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
@@ -10,67 +10,68 @@ use super::date;
 use super::forward::RequestGuard;
 use super::head::{REASON, SOURCE};
 
-/// What came of a call of gRPC.
+/// The status of a gRPC call.
 pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
-/// Why the proxy answered, in one closed list. The words are those of headers, logs and metrics.
+/// Why the proxy generated a response, or why a TCP connection failed: a closed list, used in headers, logs and
+/// metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Reason {
-    /// The request could mean two things.
+    /// The request is invalid or ambiguous.
     BadRequest,
-    /// The client took too long to send its body.
+    /// The client sent its body below the minimum rate.
     SlowRequest,
-    /// No rule takes the CONNECT.
+    /// No rule matches the CONNECT.
     ConnectRefused,
-    /// No rule of the port's routes takes the request.
+    /// No rule of the port's routes matches the request.
     NoRoute,
-    /// The backend of this share does not exist.
+    /// The selected backend does not exist.
     BackendNotFound,
     /// The backend, or its subset, has no ready endpoint.
     NoEndpoints,
-    /// The backend has ready endpoints, none of them on this pod's node, and traffic is to stay there.
+    /// The backend has ready endpoints, but none on this pod's node, and `internalTrafficPolicy` is `Local`.
     NoLocalEndpoints,
-    /// No endpoint could be connected to.
+    /// No connection to an endpoint could be established.
     ConnectFailed,
-    /// The endpoint closed the connection before it answered.
+    /// The endpoint closed or reset the connection before it responded.
     UpstreamReset,
-    /// A client broke its connection of bytes off, as it may.
+    /// The client reset a TCP connection. Not a failure.
     DownstreamReset,
-    /// Nothing moved on a connection of bytes for too long.
+    /// A TCP connection was idle for too long.
     IdleTimeout,
-    /// The proxy was asked to stop, and a connection of bytes did not end in time.
+    /// The proxy was shutting down and a TCP connection did not end in time.
     Draining,
-    /// The endpoint's answer was not HTTP.
+    /// The endpoint's response is invalid HTTP.
     UpstreamProtocol,
-    /// The time for the whole request was over.
+    /// The request timeout expired.
     RequestTimeout,
-    /// The time for an attempt was over, and there was none left.
+    /// The attempt timeout expired and no retry was left.
     AttemptTimeout,
-    /// A limit of the MeshCluster was reached.
+    /// A limit of the MeshCluster is reached.
     Overflow,
-    /// The proxy is about to use up its memory.
+    /// The proxy is close to its memory limit.
     Overload,
-    /// A MeshPolicy refuses it.
+    /// A MeshPolicy denies the request or connection.
     PolicyDenied,
-    /// The destination is not of this pod, or is the proxy itself.
+    /// The destination is not this pod, or is the proxy itself.
     WrongDestination,
-    /// A rule answers directly.
+    /// A rule responds directly.
     DirectResponse,
     /// A rule redirects.
     Redirect,
-    /// The request says that it is not to be passed on any further.
+    /// Max-Forwards is 0.
     MaxForwards,
-    /// A rule makes requests fail on purpose.
+    /// A rule injects a fault.
     Fault,
-    /// A rule answers a browser that asks on behalf of another origin's page.
+    /// A rule answers a CORS preflight.
     CorsPreflight,
-    /// It does not let that origin call.
+    /// A rule's CORS settings do not allow the origin.
     CorsRefused,
-    /// A rule's pace is exceeded.
+    /// A rule's rate limit is exceeded.
     RateLimited,
-    /// A TLS client does not say which server it wants.
+    /// A TLS client sends no server name (SNI).
     NoServerName,
-    /// A client did not get through the handshake of TLS.
+    /// A TLS handshake failed.
     TlsHandshake,
 }
 
@@ -108,12 +109,12 @@ impl Reason {
         }
     }
 
-    /// Whether something is wrong; what a rule answers is meant so, and a client may go as it likes.
+    /// Whether the access log counts this as a failure.
     pub(crate) fn is_failure(self) -> bool {
         !matches!(self, Self::DirectResponse | Self::Redirect | Self::MaxForwards | Self::DownstreamReset)
     }
 
-    /// The status of the answer, where no rule gives one.
+    /// The status of the response, unless a rule sets one.
     fn status(self) -> StatusCode {
         match self {
             Self::BadRequest | Self::TlsHandshake => StatusCode::BAD_REQUEST,
@@ -139,17 +140,17 @@ impl Reason {
     }
 }
 
-/// An answer to be made.
+/// A response to be generated (Envoy: local reply).
 pub(crate) struct Answer {
     pub(crate) reason: Reason,
-    /// Absent: the reason's.
+    /// None: the reason's default.
     pub(crate) status: Option<StatusCode>,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
 }
 
 impl Answer {
-    /// An answer that says what the matter is, in a line for people.
+    /// An answer with one line of text as its body.
     pub(crate) fn new(reason: Reason, detail: impl Into<String>) -> Self {
         let mut line: String = detail.into();
         if !line.is_empty() {
@@ -158,9 +159,9 @@ impl Answer {
         Self { reason, status: None, headers: HeaderMap::new(), body: line.into() }
     }
 
-    /// An answer to a request that is not to be passed on any further (RFC 9110 7.6.2). A TRACE is not given back: it may have
-    /// secrets in its headers.
-    pub(crate) fn to_last_forward(method: &Method) -> Self {
+    /// The answer to a request with Max-Forwards 0 (RFC 9110 7.6.2). A TRACE is not echoed: its headers may contain
+    /// secrets.
+    pub(crate) fn max_forwards_reached(method: &Method) -> Self {
         let mut answer = Self::new(Reason::MaxForwards, "");
         if *method == Method::TRACE {
             answer.status = Some(StatusCode::METHOD_NOT_ALLOWED);
@@ -169,12 +170,12 @@ impl Answer {
         answer
     }
 
-    /// The response; `guard` says whose word it is and notes what came of it.
+    /// Builds the response. `guard` supplies the rule that decided, and records status and reason.
     pub(crate) fn into_response(self, mut guard: Box<RequestGuard>) -> Response<ResponseBody> {
         let Self { reason, status, headers, body } = self;
         let status = status.unwrap_or(reason.status());
-        guard.answered(reason, status);
-        // RFC 9110 6.4.1: behind these there is no content, and HTTP/2 has no framing that would hide it.
+        guard.set_answer(reason, status);
+        // RFC 9110 6.4.1: these have no content, and HTTP/2 has no framing that would suppress it.
         let is_bodiless =
             guard.log.method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         let body = if is_bodiless { Bytes::new() } else { body };
@@ -182,16 +183,16 @@ impl Answer {
         *response.headers_mut() = headers;
         let out = response.headers_mut();
         if matches!(reason, Reason::BadRequest | Reason::ConnectRefused) && guard.log.version != Version::HTTP_2 {
-            // Where it ends is as doubtful as what it means: what follows is not taken for another request.
+            // The end of an ambiguous request is ambiguous too: nothing after it is read as another request.
             out.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         out.insert(REASON, HeaderValue::from_static(reason.as_str()));
         if let Some(origin) = guard.origin() {
             out.insert(SOURCE, origin.header.clone());
         }
-        let own_failure = !matches!(reason, Reason::DirectResponse | Reason::Redirect);
-        if guard.is_grpc() && own_failure {
-            // A gRPC client reads the status from here; a trailers-only response is a head and no body.
+        let is_error = !matches!(reason, Reason::DirectResponse | Reason::Redirect);
+        if guard.is_grpc() && is_error {
+            // gRPC clients read the status from here: a trailers-only response is a head without a body.
             out.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
             out.insert(GRPC_STATUS, HeaderValue::from_static(grpc_status(status)));
             out.insert("grpc-message", HeaderValue::from_static(reason.as_str()));
@@ -205,14 +206,14 @@ impl Answer {
     }
 }
 
-/// Headers of an answer to what is no request.
-pub(crate) fn to_bad_message() -> HeaderMap {
+/// The headers of the answer to an invalid request head.
+pub(crate) fn bad_message_headers() -> HeaderMap {
     let reason = (REASON, HeaderValue::from_static(Reason::BadRequest.as_str()));
     [reason, (header::DATE, date::now())].into_iter().collect()
 }
 
-/// The HTTP status that stands for a gRPC one, for all that judges answers: retries, hedges and outlier detection. Source:
-/// google/rpc/code.proto. None: it is not a status of gRPC.
+/// The HTTP status equivalent to a gRPC status, used by retries, hedges and outlier detection. Source:
+/// google/rpc/code.proto. None: not a gRPC status.
 pub(crate) fn http_status(grpc_status: &[u8]) -> Option<StatusCode> {
     let code = match grpc_status {
         b"0" => 200,
@@ -232,8 +233,8 @@ pub(crate) fn http_status(grpc_status: &[u8]) -> Option<StatusCode> {
     StatusCode::from_u16(code).ok()
 }
 
-/// The gRPC status for an HTTP one. Source: "HTTP to gRPC Status Code Mapping" of the gRPC project; 500 is the Gateway
-/// API's: a backend that does not exist is UNAVAILABLE.
+/// The gRPC status for an HTTP status. Source: gRPC's "HTTP to gRPC Status Code Mapping"; 500 is mapped as in the
+/// Gateway API: a backend that does not exist is UNAVAILABLE.
 fn grpc_status(status: StatusCode) -> &'static str {
     match status.as_u16() {
         400 => "13",
@@ -250,7 +251,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_grpc_status_has_an_http_status_that_stands_for_it() {
+    fn http_status_maps_each_grpc_status() {
         let expected = [200, 499, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 501, 500, 503, 500, 401];
         for (code, status) in expected.into_iter().enumerate() {
             let found = http_status(code.to_string().as_bytes());

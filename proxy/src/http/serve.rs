@@ -1,6 +1,5 @@
-//! The server side of a connection: HTTP/1.1 or HTTP/2, request by request, drained when the process is.
-//!
-//! What differs between them is in [`requests`] and [`streams`]. A [`Watch`] ends what lasts too long.
+//! The server side of a connection, HTTP/1.1 ([`requests`]) or HTTP/2 ([`streams`]), with timeouts
+//! ([`ConnectionTimers`]) and draining.
 
 use std::rc::Rc;
 
@@ -10,18 +9,19 @@ use http::{Method, Request, Response, StatusCode};
 
 use super::body::ResponseBody;
 use super::incoming::Incoming;
-use super::watch::{Watch, Watched};
+use super::watch::{ConnectionTimers, TimedStream};
 use super::{head, requests, streams};
 use crate::downstream::Downstream;
 use crate::sniff::Prefixed;
 
-/// Bytes of a request's head, as sent in HTTP/1.1 and as decoded in HTTP/2.
+/// Maximum bytes of a request head, as sent in HTTP/1.1 and as decoded in HTTP/2.
 pub(super) const HEAD_BYTES_MAX: u32 = 64 * 1024;
 
-/// Serves a connection until it closes, or until it is drained: open requests are finished, new ones are not taken. What came
-/// and is no request is answered and noted here.
+/// Serves a connection until it closes or is drained: open requests complete, new ones are not accepted. Invalid
+/// requests are answered and logged here and do not reach `handle`.
 ///
-/// What can be done before the first wait is, so that the future has no room for it: it is what an idle connection costs.
+/// The set-up runs before the future is created, so that the future, which is what an idle connection costs, does not
+/// store it.
 pub(crate) fn serve<F, R>(
     stream: Prefixed,
     http2: bool,
@@ -34,33 +34,34 @@ where
 {
     let shared = &downstream.worker.shared;
     let handle = Rc::new(handle);
-    // In HTTP/2 the first bytes are the preface, and what is timed is for the connection to say.
-    let watch = Rc::new(Watch::new(shared.timeouts, !http2, stream.has_begun()));
-    let stream = Watched::new(stream, watch.clone(), shared.memory.clone());
-    let (opening, answered) = (watch.clone(), downstream.clone());
+    // In HTTP/2 the first bytes are the preface, and the connection reports which heads are timed.
+    let timers = Rc::new(ConnectionTimers::new(shared.timeouts, !http2, stream.has_begun()));
+    let stream = TimedStream::new(stream, timers.clone(), shared.memory.clone());
+    let (request_timers, request_downstream) = (timers.clone(), downstream.clone());
     let answer = move |mut request: Request<Incoming>| {
-        let open = opening.open();
-        head::unify(&mut request);
-        let connects = request.method() == Method::CONNECT;
-        // In a box, because it is handed on from one future to the next, and each keeps room for it.
+        let open_request = request_timers.open_request();
+        head::normalize(&mut request);
+        let is_connect = request.method() == Method::CONNECT;
+        // Boxed, so that each future that it passes through stores a pointer only.
         let request = Box::new(request);
-        let (handle, downstream) = (handle.clone(), answered.clone());
+        let (handle, downstream) = (handle.clone(), request_downstream.clone());
         async move {
             let mut response = handle(request).await;
             let is_scarce = || downstream.worker.shared.memory.is_scarce();
-            if !http2 && !connects && response.status() != StatusCode::SWITCHING_PROTOCOLS && is_scarce() {
-                // What is not kept open takes no memory. HTTP/2 has no such header; its requests are refused when it must be.
+            if !http2 && !is_connect && response.status() != StatusCode::SWITCHING_PROTOCOLS && is_scarce() {
+                // Frees the connection's memory. HTTP/2 has no such header; there, requests are refused if memory runs
+                // out.
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
-            response.body_mut().open = Some(open);
+            response.body_mut().open_request = Some(open_request);
             response
         }
     };
-    // Errors of a connection end that connection; what they mean for a request is noted by the request.
+    // A connection error ends the connection; each request logs what the error means for it.
     if http2 {
-        // In a box, so that a connection of HTTP/1.1, which serves fewer requests, takes no more memory than it needs.
-        Either::Left(Box::pin(streams::serve(stream, watch, downstream, answer)))
+        // Boxed, so that an HTTP/1.1 connection's future is not as large as an HTTP/2 connection's.
+        Either::Left(Box::pin(streams::serve(stream, timers, downstream, answer)))
     } else {
-        Either::Right(requests::serve(stream, watch, downstream, answer))
+        Either::Right(requests::serve(stream, timers, downstream, answer))
     }
 }

@@ -1,4 +1,4 @@
-//! The server side of a connection of HTTP/2: requests as they come, each in a task of its own, on the worker's thread.
+//! The server side of an HTTP/2 connection: requests run concurrently, each in its own task on the worker's thread.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -14,9 +14,9 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::body::{Handover, ResponseBody};
 use super::incoming::Incoming;
-use super::pipe::{Broken, Pipe};
+use super::pipe::{Pipe, PipeError};
 use super::serve::HEAD_BYTES_MAX;
-use super::watch::{Watch, Watched};
+use super::watch::{ConnectionTimers, TimedStream};
 use super::{CONNECTION_WINDOW, STREAM_WINDOW, date, respond};
 use crate::clock::Tick;
 use crate::downstream::Downstream;
@@ -25,7 +25,7 @@ use crate::http2::{Connection, Limits, Reason, SendStream};
 use crate::telemetry::access;
 use crate::telemetry::alive;
 
-/// What one connection may ask of us.
+/// Limits of one downstream connection.
 const LIMITS: Limits = Limits {
     streams: 1000,
     stream_window: STREAM_WINDOW,
@@ -33,27 +33,26 @@ const LIMITS: Limits = Limits {
     head_bytes: HEAD_BYTES_MAX,
 };
 
-/// How often a client that sends nothing more, and waits for answers, is looked for. One that has closed its connection altogether
-/// is noticed at the first look: what was said when it did has made a reset of it.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often a client that has closed its sending half (FIN) is probed while responses are pending. If it has closed
+/// its socket completely, the first probe finds a reset: what was sent to it after the FIN has caused one.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A request whose stream was reset: HTTP/2 has no answer to it that a client would have to read (RFC 9113 8.1.1).
-const MALFORMED: BadMessage = BadMessage {
-    text: "the head is malformed, or its length is not that of the body",
-    status: StatusCode::BAD_REQUEST,
-};
+/// For the access log: a malformed request, whose stream was reset (RFC 9113 8.1.1) and which gets no response.
+const MALFORMED: BadMessage =
+    BadMessage { text: "malformed head, or Content-Length does not match the body", status: StatusCode::BAD_REQUEST };
 
-/// What becomes of one request. Ends when its client wants no more of it.
+/// One request. Ends early when the client resets its stream.
 enum Stream<R> {
-    /// In a box, which is given back when there is an answer: most of a stream's time goes into sending that.
-    Answering(Option<SendStream>, Pin<Box<R>>),
+    /// The handler runs. Boxed, and freed once there is a response: a stream spends most of its time sending that.
+    Handling(Option<SendStream>, Pin<Box<R>>),
+    /// The response body is sent.
     Sending(Pipe<ResponseBody>),
 }
 
-/// Serves a connection until it closes, or until it is drained: open requests are finished, new ones are not taken.
+/// Serves a connection until it closes or is drained: open requests complete, new ones are not accepted.
 pub(super) fn serve<F, R>(
-    stream: Watched,
-    watch: Rc<Watch>,
+    stream: TimedStream,
+    timers: Rc<ConnectionTimers>,
     downstream: Rc<Downstream>,
     answer: F,
 ) -> impl Future<Output = ()>
@@ -63,70 +62,70 @@ where
 {
     let connection = Box::new(Connection::server(stream, LIMITS));
     async move {
-        let leaves = Cell::new(false);
-        let mut accepting = pin!(accept(connection, &watch, &downstream, &leaves, &answer));
-        watch.look_after(accepting.as_mut(), &downstream.worker.shared.drain, &leaves).await;
+        let draining = Cell::new(false);
+        let mut accepting = pin!(accept(connection, &timers, &downstream, &draining, &answer));
+        timers.run(accepting.as_mut(), &downstream.worker.shared.drain, &draining).await;
     }
 }
 
 async fn accept<F, R>(
-    mut connection: Box<Connection<Watched>>,
-    watch: &Watch,
+    mut connection: Box<Connection<TimedStream>>,
+    timers: &ConnectionTimers,
     downstream: &Downstream,
-    leaves: &Cell<bool>,
+    draining: &Cell<bool>,
     answer: &F,
 ) where
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Response<ResponseBody>> + 'static,
 {
-    let mut left = false;
-    let mut look: Option<Pin<Box<Sleep>>> = None;
+    let mut is_shutting_down = false;
+    let mut timer: Option<Pin<Box<Sleep>>> = None;
     loop {
         let accepted = poll_fn(|cx| {
-            if leaves.get() && !left {
-                left = true;
-                connection.graceful_shutdown();
+            if draining.get() && !is_shutting_down {
+                is_shutting_down = true;
+                connection.leave();
             }
             let mut accepted = connection.poll_accept(cx);
-            while accepted.is_pending() && connection.is_read_closed() {
-                let look = look.get_or_insert_with(|| Box::pin(sleep(LOOK)));
-                ready!(look.as_mut().poll(cx));
-                look.as_mut().reset(Instant::now() + LOOK);
+            while accepted.is_pending() && connection.has_ended() {
+                let timer = timer.get_or_insert_with(|| Box::pin(sleep(PROBE_INTERVAL)));
+                ready!(timer.as_mut().poll(cx));
+                timer.as_mut().reset(Instant::now() + PROBE_INTERVAL);
                 connection.probe();
                 accepted = connection.poll_accept(cx);
             }
-            watch.note_head(connection.incomplete_since());
+            timers.set_head_since(connection.unfinished());
             (0..connection.take_malformed()).for_each(|_| access::refused(downstream, &MALFORMED));
             accepted
         });
         let Some((request, mut sending, receiving)) = accepted.await else { return };
         let Ok(request) = request else {
             access::refused(downstream, &BadMessage::TOO_LARGE);
-            // The client may have left.
-            let _ = sending.respond(BadMessage::TOO_LARGE.status, &respond::to_bad_message(), true);
+            // Fails if the client has disconnected.
+            let _ = sending.respond(BadMessage::TOO_LARGE.status, &respond::bad_message_headers(), true);
             continue;
         };
         let (head, ()) = request.into_parts();
         let body = Incoming::of_stream(receiving, &head.headers, None);
-        let stream = Stream::Answering(Some(sending), Box::pin(answer(Request::from_parts(head, body))));
-        alive::spawn(unless_idle(stream, downstream.worker.shared.timeouts.idle));
+        let stream = Stream::Handling(Some(sending), Box::pin(answer(Request::from_parts(head, body))));
+        alive::spawn(with_idle_timeout(stream, downstream.worker.shared.timeouts.idle));
     }
 }
 
-/// Runs a stream to its end, and ends it when nothing happens in it for too long. It is reset then.
-async fn unless_idle<R: Future<Output = Response<ResponseBody>>>(mut stream: Stream<R>, idle: Duration) {
-    let mut moved = Tick::now();
+/// Runs a stream until it completes, or resets it when it is idle for too long.
+async fn with_idle_timeout<R: Future<Output = Response<ResponseBody>>>(mut stream: Stream<R>, idle: Duration) {
+    let mut active_at = Tick::now();
     let mut timer = pin!(sleep(idle));
     poll_fn(|cx| {
-        // Whatever wakes the stream is news of it, but for the timer.
+        // A wakeup other than the timer's is activity.
         while timer.as_mut().poll(cx).is_ready() {
-            let left = idle.saturating_sub(moved.elapsed());
+            let left = idle.saturating_sub(active_at.elapsed());
             if left.is_zero() {
                 return Poll::Ready(());
             }
             timer.as_mut().reset(Instant::now() + left);
         }
-        moved = Tick::now();
+        active_at = Tick::now();
         Pin::new(&mut stream).poll(cx)
     })
     .await;
@@ -138,34 +137,34 @@ impl<R: Future<Output = Response<ResponseBody>>> Future for Stream<R> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if let Self::Answering(sending, answering) = &mut *self {
-            let Poll::Ready(response) = answering.as_mut().poll(cx) else {
-                // To be woken when the client resets the stream.
+        if let Self::Handling(sending, handling) = &mut *self {
+            let Poll::Ready(response) = handling.as_mut().poll(cx) else {
+                // Wakes this task when the client resets the stream.
                 return sending.as_mut().map_or(Poll::Ready(()), |sending| sending.poll_error(cx).map(|_| ()));
             };
-            match sending.take().and_then(|sending| begin(sending, response)) {
+            match sending.take().and_then(|sending| send_head(sending, response)) {
                 Some(pipe) => *self = Self::Sending(pipe),
                 None => return Poll::Ready(()),
             }
         }
         let Self::Sending(pipe) = &mut *self else { return Poll::Ready(()) };
-        // Whether the client takes the response or not: it may send all of its request before it reads.
+        // Polled even if the client does not read the response: it may send all of its request first.
         let uploaded = pipe.body_mut().poll_upload(cx);
         match ready!(pipe.poll_send(cx)) {
             Ok(()) if uploaded.is_pending() => pipe.poll_reset(cx),
-            Ok(()) | Err(Broken::Body(_)) => Poll::Ready(()),
-            Err(Broken::Stream(error)) => {
-                tracing::debug!(%error, "the rest of a response has nowhere to go");
+            Ok(()) | Err(PipeError::Body(_)) => Poll::Ready(()),
+            Err(PipeError::Stream(error)) => {
+                tracing::debug!(%error, "stream ended before the response was complete");
                 Poll::Ready(())
             }
         }
     }
 }
 
-/// Sends the head of a response. None: nothing follows, or nothing that is sent from here.
-fn begin(mut sending: SendStream, response: Response<ResponseBody>) -> Option<Pipe<ResponseBody>> {
+/// Sends the head of a response. None: there is nothing more to send here.
+fn send_head(mut sending: SendStream, response: Response<ResponseBody>) -> Option<Pipe<ResponseBody>> {
     let (mut head, mut body) = response.into_parts();
-    // RFC 9110 6.6.1: who passes a response on gives it a date if it has none.
+    // RFC 9110 6.6.1: a proxy adds Date to a response without one.
     head.headers.entry(header::DATE).or_insert_with(date::now);
     let handover = body.take_handover();
     let ends = body.is_end_stream() && handover.is_none();
@@ -175,11 +174,11 @@ fn begin(mut sending: SendStream, response: Response<ResponseBody>) -> Option<Pi
         head.headers.entry(header::CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
     }
     if let Err(error) = sending.respond(head.status, &head.headers, ends) {
-        tracing::debug!(%error, "a response could not be sent");
+        tracing::debug!(%error, "response not sent");
         return None;
     }
     match handover {
-        // Who asked for it may have given up meanwhile: the stream is reset then.
+        // If the receiver is gone, the stream is dropped and so reset.
         Some(Handover::Stream(next)) => drop(next.send(sending)),
         Some(Handover::Connection(_)) => {}
         None if ends && body.has_upload() => return Some(Pipe::after_end(sending, body)),

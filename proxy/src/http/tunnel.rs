@@ -1,7 +1,8 @@
-//! CONNECT: a tunnel to an endpoint of the backend that a rule names. It ends here, and what comes through it reaches the
-//! endpoint as it is; the host that the client names leads nowhere. The client is answered once the endpoint is connected to, and
-//! what it has sent by then waits. The two connections never go back to a pool; over HTTP/2 the tunnel is one stream of the
-//! client's.
+//! CONNECT: a tunnel to an endpoint of the backend that a rule selects, not to the host that the client names.
+//!
+//! The proxy terminates the tunnel and relays its bytes to the endpoint unchanged. It responds 200 once the endpoint is
+//! connected; bytes that the client sends earlier wait. Neither connection returns to a pool. Over HTTP/2 the tunnel is
+//! one stream.
 
 use std::sync::Arc;
 
@@ -25,12 +26,12 @@ use crate::telemetry::access::SERVICE_ADDRESS;
 use crate::telemetry::alive;
 use crate::upstream::load::Kind;
 
-/// The answer where no rule takes a CONNECT.
+/// The answer to a CONNECT that no rule matches.
 pub(crate) fn refusal() -> Answer {
-    Answer::new(Reason::ConnectRefused, "no rule of a route takes this CONNECT: it needs a match with method CONNECT")
+    Answer::new(Reason::ConnectRefused, "no route rule matches this CONNECT: a match with method CONNECT is required")
 }
 
-/// Connects to an endpoint of the cluster, answers, and passes bytes both ways until one side has had enough.
+/// Connects to an endpoint of the cluster, responds 200, and relays bytes in both directions until one side closes.
 pub(crate) async fn open(
     request: Box<Request<Incoming>>,
     cluster: &Arc<Cluster>,
@@ -42,16 +43,16 @@ pub(crate) async fn open(
     let state = worker.cluster(cluster);
     let Some(permit) = state.shared.admit(Kind::Connection, cluster.limits.max_connections) else {
         let text =
-            format!("{} connections to {} are open already", cluster.limits.max_connections.unwrap_or(0), cluster.name);
+            format!("{} has reached maxConnections ({})", cluster.name, cluster.limits.max_connections.unwrap_or(0));
         return Answer::new(Reason::Overflow, text).into_response(guard);
     };
     let (parts, body) = request.into_parts();
     let affinity = state.affinity(&parts, guard.log.downstream.peer.ip());
-    let begun = guard.log.started;
+    let started = guard.log.started;
     let connecting = connect(&worker, cluster, subset, affinity, &mut guard.log.attempts);
     let connected = match rule.request_timeout {
         None => connecting.await,
-        Some(timeout) => timeout_at(begun + timeout, connecting).await.unwrap_or(Err((Reason::RequestTimeout, None))),
+        Some(timeout) => timeout_at(started + timeout, connecting).await.unwrap_or(Err((Reason::RequestTimeout, None))),
     };
     let upstream = match connected {
         Ok((endpoint, stream)) => {
@@ -65,10 +66,10 @@ pub(crate) async fn open(
             let text = match reason {
                 Reason::NoEndpoints => format!("{name} has no ready endpoint"),
                 Reason::NoLocalEndpoints => {
-                    format!("{name} has no ready endpoint on this node, where its traffic is to stay")
+                    format!("{name} has no ready endpoint on this node, and internalTrafficPolicy is Local")
                 }
-                Reason::RequestTimeout => format!("no connection to {name} was made in time"),
-                _ => format!("no connection to {name} could be made"),
+                Reason::RequestTimeout => format!("connecting to {name} timed out"),
+                _ => format!("connecting to {name} failed"),
             };
             return Answer::new(reason, text).into_response(guard);
         }
@@ -87,12 +88,12 @@ pub(crate) async fn open(
     };
     let downstream = guard.log.downstream.clone();
     alive::spawn(async move {
-        // Counted as a connection of the cluster as long as it lasts.
+        // Held for the duration of the tunnel: it counts as a connection of the cluster.
         let _permit = permit;
         let shared = &downstream.worker.shared;
         match end.await {
             Some(end) => drop(tcp::relay(end, upstream.into(), shared.timeouts.idle, &shared.drain).await),
-            // The client left before the tunnel was its own.
+            // The client disconnected before the handover.
             None => Stream::Plain(upstream).cut(),
         }
     });

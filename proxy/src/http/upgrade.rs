@@ -1,5 +1,5 @@
-//! What was HTTP and is bytes from now on (WebSocket and its like). Bytes pass only after the backend's own 101, and the
-//! connections never go back to a pool.
+//! HTTP upgrades (WebSocket and the like). After the backend's 101 the connection is relayed as TCP and never returns
+//! to a pool.
 
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Response, StatusCode};
@@ -13,32 +13,32 @@ use crate::telemetry::alive;
 use crate::upstream::endpoint::Lease;
 use crate::upstream::http1::Upgraded;
 
-/// Passes a 101 on with these headers, and then bytes both ways until one side has had enough.
+/// Forwards a 101 with these headers, then relays bytes in both directions until one side closes.
 pub(crate) fn switch(
     mut headers: HeaderMap,
     mut lease: Lease,
-    agreed: HeaderValue,
+    protocol: HeaderValue,
     mut guard: Box<RequestGuard>,
 ) -> Response<ResponseBody> {
     let upstream = lease.upgrade();
     let (next, end) = oneshot::channel();
     let downstream = guard.log.downstream.clone();
     alive::spawn(async move {
-        // The endpoint counts it as in flight as long as it lasts, and its limits count the connection.
+        // Held for the duration of the relay: counts as in flight at the endpoint and against the connection limit.
         let _lease = lease;
         let (end, Some(Upgraded { stream, read, permit: _permit })) = (end.await, upstream) else { return };
         let (stream, shared) = (Stream::Plain(stream), &downstream.worker.shared);
         match end {
             Ok(end) => drop(tcp::relay(end, End { stream, read }, shared.timeouts.idle, &shared.drain).await),
-            // The client left before the connection was handed over.
+            // The client disconnected before the handover.
             Err(_) => stream.cut(),
         }
     });
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(header::UPGRADE, agreed);
-    let mut switched = Response::new(());
-    *switched.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    *switched.headers_mut() = headers;
+    headers.insert(header::UPGRADE, protocol);
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    *response.headers_mut() = headers;
     guard.log.status = StatusCode::SWITCHING_PROTOCOLS.as_u16();
-    switched.map(|()| ResponseBody::handover(Handover::Connection(next), guard))
+    response.map(|()| ResponseBody::handover(Handover::Connection(next), guard))
 }

@@ -1,8 +1,8 @@
-//! What moves on a connection from downstream, and when it has lasted too long as it is.
+//! Timeouts of a downstream connection.
 //!
-//! A connection on which nothing moves, a head that does not come to its end, and a client that takes nothing of what is
-//! sent to it are closed. A connection that is closed while its client still sends is first read for a moment, because a
-//! reset would take the answer away from the client.
+//! A connection is closed when it is idle, when a request head is incomplete, or when the client reads nothing of what
+//! is sent to it for too long. Closing lingers: the proxy reads for a moment what the client still sends, because a TCP
+//! reset would discard the response before the client reads it.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -24,156 +24,161 @@ use crate::memory::Memory;
 use crate::sniff::Prefixed;
 use crate::space;
 
-/// How long a connection that is being closed is read, so that its client gets the response instead of a reset. There is no bound
-/// in bytes: a client in the middle of a long upload fills any such bound within milliseconds, and would see the reset only.
-/// Source: nginx (`lingering_time`), which waits longer; here the client is near.
+/// How long a closing connection is read, so that its client gets the response instead of a reset. There is no limit in
+/// bytes: a client in a long upload would exceed it within milliseconds and see the reset only. Source: nginx's
+/// `lingering_time`, which is longer; here the client is near.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// After how long, and how often, the kernel asks a client that has closed its sending half and waits for an answer. Linux answers
-/// for a socket that is closed altogether for a minute (`tcp_fin_timeout`), and with a reset afterwards.
-const ASK_AFTER: Duration = Duration::from_secs(30);
-const ASK_AGAIN: Duration = Duration::from_secs(15);
+/// TCP keepalive for a client that has closed its sending half and waits for a response: idle time and interval. If the
+/// client has closed its socket completely, its kernel acknowledges probes for a minute (Linux `tcp_fin_timeout`) and
+/// resets after that.
+const KEEPALIVE_TIME: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
-/// What moves on a connection, noted by its stream and its requests. Moments are milliseconds since `begun`, and 0 is none.
-pub(crate) struct Watch {
+/// The activity of a connection, recorded by its stream and its requests, and the timeouts that follow from it. Moments
+/// are milliseconds since `started`, plus 1; 0 is none.
+pub(crate) struct ConnectionTimers {
     timeouts: Timeouts,
-    begun: Instant,
-    begun_tick: Tick,
-    /// In HTTP/1.1 what comes between requests is a head. In HTTP/2 the connection says when one is to come: [`Self::note_head`].
+    started: Instant,
+    started_tick: Tick,
+    /// In HTTP/1.1, bytes between requests begin a head. In HTTP/2 the connection reports heads:
+    /// [`Self::set_head_since`].
     http1: bool,
-    /// Requests that are not answered to their end.
-    open: Cell<u32>,
-    /// When a byte last went either way.
-    moved: Cell<u64>,
-    /// When a head began to arrive that is not complete.
-    head: Cell<u64>,
-    /// Since when the client has taken nothing of what is to be written.
-    stalled: Cell<u64>,
+    /// Requests without a complete response.
+    open_requests: Cell<u32>,
+    /// When a byte was last read or written.
+    active_at: Cell<u64>,
+    /// When the incomplete head began to arrive.
+    head_since: Cell<u64>,
+    /// Since when writes have been blocked.
+    stalled_since: Cell<u64>,
     /// Since when the connection is being closed.
-    closing: Cell<u64>,
+    closing_since: Cell<u64>,
 }
 
-/// The client's stream, under watch.
-pub(crate) struct Watched {
+/// The client's stream; records its activity in the connection's timers.
+pub(crate) struct TimedStream {
     stream: Prefixed,
-    watch: Rc<Watch>,
+    timers: Rc<ConnectionTimers>,
     memory: Arc<Memory>,
-    /// What was accepted of writes waits for the client, in TLS.
-    waiting: bool,
+    /// A flush is blocked: TLS holds written bytes that the client has not read.
+    flush_pending: bool,
 }
 
-/// A request that is open until this is dropped.
-pub(crate) struct Open(Rc<Watch>);
+/// Counts a request as open until it is dropped.
+pub(crate) struct OpenRequest(Rc<ConnectionTimers>);
 
-/// Why a connection is not looked after any more.
+/// Why [`ConnectionTimers::run`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Left {
-    /// It is over.
+pub(crate) enum Ended {
+    /// The connection completed.
     Done,
-    /// It has lasted too long as it is.
-    Overdue,
+    /// A timeout expired.
+    TimedOut,
 }
 
-// === impl Watch ===
+// === impl ConnectionTimers ===
 
-impl Watch {
-    /// `begun`: something of a first request has come.
-    pub(crate) fn new(timeouts: Timeouts, http1: bool, begun: bool) -> Self {
+impl ConnectionTimers {
+    /// `has_bytes`: the first bytes of a request were read already.
+    pub(crate) fn new(timeouts: Timeouts, http1: bool, has_bytes: bool) -> Self {
         Self {
             timeouts,
-            begun: Instant::now(),
-            begun_tick: Tick::now(),
+            started: Instant::now(),
+            started_tick: Tick::now(),
             http1,
-            open: Cell::new(0),
-            moved: Cell::new(1),
-            head: Cell::new(u64::from(http1 && begun)),
-            stalled: Cell::new(0),
-            closing: Cell::new(0),
+            open_requests: Cell::new(0),
+            active_at: Cell::new(1),
+            head_since: Cell::new(u64::from(http1 && has_bytes)),
+            stalled_since: Cell::new(0),
+            closing_since: Cell::new(0),
         }
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.begun_tick.elapsed().as_millis()).unwrap_or(u64::MAX) + 1
+        u64::try_from(self.started_tick.elapsed().as_millis()).unwrap_or(u64::MAX) + 1
     }
 
-    /// A head was read.
-    pub(crate) fn open(self: &Rc<Self>) -> Open {
-        self.open.set(self.open.get() + 1);
-        self.head.set(0);
-        Open(self.clone())
+    /// A complete head was read.
+    pub(crate) fn open_request(self: &Rc<Self>) -> OpenRequest {
+        self.open_requests.set(self.open_requests.get() + 1);
+        self.head_since.set(0);
+        OpenRequest(self.clone())
     }
 
     /// Bytes were read.
-    fn read(&self) {
+    fn bytes_read(&self) {
         let now = self.now();
-        self.moved.set(now);
-        self.begin_head(now);
+        self.active_at.set(now);
+        self.head_started(now);
     }
 
-    /// Something of a head is here.
-    fn begin_head(&self, now: u64) {
-        if self.http1 && self.open.get() == 0 && self.head.get() == 0 {
-            self.head.set(now);
+    /// The first bytes of a head are there.
+    fn head_started(&self, now: u64) {
+        if self.http1 && self.open_requests.get() == 0 && self.head_since.get() == 0 {
+            self.head_since.set(now);
         }
     }
 
-    /// Since when something is to come in HTTP/2 that is timed as a head.
-    pub(crate) fn note_head(&self, begun: Option<Instant>) {
-        let since = |begun: Instant| begun.saturating_duration_since(self.begun).as_millis();
-        self.head.set(begun.map_or(0, |begun| u64::try_from(since(begun)).unwrap_or(u64::MAX) + 1));
+    /// Sets since when something in HTTP/2 that is timed as a head is incomplete: preface, settings, header block,
+    /// other frame.
+    pub(crate) fn set_head_since(&self, started: Option<Instant>) {
+        let since = |started: Instant| started.saturating_duration_since(self.started).as_millis();
+        self.head_since.set(started.map_or(0, |started| u64::try_from(since(started)).unwrap_or(u64::MAX) + 1));
     }
 
-    /// When the connection has lasted too long as it is.
+    /// When the earliest timeout expires.
     pub(crate) fn deadline(&self) -> Instant {
         let after = |since: &Cell<u64>, time: Duration| match since.get() {
             0 => None,
-            since => Some(self.begun + Duration::from_millis(since) + time),
+            since => Some(self.started + Duration::from_millis(since) + time),
         };
         let Timeouts { head, idle, stall, upload: _ } = self.timeouts;
         let deadlines = [
-            after(&self.closing, LINGER),
-            after(&self.head, head),
-            after(&self.stalled, stall),
-            after(&self.moved, idle),
+            after(&self.closing_since, LINGER),
+            after(&self.head_since, head),
+            after(&self.stalled_since, stall),
+            after(&self.active_at, idle),
         ];
-        deadlines.into_iter().flatten().min().unwrap_or(self.begun + idle)
+        deadlines.into_iter().flatten().min().unwrap_or(self.started + idle)
     }
 
-    /// Whether the client is answered and silent: nothing is under way.
-    pub(crate) fn is_at_rest(&self) -> bool {
-        let under_way = [&self.head, &self.stalled, &self.closing].iter().any(|since| since.get() != 0);
-        !under_way && self.open.get() == 0
+    /// Whether no request, head, blocked write or close is in progress.
+    pub(crate) fn is_idle(&self) -> bool {
+        let is_active =
+            [&self.head_since, &self.stalled_since, &self.closing_since].iter().any(|since| since.get() != 0);
+        !is_active && self.open_requests.get() == 0
     }
 
-    /// Runs a connection until it is over or overdue. When the process is asked to stop, the connection is told by `leaves`.
-    pub(crate) async fn look_after<C: Future>(
+    /// Runs a connection until it completes or a timeout expires. Sets `draining` when the process shuts down.
+    pub(crate) async fn run<C: Future>(
         &self,
         mut connection: Pin<&mut C>,
         drain: &CancellationToken,
-        leaves: &Cell<bool>,
-    ) -> Left {
+        draining: &Cell<bool>,
+    ) -> Ended {
         let mut timer = pin!(sleep_until(self.deadline()));
         let mut drained = pin!(drain.cancelled());
-        let mut is_heard = false;
+        let mut is_registered = false;
         poll_fn(|cx| {
-            // It is polled once, to wake this task; to ask whether it did costs less than to poll it each time.
-            if !is_heard {
-                is_heard = true;
-                leaves.set(drained.as_mut().poll(cx).is_ready());
-            } else if !leaves.get() {
-                leaves.set(drain.is_cancelled());
+            // Polled once to register the waker; afterwards `is_cancelled` is cheaper.
+            if !is_registered {
+                is_registered = true;
+                draining.set(drained.as_mut().poll(cx).is_ready());
+            } else if !draining.get() {
+                draining.set(drain.is_cancelled());
             }
             if connection.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Left::Done);
+                return Poll::Ready(Ended::Done);
             }
             let deadline = self.deadline();
-            // The timer may ring too early, never too late: most requests do not touch it.
+            // The timer may fire early, never late: most requests do not reset it.
             if deadline < timer.deadline() {
                 timer.as_mut().reset(deadline);
             }
             while timer.as_mut().poll(cx).is_ready() {
                 if self.deadline() <= Instant::now() {
-                    return Poll::Ready(Left::Overdue);
+                    return Poll::Ready(Ended::TimedOut);
                 }
                 timer.as_mut().reset(self.deadline());
             }
@@ -183,67 +188,68 @@ impl Watch {
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenRequest {
     fn drop(&mut self) {
-        self.0.open.set(self.0.open.get() - 1);
+        self.0.open_requests.set(self.0.open_requests.get() - 1);
     }
 }
 
-// === impl Watched ===
+// === impl TimedStream ===
 
-impl Watched {
-    pub(crate) fn new(stream: Prefixed, watch: Rc<Watch>, memory: Arc<Memory>) -> Self {
-        Self { stream, watch, memory, waiting: false }
+impl TimedStream {
+    pub(crate) fn new(stream: Prefixed, timers: Rc<ConnectionTimers>, memory: Arc<Memory>) -> Self {
+        Self { stream, timers, memory, flush_pending: false }
     }
 
-    /// Notes that something of the next head is here already.
-    pub(crate) fn begin_head(&self) {
-        self.watch.begin_head(self.watch.now());
+    /// The first bytes of the next head were read already.
+    pub(crate) fn head_started(&self) {
+        self.timers.head_started(self.timers.now());
     }
 
-    /// See [`Stream::poll_farewell`](crate::stream::Stream::poll_farewell).
-    pub(crate) fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Sends TLS close_notify: see [`Stream::poll_farewell`](crate::stream::Stream::poll_farewell).
+    pub(crate) fn poll_close_notify(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.stream.poll_farewell(cx)
     }
 
-    /// Whether the client has reset the connection. Nothing is read: the kernel knows no peer of such a socket any more.
+    /// Whether the client has reset the connection. Reads nothing: after a reset, `getpeername` fails.
     pub(crate) fn is_reset(&self) -> bool {
         self.stream.socket().is_some_and(|socket| socket.peer_addr().is_err())
     }
 
-    /// Has the kernel ask a client that sends nothing more whether it is there, and reset the connection if it is not.
-    pub(crate) fn keep_asking(&self) {
+    /// Enables TCP keepalive, so that the kernel resets the connection if the client is gone.
+    pub(crate) fn enable_keepalive(&self) {
         if let Some(socket) = self.stream.socket() {
-            let keepalive = TcpKeepalive::new().with_time(ASK_AFTER).with_interval(ASK_AGAIN).with_retries(3);
-            // Without it the client is noticed to be gone when something is written to it.
+            let keepalive =
+                TcpKeepalive::new().with_time(KEEPALIVE_TIME).with_interval(KEEPALIVE_INTERVAL).with_retries(3);
+            // If this fails, a client that is gone is noticed when the response is written.
             let _ = SockRef::from(socket).set_tcp_keepalive(&keepalive);
         }
     }
 
-    /// The stream, HTTP no more.
+    /// The stream, for another protocol.
     pub(crate) fn into_inner(self) -> Prefixed {
         self.stream
     }
 
-    fn note_write(&self, written: &Poll<io::Result<usize>>) {
-        let watch = &self.watch;
+    fn record_write(&self, written: &Poll<io::Result<usize>>) {
+        let timers = &self.timers;
         match written {
             Poll::Ready(_) => {
-                watch.moved.set(watch.now());
-                watch.stalled.set(0);
+                timers.active_at.set(timers.now());
+                timers.stalled_since.set(0);
             }
-            Poll::Pending => self.note_stall(),
+            Poll::Pending => self.record_stall(),
         }
     }
 
-    fn note_stall(&self) {
-        if self.watch.stalled.get() == 0 {
-            self.watch.stalled.set(self.watch.now());
+    fn record_stall(&self) {
+        if self.timers.stalled_since.get() == 0 {
+            self.timers.stalled_since.set(self.timers.now());
         }
     }
 }
 
-impl AsyncRead for Watched {
+impl AsyncRead for TimedStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.memory.is_full() {
             self.memory.wait(cx.waker().clone());
@@ -251,19 +257,19 @@ impl AsyncRead for Watched {
         }
         let before = out.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, out);
-        let came = out.filled().len() - before;
-        if came > 0 {
-            self.memory.note_read(came);
-            self.watch.read();
+        let count = out.filled().len() - before;
+        if count > 0 {
+            self.memory.note_read(count);
+            self.timers.bytes_read();
         }
         read
     }
 }
 
-impl AsyncWrite for Watched {
+impl AsyncWrite for TimedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.note_write(&written);
+        self.record_write(&written);
         written
     }
 
@@ -273,7 +279,7 @@ impl AsyncWrite for Watched {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.note_write(&written);
+        self.record_write(&written);
         written
     }
 
@@ -284,22 +290,22 @@ impl AsyncWrite for Watched {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
         if flushed.is_pending() {
-            self.waiting = true;
-            self.note_stall();
-        } else if self.waiting {
-            self.waiting = false;
-            self.watch.stalled.set(0);
+            self.flush_pending = true;
+            self.record_stall();
+        } else if self.flush_pending {
+            self.flush_pending = false;
+            self.timers.stalled_since.set(0);
         }
         flushed
     }
 
-    /// Closes this side's half, and reads on until the client has closed the other. A socket that is closed while bytes
-    /// wait in it sends a reset, and a reset may overtake the answer.
+    /// Closes the sending half, and reads until the client closes the other. A socket that is closed with unread bytes
+    /// sends a reset, which may overtake the response.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.watch.closing.get() == 0 {
+        if self.timers.closing_since.get() == 0 {
             ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
-            self.watch.stalled.set(0);
-            self.watch.closing.set(self.watch.now());
+            self.timers.stalled_since.set(0);
+            self.timers.closing_since.set(self.timers.now());
         }
         space::lend(|space| {
             loop {

@@ -15,7 +15,7 @@ use crate::downstream::Downstream;
 use crate::filter::mirror::Copies;
 use crate::filter::{Filters, cors};
 use crate::http::body::ResponseBody;
-use crate::http::forward::{RequestGuard, Plan, Upstream, forward};
+use crate::http::forward::{Plan, RequestGuard, Upstream, forward};
 use crate::http::incoming::Incoming;
 use crate::http::respond::{Answer, Reason};
 use crate::http::{head, tunnel};
@@ -255,7 +255,7 @@ async fn send(
         path,
         http2: cluster.http2 || request.version() == Version::HTTP_2,
         rule,
-        protected: rule.and_then(|rule| rule.deciding.as_ref()),
+        protected: rule.and_then(|rule| rule.protected.as_ref()),
         request_timeout: rule.and_then(|rule| rule.request_timeout),
         attempt_timeout: rule.and_then(|rule| rule.attempt_timeout),
         retry: rule.and_then(|rule| rule.retry.as_ref()),

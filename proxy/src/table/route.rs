@@ -14,7 +14,7 @@ use weft_config as wire;
 use super::CompileError;
 use super::index::Index;
 use crate::filter::Filters;
-use crate::http::head::{HeaderNames, ProtectedHeaders, canonical_host, is_same_name};
+use crate::http::head::{Names, ProtectedHeaders, canonical_host, is_same_name};
 
 /// What a compiled expression may take, in bytes. An expression that needs more is refused.
 const REGEX_BYTES_MAX: usize = 1024 * 1024;
@@ -88,7 +88,7 @@ pub(crate) struct Rule {
     pub(crate) request_edit: Edit,
     pub(crate) response_edit: Edit,
     /// What the port's routes look at and change.
-    pub(crate) deciding: Option<Arc<ProtectedHeaders>>,
+    pub(crate) protected: Option<Arc<ProtectedHeaders>>,
     pub(crate) filters: Option<Box<Filters>>,
     pub(crate) action: Action,
     pub(crate) request_timeout: Option<Duration>,
@@ -186,8 +186,8 @@ impl Routes {
         }
         let matches: Box<[_]> = matches.into_iter().map(Match::compile).collect::<Result<_, _>>()?;
         let mut rules: Box<[_]> = rules.into_iter().map(Rule::compile).collect::<Result<_, _>>()?;
-        let deciding = deciding(&matches, &rules).map(Arc::new);
-        rules.iter_mut().for_each(|rule| rule.deciding = deciding.clone());
+        let protected = protected_headers(&matches, &rules).map(Arc::new);
+        rules.iter_mut().for_each(|rule| rule.protected = protected.clone());
         Ok(Self { index: Index::of(&matches), matches, rules, streams: Streams::compile(tls, tcp, streams)? })
     }
 
@@ -251,11 +251,11 @@ impl StreamRule {
 }
 
 /// The headers that decide what becomes of a request, and those that rules change.
-fn deciding(matches: &[Match], rules: &[Rule]) -> Option<ProtectedHeaders> {
+fn protected_headers(matches: &[Match], rules: &[Rule]) -> Option<ProtectedHeaders> {
     let conditions = matches.iter().flat_map(|condition| condition.headers.iter().map(|(name, _)| name));
     let keys = rules.iter().filter_map(|rule| rule.filters.as_ref()?.rate_limit.as_ref()?.key_header());
     let request = conditions.chain(keys).chain(rules.iter().flat_map(|rule| rule.request_edit.names()));
-    let (request, response) = (HeaderNames::of(request), HeaderNames::of(rules.iter().flat_map(|rule| rule.response_edit.names())));
+    let (request, response) = (Names::of(request), Names::of(rules.iter().flat_map(|rule| rule.response_edit.names())));
     (request.is_some() || response.is_some()).then_some(ProtectedHeaders { request, response })
 }
 
@@ -363,7 +363,7 @@ impl Rule {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             request_edit: Edit::compile(request_headers)?,
             response_edit: Edit::compile(response_headers)?,
-            deciding: None,
+            protected: None,
             filters: Filters::compile(&origin.text, cors, rate_limit, fault, mirrors)?,
             action: Action::compile(action, &origin)?,
             request_timeout: request_timeout_ms.map(Duration::from_millis),
