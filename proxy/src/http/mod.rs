@@ -36,6 +36,6 @@ pub(crate) mod upgrade;
 pub(crate) mod upload;
 pub(crate) mod watch;
 
-/// HTTP/2 flow-control windows on both sides, in bytes: the most that is buffered for one stream and for one connection.
+/// HTTP/2 flow-control windows on both sides, in bytes: the maximum buffered for one stream and for one connection.
 pub(crate) const STREAM_WINDOW: u32 = 256 * 1024;
 pub(crate) const CONNECTION_WINDOW: u32 = 1024 * 1024;

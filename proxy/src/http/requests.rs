@@ -84,7 +84,7 @@ pub(super) fn serve<F, R>(
     stream: TimedStream,
     timers: Rc<ConnectionTimers>,
     downstream: Rc<Downstream>,
-    answer: F,
+    service: F,
 ) -> impl Future<Output = ()>
 where
     F: Fn(Request<Incoming>) -> R,
@@ -94,7 +94,7 @@ where
     async move {
         let draining = Cell::new(false);
         let idle_wire = Rc::downgrade(&wire);
-        let mut serving = pin!(serve_requests(wire, &downstream, &draining, &answer));
+        let mut serving = pin!(serve_requests(wire, &downstream, &draining, &service));
         let ended = timers.run(serving.as_mut(), &downstream.worker.shared.drain, &draining).await;
         if ended == Ended::TimedOut
             && timers.is_idle()
@@ -109,7 +109,7 @@ async fn serve_requests<F, R>(
     mut wire: Rc<Wire<TimedStream>>,
     downstream: &Downstream,
     draining: &Cell<bool>,
-    answer: &F,
+    service: &F,
 ) where
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Response<ResponseBody>>,
@@ -126,7 +126,7 @@ async fn serve_requests<F, R>(
         });
         // Boxed, and freed while the connection is idle. No arm awaits: the future would store the head.
         let serving = match head.await {
-            Some(Ok(head)) => Either::Left(Box::pin(serve_request(wire, head, draining, answer))),
+            Some(Ok(head)) => Either::Left(Box::pin(serve_request(wire, head, draining, service))),
             Some(Err(ReadError::Bad(bad))) => {
                 access::refused(downstream, &bad);
                 Either::Right(Box::pin(refuse(wire, bad)))
@@ -156,7 +156,7 @@ async fn serve_request<F, R>(
     wire: Rc<Wire<TimedStream>>,
     head: RequestHead,
     draining: &Cell<bool>,
-    answer: &F,
+    service: &F,
 ) -> Option<(Rc<Wire<TimedStream>>, NextAction)>
 where
     F: Fn(Request<Incoming>) -> R,
@@ -168,7 +168,7 @@ where
     let is_last = !keep_alive && framing == Framing::Length(0);
     let reader = BodyReader::new(&wire, framing, request.headers());
     let body = FromClient { wire: wire.clone(), reader: reader.clone() };
-    let mut handling = Box::pin(answer(request.map(|()| Incoming::FromClient(body))));
+    let mut handling = Box::pin(service(request.map(|()| Incoming::FromClient(body))));
     let mut disconnect =
         DisconnectDetector { wire: &wire, reader: reader.as_deref(), timer: None, has_keepalive: false };
     let response = poll_fn(|cx| match handling.as_mut().poll(cx) {
@@ -234,8 +234,7 @@ where
         let _ = next.send(End { stream, read: [read, before].concat().into() });
         return None;
     }
-    // Response and upload are dropped, so this is the only reader of the body, unless a mirror or a late attempt holds
-    // one.
+    // Response and upload are dropped, so nothing else reads the body.
     let is_drained = match reader.map(Rc::into_inner) {
         None => true,
         Some(Some(reader)) => persists && reader.drain().await,

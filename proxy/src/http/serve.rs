@@ -38,7 +38,7 @@ where
     let timers = Rc::new(ConnectionTimers::new(shared.timeouts, !http2, stream.has_begun()));
     let stream = TimedStream::new(stream, timers.clone(), shared.memory.clone());
     let (request_timers, request_downstream) = (timers.clone(), downstream.clone());
-    let answer = move |mut request: Request<Incoming>| {
+    let service = move |mut request: Request<Incoming>| {
         let open_request = request_timers.open_request();
         head::normalize(&mut request);
         let is_connect = request.method() == Method::CONNECT;
@@ -60,8 +60,8 @@ where
     // A connection error ends the connection; each request logs what the error means for it.
     if http2 {
         // Boxed, so that an HTTP/1.1 connection's future is not as large as an HTTP/2 connection's.
-        Either::Left(Box::pin(streams::serve(stream, timers, downstream, answer)))
+        Either::Left(Box::pin(streams::serve(stream, timers, downstream, service)))
     } else {
-        Either::Right(requests::serve(stream, timers, downstream, answer))
+        Either::Right(requests::serve(stream, timers, downstream, service))
     }
 }

@@ -54,7 +54,7 @@ pub(super) fn serve<F, R>(
     stream: TimedStream,
     timers: Rc<ConnectionTimers>,
     downstream: Rc<Downstream>,
-    answer: F,
+    service: F,
 ) -> impl Future<Output = ()>
 where
     F: Fn(Request<Incoming>) -> R,
@@ -63,7 +63,7 @@ where
     let connection = Box::new(Connection::server(stream, LIMITS));
     async move {
         let draining = Cell::new(false);
-        let mut accepting = pin!(accept(connection, &timers, &downstream, &draining, &answer));
+        let mut accepting = pin!(accept(connection, &timers, &downstream, &draining, &service));
         timers.run(accepting.as_mut(), &downstream.worker.shared.drain, &draining).await;
     }
 }
@@ -73,7 +73,7 @@ async fn accept<F, R>(
     timers: &ConnectionTimers,
     downstream: &Downstream,
     draining: &Cell<bool>,
-    answer: &F,
+    service: &F,
 ) where
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Response<ResponseBody>> + 'static,
@@ -107,7 +107,7 @@ async fn accept<F, R>(
         };
         let (head, ()) = request.into_parts();
         let body = Incoming::of_stream(receiving, &head.headers, None);
-        let stream = Stream::Handling(Some(sending), Box::pin(answer(Request::from_parts(head, body))));
+        let stream = Stream::Handling(Some(sending), Box::pin(service(Request::from_parts(head, body))));
         alive::spawn(with_idle_timeout(stream, downstream.worker.shared.timeouts.idle));
     }
 }
