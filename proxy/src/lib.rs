@@ -41,7 +41,7 @@ mod policy;
 mod probe;
 mod sni;
 mod sniff;
-mod space;
+mod read_buffer;
 mod stream;
 mod table;
 mod tcp;

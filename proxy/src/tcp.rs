@@ -23,7 +23,7 @@ use tokio_util::io::poll_read_buf;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Tick;
-use crate::space::{self, READ};
+use crate::read_buffer::{READ_BYTES, with_read_buffer};
 use crate::stream::Stream;
 
 /// Full buffers in a row that make bulk of a direction.
@@ -182,7 +182,7 @@ async fn pump(way: Way, from: &TcpStream, to: &TcpStream, first: Bytes, carried:
         }
         write_all(to, &left).await.map_err(|error| way.sink(error))?;
         carried(bytes);
-        if bytes < READ {
+        if bytes < READ_BYTES {
             // A short read has emptied the socket: asking again at once would only hear so.
             full = 0;
             from.readable().await.map_err(|error| way.source(error))?;
@@ -201,9 +201,9 @@ async fn pump(way: Way, from: &TcpStream, to: &TcpStream, first: Bytes, carried:
 
 /// Reads once, and writes that as far as it goes: how much was read, and what is left of it. None: there is nothing to be read.
 fn pass(way: Way, from: &TcpStream, to: &TcpStream) -> Result<Option<(usize, Vec<u8>)>, Cut> {
-    space::lend(|space| {
-        let read = match from.try_read(space) {
-            Ok(bytes) => &space[..bytes],
+    with_read_buffer(|buffer| {
+        let read = match from.try_read(buffer) {
+            Ok(bytes) => &buffer[..bytes],
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
             Err(error) => return Err(way.source(error)),
         };
@@ -288,7 +288,7 @@ async fn copy(
         tokio::task::coop::consume_budget().await;
         let mut buffer = Vec::new();
         let bytes = poll_fn(|cx| {
-            buffer.reserve_exact(READ);
+            buffer.reserve_exact(READ_BYTES);
             let read = poll_read_buf(Pin::new(&mut *from.borrow_mut()), cx, &mut buffer);
             if read.is_pending() {
                 buffer = Vec::new();

@@ -15,8 +15,8 @@ mod http2;
 mod path;
 #[path = "../../src/sni.rs"]
 mod sni;
-#[path = "../../src/space.rs"]
-mod space;
+#[path = "../../src/read_buffer.rs"]
+mod read_buffer;
 
 #[path = "."]
 mod http {

@@ -22,7 +22,7 @@ use crate::bootstrap::Timeouts;
 use crate::clock::Tick;
 use crate::memory::Memory;
 use crate::sniff::Prefixed;
-use crate::space;
+use crate::read_buffer::with_read_buffer;
 
 /// How long a closing connection is read, so that its client gets the response instead of a reset. There is no limit in
 /// bytes: a client in a long upload would exceed it within milliseconds and see the reset only. Source: nginx's
@@ -307,11 +307,11 @@ impl AsyncWrite for TimedStream {
             self.timers.stalled_since.set(0);
             self.timers.closing_since.set(self.timers.now());
         }
-        space::lend(|space| {
+        with_read_buffer(|buffer| {
             loop {
-                let mut space = ReadBuf::new(space);
-                let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut space));
-                if read.is_err() || space.filled().is_empty() {
+                let mut buffer = ReadBuf::new(buffer);
+                let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer));
+                if read.is_err() || buffer.filled().is_empty() {
                     return Poll::Ready(Ok(()));
                 }
             }

@@ -14,7 +14,7 @@ use tokio_util::io::poll_read_buf;
 use super::decode::{Decoder, Step};
 use super::parse::{BadMessage, Parsed};
 use crate::http::body::BodyError;
-use crate::space::{self, READ};
+use crate::read_buffer::{READ_BYTES, with_read_buffer};
 
 /// Capacity of a read of a long body, which is kept in the buffer that it was read to.
 const READ_LONG: usize = 64 * 1024;
@@ -194,15 +194,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 }
                 ready!(read).map(|count| (None, count))
             } else {
-                ready!(space::lend(|space| {
-                    let count = ready!(self.poll_read(cx, space))?;
-                    let (step, length) = decoder.decode(&space[..count]).map_err(io::Error::other)?;
-                    let left = &space[length..count];
+                ready!(with_read_buffer(|buffer| {
+                    let count = ready!(self.poll_read(cx, buffer))?;
+                    let (step, length) = decoder.decode(&buffer[..count]).map_err(io::Error::other)?;
+                    let left = &buffer[length..count];
                     if !left.is_empty() {
                         *buffer = [&**buffer, left].concat().into();
                     }
                     let found = match step {
-                        Step::Data(part) => Some(Some(Frame::data(space.keep(part)))),
+                        Step::Data(part) => Some(Some(Frame::data(buffer.keep(part)))),
                         Step::Trailers(trailers) => Some(Some(Frame::trailers(trailers))),
                         Step::End => Some(None),
                         Step::More => None,
@@ -298,10 +298,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         Pin::new(&mut *self.stream.borrow_mut()).poll_shutdown(cx)
     }
 
-    fn poll_read(&self, cx: &mut Context<'_>, space: &mut [u8]) -> Poll<io::Result<usize>> {
-        let mut space = ReadBuf::new(space);
-        ready!(Pin::new(&mut *self.stream.borrow_mut()).poll_read(cx, &mut space))?;
-        Poll::Ready(Ok(space.filled().len()))
+    fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut buffer = ReadBuf::new(buffer);
+        ready!(Pin::new(&mut *self.stream.borrow_mut()).poll_read(cx, &mut buffer))?;
+        Poll::Ready(Ok(buffer.filled().len()))
     }
 
     /// Reads more into the buffer.

@@ -17,7 +17,7 @@ use super::frame::{self, FrameHeader, HEADER_BYTES, PAYLOAD_MAX, PREFACE};
 use super::half::{RecvStream, Requests, SendStream, handles};
 use super::state::{Payload, Side, State};
 use super::{Error, Limits, Reason, TooLarge};
-use crate::space::{self, READ};
+use crate::read_buffer::{READ_BYTES, with_read_buffer};
 
 /// Capacity of a read when frames longer than [`READ`] are likely.
 const READ_BULK: usize = 64 * 1024;
