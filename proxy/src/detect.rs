@@ -59,7 +59,7 @@ pub(crate) fn detect(bytes: &[u8]) -> Verdict {
 
 /// The verdict on what could be several things yet, where no more comes in time: a request line that has begun is waited for by
 /// what reads requests, which has a bound of its own.
-pub(crate) fn settle(bytes: &[u8]) -> Verdict {
+pub(crate) fn detect_partial(bytes: &[u8]) -> Verdict {
     if begins_request(&bytes[empty_lines(bytes)..]) { Verdict::Http1 } else { Verdict::Opaque }
 }
 
@@ -217,7 +217,7 @@ mod tests {
             ("\r\n", Verdict::Opaque),
             ("", Verdict::Opaque),
         ] {
-            assert_eq!(settle(text.as_bytes()), expected, "{text:?}");
+            assert_eq!(detect_partial(text.as_bytes()), expected, "{text:?}");
         }
     }
 

@@ -17,7 +17,7 @@ use crate::http::respond::{Answer, Reason};
 use crate::http::{head, serve};
 use crate::path::TooManyReadings;
 use crate::policy::Verdict as PolicyVerdict;
-use crate::sniff::{First, Prefixed, SILENCE, Said};
+use crate::sniff::{FirstSpeaker, Prefixed, CLIENT_FIRST_TIMEOUT, Peek};
 use crate::stream::Stream;
 use crate::tcp;
 use crate::telemetry::access::{self, ConnectionLog};
@@ -50,26 +50,26 @@ async fn begin(downstream: &Rc<Downstream>, stream: TcpStream) -> Option<(Prefix
         Some(config) => Box::pin(terminate(downstream, stream, config)).await?,
     };
     let mut stream = Prefixed::new(stream);
-    let said = match agreed {
-        _ if shared.opaque_ports.contains(&destination.port()) => Ok(Said::Spoke(Verdict::Opaque)),
-        Some(verdict) => Ok(Said::Spoke(verdict)),
-        None => stream.sniff(SILENCE).await,
+    let peek = match agreed {
+        _ if shared.opaque_ports.contains(&destination.port()) => Ok(Peek::Detected(Verdict::Opaque)),
+        Some(verdict) => Ok(Peek::Detected(verdict)),
+        None => stream.sniff(CLIENT_FIRST_TIMEOUT).await,
     };
-    let (verdict, upstream) = match said {
-        Ok(Said::Spoke(verdict)) => (verdict, None),
-        Ok(Said::Nothing) => {
+    let (verdict, upstream) = match peek {
+        Ok(Peek::Detected(verdict)) => (verdict, None),
+        Ok(Peek::Silent) => {
             let ask = async || ask(downstream).await.map(|stream| (stream, ()));
-            match Box::pin(stream.first(shared.timeouts.idle, ask)).await {
-                (First::Client(verdict), _) => (verdict, None),
-                (First::Server, upstream) => (Verdict::Opaque, upstream.map(|(stream, ())| stream)),
-                (First::Nobody, _) => {
-                    stream.farewell().await;
+            match Box::pin(stream.await_first_speaker(shared.timeouts.idle, ask)).await {
+                (FirstSpeaker::Client(verdict), _) => (verdict, None),
+                (FirstSpeaker::Server, upstream) => (Verdict::Opaque, upstream.map(|(stream, ())| stream)),
+                (FirstSpeaker::Neither, _) => {
+                    stream.close_notify().await;
                     return None;
                 }
             }
         }
-        Ok(Said::Closed) => {
-            stream.farewell().await;
+        Ok(Peek::Closed) => {
+            stream.close_notify().await;
             return None;
         }
         Err(_) => return None,

@@ -1,4 +1,4 @@
-//! The bytes of one stream of HTTP/2, for tunnels.
+//! One HTTP/2 stream as a byte stream, for tunnels (CONNECT).
 
 use std::io;
 use std::pin::Pin;
@@ -9,42 +9,43 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::http2::{Reason, RecvStream, SendStream};
 
-/// Bytes that are handed over at once.
+/// Bytes that one write hands over at most.
 const WRITE_MAX: usize = 16 * 1024;
 
-/// A stream of HTTP/2 as bytes. What the peer may send more of is what was read here. Dropped before its end, it is reset.
+/// An HTTP/2 stream as a byte stream. Reading returns flow control window to the peer. Dropped before its end, the
+/// stream is reset.
 pub(crate) struct Multiplexed {
     sending: SendStream,
     receiving: RecvStream,
-    /// What came and was not read yet.
-    rest: Bytes,
+    /// Received and not read yet.
+    unread: Bytes,
 }
 
 impl Multiplexed {
     pub(crate) fn new(sending: SendStream, receiving: RecvStream) -> Self {
-        Self { sending, receiving, rest: Bytes::new() }
+        Self { sending, receiving, unread: Bytes::new() }
     }
 
-    /// Resets the stream, as a reset of TCP on the other side of a tunnel does (RFC 9113 8.5).
-    pub(crate) fn cut(mut self) {
+    /// Resets the stream, as for a TCP reset on the other side of a tunnel (RFC 9113 8.5).
+    pub(crate) fn reset(mut self) {
         self.sending.reset(Reason::CONNECT_ERROR);
     }
 }
 
 impl AsyncRead for Multiplexed {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        while self.rest.is_empty() {
+        while self.unread.is_empty() {
             match ready!(self.receiving.poll_data(cx)) {
-                Some(Ok(data)) => self.rest = data,
-                // Whatever the code: the end is END_STREAM, and all else is a cut (RFC 9113 8.5).
+                Some(Ok(data)) => self.unread = data,
+                // Whatever the code: only END_STREAM is a clean end (RFC 9113 8.5).
                 Some(Err(error)) => return Poll::Ready(Err(error.into())),
                 None => return Poll::Ready(Ok(())),
             }
         }
-        let count = self.rest.len().min(out.remaining());
-        out.put_slice(&self.rest[..count]);
-        self.rest.advance(count);
-        self.receiving.release_capacity(count);
+        let count = self.unread.len().min(out.remaining());
+        out.put_slice(&self.unread[..count]);
+        self.unread.advance(count);
+        self.receiving.taken(count);
         Poll::Ready(Ok(()))
     }
 }

@@ -18,7 +18,7 @@ use crate::downstream::Downstream;
 use crate::http::respond::Reason;
 use crate::http::serve;
 use crate::sni::Hello;
-use crate::sniff::{First, Prefixed, SILENCE, Said};
+use crate::sniff::{FirstSpeaker, Prefixed, CLIENT_FIRST_TIMEOUT, Peek};
 use crate::stream::Stream;
 use crate::table::route::{Routes, StreamRule, Streams, Target};
 use crate::table::{Cluster, Port};
@@ -104,19 +104,19 @@ async fn by_port(downstream: &Rc<Downstream>, mut stream: Prefixed, port: Arc<Po
         // The client begins: which version is all there is to see.
         Some(true) => match stream.sniff(shared.timeouts.idle).await {
             // No HTTP at all: nobody who speaks HTTP/2 reads an answer in another version.
-            Ok(Said::Spoke(Verdict::Opaque)) if port.protocol == Protocol::Http2 => return None,
-            Ok(Said::Spoke(Verdict::Http2)) => (Verdict::Http2, None),
-            Ok(Said::Spoke(_)) => (Verdict::Http1, None),
+            Ok(Peek::Detected(Verdict::Opaque)) if port.protocol == Protocol::Http2 => return None,
+            Ok(Peek::Detected(Verdict::Http2)) => (Verdict::Http2, None),
+            Ok(Peek::Detected(_)) => (Verdict::Http1, None),
             _ => return None,
         },
-        None => match stream.sniff(SILENCE).await {
-            Ok(Said::Spoke(verdict)) => (verdict, None),
-            Ok(Said::Nothing) => match Box::pin(who_speaks(downstream, &mut stream, &port.cluster, None)).await {
-                (First::Client(verdict), _) => (verdict, None),
-                (First::Server, upstream) => (Verdict::Opaque, upstream),
-                (First::Nobody, _) => return None,
+        None => match stream.sniff(CLIENT_FIRST_TIMEOUT).await {
+            Ok(Peek::Detected(verdict)) => (verdict, None),
+            Ok(Peek::Silent) => match Box::pin(who_speaks(downstream, &mut stream, &port.cluster, None)).await {
+                (FirstSpeaker::Client(verdict), _) => (verdict, None),
+                (FirstSpeaker::Server, upstream) => (Verdict::Opaque, upstream),
+                (FirstSpeaker::Neither, _) => return None,
             },
-            Ok(Said::Closed) | Err(_) => return None,
+            Ok(Peek::Closed) | Err(_) => return None,
         },
     };
     match verdict {
@@ -146,23 +146,23 @@ async fn by_rules(
         by_rule(stream, note, streams.others()).await;
         return None;
     }
-    let silence = if streams.others().is_some() { SILENCE } else { patience };
+    let silence = if streams.others().is_some() { CLIENT_FIRST_TIMEOUT } else { patience };
     let verdict = match (stream.sniff(silence).await, streams.others()) {
-        (Ok(Said::Spoke(verdict)), _) => verdict,
+        (Ok(Peek::Detected(verdict)), _) => verdict,
         // The server may be one that speaks first.
-        (Ok(Said::Nothing), Some(rule)) => {
+        (Ok(Peek::Silent), Some(rule)) => {
             let Ok((cluster, subset)) = choose(&downstream.worker, rule).await else {
                 by_rule(stream, note, streams.others()).await;
                 return None;
             };
             match Box::pin(who_speaks(downstream, &mut stream, &cluster, subset)).await {
-                (First::Client(verdict), _) => verdict,
-                (First::Server, upstream) => {
+                (FirstSpeaker::Client(verdict), _) => verdict,
+                (FirstSpeaker::Server, upstream) => {
                     note.origin = Some(rule.origin.clone());
                     Box::pin(bytes(stream, note, &cluster, subset, upstream)).await;
                     return None;
                 }
-                (First::Nobody, _) => return None,
+                (FirstSpeaker::Neither, _) => return None,
             }
         }
         _ => return None,
@@ -170,7 +170,7 @@ async fn by_rules(
     if is_http && verdict != Verdict::Opaque {
         return Some(Http { stream, http2: verdict == Verdict::Http2, port });
     }
-    let hello = if streams.by_name() { stream.hello().await } else { Ok(Hello::NotTls) };
+    let hello = if streams.by_name() { stream.client_hello().await } else { Ok(Hello::None) };
     note.reason = match hello {
         Ok(Hello::Name(name)) => {
             let rule = streams.named(&name);
@@ -225,7 +225,7 @@ async fn who_speaks(
     stream: &mut Prefixed,
     cluster: &Arc<Cluster>,
     subset: Option<&str>,
-) -> (First, Option<(SocketAddr, TcpStream)>) {
+) -> (FirstSpeaker, Option<(SocketAddr, TcpStream)>) {
     let shared = &downstream.worker.shared;
     let ask = async || {
         // As it is by now.
@@ -233,7 +233,7 @@ async fn who_speaks(
         let connected = connect_bytes(downstream, current.as_ref().unwrap_or(cluster), subset).await;
         connected.ok().map(|(address, stream)| (stream, address))
     };
-    let (first, server) = stream.first(shared.timeouts.idle, ask).await;
+    let (first, server) = stream.await_first_speaker(shared.timeouts.idle, ask).await;
     (first, server.map(|(stream, address)| (address, stream)))
 }
 

@@ -1,7 +1,8 @@
-//! Looking at what a connection says first, without making anybody wait.
+//! Protocol detection on a connection, without a deadlock of client and server waiting for each other.
 //!
-//! A client that speaks is read until its protocol is known. A client that is silent may be one whose server speaks first
-//! (MySQL, SMTP), so after a moment the server is connected to as well, and whoever speaks first settles it.
+//! A client that sends first is read until its protocol is known. A silent client may expect the server to speak
+//! first (MySQL, SMTP): after [`CLIENT_FIRST_TIMEOUT`] the server is connected to as well, and the side that sends
+//! first decides.
 
 use std::future::poll_fn;
 use std::io;
@@ -14,47 +15,47 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::detect::{Verdict, detect, settle};
+use crate::detect::{Verdict, detect, detect_partial};
 use crate::sni::{Hello, client_hello};
 use crate::stream::Stream;
 use crate::tcp::End;
 
-/// How long a client may be silent before its server is asked. Short, because a server that speaks first is waited for
-/// by this much; long enough for a client's first bytes to come along with its connection.
-pub(crate) const SILENCE: Duration = Duration::from_millis(50);
+/// How long to wait for the client's first byte before the server is connected to. Short, because it delays each
+/// connection whose server speaks first; long enough for the first bytes of a client that speaks first.
+pub(crate) const CLIENT_FIRST_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// How long a silent client waits for another look at whether its server can be asked.
-const NEXT_LOOK: Duration = Duration::from_secs(1);
+/// How often a server is connected to again for a silent client, if it could not be reached.
+const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a client that has begun to speak may leave its protocol open.
+/// How long detection may take, from the client's first byte.
 const DETECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A stream, with what was read from it put back in front.
+/// A stream with the bytes that were read ahead for detection.
 pub(crate) struct Prefixed {
     prefix: BytesMut,
     stream: Stream,
 }
 
-/// What a client did.
+/// What a client did within a timeout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Said {
-    /// It spoke, and this is what.
-    Spoke(Verdict),
-    /// It said nothing so far.
-    Nothing,
-    /// It left without a word.
+pub(crate) enum Peek {
+    /// It sent bytes, and this is their protocol.
+    Detected(Verdict),
+    /// It sent nothing.
+    Silent,
+    /// It closed the connection without sending anything.
     Closed,
 }
 
-/// Who spoke first after a silence.
+/// Which side sent the first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum First {
-    /// The client, and this is what.
+pub(crate) enum FirstSpeaker {
+    /// The client, in this protocol.
     Client(Verdict),
     /// The server.
     Server,
-    /// Neither: the connection is over.
-    Nobody,
+    /// Neither: the connection is over, or idle for too long.
+    Neither,
 }
 
 impl Prefixed {
@@ -62,84 +63,85 @@ impl Prefixed {
         Self { prefix: BytesMut::new(), stream }
     }
 
-    /// Reads until the protocol is known, or until the client has been silent for `silence`. What it has begun to say may
-    /// take [`DETECT_TIMEOUT`]; then its beginning decides.
-    pub(crate) async fn sniff(&mut self, silence: Duration) -> io::Result<Said> {
+    /// Reads until the protocol is known. Waits up to `limit` for the first byte, and from there up to
+    /// [`DETECT_TIMEOUT`]; then the bytes so far decide.
+    pub(crate) async fn sniff(&mut self, limit: Duration) -> io::Result<Peek> {
         if self.prefix.is_empty() {
-            match tokio::time::timeout(silence, self.more()).await {
-                Ok(Ok(0)) => return Ok(Said::Closed),
+            match tokio::time::timeout(limit, self.read_more()).await {
+                Ok(Ok(0)) => return Ok(Peek::Closed),
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => return Err(error),
-                Err(_) => return Ok(Said::Nothing),
+                Err(_) => return Ok(Peek::Silent),
             }
         }
-        // From its first byte, however long that was waited for.
+        // Counts from the first byte, however late that was.
         let until = Instant::now() + DETECT_TIMEOUT;
         loop {
             match detect(&self.prefix) {
                 Verdict::NeedMore => {}
-                verdict => return Ok(Said::Spoke(verdict)),
+                verdict => return Ok(Peek::Detected(verdict)),
             }
-            match tokio::time::timeout_at(until, self.more()).await {
-                Ok(Ok(0)) | Err(_) => return Ok(Said::Spoke(settle(&self.prefix))),
+            match tokio::time::timeout_at(until, self.read_more()).await {
+                Ok(Ok(0)) | Err(_) => return Ok(Peek::Detected(detect_partial(&self.prefix))),
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => return Err(error),
             }
         }
     }
 
-    /// After a silence: waits for whoever speaks first, the client or its server, which is `ask`ed by a connection. Where none can
-    /// be made, another look is taken now and then: one may be there soon, and who speaks first would never be heard.
-    pub(crate) async fn first<T>(
+    /// For a silent client: waits until client or server sends the first byte. If `connect` cannot reach the server,
+    /// it is tried again every [`RECONNECT_INTERVAL`]: the server may come up, and a client that expects it to speak
+    /// first never sends a byte.
+    pub(crate) async fn await_first_speaker<T>(
         &mut self,
-        patience: Duration,
-        ask: impl AsyncFn() -> Option<(TcpStream, T)>,
-    ) -> (First, Option<(TcpStream, T)>) {
-        let until = Instant::now() + patience;
+        timeout: Duration,
+        connect: impl AsyncFn() -> Option<(TcpStream, T)>,
+    ) -> (FirstSpeaker, Option<(TcpStream, T)>) {
+        let until = Instant::now() + timeout;
         loop {
-            if let Some(server) = ask().await {
+            if let Some(server) = connect().await {
                 tokio::select! {
-                    read = self.more() => if !matches!(read, Ok(1..)) { return (First::Nobody, None) },
-                    _ = server.0.readable() => return (First::Server, Some(server)),
-                    () = tokio::time::sleep_until(until) => return (First::Nobody, None),
+                    read = self.read_more() => if !matches!(read, Ok(1..)) { return (FirstSpeaker::Neither, None) },
+                    _ = server.0.readable() => return (FirstSpeaker::Server, Some(server)),
+                    () = tokio::time::sleep_until(until) => return (FirstSpeaker::Neither, None),
                 }
             }
-            match self.sniff(NEXT_LOOK).await {
-                Ok(Said::Spoke(verdict)) => return (First::Client(verdict), None),
-                Ok(Said::Nothing) if Instant::now() < until => {}
-                _ => return (First::Nobody, None),
+            match self.sniff(RECONNECT_INTERVAL).await {
+                Ok(Peek::Detected(verdict)) => return (FirstSpeaker::Client(verdict), None),
+                Ok(Peek::Silent) if Instant::now() < until => {}
+                _ => return (FirstSpeaker::Neither, None),
             }
         }
     }
 
-    /// The stream as the end of a relay.
+    /// The stream as an end of a relay.
     pub(crate) fn into_end(self) -> End {
         End { stream: self.stream, read: self.prefix.freeze() }
     }
 
-    /// After a client has spoken: reads until it is known what server name it asks for, if it speaks TLS at all.
-    pub(crate) async fn hello(&mut self) -> io::Result<Hello> {
+    /// Reads until the server name (SNI) is known, or it is known that the client does not speak TLS.
+    pub(crate) async fn client_hello(&mut self) -> io::Result<Hello> {
         let until = Instant::now() + DETECT_TIMEOUT;
         loop {
             match client_hello(&self.prefix) {
                 Hello::NeedMore => {}
                 hello => return Ok(hello),
             }
-            let Ok(read) = tokio::time::timeout_at(until, self.more()).await else { return Ok(Hello::NotTls) };
+            let Ok(read) = tokio::time::timeout_at(until, self.read_more()).await else { return Ok(Hello::None) };
             if read? == 0 {
                 return Ok(Hello::NotTls);
             }
         }
     }
 
-    /// Whether something was read and is still to be.
-    pub(crate) fn has_begun(&self) -> bool {
+    /// Whether bytes were read ahead and not consumed yet.
+    pub(crate) fn has_unread(&self) -> bool {
         !self.prefix.is_empty()
     }
 
-    /// Ends a connection on which nothing is under way. What cannot be said at once is not said.
-    pub(crate) async fn farewell(&mut self) {
-        let _ = poll_fn(|cx| Poll::Ready(self.poll_farewell(cx))).await;
+    /// Ends an idle connection cleanly, as far as that is possible without waiting.
+    pub(crate) async fn close_notify(&mut self) {
+        let _ = poll_fn(|cx| Poll::Ready(self.poll_close_notify(cx))).await;
     }
 
     /// See [`Stream::socket`].
@@ -147,14 +149,14 @@ impl Prefixed {
         self.stream.socket()
     }
 
-    /// See [`Stream::poll_farewell`].
-    pub(crate) fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.stream.poll_farewell(cx)
+    /// See [`Stream::poll_close_notify`].
+    pub(crate) fn poll_close_notify(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.stream.poll_close_notify(cx)
     }
 
-    /// Reads more of what the client says first, and puts it back. 0: it has ended.
-    pub(crate) async fn more(&mut self) -> io::Result<usize> {
-        self.stream.more(&mut self.prefix).await
+    /// Reads more bytes ahead. Returns 0 at the end of the stream.
+    pub(crate) async fn read_more(&mut self) -> io::Result<usize> {
+        self.stream.read_more(&mut self.prefix).await
     }
 }
 
@@ -167,7 +169,7 @@ impl AsyncRead for Prefixed {
         out.put_slice(&self.prefix[..count]);
         self.prefix.advance(count);
         if self.prefix.is_empty() {
-            // Gives the memory back: most of a connection's life is after its first bytes.
+            // Frees the buffer: it is needed only for the first bytes of a connection.
             self.prefix = BytesMut::new();
         }
         Poll::Ready(Ok(()))

@@ -1,6 +1,6 @@
-//! A connection's bytes: as they are on the wire, as they come out of TLS, or of one stream of HTTP/2. One type for all, so
-//! that nothing above it is written twice; what knows the difference is here, in `tls` and `http/tunnel`, which make the other
-//! kinds, and in `tcp`, which splices the first.
+//! A connection as a byte stream: a plain socket, TLS, or one HTTP/2 stream. One enum for all, so that the code above
+//! it is not generic. Only this module, `tls` and `http/tunnel` (which make the other two kinds) and `tcp` (which
+//! splices plain sockets) know the difference.
 
 use std::future::poll_fn;
 use std::io;
@@ -16,45 +16,44 @@ use tokio_rustls::server::TlsStream;
 
 use crate::multiplexed::Multiplexed;
 
-/// Bytes that [`Stream::more`] reads at once.
-const MORE: usize = 2048;
+/// Size of a read by [`Stream::read_more`].
+const READ_MORE_BYTES: usize = 2048;
 
-/// A connection.
+/// A byte stream to a peer.
 pub(crate) enum Stream {
     Plain(TcpStream),
-    /// In a box, because most of what it is made of is TLS's.
+    /// Boxed, because the TLS state is large.
     Tls(Box<TlsStream<TcpStream>>),
     /// One stream of an HTTP/2 connection.
     Multiplexed(Box<Multiplexed>),
 }
 
 impl Stream {
-    /// Reads some of what comes next, behind what is in `read` already. Nothing is held for a peer that is silent. 0: it
-    /// has ended.
-    pub(crate) async fn more(&mut self, read: &mut BytesMut) -> io::Result<usize> {
+    /// Reads more and appends it to `read`. Holds no buffer while it waits. Returns 0 at the end of the stream.
+    pub(crate) async fn read_more(&mut self, read: &mut BytesMut) -> io::Result<usize> {
         match self {
             Self::Plain(stream) => {
                 stream.readable().await?;
-                read.reserve(MORE);
+                read.reserve(READ_MORE_BYTES);
                 stream.read_buf(read).await
             }
-            // That something has come does not say that it is data.
+            // The socket may be readable without application data, for example in a handshake.
             Self::Tls(_) | Self::Multiplexed(_) => {
                 poll_fn(|cx| {
-                    let mut space = [0; MORE];
-                    let mut space = ReadBuf::new(&mut space);
-                    ready!(Pin::new(&mut *self).poll_read(cx, &mut space))?;
-                    read.extend_from_slice(space.filled());
-                    Poll::Ready(Ok(space.filled().len()))
+                    let mut buffer = [0; READ_MORE_BYTES];
+                    let mut buffer = ReadBuf::new(&mut buffer);
+                    ready!(Pin::new(&mut *self).poll_read(cx, &mut buffer))?;
+                    read.extend_from_slice(buffer.filled());
+                    Poll::Ready(Ok(buffer.filled().len()))
                 })
                 .await
             }
         }
     }
 
-    /// Ends a connection on which nothing is under way. A socket says so when it is closed; in TLS, what ends without a
-    /// word was cut short.
-    pub(crate) fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ends an idle connection cleanly: `close_notify` in TLS, END_STREAM in HTTP/2. A plain socket needs nothing
+    /// before it is closed; in TLS, an end without `close_notify` counts as a truncated stream.
+    pub(crate) fn poll_close_notify(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
             Self::Plain(_) => Poll::Ready(()),
             Self::Tls(stream) => Pin::new(&mut **stream).poll_shutdown(cx).map(drop),
@@ -62,7 +61,7 @@ impl Stream {
         }
     }
 
-    /// The socket below. None: that of a connection of HTTP/2, which is not this stream's alone.
+    /// The socket below. None for an HTTP/2 stream, which shares its connection.
     pub(crate) fn socket(&self) -> Option<&TcpStream> {
         match self {
             Self::Plain(stream) => Some(stream),
@@ -71,14 +70,15 @@ impl Stream {
         }
     }
 
-    /// Closes a connection so that it does not look as if it had ended. In TLS, not to say that it has ended is enough.
-    pub(crate) fn cut(self) {
+    /// Closes a connection so that the peer sees an error and not a clean end: a reset of the socket or stream. In
+    /// TLS, closing without `close_notify` is enough.
+    pub(crate) fn abort(self) {
         match self {
             Self::Plain(stream) => {
                 let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
             }
             Self::Tls(_) => {}
-            Self::Multiplexed(stream) => stream.cut(),
+            Self::Multiplexed(stream) => stream.reset(),
         }
     }
 }

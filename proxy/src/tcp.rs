@@ -1,9 +1,10 @@
-//! Bytes both ways, each direction closed as its sender closes it.
+//! Relays bytes between two connections, in both directions. Each direction ends when its sender closes it.
 //!
-//! Between two sockets a direction begins with reads and writes, which cost least while messages are small. Once it carries
-//! bulk, its bytes no longer come up from the kernel: they are spliced through a pipe. Where one side is TLS or a stream of
-//! HTTP/2, bytes are copied; what ends there without saying so was cut short, and is not ended cleanly on the other side.
-//! Nothing is held for a direction that is silent. Whoever failed is who a cut is ascribed to.
+//! Between two sockets a direction begins with plain reads and writes, which cost least for small messages. Once it
+//! carries bulk, it is spliced through a pipe and its bytes stay in the kernel. If one side is TLS or an HTTP/2
+//! stream, bytes are copied. A side that ends without its protocol's end (`close_notify`, END_STREAM) was cut short,
+//! and the other side is not closed cleanly either. A silent direction holds no buffer. An error names the side that
+//! failed.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -26,128 +27,145 @@ use crate::clock::Tick;
 use crate::read_buffer::{READ_BYTES, with_read_buffer};
 use crate::stream::Stream;
 
-/// Full buffers in a row that make bulk of a direction.
+/// Full reads in a row after which a direction counts as bulk.
 const BULK_READS: u32 = 4;
 
-/// Bytes that a pipe is asked to hold. The kernel may give less: unprivileged users share a limit.
+/// Size asked of a pipe, in bytes. The kernel may give less: unprivileged users share a limit.
 const PIPE_BYTES: usize = 256 * 1024;
 
-/// How long a connection of bytes may go on after the process was asked to stop: nothing can tell it to finish.
+/// How long a TCP connection may go on after the process was asked to stop. There is no way to tell its peers to
+/// finish.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// One end of a relay, and what was read from it already.
+/// One end of a relay, with the bytes that were read from it already.
 pub(crate) struct End {
     pub(crate) stream: Stream,
     pub(crate) read: Bytes,
 }
 
-/// What was carried, whatever ended it.
+/// What was relayed, and how it ended.
 pub(crate) struct Relayed {
-    /// Bytes from the first end to the second.
+    /// Bytes from downstream to upstream.
     pub(crate) sent: u64,
-    /// Bytes from the second end to the first.
+    /// Bytes from upstream to downstream.
     pub(crate) received: u64,
-    pub(crate) outcome: Result<(), Cut>,
+    pub(crate) outcome: Result<(), RelayError>,
 }
 
 /// Why a relay ended before both directions did.
 #[derive(Debug)]
-pub(crate) enum Cut {
-    /// The first end failed.
-    First(io::Error),
-    /// The second end failed.
-    Second(io::Error),
-    /// Nothing moved for too long.
-    Idle,
+pub(crate) enum RelayError {
+    /// The downstream end failed.
+    Downstream(io::Error),
+    /// The upstream end failed.
+    Upstream(io::Error),
+    /// No byte moved within the idle timeout.
+    IdleTimeout,
     /// The process stops.
-    Stopped,
+    Drained,
 }
 
-/// A direction.
+/// The direction of a relay.
 #[derive(Clone, Copy)]
-enum Way {
-    /// From the first end to the second.
-    Out,
-    Back,
+enum Direction {
+    /// From the downstream end to the upstream end.
+    ToUpstream,
+    ToDownstream,
 }
 
-/// Relays until both directions are closed, or silent for as long as `idle`.
-pub(crate) async fn relay(first: End, second: End, idle: Duration, drain: &CancellationToken) -> Relayed {
+/// Relays until both directions are closed, or no byte has moved for `idle`.
+pub(crate) async fn relay(downstream: End, upstream: End, idle: Duration, drain: &CancellationToken) -> Relayed {
     let (sent, received, active) = (Cell::new(0), Cell::new(0), Cell::new(Tick::now()));
-    let carried = |count: &Cell<u64>, bytes: usize| {
-        count.set(count.get() + bytes as u64);
+    let count = |total: &Cell<u64>, bytes: usize| {
+        total.set(total.get() + bytes as u64);
         active.set(Tick::now());
     };
-    let (there, back) = (|bytes| carried(&sent, bytes), |bytes| carried(&received, bytes));
-    let end = async {
+    let (count_sent, count_received) = (|bytes| count(&sent, bytes), |bytes| count(&received, bytes));
+    let aborted = async {
         tokio::select! {
-            () = silence(&active, idle) => Cut::Idle,
-            () = drained(drain) => Cut::Stopped,
+            () = idle_timeout(&active, idle) => RelayError::IdleTimeout,
+            () = drained(drain) => RelayError::Drained,
         }
     };
-    // Directions that have ended.
-    let (there_ended, back_ended) = (Cell::new(false), Cell::new(false));
-    let (one, two, outcome) = match (first.stream, second.stream) {
-        (Stream::Plain(one), Stream::Plain(two)) => {
+    // Directions that ended cleanly.
+    let (upload_ended, download_ended) = (Cell::new(false), Cell::new(false));
+    let (client, server, outcome) = match (downstream.stream, upstream.stream) {
+        (Stream::Plain(client), Stream::Plain(server)) => {
             let both = async {
-                let there = note(&there_ended, pump(Way::Out, &one, &two, first.read, there));
-                let back = note(&back_ended, pump(Way::Back, &two, &one, second.read, back));
-                tokio::try_join!(there, back)
+                let upload = mark_ended(
+                    &upload_ended,
+                    pump(Direction::ToUpstream, &client, &server, downstream.read, count_sent),
+                );
+                let download = mark_ended(
+                    &download_ended,
+                    pump(Direction::ToDownstream, &server, &client, upstream.read, count_received),
+                );
+                tokio::try_join!(upload, download)
             };
-            let outcome = tokio::select! { outcome = both => outcome.map(drop), error = end => Err(error) };
-            (Stream::Plain(one), Stream::Plain(two), outcome)
+            let outcome = tokio::select! { outcome = both => outcome.map(drop), error = aborted => Err(error) };
+            (Stream::Plain(client), Stream::Plain(server), outcome)
         }
-        (one, two) => {
-            let (one, two) = (RefCell::new(one), RefCell::new(two));
+        (client, server) => {
+            let (client, server) = (RefCell::new(client), RefCell::new(server));
             let both = async {
-                let there = note(&there_ended, copy(Way::Out, &one, &two, first.read, there));
-                let back = note(&back_ended, copy(Way::Back, &two, &one, second.read, back));
-                tokio::try_join!(there, back)
+                let upload = mark_ended(
+                    &upload_ended,
+                    copy(Direction::ToUpstream, &client, &server, downstream.read, count_sent),
+                );
+                let download = mark_ended(
+                    &download_ended,
+                    copy(Direction::ToDownstream, &server, &client, upstream.read, count_received),
+                );
+                tokio::try_join!(upload, download)
             };
-            let outcome = tokio::select! { outcome = both => outcome.map(drop), error = end => Err(error) };
-            (one.into_inner(), two.into_inner(), outcome)
+            let outcome = tokio::select! { outcome = both => outcome.map(drop), error = aborted => Err(error) };
+            (client.into_inner(), server.into_inner(), outcome)
         }
     };
     if outcome.is_err() {
-        for (stream, has_heard_all) in [(one, back_ended.get()), (two, there_ended.get())] {
-            // A reset would take away what is on its way to a socket that was sent everything, and its end.
-            if !(has_heard_all && matches!(stream, Stream::Plain(_))) {
-                stream.cut();
+        for (stream, has_received_all) in [(client, download_ended.get()), (server, upload_ended.get())] {
+            // A plain socket that was sent everything and its end is only closed: a reset would discard what is still
+            // on its way.
+            if !(has_received_all && matches!(stream, Stream::Plain(_))) {
+                stream.abort();
             }
         }
     }
     Relayed { sent: sent.get(), received: received.get(), outcome }
 }
 
-// === impl Way ===
+// === impl Direction ===
 
-impl Way {
-    /// The end that it takes from failed.
-    fn source(self, error: io::Error) -> Cut {
+impl Direction {
+    /// An error of the end that is read.
+    fn source(self, error: io::Error) -> RelayError {
         match self {
-            Self::Out => Cut::First(error),
-            Self::Back => Cut::Second(error),
+            Self::ToUpstream => RelayError::Downstream(error),
+            Self::ToDownstream => RelayError::Upstream(error),
         }
     }
 
-    /// The other end failed.
-    fn sink(self, error: io::Error) -> Cut {
+    /// An error of the end that is written.
+    fn sink(self, error: io::Error) -> RelayError {
         match self {
-            Self::Out => Cut::Second(error),
-            Self::Back => Cut::First(error),
+            Self::ToUpstream => RelayError::Upstream(error),
+            Self::ToDownstream => RelayError::Downstream(error),
         }
     }
 }
 
 impl From<TcpStream> for End {
-    /// Nothing was read from it yet.
+    /// An end of which nothing was read yet.
     fn from(stream: TcpStream) -> Self {
         Self { stream: Stream::Plain(stream), read: Bytes::new() }
     }
 }
 
-/// Runs a direction, and notes its end.
-async fn note(ended: &Cell<bool>, direction: impl Future<Output = Result<(), Cut>>) -> Result<(), Cut> {
+/// Runs a direction and marks its end.
+async fn mark_ended(
+    ended: &Cell<bool>,
+    direction: impl Future<Output = Result<(), RelayError>>,
+) -> Result<(), RelayError> {
     direction.await?;
     ended.set(true);
     Ok(())
@@ -158,71 +176,82 @@ async fn drained(drain: &CancellationToken) {
     tokio::time::sleep(DRAIN).await;
 }
 
-/// Ends when nothing was active for as long as `limit`.
-async fn silence(active: &Cell<Tick>, limit: Duration) {
+/// Completes when `active` is older than `limit`.
+async fn idle_timeout(active: &Cell<Tick>, limit: Duration) {
     while let Some(rest) = limit.checked_sub(active.get().elapsed()).filter(|rest| !rest.is_zero()) {
         tokio::time::sleep(rest).await;
     }
 }
 
-/// Carries one direction to its end, and passes the end on.
-async fn pump(way: Way, from: &TcpStream, to: &TcpStream, first: Bytes, carried: impl Fn(usize)) -> Result<(), Cut> {
-    write_all(to, &first).await.map_err(|error| way.sink(error))?;
-    carried(first.len());
-    drop(first);
-    let mut full = 0;
+/// Relays one direction between two sockets to its end, and passes the end on.
+async fn pump(
+    direction: Direction,
+    from: &TcpStream,
+    to: &TcpStream,
+    prefix: Bytes,
+    count: impl Fn(usize),
+) -> Result<(), RelayError> {
+    write_all(to, &prefix).await.map_err(|error| direction.sink(error))?;
+    count(prefix.len());
+    drop(prefix);
+    let mut full_reads = 0;
     loop {
         tokio::task::coop::consume_budget().await;
-        let Some((bytes, left)) = pass(way, from, to)? else {
-            from.readable().await.map_err(|error| way.source(error))?;
+        let Some((bytes, left)) = forward_once(direction, from, to)? else {
+            from.readable().await.map_err(|error| direction.source(error))?;
             continue;
         };
         if bytes == 0 {
-            return end(to).map_err(|error| way.sink(error));
+            return shutdown_write(to).map_err(|error| direction.sink(error));
         }
-        write_all(to, &left).await.map_err(|error| way.sink(error))?;
-        carried(bytes);
+        write_all(to, &left).await.map_err(|error| direction.sink(error))?;
+        count(bytes);
         if bytes < READ_BYTES {
-            // A short read has emptied the socket: asking again at once would only hear so.
-            full = 0;
-            from.readable().await.map_err(|error| way.source(error))?;
+            // A short read has emptied the socket: another read now would find nothing.
+            full_reads = 0;
+            from.readable().await.map_err(|error| direction.source(error))?;
             continue;
         }
-        full += 1;
-        if full == BULK_READS {
-            // Without a descriptor to spare, bytes go on as they did.
+        full_reads += 1;
+        if full_reads == BULK_READS {
+            // Without a spare file descriptor, the direction goes on with reads and writes.
             match pipe() {
-                Ok(pipe) => break splice_through(way, from, to, &pipe, carried).await,
-                Err(_) => full = 0,
+                Ok(pipe) => break splice_through(direction, from, to, &pipe, count).await,
+                Err(_) => full_reads = 0,
             }
         }
     }
 }
 
-/// Reads once, and writes that as far as it goes: how much was read, and what is left of it. None: there is nothing to be read.
-fn pass(way: Way, from: &TcpStream, to: &TcpStream) -> Result<Option<(usize, Vec<u8>)>, Cut> {
+/// One read and as many writes as the sink takes: the bytes read, and the part of them that is not written. None:
+/// nothing to read.
+fn forward_once(
+    direction: Direction,
+    from: &TcpStream,
+    to: &TcpStream,
+) -> Result<Option<(usize, Vec<u8>)>, RelayError> {
     with_read_buffer(|buffer| {
         let read = match from.try_read(buffer) {
             Ok(bytes) => &buffer[..bytes],
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-            Err(error) => return Err(way.source(error)),
+            Err(error) => return Err(direction.source(error)),
         };
         let mut left = read;
         while !left.is_empty() {
             match to.try_write(left) {
                 Ok(written) => left = &left[written..],
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(way.sink(error)),
+                Err(error) => return Err(direction.sink(error)),
             }
         }
         Ok(Some((read.len(), left.to_vec())))
     })
 }
 
-/// Passes on that no more bytes come.
-fn end(to: &TcpStream) -> io::Result<()> {
+/// Passes the end of a direction on.
+fn shutdown_write(to: &TcpStream) -> io::Result<()> {
     match SockRef::from(to).shutdown(Shutdown::Write) {
-        // It is gone altogether.
+        // The peer has closed the connection altogether.
         Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
         ended => ended,
     }
@@ -246,44 +275,44 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((read, write))
 }
 
-/// Carries a direction to its end through a pipe, and passes the end on.
+/// Relays a direction through a pipe to its end, and passes the end on.
 async fn splice_through(
-    way: Way,
+    direction: Direction,
     from: &TcpStream,
     to: &TcpStream,
     (read, write): &(OwnedFd, OwnedFd),
-    carried: impl Fn(usize),
-) -> Result<(), Cut> {
+    count: impl Fn(usize),
+) -> Result<(), RelayError> {
     let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK;
     loop {
         tokio::task::coop::consume_budget().await;
-        // The pipe is empty here, so it is the socket that would block.
+        // The pipe is empty here, so only the socket can block.
         let fill = from.async_io(Interest::READABLE, || Ok(splice(from, None, write, None, PIPE_BYTES, flags)?));
-        let filled = fill.await.map_err(|error| way.source(error))?;
+        let filled = fill.await.map_err(|error| direction.source(error))?;
         if filled == 0 {
-            return end(to).map_err(|error| way.sink(error));
+            return shutdown_write(to).map_err(|error| direction.sink(error));
         }
         let mut left = filled;
         while left > 0 {
             let drain = to.async_io(Interest::WRITABLE, || Ok(splice(read, None, to, None, left, flags)?));
-            left -= drain.await.map_err(|error| way.sink(error))?;
+            left -= drain.await.map_err(|error| direction.sink(error))?;
         }
-        carried(filled);
+        count(filled);
     }
 }
 
-/// Carries one direction to its end where a side is no socket, and passes the end on. Both directions are polled as one task, so
-/// neither finds a stream in use.
+/// Relays one direction to its end where a side is not a plain socket, and passes the end on. Both directions are
+/// polled by one task, so a stream is never borrowed twice.
 async fn copy(
-    way: Way,
+    direction: Direction,
     from: &RefCell<Stream>,
     to: &RefCell<Stream>,
-    first: Bytes,
-    carried: impl Fn(usize),
-) -> Result<(), Cut> {
-    copy_all(to, &first).await.map_err(|error| way.sink(error))?;
-    carried(first.len());
-    drop(first);
+    prefix: Bytes,
+    count: impl Fn(usize),
+) -> Result<(), RelayError> {
+    copy_all(to, &prefix).await.map_err(|error| direction.sink(error))?;
+    count(prefix.len());
+    drop(prefix);
     loop {
         tokio::task::coop::consume_budget().await;
         let mut buffer = Vec::new();
@@ -295,15 +324,15 @@ async fn copy(
             }
             read
         });
-        let bytes = bytes.await.map_err(|error| way.source(error))?;
+        let bytes = bytes.await.map_err(|error| direction.source(error))?;
         if bytes == 0 {
             return match poll_fn(|cx| Pin::new(&mut *to.borrow_mut()).poll_shutdown(cx)).await {
                 Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
-                ended => ended.map_err(|error| way.sink(error)),
+                ended => ended.map_err(|error| direction.sink(error)),
             };
         }
-        copy_all(to, &buffer).await.map_err(|error| way.sink(error))?;
-        carried(bytes);
+        copy_all(to, &buffer).await.map_err(|error| direction.sink(error))?;
+        count(bytes);
     }
 }
 
@@ -314,7 +343,7 @@ async fn copy_all(to: &RefCell<Stream>, mut bytes: &[u8]) -> io::Result<()> {
             written => bytes = &bytes[written..],
         }
     }
-    // TLS may have taken what the socket has not.
+    // rustls may have taken bytes that the socket has not.
     poll_fn(|cx| Pin::new(&mut *to.borrow_mut()).poll_flush(cx)).await
 }
 
@@ -333,23 +362,23 @@ mod tests {
         (ours.expect("connects"), theirs.expect("accepts").0)
     }
 
-    /// A client and a server with a relay between them, which has read `read` from the client already.
+    /// A client and a server with a relay between them that has already read `read` from the client.
     async fn relayed(read: &'static [u8]) -> (TcpStream, TcpStream, impl Future<Output = Relayed>) {
-        let ((client, first), (second, server)) = tokio::join!(pair(), pair());
-        let first = End { stream: Stream::Plain(first), read: Bytes::from_static(read) };
+        let ((client, downstream), (upstream, server)) = tokio::join!(pair(), pair());
+        let downstream = End { stream: Stream::Plain(downstream), read: Bytes::from_static(read) };
         let idle = Duration::from_secs(60);
-        (client, server, async move { relay(first, second.into(), idle, &CancellationToken::new()).await })
+        (client, server, async move { relay(downstream, upstream.into(), idle, &CancellationToken::new()).await })
     }
 
     #[tokio::test]
-    async fn a_direction_ends_alone() {
+    async fn directions_end_independently() {
         let (mut client, mut server, relay) = relayed(b"he").await;
         let ends = async move {
             client.write_all(b"llo").await.expect("writes");
             client.shutdown().await.expect("ends");
             let mut heard = String::new();
             server.read_to_string(&mut heard).await.expect("reads");
-            assert_eq!(heard, "hello", "what was read already comes first, and the end is passed on");
+            assert_eq!(heard, "hello", "what was read before comes first, and the end is passed on");
             server.write_all(b"bye").await.expect("the other direction goes on");
             drop(server);
             let mut heard = String::new();
@@ -361,9 +390,9 @@ mod tests {
         assert_eq!((sent, received), (5, 3));
     }
 
-    /// Who is to blame is who failed.
+    /// The error names the side that sent the reset.
     #[tokio::test]
-    async fn a_reset_is_that_of_its_sender() {
+    async fn reset_is_reported_for_its_sender_and_passed_on() {
         for client_resets in [true, false] {
             let (mut client, mut server, relay) = relayed(b"").await;
             let ends = async move {
@@ -379,17 +408,17 @@ mod tests {
                     client
                 };
                 let heard = other.read(&mut [0; 5]).await.map_err(|error| error.kind());
-                assert_eq!(heard, Err(io::ErrorKind::ConnectionReset), "a reset is passed on as one");
+                assert_eq!(heard, Err(io::ErrorKind::ConnectionReset), "a reset is passed on as a reset");
             };
             let (Relayed { outcome, .. }, ()) = tokio::join!(relay, ends);
-            let cut = outcome.expect_err("it was cut");
-            assert_eq!(matches!(cut, Cut::First(_)), client_resets, "{cut:?}");
-            assert_eq!(matches!(cut, Cut::Second(_)), !client_resets, "{cut:?}");
+            let error = outcome.expect_err("the relay failed");
+            assert_eq!(matches!(error, RelayError::Downstream(_)), client_resets, "{error:?}");
+            assert_eq!(matches!(error, RelayError::Upstream(_)), !client_resets, "{error:?}");
         }
     }
 
     #[tokio::test]
-    async fn bulk_arrives_as_it_was_sent() {
+    async fn bulk_is_relayed_unchanged() {
         const BYTES: usize = 20 << 20;
         let (mut client, mut server, relay) = relayed(b"").await;
         let byte = |at: usize| (at.wrapping_mul(2_654_435_761) >> 13) as u8;
@@ -412,10 +441,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn silence_has_an_end() {
+    async fn idle_relays_time_out() {
         let just_now = Cell::new(Tick::now());
         let wait = Duration::from_millis(20);
-        assert!(tokio::time::timeout(wait * 3, silence(&just_now, Duration::from_secs(60))).await.is_err());
-        tokio::time::timeout(Duration::from_secs(5), silence(&just_now, wait)).await.expect("it is over");
+        assert!(tokio::time::timeout(wait * 3, idle_timeout(&just_now, Duration::from_secs(60))).await.is_err());
+        tokio::time::timeout(Duration::from_secs(5), idle_timeout(&just_now, wait)).await.expect("it is over");
     }
 }

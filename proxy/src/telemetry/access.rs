@@ -15,7 +15,7 @@ use crate::http::forward::RequestLog;
 use crate::http::respond::Reason;
 use crate::http1::parse::BadMessage;
 use crate::table::route::Origin;
-use crate::tcp::{Cut, Relayed};
+use crate::tcp::{RelayError, Relayed};
 
 /// The value of `via` for the Service's own address (ClusterIP), where the kernel picks the endpoint.
 pub(crate) const SERVICE_ADDRESS: &str = "service-address";
@@ -60,12 +60,12 @@ impl ConnectionLog {
     /// Records the result of the relay.
     pub(crate) fn relayed(&mut self, Relayed { sent, received, outcome }: Relayed) {
         (self.sent, self.received) = (sent, received);
-        let Err(cut) = outcome else { return };
-        let (reason, error) = match cut {
-            Cut::First(error) => (Reason::DownstreamReset, Some(error)),
-            Cut::Second(error) => (Reason::UpstreamReset, Some(error)),
-            Cut::Idle => (Reason::IdleTimeout, None),
-            Cut::Stopped => (Reason::Draining, None),
+        let Err(error) = outcome else { return };
+        let (reason, error) = match error {
+            RelayError::Downstream(error) => (Reason::DownstreamReset, Some(error)),
+            RelayError::Upstream(error) => (Reason::UpstreamReset, Some(error)),
+            RelayError::IdleTimeout => (Reason::IdleTimeout, None),
+            RelayError::Drained => (Reason::Draining, None),
         };
         (self.reason, self.error) = (Some(reason), error);
     }
