@@ -1,8 +1,8 @@
-//! How a document is held by a ConfigMap: a readable header, and a body that the header vouches for.
+//! The ConfigMap format of a document: a readable header, and a body whose hash is in the header.
 //!
-//! The body is plain JSON while it is small, so that `kubectl get configmap -o yaml` shows it, and gzip when it is not.
-//! Bodies are canonical: the same value always gives the same bytes (fields in declaration order, maps sorted), so equal
-//! hashes mean equal configuration and nothing needs to be written.
+//! The body is plain JSON while it is small, so that `kubectl get configmap -o yaml` shows it, and gzip otherwise.
+//! Bodies are canonical: equal values give equal bytes (fields in declaration order, maps sorted), so an equal hash
+//! means that nothing needs to be written.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -14,53 +14,54 @@ use sha2::{Digest, Sha256};
 /// The version of this format. A proxy refuses any other.
 pub const FORMAT_VERSION: u32 = 1;
 
-/// Bodies up to this many bytes stay readable in the ConfigMap.
+/// Largest body that is stored as plain JSON, in bytes.
 const PLAIN_BYTES_MAX: usize = 4 * 1024;
 
-/// What one object may hold, header and body together as stored, in bytes. Kubernetes refuses 1 MiB; staying below it
-/// leaves room for the header and for the base64 of other tools.
+/// Size limit of one object, header and body together as stored, in bytes. Kubernetes refuses 1 MiB; the margin
+/// leaves room for the header and for base64.
 pub const OBJECT_BYTES_MAX: usize = 900 * 1024;
 
-/// What a body may unpack to, in bytes: a gzip bomb ends here.
+/// Size limit of an unpacked body, in bytes, against gzip bombs.
 pub const BODY_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 const HEADER_KEY: &str = "header";
 const BODY_KEY: &str = "body";
 const BODY_GZIP_KEY: &str = "body.gz";
 
-/// What a ConfigMap says about its body.
+/// The header of a document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Header {
     /// [`FORMAT_VERSION`] of the writer.
     pub format_version: u32,
-    /// The namespace that the document is about; empty for the index.
+    /// The namespace of the document; empty for the index.
     pub namespace: String,
-    /// Grows with every write, also across deletion and restore of the object.
+    /// Increases with every write, also when the object is deleted and restored.
     pub generation: u64,
-    /// Grows only when what users asked for changes, not when endpoints come and go.
+    /// Increases only when the users' configuration changes, not when endpoints do.
     pub config_generation: u64,
-    /// How the body is held.
+    /// How the body is stored.
     pub encoding: Encoding,
     /// SHA-256 of the canonical body, before compression, in hexadecimal.
     pub sha256: String,
     /// Generations of other namespaces that must be staged before this document is used.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub requires: BTreeMap<String, u64>,
-    /// How often the writers' lease had changed hands when this was written: a deposed writer has a smaller one.
+    /// Number of times that the writers' lease had changed hands at the time of writing: a deposed writer has a
+    /// smaller one.
     pub epoch: u64,
     /// Signature over the fields above; empty until writers sign.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub signature: String,
 }
 
-/// How a body is held.
+/// How a body is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Encoding {
-    /// As it is.
+    /// Plain JSON, in `data`.
     Json,
-    /// Compressed, in `binaryData`.
+    /// Gzip, in `binaryData`.
     Gzip,
 }
 
@@ -75,7 +76,7 @@ pub struct Envelope {
     pub binary: BTreeMap<String, Vec<u8>>,
 }
 
-/// What a writer says about a document; the rest of the header follows from the body.
+/// The part of the header that the writer sets; the rest follows from the body.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Written {
     /// See [`Header::namespace`].
@@ -90,41 +91,41 @@ pub struct Written {
     pub epoch: u64,
 }
 
-/// Why a document was not read. The reader keeps what it had.
+/// Why a document cannot be read. The reader keeps its last good version.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
-    /// `data.header` or the body is not there.
+    /// `data.header` or the body is missing.
     #[error("the object has no {0:?}")]
     Missing(&'static str),
-    /// The header is not a header.
-    #[error("the header cannot be read: {0}")]
+    /// The header cannot be parsed.
+    #[error("the header cannot be parsed: {0}")]
     Header(#[source] serde_json::Error),
-    /// Written by a version that this reader does not know.
+    /// The format version is unknown to this reader.
     #[error("the document has format version {found}, this proxy reads {FORMAT_VERSION}: upgrade the proxy")]
     Version {
-        /// What the header says.
+        /// The version in the header.
         found: u32,
     },
-    /// The body does not unpack, or to more than [`BODY_BYTES_MAX`].
+    /// The body cannot be unpacked, or exceeds [`BODY_BYTES_MAX`].
     #[error("the body cannot be unpacked: {0}")]
     Unpack(#[source] std::io::Error),
-    /// The body is not the one that was written.
-    #[error("the body's hash is {found}, the header vouches for {expected}: the object was edited or damaged")]
+    /// The body does not match the hash in the header.
+    #[error("the body's hash is {found}, the header has {expected}: the object was edited or damaged")]
     Hash {
         /// Hash of the body as read.
         found: String,
         /// Hash in the header.
         expected: String,
     },
-    /// The body is not what this reader knows.
-    #[error("the body cannot be read: {0}")]
+    /// The body does not match the schema.
+    #[error("the body cannot be parsed: {0}")]
     Body(#[source] serde_json::Error),
 }
 
 // === impl Header ===
 
 impl Header {
-    /// Reads the header alone.
+    /// Reads only the header.
     pub fn read(envelope: &Envelope) -> Result<Self, DecodeError> {
         let text = envelope.data.get(HEADER_KEY).ok_or(DecodeError::Missing(HEADER_KEY))?;
         serde_json::from_str(text).map_err(DecodeError::Header)
@@ -139,7 +140,7 @@ impl Envelope {
         Self::pack(written, &canonical(body))
     }
 
-    /// The same with a body that is JSON already. Whoever reads it finds out whether it is.
+    /// Like [`Envelope::write`], for a body that is JSON already. The bytes are not checked.
     pub fn pack(written: Written, bytes: &[u8]) -> Self {
         let Written { namespace, generation, config_generation, requires, epoch } = written;
         let encoding = if bytes.len() <= PLAIN_BYTES_MAX { Encoding::Json } else { Encoding::Gzip };
@@ -167,7 +168,7 @@ impl Envelope {
         envelope
     }
 
-    /// Reads header and body, and checks one against the other.
+    /// Reads header and body, and checks the hash.
     pub fn read<T: DeserializeOwned>(&self) -> Result<(Header, T), DecodeError> {
         let header = Header::read(self)?;
         if header.format_version != FORMAT_VERSION {
@@ -188,7 +189,7 @@ impl Envelope {
         Ok((header, body))
     }
 
-    /// What Kubernetes counts against its limit, in bytes.
+    /// The size that Kubernetes counts against its limit, in bytes.
     pub fn stored_bytes(&self) -> usize {
         self.data.values().map(String::len).sum::<usize>() + self.binary.values().map(Vec::len).sum::<usize>()
     }
@@ -204,7 +205,7 @@ fn sha256(bytes: &[u8]) -> String {
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
-    // No name and no time in the gzip header, so equal bodies give equal bytes.
+    // The gzip header has no name and no time, so equal bodies give equal bytes.
     let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     packer.write_all(bytes).expect("a Vec takes all");
     packer.finish().expect("a Vec takes all")
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn an_edited_body_is_refused() {
+    fn edited_body_is_refused() {
         let mut envelope = Envelope::write(written(), &export(1));
         let body = envelope.data.get_mut(BODY_KEY).expect("plain");
         *body = body.replace("service-0", "service-1");
@@ -257,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_field_is_refused() {
+    fn unknown_field_is_refused() {
         #[derive(Serialize)]
         struct Newer {
             services: Vec<Service>,
@@ -277,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bomb_is_refused() {
+    fn gzip_bomb_is_refused() {
         let error = gunzip(&gzip(&vec![b' '; BODY_BYTES_MAX + 1])).expect_err("too large");
         assert!(error.to_string().contains("more than"), "{error}");
     }

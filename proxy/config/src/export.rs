@@ -1,13 +1,14 @@
-//! What a namespace offers to everybody: its services, the routes to them, and the pods behind them.
+//! The exported document of a namespace: its Services, their routes, and the pods behind them. Proxies of all
+//! namespaces read it.
 //!
-//! Routes and endpoints of a namespace stand in one document, so they change together or not at all.
+//! Routes and endpoints of a namespace are in one document, so that they change together or not at all.
 
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
 use crate::route::RouteTable;
-use crate::{is_default, tight};
+use crate::{compact_vec, is_default};
 
 /// The exported part of one namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,57 +19,57 @@ pub struct Export {
     pub services: Vec<Service>,
 }
 
-/// A Service with an address of its own. (A headless one is reached by its pods' addresses, which no route governs.)
+/// A Service with a ClusterIP. (A headless Service is reached at its pods' addresses, and routes do not apply.)
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Service {
     /// Name of the Service.
     pub name: String,
-    /// Its ClusterIPs: one, or one of each family.
+    /// Its ClusterIPs: one, or one of each address family.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<IpAddr>,
-    /// How to talk to it.
+    /// Settings for traffic to it.
     #[serde(default, skip_serializing_if = "is_default")]
     pub settings: ClusterSettings,
     /// Sorted by number.
-    #[serde(default, deserialize_with = "tight", skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "compact_vec", skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<ServicePort>,
 }
 
-/// A port of a Service, with what happens to traffic sent there.
+/// A port of a Service, with its routes and endpoints.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct ServicePort {
     /// Port of the Service.
     pub port: u16,
-    /// What is spoken there.
+    /// The protocol of the port.
     #[serde(default, skip_serializing_if = "is_default")]
     pub protocol: Protocol,
     /// Routes of the Service's own namespace. Absent: every request goes to `endpoints`. Present: a request that no
-    /// match takes is answered 404.
+    /// match accepts is answered 404.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub routes: Option<RouteTable>,
-    /// Pods that may take traffic, sorted by address.
-    #[serde(default, deserialize_with = "tight", skip_serializing_if = "Vec::is_empty")]
+    /// Endpoints that may receive traffic, sorted by address.
+    #[serde(default, deserialize_with = "compact_vec", skip_serializing_if = "Vec::is_empty")]
     pub endpoints: Vec<Endpoint>,
 }
 
-/// What is spoken on a port.
+/// The protocol of a port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
-    /// Nobody said: look at the first bytes.
+    /// Not declared: the proxy detects it from the first bytes.
     #[default]
     Detect,
     /// HTTP, version 1.1 or 2 as the client chooses.
     Http,
     /// HTTP/2 without TLS, towards the endpoints too.
     Http2,
-    /// Bytes. Never looked at.
+    /// TCP, without protocol detection.
     Tcp,
 }
 
-/// A pod that takes traffic of a port.
+/// An endpoint of a Service port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "FlatEndpoint", into = "FlatEndpoint")]
 pub struct Endpoint {
@@ -76,71 +77,48 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// Names of the subsets that it is in, sorted.
     pub subsets: Vec<String>,
-    /// Where it is and which clients it is meant for, where the Service cares. In a box, because most do not.
-    pub locality: Option<Box<Locality>>,
-    /// Its pod terminates and still serves. It takes traffic only while none that does not is left among those that the
-    /// request may go to.
+    /// The zone of its node, if the Service prefers endpoints in the client's zone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    /// Its node, if the Service prefers endpoints on the client's node or restricts traffic to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Zones for whose clients it is meant, from hints in EndpointSlices. They replace `zone`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub for_zones: Vec<String>,
+    /// Nodes for whose clients it is meant, from hints in EndpointSlices. They replace `node`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub for_nodes: Vec<String>,
+    /// Its pod is terminating and still serving. It receives traffic only if the request has no endpoint that is not
+    /// terminating.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub terminating: bool,
-    /// Nobody has heard of its node of late. It takes traffic only while none that is not lost is left among those that
-    /// the request may go to, terminating ones included.
+    /// Its node is unreachable. It receives traffic only if all endpoints for the request are lost; terminating ones
+    /// come before it.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub lost: bool,
-    /// The pod carries a proxy, whose word about a request counts: the headers that begin with `weft-` in its responses.
+    /// The pod has a proxy, so the headers that begin with `weft-` in its responses are trusted.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub has_proxy: bool,
 }
 
-/// Where an endpoint is, and which clients it is meant for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Locality {
-    /// The zone of its node, where the Service prefers endpoints of the client's own.
-    pub zone: Option<String>,
-    /// Its node, where the Service prefers endpoints on the client's own or has traffic stay on it.
-    pub node: Option<String>,
-    /// Zones whose clients it is meant for, where EndpointSlices say that by hints. They stand in for `zone`.
-    pub for_zones: Vec<String>,
-    /// Nodes whose clients it is meant for, where EndpointSlices say that by hints. They stand in for `node`.
-    pub for_nodes: Vec<String>,
-}
-
-/// An endpoint as documents have it.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct FlatEndpoint {
-    address: SocketAddr,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    subsets: Vec<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    zone: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    node: Option<String>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    for_zones: Vec<String>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    for_nodes: Vec<String>,
-    #[serde(default, skip_serializing_if = "is_default")]
-    terminating: bool,
-    #[serde(default, skip_serializing_if = "is_default")]
-    lost: bool,
-    #[serde(default, skip_serializing_if = "is_default")]
-    has_proxy: bool,
-}
-
-/// How to talk to a Service.
+/// Settings for traffic to a Service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct ClusterSettings {
-    /// How an endpoint is chosen.
+    /// The load balancing algorithm.
     #[serde(default, skip_serializing_if = "is_default")]
     pub balancer: Balancer,
-    /// The key of `ringHash` and `maglev`. A request without one goes to any endpoint.
+    /// The key of `ringHash` and `maglev`. A request without the key goes to any endpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash_on: Option<HashOn>,
-    /// Ties a client to the endpoint that answered it first, whatever the balancer.
+    /// Session affinity: ties a client to the endpoint that answered it first, with any balancer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sticky: Option<Sticky>,
-    /// How endpoints that join get their share.
+    /// Slow start for new endpoints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<SlowStart>,
-    /// Endpoints of the client's own zone come first; those elsewhere take what they cannot.
+    /// Endpoints in the client's zone come first; the others take the load that they cannot.
     #[serde(default, skip_serializing_if = "is_default")]
     pub prefer_same_zone: bool,
     /// Endpoints on the client's own node come first, before those of its zone.
@@ -149,53 +127,54 @@ pub struct ClusterSettings {
     /// Only endpoints on the client's own node are used.
     #[serde(default, skip_serializing_if = "is_default")]
     pub local_only: bool,
-    /// A client's address stays with the endpoint that it went to last, until it has sent nothing for so many seconds.
+    /// Client IP affinity: a client's address stays with the endpoint that it was sent to last, until it has been
+    /// idle for this many seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_ip_seconds: Option<u32>,
-    /// How long a connection may take to be made, in milliseconds. Absent: the proxy's default.
+    /// Connect timeout, in milliseconds. Absent: the proxy's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connect_timeout_ms: Option<u64>,
-    /// What one proxy may have open to the Service.
+    /// Limits for one proxy.
     #[serde(default, skip_serializing_if = "is_default")]
     pub limits: Limits,
-    /// When an endpoint that fails is left alone.
+    /// Outlier detection: when an endpoint is ejected.
     #[serde(default, skip_serializing_if = "is_default")]
     pub outliers: Outliers,
-    /// Asks endpoints how they are. Absent: nobody is asked.
+    /// Active health checks. Absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
-    /// Of the endpoints that a request may go to, the share in percent that must be well for the others to be left alone;
-    /// below it all are used. 0: never.
+    /// Panic threshold: if fewer than this percentage of the endpoints for a request are healthy, health and ejection
+    /// are ignored. 0: never.
     #[serde(default = "panic_percent", skip_serializing_if = "is_panic_percent")]
     pub panic_percent: u32,
-    /// How much more than was asked of it may be sent to the Service by repeating requests.
+    /// How many retries may be added to the requests to the Service.
     #[serde(default, skip_serializing_if = "is_default")]
     pub retry_budget: RetryBudget,
-    /// Names of the subsets that exist, sorted, so that one without pods is told from one that nobody declared.
+    /// Names of all subsets, sorted, so that a subset without pods can be told from an undeclared one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub subsets: Vec<String>,
 }
 
-/// How an endpoint is chosen.
+/// A load balancing algorithm.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Balancer {
-    /// The cheaper of two at random, by response time and requests in flight.
+    /// The cheaper of two random endpoints, by response time (EWMA) and requests in flight.
     #[default]
     PeakEwma,
-    /// The one of two at random with fewer requests in flight.
+    /// The one of two random endpoints with fewer requests in flight.
     LeastRequest,
-    /// One after the other.
+    /// One endpoint after the other.
     RoundRobin,
-    /// Any.
+    /// A random endpoint.
     Random,
-    /// The same for the same key, on a ring.
+    /// Consistent hashing with a ring.
     RingHash,
-    /// The same for the same key, by a Maglev table.
+    /// Consistent hashing with a Maglev table.
     Maglev,
 }
 
-/// What of a request is its key.
+/// The hash key of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum HashOn {
@@ -209,32 +188,32 @@ pub enum HashOn {
     SourceAddress,
 }
 
-/// A cookie that names the endpoint.
+/// A session affinity cookie.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Sticky {
     /// Its name.
     pub cookie: String,
-    /// The path that clients send it with.
+    /// The `Path` attribute of the cookie.
     pub path: String,
-    /// How long clients keep it, in seconds. Absent: until they close.
+    /// The lifetime of the cookie, in seconds. Absent: a session cookie.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_seconds: Option<u64>,
 }
 
-/// An endpoint that joins gets, of what its share will be, `max(least, age / window ^ (1 / aggression))`. Source: Envoy.
+/// Slow start: a new endpoint gets `max(min, age / window ^ (1 / aggression))` of its share. Source: Envoy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct SlowStart {
-    /// After so many milliseconds it has all of its share.
+    /// The window, in milliseconds: after it, an endpoint gets its whole share.
     pub window_ms: u64,
-    /// What it gets at least, in percent.
+    /// The minimum of the share, in percent.
     pub min_percent: u32,
-    /// How fast its share grows at first, in thousandths; 1000 is evenly.
+    /// How fast the share grows at first, in thousandths; 1000 is linear.
     pub aggression_permille: u32,
 }
 
-/// What one proxy may have open to a Service port, all subsets together. Absent: no limit.
+/// Limits of one proxy for a Service port, all subsets together (circuit breakers). Absent: no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Limits {
@@ -244,95 +223,95 @@ pub struct Limits {
     /// Requests in flight.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_requests: Option<u32>,
-    /// Requests that wait for a connection.
+    /// Requests waiting for a connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_pending: Option<u32>,
 }
 
-/// When an endpoint that fails more than others is left alone (ejected) for a while. A field that is absent has the value
-/// of [`Outliers::default`]. Source of the model and of most defaults: Envoy's outlier detection.
+/// Outlier detection: when an endpoint that fails more than others is ejected for a while. A field that is absent has
+/// the value of [`Outliers::default`]. Source of the model and of most defaults: Envoy's outlier detection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Outliers {
-    /// Answers 5xx without another in between. 0: not looked at.
+    /// Responses 5xx in a row. 0: off.
     pub consecutive_5xx: u32,
-    /// Answers 502, 503 or 504 without another in between. 0: not looked at.
+    /// Responses 502, 503 or 504 in a row. 0: off.
     pub consecutive_gateway_errors: u32,
-    /// Connections that failed or broke, and attempts that timed out, without an answer in between. 0: not looked at.
+    /// Connections that failed or broke, and attempts that timed out, in a row. 0: off.
     pub consecutive_local_failures: u32,
-    /// How often success rates are compared, in milliseconds.
+    /// Interval at which success rates are compared, in milliseconds.
     pub interval_ms: u64,
-    /// How long the first ejection lasts, in milliseconds; the next one in a row is longer by as much.
+    /// Duration of the first ejection, in milliseconds; each further one in a row is longer by as much.
     pub base_ejection_ms: u64,
-    /// How long an ejection may last, in milliseconds.
+    /// Longest ejection, in milliseconds.
     pub max_ejection_ms: u64,
-    /// Another endpoint is ejected only while fewer than this share of all are, in percent. 0: none is ejected.
+    /// An endpoint is ejected only while fewer than this percentage of all are. 0: never.
     pub max_ejection_percent: u32,
-    /// Which success rate is too low.
+    /// The success rate detector.
     pub success_rate: SuccessRate,
 }
 
-/// Which success rate of an endpoint is too low beside those of the others.
+/// The success rate detector: when the success rate of an endpoint is too low compared with the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct SuccessRate {
-    /// So many endpoints must have had enough requests.
+    /// Minimum of endpoints with enough requests.
     pub min_endpoints: u32,
-    /// Requests that are enough, in one interval.
+    /// Requests in an interval that are enough.
     pub min_requests: u32,
-    /// Too low is below the mean by this many standard deviations, in thousandths. 0: not looked at.
+    /// An endpoint is ejected if its rate is below the mean by this many standard deviations, in thousandths. 0: off.
     pub deviations_permille: u32,
 }
 
-/// Asks endpoints how they are.
+/// Active health checks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct HealthCheck {
-    /// How they are asked.
+    /// How endpoints are checked.
     pub kind: HealthCheckKind,
-    /// Absent: the endpoint's.
+    /// Absent: the endpoint's port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    /// From one question to the next, in milliseconds; a quarter more or less.
+    /// Interval of checks, in milliseconds, with a jitter of 25 %.
     pub interval_ms: u64,
-    /// How long an answer may take, in milliseconds.
+    /// Timeout of a check, in milliseconds.
     pub timeout_ms: u64,
-    /// Failures in a row after which an endpoint is not well.
+    /// Failures in a row that make an endpoint unhealthy.
     pub unhealthy_after: u32,
-    /// Successes in a row after which it is well again.
+    /// Successes in a row that make it healthy again.
     pub healthy_after: u32,
 }
 
-/// How an endpoint is asked.
+/// How an endpoint is checked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum HealthCheckKind {
-    /// A GET; 200 to 399 is well.
+    /// A GET; 200 to 399 is healthy.
     #[serde(rename_all = "camelCase")]
     Http {
-        /// With the query.
+        /// Path and query.
         path: String,
         /// Absent: the endpoint's address.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         host: Option<String>,
     },
-    /// A connection that opens.
+    /// A connection that opens is healthy.
     Tcp,
-    /// `grpc.health.v1.Health/Check`; SERVING is well.
+    /// `grpc.health.v1.Health/Check`; SERVING is healthy.
     Grpc {
-        /// The service asked about; empty for the whole server.
+        /// The service to ask for; empty for the whole server.
         service: String,
     },
 }
 
-/// How much repeating requests, where rules ask for it, may add to what a proxy sends to a Service. The proxy's
-/// `balance/budget` has the formula.
+/// Retry budget: how many retries, where rules ask for them, a proxy may add to its requests to a Service. The
+/// proxy's `balance/budget` has the formula.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct RetryBudget {
-    /// Repetitions for each hundred requests, at most.
+    /// Retries for each hundred requests, at most.
     pub percent: u32,
-    /// Repetitions in a second that are allowed however few requests there are.
+    /// Retries in a second that are allowed regardless of the number of requests.
     pub min_per_second: u32,
 }
 

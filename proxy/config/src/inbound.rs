@@ -1,5 +1,5 @@
-//! What concerns the pods of a namespace themselves: who may call them, and the namespace's own routes for services
-//! elsewhere (consumer routes, which bind its clients and nobody else's).
+//! The inbound document of a namespace: who may call its pods, and its consumer routes. Consumer routes are routes of
+//! this namespace for Services of other namespaces; they apply only to clients in this namespace.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::route::{ObjectRef, PathMatch, RouteTable, ValueMatch};
 
-/// The private part of one namespace.
+/// The inbound document of one namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Inbound {
@@ -20,29 +20,29 @@ pub struct Inbound {
     /// Namespaces that pods of this one are known to call: opened at start, before the first request.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dependencies: Vec<String>,
-    /// The nodes in each zone, of those nodes that pods of the namespace are on whose labels do not tell their zone.
+    /// Nodes by zone, for the nodes of this namespace's pods whose labels do not include the zone.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub zones: BTreeMap<String, BTreeSet<String>>,
-    /// Pods whose labels changed after they were created, by UID: all that they have now of the labels by which policies select.
-    /// The labels of a pod that is not among them are those that it was created with.
+    /// Pods whose labels changed after their creation, by UID, with all current labels of those keys that policies
+    /// select by. Any other pod has the labels it was created with.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub relabelled: BTreeMap<String, BTreeMap<String, String>>,
 }
 
-/// Who may call the pods that it selects.
+/// An authorization policy for the pods that it targets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Policy {
     /// Name of the user's object; its namespace is the document's.
     pub name: String,
-    /// The pods, and perhaps ports, that it governs.
+    /// The pods and, if any, the ports that it applies to.
     pub target: Target,
     /// In the user's order.
     pub rules: Vec<AuthorizationRule>,
 }
 
-/// Pods, and perhaps ports. A proxy holds these against what it was told of its own pod when it was created, and against
-/// [`Inbound::relabelled`].
+/// The pods and ports that a policy applies to. A proxy compares them with its pod's labels and service account from
+/// the bootstrap, and with [`Inbound::relabelled`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Target {
@@ -50,7 +50,7 @@ pub enum Target {
     Namespace,
     /// Pods that run under this service account.
     ServiceAccount(String),
-    /// Pods that a Service selects, on the ports that it sends to.
+    /// Pods that a Service selects, on the Service's target ports.
     Service {
         /// Labels that the pods have.
         selector: BTreeMap<String, String>,
@@ -65,38 +65,38 @@ pub enum Target {
 pub enum PortRef {
     /// By number.
     Number(u16),
-    /// By the name that a container gives it.
+    /// By the name of a container port.
     Name(String),
 }
 
-/// Conditions on a call; all of them must hold, and one that is empty always does.
+/// Conditions on a call and an action. All conditions must match; an empty one always does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct AuthorizationRule {
-    /// What follows when they hold.
+    /// The action if they match.
     pub action: Action,
-    /// Methods, any of them.
+    /// Methods; any of them matches.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub methods: Vec<String>,
-    /// Paths, any of them.
+    /// Paths; any of them matches.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub paths: Vec<PathMatch>,
-    /// Headers, all of them.
+    /// Headers; all of them must match.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<ValueMatch>,
-    /// Ports of the pod, any of them.
+    /// Ports of the pod; any of them matches.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<u16>,
 }
 
-/// What follows when a rule's conditions hold. Any Deny beats every Allow; where there is an Allow, only what one allows
-/// may pass.
+/// The action of a rule. A matching Deny beats every Allow; if there is an Allow, only calls that an Allow matches
+/// pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Action {
     /// The call passes.
     Allow,
-    /// The call is answered 403, or its connection closed.
+    /// A request is answered 403, a TCP connection is closed.
     Deny,
 }
 
@@ -108,6 +108,6 @@ pub struct ConsumerRoutes {
     pub service: ObjectRef,
     /// Its port.
     pub port: u16,
-    /// They stand in for the Service's own.
+    /// The routes. They replace those of the Service.
     pub table: RouteTable,
 }

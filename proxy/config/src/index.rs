@@ -1,7 +1,7 @@
-//! Which namespace a ClusterIP belongs to.
+//! The index: which namespace a ClusterIP belongs to.
 //!
-//! A proxy opens the documents of another namespace on first traffic to it, and a connection says only an address. The
-//! index is the one mesh-wide document: one small entry for each Service.
+//! A proxy opens the documents of another namespace on first traffic to it, and a connection only has an address. The
+//! index is the only mesh-wide document, with one small entry for each Service.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -1,17 +1,17 @@
-//! The input language of the Weft proxy.
+//! The configuration language of the Weft proxy: the documents that the operator writes and the proxy reads.
 //!
-//! The proxy owns this vocabulary; the operator writes it and tools read it. It knows nothing of MeshRoutes, of clusters
-//! (the Kubernetes kind) or of sockets: everything here is plain data.
+//! The proxy owns this vocabulary. It has no MeshRoutes, Kubernetes clusters or sockets: everything here is plain
+//! data.
 //!
 //! ```text
 //! ConfigMap weft-config/x.<ns>     Header + Export    services of <ns>: addresses, routes, endpoints
-//! ConfigMap weft-inbound/i.<ns>    Header + Inbound   who may call the pods of <ns>; routes of <ns> for services elsewhere
+//! ConfigMap weft-inbound/i.<ns>    Header + Inbound   policies for the pods of <ns>; routes of <ns> for other namespaces
 //! ConfigMap weft-config/index      Header + Index     ClusterIP -> namespace, for services not opened yet
 //! ```
 //!
-//! Each document travels in an [`Envelope`]: a readable header beside the body. The body's hash stands in the header, so
-//! a document edited by hand or cut short is told apart from one that was written on purpose. Bodies reject unknown
-//! fields, because a match condition that is ignored is a wider match.
+//! Each document is stored in an [`Envelope`]: a readable header and the body. The body's hash is in the header, so
+//! that a document that was edited by hand or truncated is detected. Bodies reject unknown fields, because ignoring a
+//! match condition would widen the match.
 
 use serde::Deserialize as _;
 
@@ -37,15 +37,15 @@ pub use route::{
     Rewrite, RouteTable, Rule, ServerName, StreamRule, ValueMatch, ValueTest,
 };
 
-/// Skips a field that holds its default, so that a field appears on the wire only when somebody uses it. That keeps
-/// an older proxy reading a newer operator's documents as long as the new feature is not in use.
+/// Skips a field with the default value, so that a field is written only when it is used. An older proxy can then
+/// read a newer operator's documents as long as new features are not used.
 pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// Reads a list into no more memory than it takes. Most lists have one item, and a vector that grows begins with room for
-/// four: of ten thousand Services that were 30 MB.
-pub(crate) fn tight<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+/// Deserializes a list without spare capacity. Most lists have one item, and a growing vector starts with capacity
+/// for four: for ten thousand Services that wasted 30 MB.
+pub(crate) fn compact_vec<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: serde::Deserializer<'de>,
     T: serde::Deserialize<'de>,

@@ -1,70 +1,69 @@
-//! Routes as the proxy reads them: matches in the order in which they are tried, and the rules that they lead to.
+//! Routes as the proxy reads them: matches in order of precedence, and the rules that they refer to.
 
 use serde::{Deserialize, Serialize};
 
-use crate::{is_default, tight};
+use crate::{compact_vec, is_default};
 
 /// The routes of one port of one Service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct RouteTable {
-    /// In order of precedence: the first that takes the request wins.
-    #[serde(default, deserialize_with = "tight", skip_serializing_if = "Vec::is_empty")]
+    /// In order of precedence: the first match wins.
+    #[serde(default, deserialize_with = "compact_vec", skip_serializing_if = "Vec::is_empty")]
     pub matches: Vec<Match>,
-    /// What the matches lead to, by index.
-    #[serde(default, deserialize_with = "tight", skip_serializing_if = "Vec::is_empty")]
+    /// The rules of the matches, by index.
+    #[serde(default, deserialize_with = "compact_vec", skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
-    /// For TLS connections. Absent: they are bytes like others.
+    /// Rules for TLS connections, by server name. Absent: TLS is handled as TCP.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tls: Vec<ServerName>,
-    /// For all other connections, as an index into `streams`. Absent: there are none.
+    /// The rule for all other TCP connections, as an index into `streams`. Absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tcp: Option<usize>,
-    /// What the two lead to, by index.
+    /// The rules of `tls` and `tcp`, by index.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub streams: Vec<StreamRule>,
 }
 
-/// The name that a client's first TLS message asks for. A whole name comes before a wildcard, a longer one before a
-/// shorter.
+/// A server name (SNI) in a ClientHello. Exact names come before wildcards, longer wildcards before shorter ones.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct ServerName {
     /// Index into [`RouteTable::streams`].
     pub rule: usize,
-    /// In lower case. `*.example`: all below it.
+    /// In lower case. `*.example` matches all names below `example`.
     pub name: String,
 }
 
-/// Where connections go, and whose word that is.
+/// A rule for TCP or TLS connections.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct StreamRule {
-    /// The object that the user wrote.
+    /// The user's object.
     pub route: ObjectRef,
-    /// The rule in it.
+    /// The rule in it: its name, or its position as `0`, `1`, ...
     pub name: String,
-    /// At least one, and the weights' sum is not zero. The share of one that is invalid is closed.
-    #[serde(deserialize_with = "tight")]
+    /// At least one; the weights' sum is not zero. Connections for an invalid backend are closed.
+    #[serde(deserialize_with = "compact_vec")]
     pub backends: Vec<Backend>,
 }
 
-/// Conditions on a request; all of them must hold.
+/// Conditions on a request; all of them must match.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Match {
     /// Index into [`RouteTable::rules`].
     pub rule: usize,
-    /// On the path. Absent: any.
+    /// Condition on the path. Absent: any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathMatch>,
-    /// Absent: any but CONNECT.
+    /// The method. Absent: any except CONNECT.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
-    /// On headers; names in lower case.
+    /// Conditions on headers; names in lower case.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<ValueMatch>,
-    /// On query parameters; names as they are.
+    /// Conditions on query parameters; names are case-sensitive.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub query: Vec<ValueMatch>,
 }
@@ -75,79 +74,79 @@ pub struct Match {
 pub enum PathMatch {
     /// The whole path.
     Exact(String),
-    /// Whole segments from the start: `/abc` takes `/abc`, `/abc/` and `/abc/d`, not `/abcd`.
+    /// Whole path segments from the start: `/abc` matches `/abc`, `/abc/` and `/abc/d`, not `/abcd`.
     Prefix(String),
-    /// The whole path, in the syntax of the `regex` crate (linear time).
+    /// A regular expression for the whole path, in the syntax of the `regex` crate (linear time).
     Regex(String),
 }
 
-/// A condition on a named value.
+/// A condition on a header or query parameter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct ValueMatch {
-    /// Of the header or parameter.
+    /// The name of the header or parameter.
     pub name: String,
-    /// What must hold for it.
+    /// The condition on its value.
     pub test: ValueTest,
 }
 
-/// What must hold for a named value.
+/// A condition on a value.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum ValueTest {
-    /// It is exactly this.
+    /// The value is exactly this.
     Exact(String),
-    /// The whole of it, in the syntax of the `regex` crate.
+    /// A regular expression for the whole value, in the syntax of the `regex` crate.
     Regex(String),
-    /// It is there.
+    /// The header or parameter is present.
     Present,
-    /// It is not there.
+    /// The header or parameter is absent.
     Absent,
 }
 
-/// What happens to a request, and whose word that is.
+/// A rule for requests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Rule {
-    /// The object that the user wrote.
+    /// The user's object.
     pub route: ObjectRef,
     /// The rule in it: its name, or its position as `0`, `1`, ...
     pub name: String,
-    /// Changes to the request's headers, before it is sent.
+    /// Edits of the request's headers, before it is forwarded.
     #[serde(default, skip_serializing_if = "is_default")]
     pub request_headers: HeaderEdit,
-    /// Changes to the response's headers.
+    /// Edits of the response's headers.
     #[serde(default, skip_serializing_if = "is_default")]
     pub response_headers: HeaderEdit,
-    /// What browsers are told of other origins' pages.
+    /// CORS: which origins may call.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cors: Option<Cors>,
-    /// A pace that requests must keep.
+    /// Maximum rate of requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
-    /// Requests that wait or fail on purpose.
+    /// Fault injection.
     #[serde(default, skip_serializing_if = "is_default")]
     pub fault: Fault,
-    /// Copies of what is forwarded.
+    /// Mirrors of forwarded requests.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mirrors: Vec<Mirror>,
-    /// What is done.
+    /// The action.
     pub action: Action,
-    /// For the whole request, retries included, in milliseconds. Absent: none.
+    /// Timeout of the whole request, retries included, in milliseconds. Absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_timeout_ms: Option<u64>,
-    /// For one attempt, until the response's head, in milliseconds. Absent: none.
+    /// Timeout of one attempt, until the response's head, in milliseconds. Absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt_timeout_ms: Option<u64>,
-    /// When to try again. Absent: only what no backend has seen.
+    /// Retries. Absent: only of requests that no backend has seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
-    /// When to go to another endpoint as well. Absent: never.
+    /// Hedging. Absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hedge: Option<Hedge>,
 }
 
-/// Names an object of the user's.
+/// A reference to an object of the user.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct ObjectRef {
@@ -157,72 +156,72 @@ pub struct ObjectRef {
     pub name: String,
 }
 
-/// What is done with a request.
+/// The action of a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Action {
-    /// Sent to one of these, by weight. A CONNECT is not sent: it opens a tunnel to one.
+    /// Forwarded to one of the backends, by weight. A CONNECT request opens a tunnel to it.
     #[serde(rename_all = "camelCase")]
     Forward {
-        /// At least one, and the weights' sum is not zero.
-        #[serde(deserialize_with = "tight")]
+        /// At least one; the weights' sum is not zero.
+        #[serde(deserialize_with = "compact_vec")]
         backends: Vec<Backend>,
-        /// Changes to authority and path.
+        /// Rewrite of authority and path.
         #[serde(default, skip_serializing_if = "is_default")]
         rewrite: Rewrite,
     },
-    /// Answered with a `Location`.
+    /// A redirect response.
     Redirect(Redirect),
-    /// Answered as it says.
+    /// A fixed response.
     Respond(Respond),
 }
 
-/// A share of a rule's requests.
+/// A weighted backend of a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Backend {
-    /// Its share is this divided by the sum of the rule's weights.
+    /// Its share of the requests is this weight divided by the sum of the rule's weights.
     pub weight: u32,
-    /// Where the share goes.
+    /// The destination.
     pub target: BackendTarget,
 }
 
-/// Where a share goes.
+/// The destination of a backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum BackendTarget {
-    /// To a Service's pods.
+    /// A port of a Service.
     Cluster(ClusterRef),
-    /// Nowhere: answered 500 with this reason.
+    /// An invalid reference: requests are answered 500 with this reason.
     Invalid(String),
 }
 
-/// Names a port of a Service, and perhaps a subset of its pods.
+/// A reference to a port of a Service and, if any, a subset of its pods.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct ClusterRef {
-    /// Of the Service.
+    /// Namespace of the Service.
     pub namespace: String,
-    /// Of the Service.
+    /// Name of the Service.
     pub service: String,
-    /// Of the Service.
+    /// Port of the Service.
     pub port: u16,
-    /// Absent: all pods.
+    /// The subset. Absent: all pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subset: Option<String>,
 }
 
-/// Changes to headers: first `remove`, then `set`, then `add`.
+/// Header edits: first `remove`, then `set`, then `add`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct HeaderEdit {
     /// Names to remove.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub remove: Vec<String>,
-    /// Values that replace what is there.
+    /// Values that replace existing ones.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub set: Vec<HeaderValue>,
-    /// Values beside what is there.
+    /// Values that are added to existing ones.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub add: Vec<HeaderValue>,
 }
@@ -231,13 +230,13 @@ pub struct HeaderEdit {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct HeaderValue {
-    /// In lower case.
+    /// Name, in lower case.
     pub name: String,
-    /// As it is.
+    /// Value.
     pub value: String,
 }
 
-/// Changes to authority and path of a forwarded request.
+/// Rewrite of authority and path of a forwarded request.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Rewrite {
@@ -249,98 +248,98 @@ pub struct Rewrite {
     pub path: Option<PathRewrite>,
 }
 
-/// How a path is replaced.
+/// Rewrite of a path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum PathRewrite {
-    /// The whole of it.
+    /// Replaces the whole path.
     Full(String),
-    /// The prefix that matched.
+    /// Replaces the prefix that matched.
     Prefix(String),
 }
 
-/// A redirection.
+/// A redirect.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Redirect {
-    /// Absent: the request's.
+    /// Absent: the request's scheme.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheme: Option<String>,
-    /// Absent: the request's.
+    /// Absent: the request's hostname.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
     /// Absent: the well-known port of `scheme` if that is given, else the Service's port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    /// Absent: the request's; the query stays.
+    /// Rewrite of the path; the query stays. Absent: the request's path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathRewrite>,
     /// 301, 302, 303, 307 or 308.
     pub status: u16,
 }
 
-/// An answer of the proxy's own.
+/// A fixed response.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Respond {
     /// 200 to 599.
     pub status: u16,
-    /// As it is; `text/plain` unless the rule sets a content type.
+    /// The body; `text/plain` unless the rule sets a content type.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub body: String,
 }
 
-/// What browsers are told of other origins' pages. In lists `*` stands alone and means all.
+/// CORS settings. In a list, `*` stands alone and means all.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Cors {
-    /// Origins that may call. Absent: every one.
+    /// Allowed origins. Absent: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origins: Option<Vec<Origin>>,
-    /// Whether cookies and the like may come along.
+    /// Whether requests may have credentials, such as cookies.
     #[serde(default, skip_serializing_if = "is_default")]
     pub credentials: bool,
-    /// Methods that may be used.
+    /// Allowed methods.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub methods: Vec<String>,
-    /// Headers that requests may have.
+    /// Allowed request headers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<String>,
-    /// Headers of responses that pages may read.
+    /// Response headers that scripts may read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub expose: Vec<String>,
-    /// How long the answer to a preflight holds, in seconds.
+    /// How long a preflight response may be cached, in seconds.
     pub max_age_s: u32,
 }
 
-/// An origin, or all whose host ends in the same way.
+/// An allowed origin, or a wildcard for its host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Origin {
     /// `http` or `https`.
     pub scheme: String,
-    /// A host; `*.example` for all below it; `*` for all.
+    /// A host; `*.example` for all hosts below it; `*` for all hosts.
     pub host: String,
-    /// Always given.
+    /// The port, never left out.
     pub port: u16,
 }
 
-/// A pace that requests must keep, by a token bucket that all workers share.
+/// A rate limit: a token bucket that all workers of a proxy share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct RateLimit {
-    /// How many requests; not 0.
+    /// Requests in `per_ms`; not 0.
     pub requests: u32,
-    /// In how many milliseconds; not 0.
+    /// The interval, in milliseconds; not 0.
     pub per_ms: u64,
-    /// What the bucket holds; not 0.
+    /// Capacity of the bucket; not 0.
     pub burst: u32,
-    /// What tells callers apart. Absent: nothing, they share one bucket.
+    /// The key: each value has a bucket of its own. Absent: all requests share one bucket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<RateLimitKey>,
 }
 
-/// What tells callers apart. Those without it share one bucket.
+/// The key of a rate limit. Requests without it share one bucket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum RateLimitKey {
@@ -350,85 +349,86 @@ pub enum RateLimitKey {
     Query(String),
     /// A cookie.
     Cookie(String),
-    /// The address that the connection comes from.
+    /// The address of the client's connection.
     SourceAddress,
 }
 
-/// Requests that wait or fail on purpose. The two are decided apart.
+/// Fault injection. Delay and abort are sampled independently.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Fault {
-    /// Absent: nobody waits.
+    /// Absent: no delay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delay: Option<FaultDelay>,
-    /// Absent: nobody fails.
+    /// Absent: no abort.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub abort: Option<FaultAbort>,
 }
 
-/// A wait. It is part of the request's time, not of an attempt's.
+/// A delay. It counts against the request timeout, not against that of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct FaultDelay {
-    /// How long, in milliseconds.
+    /// The delay, in milliseconds.
     pub duration_ms: u64,
-    /// How many requests wait.
+    /// The fraction of requests that are delayed.
     pub share: Fraction,
 }
 
-/// An error.
+/// An error response instead of forwarding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct FaultAbort {
-    /// 400 to 599.
+    /// The status, 400 to 599.
     pub status: u16,
-    /// How many requests fail.
+    /// The fraction of requests that are aborted.
     pub share: Fraction,
 }
 
-/// Copies of requests to one endpoint of another cluster, whose answer nobody waits for.
+/// A mirror: copies of requests go to an endpoint of another cluster, and the responses are discarded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Mirror {
-    /// Where copies go.
+    /// The cluster that receives the copies.
     pub target: ClusterRef,
-    /// How many requests are copied.
+    /// The fraction of requests that are mirrored.
     pub share: Fraction,
-    /// What is put behind the host of copies. Absent: nothing.
+    /// A suffix for the host of copies. Absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_suffix: Option<String>,
 }
 
-/// A part of all requests, each taken or left by chance.
+/// A fraction of all requests, sampled at random.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Fraction {
-    /// How many.
+    /// Numerator.
     pub numerator: u32,
-    /// Of how many; not 0.
+    /// Denominator; not 0.
     pub denominator: u32,
 }
 
-/// When a request is tried again.
+/// Retries of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Retry {
-    /// How often, beside the first attempt.
+    /// Maximum of retries, not counting the first attempt.
     pub attempts: u32,
-    /// Statuses that are tried again.
+    /// Statuses that are retried.
     pub codes: Vec<u16>,
-    /// Methods that may be repeated after a backend has seen them.
+    /// Methods that may be retried after a backend has seen the request.
     pub methods: Vec<String>,
-    /// The shortest wait before the first repetition, in milliseconds; it doubles each time, up to ten times it.
+    /// The base backoff before the first retry, in milliseconds; it doubles with each retry, up to ten times the
+    /// base.
     pub backoff_ms: u64,
 }
 
-/// When a request goes to another endpoint as well, because nobody has answered it.
+/// Hedging: a request without a response is sent to another endpoint as well.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Hedge {
-    /// How long nobody has, in milliseconds; not 0.
+    /// The time without a response, in milliseconds; not 0.
     pub after_ms: u64,
-    /// How many more endpoints, each `after_ms` after the one before.
+    /// Maximum of further endpoints, each `after_ms` after the previous one.
     pub attempts: u32,
 }
