@@ -1,35 +1,36 @@
-//! What a client speaks, from its first bytes. Pure: bytes in, verdict out, the same verdict however they were cut up.
+//! Protocol detection from a client's first bytes. Pure: bytes in, verdict out. The verdict does not depend on how
+//! the bytes are split into reads.
 //!
-//! What reads requests (`http1/parse`) takes empty lines before one, methods of any characters that a token may have, and lines of
-//! any length up to its bound, and answers what is wrong with them. So whatever it would take, or answer with something else
-//! than 400, is HTTP here; what it would answer with 400 is HTTP where its first line names a version of HTTP.
+//! Detection matches the request parser (`http1/parse`), which accepts empty lines before a request, methods of any
+//! token characters, and lines of any length up to its bound. Whatever the parser accepts, or answers with a status
+//! other than 400, is HTTP here. What it would answer with 400 is HTTP only if the first line names an HTTP version.
 
 /// The HTTP/2 connection preface (RFC 9113 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// The end of a first line is not waited for beyond this, in bytes: how it begins decides.
+/// Bytes of a first line after which its beginning decides, without its end.
 pub(crate) const LINE_BYTES_MAX: usize = 16 * 1024;
 
-/// How a version begins, in whatever letter case.
+/// How a version begins, in any letter case.
 const VERSION: &[u8] = b"HTTP/";
 
-/// The longest version that anybody has, with what ends its line: `HTTP/1.1` and CR.
+/// The longest version and the CR that ends its line: `HTTP/1.1\r`.
 const VERSION_BYTES_MAX: usize = 9;
 
-/// What the bytes so far say.
+/// The protocol of the bytes so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Could be several things yet.
+    /// Not decided yet.
     NeedMore,
-    /// A request line of HTTP/1.0 or 1.1, or of a version that is refused.
+    /// A request line of HTTP/1.0 or 1.1, or of a version that the parser refuses.
     Http1,
-    /// The preface of HTTP/2.
+    /// The HTTP/2 preface.
     Http2,
-    /// Anything else; TLS too.
+    /// Anything else, TLS included.
     Opaque,
 }
 
-/// Looks at all bytes that have arrived.
+/// Detects the protocol. `bytes` are all bytes received so far.
 pub(crate) fn detect(bytes: &[u8]) -> Verdict {
     let shared = bytes.len().min(PREFACE.len());
     if bytes[..shared] == PREFACE[..shared] {
@@ -47,23 +48,23 @@ pub(crate) fn detect(bytes: &[u8]) -> Verdict {
     if method < line.len() && (method == 0 || line[method] != b' ') {
         return Verdict::Opaque;
     }
-    // A method and a space begin a line of SMTP or Redis as well: only the line's end tells.
+    // A method and a space also begin a line of SMTP or Redis: only the end of the line decides.
     match line.iter().take(LINE_BYTES_MAX).position(|byte| *byte == b'\n') {
         Some(end) if names_version(&line[..end]) => Verdict::Http1,
         Some(_) => Verdict::Opaque,
         None if line.len() < LINE_BYTES_MAX => Verdict::NeedMore,
-        None if begins_request(&line[..LINE_BYTES_MAX]) => Verdict::Http1,
+        None if looks_like_request(&line[..LINE_BYTES_MAX]) => Verdict::Http1,
         None => Verdict::Opaque,
     }
 }
 
-/// The verdict on what could be several things yet, where no more comes in time: a request line that has begun is waited for by
-/// what reads requests, which has a bound of its own.
+/// The verdict on undecided bytes when no more arrive in time. The beginning of a request line is HTTP: the request
+/// parser waits for the rest within its own timeout.
 pub(crate) fn detect_partial(bytes: &[u8]) -> Verdict {
-    if begins_request(&bytes[empty_lines(bytes)..]) { Verdict::Http1 } else { Verdict::Opaque }
+    if looks_like_request(&bytes[empty_lines(bytes)..]) { Verdict::Http1 } else { Verdict::Opaque }
 }
 
-/// How many bytes of empty lines there are before anything else (RFC 9112 2.2).
+/// Bytes of empty lines at the beginning (RFC 9112 2.2).
 fn empty_lines(bytes: &[u8]) -> usize {
     let mut rest = bytes;
     while let Some(next) = rest.strip_prefix(b"\r\n").or_else(|| rest.strip_prefix(b"\n")) {
@@ -72,13 +73,13 @@ fn empty_lines(bytes: &[u8]) -> usize {
     bytes.len() - rest.len()
 }
 
-/// How long the method at the beginning of a line is.
+/// Length of the method at the beginning of a line.
 fn method(line: &[u8]) -> usize {
     line.iter().take_while(|byte| is_token(**byte)).count()
 }
 
-/// Whether a whole line says that it is of HTTP, where a request says it: as its third word or, if there is a blank in its target,
-/// its last one.
+/// Whether a whole line names an HTTP version where a request has it: as its third word or, if there are spaces in
+/// the target, as its last word.
 fn names_version(line: &[u8]) -> bool {
     let begins = |word: &[u8]| word.get(..VERSION.len()).is_some_and(|start| start.eq_ignore_ascii_case(VERSION));
     let is_number = |byte: &u8| byte.is_ascii_digit() || *byte == b'.';
@@ -87,9 +88,9 @@ fn names_version(line: &[u8]) -> bool {
     begins(third) || (begins(last) && last.len() > VERSION.len() && last[VERSION.len()..].iter().all(is_number))
 }
 
-/// Whether the beginning of a line can be that of a request and hardly anything else's: a method, the beginning of a target, and
-/// at most that of a version.
-fn begins_request(line: &[u8]) -> bool {
+/// Whether the beginning of a line looks like a request and hardly like anything else: a method, the beginning of a
+/// target and, at most, the beginning of a version.
+fn looks_like_request(line: &[u8]) -> bool {
     let Some(rest) = line.get(method(line)..).and_then(|rest| rest.strip_prefix(b" ")) else { return false };
     let mut words = rest.splitn(2, |byte| *byte == b' ');
     let (target, version) = (words.next().unwrap_or_default(), words.next());
@@ -111,7 +112,7 @@ fn is_token(byte: u8) -> bool {
     crate::http::head::is_token_byte(byte)
 }
 
-/// Once it is known what somebody speaks, more bytes change nothing.
+/// A verdict is final: more bytes do not change it.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn check_laws(bytes: &[u8]) {
     let mut known = None;
@@ -144,7 +145,7 @@ mod tests {
         ("HTTP/0.9", b"GET /\r\n", Verdict::Opaque),
         ("an unknown version", b"GET / HTTP/1.32\r\n", Verdict::Http1),
         ("a version to come", b"GET / HTTP/3.0\r\n", Verdict::Http1),
-        ("a version in small letters", b"GET / http/1.1\r\n", Verdict::Http1),
+        ("a version in lower case", b"GET / http/1.1\r\n", Verdict::Http1),
         ("a blank behind the version", b"GET / HTTP/1.1 \r\n", Verdict::Http1),
         ("a NUL behind the version", b"GET / HTTP/1.1\0\r\n", Verdict::Http1),
         ("a blank in the target", b"GET /a b HTTP/1.1\r\n", Verdict::Http1),
@@ -166,14 +167,14 @@ mod tests {
     ];
 
     #[test]
-    fn tells_protocols_apart() {
+    fn protocols_are_detected() {
         for (desc, bytes, expected) in CASES {
             assert_eq!(detect(bytes), *expected, "{desc}");
         }
     }
 
     #[test]
-    fn a_verdict_does_not_depend_on_how_bytes_are_cut() {
+    fn verdict_does_not_depend_on_read_boundaries() {
         for (desc, bytes, expected) in CASES {
             let first =
                 (1..=bytes.len()).map(|end| detect(&bytes[..end])).find(|verdict| *verdict != Verdict::NeedMore);
@@ -182,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn the_beginning_of_a_long_line_decides() {
+    fn beginning_of_a_long_line_decides() {
         for (begin, fill, expected) in [
             ("GET /", 'a', Verdict::Http1),
             ("GET http://app/", 'a', Verdict::Http1),
@@ -199,12 +200,12 @@ mod tests {
             bytes.push(fill as u8);
             assert_eq!(detect(&bytes), expected, "{begin:?}");
             bytes.extend_from_slice(b" HTTP/1.1\r\n");
-            assert_eq!(detect(&bytes), expected, "{begin:?}: what comes at once decides nothing else");
+            assert_eq!(detect(&bytes), expected, "{begin:?}: bytes that arrive at once do not change it");
         }
     }
 
     #[test]
-    fn what_stops_in_its_first_line() {
+    fn partial_first_lines_are_detected() {
         for (text, expected) in [
             ("GET /", Verdict::Http1),
             ("\r\nGET /x HTT", Verdict::Http1),
@@ -224,12 +225,12 @@ mod tests {
     fn seeds() -> Vec<Vec<u8>> {
         let texts: Vec<String> =
             serde_json::from_str(include_str!("../tests/corpus/seeds/detect.json")).expect("a list of texts");
-        // A character is a byte.
+        // Each character is one byte.
         texts.iter().map(|text| text.chars().map(|byte| byte as u8).collect()).collect()
     }
 
     #[test]
-    fn verdicts_on_what_was_seen_before_last() {
+    fn verdicts_on_seeds_are_final() {
         for bytes in seeds() {
             check_laws(&bytes);
         }
@@ -237,13 +238,13 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn verdicts_last(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..64)) {
+        fn verdicts_on_any_bytes_are_final(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..64)) {
             check_laws(&bytes);
         }
 
-        /// Detection is no stricter than what reads requests.
+        /// Detection is no stricter than the request parser.
         #[test]
-        fn what_is_read_as_a_request_is_http(
+        fn whatever_the_parser_accepts_is_http(
             text in "(\r\n|\n){0,2}(GET|[A-Z]{1,40}|[!-~]{1,4})[ \t]{1,2}(/|\\*|http://a/|[!-~]{0,8})[ ]{0,2}(HTTP/(1\\.[0-2]|2\\.0|1)|http/1.1)?[ \r]?\n(host: a\r\n){0,2}\r\n",
         ) {
             let (bytes, verdict) = (text.as_bytes(), detect(text.as_bytes()));
@@ -256,7 +257,7 @@ mod tests {
         }
 
         #[test]
-        fn verdicts_on_what_looks_like_http_last(text in "(GET|PRI|P|HTTP)?[ *]?(/|\\*)?[ ]?(HTTP/(1\\.[01]|2\\.0))?[\r\n ]{0,4}(SM)?[\r\n]{0,4}.{0,4}") {
+        fn verdicts_on_http_like_text_are_final(text in "(GET|PRI|P|HTTP)?[ *]?(/|\\*)?[ ]?(HTTP/(1\\.[01]|2\\.0))?[\r\n ]{0,4}(SM)?[\r\n]{0,4}.{0,4}") {
             check_laws(text.as_bytes());
         }
     }

@@ -1,55 +1,56 @@
-//! What applications make of a path.
+//! Readings of a path: the ways in which applications interpret it.
 //!
-//! A rule about paths is worth something only if it is held against what the application takes the path for, and applications
-//! read paths in different ways. So a path that can be read in several ways has several readings here, and a policy is held
-//! against all of them; what is forwarded is the path as it came. The readings come of these steps, each taken or not, in
-//! every order, because every order is some application's:
+//! A rule about paths is effective only if it is checked against the path that the application will act on, and
+//! applications differ. So this module computes every reading of a path, and policies are checked against all of
+//! them. The path is forwarded as it came. Readings come from these steps, each taken or not, in every order, because
+//! every order occurs in some application:
 //!
-//! | step | example | some that take it |
+//! | step | example | some that do it |
 //! |---|---|---|
 //! | decode `%2F` to a slash | `/a%2Fb` is `/a/b` | WSGI, PHP, Tomcat with `encodedSolidusHandling` |
-//! | take a backslash for a slash, also `%5C` | `/a\b` is `/a/b` | IIS, Tomcat with `allowBackslash` |
+//! | replace a backslash by a slash, also `%5C` | `/a\b` is `/a/b` | IIS, Tomcat with `allowBackslash` |
 //! | drop the parameters of segments, also behind `%3B` | `/a;x=1/b` is `/a/b` | Tomcat, Jetty, Spring |
 //! | merge slashes | `//a` is `/a` | nginx, Tomcat, Express behind a proxy |
 //! | resolve dot segments | `/a/../b` is `/b` | nginx, Tomcat, Go |
-//! | end the path at `%00` | `/a%00b` is `/a` | what is written in C |
+//! | end the path at `%00` | `/a%00b` is `/a` | C string functions |
 //! | decode again | `/%2570` is `/p` | nginx before an application |
 //!
-//! In all of them `%XX` stands for its octet, once. Letter case is left alone, and so are encodings that were never allowed (overlong UTF-8,
-//! `%u0041`), names of files that Windows takes for others, and a percent sign that encodes nothing, which stands for itself.
+//! In all of them `%XX` stands for its octet, decoded once. Not covered: letter case, encodings that were never valid
+//! (overlong UTF-8, `%u0041`), file names that Windows treats as equal, and a percent sign without two hexadecimal
+//! digits, which stands for itself.
 
-/// Readings of one path. Most paths with something to decide have two to four.
+/// Readings of one path. Most paths with special octets have two to four.
 const READINGS_MAX: usize = 32;
 
-/// Bytes of all readings of one path, so that a long one costs no more than a few copies of the longest head.
+/// Bytes of all readings of one path together: a few copies of the longest head.
 const READINGS_BYTES_MAX: usize = 256 * 1024;
 
-/// The steps. None: it changes nothing.
+/// The steps. None: the step changes nothing.
 const STEPS: [fn(&str) -> Option<String>; 8] = [
     |path| path.contains("%2F").then(|| path.replace("%2F", "/")),
     |path| path.contains("%5C").then(|| path.replace("%5C", "/")),
     |path| path.contains("%3B").then(|| path.replace("%3B", ";")),
     |path| path.find("%00").map(|end| path[..end].to_owned()),
     |path| path.contains("%25").then(|| canonical(&path.replace("%25", "%"))),
-    without_parameters,
-    with_slashes_merged,
-    with_dots_resolved,
+    drop_parameters,
+    merge_slashes,
+    resolve_dots,
 ];
 
-/// What a path can be read as.
+/// The readings of a path.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Readings<'a> {
-    /// One thing only.
+    /// The path has one reading only.
     One(&'a str),
-    /// These, in the form of [`canonical`].
+    /// Several readings, each in the form of [`canonical`].
     Several(Vec<String>),
 }
 
-/// It can be read in more ways than are looked at.
+/// The path has more readings than [`READINGS_MAX`] or [`READINGS_BYTES_MAX`] allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TooManyReadings;
 
-/// All readings of a path. One in which nothing can be read differently costs one look at its bytes.
+/// Computes all readings of a path. A path without special octets costs one scan.
 pub(crate) fn readings(path: &str) -> Result<Readings<'_>, TooManyReadings> {
     if is_plain(path) {
         return Ok(Readings::One(path));
@@ -70,8 +71,9 @@ pub(crate) fn readings(path: &str) -> Result<Readings<'_>, TooManyReadings> {
     Ok(Readings::Several(readings))
 }
 
-/// The form in which paths are held against each other: what needs no encoding is decoded, and the rest encoded in capital letters.
-/// An octet that decides how a path is read stays encoded where it was.
+/// The canonical form, in which paths are compared: octets that need no encoding are decoded, others encoded with
+/// upper case digits. An octet that affects how a path is read (`/`, `%`, `\`, `;`) stays encoded where it was
+/// encoded.
 pub(crate) fn canonical(path: &str) -> String {
     let bytes = path.as_bytes();
     let mut form = String::with_capacity(path.len());
@@ -80,12 +82,12 @@ pub(crate) fn canonical(path: &str) -> String {
         let encoded = if byte == b'%' { encoded(bytes, at) } else { None };
         let octet = encoded.unwrap_or(byte);
         at += if encoded.is_some() { 3 } else { 1 };
-        let stands_for_itself = match octet {
+        let is_literal = match octet {
             b'/' | b';' => encoded.is_none(),
             b'%' | b'\\' | b'?' | b'#' => false,
             _ => octet.is_ascii_graphic(),
         };
-        if stands_for_itself {
+        if is_literal {
             form.push(octet as char);
         } else {
             const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
@@ -97,7 +99,7 @@ pub(crate) fn canonical(path: &str) -> String {
     form
 }
 
-/// Whether a path has one reading, which is itself. What is no path (`*` of OPTIONS) has no other either.
+/// Whether a path has one reading, the path itself. Also true for a target that is not a path (`*` of OPTIONS).
 fn is_plain(path: &str) -> bool {
     let bytes = path.as_bytes();
     !path.starts_with('/')
@@ -108,18 +110,18 @@ fn is_plain(path: &str) -> bool {
         })
 }
 
-/// The octet that is encoded here.
+/// The octet that is percent-encoded at this position.
 fn encoded(bytes: &[u8], at: usize) -> Option<u8> {
     let hex = |byte: u8| (byte as char).to_digit(16).map(|digit| digit as u8);
     Some(hex(*bytes.get(at + 1)?)? * 16 + hex(*bytes.get(at + 2)?)?)
 }
 
-fn without_parameters(path: &str) -> Option<String> {
+fn drop_parameters(path: &str) -> Option<String> {
     let name = |segment: &str| segment.split(';').next().unwrap_or_default().to_owned();
     path.contains(';').then(|| path.split('/').map(name).collect::<Vec<_>>().join("/"))
 }
 
-fn with_slashes_merged(path: &str) -> Option<String> {
+fn merge_slashes(path: &str) -> Option<String> {
     if !path.contains("//") {
         return None;
     }
@@ -132,8 +134,8 @@ fn with_slashes_merged(path: &str) -> Option<String> {
     Some(merged)
 }
 
-/// RFC 3986 5.2.4.
-fn with_dots_resolved(path: &str) -> Option<String> {
+/// Removes dot segments (RFC 3986 5.2.4).
+fn resolve_dots(path: &str) -> Option<String> {
     let is_dots = |segment: &str| matches!(segment, "." | "..");
     if !path.split('/').any(is_dots) {
         return None;
@@ -154,11 +156,11 @@ fn with_dots_resolved(path: &str) -> Option<String> {
     Some(format!("/{}", segments.join("/")))
 }
 
-/// What holds for every path.
+/// Properties of every path.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn check_laws(path: &str) {
     let form = canonical(path);
-    assert_eq!(canonical(&form), form, "{path}: it is canonical already");
+    assert_eq!(canonical(&form), form, "{path}: canonical is idempotent");
     let Ok(Readings::Several(readings)) = readings(path) else { return };
     assert!(readings.len() <= READINGS_MAX, "{path}");
     assert_eq!(readings[0], form, "{path}");
@@ -232,17 +234,17 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_read_in_too_many_ways_is_not_looked_at() {
+    fn paths_with_too_many_readings_are_refused() {
         let many = format!("/{}", "..;a%2f%5c/%252e//%00".repeat(50));
         assert_eq!(readings(&many), Err(TooManyReadings));
         let long = format!("/a%2f{}", "b".repeat(READINGS_BYTES_MAX / 2));
-        assert_eq!(readings(&long), Err(TooManyReadings), "two copies of it are too large");
+        assert_eq!(readings(&long), Err(TooManyReadings), "two readings exceed the byte limit");
         let long = format!("/a%20{}", "b".repeat(60 * 1024));
-        assert_eq!(readings(&long), Ok(Readings::Several(vec![long.clone()])), "one is not");
+        assert_eq!(readings(&long), Ok(Readings::Several(vec![long.clone()])), "one reading does not");
     }
 
     #[test]
-    fn paths_that_were_seen_before() {
+    fn seed_paths_hold_the_laws() {
         let paths: Vec<String> =
             serde_json::from_str(include_str!("../tests/corpus/seeds/paths.json")).expect("a list of paths");
         paths.iter().for_each(|path| check_laws(path));
@@ -250,12 +252,12 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn laws(path in ".{0,40}") {
+        fn laws_of_any_path(path in ".{0,40}") {
             check_laws(&path);
         }
 
         #[test]
-        fn laws_where_dots_and_encodings_abound(path in "(/|\\.|\\.\\.|%2[eEfF5]|%5[cC]|%[0-9a-fA-F]{2}|%|a|;|é|\\\\){0,16}") {
+        fn laws_of_paths_with_dots_and_encodings(path in "(/|\\.|\\.\\.|%2[eEfF5]|%5[cC]|%[0-9a-fA-F]{2}|%|a|;|é|\\\\){0,16}") {
             check_laws(&format!("/{path}"));
         }
     }
