@@ -1,4 +1,5 @@
-//! What the process is told when it starts, read once and completely: a bad value is an error here, never a default later.
+//! The process's settings, read from the environment once at start. An invalid value is an error here, never replaced
+//! by a default later.
 
 use std::collections::{BTreeMap, HashSet};
 use std::env;
@@ -17,67 +18,67 @@ use crate::tls;
 /// Everything that does not change while the process runs.
 #[derive(Clone, Debug)]
 pub struct Bootstrap {
-    /// The pod that the proxy stands in.
+    /// The pod that the proxy runs in.
     pub pod: Pod,
     /// Worker threads.
     pub workers: usize,
-    /// Where configuration comes from.
+    /// The source of configuration.
     pub source: Source,
-    /// Where copies of documents are kept. Those that are files need none.
+    /// The directory of cached documents. Unused if the source is a directory.
     pub cache: PathBuf,
-    /// Ports that are listened on.
+    /// Ports to listen on.
     pub ports: Ports,
-    /// What connections to the inbound port are terminated with. Only outside of a pod. None: they are what they are.
+    /// TLS for the inbound port, only outside of a pod. None: inbound connections are not terminated.
     pub tls: Option<Arc<ServerConfig>>,
-    /// What clients are waited for.
+    /// Timeouts towards clients.
     pub timeouts: Timeouts,
-    /// Destination ports that are never looked into.
+    /// Destination ports without protocol detection: their connections are TCP.
     pub opaque_ports: HashSet<u16>,
-    /// Probes to make in the kubelet's stead.
+    /// Probes that the proxy makes for the kubelet.
     pub probes: Probes,
-    /// Hooks to call in the kubelet's stead.
+    /// Lifecycle hooks that the proxy calls for the kubelet.
     pub hooks: Hooks,
-    /// Whether the proxy is asked to stop together with the application. See [`contract::ENV_CLASSIC`].
+    /// Whether the proxy is a classic sidecar, which gets SIGTERM together with the application. See
+    /// [`contract::ENV_CLASSIC`].
     pub classic: bool,
-    /// How long open requests may take after SIGTERM.
+    /// Drain time: how long requests in flight may take after SIGTERM.
     pub drain: Duration,
-    /// Log filter and form.
+    /// Log filter and format.
     pub log: (String, String),
-    /// Which requests leave a line.
+    /// Which requests and connections are logged.
     pub access_log: AccessLog,
-    /// The folder of the control group, which says how much memory may be used.
+    /// The cgroup directory, with the memory limit and usage.
     pub cgroup: PathBuf,
 }
 
-/// The pod that the proxy stands in.
+/// The pod that the proxy runs in.
 #[derive(Clone, Debug, Default)]
 pub struct Pod {
     /// Its namespace.
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// Its UID. Empty: there is none (local runs).
+    /// Its UID. Empty in local runs.
     pub uid: String,
-    /// The node that it is on. Empty: not known (local runs).
+    /// Its node. Empty if not known (local runs).
     pub node: String,
-    /// Its addresses. Empty: not checked (local runs).
+    /// Its addresses. Empty: destinations are not checked (local runs).
     pub ips: Vec<IpAddr>,
     /// Its service account.
     pub service_account: String,
-    /// Its labels when it was created. A document says which of them changed.
+    /// Its labels when it was created. The inbound document has later changes.
     pub labels: BTreeMap<String, String>,
-    /// The zone of its node, where its labels or a document say it.
+    /// The zone of its node, from its labels or else from the inbound document.
     pub zone: Option<String>,
-    /// Whether its labels say it: then documents do not count.
+    /// Whether the zone is from its labels. Then the inbound document's zone is ignored.
     pub zone_is_labelled: bool,
     /// Named ports of its containers.
     pub port_names: BTreeMap<String, u16>,
-    /// What stands in for it when there is no pod: where connections go that were made to the inbound port itself.
-    /// None: they are refused.
+    /// Outside of a pod: the destination of connections made to the inbound port itself. None: they are refused.
     pub application: Option<SocketAddr>,
 }
 
-/// Where configuration comes from.
+/// The source of configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// ConfigMaps, watched by name.
@@ -86,7 +87,7 @@ pub enum Source {
     Directory(PathBuf),
 }
 
-/// Ports that are listened on; 0 takes a free one.
+/// Ports to listen on; 0 means a free one.
 #[derive(Clone, Copy, Debug)]
 pub struct Ports {
     /// See [`contract::OUTBOUND_PORT`].
@@ -101,27 +102,27 @@ pub struct Ports {
     pub health: u16,
 }
 
-/// How long a client may take. See [`contract::ENV_TIMEOUTS_MS`].
+/// Timeouts towards clients. See [`contract::ENV_TIMEOUTS_MS`].
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
-    /// For the head of a request, from its first byte to its last; and for a handshake of TLS, from the connection on.
+    /// For the head of a request, from its first byte to its last; and for a TLS handshake, from the connection on.
     pub head: Duration,
-    /// While nothing moves in either direction: on a connection, a tunnel, or an HTTP/2 stream.
+    /// While no byte moves in either direction on a connection, a tunnel, or an HTTP/2 stream.
     pub idle: Duration,
-    /// While it takes nothing of what is sent to it.
+    /// While a client does not read what is sent to it.
     pub stall: Duration,
-    /// While it sends a body of a known length, beside the time that it earns by what it sends.
+    /// For receiving a body of known length, in addition to the time that the received bytes earn.
     pub upload: Duration,
 }
 
-/// A variable that cannot be used.
+/// An environment variable that is missing or invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It is not set.
+    /// The variable is not set.
     #[error("{0} is not set")]
     Missing(&'static str),
-    /// It is set to something else than it should be.
-    #[error("{name}={value:?} cannot be used: {reason}")]
+    /// The value of the variable is invalid.
+    #[error("invalid {name}={value:?}: {reason}")]
     Value {
         /// The variable.
         name: &'static str,
@@ -133,14 +134,14 @@ pub enum Error {
     /// The pod's labels cannot be read.
     #[error("the pod's labels cannot be read from {file}", file = contract::LABELS_FILE)]
     Labels(#[source] std::io::Error),
-    /// It names files that cannot be used.
+    /// The variable names files that cannot be used.
     #[error("{name}: {fields}")]
     Files {
         /// The variable.
         name: &'static str,
-        /// The fields of it that name them.
+        /// The fields that name the files.
         fields: &'static str,
-        /// What is wrong with them.
+        /// What is wrong with the files.
         source: Box<tls::Error>,
     },
 }
@@ -150,7 +151,7 @@ pub enum Error {
 impl Bootstrap {
     /// Reads the environment and the files it names.
     pub fn from_env() -> Result<Self, Error> {
-        let source = match text(contract::ENV_SOURCE) {
+        let source = match variable(contract::ENV_SOURCE) {
             None => Source::Kubernetes,
             Some(value) => parse_source(&value)?,
         };
@@ -175,8 +176,8 @@ impl Bootstrap {
             classic: parsed(contract::ENV_CLASSIC)?.unwrap_or(false),
             drain: Duration::from_secs(parsed(contract::ENV_DRAIN_SECONDS)?.unwrap_or(25)),
             log: (
-                text(contract::ENV_LOG).unwrap_or_else(|| "info".into()),
-                text(contract::ENV_LOG_FORMAT).unwrap_or_else(|| "json".into()),
+                variable(contract::ENV_LOG).unwrap_or_else(|| "info".into()),
+                variable(contract::ENV_LOG_FORMAT).unwrap_or_else(|| "json".into()),
             ),
             access_log: parsed(contract::ENV_ACCESS_LOG)?.unwrap_or_default(),
             cgroup: contract::CGROUP_DIR.into(),
@@ -186,23 +187,23 @@ impl Bootstrap {
 
 impl Pod {
     fn from_env(source: &Source) -> Result<Self, Error> {
-        let namespace = text(contract::ENV_NAMESPACE).ok_or(Error::Missing(contract::ENV_NAMESPACE))?;
+        let namespace = variable(contract::ENV_NAMESPACE).ok_or(Error::Missing(contract::ENV_NAMESPACE))?;
         let zone = match source {
             Source::Kubernetes => std::fs::read_to_string(contract::LABELS_FILE)
-                .and_then(|text| parse_zone(&text))
+                .and_then(|labels| parse_zone(&labels))
                 .map_err(Error::Labels)?,
             Source::Directory(_) => None,
         };
         Ok(Self {
             namespace,
-            name: text(contract::ENV_POD).unwrap_or_default(),
-            uid: in_a_pod(source, contract::ENV_POD_UID, text(contract::ENV_POD_UID))?,
-            node: text(contract::ENV_NODE).unwrap_or_default(),
+            name: variable(contract::ENV_POD).unwrap_or_default(),
+            uid: required_in_pod(source, contract::ENV_POD_UID, variable(contract::ENV_POD_UID))?,
+            node: variable(contract::ENV_NODE).unwrap_or_default(),
             ips: list(contract::ENV_POD_IPS)?.unwrap_or_default(),
-            service_account: text(contract::ENV_SERVICE_ACCOUNT).unwrap_or_else(|| "default".into()),
+            service_account: variable(contract::ENV_SERVICE_ACCOUNT).unwrap_or_else(|| "default".into()),
             zone_is_labelled: zone.is_some(),
             zone,
-            labels: in_a_pod(source, contract::ENV_POD_LABELS, json(contract::ENV_POD_LABELS)?)?,
+            labels: required_in_pod(source, contract::ENV_POD_LABELS, json(contract::ENV_POD_LABELS)?)?,
             port_names: json(contract::ENV_PORT_NAMES)?.unwrap_or_default(),
             application: None,
         })
@@ -227,7 +228,7 @@ impl Default for Timeouts {
     }
 }
 
-/// [`Timeouts`] as the environment has them.
+/// [`Timeouts`] as they are in the environment.
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct TimeoutsMs {
@@ -238,9 +239,9 @@ struct TimeoutsMs {
 }
 
 impl Default for TimeoutsMs {
-    /// `idle` and `stall` are Envoy's defaults for connections and for what cannot be flushed. A head has none there; what
-    /// common servers give it is 10 to 60 s, and clients in a mesh are near. `upload` is what nginx gives a client between
-    /// two reads (`client_body_timeout`).
+    /// `idle` and `stall` are Envoy's defaults (idle timeout, stream flush). Envoy has no default for `head`; common
+    /// servers allow 10 to 60 s, and clients in a mesh are near. `upload` is nginx's `client_body_timeout`, between
+    /// two reads.
     fn default() -> Self {
         Self { head: 10_000, idle: 3_600_000, stall: 300_000, upload: 60_000 }
     }
@@ -254,8 +255,8 @@ impl From<TimeoutsMs> for Timeouts {
 }
 
 /// The zone, if it is among the labels that the downward API wrote.
-fn parse_zone(text: &str) -> std::io::Result<Option<String>> {
-    for line in text.lines() {
+fn parse_zone(labels: &str) -> std::io::Result<Option<String>> {
+    for line in labels.lines() {
         let Some((key, value)) = parse_label(line) else {
             return Err(std::io::Error::other(format!("{line:?} is not a label")));
         };
@@ -269,7 +270,7 @@ fn parse_zone(text: &str) -> std::io::Result<Option<String>> {
 /// A line of the downward API: `key="value"`, the value quoted as Go quotes.
 fn parse_label(line: &str) -> Option<(String, String)> {
     let (key, quoted) = line.split_once('=')?;
-    // Label values have no character that Go would escape, so a JSON string reads the same.
+    // Label values have no character that Go would escape, so they parse as JSON strings.
     Some((key.to_owned(), serde_json::from_str(quoted).ok()?))
 }
 
@@ -277,12 +278,12 @@ fn parse_source(value: &str) -> Result<Source, Error> {
     match value.split_once(':') {
         None if value == "kubernetes" => Ok(Source::Kubernetes),
         Some(("directory", path)) if !path.is_empty() => Ok(Source::Directory(path.into())),
-        _ => Err(wrong(contract::ENV_SOURCE, value, "it is \"kubernetes\" or \"directory:PATH\"")),
+        _ => Err(invalid(contract::ENV_SOURCE, value, "expected \"kubernetes\" or \"directory:PATH\"")),
     }
 }
 
-/// A value that every pod has: a proxy that did not know its pod's labels would take the pod's policies for those of others.
-fn in_a_pod<T: Default>(source: &Source, name: &'static str, value: Option<T>) -> Result<T, Error> {
+/// A variable that must be set in a pod. Without its labels, for example, a proxy would select the wrong policies.
+fn required_in_pod<T: Default>(source: &Source, name: &'static str, value: Option<T>) -> Result<T, Error> {
     match (value, source) {
         (Some(value), _) => Ok(value),
         (None, Source::Directory(_)) => Ok(T::default()),
@@ -290,11 +291,11 @@ fn in_a_pod<T: Default>(source: &Source, name: &'static str, value: Option<T>) -
     }
 }
 
-/// The ports of a proxy outside of a pod. In a pod they are not for its environment to say.
+/// The ports of a proxy outside of a pod. In a pod, ports are fixed.
 fn local_ports(local: &Local, source: &Source) -> Result<Ports, Error> {
     if *source == Source::Kubernetes {
-        let reason = format!("it is for a proxy outside of a pod: {} is to be a directory", contract::ENV_SOURCE);
-        return Err(wrong(contract::ENV_LOCAL, &format!("{local:?}"), reason));
+        let reason = format!("only allowed outside of a pod, where {} is a directory", contract::ENV_SOURCE);
+        return Err(invalid(contract::ENV_LOCAL, &format!("{local:?}"), reason));
     }
     Ok(Ports {
         outbound: local.outbound_port,
@@ -305,9 +306,9 @@ fn local_ports(local: &Local, source: &Source) -> Result<Ports, Error> {
     })
 }
 
-/// What a proxy outside of a pod terminates TLS with, if it does.
+/// The TLS configuration of a proxy outside of a pod, if it has one.
 fn local_tls(local: &Local) -> Result<Option<Arc<ServerConfig>>, Error> {
-    let lacks = |what| Err(wrong(contract::ENV_LOCAL, &format!("{local:?}"), what));
+    let incomplete = |what| Err(invalid(contract::ENV_LOCAL, &format!("{local:?}"), what));
     match (&local.certificate, &local.key) {
         (None, None) => Ok(None),
         (Some(certificate), Some(key)) => match tls::server(certificate, key) {
@@ -316,38 +317,38 @@ fn local_tls(local: &Local) -> Result<Option<Arc<ServerConfig>>, Error> {
                 Err(Error::Files { name: contract::ENV_LOCAL, fields: "certificate and key", source: Box::new(error) })
             }
         },
-        (Some(_), None) => lacks("it has a certificate and no key"),
-        (None, Some(_)) => lacks("it has a key and no certificate"),
+        (Some(_), None) => incomplete("a certificate is set and no key"),
+        (None, Some(_)) => incomplete("a key is set and no certificate"),
     }
 }
 
-fn text(name: &str) -> Option<String> {
+fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-fn wrong(name: &'static str, value: &str, reason: impl ToString) -> Error {
+fn invalid(name: &'static str, value: &str, reason: impl ToString) -> Error {
     Error::Value { name, value: value.to_owned(), reason: reason.to_string() }
 }
 
 fn parsed<T: FromStr<Err: ToString>>(name: &'static str) -> Result<Option<T>, Error> {
-    text(name).map(|value| value.trim().parse().map_err(|error: T::Err| wrong(name, &value, error))).transpose()
+    variable(name).map(|value| value.trim().parse().map_err(|error: T::Err| invalid(name, &value, error))).transpose()
 }
 
 fn list<T: FromStr<Err: ToString>>(name: &'static str) -> Result<Option<Vec<T>>, Error> {
-    let Some(value) = text(name) else { return Ok(None) };
+    let Some(value) = variable(name) else { return Ok(None) };
     value
         .split(',')
         .map(str::trim)
         .filter(|item| !item.is_empty())
         .map(|item| {
-            item.parse().map_err(|error: T::Err| wrong(name, &value, format!("{item:?}: {}", error.to_string())))
+            item.parse().map_err(|error: T::Err| invalid(name, &value, format!("{item:?}: {}", error.to_string())))
         })
         .collect::<Result<_, _>>()
         .map(Some)
 }
 
 fn json<T: serde::de::DeserializeOwned>(name: &'static str) -> Result<Option<T>, Error> {
-    text(name).map(|value| serde_json::from_str(&value).map_err(|error| wrong(name, &value, error))).transpose()
+    variable(name).map(|value| serde_json::from_str(&value).map_err(|error| invalid(name, &value, error))).transpose()
 }
 
 #[cfg(test)]
@@ -355,15 +356,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn labels_are_read_as_the_downward_api_writes_them() {
+    fn labels_are_parsed_in_the_downward_api_format() {
         assert_eq!(parse_label("app=\"reviews\""), Some(("app".into(), "reviews".into())));
         assert_eq!(parse_label("weft.dev/inject=\"true\""), Some(("weft.dev/inject".into(), "true".into())));
         assert_eq!(parse_label("nonsense"), None);
     }
 
     #[test]
-    fn the_zone_is_one_of_the_labels_and_a_file_that_is_not_labels_is_an_error() {
-        let zone = |text: &str| parse_zone(text).map_err(|error| error.to_string());
+    fn zone_is_read_from_labels_and_a_malformed_file_is_an_error() {
+        let zone = |labels: &str| parse_zone(labels).map_err(|error| error.to_string());
         assert_eq!(zone("app=\"a\"\ntopology.kubernetes.io/zone=\"z\"\n"), Ok(Some("z".into())));
         assert_eq!(zone("app=\"a\"\ntopology.kubernetes.io/zone=\"\"\n"), Ok(None));
         assert_eq!(zone(""), Ok(None));
@@ -371,17 +372,18 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_that_is_not_told_its_labels_does_not_start() {
-        let labels = |source, value| in_a_pod::<BTreeMap<String, String>>(source, contract::ENV_POD_LABELS, value);
+    fn labels_are_required_in_a_pod() {
+        let labels =
+            |source, value| required_in_pod::<BTreeMap<String, String>>(source, contract::ENV_POD_LABELS, value);
         let (kubernetes, directory) = (Source::Kubernetes, Source::Directory("/tmp/x".into()));
         assert!(labels(&kubernetes, Some(BTreeMap::new())).is_ok(), "a pod may have none");
-        let error = labels(&kubernetes, None).expect_err("it is not told").to_string();
+        let error = labels(&kubernetes, None).expect_err("not set").to_string();
         assert_eq!(error, "WEFT_POD_LABELS is not set");
         assert!(labels(&directory, None).is_ok(), "outside of a pod there are none");
     }
 
     #[test]
-    fn sources() {
+    fn sources_are_parsed() {
         assert_eq!(parse_source("kubernetes").ok(), Some(Source::Kubernetes));
         assert_eq!(parse_source("directory:/tmp/x").ok(), Some(Source::Directory("/tmp/x".into())));
         let error = parse_source("file:/tmp/x").expect_err("unknown").to_string();
@@ -389,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_does_not_choose_its_ports() {
+    fn ports_are_configurable_only_outside_of_a_pod() {
         let local: Local =
             serde_json::from_str(r#"{"inboundPort": 9000, "application": "127.0.0.1:8080"}"#).expect("it is one");
         let ports = local_ports(&local, &Source::Directory("/tmp/x".into())).expect("outside of a pod it may");

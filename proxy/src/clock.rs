@@ -1,11 +1,12 @@
-//! The time by the kernel's ticks, for what is counted in seconds. It is behind by a tick at most (1 to 10 ms), and to read it
-//! costs 7 ns, where the exact time costs 35 (measured in a virtual machine); a request asks ten times.
+//! Coarse clock, for durations measured in seconds: the kernel's time of the last tick. It lags by at most one tick
+//! (1 to 10 ms). Reading it costs 7 ns instead of 35 for the exact time (measured in a virtual machine); a request
+//! reads it ten times.
 
 use std::time::Duration;
 
 use nix::time::ClockId;
 
-/// A moment.
+/// A point in time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tick(Duration);
 
@@ -14,19 +15,19 @@ impl Tick {
         Self(read(ClockId::CLOCK_MONOTONIC_COARSE))
     }
 
-    /// How long ago it was.
+    /// Time since then.
     pub(crate) fn elapsed(self) -> Duration {
         Self::now().0.saturating_sub(self.0)
     }
 }
 
-/// The time of day, since the epoch.
+/// Wall clock time since the Unix epoch.
 pub(crate) fn time_of_day() -> Duration {
     read(ClockId::CLOCK_REALTIME_COARSE)
 }
 
 fn read(clock: ClockId) -> Duration {
-    // Linux has had both since 2.6.32.
+    // Linux has both clocks since 2.6.32.
     clock.now().map(Duration::from).unwrap_or_default()
 }
 
@@ -36,16 +37,16 @@ mod tests {
 
     use super::*;
 
-    /// Far more than a tick, which is late itself on a machine that is busy.
+    /// Much longer than a tick, because ticks are late on a busy machine.
     const TICKS: Duration = Duration::from_millis(200);
 
     #[test]
-    fn it_goes_with_the_exact_time() {
+    fn coarse_time_follows_the_exact_time() {
         let before = Instant::now();
         let tick = Tick::now();
         let after = Instant::now();
         std::thread::sleep(TICKS * 2);
-        // In this order: however long the test is held up between two lines, what it expects becomes only wider.
+        // In this order, a delay between two lines only widens the expected range.
         let least = after.elapsed();
         let ticked = tick.elapsed();
         let most = before.elapsed();
@@ -53,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn the_day_is_that_of_the_system() {
+    fn time_of_day_is_the_system_time() {
         let day = || SystemTime::now().duration_since(UNIX_EPOCH).expect("after the epoch");
         let (before, read, after) = (day(), time_of_day(), day());
         assert!(before - TICKS <= read && read <= after + TICKS, "{read:?}, not {before:?} to {after:?}");

@@ -1,4 +1,4 @@
-//! A client's connection, as all that works for it knows it.
+//! A downstream connection, as shared by everything that serves it.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -11,26 +11,26 @@ use crate::orig_dst::original_destination;
 use crate::telemetry::metrics::{Direction, Open};
 use crate::worker::Worker;
 
-/// A client's connection. It counts as open until the last request and the last tunnel on it are over.
+/// A downstream connection. It counts as open until the last request and the last tunnel on it are over.
 pub(crate) struct Downstream {
     pub(crate) worker: Rc<Worker>,
     pub(crate) direction: Direction,
     pub(crate) peer: SocketAddr,
-    /// Where the client meant to go.
+    /// The original destination, before redirection.
     pub(crate) destination: SocketAddr,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
     _tracked: TaskTrackerToken,
     _open: Open,
 }
 
 impl Downstream {
-    /// A connection that was just accepted, in a place that a listener has for it. None: it is gone already.
+    /// A connection that was just accepted, with its listener's permit. None: it is already closed.
     pub(crate) fn new(
         worker: &Rc<Worker>,
         direction: Direction,
         stream: &TcpStream,
         peer: SocketAddr,
-        place: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
     ) -> Option<Rc<Self>> {
         let shared = &worker.shared;
         let original = original_destination(stream, peer).ok()?;
@@ -43,7 +43,7 @@ impl Downstream {
             direction,
             peer: SocketAddr::new(peer.ip().to_canonical(), peer.port()),
             destination,
-            _place: place,
+            _permit: permit,
             _tracked: shared.connections.token(),
             _open: worker.handles.connection(direction),
         }))

@@ -3,20 +3,20 @@
 //! Life of a connection:
 //!
 //! ```text
-//! listener   accept, with a limit
-//! downstream who it is and, by `orig_dst`, where the client meant to go
-//! tls        the handshake, where there is a certificate; what comes out of it is a `stream` like any other
-//! detect     HTTP/1.1, HTTP/2 or bytes, from what the client says first (nobody waits: see `sniff`)
+//! listener   accepts connections, up to a limit
+//! downstream the client's address and, by `orig_dst`, the original destination
+//! tls        the handshake, if there is a certificate; the result is a `stream` like any other
+//! detect     HTTP/1.1, HTTP/2 or TCP, from the client's first bytes (`sniff` handles silent clients)
 //! outbound   dst -> Service port -> decide -> filter -> backend -> balance -> endpoint    inbound   policy -> the application
-//! http       one request: forward, retry, time out, answer          tcp   bytes both ways
-//! telemetry  one access event
+//! http       one request: forward, retry, time out, respond         tcp   relays bytes both ways
+//! telemetry  one access log event
 //! ```
 //!
-//! Configuration arrives on the side: `table::source` (a watch, or a directory) gives documents, `table` compiles them,
-//! `table::store` swaps the snapshot that the next request sees. Each worker is one thread with its own runtime, its own
-//! listener sockets and its own connection pools; workers share the snapshot, the limits' counters and nothing else.
+//! Configuration: `table::source` (a watch, or a directory) delivers documents, `table` compiles them, and
+//! `table::store` swaps the snapshot for the next request. Each worker is one thread with its own runtime, listener
+//! sockets and connection pools; workers share only the snapshot and the counters of limits.
 //!
-//! The proxy has never heard of a MeshRoute: it knows the documents of `weft_config` and quotes the names in them.
+//! The proxy does not know MeshRoutes: it knows the documents of `weft_config` and quotes the names in them.
 
 pub mod app;
 mod balance;
@@ -39,9 +39,9 @@ mod outbound;
 mod path;
 mod policy;
 mod probe;
+mod read_buffer;
 mod sni;
 mod sniff;
-mod read_buffer;
 mod stream;
 mod table;
 mod tcp;

@@ -1,4 +1,4 @@
-//! The accept loop: as many connections as the limit allows, and no error of one connection ends it.
+//! The accept loop: bounds the number of connections, and survives errors of single connections.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -15,24 +15,24 @@ use crate::telemetry::alive;
 use crate::telemetry::metrics::Direction;
 use crate::worker::Worker;
 
-/// Connections that one worker has open in one direction; more wait in the kernel's queue.
+/// Open connections of one worker in one direction; more wait in the accept queue.
 const CONNECTIONS_MAX: usize = 10_000;
 
-/// Connections that the kernel queues.
+/// Length of the accept queue.
 const BACKLOG: i32 = 4096;
 
-/// How long accepting rests when the process has no file descriptor or no memory left.
-const REST: Duration = Duration::from_millis(50);
+/// Pause after an accept error (no file descriptor or memory left), and between checks of a full memory.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
-/// Binds a port on all addresses, both families where the kernel has both. Several sockets may share it: the kernel
-/// spreads connections over them.
+/// Binds a port on all addresses, IPv4 and IPv6 if the kernel has both. Several sockets may share a port: the kernel
+/// distributes connections over them.
 pub(crate) fn bind(port: u16) -> io::Result<std::net::TcpListener> {
     let open = |domain| -> io::Result<Socket> {
         let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(true)?;
         socket.set_nonblocking(true)?;
-        // Linux gives it to the connections that are accepted.
+        // On Linux, accepted connections inherit it.
         socket.set_tcp_nodelay(true)?;
         Ok(socket)
     };
@@ -52,20 +52,21 @@ pub(crate) fn bind(port: u16) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// Accepts until the process is drained, and gives each connection to `handle` in a task of its own.
+/// Accepts connections until the process drains, and spawns `handle` for each.
 pub(crate) async fn accept<F, R>(worker: Rc<Worker>, direction: Direction, listener: TcpListener, handle: F)
 where
     F: Fn(Rc<Downstream>, TcpStream) -> R,
     R: Future<Output = ()> + 'static,
 {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let drain = worker.shared.drain.clone();
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let Ok(permit) = permits.clone().acquire_owned().await else { return };
         while worker.shared.memory.is_full() && !drain.is_cancelled() {
-            tokio::time::sleep(REST).await;
+            tokio::time::sleep(ACCEPT_BACKOFF).await;
         }
-        // First what the kernel has accepted before the drain: closing the socket would reset it, with a request in it perhaps.
+        // First the connections that are queued already: closing the socket would reset them, perhaps with a request
+        // in them.
         let accepted = tokio::select! {
             biased;
             accepted = listener.accept() => accepted,
@@ -73,15 +74,15 @@ where
         };
         match accepted {
             Ok((stream, peer)) => {
-                if let Some(downstream) = Downstream::new(&worker, direction, &stream, peer, place) {
+                if let Some(downstream) = Downstream::new(&worker, direction, &stream, peer, permit) {
                     alive::spawn(handle(downstream, stream));
                 }
             }
-            // The peer was gone before it was accepted: nothing to rest for.
+            // The peer closed the connection before it was accepted: no pause.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(REST).await;
+                tokio::time::sleep(ACCEPT_BACKOFF).await;
             }
         }
     }
@@ -92,7 +93,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_is_accepted_sends_at_once() {
+    async fn accepted_connections_have_nodelay() {
         let listener = TcpListener::from_std(bind(0).expect("binds")).expect("listens");
         let port = listener.local_addr().expect("an address").port();
         let (client, accepted) = tokio::join!(TcpStream::connect((Ipv4Addr::LOCALHOST, port)), listener.accept());

@@ -1,4 +1,4 @@
-//! The proxy process: reads what it was told by its environment, then [`weft_proxy::app::run`].
+//! The proxy process: reads its environment, then calls [`weft_proxy::app::run`].
 
 use std::process::ExitCode;
 

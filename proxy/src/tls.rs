@@ -1,7 +1,7 @@
-//! TLS with those who connect: what the proxy presents to them, and the handshake.
+//! TLS with downstream: the server configuration and the handshake.
 //!
-//! What is presented is read once, from the files that [`server`] is given; it knows nothing of identities. A handshake is
-//! done by rustls, which holds no more than 64 KiB of one that is not complete; here it gets its time.
+//! The certificate is read once, from the files given to [`server`]; there is no notion of identity here. rustls
+//! makes the handshake and buffers at most 64 KiB of an incomplete one; this module adds the timeout.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,16 +20,17 @@ use tokio_rustls::TlsAcceptor;
 use crate::detect::Verdict;
 use crate::stream::Stream;
 
-/// What clients may ask for by ALPN. The application is spoken to as its client speaks: a client to whom both are right
-/// gets what every application understands, and one of gRPC asks for HTTP/2 alone.
+/// ALPN protocols, in order of preference. The application is spoken to in the client's protocol: a client that
+/// offers both gets HTTP/1.1, which every application understands, and a gRPC client offers HTTP/2 alone.
 const PROTOCOLS: [&[u8]; 2] = [b"http/1.1", b"h2"];
 
-/// What is agreed on with whoever knows it, though most clients name AES-256 first. SHA-384, which comes with that, is one
-/// that processors do not compute themselves, as they do SHA-256: it alone was a tenth of a handshake.
-const CHEAPEST: [CipherSuite; 3] =
+/// Cipher suites preferred over the client's order, though most clients put AES-256 first. AES-256 suites use
+/// SHA-384, which has no hardware support on common processors while SHA-256 has: it alone took a tenth of a
+/// handshake.
+const PREFERRED_SUITES: [CipherSuite; 3] =
     [TLS13_AES_128_GCM_SHA256, TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256];
 
-/// Why there is nothing to present.
+/// Why the certificate and key cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The certificate cannot be read.
@@ -38,7 +39,7 @@ pub enum Error {
     /// The key cannot be read.
     #[error("cannot read a private key from {0:?}")]
     Key(PathBuf, #[source] pem::Error),
-    /// They are not for each other, or for no use that is known.
+    /// The certificate and the key do not match, or are of an unsupported kind.
     #[error("the certificate in {certificate:?} and the key in {key:?} cannot be used together")]
     Pair {
         /// The file of the certificate.
@@ -50,8 +51,8 @@ pub enum Error {
     },
 }
 
-/// How clients are served that speak TLS 1.3 or 1.2: with a certificate, those that it is issued by behind it, and its key,
-/// in PEM.
+/// The server configuration for TLS 1.3 and 1.2, from files in PEM: the certificate followed by its issuers, and the
+/// key.
 pub(crate) fn server(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, Error> {
     let unreadable = |error| Error::Certificate(certificate.into(), error);
     let chain: Vec<_> = CertificateDer::pem_file_iter(certificate)
@@ -62,7 +63,7 @@ pub(crate) fn server(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>
     }
     let secret = PrivateKeyDer::from_pem_file(key).map_err(|error| Error::Key(key.into(), error))?;
     let mut provider = rustls::crypto::aws_lc_rs::default_provider();
-    provider.cipher_suites.sort_by_key(|suite| !CHEAPEST.contains(&suite.suite()));
+    provider.cipher_suites.sort_by_key(|suite| !PREFERRED_SUITES.contains(&suite.suite()));
     let config = ServerConfig::builder_with_provider(provider.into())
         .with_safe_default_protocol_versions()
         .map(|builder| builder.with_no_client_auth())
@@ -74,7 +75,7 @@ pub(crate) fn server(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>
     Ok(Arc::new(config))
 }
 
-/// Makes a handshake, within `limit` from here to its end. Beside the stream: what was agreed on by ALPN, if anything was.
+/// Makes a handshake within `limit`. Returns the stream and the protocol agreed on by ALPN, if any.
 pub(crate) async fn accept(
     stream: TcpStream,
     config: &Arc<ServerConfig>,
@@ -82,13 +83,13 @@ pub(crate) async fn accept(
 ) -> io::Result<(Stream, Option<Verdict>)> {
     let accept = TlsAcceptor::from(config.clone()).accept(stream);
     let Ok(accepted) = tokio::time::timeout(limit, accept).await else {
-        return Err(io::Error::new(io::ErrorKind::TimedOut, format!("no end of the handshake within {limit:?}")));
+        return Err(io::Error::new(io::ErrorKind::TimedOut, format!("TLS handshake timed out after {limit:?}")));
     };
     let stream = accepted?;
-    let agreed = match stream.get_ref().1.alpn_protocol() {
+    let alpn = match stream.get_ref().1.alpn_protocol() {
         Some(b"http/1.1") => Some(Verdict::Http1),
         Some(b"h2") => Some(Verdict::Http2),
         _ => None,
     };
-    Ok((Stream::Tls(Box::new(stream)), agreed))
+    Ok((Stream::Tls(Box::new(stream)), alpn))
 }
