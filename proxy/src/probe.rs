@@ -1,7 +1,7 @@
-//! The pod's own probes and lifecycle hooks, made in the kubelet's stead.
+//! The pod's probes and lifecycle hooks, which the proxy makes for the kubelet.
 //!
-//! The injector sends the kubelet here and says what was meant in the bootstrap. The proxy asks the application directly,
-//! so a probe is answered by the application whatever policies say about strangers, and a hook reaches it.
+//! The injector points the kubelet at the proxy and puts the original probe or hook into the bootstrap. The proxy
+//! calls the application directly, so that policies do not apply to probes and hooks.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -28,15 +28,15 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use weft_config::bootstrap::{Hook, Hooks, Probe, ProbeKind, Probes};
 
-/// Bytes of an answer that are read; what the kubelet reads is no more.
+/// Bytes of a response that are read, as many as the kubelet reads.
 const ANSWER_BYTES_MAX: usize = 10 * 1024;
-/// How long a hook may take. The kubelet itself waits for a preStop hook as long as the pod may take to end, and for a postStart
+/// Timeout of a hook. The kubelet itself waits for a preStop hook within the pod's grace period, and for a postStart
 /// hook without a bound.
 const HOOK_MAX: Duration = Duration::from_secs(3600);
-/// What the proxy's own health checks call themselves.
-const AGENT: HeaderValue = HeaderValue::from_static("weft-probe");
+/// User-Agent of the proxy's own health checks.
+const USER_AGENT: HeaderValue = HeaderValue::from_static("weft-probe");
 
-struct Kubelet {
+struct Handlers {
     probes: Probes,
     hooks: Hooks,
     /// Held until the hook of that key was called, so that the process does not end before.
@@ -44,40 +44,41 @@ struct Kubelet {
     address: IpAddr,
 }
 
-/// The paths of the probes and hooks. `awaited`: what is to wait until the preStop hooks were called.
+/// The routes for probes and hooks. `awaited` is the tracker that waits until the preStop hooks were called.
 pub(crate) fn router(probes: Probes, hooks: Hooks, awaited: Option<&TaskTracker>, pod_ips: &[IpAddr]) -> Router {
     let address = pod_ips.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
     let pre_stop = hooks.0.iter().filter(|(_, hook)| hook.pre_stop).map(|(key, _)| key);
     let awaited = awaited.into_iter().flat_map(|tracker| pre_stop.clone().map(|key| (key.clone(), tracker.token())));
     let awaited = Mutex::new(awaited.collect());
     Router::new()
-        .route("/probe/{container}/{kind}", get(answer))
-        .route("/hook/{secret}/{container}/{kind}", get(call))
-        .with_state(Arc::new(Kubelet { probes, hooks, awaited, address }))
+        .route("/probe/{container}/{kind}", get(serve_probe))
+        .route("/hook/{secret}/{container}/{kind}", get(serve_hook))
+        .with_state(Arc::new(Handlers { probes, hooks, awaited, address }))
 }
 
-/// The kubelet says with its name which of its versions asks, and applications may go by it.
-fn agent(headers: &HeaderMap) -> HeaderValue {
-    headers.get(header::USER_AGENT).cloned().unwrap_or(AGENT)
+/// The kubelet's User-Agent, which applications may depend on.
+fn user_agent(headers: &HeaderMap) -> HeaderValue {
+    headers.get(header::USER_AGENT).cloned().unwrap_or(USER_AGENT)
 }
 
-/// Calls a hook of the application. To the kubelet every response is success, so that a failure has to go without.
-async fn call(
-    State(kubelet): State<Arc<Kubelet>>,
+/// Calls a hook of the application. To the kubelet every response is a success, so a failure is reported by closing
+/// the connection without a response.
+async fn serve_hook(
+    State(handlers): State<Arc<Handlers>>,
     Path((secret, container, kind)): Path<(String, String, String)>,
     headers: HeaderMap,
 ) -> Response {
     let key = format!("{secret}/{container}/{kind}");
-    let Some(hook) = kubelet.hooks.0.get(&key) else {
+    let Some(hook) = handlers.hooks.0.get(&key) else {
         return (StatusCode::NOT_FOUND, "the pod has no such hook\n").into_response();
     };
-    let called = tokio::time::timeout(HOOK_MAX, call_hook(hook, kubelet.address, &agent(&headers))).await;
-    kubelet.awaited.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+    let called = tokio::time::timeout(HOOK_MAX, call_hook(hook, handlers.address, &user_agent(&headers))).await;
+    handlers.awaited.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
     match called.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {HOOK_MAX:?}"))) {
         Ok(status) => format!("the application answered {status}\n").into_response(),
         Err(error) => {
             tracing::warn!(container, hook = kind, error = format!("{error:#}"), "the application's hook failed");
-            // A body that fails before its first byte ends the connection before the head is sent.
+            // A body that fails before its first byte closes the connection before the head is sent.
             Response::new(Body::from_stream(futures_util::stream::once(async { Err::<Bytes, _>(error) })))
         }
     }
@@ -92,8 +93,8 @@ async fn call_hook(hook: &Hook, address: IpAddr, agent: &HeaderValue) -> anyhow:
     }
     match handshake(stream, address).await {
         Ok(stream) => get_http(stream, address, path, headers, agent).await,
-        // Before Kubernetes 1.26 the scheme did not count, and there are hooks that rely on it.
-        Err(error) if speaks_no_tls(&error) => {
+        // Before Kubernetes 1.26 the scheme was ignored, and the kubelet still falls back to HTTP for such hooks.
+        Err(error) if is_not_tls(&error) => {
             let secret = |name: &str| name.eq_ignore_ascii_case(header::AUTHORIZATION.as_str());
             let headers: Vec<_> = headers.iter().filter(|(name, _)| !secret(name)).cloned().collect();
             get_http(TcpStream::connect(address).await?, address, path, &headers, agent).await
@@ -102,34 +103,34 @@ async fn call_hook(hook: &Hook, address: IpAddr, agent: &HeaderValue) -> anyhow:
     }
 }
 
-/// Whether the answer to a ClientHello was none of TLS.
-fn speaks_no_tls(error: &std::io::Error) -> bool {
+/// Whether the peer answered a ClientHello with something other than TLS.
+fn is_not_tls(error: &std::io::Error) -> bool {
     let source = error.get_ref().and_then(|source| source.downcast_ref::<rustls::Error>());
     matches!(source, Some(rustls::Error::InvalidMessage(_)))
 }
 
-async fn answer(
-    State(kubelet): State<Arc<Kubelet>>,
+async fn serve_probe(
+    State(handlers): State<Arc<Handlers>>,
     Path((container, kind)): Path<(String, String)>,
     headers: HeaderMap,
 ) -> (StatusCode, String) {
-    let Some(probe) = kubelet.probes.0.get(&format!("{container}/{kind}")) else {
+    let Some(probe) = handlers.probes.0.get(&format!("{container}/{kind}")) else {
         return (StatusCode::NOT_FOUND, "the pod has no such probe\n".into());
     };
     let timeout = Duration::from_secs(u64::from(probe.timeout_seconds.max(1)));
-    match tokio::time::timeout(timeout, ask_as(probe, kubelet.address, &agent(&headers))).await {
-        Ok(Ok(())) => (StatusCode::OK, "well\n".into()),
+    match tokio::time::timeout(timeout, check_as(probe, handlers.address, &user_agent(&headers))).await {
+        Ok(Ok(())) => (StatusCode::OK, "ok\n".into()),
         Ok(Err(error)) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error:#}\n")),
         Err(_) => (StatusCode::GATEWAY_TIMEOUT, format!("no answer within {timeout:?}\n")),
     }
 }
 
-/// Asks the application at an address.
-pub(crate) async fn ask(probe: &Probe, address: IpAddr) -> anyhow::Result<()> {
-    ask_as(probe, address, &AGENT).await
+/// Probes the application at an address.
+pub(crate) async fn check(probe: &Probe, address: IpAddr) -> anyhow::Result<()> {
+    check_as(probe, address, &USER_AGENT).await
 }
 
-async fn ask_as(probe: &Probe, address: IpAddr, agent: &HeaderValue) -> anyhow::Result<()> {
+async fn check_as(probe: &Probe, address: IpAddr, agent: &HeaderValue) -> anyhow::Result<()> {
     let address = SocketAddr::new(address, probe.port);
     let stream = TcpStream::connect(address).await?;
     match &probe.kind {
@@ -142,12 +143,12 @@ async fn ask_as(probe: &Probe, address: IpAddr, agent: &HeaderValue) -> anyhow::
             anyhow::ensure!(status.is_success() || status.is_redirection(), "the application answered {status}");
             Ok(())
         }
-        ProbeKind::Grpc { service } => ask_grpc(stream, address, service).await,
+        ProbeKind::Grpc { service } => check_grpc(stream, address, service).await,
     }
 }
 
 async fn handshake(stream: TcpStream, address: SocketAddr) -> std::io::Result<TlsStream<TcpStream>> {
-    let config = trusting().map_err(std::io::Error::other)?;
+    let config = insecure_tls_config().map_err(std::io::Error::other)?;
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
     connector.connect(ServerName::IpAddress(address.ip().into()), stream).await
 }
@@ -173,14 +174,14 @@ where
     for (name, value) in headers {
         own.append(HeaderName::try_from(name)?, HeaderValue::try_from(value)?);
     }
-    // Those of one name replace what was there and stay side by side.
+    // Configured headers replace the default ones; several of one name are all kept.
     out.extend(own);
     Ok(sender.send_request(request).await?.status())
 }
 
-/// One call of `grpc.health.v1.Health/Check`: a message with the service's name in field 1, answered by one with the
+/// One call of `grpc.health.v1.Health/Check`: the request has the service's name in field 1, the response has the
 /// status in field 1, where 1 is SERVING.
-async fn ask_grpc(stream: TcpStream, address: SocketAddr, service: &str) -> anyhow::Result<()> {
+async fn check_grpc(stream: TcpStream, address: SocketAddr, service: &str) -> anyhow::Result<()> {
     let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let mut message = BytesMut::new();
@@ -211,10 +212,11 @@ async fn ask_grpc(stream: TcpStream, address: SocketAddr, service: &str) -> anyh
     Ok(())
 }
 
-/// The kubelet does not check the certificate of an HTTPS probe either: it asks whether the application lives.
-fn trusting() -> Result<rustls::ClientConfig, rustls::Error> {
+/// The kubelet does not verify the certificate of an HTTPS probe either: it only checks that the application is
+/// alive.
+fn insecure_tls_config() -> Result<rustls::ClientConfig, rustls::Error> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let verifier = Arc::new(Anybody(provider.signature_verification_algorithms));
+    let verifier = Arc::new(AcceptAnyCertificate(provider.signature_verification_algorithms));
     Ok(rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .dangerous()
@@ -223,9 +225,9 @@ fn trusting() -> Result<rustls::ClientConfig, rustls::Error> {
 }
 
 #[derive(Debug)]
-struct Anybody(rustls::crypto::WebPkiSupportedAlgorithms);
+struct AcceptAnyCertificate(rustls::crypto::WebPkiSupportedAlgorithms);
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for AcceptAnyCertificate {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,
@@ -267,11 +269,11 @@ mod tests {
 
     use super::*;
 
-    /// An application that answers every connection with these bytes, and tells what it was sent.
+    /// An application that sends these bytes on every connection, and passes on what it received.
     async fn application(answer: &'static str) -> (u16, tokio::sync::mpsc::UnboundedReceiver<String>) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
         let port = listener.local_addr().expect("an address").port();
-        let (sent, told) = tokio::sync::mpsc::unbounded_channel();
+        let (sent, received) = tokio::sync::mpsc::unbounded_channel();
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let mut bytes = vec![0; 4096];
@@ -280,7 +282,7 @@ mod tests {
                 let _ = stream.write_all(answer.as_bytes()).await;
             }
         });
-        (port, told)
+        (port, received)
     }
 
     fn hook(port: u16, https: bool) -> Hook {
@@ -289,8 +291,8 @@ mod tests {
         Hook { port, path: "/stop?now".into(), https, headers, pre_stop: true }
     }
 
-    /// Calls the path as a kubelet; all that came back.
-    async fn ask_kubelet_port(router: Router, path: &str) -> String {
+    /// Sends a GET as the kubelet does, and returns the whole response.
+    async fn get_health_port(router: Router, path: &str) -> String {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let server = tokio::spawn(async move { axum::serve(listener, router).await });
@@ -309,63 +311,63 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_hook_reaches_the_application_and_any_answer_is_success() {
+    async fn hook_reaches_the_application_and_any_response_is_success() {
         for status in ["200 OK", "500 Internal Server Error", "302 Found"] {
             let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").leak();
-            let (port, mut told) = application(answer).await;
+            let (port, mut received) = application(answer).await;
             let router = router(Probes::default(), hooks(hook(port, false)), None, &[]);
-            let answer = ask_kubelet_port(router, "/hook/0123/app/preStop").await;
+            let answer = get_health_port(router, "/hook/0123/app/preStop").await;
             assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains(status), "{answer}");
-            let told = told.recv().await.expect("it was asked").to_ascii_lowercase();
-            assert!(told.starts_with("get /stop?now http/1.1\r\n"), "{told}");
+            let received = received.recv().await.expect("it was asked").to_ascii_lowercase();
+            assert!(received.starts_with("get /stop?now http/1.1\r\n"), "{received}");
             for line in ["host: app.example\r\n", "x-a: 1\r\n", "x-a: 2\r\n", "user-agent: kube-lifecycle/1.36\r\n"] {
-                assert!(told.contains(line), "{line:?}: {told}");
+                assert!(received.contains(line), "{line:?}: {received}");
             }
         }
     }
 
     #[tokio::test]
-    async fn a_hook_that_fails_has_no_answer() {
+    async fn failed_hook_closes_the_connection_without_response() {
         let closed = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
         let port = closed.local_addr().expect("an address").port();
         drop(closed);
         let router = router(Probes::default(), hooks(hook(port, false)), None, &[]);
-        assert_eq!(ask_kubelet_port(router, "/hook/0123/app/preStop").await, "");
+        assert_eq!(get_health_port(router, "/hook/0123/app/preStop").await, "");
     }
 
     #[tokio::test]
-    async fn a_hook_has_a_secret() {
-        let (port, mut told) = application("").await;
+    async fn hook_path_needs_the_secret() {
+        let (port, mut received) = application("").await;
         for path in ["/hook/0124/app/preStop", "/hook/app/preStop", "/hook//app/preStop", "/probe/app/preStop"] {
             let router = router(Probes::default(), hooks(hook(port, false)), None, &[]);
-            let answer = ask_kubelet_port(router, path).await;
+            let answer = get_health_port(router, path).await;
             assert!(answer.starts_with("HTTP/1.1 404 "), "{path}: {answer}");
         }
-        assert!(told.try_recv().is_err(), "the application was never asked");
+        assert!(received.try_recv().is_err(), "the application was never asked");
     }
 
     #[tokio::test]
-    async fn a_hook_with_https_of_an_application_without_is_called_without() {
+    async fn https_hook_falls_back_to_http_without_credentials() {
         let answer = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-        let (port, mut told) = application(answer).await;
+        let (port, mut received) = application(answer).await;
         let router = router(Probes::default(), hooks(hook(port, true)), None, &[]);
-        let answer = ask_kubelet_port(router, "/hook/0123/app/preStop").await;
+        let answer = get_health_port(router, "/hook/0123/app/preStop").await;
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-        assert!(told.recv().await.expect("a ClientHello").starts_with('\u{16}'));
-        let told = told.recv().await.expect("a request");
-        assert!(told.starts_with("GET /stop?now ") && !told.contains("secret"), "{told}");
+        assert!(received.recv().await.expect("a ClientHello").starts_with('\u{16}'));
+        let received = received.recv().await.expect("a request");
+        assert!(received.starts_with("GET /stop?now ") && !received.contains("secret"), "{received}");
     }
 
     #[tokio::test]
-    async fn a_classic_proxy_stays_until_the_last_hook_was_called() {
-        let (port, _told) = application("HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
+    async fn classic_proxy_waits_for_pre_stop_hooks() {
+        let (port, _received) = application("HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
         let tracker = TaskTracker::new();
         tracker.close();
         let router = router(Probes::default(), hooks(hook(port, false)), Some(&tracker), &[]);
         assert!(!tracker.is_empty(), "one is awaited");
-        ask_kubelet_port(router.clone(), "/hook/0124/app/preStop").await;
+        get_health_port(router.clone(), "/hook/0124/app/preStop").await;
         assert!(!tracker.is_empty(), "it was not this one");
-        ask_kubelet_port(router, "/hook/0123/app/preStop").await;
+        get_health_port(router, "/hook/0123/app/preStop").await;
         assert!(tracker.is_empty());
     }
 }
