@@ -101,7 +101,7 @@ pub async fn start(
     let metrics = Metrics::new(weft);
     let config_metrics = ConfigMetrics::new(weft);
     let memory = Arc::new(Memory::new(&cgroup));
-    tokio::spawn(memory::watch(memory.clone(), metrics.memory.clone()));
+    tokio::spawn(memory::run(memory.clone(), metrics.memory.clone()));
     let readiness = Readiness::default();
     let source = match source {
         SourceChoice::Kubernetes => Source::kubernetes()?,
