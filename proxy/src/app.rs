@@ -1,11 +1,12 @@
-//! The composition root: builds everything, runs it, takes it down again.
+//! Builds the proxy, runs it, and shuts it down.
 //!
-//! Threads: one for control (configuration, admin, metrics, probes), so that a scrape cannot hold up a request, and one for
-//! each worker.
+//! Threads: one for control (configuration, admin, metrics, probes), so that a scrape cannot delay a request, and one
+//! for each worker.
 //!
-//! Taking down, after SIGTERM: listeners stop accepting, idle connections close, open requests are finished within the
-//! drain time, then the process ends. The SIGTERM of a native sidecar comes after the application is gone. A classic one gets it
-//! together with the application, and stays within the drain time until the pod's preStop hooks were called.
+//! Shutdown, after SIGTERM: listeners stop accepting, idle connections close, requests in flight may finish within
+//! the drain time, then the process ends. A native sidecar gets SIGTERM after the application has ended. A classic
+//! sidecar gets it together with the application, and keeps running within the drain time until the pod's preStop
+//! hooks were called.
 
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -30,7 +31,7 @@ use crate::filter::rate_limit::Limiters;
 use crate::listener;
 use crate::memory::{self, Memory};
 use crate::table::source::Source;
-use crate::table::store::Keeper;
+use crate::table::store::Updater;
 use crate::telemetry::alive;
 use crate::telemetry::metrics::{ConfigMetrics, Direction, Metrics};
 use crate::upstream::health;
@@ -38,18 +39,18 @@ use crate::upstream::load::SharedClusters;
 use crate::worker::{Shared, Worker};
 use crate::{inbound, outbound, probe};
 
-/// How long no connection is taken because the source has not spoken yet.
-const CONFIGURATION_WAIT: Duration = Duration::from_secs(5);
+/// How long accepting connections is delayed until the configuration has arrived.
+const CONFIG_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A proxy that is running. Dropping it does not stop it.
+/// A running proxy. Dropping it does not stop it.
 pub struct Running {
-    /// Where outbound connections are taken.
+    /// Address of the outbound listener.
     pub outbound: SocketAddr,
-    /// Where inbound connections are taken.
+    /// Address of the inbound listener.
     pub inbound: SocketAddr,
-    /// Where metrics are.
+    /// Address of the metrics endpoint.
     pub metrics: SocketAddr,
-    /// Where readiness and probes are.
+    /// Address of readiness and probes.
     pub health: SocketAddr,
     connections: TaskTracker,
     workers: Vec<thread::JoinHandle<()>>,
@@ -57,23 +58,23 @@ pub struct Running {
 
 /// Runs a proxy until the process is asked to stop.
 pub fn run(bootstrap: Bootstrap) -> anyhow::Result<()> {
-    // Two providers may be linked in through dependencies; this one is meant.
+    // Dependencies may link a second provider; this one is used.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let filter = log::init(&bootstrap.log.0, &bootstrap.log.1)?;
     let control = runtime::Builder::new_current_thread().enable_all().build()?;
     control.block_on(async {
         let drain = signal::drain().context("cannot listen for signals")?;
-        let patience = bootstrap.drain;
+        let drain_timeout = bootstrap.drain;
         let running = start(bootstrap, Some(filter), drain.clone()).await?;
         drain.cancelled().await;
-        if tokio::time::timeout(patience, running.finished()).await.is_err() {
-            tracing::warn!("the drain time is over and connections are open still");
+        if tokio::time::timeout(drain_timeout, running.finished()).await.is_err() {
+            tracing::warn!("drain time exceeded, closing open connections");
         }
         Ok(())
     })
 }
 
-/// Starts a proxy on the current runtime and on threads of its own, until `drain`.
+/// Starts a proxy on the current runtime and on threads of its own. It drains when `drain` is cancelled.
 pub async fn start(
     bootstrap: Bootstrap,
     filter: Option<log::Filter>,
@@ -109,7 +110,7 @@ pub async fn start(
     };
     let (pod_ips, application) = (pod.ips.clone(), pod.application);
     let cache = matches!(source, Source::Kubernetes(_)).then_some(cache);
-    let (store, keeper) = Keeper::new(pod, source, cache, config_metrics, readiness.part("configuration"));
+    let (store, updater) = Updater::new(pod, source, cache, config_metrics, readiness.part("configuration"));
 
     let (outbound, inbound) = (Listeners::bind(ports.outbound, workers)?, Listeners::bind(ports.inbound, workers)?);
     let metrics_listener = bind_any(ports.metrics).await?;
@@ -128,20 +129,20 @@ pub async fn start(
         connections: TaskTracker::new(),
         workers: Vec::new(),
     };
-    // These answer until the very end: a pod that drains is asked how it does.
-    let forever = CancellationToken::new();
-    tokio::spawn(admin::serve(metrics_listener, admin::router(admin.clone()), forever.clone()));
+    // These are served until the process ends: probes go on while the pod drains.
+    let never = CancellationToken::new();
+    tokio::spawn(admin::serve(metrics_listener, admin::router(admin.clone()), never.clone()));
     let awaited = classic.then_some(&running.connections);
     let health = admin::router(admin.clone()).merge(probe::router(probes, hooks, awaited, &pod_ips));
-    tokio::spawn(admin::serve(health_listener, health, forever.clone()));
-    tokio::spawn(admin::serve(admin_listener, admin::router(Admin { log: filter, ..admin }), forever));
-    tokio::spawn(keeper.run());
+    tokio::spawn(admin::serve(health_listener, health, never.clone()));
+    tokio::spawn(admin::serve(admin_listener, admin::router(Admin { log: filter, ..admin }), never));
+    tokio::spawn(updater.run());
 
-    // Connections made before this wait in the kernel's queue.
+    // Until then, connections wait in the accept queue.
     tokio::select! {
-        () = store.heard() => {}
+        () = store.synced() => {}
         () = drain.cancelled() => {}
-        () = tokio::time::sleep(CONFIGURATION_WAIT) => tracing::warn!("taking connections without configuration"),
+        () = tokio::time::sleep(CONFIG_TIMEOUT) => tracing::warn!("no configuration yet, accepting connections without it"),
     }
     let shared = Arc::new(Shared {
         store,
@@ -170,7 +171,7 @@ pub async fn start(
             let shared = shared.clone();
             thread::Builder::new()
                 .name(format!("worker-{number}"))
-                .spawn(move || work(shared, number as u64, sockets))
+                .spawn(move || run_worker(shared, number as u64, sockets))
                 .context("cannot start a worker")
         })
         .collect::<anyhow::Result<_>>()?;
@@ -178,7 +179,7 @@ pub async fn start(
 }
 
 impl Running {
-    /// Waits until every connection is done and every worker has ended.
+    /// Waits until all connections are closed and all workers have ended.
     pub async fn finished(self) {
         self.connections.close();
         self.connections.wait().await;
@@ -187,7 +188,7 @@ impl Running {
     }
 }
 
-/// One socket for each worker on one port.
+/// The sockets of one port, one for each worker.
 struct Listeners {
     address: SocketAddr,
     sockets: Vec<std::net::TcpListener>,
@@ -215,10 +216,10 @@ async fn bind_any(port: u16) -> anyhow::Result<TcpListener> {
     }
 }
 
-fn work(shared: Arc<Shared>, number: u64, (outbound, inbound): (std::net::TcpListener, std::net::TcpListener)) {
+fn run_worker(shared: Arc<Shared>, number: u64, (outbound, inbound): (std::net::TcpListener, std::net::TcpListener)) {
     let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return tracing::error!(%error, "a worker cannot start"),
+        Err(error) => return tracing::error!(%error, "cannot start a worker"),
     };
     LocalSet::new().block_on(&runtime, async move {
         let connections = shared.connections.clone();
@@ -230,7 +231,7 @@ fn work(shared: Arc<Shared>, number: u64, (outbound, inbound): (std::net::TcpLis
             ],
             (Err(error), _) | (_, Err(error)) => return tracing::error!(%error, "a worker cannot listen"),
         };
-        // Both end with the drain, and until then a connection may be added.
+        // Both end when the drain begins; until then connections may be added.
         for listener in accepting {
             if let Err(error) = listener.await {
                 tracing::error!(%error, "a listener has failed");

@@ -52,8 +52,8 @@ pub(crate) struct Namespace {
     ports: HashMap<SocketAddr, Arc<Port>>,
     clusters: HashMap<(Arc<str>, u16), Arc<Cluster>>,
     addresses: Vec<IpAddr>,
-    /// When it was last needed, in seconds of the process's life.
-    pub(crate) used: AtomicU64,
+    /// When it was last used, as [`store::uptime_seconds`].
+    pub(crate) last_used: AtomicU64,
 }
 
 /// A port of a Service.
@@ -180,7 +180,7 @@ impl Table {
     /// The Service port at an address, if its namespace is opened.
     pub(crate) fn port(&self, address: SocketAddr) -> Option<&Arc<Port>> {
         let namespace = self.namespaces.get(self.addresses.get(&address.ip())?)?;
-        namespace.used.store(store::now_seconds(), Ordering::Relaxed);
+        namespace.last_used.store(store::uptime_seconds(), Ordering::Relaxed);
         namespace.ports.get(&address)
     }
 
@@ -212,7 +212,7 @@ impl Table {
     /// The cluster that a route names.
     pub(crate) fn cluster(&self, target: &route::Target) -> Option<&Arc<Cluster>> {
         let namespace = self.namespaces.get(&target.namespace)?;
-        namespace.used.store(store::now_seconds(), Ordering::Relaxed);
+        namespace.last_used.store(store::uptime_seconds(), Ordering::Relaxed);
         namespace.clusters.get(&target.service)
     }
 }
@@ -223,7 +223,7 @@ impl Namespace {
     /// Compiles an exported document, as this pod sees it.
     pub(crate) fn compile(pod: &Pod, namespace: &str, export: wire::Export) -> Result<Self, CompileError> {
         let wire::Export { services } = export;
-        let mut compiled = Self { used: AtomicU64::new(store::now_seconds()), ..Self::default() };
+        let mut compiled = Self { last_used: AtomicU64::new(store::uptime_seconds()), ..Self::default() };
         for service in services {
             let wire::Service { name, addresses, settings, ports } = service;
             let service: Arc<str> = name.as_str().into();

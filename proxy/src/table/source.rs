@@ -1,4 +1,5 @@
-//! Where documents come from. One enum, so that everything behind it is the same for a pod and for a test.
+//! The source of configuration documents: ConfigMaps, or files for tests and local runs. One enum, so that everything
+//! behind it is the same for both.
 
 use std::fmt;
 use std::os::unix::fs::MetadataExt;
@@ -19,43 +20,43 @@ use weft_config::bootstrap as contract;
 use weft_config::{Envelope, Written};
 use weft_runtime::watch::backoff;
 
-/// How often files are looked at.
+/// How often files are checked for changes.
 const POLL: Duration = Duration::from_millis(100);
-/// How long the API server may take to accept a connection.
+/// Connect timeout for the API server.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 
-/// Names a document.
+/// The name of a document.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Document {
-    /// Which namespace an address belongs to.
+    /// The index: which namespace an address belongs to.
     Index,
-    /// What a namespace offers.
+    /// What a namespace exports: services, routes and endpoints.
     Export(Arc<str>),
-    /// What concerns the pods of a namespace.
+    /// Policies and consumer routes for the pods of a namespace.
     Inbound(Arc<str>),
 }
 
-/// What a source says.
+/// An event of a source.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// A document, new or changed.
+    /// A new or changed document.
     Document(Document, Envelope),
-    /// There is none, or none any more.
-    Absent(Document),
-    /// The source does not answer; it is asked again.
-    Lost(Document, String),
+    /// The document does not exist, or was deleted.
+    NotFound(Document),
+    /// The source is not reachable; it is retried.
+    Disconnected(Document, String),
 }
 
-/// Where documents come from.
+/// A source of documents.
 #[derive(Clone)]
 pub(crate) enum Source {
-    /// ConfigMaps, each watched by its name.
+    /// ConfigMaps, each watched by name.
     Kubernetes(Client),
     /// Files with bodies, one for each document.
     Directory(PathBuf),
 }
 
-/// Why the API server cannot be asked.
+/// Why there is no client for the API server.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("no API server: KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set")]
@@ -71,7 +72,7 @@ pub(crate) enum Error {
 // === impl Source ===
 
 impl Source {
-    /// The API server of the cluster that the pod runs in, with the token that the injector mounted.
+    /// The API server of the pod's cluster, with the token that the injector mounted.
     pub(crate) fn kubernetes() -> Result<Self, Error> {
         let variable = |name| std::env::var(name).map_err(|_| Error::NoServer);
         let (host, port) = (variable("KUBERNETES_SERVICE_HOST")?, variable("KUBERNETES_SERVICE_PORT")?);
@@ -89,7 +90,7 @@ impl Source {
         Client::try_from(config).map(Self::Kubernetes).map_err(|source| Error::Client(Box::new(source)))
     }
 
-    /// Tells of a document until the task is aborted.
+    /// Sends events of a document until the task is aborted.
     pub(crate) fn watch(&self, document: Document, events: mpsc::Sender<Event>) -> JoinHandle<()> {
         match self.clone() {
             Self::Kubernetes(client) => tokio::spawn(watch_config_map(client, document, events)),
@@ -118,9 +119,9 @@ async fn watch_config_map(client: Client, document: Document, events: mpsc::Send
                 Event::Document(document.clone(), envelope(object))
             }
             Ok(watcher::Event::InitDone) if found => continue,
-            Ok(watcher::Event::InitDone | watcher::Event::Delete(_)) => Event::Absent(document.clone()),
+            Ok(watcher::Event::InitDone | watcher::Event::Delete(_)) => Event::NotFound(document.clone()),
             Ok(watcher::Event::Apply(object)) => Event::Document(document.clone(), envelope(object)),
-            Err(error) => Event::Lost(document.clone(), error.to_string()),
+            Err(error) => Event::Disconnected(document.clone(), error.to_string()),
         };
         if events.send(event).await.is_err() {
             return;
@@ -135,7 +136,7 @@ fn envelope(object: ConfigMap) -> Envelope {
     }
 }
 
-/// A file holds a body alone; what a header would say follows from when it changes.
+/// Watches a file. A file has a body only; the header is made up, with a generation that counts the changes.
 async fn watch_file(directory: PathBuf, document: Document, events: mpsc::Sender<Event>) {
     let path = directory.join(format!("{document}.json"));
     let mut generation = 0;
@@ -145,7 +146,7 @@ async fn watch_file(directory: PathBuf, document: Document, events: mpsc::Sender
         if seen != Some(version) {
             seen = Some(version);
             let event = match std::fs::read(&path) {
-                Err(_) => Event::Absent(document.clone()),
+                Err(_) => Event::NotFound(document.clone()),
                 Ok(body) => {
                     generation += 1;
                     let namespace = match &document {
@@ -165,14 +166,14 @@ async fn watch_file(directory: PathBuf, document: Document, events: mpsc::Sender
     }
 }
 
-/// Tells a file from what it was before without reading it. None: there is none.
+/// Identifies the version of a file without reading it. None: there is no file.
 fn version(path: &Path) -> Option<(u64, u64, SystemTime)> {
     let metadata = std::fs::metadata(path).ok()?;
     Some((metadata.ino(), metadata.len(), metadata.modified().ok()?))
 }
 
 impl fmt::Display for Document {
-    /// The name of its ConfigMap.
+    /// The name of the document's ConfigMap.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Index => f.write_str(contract::INDEX_NAME),

@@ -1,8 +1,8 @@
-//! The snapshot that requests see, and the one task that changes it.
+//! The current snapshot of the configuration, and the one task that updates it.
 //!
-//! Documents come from `source` and, when the process starts, from copies on disk. One that cannot be used changes
-//! nothing: the last good one stays, and metrics and `/readyz` say so. A document that disappears changes nothing either:
-//! an operator that wants a namespace empty says so in a document.
+//! Documents come from `source` and, at start, from copies on disk. A document that cannot be used changes nothing:
+//! the last good version stays in use, and metrics and `/readyz` report the error. A deleted document changes nothing
+//! either: an operator that wants a namespace to be empty writes a document that says so.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,23 +23,23 @@ use crate::bootstrap::Pod;
 use crate::clock::Tick;
 use crate::telemetry::metrics::ConfigMetrics;
 
-/// Namespaces that are open at once; beyond, the one not used for longest is closed. An API server allows a client 100
-/// streams on a connection.
+/// Namespaces that are open at once. To open another, the least recently used one is closed. An API server allows a
+/// client 100 streams on a connection.
 const NAMESPACES_MAX: usize = 64;
 
-/// A namespace that nobody needed for this long is closed.
-const IDLE: Duration = Duration::from_secs(600);
+/// A namespace that was not used for this long is closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// How often idle namespaces are looked for.
 const SWEEP: Duration = Duration::from_secs(30);
 
-/// How long a connection waits for its namespace to be opened before it goes where it meant to go without routes.
-const OPEN_WAIT: Duration = Duration::from_secs(2);
+/// How long a connection waits for its namespace to be opened. Then it is passed through without routes.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a document waits for others that it requires.
-const REQUIRES_WAIT: Duration = Duration::from_secs(5);
+/// How long a document waits for other documents that it requires.
+const REQUIRES_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Requests to open that may be queued.
+/// Length of the queue of namespaces to open.
 const COMMANDS_MAX: usize = 1024;
 
 /// The current snapshot. Shared by all workers.
@@ -47,43 +47,43 @@ const COMMANDS_MAX: usize = 1024;
 pub(crate) struct Store {
     table: ArcSwap<Table>,
     changed: watch::Sender<()>,
-    heard: CancellationToken,
+    synced: CancellationToken,
     open: mpsc::Sender<Arc<str>>,
 }
 
-/// The task's state.
-pub(crate) struct Keeper {
+/// The task that updates the snapshot.
+pub(crate) struct Updater {
     pod: Pod,
     source: Source,
     cache: Option<PathBuf>,
     store: Arc<Store>,
     requests: mpsc::Receiver<Arc<str>>,
     events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
-    held: BTreeMap<Document, Held>,
+    documents: BTreeMap<Document, DocumentState>,
     staged: Vec<Staged>,
     metrics: ConfigMetrics,
     part: Part,
 }
 
-/// What is known of one document.
+/// The state of one document.
 #[derive(Default)]
-struct Held {
+struct DocumentState {
     watch: Option<JoinHandle<()>>,
-    /// Of the document in use.
+    /// The header of the version in use.
     header: Option<Header>,
-    /// What is wrong with the newest one, if it is not the one in use.
-    trouble: Option<String>,
-    /// The one in use was read before it was known which zone the pod is in.
-    stale: bool,
+    /// Why the newest version is not in use, if it is not.
+    error: Option<String>,
+    /// The version in use was compiled before the zone of the pod was known.
+    zone_outdated: bool,
 }
 
 /// A document that waits for others.
 struct Staged {
     document: Document,
     header: Header,
-    part: Compiled,
+    compiled: Compiled,
     envelope: Envelope,
-    until: Instant,
+    deadline: Instant,
 }
 
 enum Compiled {
@@ -92,44 +92,44 @@ enum Compiled {
     Index(Index),
 }
 
-/// Why a document is not used.
+/// Why a document is refused.
 #[derive(Debug, thiserror::Error)]
-enum Refusal {
+enum Rejection {
     #[error(transparent)]
     Decode(#[from] DecodeError),
     #[error(transparent)]
     Compile(#[from] CompileError),
-    #[error("it is about namespace {found:?}")]
+    #[error("the document is for namespace {found:?}")]
     Namespace { found: String },
 }
 
 // === impl Store ===
 
 impl Store {
-    /// The snapshot as of now.
+    /// The current snapshot.
     pub(crate) fn load(&self) -> Arc<Table> {
         self.table.load_full()
     }
 
-    /// Waits until it is known of each of the pod's own documents what it says, or that it cannot be had.
-    pub(crate) async fn heard(&self) {
-        self.heard.cancelled().await;
+    /// Waits until each of the pod's own documents is in use, or known to be unavailable.
+    pub(crate) async fn synced(&self) {
+        self.synced.cancelled().await;
     }
 
-    /// Waits until a namespace is open, for a while.
+    /// Opens a namespace and waits for it, up to [`OPEN_TIMEOUT`].
     pub(crate) async fn open(&self, namespace: &Arc<str>) {
         if self.open.try_send(namespace.clone()).is_err() {
             return;
         }
         let opened = self.find(|table| table.namespaces.contains_key(namespace).then_some(()));
-        if tokio::time::timeout(OPEN_WAIT, opened).await.is_err() {
-            tracing::warn!(%namespace, "configuration of the namespace did not come in time");
+        if tokio::time::timeout(OPEN_TIMEOUT, opened).await.is_err() {
+            tracing::warn!(%namespace, "configuration of the namespace did not arrive in time");
         }
     }
 
-    /// Waits until a snapshot has what is looked for. None: there will be no other snapshot.
+    /// Waits until `look` finds something in a snapshot. None: there will be no other snapshot.
     pub(crate) async fn find<T>(&self, mut look: impl FnMut(&Table) -> Option<T>) -> Option<T> {
-        // Before the first look, so that no change is missed.
+        // Subscribes before the first look, so that no change is missed.
         let mut changed = self.changed.subscribe();
         loop {
             let found = look(&self.table.load());
@@ -141,9 +141,9 @@ impl Store {
     }
 }
 
-// === impl Keeper ===
+// === impl Updater ===
 
-impl Keeper {
+impl Updater {
     pub(crate) fn new(
         pod: Pod,
         source: Source,
@@ -155,25 +155,25 @@ impl Keeper {
         let store = Arc::new(Store {
             table: ArcSwap::default(),
             changed: watch::Sender::new(()),
-            heard: CancellationToken::new(),
+            synced: CancellationToken::new(),
             open,
         });
-        let keeper = Self {
+        let updater = Self {
             pod,
             source,
             cache,
             store: store.clone(),
             requests,
             events: mpsc::channel(64),
-            held: BTreeMap::new(),
+            documents: BTreeMap::new(),
             staged: Vec::new(),
             metrics,
             part,
         };
-        (store, keeper)
+        (store, updater)
     }
 
-    /// Keeps the snapshot current, for ever.
+    /// Updates the snapshot forever.
     pub(crate) async fn run(mut self) {
         let own = self.pod.namespace.clone();
         for document in [Document::Index, Document::Export(own.as_str().into()), Document::Inbound(own.as_str().into())]
@@ -183,93 +183,94 @@ impl Keeper {
         self.report();
         let mut sweep = tokio::time::interval(SWEEP);
         loop {
-            let patience = self.staged.iter().map(|staged| staged.until).min();
+            let deadline = self.staged.iter().map(|staged| staged.deadline).min();
             tokio::select! {
                 Some(event) = self.events.1.recv() => self.on_event(event),
                 Some(namespace) = self.requests.recv() => self.open(Document::Export(namespace)),
                 _ = sweep.tick() => self.close_idle(),
-                () = sleep_until(patience) => self.activate_staged(),
+                () = sleep_until(deadline) => self.activate_staged(),
             }
             self.report();
         }
     }
 
-    /// Starts watching a document, with its copy on disk as a beginning.
+    /// Starts watching a document. Until its first version arrives, the copy on disk is used.
     fn open(&mut self, document: Document) {
-        if self.held.contains_key(&document) {
+        if self.documents.contains_key(&document) {
             return;
         }
-        self.make_room();
-        self.held.insert(document.clone(), Held::default());
+        self.evict_oldest();
+        self.documents.insert(document.clone(), DocumentState::default());
         if let Some(envelope) = self.cache.as_deref().and_then(|cache| read_copy(cache, &document)) {
             self.on_document(&document, envelope);
         }
         let watch = self.source.watch(document.clone(), self.events.0.clone());
-        if let Some(held) = self.held.get_mut(&document) {
-            held.watch = Some(watch);
+        if let Some(state) = self.documents.get_mut(&document) {
+            state.watch = Some(watch);
         }
     }
 
     fn on_event(&mut self, event: Event) {
         match event {
             Event::Document(document, envelope) => self.on_document(&document, envelope),
-            Event::Absent(document) => {
-                let Some(held) = self.held.get_mut(&document) else { return };
-                held.trouble = Some("it does not exist".into());
-                let empty = held.header.is_none();
-                // A namespace that is not in the mesh has none: remember that it is empty, so that nobody waits for it.
+            Event::NotFound(document) => {
+                let Some(state) = self.documents.get_mut(&document) else { return };
+                state.error = Some("it does not exist".into());
+                let empty = state.header.is_none();
+                // A namespace outside the mesh has no document. An empty one is stored, so that connections do not
+                // wait for it.
                 if let (Document::Export(namespace), true) = (&document, empty)
                     && *namespace.as_ref() != *self.pod.namespace
                 {
                     self.swap(|table| table.with_namespace(namespace, Some(Arc::default())));
                 }
             }
-            Event::Lost(document, error) => {
+            Event::Disconnected(document, error) => {
                 self.metrics.source_errors.inc();
-                tracing::warn!(%document, %error, "the source of configuration does not answer");
-                if let Some(held) = self.held.get_mut(&document) {
-                    held.trouble = Some(format!("the source does not answer: {error}"));
+                tracing::warn!(%document, %error, "configuration source not reachable");
+                if let Some(state) = self.documents.get_mut(&document) {
+                    state.error = Some(format!("the source is not reachable: {error}"));
                 }
             }
         }
     }
 
     fn on_document(&mut self, document: &Document, envelope: Envelope) {
-        let Some(held) = self.held.get_mut(document) else { return };
+        let Some(state) = self.documents.get_mut(document) else { return };
         match read(&self.pod, document, &envelope) {
-            Err(refusal) => {
-                tracing::error!(%document, error = %refusal, "configuration refused, the last good one stays");
-                held.trouble = Some(format!("refused: {refusal}"));
+            Err(rejection) => {
+                tracing::error!(%document, error = %rejection, "configuration refused, the last good version stays in use");
+                state.error = Some(format!("refused: {rejection}"));
                 self.metrics.refusals.inc();
             }
-            Ok((header, part)) => {
-                held.trouble = None;
-                match &held.header {
-                    Some(current) if *current == header && !held.stale => return,
+            Ok((header, compiled)) => {
+                state.error = None;
+                match &state.header {
+                    Some(current) if *current == header && !state.zone_outdated => return,
                     Some(current) if current.generation > header.generation => {
-                        held.trouble = Some(format!("generation {} is older than the one in use", header.generation));
+                        state.error = Some(format!("generation {} is older than the one in use", header.generation));
                         return;
                     }
                     _ => {}
                 }
-                held.stale = false;
+                state.zone_outdated = false;
                 self.staged.retain(|staged| staged.document != *document);
                 for namespace in header.requires.keys() {
                     self.open(Document::Export(namespace.as_str().into()));
                 }
-                let until = Instant::now() + REQUIRES_WAIT;
-                self.staged.push(Staged { document: document.clone(), header, part, envelope, until });
+                let deadline = Instant::now() + REQUIRES_TIMEOUT;
+                self.staged.push(Staged { document: document.clone(), header, compiled, envelope, deadline });
                 self.activate_staged();
             }
         }
     }
 
-    /// Uses every staged document whose requirements are there or have been waited for long enough. "There" means staged,
-    /// not used, so that two documents that require each other do not wait for ever.
+    /// Activates staged documents whose requirements are met or have timed out. A requirement is met when the
+    /// document is staged, not when it is in use, so that two documents that require each other do not wait forever.
     fn activate_staged(&mut self) {
         let now = Instant::now();
-        let generations: BTreeMap<String, u64> = (self.held.iter())
-            .filter_map(|(document, held)| Some((document, held.header.as_ref()?)))
+        let generations: BTreeMap<String, u64> = (self.documents.iter())
+            .filter_map(|(document, state)| Some((document, state.header.as_ref()?)))
             .chain(self.staged.iter().map(|staged| (&staged.document, &staged.header)))
             .filter_map(|(document, header)| match document {
                 Document::Export(namespace) => Some((namespace.to_string(), header.generation)),
@@ -277,7 +278,7 @@ impl Keeper {
             })
             .collect();
         let (due, waiting) = std::mem::take(&mut self.staged).into_iter().partition::<Vec<_>, _>(|staged| {
-            now >= staged.until
+            now >= staged.deadline
                 || (staged.header.requires.iter())
                     .all(|(namespace, wanted)| generations.get(namespace).is_some_and(|have| have >= wanted))
         });
@@ -288,16 +289,16 @@ impl Keeper {
     }
 
     fn activate(&mut self, staged: Staged) {
-        let Staged { document, header, part, envelope, .. } = staged;
-        match part {
-            Compiled::Namespace(part) => {
+        let Staged { document, header, compiled, envelope, .. } = staged;
+        match compiled {
+            Compiled::Namespace(exported) => {
                 let Document::Export(namespace) = &document else { return };
-                self.swap(|table| table.with_namespace(namespace, Some(part)));
+                self.swap(|table| table.with_namespace(namespace, Some(exported)));
             }
             Compiled::Inbound(inbound) => {
                 let (dependencies, zone) = (inbound.dependencies.clone(), inbound.zone.clone());
                 self.swap(|table| Table { inbound, ..table.clone() });
-                self.learn_zone(zone);
+                self.set_zone(zone);
                 for namespace in dependencies {
                     self.open(Document::Export(namespace));
                 }
@@ -309,24 +310,25 @@ impl Keeper {
         if let Some(cache) = &self.cache
             && let Err(error) = write_copy(cache, &document, &envelope)
         {
-            tracing::debug!(%document, %error, "no copy of the configuration was kept");
+            tracing::debug!(%document, %error, "cannot write the copy of the configuration");
         }
-        if let Some(held) = self.held.get_mut(&document) {
-            held.header = Some(header);
+        if let Some(state) = self.documents.get_mut(&document) {
+            state.header = Some(header);
         }
     }
 
-    /// Takes in which zone the pod is in, if that is news. What is open was compiled without, and is read again.
-    fn learn_zone(&mut self, zone: Option<String>) {
-        // A node that has lost its label, or that nobody speaks of any more, is where it was.
+    /// Sets the zone of the pod. On a change, exported documents are read again, because they were compiled for the
+    /// old one.
+    fn set_zone(&mut self, zone: Option<String>) {
+        // If the node's label is removed or no longer reported, the node is still where it was.
         if zone.is_none() || self.pod.zone == zone || self.pod.zone_is_labelled {
             return;
         }
         self.pod.zone = zone;
-        for (document, held) in &mut self.held {
+        for (document, state) in &mut self.documents {
             if matches!(document, Document::Export(_)) {
-                held.stale = true;
-                if let Some(watch) = held.watch.replace(self.source.watch(document.clone(), self.events.0.clone())) {
+                state.zone_outdated = true;
+                if let Some(watch) = state.watch.replace(self.source.watch(document.clone(), self.events.0.clone())) {
                     watch.abort();
                 }
             }
@@ -338,25 +340,25 @@ impl Keeper {
         self.store.changed.send_replace(());
     }
 
-    /// Closes what nobody needed for long.
+    /// Closes namespaces that were not used for [`IDLE_TIMEOUT`].
     fn close_idle(&mut self) {
-        let idle_since = now_seconds().saturating_sub(IDLE.as_secs());
+        let idle_since = uptime_seconds().saturating_sub(IDLE_TIMEOUT.as_secs());
         let table = self.store.load();
         for (name, namespace) in &table.namespaces {
-            if namespace.used.load(Ordering::Relaxed) < idle_since && self.may_close(&table, name) {
+            if namespace.last_used.load(Ordering::Relaxed) < idle_since && self.may_close(&table, name) {
                 self.close(name);
             }
         }
     }
 
-    fn make_room(&mut self) {
+    fn evict_oldest(&mut self) {
         let table = self.store.load();
         if table.namespaces.len() < NAMESPACES_MAX {
             return;
         }
         let oldest = (table.namespaces.iter())
             .filter(|(name, _)| self.may_close(&table, name))
-            .min_by_key(|(_, namespace)| namespace.used.load(Ordering::Relaxed));
+            .min_by_key(|(_, namespace)| namespace.last_used.load(Ordering::Relaxed));
         if let Some((name, _)) = oldest {
             self.close(name);
         }
@@ -367,48 +369,48 @@ impl Keeper {
     }
 
     fn close(&mut self, name: &Arc<str>) {
-        if let Some(held) = self.held.remove(&Document::Export(name.clone()))
-            && let Some(watch) = held.watch
+        if let Some(state) = self.documents.remove(&Document::Export(name.clone()))
+            && let Some(watch) = state.watch
         {
             watch.abort();
         }
         self.swap(|table| table.with_namespace(name, None));
     }
 
-    /// Says in `/readyz` and metrics how each document stands.
+    /// Reports the state of each document in `/readyz` and metrics.
     fn report(&self) {
         let mut detail = Vec::new();
-        let (mut ready, mut heard) = (true, true);
-        let mut troubled = 0;
-        for (document, held) in &self.held {
+        let (mut ready, mut synced) = (true, true);
+        let mut stale = 0;
+        for (document, state) in &self.documents {
             let own = match document {
                 Document::Index => false,
                 Document::Export(namespace) | Document::Inbound(namespace) => **namespace == *self.pod.namespace,
             };
-            ready &= !own || held.header.is_some();
-            heard &= !own || held.header.is_some() || held.trouble.is_some();
+            ready &= !own || state.header.is_some();
+            synced &= !own || state.header.is_some() || state.error.is_some();
             let generation =
-                held.header.as_ref().map_or("none".into(), |header| format!("generation {}", header.generation));
-            match &held.trouble {
-                Some(trouble) if own || held.header.is_some() => {
-                    troubled += 1;
-                    detail.push(format!("{document} in use: {generation}; newest: {trouble}"));
+                state.header.as_ref().map_or("none".into(), |header| format!("generation {}", header.generation));
+            match &state.error {
+                Some(error) if own || state.header.is_some() => {
+                    stale += 1;
+                    detail.push(format!("{document} in use: {generation}; newest: {error}"));
                 }
                 _ => detail.push(format!("{document} in use: {generation}")),
             }
         }
-        if heard {
-            self.store.heard.cancel();
+        if synced {
+            self.store.synced.cancel();
         }
-        self.metrics.stale.set(troubled);
+        self.metrics.stale.set(stale);
         self.part.report(ready, &detail.join(", "));
     }
 }
 
-/// Seconds since the process first asked.
-pub(crate) fn now_seconds() -> u64 {
+/// Seconds since the first call in this process.
+pub(crate) fn uptime_seconds() -> u64 {
     static START: OnceLock<Tick> = OnceLock::new();
-    // Never 0, so that what was never used is older than everything.
+    // At least 1, so that a namespace that was never used (0) is older than all others.
     START.get_or_init(Tick::now).elapsed().as_secs() + 1
 }
 
@@ -419,20 +421,20 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-fn read(pod: &Pod, document: &Document, envelope: &Envelope) -> Result<(Header, Compiled), Refusal> {
-    let belongs = |header: &Header, namespace: &str| match header.namespace == namespace {
+fn read(pod: &Pod, document: &Document, envelope: &Envelope) -> Result<(Header, Compiled), Rejection> {
+    let check_namespace = |header: &Header, namespace: &str| match header.namespace == namespace {
         true => Ok(()),
-        false => Err(Refusal::Namespace { found: header.namespace.clone() }),
+        false => Err(Rejection::Namespace { found: header.namespace.clone() }),
     };
     match document {
         Document::Export(namespace) => {
             let (header, export) = envelope.read::<Export>()?;
-            belongs(&header, namespace)?;
+            check_namespace(&header, namespace)?;
             Ok((header, Compiled::Namespace(Arc::new(Namespace::compile(pod, namespace, export)?))))
         }
         Document::Inbound(namespace) => {
             let (header, inbound) = envelope.read::<weft_config::Inbound>()?;
-            belongs(&header, namespace)?;
+            check_namespace(&header, namespace)?;
             Ok((header, Compiled::Inbound(Arc::new(Inbound::compile(pod, inbound)?))))
         }
         Document::Index => {
@@ -450,12 +452,12 @@ fn read_copy(cache: &Path, document: &Document) -> Option<Envelope> {
     serde_json::from_slice(&std::fs::read(copy_path(cache, document)).ok()?).ok()
 }
 
-/// Written aside and renamed, so that a copy is whole or not there.
+/// Writes to a temporary file and renames it, so that a copy is never incomplete.
 fn write_copy(cache: &Path, document: &Document, envelope: &Envelope) -> std::io::Result<()> {
     let path = copy_path(cache, document);
-    let aside = path.with_extension("new");
-    std::fs::write(&aside, serde_json::to_vec(envelope)?)?;
-    std::fs::rename(aside, path)
+    let temporary = path.with_extension("new");
+    std::fs::write(&temporary, serde_json::to_vec(envelope)?)?;
+    std::fs::rename(temporary, path)
 }
 
 #[cfg(test)]
@@ -471,7 +473,7 @@ mod tests {
     use crate::decide::{RequestHead, decide};
     use crate::table::route::Action;
 
-    /// A document in which the number of endpoints and the status that its route answers both tell its generation.
+    /// A document whose number of endpoints and response status both follow from its generation.
     fn document(generation: u64) -> Event {
         let number = generation % 20;
         let endpoints: Vec<_> =
@@ -487,7 +489,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_zone_that_a_document_tells_counts_for_those_that_were_read_before() {
+    async fn learning_the_zone_recompiles_open_documents() {
         let folder = std::env::temp_dir().join(format!("weft-zone-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a folder");
         let write = |name: &str, body: serde_json::Value| {
@@ -507,8 +509,8 @@ mod tests {
         let metrics = ConfigMetrics::new(&mut Registry::default());
         let readiness = Readiness::default();
         let source = Source::Directory(folder.clone());
-        let (store, keeper) = Keeper::new(pod, source, None, metrics, readiness.part("configuration"));
-        let keeper = tokio::spawn(keeper.run());
+        let (store, updater) = Updater::new(pod, source, None, metrics, readiness.part("configuration"));
+        let updater = tokio::spawn(updater.run());
         let levels = async |expected: &[u8]| {
             for _ in 0..500 {
                 let table = store.load();
@@ -530,28 +532,28 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         levels(&[1, 2]).await;
-        keeper.abort();
+        updater.abort();
         std::fs::remove_dir_all(folder).expect("removed");
     }
 
-    /// Every request finds the Service, and routes and endpoints of one and the same document.
+    /// Every lookup finds the Service, with routes and endpoints of one document.
     #[test]
-    fn ten_thousand_documents_under_load() {
+    fn snapshots_are_consistent_under_ten_thousand_updates() {
         const DOCUMENTS: u64 = 10_000;
         let folder = std::env::temp_dir().join(format!("weft-store-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a folder");
         let pod = Pod { namespace: "shop".into(), ..Pod::default() };
         let metrics = ConfigMetrics::new(&mut Registry::default());
         let part = Readiness::default().part("configuration");
-        let (store, keeper) =
-            Keeper::new(pod, Source::Directory(folder.join("none")), Some(folder.clone()), metrics, part);
-        let events = keeper.events.0.clone();
+        let (store, updater) =
+            Updater::new(pod, Source::Directory(folder.join("none")), Some(folder.clone()), metrics, part);
+        let events = updater.events.0.clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let (done, keep) = tokio::sync::oneshot::channel::<()>();
-        let keeper = std::thread::spawn(move || {
+        let updater = std::thread::spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    _ = keeper.run() => {}
+                    _ = updater.run() => {}
                     _ = keep => {}
                 }
             });
@@ -596,7 +598,7 @@ mod tests {
         let looks: u64 = readers.into_iter().map(|reader| reader.join().expect("nothing failed")).sum();
         assert!(looks > DOCUMENTS, "{looks} looks");
         drop(done);
-        keeper.join().expect("it ends");
+        updater.join().expect("it ends");
         std::fs::remove_dir_all(folder).expect("removed");
     }
 }
