@@ -24,6 +24,9 @@ use weft_runtime::watch::backoff;
 const POLL: Duration = Duration::from_millis(100);
 /// Connect timeout for the API server.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// Write timeout for the API server. There is no read timeout: a watch is silent for up to 290 s, and kube's watcher ends
+/// one that is silent for longer.
+const SEND_MAX: Duration = Duration::from_secs(15);
 
 /// The name of a document.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,7 +88,7 @@ impl Source {
             .map_err(|source| Error::Ca { path, source })?;
         config.root_cert = Some(roots);
         config.connect_timeout = Some(CONNECT_MAX);
-        config.connect_timeout = Some(CONNECT_MAX);
+        config.write_timeout = Some(SEND_MAX);
         config.auth_info.token_file = Some(directory.join("token").display().to_string());
         Client::try_from(config).map(Self::Kubernetes).map_err(|source| Error::Client(Box::new(source)))
     }
