@@ -1,4 +1,4 @@
-//! What happens to a request, from its head and the routes of the port it was sent to. Pure.
+//! Route matching: picks the rule for a request from its head and the routes of its port. Pure.
 
 use std::borrow::Cow;
 
@@ -8,7 +8,7 @@ use http::header::{self, HeaderMap, HeaderName};
 use crate::http::head::canonical_host;
 use crate::table::route::{Backend, Match, Routes, Rule, ValueTest};
 
-/// What a decision may look at.
+/// The parts of a request that routes match on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RequestHead<'a> {
     pub(crate) method: &'a Method,
@@ -18,20 +18,20 @@ pub(crate) struct RequestHead<'a> {
     pub(crate) headers: &'a HeaderMap,
 }
 
-/// The rule that takes a request, and the match that led to it.
+/// The rule for a request, and the match that led to it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Decision<'a> {
     pub(crate) rule: &'a Rule,
     pub(crate) by: &'a Match,
 }
 
-/// The first match in order of precedence that takes the request. None: no rule does.
+/// The first match, in order of precedence, for the request. None: no rule matches.
 pub(crate) fn decide<'a>(routes: &'a Routes, head: &RequestHead<'_>) -> Option<Decision<'a>> {
-    let by = routes.first(head.path, head.headers, |candidate| takes(candidate, head))?;
+    let by = routes.first(head.path, head.headers, |candidate| matches(candidate, head))?;
     Some(Decision { rule: &routes.rules[by.rule], by })
 }
 
-/// The backend whose share a number below the sum of the weights falls into.
+/// Picks a backend by weight. `roll` is a random number below the sum of the weights.
 pub(crate) fn pick(backends: &[Backend], mut roll: u32) -> &Backend {
     for backend in backends {
         match roll.checked_sub(backend.weight) {
@@ -39,34 +39,33 @@ pub(crate) fn pick(backends: &[Backend], mut roll: u32) -> &Backend {
             Some(rest) => roll = rest,
         }
     }
-    // The roll was below the sum; the last one is as good as any if a caller errs.
+    // Unreachable while the roll is below the sum of the weights.
     &backends[backends.len() - 1]
 }
 
-fn takes(condition: &Match, head: &RequestHead<'_>) -> bool {
-    condition.path.as_ref().is_none_or(|path| path.takes(head.path))
-        // A tunnel is more than a request: only a match that names CONNECT opens one.
+fn matches(condition: &Match, head: &RequestHead<'_>) -> bool {
+    condition.path.as_ref().is_none_or(|path| path.matches(head.path))
+        // Without a method, a match excludes CONNECT: a tunnel must be allowed explicitly.
         && condition.method.as_ref().map_or(*head.method != Method::CONNECT, |method| method == head.method)
-        && condition.headers.iter().all(|(name, test)| header_holds(head.headers, name, test))
-        && condition.query.iter().all(|(name, test)| query_holds(head.query.unwrap_or_default(), name, test))
+        && condition.headers.iter().all(|(name, test)| header_matches(head.headers, name, test))
+        && condition.query.iter().all(|(name, test)| query_matches(head.query.unwrap_or_default(), name, test))
 }
 
-/// A condition on a header that may have several values holds if it holds for any of them; each value is looked at by
-/// itself, never joined.
-fn header_holds(headers: &HeaderMap, name: &HeaderName, test: &ValueTest) -> bool {
+/// Whether a header condition matches any of the header's values. Values are compared one by one, never joined.
+fn header_matches(headers: &HeaderMap, name: &HeaderName, test: &ValueTest) -> bool {
     let mut values = headers.get_all(name).iter().peekable();
     match values.peek() {
         None => matches!(test, ValueTest::Absent),
-        Some(_) => values.any(|value| test.holds(&looked_at(name, value.as_bytes()))),
+        Some(_) => values.any(|value| test.matches(&normalize_value(name, value.as_bytes()))),
     }
 }
 
-/// What of a header's value a condition looks at. Hosts have one form.
-pub(crate) fn looked_at<'a>(name: &HeaderName, value: &'a [u8]) -> Cow<'a, [u8]> {
+/// The form of a header value that conditions are compared with: canonical for hosts, as it is for all others.
+pub(crate) fn normalize_value<'a>(name: &HeaderName, value: &'a [u8]) -> Cow<'a, [u8]> {
     if *name == header::HOST { canonical_host(value) } else { Cow::Borrowed(value) }
 }
 
-/// The value of a query parameter. Of one that is repeated the first counts.
+/// The value of a query parameter; of a repeated one, the first.
 pub(crate) fn query_value(query: &str, name: &str) -> Option<Vec<u8>> {
     query.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -74,14 +73,14 @@ pub(crate) fn query_value(query: &str, name: &str) -> Option<Vec<u8>> {
     })
 }
 
-fn query_holds(query: &str, name: &str, test: &ValueTest) -> bool {
+fn query_matches(query: &str, name: &str, test: &ValueTest) -> bool {
     match query_value(query, name) {
         None => matches!(test, ValueTest::Absent),
-        Some(value) => test.holds(&value),
+        Some(value) => test.matches(&value),
     }
 }
 
-/// Decodes `%XX` and `+`; what is not an encoding stays as it is.
+/// Decodes `%XX` and `+`. Invalid encodings stay as they are.
 fn percent_decode(text: &str) -> Vec<u8> {
     let bytes = text.as_bytes();
     let hex = |at: usize| bytes.get(at).and_then(|byte| (*byte as char).to_digit(16));
@@ -133,12 +132,12 @@ mod tests {
         let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
         let method = Method::from_bytes(method.as_bytes()).expect("method");
         let head = RequestHead { method: &method, path, query, headers: &map };
-        let by = decide(routes, &head).map(|decision| decision.rule.origin.text.rsplit('/').next().expect("a rule"));
+        let by = decide(routes, &head).map(|decision| decision.rule.name.text.rsplit('/').next().expect("a rule"));
         assert_eq!(by, expected, "{method} {target} {headers:?}");
     }
 
     #[test]
-    fn the_first_match_that_takes_a_request_wins() {
+    fn first_match_wins() {
         let routes = routes(serde_json::json!([
             {"rule": 0, "path": {"exact": "/a"}},
             {"rule": 1, "path": {"prefix": "/a"}, "method": "POST"},
@@ -160,14 +159,14 @@ mod tests {
     }
 
     #[test]
-    fn connect_is_for_matches_that_name_it() {
+    fn connect_needs_a_match_that_names_it() {
         let mut matches = vec![
             serde_json::json!({"rule": 0, "path": {"prefix": "/"}}),
             serde_json::json!({"rule": 1, "method": "CONNECT", "headers": [{"name": "x-team", "test": "present"}]}),
             serde_json::json!({"rule": 2}),
         ];
         for more in [0, 20] {
-            // Beyond a few there is an index.
+            // The second round is long enough for an index.
             matches.extend((0..more).map(|rule| serde_json::json!({"rule": rule + 3})));
             let routes = routes(matches.clone().into());
             check(&routes, "CONNECT", "", &[("x-team", "a")], Some("1"));
@@ -185,7 +184,7 @@ mod tests {
             .prop_map(|parts| format!("/{}", parts.join("/")))
     }
 
-    /// Conditions of all kinds, of few words, so that many take the same requests.
+    /// Conditions of all kinds over few words, so that many match the same requests.
     fn condition() -> impl Strategy<Value = serde_json::Value> {
         let paths = prop_oneof![
             Just(serde_json::json!(null)),
@@ -210,35 +209,35 @@ mod tests {
     }
 
     proptest! {
-        /// The index leads to the very match that looking through all of them finds.
+        /// The index finds the same match as a linear scan.
         #[test]
-        fn an_index_changes_no_decision(
+        fn index_finds_the_same_match_as_a_scan(
             conditions in prop::collection::vec(condition(), 17..60),
             requests in prop::collection::vec(
                 (path(), prop::collection::vec((prop::sample::select(vec!["x-a", "x-b"]), value()), 0..4)), 1..20)
         ) {
-            let matches: Vec<_> = conditions.into_iter().enumerate().map(|(rule, mut condition)| {
+            let list: Vec<_> = conditions.into_iter().enumerate().map(|(rule, mut condition)| {
                 condition["rule"] = rule.into();
                 condition
             }).collect();
-            let routes = routes(matches.into());
+            let routes = routes(list.into());
             for (path, values) in requests {
                 let mut headers = HeaderMap::new();
                 for (name, value) in values {
                     headers.append(name, value.parse().expect("a value"));
                 }
                 let head = RequestHead { method: &Method::GET, path: &path, query: None, headers: &headers };
-                let looked_through = routes.matches.iter().find(|candidate| takes(candidate, &head));
+                let scanned = routes.matches.iter().find(|candidate| matches(candidate, &head));
                 prop_assert_eq!(
                     decide(&routes, &head).map(|decision| decision.by.rule),
-                    looked_through.map(|candidate| candidate.rule)
+                    scanned.map(|candidate| candidate.rule)
                 );
             }
         }
     }
 
     #[test]
-    fn shares_follow_weights() {
+    fn backends_are_picked_by_weight() {
         let backend = |weight| Backend { weight, target: Err(weight.to_string()) };
         let backends = [backend(1), backend(0), backend(3)];
         let picked: Vec<u32> = (0..4).map(|roll| pick(&backends, roll).weight).collect();

@@ -1,4 +1,4 @@
-//! Connections to this pod: held against policy, then passed to the application.
+//! Inbound connections, to this pod: checked against policies, then forwarded to the application.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,40 +17,41 @@ use crate::http::respond::{Answer, Reason};
 use crate::http::{head, serve};
 use crate::path::TooManyReadings;
 use crate::policy::Verdict as PolicyVerdict;
-use crate::sniff::{FirstSpeaker, Prefixed, CLIENT_FIRST_TIMEOUT, Peek};
+use crate::sniff::{CLIENT_FIRST_TIMEOUT, FirstSpeaker, Peek, Prefixed};
 use crate::stream::Stream;
 use crate::tcp;
 use crate::telemetry::access::{self, ConnectionLog};
 use crate::tls;
 use crate::upstream::endpoint::open;
 
-/// A longer reading of a path is not told to its client, in bytes.
+/// Longest reading of a path that a 403 response quotes, in bytes.
 const READING_BYTES_MAX: usize = 256;
 
-/// Carries one connection.
+/// Serves one connection.
 pub(crate) async fn handle(downstream: Rc<Downstream>, stream: TcpStream) {
-    // In a box that is given back when it is known that the connection carries HTTP: most do, for most of their time.
-    let Some((stream, http2)) = Box::pin(begin(&downstream, stream)).await else { return };
-    let answering = downstream.clone();
-    serve::serve(stream, http2, downstream, move |request| respond(answering.clone(), request)).await;
+    // Boxed, and freed once the connection is known to carry HTTP: most connections do, for most of their life.
+    let Some((stream, http2)) = Box::pin(accept_http(&downstream, stream)).await else { return };
+    let connection = downstream.clone();
+    serve::serve(stream, http2, downstream, move |request| respond(connection.clone(), request)).await;
 }
 
-/// Finds out what a connection carries: HTTP, and whether that is HTTP/2. None: anything else, which it carries to its end.
-async fn begin(downstream: &Rc<Downstream>, stream: TcpStream) -> Option<(Prefixed, bool)> {
+/// Detects the protocol of a connection and returns it if it is HTTP, with whether it is HTTP/2. Any other connection
+/// is relayed to its end, and the result is None.
+async fn accept_http(downstream: &Rc<Downstream>, stream: TcpStream) -> Option<(Prefixed, bool)> {
     let Downstream { worker, peer, destination, .. } = &**downstream;
     let shared = &worker.shared;
-    let foreign = !shared.pod_ips.is_empty() && !shared.pod_ips.contains(&destination.ip());
-    if foreign || shared.own_ports.contains(&destination.port()) {
+    let is_foreign = !shared.pod_ips.is_empty() && !shared.pod_ips.contains(&destination.ip());
+    if is_foreign || shared.own_ports.contains(&destination.port()) {
         tracing::warn!(src.addr = %peer, dst.addr = %destination, reason = Reason::WrongDestination.as_str(), "connection refused");
         return None;
     }
-    let (stream, agreed) = match &shared.tls {
+    let (stream, alpn) = match &shared.tls {
         None => (Stream::Plain(stream), None),
-        // In a box, because few need the space.
-        Some(config) => Box::pin(terminate(downstream, stream, config)).await?,
+        // Boxed, because few connections need the space.
+        Some(config) => Box::pin(accept_tls(downstream, stream, config)).await?,
     };
     let mut stream = Prefixed::new(stream);
-    let peek = match agreed {
+    let peek = match alpn {
         _ if shared.opaque_ports.contains(&destination.port()) => Ok(Peek::Detected(Verdict::Opaque)),
         Some(verdict) => Ok(Peek::Detected(verdict)),
         None => stream.sniff(CLIENT_FIRST_TIMEOUT).await,
@@ -58,8 +59,8 @@ async fn begin(downstream: &Rc<Downstream>, stream: TcpStream) -> Option<(Prefix
     let (verdict, upstream) = match peek {
         Ok(Peek::Detected(verdict)) => (verdict, None),
         Ok(Peek::Silent) => {
-            let ask = async || ask(downstream).await.map(|stream| (stream, ()));
-            match Box::pin(stream.await_first_speaker(shared.timeouts.idle, ask)).await {
+            let connect = async || connect_if_allowed(downstream).await.map(|stream| (stream, ()));
+            match Box::pin(stream.await_first_speaker(shared.timeouts.idle, connect)).await {
                 (FirstSpeaker::Client(verdict), _) => (verdict, None),
                 (FirstSpeaker::Server, upstream) => (Verdict::Opaque, upstream.map(|(stream, ())| stream)),
                 (FirstSpeaker::Neither, _) => {
@@ -78,15 +79,15 @@ async fn begin(downstream: &Rc<Downstream>, stream: TcpStream) -> Option<(Prefix
         Verdict::Http1 => Some((stream, false)),
         Verdict::Http2 => Some((stream, true)),
         Verdict::Opaque | Verdict::NeedMore => {
-            Box::pin(bytes(downstream, stream, upstream)).await;
+            Box::pin(relay_tcp(downstream, stream, upstream)).await;
             None
         }
     }
 }
 
-/// Makes a handshake with whoever connects. None: it came to nothing, and that is noted. Beside the stream: what was agreed
-/// to be spoken.
-async fn terminate(
+/// Makes the TLS handshake. Returns the stream and the protocol agreed on by ALPN, if any. A failed handshake is
+/// logged, and the result is None.
+async fn accept_tls(
     downstream: &Rc<Downstream>,
     stream: TcpStream,
     config: &Arc<ServerConfig>,
@@ -108,17 +109,18 @@ async fn terminate(
     None
 }
 
-/// A connection to the application, for one who is silent so far. Nobody is asked for somebody whom policy would not let through.
-async fn ask(downstream: &Downstream) -> Option<TcpStream> {
+/// Connects to the application for a client that has not sent anything yet. Does not connect for a client that
+/// policies deny.
+async fn connect_if_allowed(downstream: &Downstream) -> Option<TcpStream> {
     let inbound = downstream.worker.shared.store.load().inbound.clone();
-    match inbound.policies.of_bytes(downstream.destination.port()) {
+    match inbound.policies.check_tcp(downstream.destination.port()) {
         PolicyVerdict::Allowed => open(downstream.destination, LOCAL_CONNECT_TIMEOUT).await.ok(),
         PolicyVerdict::Denied(_) | PolicyVerdict::NotAllowed(_) => None,
     }
 }
 
-/// Carries bytes to the application.
-async fn bytes(downstream: &Rc<Downstream>, stream: Prefixed, upstream: Option<TcpStream>) {
+/// Relays a TCP connection to the application.
+async fn relay_tcp(downstream: &Rc<Downstream>, stream: Prefixed, upstream: Option<TcpStream>) {
     let (shared, destination) = (&downstream.worker.shared, downstream.destination);
     let mut note = ConnectionLog::new(downstream);
     if shared.memory.is_exhausted() {
@@ -126,10 +128,10 @@ async fn bytes(downstream: &Rc<Downstream>, stream: Prefixed, upstream: Option<T
         return access::connection(note);
     }
     let inbound = shared.store.load().inbound.clone();
-    match inbound.policies.of_bytes(destination.port()) {
+    match inbound.policies.check_tcp(destination.port()) {
         PolicyVerdict::Allowed => {}
-        PolicyVerdict::Denied(origin) | PolicyVerdict::NotAllowed(origin) => {
-            note.origin = Some(origin.clone());
+        PolicyVerdict::Denied(rule) | PolicyVerdict::NotAllowed(rule) => {
+            note.rule_name = Some(rule.clone());
             note.reason = Some(Reason::PolicyDenied);
             return access::connection(note);
         }
@@ -148,16 +150,16 @@ async fn bytes(downstream: &Rc<Downstream>, stream: Prefixed, upstream: Option<T
     access::connection(note);
 }
 
-/// Answers one request.
+/// Responds to one request.
 async fn respond(downstream: Rc<Downstream>, request: Box<Request<Incoming>>) -> Response<ResponseBody> {
     let (worker, destination) = (&downstream.worker, downstream.destination);
     let host = head::authority(&request);
     let mut finish = RequestGuard::new(downstream.clone(), &request, host.clone());
     if worker.shared.memory.is_exhausted() {
-        return Answer::new(Reason::Overload, "the proxy has no memory to spare").into_response(finish);
+        return Answer::new(Reason::Overload, "the memory of the proxy is exhausted").into_response(finish);
     }
     if request.method() == Method::CONNECT {
-        let text = "tunnels end in the client's proxy: what arrives here asks for one that no route has opened";
+        let text = "CONNECT tunnels are opened by the client's proxy; none is accepted here";
         return Answer::new(Reason::ConnectRefused, text).into_response(finish);
     }
     if let Err(head::BadHead(text)) = head::check(&request) {
@@ -167,20 +169,20 @@ async fn respond(downstream: Rc<Downstream>, request: Box<Request<Incoming>>) ->
     let uri = request.uri();
     let head =
         RequestHead { method: request.method(), path: uri.path(), query: uri.query(), headers: request.headers() };
-    let judged = match inbound.policies.of_request(destination.port(), &head) {
+    let judged = match inbound.policies.check_request(destination.port(), &head) {
         Ok(judged) => judged,
         Err(TooManyReadings) => {
-            let text = "policies look at paths, and this one can be read in too many ways";
+            let text = "the path has too many possible readings to be checked against policies";
             return Answer::new(Reason::BadRequest, text).into_response(finish);
         }
     };
-    let (origin, text) = match judged.verdict {
+    let (rule, text) = match judged.verdict {
         PolicyVerdict::Allowed => (None, ""),
-        PolicyVerdict::Denied(origin) => (Some(origin), "a policy denies the request"),
-        PolicyVerdict::NotAllowed(origin) => (Some(origin), "no policy allows the request"),
+        PolicyVerdict::Denied(rule) => (Some(rule), "a policy denies the request"),
+        PolicyVerdict::NotAllowed(rule) => (Some(rule), "no policy allows the request"),
     };
-    if let Some(origin) = origin {
-        finish.set_rule(0, origin);
+    if let Some(rule) = rule {
+        finish.decided(0, rule);
         let text = match judged.reading {
             Some(reading) if reading.len() <= READING_BYTES_MAX && reading != head.path => {
                 format!("{text}: its path can be read as {reading}")
@@ -192,7 +194,7 @@ async fn respond(downstream: Rc<Downstream>, request: Box<Request<Incoming>>) ->
     let plan = Plan {
         upstream: Upstream::Local(worker.local(destination)),
         host,
-        // As it came: every reading of it passes.
+        // The path as it came: policies allow every reading of it.
         path: None,
         http2: request.version() == Version::HTTP_2,
         rule: None,

@@ -1,4 +1,5 @@
-//! Connections of this pod's containers to somewhere: routed if that is a Service of the mesh, passed on if not.
+//! Outbound connections, from the containers of this pod: routed if the destination is a Service of the mesh, else
+//! passed through.
 
 mod requests;
 
@@ -18,7 +19,7 @@ use crate::downstream::Downstream;
 use crate::http::respond::Reason;
 use crate::http::serve;
 use crate::sni::Hello;
-use crate::sniff::{FirstSpeaker, Prefixed, CLIENT_FIRST_TIMEOUT, Peek};
+use crate::sniff::{CLIENT_FIRST_TIMEOUT, FirstSpeaker, Peek, Prefixed};
 use crate::stream::Stream;
 use crate::table::route::{Routes, StreamRule, Streams, Target};
 use crate::table::{Cluster, Port};
@@ -29,10 +30,10 @@ use crate::upstream::fallback::{self, Fallback, Next};
 use crate::upstream::load::Kind;
 use crate::worker::Worker;
 
-/// How long a connection to somewhere outside the mesh may take to be made. Source: Istio's default.
+/// Connect timeout for destinations outside the mesh. Source: Istio's default.
 const PASSTHROUGH_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// The fatal TLS alert that there is no such server here (RFC 6066 3).
+/// The fatal TLS alert `unrecognized_name` (RFC 6066 3).
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
 /// A connection that carries HTTP.
@@ -42,42 +43,43 @@ struct Http {
     port: Arc<Port>,
 }
 
-/// Carries one connection.
+/// Serves one connection.
 pub(crate) async fn handle(downstream: Rc<Downstream>, stream: TcpStream) {
-    // In a box that is given back when it is known that the connection carries HTTP: most do, for most of their time.
-    let Some(Http { stream, http2, port }) = Box::pin(begin(&downstream, stream)).await else { return };
-    let answering = downstream.clone();
-    let handle = move |request| requests::respond(answering.clone(), port.clone(), request);
+    // Boxed, and freed once the connection is known to carry HTTP: most connections do, for most of their life.
+    let Some(Http { stream, http2, port }) = Box::pin(accept_http(&downstream, stream)).await else { return };
+    let connection = downstream.clone();
+    let handle = move |request| requests::respond(connection.clone(), port.clone(), request);
     serve::serve(stream, http2, downstream, handle).await;
 }
 
-/// Finds out what a connection carries. None: no HTTP, and it was carried to its end.
-async fn begin(downstream: &Rc<Downstream>, stream: TcpStream) -> Option<Http> {
+/// Detects the protocol of a connection and returns it if it is HTTP. Any other connection is relayed to its end, and
+/// the result is None.
+async fn accept_http(downstream: &Rc<Downstream>, stream: TcpStream) -> Option<Http> {
     let Downstream { worker, peer, destination, .. } = &**downstream;
     let port = find_port(worker, *destination).await;
     let stream = Prefixed::new(Stream::Plain(stream));
     match port {
-        // Made to the proxy itself and not redirected: carrying it on would come back here for ever.
+        // Not redirected but made to the proxy's own port: passing it through would loop.
         None if worker.shared.is_own(*destination) => {
             tracing::warn!(src.addr = %peer, dst.addr = %destination, reason = Reason::WrongDestination.as_str(), "connection refused");
             None
         }
-        // In boxes, here and below: most connections carry HTTP, and are not to take room for bytes.
+        // Boxed, here and below: most connections carry HTTP and do not need the space of a relay.
         None => {
-            Box::pin(pass(downstream, stream)).await;
+            Box::pin(passthrough(downstream, stream)).await;
             None
         }
         Some(port) => {
             let routes = worker.shared.store.load().routes(&port).cloned();
             match routes.as_deref().and_then(|routes| Some((routes, routes.streams.as_ref()?))) {
-                Some((routes, streams)) => Box::pin(by_rules(downstream, stream, port, routes, streams)).await,
-                None => by_port(downstream, stream, port, routes.is_some()).await,
+                Some((routes, streams)) => Box::pin(by_stream_rules(downstream, stream, port, routes, streams)).await,
+                None => by_protocol(downstream, stream, port, routes.is_some()).await,
             }
         }
     }
 }
 
-/// The Service port that an address is, opening its namespace first if need be.
+/// The Service port at an address. Opens the namespace first if necessary.
 async fn find_port(worker: &Worker, destination: SocketAddr) -> Option<Arc<Port>> {
     let store = &worker.shared.store;
     let table = store.load();
@@ -88,22 +90,27 @@ async fn find_port(worker: &Worker, destination: SocketAddr) -> Option<Arc<Port>
     table.port(destination).cloned()
 }
 
-/// Goes by what the port is declared to carry, or else by what is seen.
-async fn by_port(downstream: &Rc<Downstream>, mut stream: Prefixed, port: Arc<Port>, has_routes: bool) -> Option<Http> {
+/// Handles a port without TCP or TLS rules: by its declared protocol, else by detection.
+async fn by_protocol(
+    downstream: &Rc<Downstream>,
+    mut stream: Prefixed,
+    port: Arc<Port>,
+    has_routes: bool,
+) -> Option<Http> {
     let shared = &downstream.worker.shared;
     let declared = match port.protocol {
         Protocol::Tcp => Some(false),
         Protocol::Http | Protocol::Http2 => Some(true),
-        // Routes speak of HTTP, so that is what the port is.
+        // Routes are rules for HTTP, so the port carries HTTP.
         Protocol::Detect if has_routes => Some(true),
         Protocol::Detect if shared.opaque_ports.contains(&downstream.destination.port()) => Some(false),
         Protocol::Detect => None,
     };
     let (verdict, upstream) = match declared {
         Some(false) => (Verdict::Opaque, None),
-        // The client begins: which version is all there is to see.
+        // In HTTP the client speaks first; only the version is to be detected.
         Some(true) => match stream.sniff(shared.timeouts.idle).await {
-            // No HTTP at all: nobody who speaks HTTP/2 reads an answer in another version.
+            // Not HTTP. A client of an HTTP/2 port cannot read an error response in another version.
             Ok(Peek::Detected(Verdict::Opaque)) if port.protocol == Protocol::Http2 => return None,
             Ok(Peek::Detected(Verdict::Http2)) => (Verdict::Http2, None),
             Ok(Peek::Detected(_)) => (Verdict::Http1, None),
@@ -111,7 +118,8 @@ async fn by_port(downstream: &Rc<Downstream>, mut stream: Prefixed, port: Arc<Po
         },
         None => match stream.sniff(CLIENT_FIRST_TIMEOUT).await {
             Ok(Peek::Detected(verdict)) => (verdict, None),
-            Ok(Peek::Silent) => match Box::pin(who_speaks(downstream, &mut stream, &port.cluster, None)).await {
+            Ok(Peek::Silent) => match Box::pin(await_first_speaker(downstream, &mut stream, &port.cluster, None)).await
+            {
                 (FirstSpeaker::Client(verdict), _) => (verdict, None),
                 (FirstSpeaker::Server, upstream) => (Verdict::Opaque, upstream),
                 (FirstSpeaker::Neither, _) => return None,
@@ -123,43 +131,43 @@ async fn by_port(downstream: &Rc<Downstream>, mut stream: Prefixed, port: Arc<Po
         Verdict::Http1 => Some(Http { stream, http2: false, port }),
         Verdict::Http2 => Some(Http { stream, http2: true, port }),
         Verdict::Opaque | Verdict::NeedMore => {
-            Box::pin(bytes(stream, ConnectionLog::new(downstream), &port.cluster, None, upstream)).await;
+            Box::pin(relay_tcp(stream, ConnectionNote::new(downstream), &port.cluster, None, upstream)).await;
             None
         }
     }
 }
 
-/// Goes by a port's rules for connections: TLS by the name that the client asks for, HTTP by the rules for that, and
-/// everything else by the rule for bytes. Where there are no rules of a kind, what speaks it is bytes.
-async fn by_rules(
+/// Handles a port with TCP or TLS rules: TLS by server name (SNI), HTTP by the HTTP rules, everything else by the TCP
+/// rule. A protocol without rules of its own is handled as TCP.
+async fn by_stream_rules(
     downstream: &Rc<Downstream>,
     mut stream: Prefixed,
     port: Arc<Port>,
     routes: &Routes,
     streams: &Streams,
 ) -> Option<Http> {
-    let patience = downstream.worker.shared.timeouts.idle;
-    let mut note = ConnectionLog::new(downstream);
-    // A port that is declared to carry something else is not taken for HTTP.
-    let is_http = port.protocol != Protocol::Tcp && (!routes.matches.is_empty() || streams.others().is_none());
-    if !streams.by_name() && !is_http {
-        by_rule(stream, note, streams.others()).await;
+    let idle = downstream.worker.shared.timeouts.idle;
+    let mut note = ConnectionNote::new(downstream);
+    // A port declared as TCP is never treated as HTTP.
+    let is_http = port.protocol != Protocol::Tcp && (!routes.matches.is_empty() || streams.default_rule().is_none());
+    if !streams.has_sni_rules() && !is_http {
+        relay_by_rule(stream, note, streams.default_rule()).await;
         return None;
     }
-    let silence = if streams.others().is_some() { CLIENT_FIRST_TIMEOUT } else { patience };
-    let verdict = match (stream.sniff(silence).await, streams.others()) {
+    let limit = if streams.default_rule().is_some() { CLIENT_FIRST_TIMEOUT } else { idle };
+    let verdict = match (stream.sniff(limit).await, streams.default_rule()) {
         (Ok(Peek::Detected(verdict)), _) => verdict,
-        // The server may be one that speaks first.
+        // The server may speak first.
         (Ok(Peek::Silent), Some(rule)) => {
-            let Ok((cluster, subset)) = choose(&downstream.worker, rule).await else {
-                by_rule(stream, note, streams.others()).await;
+            let Ok((cluster, subset)) = choose_backend(&downstream.worker, rule).await else {
+                relay_by_rule(stream, note, streams.default_rule()).await;
                 return None;
             };
-            match Box::pin(who_speaks(downstream, &mut stream, &cluster, subset)).await {
+            match Box::pin(await_first_speaker(downstream, &mut stream, &cluster, subset)).await {
                 (FirstSpeaker::Client(verdict), _) => verdict,
                 (FirstSpeaker::Server, upstream) => {
-                    note.origin = Some(rule.origin.clone());
-                    Box::pin(bytes(stream, note, &cluster, subset, upstream)).await;
+                    note.rule_name = Some(rule.name.clone());
+                    Box::pin(relay_tcp(stream, note, &cluster, subset, upstream)).await;
                     return None;
                 }
                 (FirstSpeaker::Neither, _) => return None,
@@ -170,40 +178,40 @@ async fn by_rules(
     if is_http && verdict != Verdict::Opaque {
         return Some(Http { stream, http2: verdict == Verdict::Http2, port });
     }
-    let hello = if streams.by_name() { stream.client_hello().await } else { Ok(Hello::None) };
+    let hello = if streams.has_sni_rules() { stream.client_hello().await } else { Ok(Hello::None) };
     note.reason = match hello {
         Ok(Hello::Name(name)) => {
-            let rule = streams.named(&name);
+            let rule = streams.sni_rule(&name);
             note.server_name = Some(name);
             if rule.is_some() {
-                by_rule(stream, note, rule).await;
+                relay_by_rule(stream, note, rule).await;
                 return None;
             }
             Some(Reason::NoRoute)
         }
         Ok(Hello::NoName) => Some(Reason::NoServerName),
-        Ok(Hello::NotTls | Hello::NeedMore) => {
-            by_rule(stream, note, streams.others()).await;
+        Ok(Hello::None | Hello::NeedMore) => {
+            relay_by_rule(stream, note, streams.default_rule()).await;
             return None;
         }
         Err(_) => return None,
     };
     access::connection(note);
-    // The client is told in its own protocol; whether it hears is its affair.
+    // Tells the client in TLS why the connection ends. It is closed whether or not the client reads the alert.
     let _ = stream.write_all(&UNRECOGNIZED_NAME).await;
     let _ = stream.shutdown().await;
     None
 }
 
-/// Carries a connection where its rule says. None: no rule takes it.
-async fn by_rule(stream: Prefixed, mut note: ConnectionLog, rule: Option<&StreamRule>) {
+/// Relays a connection to a backend of its rule. None: no rule matches.
+async fn relay_by_rule(stream: Prefixed, mut note: ConnectionNote, rule: Option<&StreamRule>) {
     let Some(rule) = rule else {
         note.reason = Some(Reason::NoRoute);
         return access::connection(note);
     };
-    note.origin = Some(rule.origin.clone());
-    match choose(&note.downstream.worker, rule).await {
-        Ok((cluster, subset)) => bytes(stream, note, &cluster, subset, None).await,
+    note.rule_name = Some(rule.name.clone());
+    match choose_backend(&note.downstream.worker, rule).await {
+        Ok((cluster, subset)) => relay_tcp(stream, note, &cluster, subset, None).await,
         Err(reason) => {
             note.reason = Some(reason);
             access::connection(note);
@@ -211,34 +219,34 @@ async fn by_rule(stream: Prefixed, mut note: ConnectionLog, rule: Option<&Stream
     }
 }
 
-/// A backend of a rule by weight: the cluster, and perhaps a subset of it.
-async fn choose<'a>(worker: &Worker, rule: &'a StreamRule) -> Result<(Arc<Cluster>, Option<&'a str>), Reason> {
-    let roll = worker.rng.borrow_mut().below(rule.total);
+/// Picks a backend of a rule by weight: its cluster and, if any, the subset.
+async fn choose_backend<'a>(worker: &Worker, rule: &'a StreamRule) -> Result<(Arc<Cluster>, Option<&'a str>), Reason> {
+    let roll = worker.chance.borrow_mut().below(rule.total);
     let target = pick(&rule.backends, roll).target.as_ref().map_err(|_| Reason::BackendNotFound)?;
     let cluster = find_cluster(worker, target).await.ok_or(Reason::NoEndpoints)?;
     Ok((cluster, target.subset.as_deref()))
 }
 
-/// Waits for whoever speaks first after a client's silence, itself or an endpoint of the cluster.
-async fn who_speaks(
+/// Waits until the client or an endpoint of the cluster sends the first byte. See [`Prefixed::await_first_speaker`].
+async fn await_first_speaker(
     downstream: &Downstream,
     stream: &mut Prefixed,
     cluster: &Arc<Cluster>,
     subset: Option<&str>,
 ) -> (FirstSpeaker, Option<(SocketAddr, TcpStream)>) {
     let shared = &downstream.worker.shared;
-    let ask = async || {
-        // As it is by now.
+    let connect = async || {
+        // The newest version of the cluster: the configuration may have changed in the meantime.
         let current = shared.store.load().cluster_named(&cluster.name).cloned();
-        let connected = connect_bytes(downstream, current.as_ref().unwrap_or(cluster), subset).await;
+        let connected = connect_tcp(downstream, current.as_ref().unwrap_or(cluster), subset).await;
         connected.ok().map(|(address, stream)| (stream, address))
     };
-    let (first, server) = stream.await_first_speaker(shared.timeouts.idle, ask).await;
+    let (first, server) = stream.await_first_speaker(shared.timeouts.idle, connect).await;
     (first, server.map(|(stream, address)| (address, stream)))
 }
 
-/// A connection to an endpoint of a cluster, for a client's bytes.
-async fn connect_bytes(
+/// Connects to an endpoint of a cluster for a TCP connection.
+async fn connect_tcp(
     downstream: &Downstream,
     cluster: &Arc<Cluster>,
     subset: Option<&str>,
@@ -247,8 +255,8 @@ async fn connect_bytes(
     connect(&downstream.worker, cluster, subset, affinity, &mut 0).await
 }
 
-/// A connection to an endpoint of a cluster; another one is tried if it cannot be made, and at last the Service's own
-/// address. `attempts` counts.
+/// Connects to an endpoint of a cluster. If that fails, tries others, and finally the Service's own address.
+/// `attempts` counts all of them.
 pub(crate) async fn connect(
     worker: &Rc<Worker>,
     cluster: &Arc<Cluster>,
@@ -302,8 +310,8 @@ pub(crate) async fn connect(
     }
 }
 
-/// Carries bytes to a cluster.
-async fn bytes(
+/// Relays a TCP connection to a cluster.
+async fn relay_tcp(
     stream: Prefixed,
     mut note: ConnectionLog,
     cluster: &Arc<Cluster>,
@@ -324,7 +332,7 @@ async fn bytes(
     };
     let connected = match upstream {
         Some(upstream) => Ok(upstream),
-        None => connect_bytes(&downstream, cluster, subset).await,
+        None => connect_tcp(&downstream, cluster, subset).await,
     };
     match connected {
         Ok((address, upstream)) => {
@@ -340,8 +348,8 @@ async fn bytes(
     access::connection(note);
 }
 
-/// Carries bytes to where they were meant to go, which is nowhere in the mesh.
-async fn pass(downstream: &Rc<Downstream>, stream: Prefixed) {
+/// Relays a TCP connection to its original destination outside the mesh.
+async fn passthrough(downstream: &Rc<Downstream>, stream: Prefixed) {
     let shared = &downstream.worker.shared;
     let mut note = ConnectionLog::new(downstream);
     note.endpoint = Some(downstream.destination);
@@ -354,7 +362,7 @@ async fn pass(downstream: &Rc<Downstream>, stream: Prefixed) {
     access::connection(note);
 }
 
-/// The cluster that a route names, opening its namespace first if need be.
+/// The cluster that a route names. Opens its namespace first if necessary.
 pub(crate) async fn find_cluster(worker: &Worker, target: &Target) -> Option<Arc<Cluster>> {
     let store = &worker.shared.store;
     let table = store.load();

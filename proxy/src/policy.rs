@@ -1,11 +1,12 @@
-//! Who may call this pod. Pure: policies and a call in, verdict out.
+//! Authorization: which calls policies allow to this pod. Pure: policies and a call in, verdict out.
 //!
-//! Any Deny beats every Allow; where an Allow governs the port, only what one allows passes; otherwise a call passes.
-//! Nothing widens: a rule that looks into HTTP never lets through bytes that nobody can look into.
+//! A matching Deny beats every Allow. If an Allow targets the port, only calls that an Allow matches pass; otherwise
+//! every call passes. A rule with HTTP conditions never allows a TCP connection, because nothing checks the
+//! conditions there.
 //!
-//! What applications read in several ways is held against every reading: a Deny takes a request that has one which it names, and an
-//! Allow only one that has no other. The readings of a path are those of [`path`]; those of headers and methods are here, and
-//! `docs/policy.md` lists them all.
+//! Applications interpret some paths and headers in several ways ("readings"). A Deny matches a request if it matches
+//! any reading, an Allow only if it matches all of them. The readings of a path are in [`path`], those of headers and
+//! methods are here; `docs/policy.md` lists them all.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,56 +16,57 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use weft_config as wire;
 
 use crate::bootstrap::Pod;
-use crate::decide::{RequestHead, looked_at};
+use crate::decide::{RequestHead, normalize_value};
 use crate::http::head::{Names, ProtectedHeaders, is_same_name};
 use crate::path::{self, Readings, TooManyReadings};
 use crate::table::CompileError;
-use crate::table::route::{Origin, PathMatch, ValueTest, parse_method, parse_name};
+use crate::table::route::{PathMatch, RuleName, ValueTest, parse_method, parse_name};
 
-/// Items of a header's value that a Deny looks at, each at the price of an expression. One with more is taken.
+/// Items of a header value that a Deny checks; each may cost a regular expression. A value with more items counts as
+/// matching.
 const ITEMS_MAX: usize = 1000;
 
-/// The policies that govern this pod.
+/// The policies that target this pod.
 #[derive(Debug, Default)]
 pub(crate) struct Policies {
     rules: Vec<Rule>,
-    /// What their conditions look at.
+    /// The headers in their conditions.
     pub(crate) protected: Option<Arc<ProtectedHeaders>>,
 }
 
 #[derive(Debug)]
 struct Rule {
-    origin: Arc<Origin>,
+    name: Arc<RuleName>,
     action: wire::PolicyAction,
-    /// Ports that the policy's target governs. None: all.
-    governs: Option<Vec<u16>>,
+    /// Ports of the policy's target. None: all.
+    target_ports: Option<Vec<u16>>,
     ports: Vec<u16>,
     methods: Vec<Method>,
     paths: Vec<PathMatch>,
     headers: Box<[(HeaderName, ValueTest)]>,
 }
 
-/// What policy says of a call.
+/// The verdict of the policies on a call.
 #[derive(Clone, Debug)]
 pub(crate) enum Verdict<'a> {
-    /// It passes.
+    /// The call passes.
     Allowed,
-    /// It does not, because of this rule.
-    Denied(&'a Arc<Origin>),
-    /// It does not, because there are Allow rules and none takes it. The first of them is named.
-    NotAllowed(&'a Arc<Origin>),
+    /// This Deny rule matches.
+    Denied(&'a Arc<RuleName>),
+    /// There are Allow rules and none matches. Names the first of them.
+    NotAllowed(&'a Arc<RuleName>),
 }
 
-/// What policy says of an HTTP request.
+/// The verdict of the policies on an HTTP request.
 #[derive(Clone, Debug)]
-pub(crate) struct Judged<'a> {
+pub(crate) struct RequestVerdict<'a> {
     pub(crate) verdict: Verdict<'a>,
-    /// What the path is read as where that is said of, if it is another path than came.
+    /// The reading of the path that decided, if it is not the path as it came.
     pub(crate) reading: Option<String>,
 }
 
 impl Policies {
-    /// Keeps what governs the pod while it has these labels.
+    /// Compiles the policies that target the pod while it has these labels.
     pub(crate) fn compile(
         pod: &Pod,
         labels: &BTreeMap<String, String>,
@@ -72,13 +74,13 @@ impl Policies {
     ) -> Result<Self, CompileError> {
         let mut rules = Vec::new();
         for wire::Policy { name, target, rules: wire_rules } in policies {
-            let Some(governs) = governed_ports(pod, labels, &target) else { continue };
+            let Some(target_ports) = target_ports_of(pod, labels, &target) else { continue };
             for (at, rule) in wire_rules.into_iter().enumerate() {
                 let wire::AuthorizationRule { action, methods, paths, headers, ports } = rule;
                 rules.push(Rule {
-                    origin: Arc::new(Origin::new("MeshPolicy", &pod.namespace, &name, &at.to_string())),
+                    name: Arc::new(RuleName::new("MeshPolicy", &pod.namespace, &name, &at.to_string())),
                     action,
-                    governs: governs.clone(),
+                    target_ports: target_ports.clone(),
                     ports,
                     methods: methods.iter().map(|method| parse_method(method)).collect::<Result<_, _>>()?,
                     paths: paths.into_iter().map(compile_path).collect::<Result<_, _>>()?,
@@ -91,65 +93,68 @@ impl Policies {
         Ok(Self { rules, protected })
     }
 
-    /// What is said of an HTTP request to a port.
-    pub(crate) fn of_request(&self, port: u16, head: &RequestHead<'_>) -> Result<Judged<'_>, TooManyReadings> {
+    /// Checks an HTTP request to a port.
+    pub(crate) fn check_request(
+        &self,
+        port: u16,
+        head: &RequestHead<'_>,
+    ) -> Result<RequestVerdict<'_>, TooManyReadings> {
         let of = |head: &RequestHead<'_>| self.verdict(port, |rule| rule.denies(head), |rule| rule.allows(head));
-        let readings = match self.on(port).any(|rule| !rule.paths.is_empty()) {
+        let readings = match self.for_port(port).any(|rule| !rule.paths.is_empty()) {
             true => path::readings(head.path)?,
             false => Readings::One(head.path),
         };
         let readings = match readings {
-            Readings::One(_) => return Ok(Judged { verdict: of(head), reading: None }),
+            Readings::One(_) => return Ok(RequestVerdict { verdict: of(head), reading: None }),
             Readings::Several(readings) => readings,
         };
-        // An expression may be written for the path as it comes.
-        if let Some(rule) = self.on(port).find(|rule| !rule.is_allow() && rule.denies(head)) {
-            return Ok(Judged { verdict: Verdict::Denied(&rule.origin), reading: None });
+        // The path as it came first: a regular expression may be written for it.
+        if let Some(rule) = self.for_port(port).find(|rule| !rule.is_allow() && rule.denies(head)) {
+            return Ok(RequestVerdict { verdict: Verdict::Denied(&rule.name), reading: None });
         }
         for reading in readings {
             let verdict = of(&RequestHead { path: &reading, ..*head });
             if !matches!(verdict, Verdict::Allowed) {
-                return Ok(Judged { verdict, reading: Some(reading) });
+                return Ok(RequestVerdict { verdict, reading: Some(reading) });
             }
         }
-        Ok(Judged { verdict: Verdict::Allowed, reading: None })
+        Ok(RequestVerdict { verdict: Verdict::Allowed, reading: None })
     }
 
-    /// What is said of a connection to a port whose bytes nobody looks into. A Deny that would need to look counts as
-    /// taking it, an Allow that would need to look does not.
-    pub(crate) fn of_bytes(&self, port: u16) -> Verdict<'_> {
-        self.verdict(port, |_| true, |rule| !rule.looks_into_http())
+    /// Checks a TCP connection to a port. A Deny with HTTP conditions counts as matching, an Allow with HTTP
+    /// conditions does not.
+    pub(crate) fn check_tcp(&self, port: u16) -> Verdict<'_> {
+        self.verdict(port, |_| true, |rule| !rule.has_http_conditions())
     }
 
     fn verdict(&self, port: u16, denies: impl Fn(&Rule) -> bool, allows: impl Fn(&Rule) -> bool) -> Verdict<'_> {
         let (mut first_allow, mut allowed) = (None, false);
-        for rule in self.on(port) {
+        for rule in self.for_port(port) {
             match rule.action {
-                wire::PolicyAction::Deny if denies(rule) => return Verdict::Denied(&rule.origin),
+                wire::PolicyAction::Deny if denies(rule) => return Verdict::Denied(&rule.name),
                 wire::PolicyAction::Deny => {}
                 wire::PolicyAction::Allow => {
-                    first_allow = first_allow.or(Some(&rule.origin));
+                    first_allow = first_allow.or(Some(&rule.name));
                     allowed = allowed || allows(rule);
                 }
             }
         }
-        // An Allow for other ports of the pod makes this one no less closed, unless its target is those ports alone.
-        first_allow =
-            first_allow.or_else(|| self.governing(port).find(|rule| rule.is_allow()).map(|rule| &rule.origin));
+        // An Allow for other ports of the pod closes this port too, unless its target does not have this port.
+        first_allow = first_allow.or_else(|| self.targeting(port).find(|rule| rule.is_allow()).map(|rule| &rule.name));
         match first_allow {
-            Some(origin) if !allowed => Verdict::NotAllowed(origin),
+            Some(rule) if !allowed => Verdict::NotAllowed(rule),
             _ => Verdict::Allowed,
         }
     }
 
     /// Rules whose target has the port.
-    fn governing(&self, port: u16) -> impl Iterator<Item = &Rule> {
-        self.rules.iter().filter(move |rule| rule.governs.as_ref().is_none_or(|ports| ports.contains(&port)))
+    fn targeting(&self, port: u16) -> impl Iterator<Item = &Rule> {
+        self.rules.iter().filter(move |rule| rule.target_ports.as_ref().is_none_or(|ports| ports.contains(&port)))
     }
 
-    /// Rules that could take a call to the port.
-    fn on(&self, port: u16) -> impl Iterator<Item = &Rule> {
-        self.governing(port).filter(move |rule| rule.ports.is_empty() || rule.ports.contains(&port))
+    /// Rules that may match a call to the port.
+    fn for_port(&self, port: u16) -> impl Iterator<Item = &Rule> {
+        self.targeting(port).filter(move |rule| rule.ports.is_empty() || rule.ports.contains(&port))
     }
 }
 
@@ -158,36 +163,36 @@ impl Rule {
         self.action == wire::PolicyAction::Allow
     }
 
-    fn looks_into_http(&self) -> bool {
+    fn has_http_conditions(&self) -> bool {
         !(self.methods.is_empty() && self.paths.is_empty() && self.headers.is_empty())
     }
 
-    /// Whether a Deny takes a request: one that has a reading which it names.
+    /// Whether a Deny matches a request: it matches any of its readings.
     fn denies(&self, head: &RequestHead<'_>) -> bool {
-        // Some frameworks write a method in capital letters before they look at it.
+        // Some frameworks convert the method to upper case before they compare it.
         let is_method = |method: &Method| method.as_str().eq_ignore_ascii_case(head.method.as_str());
-        // Most of them serve `/a/` as `/a`.
+        // Most frameworks serve `/a/` as `/a`.
         let without_slash = head.path.strip_suffix('/').filter(|path| !path.is_empty());
         (self.methods.is_empty() || self.methods.iter().any(is_method))
             && (self.paths.is_empty()
                 || self
                     .paths
                     .iter()
-                    .any(|path| path.takes(head.path) || without_slash.is_some_and(|it| path.takes(it))))
-            && self.headers.iter().all(|(name, test)| some_reading_holds(head.headers, name, test))
+                    .any(|path| path.matches(head.path) || without_slash.is_some_and(|it| path.matches(it))))
+            && self.headers.iter().all(|(name, test)| any_reading_matches(head.headers, name, test))
     }
 
-    /// Whether an Allow takes a request: one that has no reading which it does not name.
+    /// Whether an Allow matches a request: it matches all of its readings.
     fn allows(&self, head: &RequestHead<'_>) -> bool {
         (self.methods.is_empty() || self.methods.contains(head.method))
-            && (self.paths.is_empty() || self.paths.iter().any(|path| path.takes(head.path)))
-            && self.headers.iter().all(|(name, test)| every_reading_holds(head.headers, name, test))
+            && (self.paths.is_empty() || self.paths.iter().any(|path| path.matches(head.path)))
+            && self.headers.iter().all(|(name, test)| all_readings_match(head.headers, name, test))
     }
 }
 
-/// Whether a condition on a header holds in some reading: for a value, one of its items, all lines of it joined, or what stands
-/// under another spelling of its name.
-fn some_reading_holds(headers: &HeaderMap, name: &HeaderName, test: &ValueTest) -> bool {
+/// Whether a header condition matches any reading of the header: a value, an item of one, all values joined, or the
+/// value of another spelling of the name.
+fn any_reading_matches(headers: &HeaderMap, name: &HeaderName, test: &ValueTest) -> bool {
     match test {
         ValueTest::Absent => !headers.contains_key(name),
         ValueTest::Present => values(headers, name).next().is_some(),
@@ -197,8 +202,8 @@ fn some_reading_holds(headers: &HeaderMap, name: &HeaderName, test: &ValueTest) 
             for value in values(headers, name) {
                 let value = value.as_bytes();
                 let mut items = value.split(|byte| *byte == separator).enumerate();
-                if holds(name, test, value)
-                    || items.any(|(at, item)| at == ITEMS_MAX || holds(name, test, item.trim_ascii()))
+                if value_matches(name, test, value)
+                    || items.any(|(at, item)| at == ITEMS_MAX || value_matches(name, test, item.trim_ascii()))
                 {
                     return true;
                 }
@@ -213,38 +218,40 @@ fn some_reading_holds(headers: &HeaderMap, name: &HeaderName, test: &ValueTest) 
                     }
                 }
             }
-            !joined.is_empty() && holds(name, test, &joined)
+            !joined.is_empty() && value_matches(name, test, &joined)
         }
     }
 }
 
-/// Whether a condition on a header holds in every reading: for each value, also for those under other spellings of its name. A
-/// second one must not ride along.
-fn every_reading_holds(headers: &HeaderMap, name: &HeaderName, test: &ValueTest) -> bool {
+/// Whether a header condition matches every value of the header, including those under other spellings of its name:
+/// otherwise a second value could be smuggled in beside an allowed one.
+fn all_readings_match(headers: &HeaderMap, name: &HeaderName, test: &ValueTest) -> bool {
     match test {
         ValueTest::Absent => values(headers, name).next().is_none(),
         ValueTest::Present => headers.contains_key(name),
         ValueTest::Exact(_) | ValueTest::Regex(_) => {
             headers.contains_key(name)
-                && values(headers, name).all(|value| test.holds(&looked_at(name, value.as_bytes())))
+                && values(headers, name).all(|value| test.matches(&normalize_value(name, value.as_bytes())))
         }
     }
 }
 
-/// Whether a condition holds for a text, octet by octet or as ISO 8859-1, in which many applications read headers.
-fn holds(name: &HeaderName, test: &ValueTest, text: &[u8]) -> bool {
+/// Whether a condition matches a value as octets or as ISO 8859-1, which many applications decode headers as.
+fn value_matches(name: &HeaderName, test: &ValueTest, text: &[u8]) -> bool {
     let latin1 = || text.iter().map(|byte| char::from(*byte)).collect::<String>();
-    test.holds(&looked_at(name, text)) || test.holds(text) || (!text.is_ascii() && test.holds(latin1().as_bytes()))
+    test.matches(&normalize_value(name, text))
+        || test.matches(text)
+        || (!text.is_ascii() && test.matches(latin1().as_bytes()))
 }
 
-/// The values of a header, also under names that are the same to some applications.
+/// The values of a header, including those under names that some applications cannot tell from it.
 fn values<'a>(headers: &'a HeaderMap, name: &'a HeaderName) -> impl Iterator<Item = &'a HeaderValue> {
-    let is_respelled = move |other: &HeaderName| other != name && is_same_name(other, name);
-    let respelled = headers.iter().filter(move |(other, _)| is_respelled(other)).map(|(_, value)| value);
-    headers.get_all(name).iter().chain(respelled)
+    let has_other_spelling = move |other: &HeaderName| other != name && is_same_name(other, name);
+    let other_spellings = headers.iter().filter(move |(other, _)| has_other_spelling(other)).map(|(_, value)| value);
+    headers.get_all(name).iter().chain(other_spellings)
 }
 
-/// A condition on paths, in the form that readings have.
+/// Compiles a path condition in the canonical form that readings have.
 fn compile_path(path: wire::PathMatch) -> Result<PathMatch, CompileError> {
     PathMatch::compile(match path {
         wire::PathMatch::Exact(path) => wire::PathMatch::Exact(path::canonical(&path)),
@@ -253,7 +260,7 @@ fn compile_path(path: wire::PathMatch) -> Result<PathMatch, CompileError> {
     })
 }
 
-/// A condition on a header. All of a rule count, also those on one name: to drop one would widen the rule.
+/// Compiles a header condition. Several conditions on one name all count: leaving one out would widen the rule.
 fn compile_header(condition: wire::ValueMatch) -> Result<(HeaderName, ValueTest), CompileError> {
     let wire::ValueMatch { name, test } = condition;
     let name = parse_name(&name)?;
@@ -261,8 +268,8 @@ fn compile_header(condition: wire::ValueMatch) -> Result<(HeaderName, ValueTest)
     Ok((name, test))
 }
 
-/// The ports that a target governs on this pod: all of them, some, or (None at the outside) the pod is not meant.
-fn governed_ports(pod: &Pod, labels: &BTreeMap<String, String>, target: &wire::Target) -> Option<Option<Vec<u16>>> {
+/// The ports of this pod that a target has. Outer None: the target does not select the pod. Inner None: all ports.
+fn target_ports_of(pod: &Pod, labels: &BTreeMap<String, String>, target: &wire::Target) -> Option<Option<Vec<u16>>> {
     match target {
         wire::Target::Namespace => Some(None),
         wire::Target::ServiceAccount(name) => (*name == pod.service_account).then_some(None),
@@ -310,11 +317,11 @@ mod tests {
         }
         let method = Method::from_bytes(method.as_bytes()).expect("method");
         let head = RequestHead { method: &method, path, query: None, headers: &map };
-        let judged = policies.of_request(port, &head).expect("few readings");
-        assert_eq!(word(&judged.verdict), expected, "{method} {path} {headers:?} on {port}");
+        let judged = policies.check_request(port, &head).expect("few readings");
+        assert_eq!(describe(&judged.verdict), expected, "{method} {path} {headers:?} on {port}");
     }
 
-    fn word(verdict: &Verdict<'_>) -> String {
+    fn describe(verdict: &Verdict<'_>) -> String {
         match verdict {
             Verdict::Allowed => "allowed".into(),
             Verdict::Denied(by) => format!("denied by {}", by.text),
@@ -323,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn deny_beats_allow_and_allow_closes_the_rest() {
+    fn deny_beats_allow_and_allow_denies_the_rest() {
         let policies = policies(serde_json::json!([
             {"name": "read-only", "target": "namespace", "rules": [
                 {"action": "deny", "methods": ["POST", "DELETE"], "paths": [{"prefix": "/admin"}]}]},
@@ -345,20 +352,20 @@ mod tests {
     }
 
     #[test]
-    fn bytes_never_pass_where_a_rule_would_have_to_look() {
+    fn tcp_is_denied_where_rules_have_http_conditions() {
         let deny = policies(serde_json::json!([{"name": "p", "target": "namespace", "rules": [
             {"action": "deny", "methods": ["POST"]}]}]));
-        assert_eq!(word(&deny.of_bytes(80)), "denied by MeshPolicy/shop/p/0");
+        assert_eq!(describe(&deny.check_tcp(80)), "denied by MeshPolicy/shop/p/0");
         let allow = policies(serde_json::json!([{"name": "p", "target": "namespace", "rules": [
             {"action": "allow", "methods": ["GET"], "ports": [80]}, {"action": "allow", "ports": [3306]}]}]));
-        assert_eq!(word(&allow.of_bytes(80)), "not allowed by MeshPolicy/shop/p/0");
-        assert_eq!(word(&allow.of_bytes(3306)), "allowed");
-        assert_eq!(word(&allow.of_bytes(22)), "not allowed by MeshPolicy/shop/p/0", "a port that no Allow names");
-        assert_eq!(word(&policies(serde_json::json!([])).of_bytes(80)), "allowed");
+        assert_eq!(describe(&allow.check_tcp(80)), "not allowed by MeshPolicy/shop/p/0");
+        assert_eq!(describe(&allow.check_tcp(3306)), "allowed");
+        assert_eq!(describe(&allow.check_tcp(22)), "not allowed by MeshPolicy/shop/p/0", "a port that no Allow names");
+        assert_eq!(describe(&policies(serde_json::json!([])).check_tcp(80)), "allowed");
     }
 
     #[test]
-    fn a_service_governs_the_ports_that_it_sends_to() {
+    fn service_target_covers_its_target_ports() {
         let policies = policies(serde_json::json!([
             {"name": "mine", "target": {"service": {"selector": {"app": "reviews"}, "ports": ["web", 9090]}},
              "rules": [{"action": "deny"}]},
@@ -369,7 +376,7 @@ mod tests {
         for (port, expected) in
             [(8080, "denied by MeshPolicy/shop/mine/0"), (9090, "denied by MeshPolicy/shop/mine/0"), (7070, "allowed")]
         {
-            assert_eq!(word(&policies.of_bytes(port)), expected, "port {port}");
+            assert_eq!(describe(&policies.check_tcp(port)), expected, "port {port}");
         }
     }
 
@@ -421,12 +428,12 @@ mod tests {
         path.split('/').map(|segment| decoded(segment).replace('/', "%2F")).collect::<Vec<_>>().join("/")
     }
 
-    /// What an application takes a path for.
-    type Reads = fn(&str) -> String;
+    /// How an application interprets a path.
+    type Interpret = fn(&str) -> String;
 
-    /// What applications make of a path, each written for itself.
-    const APPLICATIONS: [(&str, Reads); 14] = [
-        ("takes it as it comes", |path| path.to_owned()),
+    /// Interpretations of a path, each written independently of the code above.
+    const APPLICATIONS: [(&str, Interpret); 14] = [
+        ("no interpretation", |path| path.to_owned()),
         ("WSGI, PHP", decoded),
         ("nginx", |path| resolved(&merged(&decoded(path)))),
         ("nginx that merges no slashes", |path| resolved(&decoded(path))),
@@ -441,7 +448,7 @@ mod tests {
         }),
         ("IIS", |path| resolved(&merged(&decoded(path).replace('\\', "/")))),
         ("Rails, GitLab", decoded_by_segment),
-        ("C", |path| resolved(&merged(decoded(path).split('\0').next().unwrap_or_default()))),
+        ("C strings", |path| resolved(&merged(decoded(path).split('\0').next().unwrap_or_default()))),
     ];
 
     fn is_under(path: &str, prefix: &str) -> bool {
@@ -449,10 +456,10 @@ mod tests {
     }
 
     proptest! {
-        /// What passes is, for whatever an application takes it, under no Deny, and under an Allow if there is one. What has no
-        /// octet that is read in several ways is decided as it stands.
+        /// An allowed request matches no Deny and, if there are Allows, at least one, in the interpretation of every
+        /// application. A path without special octets is decided as it is.
         #[test]
-        fn verdicts_hold_for_every_application(
+        fn verdicts_hold_for_the_path_readings_of_every_application(
             path in "(/|/|private|public|a|\\.|\\.\\.|;|;x|%2[fF]|%5[cC]|\\\\|%2[eE]|%3[bB]|%00|%25|%252[efEF]|%70|%|2f|2e){1,12}",
             rules in prop::collection::vec(
                 (any::<bool>(), prop::sample::select(vec!["/", "/private", "/public", "/public/a", "/a/private"])), 1..4),
@@ -464,7 +471,7 @@ mod tests {
             let passes = |path: &str| {
                 let headers = HeaderMap::new();
                 let head = RequestHead { method: &Method::GET, path, query: None, headers: &headers };
-                compiled.of_request(80, &head).is_ok_and(|judged| matches!(judged.verdict, Verdict::Allowed))
+                compiled.check_request(80, &head).is_ok_and(|judged| matches!(judged.verdict, Verdict::Allowed))
             };
             let has = |deny: bool| rules.iter().any(|(other, _)| *other == deny);
             let under = |path: &str, deny: bool| rules.iter().any(|(other, prefix)| *other == deny && is_under(path, prefix));
@@ -481,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_names_the_reading() {
+    fn denial_names_the_reading_that_decided() {
         let policies = policies(serde_json::json!([{"name": "p", "target": "namespace", "rules": [
             {"action": "deny", "paths": [{"prefix": "/private"}]}]}]));
         let headers = HeaderMap::new();
@@ -489,7 +496,7 @@ mod tests {
             [("/private", None), ("/private;x", Some("/private")), ("/x/..;/private", Some("/private")), ("/a;x", None)]
         {
             let head = RequestHead { method: &Method::GET, path, query: None, headers: &headers };
-            let judged = policies.of_request(80, &head).expect("few readings");
+            let judged = policies.check_request(80, &head).expect("few readings");
             assert_eq!(judged.reading.as_deref(), expected, "{path}");
         }
     }

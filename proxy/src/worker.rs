@@ -1,5 +1,5 @@
-//! One worker: a thread with its own runtime, listener sockets, connection pools and balancer state. Nothing in here is
-//! shared with another thread but what [`Shared`] holds.
+//! One worker: a thread with its own runtime, listener sockets, connection pools and balancer state. Workers share
+//! only what [`Shared`] holds.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
@@ -27,44 +27,44 @@ use crate::upstream::cluster::ClusterState;
 use crate::upstream::endpoint::Endpoint;
 use crate::upstream::load::SharedClusters;
 
-/// How often idle connections are looked for, and endpoints whose time of being left alone is over.
+/// How often idle connections are closed, and ejected endpoints whose ejection is over are returned.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// Destinations of this pod that are remembered at once. A pod has few ports; more are attempts to fill memory.
+/// Destinations in this pod that a worker keeps pools for. A pod has few ports; more are attempts to fill memory.
 const LOCAL_MAX: usize = 1024;
 
-/// What all workers share.
+/// State shared by all workers.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) store: Arc<Store>,
-    pub(crate) clusters: SharedClusters,
-    /// Of mirrored requests, which limits count apart.
-    pub(crate) mirror_clusters: SharedClusters,
+    pub(crate) loads: Loads,
+    /// Of mirrored requests, which have limits of their own.
+    pub(crate) mirror_loads: Loads,
     pub(crate) limiters: Limiters,
     pub(crate) metrics: Metrics,
     pub(crate) memory: Arc<Memory>,
     pub(crate) timeouts: Timeouts,
     pub(crate) opaque_ports: HashSet<u16>,
     pub(crate) pod_ips: Vec<IpAddr>,
-    /// Where inbound connections go that nobody redirected. Only outside of a pod.
+    /// Destination of inbound connections that were not redirected. Only outside of a pod.
     pub(crate) application: Option<SocketAddr>,
-    /// What inbound connections are terminated with. None: they are what they are.
+    /// TLS for inbound connections. None: they are not terminated.
     pub(crate) tls: Option<Arc<ServerConfig>>,
-    /// Ports of the proxy itself, which nobody is forwarded to.
+    /// Ports of the proxy itself: connections to them are refused.
     pub(crate) own_ports: HashSet<u16>,
     pub(crate) access_log: AccessLog,
     /// Cancelled when the process is asked to stop.
     pub(crate) drain: CancellationToken,
-    /// The connections that are open.
+    /// Open connections.
     pub(crate) connections: TaskTracker,
-    /// When the process began.
+    /// When the process started.
     pub(crate) started: Instant,
-    /// The same, by the tick.
+    /// The same, by the coarse clock.
     pub(crate) started_tick: Tick,
 }
 
 impl Shared {
-    /// Whether an address is one that the proxy itself listens on: a connection there would come back to it.
+    /// Whether the proxy itself listens on an address: a connection there would loop.
     pub(crate) fn is_own(&self, address: SocketAddr) -> bool {
         let ip = address.ip();
         let is_here = ip.is_loopback() || ip.is_unspecified() || self.pod_ips.is_empty() || self.pod_ips.contains(&ip);
@@ -72,13 +72,13 @@ impl Shared {
     }
 }
 
-/// What one worker has to itself.
+/// State of one worker.
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) rng: RefCell<Rng>,
     pub(crate) handles: Handles,
-    /// Mirrored requests that are under way.
-    pub(crate) copies: Cell<u32>,
+    /// Mirrored requests in flight.
+    pub(crate) shadows_in_flight: Cell<u32>,
     clusters: RefCell<HashMap<Arc<str>, Rc<ClusterState>>>,
     mirrors: RefCell<HashMap<Arc<str>, Rc<ClusterState>>>,
     local: RefCell<HashMap<SocketAddr, Rc<Endpoint>>>,
@@ -90,8 +90,8 @@ impl Worker {
         let worker = Rc::new(Self {
             handles: Handles::new(shared.metrics.clone()),
             shared,
-            rng: RefCell::new(Rng::new(seed)),
-            copies: Cell::new(0),
+            chance: RefCell::new(Chance::new(seed)),
+            shadows_in_flight: Cell::new(0),
             clusters: RefCell::default(),
             mirrors: RefCell::default(),
             local: RefCell::default(),
@@ -100,12 +100,13 @@ impl Worker {
         worker
     }
 
-    /// The balancer and pools for a cluster, brought up to its newest endpoints.
+    /// The balancer and pools of a cluster, updated to its newest endpoints.
     pub(crate) fn cluster(&self, cluster: &Arc<Cluster>) -> Rc<ClusterState> {
         self.state(&self.clusters, &self.shared.clusters, cluster)
     }
 
-    /// The same for mirrored requests: connections, limits and estimates are their own, so that clients do not feel them.
+    /// The same for mirrored requests. Their connections, limits and latency estimates are separate, so that they do
+    /// not affect the requests of clients.
     pub(crate) fn mirror(&self, cluster: &Arc<Cluster>) -> Rc<ClusterState> {
         self.state(&self.mirrors, &self.shared.mirror_clusters, cluster)
     }
@@ -132,7 +133,7 @@ impl Worker {
         local.entry(address).or_insert_with(|| Rc::new(Endpoint::new(address, self.now()))).clone()
     }
 
-    /// Time since the process began, for balancers: by the tick.
+    /// Time since the process started, by the coarse clock.
     pub(crate) fn now(&self) -> Duration {
         self.shared.started_tick.elapsed()
     }
@@ -144,7 +145,7 @@ impl Worker {
             states.borrow_mut().retain(|name, state| {
                 state.close_idle();
                 state.tick(self.now());
-                // A cluster that no table has any more is forgotten once nobody uses it.
+                // A cluster that is in no table any more is removed once it is not in use.
                 Rc::strong_count(state) > 1 || table.cluster_named(name).is_some()
             });
         }

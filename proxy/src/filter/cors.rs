@@ -1,7 +1,7 @@
-//! What browsers are told of other origins' pages (Fetch, "CORS protocol"). Pure: headers in, headers out.
+//! CORS (Fetch standard, "CORS protocol"). Pure: headers in, headers out.
 //!
-//! An origin that is not allowed is never named in a response, and what a backend says about origins is taken away: of
-//! two answers a browser would take neither.
+//! A response never names an origin that is not allowed. CORS headers of the backend are removed: browsers reject a
+//! response with two of them.
 
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Method};
@@ -10,19 +10,19 @@ use weft_config as wire;
 use crate::table::CompileError;
 use crate::table::route::{parse_name, parse_value};
 
-/// What a rule tells browsers.
+/// The CORS settings of a rule.
 #[derive(Debug)]
 pub(crate) struct Cors {
-    /// None: every origin.
+    /// None: every origin is allowed.
     origins: Option<Vec<Origin>>,
     credentials: bool,
-    methods: Option<List>,
-    headers: Option<List>,
+    methods: Option<AllowList>,
+    headers: Option<AllowList>,
     expose: Option<HeaderValue>,
     max_age: HeaderValue,
 }
 
-/// An origin, or all whose host ends in the same way.
+/// An allowed origin, or all whose host has a suffix.
 #[derive(Debug)]
 struct Origin {
     scheme: String,
@@ -34,18 +34,18 @@ struct Origin {
 enum Host {
     Any,
     Exact(String),
-    /// With its dot: `.example`.
-    Below(String),
+    /// Suffix with its dot: `.example`.
+    Suffix(String),
 }
 
-/// What may be used.
+/// Allowed methods or headers.
 #[derive(Debug)]
-enum List {
+enum AllowList {
     All,
     Named(HeaderValue),
 }
 
-/// The method that a preflight asks about. None: the request is no preflight.
+/// The method that a preflight announces. None: the request is not a preflight.
 pub(crate) fn preflight(method: &Method, headers: &HeaderMap) -> Option<Method> {
     if method != Method::OPTIONS || !headers.contains_key(header::ORIGIN) {
         return None;
@@ -64,14 +64,14 @@ impl Cors {
         Ok(Self {
             origins: origins.map(|origins| origins.into_iter().map(Origin::new).collect()),
             credentials,
-            methods: List::compile(&methods)?,
-            headers: List::compile(&headers)?,
+            methods: AllowList::compile(&methods)?,
+            headers: AllowList::compile(&headers)?,
             expose: if expose.is_empty() { None } else { Some(parse_value(&expose.join(", "))?) },
             max_age: max_age_s.into(),
         })
     }
 
-    /// The headers of the answer to a preflight; as an error those of the answer to an origin that is not allowed.
+    /// The headers of a preflight response. Err: those of the response to an origin that is not allowed.
     pub(crate) fn preflight_headers(&self, request: &HeaderMap) -> Result<HeaderMap, HeaderMap> {
         let mut answer = HeaderMap::new();
         self.vary(&mut answer);
@@ -83,13 +83,13 @@ impl Cors {
             (&self.methods, header::ACCESS_CONTROL_ALLOW_METHODS, header::ACCESS_CONTROL_REQUEST_METHOD),
             (&self.headers, header::ACCESS_CONTROL_ALLOW_HEADERS, header::ACCESS_CONTROL_REQUEST_HEADERS),
         ];
-        for (list, name, asked) in lists {
+        for (list, name, requested) in lists {
             let value = match list {
                 None => None,
-                Some(List::Named(names)) => Some(names.clone()),
-                // With credentials a browser takes "*" for a name.
-                Some(List::All) if self.credentials => request.get(asked).cloned(),
-                Some(List::All) => Some(HeaderValue::from_static("*")),
+                Some(AllowList::Named(names)) => Some(names.clone()),
+                // With credentials, browsers read "*" as a name.
+                Some(AllowList::All) if self.credentials => request.get(requested).cloned(),
+                Some(AllowList::All) => Some(HeaderValue::from_static("*")),
             };
             if let Some(value) = value {
                 answer.insert(name, value);
@@ -99,8 +99,8 @@ impl Cors {
         Ok(answer)
     }
 
-    /// Changes the headers of any other response.
-    pub(crate) fn mark(&self, origin: Option<&HeaderValue>, response: &mut HeaderMap) {
+    /// Sets the CORS headers of a response other than to a preflight.
+    pub(crate) fn apply_to_response(&self, origin: Option<&HeaderValue>, response: &mut HeaderMap) {
         const OURS: [HeaderName; 3] = [
             header::ACCESS_CONTROL_ALLOW_ORIGIN,
             header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
@@ -125,19 +125,19 @@ impl Cors {
         }
     }
 
-    /// What an origin is told, if it may call.
+    /// The value of `Access-Control-Allow-Origin`, if the origin is allowed.
     fn allowed(&self, origin: &HeaderValue) -> Option<HeaderValue> {
         match &self.origins {
             None if !self.credentials => Some(HeaderValue::from_static("*")),
-            None => Parsed::of(origin).map(|_| origin.clone()),
+            None => RequestOrigin::of(origin).map(|_| origin.clone()),
             Some(origins) => {
-                let parsed = Parsed::of(origin)?;
-                origins.iter().any(|candidate| candidate.takes(&parsed)).then(|| origin.clone())
+                let parsed = RequestOrigin::of(origin)?;
+                origins.iter().any(|candidate| candidate.matches(&parsed)).then(|| origin.clone())
             }
         }
     }
 
-    /// Says that the response is for this origin alone, unless it is the same for all.
+    /// Adds `Vary: Origin`, unless the response is the same for all origins.
     fn vary(&self, response: &mut HeaderMap) {
         let same_for_all = self.origins.is_none() && !self.credentials;
         let names = |value: &HeaderValue| crate::http::head::has_token(value, "origin") || value == "*";
@@ -149,14 +149,14 @@ impl Cors {
 
 // === impl Origin ===
 
-/// An `Origin` header taken apart. `null`, which many different pages call themselves, is none.
-struct Parsed<'a> {
+/// A parsed `Origin` header. `null` does not parse: any page can have the origin `null`.
+struct RequestOrigin<'a> {
     scheme: &'a str,
     host: &'a str,
     port: u16,
 }
 
-impl<'a> Parsed<'a> {
+impl<'a> RequestOrigin<'a> {
     fn of(origin: &'a HeaderValue) -> Option<Self> {
         let (scheme, rest) = origin.to_str().ok()?.split_once("://")?;
         let well_known = match scheme {
@@ -165,7 +165,7 @@ impl<'a> Parsed<'a> {
             _ => return None,
         };
         let (host, port) = match rest.rsplit_once(':') {
-            // Of an IPv6 address without a port the last part is no port.
+            // The last part of an IPv6 address without a port is not a port.
             Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()?),
             _ => (rest, well_known),
         };
@@ -179,24 +179,24 @@ impl Origin {
         let host = match host.strip_prefix('*') {
             None => Host::Exact(host),
             Some("") => Host::Any,
-            Some(below) => Host::Below(below.to_owned()),
+            Some(suffix) => Host::Suffix(suffix.to_owned()),
         };
         Self { scheme, host, port }
     }
 
-    fn takes(&self, origin: &Parsed<'_>) -> bool {
+    fn matches(&self, origin: &RequestOrigin<'_>) -> bool {
         let host = match &self.host {
             Host::Any => true,
             Host::Exact(host) => host == origin.host,
-            Host::Below(suffix) => origin.host.strip_suffix(suffix.as_str()).is_some_and(|rest| !rest.is_empty()),
+            Host::Suffix(suffix) => origin.host.strip_suffix(suffix.as_str()).is_some_and(|rest| !rest.is_empty()),
         };
         host && self.scheme == origin.scheme && self.port == origin.port
     }
 }
 
-// === impl List ===
+// === impl AllowList ===
 
-impl List {
+impl AllowList {
     fn compile(names: &[String]) -> Result<Option<Self>, CompileError> {
         match names {
             [] => Ok(None),
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn only_allowed_origins_are_named() {
+    fn responses_name_only_allowed_origins() {
         let cors = cors(serde_json::json!({}));
         for (origin, allowed) in [
             ("https://shop.example", true),
@@ -258,7 +258,7 @@ mod tests {
             ("https://", false),
         ] {
             let mut response = HeaderMap::new();
-            cors.mark(Some(&HeaderValue::from_static(origin)), &mut response);
+            cors.apply_to_response(Some(&HeaderValue::from_static(origin)), &mut response);
             let expected = allowed.then(|| origin.to_owned());
             assert_eq!(text(&response, "access-control-allow-origin"), expected, "{origin}");
             assert_eq!(text(&response, "vary").as_deref(), Some("Origin"), "{origin}");
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_does_not_speak_for_origins() {
+    fn cors_headers_of_the_backend_are_replaced() {
         let cors = cors(serde_json::json!({"expose": ["x-total"], "credentials": true}));
         let backend = || {
             map(&[
@@ -278,22 +278,22 @@ mod tests {
         };
         for origin in [None, Some(HeaderValue::from_static("https://evil.example"))] {
             let mut response = backend();
-            cors.mark(origin.as_ref(), &mut response);
+            cors.apply_to_response(origin.as_ref(), &mut response);
             assert_eq!(response, map(&[("vary", "Accept-Encoding"), ("vary", "Origin")]), "{origin:?}");
         }
         let mut response = backend();
-        cors.mark(Some(&HeaderValue::from_static("https://shop.example")), &mut response);
+        cors.apply_to_response(Some(&HeaderValue::from_static("https://shop.example")), &mut response);
         assert_eq!(text(&response, "access-control-allow-origin").as_deref(), Some("https://shop.example"));
         assert_eq!(text(&response, "access-control-allow-credentials").as_deref(), Some("true"));
         assert_eq!(text(&response, "access-control-expose-headers").as_deref(), Some("x-total"));
         let mut varied = map(&[("vary", "accept, origin")]);
-        cors.mark(None, &mut varied);
-        assert_eq!(varied.get_all("vary").iter().count(), 1, "said already");
+        cors.apply_to_response(None, &mut varied);
+        assert_eq!(varied.get_all("vary").iter().count(), 1, "Vary has it already");
     }
 
     #[test]
-    fn preflights_are_told_what_may_be_used() {
-        let asks = |origin| {
+    fn preflight_response_lists_what_is_allowed() {
+        let preflight_of = |origin| {
             map(&[
                 ("origin", origin),
                 ("access-control-request-method", "PUT"),
@@ -301,7 +301,7 @@ mod tests {
             ])
         };
         let listed = cors(serde_json::json!({"methods": ["PUT", "DELETE"], "headers": ["x-a"]}));
-        let answer = listed.preflight_headers(&asks("https://shop.example")).expect("allowed");
+        let answer = listed.preflight_headers(&preflight_of("https://shop.example")).expect("allowed");
         for (name, expected) in [
             ("access-control-allow-origin", Some("https://shop.example")),
             ("access-control-allow-methods", Some("PUT, DELETE")),
@@ -312,12 +312,12 @@ mod tests {
         ] {
             assert_eq!(text(&answer, name).as_deref(), expected, "{name}");
         }
-        let refused = listed.preflight_headers(&asks("https://evil.example")).expect_err("not allowed");
-        assert_eq!(refused, map(&[("vary", "Origin")]), "nothing but that");
+        let refused = listed.preflight_headers(&preflight_of("https://evil.example")).expect_err("not allowed");
+        assert_eq!(refused, map(&[("vary", "Origin")]), "no other header");
     }
 
     #[test]
-    fn all_is_spelt_out_where_credentials_come_along() {
+    fn wildcards_are_spelled_out_with_credentials() {
         let all = serde_json::json!({"origins": null, "methods": ["*"], "headers": ["*"]});
         let request = map(&[
             ("origin", "https://any.example"),
@@ -339,12 +339,12 @@ mod tests {
         assert_eq!(text(&answer, "access-control-allow-headers").as_deref(), Some("x-a"));
         assert_eq!(text(&answer, "vary").as_deref(), Some("Origin"));
         let mut null = HeaderMap::new();
-        cors.mark(Some(&HeaderValue::from_static("null")), &mut null);
-        assert_eq!(text(&null, "access-control-allow-origin"), None, "anybody can call itself null");
+        cors.apply_to_response(Some(&HeaderValue::from_static("null")), &mut null);
+        assert_eq!(text(&null, "access-control-allow-origin"), None, "null is never allowed with credentials");
     }
 
     #[test]
-    fn only_a_preflight_is_one() {
+    fn preflights_are_recognized() {
         let headers = map(&[("origin", "https://a.example"), ("access-control-request-method", "PATCH")]);
         assert_eq!(preflight(&Method::OPTIONS, &headers), Some(Method::PATCH));
         assert_eq!(preflight(&Method::GET, &headers), None);

@@ -1,4 +1,4 @@
-//! Requests that wait or fail on purpose. Pure: chance is passed in, and whoever asked does the waiting.
+//! Fault injection: delays and aborts. Pure: randomness is passed in, and the caller waits.
 
 use std::time::Duration;
 
@@ -10,22 +10,22 @@ use crate::balance::Rng;
 use crate::table::CompileError;
 use crate::table::route::parse_status;
 
-/// Which requests wait, and which fail.
+/// The faults of a rule, each for a fraction of the requests.
 #[derive(Debug)]
 pub(crate) struct Fault {
     delay: Option<(Duration, Fraction)>,
     abort: Option<(StatusCode, Fraction)>,
 }
 
-/// What happens to one request.
+/// The faults of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Drawn {
+pub(crate) struct Injected {
     pub(crate) delay: Option<Duration>,
     pub(crate) abort: Option<StatusCode>,
 }
 
 impl Fault {
-    /// None where nobody waits or fails.
+    /// None: the rule injects no fault.
     pub(crate) fn compile(fault: wire::Fault) -> Result<Option<Self>, CompileError> {
         let wire::Fault { delay, abort } = fault;
         let delay = delay.map(|wire::FaultDelay { duration_ms, share }| {
@@ -38,12 +38,12 @@ impl Fault {
         Ok((fault.delay.is_some() || fault.abort.is_some()).then_some(fault))
     }
 
-    /// Decides on the next request: on the wait and on the failure apart.
-    pub(crate) fn draw(&self, rng: &mut Rng) -> Drawn {
-        let mut drawn = |fraction: Fraction| fraction.takes(rng);
-        Drawn {
-            delay: self.delay.and_then(|(duration, fraction)| drawn(fraction).then_some(duration)),
-            abort: self.abort.and_then(|(status, fraction)| drawn(fraction).then_some(status)),
+    /// Samples the faults of the next request, delay and abort independently.
+    pub(crate) fn sample(&self, chance: &mut Chance) -> Injected {
+        let mut is_sampled = |fraction: Fraction| fraction.samples(chance);
+        Injected {
+            delay: self.delay.and_then(|(duration, fraction)| is_sampled(fraction).then_some(duration)),
+            abort: self.abort.and_then(|(status, fraction)| is_sampled(fraction).then_some(status)),
         }
     }
 }
@@ -57,32 +57,32 @@ mod tests {
     }
 
     #[test]
-    fn waits_and_failures_are_decided_apart() {
+    fn delay_and_abort_are_sampled_independently() {
         let fault = fault(serde_json::json!({
             "delay": {"durationMs": 250, "share": {"numerator": 50, "denominator": 100}},
             "abort": {"status": 503, "share": {"numerator": 20, "denominator": 100}}
         }))
         .expect("a fault");
-        let mut rng = Rng::new(5);
-        let (mut waited, mut failed, mut both) = (0, 0, 0);
+        let mut chance = Chance::new(5);
+        let (mut delayed, mut aborted, mut both) = (0, 0, 0);
         for _ in 0..100_000 {
-            let Drawn { delay, abort } = fault.draw(&mut rng);
+            let Injected { delay, abort } = fault.sample(&mut chance);
             assert!(delay.is_none_or(|delay| delay == Duration::from_millis(250)));
             assert!(abort.is_none_or(|status| status == StatusCode::SERVICE_UNAVAILABLE));
-            waited += u32::from(delay.is_some());
-            failed += u32::from(abort.is_some());
+            delayed += u32::from(delay.is_some());
+            aborted += u32::from(abort.is_some());
             both += u32::from(delay.is_some() && abort.is_some());
         }
-        assert!((49_000..51_000).contains(&waited), "{waited} waited");
-        assert!((19_000..21_000).contains(&failed), "{failed} failed");
-        assert!((9_500..10_500).contains(&both), "{both} waited and failed");
+        assert!((49_000..51_000).contains(&delayed), "{delayed} delayed");
+        assert!((19_000..21_000).contains(&aborted), "{aborted} aborted");
+        assert!((9_500..10_500).contains(&both), "{both} delayed and aborted");
     }
 
     #[test]
-    fn what_is_not_there_happens_to_nobody() {
+    fn absent_faults_are_not_injected() {
         assert!(fault(serde_json::json!({})).is_none());
         let all = serde_json::json!({"abort": {"status": 500, "share": {"numerator": 1, "denominator": 1}}});
-        let drawn = fault(all).expect("a fault").draw(&mut Rng::new(1));
-        assert_eq!(drawn, Drawn { delay: None, abort: Some(StatusCode::INTERNAL_SERVER_ERROR) });
+        let injected = fault(all).expect("a fault").sample(&mut Chance::new(1));
+        assert_eq!(injected, Injected { delay: None, abort: Some(StatusCode::INTERNAL_SERVER_ERROR) });
     }
 }

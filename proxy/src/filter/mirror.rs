@@ -1,11 +1,11 @@
-//! Copies of requests to another cluster, whose answers nobody waits for.
+//! Request mirroring: sends copies ("shadows") of requests to another cluster and discards the responses.
 //!
 //! ```text
-//! request ── draw ──> Copies ── of(head) ── all of the body is kept ──> one task for each copy ── outcome
+//! request ── sample ──> Shadows ── with_head ── the whole body is kept ──> one task for each shadow ── outcome
 //! ```
 //!
-//! Nothing of it is felt by the request: a copy has no part in its connections, limits or time. It is made of what the
-//! retry buffer keeps, so it costs no memory of its own until it is sent.
+//! The request itself is not affected: a shadow has no part in its connections, limits or time. Its body comes from the
+//! retry buffer, so a shadow takes no memory of its own until it is sent.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -31,23 +31,23 @@ use crate::http::head;
 use crate::http::incoming::Incoming;
 use crate::outbound::find_cluster;
 use crate::table::CompileError;
-use crate::table::route::{Origin, Rule, Target};
+use crate::table::route::{Rule, RuleName, Target};
 use crate::telemetry::alive;
 use crate::upstream::endpoint::LeaseError;
 use crate::upstream::load::Kind;
 use crate::worker::Worker;
 
-/// Copies at once in one worker, those that wait for the rest of their body included. With what is kept of bodies they
-/// hold 6.4 MiB.
-const COPIES_MAX: u32 = 100;
+/// Shadows in flight in one worker, including those that wait for the rest of their body. With kept bodies they hold
+/// 6.4 MiB.
+const SHADOWS_MAX: u32 = 100;
 
-/// How long a copy may take, where the rule says nothing about the request. Source: Envoy's default for a route.
+/// Timeout of a shadow if the rule has no request timeout. Source: Envoy's default route timeout.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
 
-/// Bytes of an answer that are read so that its connection can be used again; after more it is closed.
-const ANSWER_BYTES_MAX: usize = REPLAY_BYTES_MAX;
+/// Bytes of a response that are read so that its connection can be reused. After more, the connection is closed.
+const DRAIN_BYTES_MAX: usize = REPLAY_BYTES_MAX;
 
-/// Where copies of a rule's requests go, and of how many.
+/// The mirror of a rule: the target, and the fraction of requests to mirror.
 #[derive(Debug)]
 pub(crate) struct Mirror {
     target: Target,
@@ -57,35 +57,35 @@ pub(crate) struct Mirror {
     host_suffix: Option<String>,
 }
 
-/// The copies that are to be made of one request.
-pub(crate) struct Copies(Vec<Shadow>);
+/// The shadows of one request.
+pub(crate) struct Shadows(Vec<Shadow>);
 
-/// One copy. What came of it is counted when it is dropped.
+/// One shadow. Dropping it counts its outcome.
 struct Shadow {
     worker: Rc<Worker>,
     mirror: Arc<Mirror>,
-    origin: Arc<Origin>,
+    rule_name: Arc<RuleName>,
     timeout: Duration,
-    /// As the client speaks.
+    /// Whether the client speaks HTTP/2.
     http2: bool,
     head: Option<(Parts, Option<HeaderValue>)>,
     outcome: Cell<Outcome>,
 }
 
-/// What came of a copy.
+/// The outcome of a shadow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
-    /// The request, or its body, never came to its end.
+    /// The request or its body never completed.
     NotSent,
-    /// The body is longer than what is kept, or has trailers.
+    /// The body exceeds the retry buffer, or has trailers.
     BodyNotKept,
-    /// Too many copies are under way, or a limit of the backend's MeshCluster is reached.
+    /// Too many shadows in flight, or a limit of the backend's MeshCluster.
     Overflow,
     NoEndpoints,
-    /// No connection, or no answer.
+    /// No connection, or no response.
     Failed,
     Timeout,
-    /// With whatever status.
+    /// A response of any status.
     Answered,
 }
 
@@ -99,26 +99,26 @@ impl Mirror {
     }
 }
 
-// === impl Copies ===
+// === impl Shadows ===
 
-impl Copies {
-    /// Decides which copies are made of the next request. None: none.
-    pub(crate) fn draw(worker: &Rc<Worker>, mirrors: &[Arc<Mirror>], rule: &Rule, http2: bool) -> Option<Box<Self>> {
+impl Shadows {
+    /// Samples which mirrors get a shadow of the next request. None: no mirror.
+    pub(crate) fn sample(worker: &Rc<Worker>, mirrors: &[Arc<Mirror>], rule: &Rule, http2: bool) -> Option<Box<Self>> {
         let mut shadows = Vec::new();
         for mirror in mirrors {
-            if !mirror.share.takes(&mut worker.rng.borrow_mut()) {
+            if !mirror.share.samples(&mut worker.chance.borrow_mut()) {
                 continue;
             }
-            let under_way = worker.copies.get();
-            if under_way >= COPIES_MAX {
-                worker.handles.mirrored(&mirror.service, &rule.origin.text, Outcome::Overflow.as_str());
+            let in_flight = worker.shadows_in_flight.get();
+            if in_flight >= SHADOWS_MAX {
+                worker.handles.mirrored(&mirror.service, &rule.name.text, Outcome::Overflow.as_str());
                 continue;
             }
-            worker.copies.set(under_way + 1);
+            worker.shadows_in_flight.set(in_flight + 1);
             shadows.push(Shadow {
                 worker: worker.clone(),
                 mirror: mirror.clone(),
-                origin: rule.origin.clone(),
+                rule_name: rule.name.clone(),
                 timeout: rule.request_timeout.unwrap_or(TIMEOUT_DEFAULT),
                 http2,
                 head: None,
@@ -128,8 +128,8 @@ impl Copies {
         (!shadows.is_empty()).then(|| Box::new(Self(shadows)))
     }
 
-    /// Takes the head of the request as it is sent to its own backend.
-    pub(crate) fn of(mut self: Box<Self>, parts: &Parts, host: Option<&HeaderValue>) -> Box<Self> {
+    /// Copies the head of the request as it is sent to its own backend.
+    pub(crate) fn with_head(mut self: Box<Self>, parts: &Parts, host: Option<&HeaderValue>) -> Box<Self> {
         for shadow in &mut self.0 {
             let host = host.map(|host| with_suffix(host, shadow.mirror.host_suffix.as_deref()));
             shadow.head = Some((parts.clone(), host));
@@ -137,7 +137,7 @@ impl Copies {
         self
     }
 
-    /// Sends them, now that all of the body is here.
+    /// Sends the shadows once the body is complete.
     pub(crate) fn send(self, chunks: &[Bytes]) {
         for shadow in self.0 {
             let body = chunks.iter().cloned().collect();
@@ -145,8 +145,8 @@ impl Copies {
         }
     }
 
-    /// The body is not kept, so there is nothing to send.
-    pub(crate) fn give_up(self) {
+    /// Drops the shadows of a request whose body is not kept.
+    pub(crate) fn cancel(self) {
         self.0.iter().for_each(|shadow| shadow.outcome.set(Outcome::BodyNotKept));
     }
 }
@@ -158,7 +158,7 @@ impl Shadow {
         let timeout = self.timeout;
         match tokio::time::timeout(timeout, self.exchange(body)).await {
             Ok(outcome) => self.outcome.set(outcome),
-            // The rest of a copy that was answered may have been what took so long.
+            // A shadow with a response counts as answered, even if the rest of the response took too long.
             Err(_) if self.outcome.get() == Outcome::Answered => {}
             Err(_) => self.outcome.set(Outcome::Timeout),
         }
@@ -189,7 +189,7 @@ impl Shadow {
         let Ok(response) = lease.send(&parts, body, None).await else { return Outcome::Failed };
         endpoint.observe(started.elapsed(), worker.now());
         self.outcome.set(Outcome::Answered);
-        if read(response.into_body()).await {
+        if drain_body(response.into_body()).await {
             lease.give_back();
         }
         Outcome::Answered
@@ -198,8 +198,8 @@ impl Shadow {
 
 impl Drop for Shadow {
     fn drop(&mut self) {
-        self.worker.copies.set(self.worker.copies.get() - 1);
-        self.worker.handles.mirrored(&self.mirror.service, &self.origin.text, self.outcome.get().as_str());
+        self.worker.shadows_in_flight.set(self.worker.shadows_in_flight.get() - 1);
+        self.worker.handles.mirrored(&self.mirror.service, &self.rule_name.text, self.outcome.get().as_str());
     }
 }
 
@@ -219,29 +219,29 @@ impl Outcome {
     }
 }
 
-/// Reads an answer and throws it away, while what is left of the copy is sent. Whether both came to their ends.
-async fn read(mut body: Incoming) -> bool {
+/// Reads a response to its end, and sends the rest of the request. True if both completed.
+async fn drain_body(mut body: Incoming) -> bool {
     let mut upload = body.take_upload();
     let uploaded = poll_fn(|cx| upload.as_mut().map_or(Poll::Ready(Ok(())), |upload| upload.poll_send(cx)));
-    let answered = async {
+    let drained = async {
         let mut bytes = 0;
         while !body.is_end_stream() {
             match body.frame().await {
                 None => break,
                 Some(frame) => bytes += frame?.data_ref().map_or(0, Bytes::len),
             }
-            if bytes > ANSWER_BYTES_MAX {
-                return Err("the answer is longer than what is read of it".into());
+            if bytes > DRAIN_BYTES_MAX {
+                return Err("the response is longer than the limit for draining it".into());
             }
         }
         Ok::<(), BodyError>(())
     };
-    tokio::try_join!(uploaded, answered).is_ok()
+    tokio::try_join!(uploaded, drained).is_ok()
 }
 
-/// A host with something behind its name, before its port. One that would not be a host then stays as it is.
+/// Appends a suffix to a host, before its port. If the result is not a valid host, it stays as it is.
 fn with_suffix(host: &HeaderValue, suffix: Option<&str>) -> HeaderValue {
-    // Behind an IPv6 address nothing can stand.
+    // An IPv6 address cannot have a suffix.
     let name = host.to_str().ok().filter(|text| !text.starts_with('['));
     let changed = suffix.zip(name).and_then(|(suffix, text)| {
         let changed = match text.rsplit_once(':') {
@@ -258,7 +258,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_suffix_stands_before_the_port() {
+    fn suffix_is_inserted_before_the_port() {
         for (host, suffix, expected) in [
             ("reviews", Some("-shadow"), "reviews-shadow"),
             ("reviews.shop:9080", Some("-shadow"), "reviews.shop-shadow:9080"),

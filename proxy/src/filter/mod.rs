@@ -1,8 +1,8 @@
-//! What a rule does to requests beside choosing a backend for them. Few rules have any of it: the others pay one look.
+//! Filters: what a rule does with requests besides picking a backend. Most rules have none and pay one check.
 //!
-//! In this order: [`cors`] answers a browser's preflight, and marks the response of everything else; [`rate_limit`] refuses
-//! what comes too fast; [`fault`] makes a request wait or answers it; [`mirror`] sends copies of it elsewhere; then comes
-//! the rule's action.
+//! In this order: [`cors`] responds to preflights and sets headers of other responses; [`rate_limit`] refuses
+//! requests over the limit; [`fault`] delays or aborts requests; [`mirror`] sends copies of requests elsewhere; then
+//! the rule's action runs.
 
 pub(crate) mod cors;
 pub(crate) mod fault;
@@ -29,7 +29,7 @@ pub(crate) struct Filters {
     pub(crate) mirrors: Vec<Arc<Mirror>>,
 }
 
-/// A part of all requests.
+/// A fraction of all requests.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fraction {
     numerator: u32,
@@ -39,9 +39,9 @@ pub(crate) struct Fraction {
 // === impl Filters ===
 
 impl Filters {
-    /// None where the rule has none. `origin` names the rule.
+    /// None: the rule has no filters.
     pub(crate) fn compile(
-        origin: &str,
+        rule_name: &str,
         cors: Option<wire::Cors>,
         rate_limit: Option<wire::RateLimit>,
         fault: wire::Fault,
@@ -51,7 +51,7 @@ impl Filters {
         let fault = Fault::compile(fault)?;
         let mirrors: Vec<_> =
             mirrors.into_iter().map(|mirror| Mirror::compile(mirror).map(Arc::new)).collect::<Result<_, _>>()?;
-        let rate_limit = rate_limit.map(|limit| RateLimit::compile(origin, limit)).transpose()?;
+        let rate_limit = rate_limit.map(|limit| RateLimit::compile(rule_name, limit)).transpose()?;
         let any = cors.is_some() || rate_limit.is_some() || fault.is_some() || !mirrors.is_empty();
         Ok(any.then(|| Box::new(Self { cors, rate_limit, fault, mirrors })))
     }
@@ -65,9 +65,9 @@ impl Fraction {
         if denominator == 0 { Err(CompileError::Fraction) } else { Ok(Self { numerator, denominator }) }
     }
 
-    /// Whether it takes the next request.
-    pub(crate) fn takes(self, rng: &mut Rng) -> bool {
-        rng.below(self.denominator) < self.numerator
+    /// Samples whether the next request is in the fraction.
+    pub(crate) fn samples(self, chance: &mut Chance) -> bool {
+        chance.below(self.denominator) < self.numerator
     }
 }
 
@@ -76,8 +76,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fraction_takes_its_part() {
-        let mut rng = Rng::new(3);
+    fn fraction_samples_its_share() {
+        let mut chance = Chance::new(3);
         for (numerator, denominator, expected) in [
             (0, 100, 0..1),
             (100, 100, 100_000..100_001),
@@ -86,8 +86,8 @@ mod tests {
             (1, 1, 100_000..100_001),
         ] {
             let fraction = Fraction::compile(wire::Fraction { numerator, denominator }).expect("compiles");
-            let taken = (0..100_000).filter(|_| fraction.takes(&mut rng)).count();
-            assert!(expected.contains(&taken), "{numerator} of {denominator} took {taken} of 100000");
+            let sampled = (0..100_000).filter(|_| fraction.samples(&mut chance)).count();
+            assert!(expected.contains(&sampled), "{numerator} of {denominator}: {sampled} of 100000");
         }
         assert!(matches!(
             Fraction::compile(wire::Fraction { numerator: 0, denominator: 0 }),

@@ -1,9 +1,9 @@
-//! A pace that requests of a rule must keep: a token bucket for all of them, or one for each caller. Pure; the time since
-//! the process began is passed in.
+//! Rate limiting with a token bucket for all requests of a rule, or one for each key. Pure: the time since the
+//! process started is passed in.
 //!
-//! A bucket is kept as one number, the moment at which it will be full again (the "generic cell rate algorithm"): taking a
-//! token moves that moment on by what one token takes to come back. So a bucket that is full is as good as one that was never
-//! there, and workers share one without a lock.
+//! The algorithm is GCRA (generic cell rate algorithm): a bucket is one number, the time at which it will be full
+//! again. Taking a token moves that time by the interval of one token. So a full bucket need not be stored, and
+//! workers share a bucket without a lock.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -21,46 +21,46 @@ use crate::decide::query_value;
 use crate::table::CompileError;
 use crate::table::route::parse_name;
 
-/// Callers of one rule that are told apart at once. A caller is kept in 16 bytes and some, so a rule takes some 300 KB at
-/// most. Beyond, those whose bucket is full are forgotten, which changes nothing for them; while there is none,
-/// newcomers share one bucket, so that inventing callers is no way around the pace.
-const CALLERS_MAX: usize = 10_000;
+/// Distinct keys tracked per rule, 16 bytes and some each (about 300 KB). At the limit, full buckets are evicted,
+/// which changes nothing for their keys. If none is full, new keys share one bucket, so that inventing keys does not
+/// evade the limit.
+const KEYS_MAX: usize = 10_000;
 
-/// How often callers whose bucket is full are looked for while there are too many.
+/// How often full buckets are evicted at the limit.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// Rules whose buckets are remembered over changes of configuration before those that no table has any more are forgotten.
+/// Rules whose buckets are kept over configuration changes. Beyond, buckets of rules in no table are removed.
 const LIMITERS_MAX: usize = 1024;
 
-/// The fields of draft-ietf-httpapi-ratelimit-headers-06; later drafts put them into one that few clients read.
+/// The headers of draft-ietf-httpapi-ratelimit-headers-06. Later drafts merge them into one, which few clients read.
 const LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
 const RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
 
-/// The pace of one rule.
+/// The rate limit of one rule.
 #[derive(Debug)]
 pub(crate) struct RateLimit {
-    pace: Pace,
+    rate: Rate,
     key: Option<Key>,
-    /// The rule and its numbers: rules that are the same in this share their buckets, at whatever ports and in whatever
-    /// table they are.
+    /// The rule's name and settings. Rules that are equal in these share their buckets, whatever their ports and
+    /// tables.
     name: String,
     limiter: OnceLock<Arc<Limiter>>,
 }
 
-/// What came of taking a token.
+/// The result of taking a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Taken {
+pub(crate) struct RateLimitStatus {
     pub(crate) admitted: bool,
     limit: u32,
     remaining: u32,
-    /// Until the bucket is full.
+    /// Time until the bucket is full.
     reset: Duration,
-    /// Until there is a token, where there was none.
+    /// Time until there is a token, if there was none.
     wait: Duration,
 }
 
-/// The buckets of all rules. They outlive tables, so that a change of routes or endpoints fills none.
+/// The buckets of all rules. They outlive tables, so that a configuration change refills no bucket.
 #[derive(Debug, Default)]
 pub(crate) struct Limiters {
     by_name: Mutex<HashMap<String, Arc<Limiter>>>,
@@ -69,21 +69,21 @@ pub(crate) struct Limiters {
 /// The buckets of one rule.
 #[derive(Debug, Default)]
 struct Limiter {
-    /// Of those who are not told apart.
+    /// The bucket of requests without a key of their own.
     shared: AtomicU64,
-    callers: Mutex<Callers>,
-    /// Seeded, so that nobody can choose whom to share a bucket with.
+    keyed: Mutex<KeyedBuckets>,
+    /// Randomly seeded, so that a client cannot choose keys that collide.
     hasher: RandomState,
 }
 
-/// When the bucket of each caller is full, in nanoseconds, by the hash of what tells it apart: what that is may be long.
+/// The time at which each bucket is full, in nanoseconds, by the hash of its key. Keys may be long.
 #[derive(Debug, Default)]
-struct Callers {
+struct KeyedBuckets {
     full_at: HashMap<u64, u64>,
     swept_at: u64,
 }
 
-/// What tells callers apart.
+/// What identifies a bucket.
 #[derive(Debug)]
 enum Key {
     Header(HeaderName),
@@ -92,9 +92,9 @@ enum Key {
     SourceAddress,
 }
 
-/// How much a bucket holds, and how long one token takes to come back.
+/// Capacity of a bucket, and the interval of one token.
 #[derive(Clone, Copy, Debug)]
-struct Pace {
+struct Rate {
     burst: u32,
     token_ns: u64,
 }
@@ -102,8 +102,8 @@ struct Pace {
 // === impl RateLimit ===
 
 impl RateLimit {
-    pub(crate) fn compile(origin: &str, limit: wire::RateLimit) -> Result<Self, CompileError> {
-        let name = format!("{origin} {limit:?}");
+    pub(crate) fn compile(rule_name: &str, limit: wire::RateLimit) -> Result<Self, CompileError> {
+        let name = format!("{rule_name} {limit:?}");
         let wire::RateLimit { requests, per_ms, burst, key } = limit;
         let token_ns = per_ms.saturating_mul(1_000_000).checked_div(requests.into()).unwrap_or(0);
         if token_ns == 0 || burst == 0 {
@@ -117,10 +117,10 @@ impl RateLimit {
                 wire::RateLimitKey::SourceAddress => Key::SourceAddress,
             })
         });
-        Ok(Self { pace: Pace { burst, token_ns }, key: key.transpose()?, name, limiter: OnceLock::new() })
+        Ok(Self { rate: Rate { burst, token_ns }, key: key.transpose()?, name, limiter: OnceLock::new() })
     }
 
-    /// The header that tells callers apart, if one does.
+    /// The header with the key, if the key is a header.
     pub(crate) fn key_header(&self) -> Option<&HeaderName> {
         match &self.key {
             Some(Key::Header(name)) => Some(name),
@@ -136,18 +136,18 @@ impl RateLimit {
         query: Option<&str>,
         peer: IpAddr,
         now: Duration,
-    ) -> Taken {
+    ) -> RateLimitStatus {
         let now = nanos(now);
         let limiter = self.limiter.get_or_init(|| limiters.of(&self.name, now));
-        let Some(key) = &self.key else { return limiter.take(self.pace, now) };
-        // Those without the key are one caller, told apart from all who have it.
+        let Some(key) = &self.key else { return limiter.take(self.rate, now) };
+        // Requests without the key share one bucket, which no key has.
         let hash = match key {
             Key::Header(name) => limiter.hasher.hash_one(headers.get(name).map(HeaderValue::as_bytes)),
             Key::Query(name) => limiter.hasher.hash_one(query.and_then(|query| query_value(query, name))),
             Key::Cookie(name) => limiter.hasher.hash_one(cookie(headers, name)),
             Key::SourceAddress => limiter.hasher.hash_one(peer.to_canonical()),
         };
-        limiter.take_for(self.pace, hash, now)
+        limiter.take_keyed(self.rate, hash, now)
     }
 }
 
@@ -175,75 +175,75 @@ impl Limiters {
 // === impl Limiter ===
 
 impl Limiter {
-    fn take(&self, pace: Pace, now: u64) -> Taken {
+    fn take(&self, rate: Rate, now: u64) -> RateLimitStatus {
         let mut full_at = self.shared.load(Ordering::Relaxed);
         loop {
-            let (next, taken) = pace.take(full_at, now);
+            let (next, status) = rate.take(full_at, now);
             match self.shared.compare_exchange_weak(full_at, next, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return taken,
+                Ok(_) => return status,
                 Err(moved) => full_at = moved,
             }
         }
     }
 
-    fn take_for(&self, pace: Pace, caller: u64, now: u64) -> Taken {
-        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
-        if !callers.has_room_for(caller, now) {
-            drop(callers);
-            return self.take(pace, now);
+    fn take_keyed(&self, rate: Rate, key_hash: u64, now: u64) -> RateLimitStatus {
+        let mut keyed = self.keyed.lock().unwrap_or_else(PoisonError::into_inner);
+        if !keyed.has_room_for(key_hash, now) {
+            drop(keyed);
+            return self.take(rate, now);
         }
-        let full_at = callers.full_at.entry(caller).or_default();
-        let (next, taken) = pace.take(*full_at, now);
+        let full_at = keyed.full_at.entry(key_hash).or_default();
+        let (next, status) = rate.take(*full_at, now);
         *full_at = next;
-        taken
+        status
     }
 
     fn is_full(&self, now: u64) -> bool {
-        let callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
-        self.shared.load(Ordering::Relaxed) <= now && callers.full_at.values().all(|full_at| *full_at <= now)
+        let keyed = self.keyed.lock().unwrap_or_else(PoisonError::into_inner);
+        self.shared.load(Ordering::Relaxed) <= now && keyed.full_at.values().all(|full_at| *full_at <= now)
     }
 }
 
-impl Callers {
-    fn has_room_for(&mut self, caller: u64, now: u64) -> bool {
-        if self.full_at.len() < CALLERS_MAX || self.full_at.contains_key(&caller) {
+impl KeyedBuckets {
+    fn has_room_for(&mut self, key_hash: u64, now: u64) -> bool {
+        if self.full_at.len() < KEYS_MAX || self.full_at.contains_key(&key_hash) {
             return true;
         }
         if now.saturating_sub(self.swept_at) >= nanos(SWEEP) {
             self.swept_at = now;
             self.full_at.retain(|_, full_at| *full_at > now);
         }
-        self.full_at.len() < CALLERS_MAX
+        self.full_at.len() < KEYS_MAX
     }
 }
 
-// === impl Pace ===
+// === impl Rate ===
 
-impl Pace {
-    /// Takes a token out of a bucket that is full at `full_at`, if there is one, and says when it is full then.
-    fn take(self, full_at: u64, now: u64) -> (u64, Taken) {
+impl Rate {
+    /// Takes a token, if there is one, from a bucket that is full at `full_at`. Returns when it is full afterwards.
+    fn take(self, full_at: u64, now: u64) -> (u64, RateLimitStatus) {
         let capacity_ns = self.token_ns.saturating_mul(self.burst.into());
         let missing_ns = full_at.saturating_sub(now);
         let after_ns = missing_ns.saturating_add(self.token_ns);
         let admitted = after_ns <= capacity_ns;
         let missing_ns = if admitted { after_ns } else { missing_ns };
         let remaining = capacity_ns.saturating_sub(missing_ns) / self.token_ns;
-        let taken = Taken {
+        let status = RateLimitStatus {
             admitted,
             limit: self.burst,
             remaining: u32::try_from(remaining).unwrap_or(u32::MAX),
             reset: Duration::from_nanos(missing_ns),
             wait: Duration::from_nanos(after_ns.saturating_sub(capacity_ns)),
         };
-        (now.saturating_add(missing_ns), taken)
+        (now.saturating_add(missing_ns), status)
     }
 }
 
-// === impl Taken ===
+// === impl RateLimitStatus ===
 
-impl Taken {
-    /// Tells the client how it stands. What a backend says about a pace of its own is left as it is.
-    pub(crate) fn mark(self, headers: &mut HeaderMap) {
+impl RateLimitStatus {
+    /// Adds the rate limit headers to a response. Those of a backend take precedence.
+    pub(crate) fn add_headers(self, headers: &mut HeaderMap) {
         let seconds = |duration: Duration| HeaderValue::from(duration.as_millis().div_ceil(1000) as u64);
         let fields = [(LIMIT, self.limit.into()), (REMAINING, self.remaining.into()), (RESET, seconds(self.reset))];
         if !fields.iter().any(|(name, _)| headers.contains_key(name)) {
@@ -267,21 +267,21 @@ mod tests {
         RateLimit::compile("MeshRoute/n/r/0", serde_json::from_value(limit).expect("a limit")).expect("compiles")
     }
 
-    /// Takes at these milliseconds and gives back whether each was admitted, and how many remained.
+    /// Takes a token at each of these milliseconds; returns whether each was admitted, and the tokens that remained.
     fn take_at(limit: &RateLimit, limiters: &Limiters, times: &[u64]) -> Vec<(bool, u32)> {
         let take = |ms: &u64| {
-            let taken =
+            let status =
                 limit.take(limiters, &HeaderMap::new(), None, IpAddr::from([10, 0, 0, 1]), Duration::from_millis(*ms));
-            (taken.admitted, taken.remaining)
+            (status.admitted, status.remaining)
         };
         times.iter().map(take).collect()
     }
 
     #[test]
-    fn tokens_come_back_at_the_pace() {
+    fn tokens_are_refilled_at_the_rate() {
         let limit = limit(serde_json::json!({"requests": 2, "perMs": 1000, "burst": 3}));
         let limiters = Limiters::default();
-        let taken = take_at(&limit, &limiters, &[1000, 1000, 1000, 1000, 1499, 1500, 1501, 2000, 10_000]);
+        let statuses = take_at(&limit, &limiters, &[1000, 1000, 1000, 1000, 1499, 1500, 1501, 2000, 10_000]);
         let expected = [
             (true, 2),
             (true, 1),
@@ -291,13 +291,13 @@ mod tests {
             (true, 0),
             (false, 0),
             (true, 0),
-            (true, 2), // as full as ever, and no fuller
+            (true, 2), // full again, and not more than that
         ];
-        assert_eq!(taken, expected);
+        assert_eq!(statuses, expected);
     }
 
     #[test]
-    fn over_a_long_time_exactly_the_pace_passes() {
+    fn long_term_rate_is_exact() {
         let limit = limit(serde_json::json!({"requests": 7, "perMs": 1000, "burst": 5}));
         let times: Vec<u64> = (0..60_000).step_by(3).collect();
         let admitted = take_at(&limit, &Limiters::default(), &times).iter().filter(|(admitted, _)| *admitted).count();
@@ -305,34 +305,34 @@ mod tests {
     }
 
     #[test]
-    fn a_client_is_told_how_it_stands() {
+    fn responses_have_ratelimit_headers() {
         let limit = limit(serde_json::json!({"requests": 1, "perMs": 10_000, "burst": 2}));
         let limiters = Limiters::default();
-        let mut told = Vec::new();
+        let mut sent = Vec::new();
         for ms in [0, 0, 2_500] {
-            let taken =
+            let status =
                 limit.take(&limiters, &HeaderMap::new(), None, IpAddr::from([10, 0, 0, 1]), Duration::from_millis(ms));
             let mut headers = HeaderMap::new();
-            taken.mark(&mut headers);
+            status.add_headers(&mut headers);
             let field = |name: &str| headers.get(name).map_or("", |value| value.to_str().expect("text")).to_owned();
-            told.push(["ratelimit-limit", "ratelimit-remaining", "ratelimit-reset", "retry-after"].map(field));
+            sent.push(["ratelimit-limit", "ratelimit-remaining", "ratelimit-reset", "retry-after"].map(field));
         }
-        assert_eq!(told[0], ["2", "1", "10", ""]);
-        assert_eq!(told[1], ["2", "0", "20", ""]);
-        assert_eq!(told[2], ["2", "0", "18", "8"], "rounded up, so that whoever waits so long is not early");
+        assert_eq!(sent[0], ["2", "1", "10", ""]);
+        assert_eq!(sent[1], ["2", "0", "20", ""]);
+        assert_eq!(sent[2], ["2", "0", "18", "8"], "rounded up, so that a client that waits so long is not early");
         let mut own = HeaderMap::from_iter([(REMAINING, HeaderValue::from_static("77"))]);
         limit
             .take(&limiters, &HeaderMap::new(), None, IpAddr::from([10, 0, 0, 1]), Duration::from_secs(60))
-            .mark(&mut own);
+            .add_headers(&mut own);
         assert_eq!(
             (&own["ratelimit-remaining"], own.len()),
             (&HeaderValue::from_static("77"), 1),
-            "a backend's own word"
+            "the header of the backend stays"
         );
     }
 
     #[test]
-    fn callers_are_told_apart() {
+    fn keys_have_buckets_of_their_own() {
         let headers = |name: &'static str, value: &str| {
             HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::from_str(value).expect("a value"))])
         };
@@ -385,31 +385,31 @@ mod tests {
             let limit = limit(serde_json::json!({"requests": 1, "perMs": 60_000, "burst": 1, "key": key}));
             let limiters = Limiters::default();
             for (number, (headers, query, peer, expected)) in requests.into_iter().enumerate() {
-                let taken = limit.take(&limiters, &headers, query, peer, Duration::from_secs(1));
-                assert_eq!(taken.admitted, expected, "{key}: request {number}");
+                let status = limit.take(&limiters, &headers, query, peer, Duration::from_secs(1));
+                assert_eq!(status.admitted, expected, "{key}: request {number}");
             }
         }
     }
 
     #[test]
-    fn inventing_callers_is_no_way_around() {
-        let pace = Pace { burst: 1, token_ns: nanos(Duration::from_secs(60)) };
+    fn inventing_keys_does_not_evade_the_limit() {
+        let rate = Rate { burst: 1, token_ns: nanos(Duration::from_secs(60)) };
         let limiter = Limiter::default();
         let now = nanos(Duration::from_secs(10));
-        let admitted = |callers: std::ops::Range<u64>, now: u64| {
-            callers.filter(|caller| limiter.take_for(pace, *caller, now).admitted).count()
+        let admitted = |key_hashes: std::ops::Range<u64>, now: u64| {
+            key_hashes.filter(|key_hash| limiter.take_keyed(rate, *key_hash, now).admitted).count()
         };
-        assert_eq!(admitted(0..CALLERS_MAX as u64, now), CALLERS_MAX);
-        assert_eq!(admitted(1_000_000..1_001_000, now), 1, "those beyond share one bucket");
-        assert_eq!(admitted(0..100, now), 0, "those who were first are still known");
-        assert_eq!(limiter.callers.lock().expect("whole").full_at.len(), CALLERS_MAX);
+        assert_eq!(admitted(0..KEYS_MAX as u64, now), KEYS_MAX);
+        assert_eq!(admitted(1_000_000..1_001_000, now), 1, "further keys share one bucket");
+        assert_eq!(admitted(0..100, now), 0, "the first keys are still tracked");
+        assert_eq!(limiter.keyed.lock().expect("whole").full_at.len(), KEYS_MAX);
         let later = now + nanos(Duration::from_secs(61));
-        assert_eq!(admitted(2_000_000..2_000_100, later), 100, "the others' buckets are full, so they are forgotten");
-        assert!(limiter.callers.lock().expect("whole").full_at.len() <= 100);
+        assert_eq!(admitted(2_000_000..2_000_100, later), 100, "full buckets are evicted");
+        assert!(limiter.keyed.lock().expect("whole").full_at.len() <= 100);
     }
 
     #[test]
-    fn a_new_table_fills_no_bucket() {
+    fn new_table_refills_no_bucket() {
         let limiters = Limiters::default();
         let json = || serde_json::json!({"requests": 1, "perMs": 60_000, "burst": 1});
         assert_eq!(take_at(&limit(json()), &limiters, &[0]), [(true, 0)]);
@@ -420,23 +420,23 @@ mod tests {
             limiters.of(&n.to_string(), 0);
         }
         assert!(limiters.by_name.lock().expect("whole").len() <= LIMITERS_MAX);
-        assert_eq!(take_at(&limit(json()), &limiters, &[3]), [(false, 0)], "what still counts is not forgotten");
+        assert_eq!(take_at(&limit(json()), &limiters, &[3]), [(false, 0)], "a bucket in use is not evicted");
     }
 
     #[test]
     fn workers_share_a_bucket() {
-        let pace = Pace { burst: 1000, token_ns: nanos(Duration::from_secs(1)) };
+        let rate = Rate { burst: 1000, token_ns: nanos(Duration::from_secs(1)) };
         let limiter = Limiter::default();
         let admitted: usize = std::thread::scope(|scope| {
             let workers: Vec<_> =
-                (0..4).map(|_| scope.spawn(|| (0..1000).filter(|_| limiter.take(pace, 5).admitted).count())).collect();
+                (0..4).map(|_| scope.spawn(|| (0..1000).filter(|_| limiter.take(rate, 5).admitted).count())).collect();
             workers.into_iter().map(|worker| worker.join().expect("ends")).sum()
         });
         assert_eq!(admitted, 1000);
     }
 
     #[test]
-    fn what_is_no_pace_is_refused() {
+    fn invalid_rates_are_refused() {
         for (requests, per_ms, burst) in [(0, 1000, 1), (1, 0, 1), (1, 1000, 0), (u32::MAX, 1, 1)] {
             let wire = wire::RateLimit { requests, per_ms, burst, key: None };
             assert!(matches!(RateLimit::compile("o", wire), Err(CompileError::RateLimit { .. })));

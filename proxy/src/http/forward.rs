@@ -46,8 +46,8 @@ use super::upgrade;
 use crate::balance::affinity::Affinity;
 use crate::balance::outlier::Outcome;
 use crate::downstream::Downstream;
-use crate::filter::mirror::Copies;
-use crate::table::route::{Origin, Retry, Rule};
+use crate::filter::mirror::Shadows;
+use crate::table::route::{Retry, Rule, RuleName};
 use crate::telemetry::access;
 use crate::telemetry::alive::{self, Alive, Kind};
 use crate::telemetry::metrics::Direction;
@@ -129,7 +129,7 @@ pub(crate) struct RequestLog {
     pub(crate) uri: Uri,
     pub(crate) host: Option<HeaderValue>,
     pub(crate) rule: u64,
-    pub(crate) origin: Option<Arc<Origin>>,
+    pub(crate) rule_name: Option<Arc<RuleName>>,
     pub(crate) cluster: Option<Arc<str>>,
     pub(crate) endpoint: Option<SocketAddr>,
     /// How `endpoint` was reached, if the proxy did not pick it.
@@ -877,7 +877,7 @@ impl RequestGuard {
             uri: parts.uri().clone(),
             host,
             rule: 0,
-            origin: None,
+            rule_name: None,
             cluster: None,
             endpoint: None,
             via: None,

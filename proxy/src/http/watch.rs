@@ -21,8 +21,8 @@ use tokio_util::sync::CancellationToken;
 use crate::bootstrap::Timeouts;
 use crate::clock::Tick;
 use crate::memory::Memory;
-use crate::sniff::Prefixed;
 use crate::read_buffer::with_read_buffer;
+use crate::sniff::Prefixed;
 
 /// How long a closing connection is read, so that its client gets the response instead of a reset. There is no limit in
 /// bytes: a client in a long upload would exceed it within milliseconds and see the reset only. Source: nginx's

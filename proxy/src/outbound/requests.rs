@@ -1,4 +1,4 @@
-//! What becomes of a request: a rule of the port's routes decides, its filters are gone through, and its action is done.
+//! Outbound requests: picks the rule of the port's routes that matches, applies its filters, and runs its action.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use weft_config::PathRewrite;
 use super::find_cluster;
 use crate::decide::{Decision, RequestHead, decide, pick};
 use crate::downstream::Downstream;
-use crate::filter::mirror::Copies;
+use crate::filter::mirror::Shadows;
 use crate::filter::{Filters, cors};
 use crate::http::body::ResponseBody;
 use crate::http::forward::{Plan, RequestGuard, Upstream, forward};
@@ -24,7 +24,7 @@ use crate::table::{Cluster, Port};
 use crate::upstream::load::Kind;
 use crate::worker::Worker;
 
-/// Answers one request.
+/// Responds to one request.
 pub(super) async fn respond(
     downstream: Rc<Downstream>,
     port: Arc<Port>,
@@ -34,56 +34,58 @@ pub(super) async fn respond(
     let host = head::authority(&request);
     let mut finish = RequestGuard::new(downstream.clone(), &request, host.clone());
     if worker.shared.memory.is_exhausted() {
-        return Answer::new(Reason::Overload, "the proxy has no memory to spare").into_response(finish);
+        return Answer::new(Reason::Overload, "the memory of the proxy is exhausted").into_response(finish);
     }
     if let Err(head::BadHead(text)) = head::check(&request) {
         return Answer::new(Reason::BadRequest, text).into_response(finish);
     }
-    let connects = request.method() == Method::CONNECT;
-    if connects && let Err(head::BadHead(text)) = head::check_connect(&request) {
+    let is_connect = request.method() == Method::CONNECT;
+    if is_connect && let Err(head::BadHead(text)) = head::check_connect(&request) {
         return Answer::new(Reason::BadRequest, text).into_response(finish);
     }
     let table = worker.shared.store.load();
-    // The port as it is now: a connection outlives many tables.
+    // The newest version of the port: a connection outlives many tables.
     let port = table.port(destination).cloned().unwrap_or(port);
     finish.log.cluster = Some(port.cluster.name.clone());
     let routes = table.routes(&port).cloned();
     let uri = request.uri().clone();
     let Some(routes) = routes.as_deref() else {
-        if connects {
+        if is_connect {
             return tunnel::refusal().into_response(finish);
         }
-        return send(worker, request, &port.cluster, None, None, None, host, finish).await;
+        return send_to_cluster(worker, request, &port.cluster, None, None, None, host, finish).await;
     };
     let head =
         RequestHead { method: request.method(), path: uri.path(), query: uri.query(), headers: request.headers() };
-    // A preflight is held against the routes as the request that it asks about.
-    let asked = cors::preflight(request.method(), request.headers());
-    let answering = asked.as_ref().and_then(|method| decide(routes, &RequestHead { method, ..head }));
-    let answering = answering.filter(|decision| decision.rule.filters.as_ref().is_some_and(|it| it.cors.is_some()));
-    let Some(decision) = answering.or_else(|| decide(routes, &head)) else {
-        if connects {
+    // A CORS preflight is matched as the request that it announces.
+    let preflight_method = cors::preflight(request.method(), request.headers());
+    let preflight_decision =
+        preflight_method.as_ref().and_then(|method| decide(routes, &RequestHead { method, ..head }));
+    let preflight_decision =
+        preflight_decision.filter(|decision| decision.rule.filters.as_ref().is_some_and(|it| it.cors.is_some()));
+    let Some(decision) = preflight_decision.or_else(|| decide(routes, &head)) else {
+        if is_connect {
             return tunnel::refusal().into_response(finish);
         }
         return Answer::new(
             Reason::NoRoute,
-            format!("no rule of the routes for {} takes the request", port.cluster.name),
+            format!("no rule of the routes for {} matches the request", port.cluster.name),
         )
         .into_response(finish);
     };
-    finish.set_rule(decision.rule.id, &decision.rule.origin);
+    finish.decided(decision.rule.id, &decision.rule.name);
     match decision.rule.filters.as_deref() {
-        None => act(worker, request, &decision, &uri, host, destination.port(), finish).await,
+        None => run_action(worker, request, &decision, &uri, host, destination.port(), finish).await,
         Some(filters) => {
-            // Apart, so that requests without filters do not carry the room for them.
-            Box::pin(filtered(worker, request, filters, &decision, &uri, host, destination.port(), finish)).await
+            // Boxed, so that requests without filters do not carry the space for them.
+            Box::pin(apply_filters(worker, request, filters, &decision, &uri, host, destination.port(), finish)).await
         }
     }
 }
 
-/// Does what a rule with filters does.
+/// Applies the filters of a rule, then runs its action.
 #[expect(clippy::too_many_arguments, reason = "the parts of one request, and the filters that it goes through")]
-async fn filtered(
+async fn apply_filters(
     worker: &Rc<Worker>,
     request: Box<Request<Incoming>>,
     filters: &Filters,
@@ -104,29 +106,29 @@ async fn filtered(
     }
     let origin = filters.cors.as_ref().and_then(|_| request.headers().get(header::ORIGIN).cloned());
     let limit = filters.rate_limit.as_ref();
-    let taken = limit.map(|limit| {
-        // Exactly: within a tick, many requests may be let pass.
-        let (peer, now) = (finish.log.downstream.peer.ip(), worker.shared.started.elapsed());
+    let limit_status = limit.map(|limit| {
+        // The exact time: many requests may be admitted within one clock tick.
+        let (peer, now) = (finish.note.downstream.peer.ip(), worker.shared.started.elapsed());
         limit.take(&worker.shared.limiters, request.headers(), uri.query(), peer, now)
     });
-    let mut response = match taken {
-        Some(taken) if !taken.admitted => {
-            Answer::new(Reason::RateLimited, "requests come faster than the rule lets pass").into_response(finish)
+    let mut response = match limit_status {
+        Some(limit_status) if !limit_status.admitted => {
+            Answer::new(Reason::RateLimited, "the rate limit of the rule is exceeded").into_response(finish)
         }
-        _ => passed(worker, request, filters, decision, uri, host, port, finish).await,
+        _ => inject_and_mirror(worker, request, filters, decision, uri, host, port, finish).await,
     };
-    if let Some(taken) = taken {
-        taken.mark(response.headers_mut());
+    if let Some(limit_status) = limit_status {
+        limit_status.add_headers(response.headers_mut());
     }
     if let Some(cors) = &filters.cors {
-        cors.mark(origin.as_ref(), response.headers_mut());
+        cors.apply_to_response(origin.as_ref(), response.headers_mut());
     }
     response
 }
 
-/// Does what is left for requests that go on.
+/// Applies the fault and mirror filters, then runs the action.
 #[expect(clippy::too_many_arguments, reason = "the parts of one request, and the filters that it goes through")]
-async fn passed(
+async fn inject_and_mirror(
     worker: &Rc<Worker>,
     request: Box<Request<Incoming>>,
     filters: &Filters,
@@ -137,34 +139,34 @@ async fn passed(
     mut finish: Box<RequestGuard>,
 ) -> Response<ResponseBody> {
     if let Some(fault) = &filters.fault {
-        let drawn = fault.draw(&mut worker.rng.borrow_mut());
-        if let Some(delay) = drawn.delay {
-            finish.log.fault_delay = Some(delay);
-            let (begun, until) = (finish.log.started, Instant::now() + delay);
+        let injected = fault.sample(&mut worker.chance.borrow_mut());
+        if let Some(delay) = injected.delay {
+            finish.note.fault_delay = Some(delay);
+            let (begun, until) = (finish.note.started, Instant::now() + delay);
             let deadline = decision.rule.request_timeout.map(|timeout| begun + timeout);
             tokio::time::sleep_until(deadline.map_or(until, |deadline| deadline.min(until))).await;
             if deadline.is_some_and(|deadline| deadline < until) {
-                let text = "the time for the request was over while a fault made it wait";
+                let text = "the request timeout expired during an injected delay";
                 return Answer::new(Reason::RequestTimeout, text).into_response(finish);
             }
         }
-        if let Some(status) = drawn.abort {
-            let answer = Answer::new(Reason::Fault, "the rule makes this request fail on purpose");
+        if let Some(status) = injected.abort {
+            let answer = Answer::new(Reason::Fault, "an injected fault of the rule");
             return Answer { status: Some(status), ..answer }.into_response(finish);
         }
     }
-    // Whatever a connection is upgraded to, nobody could answer for its copy.
+    // An upgraded connection cannot be mirrored: its responses drive the client.
     if !filters.mirrors.is_empty() && head::wants_upgrade(request.version(), request.headers()).is_none() {
         let http2 = request.version() == Version::HTTP_2;
-        if let Some(copies) = Copies::draw(worker, &filters.mirrors, decision.rule, http2) {
-            finish.mirror(copies);
+        if let Some(shadows) = Shadows::sample(worker, &filters.mirrors, decision.rule, http2) {
+            finish.mirror(shadows);
         }
     }
-    act(worker, request, decision, uri, host, port, finish).await
+    run_action(worker, request, decision, uri, host, port, finish).await
 }
 
-/// Does what a rule says.
-async fn act(
+/// Runs the action of a rule.
+async fn run_action(
     worker: &Rc<Worker>,
     request: Box<Request<Incoming>>,
     decision: &Decision<'_>,
@@ -183,7 +185,8 @@ async fn act(
                 rule.response_edit.apply(&mut answer.headers);
                 answer.into_response(finish)
             }
-            None => Answer::new(Reason::BadRequest, "the redirection has no host to go to").into_response(finish),
+            None => Answer::new(Reason::BadRequest, "the redirect needs a host, and the request has none")
+                .into_response(finish),
         },
         Action::Respond { status, body } => {
             let mut answer = Answer {
@@ -204,31 +207,34 @@ async fn act(
             let cluster = match find_cluster(worker, target).await {
                 Some(cluster) => cluster,
                 None => {
-                    let text = format!("the configuration of {}/{} is not there", target.namespace, target.service.0);
+                    let text = format!("the configuration of {}/{} is not loaded", target.namespace, target.service.0);
                     return Answer::new(Reason::NoEndpoints, text).into_response(finish);
                 }
             };
             finish.log.cluster = Some(cluster.name.clone());
             if request.method() == Method::CONNECT {
-                // Apart, so that requests do not carry the room for tunnels.
+                // Boxed, so that requests do not carry the space for tunnels.
                 return Box::pin(tunnel::open(request, &cluster, target.subset.as_deref(), rule, finish)).await;
             }
             let path = match &rewrite.path {
                 None => None,
-                Some(change) => match rewritten(change, decision, uri) {
+                Some(change) => match rewrite_path(change, decision, uri) {
                     Some(path) => Some(path),
-                    None => return Answer::new(Reason::BadRequest, "the rewritten path is none").into_response(finish),
+                    None => {
+                        return Answer::new(Reason::BadRequest, "the rewritten path is not a valid path")
+                            .into_response(finish);
+                    }
                 },
             };
             let host = rewrite.hostname.clone().or(host);
-            send(worker, request, &cluster, target.subset.clone(), path, Some(rule), host, finish).await
+            send_to_cluster(worker, request, &cluster, target.subset.clone(), path, Some(rule), host, finish).await
         }
     }
 }
 
-/// Sends a request on, by the timeouts, retries and edits of the rule that took it, if one did.
+/// Forwards a request to a cluster, with the timeouts, retries and header edits of the matching rule, if any.
 #[expect(clippy::too_many_arguments, reason = "the parts of one request, put together in one place")]
-async fn send(
+async fn send_to_cluster(
     worker: &Rc<Worker>,
     request: Box<Request<Incoming>>,
     cluster: &Arc<Cluster>,
@@ -243,7 +249,7 @@ async fn send(
         Some(permit) => finish.hold(permit),
         None => {
             let text = format!(
-                "{} requests to {} are in flight already",
+                "the limit of {} requests in flight to {} is reached",
                 cluster.limits.max_requests.unwrap_or(0),
                 cluster.name
             );
@@ -264,17 +270,18 @@ async fn send(
     forward(request, plan, finish).await
 }
 
-/// A path with the change made; the query stays.
-fn rewritten(change: &PathRewrite, decision: &Decision<'_>, uri: &http::Uri) -> Option<PathAndQuery> {
-    let path = changed_path(change, decision, uri.path());
+/// The path and query after a rewrite. The query stays.
+fn rewrite_path(change: &PathRewrite, decision: &Decision<'_>, uri: &http::Uri) -> Option<PathAndQuery> {
+    let path = replace_path(change, decision, uri.path());
     match uri.query() {
         None => path.parse().ok(),
         Some(query) => format!("{path}?{query}").parse().ok(),
     }
 }
 
-/// The table of the Gateway API for ReplacePrefixMatch: exactly one slash between what replaces and what stays.
-fn changed_path(change: &PathRewrite, decision: &Decision<'_>, path: &str) -> String {
+/// Replaces a path or its prefix, by the Gateway API's table for ReplacePrefixMatch: exactly one slash between the
+/// replacement and the rest.
+fn replace_path(change: &PathRewrite, decision: &Decision<'_>, path: &str) -> String {
     let replacement = match change {
         PathRewrite::Full(full) => return full.clone(),
         PathRewrite::Prefix(prefix) => prefix,
@@ -292,7 +299,7 @@ fn changed_path(change: &PathRewrite, decision: &Decision<'_>, path: &str) -> St
     if path.is_empty() { "/".to_owned() } else { path }
 }
 
-/// Where a redirection leads.
+/// The `Location` of a redirect.
 fn location(
     redirect: &Redirect,
     decision: &Decision<'_>,
@@ -312,7 +319,7 @@ fn location(
     let path = redirect
         .path
         .as_ref()
-        .map_or_else(|| uri.path().to_owned(), |change| changed_path(change, decision, uri.path()));
+        .map_or_else(|| uri.path().to_owned(), |change| replace_path(change, decision, uri.path()));
     let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
     let port = if port == well_known { String::new() } else { format!(":{port}") };
     HeaderValue::try_from(format!("{scheme}://{hostname}{port}{path}{query}")).ok()
@@ -342,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn prefixes_are_replaced_as_in_the_gateway_api() {
+    fn prefix_rewrites_follow_the_gateway_api() {
         for (path, prefix, replacement, expected) in [
             ("/foo/bar", "/foo", "/xyz", "/xyz/bar"),
             ("/foo/bar", "/foo", "/xyz/", "/xyz/bar"),
@@ -358,14 +365,14 @@ mod tests {
             ("/any", "/", "/v1", "/v1/any"),
         ] {
             with_decision(prefix, |decision| {
-                let changed = changed_path(&PathRewrite::Prefix(replacement.into()), decision, path);
+                let changed = replace_path(&PathRewrite::Prefix(replacement.into()), decision, path);
                 assert_eq!(changed, expected, "{path} with {prefix} replaced by {replacement:?}");
             });
         }
     }
 
     #[test]
-    fn locations_leave_out_what_is_implied() {
+    fn redirect_locations_omit_default_ports() {
         let redirect = |scheme: Option<&str>, hostname: Option<&str>, port| Redirect {
             scheme: scheme.map(Into::into),
             hostname: hostname.map(Into::into),

@@ -1,4 +1,4 @@
-//! What holds for every document, whatever is in it: reading and compiling it never panics, and one that is refused says why.
+//! Properties of every document: reading and compiling it never panics, and a refusal has a message.
 
 use http::{HeaderMap, Method};
 use proptest::prelude::*;
@@ -86,7 +86,7 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
-/// Replaces, removes or repeats what a walk through the document leads to.
+/// Replaces, removes or repeats the part of the document that `walk` leads to.
 fn mutate(document: &mut Value, walk: &[u8], change: &Value) {
     let Some((step, rest)) = walk.split_first() else {
         *document = change.clone();
@@ -142,25 +142,25 @@ fn check_inbound(document: Value) -> bool {
 }
 
 #[test]
-fn documents_that_were_seen_before() {
+fn seed_documents_hold_the_laws() {
     let documents: Vec<Value> =
         serde_json::from_str(include_str!("../../tests/corpus/seeds/tables.json")).expect("a list of documents");
     for document in documents {
         check_export(document.clone());
         check_inbound(document);
     }
-    assert!(check_export(export()) && check_inbound(inbound()), "what is mutated below is good by itself");
+    assert!(check_export(export()) && check_inbound(inbound()), "the documents mutated below are valid");
 }
 
 proptest! {
     #[test]
-    fn any_document(document in any_json()) {
+    fn any_document_is_compiled_or_refused(document in any_json()) {
         check_export(document.clone());
         check_inbound(document);
     }
 
     #[test]
-    fn good_documents_with_something_wrong(
+    fn mutated_documents_are_compiled_or_refused(
         changes in prop::collection::vec((prop::collection::vec(any::<u8>(), 1..12), any_json()), 1..4)
     ) {
         let (mut export, mut inbound) = (export(), inbound());

@@ -1,14 +1,14 @@
-//! Configuration as requests see it: documents compiled into tables, one immutable snapshot at a time.
+//! Configuration in the form that requests use: documents compiled into tables, one immutable snapshot at a time.
 //!
 //! ```text
 //! Table
-//! ├── addresses      ClusterIP -> namespace, for services opened or only known of
+//! ├── addresses      ClusterIP -> namespace, for namespaces that are open or only in the index
 //! ├── namespaces     namespace -> Namespace { ports by (ClusterIP, port), clusters by (service, port) }
 //! └── inbound        Inbound { policies of this pod, consumer routes of its namespace }
 //! ```
 //!
-//! Compilation is pure and happens once for each document; a request only looks up. Whatever cannot be compiled refuses
-//! its whole document, because a condition that is left out is a wider condition.
+//! Compilation is pure and happens once for each document; a request only looks up. A document with an error is
+//! refused as a whole, because leaving out a condition would widen its rule.
 
 mod index;
 #[cfg(test)]
@@ -32,21 +32,21 @@ use crate::balance::slow_start::SlowStart;
 use crate::bootstrap::Pod;
 use crate::policy::Policies;
 
-/// How long a connection may take to be made where a Service says nothing. Source: Linkerd's outbound default.
+/// Connect timeout of a Service without a setting. Source: Linkerd's outbound default.
 const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(1);
 
-/// Everything a request may need to know, as of one moment.
+/// A snapshot of the configuration.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Table {
-    /// Namespace of each ClusterIP that is known.
+    /// The namespace of each known ClusterIP.
     pub(crate) addresses: Arc<HashMap<IpAddr, Arc<str>>>,
-    /// Namespaces that are opened.
+    /// Open namespaces: those whose documents are watched.
     pub(crate) namespaces: HashMap<Arc<str>, Arc<Namespace>>,
-    /// What concerns this pod itself.
+    /// Policies and consumer routes of this pod.
     pub(crate) inbound: Arc<Inbound>,
 }
 
-/// The exported part of a namespace.
+/// The exported document of a namespace, compiled.
 #[derive(Debug, Default)]
 pub(crate) struct Namespace {
     ports: HashMap<SocketAddr, Arc<Port>>,
@@ -64,10 +64,10 @@ pub(crate) struct Port {
     pub(crate) cluster: Arc<Cluster>,
 }
 
-/// Where requests for a Service port may go.
+/// The upstream of a Service port.
 #[derive(Debug)]
 pub(crate) struct Cluster {
-    /// `namespace/service:port`, which no other cluster is called.
+    /// `namespace/service:port`; unique.
     pub(crate) name: Arc<str>,
     pub(crate) http2: bool,
     pub(crate) balancer: wire::Balancer,
@@ -77,77 +77,80 @@ pub(crate) struct Cluster {
     pub(crate) connect_timeout: Duration,
     pub(crate) limits: wire::Limits,
     pub(crate) outliers: outlier::Settings,
-    pub(crate) health_check: Option<Box<wire::HealthCheck>>,
-    /// Percent of those that a request may go to that must be well for the others to be left alone.
+    pub(crate) health_check: Option<wire::HealthCheck>,
+    /// Panic threshold: below this percentage of healthy candidates, health and ejection are ignored.
     pub(crate) panic_percent: u32,
     pub(crate) retry_budget: wire::RetryBudget,
-    /// How long a client's address stays with the endpoint that it went to last.
+    /// Client IP affinity: how long a client's address stays with the endpoint that it was sent to last.
     pub(crate) client_ip: Option<Duration>,
-    /// The Service's own address, where the kernel chooses the endpoint.
+    /// The Service's own address, for which the kernel (kube-proxy) picks the endpoint.
     pub(crate) address: Option<SocketAddr>,
-    /// Those that terminate stand behind the others, and those whose node is silent last.
+    /// Ready endpoints first, then terminating ones, then those whose node is unreachable.
     pub(crate) endpoints: Box<[SocketAddr]>,
-    /// It has endpoints on other nodes, and only those on this proxy's may be used.
+    /// There are endpoints on other nodes, but only those on this node may be used.
     pub(crate) has_endpoints_elsewhere: bool,
-    /// Which of them come first for this proxy: 0 those on its own node, 1 those of its own zone, 2 all others. Empty: neither
-    /// matters, or neither is known.
+    /// Priority of each endpoint for this proxy: 0 own node, 1 own zone, 2 elsewhere. Empty: not configured, or node
+    /// and zone are unknown.
     pub(crate) levels: Box<[u8]>,
-    /// Which of them are pods with a proxy.
+    /// Which endpoints are pods with a proxy.
     pub(crate) with_proxy: Box<[bool]>,
-    /// How many of them, from the first, a request without a subset may go to.
+    /// Length of the prefix of `endpoints` for requests without a subset.
     pub(crate) usable: usize,
     /// Positions in `endpoints` of each subset's members.
     pub(crate) subsets: HashMap<String, Vec<usize>>,
 }
 
-/// The private part of this pod's namespace.
+/// The inbound document of this pod's namespace, compiled.
 #[derive(Debug, Default)]
 pub(crate) struct Inbound {
     pub(crate) policies: Policies,
     /// By namespace, service and port.
     pub(crate) routes: HashMap<(Arc<str>, Arc<str>, u16), Arc<Routes>>,
     pub(crate) dependencies: Vec<Arc<str>>,
-    /// The zone of this pod's node, where the pod's labels do not tell it.
+    /// The zone of this pod's node, if the document has it.
     pub(crate) zone: Option<String>,
 }
 
-/// Why a document that reads well cannot be used.
+/// Why a document that parses cannot be compiled.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CompileError {
-    /// A regular expression is none.
-    #[error("the regular expression {pattern:?} does not compile: {source}")]
+    /// A regular expression is invalid.
+    #[error("invalid regular expression {pattern:?}: {source}")]
     Regex {
         pattern: String,
         #[source]
         source: Box<regex::Error>,
     },
-    /// A header's name or value cannot be one.
-    #[error("{0:?} cannot be a header")]
+    /// A header name or value is invalid.
+    #[error("invalid header name or value {0:?}")]
     Header(String),
-    /// A method cannot be one.
-    #[error("{0:?} cannot be a method")]
+    /// A method is invalid.
+    #[error("invalid method {0:?}")]
     Method(String),
-    /// A status cannot be one.
-    #[error("{0} cannot be a status")]
+    /// A status is invalid.
+    #[error("invalid status {0}")]
     Status(u16),
-    /// A part of all requests is none.
-    #[error("a fraction has the denominator 0")]
+    /// A fraction has the denominator 0.
+    #[error("invalid fraction: the denominator is 0")]
     Fraction,
-    /// A pace at which nothing may come.
-    #[error("a rate limit of {requests} requests in {per_ms} ms, {burst} at once, is none")]
+    /// A rate limit admits no request, or more than one in a nanosecond.
+    #[error(
+        "invalid rate limit of {requests} requests in {per_ms} ms with a burst of {burst}: each must be above 0, and the \
+         rate at most one request in a nanosecond"
+    )]
     RateLimit { requests: u32, per_ms: u64, burst: u32 },
-    /// A match leads to a rule that is not there.
-    #[error("a match leads to rule {0}, which is not there")]
+    /// A match refers to a rule that does not exist.
+    #[error("a match refers to rule {0}, which does not exist")]
     Rule(usize),
-    /// A rule has nowhere to send.
-    #[error("rule {0} has no backend with a weight")]
+    /// The weights of a rule's backends sum to 0.
+    #[error("rule {0} has no backend with a weight above 0")]
     Weights(String),
 }
 
 // === impl Table ===
 
 impl Table {
-    /// Replaces the exported part of one namespace, or takes it away.
+    /// Replaces or removes the exported part of one namespace.
     pub(crate) fn with_namespace(&self, name: &Arc<str>, part: Option<Arc<Namespace>>) -> Self {
         let mut table = self.clone();
         let mut addresses = HashMap::clone(&table.addresses);
@@ -163,34 +166,35 @@ impl Table {
         table
     }
 
-    /// Replaces what is known of namespaces that are not opened.
+    /// Replaces the addresses of namespaces that are not open.
     pub(crate) fn with_index(&self, index: &wire::Index) -> Self {
         let mut addresses = HashMap::new();
         for (namespace, ips) in &index.namespaces {
             let namespace: Arc<str> = namespace.as_str().into();
             addresses.extend(ips.iter().map(|ip| (*ip, namespace.clone())));
         }
-        // A namespace that is opened knows its own addresses better than an index that may be older.
+        // The document of an open namespace is newer than the index may be.
         for (name, namespace) in &self.namespaces {
             addresses.extend(namespace.addresses.iter().map(|ip| (*ip, name.clone())));
         }
         Self { addresses: Arc::new(addresses), ..self.clone() }
     }
 
-    /// The Service port at an address, if its namespace is opened.
+    /// The Service port at an address, if its namespace is open.
     pub(crate) fn port(&self, address: SocketAddr) -> Option<&Arc<Port>> {
         let namespace = self.namespaces.get(self.addresses.get(&address.ip())?)?;
         namespace.last_used.store(store::uptime_seconds(), Ordering::Relaxed);
         namespace.ports.get(&address)
     }
 
-    /// The namespace to open before an address means anything, if there is one.
+    /// The namespace that has to be opened to know an address. None: it is open, or the address is unknown.
     pub(crate) fn unopened(&self, address: IpAddr) -> Option<&Arc<str>> {
         let namespace = self.addresses.get(&address)?;
         (!self.namespaces.contains_key(namespace)).then_some(namespace)
     }
 
-    /// The routes that govern a port for clients in this pod: their own namespace's, else the Service's.
+    /// The routes of a port for clients in this pod: consumer routes of their own namespace, else those of the
+    /// Service.
     pub(crate) fn routes<'a>(&'a self, port: &'a Port) -> Option<&'a Arc<Routes>> {
         if !self.inbound.routes.is_empty() {
             let routes = split(&port.cluster.name).and_then(|(namespace, service, port)| {
@@ -203,7 +207,7 @@ impl Table {
         port.routes.as_ref()
     }
 
-    /// The cluster of this name, if it is still there.
+    /// The cluster of this name, if it still exists.
     pub(crate) fn cluster_named(&self, name: &str) -> Option<&Arc<Cluster>> {
         let (namespace, service, port) = split(name)?;
         self.namespaces.get(namespace)?.clusters.get(&(Arc::from(service), port))
@@ -220,7 +224,7 @@ impl Table {
 // === impl Namespace ===
 
 impl Namespace {
-    /// Compiles an exported document, as this pod sees it.
+    /// Compiles an exported document for this pod.
     pub(crate) fn compile(pod: &Pod, namespace: &str, export: wire::Export) -> Result<Self, CompileError> {
         let wire::Export { services } = export;
         let mut compiled = Self { last_used: AtomicU64::new(store::uptime_seconds()), ..Self::default() };
@@ -283,8 +287,8 @@ impl Cluster {
             });
         }
         let has_endpoints_elsewhere = endpoints.len() < all;
-        // Better one that is about to end than none, as kube-proxy has it; and better one that may be dead than none: after
-        // the API server was away, every node is silent for a while.
+        // A terminating endpoint is better than none, as in kube-proxy. So is an unreachable one: after an outage of
+        // the API server, all nodes look unreachable for a while.
         let rank = |endpoint: &wire::Endpoint| (endpoint.lost, endpoint.terminating);
         endpoints.sort_by_key(rank);
         let mut members: HashMap<String, Vec<usize>> = subsets.iter().map(|name| (name.clone(), Vec::new())).collect();
@@ -299,12 +303,12 @@ impl Cluster {
         }
         let best = endpoints.first().map(rank);
         let level = |endpoint: &wire::Endpoint| {
-            let is_meant = |own: Option<&str>, one: &Option<String>, several: &[String]| {
+            let is_preferred = |own: Option<&str>, one: &Option<String>, several: &[String]| {
                 own.is_some_and(|own| one.as_deref() == Some(own) || several.iter().any(|name| name == own))
             };
-            match &endpoint.locality {
-                Some(at) if *prefer_same_node && is_meant(node, &at.node, &at.for_nodes) => 0,
-                Some(at) if *prefer_same_zone && is_meant(zone, &at.zone, &at.for_zones) => 1,
+            match endpoint {
+                endpoint if *prefer_same_node && is_preferred(node, &endpoint.node, &endpoint.for_nodes) => 0,
+                endpoint if *prefer_same_zone && is_preferred(zone, &endpoint.zone, &endpoint.for_zones) => 1,
                 _ => 2,
             }
         };
@@ -327,7 +331,7 @@ impl Cluster {
             panic_percent: *panic_percent,
             retry_budget: *retry_budget,
             client_ip: client_ip_seconds.map(|seconds| Duration::from_secs(seconds.into())),
-            // It is the Service's, of which there is nothing here.
+            // Set by the caller, which knows the Service.
             address: None,
             has_endpoints_elsewhere,
             usable: endpoints.partition_point(|endpoint| Some(rank(endpoint)) == best),
@@ -340,7 +344,7 @@ impl Cluster {
 }
 
 impl Cluster {
-    /// Whether there is an endpoint for requests to a subset, or to any.
+    /// Whether the subset, or the cluster, has endpoints.
     pub(crate) fn has_endpoints(&self, subset: Option<&str>) -> bool {
         match subset {
             None => self.usable > 0,
@@ -359,7 +363,7 @@ fn split(name: &str) -> Option<(&str, &str, u16)> {
 // === impl Inbound ===
 
 impl Inbound {
-    /// Compiles a private document, keeping of the policies those that govern this pod.
+    /// Compiles an inbound document, with the policies that target this pod.
     pub(crate) fn compile(pod: &Pod, inbound: wire::Inbound) -> Result<Self, CompileError> {
         let wire::Inbound { policies, routes, dependencies, zones, relabelled } = inbound;
         let mut by_port = HashMap::new();
@@ -401,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_leads_to_its_port() {
+    fn port_is_found_by_address() {
         let name: Arc<str> = "shop".into();
         let part = Namespace::compile(&Pod::default(), "shop", export()).expect("compiles");
         let table = Table::default().with_namespace(&name, Some(Arc::new(part)));
@@ -409,14 +413,14 @@ mod tests {
         assert_eq!(&*port.cluster.name, "shop/reviews:9080");
         assert_eq!(port.cluster.connect_timeout, Duration::from_millis(250));
         assert_eq!(port.cluster.subsets["v1"], [0]);
-        assert!(port.cluster.subsets["v9"].is_empty(), "declared, and nobody is in it");
+        assert!(port.cluster.subsets["v9"].is_empty(), "declared without members");
         assert!(table.port("198.19.0.7:80".parse().expect("address")).is_none(), "another port");
         assert!(table.cluster_named("shop/reviews:9080").is_some());
         assert!(table.cluster_named("shop/reviews:80").is_none());
     }
 
     #[test]
-    fn the_lost_are_used_where_nothing_else_is() {
+    fn lost_endpoints_are_used_only_without_others() {
         let cluster = |endpoints: serde_json::Value| {
             let export = serde_json::json!({"services": [{
                 "name": "s", "settings": {"subsets": ["a", "b"]}, "ports": [{"port": 80, "endpoints": endpoints}]
@@ -433,15 +437,15 @@ mod tests {
             {"address": three, "subsets": ["b"]},
         ]));
         assert_eq!(*mixed.endpoints, [three, one, two].map(|text| text.parse().expect("an address")));
-        assert_eq!(mixed.usable, 1, "the one that is heard of");
-        assert_eq!((&*mixed.subsets["a"], &*mixed.subsets["b"]), (&[1][..], &[0][..]), "a has only a lost one");
+        assert_eq!(mixed.usable, 1, "the reachable one");
+        assert_eq!((&*mixed.subsets["a"], &*mixed.subsets["b"]), (&[1][..], &[0][..]), "a has only a lost member");
         let all =
             cluster(serde_json::json!(addresses.map(|address| serde_json::json!({"address": address, "lost": true}))));
         assert_eq!(all.usable, 3);
     }
 
     #[test]
-    fn endpoints_that_terminate_stand_between_the_others_and_the_lost() {
+    fn terminating_endpoints_rank_between_ready_and_lost_ones() {
         let cluster = |endpoints: serde_json::Value, settings: serde_json::Value| {
             let export = serde_json::json!({"services": [{
                 "name": "s", "settings": settings, "ports": [{"port": 80, "endpoints": endpoints}]
@@ -474,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_of_the_own_zone_come_first() {
+    fn endpoints_in_the_same_zone_come_first() {
         let levels = |zone: Option<&str>, prefer: bool| {
             let export = serde_json::json!({"services": [{
                 "name": "s", "settings": {"preferSameZone": prefer}, "ports": [{"port": 80, "endpoints": [
@@ -489,23 +493,23 @@ mod tests {
                 .clone()
         };
         assert_eq!(*levels(Some("b"), true), [2, 1]);
-        assert!(levels(Some("b"), false).is_empty(), "zones do not matter");
-        assert!(levels(None, true).is_empty(), "its zone is not known");
+        assert!(levels(Some("b"), false).is_empty(), "not configured");
+        assert!(levels(None, true).is_empty(), "own zone unknown");
     }
 
     #[test]
-    fn a_document_tells_the_zone_of_the_own_node() {
+    fn zone_is_taken_from_the_inbound_document() {
         let zone = |node: &str| {
             let inbound = serde_json::json!({"zones": {"a": ["node-1"], "b": ["node-2", "node-3"]}});
             let pod = Pod { node: node.to_owned(), ..Pod::default() };
             Inbound::compile(&pod, serde_json::from_value(inbound).expect("a document")).expect("compiles").zone
         };
         assert_eq!((zone("node-1").as_deref(), zone("node-3").as_deref()), (Some("a"), Some("b")));
-        assert_eq!((zone("node-4"), zone("")), (None, None), "nobody says");
+        assert_eq!((zone("node-4"), zone("")), (None, None), "unknown");
     }
 
     #[test]
-    fn policies_follow_the_labels_that_a_document_tells() {
+    fn policies_follow_relabelling() {
         let document = |relabelled: serde_json::Value| {
             serde_json::from_value(serde_json::json!({
                 "policies": [{
@@ -521,7 +525,7 @@ mod tests {
             let labels = role.map(|role| ("role".to_owned(), role.to_owned())).into_iter().collect();
             let pod = Pod { uid: "u-1".into(), labels, ..Pod::default() };
             let inbound = Inbound::compile(&pod, document(relabelled)).expect("compiles");
-            matches!(inbound.policies.of_bytes(8080), crate::policy::Verdict::Denied(_))
+            matches!(inbound.policies.check_tcp(8080), crate::policy::Verdict::Denied(_))
         };
         for (desc, role, relabelled, expected) in [
             ("never changed", None, serde_json::json!({}), false),
@@ -538,12 +542,16 @@ mod tests {
     }
 
     #[test]
-    fn an_index_names_what_is_to_be_opened() {
+    fn index_names_namespaces_to_open() {
         let index = wire::Index { namespaces: [("bank".to_owned(), vec!["198.19.0.9".parse().expect("ip")])].into() };
         let table = Table::default().with_index(&index);
         assert_eq!(table.unopened("198.19.0.9".parse().expect("ip")).map(|name| &**name), Some("bank"));
         let name: Arc<str> = "bank".into();
         let table = table.with_namespace(&name, Some(Arc::default()));
-        assert_eq!(table.unopened("198.19.0.9".parse().expect("ip")), None, "bank says the address is not its own");
+        assert_eq!(
+            table.unopened("198.19.0.9".parse().expect("ip")),
+            None,
+            "the open namespace does not have the address"
+        );
     }
 }

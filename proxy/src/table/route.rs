@@ -1,4 +1,4 @@
-//! Routes compiled: matchers with their expressions compiled, edits with their headers parsed, weights summed.
+//! Compiled routes: regular expressions compiled, header edits parsed, weights summed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +16,7 @@ use super::index::Index;
 use crate::filter::Filters;
 use crate::http::head::{Names, ProtectedHeaders, canonical_host, is_same_name};
 
-/// What a compiled expression may take, in bytes. An expression that needs more is refused.
+/// Size limit of a compiled regular expression, in bytes. Larger ones are refused.
 const REGEX_BYTES_MAX: usize = 1024 * 1024;
 
 /// The routes of one port.
@@ -26,31 +26,31 @@ pub(crate) struct Routes {
     pub(crate) matches: Box<[Match]>,
     pub(crate) rules: Box<[Rule]>,
     index: Option<Index>,
-    /// None where there are only rules for HTTP.
+    /// TCP and TLS rules. None: there are only HTTP rules.
     pub(crate) streams: Option<Streams>,
 }
 
-/// Rules for connections that are not looked into.
+/// Rules for TCP and TLS connections.
 #[derive(Debug)]
 pub(crate) struct Streams {
-    /// By the whole server name.
+    /// By exact server name.
     exact: HashMap<String, usize>,
-    /// By what follows the `*`, with its dot: `.example`.
+    /// By wildcard: the part behind the `*`, with its dot (`.example`).
     below: HashMap<String, usize>,
     tcp: Option<usize>,
     rules: Box<[StreamRule]>,
 }
 
-/// Where connections go.
+/// Where a TCP or TLS rule sends connections.
 #[derive(Debug)]
 pub(crate) struct StreamRule {
-    pub(crate) origin: Arc<Origin>,
+    pub(crate) name: Arc<RuleName>,
     pub(crate) backends: Box<[Backend]>,
     /// Sum of the weights, above 0.
     pub(crate) total: u32,
 }
 
-/// Conditions on a request; all must hold.
+/// Conditions on a request; all must match.
 #[derive(Debug)]
 pub(crate) struct Match {
     pub(crate) rule: usize,
@@ -64,7 +64,7 @@ pub(crate) struct Match {
 #[derive(Debug)]
 pub(crate) enum PathMatch {
     Exact(String),
-    /// Without a slash at its end, so `/` is the empty string.
+    /// Without a trailing slash, so `/` is the empty string.
     Prefix(String),
     Regex(Regex),
 }
@@ -78,16 +78,16 @@ pub(crate) enum ValueTest {
     Absent,
 }
 
-/// What happens to a request.
+/// A rule for requests.
 #[derive(Debug)]
 pub(crate) struct Rule {
-    /// No other rule has or had it, so that what is remembered about a rule is never taken for another's.
+    /// Unique over all tables ever compiled, so that state about a rule is never used for another one.
     pub(crate) id: u64,
     /// `MeshRoute/namespace/name/rule`.
-    pub(crate) origin: Arc<Origin>,
+    pub(crate) name: Arc<RuleName>,
     pub(crate) request_edit: Edit,
     pub(crate) response_edit: Edit,
-    /// What the port's routes look at and change.
+    /// The headers that the port's routes match on and change.
     pub(crate) protected: Option<Arc<ProtectedHeaders>>,
     pub(crate) filters: Option<Box<Filters>>,
     pub(crate) action: Action,
@@ -97,14 +97,14 @@ pub(crate) struct Rule {
     pub(crate) hedge: Option<Hedge>,
 }
 
-/// The object and rule whose word something is.
+/// The object and the rule in it that decided, as in `weft-source`: `MeshRoute/namespace/name/rule`.
 #[derive(Debug)]
-pub(crate) struct Origin {
+pub(crate) struct RuleName {
     pub(crate) text: String,
     pub(crate) header: HeaderValue,
 }
 
-/// What is done with a request.
+/// The action of a rule.
 #[derive(Debug)]
 pub(crate) enum Action {
     Forward {
@@ -120,14 +120,14 @@ pub(crate) enum Action {
     },
 }
 
-/// A share of a rule's requests.
+/// A weighted backend of a rule.
 #[derive(Debug)]
 pub(crate) struct Backend {
     pub(crate) weight: u32,
     pub(crate) target: Result<Target, String>,
 }
 
-/// A port of a Service, and perhaps a subset of its pods.
+/// A port of a Service and, if any, a subset of its pods.
 #[derive(Debug)]
 pub(crate) struct Target {
     pub(crate) namespace: Arc<str>,
@@ -135,7 +135,7 @@ pub(crate) struct Target {
     pub(crate) subset: Option<String>,
 }
 
-/// Changes to headers.
+/// Header edits.
 #[derive(Debug, Default)]
 pub(crate) struct Edit {
     remove: Box<[HeaderName]>,
@@ -143,14 +143,14 @@ pub(crate) struct Edit {
     add: Box<[(HeaderName, HeaderValue)]>,
 }
 
-/// Changes to authority and path.
+/// Rewrite of authority and path.
 #[derive(Debug, Default)]
 pub(crate) struct Rewrite {
     pub(crate) hostname: Option<HeaderValue>,
     pub(crate) path: Option<wire::PathRewrite>,
 }
 
-/// A redirection.
+/// A redirect.
 #[derive(Debug)]
 pub(crate) struct Redirect {
     pub(crate) scheme: Option<String>,
@@ -160,7 +160,7 @@ pub(crate) struct Redirect {
     pub(crate) status: StatusCode,
 }
 
-/// When a request is tried again.
+/// When a request is retried.
 #[derive(Debug)]
 pub(crate) struct Retry {
     pub(crate) attempts: u32,
@@ -169,7 +169,7 @@ pub(crate) struct Retry {
     pub(crate) backoff: Duration,
 }
 
-/// When a request goes to another endpoint as well.
+/// When a request is hedged: sent to another endpoint as well.
 #[derive(Debug)]
 pub(crate) struct Hedge {
     pub(crate) after: Duration,
@@ -188,14 +188,14 @@ impl Routes {
         let mut rules: Box<[_]> = rules.into_iter().map(Rule::compile).collect::<Result<_, _>>()?;
         let protected = protected_headers(&matches, &rules).map(Arc::new);
         rules.iter_mut().for_each(|rule| rule.protected = protected.clone());
-        Ok(Self { index: Index::of(&matches), matches, rules, streams: Streams::compile(tls, tcp, streams)? })
+        Ok(Self { index: Index::build(&matches), matches, rules, streams: Streams::compile(tls, tcp, streams)? })
     }
 
-    /// The first match that `takes` a request with this path and these headers.
-    pub(crate) fn first(&self, path: &str, headers: &HeaderMap, takes: impl Fn(&Match) -> bool) -> Option<&Match> {
+    /// The first match for a request with this path and these headers for which `matches` is true.
+    pub(crate) fn first(&self, path: &str, headers: &HeaderMap, matches: impl Fn(&Match) -> bool) -> Option<&Match> {
         match &self.index {
-            None => self.matches.iter().find(|condition| takes(condition)),
-            Some(index) => index.first(path, headers, |at| takes(&self.matches[at])).map(|at| &self.matches[at]),
+            None => self.matches.iter().find(|condition| matches(condition)),
+            Some(index) => index.first(path, headers, |at| matches(&self.matches[at])).map(|at| &self.matches[at]),
         }
     }
 }
@@ -220,13 +220,13 @@ impl Streams {
         Ok((tcp.is_some() || !exact.is_empty() || !below.is_empty()).then_some(Self { exact, below, tcp, rules }))
     }
 
-    /// Whether TLS goes by the names that clients ask for.
-    pub(crate) fn by_name(&self) -> bool {
+    /// Whether there are rules by server name (SNI).
+    pub(crate) fn has_sni_rules(&self) -> bool {
         !(self.exact.is_empty() && self.below.is_empty())
     }
 
-    /// The rule for a name in lower case: a whole one before a wildcard, a longer wildcard before a shorter one.
-    pub(crate) fn named(&self, name: &str) -> Option<&StreamRule> {
+    /// The rule for a server name in lower case: exact names before wildcards, longer wildcards before shorter ones.
+    pub(crate) fn sni_rule(&self, name: &str) -> Option<&StreamRule> {
         let wildcard = || {
             let mut suffixes = name.char_indices().filter(|(at, letter)| *letter == '.' && *at > 0);
             suffixes.find_map(|(at, _)| self.below.get(&name[at..]))
@@ -235,7 +235,7 @@ impl Streams {
     }
 
     /// The rule for all other connections.
-    pub(crate) fn others(&self) -> Option<&StreamRule> {
+    pub(crate) fn default_rule(&self) -> Option<&StreamRule> {
         self.tcp.map(|rule| &self.rules[rule])
     }
 }
@@ -243,14 +243,14 @@ impl Streams {
 impl StreamRule {
     fn compile(rule: wire::StreamRule) -> Result<Self, CompileError> {
         let wire::StreamRule { route, name, backends } = rule;
-        let origin = Origin::new("MeshRoute", &route.namespace, &route.name, &name);
-        let total = total(&backends, &origin)?;
+        let rule_name = RuleName::new("MeshRoute", &route.namespace, &route.name, &name);
+        let total = total(&backends, &rule_name)?;
         let backends = backends.into_iter().map(Backend::compile).collect();
-        Ok(Self { origin: Arc::new(origin), backends, total })
+        Ok(Self { name: Arc::new(rule_name), backends, total })
     }
 }
 
-/// The headers that decide what becomes of a request, and those that rules change.
+/// The headers that the matches, rate limits and edits of a port use.
 fn protected_headers(matches: &[Match], rules: &[Rule]) -> Option<ProtectedHeaders> {
     let conditions = matches.iter().flat_map(|condition| condition.headers.iter().map(|(name, _)| name));
     let keys = rules.iter().filter_map(|rule| rule.filters.as_ref()?.rate_limit.as_ref()?.key_header());
@@ -260,9 +260,9 @@ fn protected_headers(matches: &[Match], rules: &[Rule]) -> Option<ProtectedHeade
 }
 
 /// Sum of the weights.
-fn total(backends: &[wire::Backend], origin: &Origin) -> Result<u32, CompileError> {
+fn total(backends: &[wire::Backend], rule_name: &RuleName) -> Result<u32, CompileError> {
     match backends.iter().map(|backend| backend.weight).fold(0, u32::saturating_add) {
-        0 => Err(CompileError::Weights(origin.text.clone())),
+        0 => Err(CompileError::Weights(rule_name.text.clone())),
         total => Ok(total),
     }
 }
@@ -292,11 +292,11 @@ impl PathMatch {
         })
     }
 
-    /// Whether it takes a path (without query).
-    pub(crate) fn takes(&self, path: &str) -> bool {
+    /// Whether the condition matches a path (without query).
+    pub(crate) fn matches(&self, path: &str) -> bool {
         match self {
             Self::Exact(exact) => path == exact,
-            // `/` is everything, `*` of OPTIONS too.
+            // `/` matches everything, including `*` of OPTIONS.
             Self::Prefix(prefix) if prefix.is_empty() => true,
             Self::Prefix(prefix) => {
                 path.strip_prefix(prefix.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
@@ -316,7 +316,7 @@ impl ValueTest {
         })
     }
 
-    /// A condition on a header's value. That of a host is in the form in which hosts are looked at.
+    /// Compiles a condition on a header. Conditions on Host compare canonical hosts.
     pub(crate) fn of_header(name: &HeaderName, test: wire::ValueTest) -> Result<Self, CompileError> {
         match test {
             wire::ValueTest::Exact(host) if *name == header::HOST => {
@@ -329,8 +329,8 @@ impl ValueTest {
         }
     }
 
-    /// Whether it holds for one value, where there is one.
-    pub(crate) fn holds(&self, value: &[u8]) -> bool {
+    /// Whether the condition matches a value that is present.
+    pub(crate) fn matches(&self, value: &[u8]) -> bool {
         match self {
             Self::Exact(expected) => expected.as_bytes() == value,
             Self::Regex(regex) => std::str::from_utf8(value).is_ok_and(|value| regex.is_match(value)),
@@ -358,38 +358,38 @@ impl Rule {
             retry,
             hedge,
         } = rule;
-        let origin = Origin::new("MeshRoute", &route.namespace, &route.name, &name);
+        let rule_name = RuleName::new("MeshRoute", &route.namespace, &route.name, &name);
         Ok(Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             request_edit: Edit::compile(request_headers)?,
             response_edit: Edit::compile(response_headers)?,
             protected: None,
-            filters: Filters::compile(&origin.text, cors, rate_limit, fault, mirrors)?,
-            action: Action::compile(action, &origin)?,
+            filters: Filters::compile(&rule_name.text, cors, rate_limit, fault, mirrors)?,
+            action: Action::compile(action, &rule_name)?,
             request_timeout: request_timeout_ms.map(Duration::from_millis),
             attempt_timeout: attempt_timeout_ms.map(Duration::from_millis),
             retry: retry.map(Retry::compile).transpose()?,
             hedge: hedge
                 .map(|wire::Hedge { after_ms, attempts }| Hedge { after: Duration::from_millis(after_ms), attempts }),
-            origin: Arc::new(origin),
+            name: Arc::new(rule_name),
         })
     }
 }
 
-impl Origin {
+impl RuleName {
     pub(crate) fn new(kind: &str, namespace: &str, name: &str, rule: &str) -> Self {
         let text = format!("{kind}/{namespace}/{name}/{rule}");
-        // Names of Kubernetes objects are DNS labels, which are fit for a header.
+        // Kubernetes object names are DNS names, which are valid in a header.
         let header = HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("unknown"));
         Self { text, header }
     }
 }
 
 impl Action {
-    fn compile(action: wire::Action, origin: &Origin) -> Result<Self, CompileError> {
+    fn compile(action: wire::Action, rule_name: &RuleName) -> Result<Self, CompileError> {
         Ok(match action {
             wire::Action::Forward { backends, rewrite } => {
-                let total = total(&backends, origin)?;
+                let total = total(&backends, rule_name)?;
                 Self::Forward {
                     backends: backends.into_iter().map(Backend::compile).collect(),
                     total,
@@ -461,15 +461,15 @@ impl Edit {
         })
     }
 
-    /// The headers that it changes.
+    /// The headers that the edits change.
     fn names(&self) -> impl Iterator<Item = &HeaderName> {
         self.remove.iter().chain(self.set.iter().chain(&self.add).map(|(name, _)| name))
     }
 
-    /// Makes the changes to a request. What it removes or replaces is not there under another spelling of its name either.
+    /// Applies the edits to a request. Other spellings of a removed or replaced name (`-` and `_`) are removed too.
     pub(crate) fn apply_to_request(&self, headers: &mut HeaderMap) {
-        let takes_away = !self.remove.is_empty() || !self.set.is_empty();
-        if takes_away && headers.keys().any(|name| name.as_str().contains('_')) {
+        let removes = !self.remove.is_empty() || !self.set.is_empty();
+        if removes && headers.keys().any(|name| name.as_str().contains('_')) {
             let gone = || self.remove.iter().chain(self.set.iter().map(|(name, _)| name));
             let respelled = |other: &&HeaderName| gone().any(|name| name != *other && is_same_name(name, other));
             while let Some(name) = headers.keys().find(respelled).cloned() {
@@ -479,7 +479,7 @@ impl Edit {
         self.apply(headers);
     }
 
-    /// Makes the changes: removes, then sets, then adds.
+    /// Applies the edits: removes, then sets, then adds.
     pub(crate) fn apply(&self, headers: &mut HeaderMap) {
         for name in &self.remove {
             headers.remove(name);
@@ -493,7 +493,7 @@ impl Edit {
     }
 }
 
-/// Compiles conditions on headers; of several on one name the first counts.
+/// Compiles header conditions. Of several on one name, the first counts.
 fn compile_headers(headers: Vec<wire::ValueMatch>) -> Result<Box<[(HeaderName, ValueTest)]>, CompileError> {
     let mut compiled: Vec<(HeaderName, ValueTest)> = Vec::with_capacity(headers.len());
     for wire::ValueMatch { name, test } in headers {
@@ -519,7 +519,7 @@ fn compile_regex_by(pattern: &str, ignores_case: bool) -> Result<Regex, CompileE
             .build()
             .map_err(|source| CompileError::Regex { pattern: pattern.to_owned(), source: Box::new(source) })
     };
-    // By itself first: `a)|(b` compiles between the anchors, and escapes them.
+    // The pattern alone first: `a)|(b` compiles only between the anchors, and would escape them.
     compile(pattern)?;
     compile(&format!("^(?:{pattern})$"))
 }
@@ -528,7 +528,7 @@ pub(crate) fn parse_name(name: &str) -> Result<HeaderName, CompileError> {
     HeaderName::from_bytes(name.as_bytes()).map_err(|_| CompileError::Header(name.to_owned()))
 }
 
-/// Blanks around it are no part of a value: HTTP/1.1 takes them away, and HTTP/2 refuses the message.
+/// Trims spaces and tabs: HTTP/1.1 ignores them around a value, and HTTP/2 refuses a message with them.
 pub(crate) fn parse_value(value: &str) -> Result<HeaderValue, CompileError> {
     HeaderValue::from_str(value.trim_matches([' ', '\t'])).map_err(|_| CompileError::Header(value.to_owned()))
 }
@@ -547,7 +547,7 @@ mod tests {
 
     fn check_path(condition: wire::PathMatch, path: &str, expected: bool) {
         let compiled = PathMatch::compile(condition.clone()).expect("compiles");
-        assert_eq!(compiled.takes(path), expected, "{condition:?} and {path}");
+        assert_eq!(compiled.matches(path), expected, "{condition:?} and {path}");
     }
 
     #[test]
@@ -573,7 +573,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_expression_refuses_the_table() {
+    fn invalid_expressions_are_refused() {
         let table = wire::RouteTable {
             matches: vec![wire::Match { path: Some(wire::PathMatch::Regex("(".into())), ..wire::Match::default() }],
             ..wire::RouteTable::default()
@@ -585,7 +585,7 @@ mod tests {
     }
 
     #[test]
-    fn server_names_lead_to_their_rules() {
+    fn server_names_match_exactly_or_by_longest_wildcard() {
         let rule = |name: &str| {
             let backend = serde_json::json!({"weight": 1, "target": {"invalid": "nowhere"}});
             serde_json::json!({"route": {"namespace": "n", "name": "r"}, "name": name, "backends": [backend]})
@@ -602,7 +602,7 @@ mod tests {
         });
         let routes = Routes::compile(serde_json::from_value(table).expect("a table")).expect("compiles");
         let streams = routes.streams.expect("rules for connections");
-        let by = |name: &str| streams.named(name).map(|rule| rule.origin.text.clone());
+        let by = |name: &str| streams.sni_rule(name).map(|rule| rule.name.text.clone());
         for (name, expected) in [
             ("shop.example", Some("0")),
             ("a.shop.example", Some("1")),
@@ -615,7 +615,7 @@ mod tests {
         ] {
             assert_eq!(by(name), expected.map(|rule| format!("MeshRoute/n/r/{rule}")), "{name}");
         }
-        assert_eq!(streams.others().map(|rule| rule.origin.text.as_str()), Some("MeshRoute/n/r/3"));
+        assert_eq!(streams.default_rule().map(|rule| rule.name.text.as_str()), Some("MeshRoute/n/r/3"));
         let stray = wire::RouteTable { tcp: Some(0), ..wire::RouteTable::default() };
         assert!(matches!(Routes::compile(stray), Err(CompileError::Rule(0))));
     }

@@ -14,7 +14,7 @@ use crate::downstream::Downstream;
 use crate::http::forward::RequestLog;
 use crate::http::respond::Reason;
 use crate::http1::parse::BadMessage;
-use crate::table::route::Origin;
+use crate::table::route::RuleName;
 use crate::tcp::{RelayError, Relayed};
 
 /// The value of `via` for the Service's own address (ClusterIP), where the kernel picks the endpoint.
@@ -27,7 +27,7 @@ pub(crate) struct ConnectionLog {
     pub(crate) endpoint: Option<SocketAddr>,
     /// How the connection was routed, if not by picking an endpoint.
     pub(crate) via: Option<&'static str>,
-    pub(crate) origin: Option<Arc<Origin>>,
+    pub(crate) rule_name: Option<Arc<RuleName>>,
     pub(crate) reason: Option<Reason>,
     /// The I/O error behind `reason`, if there is one.
     pub(crate) error: Option<io::Error>,
@@ -47,7 +47,7 @@ impl ConnectionLog {
             cluster: None,
             endpoint: None,
             via: None,
-            origin: None,
+            rule_name: None,
             reason: None,
             error: None,
             server_name: None,
@@ -97,7 +97,7 @@ pub(crate) fn request(note: &Note, bytes: u64) {
         host,
         path = note.uri.path(),
         status = note.status,
-        source = note.origin.as_ref().map(|origin| origin.text.as_str()),
+        source = note.rule_name.as_ref().map(|rule_name| rule_name.text.as_str()),
         reason = note.reason.map(Reason::as_str),
         fault_delay_ms = note.fault_delay.map(|delay| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)),
         broken = note.body_error,
@@ -145,7 +145,7 @@ pub(crate) fn connection(note: ConnectionLog) {
         direction = downstream.direction.as_str(),
         src.addr = %downstream.peer,
         dst.addr = %downstream.destination,
-        source = note.origin.as_ref().map(|origin| origin.text.as_str()),
+        source = note.rule_name.as_ref().map(|rule_name| rule_name.text.as_str()),
         reason = note.reason.map(Reason::as_str),
         error = note.error.as_ref().map(tracing::field::display),
         server_name = note.server_name.as_deref(),

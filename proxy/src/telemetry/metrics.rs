@@ -365,7 +365,7 @@ impl Handles {
         }
         let handle = handles.entry(key).or_insert_with_key(|key| {
             let service = note.cluster.as_deref().unwrap_or_default().to_owned();
-            let source = note.origin.as_ref().map(|origin| origin.text.clone()).unwrap_or_default();
+            let source = note.rule_name.as_ref().map(|rule_name| rule_name.text.clone()).unwrap_or_default();
             let labels = RequestLabels {
                 direction: key.direction,
                 service: service.clone(),
