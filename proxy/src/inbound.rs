@@ -93,19 +93,19 @@ async fn accept_tls(
     config: &Arc<ServerConfig>,
 ) -> Option<(Stream, Option<Verdict>)> {
     let shared = &downstream.worker.shared;
-    let mut note = ConnectionLog::new(downstream);
+    let mut log = ConnectionNote::new(downstream);
     if shared.memory.is_exhausted() {
-        note.reason = Some(Reason::Overload);
+        log.reason = Some(Reason::Overload);
     } else {
         match tls::accept(stream, config, shared.timeouts.head).await {
             Ok(accepted) => return Some(accepted),
             Err(error) => {
-                note.reason = Some(Reason::TlsHandshake);
-                note.error = Some(error);
+                log.reason = Some(Reason::TlsHandshake);
+                log.error = Some(error);
             }
         }
     }
-    access::connection(note);
+    access::connection(log);
     None
 }
 
@@ -122,18 +122,18 @@ async fn connect_if_allowed(downstream: &Downstream) -> Option<TcpStream> {
 /// Relays a TCP connection to the application.
 async fn relay_tcp(downstream: &Rc<Downstream>, stream: Prefixed, upstream: Option<TcpStream>) {
     let (shared, destination) = (&downstream.worker.shared, downstream.destination);
-    let mut note = ConnectionLog::new(downstream);
+    let mut log = ConnectionNote::new(downstream);
     if shared.memory.is_exhausted() {
-        note.reason = Some(Reason::Overload);
-        return access::connection(note);
+        log.reason = Some(Reason::Overload);
+        return access::connection(log);
     }
     let inbound = shared.store.load().inbound.clone();
     match inbound.policies.check_tcp(destination.port()) {
         PolicyVerdict::Allowed => {}
         PolicyVerdict::Denied(rule) | PolicyVerdict::NotAllowed(rule) => {
-            note.rule_name = Some(rule.clone());
-            note.reason = Some(Reason::PolicyDenied);
-            return access::connection(note);
+            log.rule_name = Some(rule.clone());
+            log.reason = Some(Reason::PolicyDenied);
+            return access::connection(log);
         }
     }
     let upstream = match upstream {
@@ -142,12 +142,12 @@ async fn relay_tcp(downstream: &Rc<Downstream>, stream: Prefixed, upstream: Opti
     };
     match upstream {
         Ok(upstream) => {
-            note.endpoint = Some(destination);
-            note.relayed(tcp::relay(stream.into_end(), upstream.into(), shared.timeouts.idle, &shared.drain).await);
+            log.endpoint = Some(destination);
+            log.relayed(tcp::relay(stream.into_end(), upstream.into(), shared.timeouts.idle, &shared.drain).await);
         }
-        Err(_) => note.reason = Some(Reason::ConnectFailed),
+        Err(_) => log.reason = Some(Reason::ConnectFailed),
     }
-    access::connection(note);
+    access::connection(log);
 }
 
 /// Responds to one request.

@@ -147,11 +147,11 @@ async fn by_stream_rules(
     streams: &Streams,
 ) -> Option<Http> {
     let idle = downstream.worker.shared.timeouts.idle;
-    let mut note = ConnectionNote::new(downstream);
+    let mut log = ConnectionNote::new(downstream);
     // A port declared as TCP is never treated as HTTP.
     let is_http = port.protocol != Protocol::Tcp && (!routes.matches.is_empty() || streams.default_rule().is_none());
     if !streams.has_sni_rules() && !is_http {
-        relay_by_rule(stream, note, streams.default_rule()).await;
+        relay_by_rule(stream, log, streams.default_rule()).await;
         return None;
     }
     let limit = if streams.default_rule().is_some() { CLIENT_FIRST_TIMEOUT } else { idle };
@@ -160,14 +160,14 @@ async fn by_stream_rules(
         // The server may speak first.
         (Ok(Peek::Silent), Some(rule)) => {
             let Ok((cluster, subset)) = choose_backend(&downstream.worker, rule).await else {
-                relay_by_rule(stream, note, streams.default_rule()).await;
+                relay_by_rule(stream, log, streams.default_rule()).await;
                 return None;
             };
             match Box::pin(await_first_speaker(downstream, &mut stream, &cluster, subset)).await {
                 (FirstSpeaker::Client(verdict), _) => verdict,
                 (FirstSpeaker::Server, upstream) => {
-                    note.rule_name = Some(rule.name.clone());
-                    Box::pin(relay_tcp(stream, note, &cluster, subset, upstream)).await;
+                    log.rule_name = Some(rule.name.clone());
+                    Box::pin(relay_tcp(stream, log, &cluster, subset, upstream)).await;
                     return None;
                 }
                 (FirstSpeaker::Neither, _) => return None,
@@ -179,24 +179,24 @@ async fn by_stream_rules(
         return Some(Http { stream, http2: verdict == Verdict::Http2, port });
     }
     let hello = if streams.has_sni_rules() { stream.client_hello().await } else { Ok(Hello::None) };
-    note.reason = match hello {
+    log.reason = match hello {
         Ok(Hello::Name(name)) => {
             let rule = streams.sni_rule(&name);
-            note.server_name = Some(name);
+            log.server_name = Some(name);
             if rule.is_some() {
-                relay_by_rule(stream, note, rule).await;
+                relay_by_rule(stream, log, rule).await;
                 return None;
             }
             Some(Reason::NoRoute)
         }
         Ok(Hello::NoName) => Some(Reason::NoServerName),
         Ok(Hello::None | Hello::NeedMore) => {
-            relay_by_rule(stream, note, streams.default_rule()).await;
+            relay_by_rule(stream, log, streams.default_rule()).await;
             return None;
         }
         Err(_) => return None,
     };
-    access::connection(note);
+    access::connection(log);
     // Tells the client in TLS why the connection ends. It is closed whether or not the client reads the alert.
     let _ = stream.write_all(&UNRECOGNIZED_NAME).await;
     let _ = stream.shutdown().await;
@@ -204,17 +204,17 @@ async fn by_stream_rules(
 }
 
 /// Relays a connection to a backend of its rule. None: no rule matches.
-async fn relay_by_rule(stream: Prefixed, mut note: ConnectionNote, rule: Option<&StreamRule>) {
+async fn relay_by_rule(stream: Prefixed, mut log: ConnectionNote, rule: Option<&StreamRule>) {
     let Some(rule) = rule else {
-        note.reason = Some(Reason::NoRoute);
-        return access::connection(note);
+        log.reason = Some(Reason::NoRoute);
+        return access::connection(log);
     };
-    note.rule_name = Some(rule.name.clone());
-    match choose_backend(&note.downstream.worker, rule).await {
-        Ok((cluster, subset)) => relay_tcp(stream, note, &cluster, subset, None).await,
+    log.rule_name = Some(rule.name.clone());
+    match choose_backend(&log.downstream.worker, rule).await {
+        Ok((cluster, subset)) => relay_tcp(stream, log, &cluster, subset, None).await,
         Err(reason) => {
-            note.reason = Some(reason);
-            access::connection(note);
+            log.reason = Some(reason);
+            access::connection(log);
         }
     }
 }
@@ -313,22 +313,22 @@ pub(crate) async fn connect(
 /// Relays a TCP connection to a cluster.
 async fn relay_tcp(
     stream: Prefixed,
-    mut note: ConnectionLog,
+    mut log: ConnectionNote,
     cluster: &Arc<Cluster>,
     subset: Option<&str>,
     upstream: Option<(SocketAddr, TcpStream)>,
 ) {
-    let downstream = note.downstream.clone();
+    let downstream = log.downstream.clone();
     let shared = &downstream.worker.shared;
-    note.cluster = Some(cluster.name.clone());
+    log.cluster = Some(cluster.name.clone());
     if shared.memory.is_exhausted() {
-        note.reason = Some(Reason::Overload);
-        return access::connection(note);
+        log.reason = Some(Reason::Overload);
+        return access::connection(log);
     }
     let load = downstream.worker.cluster(cluster).shared.clone();
     let Some(_permit) = load.admit(Kind::Connection, cluster.limits.max_connections) else {
-        note.reason = Some(Reason::Overflow);
-        return access::connection(note);
+        log.reason = Some(Reason::Overflow);
+        return access::connection(log);
     };
     let connected = match upstream {
         Some(upstream) => Ok(upstream),
@@ -336,30 +336,30 @@ async fn relay_tcp(
     };
     match connected {
         Ok((address, upstream)) => {
-            note.endpoint = Some(address);
-            note.via = (Some(address) == cluster.address).then_some(access::SERVICE_ADDRESS);
-            note.relayed(tcp::relay(stream.into_end(), upstream.into(), shared.timeouts.idle, &shared.drain).await);
+            log.endpoint = Some(address);
+            log.via = (Some(address) == cluster.address).then_some(access::SERVICE_ADDRESS);
+            log.relayed(tcp::relay(stream.into_end(), upstream.into(), shared.timeouts.idle, &shared.drain).await);
         }
         Err((reason, endpoint)) => {
-            note.endpoint = endpoint;
-            note.reason = Some(reason);
+            log.endpoint = endpoint;
+            log.reason = Some(reason);
         }
     }
-    access::connection(note);
+    access::connection(log);
 }
 
 /// Relays a TCP connection to its original destination outside the mesh.
 async fn passthrough(downstream: &Rc<Downstream>, stream: Prefixed) {
     let shared = &downstream.worker.shared;
-    let mut note = ConnectionLog::new(downstream);
-    note.endpoint = Some(downstream.destination);
+    let mut log = ConnectionNote::new(downstream);
+    log.endpoint = Some(downstream.destination);
     match open(downstream.destination, PASSTHROUGH_TIMEOUT).await {
         Ok(upstream) => {
-            note.relayed(tcp::relay(stream.into_end(), upstream.into(), shared.timeouts.idle, &shared.drain).await);
+            log.relayed(tcp::relay(stream.into_end(), upstream.into(), shared.timeouts.idle, &shared.drain).await);
         }
-        Err(_) => note.reason = Some(Reason::ConnectFailed),
+        Err(_) => log.reason = Some(Reason::ConnectFailed),
     }
-    access::connection(note);
+    access::connection(log);
 }
 
 /// The cluster that a route names. Opens its namespace first if necessary.

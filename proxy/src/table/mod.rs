@@ -91,7 +91,7 @@ pub(crate) struct Cluster {
     pub(crate) has_endpoints_elsewhere: bool,
     /// Priority of each endpoint for this proxy: 0 own node, 1 own zone, 2 elsewhere. Empty: not configured, or node
     /// and zone are unknown.
-    pub(crate) levels: Box<[u8]>,
+    pub(crate) priorities: Box<[u8]>,
     /// Which endpoints are pods with a proxy.
     pub(crate) with_proxy: Box<[bool]>,
     /// Length of the prefix of `endpoints` for requests without a subset.
@@ -302,7 +302,7 @@ impl Cluster {
             members.truncate(members.partition_point(|at| Some(rank(&endpoints[*at])) == best));
         }
         let best = endpoints.first().map(rank);
-        let level = |endpoint: &wire::Endpoint| {
+        let priority = |endpoint: &wire::Endpoint| {
             let is_preferred = |own: Option<&str>, one: &Option<String>, several: &[String]| {
                 own.is_some_and(|own| one.as_deref() == Some(own) || several.iter().any(|name| name == own))
             };
@@ -312,7 +312,7 @@ impl Cluster {
                 _ => 2,
             }
         };
-        let has_levels = *prefer_same_node && node.is_some() || *prefer_same_zone && zone.is_some();
+        let has_priorities = *prefer_same_node && node.is_some() || *prefer_same_zone && zone.is_some();
         let hash_on = match hash_on {
             None => None,
             Some(on) => Some(HashOn::compile(on).ok_or_else(|| CompileError::Header(format!("{on:?}")))?),
@@ -335,7 +335,7 @@ impl Cluster {
             address: None,
             has_endpoints_elsewhere,
             usable: endpoints.partition_point(|endpoint| Some(rank(endpoint)) == best),
-            levels: if has_levels { endpoints.iter().map(level).collect() } else { Box::default() },
+            priorities: if has_priorities { endpoints.iter().map(priority).collect() } else { Box::default() },
             with_proxy: endpoints.iter().map(|endpoint| endpoint.has_proxy).collect(),
             endpoints: endpoints.into_iter().map(|endpoint| endpoint.address).collect(),
             subsets: members,
@@ -479,7 +479,7 @@ mod tests {
 
     #[test]
     fn endpoints_in_the_same_zone_come_first() {
-        let levels = |zone: Option<&str>, prefer: bool| {
+        let priorities = |zone: Option<&str>, prefer: bool| {
             let export = serde_json::json!({"services": [{
                 "name": "s", "settings": {"preferSameZone": prefer}, "ports": [{"port": 80, "endpoints": [
                     {"address": "198.18.128.2:80", "zone": "a"}, {"address": "198.18.128.3:80", "zone": "b"}
@@ -489,12 +489,12 @@ mod tests {
             Namespace::compile(&pod, "n", serde_json::from_value(export).expect("a document"))
                 .expect("compiles")
                 .only_cluster()
-                .levels
+                .priorities
                 .clone()
         };
-        assert_eq!(*levels(Some("b"), true), [2, 1]);
-        assert!(levels(Some("b"), false).is_empty(), "not configured");
-        assert!(levels(None, true).is_empty(), "own zone unknown");
+        assert_eq!(*priorities(Some("b"), true), [2, 1]);
+        assert!(priorities(Some("b"), false).is_empty(), "not configured");
+        assert!(priorities(None, true).is_empty(), "own zone unknown");
     }
 
     #[test]

@@ -511,27 +511,27 @@ mod tests {
         let source = Source::Directory(folder.clone());
         let (store, updater) = Updater::new(pod, source, None, metrics, readiness.part("configuration"));
         let updater = tokio::spawn(updater.run());
-        let levels = async |expected: &[u8]| {
+        let priorities = async |expected: &[u8]| {
             for _ in 0..500 {
                 let table = store.load();
                 let port = table.port("198.19.0.1:80".parse().expect("an address"));
-                if port.is_some_and(|port| *port.cluster.levels == *expected) {
+                if port.is_some_and(|port| *port.cluster.priorities == *expected) {
                     return;
                 }
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
             panic!("never {expected:?}");
         };
-        levels(&[]).await;
+        priorities(&[]).await;
         write("i.shop", json!({"zones": {"a": ["node-1"], "b": ["node-2"]}}));
-        levels(&[2, 1]).await;
+        priorities(&[2, 1]).await;
         write("i.shop", json!({"zones": {"a": ["node-1", "node-2"]}}));
-        levels(&[1, 2]).await;
+        priorities(&[1, 2]).await;
         write("i.shop", json!({"dependencies": ["bank"]}));
         while !store.load().inbound.dependencies.iter().any(|name| **name == *"bank") {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        levels(&[1, 2]).await;
+        priorities(&[1, 2]).await;
         updater.abort();
         std::fs::remove_dir_all(folder).expect("removed");
     }
