@@ -154,16 +154,16 @@ async fn relay_tcp(downstream: &Rc<Downstream>, stream: Prefixed, upstream: Opti
 async fn respond(downstream: Rc<Downstream>, request: Box<Request<Incoming>>) -> Response<ResponseBody> {
     let (worker, destination) = (&downstream.worker, downstream.destination);
     let host = head::authority(&request);
-    let mut finish = RequestGuard::new(downstream.clone(), &request, host.clone());
+    let mut guard = Finish::new(downstream.clone(), &request, host.clone());
     if worker.shared.memory.is_exhausted() {
-        return Answer::new(Reason::Overload, "the memory of the proxy is exhausted").into_response(finish);
+        return Answer::new(Reason::Overload, "the memory of the proxy is exhausted").into_response(guard);
     }
     if request.method() == Method::CONNECT {
         let text = "CONNECT tunnels are opened by the client's proxy; none is accepted here";
-        return Answer::new(Reason::ConnectRefused, text).into_response(finish);
+        return Answer::new(Reason::ConnectRefused, text).into_response(guard);
     }
     if let Err(head::BadHead(text)) = head::check(&request) {
-        return Answer::new(Reason::BadRequest, text).into_response(finish);
+        return Answer::new(Reason::BadRequest, text).into_response(guard);
     }
     let inbound = worker.shared.store.load().inbound.clone();
     let uri = request.uri();
@@ -173,7 +173,7 @@ async fn respond(downstream: Rc<Downstream>, request: Box<Request<Incoming>>) ->
         Ok(judged) => judged,
         Err(TooManyReadings) => {
             let text = "the path has too many possible readings to be checked against policies";
-            return Answer::new(Reason::BadRequest, text).into_response(finish);
+            return Answer::new(Reason::BadRequest, text).into_response(guard);
         }
     };
     let (rule, text) = match judged.verdict {
@@ -182,14 +182,14 @@ async fn respond(downstream: Rc<Downstream>, request: Box<Request<Incoming>>) ->
         PolicyVerdict::NotAllowed(rule) => (Some(rule), "no policy allows the request"),
     };
     if let Some(rule) = rule {
-        finish.decided(0, rule);
+        guard.decided(0, rule);
         let text = match judged.reading {
             Some(reading) if reading.len() <= READING_BYTES_MAX && reading != head.path => {
                 format!("{text}: its path can be read as {reading}")
             }
             _ => text.to_owned(),
         };
-        return Answer::new(Reason::PolicyDenied, text).into_response(finish);
+        return Answer::new(Reason::PolicyDenied, text).into_response(guard);
     }
     let plan = Plan {
         upstream: Upstream::Local(worker.local(destination)),
@@ -203,5 +203,5 @@ async fn respond(downstream: Rc<Downstream>, request: Box<Request<Incoming>>) ->
         attempt_timeout: None,
         retry: None,
     };
-    forward(request, plan, finish).await
+    forward(request, plan, guard).await
 }

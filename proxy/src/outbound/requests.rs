@@ -32,28 +32,28 @@ pub(super) async fn respond(
 ) -> Response<ResponseBody> {
     let (worker, destination) = (&downstream.worker, downstream.destination);
     let host = head::authority(&request);
-    let mut finish = RequestGuard::new(downstream.clone(), &request, host.clone());
+    let mut guard = Finish::new(downstream.clone(), &request, host.clone());
     if worker.shared.memory.is_exhausted() {
-        return Answer::new(Reason::Overload, "the memory of the proxy is exhausted").into_response(finish);
+        return Answer::new(Reason::Overload, "the memory of the proxy is exhausted").into_response(guard);
     }
     if let Err(head::BadHead(text)) = head::check(&request) {
-        return Answer::new(Reason::BadRequest, text).into_response(finish);
+        return Answer::new(Reason::BadRequest, text).into_response(guard);
     }
     let is_connect = request.method() == Method::CONNECT;
     if is_connect && let Err(head::BadHead(text)) = head::check_connect(&request) {
-        return Answer::new(Reason::BadRequest, text).into_response(finish);
+        return Answer::new(Reason::BadRequest, text).into_response(guard);
     }
     let table = worker.shared.store.load();
     // The newest version of the port: a connection outlives many tables.
     let port = table.port(destination).cloned().unwrap_or(port);
-    finish.log.cluster = Some(port.cluster.name.clone());
+    guard.note.cluster = Some(port.cluster.name.clone());
     let routes = table.routes(&port).cloned();
     let uri = request.uri().clone();
     let Some(routes) = routes.as_deref() else {
         if is_connect {
-            return tunnel::refusal().into_response(finish);
+            return tunnel::refusal().into_response(guard);
         }
-        return send_to_cluster(worker, request, &port.cluster, None, None, None, host, finish).await;
+        return send_to_cluster(worker, request, &port.cluster, None, None, None, host, guard).await;
     };
     let head =
         RequestHead { method: request.method(), path: uri.path(), query: uri.query(), headers: request.headers() };
@@ -65,20 +65,20 @@ pub(super) async fn respond(
         preflight_decision.filter(|decision| decision.rule.filters.as_ref().is_some_and(|it| it.cors.is_some()));
     let Some(decision) = preflight_decision.or_else(|| decide(routes, &head)) else {
         if is_connect {
-            return tunnel::refusal().into_response(finish);
+            return tunnel::refusal().into_response(guard);
         }
         return Answer::new(
             Reason::NoRoute,
             format!("no rule of the routes for {} matches the request", port.cluster.name),
         )
-        .into_response(finish);
+        .into_response(guard);
     };
-    finish.decided(decision.rule.id, &decision.rule.name);
+    guard.decided(decision.rule.id, &decision.rule.name);
     match decision.rule.filters.as_deref() {
-        None => run_action(worker, request, &decision, &uri, host, destination.port(), finish).await,
+        None => run_action(worker, request, &decision, &uri, host, destination.port(), guard).await,
         Some(filters) => {
             // Boxed, so that requests without filters do not carry the space for them.
-            Box::pin(apply_filters(worker, request, filters, &decision, &uri, host, destination.port(), finish)).await
+            Box::pin(apply_filters(worker, request, filters, &decision, &uri, host, destination.port(), guard)).await
         }
     }
 }
@@ -93,7 +93,7 @@ async fn apply_filters(
     uri: &http::Uri,
     host: Option<HeaderValue>,
     port: u16,
-    finish: Box<RequestGuard>,
+    guard: Box<Finish>,
 ) -> Response<ResponseBody> {
     if let Some(cors) = &filters.cors
         && cors::preflight(request.method(), request.headers()).is_some()
@@ -102,20 +102,20 @@ async fn apply_filters(
             Ok(headers) => (Reason::CorsPreflight, headers),
             Err(headers) => (Reason::CorsRefused, headers),
         };
-        return Answer { headers, ..Answer::new(reason, "") }.into_response(finish);
+        return Answer { headers, ..Answer::new(reason, "") }.into_response(guard);
     }
     let origin = filters.cors.as_ref().and_then(|_| request.headers().get(header::ORIGIN).cloned());
     let limit = filters.rate_limit.as_ref();
     let limit_status = limit.map(|limit| {
         // The exact time: many requests may be admitted within one clock tick.
-        let (peer, now) = (finish.note.downstream.peer.ip(), worker.shared.started.elapsed());
+        let (peer, now) = (guard.note.downstream.peer.ip(), worker.shared.started.elapsed());
         limit.take(&worker.shared.limiters, request.headers(), uri.query(), peer, now)
     });
     let mut response = match limit_status {
         Some(limit_status) if !limit_status.admitted => {
-            Answer::new(Reason::RateLimited, "the rate limit of the rule is exceeded").into_response(finish)
+            Answer::new(Reason::RateLimited, "the rate limit of the rule is exceeded").into_response(guard)
         }
-        _ => inject_and_mirror(worker, request, filters, decision, uri, host, port, finish).await,
+        _ => inject_and_mirror(worker, request, filters, decision, uri, host, port, guard).await,
     };
     if let Some(limit_status) = limit_status {
         limit_status.add_headers(response.headers_mut());
@@ -136,33 +136,33 @@ async fn inject_and_mirror(
     uri: &http::Uri,
     host: Option<HeaderValue>,
     port: u16,
-    mut finish: Box<RequestGuard>,
+    mut guard: Box<Finish>,
 ) -> Response<ResponseBody> {
     if let Some(fault) = &filters.fault {
         let injected = fault.sample(&mut worker.chance.borrow_mut());
         if let Some(delay) = injected.delay {
-            finish.note.fault_delay = Some(delay);
-            let (begun, until) = (finish.note.started, Instant::now() + delay);
+            guard.note.fault_delay = Some(delay);
+            let (begun, until) = (guard.note.started, Instant::now() + delay);
             let deadline = decision.rule.request_timeout.map(|timeout| begun + timeout);
             tokio::time::sleep_until(deadline.map_or(until, |deadline| deadline.min(until))).await;
             if deadline.is_some_and(|deadline| deadline < until) {
                 let text = "the request timeout expired during an injected delay";
-                return Answer::new(Reason::RequestTimeout, text).into_response(finish);
+                return Answer::new(Reason::RequestTimeout, text).into_response(guard);
             }
         }
         if let Some(status) = injected.abort {
             let answer = Answer::new(Reason::Fault, "an injected fault of the rule");
-            return Answer { status: Some(status), ..answer }.into_response(finish);
+            return Answer { status: Some(status), ..answer }.into_response(guard);
         }
     }
     // An upgraded connection cannot be mirrored: its responses drive the client.
     if !filters.mirrors.is_empty() && head::wants_upgrade(request.version(), request.headers()).is_none() {
         let http2 = request.version() == Version::HTTP_2;
         if let Some(shadows) = Shadows::sample(worker, &filters.mirrors, decision.rule, http2) {
-            finish.mirror(shadows);
+            guard.mirror(shadows);
         }
     }
-    run_action(worker, request, decision, uri, host, port, finish).await
+    run_action(worker, request, decision, uri, host, port, guard).await
 }
 
 /// Runs the action of a rule.
@@ -173,7 +173,7 @@ async fn run_action(
     uri: &http::Uri,
     host: Option<HeaderValue>,
     port: u16,
-    mut finish: Box<RequestGuard>,
+    mut guard: Box<Finish>,
 ) -> Response<ResponseBody> {
     let rule = decision.rule;
     match &rule.action {
@@ -183,10 +183,10 @@ async fn run_action(
                 answer.status = Some(redirect.status);
                 answer.headers.insert(header::LOCATION, location);
                 rule.response_edit.apply(&mut answer.headers);
-                answer.into_response(finish)
+                answer.into_response(guard)
             }
             None => Answer::new(Reason::BadRequest, "the redirect needs a host, and the request has none")
-                .into_response(finish),
+                .into_response(guard),
         },
         Action::Respond { status, body } => {
             let mut answer = Answer {
@@ -196,25 +196,25 @@ async fn run_action(
                 body: body.clone(),
             };
             rule.response_edit.apply(&mut answer.headers);
-            answer.into_response(finish)
+            answer.into_response(guard)
         }
         Action::Forward { backends, total, rewrite } => {
             let backend = pick(backends, worker.rng.borrow_mut().below(*total));
             let target = match &backend.target {
                 Ok(target) => target,
-                Err(reason) => return Answer::new(Reason::BackendNotFound, reason.clone()).into_response(finish),
+                Err(reason) => return Answer::new(Reason::BackendNotFound, reason.clone()).into_response(guard),
             };
             let cluster = match find_cluster(worker, target).await {
                 Some(cluster) => cluster,
                 None => {
                     let text = format!("the configuration of {}/{} is not loaded", target.namespace, target.service.0);
-                    return Answer::new(Reason::NoEndpoints, text).into_response(finish);
+                    return Answer::new(Reason::NoEndpoints, text).into_response(guard);
                 }
             };
-            finish.log.cluster = Some(cluster.name.clone());
+            guard.note.cluster = Some(cluster.name.clone());
             if request.method() == Method::CONNECT {
                 // Boxed, so that requests do not carry the space for tunnels.
-                return Box::pin(tunnel::open(request, &cluster, target.subset.as_deref(), rule, finish)).await;
+                return Box::pin(tunnel::open(request, &cluster, target.subset.as_deref(), rule, guard)).await;
             }
             let path = match &rewrite.path {
                 None => None,
@@ -222,12 +222,12 @@ async fn run_action(
                     Some(path) => Some(path),
                     None => {
                         return Answer::new(Reason::BadRequest, "the rewritten path is not a valid path")
-                            .into_response(finish);
+                            .into_response(guard);
                     }
                 },
             };
             let host = rewrite.hostname.clone().or(host);
-            send_to_cluster(worker, request, &cluster, target.subset.clone(), path, Some(rule), host, finish).await
+            send_to_cluster(worker, request, &cluster, target.subset.clone(), path, Some(rule), host, guard).await
         }
     }
 }
@@ -242,18 +242,18 @@ async fn send_to_cluster(
     path: Option<PathAndQuery>,
     rule: Option<&Rule>,
     host: Option<HeaderValue>,
-    mut finish: Box<RequestGuard>,
+    mut guard: Box<Finish>,
 ) -> Response<ResponseBody> {
     let state = worker.cluster(cluster);
-    match state.shared.admit(Kind::Request, cluster.limits.max_requests) {
-        Some(permit) => finish.hold(permit),
+    match state.load.admit(Kind::Request, cluster.limits.max_requests) {
+        Some(permit) => guard.hold(permit),
         None => {
             let text = format!(
                 "the limit of {} requests in flight to {} is reached",
                 cluster.limits.max_requests.unwrap_or(0),
                 cluster.name
             );
-            return Answer::new(Reason::Overflow, text).into_response(finish);
+            return Answer::new(Reason::Overflow, text).into_response(guard);
         }
     }
     let plan = Plan {
@@ -267,7 +267,7 @@ async fn send_to_cluster(
         retry: rule.and_then(|rule| rule.retry.as_ref()),
         upstream: Upstream::Cluster(state, subset),
     };
-    forward(request, plan, finish).await
+    forward(request, plan, guard).await
 }
 
 /// The path and query after a rewrite. The query stays.
