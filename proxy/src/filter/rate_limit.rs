@@ -69,7 +69,7 @@ pub(crate) struct Limiters {
 /// The buckets of one rule.
 #[derive(Debug, Default)]
 struct Limiter {
-    /// The bucket of requests without a key of their own.
+    /// For all requests if the rule has no key, and for keys beyond [`KEYS_MAX`].
     shared: AtomicU64,
     keyed: Mutex<KeyedBuckets>,
     /// Randomly seeded, so that a client cannot choose keys that collide.
