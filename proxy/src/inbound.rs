@@ -93,7 +93,7 @@ async fn accept_tls(
     config: &Arc<ServerConfig>,
 ) -> Option<(Stream, Option<Verdict>)> {
     let shared = &downstream.worker.shared;
-    let mut log = ConnectionNote::new(downstream);
+    let mut log = ConnectionLog::new(downstream);
     if shared.memory.is_exhausted() {
         log.reason = Some(Reason::Overload);
     } else {
@@ -122,7 +122,7 @@ async fn connect_if_allowed(downstream: &Downstream) -> Option<TcpStream> {
 /// Relays a TCP connection to the application.
 async fn relay_tcp(downstream: &Rc<Downstream>, stream: Prefixed, upstream: Option<TcpStream>) {
     let (shared, destination) = (&downstream.worker.shared, downstream.destination);
-    let mut log = ConnectionNote::new(downstream);
+    let mut log = ConnectionLog::new(downstream);
     if shared.memory.is_exhausted() {
         log.reason = Some(Reason::Overload);
         return access::connection(log);
@@ -154,7 +154,7 @@ async fn relay_tcp(downstream: &Rc<Downstream>, stream: Prefixed, upstream: Opti
 async fn respond(downstream: Rc<Downstream>, request: Box<Request<Incoming>>) -> Response<ResponseBody> {
     let (worker, destination) = (&downstream.worker, downstream.destination);
     let host = head::authority(&request);
-    let mut guard = Finish::new(downstream.clone(), &request, host.clone());
+    let mut guard = RequestGuard::new(downstream.clone(), &request, host.clone());
     if worker.shared.memory.is_exhausted() {
         return Answer::new(Reason::Overload, "the memory of the proxy is exhausted").into_response(guard);
     }
@@ -182,7 +182,7 @@ async fn respond(downstream: Rc<Downstream>, request: Box<Request<Incoming>>) ->
         PolicyVerdict::NotAllowed(rule) => (Some(rule), "no policy allows the request"),
     };
     if let Some(rule) = rule {
-        guard.decided(0, rule);
+        guard.set_rule(0, rule);
         let text = match judged.reading {
             Some(reading) if reading.len() <= READING_BYTES_MAX && reading != head.path => {
                 format!("{text}: its path can be read as {reading}")

@@ -45,7 +45,7 @@ impl AsyncRead for Multiplexed {
         let count = self.unread.len().min(out.remaining());
         out.put_slice(&self.unread[..count]);
         self.unread.advance(count);
-        self.receiving.taken(count);
+        self.receiving.release_capacity(count);
         Poll::Ready(Ok(()))
     }
 }

@@ -131,7 +131,7 @@ async fn by_protocol(
         Verdict::Http1 => Some(Http { stream, http2: false, port }),
         Verdict::Http2 => Some(Http { stream, http2: true, port }),
         Verdict::Opaque | Verdict::NeedMore => {
-            Box::pin(relay_tcp(stream, ConnectionNote::new(downstream), &port.cluster, None, upstream)).await;
+            Box::pin(relay_tcp(stream, ConnectionLog::new(downstream), &port.cluster, None, upstream)).await;
             None
         }
     }
@@ -147,7 +147,7 @@ async fn by_stream_rules(
     streams: &Streams,
 ) -> Option<Http> {
     let idle = downstream.worker.shared.timeouts.idle;
-    let mut log = ConnectionNote::new(downstream);
+    let mut log = ConnectionLog::new(downstream);
     // A port declared as TCP is never treated as HTTP.
     let is_http = port.protocol != Protocol::Tcp && (!routes.matches.is_empty() || streams.default_rule().is_none());
     if !streams.has_sni_rules() && !is_http {
@@ -178,7 +178,7 @@ async fn by_stream_rules(
     if is_http && verdict != Verdict::Opaque {
         return Some(Http { stream, http2: verdict == Verdict::Http2, port });
     }
-    let hello = if streams.has_sni_rules() { stream.client_hello().await } else { Ok(Hello::None) };
+    let hello = if streams.has_sni_rules() { stream.client_hello().await } else { Ok(Hello::NotTls) };
     log.reason = match hello {
         Ok(Hello::Name(name)) => {
             let rule = streams.sni_rule(&name);
@@ -190,7 +190,7 @@ async fn by_stream_rules(
             Some(Reason::NoRoute)
         }
         Ok(Hello::NoName) => Some(Reason::NoServerName),
-        Ok(Hello::None | Hello::NeedMore) => {
+        Ok(Hello::NotTls | Hello::NeedMore) => {
             relay_by_rule(stream, log, streams.default_rule()).await;
             return None;
         }
@@ -204,7 +204,7 @@ async fn by_stream_rules(
 }
 
 /// Relays a connection to a backend of its rule. None: no rule matches.
-async fn relay_by_rule(stream: Prefixed, mut log: ConnectionNote, rule: Option<&StreamRule>) {
+async fn relay_by_rule(stream: Prefixed, mut log: ConnectionLog, rule: Option<&StreamRule>) {
     let Some(rule) = rule else {
         log.reason = Some(Reason::NoRoute);
         return access::connection(log);
@@ -221,7 +221,7 @@ async fn relay_by_rule(stream: Prefixed, mut log: ConnectionNote, rule: Option<&
 
 /// Picks a backend of a rule by weight: its cluster and, if any, the subset.
 async fn choose_backend<'a>(worker: &Worker, rule: &'a StreamRule) -> Result<(Arc<Cluster>, Option<&'a str>), Reason> {
-    let roll = worker.chance.borrow_mut().below(rule.total);
+    let roll = worker.rng.borrow_mut().below(rule.total);
     let target = pick(&rule.backends, roll).target.as_ref().map_err(|_| Reason::BackendNotFound)?;
     let cluster = find_cluster(worker, target).await.ok_or(Reason::NoEndpoints)?;
     Ok((cluster, target.subset.as_deref()))
@@ -313,7 +313,7 @@ pub(crate) async fn connect(
 /// Relays a TCP connection to a cluster.
 async fn relay_tcp(
     stream: Prefixed,
-    mut log: ConnectionNote,
+    mut log: ConnectionLog,
     cluster: &Arc<Cluster>,
     subset: Option<&str>,
     upstream: Option<(SocketAddr, TcpStream)>,
@@ -351,7 +351,7 @@ async fn relay_tcp(
 /// Relays a TCP connection to its original destination outside the mesh.
 async fn passthrough(downstream: &Rc<Downstream>, stream: Prefixed) {
     let shared = &downstream.worker.shared;
-    let mut log = ConnectionNote::new(downstream);
+    let mut log = ConnectionLog::new(downstream);
     log.endpoint = Some(downstream.destination);
     match open(downstream.destination, PASSTHROUGH_TIMEOUT).await {
         Ok(upstream) => {

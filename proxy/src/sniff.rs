@@ -127,7 +127,7 @@ impl Prefixed {
                 Hello::NeedMore => {}
                 hello => return Ok(hello),
             }
-            let Ok(read) = tokio::time::timeout_at(until, self.read_more()).await else { return Ok(Hello::None) };
+            let Ok(read) = tokio::time::timeout_at(until, self.read_more()).await else { return Ok(Hello::NotTls) };
             if read? == 0 {
                 return Ok(Hello::NotTls);
             }

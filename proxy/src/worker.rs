@@ -37,9 +37,9 @@ const LOCAL_MAX: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) store: Arc<Store>,
-    pub(crate) loads: Loads,
+    pub(crate) clusters: SharedClusters,
     /// Of mirrored requests, which have limits of their own.
-    pub(crate) mirror_loads: Loads,
+    pub(crate) mirror_clusters: SharedClusters,
     pub(crate) limiters: Limiters,
     pub(crate) metrics: Metrics,
     pub(crate) memory: Arc<Memory>,
@@ -90,7 +90,7 @@ impl Worker {
         let worker = Rc::new(Self {
             handles: Handles::new(shared.metrics.clone()),
             shared,
-            chance: RefCell::new(Chance::new(seed)),
+            rng: RefCell::new(Rng::new(seed)),
             shadows_in_flight: Cell::new(0),
             clusters: RefCell::default(),
             mirrors: RefCell::default(),

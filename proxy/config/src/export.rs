@@ -77,29 +77,52 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// Names of the subsets that it is in, sorted.
     pub subsets: Vec<String>,
-    /// The zone of its node, if the Service prefers endpoints in the client's zone.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub zone: Option<String>,
-    /// Its node, if the Service prefers endpoints on the client's node or restricts traffic to it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub node: Option<String>,
-    /// Zones for whose clients it is meant, from hints in EndpointSlices. They replace `zone`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub for_zones: Vec<String>,
-    /// Nodes for whose clients it is meant, from hints in EndpointSlices. They replace `node`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub for_nodes: Vec<String>,
+    /// Where it is and which clients it is meant for, if the Service uses either. Boxed, because few Services do.
+    pub locality: Option<Box<Locality>>,
     /// Its pod is terminating and still serving. It receives traffic only if the request has no endpoint that is not
     /// terminating.
-    #[serde(default, skip_serializing_if = "is_default")]
     pub terminating: bool,
     /// Its node is unreachable. It receives traffic only if all endpoints for the request are lost; terminating ones
     /// come before it.
-    #[serde(default, skip_serializing_if = "is_default")]
     pub lost: bool,
     /// The pod has a proxy, so the headers that begin with `weft-` in its responses are trusted.
-    #[serde(default, skip_serializing_if = "is_default")]
     pub has_proxy: bool,
+}
+
+/// Where an endpoint is, and which clients it is meant for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Locality {
+    /// The zone of its node, if the Service prefers endpoints in the client's zone.
+    pub zone: Option<String>,
+    /// Its node, if the Service prefers endpoints on the client's node or restricts traffic to it.
+    pub node: Option<String>,
+    /// Zones for whose clients it is meant, from hints in EndpointSlices. They replace `zone`.
+    pub for_zones: Vec<String>,
+    /// Nodes for whose clients it is meant, from hints in EndpointSlices. They replace `node`.
+    pub for_nodes: Vec<String>,
+}
+
+/// An endpoint as it is written in documents.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct FlatEndpoint {
+    address: SocketAddr,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    subsets: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    zone: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    node: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    for_zones: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    for_nodes: Vec<String>,
+    #[serde(default, skip_serializing_if = "is_default")]
+    terminating: bool,
+    #[serde(default, skip_serializing_if = "is_default")]
+    lost: bool,
+    #[serde(default, skip_serializing_if = "is_default")]
+    has_proxy: bool,
 }
 
 /// Settings for traffic to a Service.
@@ -379,7 +402,7 @@ fn is_panic_percent(percent: &u32) -> bool {
 // === impl Locality ===
 
 impl Locality {
-    /// In a box, or nothing if it says nothing.
+    /// Boxed; `None` if all fields are empty.
     pub fn boxed(self) -> Option<Box<Self>> {
         (self != Self::default()).then(|| Box::new(self))
     }

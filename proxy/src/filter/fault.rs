@@ -39,8 +39,8 @@ impl Fault {
     }
 
     /// Samples the faults of the next request, delay and abort independently.
-    pub(crate) fn sample(&self, chance: &mut Chance) -> Injected {
-        let mut is_sampled = |fraction: Fraction| fraction.samples(chance);
+    pub(crate) fn sample(&self, rng: &mut Rng) -> Injected {
+        let mut is_sampled = |fraction: Fraction| fraction.samples(rng);
         Injected {
             delay: self.delay.and_then(|(duration, fraction)| is_sampled(fraction).then_some(duration)),
             abort: self.abort.and_then(|(status, fraction)| is_sampled(fraction).then_some(status)),
@@ -63,10 +63,10 @@ mod tests {
             "abort": {"status": 503, "share": {"numerator": 20, "denominator": 100}}
         }))
         .expect("a fault");
-        let mut chance = Chance::new(5);
+        let mut rng = Rng::new(5);
         let (mut delayed, mut aborted, mut both) = (0, 0, 0);
         for _ in 0..100_000 {
-            let Injected { delay, abort } = fault.sample(&mut chance);
+            let Injected { delay, abort } = fault.sample(&mut rng);
             assert!(delay.is_none_or(|delay| delay == Duration::from_millis(250)));
             assert!(abort.is_none_or(|status| status == StatusCode::SERVICE_UNAVAILABLE));
             delayed += u32::from(delay.is_some());
@@ -82,7 +82,7 @@ mod tests {
     fn absent_faults_are_not_injected() {
         assert!(fault(serde_json::json!({})).is_none());
         let all = serde_json::json!({"abort": {"status": 500, "share": {"numerator": 1, "denominator": 1}}});
-        let injected = fault(all).expect("a fault").sample(&mut Chance::new(1));
+        let injected = fault(all).expect("a fault").sample(&mut Rng::new(1));
         assert_eq!(injected, Injected { delay: None, abort: Some(StatusCode::INTERNAL_SERVER_ERROR) });
     }
 }

@@ -106,7 +106,7 @@ impl Shadows {
     pub(crate) fn sample(worker: &Rc<Worker>, mirrors: &[Arc<Mirror>], rule: &Rule, http2: bool) -> Option<Box<Self>> {
         let mut shadows = Vec::new();
         for mirror in mirrors {
-            if !mirror.share.samples(&mut worker.chance.borrow_mut()) {
+            if !mirror.share.samples(&mut worker.rng.borrow_mut()) {
                 continue;
             }
             let in_flight = worker.shadows_in_flight.get();

@@ -66,8 +66,8 @@ impl Fraction {
     }
 
     /// Samples whether the next request is in the fraction.
-    pub(crate) fn samples(self, chance: &mut Chance) -> bool {
-        chance.below(self.denominator) < self.numerator
+    pub(crate) fn samples(self, rng: &mut Rng) -> bool {
+        rng.below(self.denominator) < self.numerator
     }
 }
 
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn fraction_samples_its_share() {
-        let mut chance = Chance::new(3);
+        let mut rng = Rng::new(3);
         for (numerator, denominator, expected) in [
             (0, 100, 0..1),
             (100, 100, 100_000..100_001),
@@ -86,7 +86,7 @@ mod tests {
             (1, 1, 100_000..100_001),
         ] {
             let fraction = Fraction::compile(wire::Fraction { numerator, denominator }).expect("compiles");
-            let sampled = (0..100_000).filter(|_| fraction.samples(&mut chance)).count();
+            let sampled = (0..100_000).filter(|_| fraction.samples(&mut rng)).count();
             assert!(expected.contains(&sampled), "{numerator} of {denominator}: {sampled} of 100000");
         }
         assert!(matches!(

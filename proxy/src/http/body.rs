@@ -21,7 +21,7 @@ use super::kept::ReplayBuffer;
 use super::pace::UploadRate;
 use super::upload::Upload;
 use super::watch::OpenRequest;
-use crate::filter::mirror::Copies;
+use crate::filter::mirror::Shadows;
 use crate::http2::SendStream;
 use crate::memory::Memory;
 use crate::tcp::End;
@@ -71,7 +71,7 @@ pub(crate) struct SharedBody {
     /// Fields that are removed from the trailers.
     protected: Option<Arc<ProtectedHeaders>>,
     /// Mirrored copies of the request: sent once all of the body is in the buffer, abandoned if it does not fit.
-    shadows: RefCell<Option<Box<Copies>>>,
+    shadows: RefCell<Option<Box<Shadows>>>,
 }
 
 /// A response body that is sent downstream.
@@ -194,7 +194,7 @@ impl SharedBody {
     }
 
     /// Sends mirrored copies once all of the body is in the buffer.
-    pub(crate) fn mirror_to(&self, shadows: Box<Copies>) {
+    pub(crate) fn mirror_to(&self, shadows: Box<Shadows>) {
         *self.shadows.borrow_mut() = Some(shadows);
         if self.ended.get() {
             self.complete_mirrors();
@@ -215,7 +215,7 @@ impl SharedBody {
 
     fn complete_mirrors(&self) {
         let Some(shadows) = self.shadows.take() else { return };
-        if self.unreplayable.get() { shadows.give_up() } else { shadows.send(self.buffer.borrow_mut().parts()) }
+        if self.unreplayable.get() { shadows.cancel() } else { shadows.send(self.buffer.borrow_mut().parts()) }
     }
 
     /// The body from its beginning, for a new attempt.

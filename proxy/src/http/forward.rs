@@ -114,7 +114,7 @@ pub(crate) struct RequestGuard {
     pub(crate) response_bytes: u64,
     lease: Option<Lease>,
     permit: Option<Permit>,
-    shadows: Option<Box<Copies>>,
+    shadows: Option<Box<Shadows>>,
     /// Fields that are removed from the response's trailers.
     pub(super) protected: Option<Arc<ProtectedHeaders>>,
     _alive: Alive,
@@ -290,7 +290,7 @@ fn prepare(
     let upload_rate = UploadRate::new(worker.shared.timeouts.upload);
     let body = SharedBody::new(body, worker.shared.memory.clone(), interim_filter, upload_rate, protected);
     if let Some(shadows) = guard.shadows.take() {
-        body.mirror_to(shadows.of(&parts, plan.host.as_ref()));
+        body.mirror_to(shadows.with_head(&parts, plan.host.as_ref()));
     }
     if let Upstream::Cluster(state, _) = &plan.upstream {
         state.deposit_retry();
@@ -330,7 +330,7 @@ async fn send(mut prepared: Box<PreparedRequest<'_>>) -> Response<ResponseBody> 
             let next = Box::pin(fallback.without_endpoints(deadline)).await;
             if let Some(next) = next {
                 guard.log.attempts -= 1;
-                if let Next::Address(endpoint) = next {
+                if let Next::ServiceAddress(endpoint) = next {
                     service_address = Some(endpoint);
                 }
                 continue;
@@ -531,9 +531,9 @@ pub(super) async fn attempt(
         // An attempt that timed out in the queue for a connection says nothing about the endpoint.
         let was_queued = !leased.get() && outcome.is_err() && state.cluster().limits.max_connections.is_some();
         if leased.get() {
-            state.standing.connected();
+            state.fallback.connected();
         } else if outcome.is_err() && !was_queued {
-            state.standing.not_connected();
+            state.fallback.connect_failed();
             if let Err(Failure::AttemptTimeout { connected }) = &mut outcome {
                 *connected = false;
             }
@@ -794,7 +794,7 @@ impl RetryState<'_> {
         let rule_retries = self.retry.map_or(0, |retry| retry.attempts - self.rule_retries_left);
         if let (Some(retry), 1..) = (self.retry, rule_retries) {
             let base = retry.backoff * 2u32.saturating_pow(rule_retries - 1);
-            let jitter = retry.backoff.mul_f64(f64::from(self.worker.chance.borrow_mut().below(1000)) / 2000.0);
+            let jitter = retry.backoff.mul_f64(f64::from(self.worker.rng.borrow_mut().below(1000)) / 2000.0);
             return base.min(retry.backoff * 10) + jitter;
         }
         if self.has_untried(tried) {
@@ -903,9 +903,9 @@ impl RequestGuard {
     }
 
     /// Records the rule that decided.
-    pub(crate) fn set_rule(&mut self, rule: u64, origin: &Arc<Origin>) {
+    pub(crate) fn set_rule(&mut self, rule: u64, rule_name: &Arc<RuleName>) {
         self.log.rule = rule;
-        self.log.origin = Some(origin.clone());
+        self.log.rule_name = Some(rule_name.clone());
     }
 
     /// Counts the request against a limit until it ends.
@@ -914,7 +914,7 @@ impl RequestGuard {
     }
 
     /// Mirrors the request when it is sent.
-    pub(crate) fn mirror(&mut self, shadows: Box<Copies>) {
+    pub(crate) fn mirror(&mut self, shadows: Box<Shadows>) {
         self.shadows = Some(shadows);
     }
 
@@ -922,8 +922,8 @@ impl RequestGuard {
         &self.log.downstream.worker
     }
 
-    pub(crate) fn origin(&self) -> Option<&Arc<Origin>> {
-        self.log.origin.as_ref()
+    pub(crate) fn rule_name(&self) -> Option<&Arc<RuleName>> {
+        self.log.rule_name.as_ref()
     }
 
     pub(crate) fn is_grpc(&self) -> bool {

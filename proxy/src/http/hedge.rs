@@ -142,8 +142,8 @@ fn pick_hedge(
 
 /// A permit for one more attempt, or the label of the limit that denied it.
 fn acquire(worker: &Worker, state: &ClusterState) -> Result<Permit, &'static str> {
-    let permit = state.load.admit(Kind::Request, state.cluster().limits.max_requests).ok_or(OVERFLOW)?;
-    if state.may_repeat(worker.now()) { Ok(permit) } else { Err(BUDGET) }
+    let permit = state.shared.admit(Kind::Request, state.cluster().limits.max_requests).ok_or(OVERFLOW)?;
+    if state.try_spend_retry(worker.now()) { Ok(permit) } else { Err(BUDGET) }
 }
 
 fn may_hedge(retry: Option<&Retry>, method: &Method) -> bool {

@@ -19,7 +19,7 @@ pub(crate) enum Incoming {
     /// A request body over HTTP/1.1.
     FromClient(FromClient),
     /// A response body over HTTP/1.1.
-    FromServer(Receiving),
+    FromServer(ResponseBody),
     /// A request or response body over HTTP/2.
     Http2(StreamBody),
 }
@@ -61,7 +61,7 @@ impl Incoming {
     pub(crate) fn send_interim(&self, status: StatusCode, headers: &HeaderMap) {
         match self {
             Self::FromClient(body) => body.send_interim(status, headers),
-            Self::Http2(body) => body.stream.inform(status, headers),
+            Self::Http2(body) => body.stream.send_interim(status, headers),
             Self::FromServer(_) => {}
         }
     }

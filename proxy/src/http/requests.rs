@@ -115,14 +115,14 @@ async fn serve_requests<F, R>(
     R: Future<Output = Response<ResponseBody>>,
 {
     let last_action = loop {
-        if wire.has_rest() {
+        if wire.has_buffered() {
             // The head arrived during the previous request; its timeout starts now.
             wire.with(|stream| stream.head_started());
         }
         let head = poll_fn(|cx| {
             let head = wire.poll_head(cx, parse::request);
             // Drained between requests: no response is pending.
-            if head.is_pending() && draining.get() && !wire.has_rest() { Poll::Ready(None) } else { head.map(Some) }
+            if head.is_pending() && draining.get() && !wire.has_buffered() { Poll::Ready(None) } else { head.map(Some) }
         });
         // Boxed, and freed while the connection is idle. No arm awaits: the future would store the head.
         let serving = match head.await {
@@ -163,7 +163,7 @@ where
     R: Future<Output = Response<ResponseBody>>,
 {
     let RequestHead { request, framing, keep_alive } = head;
-    let request_line = Asked { method: request.method().clone(), version: request.version() };
+    let request_line = RequestLine { method: request.method().clone(), version: request.version() };
     // The client announces that this request, which has no body, is its last one.
     let is_last = !keep_alive && framing == Framing::Length(0);
     let reader = BodyReader::new(&wire, framing, request.headers());
@@ -175,7 +175,7 @@ where
         Poll::Ready(response) => Poll::Ready(Some(response)),
         Poll::Pending => {
             // Interim responses. A write error is ignored: `poll_disconnect` finds it too.
-            let _ = wire.poll_first(cx);
+            let _ = wire.poll_interim(cx);
             disconnect.poll_disconnect(true, cx).map(|()| None)
         }
     })
@@ -219,9 +219,9 @@ where
     drop(outgoing);
     if let Err(error) = sent {
         // A truncated response must not look complete: where its framing does not show the truncation, a reset does.
-        if is_close_delimited && matches!(error, Broken::Body(_)) {
+        if is_close_delimited && matches!(error, WriteError::Body(_)) {
             drop(reader);
-            Rc::into_inner(wire)?.into_parts().0.into_inner().into_end().stream.cut();
+            Rc::into_inner(wire)?.into_parts().0.into_inner().into_end().stream.abort();
         }
         return None;
     }
@@ -242,7 +242,7 @@ where
     };
     let action = if persists && is_drained {
         NextAction::KeepAlive
-    } else if is_last && length.is_some_and(|length| length <= SHORT_RESPONSE_MAX) && wire.is_silent() {
+    } else if is_last && length.is_some_and(|length| length <= SHORT_RESPONSE_MAX) && wire.is_idle() {
         NextAction::CloseNow
     } else {
         NextAction::Linger
@@ -270,7 +270,7 @@ async fn refuse(wire: Rc<Wire<TimedStream>>, bad: BadMessage) -> Option<(Rc<Wire
     let mut headers = respond::bad_message_headers();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     let text = format!("{bad}\n");
-    let request_line = Asked { method: Method::GET, version: Version::HTTP_11 };
+    let request_line = RequestLine { method: Method::GET, version: Version::HTTP_11 };
     let head = encode::response(&request_line, bad.status, &headers, Some(text.len() as u64), Some("close"));
     let mut outgoing = Outgoing::new(head, Full::new(Bytes::from(text)).map_err(|never| match never {}));
     // A write error is ignored: the connection closes anyway.
@@ -297,12 +297,13 @@ impl DisconnectDetector<'_> {
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(DISCONNECT_CHECK_INTERVAL)));
         while timer.as_mut().poll(cx).is_ready() {
             timer.as_mut().reset(Instant::now() + DISCONNECT_CHECK_INTERVAL);
-            let is_truncated =
-                |reader: &BodyReader| wire.poll_break(cx).is_ready() || wire.is_cut_within(&reader.decoder.borrow());
+            let is_truncated = |reader: &BodyReader| {
+                wire.poll_disconnect(cx).is_ready() || wire.is_truncated(&reader.decoder.borrow())
+            };
             if unread.filter(|_| is_uploading).is_some_and(is_truncated) || wire.with(|stream| stream.is_reset()) {
                 return Poll::Ready(());
             }
-            if wire.has_ended() && !self.has_keepalive {
+            if wire.is_read_closed() && !self.has_keepalive {
                 self.has_keepalive = true;
                 wire.with(|stream| stream.enable_keepalive());
             }

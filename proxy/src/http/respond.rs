@@ -187,8 +187,8 @@ impl Answer {
             out.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         out.insert(REASON, HeaderValue::from_static(reason.as_str()));
-        if let Some(origin) = guard.origin() {
-            out.insert(SOURCE, origin.header.clone());
+        if let Some(rule_name) = guard.rule_name() {
+            out.insert(SOURCE, rule_name.header.clone());
         }
         let is_error = !matches!(reason, Reason::DirectResponse | Reason::Redirect);
         if guard.is_grpc() && is_error {

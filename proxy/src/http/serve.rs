@@ -35,7 +35,7 @@ where
     let shared = &downstream.worker.shared;
     let handle = Rc::new(handle);
     // In HTTP/2 the first bytes are the preface, and the connection reports which heads are timed.
-    let timers = Rc::new(ConnectionTimers::new(shared.timeouts, !http2, stream.has_begun()));
+    let timers = Rc::new(ConnectionTimers::new(shared.timeouts, !http2, stream.has_unread()));
     let stream = TimedStream::new(stream, timers.clone(), shared.memory.clone());
     let (request_timers, request_downstream) = (timers.clone(), downstream.clone());
     let service = move |mut request: Request<Incoming>| {

@@ -84,17 +84,17 @@ async fn accept<F, R>(
         let accepted = poll_fn(|cx| {
             if draining.get() && !is_shutting_down {
                 is_shutting_down = true;
-                connection.leave();
+                connection.graceful_shutdown();
             }
             let mut accepted = connection.poll_accept(cx);
-            while accepted.is_pending() && connection.has_ended() {
+            while accepted.is_pending() && connection.is_read_closed() {
                 let timer = timer.get_or_insert_with(|| Box::pin(sleep(PROBE_INTERVAL)));
                 ready!(timer.as_mut().poll(cx));
                 timer.as_mut().reset(Instant::now() + PROBE_INTERVAL);
                 connection.probe();
                 accepted = connection.poll_accept(cx);
             }
-            timers.set_head_since(connection.unfinished());
+            timers.set_head_since(connection.incomplete_since());
             (0..connection.take_malformed()).for_each(|_| access::refused(downstream, &MALFORMED));
             accepted
         });

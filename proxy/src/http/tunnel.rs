@@ -94,7 +94,7 @@ pub(crate) async fn open(
         match end.await {
             Some(end) => drop(tcp::relay(end, upstream.into(), shared.timeouts.idle, &shared.drain).await),
             // The client disconnected before the handover.
-            None => Stream::Plain(upstream).cut(),
+            None => Stream::Plain(upstream).abort(),
         }
     });
     let mut response = Response::new(());

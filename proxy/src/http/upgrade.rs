@@ -31,7 +31,7 @@ pub(crate) fn switch(
         match end {
             Ok(end) => drop(tcp::relay(end, End { stream, read }, shared.timeouts.idle, &shared.drain).await),
             // The client disconnected before the handover.
-            Err(_) => stream.cut(),
+            Err(_) => stream.abort(),
         }
     });
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));

@@ -206,9 +206,9 @@ impl TimedStream {
         self.timers.head_started(self.timers.now());
     }
 
-    /// Sends TLS close_notify: see [`Stream::poll_farewell`](crate::stream::Stream::poll_farewell).
+    /// Sends TLS close_notify: see [`Stream::poll_close_notify`](crate::stream::Stream::poll_close_notify).
     pub(crate) fn poll_close_notify(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.stream.poll_farewell(cx)
+        self.stream.poll_close_notify(cx)
     }
 
     /// Whether the client has reset the connection. Reads nothing: after a reset, `getpeername` fails.
@@ -259,7 +259,7 @@ impl AsyncRead for TimedStream {
         let read = Pin::new(&mut self.stream).poll_read(cx, out);
         let count = out.filled().len() - before;
         if count > 0 {
-            self.memory.note_read(count);
+            self.memory.record_read(count);
             self.timers.bytes_read();
         }
         read
@@ -307,11 +307,11 @@ impl AsyncWrite for TimedStream {
             self.timers.stalled_since.set(0);
             self.timers.closing_since.set(self.timers.now());
         }
-        with_read_buffer(|buffer| {
+        with_read_buffer(|scratch| {
             loop {
-                let mut buffer = ReadBuf::new(buffer);
-                let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer));
-                if read.is_err() || buffer.filled().is_empty() {
+                let mut scratch = ReadBuf::new(scratch);
+                let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut scratch));
+                if read.is_err() || scratch.filled().is_empty() {
                     return Poll::Ready(Ok(()));
                 }
             }

@@ -116,16 +116,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 self.scanned.set(buffer.len());
             }
             if buffer.is_empty() {
-                let read = space::lend(|space| {
-                    let count = ready!(self.poll_read(cx, space))?;
-                    let read = &space[..count];
+                let read = with_read_buffer(|scratch| {
+                    let count = ready!(self.poll_read(cx, scratch))?;
+                    let read = &scratch[..count];
                     if count == 0 {
                         return Poll::Ready(Err(ReadError::Closed));
                     }
                     let parsed = parse(read)?;
                     let used = parsed.as_ref().map_or(0, |(_, length)| *length);
                     if used < count {
-                        *buffer = space.keep(used..count);
+                        *buffer = scratch.keep(used..count);
                     }
                     Poll::Ready(Ok(parsed))
                 });
@@ -181,28 +181,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                     return Poll::Ready(frame.map(Ok));
                 }
             }
-            let read = if decoder.min_remaining() > READ as u64 {
+            let read = if decoder.min_remaining() > READ_BYTES as u64 {
                 // Read straight into the buffer that will be passed on.
                 let mut more = BytesMut::from(mem::take(&mut *buffer));
                 more.reserve(READ_LONG);
                 let read = poll_read_buf(Pin::new(&mut *self.stream.borrow_mut()), cx, &mut more);
                 // A short part is copied, so that it does not hold a large buffer while it waits.
-                if more.len() >= READ {
+                if more.len() >= READ_BYTES {
                     *buffer = more.freeze();
                 } else if !more.is_empty() {
                     *buffer = Bytes::copy_from_slice(&more);
                 }
                 ready!(read).map(|count| (None, count))
             } else {
-                ready!(with_read_buffer(|buffer| {
-                    let count = ready!(self.poll_read(cx, buffer))?;
-                    let (step, length) = decoder.decode(&buffer[..count]).map_err(io::Error::other)?;
-                    let left = &buffer[length..count];
+                ready!(with_read_buffer(|scratch| {
+                    let count = ready!(self.poll_read(cx, scratch))?;
+                    let (step, length) = decoder.decode(&scratch[..count]).map_err(io::Error::other)?;
+                    let left = &scratch[length..count];
                     if !left.is_empty() {
                         *buffer = [&**buffer, left].concat().into();
                     }
                     let found = match step {
-                        Step::Data(part) => Some(Some(Frame::data(buffer.keep(part)))),
+                        Step::Data(part) => Some(Some(Frame::data(scratch.keep(part)))),
                         Step::Trailers(trailers) => Some(Some(Frame::trailers(trailers))),
                         Step::End => Some(None),
                         Step::More => None,
@@ -238,7 +238,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// count: a client that has sent its last request may close its sending half, and still wait for responses.
     pub(crate) fn poll_disconnect(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut buffer = self.buffer.borrow_mut();
-        while !self.is_read_closed.get() && buffer.len() < READ {
+        while !self.is_read_closed.get() && buffer.len() < READ_BYTES {
             match ready!(self.poll_more(cx, &mut buffer)) {
                 Ok(1..) => {}
                 Ok(0) => self.is_read_closed.set(true),
@@ -250,7 +250,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 
     /// Whether [`Self::poll_disconnect`] reads no more, and so cannot notice a disconnect.
     pub(crate) fn has_stopped_reading(&self) -> bool {
-        self.is_read_closed.get() || self.buffer.borrow().len() >= READ
+        self.is_read_closed.get() || self.buffer.borrow().len() >= READ_BYTES
     }
 
     /// Whether the peer has closed its sending half.
@@ -306,10 +306,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 
     /// Reads more into the buffer.
     fn poll_more(&self, cx: &mut Context<'_>, buffer: &mut Bytes) -> Poll<io::Result<usize>> {
-        space::lend(|space| {
-            let count = ready!(self.poll_read(cx, space))?;
+        with_read_buffer(|scratch| {
+            let count = ready!(self.poll_read(cx, scratch))?;
             let mut more = BytesMut::from(mem::take(buffer));
-            more.extend_from_slice(&space[..count]);
+            more.extend_from_slice(&scratch[..count]);
             *buffer = more.freeze();
             Poll::Ready(Ok(count))
         })

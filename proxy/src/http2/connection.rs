@@ -23,7 +23,7 @@ use crate::read_buffer::{READ_BYTES, with_read_buffer};
 const READ_BULK: usize = 64 * 1024;
 
 /// A read of at least this many bytes suggests that more will follow.
-const BULK_MIN: usize = READ / 4 * 3;
+const BULK_MIN: usize = READ_BYTES / 4 * 3;
 
 /// Payloads from this length are kept in the buffer that they were read to. Shorter ones are copied, so that they do
 /// not keep a large buffer alive.
@@ -258,10 +258,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Reads once, and passes complete frames on. Returns the number of bytes read.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, CloseReason>> {
         let count = if self.partial.is_empty() {
-            space::lend(|space| {
-                let mut space = ReadBuf::new(space);
-                ready!(Pin::new(&mut self.stream).poll_read(cx, &mut space))?;
-                let came = space.filled();
+            with_read_buffer(|scratch| {
+                let mut scratch = ReadBuf::new(scratch);
+                ready!(Pin::new(&mut self.stream).poll_read(cx, &mut scratch))?;
+                let came = scratch.filled();
                 self.state.borrow_mut().bytes_read += came.len() as u64;
                 self.is_bulk = came.len() >= BULK_MIN;
                 self.started.get_or_insert_with(Instant::now);
@@ -276,7 +276,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             if missing > ZERO_COPY_MIN && self.is_bulk {
                 self.partial.reserve(READ_BULK.max(missing));
             } else if self.partial.capacity() - self.partial.len() < missing {
-                self.partial.reserve(READ.max(missing));
+                self.partial.reserve(READ_BYTES.max(missing));
             }
             let count =
                 ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.partial)).map_err(CloseReason::from)?;
@@ -773,7 +773,7 @@ mod tests {
                 }
                 let data = poll_fn(|cx| receiving.poll_data(cx)).await.expect("data").expect("whole");
                 let data = data.try_into_mut().expect("not shared");
-                assert!(data.len() == 5000 && data.capacity() < 2 * READ, "{} bytes are held", data.capacity());
+                assert!(data.len() == 5000 && data.capacity() < 2 * READ_BYTES, "{} bytes are held", data.capacity());
             }
         });
     }

@@ -32,7 +32,7 @@ pub(super) async fn respond(
 ) -> Response<ResponseBody> {
     let (worker, destination) = (&downstream.worker, downstream.destination);
     let host = head::authority(&request);
-    let mut guard = Finish::new(downstream.clone(), &request, host.clone());
+    let mut guard = RequestGuard::new(downstream.clone(), &request, host.clone());
     if worker.shared.memory.is_exhausted() {
         return Answer::new(Reason::Overload, "the memory of the proxy is exhausted").into_response(guard);
     }
@@ -46,7 +46,7 @@ pub(super) async fn respond(
     let table = worker.shared.store.load();
     // The newest version of the port: a connection outlives many tables.
     let port = table.port(destination).cloned().unwrap_or(port);
-    guard.note.cluster = Some(port.cluster.name.clone());
+    guard.log.cluster = Some(port.cluster.name.clone());
     let routes = table.routes(&port).cloned();
     let uri = request.uri().clone();
     let Some(routes) = routes.as_deref() else {
@@ -73,7 +73,7 @@ pub(super) async fn respond(
         )
         .into_response(guard);
     };
-    guard.decided(decision.rule.id, &decision.rule.name);
+    guard.set_rule(decision.rule.id, &decision.rule.name);
     match decision.rule.filters.as_deref() {
         None => run_action(worker, request, &decision, &uri, host, destination.port(), guard).await,
         Some(filters) => {
@@ -93,7 +93,7 @@ async fn apply_filters(
     uri: &http::Uri,
     host: Option<HeaderValue>,
     port: u16,
-    guard: Box<Finish>,
+    guard: Box<RequestGuard>,
 ) -> Response<ResponseBody> {
     if let Some(cors) = &filters.cors
         && cors::preflight(request.method(), request.headers()).is_some()
@@ -108,7 +108,7 @@ async fn apply_filters(
     let limit = filters.rate_limit.as_ref();
     let limit_status = limit.map(|limit| {
         // The exact time: many requests may be admitted within one clock tick.
-        let (peer, now) = (guard.note.downstream.peer.ip(), worker.shared.started.elapsed());
+        let (peer, now) = (guard.log.downstream.peer.ip(), worker.shared.started.elapsed());
         limit.take(&worker.shared.limiters, request.headers(), uri.query(), peer, now)
     });
     let mut response = match limit_status {
@@ -136,13 +136,13 @@ async fn inject_and_mirror(
     uri: &http::Uri,
     host: Option<HeaderValue>,
     port: u16,
-    mut guard: Box<Finish>,
+    mut guard: Box<RequestGuard>,
 ) -> Response<ResponseBody> {
     if let Some(fault) = &filters.fault {
-        let injected = fault.sample(&mut worker.chance.borrow_mut());
+        let injected = fault.sample(&mut worker.rng.borrow_mut());
         if let Some(delay) = injected.delay {
-            guard.note.fault_delay = Some(delay);
-            let (begun, until) = (guard.note.started, Instant::now() + delay);
+            guard.log.fault_delay = Some(delay);
+            let (begun, until) = (guard.log.started, Instant::now() + delay);
             let deadline = decision.rule.request_timeout.map(|timeout| begun + timeout);
             tokio::time::sleep_until(deadline.map_or(until, |deadline| deadline.min(until))).await;
             if deadline.is_some_and(|deadline| deadline < until) {
@@ -173,7 +173,7 @@ async fn run_action(
     uri: &http::Uri,
     host: Option<HeaderValue>,
     port: u16,
-    mut guard: Box<Finish>,
+    mut guard: Box<RequestGuard>,
 ) -> Response<ResponseBody> {
     let rule = decision.rule;
     match &rule.action {
@@ -211,7 +211,7 @@ async fn run_action(
                     return Answer::new(Reason::NoEndpoints, text).into_response(guard);
                 }
             };
-            guard.note.cluster = Some(cluster.name.clone());
+            guard.log.cluster = Some(cluster.name.clone());
             if request.method() == Method::CONNECT {
                 // Boxed, so that requests do not carry the space for tunnels.
                 return Box::pin(tunnel::open(request, &cluster, target.subset.as_deref(), rule, guard)).await;
@@ -242,11 +242,11 @@ async fn send_to_cluster(
     path: Option<PathAndQuery>,
     rule: Option<&Rule>,
     host: Option<HeaderValue>,
-    mut guard: Box<Finish>,
+    mut guard: Box<RequestGuard>,
 ) -> Response<ResponseBody> {
     let state = worker.cluster(cluster);
-    match state.load.admit(Kind::Request, cluster.limits.max_requests) {
-        Some(permit) => guard.hold(permit),
+    match state.shared.admit(Kind::Request, cluster.limits.max_requests) {
+        Some(permit) => guard.hold_permit(permit),
         None => {
             let text = format!(
                 "the limit of {} requests in flight to {} is reached",

@@ -77,7 +77,8 @@ pub(crate) struct Cluster {
     pub(crate) connect_timeout: Duration,
     pub(crate) limits: wire::Limits,
     pub(crate) outliers: outlier::Settings,
-    pub(crate) health_check: Option<wire::HealthCheck>,
+    /// Boxed, because few Services have one.
+    pub(crate) health_check: Option<Box<wire::HealthCheck>>,
     /// Panic threshold: below this percentage of healthy candidates, health and ejection are ignored.
     pub(crate) panic_percent: u32,
     pub(crate) retry_budget: wire::RetryBudget,
@@ -306,9 +307,9 @@ impl Cluster {
             let is_preferred = |own: Option<&str>, one: &Option<String>, several: &[String]| {
                 own.is_some_and(|own| one.as_deref() == Some(own) || several.iter().any(|name| name == own))
             };
-            match endpoint {
-                endpoint if *prefer_same_node && is_preferred(node, &endpoint.node, &endpoint.for_nodes) => 0,
-                endpoint if *prefer_same_zone && is_preferred(zone, &endpoint.zone, &endpoint.for_zones) => 1,
+            match &endpoint.locality {
+                Some(at) if *prefer_same_node && is_preferred(node, &at.node, &at.for_nodes) => 0,
+                Some(at) if *prefer_same_zone && is_preferred(zone, &at.zone, &at.for_zones) => 1,
                 _ => 2,
             }
         };

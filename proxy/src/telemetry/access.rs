@@ -80,7 +80,7 @@ fn is_logged(log: AccessLog, failed: bool) -> bool {
 }
 
 /// Logs a request that has completed.
-pub(crate) fn request(note: &Note, bytes: u64) {
+pub(crate) fn request(note: &RequestLog, bytes: u64) {
     let downstream = &note.downstream;
     let failed = note.status >= 500 || note.body_error.is_some() || note.reason.is_some_and(Reason::is_failure);
     if !is_logged(downstream.worker.shared.access_log, failed) {

@@ -17,7 +17,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::access::ConnectionLog;
-use crate::http::forward::Note;
+use crate::http::forward::RequestLog;
 use crate::http::respond::Reason;
 
 /// Upper bounds of the buckets of `request_duration_seconds`.
@@ -351,7 +351,7 @@ impl Handles {
     }
 
     /// Counts a completed request.
-    pub(crate) fn finished(&self, note: &Note) {
+    pub(crate) fn finished(&self, note: &RequestLog) {
         let key = RequestKey {
             direction: note.downstream.direction,
             rule: note.rule,

@@ -360,7 +360,7 @@ impl ClusterState {
         let lists = |members: Vec<usize>| -> Vec<PriorityList> {
             let mut priorities: [Vec<usize>; 3] = Default::default();
             for at in members {
-                priorities[usize::from(cluster.levels.get(at).copied().unwrap_or(2)).min(2)].push(at);
+                priorities[usize::from(cluster.priorities.get(at).copied().unwrap_or(2)).min(2)].push(at);
             }
             let priorities: Vec<Vec<usize>> = priorities.into_iter().filter(|members| !members.is_empty()).collect();
             let healthy = |members: &[usize]| members.iter().filter(|at| is_healthy(**at)).count();

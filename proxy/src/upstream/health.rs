@@ -77,7 +77,7 @@ async fn check_endpoint(check: wire::HealthCheck, endpoint: SocketAddr, cluster:
     // A random delay, so that proxies that start together do not send their checks together.
     tokio::time::sleep(interval.mul_f64(f64::from(rng.below(1_000)) / 1_000.0)).await;
     loop {
-        let answer = tokio::time::timeout(timeout, probe::ask(&probe, endpoint.ip())).await;
+        let answer = tokio::time::timeout(timeout, probe::check(&probe, endpoint.ip())).await;
         let is_healthy = matches!(answer, Ok(Ok(())));
         if health.record(is_healthy, &check) {
             tracing::info!(dst.endpoint = %endpoint, is_healthy, "endpoint health changed");

@@ -49,7 +49,7 @@ pub(crate) struct Exchange {
     /// `None`: it was sent completely, or the server reads no more of it.
     request: Option<Outgoing<RequestBody>>,
     /// Receives informational (1xx) responses.
-    client: Option<Rc<Shared>>,
+    client: Option<Rc<SharedBody>>,
     /// Informational responses received.
     interim: u32,
     /// The timeout of a partly received head. Most heads arrive at once and need none.
@@ -103,7 +103,7 @@ impl Http1 {
     }
 
     /// Starts to send a request.
-    pub(crate) fn send(self: &Rc<Self>, head: &Parts, body: RequestBody, client: Option<Rc<Shared>>) -> Exchange {
+    pub(crate) fn send(self: &Rc<Self>, head: &Parts, body: RequestBody, client: Option<Rc<SharedBody>>) -> Exchange {
         for flag in [&self.sent, &self.received, &self.keep_alive] {
             flag.set(false);
         }

@@ -93,7 +93,7 @@ pub(crate) enum ResponseFuture {
         /// The rest of the request's body.
         upload: Option<Pipe<RequestBody>>,
         /// Receives informational (1xx) responses.
-        client: Option<Rc<Shared>>,
+        client: Option<Rc<SharedBody>>,
     },
 }
 
@@ -178,7 +178,7 @@ impl Http2 {
     }
 
     /// Sends a request with as much of its body as is available. The returned future sends the rest.
-    pub(crate) fn send(&self, head: &Parts, body: RequestBody, client: Option<Rc<Shared>>) -> ResponseFuture {
+    pub(crate) fn send(&self, head: &Parts, body: RequestBody, client: Option<Rc<SharedBody>>) -> ResponseFuture {
         let defined = matches!(head.method, Method::POST | Method::PUT | Method::PATCH);
         let length = body.size_hint().exact().filter(|length| *length > 0 || defined);
         let (stream, response) = match self.requests.send(head, length, body.is_end_stream()) {
@@ -212,8 +212,9 @@ async fn drive(mut connection: Connection<TcpStream>, state: Rc<State>, no_pings
                 interval = CHECK_INTERVAL_HALF_CLOSED;
                 check = Instant::now() + interval;
             }
-            no_streams =
-                connection.has_blocked_requests().then(|| no_streams.unwrap_or_else(|| Instant::now() + NO_STREAMS_TIMEOUT));
+            no_streams = connection
+                .has_blocked_requests()
+                .then(|| no_streams.unwrap_or_else(|| Instant::now() + NO_STREAMS_TIMEOUT));
             let head = connection.incomplete_since().map(|begun| begun + HEAD_TIMEOUT);
             let deadline = [Some(check), no_streams, head].into_iter().flatten().min().unwrap_or(check);
             // The timer may fire too early but not too late. So most requests need not reset it.
@@ -238,7 +239,13 @@ async fn drive(mut connection: Connection<TcpStream>, state: Rc<State>, no_pings
                     continue;
                 }
                 let may_ping = !no_pings.get();
-                match keepalive.check(state.is_busy.get(), connection.bytes_read(), connection.message_frames(), may_ping, now) {
+                match keepalive.check(
+                    state.is_busy.get(),
+                    connection.bytes_read(),
+                    connection.message_frames(),
+                    may_ping,
+                    now,
+                ) {
                     Liveness::Alive => {}
                     Liveness::Ping => connection.ping(),
                     Liveness::Dead => {
