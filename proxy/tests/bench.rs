@@ -91,7 +91,7 @@ fn backend() -> u16 {
 }
 
 #[test]
-fn requests_go_through_from_the_first_on() {
+fn requests_are_forwarded_once_the_port_is_open() {
     let proxy = Proxy::start("h1", backend());
     for path in ["/", "/private", "/a?b=c"] {
         assert_eq!(proxy.get(path), 200, "{path}");
@@ -99,7 +99,7 @@ fn requests_go_through_from_the_first_on() {
 }
 
 #[test]
-fn a_policy_denies_what_is_private_from_the_first_on() {
+fn policy_role_denies_private_paths_once_the_port_is_open() {
     let proxy = Proxy::start("policy", backend());
     for (path, status) in
         [("/private", 403), ("/private/a", 403), ("/x/../private/", 403), ("/", 200), ("/privately", 200)]
@@ -109,7 +109,7 @@ fn a_policy_denies_what_is_private_from_the_first_on() {
 }
 
 #[test]
-fn proxies_stand_side_by_side() {
+fn several_proxies_run_at_once() {
     let upstream = backend();
     let proxies = [Proxy::start("h1", upstream), Proxy::start("h1", upstream)];
     for proxy in &proxies {
@@ -118,7 +118,7 @@ fn proxies_stand_side_by_side() {
 }
 
 #[test]
-fn what_it_cannot_do_it_says() {
+fn unusable_arguments_are_reported() {
     for (role, named) in [("unknown", "unknown"), ("tlsterm", "certs/b.pem")] {
         let output = script().args([role, "1", "2", "certs"]).output().expect("the script runs");
         let said = String::from_utf8_lossy(&output.stderr);

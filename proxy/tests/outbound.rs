@@ -250,7 +250,7 @@ fn forward(proxy: &Proxy, shares: &[(&str, u32)]) -> Value {
 }
 
 #[tokio::test]
-async fn shares_follow_weights() {
+async fn requests_are_split_by_weight() {
     let proxy = Proxy::start("weights").await;
     let (v1, _) = backend("v1", ok).await;
     let (v2, _) = backend("v2", ok).await;
@@ -269,7 +269,7 @@ async fn shares_follow_weights() {
 }
 
 #[tokio::test]
-async fn the_proxy_says_why_it_answers() {
+async fn proxy_responses_name_reason_and_source() {
     let proxy = Proxy::start("reasons").await;
     let (v1, seen) = backend("v1", ok).await;
     let invalid = json!({"forward": {"backends": [{"weight": 1, "target": {"invalid": "no Service shop/nope"}}]}});
@@ -328,7 +328,7 @@ async fn timeouts_answer_504() {
 }
 
 #[tokio::test]
-async fn retries_repeat_what_may_be_repeated() {
+async fn retries_resend_get_but_not_post() {
     let proxy = Proxy::start("retries").await;
     let (flaky, seen) = backend("v1", |number| (if number % 2 == 0 { 503 } else { 200 }, Duration::ZERO)).await;
     let retry = json!({"retry": {"attempts": 2, "codes": [503], "methods": ["GET"], "backoffMs": 5}});
@@ -347,7 +347,7 @@ async fn retries_repeat_what_may_be_repeated() {
 }
 
 #[tokio::test]
-async fn a_post_is_repeated_where_the_rule_says_so_with_its_body() {
+async fn post_is_retried_with_its_body_where_the_rule_allows() {
     let proxy = Proxy::start("post").await;
     let (flaky, seen) = backend("v1", |number| (if number == 0 { 503 } else { 200 }, Duration::ZERO)).await;
     let retry = json!({"retry": {"attempts": 1, "codes": [503], "methods": ["POST"], "backoffMs": 5}});
@@ -359,7 +359,7 @@ async fn a_post_is_repeated_where_the_rule_says_so_with_its_body() {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_is_gone_costs_nobody_a_request() {
+async fn unreachable_endpoints_fail_no_request() {
     let proxy = Proxy::start("gone").await;
     let (v1, _) = backend("v1", ok).await;
     let gone = TcpListener::bind("127.0.0.1:0").await.expect("binds").local_addr().expect("an address");
@@ -376,7 +376,7 @@ async fn an_endpoint_that_is_gone_costs_nobody_a_request() {
 }
 
 #[tokio::test]
-async fn headers_and_paths_are_changed_as_the_rule_says() {
+async fn header_and_path_filters_are_applied() {
     let proxy = Proxy::start("filters").await;
     let (v1, seen) = backend("v1", ok).await;
     let mut action = forward(&proxy, &[("v1", 1)]);
@@ -397,7 +397,7 @@ async fn headers_and_paths_are_changed_as_the_rule_says() {
 }
 
 #[tokio::test]
-async fn requests_that_come_at_once_share_the_connection_that_is_being_made() {
+async fn concurrent_requests_share_the_connection_being_opened() {
     let proxy = Proxy::start("http2-at-once").await;
     let (v1, seen) = backend("v1", |_| (200, Duration::from_millis(300))).await;
     proxy.configure(None, "http2", &[(v1, "")], json!({})).await;
@@ -430,7 +430,7 @@ async fn requests_that_come_at_once_share_the_connection_that_is_being_made() {
 }
 
 #[tokio::test]
-async fn http2_goes_through_as_http2() {
+async fn http2_is_forwarded_as_http2() {
     let proxy = Proxy::start("http2").await;
     let (v1, _) = backend("v1", ok).await;
     proxy.configure(None, "detect", &[(v1, "")], json!({})).await;
@@ -454,7 +454,7 @@ async fn http2_goes_through_as_http2() {
 }
 
 #[tokio::test]
-async fn a_server_that_speaks_first_is_heard() {
+async fn server_first_protocols_work() {
     let proxy = Proxy::start("server-first").await;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let address = listener.local_addr().expect("an address");
@@ -483,7 +483,7 @@ async fn a_server_that_speaks_first_is_heard() {
 }
 
 #[tokio::test]
-async fn a_server_that_speaks_first_is_heard_when_it_comes_late() {
+async fn server_first_protocols_work_when_the_endpoint_comes_late() {
     let proxy = Proxy::start("server-late").await;
     proxy.configure(None, "detect", &[], json!({})).await;
     let mut client = TcpStream::connect(proxy.address).await.expect("connects");
@@ -533,7 +533,7 @@ async fn upgrades_pass_bytes_after_a_101() {
 }
 
 #[tokio::test]
-async fn limits_answer_503_at_once() {
+async fn connection_and_request_limits_answer_503_at_once() {
     let proxy = Proxy::start("limits").await;
     let (slow, _) = backend("v1", |_| (200, Duration::from_millis(500))).await;
     for limits in [json!({"maxRequests": 2}), json!({"maxConnections": 2, "maxPending": 0})] {
@@ -554,7 +554,7 @@ async fn limits_answer_503_at_once() {
 }
 
 #[tokio::test]
-async fn a_lowered_limit_holds_for_connections_that_there_are() {
+async fn lowered_connection_limits_apply_to_open_connections() {
     for (protocol, limit, requests, within) in [("http", 2, 6, 2), ("http2", 1, 150, 100)] {
         let proxy = Proxy::start(&format!("limits-lowered-{protocol}")).await;
         let (slow, seen) = backend("v1", |_| (200, Duration::from_millis(300))).await;
@@ -580,7 +580,7 @@ async fn a_lowered_limit_holds_for_connections_that_there_are() {
 }
 
 #[tokio::test]
-async fn a_connection_is_given_up_at_its_timeout() {
+async fn connect_timeout_answers_503_and_tries_another_endpoint() {
     let proxy = Proxy::start("connect").await;
     // One that takes nobody: where nobody is waiting for more connections, Linux leaves those beyond the first two unanswered.
     let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
@@ -606,7 +606,7 @@ async fn a_connection_is_given_up_at_its_timeout() {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_fails_is_left_alone() {
+async fn failing_endpoints_are_ejected() {
     let proxy = Proxy::start("outlier").await;
     let (good, _) = backend("v1", ok).await;
     let (bad, seen) = backend("v2", |_| (500, Duration::ZERO)).await;
@@ -635,7 +635,7 @@ async fn an_endpoint_that_fails_is_left_alone() {
 }
 
 #[tokio::test]
-async fn a_backend_that_fails_is_not_drowned_in_repetitions() {
+async fn retry_budget_bounds_retries() {
     let proxy = Proxy::start("budget").await;
     let (failing, seen) = backend("v1", |_| (503, Duration::ZERO)).await;
     let retry = json!({"retry": {"attempts": 3, "codes": [503], "methods": ["GET"], "backoffMs": 1}});
@@ -652,7 +652,7 @@ async fn a_backend_that_fails_is_not_drowned_in_repetitions() {
 }
 
 #[tokio::test]
-async fn a_key_or_a_cookie_ties_a_client_to_an_endpoint() {
+async fn hash_keys_and_sticky_cookies_keep_a_client_on_one_endpoint() {
     let proxy = Proxy::start("affinity").await;
     let names = ["v1", "v2", "v3", "v4"];
     let mut endpoints = Vec::new();
@@ -694,7 +694,7 @@ async fn a_key_or_a_cookie_ties_a_client_to_an_endpoint() {
 }
 
 #[tokio::test]
-async fn endpoints_are_asked_how_they_are() {
+async fn health_checks_remove_unhealthy_endpoints() {
     let proxy = Proxy::start("health").await;
     let (v1, _) = backend("v1", ok).await;
     // It answers requests while it says that it is unwell.
@@ -731,7 +731,7 @@ async fn endpoints_are_asked_how_they_are() {
 }
 
 #[tokio::test]
-async fn a_proxy_without_memory_refuses_instead_of_dying() {
+async fn overload_refuses_requests_when_memory_is_short() {
     let proxy = Proxy::start("memory").await;
     let (v1, seen) = backend("v1", ok).await;
     proxy.configure(None, "http", &[(v1, "")], json!({})).await;
@@ -778,7 +778,7 @@ async fn send_owned(address: SocketAddr) -> u16 {
 }
 
 #[tokio::test]
-async fn a_bad_document_leaves_the_last_good_one() {
+async fn invalid_documents_leave_the_last_good_one_in_use() {
     let proxy = Proxy::start("bad").await;
     let (v1, _) = backend("v1", ok).await;
     proxy.configure(None, "http", &[(v1, "")], json!({})).await;
@@ -803,7 +803,7 @@ async fn a_bad_document_leaves_the_last_good_one() {
 }
 
 #[tokio::test]
-async fn a_drain_finishes_what_is_open() {
+async fn drain_completes_open_requests() {
     let mut proxy = Proxy::start("drain").await;
     let (slow, _) = backend("v1", |_| (200, Duration::from_millis(600))).await;
     proxy.configure(None, "http", &[(slow, "")], json!({})).await;
@@ -818,7 +818,7 @@ async fn a_drain_finishes_what_is_open() {
 
 /// The socket that a drain closes holds connections that the kernel has accepted, with requests in them.
 #[tokio::test]
-async fn a_drain_answers_what_the_kernel_has_accepted() {
+async fn drain_answers_connections_in_the_accept_queue() {
     let proxy = Proxy::start("drain-backlog").await;
     let (backend, _) = backend("v1", |_| (200, Duration::ZERO)).await;
     proxy.configure(None, "http", &[(backend, "")], json!({})).await;

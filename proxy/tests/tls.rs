@@ -237,7 +237,7 @@ fn bulk() -> Vec<u8> {
 }
 
 #[test]
-fn requests_are_answered_over_both_versions() {
+fn requests_are_answered_over_tls_1_2_and_1_3() {
     let proxy = Proxy::start(application(echo));
     for (version, expected) in [(&TLS13, ProtocolVersion::TLSv1_3), (&TLS12, ProtocolVersion::TLSv1_2)] {
         for (offered, agreed) in [
@@ -265,7 +265,7 @@ fn requests_are_answered_over_both_versions() {
 
 /// A client may connect early and ask late, as it may without TLS.
 #[test]
-fn a_client_may_take_its_time_after_the_handshake() {
+fn head_timeout_starts_with_the_first_byte_after_the_handshake() {
     let proxy = Proxy::with(application(echo), json!({"head": 300}));
     for offered in [vec![], vec!["http/1.1"]] {
         let mut client = proxy.connect_as(&[&TLS13], &offered);
@@ -281,7 +281,7 @@ fn a_client_may_take_its_time_after_the_handshake() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn http2_is_answered_by_alpn_and_by_its_preface() {
+async fn http2_is_detected_by_alpn_and_by_preface() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let address = listener.local_addr().expect("an address");
     tokio::spawn(async move {
@@ -331,7 +331,7 @@ async fn http2_is_answered_by_alpn_and_by_its_preface() {
 }
 
 #[test]
-fn a_big_body_arrives_whole_both_ways() {
+fn large_bodies_arrive_unchanged_in_both_directions() {
     let proxy = Proxy::start(application(echo));
     let client = proxy.connect_as(&[&TLS13], &["http/1.1"]);
     let body = bulk();
@@ -396,7 +396,7 @@ impl Read for Pieces {
 const UPGRADE: &str = "GET / HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
 
 #[test]
-fn a_tunnel_passes_bytes_both_ways_and_each_end() {
+fn upgraded_connections_relay_bytes_and_close_notify() {
     let proxy = Proxy::start(application(echo));
     let mut client = proxy.connect();
     // The first bytes of the tunnel come along with the request.
@@ -419,7 +419,7 @@ fn a_tunnel_passes_bytes_both_ways_and_each_end() {
 }
 
 #[test]
-fn a_tunnel_carries_bulk() {
+fn upgraded_connections_relay_20_mib() {
     let proxy = Proxy::start(application(echo));
     let mut client = proxy.connect();
     client.write_all(UPGRADE.as_bytes()).expect("asks");
@@ -431,7 +431,7 @@ fn a_tunnel_carries_bulk() {
 }
 
 #[test]
-fn bytes_that_are_no_http_pass_whoever_speaks_first() {
+fn tcp_over_tls_is_relayed_client_first_and_server_first() {
     let greeter = application(|mut stream| {
         let _ = stream.write_all(b"220 ready");
         let _ = std::io::copy(&mut stream.try_clone().expect("cloned"), &mut stream);
@@ -452,7 +452,7 @@ fn bytes_that_are_no_http_pass_whoever_speaks_first() {
 
 /// Truncation is never a clean end, in either direction.
 #[test]
-fn what_is_cut_short_does_not_look_whole() {
+fn truncated_tls_streams_do_not_end_cleanly() {
     let (sender, ends) = mpsc::channel();
     let listener = application(move |mut stream| {
         let mut got = Vec::new();
@@ -482,7 +482,7 @@ fn what_is_cut_short_does_not_look_whole() {
 }
 
 #[test]
-fn the_end_is_told() {
+fn close_notify_is_sent_before_closing() {
     let proxy = Proxy::with(application(echo), json!({"idle": 900}));
     for request in ["GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n", GET] {
         let mut client = proxy.connect();
@@ -505,7 +505,7 @@ fn the_end_is_told() {
 }
 
 #[test]
-fn who_speaks_no_tls_is_closed_and_counted() {
+fn failed_handshakes_are_closed_and_counted() {
     let proxy = Proxy::start(application(echo));
     let before = proxy.refused();
     for (at, said) in [GET.as_bytes(), b"\x16\x03\x01\0\x02\x01\0", b"SSH-2.0-x\r\n", b""].into_iter().enumerate() {
@@ -535,7 +535,7 @@ fn answer_to_get(proxy: &Proxy) -> Option<(u16, Vec<u8>)> {
 
 /// A handshake that does not come to its end takes little, and not for long, however it is begun.
 #[test]
-fn a_handshake_is_not_waited_for() {
+fn incomplete_handshakes_time_out() {
     const CLIENTS: usize = 300;
     let proxy = Proxy::with(application(echo), json!({"head": 1500}));
     let mut hello = Vec::new();
@@ -582,7 +582,7 @@ fn a_handshake_is_not_waited_for() {
 }
 
 #[test]
-fn a_certificate_that_cannot_be_used_ends_the_start() {
+fn unusable_certificates_fail_the_start() {
     let file = |name: &str| certificates().join(name);
     let (certificate, key) = (file("b.pem"), file("b.key"));
     let garbage = folder().join("garbage.pem");

@@ -51,8 +51,8 @@ fn split(stream: u32, ends: u8, block: &[u8]) -> Vec<u8> {
 
 /// Clients that begin what must come whole, and do not end it, are not waited for; data and connections at rest are.
 #[test]
-fn heads_end_in_time() {
-    alone(module_path!(), "heads_end_in_time", || {
+fn incomplete_client_heads_time_out() {
+    alone(module_path!(), "incomplete_client_heads_time_out", || {
         let app = Http2App::start();
         let timeouts = json!({"head": 1000, "idle": 60_000}).to_string();
         let _place = Place::with(Options { environment: vec![("WEFT_TIMEOUTS_MS", timeouts)], ..Options::default() });
@@ -104,8 +104,8 @@ fn heads_end_in_time() {
 
 /// The same with applications, over both versions: what they begin is waited for 10 s.
 #[test]
-fn applications_end_their_heads_in_time() {
-    alone(module_path!(), "applications_end_their_heads_in_time", || {
+fn incomplete_application_heads_time_out() {
+    alone(module_path!(), "incomplete_application_heads_time_out", || {
         let app = App::start();
         app.reply("/slow", Reply::new("HTTP/1.1 200 OK\r\nX-A: ", Then::Hang));
         application(|number, mut wire| {
@@ -151,8 +151,8 @@ fn applications_end_their_heads_in_time() {
 /// A stream on which nothing is said lives for as long as both sides want, also where the server bears as few PINGs as gRPC's
 /// does by default: one in 5 minutes, but for one behind each head or data of its own. A server that hangs is found out.
 #[test]
-fn silent_streams_live() {
-    alone(module_path!(), "silent_streams_live", || {
+fn silent_streams_stay_open_and_hung_servers_are_detected() {
+    alone(module_path!(), "silent_streams_stay_open_and_hung_servers_are_detected", || {
         let hangs = Arc::new(AtomicBool::new(false));
         let hung = hangs.clone();
         application(move |_, mut wire| {
@@ -205,8 +205,8 @@ fn silent_streams_live() {
 
 /// A host that is gone is found out by the kernel, over both versions, where nothing else would end the wait.
 #[test]
-fn hosts_that_vanish() {
-    alone(module_path!(), "hosts_that_vanish", || {
+fn vanished_hosts_are_detected_by_the_kernel() {
+    alone(module_path!(), "vanished_hosts_are_detected_by_the_kernel", || {
         let app = App::start();
         app.reply("/hang", Reply::new("", Then::Hang));
         application(|_, mut wire| {
@@ -245,8 +245,8 @@ fn hosts_that_vanish() {
 
 /// An application that takes no more requests on a connection gets them on another, and its streams go on.
 #[test]
-fn a_server_that_takes_none() {
-    alone(module_path!(), "a_server_that_takes_none", || {
+fn requests_use_another_connection_when_a_server_allows_no_streams() {
+    alone(module_path!(), "requests_use_another_connection_when_a_server_allows_no_streams", || {
         application(|number, mut wire| {
             wire.send(settings(&[]));
             let Some(first) = wire.request() else { return };
@@ -283,8 +283,8 @@ fn a_server_that_takes_none() {
 
 /// RFC 9113 6.8: what is beyond the last stream that a server names was not processed, whatever made it leave.
 #[test]
-fn farewells_of_any_reason() {
-    alone(module_path!(), "farewells_of_any_reason", || {
+fn requests_beyond_the_last_stream_of_a_goaway_are_retried() {
+    alone(module_path!(), "requests_beyond_the_last_stream_of_a_goaway_are_retried", || {
         application(|number, mut wire| {
             wire.send(settings(&[]));
             while let Some(stream) = wire.request() {
@@ -311,8 +311,8 @@ fn farewells_of_any_reason() {
 
 /// Heads and trailers of applications: as large as those of clients. What is larger is said to be.
 #[test]
-fn heads_and_trailers_of_applications() {
-    alone(module_path!(), "heads_and_trailers_of_applications", || {
+fn application_heads_and_trailers_are_bounded() {
+    alone(module_path!(), "application_heads_and_trailers_are_bounded", || {
         let app = App::start();
         let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n";
         for size in [20_000, 60_000, 70_000] {
@@ -388,8 +388,8 @@ fn heads_and_trailers_of_applications() {
 
 /// What comes behind an answer that has no content is not passed on, and is no answer to the next request.
 #[test]
-fn content_where_none_may_be() {
-    alone(module_path!(), "content_where_none_may_be", || {
+fn content_after_bodiless_responses_is_dropped() {
+    alone(module_path!(), "content_after_bodiless_responses_is_dropped", || {
         let app = App::start();
         let evil = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil";
         for (path, status) in [("/200", "200 OK"), ("/204", "204 No Content"), ("/304", "304 Not Modified")] {

@@ -123,8 +123,8 @@ fn ways() -> Vec<(Direction, Sends)> {
 
 /// The application answers, goes on to read, and gets all of it. More such requests than one connection has streams.
 #[test]
-fn the_rest_goes_on_to_its_end() {
-    alone(module_path!(), "the_rest_goes_on_to_its_end", || {
+fn uploads_complete_after_an_early_response() {
+    alone(module_path!(), "uploads_complete_after_an_early_response", || {
         let app = Scripted::start(&[(3, 100)]);
         let place = Place::start();
         for (direction, sends) in ways() {
@@ -146,9 +146,9 @@ fn the_rest_goes_on_to_its_end() {
 
 /// The same where the rest is far larger than all windows, and is sent while nobody looks at the response.
 #[test]
-fn a_rest_beyond_all_windows_goes_on_to_its_end() {
+fn uploads_larger_than_all_windows_complete_after_an_early_response() {
     const TOTAL: usize = 8_000_000;
-    alone(module_path!(), "a_rest_beyond_all_windows_goes_on_to_its_end", || {
+    alone(module_path!(), "uploads_larger_than_all_windows_complete_after_an_early_response", || {
         let app = Scripted::start(&[(3, 100)]);
         let place = Place::start();
         // As long as a window: the client takes none of it before it has sent everything.
@@ -170,9 +170,9 @@ fn a_rest_beyond_all_windows_goes_on_to_its_end() {
 /// The application answers and gives no window for the rest: the response comes, and when the client leaves the stream is
 /// reset. The endpoint has room for others all the while.
 #[test]
-fn a_rest_without_window_is_cut_when_its_client_leaves() {
+fn uploads_without_window_are_reset_when_the_client_disconnects() {
     const AT_ONCE: usize = 120;
-    alone(module_path!(), "a_rest_without_window_is_cut_when_its_client_leaves", || {
+    alone(module_path!(), "uploads_without_window_are_reset_when_the_client_disconnects", || {
         // Streams have no window but 50 octets.
         let app = Scripted::start(&[(3, 100), (4, 50)]);
         let place = Place::start();
@@ -196,8 +196,8 @@ fn a_rest_without_window_is_cut_when_its_client_leaves() {
 
 /// A reset is noticed though more of the body waits in front of it than is ever read ahead, before and behind the response.
 #[test]
-fn a_reset_behind_unread_octets_is_noticed() {
-    alone(module_path!(), "a_reset_behind_unread_octets_is_noticed", || {
+fn client_resets_behind_unread_data_are_detected() {
+    alone(module_path!(), "client_resets_behind_unread_data_are_detected", || {
         let app = Scripted::start(&[(3, 100), (4, 50)]);
         let place = Place::start();
         for answer in [answer(true, false), Vec::new()] {
@@ -221,8 +221,8 @@ fn a_reset_behind_unread_octets_is_noticed() {
 
 /// A client that resets its stream, or leaves within its body, cuts the rest; it never ends it.
 #[test]
-fn a_client_that_leaves_cuts_the_rest() {
-    alone(module_path!(), "a_client_that_leaves_cuts_the_rest", || {
+fn client_disconnects_reset_the_upstream_stream() {
+    alone(module_path!(), "client_disconnects_reset_the_upstream_stream", || {
         let app = Scripted::start(&[(3, 100)]);
         let place = Place::start();
         let begins = vec![(HEADERS, END_HEADERS, literal(":status", "202")), (DATA, 0, b"n".to_vec())];
@@ -255,8 +255,8 @@ fn a_client_that_leaves_cuts_the_rest() {
 /// The application wants no more: it resets the stream behind a whole response, or closes its connection. The client gets the
 /// response, and its connection is of use.
 #[test]
-fn an_application_that_wants_no_more_is_not_waited_for() {
-    alone(module_path!(), "an_application_that_wants_no_more_is_not_waited_for", || {
+fn applications_may_stop_reading_after_an_early_response() {
+    alone(module_path!(), "applications_may_stop_reading_after_an_early_response", || {
         let app = Scripted::start(&[(3, 100)]);
         let place = Place::start();
         let resets = |code: u32| [answer(true, false), vec![(RST_STREAM, 0, code.to_be_bytes().to_vec())]].concat();
@@ -296,8 +296,8 @@ fn an_application_that_wants_no_more_is_not_waited_for() {
 
 /// The same to an application that speaks HTTP/1.1: it reads on, hangs, closes, or resets.
 #[test]
-fn applications_of_http1_that_answer_early() {
-    alone(module_path!(), "applications_of_http1_that_answer_early", || {
+fn early_responses_over_http1_are_forwarded() {
+    alone(module_path!(), "early_responses_over_http1_are_forwarded", || {
         let app = App::start();
         let place = Place::start();
         let early = |text: &str, then| Reply { early: true, ..Reply::new(text, then) };
@@ -333,8 +333,8 @@ fn applications_of_http1_that_answer_early() {
 /// A client that writes all of a long upload before it reads gets the response of an application that refuses the upload,
 /// instead of a reset in the middle of its writing.
 #[test]
-fn a_refusal_reaches_a_client_that_uploads() {
-    alone(module_path!(), "a_refusal_reaches_a_client_that_uploads", || {
+fn early_413_reaches_clients_that_write_before_they_read() {
+    alone(module_path!(), "early_413_reaches_clients_that_write_before_they_read", || {
         const LENGTH: usize = 12 * 1024 * 1024;
         let app = App::start();
         let place = Place::start();
@@ -374,8 +374,8 @@ fn routes(port: u16, more: Value) -> Option<Value> {
 
 /// Attempts whose response is not taken, or not waited for, end with all that they sent.
 #[test]
-fn attempts_that_do_not_count_are_cut() {
-    alone(module_path!(), "attempts_that_do_not_count_are_cut", || {
+fn abandoned_attempts_reset_their_upload() {
+    alone(module_path!(), "abandoned_attempts_reset_their_upload", || {
         let app = Scripted::start(&[(3, 100), (4, 50)]);
         let refusal = vec![(HEADERS, END_HEADERS, literal(":status", "503")), (DATA, END_STREAM, b"no".to_vec())];
         let retry = json!({"attempts": 2, "codes": [503], "methods": ["POST"], "backoffMs": 5});
@@ -413,9 +413,9 @@ fn attempts_that_do_not_count_are_cut() {
 
 /// Copies whose backend answers early and takes no more are cut when their time is over, and count as answered.
 #[test]
-fn copies_that_are_answered_early_are_cut() {
+fn mirrored_requests_answered_early_are_reset_at_the_timeout() {
     const COPIES: usize = 20;
-    alone(module_path!(), "copies_that_are_answered_early_are_cut", || {
+    alone(module_path!(), "mirrored_requests_answered_early_are_reset_at_the_timeout", || {
         let _app = App::start();
         let copied = Scripted::start(&[(3, 100), (4, 50)]);
         let mirror = json!({
@@ -446,8 +446,8 @@ fn copies_that_are_answered_early_are_cut() {
 
 /// What comes before END_STREAM is incomplete, whatever the code of the RST_STREAM or GOAWAY behind it.
 #[test]
-fn no_code_makes_a_cut_response_whole() {
-    alone(module_path!(), "no_code_makes_a_cut_response_whole", || {
+fn truncated_responses_stay_truncated_for_every_error_code() {
+    alone(module_path!(), "truncated_responses_stay_truncated_for_every_error_code", || {
         let app = Scripted::start(&[(3, 100)]);
         let place = Place::start();
         let resets = |code: u32| (RST_STREAM, 0, code.to_be_bytes().to_vec());

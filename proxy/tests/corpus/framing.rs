@@ -38,8 +38,8 @@ const HELLO: &[&str] = &["POST /x hello"];
 const SMUGGLED: &str = "GET /private HTTP/1.1\r\nHost: app\r\n\r\n";
 
 #[test]
-fn transfer_encodings_and_lengths() {
-    alone(module_path!(), "transfer_encodings_and_lengths", || {
+fn ambiguous_transfer_encodings_and_lengths_are_refused() {
+    alone(module_path!(), "ambiguous_transfer_encodings_and_lengths_are_refused", || {
         let mut cases = Vec::new();
         // SM-01: anything but one `chunked`.
         for (name, headers) in [
@@ -178,8 +178,8 @@ fn transfer_encodings_and_lengths() {
 }
 
 #[test]
-fn chunks() {
-    alone(module_path!(), "chunks", || {
+fn malformed_chunks_and_trailers_are_refused() {
+    alone(module_path!(), "malformed_chunks_and_trailers_are_refused", || {
         let chunked = |rest: &str| post("Transfer-Encoding: chunked", rest);
         let mut cases = Vec::new();
         // SM-04: sizes.
@@ -275,8 +275,8 @@ fn chunks() {
 }
 
 #[test]
-fn heads() {
-    alone(module_path!(), "heads", || {
+fn malformed_http1_heads_are_refused() {
+    alone(module_path!(), "malformed_http1_heads_are_refused", || {
         let get = |line: &str| format!("{line}\r\nHost: app\r\n\r\n");
         let header = |line: &str| format!("GET /x HTTP/1.1\r\nHost: app\r\n{line}\r\n\r\n");
         let x: Want = Passes(&["GET /x"]);
@@ -405,8 +405,8 @@ fn heads() {
 
 /// SM-16: every byte at every place where a byte can stand.
 #[test]
-fn every_byte() {
-    alone(module_path!(), "every_byte", || {
+fn every_byte_in_http1_names_values_and_methods_is_validated() {
+    alone(module_path!(), "every_byte_in_http1_names_values_and_methods_is_validated", || {
         let mut cases = Vec::new();
         for byte in 0..=255u8 {
             let named = [b"GET /x HTTP/1.1\r\nHost: app\r\nx", &[byte][..], b"y: 1\r\n\r\n"].concat();
@@ -426,8 +426,8 @@ fn every_byte() {
 
 /// A body that is none, or breaks off, is its client's fault: it is told so, and nothing is held against the application.
 #[test]
-fn bodies_that_break() {
-    alone(module_path!(), "bodies_that_break", || {
+fn broken_request_bodies_answer_400_and_do_not_count_as_failures() {
+    alone(module_path!(), "broken_request_bodies_answer_400_and_do_not_count_as_failures", || {
         let _app = App::start();
         let _place = Place::start();
         for direction in BOTH {
@@ -446,8 +446,8 @@ fn bodies_that_break() {
 
 /// SM-09: bytes reach the application only after its own 101.
 #[test]
-fn upgrades() {
-    alone(module_path!(), "upgrades", || {
+fn upgrades_pass_bytes_only_after_a_101() {
+    alone(module_path!(), "upgrades_pass_bytes_only_after_a_101", || {
         let app = App::start();
         let _place = Place::start();
         app.reply(
@@ -503,8 +503,8 @@ fn upgrades() {
 
 /// SM-10, SM-22: a body that nobody read is never taken for a request, and the answer is not lost by a reset.
 #[test]
-fn bodies_that_nobody_reads() {
-    alone(module_path!(), "bodies_that_nobody_reads", || {
+fn unread_request_bodies_are_never_parsed_as_requests() {
+    alone(module_path!(), "unread_request_bodies_are_never_parsed_as_requests", || {
         let app = App::start();
         let _place = Place::start();
         for direction in BOTH {
@@ -544,8 +544,8 @@ fn bodies_that_nobody_reads() {
 /// RFC 9112 9.6: a connection on which its client wants no more is closed, and the answer is not lost by that, whatever
 /// the client does behind its last request.
 #[test]
-fn last_requests() {
-    alone(module_path!(), "last_requests", || {
+fn connection_close_delivers_the_last_response_whole() {
+    alone(module_path!(), "connection_close_delivers_the_last_response_whole", || {
         let app = App::start();
         let _place = Place::start();
         let body = "x".repeat(1_000_000);
@@ -574,8 +574,8 @@ fn last_requests() {
 
 /// What is no request is answered, counted and logged all the same.
 #[test]
-fn refusals_are_told() {
-    alone(module_path!(), "refusals_are_told", || {
+fn refused_requests_are_answered_counted_and_logged() {
+    alone(module_path!(), "refused_requests_are_answered_counted_and_logged", || {
         let _app = App::start();
         let place = Place::start();
         let long = "x".repeat(70_000);
@@ -627,8 +627,8 @@ fn refusals_are_told() {
 
 /// SM-12: an expectation is the application's to answer, and a final answer to it poisons nothing.
 #[test]
-fn expectations() {
-    alone(module_path!(), "expectations", || {
+fn expect_100_continue_keeps_responses_in_order() {
+    alone(module_path!(), "expect_100_continue_keeps_responses_in_order", || {
         let app = App::start();
         let _place = Place::start();
         app.reply(
@@ -740,8 +740,8 @@ fn try_case(app: &App, direction: Direction, case: &Case, number: usize) -> Resu
 /// The same bytes mean the same whether they come first on a connection or behind another request: finding out what a connection
 /// carries is no stricter than what reads requests.
 #[test]
-fn first_and_second() {
-    alone(module_path!(), "first_and_second", || {
+fn protocol_detection_accepts_what_the_parser_accepts() {
+    alone(module_path!(), "protocol_detection_accepts_what_the_parser_accepts", || {
         let app = App::start();
         let _place = Place::start();
         let get = |line: &str| format!("{line}\r\nHost: app\r\n\r\n");
@@ -811,8 +811,8 @@ fn first_and_second() {
 
 /// RFC 9110 and 9112 by the letter, where a request is unusual.
 #[test]
-fn unusual_requests() {
-    alone(module_path!(), "unusual_requests", || {
+fn unusual_requests_are_handled_by_rfc_9110_and_9112() {
+    alone(module_path!(), "unusual_requests_are_handled_by_rfc_9110_and_9112", || {
         let app = App::start();
         let _place = Place::start();
         for (target, bytes) in [("/octet", "X"), ("/word", "HELLO"), ("/cut", "HTTX"), ("/nul", "\0")] {

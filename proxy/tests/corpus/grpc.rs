@@ -305,8 +305,8 @@ fn run(body: impl AsyncFnOnce(&Server, Client)) {
 }
 
 #[test]
-fn calls_and_streams() {
-    alone(module_path!(), "calls_and_streams", || {
+fn grpc_calls_and_streams_pass_two_proxies() {
+    alone(module_path!(), "grpc_calls_and_streams_pass_two_proxies", || {
         run(async |server, mut client| {
             // empty_unary, large_unary, and larger than any window.
             for size in [0, 1, 271_828, 4 * 1024 * 1024] {
@@ -371,8 +371,8 @@ fn calls_and_streams() {
 }
 
 #[test]
-fn calls_that_do_not_end_well() {
-    alone(module_path!(), "calls_that_do_not_end_well", || {
+fn grpc_cancellations_and_early_responses_pass_two_proxies() {
+    alone(module_path!(), "grpc_cancellations_and_early_responses_pass_two_proxies", || {
         run(async |server, mut client| {
             // cancel_after_begin, cancel_after_first_response, timeout_on_sleeping_server: the server hears of each.
             let mut call = client.call("Collect", &[]).await;

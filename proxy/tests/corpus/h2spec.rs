@@ -22,13 +22,13 @@ fn h2spec(arguments: &[&str]) -> (bool, String) {
 }
 
 #[test]
-fn all_cases() {
+fn h2spec_passes() {
     if !is_alone() {
         // Built here if need be, where there is a network.
         let (built, said) = h2spec(&["--version"]);
         assert!(built, "{said}");
     }
-    alone(module_path!(), "all_cases", || {
+    alone(module_path!(), "h2spec_passes", || {
         let _app = Http2App::start();
         let _place = Place::start();
         for direction in BOTH {

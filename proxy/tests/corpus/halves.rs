@@ -14,8 +14,8 @@ use super::place::{APP, BOTH, Direction, POD, Place, alone, wait};
 const LATE: Duration = Duration::from_millis(50);
 
 #[test]
-fn clients_of_http1() {
-    alone(module_path!(), "clients_of_http1", || {
+fn half_closed_http1_clients_get_their_responses() {
+    alone(module_path!(), "half_closed_http1_clients_get_their_responses", || {
         let app = App::start();
         let place = Place::start();
         let long = format!("HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n{}", "x".repeat(1_000_000));
@@ -64,8 +64,8 @@ fn clients_of_http1() {
 }
 
 #[test]
-fn clients_of_http2() {
-    alone(module_path!(), "clients_of_http2", || {
+fn half_closed_http2_clients_get_their_responses() {
+    alone(module_path!(), "half_closed_http2_clients_get_their_responses", || {
         let app = Http2App::start();
         let place = Place::start();
         for direction in BOTH {
@@ -116,8 +116,8 @@ fn clients_of_http2() {
 
 /// Applications that close their sending half behind their response, and read on what is left of the request.
 #[test]
-fn applications() {
-    alone(module_path!(), "applications", || {
+fn half_closed_applications_get_the_whole_request() {
+    alone(module_path!(), "half_closed_applications_get_the_whole_request", || {
         let app = Scripted::start(&[]);
         let place = Place::start();
         let listener = TcpListener::bind((Ipv4Addr::from(POD), APP)).expect("the port is free");

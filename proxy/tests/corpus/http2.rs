@@ -36,8 +36,8 @@ fn well(direction: Direction) {
 
 /// SM-13, SM-16, SM-20, SM-21, H2-11, PB-02, PB-03, PB-08, PB-15, PB-22: heads that are none.
 #[test]
-fn heads() {
-    alone(module_path!(), "heads", || {
+fn malformed_http2_heads_are_refused() {
+    alone(module_path!(), "malformed_http2_heads_are_refused", || {
         let app = Http2App::start();
         let _place = Place::start();
         let [method, scheme, authority, path] =
@@ -183,8 +183,8 @@ fn heads() {
 
 /// SM-16 over HTTP/2: every byte in a name and in a value.
 #[test]
-fn every_byte() {
-    alone(module_path!(), "every_byte", || {
+fn every_byte_in_http2_names_and_values_is_validated() {
+    alone(module_path!(), "every_byte_in_http2_names_and_values_is_validated", || {
         let app = Http2App::start();
         let _place = Place::start();
         for direction in BOTH {
@@ -210,8 +210,8 @@ fn every_byte() {
 /// RFC 9113 8.2.3 and 8.3.1: crumbs of a cookie are one cookie, to policies and to the application, and the authority
 /// is a host.
 #[test]
-fn one_form_of_headers() {
-    alone(module_path!(), "one_form_of_headers", || {
+fn cookie_crumbs_and_authority_are_normalized() {
+    alone(module_path!(), "cookie_crumbs_and_authority_are_normalized", || {
         let app = Http2App::start();
         let policies = json!([{"name": "p", "target": "namespace", "rules": [
             {"action": "deny", "headers": [{"name": "cookie", "test": {"regex": ".*a=1; b=2.*"}}]},
@@ -235,8 +235,8 @@ fn one_form_of_headers() {
 
 /// H2-04, H2-10: bytes, count and decoded total of headers.
 #[test]
-fn headers_have_bounds() {
-    alone(module_path!(), "headers_have_bounds", || {
+fn header_count_size_and_frames_are_bounded() {
+    alone(module_path!(), "header_count_size_and_frames_are_bounded", || {
         let app = Http2App::start();
         let place = Place::start();
         let before = place.memory();
@@ -300,8 +300,8 @@ fn headers_have_bounds() {
 
 /// H2-01: HEADERS and RST_STREAM without end.
 #[test]
-fn rapid_resets() {
-    alone(module_path!(), "rapid_resets", || {
+fn rapid_resets_end_the_connection() {
+    alone(module_path!(), "rapid_resets_end_the_connection", || {
         let app = Http2App::start();
         let mut place = Place::start();
         let before = place.memory();
@@ -342,8 +342,8 @@ type Provocation = fn(u32) -> Vec<u8>;
 
 /// H2-02: a client that makes the server reset its streams.
 #[test]
-fn provoked_resets() {
-    alone(module_path!(), "provoked_resets", || {
+fn provoked_resets_end_the_connection() {
+    alone(module_path!(), "provoked_resets_end_the_connection", || {
         let _app = Http2App::start();
         let place = Place::start();
         let before = place.memory();
@@ -376,8 +376,8 @@ fn provoked_resets() {
 
 /// H2-05, H2-06: floods of frames that cost the sender nothing, from a client that reads nothing.
 #[test]
-fn floods() {
-    alone(module_path!(), "floods", || {
+fn floods_of_control_frames_are_bounded() {
+    alone(module_path!(), "floods_of_control_frames_are_bounded", || {
         let app = Http2App::start();
         let mut place = Place::start();
         let before = place.memory();
@@ -412,8 +412,8 @@ fn floods() {
 
 /// H2-07, H2-08: frames of every type, in every state, and settings that are none.
 #[test]
-fn strange_frames() {
-    alone(module_path!(), "strange_frames", || {
+fn unknown_frames_are_ignored_and_invalid_settings_refused() {
+    alone(module_path!(), "unknown_frames_are_ignored_and_invalid_settings_refused", || {
         let app = Http2App::start();
         let mut place = Place::start();
         for kind in 0..=255u8 {
@@ -464,8 +464,8 @@ fn strange_frames() {
 
 /// H2-07 from the other side: applications that break the rules cost a 502, and nobody else anything.
 #[test]
-fn strange_applications() {
-    alone(module_path!(), "strange_applications", || {
+fn malformed_application_responses_answer_502() {
+    alone(module_path!(), "malformed_application_responses_answer_502", || {
         use std::io::{Read, Write};
         let mut place = Place::start();
         let settings = frame(SETTINGS, 0, 0, &[]);
@@ -553,8 +553,8 @@ fn strange_applications() {
 /// D08 and D11 over HTTP/2: a response that was cut short is reset, never ended; one that the client does not take
 /// waits in little memory, and not for ever.
 #[test]
-fn responses_that_do_not_end() {
-    alone(module_path!(), "responses_that_do_not_end", || {
+fn truncated_and_unread_responses_are_reset() {
+    alone(module_path!(), "truncated_and_unread_responses_are_reset", || {
         let app = Http2App::start();
         let timeouts = json!({"idle": 5000}).to_string();
         let place = Place::with(Options { environment: vec![("WEFT_TIMEOUTS_MS", timeouts)], ..Options::default() });
@@ -603,8 +603,8 @@ fn responses_that_do_not_end() {
 
 /// H2-13: an application that takes few requests at once gets no more, and none fails for that.
 #[test]
-fn few_streams() {
-    alone(module_path!(), "few_streams", || {
+fn max_concurrent_streams_of_the_application_is_respected() {
+    alone(module_path!(), "max_concurrent_streams_of_the_application_is_respected", || {
         let app = Http2App::with_streams(1);
         let _place = Place::start();
         for direction in BOTH {
@@ -672,9 +672,9 @@ async fn one(sender: h2::client::SendRequest<bytes::Bytes>, number: u32) -> Resu
 
 /// A server that leaves each connection after 25 requests, and clients that never hear of it.
 #[test]
-fn farewells() {
+fn goaway_after_every_25_requests_fails_no_request() {
     const REQUESTS: u32 = 10_000;
-    alone(module_path!(), "farewells", || {
+    alone(module_path!(), "goaway_after_every_25_requests_fails_no_request", || {
         let app = Leaving::start(25);
         let place = Place::start();
         for direction in BOTH {

@@ -233,8 +233,8 @@ fn ways() -> [(bool, SocketAddr); 5] {
 
 /// RFC 9110 15.2: what is said before the response arrives before it, and not at clients that do not know of such.
 #[test]
-fn hints_arrive_when_they_are_given() {
-    alone(module_path!(), "hints_arrive_when_they_are_given", || {
+fn informational_responses_are_forwarded_at_once() {
+    alone(module_path!(), "informational_responses_are_forwarded_at_once", || {
         let app = App::start();
         let _place = Place::start();
         for (http2, address) in ways() {
@@ -255,8 +255,8 @@ fn hints_arrive_when_they_are_given() {
 
 /// RFC 9110 10.1.1: the application asks for a body or refuses it, and nobody does it for the application.
 #[test]
-fn bodies_are_asked_for_by_the_application() {
-    alone(module_path!(), "bodies_are_asked_for_by_the_application", || {
+fn expect_100_continue_is_answered_by_the_application() {
+    alone(module_path!(), "expect_100_continue_is_answered_by_the_application", || {
         let app = App::start();
         let _place = Place::start();
         for (http2, address) in ways() {
@@ -289,8 +289,8 @@ fn bodies_are_asked_for_by_the_application() {
 
 /// Many are passed on, and of those that never end nobody waits for the end.
 #[test]
-fn hints_without_end() {
-    alone(module_path!(), "hints_without_end", || {
+fn informational_responses_beyond_10000_answer_502() {
+    alone(module_path!(), "informational_responses_beyond_10000_answer_502", || {
         let app = App::start();
         let mut place = Place::start();
         for (http2, address) in ways() {

@@ -50,8 +50,8 @@ fn meaning(path: &str) -> String {
 /// PB-01, PB-02: however `/private` is written, the application never gets it; and what means something else gets
 /// through.
 #[test]
-fn spellings_of_a_denied_path() {
-    alone(module_path!(), "spellings_of_a_denied_path", || {
+fn denied_paths_are_denied_in_every_spelling() {
+    alone(module_path!(), "denied_paths_are_denied_in_every_spelling", || {
         let app = App::start();
         let _place = Place::start();
         let mut paths: Vec<String> = Vec::new();
@@ -170,8 +170,8 @@ fn spellings_of_a_denied_path() {
 
 /// A path is passed on as it came, whether policies look at it or not.
 #[test]
-fn the_path_that_came_is_the_one_that_is_sent() {
-    alone(module_path!(), "the_path_that_came_is_the_one_that_is_sent", || {
+fn paths_are_forwarded_unchanged() {
+    alone(module_path!(), "paths_are_forwarded_unchanged", || {
         let app = App::start();
         let _place = Place::start();
         for path in [
@@ -216,8 +216,8 @@ fn the_path_that_came_is_the_one_that_is_sent() {
 
 /// A policy that denies everything denies the asterisk too.
 #[test]
-fn everything_means_everything() {
-    alone(module_path!(), "everything_means_everything", || {
+fn deny_all_also_denies_asterisk_targets_and_tcp() {
+    alone(module_path!(), "deny_all_also_denies_asterisk_targets_and_tcp", || {
         let app = App::start();
         let policies = json!([{"name": "closed", "target": "namespace", "rules": [{"action": "deny", "paths": [{"prefix": "/"}]}]}]);
         let _place = Place::with(Options { policies, ..Options::default() });
@@ -236,8 +236,8 @@ fn everything_means_everything() {
 
 /// PB-08: one host, or none at all.
 #[test]
-fn hosts() {
-    alone(module_path!(), "hosts", || {
+fn host_headers_are_validated() {
+    alone(module_path!(), "host_headers_are_validated", || {
         let app = App::start();
         let _place = Place::start();
         for direction in BOTH {
@@ -329,8 +329,8 @@ fn hosts() {
 
 /// PB-10: a header with several values is looked at value by value: DENY takes any, ALLOW takes all.
 #[test]
-fn headers_with_several_values() {
-    alone(module_path!(), "headers_with_several_values", || {
+fn header_conditions_test_every_value() {
+    alone(module_path!(), "header_conditions_test_every_value", || {
         let app = App::start();
         let rule = |action: &str, test: serde_json::Value| json!([{"name": "p", "target": "namespace", "rules": [{"action": action, "headers": [{"name": "x-team", "test": test}]}]}]);
         let ask = |headers: &str| {
@@ -381,8 +381,8 @@ fn headers_with_several_values() {
 
 /// PB-23: methods are passed on letter by letter; a Deny names one in whatever letter case.
 #[test]
-fn methods() {
-    alone(module_path!(), "methods", || {
+fn methods_are_forwarded_unchanged_and_denied_in_any_case() {
+    alone(module_path!(), "methods_are_forwarded_unchanged_and_denied_in_any_case", || {
         let app = App::start();
         let policies =
             json!([{"name": "p", "target": "namespace", "rules": [{"action": "deny", "methods": ["DELETE"]}]}]);
@@ -406,8 +406,8 @@ fn methods() {
 
 /// PB-05: what a rule makes of a path never leads out of what the rule is for.
 #[test]
-fn rewritten_paths() {
-    alone(module_path!(), "rewritten_paths", || {
+fn path_rewrites_replace_whole_segments_only() {
+    alone(module_path!(), "path_rewrites_replace_whole_segments_only", || {
         let app = App::start();
         let backend =
             json!([{"weight": 1, "target": {"cluster": {"namespace": "shop", "service": "app", "port": 80}}}]);
@@ -444,8 +444,8 @@ fn rewritten_paths() {
 
 /// PB-14: whatever a client says, a request is one line of the log, and that line is JSON.
 #[test]
-fn lines_of_the_log() {
-    alone(module_path!(), "lines_of_the_log", || {
+fn access_log_lines_are_json_for_any_request() {
+    alone(module_path!(), "access_log_lines_are_json_for_any_request", || {
         let app = App::start();
         let place = Place::start();
         let mut count = 0;
@@ -505,8 +505,8 @@ fn to_app() -> serde_json::Value {
 /// Hop-by-hop headers are those of the message that was received: what a rule sets stays, and so does what an application or
 /// a policy decides by. What else `Connection` names is not passed on.
 #[test]
-fn connection_takes_no_header_away_that_decides() {
-    alone(module_path!(), "connection_takes_no_header_away_that_decides", || {
+fn connection_header_cannot_remove_headers_that_rules_use() {
+    alone(module_path!(), "connection_header_cannot_remove_headers_that_rules_use", || {
         let app = App::start();
         let routes = json!({
             "matches": [
@@ -564,8 +564,8 @@ fn connection_takes_no_header_away_that_decides() {
 
 /// What decides is read octet by octet: bytes beyond ASCII hide no token beside them. And a list of options has a bound.
 #[test]
-fn tokens_beside_other_bytes() {
-    alone(module_path!(), "tokens_beside_other_bytes", || {
+fn upgrade_and_connection_tokens_are_found_beside_non_ascii_bytes() {
+    alone(module_path!(), "upgrade_and_connection_tokens_are_found_beside_non_ascii_bytes", || {
         let app = App::start();
         let _place = Place::start();
         let http = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n";
@@ -627,8 +627,8 @@ fn tokens_beside_other_bytes() {
 /// A host has no letter case, its port is no part of it, and neither is the dot that ends it: in Deny and Allow, in routes, over
 /// both versions.
 #[test]
-fn hosts_in_conditions() {
-    alone(module_path!(), "hosts_in_conditions", || {
+fn host_conditions_ignore_case_port_and_trailing_dot() {
+    alone(module_path!(), "host_conditions_ignore_case_port_and_trailing_dot", || {
         let _app = App::start();
         let condition = |test: serde_json::Value| json!({"headers": [{"name": "host", "test": test}]});
         let spellings = ["internal", "INTERNAL", "internal:80", "internal.", "Internal.:8080", "internal:"];
@@ -691,8 +691,8 @@ fn hosts_in_conditions() {
 /// What a policy says of a path holds for every reading that applications are known to have, and a request on which no verdict
 /// depends is passed on as it came.
 #[test]
-fn readings_of_paths() {
-    alone(module_path!(), "readings_of_paths", || {
+fn path_policies_hold_for_every_reading_of_a_path() {
+    alone(module_path!(), "path_policies_hold_for_every_reading_of_a_path", || {
         let app = App::start();
         let paths = |path: &str| json!({"paths": [{"prefix": path}]});
         let check = |path: &str, status: u16| {
@@ -831,8 +831,8 @@ fn readings_of_paths() {
 
 /// Other spellings of a header or of its values, as applications read them: Deny takes any, Allow wants all to be fine.
 #[test]
-fn readings_of_headers() {
-    alone(module_path!(), "readings_of_headers", || {
+fn header_policies_hold_for_every_reading_of_a_header() {
+    alone(module_path!(), "header_policies_hold_for_every_reading_of_a_header", || {
         let _app = App::start();
         let team = |test: serde_json::Value| json!({"headers": [{"name": "x-team", "test": test}]});
         let check = |desc: &str, cases: &[(&[u8], u16)]| {
@@ -919,8 +919,8 @@ fn readings_of_headers() {
 
 /// What a rule takes away or replaces is not there under another spelling of its name either.
 #[test]
-fn edits_and_other_spellings() {
-    alone(module_path!(), "edits_and_other_spellings", || {
+fn header_edits_also_remove_underscore_spellings() {
+    alone(module_path!(), "header_edits_also_remove_underscore_spellings", || {
         let app = App::start();
         let routes = json!({"matches": [{"rule": 0}], "rules": [{
             "route": {"namespace": "shop", "name": "r"}, "name": "0", "action": to_app(),
@@ -938,8 +938,8 @@ fn edits_and_other_spellings() {
 
 /// Fields that speak for a proxy, or that something is decided by, are no trailers.
 #[test]
-fn trailers_that_decide() {
-    alone(module_path!(), "trailers_that_decide", || {
+fn trailers_that_rules_or_proxies_use_are_removed() {
+    alone(module_path!(), "trailers_that_rules_or_proxies_use_are_removed", || {
         let app = App::start();
         let routes = json!({
             "matches": [{"rule": 0, "headers": [{"name": "x-user", "test": "present"}]}, {"rule": 0}],

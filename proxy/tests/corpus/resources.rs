@@ -68,10 +68,10 @@ fn deaf(direction: Direction, count: usize) -> Vec<Client> {
 /// An upload whose length is announced keeps a least pace, over both versions. A body without a length may be a stream, which is
 /// silent as long as it likes.
 #[test]
-fn slow_uploads() {
+fn slow_uploads_answer_408() {
     use super::frames::{DATA, END_HEADERS, END_STREAM, End, HEADERS, Http2App, Wire, frame, head, literal};
     const STEP: Duration = Duration::from_millis(50);
-    alone(module_path!(), "slow_uploads", || {
+    alone(module_path!(), "slow_uploads_answer_408", || {
         let app = App::start();
         let _http2 = Http2App::start();
         let _place = Place::with(Options { environment: timeouts(json!({"upload": 1000})), ..Options::default() });
@@ -123,8 +123,8 @@ fn slow_uploads() {
 
 /// RS-01, RS-02, RS-03: a head that does not come to its end is not waited for.
 #[test]
-fn slow_heads() {
-    alone(module_path!(), "slow_heads", || {
+fn slow_heads_time_out() {
+    alone(module_path!(), "slow_heads_time_out", || {
         let _app = App::start();
         let place =
             Place::with(Options { environment: timeouts(json!({"head": 1000, "idle": 3000})), ..Options::default() });
@@ -185,8 +185,8 @@ fn slow_heads() {
 
 /// A connection may idle between requests for longer than a head may take.
 #[test]
-fn idle_connections_stay() {
-    alone(module_path!(), "idle_connections_stay", || {
+fn idle_connections_outlive_the_head_timeout() {
+    alone(module_path!(), "idle_connections_outlive_the_head_timeout", || {
         let _app = App::start();
         let _place =
             Place::with(Options { environment: timeouts(json!({"head": 300, "idle": 1500})), ..Options::default() });
@@ -216,8 +216,8 @@ fn idle_connections_stay() {
 /// RS-02: bodies that do not come, responses that are not taken, applications that do not answer, tunnels in which
 /// nothing moves.
 #[test]
-fn slow_bodies() {
-    alone(module_path!(), "slow_bodies", || {
+fn stalled_bodies_and_tunnels_time_out() {
+    alone(module_path!(), "stalled_bodies_and_tunnels_time_out", || {
         let app = App::start();
         let place =
             Place::with(Options { environment: timeouts(json!({"idle": 3000, "stall": 3000})), ..Options::default() });
@@ -278,8 +278,8 @@ fn slow_bodies() {
 
 /// What many clients took at once is given back to the kernel when they are gone, and not kept for the next ones.
 #[test]
-fn memory_after_a_rush() {
-    alone(module_path!(), "memory_after_a_rush", || {
+fn memory_is_returned_after_a_burst() {
+    alone(module_path!(), "memory_is_returned_after_a_burst", || {
         let app = App::start();
         let big = format!("HTTP/1.1 200 OK\r\nContent-Length: 8000000\r\n\r\n{}", "x".repeat(8_000_000));
         app.reply("/big", Reply::new(big, Then::Close));
@@ -306,8 +306,8 @@ fn memory_after_a_rush() {
 
 /// RS-05, D13: without file descriptors nobody new is served, and as soon as there are some everybody is.
 #[test]
-fn no_file_descriptors() {
-    alone(module_path!(), "no_file_descriptors", || {
+fn proxy_recovers_from_file_descriptor_exhaustion() {
+    alone(module_path!(), "proxy_recovers_from_file_descriptor_exhaustion", || {
         let app = App::start();
         let mut place = Place::with(Options { files: Some(128), ..Options::default() });
         for direction in BOTH {
@@ -344,8 +344,8 @@ fn no_file_descriptors() {
 
 /// RS-06: what clients say does not become series.
 #[test]
-fn metrics_stay_few() {
-    alone(module_path!(), "metrics_stay_few", || {
+fn client_input_does_not_create_metric_series() {
+    alone(module_path!(), "client_input_does_not_create_metric_series", || {
         let _app = App::start();
         let _place = Place::start();
         let series = || scrape(15020, "/metrics").map_or(0, |page| page.lines().count());
@@ -369,8 +369,8 @@ fn metrics_stay_few() {
 
 /// RS-07, RS-08: documents that are traps are refused, and the last good one stays.
 #[test]
-fn documents_that_are_traps() {
-    alone(module_path!(), "documents_that_are_traps", || {
+fn malicious_documents_are_refused_and_the_last_good_one_stays() {
+    alone(module_path!(), "malicious_documents_are_refused_and_the_last_good_one_stays", || {
         let _app = App::start();
         let mut place = Place::start();
         let before = place.memory();

@@ -17,8 +17,8 @@ fn ask(client: &mut Client, path: &str) -> Result<super::client::Answer, NoAnswe
 
 /// SM-24: what could be read in two ways is not passed on, and its connection is not used again.
 #[test]
-fn doubtful_responses() {
-    alone(module_path!(), "doubtful_responses", || {
+fn ambiguous_responses_answer_502() {
+    alone(module_path!(), "ambiguous_responses_answer_502", || {
         let app = App::start();
         let _place = Place::start();
         let evil = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil";
@@ -94,8 +94,8 @@ fn doubtful_responses() {
 
 /// What is clear passes, however odd, and extra bytes are never the answer to the next request.
 #[test]
-fn odd_responses() {
-    alone(module_path!(), "odd_responses", || {
+fn unusual_valid_responses_are_forwarded() {
+    alone(module_path!(), "unusual_valid_responses_are_forwarded", || {
         let app = App::start();
         let _place = Place::start();
         let evil = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil";
@@ -179,8 +179,8 @@ fn odd_responses() {
 /// A response that ends where its connection ends cannot be told from one that was cut by an orderly close, by nobody:
 /// HTTP has no mark for it (RFC 9112 8). A reset is told.
 #[test]
-fn applications_that_go() {
-    alone(module_path!(), "applications_that_go", || {
+fn truncated_responses_are_not_forwarded_as_complete() {
+    alone(module_path!(), "truncated_responses_are_not_forwarded_as_complete", || {
         let app = App::start();
         let _place = Place::start();
         let points: [(&str, &str, bool); 9] = [
@@ -231,8 +231,8 @@ fn applications_that_go() {
 /// The same to a client of HTTP/1.0, which has no chunks: its answer ends where its connection ends, so what was cut short is
 /// told by a reset.
 #[test]
-fn applications_that_go_under_old_clients() {
-    alone(module_path!(), "applications_that_go_under_old_clients", || {
+fn truncated_responses_reset_http10_clients() {
+    alone(module_path!(), "truncated_responses_reset_http10_clients", || {
         let app = App::start();
         let _place = Place::start();
         let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -257,10 +257,10 @@ fn applications_that_go_under_old_clients() {
 
 /// D09: an idle connection that the application closes costs no request that may be repeated: none of 100,000.
 #[test]
-fn connections_that_idled() {
+fn idle_connections_closed_by_the_application_fail_no_request() {
     const CLIENTS: usize = 4;
     const REQUESTS_EACH: usize = 12_500;
-    alone(module_path!(), "connections_that_idled", || {
+    alone(module_path!(), "idle_connections_closed_by_the_application_fail_no_request", || {
         let app = App::start();
         let _place = Place::start();
         app.reply("/short", Reply::new("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", Then::Close));
@@ -285,8 +285,8 @@ fn connections_that_idled() {
 /// An answer comes while the body is being sent: it reaches the client, and the connections are not used again unless
 /// both messages came to their ends.
 #[test]
-fn answers_that_come_early() {
-    alone(module_path!(), "answers_that_come_early", || {
+fn early_responses_reach_http1_clients() {
+    alone(module_path!(), "early_responses_reach_http1_clients", || {
         let app = App::start();
         let _place = Place::start();
         let early = |text: &str, then| Reply { early: true, ..Reply::new(text, then) };
@@ -323,8 +323,8 @@ fn answers_that_come_early() {
 
 /// A client that goes within its request takes the request with it: the application sees no end that there was not.
 #[test]
-fn clients_that_go() {
-    alone(module_path!(), "clients_that_go", || {
+fn aborted_requests_are_not_forwarded_as_complete() {
+    alone(module_path!(), "aborted_requests_are_not_forwarded_as_complete", || {
         let app = App::start();
         let _place = Place::start();
         for direction in BOTH {
@@ -352,8 +352,8 @@ fn clients_that_go() {
 /// Where the application does not listen, the client's proxy tries again and the one beside the application does not: their tries
 /// would multiply. Whatever the request is, it can be tried again.
 #[test]
-fn closed_ports() {
-    alone(module_path!(), "closed_ports", || {
+fn refused_connections_are_retried_by_the_client_side_proxy_only() {
+    alone(module_path!(), "refused_connections_are_retried_by_the_client_side_proxy_only", || {
         let _near = Place::with(Options { far: true, ..Options::default() });
         let far = Place::second();
         let attempts = || far.log().lines().filter(|line| line.contains("connect-failed")).count();
@@ -373,8 +373,8 @@ fn closed_ports() {
 
 /// A server that speaks first is heard, and both halves of a connection close by themselves.
 #[test]
-fn bytes() {
-    alone(module_path!(), "bytes", || {
+fn server_first_tcp_and_half_close_are_relayed() {
+    alone(module_path!(), "server_first_tcp_and_half_close_are_relayed", || {
         use std::io::{Read, Write};
         let _place = Place::start();
         let listener = TcpListener::bind((std::net::Ipv4Addr::from(super::place::POD), super::place::APP))

@@ -13,8 +13,8 @@ use super::place::{Direction, Place, alone, exported};
 
 /// Routes come, change and go with every look that the proxy takes at its folder, and no request fails or is lost.
 #[test]
-fn routes_change_under_load() {
-    alone(module_path!(), "routes_change_under_load", || {
+fn route_changes_under_load_fail_no_request() {
+    alone(module_path!(), "route_changes_under_load_fail_no_request", || {
         let app = App::start();
         let place = Place::start();
         let stop = Arc::new(AtomicBool::new(false));

@@ -18,7 +18,7 @@ fn reason(headers: &HeaderMap) -> Option<&str> {
 }
 
 #[tokio::test]
-async fn faults_delay_and_abort_and_say_whose_word_it_was() {
+async fn faults_delay_and_abort_and_name_their_rule() {
     let proxy = Proxy::start("fault").await;
     let (v1, seen) = backend("v1", ok).await;
     let delay = |ms: u64| json!({"delay": {"durationMs": ms, "share": all()}});
@@ -108,7 +108,7 @@ async fn await_mirrored(proxy: &Proxy, outcome: &str, count: u64) {
 }
 
 #[tokio::test]
-async fn copies_go_elsewhere_and_nobody_waits_for_them() {
+async fn mirrored_requests_do_not_delay_the_response() {
     let proxy = Proxy::start("mirror").await;
     let (v1, seen) = backend("v1", ok).await;
     let (shadow, copied) = backend("shadow", |_| (500, Duration::from_secs(2))).await;
@@ -172,7 +172,7 @@ async fn copies_go_elsewhere_and_nobody_waits_for_them() {
 }
 
 #[tokio::test]
-async fn browsers_are_told_which_origins_may_call() {
+async fn cors_allows_configured_origins() {
     let proxy = Proxy::start("cors").await;
     let (v1, seen) = backend("v1", ok).await;
     let cors = json!({
@@ -237,7 +237,7 @@ async fn browsers_are_told_which_origins_may_call() {
 }
 
 #[tokio::test]
-async fn what_comes_too_fast_is_answered_429() {
+async fn rate_limits_answer_429() {
     let proxy = Proxy::start("rate").await;
     let (v1, seen) = backend("v1", ok).await;
     let limited = |limit: Value| with(rule(forward(&proxy, &[("v1", 1)])), json!({"rateLimit": limit}));

@@ -82,7 +82,7 @@ async fn count(proxy: &Proxy, metric: &str, label: &str) -> u64 {
 }
 
 #[tokio::test]
-async fn who_is_stuck_is_not_waited_for_and_not_blamed() {
+async fn hedging_avoids_stuck_endpoints_without_ejecting_them() {
     for protocol in ["http", "http2"] {
         let proxy = Proxy::start(&format!("hedge-{protocol}")).await;
         let (slow, seen, cancelled) = stuck().await;
@@ -110,7 +110,7 @@ async fn who_is_stuck_is_not_waited_for_and_not_blamed() {
 }
 
 #[tokio::test]
-async fn only_what_might_be_repeated_is_hedged() {
+async fn only_retryable_requests_are_hedged() {
     let proxy = Proxy::start("hedge-what").await;
     let (endpoints, asked) = in_turn((200, SLOW), (200, Duration::ZERO)).await;
     let retry = |method: &str| json!({"retry": {"attempts": 1, "codes": [503], "methods": [method], "backoffMs": 5}});
@@ -144,7 +144,7 @@ async fn only_what_might_be_repeated_is_hedged() {
 }
 
 #[tokio::test]
-async fn a_bad_answer_waits_for_a_better_one() {
+async fn hedging_prefers_a_response_that_needs_no_retry() {
     let proxy = Proxy::start("hedge-bad").await;
     let retry = json!({"retry": {"attempts": 1, "codes": [503], "methods": ["GET"], "backoffMs": 5}});
     let (endpoints, asked) = in_turn((200, SLOW), (503, Duration::ZERO)).await;
@@ -157,7 +157,7 @@ async fn a_bad_answer_waits_for_a_better_one() {
 }
 
 #[tokio::test]
-async fn timeouts_hold_for_hedged_requests() {
+async fn timeouts_apply_to_hedged_requests() {
     let proxy = Proxy::start("hedge-timeout").await;
     let never = (200, Duration::from_secs(20));
     let (endpoints, _) = in_turn(never, never).await;

@@ -134,7 +134,7 @@ async fn client(address: SocketAddr, first: u32, stop: Arc<AtomicBool>) -> Tally
 /// RFC 9110 9.2.2: what is idempotent may be sent again when a connection closes under it, and is. Of anything else it is
 /// not known whether the server has acted on it: it is not sent again, and its client is told (502).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_that_close_while_they_idle_cost_no_request() {
+async fn idle_connections_closed_by_the_server_fail_no_idempotent_request() {
     let proxy = Proxy::start("idle").await;
     let (reached, closed) = (Reached::default(), Arc::new(AtomicU32::new(0)));
     let (one, two) = (closing(reached.clone(), closed.clone()).await, closing(reached.clone(), closed.clone()).await);

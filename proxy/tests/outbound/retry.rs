@@ -70,7 +70,7 @@ fn retry(codes: &[u16], method: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_grpc_status_counts_as_the_http_status_that_stands_for_it() {
+async fn grpc_statuses_are_retried_as_their_http_statuses() {
     let late = Failure::LateTrailers(Duration::from_millis(300));
     for (desc, status, failure, codes, method, calls) in [
         ("UNAVAILABLE", "14", Failure::TrailersOnly, [503], "POST", 2),
@@ -98,7 +98,7 @@ async fn a_grpc_status_counts_as_the_http_status_that_stands_for_it() {
 }
 
 #[tokio::test]
-async fn a_grpc_failure_is_no_good_answer_to_a_hedged_request() {
+async fn hedging_prefers_grpc_success_over_failure() {
     let proxy = Proxy::start("hedge-grpc").await;
     let (slow, seen) = backend("slow", |_| (200, Duration::from_millis(400))).await;
     let (failing, calls) = grpc_backend("14", Failure::TrailersOnly).await;
@@ -144,7 +144,7 @@ async fn impostor() -> (SocketAddr, Arc<AtomicU32>) {
 }
 
 #[tokio::test]
-async fn only_a_proxy_speaks_for_a_proxy() {
+async fn weft_unprocessed_is_believed_from_proxies_only() {
     for protocol in ["http", "http2"] {
         let proxy = Proxy::start(&format!("retry-unprocessed-{protocol}")).await;
         let (backend, seen) = impostor().await;
@@ -165,7 +165,7 @@ async fn only_a_proxy_speaks_for_a_proxy() {
 /// Of a Service that is scaled down, most endpoints may be pods whose applications take no connection any more. The request goes to
 /// one after the other, and to one that answers; where none does, it comes to an end.
 #[tokio::test]
-async fn a_request_that_no_backend_saw_goes_to_every_other_endpoint() {
+async fn unprocessed_requests_are_retried_on_every_endpoint() {
     let proxy = Proxy::start("retry-scaled-down").await;
     let mut endpoints = Vec::new();
     let mut leaving = Vec::new();

@@ -67,7 +67,7 @@ async fn service_address_attempts(proxy: &Proxy) -> u64 {
 }
 
 #[tokio::test]
-async fn a_request_waits_for_an_endpoint_to_come() {
+async fn requests_wait_for_the_first_endpoint() {
     let proxy = Proxy::start("wait").await;
     let (v1, _) = backend("v1", ok).await;
     for protocol in ["http", "tcp"] {
@@ -92,7 +92,7 @@ async fn a_request_waits_for_an_endpoint_to_come() {
 }
 
 #[tokio::test]
-async fn a_service_that_stays_empty_is_not_waited_for_by_each_request() {
+async fn only_the_first_request_waits_for_an_empty_service() {
     let proxy = Proxy::start("wait-vain").await;
     let (v1, _) = backend("v1", ok).await;
     only(&proxy, "http", json!({}), json!([])).await;
@@ -118,7 +118,7 @@ async fn a_service_that_stays_empty_is_not_waited_for_by_each_request() {
 }
 
 #[tokio::test]
-async fn the_time_for_a_request_bounds_its_wait_and_an_unknown_subset_is_not_waited_for() {
+async fn request_timeout_bounds_the_wait_for_endpoints() {
     let proxy = Proxy::start("wait-bound").await;
     let timed = |subset: &str| routes(forward(&proxy, &[(subset, 1)]), json!({"requestTimeoutMs": 300}));
     for (subset, least) in [("empty", 300), ("undeclared", 0)] {
@@ -133,7 +133,7 @@ async fn the_time_for_a_request_bounds_its_wait_and_an_unknown_subset_is_not_wai
 }
 
 #[tokio::test]
-async fn where_no_endpoint_can_be_connected_to_the_service_s_own_address_is() {
+async fn service_address_is_used_when_no_endpoint_accepts_connections() {
     let proxy = Proxy::start("own-address").await;
     // What the kernel chooses when a connection is made to the Service's address.
     let (kernel, seen) = backend("kernel", ok).await;
@@ -168,7 +168,7 @@ async fn where_no_endpoint_can_be_connected_to_the_service_s_own_address_is() {
 }
 
 #[tokio::test]
-async fn requests_that_have_no_time_to_try_all_endpoints_find_the_service_s_own_address() {
+async fn service_address_is_used_when_timeouts_leave_no_time_for_all_endpoints() {
     let proxy = Proxy::start("own-address-timed").await;
     let (kernel, _) = backend("kernel", ok).await;
     // Queues that are full: whoever connects is neither taken nor refused.
@@ -203,7 +203,7 @@ async fn requests_that_have_no_time_to_try_all_endpoints_find_the_service_s_own_
 }
 
 #[tokio::test]
-async fn an_endpoint_that_answers_is_used_again_after_the_service_s_own_address_was() {
+async fn recovered_endpoints_replace_the_service_address() {
     let proxy = Proxy::start("own-address-ends").await;
     let (kernel, _) = backend("kernel", ok).await;
     let gone = refusing(1).await[0];
@@ -258,7 +258,7 @@ async fn ending_then_live(ending: usize) -> (SocketAddr, Arc<AtomicU32>) {
 }
 
 #[tokio::test]
-async fn where_the_kernel_chooses_a_pod_that_is_ending_it_chooses_again() {
+async fn service_address_is_retried_when_the_kernel_picks_a_terminating_pod() {
     let proxy = Proxy::start("own-address-ending").await;
     let gone: Vec<Value> = refusing(3).await.iter().map(|at| json!({"address": at, "hasProxy": true})).collect();
     let (kernel, unprocessed) = ending_then_live(4).await;
@@ -287,7 +287,7 @@ async fn where_the_kernel_chooses_a_pod_that_is_ending_it_chooses_again() {
 }
 
 #[tokio::test]
-async fn behind_the_service_s_own_address_an_application_does_not_speak_for_a_proxy() {
+async fn applications_behind_the_service_address_cannot_request_retries() {
     let proxy = Proxy::start("own-address-claim").await;
     let gone = refusing(2).await;
     for endpoints in [json!([]), json!([{"address": gone[0], "hasProxy": true}, {"address": gone[1]}])] {
@@ -301,7 +301,7 @@ async fn behind_the_service_s_own_address_an_application_does_not_speak_for_a_pr
 }
 
 #[tokio::test]
-async fn where_the_service_s_own_address_refuses_too_the_answer_is_the_old_one() {
+async fn refused_service_address_answers_connect_failed() {
     let proxy = Proxy::start("own-address-refuses").await;
     let gone = refusing(2).await;
     let web = to_backend(&proxy, gone[1].port(), "http", None);
@@ -313,7 +313,7 @@ async fn where_the_service_s_own_address_refuses_too_the_answer_is_the_old_one()
 }
 
 #[tokio::test]
-async fn traffic_of_a_local_service_stays_on_the_node() {
+async fn internal_traffic_policy_local_stays_on_the_node() {
     let pod = Pod { node: "node-1".into(), ..Pod::default() };
     let proxy = Proxy::start_in("local", pod).await;
     let (here, _) = backend("here", ok).await;
@@ -351,7 +351,7 @@ async fn traffic_of_a_local_service_stays_on_the_node() {
 }
 
 #[tokio::test]
-async fn endpoints_that_terminate_are_used_while_there_is_nothing_better() {
+async fn terminating_and_lost_endpoints_are_used_last() {
     let proxy = Proxy::start("terminating").await;
     let (leaving, _) = backend("leaving", ok).await;
     let (ready, _) = backend("ready", ok).await;
@@ -373,7 +373,7 @@ async fn endpoints_that_terminate_are_used_while_there_is_nothing_better() {
 }
 
 #[tokio::test]
-async fn a_client_s_address_stays_with_an_endpoint_for_the_timeout() {
+async fn client_ip_affinity_lasts_for_the_timeout() {
     let proxy = Proxy::start("client-ip").await;
     let mut endpoints = Vec::new();
     for name in ["v1", "v2", "v3", "v4"] {
@@ -407,7 +407,7 @@ async fn a_client_s_address_stays_with_an_endpoint_for_the_timeout() {
 }
 
 #[tokio::test]
-async fn endpoints_on_the_own_node_come_first_then_those_of_the_zone() {
+async fn same_node_is_preferred_then_same_zone() {
     let pod = Pod { node: "node-1".into(), zone: Some("a".into()), ..Pod::default() };
     let proxy = Proxy::start_in("same-node", pod).await;
     let mut at = Vec::new();

@@ -70,7 +70,7 @@ async fn closed(proxy: &Proxy, reason: &str) -> u64 {
 const ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
 #[tokio::test]
-async fn tls_goes_by_the_name_that_is_asked_for() {
+async fn tls_is_routed_by_server_name() {
     let proxy = Proxy::start("sni").await;
     let (one, two) = (speaker("one").await, speaker("two").await);
     let table = json!({
@@ -99,7 +99,7 @@ async fn tls_goes_by_the_name_that_is_asked_for() {
 }
 
 #[tokio::test]
-async fn each_connection_goes_by_what_its_client_speaks() {
+async fn http_tls_and_tcp_rules_share_one_port() {
     let proxy = Proxy::start("mixed").await;
     let (one, two) = (speaker("one").await, speaker("two").await);
     let (v1, _) = backend("v1", ok).await;
@@ -136,7 +136,7 @@ async fn each_connection_goes_by_what_its_client_speaks() {
 }
 
 #[tokio::test]
-async fn bytes_are_shared_by_weight_and_a_server_may_speak_first() {
+async fn tcp_is_split_by_weight_and_may_be_server_first() {
     let proxy = Proxy::start("shares").await;
     let (one, two) = (speaker("one").await, speaker("two").await);
     let greeter = TcpListener::bind("127.0.0.1:0").await.expect("binds");

@@ -53,7 +53,7 @@ async fn rest(mut client: TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn a_rule_for_connect_opens_a_tunnel_to_its_backend() {
+async fn connect_rules_open_tunnels() {
     let proxy = Proxy::start("tunnel").await;
     let (v1, requests) = backend("v1", ok).await;
     let (db, connections) = listener().await;
@@ -90,7 +90,7 @@ async fn a_rule_for_connect_opens_a_tunnel_to_its_backend() {
 }
 
 #[tokio::test]
-async fn over_http2_a_tunnel_is_a_stream() {
+async fn connect_over_http2_makes_each_stream_a_tunnel() {
     let proxy = Proxy::start("tunnel-http2").await;
     let (v1, _) = backend("v1", ok).await;
     let (db, connections) = listener().await;
@@ -130,7 +130,7 @@ async fn over_http2_a_tunnel_is_a_stream() {
 }
 
 #[tokio::test]
-async fn no_tunnel_opens_without_a_rule_for_connect() {
+async fn connect_without_a_rule_answers_405() {
     let proxy = Proxy::start("no-tunnel").await;
     let (v1, seen) = backend("v1", ok).await;
     let endpoints = [(v1, "v1")];
@@ -158,7 +158,7 @@ async fn no_tunnel_opens_without_a_rule_for_connect() {
 }
 
 #[tokio::test]
-async fn a_tunnel_that_cannot_open_says_why() {
+async fn failed_tunnels_name_the_reason() {
     let proxy = Proxy::start("tunnel-fails").await;
     let (v1, _) = backend("v1", ok).await;
     let gone = TcpListener::bind("127.0.0.1:0").await.expect("binds").local_addr().expect("an address");
@@ -201,7 +201,7 @@ async fn until_open(proxy: &Proxy, count: u32) {
 }
 
 #[tokio::test]
-async fn tunnels_count_as_connections_as_long_as_they_last() {
+async fn open_tunnels_count_against_the_connection_limit() {
     let proxy = Proxy::start("tunnel-limit").await;
     let (db, _) = listener().await;
     let settings = json!({"subsets": ["db"], "limits": {"maxConnections": 1}});
@@ -224,7 +224,7 @@ async fn tunnels_count_as_connections_as_long_as_they_last() {
 }
 
 #[tokio::test]
-async fn a_drain_gives_tunnels_a_moment() {
+async fn drain_waits_for_open_tunnels() {
     let mut proxy = Proxy::start("tunnel-drain").await;
     let (db, _) = listener().await;
     proxy.configure(with_connect(&proxy, "db", json!({})), "http", &[(db, "db")], json!({"subsets": ["db"]})).await;
@@ -296,7 +296,7 @@ const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\
 
 /// RFC 9113 8.5: the end of a side is an end on the other, and a reset is a reset, in both directions.
 #[tokio::test]
-async fn a_cut_is_a_cut_on_the_other_side() {
+async fn tunnels_relay_fin_as_fin_and_reset_as_reset() {
     let proxy = Proxy::start("tunnel-cut").await;
     let in_time = Duration::from_secs(5);
     let settings = || json!({"subsets": ["v1", "db"]});

@@ -50,12 +50,12 @@ fn call(test: &str, cases: &'static str) {
 }
 
 #[test]
-fn interoperability() {
-    call("interoperability", CASES);
+fn grpc_go_interoperability_tests_pass() {
+    call("grpc_go_interoperability_tests_pass", CASES);
 }
 
 /// A server of grpc-go ends connections on which PINGs come more often than every 5 minutes without data.
 #[test]
-fn silent_streams_live_on() {
-    call("silent_streams_live_on", "silent_stream");
+fn grpc_go_streams_survive_75_seconds_of_silence() {
+    call("grpc_go_streams_survive_75_seconds_of_silence", "silent_stream");
 }

@@ -547,8 +547,8 @@ fn client(name: &'static str, version: Version, program: &str) -> Client {
 }
 
 #[test]
-fn node() {
-    check("node", "node", || {
+fn node_clients_work_with_every_server() {
+    check("node_clients_work_with_every_server", "node", || {
         let program = source("node/client.js");
         vec![
             client("node-h1", Http1, &format!("node {program} h1")),
@@ -558,8 +558,8 @@ fn node() {
 }
 
 #[test]
-fn go() {
-    check("go", "go", || {
+fn go_clients_work_with_every_server() {
+    check("go_clients_work_with_every_server", "go", || {
         let program = built("go");
         vec![
             client("go-h1", Http1, &format!("{program} client h1")),
@@ -570,8 +570,8 @@ fn go() {
 
 /// Without TLS, Java begins HTTP/2 with an Upgrade, which a proxy need not follow.
 #[test]
-fn java() {
-    check("java", "java", || {
+fn java_clients_work_with_every_server() {
+    check("java_clients_work_with_every_server", "java", || {
         let program = format!("java -XX:TieredStopAtLevel=1 -cp {} Client", built("java"));
         vec![
             client("java-h1", Http1, &format!("{program} h1")),
@@ -581,8 +581,8 @@ fn java() {
 }
 
 #[test]
-fn curl() {
-    check("curl", "curl", || {
+fn curl_clients_work_with_every_server() {
+    check("curl_clients_work_with_every_server", "curl", || {
         let program = format!("python3 {}", source("curl.py"));
         vec![
             client("curl-h1", Http1, &format!("{program} --http1.1")),
@@ -594,8 +594,8 @@ fn curl() {
 
 /// A proxy in front of ours, called by Node's client over HTTP/1.1.
 #[test]
-fn nginx_in_front() {
-    check("nginx_in_front", "nginx", || {
+fn nginx_in_front_works_with_every_server() {
+    check("nginx_in_front_works_with_every_server", "nginx", || {
         let program = format!("node {} h1", source("node/client.js"));
         vec![client("nginx-h1", Http1, &program), client("nginx-h2", Http2, &program)]
     });

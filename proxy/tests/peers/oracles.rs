@@ -23,11 +23,11 @@ fn check(test: &str, program: &str, address: impl Fn(Direction) -> std::net::Soc
 }
 
 #[test]
-fn h11_reads_every_message_as_it_was_meant() {
-    check("h11_reads_every_message_as_it_was_meant", "h11_oracle.py", Direction::address, APP, 600);
+fn h11_parses_every_forwarded_message_identically() {
+    check("h11_parses_every_forwarded_message_identically", "h11_oracle.py", Direction::address, APP, 600);
 }
 
 #[test]
-fn hyper_h2_sees_every_stream_as_it_was_meant() {
-    check("hyper_h2_sees_every_stream_as_it_was_meant", "h2_oracle.py", Direction::address_h2, APP_H2, 800);
+fn hyper_h2_accepts_every_forwarded_stream() {
+    check("hyper_h2_accepts_every_forwarded_stream", "h2_oracle.py", Direction::address_h2, APP_H2, 800);
 }
