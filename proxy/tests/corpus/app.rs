@@ -1,4 +1,4 @@
-//! An application that writes down every request, and takes nothing that is not strictly HTTP/1.1 with one framing.
+//! An HTTP/1.1 application that records every request and accepts only strict HTTP/1.1 with exactly one framing.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -10,55 +10,55 @@ use std::time::Duration;
 use super::client::find;
 use super::place::{APP, POD, wait};
 
-/// A request as it arrived, whole.
+/// A complete request, as it arrived.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Seen {
+pub(crate) struct Request {
     pub(crate) method: String,
     pub(crate) target: String,
-    /// Names as they came.
+    /// Names in the letter case in which they arrived.
     pub(crate) headers: Vec<(String, Vec<u8>)>,
     pub(crate) body: Vec<u8>,
     pub(crate) trailers: Vec<String>,
 }
 
-/// What is said to a request.
+/// A scripted response.
 #[derive(Clone, Debug)]
 pub(crate) struct Reply {
     pub(crate) bytes: Vec<u8>,
-    pub(crate) then: Then,
-    /// Said as soon as the head is there, before the body.
+    pub(crate) after: After,
+    /// Sent as soon as the request head has arrived, before its body.
     pub(crate) early: bool,
     pub(crate) delay: Duration,
 }
 
-/// What becomes of the connection after a reply.
+/// What the application does with the connection after a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Then {
+pub(crate) enum After {
     Keep,
     Close,
     Reset,
-    /// Nothing more is said, and nothing closed.
+    /// Keeps the connection open and sends nothing more.
     Hang,
-    /// What comes is sent back.
+    /// Sends back every byte that it receives.
     Echo,
 }
 
 #[derive(Default)]
 struct Record {
-    seen: Vec<Seen>,
-    /// What came and was no request.
+    seen: Vec<Request>,
+    /// Input that was not a valid request.
     violations: Vec<String>,
-    /// Shared, because some are long and all threads answer with them.
+    /// Shared between threads, because some are large.
     replies: HashMap<String, Arc<Reply>>,
 }
 
-/// The application.
+/// The application. Clones share their record.
 #[derive(Clone, Default)]
 pub(crate) struct App {
     record: Arc<Mutex<Record>>,
 }
 
-impl Seen {
+impl Request {
     pub(crate) fn header(&self, name: &str) -> Option<String> {
         self.header_bytes(name).map(|value| String::from_utf8_lossy(&value).into_owned())
     }
@@ -75,13 +75,13 @@ impl Seen {
 }
 
 impl Reply {
-    pub(crate) fn new(bytes: impl AsRef<[u8]>, then: Then) -> Self {
-        Self { bytes: bytes.as_ref().to_vec(), then, early: false, delay: Duration::ZERO }
+    pub(crate) fn new(bytes: impl AsRef<[u8]>, after: After) -> Self {
+        Self { bytes: bytes.as_ref().to_vec(), after, early: false, delay: Duration::ZERO }
     }
 }
 
 impl App {
-    /// Starts at the pod's address.
+    /// Listens at the pod's address.
     pub(crate) fn start() -> Self {
         let app = Self::default();
         let listener = TcpListener::bind((std::net::Ipv4Addr::from(POD), APP)).expect("the port is free");
@@ -95,25 +95,25 @@ impl App {
         app
     }
 
-    /// Says something else than 200 to requests for a target.
+    /// Sets the reply to requests for a target. The default is 200.
     pub(crate) fn reply(&self, target: &str, reply: Reply) {
         self.lock().replies.insert(target.to_owned(), Arc::new(reply));
     }
 
-    /// What was seen since the last time.
-    pub(crate) fn take(&self) -> Vec<Seen> {
+    /// The requests since the last call.
+    pub(crate) fn take(&self) -> Vec<Request> {
         std::mem::take(&mut self.lock().seen)
     }
 
-    /// What was seen since the last time, up to the request for a target, which is waited for.
-    pub(crate) fn take_up_to(&self, target: &str) -> Vec<Seen> {
+    /// Waits for the request for a target, and returns the other requests since the last call.
+    pub(crate) fn take_up_to(&self, target: &str) -> Vec<Request> {
         wait(target, || self.lock().seen.iter().any(|seen| seen.target == target));
         let mut seen = self.take();
         seen.retain(|seen| seen.target != target);
         seen
     }
 
-    /// What came and was no request, since the last time.
+    /// Invalid input since the last call.
     pub(crate) fn violations(&self) -> Vec<String> {
         std::mem::take(&mut self.lock().violations)
     }
@@ -126,12 +126,12 @@ impl App {
         stream.set_nodelay(true).expect("an option");
         let mut connection = Connection { stream, buffer: Vec::new() };
         loop {
-            match self.one(&mut connection) {
+            match self.serve_one(&mut connection) {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(violation) => {
-                    // That a request was cut short is what happens to refused ones.
-                    if violation != CUT {
+                    // The proxy truncates requests that it refuses, so that is no violation.
+                    if violation != TRUNCATED {
                         self.lock().violations.push(violation);
                     }
                     return;
@@ -140,46 +140,46 @@ impl App {
         }
     }
 
-    /// Serves one request. Whether another may follow.
-    fn one(&self, connection: &mut Connection) -> Result<bool, String> {
-        let Some(mut seen) = connection.head()? else { return Ok(false) };
+    /// Serves one request. Returns whether the connection may carry another.
+    fn serve_one(&self, connection: &mut Connection) -> Result<bool, String> {
+        let Some(mut seen) = connection.read_head()? else { return Ok(false) };
         let reply = self.lock().replies.get(&seen.target).cloned().unwrap_or_else(|| {
             let body = format!("{} {}", seen.method, seen.target);
             let shown = if seen.method == "HEAD" { "" } else { body.as_str() };
             Arc::new(Reply::new(
                 format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nx-app: 1\r\n\r\n{shown}", body.len()),
-                Then::Keep,
+                After::Keep,
             ))
         });
         if reply.early {
             let _ = connection.stream.write_all(&reply.bytes);
         }
-        if !(reply.early && reply.then != Then::Keep) {
-            connection.body(&mut seen)?;
+        if !(reply.early && reply.after != After::Keep) {
+            connection.read_body(&mut seen)?;
             self.lock().seen.push(seen);
         }
         if !reply.early {
             thread::sleep(reply.delay);
             let _ = connection.stream.write_all(&reply.bytes);
         }
-        match reply.then {
-            Then::Keep => return Ok(true),
-            Then::Close => {}
-            Then::Reset => {
-                // Long enough for what was said to be read.
+        match reply.after {
+            After::Keep => return Ok(true),
+            After::Close => {}
+            After::Reset => {
+                // Lets the proxy read the reply before the reset discards it.
                 thread::sleep(Duration::from_millis(20));
                 let _ = socket2::SockRef::from(&connection.stream).set_linger(Some(Duration::ZERO));
             }
-            Then::Hang => thread::sleep(Duration::from_secs(3600)),
-            Then::Echo => {
+            After::Hang => thread::sleep(Duration::from_secs(3600)),
+            After::Echo => {
                 let mut bytes = std::mem::take(&mut connection.buffer);
                 loop {
                     if connection.stream.write_all(&bytes).is_err() {
                         break;
                     }
-                    let mut space = [0; 1024];
-                    match connection.stream.read(&mut space) {
-                        Ok(count @ 1..) => bytes = space[..count].to_vec(),
+                    let mut buffer = [0; 1024];
+                    match connection.stream.read(&mut buffer) {
+                        Ok(count @ 1..) => bytes = buffer[..count].to_vec(),
                         _ => break,
                     }
                 }
@@ -189,7 +189,7 @@ impl App {
     }
 }
 
-const CUT: &str = "cut";
+const TRUNCATED: &str = "truncated";
 
 struct Connection {
     stream: TcpStream,
@@ -197,18 +197,18 @@ struct Connection {
 }
 
 impl Connection {
-    fn more(&mut self) -> bool {
-        let mut space = [0; 64 * 1024];
-        match self.stream.read(&mut space) {
+    fn read_more(&mut self) -> bool {
+        let mut buffer = [0; 64 * 1024];
+        match self.stream.read(&mut buffer) {
             Ok(count @ 1..) => {
-                self.buffer.extend_from_slice(&space[..count]);
+                self.buffer.extend_from_slice(&buffer[..count]);
                 true
             }
             _ => false,
         }
     }
 
-    fn line(&mut self) -> Result<Vec<u8>, String> {
+    fn read_line(&mut self) -> Result<Vec<u8>, String> {
         loop {
             if let Some(at) = find(&self.buffer, b"\r\n") {
                 let line: Vec<u8> = self.buffer.drain(..at + 2).take(at).collect();
@@ -218,39 +218,39 @@ impl Connection {
                     Ok(line)
                 };
             }
-            if !self.more() {
-                return Err(CUT.to_owned());
+            if !self.read_more() {
+                return Err(TRUNCATED.to_owned());
             }
         }
     }
 
-    fn exactly(&mut self, count: usize) -> Result<Vec<u8>, String> {
+    fn read_exactly(&mut self, count: usize) -> Result<Vec<u8>, String> {
         while self.buffer.len() < count {
-            if !self.more() {
-                return Err(CUT.to_owned());
+            if !self.read_more() {
+                return Err(TRUNCATED.to_owned());
             }
         }
         Ok(self.buffer.drain(..count).collect())
     }
 
-    fn head(&mut self) -> Result<Option<Seen>, String> {
-        if self.buffer.is_empty() && !self.more() {
+    fn read_head(&mut self) -> Result<Option<Request>, String> {
+        if self.buffer.is_empty() && !self.read_more() {
             return Ok(None);
         }
-        let line = self.line()?;
+        let line = self.read_line()?;
         let text = String::from_utf8_lossy(&line).into_owned();
         let bad = |what: &str| format!("{what}: {text:?}");
         let parts: Vec<&str> = text.split(' ').collect();
-        let [method, target, "HTTP/1.1"] = parts[..] else { return Err(bad("no request line")) };
+        let [method, target, "HTTP/1.1"] = parts[..] else { return Err(bad("invalid request line")) };
         if method.is_empty() || !method.bytes().all(is_token) {
-            return Err(bad("no method"));
+            return Err(bad("invalid method"));
         }
         if !target.starts_with('/') && target != "*" || target.contains('#') {
-            return Err(bad("no target"));
+            return Err(bad("invalid target"));
         }
-        let mut seen = Seen { method: method.to_owned(), target: target.to_owned(), ..Seen::default() };
+        let mut seen = Request { method: method.to_owned(), target: target.to_owned(), ..Request::default() };
         loop {
-            let line = self.line()?;
+            let line = self.read_line()?;
             if line.is_empty() {
                 break;
             }
@@ -277,27 +277,27 @@ impl Connection {
         Ok(Some(seen))
     }
 
-    fn body(&mut self, seen: &mut Seen) -> Result<(), String> {
+    fn read_body(&mut self, seen: &mut Request) -> Result<(), String> {
         if let Some(encoding) = seen.header("transfer-encoding") {
             if encoding != "chunked" {
                 return Err(format!("transfer encoding {encoding:?}"));
             }
             loop {
-                let line = String::from_utf8_lossy(&self.line()?).into_owned();
+                let line = String::from_utf8_lossy(&self.read_line()?).into_owned();
                 if line.is_empty() || !line.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-                    return Err(format!("no chunk size: {line:?}"));
+                    return Err(format!("invalid chunk size: {line:?}"));
                 }
                 let size = usize::from_str_radix(&line, 16).map_err(|error| format!("{line:?}: {error}"))?;
                 if size == 0 {
                     break;
                 }
-                seen.body.extend(self.exactly(size)?);
-                if self.exactly(2)? != b"\r\n" {
-                    return Err("no line end after a chunk".to_owned());
+                seen.body.extend(self.read_exactly(size)?);
+                if self.read_exactly(2)? != b"\r\n" {
+                    return Err("no CRLF after a chunk".to_owned());
                 }
             }
             loop {
-                let line = self.line()?;
+                let line = self.read_line()?;
                 if line.is_empty() {
                     return Ok(());
                 }
@@ -307,14 +307,14 @@ impl Connection {
         if let Some(length) = seen.header("content-length") {
             let digits = !length.is_empty() && length.bytes().all(|byte| byte.is_ascii_digit());
             let length = length.parse().ok().filter(|_| digits).ok_or_else(|| format!("content length {length:?}"))?;
-            seen.body = self.exactly(length)?;
+            seen.body = self.read_exactly(length)?;
         }
         Ok(())
     }
 }
 
 fn field(line: &[u8]) -> Result<(String, Vec<u8>), String> {
-    let bad = || format!("no header: {:?}", String::from_utf8_lossy(line));
+    let bad = || format!("invalid header: {:?}", String::from_utf8_lossy(line));
     let colon = line.iter().position(|byte| *byte == b':').ok_or_else(bad)?;
     let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
     let fine = !name.is_empty() && name.iter().copied().all(is_token);

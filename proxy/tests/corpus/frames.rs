@@ -1,4 +1,4 @@
-//! HTTP/2 frame by frame: a client that may break every rule, and an application that keeps them.
+//! HTTP/2 frame by frame: a raw client, scripted applications, and a correct application built on the `h2` crate.
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
@@ -12,7 +12,7 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use http::{HeaderMap, Request, Response};
 
-use super::place::{APP_H2, PATIENCE, POD};
+use super::place::{APP_H2, POD, TIMEOUT};
 
 pub(crate) const DATA: u8 = 0;
 pub(crate) const HEADERS: u8 = 1;
@@ -30,13 +30,13 @@ pub(crate) const END_HEADERS: u8 = 4;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// A connection of frames.
+/// One side of an HTTP/2 connection, read and written as raw frames.
 pub(crate) struct Wire {
     pub(crate) stream: TcpStream,
     pub(crate) buffer: Vec<u8>,
 }
 
-/// A frame that came.
+/// A received frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Frame {
     pub(crate) kind: u8,
@@ -45,25 +45,25 @@ pub(crate) struct Frame {
     pub(crate) payload: Vec<u8>,
 }
 
-/// What became of a request.
+/// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     Status(u16),
-    /// Its stream was reset.
+    /// The stream was reset, with this error code.
     Reset(u32),
-    /// The connection was given up.
+    /// GOAWAY with this error code.
     GoAway(u32),
     Closed,
-    Silence,
+    Timeout,
 }
 
 impl End {
-    /// An error of whatever kind.
+    /// Whether the request was refused: a status of 400 or above, a reset, a GOAWAY or a closed connection.
     pub(crate) fn is_refusal(self) -> bool {
         match self {
             Self::Status(status) => status >= 400,
             Self::Reset(_) | Self::GoAway(_) | Self::Closed => true,
-            Self::Silence => false,
+            Self::Timeout => false,
         }
     }
 }
@@ -76,7 +76,7 @@ pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8>
     bytes
 }
 
-/// A number in HPACK, in the low bits of a byte that has others.
+/// An HPACK integer (RFC 7541 5.1) in the low `bits` of a byte, whose other bits are `prefix`.
 fn number(prefix: u8, bits: u8, value: usize) -> Vec<u8> {
     let most = (1usize << bits) - 1;
     if value < most {
@@ -91,14 +91,14 @@ fn number(prefix: u8, bits: u8, value: usize) -> Vec<u8> {
     bytes
 }
 
-/// A header that no table remembers, as it is.
+/// A header as a literal without indexing.
 pub(crate) fn literal(name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Vec<u8> {
     let (name, value) = (name.as_ref(), value.as_ref());
     [vec![0], number(0, 7, name.len()), name.to_vec(), number(0, 7, value.len()), value.to_vec()].concat()
 }
 
-/// A header that the table remembers, as entry 62.
-pub(crate) fn remembered(name: &str, value: &[u8]) -> Vec<u8> {
+/// A header as a literal with incremental indexing: it becomes entry 62.
+pub(crate) fn indexed_literal(name: &str, value: &[u8]) -> Vec<u8> {
     [vec![0x40], number(0, 7, name.len()), name.into(), number(0, 7, value.len()), value.to_vec()].concat()
 }
 
@@ -106,21 +106,21 @@ pub(crate) fn block(headers: &[(&str, &str)]) -> Vec<u8> {
     headers.iter().flat_map(|(name, value)| literal(name, value)).collect()
 }
 
-/// The head of a request that nothing is wrong with.
+/// The head of a valid request.
 pub(crate) fn head(method: &str, path: &str) -> Vec<u8> {
     block(&[(":method", method), (":scheme", "http"), (":authority", "app"), (":path", path)])
 }
 
 impl Wire {
-    /// Connects, with the preface and empty settings.
+    /// Connects, and sends the preface and empty SETTINGS.
     pub(crate) fn connect(address: SocketAddr) -> Self {
         Self::with_settings(address, &[])
     }
 
     pub(crate) fn with_settings(address: SocketAddr, settings: &[(u16, u32)]) -> Self {
         let stream = TcpStream::connect(address).unwrap_or_else(|error| panic!("{address}: {error}"));
-        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-        stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
+        stream.set_write_timeout(Some(TIMEOUT)).expect("a timeout");
         stream.set_nodelay(true).expect("an option");
         let mut wire = Self { stream, buffer: Vec::new() };
         wire.send(PREFACE).send(settings_frame(settings));
@@ -132,12 +132,12 @@ impl Wire {
         self
     }
 
-    /// Sends for as long as the other side takes it and does not close. Whether all of it was taken.
+    /// Sends bytes. Returns false if the connection is closed or the write times out.
     pub(crate) fn flood(&mut self, bytes: &[u8]) -> bool {
         self.stream.write_all(bytes).is_ok()
     }
 
-    /// The next frame, if one comes in time.
+    /// The next frame, if one arrives within the read timeout.
     pub(crate) fn next(&mut self) -> Result<Frame, End> {
         loop {
             if let Some(header) = self.buffer.get(..9) {
@@ -148,19 +148,19 @@ impl Wire {
                     return Ok(Frame { kind: bytes[3], flags: bytes[4], stream, payload: bytes[9..].to_vec() });
                 }
             }
-            let mut space = [0; 64 * 1024];
-            match self.stream.read(&mut space) {
+            let mut buffer = [0; 64 * 1024];
+            match self.stream.read(&mut buffer) {
                 Ok(0) => return Err(End::Closed),
-                Ok(count) => self.buffer.extend_from_slice(&space[..count]),
+                Ok(count) => self.buffer.extend_from_slice(&buffer[..count]),
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                    return Err(End::Silence);
+                    return Err(End::Timeout);
                 }
                 Err(_) => return Err(End::Closed),
             }
         }
     }
 
-    /// What becomes of a stream: its first response, or how it failed.
+    /// Reads until the stream's first response head, or until the stream or connection ends.
     pub(crate) fn end(&mut self, stream: u32) -> End {
         loop {
             match self.next() {
@@ -177,7 +177,7 @@ impl Wire {
         }
     }
 
-    /// The status of the next head, of whatever stream.
+    /// Reads until the next response head or reset on any stream.
     pub(crate) fn first_status(&mut self) -> End {
         loop {
             match self.next() {
@@ -189,13 +189,14 @@ impl Wire {
         }
     }
 
-    /// Acknowledges settings and pings until a head comes: its stream. None: the connection has ended.
+    /// Acknowledges SETTINGS and PING until a request head arrives, and returns its stream. None: the connection has
+    /// ended.
     pub(crate) fn request(&mut self) -> Option<u32> {
         loop {
             match self.next() {
                 Ok(frame) if frame.kind == HEADERS => return Some(frame.stream),
                 Ok(frame) => self.acknowledge(&frame),
-                Err(End::Silence) => {}
+                Err(End::Timeout) => {}
                 Err(_) => return None,
             }
         }
@@ -208,7 +209,7 @@ impl Wire {
         }
     }
 
-    /// The body of a response whose head has come, and whether it came to its end.
+    /// Reads the body of a response whose head was read, and returns how it ended.
     pub(crate) fn body(&mut self, stream: u32) -> (Vec<u8>, Result<(), End>) {
         let mut body = Vec::new();
         loop {
@@ -231,13 +232,13 @@ impl Wire {
         }
     }
 
-    /// Whether the connection ends within a time, by a GOAWAY with an error or without a word.
+    /// Whether the connection ends within `time`, by a GOAWAY with an error code or by closing.
     pub(crate) fn ends_within(&mut self, time: Duration) -> bool {
         let begun = Instant::now();
         let _ = self.stream.set_read_timeout(Some(Duration::from_millis(100)));
         while begun.elapsed() < time {
             match self.next() {
-                Err(End::Silence) => {}
+                Err(End::Timeout) => {}
                 Err(_) => return true,
                 Ok(frame) if frame.kind == GOAWAY && code(&frame.payload[4..]) != 0 => return true,
                 Ok(_) => {}
@@ -247,7 +248,7 @@ impl Wire {
     }
 }
 
-/// An application that speaks HTTP/2 as a test says, on each of its connections: their numbers count from 0.
+/// Starts an HTTP/2 application that runs `serve` for each connection, with the connection's number from 0.
 pub(crate) fn application(serve: impl Fn(u32, Wire) + Send + Sync + 'static) {
     let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::from(POD), APP_H2)).expect("the port is free");
     let serve = Arc::new(serve);
@@ -269,9 +270,9 @@ fn code(bytes: &[u8]) -> u32 {
     bytes.get(..4).and_then(|bytes| bytes.try_into().ok()).map_or(u32::MAX, u32::from_be_bytes)
 }
 
-/// The status at the beginning of a block of headers, the first on its connection. 0: it is not there.
+/// The `:status` at the beginning of the first header block of a connection. 0: it has none.
 fn status(mut block: &[u8]) -> u16 {
-    // Changes of the table's size come first.
+    // Skips dynamic table size updates.
     while block.first().is_some_and(|byte| byte & 0xe0 == 0x20) {
         block = &block[1..];
     }
@@ -289,7 +290,7 @@ fn status(mut block: &[u8]) -> u16 {
     }
 }
 
-/// Three digits in the code of RFC 7541 B: five bits for 0, 1 and 2, six for the others.
+/// Decodes three digits in the Huffman code of RFC 7541 B: five bits for 0, 1 and 2, six for the others.
 fn huffman_digits(bytes: &[u8]) -> Vec<u8> {
     let bits: Vec<u8> = bytes.iter().flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1)).collect();
     let (mut digits, mut at) = (Vec::new(), 0);
@@ -310,33 +311,33 @@ fn huffman_digits(bytes: &[u8]) -> Vec<u8> {
     digits
 }
 
-/// What came in one stream.
+/// What the application received on one stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Came {
+pub(crate) struct StreamRecord {
     pub(crate) octets: usize,
     pub(crate) has_ended: bool,
     pub(crate) reset: Option<u32>,
 }
 
-/// An application that speaks HTTP/2 frame by frame, as a test tells it to.
+/// An HTTP/2 application that follows a [`Script`].
 #[derive(Clone, Default)]
-pub(crate) struct Scripted {
-    came: Arc<Mutex<BTreeMap<(u32, u32), Came>>>,
+pub(crate) struct ScriptedApp {
+    came: Arc<Mutex<BTreeMap<(u32, u32), StreamRecord>>>,
     script: Arc<Mutex<Script>>,
 }
 
-/// What an application does.
+/// What a [`ScriptedApp`] does.
 #[derive(Clone, Default)]
 pub(crate) struct Script {
-    /// Sent for each request head, in its stream: kind, flags, payload.
-    pub(crate) answer: Vec<(u8, u8, Vec<u8>)>,
-    /// What came may come again: without that, the windows of its settings are all there is.
-    pub(crate) takes: bool,
-    /// How the connection ends behind the answer.
-    pub(crate) then: Option<std::net::Shutdown>,
+    /// Frames sent on the stream of each request head: type, flags, payload.
+    pub(crate) response: Vec<(u8, u8, Vec<u8>)>,
+    /// Sends WINDOW_UPDATE for received DATA. Otherwise the initial windows are never refilled.
+    pub(crate) updates_windows: bool,
+    /// How the connection is shut down after the response.
+    pub(crate) shutdown: Option<std::net::Shutdown>,
 }
 
-impl Scripted {
+impl ScriptedApp {
     pub(crate) fn start(settings: &[(u16, u32)]) -> Self {
         let app = Self::default();
         let (server, settings) = (app.clone(), settings.to_vec());
@@ -354,12 +355,12 @@ impl Scripted {
         *self.script.lock().unwrap_or_else(PoisonError::into_inner) = script;
     }
 
-    /// What came in each stream since the last time, once all of it is as expected.
-    pub(crate) fn take_once(&self, what: &str, is_done: impl Fn(&Came) -> bool) -> Vec<Came> {
+    /// Waits until `is_done` holds for each stream since the last call, and returns them.
+    pub(crate) fn take_when(&self, what: &str, is_done: impl Fn(&StreamRecord) -> bool) -> Vec<StreamRecord> {
         let came = || self.came.lock().unwrap_or_else(PoisonError::into_inner);
         let begun = Instant::now();
         while came().is_empty() || !came().values().all(&is_done) {
-            assert!(begun.elapsed() < PATIENCE, "{what}: {:?}", came());
+            assert!(begun.elapsed() < TIMEOUT, "{what}: {:?}", came());
             thread::sleep(Duration::from_millis(5));
         }
         std::mem::take(&mut *came()).into_values().collect()
@@ -375,7 +376,7 @@ impl Scripted {
         wire.send(settings_frame(settings));
         while let Ok(Frame { kind, flags, stream, payload }) = wire.next() {
             let script = self.script.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let note = |change: &dyn Fn(&mut Came)| {
+            let note = |change: &dyn Fn(&mut StreamRecord)| {
                 let mut came = self.came.lock().unwrap_or_else(PoisonError::into_inner);
                 change(came.entry((connection, stream)).or_default());
             };
@@ -390,7 +391,7 @@ impl Scripted {
                         came.octets += payload.len();
                         came.has_ended |= flags & END_STREAM != 0;
                     });
-                    if script.takes && !payload.is_empty() {
+                    if script.updates_windows && !payload.is_empty() {
                         let count = (payload.len() as u32).to_be_bytes();
                         wire.send(
                             [frame(WINDOW_UPDATE, 0, 0, &count), frame(WINDOW_UPDATE, 0, stream, &count)].concat(),
@@ -402,11 +403,11 @@ impl Scripted {
                     if flags & END_HEADERS == 0 {
                         continue;
                     }
-                    for (kind, flags, payload) in &script.answer {
+                    for (kind, flags, payload) in &script.response {
                         let to = if *kind == GOAWAY { 0 } else { stream };
                         wire.send(frame(*kind, *flags, to, payload));
                     }
-                    if let Some(how) = script.then {
+                    if let Some(how) = script.shutdown {
                         let _ = wire.stream.shutdown(how);
                     }
                 }
@@ -421,15 +422,15 @@ fn settings_frame(settings: &[(u16, u32)]) -> Vec<u8> {
     frame(SETTINGS, 0, 0, &settings.iter().flat_map(setting).collect::<Vec<u8>>())
 }
 
-/// An application that speaks HTTP/2 and leaves each connection after so many requests. It answers those, and does nothing
-/// for any that come after its farewell (GOAWAY), as that says.
+/// An HTTP/2 application that sends GOAWAY after a number of requests on each connection. It answers those requests,
+/// and ignores streams beyond the last one that the GOAWAY names.
 #[derive(Debug, Default)]
-pub(crate) struct Leaving {
+pub(crate) struct GoAwayApp {
     pub(crate) answered: AtomicU32,
-    pub(crate) farewells: AtomicU32,
+    pub(crate) go_aways: AtomicU32,
 }
 
-impl Leaving {
+impl GoAwayApp {
     pub(crate) fn start(after: u32) -> Arc<Self> {
         let app = Arc::new(Self::default());
         let server = app.clone();
@@ -445,14 +446,14 @@ impl Leaving {
 
     fn serve(&self, mut stream: TcpStream, after: u32) {
         let mut preface = [0; PREFACE.len()];
-        let _ = (stream.set_nodelay(true), stream.set_read_timeout(Some(PATIENCE)));
+        let _ = (stream.set_nodelay(true), stream.set_read_timeout(Some(TIMEOUT)));
         if stream.read_exact(&mut preface).is_err() || preface != PREFACE {
             return;
         }
         let mut wire = Wire { stream, buffer: Vec::new() };
         wire.send(frame(SETTINGS, 0, 0, &[]));
         let (mut requests, mut answers, mut last) = (0, 0, None);
-        // Until the other side closes too: what it sent meanwhile would make a reset of an end.
+        // Reads until the proxy closes too: closing with unread data would send RST instead of FIN.
         while let Ok(Frame { kind, flags, stream, payload }) = wire.next() {
             match kind {
                 SETTINGS | PING if flags & ACK == 0 => {
@@ -464,7 +465,7 @@ impl Leaving {
                     requests += u32::from(kind == HEADERS);
                     if requests == after && last.is_none() {
                         last = Some(stream);
-                        self.farewells.fetch_add(1, Ordering::SeqCst);
+                        self.go_aways.fetch_add(1, Ordering::SeqCst);
                         wire.send(frame(GOAWAY, 0, 0, &[stream.to_be_bytes(), [0; 4]].concat()));
                     }
                     if flags & END_STREAM != 0 {
@@ -483,23 +484,24 @@ impl Leaving {
     }
 }
 
-/// A request that the application got.
+/// A request as [`Http2App`] received it.
 #[derive(Clone, Debug)]
-pub(crate) struct Got {
+pub(crate) struct Http2Request {
     pub(crate) method: String,
     pub(crate) uri: http::Uri,
     pub(crate) headers: HeaderMap,
-    /// None: it did not come to its end.
+    /// None: the body was truncated.
     pub(crate) body: Option<Vec<u8>>,
 }
 
-/// An application that speaks HTTP/2 and writes down what it gets.
+/// An HTTP/2 application, built on the `h2` crate, that records its requests.
 #[derive(Clone, Default)]
 pub(crate) struct Http2App {
-    got: Arc<Mutex<Vec<Got>>>,
-    /// Requests that are not answered yet, and the most of them at once.
+    got: Arc<Mutex<Vec<Http2Request>>>,
+    /// Requests in flight.
     pub(crate) open: Arc<AtomicU32>,
-    pub(crate) most: Arc<AtomicU32>,
+    /// The highest value of `open`.
+    pub(crate) max_open: Arc<AtomicU32>,
 }
 
 impl Http2App {
@@ -524,7 +526,7 @@ impl Http2App {
         app
     }
 
-    pub(crate) fn take(&self) -> Vec<Got> {
+    pub(crate) fn take(&self) -> Vec<Http2Request> {
         std::mem::take(&mut self.got.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -536,14 +538,14 @@ impl Http2App {
             let app = self.clone();
             tokio::spawn(async move {
                 let open = app.open.fetch_add(1, Ordering::SeqCst) + 1;
-                app.most.fetch_max(open, Ordering::SeqCst);
-                app.clone().answer(request, respond).await;
+                app.max_open.fetch_max(open, Ordering::SeqCst);
+                app.clone().serve_request(request, respond).await;
                 app.open.fetch_sub(1, Ordering::SeqCst);
             });
         }
     }
 
-    async fn answer(self, request: Request<h2::RecvStream>, mut respond: SendResponse<Bytes>) {
+    async fn serve_request(self, request: Request<h2::RecvStream>, mut respond: SendResponse<Bytes>) {
         let (parts, mut incoming) = request.into_parts();
         let mut body = Some(Vec::new());
         while let Some(data) = incoming.data().await {
@@ -559,11 +561,11 @@ impl Http2App {
             }
         }
         let (path, bodiless) = (parts.uri.path().to_owned(), parts.method == http::Method::HEAD);
-        let got = Got { method: parts.method.to_string(), uri: parts.uri, headers: parts.headers, body };
+        let got = Http2Request { method: parts.method.to_string(), uri: parts.uri, headers: parts.headers, body };
         self.got.lock().unwrap_or_else(PoisonError::into_inner).push(got);
         let length = if path == "/big" { 4 * 1024 * 1024 } else { 5 };
         if path == "/hang" {
-            // Until the stream is reset, which is what the test is about.
+            // Waits until the stream is reset.
             let _ = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
             return;
         }

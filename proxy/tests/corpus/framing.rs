@@ -1,34 +1,34 @@
-//! Where a request of HTTP/1.1 ends, and what is a request at all.
+//! HTTP/1.1 requests: message length, request smuggling, malformed heads, detection, upgrades and expectations.
 
-use super::app::{App, Reply, Then, is_token};
-use super::client::{Client, NoAnswer};
+use super::app::{After, App, Reply, is_token};
+use super::client::{Client, ResponseError};
 use super::frames::{CONTINUATION, DATA, END_HEADERS, END_STREAM, End, HEADERS, Wire, frame, head, literal};
-use super::place::{BOTH, Direction, PATIENCE, Place, alone, scrape};
+use super::place::{BOTH, Direction, Proxy, TIMEOUT, in_namespace, scrape};
 
-/// What must come of a case.
+/// The expected result of a case.
 #[derive(Clone, Debug)]
-enum Want {
-    /// An error or nothing, and the connection is closed. The application sees no request.
+enum Expected {
+    /// An error response or none, then the connection is closed. The application sees no request.
     Closed,
-    /// The application sees these requests and no others, all are answered 200, and the connection goes on.
+    /// The application sees exactly these requests, all are answered 200, and the connection stays open.
     Passes(&'static [&'static str]),
-    /// The same, but what follows is not taken: the connection is closed, perhaps after an error.
+    /// The same, but then the connection is closed, perhaps after an error response.
     PassesAndCloses(&'static [&'static str]),
 }
 
-use Want::{Closed, Passes, PassesAndCloses};
+use Expected::{Closed, Passes, PassesAndCloses};
 
 struct Case {
     id: String,
     bytes: Vec<u8>,
-    want: Want,
+    expected: Expected,
 }
 
-fn case(id: impl Into<String>, bytes: impl AsRef<[u8]>, want: Want) -> Case {
-    Case { id: id.into(), bytes: bytes.as_ref().to_vec(), want }
+fn case(id: impl Into<String>, bytes: impl AsRef<[u8]>, expected: Expected) -> Case {
+    Case { id: id.into(), bytes: bytes.as_ref().to_vec(), expected }
 }
 
-/// A POST to `/x` with headers and all that comes after the head.
+/// A POST to `/x` with these headers, and `rest` after the head.
 fn post(headers: &str, rest: &str) -> String {
     format!("POST /x HTTP/1.1\r\nHost: app\r\n{headers}\r\n\r\n{rest}")
 }
@@ -39,9 +39,9 @@ const SMUGGLED: &str = "GET /private HTTP/1.1\r\nHost: app\r\n\r\n";
 
 #[test]
 fn ambiguous_transfer_encodings_and_lengths_are_refused() {
-    alone(module_path!(), "ambiguous_transfer_encodings_and_lengths_are_refused", || {
+    in_namespace(module_path!(), "ambiguous_transfer_encodings_and_lengths_are_refused", || {
         let mut cases = Vec::new();
-        // SM-01: anything but one `chunked`.
+        // SM-01: anything but exactly one `chunked`.
         for (name, headers) in [
             ("twice", "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"),
             ("list of two", "Transfer-Encoding: chunked, chunked"),
@@ -78,7 +78,7 @@ fn ambiguous_transfer_encodings_and_lengths_are_refused() {
         ] {
             cases.push(case(format!("SM-01 {name}"), post(headers, CHUNKED), Passes(HELLO)));
         }
-        // SM-02: both framings. The encoding wins, and nothing after it is taken for a request.
+        // SM-02: both framings. Transfer-Encoding wins, and nothing after the message is parsed as a request.
         for (name, headers) in [
             ("length first", "Content-Length: 4\r\nTransfer-Encoding: chunked"),
             ("encoding first", "Transfer-Encoding: chunked\r\nContent-Length: 4"),
@@ -94,7 +94,7 @@ fn ambiguous_transfer_encodings_and_lengths_are_refused() {
         ] {
             cases.push(case(format!("SM-02 {name}"), post(headers, CHUNKED), Closed));
         }
-        // SM-03: lengths that are no plain number.
+        // SM-03: lengths that are not a plain number.
         for length in [
             "+5",
             "-1",
@@ -139,7 +139,7 @@ fn ambiguous_transfer_encodings_and_lengths_are_refused() {
         cases.push(case("SM-03 leading zeros", post("Content-Length: 005", "hello"), Passes(HELLO)));
         cases.push(case("SM-03 zero", post("Content-Length: 0", ""), Passes(&["POST /x"])));
         cases.push(case("SM-03 none", post("X-A: 1", ""), Passes(&["POST /x"])));
-        // SM-08: HTTP/1.0 knows no encodings, and no body without a length.
+        // SM-08: HTTP/1.0 has no Transfer-Encoding, and no body without Content-Length.
         cases.push(case(
             "SM-08 encoding in 1.0",
             format!("POST /x HTTP/1.0\r\nHost: app\r\nTransfer-Encoding: chunked\r\n\r\n{CHUNKED}"),
@@ -156,11 +156,11 @@ fn ambiguous_transfer_encodings_and_lengths_are_refused() {
             PassesAndCloses(HELLO),
         ));
         cases.push(case(
-            "SM-08 1.0 that stays",
+            "SM-08 keep-alive in 1.0",
             "POST /x HTTP/1.0\r\nHost: app\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\nhello",
             Passes(HELLO),
         ));
-        // SM-11: bodies of methods that have none as a rule.
+        // SM-11: bodies of methods that usually have none.
         for method in ["GET", "HEAD", "OPTIONS", "DELETE"] {
             let summary: &'static [&'static str] = match method {
                 "GET" => &["GET /x hello"],
@@ -179,10 +179,10 @@ fn ambiguous_transfer_encodings_and_lengths_are_refused() {
 
 #[test]
 fn malformed_chunks_and_trailers_are_refused() {
-    alone(module_path!(), "malformed_chunks_and_trailers_are_refused", || {
+    in_namespace(module_path!(), "malformed_chunks_and_trailers_are_refused", || {
         let chunked = |rest: &str| post("Transfer-Encoding: chunked", rest);
         let mut cases = Vec::new();
-        // SM-04: sizes.
+        // SM-04: chunk sizes.
         for size in [
             "10000000000000005",
             "fffffffffffffffff",
@@ -211,7 +211,7 @@ fn malformed_chunks_and_trailers_are_refused() {
         cases.push(case("SM-04 spaces after", chunked("5  \r\nhello\r\n0\r\n\r\n"), Passes(HELLO)));
         cases.push(case("SM-04 upper case", chunked("A\r\nhellohello\r\n0\r\n\r\n"), Passes(&["POST /x hellohello"])));
         cases.push(case("SM-04 several", chunked("1\r\nh\r\n4\r\nello\r\n000\r\n\r\n"), Passes(HELLO)));
-        // SM-05: bare line ends and extensions.
+        // SM-05: bare CR and LF, and chunk extensions.
         for (name, rest) in [
             ("bare LF after the size", "5\nhello\r\n0\r\n\r\n"),
             ("bare CR after the size", "5\rhello\r\n0\r\n\r\n"),
@@ -230,7 +230,7 @@ fn malformed_chunks_and_trailers_are_refused() {
         cases.push(case("SM-05 an extension", chunked("5;a=b;c=\"d\"\r\nhello\r\n0;x\r\n\r\n"), Passes(HELLO)));
         let bare = chunked(&format!("5\r\nhello\r\n0\r\n\n{SMUGGLED}"));
         cases.push(case("SM-05 bare LF at the end", bare, Closed));
-        // SM-06: where the end is.
+        // SM-06: the end of the message.
         for (name, rest) in [
             ("bytes after the last chunk", "5\r\nhello\r\n0\r\nXX"),
             ("bytes for a line end", "5\r\nhelloXX0\r\n\r\n"),
@@ -250,10 +250,10 @@ fn malformed_chunks_and_trailers_are_refused() {
             post("Content-Length: 5", "helloGET /y HTTP/1.1\r\nHost: app\r\n\r\n"),
             Passes(&["POST /x hello", "GET /y"]),
         ));
-        // SM-07: extensions are read up to 16 KiB in all.
+        // SM-07: chunk extensions are limited to 16 KiB per body.
         let extension = format!("1;{}\r\nh\r\n", "e".repeat(4096));
         cases.push(case("SM-07 long extensions", chunked(&format!("{}0\r\n\r\n", extension.repeat(64))), Closed));
-        // SM-23: what nobody may say after a body.
+        // SM-23: forbidden trailers are removed.
         for name in [
             "Content-Length: 3",
             "Transfer-Encoding: chunked",
@@ -268,7 +268,7 @@ fn malformed_chunks_and_trailers_are_refused() {
             );
             cases.push(case(format!("SM-23 {name}"), bytes, Passes(HELLO)));
         }
-        cases.push(case("SM-23 no trailer at all", chunked("5\r\nhello\r\n0\r\nno trailer\r\n\r\n"), Closed));
+        cases.push(case("SM-23 a malformed trailer", chunked("5\r\nhello\r\n0\r\nno trailer\r\n\r\n"), Closed));
         cases.push(case("SM-23 endless trailers", chunked(&format!("0\r\n{}", "X-A: 1\r\n".repeat(20_000))), Closed));
         run(cases);
     });
@@ -276,12 +276,12 @@ fn malformed_chunks_and_trailers_are_refused() {
 
 #[test]
 fn malformed_http1_heads_are_refused() {
-    alone(module_path!(), "malformed_http1_heads_are_refused", || {
+    in_namespace(module_path!(), "malformed_http1_heads_are_refused", || {
         let get = |line: &str| format!("{line}\r\nHost: app\r\n\r\n");
         let header = |line: &str| format!("GET /x HTTP/1.1\r\nHost: app\r\n{line}\r\n\r\n");
-        let x: Want = Passes(&["GET /x"]);
+        let x: Expected = Passes(&["GET /x"]);
         let mut cases = Vec::new();
-        // SM-13, SM-17: names.
+        // SM-13, SM-17: field names.
         for line in [
             ": x",
             " : x",
@@ -310,14 +310,14 @@ fn malformed_http1_heads_are_refused() {
         for line in ["X:", "X: ", "X:y", "X: \t y \t ", "X-Long_Name.9~: y", "X: \u{e9}\u{ff}", "!#$%&'*+-.^_`|~: y"] {
             cases.push(case(format!("SM-17 {line:?}"), header(line), x.clone()));
         }
-        // A head begins with a line, and lines may end bare (RFC 9112 2.2): what is passed on is written anew.
+        // Bare LF and empty lines before a request are allowed (RFC 9112 2.2): the forwarded head is serialized anew.
         cases.push(case("SM-17 bare line ends", "GET /x HTTP/1.1\nHost: app\n\n", x.clone()));
         cases.push(case(
             "SM-17 an empty line between requests",
             format!("{}\r\n{}", header("A: b"), header("A: b")),
             Passes(&["GET /x", "GET /x"]),
         ));
-        // SM-15: names of lengths that others took for smaller ones.
+        // SM-15: name lengths that overflow 8 or 16 bits.
         for length in [255, 256, 270, 4096] {
             cases.push(case(
                 format!("SM-15 a name of {length} bytes"),
@@ -366,7 +366,7 @@ fn malformed_http1_heads_are_refused() {
         ] {
             cases.push(case(format!("SM-18 {line:?}"), get(line), Closed));
         }
-        // SM-19: nobody is talked into another parser.
+        // SM-19: a client cannot switch the proxy to HTTP/2.
         cases.push(case(
             "SM-19 h2c",
             "GET /x HTTP/1.1\r\nHost: app\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n",
@@ -382,14 +382,14 @@ fn malformed_http1_heads_are_refused() {
             format!("{}PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", header("A: b")),
             PassesAndCloses(&["GET /x"]),
         ));
-        // H2-10 for HTTP/1.1: bytes and count.
+        // H2-10 for HTTP/1.1: size and count of headers.
         cases.push(case("H2-10 100 headers", header("X-A: 1\r\n".repeat(99).trim_end()), x.clone()));
         cases.push(case("H2-10 101 headers", header("X-A: 1\r\n".repeat(100).trim_end()), Closed));
         cases.push(case("H2-10 a value of 60 KiB", header(&format!("X-A: {}", "v".repeat(60 * 1024))), x.clone()));
         cases.push(case("H2-10 a value of 70 KiB", header(&format!("X-A: {}", "v".repeat(70 * 1024))), Closed));
         cases.push(case("H2-10 a target of 70 KiB", get(&format!("GET /{} HTTP/1.1", "p".repeat(70 * 1024))), Closed));
         cases.push(case("H2-10 never ends", format!("GET /x HTTP/1.1\r\n{}", "X-A: 1\r\n".repeat(50_000)), Closed));
-        // SM-22, PB-22: CONNECT is refused, and what follows is nobody's.
+        // SM-22, PB-22: CONNECT is refused, and the bytes after it are discarded.
         for rest in [String::new(), SMUGGLED.to_owned()] {
             cases.push(case("SM-22 CONNECT", format!("CONNECT app:80 HTTP/1.1\r\nHost: app:80\r\n\r\n{rest}"), Closed));
             cases.push(case(
@@ -403,10 +403,10 @@ fn malformed_http1_heads_are_refused() {
     });
 }
 
-/// SM-16: every byte at every place where a byte can stand.
+/// SM-16: every byte value in a name, a value and a method.
 #[test]
 fn every_byte_in_http1_names_values_and_methods_is_validated() {
-    alone(module_path!(), "every_byte_in_http1_names_values_and_methods_is_validated", || {
+    in_namespace(module_path!(), "every_byte_in_http1_names_values_and_methods_is_validated", || {
         let mut cases = Vec::new();
         for byte in 0..=255u8 {
             let named = [b"GET /x HTTP/1.1\r\nHost: app\r\nx", &[byte][..], b"y: 1\r\n\r\n"].concat();
@@ -424,18 +424,22 @@ fn every_byte_in_http1_names_values_and_methods_is_validated() {
     });
 }
 
-/// A body that is none, or breaks off, is its client's fault: it is told so, and nothing is held against the application.
+/// A malformed or truncated request body is the client's error: 400, and no failure of the endpoint.
 #[test]
 fn broken_request_bodies_answer_400_and_do_not_count_as_failures() {
-    alone(module_path!(), "broken_request_bodies_answer_400_and_do_not_count_as_failures", || {
+    in_namespace(module_path!(), "broken_request_bodies_answer_400_and_do_not_count_as_failures", || {
         let _app = App::start();
-        let _place = Place::start();
+        let _proxy = Proxy::start();
         for direction in BOTH {
             for _ in 0..20 {
                 let mut client = Client::connect(direction.address());
                 client.send(post("Transfer-Encoding: chunked", "5\r\nhello\r\nXYZ\r\n\r\n"));
-                let answer = client.answer().unwrap_or_else(|error| panic!("{direction:?}: {error:?}"));
-                assert_eq!((answer.status, answer.header("weft-reason")), (400, Some("bad-request")), "{direction:?}");
+                let response = client.response().unwrap_or_else(|error| panic!("{direction:?}: {error:?}"));
+                assert_eq!(
+                    (response.status, response.header("weft-reason")),
+                    (400, Some("bad-request")),
+                    "{direction:?}"
+                );
                 let mut client = Client::connect(direction.address());
                 client.send(post("Content-Length: 10", "hello"));
             }
@@ -444,27 +448,27 @@ fn broken_request_bodies_answer_400_and_do_not_count_as_failures() {
     });
 }
 
-/// SM-09: bytes reach the application only after its own 101.
+/// SM-09: bytes are relayed only after a 101 of the application.
 #[test]
 fn upgrades_pass_bytes_only_after_a_101() {
-    alone(module_path!(), "upgrades_pass_bytes_only_after_a_101", || {
+    in_namespace(module_path!(), "upgrades_pass_bytes_only_after_a_101", || {
         let app = App::start();
-        let _place = Place::start();
+        let _proxy = Proxy::start();
         app.reply(
             "/switch",
-            Reply::new("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n", Then::Echo),
+            Reply::new("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n", After::Echo),
         );
-        app.reply("/refuses", Reply::new("HTTP/1.1 400 Bad Request\r\nContent-Length: 2\r\n\r\nno", Then::Keep));
-        app.reply("/ok", Reply::new("HTTP/1.1 200 OK\r\nUpgrade: echo\r\nContent-Length: 2\r\n\r\nok", Then::Keep));
-        app.reply("/unasked", Reply::new("HTTP/1.1 101 Switching Protocols\r\nUpgrade: echo\r\n\r\n", Then::Echo));
+        app.reply("/refuses", Reply::new("HTTP/1.1 400 Bad Request\r\nContent-Length: 2\r\n\r\nno", After::Keep));
+        app.reply("/ok", Reply::new("HTTP/1.1 200 OK\r\nUpgrade: echo\r\nContent-Length: 2\r\n\r\nok", After::Keep));
+        app.reply("/unasked", Reply::new("HTTP/1.1 101 Switching Protocols\r\nUpgrade: echo\r\n\r\n", After::Echo));
         for direction in BOTH {
             let upgrade = |path: &str| {
                 format!("GET {path} HTTP/1.1\r\nHost: app\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
             };
             let mut client = Client::connect(direction.address());
             client.send(upgrade("/switch")).send("early");
-            assert_eq!(client.answer().map(|answer| answer.status), Ok(101), "{direction:?}");
-            assert_eq!(client.bytes(5), b"early", "{direction:?}: what was sent early comes after the 101");
+            assert_eq!(client.response().map(|response| response.status), Ok(101), "{direction:?}");
+            assert_eq!(client.bytes(5), b"early", "{direction:?}: early bytes are relayed after the 101");
             client.send("late");
             assert_eq!(client.bytes(4), b"late", "{direction:?}");
             drop(client);
@@ -473,22 +477,22 @@ fn upgrades_pass_bytes_only_after_a_101() {
                 client
                     .send(upgrade(path))
                     .send("GET /private HTTP/1.1\r\nHost: app\r\n\r\nGET /after HTTP/1.1\r\nHost: app\r\n\r\n");
-                assert_eq!(client.answer().map(|answer| answer.status), Ok(status), "{direction:?} {path}");
-                let second = client.answer().map(|answer| answer.status);
+                assert_eq!(client.response().map(|response| response.status), Ok(status), "{direction:?} {path}");
+                let second = client.response().map(|response| response.status);
                 let expected = if direction == Direction::Inbound { 403 } else { 200 };
-                assert_eq!(second, Ok(expected), "{direction:?} {path}: what follows is a request like any other");
-                assert_eq!(client.answer().map(|answer| answer.status), Ok(200), "{direction:?} {path}");
+                assert_eq!(
+                    second,
+                    Ok(expected),
+                    "{direction:?} {path}: the bytes after a refused upgrade are requests"
+                );
+                assert_eq!(client.response().map(|response| response.status), Ok(200), "{direction:?} {path}");
             }
             let mut client = Client::connect(direction.address());
             client.send("GET /unasked HTTP/1.1\r\nHost: app\r\n\r\n");
-            assert_eq!(
-                client.answer().map(|answer| answer.status),
-                Ok(502),
-                "{direction:?}: a 101 that nobody asked for"
-            );
+            assert_eq!(client.response().map(|response| response.status), Ok(502), "{direction:?}: an unsolicited 101");
             let mut client = Client::connect(direction.address());
             client.send("GET /ok HTTP/1.0\r\nHost: app\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n");
-            assert_eq!(client.answer().map(|answer| answer.status), Ok(200), "{direction:?}");
+            assert_eq!(client.response().map(|response| response.status), Ok(200), "{direction:?}");
         }
         let asked: Vec<bool> = app
             .take()
@@ -501,12 +505,12 @@ fn upgrades_pass_bytes_only_after_a_101() {
     });
 }
 
-/// SM-10, SM-22: a body that nobody read is never taken for a request, and the answer is not lost by a reset.
+/// SM-10, SM-22: an unread request body is never parsed as a request, and the response is not lost to a reset.
 #[test]
 fn unread_request_bodies_are_never_parsed_as_requests() {
-    alone(module_path!(), "unread_request_bodies_are_never_parsed_as_requests", || {
+    in_namespace(module_path!(), "unread_request_bodies_are_never_parsed_as_requests", || {
         let app = App::start();
-        let _place = Place::start();
+        let _proxy = Proxy::start();
         for direction in BOTH {
             let (path, status) = match direction {
                 Direction::Inbound => ("/private", 403),
@@ -517,22 +521,22 @@ fn unread_request_bodies_are_never_parsed_as_requests() {
                 "POST {path} HTTP/1.1\r\nHost: app\r\nContent-Length: {}\r\n\r\n{SMUGGLED}",
                 SMUGGLED.len()
             ));
-            assert_eq!(client.answer().map(|answer| answer.status), Ok(status), "{direction:?}");
+            assert_eq!(client.response().map(|response| response.status), Ok(status), "{direction:?}");
             client.send("GET /after HTTP/1.1\r\nHost: app\r\n\r\n");
-            match client.answer() {
-                Ok(answer) => {
-                    assert_eq!((answer.status, answer.body.as_slice()), (200, &b"GET /after"[..]), "{direction:?}")
+            match client.response() {
+                Ok(response) => {
+                    assert_eq!((response.status, response.body.as_slice()), (200, &b"GET /after"[..]), "{direction:?}")
                 }
-                Err(end) => assert_eq!(end, NoAnswer::Closed, "{direction:?}"),
+                Err(end) => assert_eq!(end, ResponseError::Closed, "{direction:?}"),
             }
-            // A megabyte is on its way when the answer comes.
+            // 800 kB of the body are in flight when the response comes.
             let mut client = Client::connect(direction.address());
             client.send(format!("POST {path} HTTP/1.1\r\nHost: app\r\nContent-Length: 800000\r\n\r\n"));
             client.send(vec![b'x'; 800_000]);
             assert_eq!(
-                client.answer().map(|answer| answer.status),
+                client.response().map(|response| response.status),
                 Ok(status),
-                "{direction:?}: the answer is not lost"
+                "{direction:?}: the response is not lost"
             );
         }
         let seen: Vec<String> = app.take().iter().map(|seen| seen.summary()).collect();
@@ -541,17 +545,20 @@ fn unread_request_bodies_are_never_parsed_as_requests() {
     });
 }
 
-/// RFC 9112 9.6: a connection on which its client wants no more is closed, and the answer is not lost by that, whatever
-/// the client does behind its last request.
+/// RFC 9112 9.6: after `Connection: close` or HTTP/1.0 the connection is closed, and the response arrives whole even
+/// if the client sends more bytes after its last request.
 #[test]
 fn connection_close_delivers_the_last_response_whole() {
-    alone(module_path!(), "connection_close_delivers_the_last_response_whole", || {
+    in_namespace(module_path!(), "connection_close_delivers_the_last_response_whole", || {
         let app = App::start();
-        let _place = Place::start();
+        let _proxy = Proxy::start();
         let body = "x".repeat(1_000_000);
-        app.reply("/long", Reply::new(format!("HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n{body}"), Then::Keep));
-        app.reply("/short", Reply::new("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", Then::Keep));
-        app.reply("/open", Reply::new(format!("HTTP/1.1 200 OK\r\n\r\n{body}"), Then::Close));
+        app.reply(
+            "/long",
+            Reply::new(format!("HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n{body}"), After::Keep),
+        );
+        app.reply("/short", Reply::new("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", After::Keep));
+        app.reply("/open", Reply::new(format!("HTTP/1.1 200 OK\r\n\r\n{body}"), After::Close));
         for direction in BOTH {
             for (path, length) in [("/short", 5), ("/long", body.len()), ("/open", body.len())] {
                 for last in ["1.1\r\nConnection: close", "1.0"] {
@@ -559,9 +566,9 @@ fn connection_close_delivers_the_last_response_whole() {
                         let case = format!("{direction:?}, {path}, {last:?}, {} bytes behind", behind.len());
                         let mut client = Client::connect(direction.address());
                         client.send(format!("GET {path} HTTP/{last}\r\nHost: app\r\n\r\n")).send(behind);
-                        let answer = client.answer().map(|answer| (answer.status, answer.body.len()));
-                        assert_eq!(answer, Ok((200, length)), "{case}");
-                        assert!(client.closes_within(PATIENCE), "{case}");
+                        let response = client.response().map(|response| (response.status, response.body.len()));
+                        assert_eq!(response, Ok((200, length)), "{case}");
+                        assert!(client.closes_within(TIMEOUT), "{case}");
                         assert_eq!(client.said(), "", "{case}");
                     }
                 }
@@ -572,25 +579,25 @@ fn connection_close_delivers_the_last_response_whole() {
     });
 }
 
-/// What is no request is answered, counted and logged all the same.
+/// Refused requests are answered, counted in the metrics and written to the access log.
 #[test]
 fn refused_requests_are_answered_counted_and_logged() {
-    alone(module_path!(), "refused_requests_are_answered_counted_and_logged", || {
+    in_namespace(module_path!(), "refused_requests_are_answered_counted_and_logged", || {
         let _app = App::start();
-        let place = Place::start();
+        let proxy = Proxy::start();
         let long = "x".repeat(70_000);
         for (direction, name) in [(Direction::Outbound, "outbound"), (Direction::Inbound, "inbound")] {
             for (field, status) in [("X y: 1", 400), (&*format!("X: {long}"), 431)] {
                 let mut client = Client::connect(direction.address());
                 client.send(format!("GET / HTTP/1.1\r\nHost: app\r\n{field}\r\n\r\n"));
-                let answer = client.answer().expect("an answer");
-                let told = (answer.status, answer.header("weft-reason"), answer.header("connection"));
+                let response = client.response().expect("a response");
+                let told = (response.status, response.header("weft-reason"), response.header("connection"));
                 assert_eq!(told, (status, Some("bad-request"), Some("close")), "{direction:?}");
             }
             let mut wire = Wire::connect(direction.address_h2());
             wire.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, &head("GET\r\n", "/")));
             assert_eq!(wire.end(1), End::Reset(1), "{direction:?}: PROTOCOL_ERROR");
-            // With a body that is not waited for, or without one; what comes next on the connection is served.
+            // With or without a body, which is not waited for; the next request on the connection is served.
             let mut wire = Wire::connect(direction.address_h2());
             for (stream, ends) in [(1, END_STREAM), (3, 0)] {
                 let block = [head("POST", "/"), literal("x", &long)].concat();
@@ -606,7 +613,7 @@ fn refused_requests_are_answered_counted_and_logged() {
             }
             wire.send(frame(HEADERS, END_HEADERS | END_STREAM, 5, &head("GET", "/")));
             assert_eq!(wire.end(1), End::Status(431), "{direction:?}");
-            assert_eq!(wire.body(3).1, Ok(()), "{direction:?}: the answer comes whole");
+            assert_eq!(wire.body(3).1, Ok(()), "{direction:?}: the response is complete");
             assert_eq!(wire.body(5).1, Ok(()), "{direction:?}: the next is answered");
 
             let page = scrape(15020, "/metrics").expect("metrics");
@@ -618,24 +625,24 @@ fn refused_requests_are_answered_counted_and_logged() {
                 let count = line.and_then(|line| line.rsplit(' ').next()).unwrap_or("none");
                 assert_eq!(count, expected, "{direction:?} {status}");
             }
-            let log = place.log();
+            let log = proxy.log();
             let logged = log.lines().filter(|line| line.contains("bad-request") && line.contains(name)).count();
             assert_eq!(logged, 5, "{log}");
         }
     });
 }
 
-/// SM-12: an expectation is the application's to answer, and a final answer to it poisons nothing.
+/// SM-12: the application answers `Expect: 100-continue`, and a final response to it keeps later responses in order.
 #[test]
 fn expect_100_continue_keeps_responses_in_order() {
-    alone(module_path!(), "expect_100_continue_keeps_responses_in_order", || {
+    in_namespace(module_path!(), "expect_100_continue_keeps_responses_in_order", || {
         let app = App::start();
-        let _place = Place::start();
+        let _proxy = Proxy::start();
         app.reply(
             "/refuses",
             Reply {
                 early: true,
-                ..Reply::new("HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\n\r\n", Then::Keep)
+                ..Reply::new("HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\n\r\n", After::Keep)
             },
         );
         for direction in BOTH {
@@ -647,19 +654,19 @@ fn expect_100_continue_keeps_responses_in_order() {
                     ));
                     client.send("hello");
                     let expected = if path == "/takes" { 200 } else { 417 };
-                    let answer = client.answer().unwrap_or_else(|error| panic!("{direction:?} {path}: {error:?}"));
-                    assert_eq!(answer.status, expected, "{direction:?} {path} {round}");
-                    if path == "/refuses" && answer.header("connection") == Some("close") {
-                        // The answer was here before the body was.
-                        assert!(client.closes_within(PATIENCE), "{direction:?} {path} {round}");
+                    let response = client.response().unwrap_or_else(|error| panic!("{direction:?} {path}: {error:?}"));
+                    assert_eq!(response.status, expected, "{direction:?} {path} {round}");
+                    if path == "/refuses" && response.header("connection") == Some("close") {
+                        // The response came before the body.
+                        assert!(client.closes_within(TIMEOUT), "{direction:?} {path} {round}");
                         continue;
                     }
                     client.send("GET /next HTTP/1.1\r\nHost: app\r\n\r\n");
-                    let next = client.answer().map(|answer| answer.body);
+                    let next = client.response().map(|response| response.body);
                     assert_eq!(
                         next,
                         Ok(b"GET /next".to_vec()),
-                        "{direction:?} {path} {round}: the answer to another request"
+                        "{direction:?} {path} {round}: the response to another request"
                     );
                 }
             }
@@ -670,7 +677,7 @@ fn expect_100_continue_keeps_responses_in_order() {
 
 fn run(cases: Vec<Case>) {
     let app = App::start();
-    let mut place = Place::start();
+    let mut proxy = Proxy::start();
     let mut failures = Vec::new();
     for direction in BOTH {
         for (number, case) in cases.iter().enumerate() {
@@ -679,7 +686,7 @@ fn run(cases: Vec<Case>) {
             }
         }
     }
-    assert!(place.is_alive());
+    assert!(proxy.is_alive());
     assert!(failures.is_empty(), "{} of {} failed:\n{}", failures.len(), 2 * cases.len(), failures.join("\n"));
     eprintln!("{} cases in two directions", cases.len());
 }
@@ -687,39 +694,39 @@ fn run(cases: Vec<Case>) {
 fn try_case(app: &App, direction: Direction, case: &Case, number: usize) -> Result<(), String> {
     let mut client = Client::connect(direction.address());
     client.send(&case.bytes);
-    let wanted: &[&str] = match &case.want {
+    let expected: &[&str] = match &case.expected {
         Closed => &[],
-        Passes(wanted) | PassesAndCloses(wanted) => wanted,
+        Passes(expected) | PassesAndCloses(expected) => expected,
     };
     let mut problem = None;
-    for request in wanted {
+    for request in expected {
         let method = request.split(' ').next().unwrap_or_default();
-        match client.answer_to(method) {
-            Ok(answer) if answer.status == 200 => {}
+        match client.response_to(method) {
+            Ok(response) if response.status == 200 => {}
             other => problem = problem.or(Some(format!("{request} was answered by {other:?}"))),
         }
     }
-    match (&case.want, problem.is_none()) {
+    match (&case.expected, problem.is_none()) {
         (_, false) => {}
-        (Closed | PassesAndCloses(_), _) => match client.answer() {
-            Ok(answer) if answer.status >= 400 => {
-                if !client.closes_within(PATIENCE) {
-                    problem = Some(format!("the connection stays open after {}", answer.status));
+        (Closed | PassesAndCloses(_), _) => match client.response() {
+            Ok(response) if response.status >= 400 => {
+                if !client.closes_within(TIMEOUT) {
+                    problem = Some(format!("the connection stays open after {}", response.status));
                 }
             }
-            Err(NoAnswer::Closed) => {}
+            Err(ResponseError::Closed) => {}
             other => problem = Some(format!("answered by {other:?}")),
         },
         (Passes(_), _) => {
             client.send("GET /again HTTP/1.1\r\nHost: app\r\n\r\n");
-            match client.answer() {
-                Ok(answer) if answer.status == 200 && answer.body == b"GET /again" => {}
+            match client.response() {
+                Ok(response) if response.status == 200 && response.body == b"GET /again" => {}
                 other => problem = Some(format!("the next request was answered by {other:?}")),
             }
         }
     }
     drop(client);
-    // Whatever the case has sent to the application is there before this is.
+    // Requests of the case reach the application before this one.
     let canary = format!("/canary-{direction:?}-{number}");
     let status = super::client::get(direction.address(), &canary);
     if status != 200 {
@@ -731,19 +738,19 @@ fn try_case(app: &App, direction: Direction, case: &Case, number: usize) -> Resu
     if !violations.is_empty() {
         return Err(format!("the application got {violations:?}"));
     }
-    if seen != wanted {
-        return Err(format!("the application saw {seen:?} instead of {wanted:?}; {problem:?}"));
+    if seen != expected {
+        return Err(format!("the application saw {seen:?} instead of {expected:?}; {problem:?}"));
     }
     problem.map_or(Ok(()), Err)
 }
 
-/// The same bytes mean the same whether they come first on a connection or behind another request: finding out what a connection
-/// carries is no stricter than what reads requests.
+/// A request gets the same response as the first on a connection and as the second: protocol detection accepts what
+/// the parser accepts.
 #[test]
 fn protocol_detection_accepts_what_the_parser_accepts() {
-    alone(module_path!(), "protocol_detection_accepts_what_the_parser_accepts", || {
+    in_namespace(module_path!(), "protocol_detection_accepts_what_the_parser_accepts", || {
         let app = App::start();
-        let _place = Place::start();
+        let _proxy = Proxy::start();
         let get = |line: &str| format!("{line}\r\nHost: app\r\n\r\n");
         let long = "a".repeat(17 * 1024);
         let fields = "X: y\r\n".repeat(200);
@@ -781,45 +788,45 @@ fn protocol_detection_accepts_what_the_parser_accepts() {
             ("GET /x HTTP/1.1\r\nno field\r\n\r\n".to_owned(), Some(400)),
             ("GET /x HTTP/1.1\r\n\r\n".to_owned(), Some(400)),
         ];
-        // A port that is declared to carry HTTP, one that is not, and the pod's own.
+        // An outbound port declared as HTTP, one with detection, and the inbound port.
         let undeclared = (super::place::SERVICE, 82).into();
         for address in [Direction::Outbound.address(), undeclared, Direction::Inbound.address()] {
             for (bytes, expected) in &cases {
                 let desc = &bytes[..bytes.len().min(40)];
                 let mut first = Client::connect(address);
                 first.send(bytes);
-                let first = first.answer().map(|answer| answer.status).ok();
+                let first = first.response().map(|response| response.status).ok();
                 let mut second = Client::connect(address);
                 second.send("GET /before HTTP/1.1\r\nHost: app\r\n\r\n");
-                assert_eq!(second.answer().map(|answer| answer.status), Ok(200), "{address} {desc:?}");
+                assert_eq!(second.response().map(|response| response.status), Ok(200), "{address} {desc:?}");
                 second.send(bytes);
-                let second = second.answer().map(|answer| answer.status).ok();
+                let second = second.response().map(|response| response.status).ok();
                 assert_eq!((first, second), (*expected, *expected), "{address} {desc:?}");
             }
-            // A client that is slow to send its request line is a client of HTTP still.
+            // A slow request line is still detected as HTTP.
             let mut slow = Client::connect(address);
             slow.send("GET /private HTT");
             std::thread::sleep(std::time::Duration::from_secs(6));
             slow.send("P/1.1\r\nHost: app\r\n\r\n");
             let expected = if address == Direction::Inbound.address() { 403 } else { 200 };
-            assert_eq!(slow.answer().map(|answer| answer.status), Ok(expected), "{address}");
+            assert_eq!(slow.response().map(|response| response.status), Ok(expected), "{address}");
         }
         app.take();
         assert_eq!(app.violations(), [""; 0]);
     });
 }
 
-/// RFC 9110 and 9112 by the letter, where a request is unusual.
+/// Unusual requests that RFC 9110 and RFC 9112 define.
 #[test]
 fn unusual_requests_are_handled_by_rfc_9110_and_9112() {
-    alone(module_path!(), "unusual_requests_are_handled_by_rfc_9110_and_9112", || {
+    in_namespace(module_path!(), "unusual_requests_are_handled_by_rfc_9110_and_9112", || {
         let app = App::start();
-        let _place = Place::start();
+        let _proxy = Proxy::start();
         for (target, bytes) in [("/octet", "X"), ("/word", "HELLO"), ("/cut", "HTTX"), ("/nul", "\0")] {
-            app.reply(target, Reply::new(bytes, Then::Hang));
+            app.reply(target, Reply::new(bytes, After::Hang));
         }
         for direction in BOTH {
-            // RFC 9112 3.2: a request of HTTP/1.1 has a Host, whatever its target; 3.2.2: it is that of the target.
+            // RFC 9112 3.2: an HTTP/1.1 request needs Host for any target; 3.2.2: it must equal the target's authority.
             for (request, status) in [
                 ("GET http://app/x HTTP/1.1\r\n\r\n", 400),
                 ("GET http://app/x HTTP/1.1\r\nHost: app\r\n\r\n", 200),
@@ -834,16 +841,16 @@ fn unusual_requests_are_handled_by_rfc_9110_and_9112() {
             ] {
                 let mut client = Client::connect(direction.address());
                 client.send(request);
-                assert_eq!(client.answer().map(|answer| answer.status), Ok(status), "{direction:?} {request:?}");
+                assert_eq!(client.response().map(|response| response.status), Ok(status), "{direction:?} {request:?}");
             }
             let hosts: Vec<_> = app.take().into_iter().map(|seen| seen.header("host")).collect();
             assert_eq!(hosts, ["app", "app", "[::ffff:1.2.3.4]:80"].map(|host| Some(host.to_owned())), "{direction:?}");
-            // RFC 9110 10.1.1 and 15.2: nothing before the answer to HTTP/1.0.
+            // RFC 9110 10.1.1 and 15.2: no interim response to HTTP/1.0.
             let mut client = Client::connect(direction.address());
             client.send("POST /x HTTP/1.0\r\nHost: app\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\nhello");
             assert_eq!(client.bytes(12), b"HTTP/1.1 200", "{direction:?}");
             assert_eq!(app.take().pop().and_then(|seen| seen.header("expect")), None, "{direction:?}");
-            // RFC 9110 7.6.2.
+            // RFC 9110 7.6.2: Max-Forwards.
             for (method, forwards, status, passed) in [
                 ("OPTIONS", "0", 204, None),
                 ("OPTIONS", "1", 200, Some("0")),
@@ -859,7 +866,7 @@ fn unusual_requests_are_handled_by_rfc_9110_and_9112() {
                 let mut client = Client::connect(direction.address());
                 client.send(format!("{method} /x HTTP/1.1\r\nHost: app\r\nMax-Forwards: {forwards}\r\n\r\n"));
                 assert_eq!(
-                    client.answer().map(|answer| answer.status),
+                    client.response().map(|response| response.status),
                     Ok(status),
                     "{direction:?} {method} {forwards}"
                 );
@@ -871,8 +878,8 @@ fn unusual_requests_are_handled_by_rfc_9110_and_9112() {
             for target in ["/octet", "/word", "/cut", "/nul"] {
                 let mut client = Client::connect(direction.address());
                 client.send(format!("GET {target} HTTP/1.1\r\nHost: app\r\n\r\n"));
-                let answer = client.answer().unwrap_or_else(|error| panic!("{direction:?} {target}: {error:?}"));
-                let told = (answer.status, answer.header("weft-reason"));
+                let response = client.response().unwrap_or_else(|error| panic!("{direction:?} {target}: {error:?}"));
+                let told = (response.status, response.header("weft-reason"));
                 assert_eq!(told, (502, Some("upstream-protocol")), "{direction:?} {target}");
             }
             app.take();

@@ -1,9 +1,8 @@
-//! Calls and streams of gRPC through two proxies: client, outbound proxy of its pod, inbound proxy of the other pod,
-//! server. The cases are the portable ones of the gRPC project's interoperability tests, told in frames of its protocol
-//! over HTTP/2.
+//! gRPC calls and streams through two proxies: client, outbound proxy of its pod, inbound proxy of the other pod,
+//! server. The cases are the portable ones of the gRPC project's interoperability tests, written with the `h2` crate.
 //!
-//! `grpc-timeout` is passed on as it came and is nobody's deadline but the client's and the server's: so does Linkerd,
-//! and so does Envoy unless it is configured otherwise. What ends a call for the mesh is the timeout of a route.
+//! `grpc-timeout` is forwarded unchanged, and the proxies do not enforce it: so does Linkerd, and so does Envoy by
+//! default. A route's timeout ends a call in the mesh.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,9 +15,9 @@ use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Request, Response};
 
-use super::place::{APP_H2, Direction, Options, Place, SECOND_POD, alone, wait};
+use super::place::{APP_H2, Direction, Options, Proxy, SECOND_POD, in_namespace, wait};
 
-/// A message as it travels.
+/// A length-prefixed gRPC message.
 fn message(body: &[u8]) -> Bytes {
     let mut frame = BytesMut::with_capacity(5 + body.len());
     frame.put_u8(0);
@@ -27,7 +26,7 @@ fn message(body: &[u8]) -> Bytes {
     frame.freeze()
 }
 
-/// Messages, taken out of a body as they come.
+/// Splits a body into gRPC messages as they arrive.
 struct Messages {
     body: RecvStream,
     buffer: BytesMut,
@@ -38,7 +37,7 @@ impl Messages {
         Self { body, buffer: BytesMut::new() }
     }
 
-    /// The next one. None: there are no more.
+    /// The next message. None: the body has ended.
     async fn next(&mut self) -> Result<Option<Bytes>, h2::Error> {
         loop {
             if let Some(header) = self.buffer.get(..5) {
@@ -88,8 +87,8 @@ fn trailers(status: &str, text: &str) -> HeaderMap {
     trailers
 }
 
-/// Windows and what may wait unread are those of common gRPC servers; h2's own would take 200 small messages for a
-/// flood.
+/// Windows and buffers like those of common gRPC servers. With the defaults of the `h2` crate, 200 small messages
+/// count as a flood.
 fn builder() -> h2::server::Builder {
     let mut builder = h2::server::Builder::new();
     builder.initial_connection_window_size(1 << 24).data_frame_budget(1 << 24);
@@ -99,7 +98,7 @@ fn builder() -> h2::server::Builder {
 /// The server of the second pod.
 #[derive(Clone, Default)]
 struct Server {
-    /// Calls that were given up by their client.
+    /// Calls that their client cancelled.
     cancelled: Arc<AtomicU32>,
     heads: Arc<Mutex<Vec<HeaderMap>>>,
 }
@@ -160,7 +159,7 @@ impl Server {
                 send(&mut stream, message(&got), false).await?;
                 stream.send_trailers(last)?;
             }
-            // The sum of the sizes of all messages.
+            // Replies with the sum of the message sizes.
             "/t/Collect" => {
                 let mut sum = 0;
                 while let Some(got) = messages.next().await? {
@@ -170,7 +169,7 @@ impl Server {
                 send(&mut stream, message(sum.to_string().as_bytes()), false).await?;
                 stream.send_trailers(last)?;
             }
-            // A message for each size that is asked for.
+            // Replies with a message of each requested size.
             "/t/Spread" => {
                 let got = messages.next().await?.unwrap_or_default();
                 let mut stream = respond.send_response(response, false)?;
@@ -179,7 +178,7 @@ impl Server {
                 }
                 stream.send_trailers(last)?;
             }
-            // Each message goes back as it comes.
+            // Echoes each message when it arrives.
             "/t/Chat" => {
                 let mut stream = respond.send_response(response, false)?;
                 while let Some(got) = messages.next().await? {
@@ -197,8 +196,7 @@ impl Server {
             "/t/FailAtOnce" => {
                 respond.send_response(only("7", "no"), true)?;
             }
-            // The whole answer, and no interest in the rest of the request, whose stream is then reset without an
-            // error.
+            // Responds completely without reading the rest of the request: the stream is then reset with NO_ERROR.
             "/t/Early" => {
                 let mut stream = respond.send_response(response, false)?;
                 stream.send_trailers(trailers("8", "enough"))?;
@@ -215,7 +213,7 @@ impl Server {
     }
 }
 
-/// A call that is being made.
+/// An open call.
 struct Call {
     send: SendStream<Bytes>,
     response: h2::client::ResponseFuture,
@@ -248,7 +246,7 @@ impl Client {
         Call { send, response }
     }
 
-    /// Sends messages, reads all: messages, and the status with its text.
+    /// Makes one call with messages of these sizes. Returns the response head, its messages and its trailers.
     async fn whole(
         &mut self,
         method: &str,
@@ -272,7 +270,7 @@ async fn finish_with(stream: &mut SendStream<Bytes>, messages: Vec<Bytes>) {
     let _ = stream.send_data(Bytes::new(), true);
 }
 
-/// Messages and trailers of a response.
+/// Reads a response: head, messages and trailers.
 async fn read(response: &mut h2::client::ResponseFuture) -> (HeaderMap, Vec<Bytes>, HeaderMap) {
     let response = response.await.expect("a response");
     assert_eq!(response.status(), 200);
@@ -283,7 +281,7 @@ async fn read(response: &mut h2::client::ResponseFuture) -> (HeaderMap, Vec<Byte
         got.push(message);
     }
     let trailers = messages.trailers().await.expect("trailers");
-    // A response of trailers only has them in its head.
+    // A Trailers-Only response has them in its head.
     let trailers = if trailers.is_empty() { parts.headers.clone() } else { trailers };
     (parts.headers, got, trailers)
 }
@@ -294,9 +292,9 @@ fn sizes(messages: &[Bytes]) -> Vec<usize> {
 
 fn run(body: impl AsyncFnOnce(&Server, Client)) {
     let server = Server::start();
-    // Dropped in turn: the second proxy has a client as long as the first one lives.
-    let _far = Place::second();
-    let _near = Place::with(Options { far: true, ..Options::default() });
+    // The client-side proxy is dropped first: it is a client of the server-side one.
+    let _server_side = Proxy::second();
+    let _client_side = Proxy::with(Options { remote: true, ..Options::default() });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let client = Client::connect(Direction::Outbound.address_h2()).await;
@@ -306,7 +304,7 @@ fn run(body: impl AsyncFnOnce(&Server, Client)) {
 
 #[test]
 fn grpc_calls_and_streams_pass_two_proxies() {
-    alone(module_path!(), "grpc_calls_and_streams_pass_two_proxies", || {
+    in_namespace(module_path!(), "grpc_calls_and_streams_pass_two_proxies", || {
         run(async |server, mut client| {
             // empty_unary, large_unary, and larger than any window.
             for size in [0, 1, 271_828, 4 * 1024 * 1024] {
@@ -338,8 +336,7 @@ fn grpc_calls_and_streams_pass_two_proxies() {
             assert_eq!(messages.trailers().await.expect("trailers")["grpc-status"], "0");
             let (_, got, last) = client.whole("Chat", &[], &[]).await;
             assert_eq!((got.len(), &last["grpc-status"]), (0, &HeaderValue::from_static("0")));
-            // Many small messages at once. Not so many that h2 could take them for a flood while they wait: it gives a
-            // connection up over about 2,000 in the proxy's windows, and has no setting for it that hyper passes on.
+            // Many small messages at once.
             let (_, got, _) = client.whole("Chat", &[], &[1; 1_500]).await;
             assert_eq!(got.len(), 1_500);
             // custom_metadata.
@@ -360,7 +357,7 @@ fn grpc_calls_and_streams_pass_two_proxies() {
                 let (first, got, _) = client.whole(method, &[], &[1]).await;
                 assert_eq!((&first["grpc-status"], got.len()), (&HeaderValue::from_static(status), 0), "{method}");
             }
-            // What both proxies leave as it is.
+            // Headers that both proxies forward unchanged.
             let heads = std::mem::take(&mut *server.heads.lock().unwrap_or_else(PoisonError::into_inner));
             assert!(
                 heads.iter().all(|head| head["te"] == "trailers" && head["content-type"] == "application/grpc"),
@@ -372,9 +369,10 @@ fn grpc_calls_and_streams_pass_two_proxies() {
 
 #[test]
 fn grpc_cancellations_and_early_responses_pass_two_proxies() {
-    alone(module_path!(), "grpc_cancellations_and_early_responses_pass_two_proxies", || {
+    in_namespace(module_path!(), "grpc_cancellations_and_early_responses_pass_two_proxies", || {
         run(async |server, mut client| {
-            // cancel_after_begin, cancel_after_first_response, timeout_on_sleeping_server: the server hears of each.
+            // cancel_after_begin, cancel_after_first_response, timeout_on_sleeping_server: each cancels the call at
+            // the server.
             let mut call = client.call("Collect", &[]).await;
             send(&mut call.send, message(b"begun"), false).await.expect("sent");
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -387,11 +385,11 @@ fn grpc_cancellations_and_early_responses_pass_two_proxies() {
             let mut call = client.call("Sleep", &[("grpc-timeout", "100m")]).await;
             let _ = call.send.send_data(Bytes::new(), true);
             let head = tokio::time::timeout(Duration::from_millis(400), call.response).await;
-            assert!(head.is_ok_and(|head| head.is_ok()), "the proxies do not end a call at its client's deadline");
+            assert!(head.is_ok_and(|head| head.is_ok()), "the proxies do not enforce grpc-timeout");
             call.send.send_reset(h2::Reason::CANCEL);
             let cancelled = server.cancelled.clone();
             tokio::task::spawn_blocking(move || {
-                wait("three calls are given up", || cancelled.load(Ordering::SeqCst) == 3)
+                wait("three calls are cancelled", || cancelled.load(Ordering::SeqCst) == 3)
             })
             .await
             .expect("it does not panic");
@@ -402,13 +400,13 @@ fn grpc_cancellations_and_early_responses_pass_two_proxies() {
                 .iter()
                 .filter_map(|head| head.get("grpc-timeout").cloned())
                 .collect();
-            assert_eq!(timeouts, ["100m"], "passed on as it came");
-            // Deadlines that are none are no business of a proxy.
+            assert_eq!(timeouts, ["100m"], "forwarded unchanged");
+            // Proxies do not parse grpc-timeout, so an invalid one changes nothing.
             for timeout in ["99999999H", "999999999999999999S", "x", ""] {
                 let (_, _, last) = client.whole("Unary", &[("grpc-timeout", timeout)], &[1]).await;
                 assert_eq!(last["grpc-status"], "0", "{timeout}");
             }
-            // An answer that comes before the end of the request, which the server then does not want any more.
+            // A complete response before the end of the request, which the server does not read.
             for _ in 0..20 {
                 let mut call = client.call("Early", &[]).await;
                 send(&mut call.send, message(&[b'e'; 1000]), false).await.expect("sent");
@@ -419,7 +417,7 @@ fn grpc_cancellations_and_early_responses_pass_two_proxies() {
                 );
             }
             let (_, got, _) = client.whole("Unary", &[], &[7]).await;
-            assert_eq!(sizes(&got), [7], "the connection is as good as before");
+            assert_eq!(sizes(&got), [7], "the connection is still usable");
         });
     });
 }

@@ -1,16 +1,17 @@
-//! h2spec, the conformance tests of HTTP/2 servers, through the proxy in both directions.
+//! h2spec, the conformance tests for HTTP/2 servers, through the proxy in both directions.
 
 use std::path::Path;
 use std::process::Command;
 
 use super::frames::{END_HEADERS, END_STREAM, End, HEADERS, Http2App, Wire, frame, head};
-use super::place::{BOTH, Place, alone, is_alone};
+use super::place::{BOTH, Proxy, in_namespace, is_in_namespace};
 
-/// How many cases this release of h2spec has. The newest, which no module proxy has, has one more: [`NEWER`].
+/// Test cases in this release of h2spec. Its newest version, which Go module proxies do not serve, has one more:
+/// [`NEWER_CASE`].
 const CASES: usize = 146;
 
-/// A literal whose name is that of entry 70, of a table that has 61 (RFC 7541 2.3.3).
-const NEWER: &[u8] = b"\x7f\x07\x00";
+/// A literal whose name index is 70, where the table has 61 entries (RFC 7541 2.3.3).
+const NEWER_CASE: &[u8] = b"\x7f\x07\x00";
 
 const COMPRESSION_ERROR: u32 = 9;
 
@@ -23,14 +24,14 @@ fn h2spec(arguments: &[&str]) -> (bool, String) {
 
 #[test]
 fn h2spec_passes() {
-    if !is_alone() {
-        // Built here if need be, where there is a network.
+    if !is_in_namespace() {
+        // Builds h2spec if needed. The test's namespace has no network.
         let (built, said) = h2spec(&["--version"]);
         assert!(built, "{said}");
     }
-    alone(module_path!(), "h2spec_passes", || {
+    in_namespace(module_path!(), "h2spec_passes", || {
         let _app = Http2App::start();
-        let _place = Place::start();
+        let _proxy = Proxy::start();
         for direction in BOTH {
             let address = direction.address_h2();
             let (host, port) = (address.ip().to_string(), address.port().to_string());
@@ -40,7 +41,7 @@ fn h2spec_passes() {
             eprintln!("{direction:?}: {summary}");
             assert!(passed && summary.starts_with(&format!("{CASES} tests, {CASES} passed")), "{direction:?}: {said}");
             let mut wire = Wire::connect(address);
-            wire.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, &[&head("GET", "/x"), NEWER].concat()));
+            wire.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, &[&head("GET", "/x"), NEWER_CASE].concat()));
             assert_eq!(wire.end(1), End::GoAway(COMPRESSION_ERROR), "{direction:?}");
         }
     });

@@ -1,43 +1,48 @@
-//! Hostile input, thrown at the real proxy process in both directions, with an application behind it that writes down
-//! every request and takes nothing that is not strictly HTTP.
+//! Hostile input for the real proxy process, outbound and inbound. The application behind it records every request and
+//! accepts nothing but strict HTTP.
 //!
-//! Each test has a network namespace of its own, where iptables redirects as it does in a pod: what is sent to the
-//! Service's address arrives at the proxy's outbound port, what is sent to the pod's at the inbound one. Needs root,
-//! `unshare`, `ip` and iptables, and fails where they are missing.
+//! Each test runs in its own network namespace, with the iptables rules of a pod: connections to the Service's
+//! address are redirected to the proxy's outbound port, connections to the pod's address to its inbound port. Needs
+//! root, `unshare`, `ip` and iptables, and fails where they are missing.
 //!
 //! ```text
 //!   raw client ── 198.19.0.1:80 ──> outbound ──┐
 //!              └─ 198.18.0.2:8080 ─> inbound ──┴──> application at 198.18.0.2:8080
 //! ```
 //!
-//! | module | is about |
+//! | module | tests |
 //! |---|---|
-//! | `framing` | where a request of HTTP/1.1 ends, and what is a request at all |
-//! | `meaning` | paths, hosts, methods and headers that a policy could take for something else than the application does |
-//! | `responses` | what applications answer: doubtful framing, resets at each point, answers that come too early |
-//! | `early` | responses that come before their request is complete, over both versions, and what becomes of the rest of it |
-//! | `interim` | responses of status 1xx, and `Expect: 100-continue` |
-//! | `halves` | peers that close their sending half and read on |
-//! | `http2` | frames that a well-behaved client would not send, and floods of those that it would |
-//! | `bounds` | what applications and clients may do too much of, or take too long for (docs/bounds.md) |
-//! | `h2spec` | the conformance tests of that name |
-//! | `resources` | slow clients, many clients, no file descriptors left, and the memory that all this takes |
-//! | `grpc` | calls and streams through two proxies |
-//! | `swaps` | requests while the configuration changes all the time |
+//! | `framing` | HTTP/1.1 requests: message length, request smuggling, malformed heads, detection, upgrades |
+//! | `meaning` | paths, hosts, methods and headers that a policy and an application could read differently |
+//! | `responses` | HTTP/1.1 responses: ambiguous framing, disconnects at each point, early responses |
+//! | `early` | responses that come before the request is complete, over both versions, and the rest of that request |
+//! | `interim` | 1xx responses and `Expect: 100-continue` |
+//! | `halves` | peers that half-close: they shut down their sending side and go on reading |
+//! | `http2` | HTTP/2: malformed heads and frames, and floods |
+//! | `bounds` | limits and timeouts of applications and clients (docs/bounds.md) |
+//! | `h2spec` | h2spec, the HTTP/2 conformance tests |
+//! | `resources` | slow clients, many clients, exhausted file descriptors, memory |
+//! | `grpc` | gRPC calls and streams through two proxies |
+//! | `swaps` | requests while the configuration changes |
 //!
-//! At the end of each test the proxy must hold what it held at its beginning (`place::Held`): no request, stream, task,
-//! connection or descriptor outlives the clients of a test.
+//! `place` has the namespace and the proxy process, `client` and `app` speak HTTP/1.1, `frames` speaks HTTP/2. After
+//! each test the proxy must hold what it held when it started (`place::Resources`): no request, stream, task,
+//! connection or descriptor outlives the clients of the test.
 //!
-//! Left out, and why:
+//! The proxy's HTTP/1.1, HTTP/2 and HPACK codecs are its own (ADR 002), so their behavior is tested here too. The
+//! `h2` crate is only a peer, in `frames`, `http2` and `grpc`.
 //!
-//! - What needs identities (certificates of clients, peers in policies): the proxy has none yet. TLS that it terminates has
-//!   its tests in `proxy/tests/tls.rs`: it is not for pods yet.
-//! - What is of the operator, the webhook or the redirection: they have tests of their own.
-//! - Headers that proxies add and trust (`x-forwarded-*` and their kin): this proxy reads none and adds none.
-//! - Bodies in policies, globs, and names inside expressions: policies have none of them. Fields that an old proxy does
-//!   not know: `proxy/config` refuses them, and tests that.
-//! - gzip and its bombs: the proxy unpacks nothing but its own configuration, which `proxy/config` tests.
-//! - Letter case in paths: most applications tell it apart. The readings that policies know are in `docs/policy.md`.
+//! Not tested here, and why:
+//!
+//! - Identities (client certificates, peers in policies): the proxy has none yet. TLS termination is tested in
+//!   `proxy/tests/tls.rs`; it is not for pods yet.
+//! - The operator, the webhook and the redirection: they have their own tests.
+//! - Headers that proxies add and trust (`x-forwarded-*` and the like): this proxy neither reads nor adds them.
+//! - Bodies, globs and names inside expressions in policies: policies have none of them. Fields that an older proxy
+//!   does not know: `proxy/config` refuses them and tests that.
+//! - Compression bombs: the proxy decompresses only its own configuration, which `proxy/config` tests.
+//! - Letter case in paths: most applications distinguish it. `docs/policy.md` lists the readings that policies
+//!   consider.
 
 mod app;
 mod bounds;

@@ -1,17 +1,17 @@
-//! Paths, hosts, methods and headers that a policy could take for something else than the application does.
+//! Paths, hosts, methods and headers that a policy and an application could read differently.
 
 use std::time::Duration;
 
 use serde_json::json;
 
-use super::app::{App, Reply, Then};
+use super::app::{After, App, Reply};
 use super::client::{Client, get};
 use super::frames::{END_HEADERS, END_STREAM, End, HEADERS, Wire, block, frame};
-use super::place::{BOTH, Direction, Options, PATIENCE, Place, alone};
+use super::place::{BOTH, Direction, Options, Proxy, TIMEOUT, in_namespace};
 
-/// What an application makes of a path that decodes once, takes a backslash for a slash, merges slashes and resolves
-/// dots.
-fn meaning(path: &str) -> String {
+/// The path as an application reads it that decodes once, treats backslash as slash, merges slashes and resolves dot
+/// segments.
+fn normalize_as_application(path: &str) -> String {
     let path = path.split(['?', '#']).next().unwrap_or_default();
     let bytes = path.as_bytes();
     let (mut decoded, mut at) = (Vec::new(), 0);
@@ -32,7 +32,7 @@ fn meaning(path: &str) -> String {
         }
     }
     let text = String::from_utf8_lossy(&decoded).replace('\\', "/");
-    // To an application in C the path ends at a NUL.
+    // An application in C ends the path at a NUL.
     let text = text.split('\0').next().unwrap_or_default();
     let mut segments = Vec::new();
     for segment in text.split('/') {
@@ -47,13 +47,12 @@ fn meaning(path: &str) -> String {
     format!("/{}", segments.join("/"))
 }
 
-/// PB-01, PB-02: however `/private` is written, the application never gets it; and what means something else gets
-/// through.
+/// PB-01, PB-02: no spelling of `/private` reaches the application, and paths that mean something else do.
 #[test]
 fn denied_paths_are_denied_in_every_spelling() {
-    alone(module_path!(), "denied_paths_are_denied_in_every_spelling", || {
+    in_namespace(module_path!(), "denied_paths_are_denied_in_every_spelling", || {
         let app = App::start();
-        let _place = Place::start();
+        let _proxy = Proxy::start();
         let mut paths: Vec<String> = Vec::new();
         for lead in [
             "/",
@@ -142,7 +141,9 @@ fn denied_paths_are_denied_in_every_spelling() {
         let (mut refused, mut passed) = (0, 0);
         for path in &paths {
             let status = get(Direction::Inbound.address(), path);
-            let denied = meaning(path.strip_prefix("http://app").or(path.strip_prefix("HTTP://app")).unwrap_or(path));
+            let denied = normalize_as_application(
+                path.strip_prefix("http://app").or(path.strip_prefix("HTTP://app")).unwrap_or(path),
+            );
             let is_denied = denied == "/private" || denied.starts_with("/private/");
             match status {
                 200 => {
@@ -154,7 +155,7 @@ fn denied_paths_are_denied_in_every_spelling() {
             }
         }
         for seen in app.take() {
-            let read = meaning(&seen.target);
+            let read = normalize_as_application(&seen.target);
             assert!(
                 read != "/private" && !read.starts_with("/private/"),
                 "{} is {read} to the application",
@@ -168,12 +169,12 @@ fn denied_paths_are_denied_in_every_spelling() {
     });
 }
 
-/// A path is passed on as it came, whether policies look at it or not.
+/// A path is forwarded unchanged, with and without policies.
 #[test]
 fn paths_are_forwarded_unchanged() {
-    alone(module_path!(), "paths_are_forwarded_unchanged", || {
+    in_namespace(module_path!(), "paths_are_forwarded_unchanged", || {
         let app = App::start();
-        let _place = Place::start();
+        let _proxy = Proxy::start();
         for path in [
             "/a",
             "/a/../b",
@@ -196,12 +197,12 @@ fn paths_are_forwarded_unchanged() {
             assert_eq!(get(Direction::Inbound.address(), target), 200, "{target}");
             assert_eq!(app.take().first().map(|seen| seen.target.clone()).as_deref(), Some(sent), "{target}");
         }
-        // Where no policy looks, the path is the application's business.
+        // Outbound no policy applies, so any path is forwarded unchanged.
         for path in ["/a/../b", "//a", "/%61", "/a%2fb", "/a\\b", "/private", "/%00", "/a%"] {
             assert_eq!(get(Direction::Outbound.address(), path), 200, "{path}");
             assert_eq!(app.take().first().map(|seen| seen.target.clone()).as_deref(), Some(path), "{path}");
         }
-        // PB-03: a target that is no path.
+        // PB-03: targets that are not a path.
         for path in ["x", "*", "", "?x", "x/private", "app:80/private", "@app/private"] {
             for direction in BOTH {
                 assert!(matches!(get(direction.address(), path), 0 | 400), "{direction:?} {path:?}");
@@ -209,42 +210,46 @@ fn paths_are_forwarded_unchanged() {
         }
         let mut client = Client::connect(Direction::Outbound.address());
         client.send("OPTIONS * HTTP/1.1\r\nHost: app\r\n\r\n");
-        assert_eq!(client.answer().map(|answer| answer.status), Ok(200), "asked of the server as a whole");
+        assert_eq!(
+            client.response().map(|response| response.status),
+            Ok(200),
+            "OPTIONS * asks about the server as a whole"
+        );
         assert_eq!(app.take().first().map(|seen| seen.summary()).as_deref(), Some("OPTIONS *"));
     });
 }
 
-/// A policy that denies everything denies the asterisk too.
+/// A policy that denies the prefix `/` also denies asterisk targets and raw TCP.
 #[test]
 fn deny_all_also_denies_asterisk_targets_and_tcp() {
-    alone(module_path!(), "deny_all_also_denies_asterisk_targets_and_tcp", || {
+    in_namespace(module_path!(), "deny_all_also_denies_asterisk_targets_and_tcp", || {
         let app = App::start();
         let policies = json!([{"name": "closed", "target": "namespace", "rules": [{"action": "deny", "paths": [{"prefix": "/"}]}]}]);
-        let _place = Place::with(Options { policies, ..Options::default() });
+        let _proxy = Proxy::with(Options { policies, ..Options::default() });
         for request in ["GET /", "OPTIONS *", "GET http://app", "OPTIONS http://app"] {
             let mut client = Client::connect(Direction::Inbound.address());
             client.send(format!("{request} HTTP/1.1\r\nHost: app\r\n\r\n"));
-            assert_eq!(client.answer().map(|answer| answer.status), Ok(403), "{request}");
+            assert_eq!(client.response().map(|response| response.status), Ok(403), "{request}");
         }
-        // Bytes, which nobody can look into.
+        // Raw TCP.
         let mut client = Client::connect(Direction::Inbound.address());
         client.send("\x16\x03\x01\x02\x00 not HTTP\r\n\r\n");
-        assert!(client.answer().is_err());
+        assert!(client.response().is_err());
         assert!(app.take().is_empty());
     });
 }
 
-/// PB-08: one host, or none at all.
+/// PB-08: exactly one valid Host header; HTTP/1.0 may have none.
 #[test]
 fn host_headers_are_validated() {
-    alone(module_path!(), "host_headers_are_validated", || {
+    in_namespace(module_path!(), "host_headers_are_validated", || {
         let app = App::start();
-        let _place = Place::start();
+        let _proxy = Proxy::start();
         for direction in BOTH {
             let send = |lines: &str, target: &str| {
                 let mut client = Client::connect(direction.address());
                 client.send(format!("GET {target} HTTP/1.1\r\n{lines}\r\n"));
-                client.answer().map_or(0, |answer| answer.status)
+                client.response().map_or(0, |response| response.status)
             };
             for host in [
                 "app",
@@ -319,27 +324,27 @@ fn host_headers_are_validated() {
             }
             app.take();
         }
-        // HTTP/1.0 came without hosts; the application is asked by the address that was meant.
+        // HTTP/1.0 needs no Host: the proxy sends the original destination address as Host.
         let mut client = Client::connect(Direction::Outbound.address());
         client.send("GET /old HTTP/1.0\r\n\r\n");
-        assert_eq!(client.answer().map(|answer| answer.status), Ok(200));
+        assert_eq!(client.response().map(|response| response.status), Ok(200));
         assert_eq!(app.violations(), [""; 0]);
     });
 }
 
-/// PB-10: a header with several values is looked at value by value: DENY takes any, ALLOW takes all.
+/// PB-10: conditions test each value of a header: Deny matches if any does, Allow if all do.
 #[test]
 fn header_conditions_test_every_value() {
-    alone(module_path!(), "header_conditions_test_every_value", || {
+    in_namespace(module_path!(), "header_conditions_test_every_value", || {
         let app = App::start();
         let rule = |action: &str, test: serde_json::Value| json!([{"name": "p", "target": "namespace", "rules": [{"action": action, "headers": [{"name": "x-team", "test": test}]}]}]);
         let ask = |headers: &str| {
             let mut client = Client::connect(Direction::Inbound.address());
             client.send(format!("GET /x HTTP/1.1\r\nHost: app\r\n{headers}\r\n"));
-            client.answer().map_or(0, |answer| answer.status)
+            client.response().map_or(0, |response| response.status)
         };
         let many = "X-Team: a\r\n".repeat(90);
-        let place = Place::with(Options { policies: rule("deny", json!({"exact": "evil"})), ..Options::default() });
+        let proxy = Proxy::with(Options { policies: rule("deny", json!({"exact": "evil"})), ..Options::default() });
         for (headers, status) in [
             ("", 200),
             ("X-Team: a\r\n", 200),
@@ -353,14 +358,14 @@ fn header_conditions_test_every_value() {
             (&format!("{many}X-Team: evil\r\n"), 403),
             ("X-Other: evil\r\n", 200),
             ("X-Team: Evil\r\n", 200),
-            // PB-12: nobody takes a header away by naming it.
+            // PB-12: naming a header in Connection does not hide it from policies.
             ("Connection: X-Team\r\nX-Team: evil\r\n", 403),
             ("Connection: close, x-team\r\nX-Team: evil\r\n", 403),
         ] {
             assert_eq!(ask(headers), status, "deny evil: {headers:?}");
         }
-        drop(place);
-        let _place = Place::with(Options { policies: rule("allow", json!({"exact": "good"})), ..Options::default() });
+        drop(proxy);
+        let _proxy = Proxy::with(Options { policies: rule("allow", json!({"exact": "good"})), ..Options::default() });
         for (headers, status) in [
             ("X-Team: good\r\n", 200),
             ("X-Team: good\r\nX-Team: good\r\n", 200),
@@ -379,14 +384,14 @@ fn header_conditions_test_every_value() {
     });
 }
 
-/// PB-23: methods are passed on letter by letter; a Deny names one in whatever letter case.
+/// PB-23: methods are forwarded unchanged; Deny ignores their letter case.
 #[test]
 fn methods_are_forwarded_unchanged_and_denied_in_any_case() {
-    alone(module_path!(), "methods_are_forwarded_unchanged_and_denied_in_any_case", || {
+    in_namespace(module_path!(), "methods_are_forwarded_unchanged_and_denied_in_any_case", || {
         let app = App::start();
         let policies =
             json!([{"name": "p", "target": "namespace", "rules": [{"action": "deny", "methods": ["DELETE"]}]}]);
-        let _place = Place::with(Options { policies, ..Options::default() });
+        let _proxy = Proxy::with(Options { policies, ..Options::default() });
         for (request, status) in [
             ("DELETE /x HTTP/1.1\r\nHost: app\r\n\r\n", 403),
             ("POST /x HTTP/1.1\r\nHost: app\r\nX-HTTP-Method-Override: DELETE\r\nContent-Length: 0\r\n\r\n", 200),
@@ -397,17 +402,17 @@ fn methods_are_forwarded_unchanged_and_denied_in_any_case() {
         ] {
             let mut client = Client::connect(Direction::Inbound.address());
             client.send(request);
-            assert_eq!(client.answer().map(|answer| answer.status), Ok(status), "{request}");
+            assert_eq!(client.response().map(|response| response.status), Ok(status), "{request}");
         }
         let methods: Vec<String> = app.take().into_iter().map(|seen| seen.method).collect();
-        assert_eq!(methods, ["POST", "dElEtEs", "M-SEARCH", "TRACE"], "passed on as they came");
+        assert_eq!(methods, ["POST", "dElEtEs", "M-SEARCH", "TRACE"], "forwarded unchanged");
     });
 }
 
-/// PB-05: what a rule makes of a path never leads out of what the rule is for.
+/// PB-05: prefix rewrites replace whole path segments, and only where the prefix matches.
 #[test]
 fn path_rewrites_replace_whole_segments_only() {
-    alone(module_path!(), "path_rewrites_replace_whole_segments_only", || {
+    in_namespace(module_path!(), "path_rewrites_replace_whole_segments_only", || {
         let app = App::start();
         let backend =
             json!([{"weight": 1, "target": {"cluster": {"namespace": "shop", "service": "app", "port": 80}}}]);
@@ -416,7 +421,7 @@ fn path_rewrites_replace_whole_segments_only() {
             "matches": [{"rule": 0, "path": {"prefix": "/api"}}, {"rule": 1, "path": {"prefix": "/full"}}],
             "rules": [rule(json!({"prefix": "/v1"})), rule(json!({"full": "/there"}))]
         });
-        let _place = Place::with(Options { routes: Some(routes), ..Options::default() });
+        let _proxy = Proxy::with(Options { routes: Some(routes), ..Options::default() });
         for (path, sent) in [
             ("/api/x", Some("/v1/x")),
             ("/api", Some("/v1")),
@@ -430,8 +435,8 @@ fn path_rewrites_replace_whole_segments_only() {
             ("/API/x", None),
             ("//api/x", None),
             ("/x/../api/x", None),
-            // Dots are not resolved here: the application's own side, or a policy beside it, does that to the rewritten
-            // path.
+            // The outbound side does not resolve dot segments. The application, and policies in front of it, see the
+            // rewritten path.
             ("/api/../private", Some("/v1/../private")),
             ("/api//x", Some("/v1/x")),
         ] {
@@ -442,12 +447,12 @@ fn path_rewrites_replace_whole_segments_only() {
     });
 }
 
-/// PB-14: whatever a client says, a request is one line of the log, and that line is JSON.
+/// PB-14: each request is one line of JSON in the access log, whatever it contains.
 #[test]
 fn access_log_lines_are_json_for_any_request() {
-    alone(module_path!(), "access_log_lines_are_json_for_any_request", || {
+    in_namespace(module_path!(), "access_log_lines_are_json_for_any_request", || {
         let app = App::start();
-        let place = Place::start();
+        let proxy = Proxy::start();
         let mut count = 0;
         for (path, header) in [
             ("/plain", "X-A: 1"),
@@ -462,12 +467,12 @@ fn access_log_lines_are_json_for_any_request() {
             for direction in BOTH {
                 let mut client = Client::connect(direction.address());
                 client.send(format!("GET {path} HTTP/1.1\r\nHost: app\r\n{header}\r\n\r\n"));
-                let _ = client.answer();
+                let _ = client.response();
                 count += 1;
             }
         }
-        super::place::wait("all is logged", || place.log().matches("\"GET\"").count() >= count - 4);
-        for line in place.log().lines() {
+        super::place::wait("all requests are logged", || proxy.log().matches("\"GET\"").count() >= count - 4);
+        for line in proxy.log().lines() {
             let value: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
             assert!(value.is_object(), "{line}");
             assert!(!line.bytes().any(|byte| byte < 0x20), "{line:?}");
@@ -476,37 +481,37 @@ fn access_log_lines_are_json_for_any_request() {
     });
 }
 
-/// Policies with one rule.
+/// One policy with one rule.
 fn policy(action: &str, conditions: serde_json::Value) -> serde_json::Value {
     let mut rule = conditions;
     rule["action"] = action.into();
     json!([{"name": "p", "target": "namespace", "rules": [rule]}])
 }
 
-fn inbound_with(policies: serde_json::Value) -> Place {
-    Place::with(Options { policies, ..Options::default() })
+fn inbound_with(policies: serde_json::Value) -> Proxy {
+    Proxy::with(Options { policies, ..Options::default() })
 }
 
-/// The status of a GET with these header lines, 0 for no answer.
+/// The status of a GET with these header lines, 0 without a response.
 fn ask(direction: Direction, target: &str, lines: impl AsRef<[u8]>) -> u16 {
     let mut client = Client::connect(direction.address());
     let head = format!("GET {target} HTTP/1.1\r\n");
     client.send([head.as_bytes(), lines.as_ref(), b"\r\n"].concat());
-    client.answer().map_or(0, |answer| answer.status)
+    client.response().map_or(0, |response| response.status)
 }
 
-/// A backend in every rule's reach.
+/// An action that forwards to the application.
 fn to_app() -> serde_json::Value {
     json!({"forward": {"backends": [
         {"weight": 1, "target": {"cluster": {"namespace": "shop", "service": "app", "port": 80}}}
     ]}})
 }
 
-/// Hop-by-hop headers are those of the message that was received: what a rule sets stays, and so does what an application or
-/// a policy decides by. What else `Connection` names is not passed on.
+/// `Connection` removes only headers of the received message. Headers that rules set, or that policies, routes and
+/// applications decide by, stay; other headers that it names are not forwarded.
 #[test]
 fn connection_header_cannot_remove_headers_that_rules_use() {
-    alone(module_path!(), "connection_header_cannot_remove_headers_that_rules_use", || {
+    in_namespace(module_path!(), "connection_header_cannot_remove_headers_that_rules_use", || {
         let app = App::start();
         let routes = json!({
             "matches": [
@@ -521,10 +526,10 @@ fn connection_header_cannot_remove_headers_that_rules_use() {
         });
         let policies = policy("allow", json!({"headers": [{"name": "x-team", "test": {"exact": "good"}}]}));
         let settings = json!({"sticky": {"cookie": "stuck", "path": "/"}});
-        let _place = Place::with(Options { routes: Some(routes), policies, settings, ..Options::default() });
+        let _proxy = Proxy::with(Options { routes: Some(routes), policies, settings, ..Options::default() });
         let reply = "HTTP/1.1 200 OK\r\nConnection: x-served, X-By, set-cookie, content-type, x-own\r\nX-Own: 1\r\n\
                      Content-Type: a/b\r\nSet-Cookie: c=d\r\nContent-Length: 0\r\n\r\n";
-        app.reply("/x", Reply::new(reply, Then::Keep));
+        app.reply("/x", Reply::new(reply, After::Keep));
         let names = "x-internal, x-tag, X-User, x-team, x_team, authorization, cookie, host, content-length, x-forwarded-for, \
                      forwarded, traceparent, weft-unprocessed, content-type, x-own";
         let given = "Authorization: a\r\nCookie: b=c\r\nX-Forwarded-For: 1.2.3.4\r\nForwarded: for=1.2.3.4\r\nTraceparent: t\r\n\
@@ -533,8 +538,8 @@ fn connection_header_cannot_remove_headers_that_rules_use() {
             for connection in [names.to_owned(), format!("close\r\nConnection: {names}"), format!("{names}, \u{e9}")] {
                 let mut client = Client::connect(direction.address());
                 client.send(format!("GET /x HTTP/1.1\r\nHost: app\r\n{given}Connection: {connection}\r\n\r\n"));
-                let answer = client.answer().expect("an answer");
-                assert_eq!(answer.status, 200, "{direction:?}");
+                let response = client.response().expect("a response");
+                assert_eq!(response.status, 200, "{direction:?}");
                 let seen = app.take().pop().expect("a request");
                 let mut kept =
                     vec!["authorization", "cookie", "x-forwarded-for", "forwarded", "traceparent", "content-type"];
@@ -542,10 +547,10 @@ fn connection_header_cannot_remove_headers_that_rules_use() {
                     Direction::Outbound => {
                         assert_eq!(seen.header("x-internal").as_deref(), Some("no"));
                         assert_eq!(seen.header("x-tag").as_deref(), Some("t"));
-                        assert_eq!(answer.header("x-served"), Some("weft"));
-                        assert_eq!(answer.header("x-by"), Some("b"));
-                        let cookies = answer.headers.iter().filter(|(name, _)| name == "set-cookie").count();
-                        assert_eq!(cookies, 2, "the application's and that of the session: {answer:?}");
+                        assert_eq!(response.header("x-served"), Some("weft"));
+                        assert_eq!(response.header("x-by"), Some("b"));
+                        let cookies = response.headers.iter().filter(|(name, _)| name == "set-cookie").count();
+                        assert_eq!(cookies, 2, "the application's and the session's: {response:?}");
                         kept.push("x-user");
                     }
                     Direction::Inbound => kept.push("x-team"),
@@ -554,27 +559,27 @@ fn connection_header_cannot_remove_headers_that_rules_use() {
                     assert!(seen.header(name).is_some(), "{direction:?} {name} of {seen:?}");
                 }
                 assert_eq!(seen.header("x-own"), None, "{direction:?}");
-                assert_eq!(answer.header("content-type"), Some("a/b"), "{direction:?}");
-                assert_eq!(answer.header("x-own"), None, "{direction:?}");
+                assert_eq!(response.header("content-type"), Some("a/b"), "{direction:?}");
+                assert_eq!(response.header("x-own"), None, "{direction:?}");
             }
         }
         assert_eq!(app.violations(), [""; 0]);
     });
 }
 
-/// What decides is read octet by octet: bytes beyond ASCII hide no token beside them. And a list of options has a bound.
+/// Tokens of `Upgrade` and `Connection` are found beside non-ASCII bytes. `Connection` has at most 100 options.
 #[test]
 fn upgrade_and_connection_tokens_are_found_beside_non_ascii_bytes() {
-    alone(module_path!(), "upgrade_and_connection_tokens_are_found_beside_non_ascii_bytes", || {
+    in_namespace(module_path!(), "upgrade_and_connection_tokens_are_found_beside_non_ascii_bytes", || {
         let app = App::start();
-        let _place = Place::start();
+        let _proxy = Proxy::start();
         let http = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n";
-        app.reply("/other", Reply::new(http, Then::Echo));
+        app.reply("/other", Reply::new(http, After::Echo));
         for direction in BOTH {
             let send = |lines: &[u8]| {
                 let mut client = Client::connect(direction.address());
                 client.send([b"GET /x HTTP/1.1\r\nHost: app\r\n", lines, b"\r\n"].concat());
-                let status = client.answer().map_or(0, |answer| answer.status);
+                let status = client.response().map_or(0, |response| response.status);
                 (status, client)
             };
             for upgrade in [
@@ -603,16 +608,16 @@ fn upgrade_and_connection_tokens_are_found_beside_non_ascii_bytes() {
             assert_eq!(app.take().pop().and_then(|seen| seen.header("http2-settings")), None, "{direction:?}");
             let mut client = Client::connect(direction.address());
             client.send("GET /other HTTP/1.1\r\nHost: app\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n");
-            let status = client.answer().map(|answer| answer.status);
-            assert_eq!(status, Ok(502), "{direction:?}: another protocol than was asked for");
+            let status = client.response().map(|response| response.status);
+            assert_eq!(status, Ok(502), "{direction:?}: another protocol than requested");
             for connection in [&b"close, \xff"[..], b"\xff, close", b"\xe9\r\nConnection: close", b"\xff,CLOSE"] {
                 let (status, mut client) = send(&[b"Connection: ", connection, b"\r\n"].concat());
                 assert_eq!(status, 200, "{direction:?}");
-                assert!(client.closes_within(PATIENCE), "{direction:?} {}", String::from_utf8_lossy(connection));
+                assert!(client.closes_within(TIMEOUT), "{direction:?} {}", String::from_utf8_lossy(connection));
             }
             let (status, mut client) = send(b"Connection: \xffclose\r\n");
-            assert_eq!((status, client.closes_within(Duration::from_millis(200))), (200, false), "another word");
-            // As many options as a message may have headers.
+            assert_eq!((status, client.closes_within(Duration::from_millis(200))), (200, false), "another token");
+            // The limit of options is that of headers in a message.
             let options = |count: usize| format!("Connection: {}\r\n", vec!["a"; count].join(","));
             assert_eq!(send(options(100).as_bytes()).0, 200, "{direction:?}");
             assert_eq!(send(options(101).as_bytes()).0, 400, "{direction:?}");
@@ -624,11 +629,10 @@ fn upgrade_and_connection_tokens_are_found_beside_non_ascii_bytes() {
     });
 }
 
-/// A host has no letter case, its port is no part of it, and neither is the dot that ends it: in Deny and Allow, in routes, over
-/// both versions.
+/// Host conditions ignore letter case, port and trailing dot: in Deny, Allow and routes, over both versions.
 #[test]
 fn host_conditions_ignore_case_port_and_trailing_dot() {
-    alone(module_path!(), "host_conditions_ignore_case_port_and_trailing_dot", || {
+    in_namespace(module_path!(), "host_conditions_ignore_case_port_and_trailing_dot", || {
         let _app = App::start();
         let condition = |test: serde_json::Value| json!({"headers": [{"name": "host", "test": test}]});
         let spellings = ["internal", "INTERNAL", "internal:80", "internal.", "Internal.:8080", "internal:"];
@@ -641,7 +645,7 @@ fn host_conditions_ignore_case_port_and_trailing_dot() {
             wire.end(1)
         };
         for test in [json!({"exact": "internal"}), json!({"exact": "Internal.:80"}), json!({"regex": "intern.l"})] {
-            let place = inbound_with(policy("deny", condition(test.clone())));
+            let proxy = inbound_with(policy("deny", condition(test.clone())));
             for host in spellings {
                 assert_eq!(ask(Direction::Inbound, "/x", format!("Host: {host}\r\n")), 403, "deny {test}: {host}");
                 let absolute = format!("http://{host}/x");
@@ -652,13 +656,13 @@ fn host_conditions_ignore_case_port_and_trailing_dot() {
                 }
                 let mut client = Client::connect(Direction::Inbound.address());
                 client.send(format!("GET http://{host}/x HTTP/1.0\r\n\r\n"));
-                assert_eq!(client.answer().map(|answer| answer.status), Ok(403), "deny {test}: {host}, HTTP/1.0");
+                assert_eq!(client.response().map(|response| response.status), Ok(403), "deny {test}: {host}, HTTP/1.0");
             }
             for host in others {
                 assert_eq!(ask(Direction::Inbound, "/x", format!("Host: {host}\r\n")), 200, "deny {test}: {host}");
             }
-            drop(place);
-            let _place = inbound_with(policy("allow", condition(test.clone())));
+            drop(proxy);
+            let _proxy = inbound_with(policy("allow", condition(test.clone())));
             for host in spellings {
                 assert_eq!(ask(Direction::Inbound, "/x", format!("Host: {host}\r\n")), 200, "allow {test}: {host}");
             }
@@ -666,20 +670,20 @@ fn host_conditions_ignore_case_port_and_trailing_dot() {
                 assert_eq!(ask(Direction::Inbound, "/x", format!("Host: {host}\r\n")), 403, "allow {test}: {host}");
             }
         }
-        let place = inbound_with(policy("deny", condition(json!({"exact": "[::1]"}))));
+        let proxy = inbound_with(policy("deny", condition(json!({"exact": "[::1]"}))));
         for host in ["[::1]", "[::1]:80", "[0:0::1]", "[0000:0:0:0:0:0:0:1]:8080"] {
             assert_eq!(ask(Direction::Inbound, "/x", format!("Host: {host}\r\n")), 403, "{host}");
         }
         assert_eq!(ask(Direction::Inbound, "/x", "Host: [::2]\r\n"), 200);
-        drop(place);
+        drop(proxy);
         for more in [0, 20] {
-            // Beyond a few matches there is an index.
+            // With many matches the route table uses an index.
             let mut matches = vec![json!({"rule": 0, "headers": [{"name": "host", "test": {"exact": "internal"}}]})];
             matches.extend((0..more).map(|path| json!({"rule": 1, "path": {"exact": format!("/{path}")}})));
             matches.push(json!({"rule": 1}));
             let rule = |status: u16| json!({"route": {"namespace": "shop", "name": "r"}, "name": "0", "action": {"respond": {"status": status}}});
             let routes = json!({"matches": matches, "rules": [rule(201), rule(202)]});
-            let _place = Place::with(Options { routes: Some(routes), ..Options::default() });
+            let _proxy = Proxy::with(Options { routes: Some(routes), ..Options::default() });
             for host in spellings {
                 assert_eq!(ask(Direction::Outbound, "/x", format!("Host: {host}\r\n")), 201, "route: {host}");
             }
@@ -688,11 +692,11 @@ fn host_conditions_ignore_case_port_and_trailing_dot() {
     });
 }
 
-/// What a policy says of a path holds for every reading that applications are known to have, and a request on which no verdict
-/// depends is passed on as it came.
+/// Path policies hold for every reading that applications are known to have; a request that no reading denies is
+/// forwarded unchanged.
 #[test]
 fn path_policies_hold_for_every_reading_of_a_path() {
-    alone(module_path!(), "path_policies_hold_for_every_reading_of_a_path", || {
+    in_namespace(module_path!(), "path_policies_hold_for_every_reading_of_a_path", || {
         let app = App::start();
         let paths = |path: &str| json!({"paths": [{"prefix": path}]});
         let check = |path: &str, status: u16| {
@@ -701,10 +705,10 @@ fn path_policies_hold_for_every_reading_of_a_path() {
             assert_eq!(
                 seen,
                 if status == 200 { vec![path.to_owned()] } else { Vec::new() },
-                "{path} is passed on as it came"
+                "{path} is forwarded unchanged"
             );
         };
-        let place = inbound_with(policy("deny", paths("/private")));
+        let proxy = inbound_with(policy("deny", paths("/private")));
         for path in [
             "/private;a",
             "/private;a/x",
@@ -759,8 +763,8 @@ fn path_policies_hold_for_every_reading_of_a_path() {
             check(path, 200);
         }
         check(&format!("/{}", "..;a%2f%5c/%252e//%00".repeat(50)), 400);
-        drop(place);
-        let place = inbound_with(policy("allow", paths("/public")));
+        drop(proxy);
+        let proxy = inbound_with(policy("allow", paths("/public")));
         for path in [
             "/public/..;/private",
             "/public/../private",
@@ -790,25 +794,25 @@ fn path_policies_hold_for_every_reading_of_a_path() {
         ] {
             check(path, 200);
         }
-        drop(place);
-        // Where every reading is allowed by some rule, the request is.
+        drop(proxy);
+        // A request is allowed if each of its readings is allowed by some rule.
         let rules = json!([{"name": "p", "target": "namespace", "rules": [
             {"action": "allow", "paths": [{"exact": "/projects/a%2Fb"}]}, {"action": "allow", "paths": [{"exact": "/projects/a/b"}]}
         ]}]);
-        let place = inbound_with(rules);
+        let proxy = inbound_with(rules);
         check("/projects/a%2fb", 200);
         check("/projects/a%2Fc", 403);
-        drop(place);
-        // Names that are written with encodings, and a slash at the end.
-        let place = inbound_with(policy(
+        drop(proxy);
+        // Percent-encoded names, and a trailing slash.
+        let proxy = inbound_with(policy(
             "deny",
             json!({"paths": [{"exact": "/caf\u{e9}"}, {"exact": "/a=b"}, {"prefix": "/%73ecret"}]}),
         ));
         for path in ["/caf%C3%A9", "/caf%c3%a9", "/caf%c3%a9/", "/a=b", "/a%3db", "/a%3Db/", "/secret", "/%73ecret/x"] {
             check(path, 403);
         }
-        drop(place);
-        let _place = inbound_with(policy("deny", json!({"paths": [{"regex": "/u/[0-9]+"}]})));
+        drop(proxy);
+        let _proxy = inbound_with(policy("deny", json!({"paths": [{"regex": "/u/[0-9]+"}]})));
         for (path, status) in [
             ("/u/7", 403),
             ("/u/7/", 403),
@@ -820,19 +824,19 @@ fn path_policies_hold_for_every_reading_of_a_path() {
         ] {
             check(path, status);
         }
-        // What is looked at is said.
+        // The response names the reading that was denied.
         let mut client = Client::connect(Direction::Inbound.address());
         client.send("GET /u;a/7 HTTP/1.1\r\nHost: app\r\n\r\n");
-        let answer = client.answer().expect("an answer");
-        let text = String::from_utf8_lossy(&answer.body).into_owned();
-        assert!(text.contains("/u/7") && answer.header("weft-source") == Some("MeshPolicy/shop/p/0"), "{answer:?}");
+        let response = client.response().expect("a response");
+        let text = String::from_utf8_lossy(&response.body).into_owned();
+        assert!(text.contains("/u/7") && response.header("weft-source") == Some("MeshPolicy/shop/p/0"), "{response:?}");
     });
 }
 
-/// Other spellings of a header or of its values, as applications read them: Deny takes any, Allow wants all to be fine.
+/// Header policies hold for every spelling that applications accept: Deny matches if any does, Allow if all do.
 #[test]
 fn header_policies_hold_for_every_reading_of_a_header() {
-    alone(module_path!(), "header_policies_hold_for_every_reading_of_a_header", || {
+    in_namespace(module_path!(), "header_policies_hold_for_every_reading_of_a_header", || {
         let _app = App::start();
         let team = |test: serde_json::Value| json!({"headers": [{"name": "x-team", "test": test}]});
         let check = |desc: &str, cases: &[(&[u8], u16)]| {
@@ -841,7 +845,7 @@ fn header_policies_hold_for_every_reading_of_a_header() {
                 assert_eq!(found, *status, "{desc}: {}", String::from_utf8_lossy(lines));
             }
         };
-        let place = inbound_with(policy("deny", team(json!({"exact": "evil"}))));
+        let proxy = inbound_with(policy("deny", team(json!({"exact": "evil"}))));
         check(
             "deny",
             &[
@@ -857,14 +861,14 @@ fn header_policies_hold_for_every_reading_of_a_header() {
                 (format!("X-Team: {}\r\n", "a,".repeat(20_000)).as_bytes(), 403),
             ],
         );
-        drop(place);
-        let place = inbound_with(policy("deny", team(json!({"regex": ".*evil.*"}))));
+        drop(proxy);
+        let proxy = inbound_with(policy("deny", team(json!({"regex": ".*evil.*"}))));
         check(
             "deny expression",
             &[(b"X-Team: a evil\xff\r\n", 403), (b"X-Team: \xff\xfeevil\r\n", 403), (b"X-Team: \xff\r\n", 200)],
         );
-        drop(place);
-        let place = inbound_with(policy("deny", team(json!("absent"))));
+        drop(proxy);
+        let proxy = inbound_with(policy("deny", team(json!("absent"))));
         check(
             "deny absent",
             &[
@@ -874,11 +878,11 @@ fn header_policies_hold_for_every_reading_of_a_header() {
                 (b"Connection: x-team\r\nX-Team: a\r\n", 200),
             ],
         );
-        drop(place);
-        let place = inbound_with(policy("allow", team(json!("absent"))));
+        drop(proxy);
+        let proxy = inbound_with(policy("allow", team(json!("absent"))));
         check("allow absent", &[(b"", 200), (b"X-Team: a\r\n", 403), (b"X_Team: a\r\n", 403)]);
-        drop(place);
-        let place = inbound_with(policy("allow", team(json!({"exact": "good"}))));
+        drop(proxy);
+        let proxy = inbound_with(policy("allow", team(json!({"exact": "good"}))));
         check(
             "allow",
             &[
@@ -889,14 +893,14 @@ fn header_policies_hold_for_every_reading_of_a_header() {
                 (b"X-Team: good, evil\r\n", 403),
             ],
         );
-        drop(place);
-        // Both conditions on one name count.
+        drop(proxy);
+        // Two conditions on one name must both hold.
         let both =
             json!({"headers": [{"name": "x-team", "test": "present"}, {"name": "x-team", "test": {"exact": "good"}}]});
-        let place = inbound_with(policy("allow", both));
+        let proxy = inbound_with(policy("allow", both));
         check("allow by two", &[(b"X-Team: good\r\n", 200), (b"X-Team: evil\r\n", 403)]);
-        drop(place);
-        let place =
+        drop(proxy);
+        let proxy =
             inbound_with(policy("deny", json!({"headers": [{"name": "cookie", "test": {"exact": "debug=1"}}]})));
         check(
             "deny cookie",
@@ -906,27 +910,27 @@ fn header_policies_hold_for_every_reading_of_a_header() {
                 (b"Cookie: debug=12\r\n", 200),
             ],
         );
-        drop(place);
-        // Django and Symfony write methods in capital letters before they look at them.
-        let _place = inbound_with(policy("deny", json!({"methods": ["DELETE"]})));
+        drop(proxy);
+        // Django and Symfony convert methods to upper case.
+        let _proxy = inbound_with(policy("deny", json!({"methods": ["DELETE"]})));
         for (method, status) in [("DELETE", 403), ("delete", 403), ("Delete", 403), ("GET", 200), ("DELETES", 200)] {
             let mut client = Client::connect(Direction::Inbound.address());
             client.send(format!("{method} /x HTTP/1.1\r\nHost: app\r\n\r\n"));
-            assert_eq!(client.answer().map(|answer| answer.status), Ok(status), "{method}");
+            assert_eq!(client.response().map(|response| response.status), Ok(status), "{method}");
         }
     });
 }
 
-/// What a rule takes away or replaces is not there under another spelling of its name either.
+/// Header edits also remove the underscore spelling of a name.
 #[test]
 fn header_edits_also_remove_underscore_spellings() {
-    alone(module_path!(), "header_edits_also_remove_underscore_spellings", || {
+    in_namespace(module_path!(), "header_edits_also_remove_underscore_spellings", || {
         let app = App::start();
         let routes = json!({"matches": [{"rule": 0}], "rules": [{
             "route": {"namespace": "shop", "name": "r"}, "name": "0", "action": to_app(),
             "requestHeaders": {"set": [{"name": "x-internal", "value": "no"}], "remove": ["x-debug"]}
         }]});
-        let _place = Place::with(Options { routes: Some(routes), ..Options::default() });
+        let _proxy = Proxy::with(Options { routes: Some(routes), ..Options::default() });
         let lines = "Host: app\r\nX_Internal: yes\r\nX-Internal: yes\r\nX_Debug: 1\r\nX-Debug: 1\r\nX_Other: 1\r\n";
         assert_eq!(ask(Direction::Outbound, "/x", lines), 200);
         let seen = app.take().pop().expect("a request");
@@ -936,10 +940,10 @@ fn header_edits_also_remove_underscore_spellings() {
     });
 }
 
-/// Fields that speak for a proxy, or that something is decided by, are no trailers.
+/// Trailers are removed if a rule, a policy, a proxy or HTTP itself decides by that field.
 #[test]
 fn trailers_that_rules_or_proxies_use_are_removed() {
-    alone(module_path!(), "trailers_that_rules_or_proxies_use_are_removed", || {
+    in_namespace(module_path!(), "trailers_that_rules_or_proxies_use_are_removed", || {
         let app = App::start();
         let routes = json!({
             "matches": [{"rule": 0, "headers": [{"name": "x-user", "test": "present"}]}, {"rule": 0}],
@@ -950,7 +954,7 @@ fn trailers_that_rules_or_proxies_use_are_removed() {
             }]
         });
         let policies = policy("deny", json!({"headers": [{"name": "x-team", "test": {"exact": "evil"}}]}));
-        let _place = Place::with(Options { routes: Some(routes), policies, ..Options::default() });
+        let _proxy = Proxy::with(Options { routes: Some(routes), policies, ..Options::default() });
         let never = [
             "x-forwarded-for",
             "X-Forwarded-Client-Cert",
@@ -989,16 +993,16 @@ fn trailers_that_rules_or_proxies_use_are_removed() {
             client.send(format!(
                 "POST /x HTTP/1.1\r\nHost: app\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n{sent}\r\n"
             ));
-            assert_eq!(client.answer().map(|answer| answer.status), Ok(200), "{direction:?}");
+            assert_eq!(client.response().map(|response| response.status), Ok(200), "{direction:?}");
             let seen = app.take().pop().expect("a request");
             let names: Vec<&str> = seen.trailers.iter().filter_map(|line| Some(line.split_once(':')?.0)).collect();
             assert_eq!(names, always, "{direction:?}");
             let sent = lines(&[&always[..], &never, answered].concat());
             let reply = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n{sent}\r\n");
-            app.reply("/answer", Reply::new(reply, Then::Keep));
+            app.reply("/response", Reply::new(reply, After::Keep));
             let mut client = Client::connect(direction.address());
-            client.send("GET /answer HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n");
-            assert!(client.closes_within(PATIENCE), "{direction:?}");
+            client.send("GET /response HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n");
+            assert!(client.closes_within(TIMEOUT), "{direction:?}");
             let said = client.said();
             let (_, trailers) = said.split_once("\r\n0\r\n").expect("a last chunk");
             let names: Vec<&str> = trailers.lines().filter_map(|line| Some(line.split_once(':')?.0)).collect();

@@ -1,4 +1,4 @@
-//! Where a test happens: a network namespace, the redirection in it, and the proxy process.
+//! The network namespace of a test, the redirection in it, and the proxy process.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -14,25 +14,26 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use weft_config::bootstrap::{ENV_PURGE_DELAY, PURGE_DELAY_MS};
 
-/// The Service's address; its ports are those of [`Place::start`].
+/// The Service's address. [`Proxy::start`] lists its ports.
 pub(crate) const SERVICE: [u8; 4] = [198, 19, 0, 1];
 /// The pod's address.
 pub(crate) const POD: [u8; 4] = [198, 18, 0, 2];
-/// The address of a second pod, which [`Place::second`] stands in.
+/// The address of the second pod, whose proxy is [`Proxy::second`].
 pub(crate) const SECOND_POD: [u8; 4] = [198, 18, 0, 3];
-/// Where the application speaks HTTP/1.1.
+/// Port of the application that speaks HTTP/1.1.
 pub(crate) const APP: u16 = 8080;
-/// Where it speaks HTTP/2.
+/// Port of the application that speaks HTTP/2.
 pub(crate) const APP_H2: u16 = 8082;
 
-/// How long anything may take that should happen at once.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+/// Limit for everything that should happen at once.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Environment variable that marks a process inside a test's namespace.
 const INSIDE: &str = "WEFT_CORPUS_INSIDE";
 pub(crate) const PROXY_UID: u32 = 15015;
 const SECOND_UID: u32 = 15016;
 
-/// A way through the proxy.
+/// Which side of the proxy a client connects to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Direction {
     Outbound,
@@ -41,58 +42,58 @@ pub(crate) enum Direction {
 
 pub(crate) const BOTH: [Direction; 2] = [Direction::Outbound, Direction::Inbound];
 
-/// A proxy process, gone when this is dropped.
+/// A proxy process. Dropping it ends the process.
 ///
-/// When it is dropped, what it holds must be what it held when it was ready: no request, stream, task or descriptor may outlive
-/// the clients of a test.
-pub(crate) struct Place {
+/// Before that, its [`Resources`] must be what they were when it became ready: no request, stream, task or descriptor
+/// may outlive the clients of a test.
+pub(crate) struct Proxy {
     folder: PathBuf,
     child: Child,
     admin_port: u16,
-    before: Held,
+    before: Resources,
 }
 
-/// What a proxy holds beside idle connections to endpoints, by its own numbers. Those that idle are kept on purpose: each is a
-/// descriptor, and one of HTTP/2 is a task as well.
+/// What a proxy holds, by its own metrics. Idle upstream connections do not count, because it pools them on purpose:
+/// each is a descriptor, and an HTTP/2 connection is a task as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Held {
+pub(crate) struct Resources {
     descriptors: i64,
     tasks: i64,
     requests: i64,
     downstream_connections: i64,
     downstream_streams: i64,
     upstream_streams: i64,
-    /// Connections of HTTP/1.1 to endpoints with a request on them.
+    /// HTTP/1.1 connections to endpoints that carry a request.
     upstream_busy: i64,
 }
 
-/// What may differ from one proxy to another.
+/// Settings of one proxy.
 #[derive(Default)]
 pub(crate) struct Options {
     pub(crate) environment: Vec<(&'static str, String)>,
-    /// Of the private document.
+    /// `policies` of the namespace's private document.
     pub(crate) policies: Value,
-    /// Of the exported document's only Service.
+    /// `settings` of the only Service in the exported document.
     pub(crate) settings: Value,
-    /// Routes of port 80.
+    /// `routes` of port 80.
     pub(crate) routes: Option<Value>,
-    /// File descriptors that the process may have.
+    /// Limit of file descriptors.
     pub(crate) files: Option<u32>,
     /// Whether the endpoints are in the second pod.
-    pub(crate) far: bool,
-    /// Whether it stands in the second pod.
+    pub(crate) remote: bool,
+    /// Whether this is the proxy of the second pod.
     pub(crate) second: bool,
 }
 
-/// Whether this process is in a test's own network namespace.
-pub(crate) fn is_alone() -> bool {
+/// Whether this process runs inside a test's network namespace.
+pub(crate) fn is_in_namespace() -> bool {
     std::env::var_os(INSIDE).is_some()
 }
 
-/// Runs a test in a network namespace of its own: this very binary again, with that test alone.
-pub(crate) fn alone(module: &str, test: &str, body: impl FnOnce()) {
-    if is_alone() {
-        furnish();
+/// Runs a test in a new network namespace, by starting this binary again for that test only.
+pub(crate) fn in_namespace(module: &str, test: &str, body: impl FnOnce()) {
+    if is_in_namespace() {
+        set_up_namespace();
         return body();
     }
     let (_, module) = module.split_once("::").expect("a module of this crate");
@@ -108,9 +109,10 @@ pub(crate) fn alone(module: &str, test: &str, body: impl FnOnce()) {
     eprint!("{said}");
 }
 
-/// Redirects as in two pods: what a proxy sends is left alone, but for what the first one sends to the second pod.
-fn furnish() {
-    // As many files as may be, for clients in their thousands and for the proxies that serve them.
+/// Redirects as in two pods. Traffic of the proxies is not redirected, except that from the first proxy to the second
+/// pod.
+fn set_up_namespace() {
+    // Thousands of clients, and the proxies that serve them, need many descriptors.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit of files");
     setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("the limit of files can be raised");
     let (service, pod, second) = (ip(SERVICE), ip(POD), ip(SECOND_POD));
@@ -138,7 +140,7 @@ pub(crate) fn ip(octets: [u8; 4]) -> String {
 }
 
 impl Direction {
-    /// Where a client connects to reach the application that speaks HTTP/1.1.
+    /// The address that leads to the HTTP/1.1 application.
     pub(crate) fn address(self) -> SocketAddr {
         match self {
             Self::Outbound => (SERVICE, 80).into(),
@@ -146,7 +148,7 @@ impl Direction {
         }
     }
 
-    /// Where a client connects to reach the application that speaks HTTP/2.
+    /// The address that leads to the HTTP/2 application.
     pub(crate) fn address_h2(self) -> SocketAddr {
         match self {
             Self::Outbound => (SERVICE, 81).into(),
@@ -155,9 +157,9 @@ impl Direction {
     }
 }
 
-impl Place {
-    /// A proxy that routes port 80 of the Service to the application over HTTP/1.1, port 81 over HTTP/2, and denies
-    /// `/private`.
+impl Proxy {
+    /// Starts a proxy with the default document: Service port 80 goes to the HTTP/1.1 application, port 81 to the
+    /// HTTP/2 application, port 82 detects the protocol, and a policy denies `/private`.
     pub(crate) fn start() -> Self {
         Self::with(Options::default())
     }
@@ -167,10 +169,10 @@ impl Place {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir().join(format!("weft-corpus-{}-{count}", std::process::id()));
         fs::create_dir_all(&folder).expect("a folder");
-        let Options { environment, policies, settings, routes, files, far, second } = options;
+        let Options { environment, policies, settings, routes, files, remote, second } = options;
         let uid = if second { SECOND_UID } else { PROXY_UID };
         write(&folder, "i.shop", &private(policies));
-        write(&folder, "x.shop", &exported(settings, routes, far));
+        write(&folder, "x.shop", &exported(settings, routes, remote));
         let log = File::create(folder.join("log")).expect("a file");
         let limit = files.map(|files| format!("ulimit -n {files}; ")).unwrap_or_default();
         let mut command = Command::new("sh");
@@ -188,16 +190,16 @@ impl Place {
         let child = child.expect("the proxy starts");
         let (health, admin_port) = if second { (16021, 16000) } else { (15021, 15000) };
         wait("the proxy is ready", || scrape(health, "/readyz").is_some_and(|page| page.starts_with("HTTP/1.1 200")));
-        // Its workers start a moment later than its probes.
+        // The probes answer a moment before the workers have started.
         let mut before = None;
-        wait("the proxy holds nothing", || {
-            let last = std::mem::replace(&mut before, Held::read(admin_port));
+        wait("the proxy's resources are stable", || {
+            let last = std::mem::replace(&mut before, Resources::read(admin_port));
             before.is_some_and(|held| held.tasks > 0) && last == before
         });
         Self { folder, child, admin_port, before: before.expect("it was read") }
     }
 
-    /// The proxy of the second pod.
+    /// Starts the proxy of the second pod.
     pub(crate) fn second() -> Self {
         let ports = json!({
             "outboundPort": 16001, "inboundPort": 16006, "adminPort": 16000, "metricsPort": 16020, "healthPort": 16021
@@ -210,35 +212,35 @@ impl Place {
         write(&self.folder, "x.shop", body);
     }
 
-    /// Replaces a document by whatever text.
+    /// Replaces a document with any text.
     pub(crate) fn write_raw(&self, name: &str, text: &str) {
         write_text(&self.folder, name, text);
     }
 
-    /// What the process has said so far.
+    /// Everything that the process has printed.
     pub(crate) fn log(&self) -> String {
         let mut text = Vec::new();
         File::open(self.folder.join("log")).expect("a file").read_to_end(&mut text).expect("it is read");
         String::from_utf8_lossy(&text).into_owned()
     }
 
-    /// Resident memory of the process, in bytes.
+    /// Resident memory (RSS) of the process, in bytes.
     pub(crate) fn memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it lives");
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("it has memory");
         line.split_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok()).expect("a number") * 1024
     }
 
-    /// Waits until the proxy holds what it held in the beginning: to be asked when all clients are gone.
+    /// Waits until the proxy's resources are what they were at the start. Call it when all clients are closed.
     pub(crate) fn settle(&self) {
         let begun = Instant::now();
         loop {
-            let held = Held::read(self.admin_port);
+            let held = Resources::read(self.admin_port);
             if held == Some(self.before) {
                 return;
             }
             let before = &self.before;
-            assert!(begun.elapsed() < PATIENCE, "still held after {PATIENCE:?}: {held:#?}, not {before:#?}");
+            assert!(begun.elapsed() < TIMEOUT, "still held after {TIMEOUT:?}: {held:#?}, not {before:#?}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -248,7 +250,7 @@ impl Place {
     }
 }
 
-impl Held {
+impl Resources {
     fn read(admin_port: u16) -> Option<Self> {
         let page = scrape(admin_port, "/metrics")?;
         let sum = |name: &str| -> i64 {
@@ -272,9 +274,9 @@ impl Held {
     }
 }
 
-impl Drop for Place {
+impl Drop for Proxy {
     fn drop(&mut self) {
-        // The process goes first, whatever it holds.
+        // The process is ended even if this panics.
         let settled = catch_unwind(AssertUnwindSafe(|| {
             if !std::thread::panicking() && self.is_alive() {
                 self.settle();
@@ -285,7 +287,7 @@ impl Drop for Place {
         if std::thread::panicking() {
             let log = self.log();
             let tail: Vec<&str> = log.lines().rev().take(20).collect();
-            eprintln!("what the proxy said last:\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
+            eprintln!("last lines of the proxy's log:\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
         }
         let _ = fs::remove_dir_all(&self.folder);
         if let Err(panic) = settled {
@@ -311,10 +313,10 @@ fn private(policies: Value) -> Value {
     json!({"policies": if policies.is_null() { fixture } else { policies }})
 }
 
-/// The exported document: one Service with a port for each way to speak to the application.
-pub(crate) fn exported(settings: Value, routes: Option<Value>, far: bool) -> Value {
-    let address = ip(if far { SECOND_POD } else { POD });
-    let port = |number: u16, protocol: &str, to: u16| json!({"port": number, "protocol": protocol, "endpoints": [{"address": format!("{address}:{to}"), "hasProxy": far}]});
+/// The exported document: one Service with a port for HTTP/1.1, one for HTTP/2 and one with protocol detection.
+pub(crate) fn exported(settings: Value, routes: Option<Value>, remote: bool) -> Value {
+    let address = ip(if remote { SECOND_POD } else { POD });
+    let port = |number: u16, protocol: &str, to: u16| json!({"port": number, "protocol": protocol, "endpoints": [{"address": format!("{address}:{to}"), "hasProxy": remote}]});
     let mut first = port(80, "http", APP);
     if let Some(routes) = routes {
         first["routes"] = routes;
@@ -326,21 +328,21 @@ pub(crate) fn exported(settings: Value, routes: Option<Value>, far: bool) -> Val
     }]})
 }
 
-/// An answer of the proxy about itself.
+/// GETs a page from an admin port of the proxy.
 pub(crate) fn scrape(port: u16, path: &str) -> Option<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
-    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+    stream.set_read_timeout(Some(TIMEOUT)).ok()?;
     write!(stream, "GET {path} HTTP/1.1\r\nhost: proxy\r\nconnection: close\r\n\r\n").ok()?;
     let mut page = String::new();
     stream.read_to_string(&mut page).ok()?;
     Some(page)
 }
 
-/// Waits until something holds.
+/// Waits until a condition holds.
 pub(crate) fn wait(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
-        assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        assert!(begun.elapsed() < TIMEOUT, "not within {TIMEOUT:?}: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -1,11 +1,11 @@
-//! grpc-go as client and server, with every default that it has.
+//! grpc-go as client and server, with its default settings.
 
 use std::net::TcpStream;
 use std::thread;
 
 use serde_json::json;
 
-use super::place::{self, POD, Place, SERVICE, alone, is_alone, wait};
+use super::place::{self, POD, Proxy, SERVICE, in_namespace, is_in_namespace, wait};
 use super::programs::{built, run, server};
 
 const PORT: u16 = 8120;
@@ -17,15 +17,15 @@ const CASES: &str = "empty_unary large_unary client_streaming server_streaming p
 
 /// Runs cases in both directions at once.
 fn call(test: &str, cases: &'static str) {
-    if !is_alone() {
-        // Where there is a network.
+    if !is_in_namespace() {
+        // The test's namespace has no network.
         built("go");
     }
-    alone(module_path!(), test, || {
+    in_namespace(module_path!(), test, || {
         let peer = built("go");
-        let place = Place::start();
+        let proxy = Proxy::start();
         let pod = place::ip(POD);
-        place.export(&json!({"services": [{
+        proxy.export(&json!({"services": [{
             "name": "peers", "addresses": [place::ip(SERVICE)], "settings": {},
             "ports": [{"port": PORT, "protocol": "http2", "endpoints": [{"address": format!("{pod}:{PORT}")}]}]
         }]}));
@@ -37,8 +37,8 @@ fn call(test: &str, cases: &'static str) {
             run(&words)
         };
         wait("the document is in use", || {
-            // Until then connections pass as bytes, and reach the server too.
-            client(place::ip(SERVICE), "empty_unary").0 && place.log().contains(&format!("shop/peers:{PORT}"))
+            // Until then connections are passed through as TCP, and reach the server too.
+            client(place::ip(SERVICE), "empty_unary").0 && proxy.log().contains(&format!("shop/peers:{PORT}"))
         });
         thread::scope(|scope| {
             let outbound = scope.spawn(|| client(place::ip(SERVICE), cases));
@@ -54,7 +54,7 @@ fn grpc_go_interoperability_tests_pass() {
     call("grpc_go_interoperability_tests_pass", CASES);
 }
 
-/// A server of grpc-go ends connections on which PINGs come more often than every 5 minutes without data.
+/// grpc-go servers close a connection that sends PINGs more often than every 5 minutes without data.
 #[test]
 fn grpc_go_streams_survive_75_seconds_of_silence() {
     call("grpc_go_streams_survive_75_seconds_of_silence", "silent_stream");

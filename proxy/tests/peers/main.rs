@@ -1,15 +1,15 @@
-//! The real proxy process between clients and servers of other projects, in both directions, in the network namespaces of
-//! `proxy/tests/corpus`.
+//! Interoperability: the real proxy process between clients and servers of other projects, inbound and outbound, in
+//! the network namespaces of `proxy/tests/corpus`.
 //!
-//! | module | is about |
+//! | module | tests |
 //! |---|---|
-//! | `matrix` | clients and servers of Node, Go, Java, nginx and curl, each with each: early answers, large bodies, trailers, interim responses, half-closed connections, aborts at every point of a message |
-//! | `grpc` | grpc-go's interoperability tests, and a stream on which nothing is said |
-//! | `oracles` | h11 and hyper-h2 judge every message that the proxy sends on |
-//! | `programs` | starts these programs, and tells them what to do |
+//! | `matrix` | every client with every server of Node, Go, Java, nginx and curl: early answers, large bodies, trailers, interim responses, half-closed connections, aborts at every point of a message |
+//! | `grpc` | grpc-go's interoperability tests, and a silent stream |
+//! | `oracles` | h11 and hyper-h2 parse every message that the proxy forwards |
+//! | `programs` | starts these programs and sends them commands |
 //!
-//! The programs are built by `setup.sh` in this folder, from sources beside it; what they need is installed by
-//! `e2e/packages.sh`, and a test fails where it is missing. Other HPACK codecs have their test in `proxy/src/hpack/stories.rs`.
+//! `setup.sh` in this folder builds the programs from the sources beside it, `e2e/packages.sh` installs what they
+//! need, and a test fails where that is missing. `proxy/src/hpack/stories.rs` tests against other HPACK codecs.
 
 mod grpc;
 mod matrix;

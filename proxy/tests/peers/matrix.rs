@@ -1,19 +1,19 @@
-//! Each client with each server, through the proxy: inbound where both speak the same version, outbound also from HTTP/1.1 to
-//! HTTP/2. What is expected is what happens without a proxy, as the RFCs have it.
+//! Every client with every server, through the proxy: inbound where both speak the same version, outbound also from
+//! HTTP/1.1 to HTTP/2. The expected results are those without a proxy, as the RFCs define them.
 //!
-//! A client takes a command a line from its input, and tells what came of it as a line of JSON:
+//! A client reads one command per line from its standard input, and prints the result as a line of JSON:
 //!
 //! ```text
 //! get ADDRESS ID PATH                  a request without a body
-//! leave ADDRESS ID PATH                the same, given up within the response's body
+//! leave ADDRESS ID PATH                the same, aborted within the response body
 //! post ADDRESS ID PATH SIZE OPTION,... a request with a body: length (else chunked), trailers, expect,
-//!                                      pause (sends 64 KiB, waits for the answer, and sends the rest),
-//!                                      leave-head, leave-body, leave-end (gives up after the head, within the body, before its end)
-//! raw ADDRESS ID KIND                  what no library does: parts of messages, half-closed connections
+//!                                      pause (sends 64 KiB, waits for the response, and sends the rest),
+//!                                      leave-head, leave-body, leave-end (aborts after the head, within the body, before its end)
+//! raw ADDRESS ID KIND                  what client libraries cannot do: parts of messages, half-closed connections
 //! ```
 //!
-//! Servers answer by path, remember by `x-id` what they saw of a request, and count those that are under way; both can be asked
-//! at a port of its own, past the proxy. `go/server.go` has them all.
+//! Servers respond by path, record the state of each request by `x-id`, and count the requests in flight. The test
+//! queries both at a control port, not through the proxy. `go/server.go` has all paths.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -24,10 +24,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::place::{self, POD, Place, SERVICE, alone, is_alone, wait};
-use super::programs::{Commanded, Process, built, need, server, source};
+use super::place::{self, POD, Proxy, SERVICE, in_namespace, is_in_namespace, wait};
+use super::programs::{CommandClient, Process, built, need, server, source};
 
-/// How long what a request left behind may take to go.
+/// How long a server may take to finish an aborted request.
 const SETTLING: Duration = Duration::from_secs(2);
 
 const LARGE: usize = 12 << 20;
@@ -43,7 +43,7 @@ use Version::{Http1, Http2};
 /// How a client reaches a server.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Way {
-    /// Without the proxy: what fails here is the fault of neither.
+    /// Without the proxy: failures here are not the proxy's.
     Direct,
     Outbound,
     Inbound,
@@ -55,11 +55,11 @@ struct Server {
     name: &'static str,
     version: Version,
     port: u16,
-    /// Where it is asked what it saw.
+    /// The control port.
     control: Option<u16>,
 }
 
-/// Servers of HTTP/1.1 and of HTTP/2, without TLS. nginx answers some requests by itself and passes the others to Go's.
+/// HTTP/1.1 and HTTP/2 servers, without TLS. nginx answers some paths itself and proxies the others to Go's server.
 const SERVERS: [Server; 7] = [
     Server { name: "node-h1", version: Http1, port: 8101, control: Some(9101) },
     Server { name: "node-h2", version: Http2, port: 8102, control: Some(9102) },
@@ -70,21 +70,21 @@ const SERVERS: [Server; 7] = [
     Server { name: "nginx-h2", version: Http2, port: 8107, control: None },
 ];
 
-/// Where nginx listens that stands for a client: so much above the port of a server, for each way to it.
+/// Ports of the nginx in front of the proxy: the server's port plus this offset, by [`Way`].
 const FRONTS: [u16; 3] = [10_000, 11_000, 12_000];
 
 struct Client {
     name: &'static str,
     version: Version,
     program: Vec<String>,
-    /// Whether its requests take the way through an nginx in front of the proxy.
+    /// Whether its requests go through an nginx in front of the proxy.
     nginx: bool,
 }
 
-/// What is done, and what has to come of it.
+/// A command, and its expected result.
 struct Scenario {
     name: &'static str,
-    /// The verb, and what follows the address and the id.
+    /// The command's verb, and in `rest` its arguments after the address and the ID.
     verb: &'static str,
     rest: String,
     expected: Expected,
@@ -94,26 +94,26 @@ struct Scenario {
 enum Expected {
     /// 200 with this text.
     Text(&'static str),
-    /// 200 with so many octets.
+    /// 200 with this many octets of the pattern.
     Pattern(usize),
-    /// 200, and the server tells that it got so many octets, and this trailer.
+    /// 200, and the server received this many octets and this trailer.
     Received(usize, &'static str),
-    /// 200 at once; then the server gets the whole body, or is told that it will not.
+    /// 200 at once; then the server receives the whole body, or sees it truncated.
     Early(usize),
-    /// This status, and the body does not matter.
+    /// This status, with any body.
     Refused(u16),
-    /// The same, and no 100 before it.
+    /// The same, without a 100 before it.
     Rejected(u16),
     /// 200 with a trailer.
     Trailer,
     /// 200 with this text, after this interim response.
     Interim(u16, &'static str),
-    /// The same, where the server tells that it got so many octets.
+    /// 200 after a 100, and the server received this many octets.
     Continued(usize),
-    /// Never a response that looks whole.
-    Cut,
-    /// The client gives up: the server never takes it for whole.
-    Left,
+    /// An error, or a truncated response.
+    Truncated,
+    /// The client aborts: the server must not see a complete request.
+    Aborted,
 }
 
 fn scenarios() -> Vec<Scenario> {
@@ -124,137 +124,141 @@ fn scenarios() -> Vec<Scenario> {
         scenario("large upload", "post", &format!("/upload {LARGE} length"), Expected::Received(LARGE, "")),
         scenario("chunked upload", "post", &format!("/upload {MIDDLE} -"), Expected::Received(MIDDLE, "")),
         scenario("echo", "post", &format!("/echo {MIDDLE} -"), Expected::Pattern(MIDDLE)),
-        scenario("early answer", "post", &format!("/early {MIDDLE} pause"), Expected::Early(MIDDLE)),
-        scenario("refusal", "post", &format!("/refuse {LARGE} length"), Expected::Refused(413)),
-        scenario("trailers up", "post", &format!("/upload {MIDDLE} trailers"), Expected::Received(MIDDLE, " up")),
-        scenario("trailers down", "get", "/trailers", Expected::Trailer),
+        scenario("early response", "post", &format!("/early {MIDDLE} pause"), Expected::Early(MIDDLE)),
+        scenario("early 413", "post", &format!("/refuse {LARGE} length"), Expected::Refused(413)),
+        scenario("request trailers", "post", &format!("/upload {MIDDLE} trailers"), Expected::Received(MIDDLE, " up")),
+        scenario("response trailers", "get", "/trailers", Expected::Trailer),
         scenario("103", "get", "/hints", Expected::Interim(103, "hints")),
-        scenario("100 said", "post", &format!("/upload {MIDDLE} length,expect"), Expected::Continued(MIDDLE)),
+        scenario("100 sent", "post", &format!("/upload {MIDDLE} length,expect"), Expected::Continued(MIDDLE)),
         scenario("100 refused", "post", &format!("/reject {MIDDLE} length,expect"), Expected::Rejected(401)),
         scenario("half-close", "raw", "half-close", Expected::Text("plain")),
         scenario("half-close, body", "raw", "half-close-upload", Expected::Received(16, "")),
-        scenario("left at once", "raw", "nothing", Expected::Left),
-        scenario("left in head", "raw", "mid-head", Expected::Left),
-        scenario("RST NO_ERROR", "raw", "reset-no-error", Expected::Left),
-        scenario("RST CANCEL", "raw", "reset-cancel", Expected::Left),
-        scenario("left with GOAWAY", "raw", "go-away", Expected::Left),
+        scenario("abort at once", "raw", "nothing", Expected::Aborted),
+        scenario("abort in head", "raw", "mid-head", Expected::Aborted),
+        scenario("RST NO_ERROR", "raw", "reset-no-error", Expected::Aborted),
+        scenario("RST CANCEL", "raw", "reset-cancel", Expected::Aborted),
+        scenario("abort with GOAWAY", "raw", "go-away", Expected::Aborted),
     ];
     for (name, option) in
-        [("left after head", "leave-head"), ("left in body", "leave-body"), ("left before end", "leave-end")]
+        [("abort after head", "leave-head"), ("abort in body", "leave-body"), ("abort before end", "leave-end")]
     {
-        all.push(scenario(name, "post", &format!("/upload {MIDDLE} {option}"), Expected::Left));
+        all.push(scenario(name, "post", &format!("/upload {MIDDLE} {option}"), Expected::Aborted));
     }
-    all.push(scenario("left in download", "leave", &format!("/download?n={LARGE}"), Expected::Left));
+    all.push(scenario("abort in download", "leave", &format!("/download?n={LARGE}"), Expected::Aborted));
     for (name, query) in [
-        ("cut at once", "start"),
-        ("cut after head", "head"),
-        ("cut in body", "body"),
-        ("cut before end", "end"),
-        ("cut, NO_ERROR", "body&how=no-error"),
-        ("cut, connection", "body&how=go-away"),
+        ("truncated at once", "start"),
+        ("truncated after head", "head"),
+        ("truncated in body", "body"),
+        ("truncated before end", "end"),
+        ("truncated, NO_ERROR", "body&how=no-error"),
+        ("truncated, connection", "body&how=go-away"),
     ] {
-        all.push(scenario(name, "get", &format!("/cut?at={query}"), Expected::Cut));
+        all.push(scenario(name, "get", &format!("/cut?at={query}"), Expected::Truncated));
     }
-    all.push(scenario("cut in upload", "post", &format!("/cut?at=upload {MIDDLE} -"), Expected::Cut));
+    all.push(scenario("truncated in upload", "post", &format!("/cut?at=upload {MIDDLE} -"), Expected::Truncated));
     all
 }
 
-/// Why a client cannot play a part in a scenario.
-fn client_lacks(client: &Client, scenario: &Scenario) -> Option<&'static str> {
+/// Why a client cannot run a scenario.
+fn client_unsupported(client: &Client, scenario: &Scenario) -> Option<&'static str> {
     let family = client.name.split('-').next().unwrap_or_default();
     Some(match (family, client.version, scenario.name) {
         ("curl" | "java" | "nginx", _, _) if scenario.verb == "raw" => "sends no parts of messages",
-        ("node", Http1, "half-close, body" | "left at once" | "left in head") => "left to Go's client",
-        ("node", Http2, _) if scenario.verb == "raw" => "left to Go's client",
-        ("go", Http1, "RST NO_ERROR" | "RST CANCEL" | "left with GOAWAY") => "HTTP/1.1 has no such frame",
-        ("node", Http1, "RST NO_ERROR" | "RST CANCEL" | "left with GOAWAY") => "HTTP/1.1 has no such frame",
-        ("curl" | "java" | "nginx", _, "trailers up") => "sends no trailers",
-        ("java", _, "trailers down") => "does not show trailers",
-        ("java", _, "103" | "100 said") => "does not show interim responses",
-        ("java", _, "100 refused") => "waits in vain after some refusals, also without a proxy",
-        ("java", _, "early answer" | "echo") => {
+        ("node", Http1, "half-close, body" | "abort at once" | "abort in head") => "covered by Go's client",
+        ("node", Http2, _) if scenario.verb == "raw" => "covered by Go's client",
+        ("go", Http1, "RST NO_ERROR" | "RST CANCEL" | "abort with GOAWAY") => "HTTP/1.1 has no such frame",
+        ("node", Http1, "RST NO_ERROR" | "RST CANCEL" | "abort with GOAWAY") => "HTTP/1.1 has no such frame",
+        ("curl" | "java" | "nginx", _, "request trailers") => "sends no trailers",
+        ("java", _, "response trailers") => "does not show trailers",
+        ("java", _, "103" | "100 sent") => "does not show interim responses",
+        ("java", _, "100 refused") => "hangs after some refusals, also without a proxy",
+        ("java", _, "early response" | "echo") => {
             "sends the whole body before it reads over HTTP/1.1, which an Upgrade begins with"
         }
-        ("curl", Http2, "100 said") => "sends the body without waiting for 100",
-        ("curl", _, "early answer") => "cannot wait for the answer within a body",
-        ("java" | "nginx", _, "refusal") | ("curl", Http2, "refusal") => {
-            "may tell that it could not send, and not the answer"
+        ("curl", Http2, "100 sent") => "sends the body without waiting for 100",
+        ("curl", _, "early response") => "cannot wait for the response within a body",
+        ("java" | "nginx", _, "early 413") | ("curl", Http2, "early 413") => {
+            "may report a write error instead of the response"
         }
-        ("nginx", _, "trailers down" | "103" | "100 said" | "100 refused") => "nginx 1.22 passes none",
+        ("nginx", _, "response trailers" | "103" | "100 sent" | "100 refused") => "nginx 1.22 forwards none",
         _ => return None,
     })
 }
 
-/// Why a server cannot play a part in a scenario.
-fn server_lacks(server: &Server, scenario: &Scenario) -> Option<&'static str> {
+/// Why a server cannot serve a scenario.
+fn server_unsupported(server: &Server, scenario: &Scenario) -> Option<&'static str> {
     let family = server.name.split('-').next().unwrap_or_default();
     Some(match (family, server.version, scenario.name) {
-        ("java", _, "trailers up" | "trailers down" | "103" | "100 refused") => "com.sun.net.httpserver has none",
-        ("nginx", _, "trailers up" | "trailers down" | "103" | "100 refused") => "nginx 1.22 passes none",
-        ("nginx", Http2, "100 said") => "nginx 1.22 never says it over HTTP/2",
-        ("nginx", _, "echo") => "nginx has the request's body before it passes it on",
-        ("go" | "java" | "nginx", _, "cut, NO_ERROR" | "cut, connection") => "cannot choose how to reset",
-        (_, Http1, "cut, NO_ERROR" | "cut, connection") => "HTTP/1.1 has no such frame",
+        ("java", _, "request trailers" | "response trailers" | "103" | "100 refused") => {
+            "not supported by com.sun.net.httpserver"
+        }
+        ("nginx", _, "request trailers" | "response trailers" | "103" | "100 refused") => "nginx 1.22 forwards none",
+        ("nginx", Http2, "100 sent") => "nginx 1.22 sends no 100 over HTTP/2",
+        ("nginx", _, "echo") => "nginx buffers the request body",
+        ("go" | "java" | "nginx", _, "truncated, NO_ERROR" | "truncated, connection") => "cannot choose how to reset",
+        (_, Http1, "truncated, NO_ERROR" | "truncated, connection") => "HTTP/1.1 has no such frame",
         _ => return None,
     })
 }
 
-/// The checksum of so many octets of the pattern: the first 16 digits of their SHA-256.
+/// The checksum of this many octets of the pattern: the first 16 hex digits of their SHA-256.
 fn checksum(size: usize) -> &'static str {
     match size {
         16 => "9f9f5111f7b27a78",
         MIDDLE => "aca1cd027e979588",
         LARGE => "30611e340f5f248a",
-        _ => panic!("no checksum of {size} octets is known here"),
+        _ => panic!("no known checksum of {size} octets"),
     }
 }
 
 impl Expected {
-    /// What is wrong with what a client tells.
-    fn check_told(self, told: &Value) -> Result<(), String> {
-        let (status, text) = (&told["status"], &told["text"]);
-        let whole = |status_wanted: u16| *status == status_wanted && told["error"] == "";
+    /// Checks a client's result.
+    fn check_result(self, result: &Value) -> Result<(), String> {
+        let (status, text) = (&result["status"], &result["text"]);
+        let whole = |status_wanted: u16| *status == status_wanted && result["error"] == "";
         let interim = |wanted: u16| {
-            told["interim"].as_array().is_some_and(|statuses| statuses.iter().any(|status| *status == wanted))
+            result["interim"].as_array().is_some_and(|statuses| statuses.iter().any(|status| *status == wanted))
         };
         let holds = match self {
             Self::Text(wanted) => whole(200) && text == wanted,
-            Self::Pattern(size) => whole(200) && told["length"] == size && told["sum"] == checksum(size),
+            Self::Pattern(size) => whole(200) && result["length"] == size && result["sum"] == checksum(size),
             Self::Received(size, trailer) => whole(200) && *text == format!("{size} {}{trailer}", checksum(size)),
             Self::Early(_) => whole(200) && text == "early",
             Self::Refused(wanted) => *status == wanted,
             Self::Rejected(wanted) => *status == wanted && !interim(100),
-            Self::Trailer => whole(200) && told["length"] == 1000 && told["trailer"] == "down",
+            Self::Trailer => whole(200) && result["length"] == 1000 && result["trailer"] == "down",
             Self::Interim(wanted, text_wanted) => whole(200) && interim(wanted) && text == text_wanted,
             Self::Continued(size) => whole(200) && interim(100) && *text == format!("{size} {}", checksum(size)),
-            Self::Cut => !(*status == 200 && told["error"] == "") && (*status == 200 || *status == 0 || *status == 502),
-            Self::Left => told["error"] != "",
+            Self::Truncated => {
+                !(*status == 200 && result["error"] == "") && (*status == 200 || *status == 0 || *status == 502)
+            }
+            Self::Aborted => result["error"] != "",
         };
-        if holds { Ok(()) } else { Err(told.to_string()) }
+        if holds { Ok(()) } else { Err(result.to_string()) }
     }
 
-    /// What is wrong with what a server saw.
-    fn check_seen(self, seen: &str) -> Result<(), String> {
+    /// Checks a server's record of the request.
+    fn check_server(self, seen: &str) -> Result<(), String> {
         let holds = match self {
             Self::Early(size) => seen == format!("complete {size} {}", checksum(size)) || seen.starts_with("cut"),
-            Self::Left => !seen.starts_with("complete"),
+            Self::Aborted => !seen.starts_with("complete"),
             _ => true,
         };
         if holds { Ok(()) } else { Err(format!("the server saw: {seen}")) }
     }
 }
 
-/// Asks a server at its control port.
-fn ask(control: u16, query: &str) -> String {
-    let page = place::scrape(control, query).unwrap_or_default();
+/// Queries a server's control port.
+fn query(control: u16, path: &str) -> String {
+    let page = place::scrape(control, path).unwrap_or_default();
     page.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default()
 }
 
-/// Asks until the answer is another than that, for as long as things may take to settle.
-fn ask_past(control: u16, query: &str, passing: impl Fn(&str) -> bool) -> String {
+/// Queries a control port while `passing` holds, for at most [`SETTLING`].
+fn query_while(control: u16, path: &str, passing: impl Fn(&str) -> bool) -> String {
     let begun = Instant::now();
     loop {
-        let answer = ask(control, query);
+        let answer = query(control, path);
         if !passing(&answer) || begun.elapsed() > SETTLING {
             return answer;
         }
@@ -266,7 +270,7 @@ fn words(text: &str) -> Vec<String> {
     text.split(' ').map(str::to_owned).collect()
 }
 
-/// The servers, and nginx in front of the proxy.
+/// Starts the servers, and nginx as server and as front.
 fn start_servers(folder: &Path) -> Vec<Process> {
     let mut processes = Vec::new();
     for Server { name, port, control, .. } in &SERVERS {
@@ -289,8 +293,8 @@ fn start_servers(folder: &Path) -> Vec<Process> {
     processes
 }
 
-/// nginx as a server of both versions, and as a proxy before ours, which it calls over HTTP/1.1 (proxy_pass) or HTTP/2
-/// (grpc_pass).
+/// Configuration of nginx: a server of both versions, and a proxy in front of ours, which it calls over HTTP/1.1
+/// (proxy_pass) or HTTP/2 (grpc_pass).
 fn nginx(folder: &Path) -> String {
     let folder = folder.display();
     let mut servers = String::new();
@@ -333,7 +337,7 @@ fn front(way: Way, port: u16) -> u16 {
     port + FRONTS[way as usize]
 }
 
-/// Where a client connects to reach the server at a port.
+/// The address that a client uses for the server at a port.
 fn address(way: Way, port: u16) -> String {
     match way {
         Way::Direct => format!("127.0.0.1:{port}"),
@@ -342,7 +346,7 @@ fn address(way: Way, port: u16) -> String {
     }
 }
 
-/// The Service: its ports are those of the servers.
+/// The exported document: one Service with the ports of all servers.
 fn document() -> Value {
     let port = |server: &Server| {
         let protocol = if server.version == Http1 { "http" } else { "http2" };
@@ -352,10 +356,10 @@ fn document() -> Value {
     json!({"services": [{"name": "peers", "addresses": [place::ip(SERVICE)], "settings": {}, "ports": ports}]})
 }
 
-/// What came of the scenarios of one client.
+/// Results of all scenarios of one client.
 #[derive(Default)]
 struct Matrix {
-    /// By scenario and by column: `ok`, `FAIL`, `-` for what cannot be, or `no` for what fails without the proxy.
+    /// By scenario and column: `ok`, `FAIL`, `-` for unsupported, `no` for a failure without the proxy.
     cells: Vec<Vec<&'static str>>,
     columns: Vec<String>,
     reasons: Vec<String>,
@@ -363,7 +367,7 @@ struct Matrix {
 }
 
 impl Matrix {
-    fn lack(&mut self, what: &str, scenario: &str, why: &str) -> &'static str {
+    fn skip(&mut self, what: &str, scenario: &str, why: &str) -> &'static str {
         let reason = format!("- {what}, {scenario}: {why}");
         if !self.reasons.contains(&reason) {
             self.reasons.push(reason);
@@ -376,12 +380,12 @@ impl Matrix {
     }
 
     fn table(&self, client: &str, scenarios: &[Scenario]) -> String {
-        let mut text = format!("{client:18}");
+        let mut text = format!("{client:21}");
         for column in &self.columns {
             let _ = write!(text, " {column:>12}");
         }
         for (scenario, cells) in scenarios.iter().zip(&self.cells) {
-            let _ = write!(text, "\n{:18}", scenario.name);
+            let _ = write!(text, "\n{:21}", scenario.name);
             for cell in cells {
                 let _ = write!(text, " {cell:>12}");
             }
@@ -393,16 +397,16 @@ impl Matrix {
     }
 }
 
-/// All that a client can do, with each server and on each way to it.
+/// Runs all scenarios of a client, with each server and by each way.
 fn run(client: &Client) -> Matrix {
     let mut matrix = Matrix::default();
     let scenarios = scenarios();
-    let mut program = Commanded::new(client.program.clone());
+    let mut program = CommandClient::new(client.program.clone());
     let pairs: Vec<(&Server, Way)> = SERVERS
         .iter()
         .flat_map(|server| WAYS.map(|way| (server, way)))
         .filter(|(server, way)| {
-            // HTTP/2 comes to a server as HTTP/2. HTTP/1.1 does to one whose port says that it is HTTP/2.
+            // Outbound, HTTP/1.1 requests are forwarded as HTTP/2 to a port declared as HTTP/2.
             server.version == client.version || (client.version == Http1 && !client.nginx && *way == Way::Outbound)
         })
         .collect();
@@ -417,26 +421,26 @@ fn run(client: &Client) -> Matrix {
     let mut count = 0;
     for scenario in &scenarios {
         let mut cells = Vec::new();
-        // Whether it fails without the proxy, and how.
-        let mut fails: Option<String> = None;
+        // The failure of the scenario without the proxy.
+        let mut direct_failure: Option<String> = None;
         for (server, way) in &pairs {
             if *way == Way::Direct || server.version != client.version {
-                fails = None;
+                direct_failure = None;
             }
-            let cell = if let Some(why) = client_lacks(client, scenario) {
-                matrix.lack(client.name, scenario.name, why)
-            } else if let Some(why) = server_lacks(server, scenario) {
-                matrix.lack(server.name, scenario.name, why)
-            } else if let Some(failure) = &fails {
+            let cell = if let Some(why) = client_unsupported(client, scenario) {
+                matrix.skip(client.name, scenario.name, why)
+            } else if let Some(why) = server_unsupported(server, scenario) {
+                matrix.skip(server.name, scenario.name, why)
+            } else if let Some(failure) = &direct_failure {
                 let why = format!("fails without the proxy: {failure}");
-                matrix.lack(&format!("{} to {}", client.name, server.name), scenario.name, &why)
+                matrix.skip(&format!("{} to {}", client.name, server.name), scenario.name, &why)
             } else {
                 count += 1;
                 let id = format!("{}-{count}", client.name);
-                match one(&mut program, client, server, *way, scenario, &id) {
+                match run_scenario(&mut program, client, server, *way, scenario, &id) {
                     Ok(()) => "ok",
                     Err(failure) if *way == Way::Direct => {
-                        fails = Some(failure);
+                        direct_failure = Some(failure);
                         "no"
                     }
                     Err(failure) => {
@@ -453,8 +457,8 @@ fn run(client: &Client) -> Matrix {
     matrix
 }
 
-fn one(
-    program: &mut Commanded,
+fn run_scenario(
+    program: &mut CommandClient,
     client: &Client,
     server: &Server,
     way: Way,
@@ -465,17 +469,17 @@ fn one(
         true => format!("127.0.0.1:{}", front(way, server.port)),
         false => address(way, server.port),
     };
-    let open_before = server.control.map(|control| ask(control, "/"));
-    let told = program.tell(&format!("{} {target} {id} {}", scenario.verb, scenario.rest));
-    scenario.expected.check_told(&told)?;
+    let open_before = server.control.map(|control| query(control, "/"));
+    let result = program.send(&format!("{} {target} {id} {}", scenario.verb, scenario.rest));
+    scenario.expected.check_result(&result)?;
     let (Some(control), Some(open_before)) = (server.control, open_before) else { return Ok(()) };
-    let seen = ask_past(control, &format!("/?id={id}"), |seen| seen == "open");
-    scenario.expected.check_seen(&seen).map_err(|error| format!("{error}; the client: {told}"))?;
+    let seen = query_while(control, &format!("/?id={id}"), |seen| seen == "open");
+    scenario.expected.check_server(&seen).map_err(|error| format!("{error}; the client: {result}"))?;
     let number = |open: &str| open.parse::<u32>().unwrap_or(u32::MAX);
-    let open = ask_past(control, "/", |open| number(open) > number(&open_before));
+    let open = query_while(control, "/", |open| number(open) > number(&open_before));
     match number(&open) <= number(&open_before) {
         true => Ok(()),
-        false => Err(format!("{open} requests are under way, {open_before} were before")),
+        false => Err(format!("{open} requests are in flight, {open_before} were before")),
     }
 }
 
@@ -483,31 +487,31 @@ fn table_path(family: &str) -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("peers-{family}.txt"))
 }
 
-/// Runs the clients of a family in a namespace of their own. After each the proxy holds what it held before.
+/// Runs the clients of a family in a network namespace. After each, the proxy must hold what it held before.
 fn check(test: &str, family: &str, clients: impl FnOnce() -> Vec<Client>) {
-    if !is_alone() {
-        // Where there is a network.
+    if !is_in_namespace() {
+        // The test's namespace has no network.
         ["go", "java"].into_iter().for_each(|part| drop(built(part)));
         ["node", "java", "nginx", "curl", "python3", "setpriv"].into_iter().for_each(need);
         let _ = fs::remove_file(table_path(family));
     }
-    alone(module_path!(), test, || {
+    in_namespace(module_path!(), test, || {
         let folder = std::env::temp_dir().join(format!("weft-peers-{}", std::process::id()));
         fs::create_dir_all(&folder).expect("a folder");
         fs::write(folder.join("download"), b"0123456789abcdef".repeat(LARGE / 16)).expect("written");
-        let place = Place::start();
-        place.export(&document());
+        let proxy = Proxy::start();
+        proxy.export(&document());
         let servers = start_servers(&folder);
         for Server { name, port, control, .. } in &SERVERS {
             for port in [Some(*port), *control].into_iter().flatten() {
                 wait(name, || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
             }
         }
-        let mut go = Commanded::new(words(&format!("{} client h1", built("go"))));
+        let mut go = CommandClient::new(words(&format!("{} client h1", built("go"))));
         wait("the document is in use", || {
-            // Until then connections pass as bytes, and reach the servers too.
-            let told = go.tell(&format!("get {} ready /plain", address(Way::Outbound, 8106)));
-            told["status"] == 200 && place.log().contains("shop/peers:8106")
+            // Until then connections are passed through as TCP, and reach the servers too.
+            let result = go.send(&format!("get {} ready /plain", address(Way::Outbound, 8106)));
+            result["status"] == 200 && proxy.log().contains("shop/peers:8106")
         });
         go.end();
         let (mut tables, mut failures) = (String::new(), Vec::new());
@@ -517,7 +521,7 @@ fn check(test: &str, family: &str, clients: impl FnOnce() -> Vec<Client>) {
             tables += &matrix.table(client.name, &scenarios());
             let _ = writeln!(
                 tables,
-                "{}: {} ok, {} failed, {} not possible, {} s",
+                "{}: {} ok, {} failed, {} unsupported, {} s",
                 client.name,
                 matrix.count("ok"),
                 matrix.count("FAIL"),
@@ -525,17 +529,17 @@ fn check(test: &str, family: &str, clients: impl FnOnce() -> Vec<Client>) {
                 begun.elapsed().as_secs()
             );
             fs::write(table_path(family), &tables).expect("written");
-            // The client is gone, and its requests with it.
-            place.settle();
+            // The client is closed, so all its requests must end.
+            proxy.settle();
             failures.extend(matrix.failures.into_iter().map(|failure| format!("{}: {failure}", client.name)));
         }
         drop(servers);
         let _ = fs::remove_dir_all(&folder);
-        fs::write(table_path(family).with_extension("log"), place.log()).expect("written");
+        fs::write(table_path(family).with_extension("log"), proxy.log()).expect("written");
         assert!(failures.is_empty(), "{tables}\n{}", failures.join("\n"));
     });
-    if !is_alone() {
-        // Past the test harness, which shows what is printed when a test fails only.
+    if !is_in_namespace() {
+        // Written to stderr directly, because the test harness shows captured output only for failed tests.
         let tables = fs::read_to_string(table_path(family)).expect("a table");
         let sums: Vec<&str> = tables.lines().filter(|line| line.contains(" ok, ")).collect();
         let _ = writeln!(std::io::stderr(), "{}\n  {}", sums.join("\n"), table_path(family).display());
@@ -568,7 +572,7 @@ fn go_clients_work_with_every_server() {
     });
 }
 
-/// Without TLS, Java begins HTTP/2 with an Upgrade, which a proxy need not follow.
+/// Without TLS, Java starts HTTP/2 with an Upgrade, which a proxy may ignore.
 #[test]
 fn java_clients_work_with_every_server() {
     check("java_clients_work_with_every_server", "java", || {
@@ -592,7 +596,7 @@ fn curl_clients_work_with_every_server() {
     });
 }
 
-/// A proxy in front of ours, called by Node's client over HTTP/1.1.
+/// nginx as a proxy in front of ours, called by Node's client over HTTP/1.1.
 #[test]
 fn nginx_in_front_works_with_every_server() {
     check("nginx_in_front_works_with_every_server", "nginx", || {

@@ -1,18 +1,18 @@
-//! h11 and hyper-h2, independent implementations, as judges of every message that the proxy sends on.
+//! h11 and hyper-h2, independent implementations, check every message that the proxy forwards.
 
-use super::place::{APP, APP_H2, BOTH, Direction, Place, alone, is_alone};
+use super::place::{APP, APP_H2, BOTH, Direction, Proxy, in_namespace, is_in_namespace};
 use super::programs::{built, run, source};
 
 const SEED: &str = "9112";
 
-/// Runs an oracle in one direction after the other: its program is client and application.
+/// Runs an oracle outbound and inbound. Its program is both the client and the application.
 fn check(test: &str, program: &str, address: impl Fn(Direction) -> std::net::SocketAddr, listen: u16, count: u32) {
-    if !is_alone() {
-        // Where there is a network.
+    if !is_in_namespace() {
+        // The test's namespace has no network.
         built("python");
     }
-    alone(module_path!(), test, || {
-        let _place = Place::start();
+    in_namespace(module_path!(), test, || {
+        let _proxy = Proxy::start();
         for direction in BOTH {
             let (address, count, listen) = (address(direction).to_string(), count.to_string(), listen.to_string());
             let (passed, said) = run(&[built("python"), source(program), SEED.to_owned(), count, address, listen]);

@@ -1,4 +1,4 @@
-//! Programs of other projects, started as servers and as clients that take commands.
+//! Starts programs of other projects, as servers and as clients that read commands.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-/// How long a client may take for a command. It gives up by itself before that.
-const COMMAND_PATIENCE: Duration = Duration::from_secs(15);
+/// Limit for one command. The clients' own timeout is shorter.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// A process, ended when this is dropped.
+/// A process. Dropping it ends the process.
 pub(crate) struct Process(Child);
 
-/// A process that reads a command a line, and answers each with a line of JSON.
-pub(crate) struct Commanded {
+/// A client process that reads one command per line, and answers each with a line of JSON.
+pub(crate) struct CommandClient {
     program: Vec<String>,
     running: Option<Running>,
 }
@@ -34,17 +34,17 @@ impl Drop for Process {
     }
 }
 
-/// The folder of the programs' sources.
+/// The folder of the programs' source code.
 pub(crate) fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers")
 }
 
-/// The path of a source there.
+/// The path of a source file there.
 pub(crate) fn source(name: &str) -> String {
     folder().join(name).display().to_string()
 }
 
-/// What `setup.sh` builds under that name. It is built here if need be, which needs a network.
+/// The path of a part that `setup.sh` builds. Builds it if needed, which needs a network.
 pub(crate) fn built(part: &str) -> String {
     let output = Command::new(folder().join("setup.sh")).arg(part).output().expect("the script can be run");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -68,14 +68,14 @@ fn spawn(command: &mut Command) -> Child {
     command.spawn().unwrap_or_else(|error| panic!("{name}: {error}: run e2e/packages.sh, which installs it"))
 }
 
-/// Starts a server. It does not outlive the test, even if that is killed.
+/// Starts a server, which ends with the test even if that is killed.
 pub(crate) fn server(words: &[String]) -> Process {
     let words: Vec<String> =
         ["setpriv", "--pdeathsig", "KILL", "--"].map(str::to_owned).into_iter().chain(words.to_vec()).collect();
     Process(spawn(command(&words).stdin(Stdio::null()).stdout(Stdio::null())))
 }
 
-/// Runs a program to its end: whether it succeeded, and what it said.
+/// Runs a program to its end. Returns whether it succeeded, and its output.
 pub(crate) fn run(words: &[String]) -> (bool, String) {
     let child = spawn(command(words).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()));
     let output = child.wait_with_output().expect("it ends");
@@ -83,16 +83,17 @@ pub(crate) fn run(words: &[String]) -> (bool, String) {
     (output.status.success(), String::from_utf8_lossy(&said).into_owned())
 }
 
-impl Commanded {
+impl CommandClient {
     pub(crate) fn new(program: Vec<String>) -> Self {
         Self { program, running: None }
     }
 
-    /// What becomes of a command. A process that says nothing in time is ended, and another takes the next one.
-    pub(crate) fn tell(&mut self, words: &str) -> Value {
+    /// Sends a command and returns its result. A process that does not answer in time is ended, and replaced for the
+    /// next command.
+    pub(crate) fn send(&mut self, words: &str) -> Value {
         let running = self.running.get_or_insert_with(|| Running::start(&self.program));
         let sent = writeln!(running.stdin, "{words}");
-        let answer = running.lines.recv_timeout(COMMAND_PATIENCE);
+        let answer = running.lines.recv_timeout(COMMAND_TIMEOUT);
         match (sent, answer) {
             (Ok(()), Ok(line)) => serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line}: {error}")),
             (sent, answer) => {
@@ -102,7 +103,7 @@ impl Commanded {
         }
     }
 
-    /// Ends the process, and with it its connections.
+    /// Ends the process and so its connections.
     pub(crate) fn end(&mut self) {
         self.running = None;
     }
