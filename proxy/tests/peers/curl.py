@@ -1,4 +1,4 @@
-"""curl, which takes the commands of matrix.rs as the other clients do.
+"""Runs curl for the commands of matrix.rs.
 
 usage: curl.py OPTION...     the options choose the version of HTTP
 """
@@ -57,7 +57,7 @@ def command(folder: Path, words: list[str]) -> dict:
     trailers = [block for block in blocks if not block.startswith("HTTP/")]
     found = re.search(r"(?im)^x-check: *(\S+)", "\n".join(trailers))
     return {
-        # 101 is how curl tells an upgrade.
+        # curl reports an upgrade as 101.
         "status": statuses[-1] if statuses and statuses[-1] >= 200 else 0,
         "interim": [status for status in statuses if status < 200 and status != 101],
         "length": len(body),

@@ -1,12 +1,12 @@
-"""h11, an independent parser of HTTP/1.1, as the judge of what the proxy sends to both of its sides.
+"""Checks what the proxy sends to clients and applications with h11, an independent HTTP/1.1 parser.
 
 usage: h11_oracle.py SEED COUNT ADDRESS:PORT LISTEN_PORT
 
-An application at LISTEN_PORT, which the proxy forwards ADDRESS:PORT to, reads with h11 and tells in each response what it read.
+The proxy forwards ADDRESS:PORT to an application at LISTEN_PORT, which reads with h11 and echoes in each response what it read.
 
-- Legal messages, framed at random and sent in pieces of any size, arrive as they were sent, and so do the responses.
-- Mutated ones, a few to a connection: whatever the application gets is what h11 reads from the mutated octets themselves, in this
-  order, up to where the proxy refuses. No octet of a body becomes a request.
+- Valid requests, with random framing and sent in pieces of any size, arrive unchanged, and so do the responses.
+- Mutated requests, a few per connection: the application receives what h11 reads from the mutated octets themselves, in the same
+  order, up to the point where the proxy refuses. No octet of a body becomes a request.
 """
 
 import json
@@ -18,17 +18,17 @@ import threading
 
 import h11
 
-PATIENCE = 10
+TIMEOUT = 10
 SEEN: dict[str, list] = {}
 VIOLATIONS: list[str] = []
 LOCK = threading.Lock()
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: app\r\n\r\n"
-# What a proxy may add, drop or write anew.
+# Headers that a proxy may add, remove or rewrite.
 HOPS = {"host", "connection", "content-length", "transfer-encoding", "keep-alive", "te", "trailer", "expect", "upgrade"}
 
 
 class Message:
-    """A request or a response, whole."""
+    """A complete request or response."""
 
     def __init__(self, head) -> None:
         self.head = head
@@ -38,8 +38,8 @@ class Message:
     def end_to_end(self) -> list:
         return [(name.decode(), value.decode("latin-1")) for name, value in self.head.headers if name.decode() not in HOPS]
 
-    def told(self) -> list:
-        """The request as it can be compared."""
+    def comparable(self) -> list:
+        """The request in a form that can be compared."""
         trailers = [(name.decode(), value.decode("latin-1")) for name, value in self.trailers]
         return json.loads(
             json.dumps([self.head.method.decode(), target(self.head.target.decode("latin-1")), self.body.decode("latin-1"), trailers])
@@ -47,13 +47,13 @@ class Message:
 
 
 def target(text: str) -> str:
-    """The path of an absolute form, or the path itself. Slashes that follow each other may be one: policies read them so."""
+    """The path of a target. Consecutive slashes count as one, as policies read them."""
     path = "/" + text.split("//", 1)[1].partition("/")[2] if text.lower().startswith("http://") else text
     return re.sub("/+", "/", path)
 
 
 def messages(connection: h11.Connection, receive):
-    """The whole messages of the other side, one after another; `receive` gives b"" at the end."""
+    """Yields the complete messages of the peer. `receive` returns b"" at the end."""
     message = None
     while True:
         event = connection.next_event()
@@ -76,9 +76,9 @@ def serve(stream: socket.socket) -> None:
         for message in messages(connection, lambda: stream.recv(65536)):
             case = dict(message.end_to_end()).get("x-case", "none")
             with LOCK:
-                SEEN.setdefault(case, []).append(message.told())
+                SEEN.setdefault(case, []).append(message.comparable())
             random_ = random.Random(f"{case} {message.head.target}")
-            body = json.dumps(message.told() + [message.end_to_end()]).encode()
+            body = json.dumps(message.comparable() + [message.end_to_end()]).encode()
             framing = random_.choice(["length", "chunked", "chunked"])
             headers = [("x-from", "application"), ("x-spare", "  ".join(["a"] * random_.randrange(1, 5)))]
             headers += [("content-length", str(len(body)))] if framing == "length" else [("transfer-encoding", "chunked")]
@@ -93,7 +93,7 @@ def serve(stream: socket.socket) -> None:
                 return
             connection.start_next_cycle()
     except h11.RemoteProtocolError as error:
-        # A message that the proxy gives up is cut: nothing else may be wrong with it.
+        # The proxy truncates requests that it refuses. Any other error is a violation.
         if "closed connection" not in str(error) and "peer unexpectedly" not in str(error):
             with LOCK:
                 VIOLATIONS.append(f"{error}: {connection.trailing_data[0][:200]!r}")
@@ -109,7 +109,7 @@ def pieces(random_: random.Random, octets: bytes, most: int) -> list[bytes]:
 
 
 def request(random_: random.Random, case: str, number: int) -> tuple[bytes, list, list]:
-    """A legal request: its octets, what is to be told of it, and its fields."""
+    """A valid request: its octets, its expected echo, and its fields."""
     method = random_.choice(["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "QUERY"])
     path = f"/{case}/{number}?" + "".join(random_.choices("abc&=%20/.;,+~", k=random_.randrange(40))).replace("%", "")
     fields = [("x-case", case)]
@@ -134,19 +134,19 @@ def request(random_: random.Random, case: str, number: int) -> tuple[bytes, list
 
 
 def receive(stream: socket.socket, silence: float) -> bytes:
-    """Octets. Where both sides wait, because a mutation has made a message longer, ours says after a while that it has no more."""
+    """Reads octets. After `silence` seconds it half-closes: a mutation may have made both sides wait for more of a message."""
     stream.settimeout(silence)
     try:
         return stream.recv(65536)
     except TimeoutError:
         stream.shutdown(socket.SHUT_WR)
-        stream.settimeout(PATIENCE)
+        stream.settimeout(TIMEOUT)
         return stream.recv(65536)
 
 
-def exchange(random_: random.Random, address, octets: bytes, methods: list[str], silence: float = PATIENCE) -> tuple[list, str]:
-    """Sends octets in pieces; the responses, and what was wrong with them."""
-    stream = socket.create_connection(address, PATIENCE)
+def exchange(random_: random.Random, address, octets: bytes, methods: list[str], silence: float = TIMEOUT) -> tuple[list, str]:
+    """Sends octets in pieces. Returns the responses and the error, if any."""
+    stream = socket.create_connection(address, TIMEOUT)
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     got = []
     try:
@@ -154,7 +154,7 @@ def exchange(random_: random.Random, address, octets: bytes, methods: list[str],
             stream.sendall(part)
         buffer = b""
         for method in methods:
-            # Each response is read by a connection that has sent a request of its method.
+            # h11 needs the request's method to parse its response.
             connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=1 << 17)
             connection.send(h11.Request(method=method, target="/", headers=[("host", "app")]))
             connection.send(h11.EndOfMessage())
@@ -206,11 +206,11 @@ MUTATIONS = [
 
 
 def read_directly(octets: bytes) -> list[Message]:
-    """The requests that h11 reads from octets as they are."""
+    """The requests that h11 reads directly from the octets."""
     found = []
     try:
         while octets:
-            # Empty lines before a request are no part of it (RFC 9112 2.2); h11 refuses them.
+            # Empty lines before a request are ignored (RFC 9112 2.2), but h11 refuses them.
             octets = re.sub(rb"^(\r?\n)+", b"", octets)
             parts = [octets]
             connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 17)
@@ -241,7 +241,7 @@ def mutated(random_: random.Random, address, case: str) -> str:
             at = random_.randrange(len(octets))
             octets = octets[:at] + random_.choice([b"", bytes([random_.randrange(256)]), octets[at : at + 1] * 2]) + octets[at + 1 :]
     octets += f"GET /last HTTP/1.1\r\nHost: app\r\nx-case: {case}\r\nconnection: close\r\n\r\n".encode()
-    wanted = [message.told() for message in read_directly(octets) if dict(message.end_to_end()).get("x-case", "none") == case]
+    wanted = [message.comparable() for message in read_directly(octets) if dict(message.end_to_end()).get("x-case", "none") == case]
     _, problem = exchange(random_, address, octets, ["GET"] * 5, silence=0.1)
     assert problem in ("", "closed"), f"{case}: {problem}; sent {octets!r}"
     return json.dumps([case, octets.decode("latin-1"), wanted])
@@ -269,9 +269,9 @@ def main() -> None:
         got = SEEN.get(case, [])
         passed += len(got)
         if got != wanted[: len(got)]:
-            differences.append(f"{case}: the application got {got}, and h11 reads {wanted} from {octets!r}")
+            differences.append(f"{case}: the application got {got}, but h11 reads {wanted} from {octets!r}")
     assert not differences, "\n".join([f"{len(differences)} differences:", *differences[:5]])
-    print(f"{count} legal and {count} mutated connections; {passed} requests of the mutated ones reached the application")
+    print(f"{count} valid and {count} mutated connections; {passed} requests of the mutated ones reached the application")
 
 
 main()

@@ -1,10 +1,10 @@
-"""hyper-h2, an independent stack of HTTP/2, as client and application on both sides of the proxy.
+"""Runs hyper-h2, an independent HTTP/2 stack, as client and application on both sides of the proxy.
 
 usage: h2_oracle.py SEED COUNT ADDRESS:PORT LISTEN_PORT
 
-Streams run through each other at random but legally: bodies in pieces of any size, trailers, credit that is given late and in parts,
-pings, responses before the request is whole, resets by either side. hyper-h2 raises an error where the proxy breaks a rule. Each
-message that its sender has ended arrives whole, with its trailers; each that was given up never looks whole.
+Streams are interleaved at random but validly: bodies in pieces of any size, trailers, late and partial window updates, PINGs,
+responses before the request is complete, resets by either side. hyper-h2 raises an error where the proxy violates the protocol.
+Each message that its sender has ended arrives complete, with its trailers; a message that was reset never looks complete.
 """
 
 import random
@@ -20,19 +20,19 @@ import h2.events
 import h2.exceptions
 from h2.errors import ErrorCodes
 
-PATIENCE = 20
+TIMEOUT = 20
 AT_ONCE = 20
 PROBLEMS: list[str] = []
 
 
 class Half:
-    """One direction of a stream: what is to be sent, and what came."""
+    """One direction of a stream: what its sender sends, and what its receiver got."""
 
     def __init__(self, random_: random.Random) -> None:
         size = int(120_000 ** random_.random()) if random_.random() < 0.8 else 0
         self.body = random_.randbytes(size)
         self.trailers = [("x-last", f"{random_.random()}")] if random_.random() < 0.4 else []
-        # Given up after that many octets.
+        # Reset after this many octets.
         self.reset_at = random_.randrange(size + 1) if random_.random() < 0.15 else None
         self.received = b""
         self.received_trailers: list = []
@@ -40,13 +40,13 @@ class Half:
 
 
 class Plan:
-    """A stream as it is meant to be."""
+    """The planned request and response of a stream."""
 
     def __init__(self, seed: str) -> None:
         random_ = random.Random(seed)
         self.name = seed
         self.request, self.response = Half(random_), Half(random_)
-        # What of the request the application waits for before it answers.
+        # Octets of the request that the application reads before it responds.
         self.answer_at = random_.choice([0, len(self.request.body) // 2, len(self.request.body)])
         self.status = random_.choice(["200", "201", "404", "503"])
         self.fields = [(f"x-{at}", f"{random_.random()}" * random_.randrange(1, 9)) for at in range(random_.randrange(9))]
@@ -58,7 +58,7 @@ class Plan:
 
 
 class Sending:
-    """A half as far as it was sent."""
+    """The progress of sending a half."""
 
     def __init__(self, half: Half) -> None:
         self.half = half
@@ -67,7 +67,7 @@ class Sending:
 
 
 class Side:
-    """A connection of hyper-h2, with what it has to send on each stream."""
+    """One side of a connection: hyper-h2, and what it has to send on each stream."""
 
     def __init__(self, stream: socket.socket, is_client: bool, random_: random.Random) -> None:
         self.stream, self.random = stream, random_
@@ -76,14 +76,14 @@ class Side:
         self.connection.initiate_connection()
         self.plans: dict[int, Plan] = {}
         self.sending: dict[int, Sending] = {}
-        self.credit: list[tuple[int, int]] = []
+        self.unacknowledged: list[tuple[int, int]] = []
         self.open = True
 
     def came(self, plan: Plan) -> Half:
         return plan.response if self.connection.config.client_side else plan.request
 
-    def turn(self) -> None:
-        """Reads what there is, then does one thing or another."""
+    def step(self) -> None:
+        """Reads available data, then sends window updates, PINGs and data at random."""
         if select.select([self.stream], [], [], 0.002)[0]:
             octets = self.stream.recv(65536)
             if not octets:
@@ -93,29 +93,29 @@ class Side:
                 events = self.connection.receive_data(octets)
             except h2.exceptions.ProtocolError as error:
                 side = "client" if self.connection.config.client_side else "application"
-                PROBLEMS.append(f"the proxy broke a rule towards the {side}: {error!r}")
+                PROBLEMS.append(f"the proxy violated the protocol towards the {side}: {error!r}")
                 self.open = False
                 return
             for event in events:
                 self.event(event)
-        self.give_credit(0.5)
+        self.update_windows(0.5)
         if self.random.random() < 0.02:
             self.connection.ping(b"pingpong")
         for stream_id in self.random.sample(sorted(self.sending), len(self.sending)):
             self.send(stream_id, self.sending[stream_id])
         self.stream.sendall(self.connection.data_to_send())
 
-    def give_credit(self, share: float) -> None:
+    def update_windows(self, share: float) -> None:
         kept = []
-        for stream_id, size in self.credit:
+        for stream_id, size in self.unacknowledged:
             if self.random.random() > share:
                 kept.append((stream_id, size))
                 continue
             try:
                 self.connection.acknowledge_received_data(size, stream_id)
             except h2.exceptions.ProtocolError:
-                pass  # The stream is over, and the credit of the connection was given.
-        self.credit = kept
+                pass  # The stream is closed; the connection's window was updated.
+        self.unacknowledged = kept
 
     def event(self, event) -> None:
         if isinstance(event, h2.events.ConnectionTerminated):
@@ -133,7 +133,7 @@ class Side:
                 PROBLEMS.append(f"{plan.name}: the response is {event.headers}")
         elif isinstance(event, h2.events.DataReceived):
             self.came(plan).received += event.data
-            self.credit.append((event.stream_id, event.flow_controlled_length))
+            self.unacknowledged.append((event.stream_id, event.flow_controlled_length))
         elif isinstance(event, h2.events.TrailersReceived):
             self.came(plan).received_trailers = [field for field in event.headers]
         elif isinstance(event, h2.events.StreamEnded):
@@ -154,7 +154,7 @@ class Side:
             PROBLEMS.append(f"{plan.name}: the request is {event.headers}, and not {plan.fields}")
 
     def answer(self, stream_id: int | None) -> None:
-        """The application answers when it has as much as it waits for."""
+        """The application responds once it has read `answer_at` octets."""
         plan = self.plans.get(stream_id)
         if self.connection.config.client_side or plan is None or hasattr(plan, "is_answered"):
             return
@@ -174,12 +174,12 @@ class Side:
         try:
             if half.reset_at is not None and sending.sent >= half.reset_at:
                 self.connection.reset_stream(stream_id, self.random.choice([ErrorCodes.CANCEL, ErrorCodes.INTERNAL_ERROR]))
-                half.is_given_up = True
+                half.was_reset = True
                 del self.sending[stream_id]
                 return
             end = len(half.body) if half.reset_at is None else half.reset_at
-            room = min(self.connection.local_flow_control_window(stream_id), self.connection.max_outbound_frame_size)
-            size = min(room, end - sending.sent, self.random.randrange(1, 20_000))
+            window = min(self.connection.local_flow_control_window(stream_id), self.connection.max_outbound_frame_size)
+            size = min(window, end - sending.sent, self.random.randrange(1, 20_000))
             if size:
                 self.connection.send_data(stream_id, half.body[sending.sent : sending.sent + size])
                 sending.sent += size
@@ -201,7 +201,7 @@ def serve(stream: socket.socket, seed: int) -> None:
     side = Side(stream, False, random.Random(seed))
     try:
         while side.open:
-            side.turn()
+            side.step()
     except OSError:
         pass
     finally:
@@ -211,13 +211,13 @@ def serve(stream: socket.socket, seed: int) -> None:
 def is_over(plan: Plan) -> bool:
     response = plan.response
     is_answered = response.is_ended and hasattr(plan.request, "is_sent")
-    return is_answered or response.is_reset or hasattr(plan.request, "is_given_up")
+    return is_answered or response.is_reset or hasattr(plan.request, "was_reset")
 
 
 def call(address, seed: int, count: int) -> None:
-    """A connection with so many streams."""
+    """Runs `count` streams on a new connection."""
     random_ = random.Random(seed)
-    side = Side(socket.create_connection(address, PATIENCE), True, random_)
+    side = Side(socket.create_connection(address, TIMEOUT), True, random_)
     names = [f"{seed}-{number}" for number in range(count)]
     waiting, began = list(names), time.monotonic()
     try:
@@ -230,30 +230,30 @@ def call(address, seed: int, count: int) -> None:
                 side.connection.send_headers(stream_id, pseudo + plan.fields)
                 side.plans[stream_id] = plan
                 side.sending[stream_id] = Sending(plan.request)
-            side.turn()
-            if time.monotonic() - began > PATIENCE:
+            side.step()
+            if time.monotonic() - began > TIMEOUT:
                 late = [name for name in names if not is_over(PLANS[name])]
-                PROBLEMS.append(f"not over after {PATIENCE} s: {late[:5]}")
+                PROBLEMS.append(f"not over after {TIMEOUT} s: {late[:5]}")
                 break
-        # What was sent arrives.
+        # Waits until everything that was sent has arrived.
         for _ in range(500):
             if side.open and not all(plan.is_cut() or plan.request.is_ended for plan in side.plans.values()):
-                side.turn()
+                side.step()
     except OSError as error:
         PROBLEMS.append(f"to the client: {error!r}")
     finally:
         side.stream.close()
 
 
-def judge(plan: Plan) -> None:
+def check(plan: Plan) -> None:
     for what, half in (("request", plan.request), ("response", plan.response)):
         if half.is_ended and (half.received, half.received_trailers) != (half.body, half.trailers):
             PROBLEMS.append(f"{plan.name}: {len(half.received)} of {len(half.body)} octets of the {what}, {half.received_trailers}, and an end")
         if half.is_ended and half.reset_at is not None:
-            PROBLEMS.append(f"{plan.name}: the {what} was given up, and looks whole")
+            PROBLEMS.append(f"{plan.name}: the {what} was reset, but looks complete")
     for what, half in (("request", plan.request), ("response", plan.response)):
         if not plan.is_cut() and not half.is_ended:
-            PROBLEMS.append(f"{plan.name}: nothing was given up, and the {what} is not whole: {len(half.received)} of {len(half.body)} octets")
+            PROBLEMS.append(f"{plan.name}: nothing was reset, but the {what} is incomplete: {len(half.received)} of {len(half.body)} octets")
 
 
 def main() -> None:
@@ -271,10 +271,10 @@ def main() -> None:
     for at in range(connections):
         call((host, int(port)), seed + at, 40)
     for plan in PLANS.values():
-        judge(plan)
+        check(plan)
     assert not PROBLEMS, "\n".join([f"{len(PROBLEMS)} problems:", *PROBLEMS[:10]])
     whole = sum(plan.response.is_ended for plan in PLANS.values())
-    print(f"{len(PLANS)} streams on {connections} connections, {whole} responses whole, the others given up")
+    print(f"{len(PLANS)} streams on {connections} connections, {whole} responses complete, the others reset")
 
 
 main()

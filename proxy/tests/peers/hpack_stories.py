@@ -1,7 +1,7 @@
-"""HPACK by python-hyper's hpack: the same two commands as the Go peer's (see proxy/src/hpack/stories.rs).
+"""HPACK stories with python-hyper's hpack: the same two commands as the Go peer (see proxy/src/hpack/stories.rs).
 
-usage: hpack_stories.py encode SEED STORIES BLOCKS     prints stories: a JSON object a line for each block
-       hpack_stories.py decode                         reads such lines, and fails at the first that it decodes otherwise
+usage: hpack_stories.py encode SEED STORIES BLOCKS     prints one JSON object per line for each block
+       hpack_stories.py decode                         reads such lines, and fails at the first that decodes differently
 """
 
 import json
@@ -21,7 +21,7 @@ OCTETS = TEXT + "".join(chr(octet) for octet in range(128, 256))
 
 
 def text(random_: random.Random, alphabet: str, longest: int) -> str:
-    """Short ones more often than long ones."""
+    """Random text. Short texts are more frequent than long ones."""
     return "".join(random_.choices(alphabet, k=int(longest ** random_.random())))
 
 
@@ -39,10 +39,10 @@ def fields(random_: random.Random, values: list[str]) -> list[list]:
         block = [[":status", str(random_.choice([200, 204, 206, 302, 304, 400, 404, 418, 500, 503])), False]]
     for _ in range(random_.randrange(20)):
         if not values or pick() < 0.3:
-            # Longer ones than a table holds too.
+            # A few are larger than the table.
             values.append(text(random_, OCTETS if pick() < 0.2 else TEXT, 60 if pick() < 0.97 else 6000))
         value = values[-1 - int(min(random_.expovariate(0.1), len(values) - 1))]
-        # A secret that came in the open before would be an index.
+        # A new value: one that was in the table before would be encoded as an index.
         never = pick() < 0.1
         block.append([random_.choice(NAMES), f"secret {random_.getrandbits(64)}" if never else value, never])
     return block
@@ -55,7 +55,7 @@ def encode(seed: int, stories: int, blocks: int) -> None:
         for _ in range(blocks):
             sizes = []
             if random_.random() < 0.05:
-                # The encoder says nothing of any change if the last one is none: each is one.
+                # hpack emits no update if the last size equals the current one, so each size differs from it.
                 others = {0, 31, 64, 100, 500, 1000, 4095, 4096} - {encoder.header_table_size}
                 sizes = random_.sample(sorted(others), random_.randrange(1, 4))
             for size in sizes:
@@ -74,7 +74,7 @@ def decode() -> None:
         if told["story"] != story:
             decoder, story = Decoder(max_header_list_size=1 << 20), told["story"]
         for size in told["sizes"]:
-            # A decoder that allows less wants to be told so in the next block.
+            # After lowering the allowed size, the decoder expects a size update in the next block.
             decoder.max_allowed_table_size = size
         headers = decoder.decode(bytes.fromhex(told["block"]), raw=True)
         found = [[name.decode(), value.decode("latin-1")] for name, value in headers]

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Builds the peers and codecs that the proxy is tested with, or finds them built already, and prints the path of one.
+# Builds the peers and codecs that the proxy is tested with, unless they are built already, and prints the path of one.
 #
-#   setup.sh python    an interpreter that has h11, hyper-h2 and hpack
+#   setup.sh python    a Python interpreter with h11, hyper-h2 and hpack
 #   setup.sh go        the Go peer: net/http, grpc-go, and Go's HPACK
-#   setup.sh java      the folder of the classes of Java's peers
+#   setup.sh java      the folder of the Java peers' classes
 #   setup.sh all       builds all three, prints nothing
 #
-# They are kept in $WEFT_CACHE (~/.cache/weft), each under a hash of its sources, as the parts of a cluster are. What they
-# need of Debian is installed by e2e/packages.sh.
+# They are cached in $WEFT_CACHE (~/.cache/weft), each under a hash of its sources. e2e/packages.sh installs the Debian packages that
+# they need.
 set -euo pipefail
 folder=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$folder/../../../e2e/cluster/lib.sh"
@@ -25,7 +25,7 @@ main() {
   esac
 }
 
-# build NAME COMMAND VERSION SOURCE: leaves the part's folder in `built`.
+# build NAME COMMAND VERSION SOURCE: sets `built` to the part's folder.
 build() {
   command -v "$2" >/dev/null || die "$2 is missing: run e2e/packages.sh"
   local key
@@ -37,12 +37,12 @@ build() {
   [[ -e $built ]] || step "building the $1 peers" make_part "$1"
 }
 
-# A part is made beside its place and moved there when it is whole: an interrupted build leaves nothing that looks built.
+# Builds a part in a temporary folder and then moves it: an interrupted build leaves nothing that looks complete.
 make_part() {
   mkdir -p "$cache"
   exec 8>>"$built.lock"
   flock 8
-  [[ ! -e $built ]] || exit 0 # by another build, meanwhile
+  [[ ! -e $built ]] || exit 0 # built meanwhile by another process
   making=$(mktemp -d "$cache/making.XXXXXX")
   trap 'rm -rf "$making"' EXIT
   "make_$1"

@@ -22,7 +22,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// What a command came to.
+// The result of a command.
 type outcome struct {
 	Status  int    `json:"status"`
 	Length  int64  `json:"length"`
@@ -33,10 +33,10 @@ type outcome struct {
 	Error   string `json:"error"`
 }
 
-const patience = 6 * time.Second
+const timeout = 6 * time.Second
 
-func obey(isHTTP2 bool) error {
-	transport := &http.Transport{DisableCompression: true, ExpectContinueTimeout: patience}
+func runClient(isHTTP2 bool) error {
+	transport := &http.Transport{DisableCompression: true, ExpectContinueTimeout: timeout}
 	if isHTTP2 {
 		transport.Protocols = new(http.Protocols)
 		transport.Protocols.SetUnencryptedHTTP2(true)
@@ -73,7 +73,7 @@ func command(transport *http.Transport, isHTTP2 bool, verb, address, id string, 
 }
 
 func exchange(transport *http.Transport, address, id, method, path string, size int, options map[string]bool) (result outcome) {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	trace := &httptrace.ClientTrace{Got1xxResponse: func(code int, _ textproto.MIMEHeader) error {
 		result.Interim = append(result.Interim, code)
@@ -152,7 +152,7 @@ func exchange(transport *http.Transport, address, id, method, path string, size 
 	var text bytes.Buffer
 	body := io.Reader(response.Body)
 	if options["pause"] {
-		// The stream may go on until the body's end, which waits for the answer.
+		// Reads the early response first: the rest of the request body waits for it.
 		early, _ := io.ReadAll(io.LimitReader(response.Body, 5))
 		close(answered)
 		body = io.MultiReader(bytes.NewReader(early), response.Body)
@@ -172,14 +172,14 @@ func exchange(transport *http.Transport, address, id, method, path string, size 
 	return result
 }
 
-// What no client library does: the parts of a message, and the ends of a connection.
+// What client libraries cannot do: parts of messages, and half-closed connections.
 func rawHTTP1(address, id, kind string) outcome {
 	connection, err := net.Dial("tcp", address)
 	if err != nil {
 		return outcome{Error: err.Error()}
 	}
 	defer connection.Close()
-	connection.SetDeadline(time.Now().Add(patience))
+	connection.SetDeadline(time.Now().Add(timeout))
 	head := func(method, path, more string) string {
 		return fmt.Sprintf("%s %s HTTP/1.1\r\nhost: app\r\nx-id: %s\r\n%s\r\n", method, path, id, more)
 	}
@@ -213,7 +213,7 @@ func rawHTTP2(address, id, kind string) outcome {
 		return outcome{Error: err.Error()}
 	}
 	defer connection.Close()
-	connection.SetDeadline(time.Now().Add(patience))
+	connection.SetDeadline(time.Now().Add(timeout))
 	io.WriteString(connection, http2.ClientPreface)
 	framer := http2.NewFramer(connection, connection)
 	framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)

@@ -12,7 +12,7 @@ import (
 	testgrpc "google.golang.org/grpc/interop/grpc_testing"
 )
 
-// Everything is as grpc-go has it by default, what it takes of PINGs too.
+// A server with grpc-go's defaults, including the enforcement of PING intervals.
 func grpcServe(port int) error {
 	listener, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
 	if err != nil {
@@ -23,7 +23,7 @@ func grpcServe(port int) error {
 	return server.Serve(listener)
 }
 
-// The project's own interoperability tests. One that fails ends the process.
+// The interoperability tests of the gRPC project. A failing test ends the process.
 var grpcCases = map[string]func(context.Context, testgrpc.TestServiceClient){
 	"empty_unary":                 func(c context.Context, t testgrpc.TestServiceClient) { interop.DoEmptyUnaryCall(c, t) },
 	"large_unary":                 func(c context.Context, t testgrpc.TestServiceClient) { interop.DoLargeUnaryCall(c, t) },
@@ -66,7 +66,7 @@ func grpcCall(address string, cases []string) error {
 	return nil
 }
 
-// A stream on which nothing is said for 75 s, between two messages of each side.
+// A stream that is silent for 75 s between two messages of each side.
 func silentStream(ctx context.Context, client testgrpc.TestServiceClient) error {
 	stream, err := client.FullDuplexCall(ctx)
 	if err != nil {

@@ -14,10 +14,10 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// A block of a story: a connection's blocks one after another. See proxy/src/hpack/stories.rs.
+// One header block of a story, which is the sequence of a connection's blocks. See proxy/src/hpack/stories.rs.
 type block struct {
 	Story int `json:"story"`
-	// What the size of the table is set to before it, one after another.
+	// Table sizes that are set before the block, in order.
 	Sizes  []uint32 `json:"sizes"`
 	Block  string   `json:"block"`
 	Fields [][3]any `json:"fields"`
@@ -27,7 +27,7 @@ var names = strings.Fields(`accept accept-charset age allow authorization conten
 	link max-forwards proxy-authorization range retry-after set-cookie strict-transport-security www-authenticate
 	tracestate x-b3-spanid x-request-id grpc-message grpc-encoding`)
 
-// Octets of a field's value: JSON has characters, each of which stands for one octet.
+// Converts the octets of a value to JSON characters, one for each octet.
 func characters(octets string) string {
 	var text strings.Builder
 	for _, octet := range []byte(octets) {
@@ -82,7 +82,7 @@ func randomFields(random *rand.Rand, values *[]string) []hpack.HeaderField {
 		}
 		field := field(name, (*values)[len(*values)-1-near])
 		if random.Intn(10) == 0 {
-			// One that came in the open before would be an index.
+			// A new value: one that was in the table before would be encoded as an index.
 			field.Sensitive, field.Value = true, fmt.Sprintf("secret %d", random.Int63())
 		}
 		fields = append(fields, field)

@@ -1,7 +1,7 @@
 // The Go peer: a server and a client of net/http, the interoperability tests of grpc-go, and Go's HPACK.
 //
 //	peer server PORT CONTROL-PORT h1|h2
-//	peer client h1|h2                      takes commands from its input: proxy/tests/corpus/peers.rs says which
+//	peer client h1|h2                      reads commands from standard input: see proxy/tests/peers/matrix.rs
 //	peer grpc-server PORT
 //	peer grpc-client ADDRESS CASE...
 //	peer hpack encode SEED STORIES BLOCKS | decode
@@ -33,7 +33,7 @@ func run(arguments []string) error {
 	case "server":
 		return serve(number(1), number(2), arguments[3] == "h2")
 	case "client":
-		return obey(arguments[1] == "h2")
+		return runClient(arguments[1] == "h2")
 	case "grpc-server":
 		return grpcServe(number(1))
 	case "grpc-client":

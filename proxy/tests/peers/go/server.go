@@ -14,7 +14,7 @@ import (
 
 const pattern = "0123456789abcdef"
 
-// What a server has to tell of its requests.
+// The state of each request by x-id, and the number of requests in flight.
 type record struct {
 	sync.Mutex
 	open int
@@ -29,7 +29,7 @@ func (record *record) put(id, text string) {
 
 func checksum(hash []byte) string { return hex.EncodeToString(hash)[:16] }
 
-// Writes so many octets of the pattern.
+// Writes this many octets of the pattern.
 func writePattern(out io.Writer, count int) error {
 	part := []byte(strings.Repeat(pattern, 4096))
 	for count > 0 {
@@ -42,7 +42,7 @@ func writePattern(out io.Writer, count int) error {
 	return nil
 }
 
-// Reads a request's body: what is told of it, and whether it was whole.
+// Reads a request body. Returns its length, checksum and trailer, and whether it was complete.
 func readBody(request *http.Request, copies ...io.Writer) (string, bool) {
 	hash := sha256.New()
 	count, err := io.Copy(io.MultiWriter(append(copies, hash)...), request.Body)
@@ -56,7 +56,7 @@ func readBody(request *http.Request, copies ...io.Writer) (string, bool) {
 	return told, true
 }
 
-// Writes and passes on at once.
+// A writer that flushes after each write.
 type flusher struct {
 	http.ResponseWriter
 	controller *http.ResponseController
@@ -119,7 +119,7 @@ func (record *record) answer(writer http.ResponseWriter, request *http.Request) 
 		told = "refused"
 	case "/trailers":
 		writer.Header().Set("trailer", "x-check")
-		// Without a length: a message of HTTP/1.1 that has one has no trailers.
+		// Flushed first so that the response is chunked: with Content-Length it could not have trailers.
 		_ = controller.Flush()
 		writePattern(writer, 1000)
 		writer.Header().Set("x-check", "down")
@@ -136,7 +136,7 @@ func (record *record) answer(writer http.ResponseWriter, request *http.Request) 
 	}
 }
 
-// Ends without an end.
+// Aborts the response at the requested point.
 func cut(writer http.ResponseWriter, controller *http.ResponseController, request *http.Request) {
 	at := request.URL.Query().Get("at")
 	if at == "upload" {

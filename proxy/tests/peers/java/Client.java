@@ -14,11 +14,11 @@ import java.util.Scanner;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.TimeUnit;
 
-/** A client of java.net.http, which takes the commands of proxy/tests/peers/matrix.rs. Usage: Client h1|h2. */
+/** A java.net.http client that reads the commands of proxy/tests/peers/matrix.rs. Usage: Client h1|h2. */
 public class Client {
     private static final byte[] PATTERN = "0123456789abcdef".getBytes();
 
-    /** The pattern, with a stop in its middle. */
+    /** The pattern. Reading blocks at `stop`. */
     private static final class Body extends InputStream {
         private final long size;
         private final long stop;
@@ -102,7 +102,7 @@ public class Client {
         }
     }
 
-    /** Without what would have to be escaped. */
+    /** Replaces characters that JSON would escape. */
     private static String plain(String text) {
         return text.replaceAll("[^ -~]|[\"\\\\]", " ");
     }

@@ -10,7 +10,7 @@ import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.Executors;
 import java.util.concurrent.atomic.AtomicInteger;
 
-/** The JDK's server of HTTP/1.1, which answers as the Go peer's server does. Usage: Server PORT CONTROL-PORT. */
+/** The JDK's HTTP/1.1 server, with the same paths as the Go peer's server. Usage: Server PORT CONTROL-PORT. */
 public class Server {
     private static final byte[] PART = "0123456789abcdef".repeat(4096).getBytes();
     private static final Map<String, String> SEEN = new ConcurrentHashMap<>();
@@ -57,7 +57,7 @@ public class Server {
         }
     }
 
-    /** What is told of the request. */
+    /** Serves the request, and returns its state for the control port. */
     private static String handle(HttpExchange exchange) throws Exception {
         String query = String.valueOf(exchange.getRequestURI().getQuery());
         switch (exchange.getRequestURI().getPath()) {

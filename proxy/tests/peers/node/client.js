@@ -1,4 +1,4 @@
-// A client of Node's http or http2 module, which takes the commands of proxy/tests/peers/matrix.rs.
+// A client on Node's http or http2 module that reads the commands of proxy/tests/peers/matrix.rs.
 //
 // usage: node client.js h1|h2
 'use strict';
@@ -23,13 +23,13 @@ function session(address) {
   return made;
 }
 
-// A request: both modules' in one shape. `on` calls back with what comes of it.
+// Starts a request with either module. `on` has the callbacks.
 function begin(address, method, path, headers, on) {
   if (version === 'h1') {
     const [host, port] = address.split(':');
     const request = http.request({ agent, host, port, method, path, headers });
     request.on('information', ({ statusCode }) => on.interim(statusCode));
-    // A plain 100 is told apart from other interim responses.
+    // 100 has its own event.
     request.on('continue', () => on.continue());
     request.on('response', (response) => on.response(response.statusCode, response, () => response.trailers));
     request.flushHeaders();
@@ -112,7 +112,7 @@ function exchange(address, id, method, path, size, options) {
       if (has('leave-end')) return write(out, size, () => leave(50));
       const end = () => { if (version === 'h1' && has('trailers')) out.addTrailers({ 'x-check': 'up' }); out.end(); };
       if (!has('pause')) return write(out, size, end);
-      // An answered request of HTTP/1.1 no longer emits 'drain'.
+      // Node emits no 'drain' on an HTTP/1.1 request that was answered.
       answered = () => { out.write(Buffer.alloc(size - 65536, PART)); end(); };
       write(out, 65536, () => {});
     }
@@ -131,7 +131,7 @@ function raw(address, id, kind) {
     socket.on('end', () => {
       socket.end();
       const [head, framed] = said.split('\r\n\r\n');
-      // One chunk is all that these answers have.
+      // These responses have at most one chunk.
       const body = /transfer-encoding: chunked/i.test(head) ? framed?.split('\r\n')[1] : framed;
       resolve({ status: Number(head.split(' ')[1] ?? 0), text: body, length: body?.length ?? 0, error: said ? '' : 'closed' });
     });

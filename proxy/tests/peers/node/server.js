@@ -1,4 +1,4 @@
-// A server of Node's http or http2 module, which answers as the Go peer's server does.
+// A server on Node's http or http2 module, with the same paths as the Go peer's server.
 //
 // usage: node server.js PORT CONTROL-PORT h1|h2
 'use strict';
@@ -20,14 +20,14 @@ function pattern(out, count, done) {
   else out.once('drain', next);
 }
 
-// Reads a body; calls back with what is told of it if it was whole.
+// Reads a body. Calls `done` with its length, checksum and trailer if it was complete.
 function read(request, tell, done) {
   const hash = crypto.createHash('sha256');
   let count = 0;
   let ended = false;
   request.on('data', (chunk) => { hash.update(chunk); count += chunk.length; });
   request.on('end', () => {
-    // A stream that is reset ends too: with a mark before the answer, with a code behind it.
+    // A reset stream emits 'end' too: before the response with `aborted` set, after it with an error code.
     if (request.aborted || (version === 'h1' ? !request.complete : request.stream.rstCode !== 0)) return;
     ended = true;
     const trailer = request.trailers['x-check'];
@@ -39,7 +39,7 @@ function read(request, tell, done) {
   request.on('error', () => {});
 }
 
-// Ends without an end. Over HTTP/2 it is a reset with the code that the request asks for.
+// Aborts the connection, or over HTTP/2 resets the stream with the code that the request asks for.
 function abort(request, response) {
   if (version === 'h1') return request.socket.destroy();
   const how = new URL(request.url, 'http://app').searchParams.get('how');
@@ -63,7 +63,7 @@ function answer(request, response) {
   const tell = (told) => seen.set(id, told);
   tell('open');
   open += 1;
-  // A request is over when nothing of it is read nor written any more.
+  // A request is in flight until both its request and its response have ended.
   let halves = 2;
   const half = () => { if (--halves === 0) open -= 1; };
   if (version === 'h2') { request.stream.once('close', () => { half(); half(); }); }
