@@ -1,4 +1,4 @@
-//! `bench/proxy`, which starts this proxy for programs that measure: the real script, the real process, real sockets.
+//! Tests of `bench/proxy`, the script that starts the proxy for benchmarks, with the real proxy process.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -11,10 +11,10 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-/// How long the script and the proxy may take until the first answer.
-const START: Duration = Duration::from_secs(20);
+/// Limit from the start of the script until the proxy listens.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A proxy that the script has become. Dropping it ends the process.
+/// A proxy process, which the script has exec'ed. Dropping it ends the process.
 struct Proxy {
     process: Child,
     address: SocketAddr,
@@ -37,13 +37,13 @@ impl Proxy {
         let mut proxy = Self { process, address };
         while TcpStream::connect(address).is_err() {
             let ended = proxy.process.try_wait().expect("asked");
-            assert!(ended.is_none() && begun.elapsed() < START, "{role} does not listen: {ended:?}");
+            assert!(ended.is_none() && begun.elapsed() < START_TIMEOUT, "{role} does not listen: {ended:?}");
             thread::sleep(Duration::from_millis(10));
         }
         proxy
     }
 
-    /// The status of the answer to a GET.
+    /// Sends a GET, and returns the status.
     fn get(&self, path: &str) -> u16 {
         let mut stream = TcpStream::connect(self.address).expect("connects");
         stream.set_read_timeout(Some(Duration::from_secs(5))).expect("set");
@@ -68,7 +68,7 @@ fn script() -> Command {
     script
 }
 
-/// A backend that answers 200 to everybody. It ends with the test.
+/// Starts a backend that answers 200 to every request.
 fn backend() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("binds");
     let port = listener.local_addr().expect("an address").port();
@@ -144,6 +144,6 @@ fn tls_is_terminated() {
     let mut stream = StreamOwned::new(session.expect("a client"), stream);
     write!(stream, "GET / HTTP/1.1\r\nhost: bench.local\r\nconnection: close\r\n\r\n").expect("asks");
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("is answered, and told the end");
+    stream.read_to_string(&mut answer).expect("a response and close_notify");
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
 }

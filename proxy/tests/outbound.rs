@@ -1,6 +1,6 @@
-//! The outbound path from the first byte to the last: a real proxy with files for a source, real sockets, real backends.
+//! The outbound side of the proxy, in process: configuration from files, real sockets, real backends.
 //!
-//! Nothing is redirected here, so the "ClusterIP" of the one Service is the proxy's own listener.
+//! Nothing is redirected, so the address of the only Service is the proxy's own listener.
 
 use std::convert::Infallible;
 use std::io::{Read, Write};
@@ -39,7 +39,7 @@ mod streams;
 #[path = "outbound/tunnel.rs"]
 mod tunnel;
 
-/// A proxy, the folder it reads, and what stops it.
+/// A running proxy, its configuration folder, and the token that stops it.
 struct Proxy {
     running: Option<Running>,
     address: SocketAddr,
@@ -54,7 +54,7 @@ impl Proxy {
         Self::start_in(test, Pod::default()).await
     }
 
-    /// In a pod of which more is known than its namespace.
+    /// Starts a proxy in a pod with a known node, zone and the like.
     async fn start_in(test: &str, pod: Pod) -> Self {
         let folder = std::env::temp_dir().join(format!("weft-proxy-{test}-{}", std::process::id()));
         let cache = folder.join("cache");
@@ -83,7 +83,7 @@ impl Proxy {
         Self { running: Some(running), address, health, metrics, folder, stop }
     }
 
-    /// Writes the configuration and waits until it is in use.
+    /// Configures the Service's port, and waits until the configuration is in use.
     async fn configure(
         &self,
         routes: Option<Value>,
@@ -96,7 +96,7 @@ impl Proxy {
         self.configure_endpoints(routes, protocol, &endpoints, settings).await;
     }
 
-    /// The same with endpoints as the document has them.
+    /// The same, with endpoints in the document's form.
     async fn configure_endpoints(&self, routes: Option<Value>, protocol: &str, endpoints: &[Value], settings: Value) {
         let mut port = json!({"port": self.address.port(), "protocol": protocol, "endpoints": endpoints});
         if let Some(routes) = routes {
@@ -108,7 +108,7 @@ impl Proxy {
         self.export(&export).await;
     }
 
-    /// Writes what the namespace exports and waits until it is in use.
+    /// Writes the exported document, and waits until it is in use.
     async fn export(&self, export: &Value) {
         let before = self.generation().await;
         self.write("i.shop", &json!({}));
@@ -119,7 +119,7 @@ impl Proxy {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        panic!("the configuration was not taken: {}", self.get(self.health, "/readyz").await.1);
+        panic!("the configuration was not loaded: {}", self.get(self.health, "/readyz").await.1);
     }
 
     fn write(&self, name: &str, body: &Value) {
@@ -179,26 +179,26 @@ async fn send(
     (parts.status, parts.headers, String::from_utf8_lossy(&body).into_owned())
 }
 
-/// What a backend saw.
+/// The connections and requests that a backend received.
 #[derive(Clone, Default)]
-struct Seen {
+struct BackendStats {
     connections: Arc<AtomicU32>,
     requests: Arc<AtomicU32>,
     heads: Arc<Mutex<Vec<(String, HeaderMap)>>>,
 }
 
-/// A backend that answers with its name, or as `behave` says for the request with that number.
+/// A backend that answers with its name, and with the status and delay that `behave` gives for the request's number.
 async fn backend(
     name: &'static str,
     behave: impl Fn(u32) -> (u16, Duration) + Clone + Send + Sync + 'static,
-) -> (SocketAddr, Seen) {
+) -> (SocketAddr, BackendStats) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let address = listener.local_addr().expect("an address");
-    let seen = Seen::default();
-    let noted = seen.clone();
+    let seen = BackendStats::default();
+    let shared = seen.clone();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let (seen, behave) = (noted.clone(), behave.clone());
+            let (seen, behave) = (shared.clone(), behave.clone());
             seen.connections.fetch_add(1, Ordering::SeqCst);
             let service = service_fn(move |request: Request<Incoming>| {
                 let (seen, behave) = (seen.clone(), behave.clone());
@@ -231,7 +231,7 @@ fn rule(action: Value) -> Value {
     json!({"route": {"namespace": "shop", "name": "reviews"}, "name": "0", "action": action})
 }
 
-/// One rule for everything, with fields beside its action.
+/// One rule for all requests. `more` has its other fields.
 fn routes(action: Value, more: Value) -> Option<Value> {
     let mut rule = rule(action);
     rule.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
@@ -265,7 +265,7 @@ async fn requests_are_split_by_weight() {
         assert_eq!(headers["x-version"], body.as_str());
         second += u32::from(body == "v2");
     }
-    assert!((25..=75).contains(&second), "10 % of 500 within 5 points, got {second}");
+    assert!((25..=75).contains(&second), "10 % of 500 ± 5 points, got {second}");
 }
 
 #[tokio::test]
@@ -308,7 +308,7 @@ async fn proxy_responses_name_reason_and_source() {
     assert_eq!(seen.requests.load(Ordering::SeqCst), 0, "none of these reached a backend");
     let (status, headers, _) = proxy.send("GET", "/here", &[], "").await;
     assert_eq!(status, 200);
-    assert!(!headers.contains_key("weft-reason"), "a backend's answer is its own");
+    assert!(!headers.contains_key("weft-reason"), "a backend's response has no weft-reason");
 }
 
 #[tokio::test]
@@ -337,9 +337,9 @@ async fn retries_resend_get_but_not_post() {
     for _ in 0..10 {
         assert_eq!(proxy.send("GET", "/", &[], "").await.0, 200);
     }
-    assert_eq!(seen.requests.load(Ordering::SeqCst), 20, "each was asked for twice");
+    assert_eq!(seen.requests.load(Ordering::SeqCst), 20, "each GET was sent twice");
     let (status, ..) = proxy.send("POST", "/", &[], "order").await;
-    assert_eq!(status, 503, "a POST that a backend has seen is not repeated");
+    assert_eq!(status, 503, "a POST that a backend has received is not retried");
     assert_eq!(seen.requests.load(Ordering::SeqCst), 21);
     let (_, page) = proxy.get(proxy.metrics, "/metrics").await;
     let retries = page.lines().find(|line| line.starts_with("weft_retries_total{")).expect("counted");
@@ -369,7 +369,7 @@ async fn unreachable_endpoints_fail_no_request() {
             assert_eq!(
                 proxy.send(method, "/", &[], "x").await.0,
                 200,
-                "{method}: nobody saw it, so it goes to the other one"
+                "{method}: not sent yet, so the other endpoint gets it"
             );
         }
     }
@@ -415,15 +415,15 @@ async fn concurrent_requests_share_the_connection_being_opened() {
         assert_eq!(response.headers()["x-body"], "5");
     }
     assert_eq!(seen.connections.load(Ordering::SeqCst), 2, "a hundred requests on the first, fifty on the second");
-    let nobody = TcpListener::bind("127.0.0.1:0").await.expect("binds").local_addr().expect("an address");
-    proxy.configure(None, "http2", &[(nobody, "")], json!({})).await;
+    let closed = TcpListener::bind("127.0.0.1:0").await.expect("binds").local_addr().expect("an address");
+    proxy.configure(None, "http2", &[(closed, "")], json!({})).await;
     let refused = tokio::time::timeout(Duration::from_secs(5), async {
         while ask("").await.status() == 200 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         futures_util::future::join_all((0..150).map(|_| ask(""))).await
     });
-    for response in refused.await.expect("nobody waits for others to fail") {
+    for response in refused.await.expect("requests do not wait for each other to fail") {
         assert_eq!(response.status(), 503);
         assert_eq!(response.headers()["weft-reason"], "connect-failed");
     }
@@ -538,7 +538,7 @@ async fn connection_and_request_limits_answer_503_at_once() {
     let (slow, _) = backend("v1", |_| (200, Duration::from_millis(500))).await;
     for limits in [json!({"maxRequests": 2}), json!({"maxConnections": 2, "maxPending": 0})] {
         proxy.configure(None, "http", &[(slow, "")], json!({"limits": limits})).await;
-        let calls: Vec<_> = (0..6).map(|_| tokio::spawn(send_owned(proxy.address))).collect();
+        let calls: Vec<_> = (0..6).map(|_| tokio::spawn(get_status(proxy.address))).collect();
         let mut answers = Vec::new();
         for call in calls {
             answers.push(call.await.expect("answered"));
@@ -547,9 +547,9 @@ async fn connection_and_request_limits_answer_503_at_once() {
         assert_eq!(answers, [200, 200, 503, 503, 503, 503], "{limits}");
     }
     proxy.configure(None, "http", &[(slow, "")], json!({"limits": {"maxConnections": 1, "maxPending": 10}})).await;
-    let calls: Vec<_> = (0..3).map(|_| tokio::spawn(send_owned(proxy.address))).collect();
+    let calls: Vec<_> = (0..3).map(|_| tokio::spawn(get_status(proxy.address))).collect();
     for call in calls {
-        assert_eq!(call.await.expect("answered"), 200, "those that may wait do");
+        assert_eq!(call.await.expect("answered"), 200, "pending requests wait");
     }
 }
 
@@ -559,7 +559,7 @@ async fn lowered_connection_limits_apply_to_open_connections() {
         let proxy = Proxy::start(&format!("limits-lowered-{protocol}")).await;
         let (slow, seen) = backend("v1", |_| (200, Duration::from_millis(300))).await;
         let all = async || {
-            let calls: Vec<_> = (0..requests).map(|_| tokio::spawn(send_owned(proxy.address))).collect();
+            let calls: Vec<_> = (0..requests).map(|_| tokio::spawn(get_status(proxy.address))).collect();
             let mut answered = 0;
             for call in calls {
                 answered += u32::from(call.await.expect("answered") == 200);
@@ -575,21 +575,26 @@ async fn lowered_connection_limits_apply_to_open_connections() {
         for round in 0..3 {
             assert_eq!(all().await, within, "{protocol}: within the limit, round {round}");
         }
-        assert_eq!(seen.connections.load(Ordering::SeqCst), opened, "{protocol}: those within the limit are used on");
+        assert_eq!(
+            seen.connections.load(Ordering::SeqCst),
+            opened,
+            "{protocol}: connections within the limit are kept"
+        );
     }
 }
 
 #[tokio::test]
 async fn connect_timeout_answers_503_and_tries_another_endpoint() {
     let proxy = Proxy::start("connect").await;
-    // One that takes nobody: where nobody is waiting for more connections, Linux leaves those beyond the first two unanswered.
+    // An endpoint that does not answer: nothing accepts, and with a backlog of 1 Linux drops the SYNs after two
+    // connections.
     let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
     socket.bind("127.0.0.1:0".parse().expect("an address")).expect("binds");
     let listener = socket.listen(1).expect("listens");
-    let deaf = listener.local_addr().expect("an address");
-    let waiting: Vec<_> = (0..4).map(|_| tokio::spawn(TcpStream::connect(deaf))).collect();
+    let unresponsive = listener.local_addr().expect("an address");
+    let waiting: Vec<_> = (0..4).map(|_| tokio::spawn(TcpStream::connect(unresponsive))).collect();
     let (good, _) = backend("v1", ok).await;
-    proxy.configure(None, "http", &[(deaf, "")], json!({"connectTimeoutMs": 200})).await;
+    proxy.configure(None, "http", &[(unresponsive, "")], json!({"connectTimeoutMs": 200})).await;
     let begun = std::time::Instant::now();
     let (status, headers, _) = proxy.send("GET", "/", &[], "").await;
     assert_eq!(
@@ -597,10 +602,10 @@ async fn connect_timeout_answers_503_and_tries_another_endpoint() {
         (StatusCode::SERVICE_UNAVAILABLE, "connect-failed")
     );
     let took = begun.elapsed();
-    assert!((800..2_500).contains(&took.as_millis()), "once and three times more: {took:?}");
-    proxy.configure(None, "http", &[(deaf, ""), (good, "")], json!({"connectTimeoutMs": 200})).await;
+    assert!((800..2_500).contains(&took.as_millis()), "one attempt and three retries: {took:?}");
+    proxy.configure(None, "http", &[(unresponsive, ""), (good, "")], json!({"connectTimeoutMs": 200})).await;
     for _ in 0..6 {
-        assert_eq!(proxy.send("GET", "/", &[], "").await.0, 200, "another one is tried");
+        assert_eq!(proxy.send("GET", "/", &[], "").await.0, 200, "the other endpoint is tried");
     }
     drop(waiting);
 }
@@ -619,7 +624,7 @@ async fn failing_endpoints_are_ejected() {
         }
         failed
     };
-    assert_eq!(failures().await, 5, "then it is left alone");
+    assert_eq!(failures().await, 5, "then it is ejected");
     assert_eq!(seen.requests.load(Ordering::SeqCst), 5);
     let (_, page) = proxy.get(proxy.metrics, "/metrics").await;
     let name = format!("shop/reviews:{}", proxy.address.port());
@@ -631,7 +636,7 @@ async fn failing_endpoints_are_ejected() {
     }
     let off = json!({"balancer": "roundRobin", "outliers": {"maxEjectionPercent": 0}});
     proxy.configure(None, "http", &endpoints, off).await;
-    assert_eq!(failures().await, 30, "every second one");
+    assert_eq!(failures().await, 30, "every second request");
 }
 
 #[tokio::test]
@@ -680,8 +685,8 @@ async fn hash_keys_and_sticky_cookies_keep_a_client_on_one_endpoint() {
     let cookie = set.split(';').next().expect("a value").to_owned();
     for _ in 0..20 {
         let (_, headers, body) = proxy.send("GET", "/", &[("cookie", &cookie)], "").await;
-        assert_eq!(body, first, "where it was before");
-        assert!(!headers.contains_key("set-cookie"), "the client has it already");
+        assert_eq!(body, first, "the same endpoint");
+        assert!(!headers.contains_key("set-cookie"), "the client has the cookie already");
     }
     let without: std::collections::BTreeSet<String> = {
         let mut seen = std::collections::BTreeSet::new();
@@ -690,14 +695,14 @@ async fn hash_keys_and_sticky_cookies_keep_a_client_on_one_endpoint() {
         }
         seen
     };
-    assert_eq!(without.len(), 4, "others go around");
+    assert_eq!(without.len(), 4, "clients without a cookie use all endpoints");
 }
 
 #[tokio::test]
 async fn health_checks_remove_unhealthy_endpoints() {
     let proxy = Proxy::start("health").await;
     let (v1, _) = backend("v1", ok).await;
-    // It answers requests while it says that it is unwell.
+    // Its health check fails, and it still answers requests.
     let (v2, seen) = backend("v2", |_| (500, Duration::ZERO)).await;
     let settings = |kind: Value| {
         json!({
@@ -710,7 +715,7 @@ async fn health_checks_remove_unhealthy_endpoints() {
     let endpoints = [(v1, ""), (v2, "")];
     proxy.configure(None, "http", &endpoints, settings(json!({"http": {"path": "/health"}}))).await;
     let name = format!("weft_endpoints_unwell{{service=\"shop/reviews:{}\"}}", proxy.address.port());
-    let unwell = async |count: u32| {
+    let await_unhealthy = async |count: u32| {
         for _ in 0..300 {
             proxy.send("GET", "/", &[], "").await;
             let (_, page) = proxy.get(proxy.metrics, "/metrics").await;
@@ -719,15 +724,15 @@ async fn health_checks_remove_unhealthy_endpoints() {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        panic!("never {count} unwell");
+        panic!("never {count} unhealthy endpoints");
     };
-    unwell(1).await;
+    await_unhealthy(1).await;
     assert!(seen.heads.lock().expect("whole").iter().any(|(target, _)| target == "/health"));
     for _ in 0..20 {
         assert_eq!(proxy.send("GET", "/", &[], "").await.0, 200);
     }
     proxy.configure(None, "http", &endpoints, settings(json!("tcp"))).await;
-    unwell(0).await;
+    await_unhealthy(0).await;
 }
 
 #[tokio::test]
@@ -741,7 +746,7 @@ async fn overload_refuses_requests_when_memory_is_short() {
         std::fs::write(cgroup.join("memory.current"), percent.to_string()).expect("written");
         std::fs::write(cgroup.join("memory.max"), "100").expect("written");
     };
-    let eventually = async |wanted: (u16, bool)| {
+    let await_response = async |wanted: (u16, bool)| {
         for _ in 0..200 {
             let (status, headers, _) = proxy.send("GET", "/", &[], "").await;
             let closes = headers.get("connection").is_some_and(|value| value == "close");
@@ -753,27 +758,27 @@ async fn overload_refuses_requests_when_memory_is_short() {
         }
         panic!("never {wanted:?}");
     };
-    eventually((200, false)).await;
+    await_response((200, false)).await;
     used(93);
-    eventually((200, true)).await;
+    await_response((200, true)).await;
     used(96);
-    eventually((503, true)).await;
+    await_response((503, true)).await;
     let before = seen.requests.load(Ordering::SeqCst);
     proxy.send("GET", "/", &[], "").await;
-    assert_eq!(seen.requests.load(Ordering::SeqCst), before, "it does not reach the backend");
+    assert_eq!(seen.requests.load(Ordering::SeqCst), before, "the refused request does not reach the backend");
     used(98);
     while !proxy.get(proxy.metrics, "/metrics").await.1.contains("weft_memory_percent 98") {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    let waiting = tokio::spawn(send_owned(proxy.address));
+    let waiting = tokio::spawn(get_status(proxy.address));
     tokio::time::sleep(Duration::from_millis(200)).await;
-    assert!(!waiting.is_finished(), "nothing is read");
+    assert!(!waiting.is_finished(), "the proxy does not read");
     used(50);
-    assert_eq!(waiting.await.expect("no panic"), 200, "it has waited");
-    eventually((200, false)).await;
+    assert_eq!(waiting.await.expect("no panic"), 200, "the request has waited");
+    await_response((200, false)).await;
 }
 
-async fn send_owned(address: SocketAddr) -> u16 {
+async fn get_status(address: SocketAddr) -> u16 {
     send(address, "GET", "/", &[], "").await.0.as_u16()
 }
 
@@ -799,7 +804,7 @@ async fn invalid_documents_leave_the_last_good_one_in_use() {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    assert_eq!(proxy.send("GET", "/", &[], "").await.0, 200, "a document that is gone is not an empty one");
+    assert_eq!(proxy.send("GET", "/", &[], "").await.0, 200, "a missing document is not an empty one");
 }
 
 #[tokio::test]
@@ -807,16 +812,18 @@ async fn drain_completes_open_requests() {
     let mut proxy = Proxy::start("drain").await;
     let (slow, _) = backend("v1", |_| (200, Duration::from_millis(600))).await;
     proxy.configure(None, "http", &[(slow, "")], json!({})).await;
-    let open = tokio::spawn(send_owned(proxy.address));
+    let open = tokio::spawn(get_status(proxy.address));
     tokio::time::sleep(Duration::from_millis(200)).await;
     proxy.stop.cancel();
     let running = proxy.running.take().expect("once");
-    tokio::time::timeout(Duration::from_secs(3), running.finished()).await.expect("ends when what is open is done");
+    tokio::time::timeout(Duration::from_secs(3), running.finished())
+        .await
+        .expect("ends when open requests are complete");
     assert_eq!(open.await.expect("answered"), 200);
-    assert!(TcpStream::connect(proxy.address).await.is_err(), "nothing new is taken");
+    assert!(TcpStream::connect(proxy.address).await.is_err(), "new connections are refused");
 }
 
-/// The socket that a drain closes holds connections that the kernel has accepted, with requests in them.
+/// When a drain closes the listener, its accept queue holds connections with requests. They are answered.
 #[tokio::test]
 async fn drain_answers_connections_in_the_accept_queue() {
     let proxy = Proxy::start("drain-backlog").await;

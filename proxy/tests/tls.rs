@@ -1,5 +1,5 @@
-//! TLS that the proxy terminates on its inbound side: the real process, clients of rustls, real sockets, and the
-//! certificates of `bench/certs.sh`.
+//! TLS termination on the inbound side: the real proxy process, rustls clients, and the certificates of
+//! `bench/certs.sh`.
 
 use std::convert::Infallible;
 use std::fs::File;
@@ -24,8 +24,8 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ClientConnection, ProtocolVersion, RootCertStore, StreamOwned, SupportedProtocolVersion};
 use serde_json::{Value, json};
 
-/// How long anything may take that should happen at once.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Limit for everything that should happen at once.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
 const BULK: usize = 20 << 20;
@@ -45,9 +45,9 @@ impl Proxy {
         Self::with(application, json!({}))
     }
 
-    /// With bounds on how long clients may take.
+    /// Starts a proxy with these timeouts for clients (`WEFT_TIMEOUTS_MS`).
     fn with(application: SocketAddr, timeouts: Value) -> Self {
-        let (address, metrics) = (free(), free());
+        let (address, metrics) = (free_address(), free_address());
         let folder = folder();
         let local = json!({
             "inboundPort": address.port(), "metricsPort": metrics.port(), "application": application,
@@ -64,7 +64,7 @@ impl Proxy {
         proxy
     }
 
-    /// What it says about itself.
+    /// GETs a page from the proxy's metrics port.
     fn page(&self, path: &str) -> Option<String> {
         let mut stream = TcpStream::connect(self.metrics).ok()?;
         write!(stream, "GET {path} HTTP/1.1\r\nhost: proxy\r\nconnection: close\r\n\r\n").ok()?;
@@ -73,8 +73,8 @@ impl Proxy {
         Some(page)
     }
 
-    /// Handshakes that came to nothing.
-    fn refused(&self) -> u32 {
+    /// Failed handshakes, by the metrics.
+    fn failed_handshakes(&self) -> u32 {
         let page = self.page("/metrics").expect("metrics");
         let lines = page.lines().filter(|line| {
             line.starts_with("weft_tcp_connections_total{") && line.contains("reason=\"tls-handshake\"")
@@ -86,7 +86,7 @@ impl Proxy {
         std::fs::read_to_string(self.folder.join("log")).expect("a log")
     }
 
-    /// Resident memory, in bytes.
+    /// Resident memory (RSS), in bytes.
     fn memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("it lives");
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("it has memory");
@@ -99,8 +99,8 @@ impl Proxy {
 
     fn connect_as(&self, versions: &[&'static SupportedProtocolVersion], protocols: &[&str]) -> Tls {
         let stream = TcpStream::connect(self.address).expect("connects");
-        stream.set_read_timeout(Some(PATIENCE)).expect("set");
-        stream.set_write_timeout(Some(PATIENCE)).expect("set");
+        stream.set_read_timeout(Some(TIMEOUT)).expect("set");
+        stream.set_write_timeout(Some(TIMEOUT)).expect("set");
         let name = ServerName::try_from("localhost").expect("a name");
         let session = ClientConnection::new(config(versions, protocols), name).expect("a client");
         StreamOwned::new(session, stream)
@@ -112,13 +112,13 @@ impl Drop for Proxy {
         let _ = self.process.kill();
         let _ = self.process.wait();
         if thread::panicking() {
-            eprintln!("what the proxy said: {}", self.log());
+            eprintln!("the proxy's log: {}", self.log());
         }
         let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 
-/// The process, told to stand outside of a pod.
+/// The proxy's command, configured to run outside of a pod.
 fn proxy(folder: &Path, local: &Value) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weft-proxy"));
     for name in ["i.shop", "x.shop"] {
@@ -140,7 +140,7 @@ fn folder() -> PathBuf {
     folder
 }
 
-fn free() -> SocketAddr {
+fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port")
 }
 
@@ -171,12 +171,12 @@ fn config(versions: &[&'static SupportedProtocolVersion], protocols: &[&str]) ->
 fn wait(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
-        assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        assert!(begun.elapsed() < TIMEOUT, "not within {TIMEOUT:?}: {what}");
         thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// Runs `serve` with each connection to the address.
+/// Starts an application that runs `serve` for each connection, and returns its address.
 fn application(serve: impl Fn(TcpStream) + Clone + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("binds");
     let address = listener.local_addr().expect("an address");
@@ -189,10 +189,10 @@ fn application(serve: impl Fn(TcpStream) + Clone + Send + 'static) -> SocketAddr
     address
 }
 
-/// Answers each request with its body. `/cut`: with less than it says. An upgrade: with 101, then with whatever comes, and
-/// a word of its own when that has ended.
+/// Answers each request with its body. `/cut`: with a truncated response. An upgrade: with 101, then echoes every
+/// byte until the client closes its side, and sends `bye`.
 fn echo(mut stream: TcpStream) {
-    while let Some((head, body)) = message(&mut stream) {
+    while let Some((head, body)) = read_message(&mut stream) {
         if head.contains("upgrade: echo") {
             let _ =
                 stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n");
@@ -209,8 +209,8 @@ fn echo(mut stream: TcpStream) {
     }
 }
 
-/// A head in lower case, and the body that it announces. None: there is no more.
-fn message(stream: &mut impl Read) -> Option<(String, Vec<u8>)> {
+/// Reads a head, and the body of its Content-Length. None: end of stream.
+fn read_message(stream: &mut impl Read) -> Option<(String, Vec<u8>)> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
@@ -225,13 +225,13 @@ fn message(stream: &mut impl Read) -> Option<(String, Vec<u8>)> {
     Some((head, body))
 }
 
-/// The status of the next response, and its body.
-fn answer(stream: &mut impl Read) -> Option<(u16, Vec<u8>)> {
-    let (head, body) = message(stream)?;
+/// Reads a response: status and body.
+fn read_response(stream: &mut impl Read) -> Option<(u16, Vec<u8>)> {
+    let (head, body) = read_message(stream)?;
     Some((head.split(' ').nth(1)?.parse().ok()?, body))
 }
 
-/// Bytes that would not look right if any was lost, doubled or moved.
+/// Bytes in which any loss, duplication or reordering shows.
 fn bulk() -> Vec<u8> {
     (0..BULK).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
 }
@@ -243,16 +243,16 @@ fn requests_are_answered_over_tls_1_2_and_1_3() {
         for (offered, agreed) in [
             (vec![], None),
             (vec!["http/1.1"], Some("http/1.1")),
-            // What every application understands.
+            // HTTP/1.1 is preferred, because every application speaks it.
             (vec!["h2", "http/1.1"], Some("http/1.1")),
         ] {
             let desc = format!("{expected:?} {offered:?}");
             let mut client = proxy.connect_as(&[version], &offered);
-            // The last one after a rest, in which nothing is held for the connection.
+            // One request after 800 ms without traffic, when the connection holds no buffers.
             for rest in [0, 0, 800, 0] {
                 thread::sleep(Duration::from_millis(rest));
                 write!(client, "POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2\r\n\r\nok").expect("asks");
-                assert_eq!(answer(&mut client), Some((200, b"ok".to_vec())), "{desc} after {rest} ms");
+                assert_eq!(read_response(&mut client), Some((200, b"ok".to_vec())), "{desc} after {rest} ms");
             }
             assert_eq!(client.conn.protocol_version(), Some(expected), "{desc}");
             let suite = client.conn.negotiated_cipher_suite().expect("one").suite();
@@ -260,10 +260,11 @@ fn requests_are_answered_over_tls_1_2_and_1_3() {
             assert_eq!(client.conn.alpn_protocol(), agreed.map(str::as_bytes), "{desc}");
         }
     }
-    assert_eq!(proxy.refused(), 0);
+    assert_eq!(proxy.failed_handshakes(), 0);
 }
 
-/// A client may connect early and ask late, as it may without TLS.
+/// As without TLS, a client may send its first request long after the handshake: the head timeout starts with the
+/// first byte.
 #[test]
 fn head_timeout_starts_with_the_first_byte_after_the_handshake() {
     let proxy = Proxy::with(application(echo), json!({"head": 300}));
@@ -272,11 +273,11 @@ fn head_timeout_starts_with_the_first_byte_after_the_handshake() {
         client.conn.complete_io(&mut client.sock).expect("a handshake");
         thread::sleep(Duration::from_millis(900));
         client.write_all(GET.as_bytes()).expect("asks");
-        assert_eq!(answer(&mut client), Some((200, vec![])), "{offered:?}");
-        client.write_all(b"GET / HT").expect("begins");
+        assert_eq!(read_response(&mut client), Some((200, vec![])), "{offered:?}");
+        client.write_all(b"GET / HT").expect("writes");
         let begun = Instant::now();
         let _ = client.read(&mut [0; 16]);
-        assert!(begun.elapsed() < Duration::from_secs(3), "{offered:?}: the head of a request still has its time");
+        assert!(begun.elapsed() < Duration::from_secs(3), "{offered:?}: an incomplete head still times out");
     }
 }
 
@@ -316,18 +317,14 @@ async fn http2_is_detected_by_alpn_and_by_preface() {
             async move {
                 let response = response.await.expect("is answered");
                 assert_eq!((response.status().as_u16(), response.version()), (200, Version::HTTP_2));
-                assert_eq!(
-                    response.headers()["x-version"],
-                    "HTTP/2.0",
-                    "the application is spoken to as its client speaks"
-                );
+                assert_eq!(response.headers()["x-version"], "HTTP/2.0", "the application gets the client's protocol");
                 let got = response.into_body().collect().await.expect("a body").to_bytes();
                 assert!(got == body, "{} of {} bytes, or others", got.len(), body.len());
             }
         });
         futures_util::future::join_all(requests).await;
     }
-    assert_eq!(proxy.refused(), 0);
+    assert_eq!(proxy.failed_handshakes(), 0);
 }
 
 #[test]
@@ -336,18 +333,19 @@ fn large_bodies_arrive_unchanged_in_both_directions() {
     let client = proxy.connect_as(&[&TLS13], &["http/1.1"]);
     let body = bulk();
     let head = format!("POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: {BULK}\r\n\r\n");
-    let mut client = both_ways(client, [head.as_bytes(), &body].concat());
-    let (status, got) = answer(&mut client).expect("an answer");
+    let mut client = write_while_reading(client, [head.as_bytes(), &body].concat());
+    let (status, got) = read_response(&mut client).expect("an answer");
     assert!(status == 200 && got == body, "{status}: {} bytes, or others", got.len());
 }
 
-/// Writes all of it while it is read, too: what comes back is not to fill what is between. Afterwards it may be read.
-fn both_ways(mut client: Tls, bytes: Vec<u8>) -> impl Read {
+/// Writes all bytes in a thread that also reads, so that echoed data cannot block the write. Returns a reader of that
+/// data.
+fn write_while_reading(mut client: Tls, bytes: Vec<u8>) -> impl Read {
     let (sender, receiver) = mpsc::channel();
     client.write_all(&bytes[..1]).expect("writes");
     thread::spawn(move || {
         client.sock.set_nonblocking(true).expect("set");
-        let (mut at, mut space) = (1, vec![0; 64 * 1024]);
+        let (mut at, mut buffer) = (1, vec![0; 64 * 1024]);
         loop {
             let mut idle = true;
             if at < bytes.len() {
@@ -356,11 +354,11 @@ fn both_ways(mut client: Tls, bytes: Vec<u8>) -> impl Read {
                     Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
                 }
             }
-            match client.read(&mut space) {
+            match client.read(&mut buffer) {
                 Ok(0) => return,
                 Ok(read) => {
                     idle = false;
-                    if sender.send(space[..read].to_vec()).is_err() {
+                    if sender.send(buffer[..read].to_vec()).is_err() {
                         return;
                     }
                 }
@@ -372,19 +370,19 @@ fn both_ways(mut client: Tls, bytes: Vec<u8>) -> impl Read {
             }
         }
     });
-    Pieces { receiver, piece: Vec::new() }
+    ChannelReader { receiver, piece: Vec::new() }
 }
 
-/// What somebody else has read.
-struct Pieces {
+/// A reader of data that another thread receives.
+struct ChannelReader {
     receiver: mpsc::Receiver<Vec<u8>>,
     piece: Vec<u8>,
 }
 
-impl Read for Pieces {
+impl Read for ChannelReader {
     fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
         if self.piece.is_empty() {
-            self.piece = self.receiver.recv_timeout(PATIENCE).unwrap_or_default();
+            self.piece = self.receiver.recv_timeout(TIMEOUT).unwrap_or_default();
         }
         let count = self.piece.len().min(out.len());
         out[..count].copy_from_slice(&self.piece[..count]);
@@ -399,9 +397,9 @@ const UPGRADE: &str = "GET / HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\
 fn upgraded_connections_relay_bytes_and_close_notify() {
     let proxy = Proxy::start(application(echo));
     let mut client = proxy.connect();
-    // The first bytes of the tunnel come along with the request.
+    // The first bytes of the tunnel are sent with the request.
     client.write_all(&[UPGRADE.as_bytes(), b"first"].concat()).expect("asks");
-    assert_eq!(answer(&mut client), Some((101, vec![])));
+    assert_eq!(read_response(&mut client), Some((101, vec![])));
     let mut got = [0; 5];
     client.read_exact(&mut got).expect("reads");
     assert_eq!(&got, b"first");
@@ -414,7 +412,7 @@ fn upgraded_connections_relay_bytes_and_close_notify() {
     client.conn.send_close_notify();
     client.flush().expect("ends");
     let mut rest = String::new();
-    client.read_to_string(&mut rest).expect("its end is told, and so is the other's");
+    client.read_to_string(&mut rest).expect("close_notify in both directions");
     assert_eq!(rest, "bye");
 }
 
@@ -423,10 +421,10 @@ fn upgraded_connections_relay_20_mib() {
     let proxy = Proxy::start(application(echo));
     let mut client = proxy.connect();
     client.write_all(UPGRADE.as_bytes()).expect("asks");
-    assert_eq!(answer(&mut client), Some((101, vec![])));
+    assert_eq!(read_response(&mut client), Some((101, vec![])));
     let sent = bulk();
     let mut got = vec![0; BULK];
-    both_ways(client, sent.clone()).read_exact(&mut got).expect("reads");
+    write_while_reading(client, sent.clone()).read_exact(&mut got).expect("reads");
     assert!(got == sent, "other bytes came back");
 }
 
@@ -450,7 +448,7 @@ fn tcp_over_tls_is_relayed_client_first_and_server_first() {
     assert_eq!(&got, b"\x01bytes");
 }
 
-/// Truncation is never a clean end, in either direction.
+/// Truncation is never a clean end, in either direction: TCP FIN without close_notify, and an incomplete response.
 #[test]
 fn truncated_tls_streams_do_not_end_cleanly() {
     let (sender, ends) = mpsc::channel();
@@ -463,7 +461,7 @@ fn truncated_tls_streams_do_not_end_cleanly() {
     client.write_all(b"\x01whole").expect("writes");
     client.conn.send_close_notify();
     client.flush().expect("ends");
-    let end = ends.recv_timeout(PATIENCE).expect("an end");
+    let end = ends.recv_timeout(TIMEOUT).expect("an end");
     assert_eq!(end.expect("a clean one"), b"\x01whole");
 
     let mut client = proxy.connect();
@@ -471,7 +469,7 @@ fn truncated_tls_streams_do_not_end_cleanly() {
     client.flush().expect("writes");
     thread::sleep(Duration::from_millis(200));
     client.sock.shutdown(Shutdown::Write).expect("ends");
-    let end = ends.recv_timeout(PATIENCE).expect("an end");
+    let end = ends.recv_timeout(TIMEOUT).expect("an end");
     assert_eq!(end.expect_err("no clean one").kind(), ErrorKind::ConnectionReset);
 
     let proxy = Proxy::start(application(echo));
@@ -488,35 +486,35 @@ fn close_notify_is_sent_before_closing() {
         let mut client = proxy.connect();
         client.write_all(request.as_bytes()).expect("asks");
         let mut got = Vec::new();
-        client.read_to_end(&mut got).expect("an end that is told, after the answer or after a rest");
+        client.read_to_end(&mut got).expect("close_notify, after the response or the idle timeout");
         assert!(got.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&got));
     }
     let mut silent = proxy.connect();
     silent.conn.complete_io(&mut silent.sock).expect("a handshake");
-    assert_eq!(silent.read(&mut [0; 1]).expect("an end that is told"), 0);
+    assert_eq!(silent.read(&mut [0; 1]).expect("close_notify"), 0);
 
     let proxy = Proxy::start(application(echo));
     let mut client = proxy.connect();
     client.write_all(GET.as_bytes()).expect("asks");
-    assert_eq!(answer(&mut client), Some((200, vec![])));
+    assert_eq!(read_response(&mut client), Some((200, vec![])));
     let asked = Command::new("kill").arg(proxy.process.id().to_string()).status().expect("kill runs");
     assert!(asked.success());
-    assert_eq!(client.read(&mut [0; 1]).expect("an end that is told when the proxy stops"), 0);
+    assert_eq!(client.read(&mut [0; 1]).expect("close_notify when the proxy stops"), 0);
 }
 
 #[test]
 fn failed_handshakes_are_closed_and_counted() {
     let proxy = Proxy::start(application(echo));
-    let before = proxy.refused();
+    let before = proxy.failed_handshakes();
     for (at, said) in [GET.as_bytes(), b"\x16\x03\x01\0\x02\x01\0", b"SSH-2.0-x\r\n", b""].into_iter().enumerate() {
         let mut stream = TcpStream::connect(proxy.address).expect("connects");
-        stream.set_read_timeout(Some(PATIENCE)).expect("set");
+        stream.set_read_timeout(Some(TIMEOUT)).expect("set");
         stream.write_all(said).expect("writes");
         stream.shutdown(Shutdown::Write).expect("ends");
         let mut got = Vec::new();
         let _ = stream.read_to_end(&mut got);
         assert!(got.is_empty() || got[0] == 21, "an alert or nothing: {got:?}");
-        wait("it is counted", || proxy.refused() == before + at as u32 + 1);
+        wait("it is counted", || proxy.failed_handshakes() == before + at as u32 + 1);
     }
     let mut client = proxy.connect_as(&[&TLS13], &["mqtt"]);
     let error = client.write_all(GET.as_bytes()).and_then(|()| client.read(&mut [0; 1]).map(drop));
@@ -524,16 +522,16 @@ fn failed_handshakes_are_closed_and_counted() {
     let log = proxy.log();
     let line = log.lines().find(|line| line.contains("tls-handshake")).expect("a line in the access log");
     assert!(line.contains("\"error\"") && line.contains("src.addr"), "{line}");
-    assert_eq!(answer_to_get(&proxy), Some((200, vec![])), "others are served");
+    assert_eq!(get(&proxy), Some((200, vec![])), "others are served");
 }
 
-fn answer_to_get(proxy: &Proxy) -> Option<(u16, Vec<u8>)> {
+fn get(proxy: &Proxy) -> Option<(u16, Vec<u8>)> {
     let mut client = proxy.connect();
     client.write_all(GET.as_bytes()).ok()?;
-    answer(&mut client)
+    read_response(&mut client)
 }
 
-/// A handshake that does not come to its end takes little, and not for long, however it is begun.
+/// Incomplete handshakes take bounded memory and time out.
 #[test]
 fn incomplete_handshakes_time_out() {
     const CLIENTS: usize = 300;
@@ -542,32 +540,32 @@ fn incomplete_handshakes_time_out() {
     let name = ServerName::try_from("localhost").expect("a name");
     let mut whole = ClientConnection::new(config(&[&TLS13], &[]), name).expect("a client");
     whole.write_tls(&mut hello).expect("writes");
-    // A message of 65,535 bytes, all but the end of it, in four records.
+    // A handshake message of 65,535 bytes without its end, in four records.
     let mut huge = Vec::new();
     for number in 0..4_u8 {
         huge.extend([22, 3, 1, 0x3f, 0xf0]);
         let begin = if number == 0 { vec![1, 0, 0xff, 0xff] } else { vec![] };
         huge.extend([begin.clone(), vec![0; 0x3ff0 - begin.len()]].concat());
     }
-    let begins = [&[][..], &hello[..1], &hello[..hello.len() / 2], &hello, &huge];
-    answer_to_get(&proxy).expect("it is warm");
+    let prefixes = [&[][..], &hello[..1], &hello[..hello.len() / 2], &hello, &huge];
+    get(&proxy).expect("it is warm");
     let before = proxy.memory();
     let mut clients: Vec<TcpStream> = (0..CLIENTS)
         .map(|at| {
             let mut stream = TcpStream::connect(proxy.address).expect("connects");
-            stream.set_read_timeout(Some(PATIENCE)).expect("set");
-            let _ = stream.write_all(begins[at % begins.len()]);
+            stream.set_read_timeout(Some(TIMEOUT)).expect("set");
+            let _ = stream.write_all(prefixes[at % prefixes.len()]);
             stream
         })
         .collect();
     let begun = Instant::now();
-    assert_eq!(answer_to_get(&proxy), Some((200, vec![])), "others are served");
+    assert_eq!(get(&proxy), Some((200, vec![])), "others are served");
     let each = proxy.memory().saturating_sub(before) / CLIENTS as u64;
     assert!(each < 64 * 1024, "{each} bytes for each handshake that is not complete");
     while begun.elapsed() < Duration::from_secs(1) {
-        // One byte now and then changes nothing.
+        // Further bytes do not extend the timeout.
         for (at, client) in clients.iter_mut().enumerate() {
-            if at % begins.len() == 2 {
+            if at % prefixes.len() == 2 {
                 let _ = client.write_all(&hello[hello.len() / 2..][..1]);
             }
         }
@@ -575,10 +573,10 @@ fn incomplete_handshakes_time_out() {
     }
     for (at, client) in clients.iter_mut().enumerate() {
         let _ = client.read_to_end(&mut Vec::new());
-        assert!(begun.elapsed() < Duration::from_secs(5), "beginning {} is waited for", at % begins.len());
+        assert!(begun.elapsed() < Duration::from_secs(5), "prefix {} does not time out", at % prefixes.len());
     }
-    wait("all are counted", || proxy.refused() == CLIENTS as u32);
-    assert_eq!(answer_to_get(&proxy), Some((200, vec![])));
+    wait("all are counted", || proxy.failed_handshakes() == CLIENTS as u32);
+    assert_eq!(get(&proxy), Some((200, vec![])));
 }
 
 #[test]

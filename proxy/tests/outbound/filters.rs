@@ -1,13 +1,13 @@
-//! The filters of a rule, one by one.
+//! Filters of a rule: faults, mirroring, CORS, rate limits.
 
 use super::*;
 
-/// All requests.
+/// A share of all requests.
 fn all() -> Value {
     json!({"numerator": 1, "denominator": 1})
 }
 
-/// A rule with filters, which are fields beside its action.
+/// A rule with filters. `more` has the rule's other fields.
 fn with(mut rule: Value, more: Value) -> Value {
     rule.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
     rule
@@ -44,7 +44,7 @@ async fn faults_delay_and_abort_and_name_their_rule() {
 
     let begun = std::time::Instant::now();
     let (status, headers, _) = proxy.send("GET", "/slow", &[], "").await;
-    assert_eq!((status.as_u16(), reason(&headers)), (200, None), "a wait alone is no answer");
+    assert_eq!((status.as_u16(), reason(&headers)), (200, None), "a delay alone does not answer");
     assert!(begun.elapsed() >= Duration::from_millis(200), "after {:?}", begun.elapsed());
     assert_eq!(seen.requests.swap(0, Ordering::SeqCst), 1);
 
@@ -64,7 +64,7 @@ async fn faults_delay_and_abort_and_name_their_rule() {
     assert_eq!(
         (status.as_u16(), reason(&headers)),
         (504, Some("request-timeout")),
-        "the wait is part of the request's time"
+        "the delay counts towards the request timeout"
     );
     assert!(begun.elapsed() < Duration::from_secs(2), "after {:?}", begun.elapsed());
     assert_eq!(seen.requests.load(Ordering::SeqCst), 0, "none of these reached a backend");
@@ -88,7 +88,7 @@ fn mirror_to(proxy: &Proxy, subset: &str, more: Value) -> Value {
     with(json!({"target": target, "share": all()}), more)
 }
 
-/// How many copies came to this.
+/// How many mirrored requests had this outcome.
 async fn mirrored(proxy: &Proxy, outcome: &str) -> u64 {
     let (_, page) = proxy.get(proxy.metrics, "/metrics").await;
     let label = format!("outcome=\"{outcome}\"");
@@ -96,7 +96,7 @@ async fn mirrored(proxy: &Proxy, outcome: &str) -> u64 {
     lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
 }
 
-/// Waits until so many copies came to this.
+/// Waits until `count` mirrored requests had this outcome.
 async fn await_mirrored(proxy: &Proxy, outcome: &str, count: u64) {
     for _ in 0..300 {
         if mirrored(proxy, outcome).await >= count {
@@ -140,7 +140,7 @@ async fn mirrored_requests_do_not_delay_the_response() {
     let begun = std::time::Instant::now();
     let (status, _, body) = proxy.send("POST", "/copied?q=1", &[("x-mark", "1")], "order").await;
     assert_eq!((status.as_u16(), body.as_str()), (200, "v1"));
-    assert!(begun.elapsed() < Duration::from_secs(1), "the copy's answer is not waited for: {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(1), "the mirrored response is not waited for: {:?}", begun.elapsed());
     await_mirrored(&proxy, "answered", 1).await;
     let (target, headers) = copied.heads.lock().expect("whole").pop().expect("a copy");
     assert_eq!((target.as_str(), &headers["host"]), ("/new?q=1", &"new.example-shadow".parse().expect("a value")));
@@ -156,13 +156,13 @@ async fn mirrored_requests_do_not_delay_the_response() {
     await_mirrored(&proxy, "body-not-kept", 1).await;
     assert_eq!(copied.requests.load(Ordering::SeqCst), 1);
 
-    assert_eq!(proxy.send("GET", "/gone", &[], "").await.0, 200, "a mirror that is gone costs nothing");
+    assert_eq!(proxy.send("GET", "/gone", &[], "").await.0, 200, "an unreachable mirror does not fail the request");
     await_mirrored(&proxy, "failed", 1).await;
     await_mirrored(&proxy, "no-endpoints", 1).await;
     assert_eq!(proxy.send("GET", "/never", &[], "").await.0, 200);
-    assert_eq!(copied.requests.load(Ordering::SeqCst), 1, "none of a hundred");
+    assert_eq!(copied.requests.load(Ordering::SeqCst), 1, "0 of 100 are mirrored");
 
-    // Two copies are under way at the limit of two requests, and the requests themselves do not feel it.
+    // Two mirrored requests reach the limit of two. It does not apply to the requests themselves.
     for _ in 0..3 {
         assert_eq!(proxy.send("GET", "/twice", &[], "").await.0, 200);
     }
@@ -214,7 +214,7 @@ async fn cors_allows_configured_origins() {
 
     for (origin, allowed) in [(good, Some("https://a.shop.example")), (evil, None)] {
         let (status, headers, _) = proxy.send("PUT", "/cors", &[origin], "x").await;
-        assert_eq!(status, 200, "what a browser makes of it is the browser's affair");
+        assert_eq!(status, 200, "the browser enforces CORS, not the proxy");
         assert_eq!(value(&headers, "access-control-allow-origin").as_deref(), allowed);
         assert_eq!(value(&headers, "access-control-expose-headers").as_deref(), allowed.map(|_| "x-version"));
         assert_eq!(value(&headers, "vary").as_deref(), Some("Origin"));
@@ -223,10 +223,10 @@ async fn cors_allows_configured_origins() {
     assert_eq!(
         (value(&headers, "x-version").as_deref(), value(&headers, "vary")),
         (Some("v1"), None),
-        "another rule's preflight is the backend's"
+        "without a cors filter the backend answers preflights"
     );
 
-    // A page may read why its call failed.
+    // Error responses of the proxy have CORS headers too, so that pages can read them.
     table["rules"][0]["fault"] = json!({"abort": {"status": 503, "share": all()}});
     proxy.configure(Some(table), "detect", &[(v1, "v1")], json!({"subsets": ["v1"]})).await;
     let (status, headers, _) = proxy.send("PUT", "/cors", &[good], "").await;
@@ -271,7 +271,7 @@ async fn rate_limits_answer_429() {
             assert_eq!(proxy.send("GET", "/each", &[("x-caller", caller)], "").await.0, status, "{caller}");
         }
     }
-    // A change of something else gives nobody anything.
+    // An unrelated change of the configuration does not refill the buckets.
     proxy.configure(Some(table), "detect", &endpoints, json!({"subsets": ["v1", "v2"]})).await;
     assert_eq!(proxy.send("GET", "/all", &[], "").await.0, 429);
     assert_eq!(proxy.send("GET", "/each", &[("x-caller", "c")], "").await.0, 200);

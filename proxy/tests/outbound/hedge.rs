@@ -1,13 +1,13 @@
-//! Requests that go to another endpoint as well.
+//! Hedged requests: a second attempt is sent to another endpoint when the first one is slow.
 
 use std::time::Instant;
 
 use super::*;
 
-/// What an endpoint that is slow takes.
+/// Delay of a slow endpoint.
 const SLOW: Duration = Duration::from_millis(600);
 
-/// Counts when it is dropped before its time.
+/// Counts a request as cancelled if it is dropped before it is done.
 struct Guard {
     cancelled: Arc<AtomicU32>,
     is_done: bool,
@@ -21,20 +21,20 @@ impl Drop for Guard {
     }
 }
 
-/// A backend that answers after half a minute, and counts who came and who did not wait.
-async fn stuck() -> (SocketAddr, Arc<AtomicU32>, Arc<AtomicU32>) {
+/// A backend that answers after 30 s. Returns its address, and its counters of requests and of cancelled requests.
+async fn stuck_backend() -> (SocketAddr, Arc<AtomicU32>, Arc<AtomicU32>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let address = listener.local_addr().expect("an address");
     let (seen, cancelled) = (Arc::<AtomicU32>::default(), Arc::<AtomicU32>::default());
-    let noted = (seen.clone(), cancelled.clone());
+    let shared = (seen.clone(), cancelled.clone());
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let (seen, cancelled) = noted.clone();
+            let (seen, cancelled) = shared.clone();
             let service = service_fn(move |_: Request<Incoming>| {
                 seen.fetch_add(1, Ordering::SeqCst);
                 let guard = Guard { cancelled: cancelled.clone(), is_done: false };
                 async move {
-                    // All of it, not the one field.
+                    // Moves the whole guard into the future, not only the field.
                     let mut guard = guard;
                     tokio::time::sleep(Duration::from_secs(30)).await;
                     guard.is_done = true;
@@ -51,8 +51,12 @@ async fn stuck() -> (SocketAddr, Arc<AtomicU32>, Arc<AtomicU32>) {
     (address, seen, cancelled)
 }
 
-/// Two backends of which whoever is asked first does as `first` says, whoever is asked next as `second`, and so on in turn.
-async fn in_turn(first: (u16, Duration), second: (u16, Duration)) -> ([(SocketAddr, &'static str); 2], Arc<AtomicU32>) {
+/// Two backends that share a counter: requests are answered by turns with `first` and `second`, whichever backend
+/// gets them.
+async fn alternating_backends(
+    first: (u16, Duration),
+    second: (u16, Duration),
+) -> ([(SocketAddr, &'static str); 2], Arc<AtomicU32>) {
     let asked = Arc::<AtomicU32>::default();
     let behave = |asked: Arc<AtomicU32>| {
         move |_| if asked.fetch_add(1, Ordering::SeqCst).is_multiple_of(2) { first } else { second }
@@ -74,7 +78,7 @@ fn settings(more: Value) -> Value {
     settings
 }
 
-/// The sum of a counter's lines with this label.
+/// The sum of a counter's series with this label.
 async fn count(proxy: &Proxy, metric: &str, label: &str) -> u64 {
     let (_, page) = proxy.get(proxy.metrics, "/metrics").await;
     let lines = page.lines().filter(|line| line.starts_with(metric) && line.contains(label));
@@ -85,7 +89,7 @@ async fn count(proxy: &Proxy, metric: &str, label: &str) -> u64 {
 async fn hedging_avoids_stuck_endpoints_without_ejecting_them() {
     for protocol in ["http", "http2"] {
         let proxy = Proxy::start(&format!("hedge-{protocol}")).await;
-        let (slow, seen, cancelled) = stuck().await;
+        let (slow, seen, cancelled) = stuck_backend().await;
         let (fast, _) = backend("fast", ok).await;
         let endpoints = [(slow, "v1"), (fast, "v1")];
         proxy.configure(hedged(&proxy, json!({})), protocol, &endpoints, settings(json!({}))).await;
@@ -96,7 +100,7 @@ async fn hedging_avoids_stuck_endpoints_without_ejecting_them() {
             assert!(begun.elapsed() < Duration::from_secs(5), "{protocol}: after {:?}", begun.elapsed());
         }
         let seen = seen.load(Ordering::SeqCst);
-        assert!(seen >= 8, "{protocol}: the other one was asked first {seen} times");
+        assert!(seen >= 8, "{protocol}: the stuck endpoint was asked first {seen} times");
         assert_eq!(count(&proxy, "weft_retries_total{", "reason=\"hedge\"").await, u64::from(seen), "{protocol}");
         for _ in 0..200 {
             if cancelled.load(Ordering::SeqCst) == seen {
@@ -104,7 +108,7 @@ async fn hedging_avoids_stuck_endpoints_without_ejecting_them() {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        assert_eq!(cancelled.load(Ordering::SeqCst), seen, "{protocol}: each is told that nobody waits");
+        assert_eq!(cancelled.load(Ordering::SeqCst), seen, "{protocol}: each slow attempt is cancelled");
         assert_eq!(count(&proxy, "weft_endpoints_ejected{", "").await, 0, "{protocol}");
     }
 }
@@ -112,18 +116,18 @@ async fn hedging_avoids_stuck_endpoints_without_ejecting_them() {
 #[tokio::test]
 async fn only_retryable_requests_are_hedged() {
     let proxy = Proxy::start("hedge-what").await;
-    let (endpoints, asked) = in_turn((200, SLOW), (200, Duration::ZERO)).await;
+    let (endpoints, asked) = alternating_backends((200, SLOW), (200, Duration::ZERO)).await;
     let retry = |method: &str| json!({"retry": {"attempts": 1, "codes": [503], "methods": [method], "backoffMs": 5}});
-    let none = || json!({});
+    let default = || json!({});
     let refuses = json!({"retryBudget": {"percent": 0, "minPerSecond": 0}});
     for (desc, method, rule, cluster, is_hedged) in [
-        ("a GET", "GET", none(), none(), true),
-        ("a PUT with its body", "PUT", none(), none(), true),
-        ("a POST", "POST", none(), none(), false),
-        ("a POST where the rule repeats those", "POST", retry("POST"), none(), true),
-        ("a GET where the rule does not", "GET", retry("POST"), none(), false),
-        ("no budget", "GET", none(), refuses, false),
-        ("a limit", "GET", none(), json!({"limits": {"maxRequests": 1}}), false),
+        ("a GET", "GET", default(), default(), true),
+        ("a PUT with its body", "PUT", default(), default(), true),
+        ("a POST", "POST", default(), default(), false),
+        ("a POST that the rule retries", "POST", retry("POST"), default(), true),
+        ("a GET that the rule does not retry", "GET", retry("POST"), default(), false),
+        ("no budget", "GET", default(), refuses, false),
+        ("a limit", "GET", default(), json!({"limits": {"maxRequests": 1}}), false),
     ] {
         proxy.configure(hedged(&proxy, rule), "http", &endpoints, settings(cluster)).await;
         asked.store(0, Ordering::SeqCst);
@@ -137,30 +141,30 @@ async fn only_retryable_requests_are_hedged() {
         let label = format!("reason=\"{reason}\"");
         assert_eq!(count(&proxy, "weft_retries_refused_total{", &label).await, 1, "{reason}");
     }
-    proxy.configure(hedged(&proxy, none()), "http", &endpoints[..1], settings(none())).await;
+    proxy.configure(hedged(&proxy, default()), "http", &endpoints[..1], settings(default())).await;
     asked.store(0, Ordering::SeqCst);
     assert_eq!(proxy.send("GET", "/", &[], "").await.0, 200);
-    assert_eq!(asked.load(Ordering::SeqCst), 1, "there is nobody else");
+    assert_eq!(asked.load(Ordering::SeqCst), 1, "there is no other endpoint");
 }
 
 #[tokio::test]
 async fn hedging_prefers_a_response_that_needs_no_retry() {
     let proxy = Proxy::start("hedge-bad").await;
     let retry = json!({"retry": {"attempts": 1, "codes": [503], "methods": ["GET"], "backoffMs": 5}});
-    let (endpoints, asked) = in_turn((200, SLOW), (503, Duration::ZERO)).await;
+    let (endpoints, asked) = alternating_backends((200, SLOW), (503, Duration::ZERO)).await;
     proxy.configure(hedged(&proxy, retry), "http", &endpoints, settings(json!({}))).await;
-    assert_eq!(proxy.send("GET", "/", &[], "").await.0, 200, "the rule would repeat the other one");
+    assert_eq!(proxy.send("GET", "/", &[], "").await.0, 200, "the 503 is retryable, so the slow 200 is used");
     assert_eq!(asked.load(Ordering::SeqCst), 2);
 
     proxy.configure(hedged(&proxy, json!({})), "http", &endpoints, settings(json!({}))).await;
-    assert_eq!(proxy.send("GET", "/", &[], "").await.0, 503, "without retries an answer is an answer");
+    assert_eq!(proxy.send("GET", "/", &[], "").await.0, 503, "without retries the first response is used");
 }
 
 #[tokio::test]
 async fn timeouts_apply_to_hedged_requests() {
     let proxy = Proxy::start("hedge-timeout").await;
     let never = (200, Duration::from_secs(20));
-    let (endpoints, _) = in_turn(never, never).await;
+    let (endpoints, _) = alternating_backends(never, never).await;
     for (field, reason, ms) in
         [("attemptTimeoutMs", "attempt-timeout", 250), ("requestTimeoutMs", "request-timeout", 200)]
     {

@@ -1,24 +1,24 @@
-//! What is repeated for the sake of what a backend's proxy says, or a gRPC status.
+//! Retries by gRPC status, and by `weft-unprocessed` from the proxy of a backend.
 
 use http_body::Frame;
 use http_body_util::StreamBody;
 
 use super::*;
 
-/// How a call of gRPC fails.
+/// How a gRPC call fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Failure {
-    /// The status stands in the one head that there is.
+    /// grpc-status is in the response head (Trailers-Only).
     TrailersOnly,
-    /// It stands in trailers, right behind the head.
+    /// grpc-status is in trailers directly after the head.
     Trailers,
-    /// It stands in trailers, so long behind the head.
+    /// grpc-status is in trailers, this long after the head.
     LateTrailers(Duration),
-    /// It stands in trailers behind a message.
+    /// grpc-status is in trailers after a message.
     AfterMessage,
 }
 
-/// A gRPC backend of whose calls every other one, from the first on, fails with this status, in this way.
+/// A gRPC backend whose first, third, ... call fails with this status, in this way.
 async fn grpc_backend(status: &'static str, failure: Failure) -> (SocketAddr, Arc<AtomicU32>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let address = listener.local_addr().expect("an address");
@@ -47,7 +47,7 @@ async fn grpc_backend(status: &'static str, failure: Failure) -> (SocketAddr, Ar
                     }
                     let frames = futures_util::stream::unfold(frames.into_iter(), async |mut frames| {
                         let (delay, frame) = frames.next()?;
-                        // Not for nothing: the least sleep lets other tasks in between head and trailers.
+                        // Without a delay there is no sleep: even a sleep of zero would separate head and trailers.
                         if !delay.is_zero() {
                             tokio::time::sleep(delay).await;
                         }
@@ -78,11 +78,11 @@ async fn grpc_statuses_are_retried_as_their_http_statuses() {
         ("RESOURCE_EXHAUSTED", "8", Failure::TrailersOnly, [429], "POST", 2),
         ("INTERNAL", "13", Failure::TrailersOnly, [500], "POST", 2),
         ("CANCELLED", "1", Failure::TrailersOnly, [499], "POST", 2),
-        ("in trailers behind the head", "14", Failure::Trailers, [503], "POST", 2),
+        ("in trailers directly after the head", "14", Failure::Trailers, [503], "POST", 2),
         ("another status", "5", Failure::TrailersOnly, [503], "POST", 1),
         ("another method", "14", Failure::TrailersOnly, [503], "PUT", 1),
-        ("behind a message, which was passed on", "14", Failure::AfterMessage, [503], "POST", 1),
-        ("long after the head, which was passed on", "14", late, [503], "POST", 1),
+        ("after a message that was forwarded", "14", Failure::AfterMessage, [503], "POST", 1),
+        ("long after the head, which was forwarded", "14", late, [503], "POST", 1),
         ("success", "0", Failure::TrailersOnly, [503], "POST", 1),
     ] {
         let proxy = Proxy::start(&format!("retry-grpc-{status}-{calls}")).await;
@@ -108,12 +108,16 @@ async fn hedging_prefers_grpc_success_over_failure() {
     let settings = json!({"subsets": ["v1"], "balancer": "roundRobin"});
     proxy.configure(table, "http2", &[(slow, "v1"), (failing, "v1")], settings).await;
     let (status, headers, _) = proxy.send("POST", "/t/Call", &[("content-type", "application/grpc")], "").await;
-    assert_eq!((status.as_u16(), headers.get("grpc-status")), (200, None), "the answer of the one that does not fail");
+    assert_eq!(
+        (status.as_u16(), headers.get("grpc-status")),
+        (200, None),
+        "the response of the backend that does not fail"
+    );
     assert_eq!((seen.requests.load(Ordering::SeqCst), calls.load(Ordering::SeqCst)), (1, 1), "both were asked");
 }
 
-/// A backend whose answers speak as a proxy does, and how many requests it saw.
-async fn impostor() -> (SocketAddr, Arc<AtomicU32>) {
+/// A backend whose responses have `weft-unprocessed` like a proxy's. Returns its address and its counter of requests.
+async fn unprocessed_backend() -> (SocketAddr, Arc<AtomicU32>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let address = listener.local_addr().expect("an address");
     let seen = Arc::<AtomicU32>::default();
@@ -147,14 +151,17 @@ async fn impostor() -> (SocketAddr, Arc<AtomicU32>) {
 async fn weft_unprocessed_is_believed_from_proxies_only() {
     for protocol in ["http", "http2"] {
         let proxy = Proxy::start(&format!("retry-unprocessed-{protocol}")).await;
-        let (backend, seen) = impostor().await;
+        let (backend, seen) = unprocessed_backend().await;
         for (has_proxy, requests) in [(false, 1), (true, 4), (false, 1)] {
             let endpoint = json!({"address": backend, "hasProxy": has_proxy});
             proxy.configure_endpoints(None, protocol, &[endpoint], json!({})).await;
             seen.store(0, Ordering::SeqCst);
             let (status, headers, _) = proxy.send("POST", "/", &[], "order").await;
             assert_eq!((status.as_u16(), seen.load(Ordering::SeqCst)), (503, requests), "{protocol}, {has_proxy}");
-            assert!(!headers.contains_key("weft-unprocessed"), "{protocol}, {has_proxy}: it is for the proxy alone");
+            assert!(
+                !headers.contains_key("weft-unprocessed"),
+                "{protocol}, {has_proxy}: weft-unprocessed is not forwarded"
+            );
             for name in ["weft-reason", "weft-source"] {
                 assert_eq!(headers.contains_key(name), has_proxy, "{protocol}, {has_proxy}: {name}");
             }
@@ -162,21 +169,21 @@ async fn weft_unprocessed_is_believed_from_proxies_only() {
     }
 }
 
-/// Of a Service that is scaled down, most endpoints may be pods whose applications take no connection any more. The request goes to
-/// one after the other, and to one that answers; where none does, it comes to an end.
+/// When a Service is scaled down, the applications of most of its pods may refuse connections. The request is retried
+/// on every endpoint until one answers; if none does, it fails after each was tried once.
 #[tokio::test]
 async fn unprocessed_requests_are_retried_on_every_endpoint() {
     let proxy = Proxy::start("retry-scaled-down").await;
     let mut endpoints = Vec::new();
-    let mut leaving = Vec::new();
+    let mut terminating = Vec::new();
     for _ in 0..9 {
-        let (address, seen) = impostor().await;
+        let (address, seen) = unprocessed_backend().await;
         endpoints.push(json!({"address": address, "hasProxy": true}));
-        leaving.push(seen);
+        terminating.push(seen);
     }
     let (backend, _) = backend("stays", |_| (200, Duration::ZERO)).await;
     let all = [endpoints.clone(), vec![json!({"address": backend, "hasProxy": true})]].concat();
-    // Without ejections: each request finds all endpoints.
+    // Without ejection, so that each request can use all endpoints.
     let settings = json!({"balancer": "roundRobin", "outliers": {"consecutive5xx": 0, "consecutiveGatewayErrors": 0}});
     proxy.configure_endpoints(None, "http", &all, settings.clone()).await;
     for round in 0..20 {
@@ -184,7 +191,7 @@ async fn unprocessed_requests_are_retried_on_every_endpoint() {
         assert_eq!((status.as_u16(), body.as_str()), (200, "stays"), "{round}");
     }
     proxy.configure_endpoints(None, "http", &endpoints, settings).await;
-    leaving.iter().for_each(|seen| seen.store(0, Ordering::SeqCst));
+    terminating.iter().for_each(|seen| seen.store(0, Ordering::SeqCst));
     assert_eq!(proxy.send("POST", "/", &[], "order").await.0, 503);
-    assert_eq!(leaving.iter().map(|seen| seen.load(Ordering::SeqCst)).sum::<u32>(), 9, "each once");
+    assert_eq!(terminating.iter().map(|seen| seen.load(Ordering::SeqCst)).sum::<u32>(), 9, "each once");
 }

@@ -1,16 +1,16 @@
-//! Who may be asked: endpoints that come late, terminate, are on other nodes or cannot be connected to, and the Service's own
-//! address beside them.
+//! Candidate endpoints of a Service: late, terminating, on other nodes, unreachable; and the Service's own address as
+//! fallback.
 
 use std::time::Instant;
 
 use super::*;
 
-/// The reason that the proxy gives for an answer of its own.
+/// `weft-reason` of a response of the proxy, or "".
 fn reason(headers: &HeaderMap) -> &str {
     headers.get("weft-reason").and_then(|reason| reason.to_str().ok()).unwrap_or_default()
 }
 
-/// Exports Service `web`, which clients come to, and Service `backend` at an address of its own.
+/// Exports Service `web`, which clients call, and Service `backend` at another address.
 async fn export(proxy: &Proxy, web: Value, backend: Value) {
     let mut web = web;
     web["name"] = json!("web");
@@ -20,7 +20,7 @@ async fn export(proxy: &Proxy, web: Value, backend: Value) {
     proxy.export(&json!({"services": [backend, web]})).await;
 }
 
-/// A port of Service `web` that sends all to Service `backend`: requests, or connections where it carries bytes.
+/// Service `web` with a port that forwards all requests, or all TCP connections, to Service `backend`.
 fn to_backend(proxy: &Proxy, port: u16, protocol: &str, subset: Option<&str>) -> Value {
     let mut cluster = json!({"namespace": "shop", "service": "backend", "port": port});
     if let Some(subset) = subset {
@@ -44,15 +44,15 @@ fn with_endpoints(address: SocketAddr, settings: Value, endpoints: Value) -> Val
     })
 }
 
-/// Service `web` with these endpoints.
-async fn only(proxy: &Proxy, protocol: &str, settings: Value, endpoints: Value) {
+/// Exports only Service `web`, with these endpoints.
+async fn export_web(proxy: &Proxy, protocol: &str, settings: Value, endpoints: Value) {
     let ports = json!([{"port": proxy.address.port(), "protocol": protocol, "endpoints": endpoints}]);
     let web = json!({"name": "web", "addresses": ["127.0.0.1"], "settings": settings, "ports": ports});
     proxy.export(&json!({"services": [web]})).await;
 }
 
 /// Addresses that refuse connections.
-async fn refusing(count: usize) -> Vec<SocketAddr> {
+async fn refusing_addresses(count: usize) -> Vec<SocketAddr> {
     let mut listeners = Vec::new();
     for _ in 0..count {
         listeners.push(TcpListener::bind("127.0.0.1:0").await.expect("binds"));
@@ -71,17 +71,17 @@ async fn requests_wait_for_the_first_endpoint() {
     let proxy = Proxy::start("wait").await;
     let (v1, _) = backend("v1", ok).await;
     for protocol in ["http", "tcp"] {
-        // Never had one, then had one and was emptied.
+        // A Service that never had an endpoint, and one that lost it.
         for before in [json!([]), json!([{"address": v1}])] {
-            only(&proxy, protocol, json!({}), before).await;
-            only(&proxy, protocol, json!({}), json!([])).await;
+            export_web(&proxy, protocol, json!({}), before).await;
+            export_web(&proxy, protocol, json!({}), json!([])).await;
             let begun = Instant::now();
             let address = proxy.address;
             let waiting: Vec<_> =
                 (0..20).map(|_| tokio::spawn(async move { send(address, "GET", "/", &[], "").await })).collect();
             tokio::time::sleep(Duration::from_millis(500)).await;
             assert!(waiting.iter().all(|request| !request.is_finished()), "{protocol}: they wait");
-            only(&proxy, protocol, json!({}), json!([{"address": v1}])).await;
+            export_web(&proxy, protocol, json!({}), json!([{"address": v1}])).await;
             for request in waiting {
                 let (status, _, body) = request.await.expect("no panic");
                 assert_eq!((status.as_u16(), body.as_str()), (200, "v1"), "{protocol}");
@@ -95,7 +95,7 @@ async fn requests_wait_for_the_first_endpoint() {
 async fn only_the_first_request_waits_for_an_empty_service() {
     let proxy = Proxy::start("wait-vain").await;
     let (v1, _) = backend("v1", ok).await;
-    only(&proxy, "http", json!({}), json!([])).await;
+    export_web(&proxy, "http", json!({}), json!([])).await;
     let begun = Instant::now();
     let (status, headers, _) = proxy.send("GET", "/", &[], "").await;
     assert_eq!((status.as_u16(), reason(&headers)), (503, "no-endpoints"));
@@ -106,14 +106,14 @@ async fn only_the_first_request_waits_for_an_empty_service() {
         assert_eq!(proxy.send("GET", "/", &[], "").await.0, 503);
     }
     assert!(begun.elapsed() < Duration::from_secs(1), "at once: {:?}", begun.elapsed());
-    only(&proxy, "http", json!({}), json!([{"address": v1}])).await;
+    export_web(&proxy, "http", json!({}), json!([{"address": v1}])).await;
     assert_eq!(proxy.send("GET", "/", &[], "").await.0, 200);
-    only(&proxy, "http", json!({}), json!([])).await;
+    export_web(&proxy, "http", json!({}), json!([])).await;
     let address = proxy.address;
     let waiting = tokio::spawn(async move { send(address, "GET", "/", &[], "").await.0 });
     tokio::time::sleep(Duration::from_millis(500)).await;
-    assert!(!waiting.is_finished(), "it has had an endpoint since");
-    only(&proxy, "http", json!({}), json!([{"address": v1}])).await;
+    assert!(!waiting.is_finished(), "requests wait again after there was an endpoint");
+    export_web(&proxy, "http", json!({}), json!([{"address": v1}])).await;
     assert_eq!(waiting.await.expect("no panic"), 200);
 }
 
@@ -135,10 +135,10 @@ async fn request_timeout_bounds_the_wait_for_endpoints() {
 #[tokio::test]
 async fn service_address_is_used_when_no_endpoint_accepts_connections() {
     let proxy = Proxy::start("own-address").await;
-    // What the kernel chooses when a connection is made to the Service's address.
+    // The backend that the kernel chooses for connections to the Service's address.
     let (kernel, seen) = backend("kernel", ok).await;
     let (live, _) = backend("live", ok).await;
-    let gone = refusing(5).await;
+    let gone = refusing_addresses(5).await;
     let own = |count: usize| -> Value { gone[..count].iter().map(|address| json!({"address": address})).collect() };
     for protocol in ["http", "tcp"] {
         let web = || to_backend(&proxy, kernel.port(), protocol, None);
@@ -154,10 +154,10 @@ async fn service_address_is_used_when_no_endpoint_accepts_connections() {
         assert!(service_address_attempts(&proxy).await >= 30, "each is counted");
         export(&proxy, web(), with_endpoints(kernel, json!({}), json!([{"address": live}]))).await;
         for _ in 0..20 {
-            assert_eq!(proxy.send("GET", "/", &[], "").await.2, "live", "{protocol}: the proxy chooses again");
+            assert_eq!(proxy.send("GET", "/", &[], "").await.2, "live", "{protocol}: the proxy uses the new endpoint");
         }
     }
-    // With a subset the kernel's choice may be a pod of another one.
+    // Not with a subset: the kernel could choose a pod of another subset.
     let before = seen.requests.load(Ordering::SeqCst);
     let endpoints = json!([{"address": gone[0], "subsets": ["v1"]}]);
     let web = to_backend(&proxy, kernel.port(), "http", Some("v1"));
@@ -171,15 +171,15 @@ async fn service_address_is_used_when_no_endpoint_accepts_connections() {
 async fn service_address_is_used_when_timeouts_leave_no_time_for_all_endpoints() {
     let proxy = Proxy::start("own-address-timed").await;
     let (kernel, _) = backend("kernel", ok).await;
-    // Queues that are full: whoever connects is neither taken nor refused.
-    let (mut silent, mut kept) = (Vec::new(), Vec::new());
+    // Listeners with a full accept queue: connections are neither accepted nor refused.
+    let (mut unresponsive, mut kept) = (Vec::new(), Vec::new());
     for _ in 0..2 {
         let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
         socket.bind("127.0.0.1:0".parse().expect("an address")).expect("binds");
         let listener = socket.listen(0).expect("listens");
         let address = listener.local_addr().expect("an address");
         let waiting: Vec<_> = (0..4).map(|_| tokio::spawn(TcpStream::connect(address))).collect();
-        silent.push(json!({"address": address}));
+        unresponsive.push(json!({"address": address}));
         kept.push((listener, waiting));
     }
     let web = |field: &str, ms: u64| {
@@ -187,13 +187,17 @@ async fn service_address_is_used_when_timeouts_leave_no_time_for_all_endpoints()
         web["ports"][0]["routes"]["rules"][0][field] = json!(ms);
         web
     };
-    export(&proxy, web("attemptTimeoutMs", 100), with_endpoints(kernel, json!({}), json!(silent))).await;
+    export(&proxy, web("attemptTimeoutMs", 100), with_endpoints(kernel, json!({}), json!(unresponsive))).await;
     for _ in 0..5 {
         let (status, _, body) = proxy.send("POST", "/", &[], "order").await;
-        assert_eq!((status.as_u16(), body.as_str()), (200, "kernel"), "nothing was sent to the others");
+        assert_eq!(
+            (status.as_u16(), body.as_str()),
+            (200, "kernel"),
+            "the endpoints were not connected, so POST goes on"
+        );
     }
-    silent.pop();
-    export(&proxy, web("requestTimeoutMs", 100), with_endpoints(kernel, json!({}), json!(silent))).await;
+    unresponsive.pop();
+    export(&proxy, web("requestTimeoutMs", 100), with_endpoints(kernel, json!({}), json!(unresponsive))).await;
     let mut statuses = Vec::new();
     for _ in 0..10 {
         statuses.push(proxy.send("POST", "/", &[], "order").await.0.as_u16());
@@ -206,11 +210,11 @@ async fn service_address_is_used_when_timeouts_leave_no_time_for_all_endpoints()
 async fn recovered_endpoints_replace_the_service_address() {
     let proxy = Proxy::start("own-address-ends").await;
     let (kernel, _) = backend("kernel", ok).await;
-    let gone = refusing(1).await[0];
+    let gone = refusing_addresses(1).await[0];
     let web = || to_backend(&proxy, kernel.port(), "http", None);
     export(&proxy, web(), with_endpoints(kernel, json!({}), json!([{"address": gone}]))).await;
     assert_eq!(proxy.send("GET", "/", &[], "").await.2, "kernel");
-    // The pod that was gone listens again, at the address that is known.
+    // The pod listens again, at the same address.
     let listener = TcpListener::bind(gone).await.expect("binds");
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
@@ -222,16 +226,17 @@ async fn recovered_endpoints_replace_the_service_address() {
             });
         }
     });
-    assert_eq!(proxy.send("GET", "/", &[], "").await.2, "kernel", "it is not tried at once");
+    assert_eq!(proxy.send("GET", "/", &[], "").await.2, "kernel", "the endpoint is not tried at once");
     tokio::time::sleep(Duration::from_secs(10)).await;
     for _ in 0..5 {
         assert_eq!(proxy.send("GET", "/", &[], "").await.2, "back");
     }
 }
 
-/// What stands behind a Service's address while pods end: on its first connections each request is answered 503 by a proxy
-/// whose application takes no connection, on all others 200. With it the requests that were answered so.
-async fn ending_then_live(ending: usize) -> (SocketAddr, Arc<AtomicU32>) {
+/// A Service's address while pods terminate: on the first connections each request is answered 503
+/// `weft-unprocessed`, as by the proxy of a terminating pod, on later ones 200. Returns the address, and a counter of
+/// the 503s.
+async fn terminating_then_live(terminating: usize) -> (SocketAddr, Arc<AtomicU32>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let address = listener.local_addr().expect("an address");
     let unprocessed = Arc::new(AtomicU32::new(0));
@@ -239,11 +244,11 @@ async fn ending_then_live(ending: usize) -> (SocketAddr, Arc<AtomicU32>) {
     tokio::spawn(async move {
         for number in 0.. {
             let Ok((mut stream, _)) = listener.accept().await else { break };
-            let (count, is_ending) = (count.clone(), number < ending);
+            let (count, is_terminating) = (count.clone(), number < terminating);
             tokio::spawn(async move {
                 let mut read = [0; 4096];
                 while stream.read(&mut read).await.is_ok_and(|length| length > 0) {
-                    let answer: &[u8] = if is_ending {
+                    let answer: &[u8] = if is_terminating {
                         count.fetch_add(1, Ordering::SeqCst);
                         b"HTTP/1.1 503 No\r\nweft-unprocessed: true\r\nweft-reason: connect-failed\r\ncontent-length: 0\r\n\r\n"
                     } else {
@@ -259,19 +264,20 @@ async fn ending_then_live(ending: usize) -> (SocketAddr, Arc<AtomicU32>) {
 
 #[tokio::test]
 async fn service_address_is_retried_when_the_kernel_picks_a_terminating_pod() {
-    let proxy = Proxy::start("own-address-ending").await;
-    let gone: Vec<Value> = refusing(3).await.iter().map(|at| json!({"address": at, "hasProxy": true})).collect();
-    let (kernel, unprocessed) = ending_then_live(4).await;
+    let proxy = Proxy::start("own-address-terminating").await;
+    let gone: Vec<Value> =
+        refusing_addresses(3).await.iter().map(|at| json!({"address": at, "hasProxy": true})).collect();
+    let (kernel, unprocessed) = terminating_then_live(4).await;
     let web = to_backend(&proxy, kernel.port(), "http", None);
     export(&proxy, web, with_endpoints(kernel, json!({}), json!(gone))).await;
     for method in ["POST", "GET", "POST", "GET"] {
         let (status, _, body) = proxy.send(method, "/", &[], "").await;
         assert_eq!((status.as_u16(), body.as_str()), (200, "kernel"), "{method}");
     }
-    assert_eq!(unprocessed.load(Ordering::SeqCst), 4, "no connection to a pod that is ending is used twice");
+    assert_eq!(unprocessed.load(Ordering::SeqCst), 4, "no connection to a terminating pod is reused");
 
-    // All pods are ending: the reason is told, and the connection is not kept for the next request.
-    let (kernel, unprocessed) = ending_then_live(20).await;
+    // All pods terminate: the response has the reason, and the connection is not reused.
+    let (kernel, unprocessed) = terminating_then_live(20).await;
     let web = to_backend(&proxy, kernel.port(), "http", None);
     export(&proxy, web, with_endpoints(kernel, json!({}), json!(gone))).await;
     let begun = Instant::now();
@@ -289,9 +295,9 @@ async fn service_address_is_retried_when_the_kernel_picks_a_terminating_pod() {
 #[tokio::test]
 async fn applications_behind_the_service_address_cannot_request_retries() {
     let proxy = Proxy::start("own-address-claim").await;
-    let gone = refusing(2).await;
+    let gone = refusing_addresses(2).await;
     for endpoints in [json!([]), json!([{"address": gone[0], "hasProxy": true}, {"address": gone[1]}])] {
-        let (kernel, unprocessed) = ending_then_live(usize::MAX).await;
+        let (kernel, unprocessed) = terminating_then_live(usize::MAX).await;
         let web = to_backend(&proxy, kernel.port(), "http", None);
         export(&proxy, web, with_endpoints(kernel, json!({}), endpoints.clone())).await;
         let (status, headers, _) = proxy.send("POST", "/", &[], "").await;
@@ -303,7 +309,7 @@ async fn applications_behind_the_service_address_cannot_request_retries() {
 #[tokio::test]
 async fn refused_service_address_answers_connect_failed() {
     let proxy = Proxy::start("own-address-refuses").await;
-    let gone = refusing(2).await;
+    let gone = refusing_addresses(2).await;
     let web = to_backend(&proxy, gone[1].port(), "http", None);
     export(&proxy, web, with_endpoints(gone[1], json!({}), json!([{"address": gone[0]}]))).await;
     let begun = Instant::now();
@@ -324,16 +330,16 @@ async fn internal_traffic_policy_local_stays_on_the_node() {
     let unknown = json!({"address": there});
     for protocol in ["http", "tcp"] {
         let own = json!({"address": here, "node": "node-1"});
-        only(&proxy, protocol, local(), json!([own, elsewhere])).await;
+        export_web(&proxy, protocol, local(), json!([own, elsewhere])).await;
         for _ in 0..20 {
             assert_eq!(proxy.send("GET", "/", &[], "").await.2, "here", "{protocol}");
         }
         let own = json!({"address": here, "node": "node-1", "terminating": true});
-        only(&proxy, protocol, local(), json!([own, elsewhere])).await;
+        export_web(&proxy, protocol, local(), json!([own, elsewhere])).await;
         assert_eq!(
             proxy.send("GET", "/", &[], "").await.2,
             "here",
-            "{protocol}: it terminates, and is the only one here"
+            "{protocol}: a terminating endpoint, the only one on the node"
         );
     }
     for other in [elsewhere, unknown] {
@@ -343,28 +349,28 @@ async fn internal_traffic_policy_local_stays_on_the_node() {
         assert_eq!((status.as_u16(), reason(&headers)), (503, "no-local-endpoints"), "{body}");
         assert!(body.contains("internalTrafficPolicy"), "{body}");
     }
-    assert_eq!(by_kernel.connections.load(Ordering::SeqCst), 0, "the kernel would drop it");
+    assert_eq!(by_kernel.connections.load(Ordering::SeqCst), 0, "the kernel would drop the connection");
     let web = to_backend(&proxy, there.port(), "http", None);
     export(&proxy, web, with_endpoints(there, local(), json!([]))).await;
-    assert_eq!(proxy.send("GET", "/", &[], "").await.2, "there", "none is known anywhere: the kernel may know one");
+    assert_eq!(proxy.send("GET", "/", &[], "").await.2, "there", "no endpoint is known: the kernel may know one");
     assert_eq!(seen.requests.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]
 async fn terminating_and_lost_endpoints_are_used_last() {
     let proxy = Proxy::start("terminating").await;
-    let (leaving, _) = backend("leaving", ok).await;
+    let (terminating, _) = backend("terminating", ok).await;
     let (ready, _) = backend("ready", ok).await;
     let (lost, _) = backend("lost", ok).await;
-    let leaving = || json!({"address": leaving, "terminating": true});
+    let terminating = || json!({"address": terminating, "terminating": true});
     let lost = || json!({"address": lost, "lost": true});
     for (endpoints, expected) in [
-        (json!([leaving(), {"address": ready}, lost()]), "ready"),
-        (json!([leaving(), lost()]), "leaving"),
-        (json!([leaving()]), "leaving"),
+        (json!([terminating(), {"address": ready}, lost()]), "ready"),
+        (json!([terminating(), lost()]), "terminating"),
+        (json!([terminating()]), "terminating"),
         (json!([lost()]), "lost"),
     ] {
-        only(&proxy, "http", json!({"balancer": "roundRobin"}), endpoints).await;
+        export_web(&proxy, "http", json!({"balancer": "roundRobin"}), endpoints).await;
         for _ in 0..10 {
             let (status, _, body) = proxy.send("GET", "/", &[], "").await;
             assert_eq!((status.as_u16(), body.as_str()), (200, expected));
@@ -383,25 +389,29 @@ async fn client_ip_affinity_lasts_for_the_timeout() {
         |but: &str| -> Value { endpoints.iter().filter(|(name, _)| *name != but).map(|(_, at)| at.clone()).collect() };
     for protocol in ["http", "tcp"] {
         let settings = || json!({"balancer": "roundRobin", "clientIpSeconds": 1});
-        only(&proxy, protocol, settings(), all("")).await;
+        export_web(&proxy, protocol, settings(), all("")).await;
         let first = proxy.send("GET", "/", &[], "").await.2;
         for _ in 0..10 {
             assert_eq!(proxy.send("GET", "/", &[], "").await.2, first, "{protocol}");
         }
-        // The first turn may be that of the same endpoint; the next is not.
+        // Round robin may choose the same endpoint once, but not twice.
         let mut later = Vec::new();
         for _ in 0..2 {
             tokio::time::sleep(Duration::from_millis(1_200)).await;
             later.push(proxy.send("GET", "/", &[], "").await.2);
         }
-        assert!(later.iter().any(|name| *name != first), "{protocol}: silent for longer than the timeout: {later:?}");
+        assert!(later.iter().any(|name| *name != first), "{protocol}: idle for longer than the timeout: {later:?}");
         let second = later.remove(1);
-        only(&proxy, protocol, settings(), all(&second)).await;
+        export_web(&proxy, protocol, settings(), all(&second)).await;
         let third = proxy.send("GET", "/", &[], "").await.2;
         assert_ne!(third, second, "{protocol}: that endpoint is gone");
-        only(&proxy, protocol, settings(), all("")).await;
+        export_web(&proxy, protocol, settings(), all("")).await;
         for _ in 0..10 {
-            assert_eq!(proxy.send("GET", "/", &[], "").await.2, third, "{protocol}: it stays where it is now");
+            assert_eq!(
+                proxy.send("GET", "/", &[], "").await.2,
+                third,
+                "{protocol}: the client stays with the new endpoint"
+            );
         }
     }
 }
@@ -430,7 +440,7 @@ async fn same_node_is_preferred_then_same_zone() {
     for endpoints in places {
         for (gone, expected) in [(0, "node"), (1, "zone"), (2, "far")] {
             let settings = json!({"balancer": "random", "preferSameNode": true, "preferSameZone": true});
-            only(&proxy, "http", settings, endpoints(gone)).await;
+            export_web(&proxy, "http", settings, endpoints(gone)).await;
             for _ in 0..10 {
                 assert_eq!(proxy.send("GET", "/", &[], "").await.2, expected);
             }

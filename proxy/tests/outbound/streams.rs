@@ -1,9 +1,9 @@
-//! Rules for connections: TLS by server name, bytes by weight.
+//! Rules for TLS and TCP connections: TLS by server name, TCP by weight.
 
 use super::*;
 
-/// A server that says its name once it was sent something, and then what it was sent.
-async fn speaker(name: &'static str) -> SocketAddr {
+/// A client-first TCP server that echoes each read with its name in front.
+async fn echo_server(name: &'static str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let address = listener.local_addr().expect("an address");
     tokio::spawn(async move {
@@ -21,8 +21,8 @@ async fn speaker(name: &'static str) -> SocketAddr {
     address
 }
 
-/// The first bytes of a TLS client that asks for a name, or for none.
-fn hello(name: Option<&str>) -> Vec<u8> {
+/// A ClientHello with or without a server name.
+fn client_hello(name: Option<&str>) -> Vec<u8> {
     let mut config = rustls::ClientConfig::builder_with_provider(rustls::crypto::aws_lc_rs::default_provider().into())
         .with_safe_default_protocol_versions()
         .expect("versions")
@@ -36,8 +36,8 @@ fn hello(name: Option<&str>) -> Vec<u8> {
     bytes
 }
 
-/// What comes back for these bytes, sent in pieces, until the other side falls silent or closes.
-async fn say(proxy: &Proxy, bytes: &[u8], piece: usize) -> Vec<u8> {
+/// Sends bytes in pieces, and returns what comes back until the connection is closed or silent for 300 ms.
+async fn exchange(proxy: &Proxy, bytes: &[u8], piece: usize) -> Vec<u8> {
     let mut client = TcpStream::connect(proxy.address).await.expect("connects");
     client.set_nodelay(true).expect("set");
     for part in bytes.chunks(piece) {
@@ -60,7 +60,7 @@ fn stream_rule(proxy: &Proxy, name: &str, shares: &[(&str, u32)]) -> Value {
     json!({"route": {"namespace": "shop", "name": "reviews"}, "name": name, "backends": backends})
 }
 
-async fn closed(proxy: &Proxy, reason: &str) -> u64 {
+async fn closed_connections(proxy: &Proxy, reason: &str) -> u64 {
     let (_, page) = proxy.get(proxy.metrics, "/metrics").await;
     let label = format!("reason=\"{reason}\"");
     let lines = page.lines().filter(|line| line.starts_with("weft_tcp_connections_total{") && line.contains(&label));
@@ -72,7 +72,7 @@ const ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 #[tokio::test]
 async fn tls_is_routed_by_server_name() {
     let proxy = Proxy::start("sni").await;
-    let (one, two) = (speaker("one").await, speaker("two").await);
+    let (one, two) = (echo_server("one").await, echo_server("two").await);
     let table = json!({
         "tls": [{"rule": 0, "name": "shop.example"}, {"rule": 1, "name": "*.shop.example"}],
         "streams": [stream_rule(&proxy, "tls-0", &[("one", 1)]), stream_rule(&proxy, "tls-1", &[("two", 1)])]
@@ -82,26 +82,29 @@ async fn tls_is_routed_by_server_name() {
     for protocol in ["detect", "tcp"] {
         proxy.configure(Some(table.clone()), protocol, &endpoints, settings()).await;
         for (name, by) in [("shop.example", "one:"), ("a.shop.example", "two:"), ("A.b.Shop.Example", "two:")] {
-            let hello = hello(Some(name));
-            let got = say(&proxy, &hello, hello.len()).await;
-            assert!(got.starts_with(by.as_bytes()) && got.ends_with(&hello), "{protocol} {name}: every byte passes");
+            let hello = client_hello(Some(name));
+            let got = exchange(&proxy, &hello, hello.len()).await;
+            assert!(
+                got.starts_with(by.as_bytes()) && got.ends_with(&hello),
+                "{protocol} {name}: every byte is forwarded"
+            );
         }
-        let hello = hello(Some("shop.example"));
-        let got = say(&proxy, &hello, 1).await;
-        assert!(got.starts_with(b"one:"), "{protocol}: byte by byte it is the same");
+        let hello = client_hello(Some("shop.example"));
+        let got = exchange(&proxy, &hello, 1).await;
+        assert!(got.starts_with(b"one:"), "{protocol}: sent byte by byte");
     }
-    assert_eq!(say(&proxy, &hello(Some("bank.example")), 4096).await, ALERT);
-    assert_eq!(closed(&proxy, "no-route").await, 1);
-    assert_eq!(say(&proxy, &hello(None), 4096).await, ALERT);
-    assert_eq!(closed(&proxy, "no-server-name").await, 1);
-    assert_eq!(say(&proxy, b"SSH-2.0-x\r\n", 4096).await, b"", "no TLS, and no rule for it");
-    assert_eq!(closed(&proxy, "no-route").await, 2);
+    assert_eq!(exchange(&proxy, &client_hello(Some("bank.example")), 4096).await, ALERT);
+    assert_eq!(closed_connections(&proxy, "no-route").await, 1);
+    assert_eq!(exchange(&proxy, &client_hello(None), 4096).await, ALERT);
+    assert_eq!(closed_connections(&proxy, "no-server-name").await, 1);
+    assert_eq!(exchange(&proxy, b"SSH-2.0-x\r\n", 4096).await, b"", "no TLS, and no rule for it");
+    assert_eq!(closed_connections(&proxy, "no-route").await, 2);
 }
 
 #[tokio::test]
 async fn http_tls_and_tcp_rules_share_one_port() {
     let proxy = Proxy::start("mixed").await;
-    let (one, two) = (speaker("one").await, speaker("two").await);
+    let (one, two) = (echo_server("one").await, echo_server("two").await);
     let (v1, _) = backend("v1", ok).await;
     let mut table = json!({
         "matches": [{"rule": 0, "path": {"exact": "/here"}}],
@@ -115,19 +118,23 @@ async fn http_tls_and_tcp_rules_share_one_port() {
     proxy.configure(Some(table.clone()), "detect", &endpoints, settings()).await;
     assert_eq!(proxy.send("GET", "/here", &[], "").await.2, "v1");
     assert_eq!(proxy.send("GET", "/nowhere", &[], "").await.0, 404);
-    assert!(say(&proxy, &hello(Some("shop.example")), 4096).await.starts_with(b"one:"));
-    assert_eq!(say(&proxy, &hello(Some("bank.example")), 4096).await, ALERT, "a rule for bytes is not for TLS");
-    assert_eq!(say(&proxy, b"\x01bytes", 4096).await, b"two:\x01bytes");
+    assert!(exchange(&proxy, &client_hello(Some("shop.example")), 4096).await.starts_with(b"one:"));
+    assert_eq!(
+        exchange(&proxy, &client_hello(Some("bank.example")), 4096).await,
+        ALERT,
+        "a TCP rule does not apply to TLS"
+    );
+    assert_eq!(exchange(&proxy, b"\x01bytes", 4096).await, b"two:\x01bytes");
 
-    // Without rules for HTTP and TLS, both are bytes.
+    // Without HTTP and TLS rules, the TCP rule applies to both.
     for field in ["matches", "rules", "tls"] {
         table.as_object_mut().expect("an object").remove(field);
     }
     proxy.configure(Some(table), "detect", &endpoints, settings()).await;
-    assert_eq!(say(&proxy, b"GET / HTTP/1.1\r\n\r\n", 4096).await, b"two:GET / HTTP/1.1\r\n\r\n");
-    assert!(say(&proxy, &hello(Some("bank.example")), 4096).await.starts_with(b"two:"));
+    assert_eq!(exchange(&proxy, b"GET / HTTP/1.1\r\n\r\n", 4096).await, b"two:GET / HTTP/1.1\r\n\r\n");
+    assert!(exchange(&proxy, &client_hello(Some("bank.example")), 4096).await.starts_with(b"two:"));
 
-    // Without a rule for bytes, HTTP beside TLS is HTTP that no rule takes.
+    // Without a TCP rule, HTTP on a port with TLS rules matches no route.
     let table =
         json!({"tls": [{"rule": 0, "name": "shop.example"}], "streams": [stream_rule(&proxy, "tls-0", &[("one", 1)])]});
     proxy.configure(Some(table), "detect", &endpoints, settings()).await;
@@ -138,7 +145,7 @@ async fn http_tls_and_tcp_rules_share_one_port() {
 #[tokio::test]
 async fn tcp_is_split_by_weight_and_may_be_server_first() {
     let proxy = Proxy::start("shares").await;
-    let (one, two) = (speaker("one").await, speaker("two").await);
+    let (one, two) = (echo_server("one").await, echo_server("two").await);
     let greeter = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let first = greeter.local_addr().expect("an address");
     tokio::spawn(async move {
@@ -158,7 +165,7 @@ async fn tcp_is_split_by_weight_and_may_be_server_first() {
         client.read_exact(&mut got).await.expect("reads");
         second += u32::from(&got == b"two:x");
     }
-    assert!((25..=75).contains(&second), "a quarter of 200 within reason, got {second}");
+    assert!((25..=75).contains(&second), "a quarter of 200 ± 25, got {second}");
 
     let mut with_tls = rule(&[("first", 1)]);
     with_tls["tls"] = json!([{"rule": 0, "name": "shop.example"}]);
@@ -174,6 +181,6 @@ async fn tcp_is_split_by_weight_and_may_be_server_first() {
     let mut invalid = rule(&[("one", 1)]);
     invalid["streams"][0]["backends"] = json!([{"weight": 1, "target": {"invalid": "no such Service"}}]);
     proxy.configure(Some(invalid), "tcp", &endpoints, settings()).await;
-    assert_eq!(say(&proxy, b"x", 1).await, b"");
-    assert_eq!(closed(&proxy, "backend-not-found").await, 1);
+    assert_eq!(exchange(&proxy, b"x", 1).await, b"");
+    assert_eq!(closed_connections(&proxy, "backend-not-found").await, 1);
 }
