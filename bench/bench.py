@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Measures Weft beside Envoy, nginx and haproxy on this machine. README.md says how and what.
+"""Benchmarks Weft, Envoy, nginx and haproxy on this machine. README.md describes the method and the scenarios.
 
-Raw lines go to results/latest.jsonl as they come, the table to latest.md, the chart to latest.svg. A run of all
-scenarios also renews the figures in the README at the top.
+Writes each measurement to results/latest.jsonl, the table to latest.md and the chart to latest.svg. A run of all
+scenarios without failures also updates the figures in the README.md of the repository.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from rig import peers, processes, report, scenarios, weft
 
 RESULTS = peers.BENCH / "results"
 README = weft.CHECKOUT / "README.md"
-# Twice the connections of the memory scenario, and some.
+# More than two descriptors for each connection of the memory scenario.
 FILES = 65_536
 
 
@@ -58,22 +58,22 @@ def parse_arguments() -> argparse.Namespace:
     words = lambda text: tuple(text.replace(",", " ").split())
     names = ", ".join(scenarios.SCENARIOS)
     parser.add_argument("--scenarios", type=words, default=(), help=f"of {names}; default: all")
-    parser.add_argument("--proxies", type=words, default=("weft", *report.PEERS), help="in the order of their turns")
+    parser.add_argument("--proxies", type=words, default=("weft", *report.PEERS), help="in the order of measurement")
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=4, help="duration of each measurement")
     parser.add_argument("--warm-up", type=float, default=1, help="seconds before each measurement")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder that they go to")
-    parser.add_argument("--check", action="store_true", help="fail if a ratio is not what it must be")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="output folder")
+    parser.add_argument("--check", action="store_true", help="fail if a ratio is above its limit")
     arguments = parser.parse_args()
     arguments.scenarios = arguments.scenarios or tuple(scenarios.SCENARIOS)
     for chosen, known in (arguments.scenarios, scenarios.SCENARIOS), (arguments.proxies, peers.STARTERS):
         if unknown := [name for name in chosen if name not in known]:
-            parser.error(f"there is no {', '.join(unknown)}; there are {', '.join(known)}")
+            parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(known)}")
     return arguments
 
 
 def prepare() -> None:
-    """The place for configurations, files enough for every connection, and a core for this process."""
+    """Creates the scratch folder, raises the limit of open files, and pins this process to the load core."""
     peers.SCRATCH.mkdir(parents=True, exist_ok=True)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(FILES, most) if most > 0 else FILES, most))
@@ -81,7 +81,7 @@ def prepare() -> None:
 
 
 def describe(run: scenarios.Run) -> dict:
-    """The machine and what was measured on it."""
+    """The machine, the commit, the versions of the peers, and the settings of the run."""
     cpu = next(line.split(":")[1].strip() for line in Path("/proc/cpuinfo").open() if line.startswith("model name"))
     git = ["git", "-C", str(weft.CHECKOUT)]
     commit = subprocess.run([*git, "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
@@ -103,13 +103,13 @@ def write_line(raw, line: dict) -> None:
 
 
 def progress(line: dict) -> str:
-    """A raw line for somebody who waits."""
-    who = f"{line['proxy']}{' ' + str(line['size']) if 'size' in line else ''}"
+    """A measurement as a line of progress output."""
+    name = f"{line['proxy']}{' ' + str(line['size']) if 'size' in line else ''}"
     if "failed" in line:
-        return f"{who:12} {line['failed']}"
+        return f"{name:12} {line['failed']}"
     hidden = ("scenario", "proxy", "size", "repetition", "p90_us", "p999_us", "max_us", "requests", "bytes", "seconds")
-    figures = (f"{name} {value:.4g}" for name, value in line.items() if name not in hidden and value)
-    return f"{who:12} {'  '.join(figures)}"
+    figures = (f"{measure} {value:.4g}" for measure, value in line.items() if measure not in hidden and value)
+    return f"{name:12} {'  '.join(figures)}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # usage: bench/certs.sh DIR
-# Makes a CA (ca.pem) and the certificate of a server on localhost (b.pem, b.key) in DIR, unless they are there.
+# Creates a CA (ca.pem) and a server certificate for localhost (b.pem, b.key) in DIR, unless they exist.
 set -euo pipefail
 mkdir -p "$1"
 cd "$1"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what Weft is measured beside, and builds what is measured and what measures.
+# Installs the other proxies, and builds the driver and the Weft proxy.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../e2e/cluster/lib.sh"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

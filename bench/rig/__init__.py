@@ -1,7 +1,7 @@
-"""What `bench.py` and `proxy` are made of.
+"""The modules of `bench.py` and `proxy`.
 
-weft, envoy, peers   how each proxy is started in a role
-processes            starting, pinning, stopping; CPU time and memory of what runs
+weft, envoy, peers   how each proxy is configured and started in a role
+processes            starting, pinning and stopping processes; their CPU time and memory
 scenarios            what is measured
-report               what the measurements say: pure functions from raw lines to Markdown and SVG
+report               pure functions from measurements to Markdown and SVG
 """

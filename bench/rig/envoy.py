@@ -1,10 +1,10 @@
-"""A bootstrap for Envoy, plain: the router and nothing beside it."""
+"""A minimal Envoy bootstrap: the router filter and no other."""
 
 from pathlib import Path
 
 TYPE = "type.googleapis.com/envoy"
 HTTP_OPTIONS = f"{TYPE}.extensions.upstreams.http.v3.HttpProtocolOptions"
-# What Weft has, so that flow control is the same.
+# Weft's values, so that flow control is the same.
 HTTP2 = {
     "max_concurrent_streams": 1000,
     "initial_stream_window_size": 1 << 20,
@@ -14,8 +14,8 @@ UNLIMITED = {"max_connections": 100_000, "max_pending_requests": 100_000, "max_r
 
 
 def bootstrap(role: str, listen: int, upstream: int, certs: Path, count: int = 0) -> dict:
-    """`count` is how many further clusters with a virtual host each there are (role config), or endpoints in place of one
-    (endpoints)."""
+    """`count` is the number of additional clusters, each with a virtual host (role config), or of endpoints (role
+    endpoints)."""
     protocol = {"http2_protocol_options": HTTP2} if role == "h2" else {"http_protocol_options": {}}
     if role == "tcp":
         protocol = None
@@ -34,7 +34,7 @@ def bootstrap(role: str, listen: int, upstream: int, certs: Path, count: int = 0
 
 
 def loopback(number: int) -> str:
-    """One of many addresses of this machine."""
+    """A loopback address, different for each number."""
     return f"127.0.{number // 250}.{number % 250 + 1}"
 
 

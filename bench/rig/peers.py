@@ -1,4 +1,4 @@
-"""How each proxy is started in a role: a command line and an environment, its configuration written beside."""
+"""Starts each proxy in a role: writes its configuration, and returns its command line and environment."""
 
 import json
 import os
@@ -17,25 +17,25 @@ SCRATCH = weft.CHECKOUT / "target" / "bench"
 
 @dataclass(frozen=True)
 class Command:
-    """What to run."""
+    """A command line and its environment."""
 
     argv: list[str]
     environment: dict[str, str] = field(default_factory=dict)
 
 
 def command(proxy: str, role: str, listen: int, upstream: int, count: int = 0) -> Command | None:
-    """Prepares a proxy for a role. None: it does not play it."""
+    """Prepares a proxy for a role. None: the proxy does not support the role."""
     starter = STARTERS[proxy]
     return starter(role, listen, upstream, count)
 
 
 def versions() -> dict[str, str]:
-    """Name and version of each peer, as it says itself."""
-    asked = {"Envoy": [str(envoy_binary()), "--version"], "nginx": ["nginx", "-v"], "haproxy": ["haproxy", "-v"]}
+    """Name and version of each peer, from its own output."""
+    commands = {"Envoy": [str(envoy_binary()), "--version"], "nginx": ["nginx", "-v"], "haproxy": ["haproxy", "-v"]}
     found = {}
-    for name, argv in asked.items():
-        said = subprocess.run(argv, capture_output=True, text=True, check=False)
-        version = re.search(r"\d+\.\d+\.\d+", said.stdout + said.stderr)
+    for name, argv in commands.items():
+        result = subprocess.run(argv, capture_output=True, text=True, check=False)
+        version = re.search(r"\d+\.\d+\.\d+", result.stdout + result.stderr)
         found[name] = f"{name} {version[0] if version else '?'}"
     return found
 
@@ -96,14 +96,14 @@ def _haproxy(role: str, listen: int, upstream: int, _count: int) -> Command | No
 
 
 def _haproxy_tls() -> str:
-    """Certificate and key are one file to haproxy."""
+    """haproxy reads certificate and key from one file."""
     both = SCRATCH / "haproxy.pem"
     both.write_text((CERTS / "b.pem").read_text() + (CERTS / "b.key").read_text())
     return f"ssl crt {both} no-tls-tickets ssl-min-ver TLSv1.3"
 
 
 def _fill(template: str, name: str, **values: object) -> Path:
-    """Writes a configuration with the values in the places that are named @SO@."""
+    """Writes a configuration from a template, with its @PLACEHOLDERS@ replaced."""
     text = (CONFIGS / template).read_text()
     for key, value in values.items():
         text = text.replace(f"@{key}@", str(value))

@@ -1,4 +1,4 @@
-"""Processes on the two cores of a measurement: the proxy has one to itself, everything else shares the other."""
+"""Processes of a measurement: the proxy has one core to itself, all others share a second core."""
 
 import json
 import os
@@ -15,16 +15,16 @@ from rig.peers import BENCH, SCRATCH, Command
 PROXY_CORE = int(os.environ.get("BENCH_PROXY_CORE", "0"))
 LOAD_CORE = int(os.environ.get("BENCH_LOAD_CORE", "1"))
 UPSTREAM_PORT = 9100
-# Everything that is started listens within this time, or has failed.
+# A process that does not listen within this time has failed.
 START_SECONDS = 120
 
 
 class Failure(Exception):
-    """Why there is no measurement."""
+    """A measurement failed, for this reason."""
 
 
 class Processes:
-    """What one scenario has started; all of it is gone at the end."""
+    """The processes of one scenario. All are killed at its end."""
 
     def __init__(self) -> None:
         self._started: list[subprocess.Popen] = []
@@ -41,7 +41,7 @@ class Processes:
             process.wait()
 
     def proxy(self, command: Command) -> subprocess.Popen:
-        """Starts a proxy. What it prints is thrown away, as what else a container prints and nobody collects."""
+        """Starts a proxy. Its standard output (the access log) is discarded, its errors go to stderr.log."""
         with (SCRATCH / "stderr.log").open("a") as errors:
             return self._start(command.argv, PROXY_CORE, env=os.environ | command.environment, stderr=errors)
 
@@ -51,7 +51,7 @@ class Processes:
         wait_for_port(self._start(argv, LOAD_CORE), UPSTREAM_PORT)
 
     def driver(self, *arguments: str) -> subprocess.Popen:
-        """Starts the driver, to read what it prints."""
+        """Starts the driver, with pipes for its input and output."""
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         return self._start([str(driver()), *arguments], LOAD_CORE, **pipes)
 
@@ -85,14 +85,14 @@ def wait_for_answer(process: subprocess.Popen, port: int) -> None:
     _wait(process, port, answered)
 
 
-def _wait(process: subprocess.Popen, port: int, well: callable) -> None:
+def _wait(process: subprocess.Popen, port: int, is_ready: callable) -> None:
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
         if process.poll() is not None:
             raise Failure(f"{process.args[0]} ended with status {process.returncode}")
         try:
             with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-                if well(connection):
+                if is_ready(connection):
                     return
         except OSError:
             pass
@@ -100,17 +100,17 @@ def _wait(process: subprocess.Popen, port: int, well: callable) -> None:
     raise Failure(f"{process.args[0]} did not listen on port {port} within {START_SECONDS} s")
 
 
-def family(pid: int) -> list[int]:
+def process_tree(pid: int) -> list[int]:
     """A process and its descendants."""
     members = [pid]
     for thread in Path(f"/proc/{pid}/task").iterdir():
         for child in (thread / "children").read_text().split():
-            members += family(int(child))
+            members += process_tree(int(child))
     return members
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """CPU time of all threads, to the nanosecond."""
+    """CPU time of all threads. /proc has it in nanoseconds."""
     total = 0
     for pid in pids:
         for thread in Path(f"/proc/{pid}/task").iterdir():
@@ -119,7 +119,7 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 
 
 def resident_kb(pids: Iterable[int]) -> int:
-    """Memory of the processes that is in RAM."""
+    """Resident memory (RSS) of the processes."""
     total = 0
     for pid in pids:
         total += int(re.search(r"^Rss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)[1])
@@ -127,16 +127,16 @@ def resident_kb(pids: Iterable[int]) -> int:
 
 
 def measure(processes: Processes, pids: list[int], arguments: list[str]) -> dict:
-    """What the driver prints, and the CPU time that the processes used from the end of its warm-up to the result."""
+    """Runs the driver. Returns its result, and the CPU time of the processes between the end of its warm-up and the end."""
     load = processes.driver(*arguments)
     begun = ended = None
     for line in load.stdout:
         now = (time.monotonic(), cpu_seconds(pids))
-        said = json.loads(line)
-        if said.get("phase") == "measure":
+        message = json.loads(line)
+        if message.get("phase") == "measure":
             begun = now
         else:
-            ended, result = now, said
+            ended, result = now, message
     if load.wait() != 0 or begun is None or ended is None:
-        raise Failure(f"the driver ended with status {load.returncode} and without a result")
+        raise Failure(f"the driver ended with status {load.returncode} and printed no result")
     return result | {"cpu_s": ended[1] - begun[1], "busy": (ended[1] - begun[1]) / (ended[0] - begun[0])}

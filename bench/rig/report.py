@@ -1,4 +1,4 @@
-"""What the measurements say. Pure: raw lines and a description of the run in, Markdown and SVG out."""
+"""Tables and charts. Pure functions: measurements and a description of the run in, Markdown and SVG out."""
 
 import statistics
 from collections import defaultdict
@@ -10,7 +10,7 @@ OURS, BEFORE, REFERENCE, PEERS = "weft", "before", "envoy", ("envoy", "nginx", "
 
 @dataclass(frozen=True)
 class Row:
-    """A measure by which Weft is compared with Envoy, and what the ratio has to be. None: nobody said."""
+    """A measure by which Weft is compared with Envoy: highest allowed ratio (must) and goal (aim). None: no limit."""
 
     scenario: str
     measure: str
@@ -46,25 +46,24 @@ ROWS = (
     Row("config1000", "start_s", "Start with 1,000 clusters and routes", "s"),
 )
 
-# By what a change is judged, whoever else was measured.
+# The measures that `comparison` shows.
 COMPARED = {row.measure for row in ROWS} | {"p50_us", "p99_us", "instructions"}
 
 
 @dataclass(frozen=True)
 class Growth:
-    """A configuration in several sizes, and how much more a request may cost with a larger than with the smallest."""
+    """A configuration in several sizes, and the highest allowed cost of a request relative to the smallest size."""
 
     scenario: str
     title: str
     measure: str
     unit: str
-    # None: as much as it does with Envoy.
+    # None: as much as with Envoy.
     must: float | None
 
 
-# What a request costs is not to grow; what is allowed is how far two runs of the same thing are apart. Connections to
-# 3,000 endpoints are in no cache, be it the kernel's part of them or the proxy's: the work is the same, by instructions, and
-# takes longer.
+# The cost of a request must not grow; the limits only allow for noise. Connections to 3,000 endpoints do not fit into
+# CPU caches, neither the kernel's part nor the proxy's: the instructions are the same, but take longer.
 GROWTHS = (
     Growth("routes", "routes on the port", "cpu_us", "µs", 1.10),
     Growth("routes_instructions", "routes on the port", "instructions", "instructions", 1.02),
@@ -75,7 +74,7 @@ GROWTHS = (
 
 @dataclass(frozen=True)
 class Spread:
-    """A measure over the repetitions."""
+    """Median and range of a measure over the repetitions."""
 
     median: float
     low: float
@@ -88,7 +87,7 @@ Key = tuple[str, int | None, str, str]
 
 @dataclass(frozen=True)
 class Verdict:
-    """A row with what was measured of it. The ratio is None where Weft or Envoy has not been measured."""
+    """A row and its measurements. The ratio is None if Weft or Envoy was not measured."""
 
     row: Row
     values: dict[str, Spread]
@@ -96,7 +95,7 @@ class Verdict:
 
     @property
     def met(self) -> bool:
-        """Whether the ratio is what it must be."""
+        """Whether the ratio is within its limit."""
         return self.row.must is None or (self.ratio is not None and self.ratio <= self.row.must)
 
 
@@ -111,12 +110,12 @@ def summarise(lines: list[dict]) -> dict[Key, Spread]:
 
 
 def failures(lines: list[dict]) -> list[str]:
-    """What could not be measured, and why."""
+    """The failed measurements and their reasons."""
     return [f"{line['scenario']}, {line['proxy']}: {line['failed']}" for line in lines if "failed" in line]
 
 
 def verdicts(summary: dict[Key, Spread]) -> list[Verdict]:
-    """Each row, held against the reference."""
+    """Each row, compared with the reference."""
     found = []
     for row in ROWS:
         values = {}
@@ -132,7 +131,7 @@ def verdicts(summary: dict[Key, Spread]) -> list[Verdict]:
 
 @dataclass(frozen=True)
 class Size:
-    """What a request costs with a configuration of that size, and its ratio to that with the smallest."""
+    """The cost of a request with a configuration of this size, and its ratio to the smallest size."""
 
     size: int
     cost: Spread
@@ -140,7 +139,7 @@ class Size:
 
 
 def growth(lines: list[dict], of: Growth, proxy: str = OURS) -> list[Size]:
-    """The sizes, smallest first. A ratio is the median of the ratios within a round: rounds differ more than sizes do."""
+    """The sizes, smallest first. A ratio is the median of the ratios within each round, as rounds differ more than sizes."""
     rounds = defaultdict(dict)
     for line in lines:
         if line["scenario"] == of.scenario and line["proxy"] == proxy and of.measure in line:
@@ -156,14 +155,14 @@ def growth(lines: list[dict], of: Growth, proxy: str = OURS) -> list[Size]:
 
 
 def allowed(lines: list[dict], of: Growth, size: int) -> float | None:
-    """What the ratio of a size must not exceed. None: Envoy decides, and was not measured."""
+    """The highest allowed ratio of a size. None: it depends on Envoy, which was not measured."""
     if of.must is not None:
         return of.must
     return next((theirs.ratio for theirs in growth(lines, of, REFERENCE) if theirs.size == size), None)
 
 
 def missed(lines: list[dict]) -> list[str]:
-    """What had to be reached and was not, or was not measured."""
+    """The rows and growths above their limit or not measured."""
     found = []
     for verdict in verdicts(summarise(lines)):
         if not verdict.met:
@@ -183,7 +182,7 @@ def missed(lines: list[dict]) -> list[str]:
 
 
 def machine(about: dict) -> str:
-    """The run in one line."""
+    """A description of the run in one line."""
     peers = ", ".join(about["versions"].values())
     return (
         f"{about['date']}, {about['cpu']}, {about['cores']} cores, Linux {about['kernel']}. "
@@ -196,7 +195,7 @@ def machine(about: dict) -> str:
 
 
 def markdown(about: dict, lines: list[dict]) -> str:
-    """The page with everything."""
+    """The whole results page."""
     summary = summarise(lines)
     parts = ["# Measured", machine(about)]
     if any(verdict.values for verdict in verdicts(summary)):
@@ -204,8 +203,8 @@ def markdown(about: dict, lines: list[dict]) -> str:
     parts += [growth_table(lines, of) for of in GROWTHS if growth(lines, of)]
     if counted := summary.get(("instructions", None, OURS, "instructions")):
         parts.append(
-            f"One request over HTTP/1.1 takes {counted.median:,.0f} instructions in user space, counted by valgrind: "
-            "a figure that can be compared between machines."
+            f"One HTTP/1.1 request takes {counted.median:,.0f} instructions in user space, counted by valgrind. "
+            "This figure is comparable between machines."
         )
     if failed := failures(lines):
         parts.append("Not measured:\n\n" + "\n".join(f"- {failure}" for failure in failed))
@@ -213,7 +212,7 @@ def markdown(about: dict, lines: list[dict]) -> str:
 
 
 def table(summary: dict[Key, Spread], full: bool = False) -> str:
-    """What was measured, with the ratios. Full: with the lowest and the highest run, and rows that have no goal."""
+    """The measurements and ratios. Full: with the lowest and highest run, and with rows that have no limit."""
     head = ["", "Weft", "Envoy", "nginx", "haproxy", "Weft / Envoy", "must", "aim"]
     rows = [head, ["---"] + ["--:"] * (len(head) - 1)]
     for verdict in verdicts(summary):
@@ -252,7 +251,7 @@ def _value(value: Spread | None, unit: str, spread: bool) -> str:
 
 
 def _number(value: float) -> str:
-    """Three digits that mean something."""
+    """A number with about three significant digits."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
@@ -266,10 +265,10 @@ def _goal(goal: float | None, ratio: float | None) -> str:
 
 
 def comparison(lines: list[dict]) -> str:
-    """Weft beside the binary from before a change, by everything that both were measured by.
+    """Weft compared with the binary from before a change, by every measure that both have.
 
-    The ratio is the median of the rounds' own ratios, with their quartiles: the machine's speed changes more from one round to
-    the next than within one.
+    The ratio is the median of the ratios within each round, with quartiles: the machine's speed varies more between
+    rounds than within one.
     """
     rows = [["", "measure", "before", "Weft", "Weft / before", "quartiles"], ["---"] * 2 + ["--:"] * 4]
     rounds = defaultdict(lambda: defaultdict(dict))
@@ -294,7 +293,7 @@ BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
 
 
 def with_section(readme: str, about: dict, lines: list[dict]) -> str:
-    """A README with the newest figures between its marks."""
+    """A README with the figures between its markers replaced."""
     before, rest = readme.split(BEGIN)
     _, after = rest.split(END)
     picture = "![Cost relative to Envoy](bench/results/latest.svg)"
@@ -305,9 +304,9 @@ def with_section(readme: str, about: dict, lines: list[dict]) -> str:
 # === SVG ===
 
 WIDTH, LABEL, RIGHT, TOP, STEP, BAR = 900, 360, 60, 76, 28, 14
-# Of the ratios; a longer bar is cut there and says its value.
+# The highest ratio on the scale. A longer bar is clipped there; its value is printed beside it.
 SCALE_MAX = 1.2
-# Legible on white and on black; the text follows the reader's scheme where that is known.
+# Legible on light and dark backgrounds; the text follows the reader's color scheme where it is known.
 STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #57606a; }
 .title { font-weight: 600; font-size: 14px; }
@@ -326,7 +325,7 @@ text { font: 12px system-ui, sans-serif; fill: #57606a; }
 
 
 def chart(about: dict, lines: list[dict]) -> str:
-    """The ratios as bars, with what they must not exceed, and nginx and haproxy as marks beside."""
+    """The ratios as bars, with their limits, and marks for nginx and haproxy."""
     shown = [found for found in verdicts(summarise(lines)) if found.ratio is not None and found.row.must is not None]
     bottom = TOP + STEP * len(shown)
     parts = [

@@ -1,7 +1,7 @@
-"""What is measured. Each scenario yields raw lines, one for each proxy and repetition.
+"""The scenarios. Each yields one measurement for each proxy and repetition.
 
-All proxies of a scenario run at once, on ports of their own, and are measured in turn, so that a machine that slows
-down slows all of them down.
+All proxies of a scenario run at the same time, each on its own port, and are measured in turn, so that a machine that
+slows down slows all of them down.
 """
 
 import http.client
@@ -18,7 +18,7 @@ from rig.processes import (
     UPSTREAM_PORT,
     Failure,
     Processes,
-    family,
+    process_tree,
     measure,
     resident_kb,
     wait_for_answer,
@@ -26,22 +26,22 @@ from rig.processes import (
 )
 
 FIRST_PORT = 9200
-# After start, and after connections came or went, for what goes on in the background to be over.
+# Pause for background work after a start, and after connections were opened or closed.
 SETTLE_SECONDS = 1.0
-# Of the scenarios that start everything anew each time.
+# Repetitions of the scenarios that start a new process for each.
 RESTARTS_MAX = 3
 IDLE_CONNECTIONS = 10_000
-# Failed requests that a measurement may have, as a share of all.
+# The share of requests that may fail in a measurement.
 FAILED_MAX = 0.001
-# The proxies that are built from Weft: this checkout, and another one to compare it with.
+# The Weft binaries: of this checkout, and one from before a change.
 OURS = ("weft", "before")
-# No proxy at all: the backend itself.
+# Requests directly to the backend, without a proxy.
 DIRECT = "direct"
 
 
 @dataclass(frozen=True)
 class Run:
-    """How much is measured."""
+    """The settings of a run."""
 
     proxies: tuple[str, ...]
     repetitions: int
@@ -51,18 +51,18 @@ class Run:
 
 @dataclass(frozen=True)
 class Load:
-    """Requests through a proxy in a role."""
+    """Load through a proxy in a role."""
 
     role: str
     arguments: str
     backend: str = "backend"
-    # Also measure without a proxy, and say how much later half of the requests are answered with one.
+    # Also measures without a proxy, and reports the difference of the medians (added_p50_us).
     added: bool = False
 
 
 @dataclass(frozen=True)
 class Growth:
-    """Requests through a proxy with a configuration of several sizes, which are measured in turn."""
+    """Load through a proxy with configurations of several sizes, which are measured in turn."""
 
     role: str
     sizes: tuple[int, ...]
@@ -71,39 +71,39 @@ class Growth:
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory of a proxy that has done nothing, and with connections that each made one request."""
+    """Memory of a proxy that is idle, and with connections that each made one request."""
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """Time from start to the first answer with further clusters and routes, and memory beyond that without them."""
+    """With this many additional clusters and routes: time from start to the first response, and additional memory."""
 
     clusters: int
 
 
 @dataclass(frozen=True)
 class Instructions:
-    """Instructions in user space for one request over HTTP/1.1: comparable between machines, and free of noise."""
+    """Instructions in user space per HTTP/1.1 request: comparable between machines, and free of noise."""
 
     role: str = "h1"
-    # Of the configuration, where there are several.
+    # Sizes of the configuration.
     sizes: tuple[int | None, ...] = (None,)
     path: Callable[[int | None], str] = lambda _size: "/"
-    # What so many requests take beyond so few, so that start, end and the first connections are not in it.
+    # The difference of two runs, so that start, end and the first connections do not count.
     few: int = 500
     many: int = 2500
 
 
 @dataclass
 class Target:
-    """A proxy that runs."""
+    """A running proxy."""
 
     port: int
     pid: int | None = None
 
     def pids(self) -> list[int]:
-        """Its processes as of now: some proxies listen before they have all of them."""
-        return family(self.pid) if self.pid else []
+        """The current processes: some proxies listen before all their workers have started."""
+        return process_tree(self.pid) if self.pid else []
 
 
 TLS = f"--tls {CERTS}/ca.pem"
@@ -130,13 +130,13 @@ SCENARIOS = {
     "config10000": Configuration(10_000),
     "instructions": Instructions(),
     "routes_instructions": Instructions("routes", (10, 1000, 10_000), weft.path_of_last_route),
-    # Beyond 600 the connections that idle are closed before valgrind comes to use them again.
+    # With more than 600, idle connections are closed before the proxy under valgrind reuses them.
     "endpoints_instructions": Instructions("endpoints", (10, 600), few=4000, many=8000),
 }
 
 
 def run_scenario(name: str, run: Run) -> Iterator[dict]:
-    """The raw lines of a scenario."""
+    """The measurements of a scenario."""
     match SCENARIOS[name]:
         case Load() as load:
             lines = _load(load, run)
@@ -199,7 +199,7 @@ def _in_turn(
     for repetition in range(run.repetitions):
         direct = None
         proxies = [name for name in targets if name != DIRECT]
-        # Back and forth, so that none is always measured behind the same other.
+        # The order alternates, so that no proxy is always measured after the same other.
         if repetition % 2:
             proxies.reverse()
         for name in [DIRECT] * (DIRECT in targets) + proxies:
@@ -218,11 +218,11 @@ def _in_turn(
 
 
 def _per_unit(result: dict) -> dict:
-    """A result with CPU time by request, or by gigabyte."""
+    """A result with CPU time per request or per gigabyte."""
     cpu = result.pop("cpu_s")
     if "bytes" in result:
         if result["bytes"] == 0:
-            raise Failure("no byte came through")
+            raise Failure("no bytes were transferred")
         return result | {"cpu_s_per_gb": cpu / (result["bytes"] / 1e9)}
     requests, failed = result["requests"], result["refused"] + result["broken"]
     if failed > FAILED_MAX * requests or requests == 0:
@@ -244,7 +244,7 @@ def _memory_of(proxy: str) -> dict:
         idle = resident_kb(target.pids())
         holder = processes.driver("hold", "--port", str(target.port), "--connections", str(IDLE_CONNECTIONS))
         if not holder.stdout.readline():
-            raise Failure(f"{IDLE_CONNECTIONS} connections could not be made")
+            raise Failure(f"{IDLE_CONNECTIONS} connections could not be opened")
         time.sleep(SETTLE_SECONDS)
         held = resident_kb(target.pids())
         holder.communicate()
@@ -276,7 +276,7 @@ def _started(proxy: str, clusters: int) -> tuple[float, int]:
         wait_for_answer(process, FIRST_PORT)
         took = time.monotonic() - begun
         time.sleep(SETTLE_SECONDS)
-        return took, resident_kb(family(process.pid))
+        return took, resident_kb(process_tree(process.pid))
 
 
 def _or_failure(work: Callable[..., dict], *arguments: object) -> dict:
@@ -299,7 +299,7 @@ def _instructions_of(proxy: str, scenario: Instructions, size: int | None) -> di
 
 
 def _counted(proxy: str, scenario: Instructions, size: int | None, requests: int) -> int:
-    """Instructions of a proxy from its start to its end."""
+    """Instructions of a proxy from its start to its end, with this many requests."""
     prepared = command(proxy, scenario.role, FIRST_PORT, UPSTREAM_PORT, size or 0)
     log = SCRATCH / "valgrind.log"
     valgrind = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", f"--log-file={log}"]
@@ -316,5 +316,5 @@ def _counted(proxy: str, scenario: Instructions, size: int | None, requests: int
         process.wait(START_SECONDS)
     collected = re.search(r"Collected : (\d+)", log.read_text())
     if not collected:
-        raise Failure("valgrind counted nothing")
+        raise Failure("valgrind printed no count")
     return int(collected[1])

@@ -1,5 +1,5 @@
-"""The Weft proxy outside of a pod: the documents that an operator would have written, and the environment that an
-injector would have set. Nothing is redirected, so the address of the one Service is the proxy's own listener."""
+"""The Weft proxy outside of a pod: the documents that the operator would write, and the environment that the injector
+would set. Nothing is redirected, so the address of the only Service is the proxy's own listener."""
 
 import json
 import os
@@ -12,14 +12,14 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 NAMESPACE = "bench"
 SERVICE = "backend"
 
-# role: what the Service's port says is spoken there
+# Outbound roles, with the protocol of the Service's port.
 PROTOCOLS = {"h1": "http", "h2": "http2", "tcp": "tcp", "config": "http", "routes": "http", "endpoints": "http"}
-# Those that the inbound side plays: no port and no route says where connections go.
+# Inbound roles. Connections go to the local application, without ports and routes.
 INBOUND = ("policy", "tlsterm")
 ROLES = (*PROTOCOLS, *INBOUND)
 
-# As the operator writes them for a rule that says only `retry: {}` and `timeouts: {request: 15s}`, and for limits that
-# are there and not reached.
+# What the operator writes for a rule with only `retry: {}` and `timeouts: {request: 15s}`, and limits that are never
+# reached.
 RETRY = {
     "attempts": 1,
     "codes": [502, 503, 504],
@@ -31,7 +31,7 @@ LIMITS = {"maxConnections": 100_000, "maxRequests": 100_000, "maxPending": 100_0
 
 
 def binary() -> Path:
-    """The proxy that WEFT_PROXY names, else the one built from this checkout. It is built if it is not there."""
+    """The binary that WEFT_PROXY names, or else the release build of this checkout, which is built if it is missing."""
     if named := os.environ.get("WEFT_PROXY"):
         return Path(named)
     if not _built():
@@ -46,7 +46,7 @@ def _built() -> list[Path]:
 
 
 def environment(role: str, listen: int, upstream: int, certs: Path, folder: Path) -> dict[str, str]:
-    """What the proxy is told when it starts. Everything else stays at the defaults that it has in a pod."""
+    """The proxy's environment variables. All other settings have their defaults."""
     local = {"outboundPort": listen}
     if role in INBOUND:
         local = {"inboundPort": listen, "application": f"127.0.0.1:{upstream}"}
@@ -62,7 +62,7 @@ def environment(role: str, listen: int, upstream: int, certs: Path, folder: Path
 
 
 def write_documents(role: str, listen: int, upstream: int, folder: Path, count: int = 0) -> None:
-    """Writes the files that the proxy reads its configuration from."""
+    """Writes the configuration files of the proxy."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, body in documents(role, listen, upstream, count).items():
         (folder / f"{name}.json").write_text(json.dumps(body))
@@ -71,8 +71,8 @@ def write_documents(role: str, listen: int, upstream: int, folder: Path, count: 
 def documents(role: str, listen: int, upstream: int, count: int = 0) -> dict[str, dict]:
     """The exported and the private document of the namespace.
 
-    `count` is how many further Services (role config), routes of the port (routes) or endpoints in place of one
-    (endpoints) there are.
+    `count` is the number of additional Services (role config), of additional routes of the port (routes), or of
+    endpoints (endpoints).
     """
     if role == "policy":
         deny = {"action": "deny", "paths": [{"prefix": "/private"}]}
@@ -88,7 +88,7 @@ def documents(role: str, listen: int, upstream: int, count: int = 0) -> dict[str
 
 
 def path_of_last_route(count: int) -> str:
-    """A request that the last of the further routes takes."""
+    """A request path that matches the last of the additional routes."""
     return f"/routes/{count - 1}/item"
 
 
@@ -106,7 +106,7 @@ def _further_service(number: int) -> dict:
 
 
 def _routes(service: str, port: int, further: int) -> dict:
-    """One route for everything, after further ones with a rule each."""
+    """A rule for all requests, after `further` rules with a prefix each."""
     prefixes = [f"/routes/{number}" for number in range(further)] + ["/"]
     matches = [{"rule": rule, "path": {"prefix": prefix}} for rule, prefix in enumerate(prefixes)]
     return {"matches": matches, "rules": [_rule(service, port, number) for number in range(len(prefixes))]}

@@ -1,4 +1,4 @@
-//! Bytes without end: who sends them, and who reads them.
+//! Bulk transfer over TCP: a server that sends without end, and clients that read.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -13,14 +13,14 @@ use crate::{Server, Target};
 /// Bytes of one read or write.
 const BUFFER: usize = 256 * 1024;
 
-/// How to drain.
+/// Options of `drain`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     #[command(flatten)]
     target: Target,
 }
 
-/// Sends to everybody who connects, for ever.
+/// Sends bytes on every connection, forever.
 pub(crate) fn source(server: &Server) -> anyhow::Result<()> {
     const LISTENER: usize = 0;
     let listener = socket::listen(server.port)?;
@@ -48,7 +48,7 @@ pub(crate) fn source(server: &Server) -> anyhow::Result<()> {
     }
 }
 
-/// Reads from a source as fast as it can.
+/// Reads from a source as fast as possible, and prints the throughput.
 pub(crate) fn drain(options: &Options) -> anyhow::Result<()> {
     let target = &options.target;
     let mut poll = Poll::new()?;
@@ -68,7 +68,7 @@ pub(crate) fn drain(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reads for a while, and counts the bytes.
+/// Reads for this long, and returns the number of bytes.
 fn read_for(time: Duration, poll: &mut Poll, streams: &mut [TcpStream], buffer: &mut [u8]) -> anyhow::Result<u64> {
     let end = Instant::now() + time;
     let mut bytes = 0;

@@ -1,4 +1,4 @@
-//! Connections that were used once and are idle since.
+//! Idle connections that have each made one request.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -9,14 +9,14 @@ use anyhow::Context;
 use crate::Target;
 use crate::http1::first_message;
 
-/// How to hold.
+/// Options of `hold`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     #[command(flatten)]
     target: Target,
 }
 
-/// Opens the connections, says how many it holds, and waits until standard input ends.
+/// Opens the connections, prints their number, and keeps them open until standard input ends.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let mut held = Vec::new();
     for number in 0..options.target.connections {
@@ -36,7 +36,7 @@ fn used_once(target: &Target) -> anyhow::Result<TcpStream> {
     while first_message(&received).is_none() {
         let mut buffer = [0; 4096];
         let read = stream.read(&mut buffer)?;
-        anyhow::ensure!(read > 0, "closed before it was answered");
+        anyhow::ensure!(read > 0, "closed before the response");
         received.extend_from_slice(&buffer[..read]);
     }
     Ok(stream)

@@ -1,12 +1,12 @@
-//! How long requests took, as a histogram.
+//! A histogram of request latencies.
 
 use std::fmt;
 use std::time::Duration;
 
-/// Buckets for each power of two: a value is known to 1.6 %.
+/// Buckets for each power of two: values are exact to 1.6 %.
 const STEPS: usize = 64;
 
-/// Times in nanoseconds, counted by size.
+/// Latencies in nanoseconds, counted in buckets.
 pub(crate) struct Latency {
     buckets: Vec<u64>,
     count: u64,
@@ -24,7 +24,7 @@ impl Latency {
         self.largest = self.largest.max(time);
     }
 
-    /// The time that this share of the requests did not exceed, in microseconds.
+    /// The latency that this share of the requests did not exceed, in microseconds.
     fn quantile(&self, share: f64) -> f64 {
         let wanted = ((self.count as f64 * share).ceil() as u64).max(1);
         let mut seen = 0;
@@ -37,7 +37,7 @@ impl Latency {
 }
 
 impl fmt::Display for Latency {
-    /// Members of a JSON object.
+    /// Writes the members of a JSON object.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, share) in [("p50_us", 0.5), ("p90_us", 0.9), ("p99_us", 0.99), ("p999_us", 0.999)] {
             write!(f, "\"{name}\":{:.1},", self.quantile(share))?;
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bucket_begins_at_most_a_sixty_fourth_below_its_values() {
+    fn lower_bounds_are_within_a_64th_of_their_values() {
         for value in [0, 1, 63, 64, 65, 127, 128, 1_000, 123_456, 9_999_999, 12_345_678_901] {
             let lower = lower_bound(bucket(value));
             assert!(lower <= value && value - lower <= value / 64, "{value} falls into the bucket from {lower}");
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn quantiles_are_read_off() {
+    fn quantiles_are_exact_to_1_6_percent() {
         let mut latency = Latency::new();
         (1..=1000).for_each(|micros| latency.add(Duration::from_micros(micros)));
         for (share, expected) in [(0.5, 500.0), (0.99, 990.0), (1.0, 1000.0)] {

@@ -1,8 +1,8 @@
-//! `mb`: load on a proxy, and the backends behind it. One thread each, so that a whole measurement fits on one core beside
-//! the proxy's: epoll by hand for HTTP/1.1 and bytes, the `h2` crate for HTTP/2.
+//! `mb`: load generator and backends for proxy benchmarks. Each is one thread, so that both fit on one core beside the
+//! proxy's: plain epoll for HTTP/1.1 and TCP, the `h2` crate for HTTP/2.
 //!
-//! What measures prints JSON, one object on a line: `{"phase":"measure"}` when the warm-up is over, so that whoever started
-//! it can read the proxy's clock, then the result.
+//! The load commands print one JSON object per line: `{"phase":"measure"}` at the end of the warm-up, so that the
+//! caller can read the proxy's CPU time, then the result.
 
 mod bulk;
 mod hold;
@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-/// Load on a proxy, and the backends behind it.
+/// Load generator and backends for proxy benchmarks.
 #[derive(Parser)]
 struct Command {
     #[command(subcommand)]
@@ -30,42 +30,42 @@ struct Command {
 enum What {
     /// An HTTP/1.1 server on all of 127.0.0.0/8.
     Backend(Server),
-    /// An HTTP/2 server (prior knowledge) on all of 127.0.0.0/8, which answers unary gRPC too.
+    /// An HTTP/2 server (prior knowledge) on all of 127.0.0.0/8, which also answers unary gRPC.
     Backend2(Server),
-    /// A server that sends bytes to everybody, without end.
+    /// A TCP server that sends bytes on every connection, without end.
     Source(Server),
-    /// Requests over HTTP/1.1.
+    /// Sends HTTP/1.1 requests.
     Load(http1::load::Options),
-    /// Requests over HTTP/2 (prior knowledge).
+    /// Sends HTTP/2 requests (prior knowledge).
     Load2(http2::load::Options),
-    /// Reads what a source sends.
+    /// Reads from a source.
     Drain(bulk::Options),
-    /// Opens connections, makes one request on each, and keeps them until standard input ends.
+    /// Opens connections, sends one request on each, and keeps them open until standard input ends.
     Hold(hold::Options),
 }
 
-/// A server.
+/// Options of a server.
 #[derive(Args)]
 struct Server {
     #[arg(long)]
     port: u16,
-    /// Length of a response's body.
+    /// Length of the response body.
     #[arg(long, default_value_t = 1024)]
     bytes: usize,
 }
 
-/// Where load goes, and for how long.
+/// Target and duration of the load.
 #[derive(Args)]
 struct Target {
-    /// On 127.0.0.1.
+    /// Port on 127.0.0.1.
     #[arg(long)]
     port: u16,
     #[arg(long, default_value_t = 64)]
     connections: usize,
-    /// How long is measured.
+    /// Seconds of the measurement.
     #[arg(long, default_value = "4", value_parser = seconds)]
     seconds: Duration,
-    /// How long is not measured before.
+    /// Seconds of load before the measurement.
     #[arg(long, default_value = "1", value_parser = seconds)]
     warm_up: Duration,
 }
@@ -77,12 +77,12 @@ impl Target {
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is no number of seconds"))?;
+    let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of seconds"))?;
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
 fn main() -> anyhow::Result<()> {
-    // Waits end when they should, not up to 50 µs later.
+    // The default timer slack of Linux would end waits up to 50 µs late.
     rustix::thread::set_current_timer_slack(NonZeroU64::new(1))?;
     match Command::parse().what {
         What::Backend(server) => http1::backend::run(&server),

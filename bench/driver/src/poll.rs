@@ -1,4 +1,4 @@
-//! Which sockets have something to do.
+//! A wrapper of epoll.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,10 +11,10 @@ use rustix::io::Errno;
 
 pub(crate) use rustix::event::epoll::EventFlags as Flags;
 
-/// Events taken at once.
+/// Events per wait.
 const EVENTS: usize = 512;
 
-/// An epoll instance. A socket that is closed leaves it.
+/// An epoll instance. Closing a socket removes it.
 pub(crate) struct Poll {
     epoll: OwnedFd,
     events: Vec<Event>,
@@ -25,17 +25,17 @@ impl Poll {
         Ok(Self { epoll: epoll::create(CreateFlags::CLOEXEC)?, events: Vec::with_capacity(EVENTS) })
     }
 
-    /// Watches a socket; its events carry the token.
+    /// Registers a socket. Its events have this token.
     pub(crate) fn add(&self, socket: impl AsFd, token: usize, interest: Flags) -> io::Result<()> {
         Ok(epoll::add(&self.epoll, socket, EventData::new_u64(token as u64), interest)?)
     }
 
-    /// Watches a socket for something else.
+    /// Changes the interest of a registered socket.
     pub(crate) fn modify(&self, socket: impl AsFd, token: usize, interest: Flags) -> io::Result<()> {
         Ok(epoll::modify(&self.epoll, socket, EventData::new_u64(token as u64), interest)?)
     }
 
-    /// Waits for events, at most this long, and gives them as tokens with what is the matter.
+    /// Waits for events, at most this long. Returns tokens and flags.
     pub(crate) fn wait(&mut self, at_most: Option<Duration>) -> io::Result<impl Iterator<Item = (usize, Flags)>> {
         let timeout =
             at_most.map(|time| Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) });

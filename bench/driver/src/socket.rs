@@ -1,4 +1,4 @@
-//! Sockets with the options that measuring needs.
+//! Sockets with the options that benchmarks need.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -7,10 +7,10 @@ use std::time::Duration;
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// Connections that the kernel queues.
+/// Length of the accept queue.
 const BACKLOG: i32 = 65_535;
 
-/// Listens on all of 127.0.0.0/8, and on nothing else: a proxy with thousands of endpoints needs thousands of addresses.
+/// Listens on all of 127.0.0.0/8 only: a proxy with thousands of endpoints needs thousands of addresses.
 pub(crate) fn listen(port: u16) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
     socket.bind_device(Some(b"lo"))?;
@@ -21,7 +21,7 @@ pub(crate) fn listen(port: u16) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Begins to connect. With `reset`, closing it sends RST, so that a connection per request does not use up the ports.
+/// Starts to connect. With `reset`, closing sends RST, so that one connection per request does not exhaust the ports.
 pub(crate) fn connect(address: SocketAddr, reset: bool) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;

@@ -1,4 +1,4 @@
-//! The client's side of TLS.
+//! TLS client.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,10 +8,10 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
-/// The name that the certificates of servers are for.
+/// The name in the server certificate.
 const SERVER_NAME: &str = "localhost";
 
-/// Trusts one CA, and makes a full handshake each time.
+/// A configuration that trusts one CA and never resumes sessions.
 pub(crate) fn client(ca: &Path) -> anyhow::Result<Arc<ClientConfig>> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(ca)? {

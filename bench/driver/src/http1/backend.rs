@@ -1,4 +1,4 @@
-//! A server with one answer.
+//! An HTTP/1.1 server with one fixed response.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read, Write};
@@ -16,11 +16,11 @@ struct Connection {
     stream: TcpStream,
     received: Vec<u8>,
     unsent: Vec<u8>,
-    /// The client closes after its last request.
+    /// The client has sent `Connection: close`.
     last: bool,
 }
 
-/// Serves for ever.
+/// Serves forever.
 pub(crate) fn run(server: &Server) -> anyhow::Result<()> {
     let response = response(server.bytes);
     let listener = socket::listen(server.port)?;
@@ -41,12 +41,12 @@ pub(crate) fn run(server: &Server) -> anyhow::Result<()> {
                 continue;
             }
             let Some(connection) = connections.get_mut(&token) else { continue };
-            let waited = !connection.unsent.is_empty();
+            let was_blocked = !connection.unsent.is_empty();
             match connection.serve(flags, &mut buffer, &response) {
                 Ok(true) => {
-                    let waits = !connection.unsent.is_empty();
-                    if waits != waited {
-                        let writable = if waits { Flags::OUT } else { Flags::empty() };
+                    let is_blocked = !connection.unsent.is_empty();
+                    if is_blocked != was_blocked {
+                        let writable = if is_blocked { Flags::OUT } else { Flags::empty() };
                         poll.modify(&connection.stream, token, Flags::IN | Flags::RDHUP | writable)?;
                     }
                 }
@@ -63,7 +63,7 @@ impl Connection {
         Ok(Self { stream, received: Vec::new(), unsent: Vec::new(), last: false })
     }
 
-    /// Answers what has come. False: it is over.
+    /// Reads requests and answers them. Returns false when the connection is done.
     fn serve(&mut self, flags: Flags, buffer: &mut [u8], response: &[u8]) -> io::Result<bool> {
         if flags.contains(Flags::IN) {
             match self.stream.read(buffer) {

@@ -1,8 +1,8 @@
-//! Requests over HTTP/1.1.
+//! HTTP/1.1 load.
 //!
-//! Closed loop: each connection sends its next request when the last one is answered. Open loop: requests are due at a
-//! rate, whatever became of the earlier ones, and their time runs from when they were due, so that a proxy that stalls
-//! does not hide it.
+//! Closed loop: each connection sends its next request when the previous one is answered. Open loop: requests are due
+//! at a constant rate, and their latency runs from when they were due, so that stalls of the proxy count (no
+//! coordinated omission).
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
@@ -18,26 +18,26 @@ use crate::latency::Latency;
 use crate::poll::{Flags, Poll};
 use crate::{Target, socket, tls};
 
-/// How long the connections of an open loop have to be made before the first request is due.
+/// Time to open the connections of an open loop before the first request is due.
 const HEAD_START: Duration = Duration::from_millis(200);
 
-/// How requests are made.
+/// Options of `load`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     #[command(flatten)]
     target: Target,
-    /// Requests in a second. Absent: as many as are answered.
+    /// Requests per second (open loop). Default: closed loop.
     #[arg(long)]
     rate: Option<f64>,
-    /// Make a connection for each request, and count it into the request's time.
+    /// Open a new connection for each request, and include it in the latency.
     #[arg(long)]
     close: bool,
-    /// Send POST with a body of this length.
+    /// Send POST requests with a body of this length.
     #[arg(long)]
     post: Option<usize>,
     #[arg(long, default_value = "/")]
     path: String,
-    /// Speak TLS, and trust the CA in this file.
+    /// Use TLS, and trust the CA certificate in this file.
     #[arg(long)]
     tls: Option<PathBuf>,
 }
@@ -49,7 +49,7 @@ struct Load {
     tls: Option<Arc<ClientConfig>>,
     poll: Poll,
     connections: Vec<Connection>,
-    /// Of an open loop.
+    /// Only in an open loop.
     pace: Option<Pace>,
     counts: Counts,
 }
@@ -57,16 +57,16 @@ struct Load {
 struct Pace {
     interval: Duration,
     next: Instant,
-    /// When the requests were due that no connection was free for.
+    /// Due times of requests that wait for a free connection.
     waiting: VecDeque<Instant>,
     free: VecDeque<usize>,
 }
 
 struct Counts {
     answered: u64,
-    /// Answered with another status than 200.
+    /// Answered with a status other than 200.
     refused: u64,
-    /// Not answered.
+    /// Failed without a response.
     broken: u64,
     latency: Latency,
 }
@@ -75,9 +75,9 @@ struct Connection {
     stream: TcpStream,
     tls: Option<Box<ClientConnection>>,
     state: State,
-    /// When the request was begun, or the connection if it has had none.
+    /// Start of the current request, or of the connection before its first request.
     begun: Instant,
-    /// Bytes of the request that are not written yet. TLS keeps its own.
+    /// Bytes of the request that are not written yet. With TLS, rustls buffers them.
     unsent: usize,
     received: Vec<u8>,
 }
@@ -89,7 +89,7 @@ enum State {
     Busy,
 }
 
-/// Makes requests for as long as the options say, and prints what came of them.
+/// Sends requests for the configured time, and prints the result.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let mut load = Load::new(options)?;
     let measure_from = Instant::now() + options.target.warm_up;
@@ -155,7 +155,7 @@ impl Load {
                 pace.advance(now);
                 until = until.min(pace.next);
                 while let Some((token, due)) = pace.start() {
-                    // Failing to send shows when the answer is read.
+                    // A send error shows when the response is read.
                     let _ = self.connections[token].send(&self.request, due);
                 }
             }
@@ -184,7 +184,7 @@ impl Load {
                 }
             }
             Err(_) => {
-                // One that is closed while it is idle fails nobody.
+                // Closing an idle connection fails no request.
                 self.counts.broken += u64::from(connection.state != State::Idle);
                 if let Some(pace) = &mut self.pace {
                     pace.free.retain(|free| *free != token);
@@ -218,7 +218,7 @@ impl Pace {
         }
     }
 
-    /// Takes note of the requests that are due by now.
+    /// Queues the requests that are due by now.
     fn advance(&mut self, now: Instant) {
         while self.next <= now {
             self.waiting.push_back(self.next);
@@ -226,7 +226,7 @@ impl Pace {
         }
     }
 
-    /// A request to make, if one is due and a connection is free: the connection, and when it was due.
+    /// The next request, if one is due and a connection is free: the connection, and the due time.
     fn start(&mut self) -> Option<(usize, Instant)> {
         if self.waiting.is_empty() || self.free.is_empty() {
             return None;
@@ -245,7 +245,7 @@ impl Counts {
 
 // === impl Connection ===
 
-/// What an event has led to.
+/// The result of an event on a connection.
 enum Step {
     Nothing,
     Connected,
@@ -264,7 +264,7 @@ impl Connection {
         self.flush(request)
     }
 
-    /// Does what can be done now. An error means that the connection is of no more use.
+    /// Makes progress without blocking. After an error the connection is unusable.
     fn advance(&mut self, flags: Flags, request: &[u8], buffer: &mut [u8]) -> io::Result<Step> {
         if self.state == State::Connecting {
             if flags.contains(Flags::ERR) {
@@ -317,7 +317,7 @@ impl Connection {
                 return Ok(0);
             }
             tls.process_new_packets().map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
-            // The handshake's answers, and the request that waited for its end.
+            // Sends handshake messages, and the request that waited for the handshake.
             flush_tls(tls, &mut self.stream)?;
         }
     }

@@ -1,4 +1,4 @@
-//! As much of HTTP/1.1 as well-behaved peers need: where a message ends, and what it says of itself.
+//! A minimal HTTP/1.1 parser for well-behaved peers: the end of a message, its status and `Connection: close`.
 
 pub(crate) mod backend;
 pub(crate) mod load;
@@ -8,18 +8,18 @@ use memchr::memmem;
 const HEAD_END: &[u8] = b"\r\n\r\n";
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-/// A message that is there as a whole.
+/// A complete message.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Message {
-    /// In bytes, body included.
+    /// Length in bytes, with the body.
     pub(crate) length: usize,
-    /// Whether it is a response of status 200.
+    /// Whether it is a response with status 200.
     pub(crate) ok: bool,
-    /// Whether its sender closes the connection after it.
+    /// Whether it has `Connection: close`.
     pub(crate) close: bool,
 }
 
-/// The message that the bytes begin with. None: more bytes are needed. A message in chunks has to be the last.
+/// The first message in the bytes. None: incomplete. Nothing may follow a chunked message.
 pub(crate) fn first_message(bytes: &[u8]) -> Option<Message> {
     let head_length = memmem::find(bytes, HEAD_END)? + HEAD_END.len();
     let (head, rest) = bytes.split_at(head_length);
@@ -40,7 +40,7 @@ pub(crate) fn first_message(bytes: &[u8]) -> Option<Message> {
     })
 }
 
-/// The value of a header, named in lower case.
+/// The value of a header. `name` is in lower case.
 fn header<'a>(head: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     let mut lines = memmem::find_iter(head, b"\r\n").map(|at| &head[at + 2..]);
     let line =
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_end_where_they_say() {
+    fn first_message_finds_the_end_of_the_message() {
         let whole = |length, ok, close| Some(Message { length, ok, close });
         for (bytes, expected) in [
             ("GET / HTTP/1.1\r\nhost: a\r\n\r\n", whole(27, false, false)),

@@ -1,4 +1,4 @@
-//! A server with one answer, and another for gRPC.
+//! An HTTP/2 server with one fixed response, and one for gRPC.
 
 use bytes::Bytes;
 use h2::RecvStream;
@@ -10,7 +10,7 @@ use tokio::task::{LocalSet, spawn_local};
 use super::{CONNECTION_WINDOW, GRPC_MESSAGE, STREAM_WINDOW, STREAMS, runtime};
 use crate::{Server, socket};
 
-/// Serves for ever.
+/// Serves forever.
 pub(crate) fn run(server: &Server) -> anyhow::Result<()> {
     let listener = socket::listen(server.port)?;
     let body = Bytes::from(vec![b'x'; server.bytes]);
@@ -20,7 +20,7 @@ pub(crate) fn run(server: &Server) -> anyhow::Result<()> {
             let (stream, _) = listener.accept().await?;
             stream.set_nodelay(true)?;
             let body = body.clone();
-            // An error ends the connection that it is of.
+            // An error ends only this connection.
             spawn_local(async move { drop(serve(stream, body).await) });
         }
     })

@@ -1,4 +1,4 @@
-//! Requests over HTTP/2, or unary calls of gRPC: as many streams as are wanted at once, or at a rate.
+//! HTTP/2 load, or unary gRPC calls: closed loop with a number of streams, or open loop at a rate.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -14,36 +14,36 @@ use super::{CONNECTION_WINDOW, GRPC_MESSAGE, STREAM_WINDOW, STREAMS, runtime};
 use crate::Target;
 use crate::latency::Latency;
 
-/// How often due requests are looked for: the clock of the runtime knows no less.
+/// Interval at which due requests are sent, the resolution of tokio's timer.
 const TICK: Duration = Duration::from_millis(1);
 
-/// How requests are made.
+/// Options of `load2`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     #[command(flatten)]
     target: Target,
-    /// Streams at once on each connection, if there is no rate.
+    /// Concurrent streams on each connection, without --rate.
     #[arg(long, default_value_t = 100)]
     streams: usize,
-    /// Requests in a second. Absent: as many as are answered.
+    /// Requests per second (open loop). Default: closed loop.
     #[arg(long)]
     rate: Option<f64>,
-    /// Make unary calls of gRPC.
+    /// Make unary gRPC calls.
     #[arg(long)]
     grpc: bool,
 }
 
-/// What came of the requests; shared by the tasks that make them.
+/// Results of the requests, shared by the tasks that send them.
 struct Counts {
     answered: Cell<u64>,
-    /// Answered with another status than 200, or of gRPC than 0.
+    /// Answered with a status other than 200, or a gRPC status other than 0.
     refused: Cell<u64>,
-    /// Not answered.
+    /// Failed without a response.
     broken: Cell<u64>,
     latency: RefCell<Latency>,
 }
 
-/// Makes requests for as long as the options say, and prints what came of them.
+/// Sends requests for the configured time, and prints the result.
 pub(crate) fn run(options: Options) -> anyhow::Result<()> {
     LocalSet::new().block_on(&runtime()?, measure(options))
 }
@@ -92,12 +92,12 @@ async fn connect(target: &Target) -> anyhow::Result<SendRequest<Bytes>> {
     Ok(sender)
 }
 
-/// One stream of a closed loop, until its connection breaks.
+/// One stream of a closed loop, until its connection fails.
 async fn one_after_another(sender: SendRequest<Bytes>, grpc: bool, counts: Rc<Counts>) {
     while request(sender.clone(), grpc, &counts).await.is_ok() {}
 }
 
-/// An open loop. Requests go out up to a tick late, and their time runs from when they do.
+/// An open loop. Requests are sent up to a tick late, and their latency runs from when they are sent.
 async fn at_rate(rate: f64, senders: Vec<SendRequest<Bytes>>, grpc: bool, counts: Rc<Counts>) {
     let interval = Duration::from_secs_f64(1.0 / rate);
     let mut due = Instant::now();
@@ -112,7 +112,7 @@ async fn at_rate(rate: f64, senders: Vec<SendRequest<Bytes>>, grpc: bool, counts
     }
 }
 
-/// Makes one request and counts what came of it.
+/// Sends one request and counts its result.
 async fn request(sender: SendRequest<Bytes>, grpc: bool, counts: &Counts) -> Result<(), h2::Error> {
     let begun = Instant::now();
     match exchange(sender, grpc).await {
@@ -129,7 +129,7 @@ async fn request(sender: SendRequest<Bytes>, grpc: bool, counts: &Counts) -> Res
     }
 }
 
-/// Whether the answer was the one that was wanted.
+/// Sends one request. Returns whether the response was the expected one.
 async fn exchange(mut sender: SendRequest<Bytes>, grpc: bool) -> Result<bool, h2::Error> {
     let (response, mut stream) = sender.send_request(if grpc { grpc_head() } else { plain_head() }, !grpc)?;
     if grpc {

@@ -1,4 +1,4 @@
-//! HTTP/2 with prior knowledge, and unary gRPC on it.
+//! HTTP/2 with prior knowledge, and unary gRPC over it.
 
 pub(crate) mod backend;
 pub(crate) mod load;
@@ -9,10 +9,10 @@ use tokio::runtime::{Builder, Runtime};
 const STREAM_WINDOW: u32 = 1 << 20;
 /// Flow-control window of a connection.
 const CONNECTION_WINDOW: u32 = 1 << 24;
-/// Streams at once on a connection.
+/// Concurrent streams on a connection.
 const STREAMS: u32 = 1000;
 
-/// A gRPC message of 64 bytes, not compressed.
+/// An uncompressed gRPC message of 64 bytes, with its prefix.
 static GRPC_MESSAGE: [u8; 69] = {
     let mut message = [1; 69];
     [message[0], message[1], message[2], message[3], message[4]] = [0, 0, 0, 0, 64];
