@@ -121,8 +121,8 @@ fn several_proxies_run_at_once() {
 fn unusable_arguments_are_reported() {
     for (role, named) in [("unknown", "unknown"), ("tlsterm", "certs/b.pem")] {
         let output = script().args([role, "1", "2", "certs"]).output().expect("the script runs");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success() && said.contains(named), "{role}: {said}");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && text.contains(named), "{role}: {text}");
     }
 }
 

@@ -205,7 +205,7 @@ async fn backend(
                 async move {
                     let number = seen.requests.fetch_add(1, Ordering::SeqCst);
                     let target = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
-                    seen.heads.lock().expect("whole").push((target, request.headers().clone()));
+                    seen.heads.lock().expect("not poisoned").push((target, request.headers().clone()));
                     let body = request.into_body().collect().await.map(|body| body.to_bytes().len()).unwrap_or(0);
                     let (status, delay) = behave(number);
                     tokio::time::sleep(delay).await;
@@ -389,7 +389,7 @@ async fn header_and_path_filters_are_applied() {
     let headers = [("x-gone", "1"), ("x-set", "0"), ("connection", "x-named"), ("x-named", "1")];
     let (status, answered, _) = proxy.send("GET", "/here?q=1", &headers, "").await;
     assert_eq!((status.as_u16(), answered["x-added"].to_str().expect("text")), (200, "2"));
-    let (target, sent) = seen.heads.lock().expect("whole").pop().expect("a request");
+    let (target, sent) = seen.heads.lock().expect("not poisoned").pop().expect("a request");
     assert_eq!(target, "/there?q=1");
     assert_eq!(sent["host"], "other.example");
     assert_eq!(sent["x-set"], "1");
@@ -727,7 +727,7 @@ async fn health_checks_remove_unhealthy_endpoints() {
         panic!("never {count} unhealthy endpoints");
     };
     await_unhealthy(1).await;
-    assert!(seen.heads.lock().expect("whole").iter().any(|(target, _)| target == "/health"));
+    assert!(seen.heads.lock().expect("not poisoned").iter().any(|(target, _)| target == "/health"));
     for _ in 0..20 {
         assert_eq!(proxy.send("GET", "/", &[], "").await.0, 200);
     }

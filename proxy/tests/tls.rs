@@ -506,10 +506,10 @@ fn close_notify_is_sent_before_closing() {
 fn failed_handshakes_are_closed_and_counted() {
     let proxy = Proxy::start(application(echo));
     let before = proxy.failed_handshakes();
-    for (at, said) in [GET.as_bytes(), b"\x16\x03\x01\0\x02\x01\0", b"SSH-2.0-x\r\n", b""].into_iter().enumerate() {
+    for (at, sent) in [GET.as_bytes(), b"\x16\x03\x01\0\x02\x01\0", b"SSH-2.0-x\r\n", b""].into_iter().enumerate() {
         let mut stream = TcpStream::connect(proxy.address).expect("connects");
         stream.set_read_timeout(Some(TIMEOUT)).expect("set");
-        stream.write_all(said).expect("writes");
+        stream.write_all(sent).expect("writes");
         stream.shutdown(Shutdown::Write).expect("ends");
         let mut got = Vec::new();
         let _ = stream.read_to_end(&mut got);
@@ -595,8 +595,8 @@ fn unusable_certificates_fail_the_start() {
         ("the key of another", json!({"certificate": certificate, "key": file("ca.key")}), "ca.key"),
     ] {
         let output = proxy(&folder(), &fields).output().expect("it runs");
-        let said = String::from_utf8_lossy(&output.stderr);
+        let text = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success(), "{desc}: it starts");
-        assert!(said.contains("WEFT_LOCAL") && said.contains(named), "{desc}: {said}");
+        assert!(text.contains("WEFT_LOCAL") && text.contains(named), "{desc}: {text}");
     }
 }

@@ -103,7 +103,7 @@ fn incomplete_client_heads_time_out() {
     });
 }
 
-/// An application that stalls in SETTINGS or in a response head is given up after 10 s, over both versions.
+/// An application that stalls in SETTINGS or in a response head times out after 10 s, over both versions.
 #[test]
 fn incomplete_application_heads_time_out() {
     in_namespace(module_path!(), "incomplete_application_heads_time_out", || {
@@ -112,8 +112,8 @@ fn incomplete_application_heads_time_out() {
         application(|number, mut wire| {
             // Each request arrives on its own connection.
             let settled = [settings(&[]), frame(HEADERS, 0, 1, OK)].concat();
-            let said = [b"".to_vec(), settled.clone(), settled[..settled.len() - 1].to_vec()];
-            wire.send(&said[number as usize % said.len()]);
+            let variants = [b"".to_vec(), settled.clone(), settled[..settled.len() - 1].to_vec()];
+            wire.send(&variants[number as usize % variants.len()]);
             while wire.next() != Err(End::Closed) {}
         });
         let _proxy = Proxy::start();

@@ -84,11 +84,12 @@ impl Client {
             if !self.read_more()? {
                 return match self.buffer.is_empty() {
                     true => Err(ResponseError::Closed),
-                    false => Err(ResponseError::Malformed(format!("truncated within the head: {:?}", self.said()))),
+                    false => Err(ResponseError::Malformed(format!("truncated within the head: {:?}", self.unparsed()))),
                 };
             }
         };
-        let head = String::from_utf8(self.buffer[..end].to_vec()).map_err(|_| ResponseError::Malformed(self.said()))?;
+        let head =
+            String::from_utf8(self.buffer[..end].to_vec()).map_err(|_| ResponseError::Malformed(self.unparsed()))?;
         self.buffer.drain(..end + 4);
         let malformed = || ResponseError::Malformed(head.clone());
         let mut lines = head.split("\r\n");
@@ -208,7 +209,7 @@ impl Client {
     }
 
     /// Received data that is not parsed yet.
-    pub(crate) fn said(&self) -> String {
+    pub(crate) fn unparsed(&self) -> String {
         String::from_utf8_lossy(&self.buffer).into_owned()
     }
 

@@ -461,10 +461,10 @@ fn truncated_responses_stay_truncated_for_every_error_code() {
         let app = ScriptedApp::start(&[(3, 100)]);
         let proxy = Proxy::start();
         let resets = |code: u32| (RST_STREAM, 0, code.to_be_bytes().to_vec());
-        let leaves = |code: u32| (GOAWAY, 0, [[0; 4], code.to_be_bytes()].concat());
+        let go_aways = |code: u32| (GOAWAY, 0, [[0; 4], code.to_be_bytes()].concat());
         for (direction, framing) in cases() {
             for has_length in [false, true] {
-                for end in [resets(0), resets(8), leaves(0), leaves(2)] {
+                for end in [resets(0), resets(8), go_aways(0), go_aways(2)] {
                     let case = format!("{direction:?}, {framing:?}, length {has_length}, {end:?}");
                     let mut head = literal(":status", "200");
                     if has_length {
@@ -485,7 +485,7 @@ fn truncated_responses_stay_truncated_for_every_error_code() {
                         }
                         Upload::Http2(wire) => {
                             let end = match wire.end(1) {
-                                End::Status(200) => wire.body(1).1.expect_err("it looks whole"),
+                                End::Status(200) => wire.body(1).1.expect_err("the response looks complete"),
                                 end => end,
                             };
                             assert!(matches!(end, End::Reset(1..)), "{case}: {end:?}");

@@ -588,8 +588,8 @@ impl Http2App {
                 while left > 0 {
                     body.reserve_capacity(left.min(16 * 1024));
                     match std::future::poll_fn(|cx| body.poll_capacity(cx)).await {
-                        Some(Ok(room)) => {
-                            let count = room.min(left);
+                        Some(Ok(capacity)) => {
+                            let count = capacity.min(left);
                             left -= count;
                             if body.send_data(Bytes::from(vec![b'o'; count]), left == 0).is_err() {
                                 return;

@@ -569,7 +569,7 @@ fn connection_close_delivers_the_last_response_whole() {
                         let response = client.response().map(|response| (response.status, response.body.len()));
                         assert_eq!(response, Ok((200, length)), "{case}");
                         assert!(client.closes_within(TIMEOUT), "{case}");
-                        assert_eq!(client.said(), "", "{case}");
+                        assert_eq!(client.unparsed(), "", "{case}");
                     }
                 }
             }
@@ -591,8 +591,8 @@ fn refused_requests_are_answered_counted_and_logged() {
                 let mut client = Client::connect(direction.address());
                 client.send(format!("GET / HTTP/1.1\r\nHost: app\r\n{field}\r\n\r\n"));
                 let response = client.response().expect("a response");
-                let told = (response.status, response.header("weft-reason"), response.header("connection"));
-                assert_eq!(told, (status, Some("bad-request"), Some("close")), "{direction:?}");
+                let fields = (response.status, response.header("weft-reason"), response.header("connection"));
+                assert_eq!(fields, (status, Some("bad-request"), Some("close")), "{direction:?}");
             }
             let mut wire = Wire::connect(direction.address_h2());
             wire.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, &head("GET\r\n", "/")));
@@ -647,13 +647,13 @@ fn expect_100_continue_keeps_responses_in_order() {
         );
         for direction in BOTH {
             for round in 0..100 {
-                for path in ["/takes", "/refuses"] {
+                for path in ["/accepts", "/refuses"] {
                     let mut client = Client::connect(direction.address());
                     client.send(format!(
                         "POST {path} HTTP/1.1\r\nHost: app\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n"
                     ));
                     client.send("hello");
-                    let expected = if path == "/takes" { 200 } else { 417 };
+                    let expected = if path == "/accepts" { 200 } else { 417 };
                     let response = client.response().unwrap_or_else(|error| panic!("{direction:?} {path}: {error:?}"));
                     assert_eq!(response.status, expected, "{direction:?} {path} {round}");
                     if path == "/refuses" && response.header("connection") == Some("close") {
@@ -879,8 +879,8 @@ fn unusual_requests_are_handled_by_rfc_9110_and_9112() {
                 let mut client = Client::connect(direction.address());
                 client.send(format!("GET {target} HTTP/1.1\r\nHost: app\r\n\r\n"));
                 let response = client.response().unwrap_or_else(|error| panic!("{direction:?} {target}: {error:?}"));
-                let told = (response.status, response.header("weft-reason"));
-                assert_eq!(told, (502, Some("upstream-protocol")), "{direction:?} {target}");
+                let fields = (response.status, response.header("weft-reason"));
+                assert_eq!(fields, (502, Some("upstream-protocol")), "{direction:?} {target}");
             }
             app.take();
         }

@@ -67,8 +67,8 @@ async fn send(stream: &mut SendStream<Bytes>, mut bytes: Bytes, end: bool) -> Re
     while !bytes.is_empty() {
         stream.reserve_capacity(bytes.len());
         match std::future::poll_fn(|cx| stream.poll_capacity(cx)).await {
-            Some(room) => {
-                let part = bytes.split_to(room?.min(bytes.len()));
+            Some(capacity) => {
+                let part = bytes.split_to(capacity?.min(bytes.len()));
                 let last = end && bytes.is_empty();
                 stream.send_data(part, last)?;
             }
@@ -247,7 +247,7 @@ impl Client {
     }
 
     /// Makes one call with messages of these sizes. Returns the response head, its messages and its trailers.
-    async fn whole(
+    async fn exchange(
         &mut self,
         method: &str,
         metadata: &[(&'static str, &'static str)],
@@ -308,11 +308,11 @@ fn grpc_calls_and_streams_pass_two_proxies() {
         run(async |server, mut client| {
             // empty_unary, large_unary, and larger than any window.
             for size in [0, 1, 271_828, 4 * 1024 * 1024] {
-                let (_, got, last) = client.whole("Unary", &[], &[size]).await;
+                let (_, got, last) = client.exchange("Unary", &[], &[size]).await;
                 assert_eq!((sizes(&got), &last["grpc-status"]), (vec![size], &HeaderValue::from_static("0")));
             }
             // client_streaming, server_streaming, ping_pong, empty_stream.
-            let (_, got, last) = client.whole("Collect", &[], &[27_182, 8, 1_828, 45_904]).await;
+            let (_, got, last) = client.exchange("Collect", &[], &[27_182, 8, 1_828, 45_904]).await;
             assert_eq!((got[0].as_ref(), &last["grpc-status"]), (&b"74922"[..], &HeaderValue::from_static("0")));
             let mut call = client.call("Spread", &[]).await;
             finish_with(&mut call.send, vec![message(b"31415 9 2653 58979")]).await;
@@ -334,27 +334,27 @@ fn grpc_calls_and_streams_pass_two_proxies() {
             send.send_data(Bytes::new(), true).expect("half closed");
             assert_eq!(messages.next().await.expect("whole"), None);
             assert_eq!(messages.trailers().await.expect("trailers")["grpc-status"], "0");
-            let (_, got, last) = client.whole("Chat", &[], &[]).await;
+            let (_, got, last) = client.exchange("Chat", &[], &[]).await;
             assert_eq!((got.len(), &last["grpc-status"]), (0, &HeaderValue::from_static("0")));
             // Many small messages at once.
-            let (_, got, _) = client.whole("Chat", &[], &[1; 1_500]).await;
+            let (_, got, _) = client.exchange("Chat", &[], &[1; 1_500]).await;
             assert_eq!(got.len(), 1_500);
             // custom_metadata.
             let echo = [("x-echo-initial", "test_initial_metadata_value"), ("x-echo-trailing-bin", "q6ur")];
-            let (first, _, last) = client.whole("Unary", &echo, &[1]).await;
+            let (first, _, last) = client.exchange("Unary", &echo, &[1]).await;
             assert_eq!(
                 (&first["x-echo-initial"], &last["x-echo-trailing-bin"]),
                 (&HeaderValue::from_static("test_initial_metadata_value"), &HeaderValue::from_static("q6ur"))
             );
             // status_code_and_message, special_status_message, unimplemented_method, trailers only.
-            let (_, _, last) = client.whole("Fail", &[], &[1]).await;
+            let (_, _, last) = client.exchange("Fail", &[], &[1]).await;
             assert_eq!(last["grpc-status"], "2");
             assert_eq!(
                 last["grpc-message"],
                 "%09%0Atest with whitespace%0D%0Aand Unicode BMP %E2%98%BA and non-BMP %F0%9F%98%88%09%0A"
             );
             for (method, status) in [("FailAtOnce", "7"), ("Nothing", "12")] {
-                let (first, got, _) = client.whole(method, &[], &[1]).await;
+                let (first, got, _) = client.exchange(method, &[], &[1]).await;
                 assert_eq!((&first["grpc-status"], got.len()), (&HeaderValue::from_static(status), 0), "{method}");
             }
             // Headers that both proxies forward unchanged.
@@ -403,7 +403,7 @@ fn grpc_cancellations_and_early_responses_pass_two_proxies() {
             assert_eq!(timeouts, ["100m"], "forwarded unchanged");
             // Proxies do not parse grpc-timeout, so an invalid one changes nothing.
             for timeout in ["99999999H", "999999999999999999S", "x", ""] {
-                let (_, _, last) = client.whole("Unary", &[("grpc-timeout", timeout)], &[1]).await;
+                let (_, _, last) = client.exchange("Unary", &[("grpc-timeout", timeout)], &[1]).await;
                 assert_eq!(last["grpc-status"], "0", "{timeout}");
             }
             // A complete response before the end of the request, which the server does not read.
@@ -416,7 +416,7 @@ fn grpc_cancellations_and_early_responses_pass_two_proxies() {
                     (&HeaderValue::from_static("8"), &HeaderValue::from_static("enough"))
                 );
             }
-            let (_, got, _) = client.whole("Unary", &[], &[7]).await;
+            let (_, got, _) = client.exchange("Unary", &[], &[7]).await;
             assert_eq!(sizes(&got), [7], "the connection is still usable");
         });
     });

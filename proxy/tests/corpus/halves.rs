@@ -101,7 +101,10 @@ fn half_closed_http2_clients_get_their_responses() {
         let _ = wire.stream.shutdown(Shutdown::Write);
         let mut octets = 0;
         while let Ok(frame) = wire.next() {
-            assert!(frame.flags & END_STREAM == 0 || !matches!(frame.kind, HEADERS | DATA), "it looks whole");
+            assert!(
+                frame.flags & END_STREAM == 0 || !matches!(frame.kind, HEADERS | DATA),
+                "the response looks complete"
+            );
             octets += if frame.kind == DATA { frame.payload.len() } else { 0 };
         }
         assert_eq!(octets, 65_535);

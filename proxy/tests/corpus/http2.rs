@@ -119,7 +119,7 @@ fn malformed_http2_heads_are_refused() {
             ] {
                 let end = ask(direction, &posted, 0, &data);
                 assert!(end.is_refusal(), "{direction:?} {name}: {end:?}");
-                assert!(app.take().iter().all(|got| got.body.is_none()), "{direction:?} {name}: it looked whole");
+                assert!(app.take().iter().all(|got| got.body.is_none()), "{direction:?} {name}: it looked complete");
             }
             // SM-23: trailers.
             for (name, trailers) in [
@@ -531,11 +531,11 @@ fn malformed_application_responses_answer_502() {
         ];
         let listener = TcpListener::bind((std::net::Ipv4Addr::from(super::place::POD), super::place::APP_H2))
             .expect("the port is free");
-        let said = std::sync::Arc::new(std::sync::Mutex::new(Vec::<u8>::new()));
-        let saying = said.clone();
+        let current = std::sync::Arc::new(std::sync::Mutex::new(Vec::<u8>::new()));
+        let shared = current.clone();
         thread::spawn(move || {
             for mut stream in listener.incoming().flatten() {
-                let response = saying.lock().expect("whole").clone();
+                let response = shared.lock().expect("not poisoned").clone();
                 thread::spawn(move || {
                     let _ = stream.read(&mut [0; 4096]);
                     let _ = stream.write_all(&response);
@@ -545,7 +545,7 @@ fn malformed_application_responses_answer_502() {
         });
         for direction in BOTH {
             for (name, response) in &answers {
-                said.lock().expect("whole").clone_from(response);
+                current.lock().expect("not poisoned").clone_from(response);
                 let end = ask(direction, &head("GET", "/x"), END_STREAM, &[]);
                 assert!(matches!(end, End::Status(502 | 503)), "{direction:?} {name}: {end:?}");
             }

@@ -55,10 +55,10 @@ impl App {
     }
 
     fn behave(&self, behavior: Behavior) {
-        *self.behavior.lock().expect("whole") = behavior;
+        *self.behavior.lock().expect("not poisoned") = behavior;
         self.resume.store(false, Ordering::SeqCst);
         self.body.store(0, Ordering::SeqCst);
-        self.heads.lock().expect("whole").clear();
+        self.heads.lock().expect("not poisoned").clear();
     }
 
     fn await_resume(&self) {
@@ -76,20 +76,20 @@ impl App {
         };
         let head = String::from_utf8_lossy(&read[..end]).to_ascii_lowercase();
         let length = if head.contains("content-length: 5") { 5 } else { 0 };
-        self.heads.lock().expect("whole").push(head);
-        let behavior = *self.behavior.lock().expect("whole");
+        self.heads.lock().expect("not poisoned").push(head);
+        let behavior = *self.behavior.lock().expect("not poisoned");
         let hint = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\nConnection: x-a\r\nX-A: 1\r\n\r\n";
-        let mut say = |text: &str| stream.write_all(text.as_bytes()).ok();
+        let mut send = |text: &str| stream.write_all(text.as_bytes()).ok();
         match behavior {
             Behavior::Hints => {
-                say(hint)?;
+                send(hint)?;
                 self.await_resume();
-                say("HTTP/1.1 102 Processing\r\n\r\n")?;
+                send("HTTP/1.1 102 Processing\r\n\r\n")?;
             }
-            Behavior::Continue => say("HTTP/1.1 100 Continue\r\n\r\n")?,
+            Behavior::Continue => send("HTTP/1.1 100 Continue\r\n\r\n")?,
             Behavior::WaitForBody => {}
-            Behavior::Refuse => say("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")?,
-            Behavior::ManyHints(count) => say(&hint.repeat(count))?,
+            Behavior::Refuse => send("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")?,
+            Behavior::ManyHints(count) => send(&hint.repeat(count))?,
         }
         while behavior != Behavior::Refuse && read.len() < end + length {
             read_more(&mut stream, &mut read)?;
@@ -114,8 +114,8 @@ impl App {
         };
         while let Ok(came) = wire.next() {
             let (id, ends) = (came.stream, came.flags & END_STREAM != 0);
-            let behavior = *self.behavior.lock().expect("whole");
-            let says = |wire: &mut Wire, status: &str| {
+            let behavior = *self.behavior.lock().expect("not poisoned");
+            let send_status = |wire: &mut Wire, status: &str| {
                 let head = block(&[(":status", status), ("link", "</a.css>")]);
                 wire.send(frame(HEADERS, END_HEADERS, id, &head));
             };
@@ -124,12 +124,12 @@ impl App {
                     wire.send(frame(SETTINGS, ACK, 0, &[]));
                 }
                 (HEADERS, Behavior::Hints) => {
-                    says(&mut wire, "103");
+                    send_status(&mut wire, "103");
                     self.await_resume();
-                    says(&mut wire, "102");
+                    send_status(&mut wire, "102");
                     respond(&mut wire, id);
                 }
-                (HEADERS, Behavior::Continue) => says(&mut wire, "100"),
+                (HEADERS, Behavior::Continue) => send_status(&mut wire, "100"),
                 (HEADERS, Behavior::Refuse) => {
                     wire.send(frame(HEADERS, END_HEADERS | END_STREAM, id, &literal(":status", "401")));
                 }
@@ -268,7 +268,7 @@ fn expect_100_continue_is_answered_by_the_application() {
             assert_eq!(app.body.load(Ordering::SeqCst), 0, "{case}: no body before the 100");
             sender.send_body();
             assert_eq!((sender.status(), app.body.load(Ordering::SeqCst)), (200, 5), "{case}");
-            let heads = app.heads.lock().expect("whole").clone();
+            let heads = app.heads.lock().expect("not poisoned").clone();
             assert!(heads.iter().all(|head| head.contains("expect: 100-continue")), "{case}: {heads:?}");
 
             app.behave(Behavior::WaitForBody);

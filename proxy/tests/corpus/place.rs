@@ -104,9 +104,9 @@ pub(crate) fn in_namespace(module: &str, test: &str, body: impl FnOnce()) {
         .env(INSIDE, "1")
         .output()
         .expect("unshare can be run (Debian: util-linux)");
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && said.contains("1 passed"), "{said}");
-    eprint!("{said}");
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    eprint!("{text}");
 }
 
 /// Redirects as in two pods. Traffic of the proxies is not redirected, except that from the first proxy to the second

@@ -402,9 +402,9 @@ fn server_first_tcp_and_half_close_are_relayed() {
                 let mut stream = stream.expect("accepted");
                 thread::spawn(move || {
                     stream.write_all(b"220 ready\r\n").expect("greets");
-                    let mut said = Vec::new();
-                    stream.read_to_end(&mut said).expect("reads until the client has finished");
-                    stream.write_all(&said).expect("answers after that");
+                    let mut received = Vec::new();
+                    stream.read_to_end(&mut received).expect("reads until the client has finished");
+                    stream.write_all(&received).expect("answers after that");
                 });
             }
         });

@@ -142,13 +142,13 @@ async fn mirrored_requests_do_not_delay_the_response() {
     assert_eq!((status.as_u16(), body.as_str()), (200, "v1"));
     assert!(begun.elapsed() < Duration::from_secs(1), "the mirrored response is not waited for: {:?}", begun.elapsed());
     await_mirrored(&proxy, "answered", 1).await;
-    let (target, headers) = copied.heads.lock().expect("whole").pop().expect("a copy");
+    let (target, headers) = copied.heads.lock().expect("not poisoned").pop().expect("a copy");
     assert_eq!((target.as_str(), &headers["host"]), ("/new?q=1", &"new.example-shadow".parse().expect("a value")));
     assert_eq!(
         (&headers["x-mark"], &headers["content-length"]),
         (&"1".parse().expect("a value"), &"5".parse().expect("a value"))
     );
-    assert_eq!(seen.heads.lock().expect("whole").pop().expect("the request").1["host"], "new.example");
+    assert_eq!(seen.heads.lock().expect("not poisoned").pop().expect("the request").1["host"], "new.example");
 
     let large = "x".repeat(65 * 1024);
     let (status, headers, _) = proxy.send("POST", "/copied", &[], &large).await;

@@ -60,7 +60,7 @@ async fn serve(mut stream: TcpStream, number: u32, received: &RequestCounts) -> 
                 if read.len() >= whole {
                     let path = head.split(' ').nth(1).unwrap_or_default();
                     let request = path.trim_start_matches('/').parse().unwrap_or(u32::MAX);
-                    *received.lock().expect("whole").entry(request).or_default() += 1;
+                    *received.lock().expect("not poisoned").entry(request).or_default() += 1;
                     read.drain(..whole);
                     break if head.starts_with("head ") { "" } else { "ok" };
                 }
@@ -166,7 +166,7 @@ async fn idle_connections_closed_by_the_server_fail_no_idempotent_request() {
     );
     assert!(sent >= 20_000 && closed >= 1_000, "{sent} requests, {closed} connections closed");
     assert!(failed.is_empty(), "{} of {sent} failed: {:?}", failed.len(), &failed[..failed.len().min(10)]);
-    let received = received.lock().expect("whole");
+    let received = received.lock().expect("not poisoned");
     for number in (0..REQUESTS).filter(|number| number / CLIENTS % 8 < 2) {
         let times = received.get(&number).copied().unwrap_or(0);
         assert!(times <= 1, "the servers received POST {number} {times} times");

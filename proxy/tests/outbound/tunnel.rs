@@ -104,19 +104,19 @@ async fn connect_over_http2_makes_each_stream_a_tunnel() {
     let connect = |target: &str| Request::connect(target).body(Full::<Bytes>::default()).expect("a request");
     let bulk = "x".repeat(1 << 20);
     let mut tunnels = Vec::new();
-    for said in ["one", "two", &bulk] {
+    for sent in ["one", "two", &bulk] {
         let response = sender.send_request(connect("db.example:5432")).await.expect("a response");
         assert_eq!(response.status(), 200);
         let tunnel = TokioIo::new(hyper::upgrade::on(response).await.expect("a tunnel"));
-        tunnels.push((tunnel, said));
+        tunnels.push((tunnel, sent));
     }
     assert_eq!(connections.requests.load(Ordering::SeqCst), 3, "each tunnel has its own upstream connection");
-    for (mut tunnel, said) in tunnels {
+    for (mut tunnel, sent) in tunnels {
         let mut heard = String::new();
-        tunnel.write_all(said.as_bytes()).await.expect("writes");
+        tunnel.write_all(sent.as_bytes()).await.expect("writes");
         tunnel.shutdown().await.expect("ends its half");
         tunnel.read_to_string(&mut heard).await.expect("reads");
-        assert!(heard == format!("heard {said}"), "{} bytes came back", heard.len());
+        assert!(heard == format!("heard {sent}"), "{} bytes came back", heard.len());
     }
     let request = Request::get("http://reviews.shop/").body(Full::<Bytes>::default()).expect("a request");
     assert_eq!(

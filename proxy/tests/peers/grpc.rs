@@ -42,9 +42,9 @@ fn call(test: &str, cases: &'static str) {
         });
         thread::scope(|scope| {
             let outbound = scope.spawn(|| client(place::ip(SERVICE), cases));
-            let (passed, said) = client(pod.clone(), cases);
-            let (outbound_passed, outbound_said) = outbound.join().expect("the thread ends");
-            assert!(passed && outbound_passed, "inbound:\n{said}\noutbound:\n{outbound_said}");
+            let (passed, output) = client(pod.clone(), cases);
+            let (outbound_passed, outbound_output) = outbound.join().expect("the thread ends");
+            assert!(passed && outbound_passed, "inbound:\n{output}\noutbound:\n{outbound_output}");
         });
     });
 }

@@ -15,9 +15,9 @@ fn check(test: &str, program: &str, address: impl Fn(Direction) -> std::net::Soc
         let _proxy = Proxy::start();
         for direction in BOTH {
             let (address, count, listen) = (address(direction).to_string(), count.to_string(), listen.to_string());
-            let (passed, said) = run(&[built("python"), source(program), SEED.to_owned(), count, address, listen]);
-            eprintln!("{direction:?}: {said}");
-            assert!(passed, "{direction:?}: {said}");
+            let (passed, output) = run(&[built("python"), source(program), SEED.to_owned(), count, address, listen]);
+            eprintln!("{direction:?}: {output}");
+            assert!(passed, "{direction:?}: {output}");
         }
     });
 }

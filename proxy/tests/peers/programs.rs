@@ -79,8 +79,8 @@ pub(crate) fn server(words: &[String]) -> Process {
 pub(crate) fn run(words: &[String]) -> (bool, String) {
     let child = spawn(command(words).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()));
     let output = child.wait_with_output().expect("it ends");
-    let said = [output.stdout, output.stderr].concat();
-    (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&text).into_owned())
 }
 
 impl CommandClient {
