@@ -3,7 +3,7 @@
 //!
 //! | module | tests |
 //! |---|---|
-//! | `matrix` | every client with every server of Node, Go, Java, nginx and curl: early answers, large bodies, trailers, interim responses, half-closed connections, aborts at every point of a message |
+//! | `matrix` | every client with every server of Node, Go, Java, nginx and curl: early responses, large bodies, trailers, interim responses, half-closed connections, aborts at every point of a message |
 //! | `grpc` | grpc-go's interoperability tests, and a silent stream |
 //! | `oracles` | h11 and hyper-h2 parse every message that the proxy forwards |
 //! | `programs` | starts these programs and sends them commands |
