@@ -1,5 +1,5 @@
-//! Puts the injector together: watches, admin server, webhook. The order matters at the start, since a webhook that
-//! answers before it knows anything refuses pods that it should not.
+//! The injector's process: watches, admin server, webhook. The webhook starts last, when certificate and API server version
+//! are known: before that it would refuse pods wrongly.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,19 +24,19 @@ use crate::namespaces::{self, Namespaces};
 use crate::server::{self, Webhook};
 use crate::settings::{Installation, Resources, ServerVersion};
 
-/// How long a connection may take to send its first request.
-const FIRST_REQUEST: Duration = Duration::from_secs(10);
-/// How long open reviews may take after SIGTERM. The API server has given up on each long before.
-const DRAIN: Duration = Duration::from_secs(10);
+/// Timeout of a connection's first request.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for in-flight reviews after SIGTERM: as long as the API server waits (`timeoutSeconds`, 10 in the chart).
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Adds Weft's proxy to pods as they are created.
 #[derive(Debug, Parser)]
 #[command(name = "weft-injector", version)]
 pub struct Arguments {
-    /// Where the webhook listens (TLS).
+    /// Address of the webhook (TLS).
     #[arg(long, env = "WEFT_WEBHOOK_ADDRESS", default_value = "[::]:8443")]
     pub webhook_address: SocketAddr,
-    /// Where /livez, /readyz and /metrics are.
+    /// Address of /livez, /readyz and /metrics.
     #[arg(long, env = "WEFT_ADMIN_ADDRESS", default_value = "[::]:15020")]
     pub admin_address: SocketAddr,
     /// Namespace of the Secret with the webhook's certificate.
@@ -45,15 +45,15 @@ pub struct Arguments {
     /// Log filter, as in info,weft_injector=debug.
     #[arg(long, env = "WEFT_LOG", default_value = "info")]
     pub log: String,
-    /// "json" or "text".
+    /// Log format, "json" or "text".
     #[arg(long, env = "WEFT_LOG_FORMAT", default_value = "json")]
     pub log_format: String,
-    /// What is injected.
+    /// Configuration of the injected containers.
     #[command(flatten)]
     pub injected: Injected,
 }
 
-/// What is injected into every pod.
+/// Configuration of the injected containers.
 #[derive(Debug, Args)]
 pub struct Injected {
     /// Image of the proxy.
@@ -62,22 +62,22 @@ pub struct Injected {
     /// Image of the init container.
     #[arg(long, env = "WEFT_INIT_IMAGE")]
     pub init_image: String,
-    /// When both are pulled.
+    /// imagePullPolicy of both images.
     #[arg(long, env = "WEFT_IMAGE_PULL_POLICY", default_value = "IfNotPresent", value_parser = ["Always", "IfNotPresent", "Never"])]
     pub image_pull_policy: String,
     /// The proxy's version, for label and annotation.
     #[arg(long, env = "WEFT_PROXY_VERSION", default_value = env!("CARGO_PKG_VERSION"))]
     pub proxy_version: String,
-    /// The proxy's CPU request, where an annotation does not say; empty for none.
+    /// The proxy's CPU request for pods without an annotation; empty for none.
     #[arg(long, env = "WEFT_PROXY_CPU_REQUEST", default_value = "50m")]
     pub proxy_cpu_request: String,
-    /// The proxy's CPU limit, where an annotation does not say; empty for none.
+    /// The proxy's CPU limit for pods without an annotation; empty for none.
     #[arg(long, env = "WEFT_PROXY_CPU_LIMIT", default_value = "")]
     pub proxy_cpu_limit: String,
-    /// The proxy's memory request, where an annotation does not say; empty for none.
+    /// The proxy's memory request for pods without an annotation; empty for none.
     #[arg(long, env = "WEFT_PROXY_MEMORY_REQUEST", default_value = "64Mi")]
     pub proxy_memory_request: String,
-    /// The proxy's memory limit, where an annotation does not say; empty for none.
+    /// The proxy's memory limit for pods without an annotation; empty for none.
     #[arg(long, env = "WEFT_PROXY_MEMORY_LIMIT", default_value = "512Mi")]
     pub proxy_memory_limit: String,
 }
@@ -85,34 +85,34 @@ pub struct Injected {
 /// Why the injector cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Bad flags.
+    /// The log filter or format is invalid.
     #[error(transparent)]
     Log(#[from] weft_runtime::log::Error),
-    /// Bad flags.
+    /// A flag is invalid.
     #[error("{flag} is {value:?}; {remedy}")]
     Flag {
-        /// Which.
+        /// The flag.
         flag: &'static str,
         /// Its value.
         value: String,
         /// What to do.
         remedy: &'static str,
     },
-    /// There is no API server.
-    #[error("no client for the API server")]
+    /// The client of the API server cannot be configured.
+    #[error("cannot configure a client for the API server; run in a pod, or set KUBECONFIG")]
     Client(#[source] Box<kube::Error>),
-    /// An address cannot be listened on.
+    /// Binding an address failed.
     #[error("cannot listen on {0}")]
     Listen(SocketAddr, #[source] std::io::Error),
-    /// Signals cannot be caught.
-    #[error("cannot wait for signals")]
+    /// Signal handlers cannot be installed.
+    #[error("cannot install signal handlers")]
     Signal(#[source] std::io::Error),
-    /// A server ended.
-    #[error("the {0} server ended")]
+    /// A server failed.
+    #[error("the {0} server failed")]
     Server(&'static str, #[source] std::io::Error),
 }
 
-/// Runs until a signal.
+/// Runs until SIGTERM or SIGINT.
 pub async fn run(arguments: Arguments) -> Result<(), Error> {
     let Arguments { webhook_address, admin_address, system_namespace, log, log_format, injected } = arguments;
     weft_runtime::log::init(&log, &log_format)?;
@@ -132,16 +132,16 @@ pub async fn run(arguments: Arguments) -> Result<(), Error> {
     tokio::spawn(certificate::follow(client.clone(), system_namespace, certificates, parts.0, metrics.clone()));
     tokio::spawn(namespaces::follow(client.clone(), writer, versions, parts.1));
 
-    let known = async {
+    let certificate_and_version = async {
         let mut version = version.clone();
-        // The senders live as long as the process, so waiting ends with a value or with the process.
+        // The senders live as long as the process, so this wait ends with a value or with the process.
         let _ = version.wait_for(Option::is_some).await;
         let mut certificate = certificate.clone();
         let first = certificate.wait_for(Option::is_some).await.ok().and_then(|first| first.clone());
         first.map(|first| (first, certificate))
     };
-    let known = tokio::select! { known = known => known, () = stop.cancelled() => None };
-    if let Some((first, certificates)) = known {
+    let start = tokio::select! { start = certificate_and_version => start, () = stop.cancelled() => None };
+    if let Some((first, certificates)) = start {
         let webhook = Webhook { namespaces: Namespaces::new(store, client), installation, version, metrics };
         let listener =
             std::net::TcpListener::bind(webhook_address).map_err(|error| Error::Listen(webhook_address, error))?;
@@ -155,7 +155,7 @@ pub async fn run(arguments: Arguments) -> Result<(), Error> {
     admin.await.map_err(std::io::Error::other).flatten().map_err(|error| Error::Server("admin", error))
 }
 
-/// Serves the webhook until `stop`, with the newest certificate.
+/// Serves the webhook until `stop`, always with the newest certificate.
 async fn serve(
     listener: std::net::TcpListener,
     router: Router,
@@ -175,10 +175,10 @@ async fn serve(
     let graceful = handle.clone();
     tokio::spawn(async move {
         stop.cancelled().await;
-        graceful.graceful_shutdown(Some(DRAIN));
+        graceful.graceful_shutdown(Some(DRAIN_TIMEOUT));
     });
     axum_server::from_tcp_rustls(listener, tls)?
-        .first_request_timeout(FIRST_REQUEST)
+        .first_request_timeout(FIRST_REQUEST_TIMEOUT)
         .handle(handle)
         .serve(router.into_make_service())
         .await
@@ -187,7 +187,7 @@ async fn serve(
 // === impl Injected ===
 
 impl Injected {
-    /// What the flags mean.
+    /// Validates the flags.
     pub fn installation(self) -> Result<Installation, Error> {
         let Self { proxy_image, init_image, image_pull_policy, proxy_version, .. } = &self;
         for (flag, value) in [("--proxy-image", proxy_image), ("--init-image", init_image)] {
@@ -197,10 +197,10 @@ impl Injected {
             }
         }
         let resources = Resources {
-            cpu_request: given(&self.proxy_cpu_request),
-            cpu_limit: given(&self.proxy_cpu_limit),
-            memory_request: given(&self.proxy_memory_request),
-            memory_limit: given(&self.proxy_memory_limit),
+            cpu_request: non_empty(&self.proxy_cpu_request),
+            cpu_limit: non_empty(&self.proxy_cpu_limit),
+            memory_request: non_empty(&self.proxy_memory_request),
+            memory_limit: non_empty(&self.proxy_memory_limit),
         };
         if let Err((flag, value)) = resources.check() {
             let remedy = "use a quantity as Kubernetes writes them (100m, 64Mi), and no request above its limit";
@@ -218,7 +218,7 @@ impl Injected {
     }
 }
 
-fn given(text: &str) -> Option<String> {
+fn non_empty(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
@@ -236,7 +236,7 @@ mod tests {
 
     const NAME: &str = "weft-injector.weft-system.svc";
 
-    /// A certificate, and a client that trusts nothing else.
+    /// A certificate, and a client that trusts only that certificate.
     fn pair() -> (Certificate, TlsConnector) {
         let key = rcgen::KeyPair::generate().unwrap();
         let certificate = rcgen::CertificateParams::new(vec![NAME.to_owned()]).unwrap().self_signed(&key).unwrap();
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_new_certificate_is_used_at_once_and_a_drain_finishes_what_is_open() {
+    async fn certificates_reload_while_serving_and_drain_finishes_open_requests() {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let ((first, first_client), (second, second_client)) = (pair(), pair());
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -275,25 +275,25 @@ mod tests {
 
         assert!(fetch(address, &first_client, "/").await.unwrap().ends_with("quick"), "the first certificate");
         sender.send_replace(Some(second));
-        // The reload runs beside; connections made before it have the first.
+        // The reload is asynchronous: connections made before it have the first certificate.
         let changed = async {
             while fetch(address, &second_client, "/").await.is_err() {
                 tokio::task::yield_now().await;
             }
         };
         tokio::time::timeout(Duration::from_secs(10), changed).await.expect("the second certificate");
-        assert!(fetch(address, &first_client, "/").await.is_err(), "the first certificate is gone");
+        assert!(fetch(address, &first_client, "/").await.is_err(), "the first certificate is no longer served");
 
         let open = tokio::spawn(async move { fetch(address, &second_client, "/slow").await });
         entered.notified().await;
         stop.cancel();
         go.notify_one();
         assert!(open.await.unwrap().unwrap().ends_with("slow"), "an open request is answered");
-        tokio::time::timeout(DRAIN, server).await.expect("the server ends").unwrap().unwrap();
+        tokio::time::timeout(DRAIN_TIMEOUT, server).await.expect("the server ends").unwrap().unwrap();
     }
 
     #[test]
-    fn flags_that_mean_nothing_are_refused() {
+    fn invalid_flags_are_refused_with_value_and_remedy() {
         let parse = |flags: &[&str]| {
             let image = if flags.iter().any(|flag| flag.contains("-image=")) { None } else { Some(&"--proxy-image=p") };
             let always = ["weft-injector", "--init-image=i"];

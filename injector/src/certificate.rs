@@ -1,6 +1,6 @@
-//! The webhook's certificate. The operator makes and renews it and keeps it in one Secret; here that Secret is watched by
-//! name, and each new pair goes to the server while it runs. A pair that does not fit together is refused and the last
-//! good one stays, with a word on `/readyz`.
+//! The webhook's certificate. The operator creates and renews it in one Secret. This module watches that Secret by name and
+//! passes each new certificate with its key to the running server. An invalid one is rejected, the last valid one stays in
+//! use, and `/readyz` reports it.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -21,41 +21,41 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::metrics::Metrics;
 
-/// What the server takes, in order of preference. The API server asks for the first.
+/// ALPN protocols of the server, in order of preference. The API server uses the first.
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
-/// A pair that fits together.
+/// A valid certificate with its key.
 #[derive(Clone)]
 pub struct Certificate {
-    /// For the server.
+    /// TLS configuration of the server.
     pub config: Arc<ServerConfig>,
-    /// Until when it is valid.
+    /// Expiry.
     pub not_after: String,
-    /// The same, in seconds since 1970.
+    /// Expiry in seconds since 1970.
     pub not_after_seconds: i64,
 }
 
-/// Why a Secret is of no use.
+/// Why a Secret is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A key is not there.
+    /// A key of the Secret is missing.
     #[error("the Secret has no {0}")]
     Missing(&'static str),
-    /// A key has something else in it.
+    /// A value is not PEM.
     #[error("{0} is not PEM")]
     Pem(&'static str, #[source] rustls::pki_types::pem::Error),
-    /// The certificate cannot be read.
-    #[error("tls.crt holds no certificate that can be read")]
+    /// The certificate cannot be parsed.
+    #[error("tls.crt has no certificate that can be parsed")]
     Unreadable,
-    /// The certificate is past its time.
-    #[error("the certificate was valid until {0}")]
+    /// The certificate has expired.
+    #[error("the certificate expired at {0}")]
     Expired(String),
-    /// Certificate and key are not a pair.
-    #[error("certificate and key cannot be used together")]
+    /// Certificate and key do not match.
+    #[error("the certificate and the key do not match")]
     Pair(#[source] rustls::Error),
 }
 
-/// Sends each good certificate to `sender`, for ever.
+/// Watches the Secret and sends each valid certificate to `sender`, for ever.
 pub async fn follow(
     client: Client,
     namespace: String,
@@ -64,13 +64,13 @@ pub async fn follow(
     metrics: Metrics,
 ) {
     let secrets: Api<Secret> = Api::namespaced(client, &namespace);
-    // By name, so that the role needs no more than this one Secret.
+    // By name, so that the role can be limited to this one Secret.
     let config = Config::default().fields(&format!("metadata.name={WEBHOOK_SECRET}"));
-    let place = format!("{namespace}/{WEBHOOK_SECRET}");
-    part.report(false, &format!("waiting for the operator to make Secret {place}"));
+    let secret_name = format!("{namespace}/{WEBHOOK_SECRET}");
+    part.report(false, &format!("waiting for the operator to create Secret {secret_name}"));
     follow_events(
         watcher(secrets, config).backoff(watcher::ExponentialBackoff::from(backoff())),
-        &place,
+        &secret_name,
         sender,
         part,
         metrics,
@@ -80,7 +80,7 @@ pub async fn follow(
 
 async fn follow_events(
     events: impl Stream<Item = Result<Event<Secret>, watcher::Error>>,
-    place: &str,
+    secret_name: &str,
     sender: watch::Sender<Option<Certificate>>,
     part: Part,
     metrics: Metrics,
@@ -98,33 +98,33 @@ async fn follow_events(
                 }
                 Err(error) => {
                     let error = format!("{:#}", anyhow::Error::from(error));
-                    tracing::error!(secret = place, error, "certificate refused");
+                    tracing::error!(secret = secret_name, error, "certificate rejected");
                     part.report(
                         current().is_some(),
-                        &format!("Secret {place} refused, {}: {error}", keeping(current())),
+                        &format!("Secret {secret_name} rejected, {}: {error}", in_use(current())),
                     );
                 }
             },
             Ok(Event::Delete(_)) => {
-                tracing::warn!(secret = place, "the certificate's Secret is gone");
-                part.report(current().is_some(), &format!("Secret {place} is gone, {}", keeping(current())));
+                tracing::warn!(secret = secret_name, "the Secret of the certificate was deleted");
+                part.report(current().is_some(), &format!("Secret {secret_name} was deleted, {}", in_use(current())));
             }
             Ok(Event::Init | Event::InitDone) => {}
             Err(error) => {
-                tracing::warn!(secret = place, %error, "the certificate's Secret cannot be watched");
+                tracing::warn!(secret = secret_name, %error, "cannot watch the Secret of the certificate");
                 if current().is_none() {
-                    part.report(false, &format!("Secret {place} cannot be watched: {error}"));
+                    part.report(false, &format!("cannot watch Secret {secret_name}: {error}"));
                 }
             }
         }
     }
 }
 
-fn keeping(not_after: Option<String>) -> String {
-    not_after.map_or("having none".to_owned(), |until| format!("keeping the one that is valid until {until}"))
+fn in_use(not_after: Option<String>) -> String {
+    not_after.map_or("no certificate in use".to_owned(), |until| format!("still using the one valid until {until}"))
 }
 
-/// Reads a pair and holds it together.
+/// Loads certificate and key from a Secret, and checks that they match and have not expired.
 pub(crate) fn load(secret: &Secret, now: SystemTime) -> Result<Certificate, Error> {
     let data = |key: &'static str| {
         let data = secret.data.as_ref().and_then(|data| data.get(key));
@@ -173,7 +173,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn only_a_pair_that_fits_is_taken() {
+    fn expired_mismatched_and_invalid_certificates_are_rejected() {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let ((good, key), (old, old_key), (_, other_key)) = (pair(2999), pair(2020), pair(2999));
         let check = |desc: &str, entries: &[(&str, String)], expected: &str| {
@@ -183,16 +183,16 @@ pub(crate) mod tests {
         };
         let (crt, tls_key) = ("tls.crt", "tls.key");
         check("good", &[(crt, good.clone()), (tls_key, key.clone())], "2999");
-        check("nothing", &[], "no tls.crt");
+        check("empty", &[], "no tls.crt");
         check("no key", &[(crt, good.clone())], "no tls.key");
-        check("expired", &[(crt, old), (tls_key, old_key)], "valid until");
-        check("another's key", &[(crt, good.clone()), (tls_key, other_key)], "together");
+        check("expired", &[(crt, old), (tls_key, old_key)], "expired at");
+        check("another key", &[(crt, good.clone()), (tls_key, other_key)], "do not match");
         check("no certificate", &[(crt, String::new()), (tls_key, key.clone())], "no certificate");
-        check("no key in it", &[(crt, good), (tls_key, "x".to_owned())], "tls.key is not PEM");
+        check("invalid key", &[(crt, good), (tls_key, "x".to_owned())], "tls.key is not PEM");
     }
 
     #[tokio::test]
-    async fn the_last_good_pair_stays() {
+    async fn last_valid_certificate_stays_when_the_secret_is_invalid_or_deleted() {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let (certificate, key) = pair(2999);
         let good = secret(&[("tls.crt", certificate), ("tls.key", key)]);
@@ -206,11 +206,11 @@ pub(crate) mod tests {
         let (some, ready, detail) = run(vec![Event::Init, Event::InitDone]).await;
         assert!(!some && !ready, "no Secret, no certificate: {detail}");
         let (some, ready, detail) = run(vec![Event::Apply(secret(&[]))]).await;
-        assert!(!some && !ready && detail.contains("having none"), "{detail}");
+        assert!(!some && !ready && detail.contains("no certificate in use"), "{detail}");
         let (some, ready, detail) = run(vec![Event::InitApply(good.clone())]).await;
         assert!(some && ready && detail.contains("valid until"), "{detail}");
         let (some, ready, detail) =
             run(vec![Event::Apply(good.clone()), Event::Apply(secret(&[])), Event::Delete(good)]).await;
-        assert!(some && ready && detail.contains("is gone, keeping the one"), "{detail}");
+        assert!(some && ready && detail.contains("was deleted, still using the one"), "{detail}");
     }
 }

@@ -1,5 +1,5 @@
-//! Whether a pod gets a proxy. Labels decide: the pod's, else the namespace's. The reasons for leaving a pod alone are a
-//! closed list, each with a code (metrics, log) and a sentence (people). What must not run at all is a [`Refusal`].
+//! Decides whether a pod gets a proxy, by the inject label of the pod, else of the namespace. The reasons to skip a pod are
+//! a closed list, each with a code (metrics, log) and a sentence (messages). A pod that must not run is a [`Refusal`].
 
 use std::collections::BTreeMap;
 
@@ -11,20 +11,20 @@ use weft_crds::names::{
 };
 
 use crate::mutate::VOLUMES;
-use crate::settings::Mistakes;
+use crate::settings::AnnotationErrors;
 
-/// Value of [`INJECT_LABEL`] on a namespace that is named as outside the mesh.
+/// Value of [`INJECT_LABEL`] on a namespace that is explicitly outside the mesh.
 const INJECT_DISABLED: &str = "disabled";
-/// Label by which a namespace asks the API server to enforce a Pod Security level.
+/// Label of a namespace with the Pod Security level that the API server enforces.
 pub const POD_SECURITY_LABEL: &str = "pod-security.kubernetes.io/enforce";
-/// Annotation of the kubelet on the API object of a static pod, which is a report and not a request.
+/// The kubelet's annotation on a mirror pod: the API object that reports a static pod.
 const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 
-/// Namespaces without which the cluster, or Weft itself, would not run.
+/// Namespaces of the cluster and of Weft, which are never injected.
 const SYSTEM_NAMESPACES: [&str; 6] =
     ["kube-system", "kube-public", "kube-node-lease", SYSTEM_NAMESPACE, EXPORT_NAMESPACE, INBOUND_NAMESPACE];
 
-/// What is known of a pod's namespace.
+/// The parts of a pod's namespace that decide on injection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Namespace {
     /// Its name.
@@ -35,64 +35,64 @@ pub struct Namespace {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// What becomes of a pod that may run.
+/// The decision on a pod that may run.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// It gets a proxy.
+    /// Add a proxy.
     Inject,
-    /// It is left as it is.
+    /// Admit the pod unchanged.
     Skip {
-        /// Why.
+        /// The reason.
         reason: Skip,
-        /// What a person should know, where leaving it may surprise.
+        /// A warning for the user, where a proxy was probably expected.
         warning: Option<String>,
     },
 }
 
-/// Why a pod is left as it is.
+/// Why a pod is admitted unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Skip {
-    /// Something other than the creation of a pod.
+    /// The request does not create a pod.
     NotACreation,
     /// The namespace is not in the mesh.
     NamespaceNotEnabled,
-    /// The pod asks to be left out.
+    /// The pod's label opts out.
     PodOptedOut,
-    /// The pod has the node's network.
+    /// The pod uses the node's network.
     HostNetwork,
-    /// The pod has a proxy.
+    /// The pod has a proxy already.
     AlreadyInjected,
-    /// The namespace is one that the cluster or Weft needs.
+    /// The namespace is one of [`SYSTEM_NAMESPACES`].
     SystemNamespace,
-    /// A report on a static pod.
+    /// A mirror pod of a static pod.
     MirrorPod,
-    /// The pod is not for Linux.
+    /// The pod's `os` is not Linux.
     NotLinux,
 }
 
-/// Why a pod must not run as it is. Each message says what to do.
+/// Why a pod is refused. Each message names the object, the field and the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
-    /// Not a pod.
+    /// The object cannot be deserialized as a pod.
     #[error("the pod cannot be read: {0}")]
     Unreadable(String),
     /// The label on the pod has an unknown value.
     #[error(
         "label {INJECT_LABEL} on the pod is {0:?}; use \"true\" to add the proxy, \"false\" to leave it out, or remove \
-         the label to do as the namespace says"
+         the label to follow the namespace's label"
     )]
     InjectLabel(String),
-    /// Annotations that configure the proxy are wrong.
+    /// Annotations that configure the proxy are invalid.
     #[error("{0}")]
-    Annotations(#[from] Mistakes),
-    /// Something runs as the proxy's user.
+    Annotations(#[from] AnnotationErrors),
+    /// The pod or a container uses the proxy's user or group.
     #[error(
-        "{who} has {field} {PROXY_UID}, which is reserved for Weft's proxy, whose traffic is not redirected; use another \
+        "{object} has {field} {PROXY_UID}, which is reserved for Weft's proxy, whose traffic is not redirected; use another \
          number, or label the pod {INJECT_LABEL}=false"
     )]
     ProxyUser {
-        /// The container, or the pod.
-        who: String,
+        /// The container, or the pod's securityContext.
+        object: String,
         /// The field.
         field: &'static str,
     },
@@ -108,15 +108,15 @@ pub enum Refusal {
         /// The level it enforces.
         level: String,
     },
-    /// A name that the injector gives is taken.
-    #[error("the pod has a {kind} called {name:?}, a name that Weft gives; call it something else")]
+    /// A container or volume has a name that the injector uses.
+    #[error("the pod has a {kind} called {name:?}, a name that is reserved for Weft; rename it")]
     NameTaken {
-        /// Container or volume.
+        /// `container` or `volume`.
         kind: &'static str,
         /// The name.
         name: String,
     },
-    /// A port that the proxy listens on is taken.
+    /// A container declares a port that the proxy listens on.
     #[error("container {container:?} has containerPort {port}, on which Weft's proxy listens; use another port")]
     PortTaken {
         /// The container.
@@ -124,28 +124,28 @@ pub enum Refusal {
         /// The port.
         port: i32,
     },
-    /// A probe or hook names a port that its container does not have.
+    /// A probe or hook has an invalid port, or names one that its container does not declare.
     #[error(
-        "the {what} of container {container:?} asks for port {port}, which is neither a number from 1 to 65535 \
+        "the {what} of container {container:?} uses port {port}, which is neither a number from 1 to 65535 \
          nor the name of a port of that container; name the port under the container's ports, or use a number"
     )]
     ProbePort {
         /// The container.
         container: String,
-        /// Which probe or hook.
+        /// The probe or hook.
         what: String,
         /// The port.
         port: String,
     },
-    /// There are no random numbers.
-    #[error("there are no random numbers for the paths of the pod's hooks; try again")]
+    /// The operating system gave no random numbers.
+    #[error("no random numbers are available for the paths of the pod's lifecycle hooks; try again")]
     Random,
-    /// The namespace is unknown.
+    /// The namespace could not be read.
     #[error("the labels of namespace {namespace:?} could not be read ({why}); try again")]
     NamespaceUnknown {
         /// The namespace.
         namespace: String,
-        /// Why.
+        /// The error.
         why: String,
     },
 }
@@ -158,7 +158,7 @@ pub fn decide(namespace: &Namespace, pod: &Pod) -> Result<Decision, Refusal> {
     let skip = |reason| Ok(Decision::Skip { reason, warning: None });
     let skip_and_warn = |reason, warning: String| Ok(Decision::Skip { reason, warning: Some(warning) });
 
-    let asked = match labels.and_then(|labels| labels.get(INJECT_LABEL)).map(String::as_str) {
+    let opted_in = match labels.and_then(|labels| labels.get(INJECT_LABEL)).map(String::as_str) {
         Some("false") => return skip(Skip::PodOptedOut),
         Some("true") => true,
         Some(other) => return Err(Refusal::InjectLabel(other.to_owned())),
@@ -166,15 +166,16 @@ pub fn decide(namespace: &Namespace, pod: &Pod) -> Result<Decision, Refusal> {
     };
     if SYSTEM_NAMESPACES.contains(&namespace.name.as_str()) {
         let warning = format!("no proxy was added: {}", Skip::SystemNamespace.sentence());
-        return Ok(Decision::Skip { reason: Skip::SystemNamespace, warning: asked.then_some(warning) });
+        return Ok(Decision::Skip { reason: Skip::SystemNamespace, warning: opted_in.then_some(warning) });
     }
-    if !asked {
+    if !opted_in {
         match namespace.labels.get(INJECT_LABEL).map(String::as_str) {
             Some(INJECT_ENABLED) => {}
             None | Some(INJECT_DISABLED) => return skip(Skip::NamespaceNotEnabled),
             Some(other) => {
                 let warning = format!(
-                    "label {INJECT_LABEL} on namespace {} is {other:?}, which means nothing; use {INJECT_ENABLED:?}",
+                    "no proxy was added: label {INJECT_LABEL} on namespace {} is {other:?}, which is unknown; use \
+                     {INJECT_ENABLED:?}",
                     namespace.name
                 );
                 return skip_and_warn(Skip::NamespaceNotEnabled, warning);
@@ -191,7 +192,7 @@ pub fn decide(namespace: &Namespace, pod: &Pod) -> Result<Decision, Refusal> {
         return skip_and_warn(Skip::HostNetwork, format!("no proxy was added: {}", Skip::HostNetwork.sentence()));
     }
     if spec.is_some_and(|spec| containers(spec).any(|container| container.name == PROXY_CONTAINER)) {
-        // One that did not come from us is no proxy, and whoever made it may not know that the name means something.
+        // Without the status annotation the container is the user's own, and has the proxy's name by accident.
         let warning = format!("no proxy was added: the pod has a container called {PROXY_CONTAINER}");
         let warning = (!annotation(STATUS_ANNOTATION)).then_some(warning);
         return Ok(Decision::Skip { reason: Skip::AlreadyInjected, warning });
@@ -199,8 +200,8 @@ pub fn decide(namespace: &Namespace, pod: &Pod) -> Result<Decision, Refusal> {
     Ok(Decision::Inject)
 }
 
-/// Whether a pod that gets a proxy may run with it.
-pub fn admissible(namespace: &Namespace, pod: &Pod) -> Result<(), Refusal> {
+/// Refuses a pod that cannot run with a proxy: Pod Security level, reserved names, user and ports.
+pub fn check_injectable(namespace: &Namespace, pod: &Pod) -> Result<(), Refusal> {
     if let Some(level) = namespace.labels.get(POD_SECURITY_LABEL).filter(|level| *level != "privileged") {
         return Err(Refusal::PodSecurity { namespace: namespace.name.clone(), level: level.clone() });
     }
@@ -211,15 +212,15 @@ pub fn admissible(namespace: &Namespace, pod: &Pod) -> Result<(), Refusal> {
     if let Some(volume) = spec.volumes.iter().flatten().find(|volume| VOLUMES.contains(&volume.name.as_str())) {
         return Err(Refusal::NameTaken { kind: "volume", name: volume.name.clone() });
     }
-    compatible(pod)
+    check_user_and_ports(pod)
 }
 
-/// Whether what runs beside the proxy leaves it its user and its ports.
-pub fn compatible(pod: &Pod) -> Result<(), Refusal> {
+/// Refuses a pod whose containers use the proxy's user or ports.
+pub fn check_user_and_ports(pod: &Pod) -> Result<(), Refusal> {
     let Some(spec) = &pod.spec else { return Ok(()) };
-    pod_user(spec)?;
+    check_pod_user(spec)?;
     for container in containers(spec).filter(|container| container.name != PROXY_CONTAINER) {
-        container_user(container)?;
+        check_container_user(container)?;
         let reserved = [OUTBOUND_PORT, INBOUND_PORT, ADMIN_PORT, METRICS_PORT, HEALTH_PORT].map(i32::from);
         let tcp = container.ports.iter().flatten().filter(|port| is_tcp(port));
         let taken = tcp.map(|port| port.container_port).find(|port| reserved.contains(port));
@@ -230,25 +231,25 @@ pub fn compatible(pod: &Pod) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// What a person should know of a pod that gets a classic proxy: a Job is not over while one of its containers runs.
-pub fn never_ends(pod: &Pod) -> Option<String> {
+/// The warning for a pod of a Job with a classic proxy, which keeps the pod running after the application has ended.
+pub fn classic_job_warning(pod: &Pod) -> Option<String> {
     let restart = pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()).unwrap_or("Always");
-    let warning = "the pod is meant to end, but a classic proxy runs on; ";
+    let warning = "the pod will not complete: its proxy is an ordinary container and keeps running; ";
     let remedy = format!("use a native sidecar (API server 1.29 or later), or label the pod {INJECT_LABEL}=false");
     (restart != "Always").then(|| format!("{warning}{remedy}"))
 }
 
-/// Every container of the pod, those that run before it first.
+/// All containers of the pod, init containers first.
 pub fn containers(spec: &PodSpec) -> impl Iterator<Item = &Container> {
     spec.init_containers.iter().flatten().chain(&spec.containers)
 }
 
-/// Whether a port carries what Weft redirects.
+/// Whether a port is TCP, which is what Weft redirects.
 pub fn is_tcp(port: &ContainerPort) -> bool {
     port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP")
 }
 
-fn pod_user(spec: &PodSpec) -> Result<(), Refusal> {
+fn check_pod_user(spec: &PodSpec) -> Result<(), Refusal> {
     let Some(context) = &spec.security_context else { return Ok(()) };
     let groups = context.supplemental_groups.iter().flatten();
     for (field, found) in [
@@ -258,17 +259,17 @@ fn pod_user(spec: &PodSpec) -> Result<(), Refusal> {
         ("supplementalGroups", groups.copied().any(|group| group == PROXY_UID)),
     ] {
         if found {
-            return Err(Refusal::ProxyUser { who: "the pod's securityContext".to_owned(), field });
+            return Err(Refusal::ProxyUser { object: "the pod's securityContext".to_owned(), field });
         }
     }
     Ok(())
 }
 
-fn container_user(container: &Container) -> Result<(), Refusal> {
+fn check_container_user(container: &Container) -> Result<(), Refusal> {
     let Some(context) = &container.security_context else { return Ok(()) };
     for (field, id) in [("runAsUser", context.run_as_user), ("runAsGroup", context.run_as_group)] {
         if id == Some(PROXY_UID) {
-            return Err(Refusal::ProxyUser { who: format!("container {:?}", container.name), field });
+            return Err(Refusal::ProxyUser { object: format!("container {:?}", container.name), field });
         }
     }
     Ok(())
@@ -277,7 +278,7 @@ fn container_user(container: &Container) -> Result<(), Refusal> {
 // === impl Skip ===
 
 impl Skip {
-    /// For metrics and logs.
+    /// The code in metrics and logs.
     pub fn code(self) -> &'static str {
         match self {
             Self::NotACreation => "not-a-creation",
@@ -291,16 +292,16 @@ impl Skip {
         }
     }
 
-    /// For people.
+    /// The sentence in messages.
     pub fn sentence(self) -> &'static str {
         match self {
-            Self::NotACreation => "a proxy is added only where a pod is created",
+            Self::NotACreation => "a proxy is added only when a pod is created",
             Self::NamespaceNotEnabled => "the namespace is not labelled weft.dev/inject=enabled",
             Self::PodOptedOut => "the pod is labelled weft.dev/inject=false",
-            Self::HostNetwork => "the pod uses the node's network (hostNetwork), where nothing may be redirected",
-            Self::AlreadyInjected => "the pod has a proxy",
+            Self::HostNetwork => "the pod uses the node's network (hostNetwork), which Weft does not redirect",
+            Self::AlreadyInjected => "the pod has a proxy already",
             Self::SystemNamespace => "the namespace belongs to the cluster or to Weft",
-            Self::MirrorPod => "the pod is a static pod of a node, which only that node can change",
+            Self::MirrorPod => "the pod is a static pod, which only its node's kubelet can change",
             Self::NotLinux => "the pod is not for Linux",
         }
     }
@@ -309,7 +310,7 @@ impl Skip {
 // === impl Refusal ===
 
 impl Refusal {
-    /// For metrics and logs.
+    /// The code in metrics and logs.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Unreadable(_) => "unreadable",

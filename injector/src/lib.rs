@@ -2,17 +2,16 @@
 //!
 //! ```text
 //!   AdmissionReview ─► decide ─► settings ─► probe ─► mutate ─► patch ─► AdmissionReview
-//!                        │           └──────────┴─► refusal, with what to do about it
+//!                        │           └──────────┴─► refusal, with a remedy
 //!                        └─► skip, with a reason from a closed list
 //! ```
 //!
-//! [`inject`] is that line as one pure function: what is known of the namespace, the pod as the API server sent it and
-//! what the installation chose go in; a patch, a skip or a refusal comes out. Everything else is plumbing around it:
-//! [`server`] speaks HTTP, [`namespaces`] knows the namespaces, [`certificate`] keeps the certificate current, [`app`]
-//! puts them together.
+//! [`inject`] is that line as one pure function: the namespace, the pod as the API server sent it and the installation's
+//! configuration go in; a patch, a skip or a refusal comes out. The other modules surround it: [`server`] is the HTTP
+//! server, [`namespaces`] watches the namespaces, [`certificate`] keeps the certificate current, [`app`] is the process.
 //!
-//! The pod is changed as JSON, never as a typed struct, so fields that this build does not know survive. It is *read*
-//! as a typed struct, so nothing is guessed from JSON.
+//! The pod is changed as JSON, never as a typed struct, so that fields unknown to this build are kept. It is *read* as a
+//! typed struct.
 
 pub mod app;
 pub mod certificate;
@@ -32,26 +31,26 @@ use serde_json::Value;
 use crate::decide::{Decision, Namespace, Refusal, Skip};
 use crate::settings::{Installation, Settings};
 
-/// What becomes of a pod.
+/// The result of a review.
 #[derive(Debug)]
 pub enum Outcome {
-    /// It gets a proxy.
+    /// The pod gets a proxy.
     Injected {
         /// The pod with the proxy.
         pod: Value,
-        /// What makes the one out of the other.
+        /// The patch from the original pod to `pod`.
         patch: json_patch::Patch,
-        /// What a person should know all the same.
+        /// Warnings for the user.
         warnings: Vec<String>,
     },
-    /// It is left as it is.
+    /// The pod is admitted unchanged.
     Skipped {
-        /// Why.
+        /// The reason.
         reason: Skip,
-        /// What a person should know.
+        /// Warnings for the user.
         warnings: Vec<String>,
     },
-    /// It must not run as it is.
+    /// The pod is denied.
     Refused(Refusal),
 }
 
@@ -63,9 +62,9 @@ pub fn inject(namespace: &Namespace, raw: &Value, installation: &Installation) -
 fn try_inject(namespace: &Namespace, raw: &Value, installation: &Installation) -> Result<Outcome, Refusal> {
     let pod: Pod = serde_json::from_value(raw.clone()).map_err(|error| Refusal::Unreadable(error.to_string()))?;
     if let Decision::Skip { reason, warning } = decide::decide(namespace, &pod)? {
-        // Without a warning the proxy is ours, and the pod may have been added to since.
+        // Without a warning the injector added the proxy, and another webhook may have changed the pod since.
         if (reason, &warning) == (Skip::AlreadyInjected, &None) {
-            decide::compatible(&pod)?;
+            decide::check_user_and_ports(&pod)?;
             if let Some(pod) = refresh::refresh(raw, &pod, &installation.hook_secret)? {
                 let patch = patch::diff(raw, &pod);
                 return Ok(Outcome::Injected { pod, patch, warnings: Vec::new() });
@@ -73,12 +72,12 @@ fn try_inject(namespace: &Namespace, raw: &Value, installation: &Installation) -
         }
         return Ok(Outcome::Skipped { reason, warnings: warning.into_iter().collect() });
     }
-    decide::admissible(namespace, &pod)?;
+    decide::check_injectable(namespace, &pod)?;
     let (settings, mut warnings) = Settings::resolve(namespace, &pod, installation)?;
     let rewritten = probe::rewrite(&pod, &installation.hook_secret)?;
     if !settings.native {
-        warnings.extend(decide::never_ends(&pod));
-        warnings.extend(rewritten.before_a_classic_proxy());
+        warnings.extend(decide::classic_job_warning(&pod));
+        warnings.extend(rewritten.classic_deadlock_warning());
     }
     let mutated = mutate::mutate(raw.clone(), &pod, &settings, &rewritten);
     let patch = patch::diff(raw, &mutated);

@@ -6,7 +6,7 @@ use clap::Parser;
 use weft_injector::app::{Arguments, run};
 
 fn main() -> ExitCode {
-    // Fails only where there is a provider already, and then that one is used.
+    // Fails only where a provider is installed already; that one is then used.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let arguments = Arguments::parse();
     let result = tokio::runtime::Runtime::new().map_err(anyhow::Error::from).and_then(|runtime| {

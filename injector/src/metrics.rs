@@ -1,4 +1,4 @@
-//! What the injector counts. Labels are bounded: outcomes and reasons are closed lists.
+//! The injector's metrics. Label values are bounded: outcomes and reasons are closed lists.
 
 use std::sync::Arc;
 
@@ -9,26 +9,26 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-/// Seconds. The API server waits for a few; a review takes well under one thousandth.
+/// Histogram buckets in seconds. A review takes well under a millisecond; the API server's timeout is a few seconds.
 const BUCKETS: [f64; 9] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0];
 
-/// Cloning shares them.
+/// The injector's metrics. Clones share their values.
 #[derive(Clone)]
 pub struct Metrics {
-    /// Answered reviews.
+    /// Answered admission reviews.
     pub reviews: Family<Review, Counter>,
-    /// How long an answer took.
+    /// Duration of reviews.
     pub duration: Histogram,
-    /// When the certificate in use expires, in seconds since 1970.
+    /// Expiry of the webhook's certificate, in seconds since 1970.
     pub certificate_expiry: Gauge,
 }
 
-/// What came of a review.
+/// Labels of a review.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Review {
     /// `injected`, `skipped`, `refused` or `malformed`.
     pub outcome: &'static str,
-    /// Code of the skip or the refusal; empty where a proxy was added.
+    /// Code of the skip or refusal; empty for `injected` and `malformed`.
     pub reason: &'static str,
 }
 
@@ -42,13 +42,13 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// A registry that shows them.
+    /// A registry with all of them.
     pub fn registry(&self) -> Arc<Registry> {
         let mut registry = Registry::with_prefix("weft_injector");
         let Self { reviews, duration, certificate_expiry } = self.clone();
-        registry.register("reviews", "Answered reviews, by outcome and reason", reviews);
-        registry.register_with_unit("review_duration", "How long an answer took", Unit::Seconds, duration);
-        let help = "When the certificate in use expires, in seconds since 1970";
+        registry.register("reviews", "Admission reviews answered, by outcome and reason", reviews);
+        registry.register_with_unit("review_duration", "Duration of admission reviews", Unit::Seconds, duration);
+        let help = "Expiry of the webhook's certificate, in seconds since 1970";
         registry.register("certificate_expiry_timestamp_seconds", help, certificate_expiry);
         Arc::new(registry)
     }

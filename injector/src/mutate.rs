@@ -1,18 +1,19 @@
-//! The pod with the proxy in it. Works on JSON, so that fields unknown to this build stay; what it adds is written out as
-//! one would write it in a manifest.
+//! Adds the proxy to a pod. Works on JSON, so that fields unknown to this build are kept; what it adds is written as in a
+//! manifest.
 //!
 //! ```text
-//!   initContainers:  weft-init, weft-proxy (native), then the pod's own, which are thereby in the mesh too
-//!   containers:      weft-proxy (classic: on servers without native sidecars), then the pod's own
-//!   volumes:         weft-token (for the API server), weft-pod (its zone), weft-cache (documents last used)
+//!   initContainers:  weft-init, weft-proxy (native), then the pod's own, which are therefore in the mesh too
+//!   containers:      weft-proxy (classic), then the pod's own
+//!   volumes:         weft-token (for the API server), weft-pod (its labels, for the zone), weft-cache (last used configuration)
 //! ```
 //!
-//! A native proxy holds the application back until it is ready, by its startup probe, and outlives it. A classic one can
-//! do neither, but waits for the pod's preStop hooks: its image has no shell for a postStart hook. That is what native sidecars
-//! were invented for.
+//! A native proxy is a native sidecar (an init container with `restartPolicy: Always`): its startup probe delays the
+//! application until the proxy is ready, and it ends after the application. A classic proxy is an ordinary container, for
+//! API servers without native sidecars: it starts beside the application, and at the end it waits for the pod's preStop
+//! hooks only.
 //!
-//! weft-init runs as root, because Kubernetes gives capabilities to no other user, and with nothing but the two
-//! capabilities that iptables needs. The proxy itself meets Pod Security "restricted".
+//! weft-init runs as root, because Kubernetes gives added capabilities to no other user, with only the two capabilities
+//! that iptables needs. The proxy itself meets Pod Security "restricted".
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -29,7 +30,7 @@ use weft_config::bootstrap::{
 use weft_crds::names::{INIT_CONTAINER, PROXY_CONTAINER, PROXY_VERSION_LABEL, STATUS_ANNOTATION};
 
 use crate::decide::is_tcp;
-use crate::probe::{Place, Rewritten};
+use crate::probe::{ProbeLocation, Rewritten};
 use crate::settings::{Resources, Settings};
 
 /// Names of the volumes that are added.
@@ -39,20 +40,20 @@ const TOKEN_VOLUME: &str = "weft-token";
 const POD_VOLUME: &str = "weft-pod";
 const CACHE_VOLUME: &str = "weft-cache";
 
-/// Names of the proxy's ports. Not just "metrics": a Service whose targetPort has that name means the application's.
+/// Names of the proxy's ports. Prefixed, because a Service with targetPort "metrics" means the application's port.
 const METRICS_PORT_NAME: &str = "weft-metrics";
 const HEALTH_PORT_NAME: &str = "weft-health";
 
-/// The kubelet renews the token well before.
+/// Lifetime of the token. The kubelet renews it after 80 %.
 const TOKEN_SECONDS: u32 = 3600;
-/// Copies of a few dozen documents.
+/// Size limit of the configuration cache: room for a few dozen documents.
 const CACHE_SIZE: &str = "16Mi";
-/// The application waits so long for the proxy; then the pod has failed, and says so.
+/// Seconds that the application waits for the proxy to be ready. After that the startup probe fails.
 const STARTUP_SECONDS: u32 = 120;
-/// Which container kubectl means when a command names none.
+/// Annotation with the container that kubectl uses when a command names none.
 const DEFAULT_CONTAINER_ANNOTATION: &str = "kubectl.kubernetes.io/default-container";
 
-/// The status annotation: what was added.
+/// Value of the status annotation: the additions of the injector.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Status<'a> {
@@ -63,13 +64,13 @@ struct Status<'a> {
     volumes: [&'a str; 3],
 }
 
-/// The pod with the proxy in it. `pod` is the same pod as `raw`, read.
+/// Returns the pod with the proxy. `pod` is `raw`, deserialized.
 pub fn mutate(raw: Value, pod: &Pod, settings: &Settings, rewritten: &Rewritten) -> Value {
     let mut mutated = raw;
-    let Rewritten { probes, hooks, places } = rewritten;
-    // Before containers are inserted, since places are by index.
-    for place in places {
-        redirect(&mut mutated, place);
+    let Rewritten { probes, hooks, locations } = rewritten;
+    // Before containers are inserted: locations are by index.
+    for location in locations {
+        redirect(&mut mutated, location);
     }
 
     let spec = object(&mut mutated, &["spec"]);
@@ -89,7 +90,7 @@ pub fn mutate(raw: Value, pod: &Pod, settings: &Settings, rewritten: &Rewritten)
     let labels = object(&mut mutated, &["metadata", "labels"]);
     labels.insert(PROXY_VERSION_LABEL.to_owned(), settings.proxy_version.clone().into());
     let annotations = object(&mut mutated, &["metadata", "annotations"]);
-    annotations.insert(STATUS_ANNOTATION.to_owned(), json_text(&status(settings)).into());
+    annotations.insert(STATUS_ANNOTATION.to_owned(), to_json(&status(settings)).into());
     let first = pod.spec.as_ref().and_then(|spec| spec.containers.first());
     if let (false, Some(first)) = (settings.native, first) {
         annotations.entry(DEFAULT_CONTAINER_ANNOTATION).or_insert_with(|| first.name.clone().into());
@@ -113,7 +114,8 @@ fn init(settings: &Settings) -> Value {
         "image": settings.init_image,
         "imagePullPolicy": settings.image_pull_policy,
         "args": arguments,
-        // The proxy's own: it has ended before the proxy begins, so a pod costs no more for it, and can be Guaranteed still.
+        // Those of the proxy: weft-init ends before the proxy starts, so the pod's total does not grow, and its QoS class
+        // can still be Guaranteed.
         "resources": resources(&settings.resources),
         "securityContext": {
             "runAsUser": 0,
@@ -155,7 +157,7 @@ fn proxy(pod: &Pod, settings: &Settings, probes: &Probes, hooks: &Hooks) -> Valu
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
             { "name": TOKEN_VOLUME, "mountPath": TOKEN_DIR, "readOnly": true },
-            { "name": POD_VOLUME, "mountPath": folder(LABELS_FILE), "readOnly": true },
+            { "name": POD_VOLUME, "mountPath": directory(LABELS_FILE), "readOnly": true },
             { "name": CACHE_VOLUME, "mountPath": CACHE_DIR },
         ],
     });
@@ -171,24 +173,24 @@ fn proxy(pod: &Pod, settings: &Settings, probes: &Probes, hooks: &Hooks) -> Valu
 
 fn environment(pod: &Pod, settings: &Settings, probes: &Probes, hooks: &Hooks) -> Vec<Value> {
     let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": path } } });
-    let text = |name: &str, value: &str| json!({ "name": name, "value": literal(value) });
+    let text = |name: &str, value: &str| json!({ "name": name, "value": escape_dollars(value) });
     let mut environment = vec![
         field(ENV_NAMESPACE, "metadata.namespace"),
         field(ENV_POD, "metadata.name"),
         field(ENV_POD_UID, "metadata.uid"),
-        text(ENV_POD_LABELS, &json_text(&labels(pod, &settings.proxy_version))),
+        text(ENV_POD_LABELS, &to_json(&labels(pod, &settings.proxy_version))),
         field(ENV_NODE, "spec.nodeName"),
         field(ENV_POD_IPS, "status.podIPs"),
         field(ENV_SERVICE_ACCOUNT, "spec.serviceAccountName"),
-        text(ENV_PORT_NAMES, &json_text(&port_names(pod))),
-        text(ENV_PROBES, &json_text(probes)),
-        text(ENV_HOOKS, &json_text(hooks)),
+        text(ENV_PORT_NAMES, &to_json(&port_names(pod))),
+        text(ENV_PROBES, &to_json(probes)),
+        text(ENV_HOOKS, &to_json(hooks)),
         text(ENV_WORKERS, &settings.workers.to_string()),
         text(ENV_DRAIN_SECONDS, &settings.drain_seconds.to_string()),
         text(ENV_PURGE_DELAY, PURGE_DELAY_MS),
     ];
     environment.extend((!settings.native).then(|| text(ENV_CLASSIC, "true")));
-    // Where nothing was said the proxy's own default is meant, which may be another in another version.
+    // Unset where no annotation sets it: the proxy's default may differ by version.
     environment.extend(settings.log.as_ref().map(|log| text(ENV_LOG, log)));
     environment.extend(settings.access_log.map(|log| text(ENV_ACCESS_LOG, log.as_str())));
     environment.extend(settings.opaque_ports.as_ref().map(|ports| text(ENV_OPAQUE_PORTS, &join(ports))));
@@ -201,8 +203,8 @@ pub(crate) fn labels<'a>(pod: &'a Pod, proxy_version: &'a str) -> BTreeMap<&'a s
     own.chain([(PROXY_VERSION_LABEL, proxy_version)]).collect()
 }
 
-/// The pod's named TCP ports. Where two containers have the same name the first counts, as it does for a Service:
-/// containers first, then native sidecars.
+/// The pod's named TCP ports. Of two ports with the same name the first is used, as for a Service: containers first, then
+/// native sidecars.
 pub(crate) fn port_names(pod: &Pod) -> BTreeMap<&str, i32> {
     let sidecar = |container: &&Container| container.restart_policy.as_deref() == Some("Always");
     let mut names = BTreeMap::new();
@@ -235,7 +237,7 @@ fn volumes() -> [Value; 3] {
             { "configMap": { "name": "kube-root-ca.crt", "items": [{ "key": "ca.crt", "path": "ca.crt" }] } },
         ] } }),
         json!({ "name": POD_VOLUME, "downwardAPI": { "items": [
-            { "path": file(LABELS_FILE), "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.labels" } },
+            { "path": file_name(LABELS_FILE), "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.labels" } },
         ] } }),
         json!({ "name": CACHE_VOLUME, "emptyDir": { "sizeLimit": CACHE_SIZE } }),
     ]
@@ -251,9 +253,9 @@ fn status(settings: &Settings) -> Status<'_> {
     Status { version: &settings.proxy_version, native: settings.native, init_containers, containers, volumes: VOLUMES }
 }
 
-/// Sends a probe or hook to the proxy. Timing and thresholds stay, and so does what is unknown.
-pub(crate) fn redirect(pod: &mut Value, place: &Place) {
-    let Place { list, index, fields, path } = place;
+/// Points a probe or hook at the proxy. Timing, thresholds and unknown fields are kept.
+pub(crate) fn redirect(pod: &mut Value, location: &ProbeLocation) {
+    let ProbeLocation { list, index, fields, path } = location;
     let handler = object(&mut pod["spec"][*list][*index], fields);
     for kind in ["httpGet", "tcpSocket", "grpc"] {
         handler.remove(kind);
@@ -262,21 +264,21 @@ pub(crate) fn redirect(pod: &mut Value, place: &Place) {
     handler.insert("httpGet".to_owned(), get);
 }
 
-/// The object at a path, made where there is none. The pod was read as a typed one, so anything else there is null.
+/// The object at a path, created where absent. The pod was deserialized before, so a value that is no object is null.
 fn object<'a>(value: &'a mut Value, path: &[&str]) -> &'a mut Map<String, Value> {
-    let place = path.iter().fold(value, |value, name| {
+    let target = path.iter().fold(value, |value, name| {
         if !value.is_object() {
             *value = json!({});
         }
         &mut value[*name]
     });
-    if !place.is_object() {
-        *place = json!({});
+    if !target.is_object() {
+        *target = json!({});
     }
-    place.as_object_mut().expect("it was just made one")
+    target.as_object_mut().expect("it was just made one")
 }
 
-/// Takes the array of a name, empty where there is none.
+/// Removes an array from a map; empty where absent.
 fn array(map: &mut Map<String, Value>, name: &str) -> Vec<Value> {
     match map.remove(name) {
         Some(Value::Array(items)) => items,
@@ -292,12 +294,12 @@ fn prepend(map: &mut Map<String, Value>, name: &str, mut items: Vec<Value>) {
     map.insert(name.to_owned(), items.into());
 }
 
-/// A value of an environment variable that the kubelet leaves as it is: it replaces `$(NAME)`, and `$$` by `$`.
-pub(crate) fn literal(value: &str) -> String {
+/// Escapes the value of an environment variable, in which the kubelet expands `$(NAME)` and replaces `$$` by `$`.
+pub(crate) fn escape_dollars(value: &str) -> String {
     value.replace('$', "$$")
 }
 
-pub(crate) fn json_text(value: &impl Serialize) -> String {
+pub(crate) fn to_json(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("strings, numbers, and maps with string keys can be written as JSON")
 }
 
@@ -305,11 +307,11 @@ fn join(items: &[impl ToString]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
-fn folder(path: &str) -> String {
-    Path::new(path).parent().map(|folder| folder.to_string_lossy().into_owned()).unwrap_or_default()
+fn directory(path: &str) -> String {
+    Path::new(path).parent().map(|directory| directory.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-fn file(path: &str) -> String {
+fn file_name(path: &str) -> String {
     Path::new(path).file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
@@ -318,12 +320,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kubelet_expands_nothing() {
-        assert_eq!(literal("/$(WEFT_POD)?a=$b$$"), "/$$(WEFT_POD)?a=$$b$$$$");
+    fn dollars_are_escaped_for_the_kubelet() {
+        assert_eq!(escape_dollars("/$(WEFT_POD)?a=$b$$"), "/$$(WEFT_POD)?a=$$b$$$$");
     }
 
     #[test]
-    fn paths_of_the_contract() {
-        assert_eq!((folder(LABELS_FILE).as_str(), file(LABELS_FILE).as_str()), ("/var/run/weft/pod", "labels"));
+    fn labels_file_is_split_into_directory_and_name() {
+        assert_eq!((directory(LABELS_FILE).as_str(), file_name(LABELS_FILE).as_str()), ("/var/run/weft/pod", "labels"));
     }
 }

@@ -1,5 +1,5 @@
-//! What is known of namespaces: their labels and annotations, watched. A namespace that was made a moment ago may not have
-//! reached the watch yet; then it is asked for, with a short deadline, since somebody waits for the answer.
+//! Labels and annotations of namespaces, by a watch. A namespace that was created a moment ago may not have reached the
+//! watch yet: it is then read from the API server, with a short deadline, because an admission review waits for it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,46 +19,47 @@ use weft_runtime::watch::backoff;
 use crate::decide::{Namespace, Refusal};
 use crate::settings::ServerVersion;
 
-/// The API server gives the whole review a few seconds.
+/// Deadline of a lookup. The API server's timeout for the whole review is a few seconds.
 const DEADLINE: Duration = Duration::from_secs(2);
-/// Questions at once. More wait, within the deadline.
-const QUESTIONS_MAX: usize = 16;
-/// Bytes of a namespace's name, by RFC 1123.
+/// Concurrent lookups. Further ones wait, within the deadline.
+const LOOKUPS_MAX: usize = 16;
+/// Maximum of bytes in a namespace's name (RFC 1123).
 const NAME_MAX: usize = 63;
 
 type Meta = PartialObjectMeta<v1::Namespace>;
 
-/// Cloning shares what is known.
+/// The namespaces of the cluster. Clones share the store.
 #[derive(Clone)]
 pub struct Namespaces {
     store: Store<Meta>,
     client: Client,
-    questions: Arc<Semaphore>,
+    lookups: Arc<Semaphore>,
 }
 
 // === impl Namespaces ===
 
 impl Namespaces {
-    /// Knows what is in the store, and asks the client for the rest.
+    /// Reads from the store, and through the client what is not in it.
     pub fn new(store: Store<Meta>, client: Client) -> Self {
-        Self { store, client, questions: Arc::new(Semaphore::new(QUESTIONS_MAX)) }
+        Self { store, client, lookups: Arc::new(Semaphore::new(LOOKUPS_MAX)) }
     }
 
-    /// Labels and annotations of a namespace.
+    /// Finds the labels and annotations of a namespace.
     pub async fn find(&self, name: &str) -> Result<Namespace, Refusal> {
         let unknown = |why: &str| Refusal::NamespaceUnknown { namespace: name.to_owned(), why: why.to_owned() };
-        // The name becomes part of a path, and whoever calls the webhook need not be the API server.
-        if !is_label(name) {
-            return Err(Refusal::NamespaceUnknown { namespace: "…".to_owned(), why: "it is no name".to_owned() });
+        // The name becomes part of a URL path, and clients other than the API server can call the webhook.
+        if !is_dns_label(name) {
+            let why = "it is not a valid name".to_owned();
+            return Err(Refusal::NamespaceUnknown { namespace: "…".to_owned(), why });
         }
         if let Some(meta) = self.store.get(&ObjectRef::new(name)) {
             return Ok(namespace(&meta));
         }
-        let ask = async {
-            let _permit = self.questions.acquire().await;
+        let lookup = async {
+            let _permit = self.lookups.acquire().await;
             Api::<Meta>::all(self.client.clone()).get(name).await
         };
-        match tokio::time::timeout(DEADLINE, ask).await {
+        match tokio::time::timeout(DEADLINE, lookup).await {
             Ok(Ok(meta)) => Ok(namespace(&meta)),
             Ok(Err(error)) => Err(unknown(&error.to_string())),
             Err(_) => Err(unknown("the API server did not answer in time")),
@@ -66,8 +67,8 @@ impl Namespaces {
     }
 }
 
-/// Follows the namespaces and the version of the server, for ever. The version is read anew whenever the watch begins
-/// anew, as it does after the server was restarted.
+/// Watches the namespaces and reads the API server's version, for ever. The version is read again whenever the watch is
+/// re-established, as after a restart of the API server.
 pub async fn follow(
     client: Client,
     writer: reflector::store::Writer<Meta>,
@@ -101,7 +102,7 @@ pub async fn follow(
 async fn read_version(client: &Client) -> Result<ServerVersion, String> {
     let info = client.apiserver_version().await.map_err(|error| error.to_string())?;
     ServerVersion::parse(&info.major, &info.minor)
-        .ok_or_else(|| format!("the API server calls itself {:?}.{:?}, which is no version", info.major, info.minor))
+        .ok_or_else(|| format!("the API server reports the version {:?}.{:?}, which is invalid", info.major, info.minor))
 }
 
 fn namespace(meta: &Meta) -> Namespace {
@@ -113,8 +114,8 @@ fn namespace(meta: &Meta) -> Namespace {
     }
 }
 
-/// Whether a text can be a namespace's name.
-fn is_label(name: &str) -> bool {
+/// Whether a name is a DNS label (RFC 1123), as a namespace's name is.
+fn is_dns_label(name: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = name.as_bytes();
     bytes.len() <= NAME_MAX
@@ -128,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_can_be_in_a_path() {
+    fn only_dns_labels_are_namespace_names() {
         for (name, good) in [
             ("shop", true),
             ("shop-2", true),
@@ -141,8 +142,8 @@ mod tests {
             ("a?b", false),
             ("a%2fb", false),
         ] {
-            assert_eq!(is_label(name), good, "{name:?}");
+            assert_eq!(is_dns_label(name), good, "{name:?}");
         }
-        assert!(!is_label(&"a".repeat(64)));
+        assert!(!is_dns_label(&"a".repeat(64)));
     }
 }

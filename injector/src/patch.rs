@@ -3,8 +3,8 @@
 use json_patch::Patch;
 use serde_json::Value;
 
-/// What makes `mutated` out of `original`. Both are whole JSON objects, so the API server, which applies the patch to the
-/// object it sent, gets exactly `mutated`.
+/// The patch from `original` to `mutated`. Both are whole JSON objects: applied to the object that the API server sent, the
+/// patch gives exactly `mutated`.
 pub fn diff(original: &Value, mutated: &Value) -> Patch {
     json_patch::diff(original, mutated)
 }

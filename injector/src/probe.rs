@@ -1,9 +1,9 @@
-//! The pod's probes and lifecycle hooks, handed to the proxy. The kubelet's connections would be redirected like any other: a
-//! TCP probe would reach the proxy and never the application, and a policy that denies strangers would deny the kubelet. So each
-//! becomes a GET on the proxy's health port, and the proxy asks the application over loopback.
+//! Rewrites the pod's probes and lifecycle hooks to the proxy. The kubelet's connections would be redirected like any other:
+//! a TCP probe would test the proxy instead of the application, and a policy that denies unknown clients would deny the
+//! kubelet. So each becomes a GET on the proxy's health port, and the proxy calls the application over loopback.
 //!
-//! Not rewritten are commands (`exec` runs inside the container), waits (`sleep` is the kubelet's own), probes and hooks of another
-//! host, which were never this pod's, and hooks of `tcpSocket`, which the kubelet refuses to run.
+//! Not rewritten: `exec` (runs inside the container), `sleep` (the kubelet waits itself), probes and hooks with a `host`
+//! (they go to another host), and `tcpSocket` hooks, which the kubelet refuses to run.
 
 use k8s_openapi::api::core::v1::{Container, GRPCAction, HTTPGetAction, Pod, TCPSocketAction};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -12,42 +12,42 @@ use weft_crds::names::PROXY_CONTAINER;
 
 use crate::decide::Refusal;
 
-/// Seconds that Kubernetes gives a probe that does not say.
+/// Kubernetes' default of a probe's `timeoutSeconds`.
 const TIMEOUT_DEFAULT: i32 = 1;
 
-/// What is rewritten, and what the proxy is told.
+/// The rewritten probes and hooks of a pod.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Rewritten {
-    /// For the proxy.
+    /// The original probes, for the proxy to run.
     pub probes: Probes,
-    /// For the proxy.
+    /// The original hooks, for the proxy to run.
     pub hooks: Hooks,
-    /// Where in the pod each of them is.
-    pub places: Vec<Place>,
+    /// Location of each of them in the pod.
+    pub locations: Vec<ProbeLocation>,
 }
 
-/// A probe or hook in a pod's JSON.
+/// Location of a probe or hook in a pod's JSON, and its new path.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct ProbeLocation {
     /// `containers` or `initContainers`.
     pub list: &'static str,
-    /// Which container of the list.
+    /// Index of the container in the list.
     pub index: usize,
-    /// The fields that lead to it: `livenessProbe`, or `lifecycle` and `preStop`.
+    /// Fields of the container that lead to it: `livenessProbe`, or `lifecycle` and `preStop`.
     pub fields: &'static [&'static str],
-    /// Where the proxy makes it on its health port.
+    /// Path on the proxy's health port that runs it.
     pub path: String,
 }
 
-/// Finds the probes and hooks of application containers and of the user's own native sidecars. `secret` is for the paths of
-/// hooks.
+/// Finds the probes and hooks of all containers but the proxy's. `secret` is a segment of the hooks' paths, so that clients
+/// cannot call them.
 pub fn rewrite(pod: &Pod, secret: &str) -> Result<Rewritten, Refusal> {
     let mut rewritten = Rewritten::default();
     let Some(spec) = &pod.spec else { return Ok(rewritten) };
     let init = spec.init_containers.iter().flatten().enumerate().map(|(index, it)| ("initContainers", index, it));
     let app = spec.containers.iter().enumerate().map(|(index, it)| ("containers", index, it));
-    let theirs = init.chain(app).filter(|(_, _, container)| container.name != PROXY_CONTAINER);
-    for (list, index, container) in theirs {
+    let containers = init.chain(app).filter(|(_, _, container)| container.name != PROXY_CONTAINER);
+    for (list, index, container) in containers {
         for (name, fields, probe) in [
             ("liveness", &["livenessProbe"], &container.liveness_probe),
             ("readiness", &["readinessProbe"], &container.readiness_probe),
@@ -56,7 +56,7 @@ pub fn rewrite(pod: &Pod, secret: &str) -> Result<Rewritten, Refusal> {
             let Some(probe) = probe else { continue };
             let key = format!("{}/{name}", container.name);
             let path = probe_path(&key);
-            let redirected = |get: &HTTPGetAction| is_redirected(get, |asked| asked == path);
+            let redirected = |get: &HTTPGetAction| is_redirected(get, |found| found == path);
             if probe.http_get.as_ref().is_some_and(redirected) {
                 continue;
             }
@@ -74,7 +74,7 @@ pub fn rewrite(pod: &Pod, secret: &str) -> Result<Rewritten, Refusal> {
             let port = resolve(container, &format!("{name} probe"), &port)?;
             let timeout_seconds = probe.timeout_seconds.unwrap_or(TIMEOUT_DEFAULT).max(TIMEOUT_DEFAULT).unsigned_abs();
             rewritten.probes.0.insert(key, Probe { port, kind, timeout_seconds });
-            rewritten.places.push(Place { list, index, fields, path });
+            rewritten.locations.push(ProbeLocation { list, index, fields, path });
         }
         let lifecycle = container.lifecycle.as_ref();
         let hooks: [(_, &[_], _, _); 2] = [
@@ -84,14 +84,14 @@ pub fn rewrite(pod: &Pod, secret: &str) -> Result<Rewritten, Refusal> {
         for (name, fields, pre_stop, handler) in hooks {
             let Some(get) = handler.and_then(|handler| handler.http_get.as_ref()) else { continue };
             let key = format!("{}/{name}", container.name);
-            let ours = |path: &str| path.starts_with(&hook_path("")) && path.ends_with(&format!("/{key}"));
-            if is_redirected(get, ours) {
+            let is_hook_path = |path: &str| path.starts_with(&hook_path("")) && path.ends_with(&format!("/{key}"));
+            if is_redirected(get, is_hook_path) {
                 continue;
             }
             let Some(Get { path, https, headers }) = http(get) else { continue };
             let port = resolve(container, &format!("{name} hook"), &get.port)?;
             let key = format!("{secret}/{key}");
-            rewritten.places.push(Place { list, index, fields, path: hook_path(&key) });
+            rewritten.locations.push(ProbeLocation { list, index, fields, path: hook_path(&key) });
             rewritten.hooks.0.insert(key, Hook { port, path, https, headers, pre_stop });
         }
     }
@@ -99,28 +99,29 @@ pub fn rewrite(pod: &Pod, secret: &str) -> Result<Rewritten, Refusal> {
 }
 
 impl Rewritten {
-    /// What a person should know of a pod that gets a classic proxy: that starts after native sidecars, and they are not started
-    /// before their startup probe and postStart hook, which the proxy makes, succeed.
-    pub fn before_a_classic_proxy(&self) -> Option<String> {
-        let waits = |place: &&Place| {
-            place.list == "initContainers" && matches!(place.fields, ["startupProbe"] | ["lifecycle", "postStart"])
+    /// The warning for a pod with a classic proxy and a native sidecar of its own that blocks the pod's start: the sidecar's
+    /// startup probe or postStart hook is run by the proxy, which starts only after the sidecar.
+    pub fn classic_deadlock_warning(&self) -> Option<String> {
+        let blocks_start = |location: &&ProbeLocation| {
+            location.list == "initContainers"
+                && matches!(location.fields, ["startupProbe"] | ["lifecycle", "postStart"])
         };
-        let place = self.places.iter().find(waits)?;
-        let field = place.fields.join(".");
+        let location = self.locations.iter().find(blocks_start)?;
+        let field = location.fields.join(".");
         Some(format!(
             "initContainers[{}].{field} needs the proxy, and a classic proxy starts after it: the pod will not start; remove the \
              annotation config.weft.dev/native-sidecar, or use exec",
-            place.index
+            location.index
         ))
     }
 }
 
-/// Whether a probe or hook is what this module made of another.
-fn is_redirected(get: &HTTPGetAction, ours: impl Fn(&str) -> bool) -> bool {
-    get.port == IntOrString::Int(HEALTH_PORT.into()) && get.path.as_deref().is_some_and(ours)
+/// Whether a probe or hook was rewritten before.
+fn is_redirected(get: &HTTPGetAction, is_proxy_path: impl Fn(&str) -> bool) -> bool {
+    get.port == IntOrString::Int(HEALTH_PORT.into()) && get.path.as_deref().is_some_and(is_proxy_path)
 }
 
-/// A GET of the pod's own, as the proxy is told of it.
+/// The original `httpGet`, without its port.
 struct Get {
     path: String,
     https: bool,
@@ -129,10 +130,10 @@ struct Get {
 
 fn http(get: &HTTPGetAction) -> Option<Get> {
     let HTTPGetAction { host, http_headers, path, port: _, scheme } = get;
-    let here = host.as_deref().unwrap_or_default().is_empty();
+    let to_this_pod = host.as_deref().unwrap_or_default().is_empty();
     let path = path.as_deref().unwrap_or_default();
-    here.then(|| Get {
-        // As the kubelet does, which joins the path to an address.
+    to_this_pod.then(|| Get {
+        // As the kubelet does, which appends the path to the address.
         path: if path.starts_with('/') { path.to_owned() } else { format!("/{path}") },
         https: scheme.as_deref() == Some("HTTPS"),
         headers: http_headers.iter().flatten().map(|header| (header.name.clone(), header.value.clone())).collect(),

@@ -1,6 +1,6 @@
-//! A pod that has its proxy and is reviewed again. The API server does so where another webhook changed the pod after us
-//! (`reinvocationPolicy: IfNeeded`); a container added then has probes, hooks and port names that the proxy must hear of, and so has
-//! a label. So the order of webhooks does not matter, and a pod to which nothing was added stays as it is.
+//! Updates a pod that has its proxy already and is reviewed again. The API server calls again where another webhook changed
+//! the pod after this one (`reinvocationPolicy: IfNeeded`). Probes, hooks, port names and labels that were added are passed
+//! to the proxy, so that the order of webhooks does not matter. A pod without additions stays unchanged.
 
 use k8s_openapi::api::core::v1::Pod;
 use serde::de::DeserializeOwned;
@@ -9,15 +9,15 @@ use weft_config::bootstrap::{ENV_HOOKS, ENV_POD_LABELS, ENV_PORT_NAMES, ENV_PROB
 use weft_crds::names::PROXY_CONTAINER;
 
 use crate::decide::Refusal;
-use crate::mutate::{json_text, literal, port_names, redirect};
+use crate::mutate::{escape_dollars, port_names, redirect, to_json};
 use crate::probe;
 
-/// The pod with what was added to it handed to its proxy; nothing where the proxy knows all of it, or is none of ours.
+/// Returns the updated pod; `None` where there is nothing to update, or the proxy's environment cannot be read.
 pub fn refresh(raw: &Value, pod: &Pod, hook_secret: &str) -> Result<Option<Value>, Refusal> {
     let rewritten = probe::rewrite(pod, hook_secret)?;
     let mut refreshed = raw.clone();
-    for place in &rewritten.places {
-        redirect(&mut refreshed, place);
+    for location in &rewritten.locations {
+        redirect(&mut refreshed, location);
     }
     let Some(environment) = environment(&mut refreshed) else { return Ok(None) };
     let (Some(Probes(mut probes)), Some(Hooks(mut hooks))) =
@@ -28,17 +28,17 @@ pub fn refresh(raw: &Value, pod: &Pod, hook_secret: &str) -> Result<Option<Value
     probes.extend(rewritten.probes.0);
     hooks.extend(rewritten.hooks.0);
     for (name, text) in [
-        (ENV_PROBES, json_text(&Probes(probes))),
-        (ENV_HOOKS, json_text(&Hooks(hooks))),
-        (ENV_PORT_NAMES, json_text(&port_names(pod))),
-        (ENV_POD_LABELS, json_text(&pod.metadata.labels.clone().unwrap_or_default())),
+        (ENV_PROBES, to_json(&Probes(probes))),
+        (ENV_HOOKS, to_json(&Hooks(hooks))),
+        (ENV_PORT_NAMES, to_json(&port_names(pod))),
+        (ENV_POD_LABELS, to_json(&pod.metadata.labels.clone().unwrap_or_default())),
     ] {
-        set(environment, name, literal(&text));
+        set(environment, name, escape_dollars(&text));
     }
     Ok((refreshed != *raw).then_some(refreshed))
 }
 
-/// The proxy's environment, wherever the proxy is.
+/// The environment of the proxy's container, in `containers` or `initContainers`.
 fn environment(pod: &mut Value) -> Option<&mut Vec<Value>> {
     let lists = pod.get_mut("spec")?.as_object_mut()?.iter_mut();
     let containers = lists.filter(|(list, _)| matches!(list.as_str(), "containers" | "initContainers"));
@@ -48,7 +48,7 @@ fn environment(pod: &mut Value) -> Option<&mut Vec<Value>> {
 
 fn read<T: DeserializeOwned>(environment: &[Value], name: &str) -> Option<T> {
     let value = environment.iter().find(|variable| variable["name"] == name)?.get("value")?.as_str()?;
-    serde_json::from_str(&plain(value)).ok()
+    serde_json::from_str(&unescape_dollars(value)).ok()
 }
 
 fn set(environment: &mut [Value], name: &str, value: String) {
@@ -57,7 +57,7 @@ fn set(environment: &mut [Value], name: &str, value: String) {
     }
 }
 
-/// What [`literal`] was made of.
-fn plain(literal: &str) -> String {
-    literal.replace("$$", "$")
+/// The inverse of [`escape_dollars`].
+fn unescape_dollars(escaped: &str) -> String {
+    escaped.replace("$$", "$")
 }

@@ -1,6 +1,6 @@
-//! The webhook: an AdmissionReview in, an AdmissionReview out, and nothing else. It has no side effects, so a dry run is
-//! like any other. Whoever calls gets an answer: 200 with allowed or denied for a review, 400 for anything else, 413 for
-//! what is larger than any pod.
+//! The webhook's HTTP server: an AdmissionReview in, an AdmissionReview out. It has no side effects, so a dry run is handled
+//! like any other review. Responses: 200 with allowed or denied for a review, 400 for any other body, 413 for a body larger
+//! than [`BODY_MAX`].
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,43 +22,43 @@ use crate::namespaces::Namespaces;
 use crate::settings::{Installation, ServerVersion};
 use crate::{Outcome, inject};
 
-/// Bytes of a review. The API server takes no object larger than half of that.
+/// Maximum of bytes in a review. The API server accepts objects of at most half of that.
 pub const BODY_MAX: usize = 3 << 20;
-/// Bytes of a warning; the API server cuts off what is longer.
+/// Maximum of bytes in a warning; the API server truncates longer ones.
 const WARNING_MAX: usize = 256;
-/// Warnings in an answer.
+/// Maximum of warnings in a response.
 const WARNINGS_MAX: usize = 10;
 
-/// What the webhook answers from.
+/// State of the webhook's handlers.
 #[derive(Clone)]
 pub struct Webhook {
     /// Labels and annotations of namespaces.
     pub namespaces: Namespaces,
-    /// What the installation chose.
+    /// The installation's configuration.
     pub installation: Arc<Installation>,
     /// The API server's version, as last read.
     pub version: watch::Receiver<Option<ServerVersion>>,
-    /// What is counted.
+    /// The injector's metrics.
     pub metrics: Metrics,
 }
 
-/// `POST /inject`.
+/// Serves `POST /inject`.
 pub fn router(webhook: Webhook) -> Router {
     Router::new().route("/inject", post(review)).layer(DefaultBodyLimit::max(BODY_MAX)).with_state(webhook)
 }
 
 async fn review(State(webhook): State<Webhook>, body: Bytes) -> Response {
     let start = Instant::now();
-    let (review, response) = match read(&body) {
+    let (review, response) = match parse(&body) {
         Ok((request, pod)) => {
             let outcome = decide(&webhook, &request, pod).await;
-            let (review, response) = answer(&request, outcome);
+            let (review, response) = respond(&request, outcome);
             (review, Json(response.into_review()).into_response())
         }
         Err(why) => {
             tracing::warn!(why, "malformed review");
             let review = Review { outcome: "malformed", reason: "" };
-            (review, (StatusCode::BAD_REQUEST, format!("this is no AdmissionReview: {why}\n")).into_response())
+            (review, (StatusCode::BAD_REQUEST, format!("invalid AdmissionReview: {why}\n")).into_response())
         }
     };
     webhook.metrics.reviews.get_or_create(&review).inc();
@@ -66,23 +66,23 @@ async fn review(State(webhook): State<Webhook>, body: Bytes) -> Response {
     response
 }
 
-/// The request, and its object as it was sent: the request's own has lost the fields that this build does not know.
-fn read(body: &[u8]) -> Result<(AdmissionRequest<DynamicObject>, Value), String> {
+/// Parses a review: the request, and its object as JSON, which keeps fields unknown to this build.
+fn parse(body: &[u8]) -> Result<(AdmissionRequest<DynamicObject>, Value), String> {
     let mut raw: Value = serde_json::from_slice(body).map_err(|error| error.to_string())?;
-    // Read twice otherwise, and a pod is never of use as a DynamicObject.
+    // Taken out first, so that the pod is not deserialized a second time as a DynamicObject.
     let pod = raw.pointer_mut("/request/object").map(Value::take).unwrap_or_default();
     if let Some(old) = raw.pointer_mut("/request/oldObject") {
         *old = Value::Null;
     }
     let review: AdmissionReview<DynamicObject> = serde_json::from_value(raw).map_err(|error| error.to_string())?;
-    let request = review.try_into().map_err(|_| "it has no request".to_owned())?;
+    let request = review.try_into().map_err(|_| "the field request is missing".to_owned())?;
     Ok((request, pod))
 }
 
 async fn decide(webhook: &Webhook, request: &AdmissionRequest<DynamicObject>, pod: Value) -> Outcome {
-    let pods = request.resource.group.is_empty() && request.resource.resource == "pods";
-    let whole = request.sub_resource.as_deref().unwrap_or_default().is_empty();
-    if request.operation != Operation::Create || !pods || !whole {
+    let is_pod = request.resource.group.is_empty() && request.resource.resource == "pods";
+    let is_subresource = !request.sub_resource.as_deref().unwrap_or_default().is_empty();
+    if request.operation != Operation::Create || !is_pod || is_subresource {
         return Outcome::Skipped { reason: Skip::NotACreation, warnings: Vec::new() };
     }
     let namespace = match webhook.namespaces.find(request.namespace.as_deref().unwrap_or_default()).await {
@@ -93,21 +93,21 @@ async fn decide(webhook: &Webhook, request: &AdmissionRequest<DynamicObject>, po
     if let Some(server) = *webhook.version.borrow() {
         installation.server = server;
     }
-    match secret() {
+    match random_secret() {
         Some(secret) => installation.hook_secret = secret,
         None => return Outcome::Refused(Refusal::Random),
     }
     inject(&namespace, &pod, &installation)
 }
 
-/// A random secret: the path under which a pod's lifecycle hooks are called.
-fn secret() -> Option<String> {
+/// A random path segment under which a pod's lifecycle hooks are called.
+fn random_secret() -> Option<String> {
     let mut bytes = [0; 16];
     rustls::crypto::aws_lc_rs::default_provider().secure_random.fill(&mut bytes).ok()?;
     Some(format!("{:032x}", u128::from_be_bytes(bytes)))
 }
 
-fn answer(request: &AdmissionRequest<DynamicObject>, outcome: Outcome) -> (Review, AdmissionResponse) {
+fn respond(request: &AdmissionRequest<DynamicObject>, outcome: Outcome) -> (Review, AdmissionResponse) {
     let allowed = AdmissionResponse::from(request);
     let ns = request.namespace.as_deref().unwrap_or_default();
     let name = request.name.as_str();
@@ -137,7 +137,7 @@ fn warn(mut response: AdmissionResponse, warnings: Vec<String>) -> AdmissionResp
     if warnings.is_empty() {
         return response;
     }
-    let cut = |mut warning: String| {
+    let truncate = |mut warning: String| {
         let prefix = "weft: ".len();
         let most = WARNING_MAX - prefix;
         if warning.len() > most {
@@ -147,6 +147,6 @@ fn warn(mut response: AdmissionResponse, warnings: Vec<String>) -> AdmissionResp
         }
         format!("weft: {warning}")
     };
-    response.warnings = Some(warnings.into_iter().take(WARNINGS_MAX).map(cut).collect());
+    response.warnings = Some(warnings.into_iter().take(WARNINGS_MAX).map(truncate).collect());
     response
 }

@@ -1,8 +1,8 @@
-//! What configures a pod's proxy: the installation's choices, then annotations on the namespace, then annotations on the
-//! pod. Each annotation has a type; one that is not of its type refuses the pod, with key, value and remedy, and never
-//! falls back to a default. An unknown key is no setting that could be wrong, so it warns and names the nearest known one.
+//! The settings of a pod's proxy: the installation's defaults, overridden by annotations on the namespace, overridden by
+//! annotations on the pod. Each annotation has a type. A value of the wrong type refuses the pod, with key, value and
+//! remedy; there is no silent fallback to a default. An unknown key only warns and suggests the most similar known key.
 //!
-//! Image, user, capabilities, commands and volumes are not among the settings: they are the installation's alone.
+//! Image, user, capabilities, commands and volumes are not settings: only the installation chooses them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -48,48 +48,49 @@ const OPAQUE_PORTS: &str = "opaque-ports";
 /// The first server on which `restartPolicy: Always` makes an init container a native sidecar by default.
 const NATIVE_SINCE: ServerVersion = ServerVersion { major: 1, minor: 29 };
 
-/// Seconds from SIGTERM to SIGKILL in a pod that does not say.
+/// Default of `terminationGracePeriodSeconds`: seconds from SIGTERM to SIGKILL.
 const GRACE_SECONDS_DEFAULT: i64 = 30;
-/// What is left of the grace period after draining, for the proxy to end by itself.
+/// Part of the grace period that is kept for the proxy to exit after draining.
 const DRAIN_MARGIN_SECONDS: i64 = 5;
-/// A day. Longer is a mistake.
+/// One day. A longer value is taken for an error.
 const DRAIN_SECONDS_MAX: u32 = 86_400;
 
-/// More worker threads than any proxy beside an application has use for.
+/// Maximum of worker threads; a sidecar has no use for more.
 const WORKERS_MAX: u16 = 64;
-/// Entries in a list. Each excluded one is a rule that every new connection is held against.
+/// Maximum of entries in a list. Each excluded entry is an iptables rule that every new connection traverses.
 const LIST_MAX: usize = 100;
-/// Bytes of a value. The longest sensible list is shorter.
+/// Maximum of bytes in a value. The longest sensible list is shorter.
 const VALUE_MAX: usize = 4096;
-/// Bytes of a value that a message repeats.
-const QUOTE_MAX: usize = 64;
-/// Less memory than that and the proxy is killed before it serves; almost always a wrong unit ("100m" is a tenth of a byte).
+/// Maximum of bytes of a value that a message quotes.
+const QUOTED_VALUE_MAX: usize = 64;
+/// With less memory the proxy is OOM-killed before it serves. A smaller value is almost always a wrong unit ("100m" is a
+/// tenth of a byte).
 const MEMORY_MIN: Quantity = Quantity { nano: 1_048_576 * NANO };
-/// How unlike a known key an unknown one may be and still be taken for a slip of the pen.
-const NEAREST_MIN: f64 = 0.6;
+/// Minimum similarity (normalized Levenshtein, 0 to 1) to suggest a known key for an unknown one.
+const SUGGESTION_SIMILARITY_MIN: f64 = 0.6;
 
 const NANO: i128 = 1_000_000_000;
 
-/// What the installation chose, for every pod.
+/// The injector's own configuration, the same for every pod but for `hook_secret`.
 #[derive(Clone, Debug)]
 pub struct Installation {
     /// Image of the proxy.
     pub proxy_image: String,
     /// Image of the init container.
     pub init_image: String,
-    /// When the images are pulled.
+    /// `imagePullPolicy` of both images.
     pub image_pull_policy: String,
     /// Version of the proxy, for label and annotation.
     pub proxy_version: String,
-    /// Resources of a proxy whose pod does not say.
+    /// Default resources of the proxy.
     pub resources: Resources,
     /// Version of the API server.
     pub server: ServerVersion,
-    /// Stands in the paths of the pod's hooks; another for each pod.
+    /// Secret path segment of the pod's lifecycle hooks, different for each pod.
     pub hook_secret: String,
 }
 
-/// Resources of the proxy, as Kubernetes writes quantities.
+/// Resources of the proxy, as Kubernetes quantities.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resources {
     /// `requests.cpu`.
@@ -105,86 +106,86 @@ pub struct Resources {
 /// Major and minor version of an API server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ServerVersion {
-    /// Of 1.33, 1.
+    /// 1 in 1.33.
     pub major: u32,
-    /// Of 1.33, 33.
+    /// 33 in 1.33.
     pub minor: u32,
 }
 
-/// What configures one pod's proxy, parsed and complete.
+/// The settings of one pod's proxy, parsed and complete.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Image of the proxy.
     pub proxy_image: String,
     /// Image of the init container.
     pub init_image: String,
-    /// When the images are pulled.
+    /// `imagePullPolicy` of both images.
     pub image_pull_policy: String,
     /// Version of the proxy.
     pub proxy_version: String,
-    /// Whether the proxy is an init container that keeps running.
+    /// Whether the proxy is a native sidecar: an init container with `restartPolicy: Always`.
     pub native: bool,
     /// Resources of the proxy.
     pub resources: Resources,
-    /// Log filter, where the proxy's default is not meant.
+    /// Log filter; `None` for the proxy's default.
     pub log: Option<String>,
-    /// Which requests are logged, where the proxy's default is not meant.
+    /// Which requests the access log has; `None` for the proxy's default.
     pub access_log: Option<AccessLog>,
     /// Worker threads.
     pub workers: u16,
-    /// How long open requests may take after SIGTERM.
+    /// Seconds that in-flight requests may take after SIGTERM.
     pub drain_seconds: u32,
-    /// Ports of the pod that are not redirected.
+    /// Inbound ports of the pod that are not redirected.
     pub exclude_inbound_ports: Vec<PortRange>,
     /// Destination ports that are not redirected.
     pub exclude_outbound_ports: Vec<PortRange>,
-    /// Destinations that are not redirected.
+    /// Destination networks that are not redirected.
     pub exclude_outbound_ips: Vec<IpNet>,
-    /// Ports that are never looked into, where the proxy's default is not meant.
+    /// Ports without protocol detection; `None` for the proxy's default.
     pub opaque_ports: Option<Vec<u16>>,
 }
 
-/// Everything that is wrong with the annotations of a pod, so that nobody has to try again for each.
+/// All invalid annotations of a pod and its namespace, reported at once.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Mistakes(Vec<Mistake>);
+pub struct AnnotationErrors(Vec<Mistake>);
 
 #[derive(Debug, PartialEq, Eq)]
-struct Mistake {
+struct AnnotationError {
     key: String,
     value: String,
-    on: On,
+    source: AnnotationSource,
     remedy: String,
 }
 
-/// Which object an annotation is on.
+/// The object that carries an annotation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum On {
+enum AnnotationSource {
     Pod,
     Namespace,
 }
 
-/// A number of cores or bytes.
+/// A Kubernetes quantity of cores or bytes, in 10^-9.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Quantity {
     nano: i128,
 }
 
-/// The annotations of a pod and its namespace, and what was found wrong with them so far.
+/// The annotations of a pod and its namespace, and the errors found so far.
 struct Annotations<'a> {
     pod: BTreeMap<&'a str, &'a str>,
     namespace: BTreeMap<&'a str, &'a str>,
-    mistakes: Vec<Mistake>,
+    errors: Vec<AnnotationError>,
 }
 
 // === impl Settings ===
 
 impl Settings {
-    /// Reads the annotations. The strings are for people: what has no effect, or another than it says.
+    /// Parses the annotations. The strings are warnings: annotations without effect, or with a reduced value.
     pub fn resolve(
         namespace: &Namespace,
         pod: &Pod,
         installation: &Installation,
-    ) -> Result<(Self, Vec<String>), Mistakes> {
+    ) -> Result<(Self, Vec<String>), AnnotationErrors> {
         let Installation {
             proxy_image,
             init_image,
@@ -194,19 +195,19 @@ impl Settings {
             server,
             hook_secret: _,
         } = installation;
-        let mut found = Annotations::new(namespace, pod);
-        let mut warnings = found.unknown();
+        let mut annotations = Annotations::new(namespace, pod);
+        let mut warnings = annotations.unknown_key_warnings();
 
-        let resources = found.resources(resources);
+        let resources = annotations.resources(resources);
         let cpu_limit = resources.cpu_limit.as_deref().and_then(Quantity::parse);
-        let workers = found.take(WORKERS, "use a number of threads from 1 to 64", |value| {
+        let workers = annotations.parse(WORKERS, "use a number of threads from 1 to 64", |value| {
             number(value).filter(|workers| (1..=WORKERS_MAX).contains(workers))
         });
-        let drain = found.take(DRAIN_SECONDS, "use a number of seconds from 1 to 86400", |value| {
+        let drain = annotations.parse(DRAIN_SECONDS, "use a number of seconds from 1 to 86400", |value| {
             number(value).filter(|seconds| (1..=DRAIN_SECONDS_MAX).contains(seconds))
         });
         let grace = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
-        let (drain_seconds, warning) = fit_drain(drain, grace.unwrap_or(GRACE_SECONDS_DEFAULT));
+        let (drain_seconds, warning) = limit_drain_seconds(drain, grace.unwrap_or(GRACE_SECONDS_DEFAULT));
         warnings.extend(warning);
 
         let settings = Self {
@@ -214,27 +215,27 @@ impl Settings {
             init_image: init_image.clone(),
             image_pull_policy: image_pull_policy.clone(),
             proxy_version: proxy_version.clone(),
-            native: found.native(*server),
+            native: annotations.native(*server),
             resources,
-            log: found.take(
+            log: annotations.parse(
                 PROXY_LOG_LEVEL,
                 "use off, error, warn, info, debug or trace, or a list as in info,weft_proxy=debug",
                 log_filter,
             ),
-            access_log: found.take(ACCESS_LOG, "use \"on\", \"failures\" or \"off\"", |value| value.parse().ok()),
+            access_log: annotations.parse(ACCESS_LOG, "use \"on\", \"failures\" or \"off\"", |value| value.parse().ok()),
             workers: workers.unwrap_or_else(|| cpu_limit.map_or(1, Quantity::whole_cores)),
             drain_seconds,
-            exclude_inbound_ports: found.list(EXCLUDE_INBOUND_PORTS, PORTS_REMEDY, |item| item.parse().ok()),
-            exclude_outbound_ports: found.list(EXCLUDE_OUTBOUND_PORTS, PORTS_REMEDY, |item| item.parse().ok()),
-            exclude_outbound_ips: found.list(EXCLUDE_OUTBOUND_IPS, IPS_REMEDY, network),
-            opaque_ports: found.take(
+            exclude_inbound_ports: annotations.parse_list(EXCLUDE_INBOUND_PORTS, PORTS_REMEDY, |item| item.parse().ok()),
+            exclude_outbound_ports: annotations.parse_list(EXCLUDE_OUTBOUND_PORTS, PORTS_REMEDY, |item| item.parse().ok()),
+            exclude_outbound_ips: annotations.parse_list(EXCLUDE_OUTBOUND_IPS, IPS_REMEDY, network),
+            opaque_ports: annotations.parse(
                 OPAQUE_PORTS,
                 "use ports with commas between them, as in 3306,5432; empty for none",
                 |value| items(value, |item| number(item).filter(|port| *port != 0u16)),
             ),
         };
-        let Annotations { mistakes, .. } = found;
-        if mistakes.is_empty() { Ok((settings, warnings)) } else { Err(Mistakes(mistakes)) }
+        let Annotations { errors, .. } = annotations;
+        if errors.is_empty() { Ok((settings, warnings)) } else { Err(AnnotationErrors(errors)) }
     }
 }
 
@@ -252,86 +253,88 @@ impl<'a> Annotations<'a> {
         Self {
             pod: pod.metadata.annotations.as_ref().map(ours).unwrap_or_default(),
             namespace: ours(&namespace.annotations),
-            mistakes: Vec::new(),
+            errors: Vec::new(),
         }
     }
 
-    /// A warning for each key that means nothing.
-    fn unknown(&self) -> Vec<String> {
-        let keys = self.pod.keys().map(|key| (*key, On::Pod));
-        let keys = keys.chain(self.namespace.keys().map(|key| (*key, On::Namespace)));
+    /// A warning for each unknown key.
+    fn unknown_key_warnings(&self) -> Vec<String> {
+        let keys = self.pod.keys().map(|key| (*key, AnnotationSource::Pod));
+        let keys = keys.chain(self.namespace.keys().map(|key| (*key, AnnotationSource::Namespace)));
         keys.filter(|(key, _)| !KEYS.contains(key))
-            .map(|(key, on)| {
+            .map(|(key, source)| {
                 let nearest = KEYS
                     .iter()
                     .map(|known| (strsim::normalized_levenshtein(key, known), known))
-                    .filter(|(likeness, _)| *likeness >= NEAREST_MIN)
+                    .filter(|(similarity, _)| *similarity >= SUGGESTION_SIMILARITY_MIN)
                     .max_by(|(a, _), (b, _)| a.total_cmp(b));
                 let hint = nearest.map(|(_, known)| format!("; did you mean {CONFIG_PREFIX}{known}?"));
                 format!(
-                    "annotation {CONFIG_PREFIX}{} on the {on} means nothing{}",
-                    quote(key),
+                    "annotation {CONFIG_PREFIX}{} on the {source} is unknown and has no effect{}",
+                    truncate(key),
                     hint.unwrap_or_default()
                 )
             })
             .collect()
     }
 
-    fn take<T>(&mut self, key: &'static str, remedy: &str, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
-        let (value, on) = self.find(key)?;
+    /// The parsed value, `None` where the annotation is absent or invalid; an invalid one is recorded as an error.
+    fn parse<T>(&mut self, key: &'static str, remedy: &str, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
+        let (value, source) = self.find(key)?;
         let parsed = if value.len() > VALUE_MAX { None } else { parse(value) };
         if parsed.is_none() {
-            self.mistake(key, value, on, remedy);
+            self.add_error(key, value, source, remedy);
         }
         parsed
     }
 
-    fn list<T>(&mut self, key: &'static str, remedy: &str, parse: impl Fn(&str) -> Option<T>) -> Vec<T> {
-        self.take(key, remedy, |value| items(value, parse)).unwrap_or_default()
+    fn parse_list<T>(&mut self, key: &'static str, remedy: &str, parse: impl Fn(&str) -> Option<T>) -> Vec<T> {
+        self.parse(key, remedy, |value| items(value, parse)).unwrap_or_default()
     }
 
     /// The pod's value, else the namespace's.
-    fn find(&self, key: &str) -> Option<(&'a str, On)> {
-        let pod = self.pod.get(key).map(|value| (*value, On::Pod));
-        pod.or_else(|| self.namespace.get(key).map(|value| (*value, On::Namespace)))
+    fn find(&self, key: &str) -> Option<(&'a str, AnnotationSource)> {
+        let pod = self.pod.get(key).map(|value| (*value, AnnotationSource::Pod));
+        pod.or_else(|| self.namespace.get(key).map(|value| (*value, AnnotationSource::Namespace)))
     }
 
-    fn mistake(&mut self, key: &str, value: &str, on: On, remedy: &str) {
-        let (key, value, remedy) = (key.to_owned(), quote(value), remedy.to_owned());
-        self.mistakes.push(Mistake { key, value, on, remedy });
+    fn add_error(&mut self, key: &str, value: &str, source: AnnotationSource, remedy: &str) {
+        let (key, value, remedy) = (key.to_owned(), truncate(value), remedy.to_owned());
+        self.errors.push(AnnotationError { key, value, source, remedy });
     }
 
     fn native(&mut self, server: ServerVersion) -> bool {
-        let native = self.take(NATIVE_SIDECAR, "use \"auto\", \"true\" or \"false\"", |value| match value {
+        let native = self.parse(NATIVE_SIDECAR, "use \"auto\", \"true\" or \"false\"", |value| match value {
             "auto" => Some(server >= NATIVE_SINCE),
             "true" => Some(true),
             "false" => Some(false),
             _ => None,
         });
         let native = native.unwrap_or(server >= NATIVE_SINCE);
-        if let (true, Some((value, on))) = (native && server < NATIVE_SINCE, self.find(NATIVE_SIDECAR)) {
+        if let (true, Some((value, source))) = (native && server < NATIVE_SINCE, self.find(NATIVE_SIDECAR)) {
             let remedy =
                 format!("use \"auto\": the API server is {server}, and native sidecars came with {NATIVE_SINCE}");
-            self.mistake(NATIVE_SIDECAR, value, on, &remedy);
+            self.add_error(NATIVE_SIDECAR, value, source, &remedy);
         }
         native
     }
 
-    /// Where a pod gives only one of request and limit, the installation's other one gives way to it.
+    /// Where annotations give only one of request and limit, the default of the other is adjusted to it.
     fn resources(&mut self, defaults: &Resources) -> Resources {
         let Resources { cpu_request, cpu_limit, memory_request, memory_limit } = defaults;
         let (cpu_request, cpu_limit) =
-            self.pair((PROXY_CPU_REQUEST, cpu_request), (PROXY_CPU_LIMIT, cpu_limit), |value| {
+            self.request_and_limit((PROXY_CPU_REQUEST, cpu_request), (PROXY_CPU_LIMIT, cpu_limit), |value| {
                 Quantity::parse(value).filter(|quantity| quantity.nano > 0)
             });
-        let (memory_request, memory_limit) =
-            self.pair((PROXY_MEMORY_REQUEST, memory_request), (PROXY_MEMORY_LIMIT, memory_limit), |value| {
-                Quantity::parse(value).filter(|quantity| *quantity >= MEMORY_MIN)
-            });
+        let (memory_request, memory_limit) = self.request_and_limit(
+            (PROXY_MEMORY_REQUEST, memory_request),
+            (PROXY_MEMORY_LIMIT, memory_limit),
+            |value| Quantity::parse(value).filter(|quantity| *quantity >= MEMORY_MIN),
+        );
         Resources { cpu_request, cpu_limit, memory_request, memory_limit }
     }
 
-    fn pair(
+    fn request_and_limit(
         &mut self,
         request: (&'static str, &Option<String>),
         limit: (&'static str, &Option<String>),
@@ -341,19 +344,20 @@ impl<'a> Annotations<'a> {
             PROXY_CPU_REQUEST => "use a number of cores, as in 100m or 2",
             _ => "use a number of bytes from 1Mi, as in 64Mi",
         };
-        let mut one = |key| self.take(key, remedy, |value| Some((value.to_owned(), parse(value)?)));
-        let (asked_request, asked_limit) = (one(request.0), one(limit.0));
+        let mut annotated = |key| self.parse(key, remedy, |value| Some((value.to_owned(), parse(value)?)));
+        let (annotated_request, annotated_limit) = (annotated(request.0), annotated(limit.0));
         let default = |text: &Option<String>| text.clone().and_then(|text| Some((text.clone(), parse(&text)?)));
-        let (mut low, mut high) =
-            (asked_request.clone().or_else(|| default(request.1)), asked_limit.clone().or_else(|| default(limit.1)));
+        let mut low = annotated_request.clone().or_else(|| default(request.1));
+        let mut high = annotated_limit.clone().or_else(|| default(limit.1));
         if let (Some((low_text, low_value)), Some((high_text, high_value))) = (&low, &high)
             && low_value > high_value
         {
-            match (&asked_request, &asked_limit) {
+            match (&annotated_request, &annotated_limit) {
                 (Some(_), Some(_)) => {
                     let remedy = format!("make it at most {CONFIG_PREFIX}{}, which is {high_text:?}", limit.0);
-                    let (value, on) = (low_text.clone(), self.find(request.0).map_or(On::Pod, |(_, on)| on));
-                    self.mistake(request.0, &value, on, &remedy);
+                    let source = self.find(request.0).map_or(AnnotationSource::Pod, |(_, source)| source);
+                    let value = low_text.clone();
+                    self.add_error(request.0, &value, source, &remedy);
                 }
                 (Some(_), None) => high = low.clone(),
                 (None, _) => low = high.clone(),
@@ -363,18 +367,19 @@ impl<'a> Annotations<'a> {
     }
 }
 
-/// Draining must end before the pod is killed.
-fn fit_drain(asked: Option<u32>, grace_seconds: i64) -> (u32, Option<String>) {
+/// Limits the drain time to the grace period less [`DRAIN_MARGIN_SECONDS`]; warns where that shortens an annotated one.
+fn limit_drain_seconds(annotated: Option<u32>, grace_seconds: i64) -> (u32, Option<String>) {
     let most = (grace_seconds - DRAIN_MARGIN_SECONDS).clamp(1, i64::from(DRAIN_SECONDS_MAX));
     let most = u32::try_from(most).unwrap_or(1);
-    match asked {
-        Some(asked) if i64::from(asked) > i64::from(most) => {
+    match annotated {
+        Some(seconds) if i64::from(seconds) > i64::from(most) => {
             let warning = format!(
-                "{CONFIG_PREFIX}{DRAIN_SECONDS} is {asked}, but the pod is killed {grace_seconds} seconds after SIGTERM; {most} is used"
+                "annotation {CONFIG_PREFIX}{DRAIN_SECONDS} is {seconds}, but the pod is killed {grace_seconds} seconds after SIGTERM \
+                 (terminationGracePeriodSeconds); {most} is used"
             );
             (most, Some(warning))
         }
-        Some(asked) => (asked, None),
+        Some(seconds) => (seconds, None),
         None => (most, None),
     }
 }
@@ -384,7 +389,7 @@ fn number<T: std::str::FromStr>(text: &str) -> Option<T> {
     digits.then(|| text.parse().ok()).flatten()
 }
 
-/// An empty text is an empty list; an empty item is none.
+/// Parses a comma-separated list. An empty text is an empty list; an empty item is an error.
 fn items<T>(text: &str, parse: impl Fn(&str) -> Option<T>) -> Option<Vec<T>> {
     if text.is_empty() {
         return Some(Vec::new());
@@ -408,9 +413,9 @@ fn log_filter(text: &str) -> Option<String> {
     text.split(',').all(|item| directive(item.trim())).then(|| text.to_owned())
 }
 
-/// As much of a value as a message can bear.
-fn quote(value: &str) -> String {
-    match value.char_indices().map(|(at, _)| at).find(|at| *at >= QUOTE_MAX) {
+/// The first [`QUOTED_VALUE_MAX`] bytes of a value, for messages.
+fn truncate(value: &str) -> String {
+    match value.char_indices().map(|(at, _)| at).find(|at| *at >= QUOTED_VALUE_MAX) {
         Some(end) => format!("{}…", &value[..end]),
         None => value.to_owned(),
     }
@@ -419,7 +424,7 @@ fn quote(value: &str) -> String {
 // === impl Resources ===
 
 impl Resources {
-    /// The flag and value of the first that is no quantity, or of a request above its limit.
+    /// Fails with the flag and value of the first invalid quantity, or of a request above its limit.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
         let Self { cpu_request, cpu_limit, memory_request, memory_limit } = self;
         let read = |flag, text: &Option<String>| match text.as_deref().map(Quantity::parse) {
@@ -444,17 +449,17 @@ impl Resources {
 // === impl Quantity ===
 
 impl Quantity {
-    /// The grammar of Kubernetes: a decimal number, and a unit or an exponent.
+    /// Parses the Kubernetes grammar: a decimal number, then a unit or an exponent.
     fn parse(text: &str) -> Option<Self> {
         let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
         let (number, unit) = text.split_at(end);
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-        // Enough for any machine, and few enough not to overflow below.
+        // Enough digits for any machine, and too few to overflow an i128 below.
         if number.is_empty() || number == "." || whole.len() > 12 || fraction.len() > 9 || fraction.contains('.') {
             return None;
         }
         let digits: i128 = format!("0{whole}{fraction:0<9}").parse().ok()?;
-        let (times, over) = match unit {
+        let (multiplier, divisor) = match unit {
             "n" => (1, NANO),
             "u" => (1, 1_000_000),
             "m" => (1, 1_000),
@@ -467,31 +472,31 @@ impl Quantity {
             "Mi" => (1 << 20, 1),
             "Gi" => (1 << 30, 1),
             "Ti" => (1 << 40, 1),
-            _ => (10i128.checked_pow(number_after_e(unit)?)?, 1),
+            _ => (10i128.checked_pow(exponent(unit)?)?, 1),
         };
-        Some(Self { nano: digits.checked_mul(times)? / over })
+        Some(Self { nano: digits.checked_mul(multiplier)? / divisor })
     }
 
-    /// The least number of worker threads that can use as many cores.
+    /// Cores rounded up: the number of worker threads that can use all of them.
     fn whole_cores(self) -> u16 {
         let cores = (self.nano + NANO - 1) / NANO;
         u16::try_from(cores).unwrap_or(WORKERS_MAX).clamp(1, WORKERS_MAX)
     }
 }
 
-/// The exponent in `e3`, within reason.
-fn number_after_e(unit: &str) -> Option<u32> {
-    let exponent = unit.strip_prefix(['e', 'E'])?;
-    number(exponent).filter(|exponent| *exponent <= 12)
+/// The exponent in `e3`, at most 12.
+fn exponent(unit: &str) -> Option<u32> {
+    let digits = unit.strip_prefix(['e', 'E'])?;
+    number(digits).filter(|exponent| *exponent <= 12)
 }
 
 // === impl ServerVersion ===
 
 impl ServerVersion {
-    /// Older than anything that is supported, for where nothing better is known.
+    /// Older than any supported server; used until the real version is known.
     pub const OLDEST: Self = Self { major: 1, minor: 0 };
 
-    /// From what `/version` says; providers append to the minor version, as in `29+`.
+    /// Parses the fields of `/version`. Providers append to the minor version, as in `29+`.
     pub fn parse(major: &str, minor: &str) -> Option<Self> {
         let leading = |text: &str| {
             let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -508,21 +513,21 @@ impl fmt::Display for ServerVersion {
     }
 }
 
-// === impl Mistakes ===
+// === impl AnnotationErrors ===
 
-impl std::error::Error for Mistakes {}
+impl std::error::Error for AnnotationErrors {}
 
-impl fmt::Display for Mistakes {
+impl fmt::Display for AnnotationErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, Mistake { key, value, on, remedy }) in self.0.iter().enumerate() {
-            let between = if at == 0 { "" } else { ". Also: " };
-            write!(f, "{between}annotation {CONFIG_PREFIX}{key} on the {on} is {value:?}; {remedy}")?;
+        for (index, AnnotationError { key, value, source, remedy }) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { ". Also: " };
+            write!(f, "{separator}annotation {CONFIG_PREFIX}{key} on the {source} is {value:?}; {remedy}")?;
         }
         Ok(())
     }
 }
 
-impl fmt::Display for On {
+impl fmt::Display for AnnotationSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Pod => "pod",
@@ -536,7 +541,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantities() {
+    fn quantities_parse_as_in_kubernetes() {
         for (text, nano) in [
             ("100m", Some(NANO / 10)),
             ("1", Some(NANO)),
@@ -562,14 +567,14 @@ mod tests {
     }
 
     #[test]
-    fn workers_for_cores() {
+    fn default_workers_are_the_cores_rounded_up() {
         for (text, workers) in [("100m", 1), ("1", 1), ("1001m", 2), ("2", 2), ("1000", WORKERS_MAX)] {
             assert_eq!(Quantity::parse(text).unwrap().whole_cores(), workers, "{text}");
         }
     }
 
     #[test]
-    fn server_versions() {
+    fn server_versions_ignore_provider_suffixes() {
         for (major, minor, expected) in [
             ("1", "33", Some("1.33")),
             ("1", "29+", Some("1.29")),
@@ -586,8 +591,8 @@ mod tests {
     }
 
     #[test]
-    fn draining_ends_before_the_pod_is_killed() {
-        for (asked, grace, expected, warns) in [
+    fn drain_seconds_end_before_the_grace_period() {
+        for (annotated, grace, expected, warns) in [
             (None, 30, 25, false),
             (None, 3, 1, false),
             (None, 0, 1, false),
@@ -596,13 +601,13 @@ mod tests {
             (Some(10), 30, 10, false),
             (Some(60), 30, 25, true),
         ] {
-            let (seconds, warning) = fit_drain(asked, grace);
-            assert_eq!((seconds, warning.is_some()), (expected, warns), "asked {asked:?}, grace {grace}");
+            let (seconds, warning) = limit_drain_seconds(annotated, grace);
+            assert_eq!((seconds, warning.is_some()), (expected, warns), "annotated {annotated:?}, grace {grace}");
         }
     }
 
     #[test]
-    fn log_filters() {
+    fn log_filters_are_levels_with_optional_targets() {
         for (text, good) in [
             ("info", true),
             ("info,weft_proxy=debug", true),

@@ -1,7 +1,7 @@
-//! Golden pairs, and laws that hold for each of them.
+//! Golden pairs, and properties that hold for each of them.
 //!
-//! `golden/<case>.yaml` is a pod with, where it matters, its namespace and the API server's version; `<case>.expected.yaml`
-//! is what becomes of it. `WEFT_BLESS=1 cargo test -p weft-injector` writes the expected files; read the difference as code.
+//! `golden/<case>.yaml` is a pod with, optionally, its namespace and the API server's version; `<case>.expected.yaml` is
+//! the result. `WEFT_BLESS=1 cargo test -p weft-injector` writes the expected files; review the diff as code.
 
 #![expect(clippy::unwrap_used, reason = "a test that fails")]
 
@@ -97,13 +97,13 @@ impl Case {
     }
 }
 
-fn folder() -> PathBuf {
+fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
 }
 
-/// Every file of the folder without its ending, inputs or outputs.
+/// Names of all cases, of the input files or of the expected files.
 fn names(expected: bool) -> Vec<String> {
-    let files = fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let files = fs::read_dir(directory()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut names: Vec<String> = files
         .filter_map(|file| {
             let name = file.strip_suffix(".yaml").unwrap_or_else(|| panic!("{file} is no golden file"));
@@ -117,8 +117,8 @@ fn names(expected: bool) -> Vec<String> {
 
 fn cases() -> impl Iterator<Item = (String, Case)> {
     names(false).into_iter().map(|name| {
-        let text = fs::read_to_string(folder().join(format!("{name}.yaml"))).unwrap();
-        assert!(text.starts_with("# "), "{name}: begin with a comment that says what the case is for");
+        let text = fs::read_to_string(directory().join(format!("{name}.yaml"))).unwrap();
+        assert!(text.starts_with("# "), "{name}: the first line must be a comment that describes the case");
         let case = serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{name}: {error}"));
         (name, case)
     })
@@ -139,12 +139,12 @@ fn outcome(case: &Case) -> Expected {
 }
 
 #[test]
-fn goldens() {
+fn golden_files_match() {
     let bless = std::env::var_os("WEFT_BLESS").is_some();
     let (mut wrong, mut count) = (Vec::new(), 0);
     for (name, case) in cases() {
         count += 1;
-        let path = folder().join(format!("{name}.expected.yaml"));
+        let path = directory().join(format!("{name}.expected.yaml"));
         let found = outcome(&case);
         if bless {
             fs::write(&path, serde_saphyr::to_string(&found).unwrap()).unwrap();
@@ -166,15 +166,15 @@ fn goldens() {
 }
 
 #[test]
-fn the_patch_makes_the_pod_and_a_second_injection_nothing() {
+fn patch_gives_the_injected_pod_and_a_second_injection_changes_nothing() {
     for (name, case) in cases() {
         let Outcome::Injected { pod, patch, .. } = case.inject(&case.pod) else { continue };
         let mut patched = case.pod.clone();
         json_patch::patch(&mut patched, &patch).unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert_eq!(patched, pod, "{name}: the patch makes another pod");
+        assert_eq!(patched, pod, "{name}: the patch gives a different pod");
         match case.inject(&pod) {
             Outcome::Skipped { reason: Skip::AlreadyInjected, warnings } => {
-                assert_eq!(warnings, [""; 0], "{name}: our own proxy is nothing to warn of");
+                assert_eq!(warnings, [""; 0], "{name}: no warning about an injected proxy");
             }
             other => panic!("{name}: injected twice: {other:?}"),
         }
@@ -182,7 +182,7 @@ fn the_patch_makes_the_pod_and_a_second_injection_nothing() {
 }
 
 #[test]
-fn what_another_webhook_adds_later_is_taken_in() {
+fn containers_added_by_another_webhook_are_passed_to_the_proxy() {
     for (name, case) in cases() {
         let Outcome::Injected { pod, .. } = case.inject(&case.pod) else { continue };
         let Some(mut later) = pod["spec"]["containers"].as_array().cloned() else { continue };
@@ -198,11 +198,11 @@ fn what_another_webhook_adds_later_is_taken_in() {
         added["spec"]["containers"] = later.clone().into();
         added["metadata"]["labels"]["late"] = "label".into();
         let Outcome::Injected { pod: refreshed, patch, .. } = case.inject(&added) else {
-            panic!("{name}: not taken in");
+            panic!("{name}: not updated");
         };
         let mut patched = added.clone();
         json_patch::patch(&mut patched, &patch).unwrap();
-        assert_eq!(patched, refreshed, "{name}: the patch makes another pod");
+        assert_eq!(patched, refreshed, "{name}: the patch gives a different pod");
         let text = refreshed.to_string();
         assert!(
             text.contains("/probe/late/liveness") && text.contains("/hook/0123456789abcdef/late/preStop"),
@@ -210,78 +210,78 @@ fn what_another_webhook_adds_later_is_taken_in() {
         );
         assert!(text.contains("/$$(x)"), "{name}: {text}");
         assert!(text.contains("late-http\\\":7777"), "{name}: {text}");
-        assert!(text.contains("\\\"late\\\":\\\"label\\\""), "{name}: the labels that it is created with: {text}");
+        assert!(text.contains("\\\"late\\\":\\\"label\\\""), "{name}: labels in the proxy's environment: {text}");
         let probes = |pod: &Value| pod.to_string().matches("timeoutSeconds\\\"").count();
-        assert_eq!(probes(&refreshed), probes(&pod) + 1, "{name}: the proxy knows the earlier ones as before");
-        assert!(matches!(case.inject(&refreshed), Outcome::Skipped { .. }), "{name}: and once is enough");
+        assert_eq!(probes(&refreshed), probes(&pod) + 1, "{name}: the earlier probes are kept");
+        assert!(matches!(case.inject(&refreshed), Outcome::Skipped { .. }), "{name}: a second update changes nothing");
 
         later.last_mut().unwrap()["securityContext"] = json!({ "runAsUser": 15015 });
         added["spec"]["containers"] = later.into();
         match case.inject(&added) {
             Outcome::Refused(refusal) => assert_eq!(refusal.code(), "proxy-user", "{name}"),
-            other => panic!("{name}: a later container with the proxy's user: {other:?}"),
+            other => panic!("{name}: an added container with the proxy's user: {other:?}"),
         }
     }
 }
 
 #[test]
-fn fields_of_the_future_survive() {
+fn unknown_fields_are_kept() {
     let mut injected = 0;
     for (name, case) in cases() {
         let Outcome::Injected { pod: plain, .. } = case.inject(&case.pod) else { continue };
         injected += 1;
         let mut future = case.pod.clone();
-        let added = sow(&mut future);
+        let added = add_unknown_fields(&mut future);
         assert!(added > 1, "{name}: {added}");
         let Outcome::Injected { mut pod, patch, .. } = case.inject(&future) else { panic!("{name}: not injected") };
         let mut patched = future.clone();
         json_patch::patch(&mut patched, &patch).unwrap();
-        assert_eq!(patched, pod, "{name}: the patch makes another pod");
-        assert_eq!(reap(&mut pod), added, "{name}: some were lost");
+        assert_eq!(patched, pod, "{name}: the patch gives a different pod");
+        assert_eq!(remove_unknown_fields(&mut pod), added, "{name}: some were lost");
         assert_eq!(pod, plain, "{name}: something else changed");
     }
     assert!(injected >= 20, "only {injected} of the cases are injected");
 }
 
-const FUTURE: &str = "fieldOfTheFuture";
+const UNKNOWN_FIELD: &str = "unknownField";
 
-/// Adds an unknown field to every object that has fields, save those that are replaced as a whole.
-fn sow(value: &mut Value) -> usize {
+/// Adds an unknown field to every object, but for maps and for the probes that are replaced as a whole; returns the number.
+fn add_unknown_fields(value: &mut Value) -> usize {
     match value {
         Value::Object(map) => {
             let maps = ["labels", "annotations", "nodeSelector", "requests", "limits", "httpGet", "tcpSocket", "grpc"];
             let below: usize =
-                map.iter_mut().filter(|(key, _)| !maps.contains(&key.as_str())).map(|(_, it)| sow(it)).sum();
+                map.iter_mut().filter(|(key, _)| !maps.contains(&key.as_str())).map(|(_, it)| add_unknown_fields(it)).sum();
             map.insert(
-                FUTURE.to_owned(),
+                UNKNOWN_FIELD.to_owned(),
                 json!({ "a": [1, null, { "b": "c" }], "big": 18_446_744_073_709_551_615_u64 }),
             );
             below + 1
         }
-        Value::Array(items) => items.iter_mut().map(sow).sum(),
+        Value::Array(items) => items.iter_mut().map(add_unknown_fields).sum(),
         _ => 0,
     }
 }
 
-fn reap(value: &mut Value) -> usize {
+fn remove_unknown_fields(value: &mut Value) -> usize {
     match value {
-        Value::Object(map) => usize::from(map.remove(FUTURE).is_some()) + map.values_mut().map(reap).sum::<usize>(),
-        Value::Array(items) => items.iter_mut().map(reap).sum(),
+        Value::Object(map) => usize::from(map.remove(UNKNOWN_FIELD).is_some()) + map.values_mut().map(remove_unknown_fields).sum::<usize>(),
+        Value::Array(items) => items.iter_mut().map(remove_unknown_fields).sum(),
         _ => 0,
     }
 }
 
 #[test]
-fn what_is_added_is_kubernetes_and_restricted() {
+fn injected_containers_use_known_fields_and_meet_pod_security_restricted() {
     for (name, case) in cases() {
         let Outcome::Injected { pod, .. } = case.inject(&case.pod) else { continue };
         let typed: Pod = serde_json::from_value(pod.clone()).unwrap();
         let typed = serde_json::to_value(typed).unwrap();
         for list in ["initContainers", "containers", "volumes"] {
-            let (ours, known) = (ours(&pod, list), ours(&typed, list));
-            assert_eq!(ours, known, "{name}: {list} has a field that Kubernetes does not know");
+            let (injected_items, known) = (injected_items(&pod, list), injected_items(&typed, list));
+            assert_eq!(injected_items, known, "{name}: {list} has a field that Kubernetes does not know");
         }
-        let proxies: Vec<Value> = ["initContainers", "containers"].iter().flat_map(|list| ours(&pod, list)).collect();
+        let proxies: Vec<Value> = ["initContainers", "containers"].iter().flat_map(|list| injected_items(&pod, list)).collect();
         let proxy = proxies.iter().find(|it| it["name"] == "weft-proxy").unwrap();
         let context = &proxy["securityContext"];
         for (pointer, expected) in [
@@ -298,8 +298,8 @@ fn what_is_added_is_kubernetes_and_restricted() {
     }
 }
 
-/// What we added to a list.
-fn ours(pod: &Value, list: &str) -> Vec<Value> {
+/// The items of a list that the injector added.
+fn injected_items(pod: &Value, list: &str) -> Vec<Value> {
     let items = pod["spec"][list].as_array().cloned().unwrap_or_default();
     items.into_iter().filter(|item| item["name"].as_str().is_some_and(|name| name.starts_with("weft-"))).collect()
 }
@@ -336,7 +336,7 @@ fn any_json() -> impl Strategy<Value = Value> {
 
 proptest! {
     #[test]
-    fn hostile_pods_do_no_harm(spec in any_json(), metadata in any_json(), whole in any_json()) {
+    fn arbitrary_pods_do_not_panic_and_patches_apply(spec in any_json(), metadata in any_json(), whole in any_json()) {
         let namespace = Namespace { name: shop(), labels: enabled().labels, annotations: BTreeMap::new() };
         for pod in [json!({ "metadata": metadata, "spec": spec }), json!({ "spec": { "containers": [spec] } }), whole] {
             if let Outcome::Injected { pod: mutated, patch, .. } = inject(&namespace, &pod, &installation("1.33")) {
@@ -348,14 +348,14 @@ proptest! {
     }
 
     #[test]
-    fn hostile_annotations_do_no_harm(key in "[a-z-]{1,24}|workers|opaque-ports|exclude-outbound-ips|proxy-cpu-limit|proxy-log-level", value in "\\PC{0,40}|[0-9,.:/a-fMGimk-]{0,20}|[$(){}'\";\n]{0,10}") {
+    fn arbitrary_annotations_cannot_change_image_command_or_inject_arguments(key in "[a-z-]{1,24}|workers|opaque-ports|exclude-outbound-ips|proxy-cpu-limit|proxy-log-level", value in "\\PC{0,40}|[0-9,.:/a-fMGimk-]{0,20}|[$(){}'\";\n]{0,10}") {
         let namespace = Namespace { name: shop(), labels: enabled().labels, annotations: BTreeMap::new() };
         let pod = json!({
             "metadata": { "name": "web", "annotations": { format!("config.weft.dev/{key}"): value } },
             "spec": { "containers": [{ "name": "web", "image": "web" }] },
         });
         if let Outcome::Injected { pod, .. } = inject(&namespace, &pod, &installation("1.33")) {
-            let init = &ours(&pod, "initContainers")[0];
+            let init = &injected_items(&pod, "initContainers")[0];
             prop_assert_eq!(&init["image"], "weft.example/init:1");
             prop_assert!(init.get("command").is_none());
             for argument in init["args"].as_array().unwrap() {

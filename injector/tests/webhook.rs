@@ -1,5 +1,5 @@
-//! The webhook as the API server calls it, without sockets: reviews in, reviews out. The API server behind it is a
-//! function, and what it was asked is part of what is checked.
+//! The webhook's router as the API server calls it, without sockets: reviews in, reviews out. The API server that the
+//! webhook reads namespaces from is a function; the tests check the paths it was called with.
 
 #![expect(clippy::unwrap_used, reason = "a test that fails")]
 
@@ -22,19 +22,19 @@ use weft_injector::namespaces::Namespaces;
 use weft_injector::server::{BODY_MAX, Webhook, router};
 use weft_injector::settings::{Installation, Resources, ServerVersion};
 
-/// A webhook that knows the namespace `shop`, and an API server that also knows `fresh`.
-struct World {
+/// A webhook whose watch has the namespace `shop`, and an API server that has also `fresh`.
+struct Fixture {
     router: Router,
-    asked: Arc<Mutex<Vec<String>>>,
+    requested_paths: Arc<Mutex<Vec<String>>>,
     metrics: Metrics,
 }
 
-// === impl World ===
+// === impl Fixture ===
 
-impl World {
+impl Fixture {
     fn new() -> Self {
-        let asked: Arc<Mutex<Vec<String>>> = Arc::default();
-        let log = asked.clone();
+        let requested_paths: Arc<Mutex<Vec<String>>> = Arc::default();
+        let log = requested_paths.clone();
         let api_server = service_fn(move |request: Request<kube::client::Body>| {
             let path = request.uri().path().to_owned();
             log.lock().unwrap().push(path.clone());
@@ -70,7 +70,7 @@ impl World {
             version: watch::channel(ServerVersion::parse("1", "33")).1,
             metrics: metrics.clone(),
         };
-        Self { router: router(webhook), asked, metrics }
+        Self { router: router(webhook), requested_paths, metrics }
     }
 
     async fn post(&self, body: impl Into<Body>) -> (StatusCode, Vec<u8>) {
@@ -92,7 +92,7 @@ impl World {
         answer["response"].clone()
     }
 
-    fn counted(&self) -> String {
+    fn metrics_text(&self) -> String {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.metrics.registry()).unwrap();
         text
@@ -122,10 +122,10 @@ fn pod() -> Value {
     json!({ "metadata": { "generateName": "web-" }, "spec": { "containers": [{ "name": "web", "image": "web", "future": 1 }] } })
 }
 
-/// The patched pod, out of a response.
+/// Applies the patch in a response to a pod.
 fn patched(response: &Value, pod: &Value) -> Value {
     assert_eq!(response["patchType"], "JSONPatch");
-    // The bytes of the patch, which kube writes as numbers; Go reads them as it reads base64.
+    // kube writes the bytes of the patch as an array of numbers, which Go decodes like base64.
     let bytes: Vec<u8> = serde_json::from_value(response["patch"].clone()).unwrap();
     let patch: json_patch::Patch = serde_json::from_slice(&bytes).unwrap();
     let mut pod = pod.clone();
@@ -134,56 +134,56 @@ fn patched(response: &Value, pod: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn a_pod_gets_a_proxy() {
-    let world = World::new();
+async fn review_of_a_new_pod_is_patched_with_a_proxy() {
+    let fixture = Fixture::new();
     for dry_run in [false, true] {
         let mut review = review("shop", &pod());
         review["request"]["dryRun"] = json!(dry_run);
-        let response = world.review(&review).await;
+        let response = fixture.review(&review).await;
         assert_eq!(response["allowed"], true);
         assert!(response.get("warnings").is_none_or(Value::is_null), "{response}");
         let pod = patched(&response, &pod());
         assert_eq!(pod["spec"]["initContainers"][1]["name"], "weft-proxy");
         assert_eq!(pod["spec"]["containers"][0]["future"], 1, "an unknown field survives");
     }
-    assert_eq!(*world.asked.lock().unwrap(), [""; 0], "the namespace is known, so nobody is asked");
+    assert_eq!(*fixture.requested_paths.lock().unwrap(), [""; 0], "a watched namespace needs no request");
     assert!(
-        world.counted().contains("weft_injector_reviews_total{outcome=\"injected\",reason=\"\"} 2"),
+        fixture.metrics_text().contains("weft_injector_reviews_total{outcome=\"injected\",reason=\"\"} 2"),
         "{}",
-        world.counted()
+        fixture.metrics_text()
     );
-    assert!(world.counted().contains("weft_injector_review_duration_seconds_count 2"), "{}", world.counted());
+    assert!(fixture.metrics_text().contains("weft_injector_review_duration_seconds_count 2"), "{}", fixture.metrics_text());
 }
 
 #[tokio::test]
-async fn a_fresh_namespace_is_asked_for() {
-    let world = World::new();
-    let response = world.review(&review("fresh", &pod())).await;
+async fn namespace_missing_from_the_watch_is_read_from_the_api_server() {
+    let fixture = Fixture::new();
+    let response = fixture.review(&review("fresh", &pod())).await;
     assert_eq!(patched(&response, &pod())["spec"]["initContainers"][0]["name"], "weft-init");
-    assert_eq!(*world.asked.lock().unwrap(), ["/api/v1/namespaces/fresh"]);
+    assert_eq!(*fixture.requested_paths.lock().unwrap(), ["/api/v1/namespaces/fresh"]);
 }
 
 #[tokio::test]
-async fn an_unknown_namespace_is_refused_with_what_was_said() {
-    let world = World::new();
-    let response = world.review(&review("gone", &pod())).await;
+async fn unreadable_namespace_refuses_the_pod_with_the_api_servers_error() {
+    let fixture = Fixture::new();
+    let response = fixture.review(&review("gone", &pod())).await;
     let message = response["status"]["message"].as_str().unwrap();
     assert_eq!(response["allowed"], false);
     assert!(message.contains("namespace \"gone\"") && message.contains("not found"), "{message}");
 }
 
 #[tokio::test]
-async fn a_hostile_namespace_reaches_nobody() {
-    let world = World::new();
+async fn invalid_namespace_name_is_refused_without_a_request() {
+    let fixture = Fixture::new();
     for name in ["", "../secrets", "shop/../x", "a?b", "a\r\nb", &"a".repeat(1000)] {
-        assert_eq!(world.review(&review(name, &pod())).await["allowed"], false, "{name:?}");
+        assert_eq!(fixture.review(&review(name, &pod())).await["allowed"], false, "{name:?}");
     }
-    assert_eq!(*world.asked.lock().unwrap(), [""; 0]);
+    assert_eq!(*fixture.requested_paths.lock().unwrap(), [""; 0]);
 }
 
 #[tokio::test]
-async fn only_creations_of_pods_are_touched() {
-    let world = World::new();
+async fn only_pod_creations_are_injected() {
+    let fixture = Fixture::new();
     for (pointer, value) in [
         ("/request/operation", json!("UPDATE")),
         ("/request/operation", json!("DELETE")),
@@ -193,45 +193,45 @@ async fn only_creations_of_pods_are_touched() {
     ] {
         let mut review = review("shop", &pod());
         *review.pointer_mut(pointer).unwrap() = value.clone();
-        let response = world.review(&review).await;
+        let response = fixture.review(&review).await;
         assert_eq!((&response["allowed"], response.get("patch")), (&json!(true), None), "{pointer} {value}");
     }
     let mut ephemeral = review("shop", &pod());
     ephemeral["request"]["subResource"] = json!("ephemeralcontainers");
-    assert_eq!(world.review(&ephemeral).await.get("patch"), None);
+    assert_eq!(fixture.review(&ephemeral).await.get("patch"), None);
     let line = "weft_injector_reviews_total{outcome=\"skipped\",reason=\"not-a-creation\"} 6";
-    assert!(world.counted().contains(line), "{}", world.counted());
+    assert!(fixture.metrics_text().contains(line), "{}", fixture.metrics_text());
 }
 
 #[tokio::test]
-async fn people_are_warned_and_told() {
-    let world = World::new();
+async fn warnings_and_refusals_reach_the_user() {
+    let fixture = Fixture::new();
     let mut host = pod();
     host["spec"]["hostNetwork"] = json!(true);
-    let response = world.review(&review("shop", &host)).await;
+    let response = fixture.review(&review("shop", &host)).await;
     assert_eq!(response["allowed"], true);
     assert_eq!(
         response["warnings"][0],
-        "weft: no proxy was added: the pod uses the node's network (hostNetwork), where nothing may be redirected"
+        "weft: no proxy was added: the pod uses the node's network (hostNetwork), which Weft does not redirect"
     );
 
     let mut bad = pod();
     bad["metadata"]["annotations"] = json!({ "config.weft.dev/workers": "many" });
-    let response = world.review(&review("shop", &bad)).await;
+    let response = fixture.review(&review("shop", &bad)).await;
     assert_eq!(response["allowed"], false);
     let message = "annotation config.weft.dev/workers on the pod is \"many\"; use a number of threads from 1 to 64";
     assert_eq!(response["status"]["message"], message);
 
     let mut odd = pod();
     odd["metadata"]["annotations"] = json!({ format!("config.weft.dev/{}", "ü".repeat(400)): "x" });
-    let response = world.review(&review("shop", &odd)).await;
+    let response = fixture.review(&review("shop", &odd)).await;
     let warning = response["warnings"][0].as_str().unwrap();
     assert!(warning.len() <= 256, "{} bytes", warning.len());
 }
 
 #[tokio::test]
-async fn anything_else_is_told_so() {
-    let world = World::new();
+async fn malformed_reviews_are_answered_400() {
+    let fixture = Fixture::new();
     for body in [
         "",
         "{}",
@@ -241,32 +241,32 @@ async fn anything_else_is_told_so() {
         "{\"request\":{}}",
         "{\"kind\":\"AdmissionReview\",\"apiVersion\":\"admission.k8s.io/v1\"}",
     ] {
-        let (status, text) = world.post(body.to_owned()).await;
+        let (status, text) = fixture.post(body.to_owned()).await;
         assert_eq!(status, StatusCode::BAD_REQUEST, "{body:?}");
-        assert!(String::from_utf8_lossy(&text).starts_with("this is no AdmissionReview: "), "{body:?}");
+        assert!(String::from_utf8_lossy(&text).starts_with("invalid AdmissionReview: "), "{body:?}");
     }
-    let (status, _) = world.post("[".repeat(100_000)).await;
-    assert_eq!(status, StatusCode::BAD_REQUEST, "nested without end");
-    let (status, _) = world.post(vec![b' '; BODY_MAX + 1]).await;
+    let (status, _) = fixture.post("[".repeat(100_000)).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "deeply nested JSON");
+    let (status, _) = fixture.post(vec![b' '; BODY_MAX + 1]).await;
     assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
     let mut no_pod = review("shop", &pod());
     no_pod["request"]["object"] = Value::Null;
-    assert_eq!(world.review(&no_pod).await["allowed"], false, "no pod in it");
+    assert_eq!(fixture.review(&no_pod).await["allowed"], false, "review without a pod");
     let request = Request::get("/inject").body(Body::empty()).unwrap();
-    assert_eq!(world.router.clone().oneshot(request).await.unwrap().status(), StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(fixture.router.clone().oneshot(request).await.unwrap().status(), StatusCode::METHOD_NOT_ALLOWED);
 }
 
 proptest! {
     #[test]
-    fn bytes_do_no_harm(body in prop::collection::vec(any::<u8>(), 0..200), at in 0usize..700, byte: u8) {
+    fn arbitrary_bytes_are_answered_200_or_400(body in prop::collection::vec(any::<u8>(), 0..200), at in 0usize..700, byte: u8) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
-            let world = World::new();
-            world.post(body).await;
+            let fixture = Fixture::new();
+            fixture.post(body).await;
             let mut damaged = review("shop", &pod()).to_string().into_bytes();
             let at = at % damaged.len();
             damaged[at] = byte;
-            let (status, _) = world.post(damaged).await;
+            let (status, _) = fixture.post(damaged).await;
             assert!(status == StatusCode::OK || status == StatusCode::BAD_REQUEST, "{status}");
         });
     }
