@@ -1,22 +1,22 @@
-//! Puts the rules into the kernel and reads them back.
+//! Applies the rules to the kernel and verifies them.
 //!
-//! Flow, for each family: save, make the script, restore it in one transaction, save again and hold it against the
-//! script. A failure for IPv4 is final. A failure for IPv6 is final where the pod has an IPv6 address, because its
-//! traffic would go around the proxy; where it has none there is nothing to redirect, and a kernel without IPv6 NAT is
-//! no reason to keep the pod from starting.
+//! Flow, for each address family: save the present rules, make the script, restore it in one transaction, save again and
+//! compare with the script. A failure for IPv4 fails the pod. A failure for IPv6 fails it only where the pod has an IPv6
+//! address, whose traffic would bypass the proxy; without one there is nothing to redirect, and a kernel without IPv6 NAT
+//! does not keep the pod from starting.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use crate::rules::{Family, InitConfig, NotInForce, has_ipv6, rules, verify};
+use crate::rules::{Family, InitConfig, Mismatch, has_ipv6, rules, verify};
 
-/// Addresses of the network namespace, one a line.
+/// IPv6 addresses of the network namespace, one per line.
 const IF_INET6: &str = "/proc/net/if_inet6";
-/// Where the legacy commands keep their lock. The default is on the container's root, which is read-only; `/dev` is
-/// writable in every container, and nobody else changes the rules of this network namespace.
+/// Lock file of the legacy commands. Their default is on the container's root, which is read-only; `/dev` is writable in
+/// every container. The lock protects nothing here: no other process changes the rules of this network namespace.
 const XTABLES_LOCK: &str = "/dev/weft-xtables.lock";
 
-/// Which of the two interfaces of the kernel is used.
+/// The kernel interface of the iptables commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
     /// nf_tables.
@@ -25,81 +25,81 @@ pub enum Backend {
     Legacy,
 }
 
-/// What became of a family.
+/// The result for one address family.
 #[derive(Debug)]
 pub enum Outcome {
-    /// The rules are in force.
-    InForce {
-        /// How many of them.
+    /// The rules are applied and verified.
+    Applied {
+        /// Number of rules.
         rules: usize,
     },
-    /// There are no rules, and nothing for them to redirect.
+    /// The rules could not be applied, but the pod has no address of this family.
     NotNeeded {
-        /// Why there are none.
-        why: Error,
+        /// The failure.
+        error: Error,
     },
 }
 
-/// Why the rules are not in force.
+/// Why the rules could not be applied.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A command could not be started.
     #[error("cannot run {command}, which the image of weft-init must contain")]
     Start {
-        /// Which.
+        /// The command.
         command: String,
-        /// Why not.
+        /// The error of the operating system.
         source: std::io::Error,
     },
     /// A command failed.
     #[error("{command} failed ({status}): {stderr}; {}", remedy(.stderr))]
     Failed {
-        /// Which.
+        /// The command.
         command: String,
-        /// How it ended.
+        /// Its exit status.
         status: String,
-        /// What it said.
+        /// Its standard error.
         stderr: String,
     },
-    /// The commands succeeded, but the kernel has something else.
+    /// The commands succeeded, but the kernel has different rules.
     #[error(
-        "the {family} rules are not in force; something else changes the nat table of this pod, look for another mesh \
-         or a CNI plugin that does"
+        "the {family} rules were applied but are not in the kernel; another program changes the nat table of this pod, \
+         look for another mesh or a CNI plugin that does"
     )]
-    NotInForce {
-        /// For which family.
+    Mismatch {
+        /// The address family.
         family: Family,
-        /// What differs.
-        source: NotInForce,
+        /// The first difference.
+        source: Mismatch,
     },
 }
 
-/// Puts the rules of one family in force.
+/// Applies the rules of one address family.
 pub fn apply(config: &InitConfig, family: Family) -> Result<Outcome, Error> {
-    let result = backend(family).and_then(|backend| in_force(config, family, backend));
+    let result = backend(family).and_then(|backend| restore_and_verify(config, family, backend));
     match result {
         Err(error @ (Error::Start { .. } | Error::Failed { .. })) if family == Family::V6 && !pod_has_ipv6() => {
-            Ok(Outcome::NotNeeded { why: error })
+            Ok(Outcome::NotNeeded { error })
         }
         result => result,
     }
 }
 
-/// The script of one family, with nothing changed.
+/// The script of one address family, without applying it.
 pub fn dry_run(config: &InitConfig, family: Family) -> Result<String, Error> {
     Ok(rules(config, family, &save(family, backend(family)?)?))
 }
 
-fn in_force(config: &InitConfig, family: Family, backend: Backend) -> Result<Outcome, Error> {
+fn restore_and_verify(config: &InitConfig, family: Family, backend: Backend) -> Result<Outcome, Error> {
     let script = rules(config, family, &save(family, backend)?);
     run(&command(family, backend, "restore"), &["--noflush"], &script)?;
-    verify(&script, &save(family, backend)?).map_err(|source| Error::NotInForce { family, source })?;
-    Ok(Outcome::InForce {
+    verify(&script, &save(family, backend)?).map_err(|source| Error::Mismatch { family, source })?;
+    Ok(Outcome::Applied {
         rules: script.lines().filter(|line| line.starts_with("-A") || line.starts_with("-I")).count(),
     })
 }
 
-/// nf_tables where the kernel has it. The error is that of nf_tables where neither works, as the likelier one.
+/// Selects nf_tables, or legacy where nf_tables does not work. Where neither works, fails with the error of nf_tables.
 fn backend(family: Family) -> Result<Backend, Error> {
     let error = match save(family, Backend::Nft) {
         Ok(_) => return Ok(Backend::Nft),
@@ -139,8 +139,8 @@ fn run(program: &str, arguments: &[&str], input: &str) -> Result<String, Error> 
         .stderr(Stdio::piped())
         .spawn()
         .map_err(start)?;
-    // Dropped at the end of the statement, which closes the pipe. A command that ends without reading says why on its
-    // standard error, so a broken pipe here is not the news.
+    // Dropped at the end of the statement, which closes the pipe. A broken pipe is ignored: a command that exits without
+    // reading its input reports the reason on its standard error.
     let _ = child.stdin.take().map(|mut stdin| stdin.write_all(input.as_bytes()));
     let output = child.wait_with_output().map_err(start)?;
     if output.status.success() {
@@ -151,11 +151,11 @@ fn run(program: &str, arguments: &[&str], input: &str) -> Result<String, Error> 
 }
 
 fn pod_has_ipv6() -> bool {
-    // Without the file the kernel has no IPv6 at all.
+    // The file does not exist where the kernel has no IPv6.
     std::fs::read_to_string(IF_INET6).is_ok_and(|addresses| has_ipv6(&addresses))
 }
 
-/// What a person can do about a failed command.
+/// The remedy for a failed command.
 fn remedy(stderr: &str) -> &'static str {
     if stderr.contains("Permission denied")
         || stderr.contains("Operation not permitted")

@@ -1,12 +1,12 @@
-//! Sends a pod's TCP traffic to Weft's proxy.
+//! Redirects a pod's TCP traffic to Weft's proxy with iptables.
 //!
-//! [`rules`] is pure: configuration and what is in force already go in, a script for `iptables-restore` comes out, and
-//! what `iptables-save` prints afterwards is held against it. [`apply`] runs the commands. Neither knows anything of
-//! Kubernetes; the injector writes the arguments.
+//! [`rules`] is pure: the configuration and the present rules go in, a script for `iptables-restore` comes out, and the
+//! output of `iptables-save` afterwards is compared with it. [`apply`] runs the commands. Neither knows Kubernetes; the
+//! injector sets the arguments.
 //!
 //! ```text
-//!   application ──► OUTPUT ──► WEFT_OUTPUT ──► proxy (outbound port)     left alone: the proxy's own, loopback, excluded
-//!   peer ──► PREROUTING ──► WEFT_INBOUND ──► proxy (inbound port)        left alone: metrics, health, excluded
+//!   application ──► OUTPUT ──► WEFT_OUTPUT ──► proxy (outbound port)     not redirected: the proxy's own, loopback, excluded
+//!   peer ──► PREROUTING ──► WEFT_INBOUND ──► proxy (inbound port)        not redirected: metrics, health, excluded
 //! ```
 
 pub mod apply;

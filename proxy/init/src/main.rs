@@ -1,4 +1,4 @@
-//! Runs once in a pod, before everything else in it.
+//! The init container: runs once in a pod, before its other containers.
 
 use std::process::ExitCode;
 
@@ -8,20 +8,20 @@ use weft_config::bootstrap::PortRange;
 use weft_init::apply::{self, Outcome};
 use weft_init::rules::{Family, InitConfig};
 
-/// Sends this network namespace's TCP traffic to Weft's proxy. Safe to run twice.
+/// Redirects this network namespace's TCP traffic to Weft's proxy. Idempotent.
 #[derive(Parser)]
 #[command(name = "weft-init", version)]
 struct Arguments {
-    /// Ports of the pod that are left to the application, as in 22,8000-8010.
+    /// Inbound ports that are not redirected, as in 22,8000-8010.
     #[arg(long, value_delimiter = ',', value_name = "PORTS")]
     exclude_inbound_ports: Vec<PortRange>,
-    /// Ports to which the application connects directly, as in 22,8000-8010.
+    /// Destination ports that are not redirected, as in 22,8000-8010.
     #[arg(long, value_delimiter = ',', value_name = "PORTS")]
     exclude_outbound_ports: Vec<PortRange>,
-    /// Addresses to which the application connects directly, as in 10.0.0.0/8,fd00::/8.
+    /// Destination networks that are not redirected, as in 10.0.0.0/8,fd00::/8.
     #[arg(long, value_delimiter = ',', value_name = "CIDRS")]
     exclude_outbound_ips: Vec<IpNet>,
-    /// Print the scripts that would be run, and change nothing.
+    /// Print the iptables-restore scripts without applying them.
     #[arg(long)]
     dry_run: bool,
 }
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     match if dry_run { print(&config) } else { redirect(&config) } {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // `kubectl logs` and the pod's status show it to a person, so no backtrace.
+            // Shown in `kubectl logs` and in the pod's status, so without a backtrace.
             eprintln!("weft-init: {error:#}");
             ExitCode::FAILURE
         }
@@ -43,17 +43,17 @@ fn redirect(config: &InitConfig) -> anyhow::Result<()> {
     weft_runtime::log::init("info", "json")?;
     for family in [Family::V4, Family::V6] {
         match apply::apply(config, family)? {
-            Outcome::InForce { rules } => tracing::info!(%family, rules, "redirection is in force"),
-            Outcome::NotNeeded { why } => {
-                let why = format!("{:#}", anyhow::Error::from(why));
-                tracing::warn!(%family, why, "no redirection, and no address of this family to redirect");
+            Outcome::Applied { rules } => tracing::info!(%family, rules, "redirection rules applied"),
+            Outcome::NotNeeded { error } => {
+                let error = format!("{:#}", anyhow::Error::from(error));
+                tracing::warn!(%family, error, "redirection rules not applied; the pod has no address of this family");
             }
         }
     }
     Ok(())
 }
 
-#[expect(clippy::print_stdout, reason = "printing the scripts is what a dry run is for")]
+#[expect(clippy::print_stdout, reason = "a dry run prints the scripts")]
 fn print(config: &InitConfig) -> anyhow::Result<()> {
     for family in [Family::V4, Family::V6] {
         match apply::dry_run(config, family) {

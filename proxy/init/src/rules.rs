@@ -1,36 +1,36 @@
-//! The rules, as a script for `iptables-restore --noflush`, and the check that they are in force.
+//! The iptables rules as a script for `iptables-restore --noflush`, and the verification of the rules in the kernel.
 //!
-//! The script is one transaction on the `nat` table: the kernel takes all of it or nothing. It is idempotent because it
-//! declares its own chains, which empties them where they exist, and removes the jumps that it finds before it inserts
-//! them. What it finds is an argument, so the script stays a pure function.
+//! The script is one transaction on the `nat` table: the kernel applies all of it or nothing. It is idempotent: it declares
+//! its own chains, which empties them where they exist, and deletes present jumps to them before it inserts its own. The
+//! present rules are an argument, so that the script is a pure function.
 //!
-//! A pod that calls its own Service works: the application's connection to the Service's address is redirected, the
-//! proxy picks this very pod and dials the pod's own address, which the kernel routes over loopback. That connection
-//! belongs to the proxy's user, so [`OUTPUT`] leaves it alone; and since it has been through `OUTPUT` the kernel does
-//! not consult `PREROUTING` for it again, so it reaches the application and not the proxy's inbound port.
+//! A pod can call its own Service: the application's connection to the Service's address is redirected, the proxy picks
+//! this same pod and connects to the pod's own address, which the kernel routes over loopback. That connection belongs to
+//! the proxy's user, so [`OUTPUT`] does not redirect it; and since it has passed `OUTPUT`, the kernel does not evaluate
+//! `PREROUTING` for it, so it reaches the application instead of the proxy's inbound port.
 
 use std::fmt;
 
 use ipnet::IpNet;
 use weft_config::bootstrap::{HEALTH_PORT, INBOUND_PORT, METRICS_PORT, OUTBOUND_PORT, PROXY_UID, PortRange};
 
-/// Our chain for what leaves the pod.
+/// Weft's chain for outbound connections.
 pub const OUTPUT: &str = "WEFT_OUTPUT";
-/// Our chain for what enters the pod.
+/// Weft's chain for inbound connections.
 pub const INBOUND: &str = "WEFT_INBOUND";
 
-/// Each built-in chain, and ours to which it jumps.
+/// The jumps: built-in chain, Weft's chain, and the rule's comment.
 const JUMPS: [(&str, &str, &str); 2] =
-    [("OUTPUT", OUTPUT, "what leaves the pod"), ("PREROUTING", INBOUND, "what enters the pod")];
+    [("OUTPUT", OUTPUT, "outbound connections"), ("PREROUTING", INBOUND, "inbound connections")];
 
-/// What is left out of the redirection.
+/// Exclusions from the redirection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InitConfig {
-    /// Connections to these ports of the pod go to the application.
+    /// Inbound ports that are not redirected.
     pub exclude_inbound_ports: Vec<PortRange>,
-    /// Connections of the application to these ports go straight out.
+    /// Destination ports that are not redirected.
     pub exclude_outbound_ports: Vec<PortRange>,
-    /// Connections of the application to these addresses go straight out.
+    /// Destination networks that are not redirected.
     pub exclude_outbound_ips: Vec<IpNet>,
 }
 
@@ -43,34 +43,34 @@ pub enum Family {
     V6,
 }
 
-/// How what is in force differs from what was asked for.
+/// The first difference between the rules in the kernel and those of the script.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum NotInForce {
-    /// A built-in chain does not jump to ours exactly once.
+pub enum Mismatch {
+    /// A built-in chain does not jump to Weft's chain exactly once.
     #[error("{from} jumps to {to} {times} times, not once")]
     Jump {
         /// The built-in chain.
         from: &'static str,
-        /// Our chain.
+        /// Weft's chain.
         to: &'static str,
-        /// How often.
+        /// Number of jumps.
         times: usize,
     },
-    /// A rule is missing, in another place, or one too many.
-    #[error("rule {at} of {chain} should be {wanted:?} and is {found:?}")]
+    /// A rule is missing, unexpected, or at another position.
+    #[error("rule {number} of {chain} should be {expected:?} and is {found:?}")]
     Rule {
-        /// Our chain.
+        /// Weft's chain.
         chain: &'static str,
-        /// Which of its rules, from 1.
-        at: usize,
-        /// Reason and target of the rule that was asked for; empty for none.
-        wanted: String,
-        /// Reason and target of the rule that is there; empty for none.
+        /// Number of the rule, from 1.
+        number: usize,
+        /// Comment and target of the expected rule; empty if the kernel has one too many.
+        expected: String,
+        /// Comment and target of the rule in the kernel; empty if it is missing.
         found: String,
     },
 }
 
-/// The script for one family. `saved` is what `iptables-save -t nat` prints before.
+/// The script for one address family. `saved` is the output of `iptables-save -t nat` before.
 pub fn rules(config: &InitConfig, family: Family, saved: &str) -> String {
     // Destructured, so that a new field cannot be forgotten here.
     let InitConfig { exclude_inbound_ports, exclude_outbound_ports, exclude_outbound_ips } = config;
@@ -79,19 +79,19 @@ pub fn rules(config: &InitConfig, family: Family, saved: &str) -> String {
         Family::V6 => "::1/128",
     };
     let mut lines = vec!["*nat".to_owned(), format!(":{OUTPUT} - [0:0]"), format!(":{INBOUND} - [0:0]")];
-    lines.extend(saved.lines().filter_map(found_jump).map(|jump| format!("-D {jump}")));
-    // At the top: a rule of somebody else must not get the connection first.
-    lines.extend(JUMPS.map(|(from, to, reason)| format!("-I {from} 1 -p tcp {} -j {to}", comment(reason))));
+    lines.extend(saved.lines().filter_map(jump_to_weft).map(|jump| format!("-D {jump}")));
+    // At the top, before the rules of other programs.
+    lines.extend(JUMPS.map(|(from, to, text)| format!("-I {from} 1 -p tcp {} -j {to}", comment(text))));
 
-    let mut rule = |chain: &str, matches: &str, reason: &str, target: &str| {
+    let mut rule = |chain: &str, matches: &str, text: &str, target: &str| {
         let matches = if matches.is_empty() { String::new() } else { format!(" {matches}") };
-        lines.push(format!("-A {chain} -p tcp{matches} {} -j {target}", comment(reason)));
+        lines.push(format!("-A {chain} -p tcp{matches} {} -j {target}", comment(text)));
     };
     let to_proxy = |port: u16| format!("REDIRECT --to-ports {port}");
 
-    // First, so that nothing below can send the proxy's own connections back to it.
+    // First, so that no rule below can redirect the proxy's own connections to itself.
     rule(OUTPUT, &format!("-m owner --uid-owner {PROXY_UID}"), "made by the proxy", "RETURN");
-    rule(OUTPUT, "-o lo", "the pod talks to itself", "RETURN");
+    rule(OUTPUT, "-o lo", "pod to itself", "RETURN");
     rule(OUTPUT, &format!("-d {loopback}"), "loopback", "RETURN");
     for ports in exclude_outbound_ports {
         rule(OUTPUT, &format!("-m tcp --dport {}", dport(ports)), "excluded outbound port", "RETURN");
@@ -112,32 +112,33 @@ pub fn rules(config: &InitConfig, family: Family, saved: &str) -> String {
     lines.join("\n")
 }
 
-/// Whether what `iptables-save -t nat` prints has the rules of `script` in force: each jump once, and in our chains the
-/// same rules in the same order. Rules are told by reason and target, since versions of iptables spell matches differently.
-pub fn verify(script: &str, saved: &str) -> Result<(), NotInForce> {
+/// Checks that the output of `iptables-save -t nat` has the rules of `script`: each jump once, and in Weft's chains the same
+/// rules in the same order. Rules are compared by comment and target, since versions of iptables print matches differently.
+pub fn verify(script: &str, saved: &str) -> Result<(), Mismatch> {
     for (from, to, _) in JUMPS {
         let prefix = format!("{from} ");
-        let jumps = saved.lines().filter_map(found_jump);
+        let jumps = saved.lines().filter_map(jump_to_weft);
         let times = jumps.filter(|jump| jump.starts_with(&prefix) && target(jump) == Some(to)).count();
         if times != 1 {
-            return Err(NotInForce::Jump { from, to, times });
+            return Err(Mismatch::Jump { from, to, times });
         }
     }
     for chain in [OUTPUT, INBOUND] {
-        let (wanted, found) = (identities(chain, script), identities(chain, saved));
-        for at in 0..wanted.len().max(found.len()) {
-            let (wanted, found) = (wanted.get(at), found.get(at));
-            if wanted != found {
+        let (expected, found) = (comments_and_targets(chain, script), comments_and_targets(chain, saved));
+        for index in 0..expected.len().max(found.len()) {
+            let (expected, found) = (expected.get(index), found.get(index));
+            if expected != found {
                 let text = |rule: Option<&String>| rule.cloned().unwrap_or_default();
-                return Err(NotInForce::Rule { chain, at: at + 1, wanted: text(wanted), found: text(found) });
+                let (expected, found) = (text(expected), text(found));
+                return Err(Mismatch::Rule { chain, number: index + 1, expected, found });
             }
         }
     }
     Ok(())
 }
 
-/// Whether `/proc/net/if_inet6` lists an address that a peer could reach: one of global scope (which unique local
-/// addresses have too) on an interface other than loopback.
+/// Whether `/proc/net/if_inet6` lists an address that peers can reach: one of global scope, which includes unique local
+/// addresses, on an interface other than loopback.
 pub fn has_ipv6(if_inet6: &str) -> bool {
     const GLOBAL: &str = "00";
     if_inet6.lines().any(|line| {
@@ -146,40 +147,40 @@ pub fn has_ipv6(if_inet6: &str) -> bool {
     })
 }
 
-/// The rule in a line of `iptables-save`, without `-A`, where it is a jump from a built-in chain to one of ours.
-fn found_jump(line: &str) -> Option<&str> {
+/// The rule in a line of `iptables-save`, without `-A`, if it is a jump from a built-in chain to one of Weft's.
+fn jump_to_weft(line: &str) -> Option<&str> {
     let rule = line.strip_prefix("-A ")?;
     let from = rule.split(' ').next()?;
     let known = JUMPS.iter().any(|(built_in, to, _)| *built_in == from && target(rule) == Some(to));
     known.then_some(rule)
 }
 
-/// Where a rule sends what it matches.
+/// The target of a rule.
 fn target(rule: &str) -> Option<&str> {
     rule.rsplit_once(" -j ").map(|(_, target)| target.trim())
 }
 
-/// Reason and target of each rule in a chain.
-fn identities(chain: &str, rules: &str) -> Vec<String> {
+/// Comment and target of each rule in a chain.
+fn comments_and_targets(chain: &str, rules: &str) -> Vec<String> {
     let prefix = format!("-A {chain} ");
     rules
         .lines()
         .filter_map(|line| line.strip_prefix(&prefix))
         .map(|rule| {
-            let reason = rule.split('"').nth(1).unwrap_or("no reason");
-            format!("{reason} -> {}", target(rule).unwrap_or("nowhere"))
+            let comment = rule.split('"').nth(1).unwrap_or("no comment");
+            format!("{comment} -> {}", target(rule).unwrap_or("no target"))
         })
         .collect()
 }
 
-/// As iptables writes ports.
+/// A port range in the syntax of iptables.
 fn dport(PortRange { first, last }: &PortRange) -> String {
     if first == last { first.to_string() } else { format!("{first}:{last}") }
 }
 
-/// Letters, spaces and commas only: iptables-save puts a backslash before others, and [`verify`] compares.
-fn comment(reason: &str) -> String {
-    format!("-m comment --comment \"weft: {reason}\"")
+/// A comment match. Letters, spaces and commas only: iptables-save escapes other characters, which [`verify`] would report.
+fn comment(text: &str) -> String {
+    format!("-m comment --comment \"weft: {text}\"")
 }
 
 // === impl Family ===

@@ -1,13 +1,12 @@
-//! The rules in a real kernel: a pod and a peer, each a network namespace of its own, with a cable between them.
-//! Needs root, `ip` and iptables (Debian: `apt-get install iproute2 iptables`), and fails where they are missing, because
-//! rules that were never tried are not tested.
+//! The rules in a real kernel: a pod and a peer, each a network namespace, connected by a veth pair. Needs root, `ip` and
+//! iptables (Debian: `apt-get install iproute2 iptables`); fails where they are missing, instead of skipping.
 //!
 //! ```text
 //!   peer (198.51.100.1, fd00:64::1) ──── pod (198.51.100.2, fd00:64::2), where weft-init ran
 //! ```
 //!
-//! Whoever listens answers with the port it was reached on, so that one connection tells where it was sent. Listeners
-//! and callers are this very test binary, run again inside a namespace with [`ROLE`] set.
+//! Each listener answers with its own port, so that the answer shows where a connection was redirected. Listeners and
+//! clients are this test binary, run again inside a namespace with [`ROLE`] set.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -18,9 +17,9 @@ use std::time::Duration;
 const ROLE: &str = "WEFT_INIT_TEST_ROLE";
 const PROXY: u32 = 15015;
 const APPLICATION: u32 = 1000;
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Two namespaces, gone when dropped, with every process in them.
+/// Two namespaces. Drop removes them and kills their processes.
 struct Net {
     pod: String,
     peer: String,
@@ -56,14 +55,14 @@ impl Net {
         net
     }
 
-    /// A command inside a namespace.
+    /// A command that runs inside a namespace.
     fn inside(&self, namespace: &str, program: &str) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", namespace, program]);
         command
     }
 
-    /// This binary inside a namespace, in a role, as a user.
+    /// This test binary inside a namespace, in a role, as a user.
     fn role(&self, namespace: &str, user: u32, role: &str) -> Command {
         let mut command = self.inside(namespace, "setpriv");
         let user = user.to_string();
@@ -79,12 +78,12 @@ impl Net {
         let mut lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
         assert!(
             lines.any(|line| line.expect("text").contains("listening")),
-            "nobody listens on {ports} in {namespace}"
+            "the listener on {ports} in {namespace} did not start"
         );
         self.children.push(child);
     }
 
-    /// Who answers a connection.
+    /// Connects, and returns the port of the listener that answered.
     fn dial(&self, namespace: &str, user: u32, address: &str) -> String {
         let output = ok(&mut self.role(namespace, user, &format!("dial {address}")), "the connection failed");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -93,7 +92,7 @@ impl Net {
         answer.unwrap_or_else(|| panic!("no answer from {address}: {text}"))
     }
 
-    /// Runs weft-init with no more than it has in a pod.
+    /// Runs weft-init with the capabilities that it has in a pod.
     fn weft_init(&self, arguments: &[&str]) -> Output {
         let mut command = self.inside(&self.pod, "setpriv");
         command.args(["--no-new-privs", "--inh-caps=-all", "--bounding-set=-all,+net_admin,+net_raw"]);
@@ -125,12 +124,12 @@ impl Drop for Net {
 
 fn ok(command: &mut Command, hint: &str) -> Output {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}; {hint}"));
-    let said = || format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{command:?}: {}; {hint}\n{}", output.status, said());
+    let printed = || format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{command:?}: {}; {hint}\n{}", output.status, printed());
     output
 }
 
-/// What this binary does when it is run inside a namespace; nothing in an ordinary test run.
+/// Runs the role of this binary inside a namespace; does nothing in an ordinary test run.
 #[test]
 fn role() {
     let Ok(role) = std::env::var(ROLE) else { return };
@@ -146,8 +145,8 @@ fn role() {
             threads.into_iter().for_each(|thread| thread.join().unwrap());
         }
         Some(("dial", address)) => {
-            let mut stream = TcpStream::connect_timeout(&address.parse().unwrap(), PATIENCE).unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut stream = TcpStream::connect_timeout(&address.parse().unwrap(), TIMEOUT).unwrap();
+            stream.set_read_timeout(Some(TIMEOUT)).unwrap();
             let mut port = String::new();
             stream.read_to_string(&mut port).unwrap();
             println!("answered by {port}");
@@ -164,7 +163,7 @@ fn answer(listener: &TcpListener) {
 }
 
 #[test]
-fn fails_closed_and_says_why() {
+fn failures_are_fatal_but_for_ipv6_without_an_address() {
     if std::env::var_os(ROLE).is_some() {
         return;
     }
@@ -174,14 +173,14 @@ fn fails_closed_and_says_why() {
         command.args(["--no-new-privs", "--inh-caps=-all", &format!("--bounding-set={capabilities}")]);
         command.args(["env", &format!("PATH={path}"), env!("CARGO_BIN_EXE_weft-init")]);
         let output = command.output().expect("ip can be run");
-        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        (output.status.success(), said)
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        (output.status.success(), text)
     };
-    let everything = std::env::var("PATH").expect("a test has a PATH");
-    let (success, said) = run("-all", &everything);
-    assert!(!success && said.contains("must run as root with the capabilities NET_ADMIN"), "no capabilities: {said}");
+    let path = std::env::var("PATH").expect("a test has a PATH");
+    let (success, output) = run("-all", &path);
+    assert!(!success && output.contains("must run as root with the capabilities NET_ADMIN"), "no capabilities: {output}");
 
-    // A folder with the programs for IPv4 only.
+    // A PATH with the programs for IPv4 only.
     let folder = std::env::temp_dir().join(format!("weft-init-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a temporary folder");
     let found = ok(Command::new("sh").args(["-c", "command -v xtables-nft-multi"]), "is iptables installed?");
@@ -197,14 +196,14 @@ fn fails_closed_and_says_why() {
     );
     let without = run("-all,+net_admin,+net_raw", &only_v4);
     std::fs::remove_dir_all(&folder).expect("it was just made");
-    let (success, said) = with_address;
-    assert!(!success && said.contains("cannot run ip6tables-nft-save"), "IPv6 would go around the proxy: {said}");
-    let (success, said) = without;
-    assert!(success && said.contains("no redirection, and no address of this family"), "nothing to redirect: {said}");
+    let (success, output) = with_address;
+    assert!(!success && output.contains("cannot run ip6tables-nft-save"), "IPv6 would bypass the proxy: {output}");
+    let (success, output) = without;
+    assert!(success && output.contains("the pod has no address of this family"), "nothing to redirect: {output}");
 }
 
 #[test]
-fn redirects_what_it_should_and_nothing_else() {
+fn only_traffic_without_an_exclusion_is_redirected() {
     if std::env::var_os(ROLE).is_some() {
         return;
     }
@@ -236,7 +235,7 @@ fn redirects_what_it_should_and_nothing_else() {
         ("application to a peer", &pod, APPLICATION, "198.51.100.1:8080", "15001"),
         ("application to a peer, IPv6", &pod, APPLICATION, "[fd00:64::1]:8080", "15001"),
         ("root is an application too", &pod, 0, "198.51.100.1:8080", "15001"),
-        ("application to an address nobody has", &pod, APPLICATION, "203.0.113.9:80", "15001"),
+        ("application to an unassigned address", &pod, APPLICATION, "203.0.113.9:80", "15001"),
         ("proxy to a peer", &pod, PROXY, "198.51.100.1:8080", "8080"),
         ("proxy to a peer, IPv6", &pod, PROXY, "[fd00:64::1]:8080", "8080"),
         ("proxy to its own pod, as for the pod's own Service", &pod, PROXY, "198.51.100.2:8080", "8080"),
@@ -249,7 +248,7 @@ fn redirects_what_it_should_and_nothing_else() {
         ("application to an excluded address", &pod, APPLICATION, "192.0.2.7:8080", "8080"),
         ("peer to the application", &peer, APPLICATION, "198.51.100.2:8080", "15006"),
         ("peer to the application, IPv6", &peer, APPLICATION, "[fd00:64::2]:8080", "15006"),
-        ("peer to a port where nobody listens", &peer, APPLICATION, "198.51.100.2:7777", "15006"),
+        ("peer to a port without a listener", &peer, APPLICATION, "198.51.100.2:7777", "15006"),
         ("peer to the outbound port", &peer, APPLICATION, "198.51.100.2:15001", "15006"),
         ("peer to the metrics", &peer, APPLICATION, "198.51.100.2:15020", "15020"),
         ("peer to health", &peer, APPLICATION, "[fd00:64::2]:15021", "15021"),

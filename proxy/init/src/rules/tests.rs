@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// What `iptables-save -t nat` prints in a fresh network namespace.
+/// Output of `iptables-save -t nat` in a new network namespace.
 const FRESH: &str =
     "*nat\n:PREROUTING ACCEPT [0:0]\n:INPUT ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\nCOMMIT\n";
 
@@ -23,7 +23,7 @@ fn config(inbound: &str, outbound: &str, ips: &str) -> InitConfig {
     }
 }
 
-/// What the kernel holds after a script ran on a fresh namespace, as `iptables-save` would print it.
+/// Output of `iptables-save` after a script was applied in a new network namespace.
 fn saved_after(script: &str) -> String {
     let lines = script.lines().filter(|line| !line.starts_with("-D"));
     lines
@@ -42,7 +42,7 @@ fn check(name: &str, script: &str) {
 }
 
 #[test]
-fn goldens() {
+fn golden_scripts_match() {
     let all = config("22,8000-8010", "25,6000-6001", "10.1.2.3/8,169.254.169.254/32,fd00::/8");
     let first = rules(&InitConfig::default(), Family::V4, FRESH);
     check("default.v4", &first);
@@ -55,7 +55,7 @@ fn goldens() {
 }
 
 #[test]
-fn ports_and_ranges() {
+fn port_ranges_are_written_as_iptables_does() {
     for (text, expected) in [("22", "22"), ("8000-8010", "8000:8010"), ("7-7", "7"), ("65535", "65535")] {
         assert_eq!(text.parse().map(|ports| dport(&ports)).as_deref(), Ok(expected), "{text}");
     }
@@ -65,11 +65,11 @@ fn ports_and_ranges() {
 }
 
 #[test]
-fn verify_tells_what_differs() {
+fn verify_reports_the_first_difference() {
     let script = rules(&config("22", "", ""), Family::V4, FRESH);
     let saved = saved_after(&script);
     assert_eq!(verify(&script, &saved), Ok(()));
-    let jump = |times| Err(NotInForce::Jump { from: "OUTPUT", to: OUTPUT, times });
+    let jump = |times| Err(Mismatch::Jump { from: "OUTPUT", to: OUTPUT, times });
     let line = saved.lines().find(|line| line.starts_with("-A OUTPUT")).unwrap().to_owned() + "\n";
     assert_eq!(verify(&script, &saved.replace(&line, "")), jump(0), "a jump is missing");
     assert_eq!(verify(&script, &saved.replace(&line, &line.repeat(2))), jump(2), "a jump is there twice");
@@ -79,11 +79,11 @@ fn verify_tells_what_differs() {
         verify(&script, &missing).unwrap_err().to_string(),
         "rule 3 of WEFT_INBOUND should be \"weft: excluded inbound port -> RETURN\" and is \"weft: to the proxy, inbound -> REDIRECT --to-ports 15006\""
     );
-    assert!(verify(&script, FRESH).is_err(), "nothing is there");
+    assert!(verify(&script, FRESH).is_err(), "no rules");
 }
 
 #[test]
-fn ipv6_addresses_that_count() {
+fn only_global_ipv6_addresses_outside_loopback_need_redirection() {
     let loopback = "00000000000000000000000000000001 01 80 10 80       lo\n";
     let link = "fe800000000000000000000000000001 02 40 20 80     eth0\n";
     let unique_local = "fd000000000000000000000000000002 02 40 00 80     eth0\n";
@@ -120,7 +120,7 @@ fn any_config() -> impl Strategy<Value = InitConfig> {
 
 proptest! {
     #[test]
-    fn laws(config in any_config(), v6: bool) {
+    fn scripts_are_idempotent_and_never_redirect_the_proxy(config in any_config(), v6: bool) {
         let family = if v6 { Family::V6 } else { Family::V4 };
         let script = rules(&config, family, FRESH);
         let at = |part: &str| script.lines().position(|line| line.contains(part));
@@ -130,7 +130,7 @@ proptest! {
         let first = script.lines().find(|line| line.starts_with("-A WEFT_OUTPUT")).unwrap();
         prop_assert!(first.contains("--uid-owner"), "nothing precedes it: {first}");
         for line in script.lines().filter(|line| line.starts_with('-')) {
-            prop_assert!(line.contains("-m comment --comment \"weft: "), "without a reason: {line}");
+            prop_assert!(line.contains("-m comment --comment \"weft: "), "without a comment: {line}");
             prop_assert!(line.contains("-p tcp"), "not only TCP: {line}");
         }
         for (chain, ranges) in [(INBOUND, &config.exclude_inbound_ports), (OUTPUT, &config.exclude_outbound_ports)] {
