@@ -1,4 +1,4 @@
-//! What is wrong is refused, or said on the object; and it costs nothing else its traffic.
+//! Invalid input is refused at apply or reported in a condition, and does not affect other traffic.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use weft_e2e::wait::{eventually, eventually_every};
 const TO_V1: &str = "- backendRefs: [{name: echo, port: 9080, subset: v1}]\n";
 
 #[test]
-fn a_backend_that_does_not_exist_costs_its_share_only() -> Result<()> {
+fn missing_backend_fails_only_its_share() -> Result<()> {
     in_mesh("bad-backend", |ns| {
         let client = mesh::echo(ns)?;
         let rules =
@@ -34,7 +34,7 @@ fn a_backend_that_does_not_exist_costs_its_share_only() -> Result<()> {
         })?;
         let source = format!("MeshRoute/{}/echo/half", ns.name);
         ensure!(answer.source() == Some(&source), "the answer names {source}: {answer:?}");
-        // Once it exists, all is well, without another apply of the route.
+        // Once the backend exists, the route uses it without another apply.
         ns.apply(&weft_e2e::workload::server("nowhere", &["v8"]))?;
         ns.wait_ready(&["nowhere-v8"])?;
         ns.await_condition("meshroute", "echo", "ResolvedRefs", "True")?;
@@ -48,7 +48,7 @@ fn a_backend_that_does_not_exist_costs_its_share_only() -> Result<()> {
 }
 
 #[test]
-fn a_subset_that_selects_nothing_costs_its_share_only() -> Result<()> {
+fn empty_subset_fails_only_its_share() -> Result<()> {
     in_mesh("bad-subset", |ns| {
         let client = mesh::echo(ns)?;
         let subsets = mesh::SUBSETS.to_owned() + "  - {name: empty, labels: {version: v99}}\n";
@@ -59,37 +59,40 @@ fn a_subset_that_selects_nothing_costs_its_share_only() -> Result<()> {
         let (good, bad) = (report.status(200), report.status(503));
         ensure!(good + bad == 600 && (240..=360).contains(&bad), "half is answered 503: {}", report.summary());
         ensure!(report.by_reason.get("no-endpoints") == Some(&bad), "{}", report.summary());
-        let said = ns
+        let condition = ns
             .await_condition("meshcluster", "echo", "ResolvedRefs", "False")
             .or_else(|_| ns.await_condition("meshroute", "echo", "ResolvedRefs", "False"))?;
-        ensure!(said.reason == "SubsetNotFound" && said.message.contains("empty"), "{said:?}");
-        // A subset that nobody declared is an error of the route.
+        ensure!(condition.reason == "SubsetNotFound" && condition.message.contains("empty"), "{condition:?}");
+        // An undeclared subset is an error of the route.
         let undeclared = "- name: half\n  backendRefs: [{name: echo, port: 9080, subset: v1}, {name: echo, port: 9080, subset: nope}]\n";
         ns.apply(&route("echo", undeclared))?;
-        let said = ns.await_condition("meshroute", "echo", "ResolvedRefs", "False")?;
-        ensure!(said.reason == "SubsetNotFound" && said.message.contains("nope"), "{said:?}");
+        let condition = ns.await_condition("meshroute", "echo", "ResolvedRefs", "False")?;
+        ensure!(condition.reason == "SubsetNotFound" && condition.message.contains("nope"), "{condition:?}");
         Ok(())
     })
 }
 
 #[test]
-fn of_two_routes_for_the_same_requests_the_older_wins_and_the_other_is_told() -> Result<()> {
+fn older_of_two_conflicting_routes_wins() -> Result<()> {
     in_mesh("bad-conflict", |ns| {
         let client = mesh::echo(ns)?;
         route_in_force(ns, &client, "echo", TO_V1)?;
-        // Times of creation are in whole seconds, and of two routes of one second the name decides: this one comes later.
+        // creationTimestamp has whole seconds; of two routes with the same time the name decides, and this name is later.
         let second = route("echo", "- backendRefs: [{name: echo, port: 9080, subset: v2}]\n")
             .replace("metadata: {name: echo}", "metadata: {name: second}");
         ns.apply(&second)?;
-        let said = ns.await_condition("meshroute", "second", "Accepted", "False")?;
-        let winner = format!("MeshRoute {}/echo", ns.name);
-        ensure!(said.reason == "Conflicted" && said.message.contains(&winner), "it should name {winner}: {said:?}");
-        let won = ns.condition("meshroute", "echo", "Accepted")?;
-        ensure!(won.status == "True", "the older one is accepted: {won:?}");
+        let condition = ns.await_condition("meshroute", "second", "Accepted", "False")?;
+        let older = format!("MeshRoute {}/echo", ns.name);
+        ensure!(
+            condition.reason == "Conflicted" && condition.message.contains(&older),
+            "it should name {older}: {condition:?}"
+        );
+        let accepted = ns.condition("meshroute", "echo", "Accepted")?;
+        ensure!(accepted.status == "True", "the older route is accepted: {accepted:?}");
         let report = client.load("http://echo:9080/").requests(100).run()?;
         report.expect_none_failed(100)?;
-        ensure!(report.share("v1") == 1.0, "the older route decides: {}", report.summary());
-        // When the winner goes, the other is in force.
+        ensure!(report.share("v1") == 1.0, "the older route is used: {}", report.summary());
+        // When the older route is deleted, the other one is used.
         ns.delete("meshroute", "echo")?;
         eventually("the other route to take over", SOON, || {
             let report = client.load("http://echo:9080/").requests(40).run()?;
@@ -101,7 +104,7 @@ fn of_two_routes_for_the_same_requests_the_older_wins_and_the_other_is_told() ->
 }
 
 #[test]
-fn what_the_schema_can_see_is_refused_at_apply() -> Result<()> {
+fn schema_errors_are_refused_at_apply() -> Result<()> {
     in_mesh("bad-schema", |ns| {
         let client = mesh::echo(ns)?;
         route_in_force(ns, &client, "echo", TO_V1)?;
@@ -119,16 +122,16 @@ fn what_the_schema_can_see_is_refused_at_apply() -> Result<()> {
                 "the weights of backendRefs sum to zero",
             ),
             (
-                "an expression that does not compile",
+                "an invalid regular expression",
                 bad(&format!("- matches: [{{path: {{type: RegularExpression, value: \"/a(\"}}}}]\n  {to_echo}\n")),
                 "the regular expression does not compile",
             ),
             (
-                "a header's expression that does not compile",
+                "an invalid regular expression of a header",
                 bad(&format!("- matches: [{{headers: [{{type: RegularExpression, name: a, value: \"(\"}}]}}]\n  {to_echo}\n")),
                 "the regular expression does not compile",
             ),
-            ("a duration that is none", bad(&format!("- {to_echo}\n  timeouts: {{request: 2 seconds}}\n")), "spec.http[0].timeouts.request"),
+            ("an invalid duration", bad(&format!("- {to_echo}\n  timeouts: {{request: 2 seconds}}\n")), "spec.http[0].timeouts.request"),
             (
                 "a duration out of range",
                 bad(&format!("- {to_echo}\n  timeouts: {{request: 25h}}\n")),
@@ -159,59 +162,59 @@ fn what_the_schema_can_see_is_refused_at_apply() -> Result<()> {
                 "a fault needs a delay or an abort",
             ),
             (
-                "a share said twice",
+                "percent and fraction",
                 bad(&format!("- {to_echo}\n  filters: [{{type: Fault, fault: {{abort: {{status: 500, percent: 1, fraction: {{numerator: 1}}}}}}}}]\n")),
                 "give percent or fraction, not both",
             ),
             (
-                "more than all",
+                "a fraction above 1",
                 bad(&format!("- {to_echo}\n  filters: [{{type: Fault, fault: {{abort: {{status: 500, fraction: {{numerator: 101}}}}}}}}]\n")),
                 "must not be greater than its denominator",
             ),
             (
-                "a copy of no request",
+                "a mirror of a direct response",
                 bad("- filters: [{type: DirectResponse, directResponse: {status: 200}}, {type: RequestMirror, requestMirror: {backendRef: {name: echo, port: 9080}}}]\n"),
                 "there is no request to copy",
             ),
-            ("a hedge at once", bad(&format!("- {to_echo}\n  hedge: {{after: 0s}}\n")), "hedge.after must be between 1ms and 1m"),
-            ("many hedges", bad(&format!("- {to_echo}\n  hedge: {{after: 1s, attempts: 4}}\n")), "spec.http[0].hedge.attempts"),
+            ("a hedge after 0 s", bad(&format!("- {to_echo}\n  hedge: {{after: 0s}}\n")), "hedge.after must be between 1ms and 1m"),
+            ("too many hedges", bad(&format!("- {to_echo}\n  hedge: {{after: 1s, attempts: 4}}\n")), "spec.http[0].hedge.attempts"),
             (
-                "a hedge that comes too late",
+                "a hedge after the timeout",
                 bad(&format!("- {to_echo}\n  hedge: {{after: 1s}}\n  timeouts: {{backendRequest: 1s}}\n")),
                 "hedge.after must be shorter than timeouts.request and timeouts.backendRequest",
             ),
             (
-                "a hedge of no request",
+                "a hedge of a direct response",
                 bad("- filters: [{type: DirectResponse, directResponse: {status: 200}}]\n  hedge: {after: 1s}\n"),
                 "timeouts, retry and hedge have no effect",
             ),
             (
-                "a tunnel and more",
+                "CONNECT and another method",
                 bad(&format!("- matches: [{{method: CONNECT}}, {{method: GET}}]\n  {to_echo}\n")),
                 "a rule that matches CONNECT cannot match other methods",
             ),
             (
-                "a tunnel with a path",
+                "CONNECT with a path",
                 bad(&format!("- matches: [{{method: CONNECT, path: {{value: /}}}}]\n  {to_echo}\n")),
                 "CONNECT requests have no path and no query",
             ),
             (
-                "a copy of a tunnel",
+                "a mirror of a CONNECT",
                 bad(&format!("- matches: [{{method: CONNECT}}]\n  {to_echo}\n  filters: [{{type: RequestMirror, requestMirror: {{backendRef: {{name: echo, port: 9080}}}}}}]\n")),
                 "may only have filters of type ResponseHeaderModifier, RateLimit and Fault",
             ),
             (
-                "a tunnel again",
+                "a retry of a CONNECT",
                 bad(&format!("- matches: [{{method: CONNECT}}]\n  {to_echo}\n  retry: {{attempts: 1}}\n")),
                 "a rule that matches CONNECT cannot have retry",
             ),
             (
-                "an origin that is none",
+                "an invalid origin",
                 bad(&format!("- {to_echo}\n  filters: [{{type: CORS, cors: {{allowOrigins: [shop.example]}}}}]\n")),
                 "spec.http[0].filters[0].cors.allowOrigins[0]",
             ),
             (
-                "every origin and one",
+                "every origin and another one",
                 bad(&format!("- {to_echo}\n  filters: [{{type: CORS, cors: {{allowOrigins: [\"*\", \"https://a.example\"]}}}}]\n")),
                 "'*' allows every origin",
             ),
@@ -221,17 +224,17 @@ fn what_the_schema_can_see_is_refused_at_apply() -> Result<()> {
                 "browsers do not treat exposeHeaders '*' as a wildcard",
             ),
             (
-                "a key without a name",
+                "a rate limit key without a name",
                 bad(&format!("- {to_echo}\n  filters: [{{type: RateLimit, rateLimit: {{requests: 1, key: {{type: Header}}}}}}]\n")),
                 "Header, QueryParam and Cookie require a name",
             ),
             (
-                "a key that is no header",
+                "a rate limit key with an invalid header name",
                 bad(&format!("- {to_echo}\n  filters: [{{type: RateLimit, rateLimit: {{requests: 1, key: {{type: Header, name: \"a b\"}}}}}}]\n")),
                 "not a valid header or cookie name",
             ),
             (
-                "a pace over too short a time",
+                "a rate limit with a too short period",
                 bad(&format!("- {to_echo}\n  filters: [{{type: RateLimit, rateLimit: {{requests: 1, per: 10ms}}}}]\n")),
                 "rateLimit.per must be between 1s and 24h",
             ),
@@ -246,14 +249,14 @@ fn what_the_schema_can_see_is_refused_at_apply() -> Result<()> {
                 "a route needs http, tls or tcp rules",
             ),
             (
-                "a server name that is none",
+                "an invalid server name",
                 "apiVersion: weft.dev/v1alpha1\nkind: MeshRoute\nmetadata: {name: bad}\nspec:\n  parentRefs: [{name: echo}]\n  tls: [{matches: [{sni: \
                  [\"a*.example\"]}], backendRefs: [{name: echo, port: 9080}]}]\n"
                     .to_owned(),
                 "spec.tls[0].matches[0].sni[0]",
             ),
             (
-                "bytes for nobody",
+                "TCP weights that sum to zero",
                 "apiVersion: weft.dev/v1alpha1\nkind: MeshRoute\nmetadata: {name: bad}\nspec:\n  parentRefs: [{name: echo}]\n  tcp: [{backendRefs: [{name: \
                  echo, port: 9080, weight: 0}]}]\n"
                     .to_owned(),
@@ -268,18 +271,18 @@ fn what_the_schema_can_see_is_refused_at_apply() -> Result<()> {
                 "Duplicate value",
             ),
             (
-                "an ejection that is longer than it may be",
+                "a base ejection time above the maximum",
                 bad_cluster("outlierDetection: {maxEjectionTime: 10s}"),
                 "maxEjectionTime must not be shorter than baseEjectionTime",
             ),
-            ("a hash of nothing", bad_cluster("loadBalancer: {policy: Maglev}"), "RingHash and Maglev require hashOn"),
+            ("a hash policy without hashOn", bad_cluster("loadBalancer: {policy: Maglev}"), "RingHash and Maglev require hashOn"),
             (
                 "a hash of a header without a name",
                 bad_cluster("loadBalancer: {policy: RingHash, hashOn: {type: Header}}"),
                 "Header, Cookie and QueryParam require a name",
             ),
             (
-                "a cookie's path that is none",
+                "an invalid cookie path",
                 bad_cluster("loadBalancer: {stickySession: {path: \"/a;b\"}}"),
                 "spec.loadBalancer.stickySession.path",
             ),
@@ -289,12 +292,12 @@ fn what_the_schema_can_see_is_refused_at_apply() -> Result<()> {
                 "HTTP requires path",
             ),
             (
-                "a health check that takes longer than the next one",
+                "a health check timeout above the interval",
                 bad_cluster("healthCheck: {type: TCP, interval: 1s, timeout: 2s}"),
                 "healthCheck.timeout must not be longer than the interval",
             ),
             (
-                "a namespace's policy with a name",
+                "a policy for a Namespace with a name",
                 "apiVersion: weft.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {name: bad}\nspec:\n  targetRef: {kind: Namespace, name: x}\n  authorization: \
                  {rules: [{action: Deny}]}\n"
                     .to_owned(),
@@ -302,33 +305,33 @@ fn what_the_schema_can_see_is_refused_at_apply() -> Result<()> {
             ),
         ];
         for (desc, yaml, message) in cases {
-            let said = ns.apply_refused(&yaml).with_context(|| desc.to_owned())?;
-            ensure!(said.contains(message), "{desc}: kubectl should say {message:?}: {said}");
+            let stderr = ns.apply_refused(&yaml).with_context(|| desc.to_owned())?;
+            ensure!(stderr.contains(message), "{desc}: kubectl should print {message:?}: {stderr}");
         }
         let report = client.load("http://echo:9080/").requests(50).run()?;
         report.expect_none_failed(50)?;
-        ensure!(report.share("v1") == 1.0, "the other route is as it was: {}", report.summary());
+        ensure!(report.share("v1") == 1.0, "the valid route is still in force: {}", report.summary());
         Ok(())
     })
 }
 
 #[test]
-fn what_the_schema_cannot_see_becomes_a_condition() -> Result<()> {
+fn semantic_errors_are_reported_as_conditions() -> Result<()> {
     in_mesh("bad-condition", |ns| {
         let client = mesh::echo(ns)?;
         route_in_force(ns, &client, "echo", TO_V1)?;
-        // The schema's expressions know quoting by \Q and \E, the proxy's do not.
+        // The regular expressions of the schema (Go) support \Q...\E, those of the proxy (Rust) do not.
         let regex = route("echo", "- matches: [{headers: [{type: RegularExpression, name: a, value: '\\Qa.b\\E'}]}]\n  backendRefs: [{name: echo, port: 9080}]\n")
             .replace("metadata: {name: echo}", "metadata: {name: bad-regex}");
         let no_service = route("ghost", "- backendRefs: [{name: echo, port: 9080}]\n");
         ns.apply(&(regex + &no_service))?;
-        let said = ns.await_condition("meshroute", "bad-regex", "Accepted", "False")?;
-        ensure!(said.reason == "UnsupportedValue" && said.message.contains("Qa.b"), "{said:?}");
-        let said = ns.await_condition("meshroute", "ghost", "Accepted", "False")?;
-        ensure!(said.reason == "TargetNotFound" && said.message.contains("ghost"), "{said:?}");
+        let condition = ns.await_condition("meshroute", "bad-regex", "Accepted", "False")?;
+        ensure!(condition.reason == "UnsupportedValue" && condition.message.contains("Qa.b"), "{condition:?}");
+        let condition = ns.await_condition("meshroute", "ghost", "Accepted", "False")?;
+        ensure!(condition.reason == "TargetNotFound" && condition.message.contains("ghost"), "{condition:?}");
         let report = client.load("http://echo:9080/").requests(50).run()?;
         report.expect_none_failed(50)?;
-        ensure!(report.share("v1") == 1.0, "the other route is as it was: {}", report.summary());
+        ensure!(report.share("v1") == 1.0, "the valid route is still in force: {}", report.summary());
         Ok(())
     })
 }
@@ -338,7 +341,7 @@ fn exports() -> Result<Kubectl> {
 }
 
 #[test]
-fn a_configuration_edited_by_hand_is_not_used_and_is_repaired() -> Result<()> {
+fn edited_config_map_is_rejected_and_repaired() -> Result<()> {
     in_mesh("bad-edited", |ns| {
         let client = mesh::echo(ns)?;
         route_in_force(ns, &client, "echo", TO_V1)?;
@@ -349,7 +352,7 @@ fn a_configuration_edited_by_hand_is_not_used_and_is_repaired() -> Result<()> {
         let before = (refused(&proxy_metrics(ns, "client")?), exports.get("configmap", &name)?);
         let load = client.load("http://echo:9080/").rate(100).duration(Duration::from_secs(10)).start()?;
         let edited = Instant::now();
-        // Whatever the encoding, the header now vouches for another body.
+        // The header's hash no longer matches the body.
         let header: String = before.1["data"]["header"].as_str().context("the object has a header")?.to_owned();
         let mut parsed: Value = serde_json::from_str(&header)?;
         parsed["sha256"] = "0".repeat(64).into();
@@ -357,24 +360,24 @@ fn a_configuration_edited_by_hand_is_not_used_and_is_repaired() -> Result<()> {
         exports.run(&["patch", "configmap", &name, "--type=merge", "-p", &patch])?;
         eventually_every(Duration::from_millis(50), "the operator to repair it", SOON, || {
             let header = exports.get("configmap", &name)?["data"]["header"].as_str().unwrap_or_default().to_owned();
-            ensure!(!header.contains(&"0".repeat(64)), "the header is still the edited one");
+            ensure!(!header.contains(&"0".repeat(64)), "the header is not repaired");
             Ok(())
         })?;
         println!("a ConfigMap edited by hand was repaired {:?} after the edit began", edited.elapsed());
-        eventually("the proxy to count what it refused", SOON, || {
+        eventually("the proxy to count the refusal", SOON, || {
             let metrics = proxy_metrics(ns, "client")?;
-            ensure!(refused(&metrics) > before.0, "no metric says so: {:?}", metrics.beginning("weft_config"));
+            ensure!(refused(&metrics) > before.0, "no refusal is counted: {:?}", metrics.beginning("weft_config"));
             Ok(())
         })?;
         let report = load.finish()?;
         report.expect_none_failed(500)?;
-        ensure!(report.share("v1") == 1.0, "the last good configuration stays: {}", report.summary());
+        ensure!(report.share("v1") == 1.0, "the last valid configuration stays in force: {}", report.summary());
         Ok(())
     })
 }
 
 #[test]
-fn a_deleted_configuration_costs_no_traffic_and_comes_back() -> Result<()> {
+fn deleted_config_map_loses_no_traffic_and_is_recreated() -> Result<()> {
     in_mesh("bad-deleted", |ns| {
         let client = mesh::echo(ns)?;
         route_in_force(ns, &client, "echo", TO_V1)?;
@@ -391,20 +394,20 @@ fn a_deleted_configuration_costs_no_traffic_and_comes_back() -> Result<()> {
         ensure!(generation(&after) > before, "the generation grows: {before:?}, then {:?}", generation(&after));
         let report = load.finish()?;
         report.expect_none_failed(400)?;
-        ensure!(report.share("v1") == 1.0, "the last good configuration stays: {}", report.summary());
-        // And the proxy follows the new object.
+        ensure!(report.share("v1") == 1.0, "the last valid configuration stays in force: {}", report.summary());
+        // The proxy watches the new object.
         route_in_force(ns, &client, "echo", "- backendRefs: [{name: echo, port: 9080, subset: v2}]\n")
     })
 }
 
 #[test]
-fn a_configuration_that_does_not_fit_is_a_condition_and_no_write() -> Result<()> {
+fn oversized_configuration_sets_a_condition_and_is_not_written() -> Result<()> {
     in_mesh("bad-too-large", |ns| {
         let client = mesh::echo(ns)?;
         route_in_force(ns, &client, "echo", TO_V1)?;
         let exports = exports()?;
         let name = format!("x.{}", ns.name);
-        // Bodies that do not compress, for paths that no request has, until they exceed what one object may hold.
+        // Incompressible bodies, for paths without requests, until they exceed the maximum size of one ConfigMap.
         let mut state = 1_u64;
         let mut letters = |count: usize| -> String {
             (0..count)
@@ -432,22 +435,22 @@ fn a_configuration_that_does_not_fit_is_a_condition_and_no_write() -> Result<()>
             );
         }
         routes.chunks(4).try_for_each(|some| ns.apply(&some.concat()).map(drop))?;
-        let said = eventually("a route to be told that it does not fit", SOON * 2, || {
+        let condition = eventually("a route to have the reason TooLarge", SOON * 2, || {
             for number in (0..24).rev() {
                 let conditions = ns.conditions("meshroute", &format!("big-{number}"))?;
-                if let Some(told) = conditions.into_iter().find(|condition| condition.reason == "TooLarge") {
-                    return Ok(told);
+                if let Some(found) = conditions.into_iter().find(|condition| condition.reason == "TooLarge") {
+                    return Ok(found);
                 }
             }
-            anyhow::bail!("no condition says TooLarge")
+            anyhow::bail!("no condition has the reason TooLarge")
         })?;
-        ensure!(said.status == "False" && !said.message.is_empty(), "{said:?}");
-        // What is there is whole: its hash holds for the proxy, and what was in force stays so.
+        ensure!(condition.status == "False" && !condition.message.is_empty(), "{condition:?}");
+        // The stored object is complete and valid, and the routes in force stay.
         let stored = exports.get("configmap", &name)?.to_string().len();
-        ensure!(stored < 1_400_000, "the object holds {stored} bytes");
+        ensure!(stored < 1_400_000, "the object has {stored} bytes");
         let report = client.load("http://echo:9080/").requests(100).run()?;
         report.expect_none_failed(100)?;
-        ensure!(report.share("v1") == 1.0, "what was in force stays: {}", report.summary());
+        ensure!(report.share("v1") == 1.0, "the route in force stays: {}", report.summary());
         Ok(())
     })
 }

@@ -1,4 +1,4 @@
-//! How pods are chosen: those that fail are left alone, and failures are not multiplied.
+//! Load balancing: policies, outlier detection, health checks, slow start, session affinity, locality and the retry budget.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -22,7 +22,7 @@ fn echo(ns: &Namespace, servers: &[App]) -> Result<Client> {
     Ok(client)
 }
 
-/// Puts a MeshCluster for `echo` in force.
+/// Applies a MeshCluster for `echo` and waits until it is programmed.
 fn cluster(ns: &Namespace, fields: &str) -> Result<()> {
     let yaml = format!(
         "apiVersion: weft.dev/v1alpha1\nkind: MeshCluster\nmetadata: {{name: echo}}\nspec:\n  targetRef: {{kind: Service, \
@@ -31,46 +31,46 @@ fn cluster(ns: &Namespace, fields: &str) -> Result<()> {
     ns.program(&yaml, &["meshcluster/echo"])
 }
 
-/// Health checks find one of the pods of `echo` unwell, and no request goes to it.
-fn one_is_passed_over(ns: &Namespace, client: &Client) -> Result<()> {
-    eventually("the pod that is not well to be found", SOON, || {
-        // A cluster is checked while it is used.
+/// Checks that health checks find one pod of `echo` unhealthy, and that no request goes to it.
+fn one_pod_is_excluded(ns: &Namespace, client: &Client) -> Result<()> {
+    eventually("the unhealthy pod to be found", SOON, || {
+        // Only clusters in use are checked.
         client.get("http://echo:9080/").send()?.expect_status(200)?;
-        let unwell = proxy_metrics(ns, "client")?.sum("weft_endpoints_unwell", &[]);
-        ensure!(unwell == 1.0, "{unwell} are unwell");
+        let unhealthy = proxy_metrics(ns, "client")?.sum("weft_endpoints_unwell", &[]);
+        ensure!(unhealthy == 1.0, "{unhealthy} pods are unhealthy");
         Ok(())
     })?;
     let before = proxy_metrics(ns, "client")?.sum("weft_retries_total", &[]);
     client.load("http://echo:9080/").requests(200).run()?.expect_none_failed(200)?;
     let retries = proxy_metrics(ns, "client")?.sum("weft_retries_total", &[]) - before;
-    ensure!(retries == 0.0, "no request goes to it: {retries} were repeated");
+    ensure!(retries == 0.0, "{retries} requests were retried, so they went to it");
     Ok(())
 }
 
 #[test]
-fn a_pod_that_fails_is_left_alone() -> Result<()> {
+fn failing_pod_is_ejected() -> Result<()> {
     in_mesh("balance-outlier", |ns| {
         let failing = App::server("echo", "v2").arguments(&["--fail-every", "1"]);
         let client = echo(ns, &[App::server("echo", "v1").replicas(2), failing])?;
-        // It is ejected by what nobody configured.
-        eventually("the pod that fails to be left alone", SOON, || {
+        // Ejected by the default settings.
+        eventually("the failing pod to be ejected", SOON, || {
             let report = client.load("http://echo:9080/").requests(100).run()?;
             report.expect_none_failed(100)?;
-            // Otherwise the proxy may not know that pod yet.
+            // Checks that the proxy knows the pod already.
             let metrics = proxy_metrics(ns, "client")?;
             let ejections = metrics.sum("weft_outlier_ejections_total", &[("reason", "consecutive-5xx")]);
             let ejected = metrics.sum("weft_endpoints_ejected", &[]);
             ensure!(ejections >= 1.0 && ejected >= 1.0, "{:?}", metrics.beginning("weft_outlier"));
             Ok(())
         })?;
-        // Switched off, it gets its share again, and every one of its answers is an error.
+        // Without outlier detection the pod gets its share of the requests again, all of which fail.
         cluster(ns, "  loadBalancer: {policy: Random}\n  outlierDetection: {enabled: false}\n")?;
-        eventually("the pod that fails to get its share", SOON, || {
+        eventually("the failing pod to get its share", SOON, || {
             let report = client.load("http://echo:9080/").requests(300).run()?;
             ensure!((60..=140).contains(&report.status(503)), "a third fails: {}", report.summary());
             Ok(())
         })?;
-        // Short ejections: it is tried again and again, and costs few requests each time.
+        // With short ejections the pod is retried repeatedly, and few requests fail each time.
         cluster(
             ns,
             "  loadBalancer: {policy: Random}\n  outlierDetection: {consecutive5xx: 2, baseEjectionTime: 1s}\n",
@@ -79,19 +79,19 @@ fn a_pod_that_fails_is_left_alone() -> Result<()> {
             Ok::<f64, anyhow::Error>(proxy_metrics(ns, "client")?.sum("weft_outlier_ejections_total", &[]))
         };
         let before = ejections(ns)?;
-        eventually("most requests to be answered well", SOON, || {
+        eventually("most requests to succeed", SOON, || {
             let report = client.load("http://echo:9080/").requests(600).rate(200).run()?;
             ensure!(report.status(503) <= 40, "{} of 600 fail: {}", report.status(503), report.summary());
             Ok(())
         })?;
         let times = ejections(ns)? - before;
-        ensure!(times >= 1.0, "it was tried again, and ejected again: {times} times");
+        ensure!(times >= 1.0, "the pod should be ejected again, not {times} times");
         Ok(())
     })
 }
 
 #[test]
-fn each_kind_of_failure_gives_a_pod_away() -> Result<()> {
+fn each_outlier_detector_ejects_a_failing_pod() -> Result<()> {
     in_mesh("balance-signals", |ns| {
         let odd = |argument: &str, value: &str| App::server("echo", "v2").arguments(&[argument, value]);
         let client = echo(ns, &[App::server("echo", "v1").replicas(2), odd("--fail-every", "1")])?;
@@ -115,7 +115,7 @@ fn each_kind_of_failure_gives_a_pod_away() -> Result<()> {
                 )
             };
             let before = count()?;
-            eventually(&format!("{signal} to give it away"), SOON, || {
+            eventually(&format!("an ejection by {signal}"), SOON, || {
                 client.load("http://echo:9080/").requests(150).rate(100).concurrency(30).run()?;
                 let times = count()? - before;
                 ensure!(times >= 1.0, "{times} ejections by {signal}");
@@ -132,7 +132,7 @@ fn each_kind_of_failure_gives_a_pod_away() -> Result<()> {
 }
 
 #[test]
-fn a_service_that_fails_is_sent_at_most_a_fifth_more() -> Result<()> {
+fn retry_budget_bounds_retries() -> Result<()> {
     in_mesh("balance-budget", |ns| {
         let client = echo(ns, &[App::server("echo", "v1").arguments(&["--fail-every", "1"])])?;
         let rules = "- backendRefs: [{name: echo, port: 9080}]\n  retry: {attempts: 3, codes: [503], backoff: 1ms}\n";
@@ -146,22 +146,22 @@ fn a_service_that_fails_is_sent_at_most_a_fifth_more() -> Result<()> {
         let before = server(ns)?;
         let report = client.load("http://echo:9080/").requests(4_000).rate(400).concurrency(16).run()?;
         ensure!(report.status(503) == 4_000, "all fail: {}", report.summary());
-        // Probes of the kubelet do not pass through the inbound side, so all of these are the client's.
+        // The kubelet's probes do not pass through the inbound listener, so all of these are the client's requests.
         let reached = server(ns)? - before;
-        println!("4000 requests that all fail reached the backend {reached} times");
+        println!("4000 failing requests reached the backend {reached} times");
         ensure!((4_400.0..=4_800.0).contains(&reached), "4000 requests reached the backend {reached} times");
         let retries = counted("weft_retries_total")? - retries;
         ensure!(retries == reached - 4_000.0, "{retries} retries are counted");
-        ensure!(counted("weft_retries_refused_total")? > refused, "those that the budget refused are counted");
+        ensure!(counted("weft_retries_refused_total")? > refused, "retries denied by the budget are counted");
         Ok(())
     })
 }
 
 #[test]
-fn a_pod_that_joins_gets_less_at_first() -> Result<()> {
+fn slow_start_ramps_up_a_new_pod() -> Result<()> {
     in_mesh("balance-slow-start", |ns| {
         echo(ns, &[App::server("echo", "v1")])?;
-        // A proxy that starts when v1 is known takes it as one that was there; for the first client v1 may have joined.
+        // A proxy that starts when v1 exists does not slow-start it; for the first client's proxy v1 may be new.
         ns.apply(&App::client("late").yaml())?;
         ns.wait_ready(&["late"])?;
         let client = Client::of(ns, "late");
@@ -173,7 +173,7 @@ fn a_pod_that_joins_gets_less_at_first() -> Result<()> {
         report.expect_none_failed(3_000)?;
         let of_v2 = |entry: &&(u64, u16, String, f64)| entry.2 == "v2";
         let joined = report.timeline.iter().filter(of_v2).map(|entry| entry.0).min().context("v2 was never chosen")?;
-        // Seconds after the first request that it got.
+        // Seconds after the first request to v2.
         let share = |from: u64, to: u64| {
             let within =
                 |entry: &&(u64, u16, String, f64)| (joined + from * 1000..joined + to * 1000).contains(&entry.0);
@@ -182,9 +182,9 @@ fn a_pod_that_joins_gets_less_at_first() -> Result<()> {
             (joined as f64 / all.max(1) as f64, all)
         };
         let ((first, few), (middle, _), (last, many)) = (share(0, 5), share(12, 18), share(31, 45));
-        println!("of the requests v2 got {first:.2} in the first 5 s, {middle:.2} around 15 s, {last:.2} after 30 s");
-        ensure!(few >= 300 && many >= 800, "{few} and {many} requests were sent meanwhile");
-        // Half of the requests are its share: a tenth of that to begin with, half of it at half time.
+        println!("share of v2: {first:.2} in the first 5 s, {middle:.2} around 15 s, {last:.2} after 30 s");
+        ensure!(few >= 300 && many >= 800, "only {few} and {many} requests were sent");
+        // The full share is one half: a tenth of that at first, half of it at half of the window.
         ensure!((0.005..=0.15).contains(&first), "{first} in the first 5 s");
         ensure!((0.15..=0.35).contains(&middle), "{middle} around 15 s");
         ensure!((0.45..=0.55).contains(&last), "{last} after 30 s");
@@ -193,12 +193,12 @@ fn a_pod_that_joins_gets_less_at_first() -> Result<()> {
 }
 
 #[test]
-fn a_key_or_a_cookie_ties_a_client_to_a_pod() -> Result<()> {
+fn hashing_and_sticky_sessions_pin_a_client_to_a_pod() -> Result<()> {
     in_mesh("balance-affinity", |ns| {
         let client = echo(ns, &[App::server("echo", "v1").replicas(4)])?;
         for policy in ["RingHash", "Maglev"] {
             cluster(ns, &format!("  loadBalancer: {{policy: {policy}, hashOn: {{type: Header, name: x-user}}}}\n"))?;
-            eventually("each user to have one pod, and every pod users", SOON, || {
+            eventually("each user to have one pod, and the pods to have users", SOON, || {
                 let mut pods = BTreeSet::new();
                 for user in 0..16 {
                     let load = client.load("http://echo:9080/").header("x-user", &format!("user-{user}"));
@@ -216,7 +216,7 @@ fn a_key_or_a_cookie_ties_a_client_to_a_pod() -> Result<()> {
             ("{type: SourceAddress}", "/", None),
         ] {
             cluster(ns, &format!("  loadBalancer: {{policy: Maglev, hashOn: {hash_on}}}\n"))?;
-            eventually(&format!("{hash_on} to tie the client to a pod"), SOON, || {
+            eventually(&format!("{hash_on} to pin the client to a pod"), SOON, || {
                 let load = client.load(&format!("http://echo:9080{one}")).requests(60);
                 let report = header.iter().fold(load, |load, (name, value)| load.header(name, value)).run()?;
                 ensure!(report.by_pod.len() == 1, "{}", report.summary());
@@ -226,31 +226,31 @@ fn a_key_or_a_cookie_ties_a_client_to_a_pod() -> Result<()> {
         cluster(ns, "  loadBalancer: {policy: RoundRobin, stickySession: {name: s, ttl: 1h}}\n")?;
         let set = eventually("the proxy to set a cookie", SOON, || {
             let answer = client.get("http://echo:9080/").send()?.expect_status(200)?;
-            answer.header("set-cookie").map(str::to_owned).context("there is none")
+            answer.header("set-cookie").map(str::to_owned).context("no set-cookie header")
         })?;
         ensure!(set.ends_with("; Path=/; Max-Age=3600; HttpOnly"), "{set}");
         let cookie = set.split(';').next().unwrap_or_default();
         let report = client.load("http://echo:9080/").header("cookie", cookie).requests(60).run()?;
-        ensure!(report.by_pod.len() == 1, "the cookie leads to one pod: {}", report.summary());
+        ensure!(report.by_pod.len() == 1, "requests with the cookie go to one pod: {}", report.summary());
         let report = client.load("http://echo:9080/").requests(60).run()?;
-        ensure!(report.by_pod.len() == 4, "without it any pod answers: {}", report.summary());
+        ensure!(report.by_pod.len() == 4, "requests without it go to all pods: {}", report.summary());
         Ok(())
     })
 }
 
 #[test]
-fn pods_of_the_own_zone_come_first() -> Result<()> {
+fn same_zone_pods_are_preferred() -> Result<()> {
     in_mesh("balance-zone", |ns| {
         let client = echo(ns, &[App::server("echo", "v1"), App::server("echo", "v2")])?;
         let label = |pod: &Value, name: &str| pod["metadata"]["labels"][name].as_str().map(str::to_owned);
-        let own = label(&ns.get("pod", &ns.pod_of("client")?)?, "topology.kubernetes.io/zone");
-        let own = own.context("Kubernetes gives pods no label with their zone: it does from 1.35 on")?;
+        let local = label(&ns.get("pod", &ns.pod_of("client")?)?, "topology.kubernetes.io/zone");
+        let local = local.context("the pod has no zone label: Kubernetes sets it from 1.35 on")?;
         let mut address = BTreeMap::new();
         for pod in ns.pods_of("echo")? {
             let pod = ns.get("pod", &pod)?;
             address.insert(label(&pod, "version").unwrap_or_default(), pod["status"]["podIP"].to_string());
         }
-        // All nodes may be of one zone; a Service without a selector has the zones that its slice says.
+        // All nodes may be in one zone. A Service without a selector takes the zones from its EndpointSlice.
         let slice = |zones: &[(&str, &str)]| {
             let endpoints: Vec<String> = (zones.iter())
                 .map(|(version, zone)| {
@@ -277,7 +277,7 @@ fn pods_of_the_own_zone_come_first() -> Result<()> {
                 Ok(())
             })
         };
-        ns.apply(&(service("") + &slice(&[("v1", "elsewhere"), ("v2", &own)])))?;
+        ns.apply(&(service("") + &slice(&[("v1", "elsewhere"), ("v2", &local)])))?;
         share(0.1..=0.9)?;
         ns.apply(&service("  trafficDistribution: PreferSameZone\n"))?;
         share(1.0..=1.0)?;
@@ -287,7 +287,7 @@ fn pods_of_the_own_zone_come_first() -> Result<()> {
 }
 
 #[test]
-fn pods_are_asked_how_they_are_where_that_is_wanted() -> Result<()> {
+fn http_health_checks_exclude_unhealthy_pods() -> Result<()> {
     in_mesh("balance-health", |ns| {
         let client = echo(ns, &[App::server("echo", "v1").replicas(2)])?;
         ns.apply(&App::deaf("echo", "deaf").yaml())?;
@@ -297,16 +297,16 @@ fn pods_are_asked_how_they_are_where_that_is_wanted() -> Result<()> {
             "  loadBalancer: {policy: Random}\n  outlierDetection: {enabled: false}\n  healthCheck: {type: HTTP, path: /healthz, \
              interval: 1s, timeout: 1s, unhealthyThreshold: 2}\n",
         )?;
-        one_is_passed_over(ns, &client)?;
-        // Where none is well, the threshold decides: all, or none.
-        let nobody = "healthCheck: {type: HTTP, path: /, port: 1, interval: 1s, timeout: 1s, unhealthyThreshold: 1}";
+        one_pod_is_excluded(ns, &client)?;
+        // Where no pod is healthy, the panic threshold decides between all pods and none.
+        let none_healthy = "healthCheck: {type: HTTP, path: /, port: 1, interval: 1s, timeout: 1s, unhealthyThreshold: 1}";
         for (threshold, status) in [(0, 503), (50, 200)] {
             ns.run(&["delete", "deployment/echo-deaf", "--ignore-not-found"])?;
-            cluster(ns, &format!("  loadBalancer: {{panicThreshold: {threshold}}}\n  {nobody}\n"))?;
+            cluster(ns, &format!("  loadBalancer: {{panicThreshold: {threshold}}}\n  {none_healthy}\n"))?;
             eventually(&format!("{status} with a threshold of {threshold} %"), SOON, || {
                 let answer = client.get("http://echo:9080/").send()?.expect_status(status)?;
-                let unwell = proxy_metrics(ns, "client")?.sum("weft_endpoints_unwell", &[]);
-                ensure!(unwell == 2.0, "{unwell} are unwell");
+                let unhealthy = proxy_metrics(ns, "client")?.sum("weft_endpoints_unwell", &[]);
+                ensure!(unhealthy == 2.0, "{unhealthy} pods are unhealthy");
                 ensure!(status == 200 || answer.reason() == Some("no-endpoints"), "{answer:?}");
                 Ok(())
             })?;
@@ -316,35 +316,35 @@ fn pods_are_asked_how_they_are_where_that_is_wanted() -> Result<()> {
 }
 
 #[test]
-fn pods_say_by_grpc_how_they_are() -> Result<()> {
+fn grpc_health_checks_exclude_unhealthy_pods() -> Result<()> {
     in_mesh("balance-health-grpc", |ns| {
-        let ailing = App::server("echo", "v2").arguments(&["--not-serving"]);
-        let client = echo(ns, &[App::server("echo", "v1"), ailing])?;
+        let not_serving = App::server("echo", "v2").arguments(&["--not-serving"]);
+        let client = echo(ns, &[App::server("echo", "v1"), not_serving])?;
         let check = "{type: GRPC, interval: 1s, timeout: 1s, unhealthyThreshold: 2}";
         cluster(ns, &format!("  loadBalancer: {{policy: Random}}\n  healthCheck: {check}\n"))?;
-        eventually("the pod that does not serve to be left alone", SOON, || {
+        eventually("the pod that is NOT_SERVING to get no requests", SOON, || {
             let report = client.load("http://echo:9080/").requests(100).run()?;
             report.expect_none_failed(100)?;
             ensure!(report.share("v1") == 1.0, "{}", report.summary());
-            // Otherwise the proxy may not know that pod yet.
-            let unwell = proxy_metrics(ns, "client")?.sum("weft_endpoints_unwell", &[]);
-            ensure!(unwell == 1.0, "{unwell} are unwell");
+            // Checks that the proxy knows the pod already.
+            let unhealthy = proxy_metrics(ns, "client")?.sum("weft_endpoints_unwell", &[]);
+            ensure!(unhealthy == 1.0, "{unhealthy} pods are unhealthy");
             Ok(())
         })
     })
 }
 
 #[test]
-fn pods_outside_of_the_mesh_are_asked_for_a_connection() -> Result<()> {
+fn tcp_health_checks_exclude_unhealthy_pods_outside_the_mesh() -> Result<()> {
     in_mesh("balance-health-tcp", |ns| {
-        // In the mesh it is the pod's proxy that makes the connection; one that has none listens itself, or does not.
+        // In the mesh the pod's proxy would accept the connection; outside it only the application does.
         let outside = |app: App| app.label("weft.dev/inject", "false");
         let client = echo(ns, &[outside(App::server("echo", "v1"))])?;
         ns.apply(&outside(App::deaf("echo", "deaf")).yaml())?;
         ns.wait_ready(&["echo-deaf"])?;
         let check = "{type: TCP, interval: 1s, timeout: 1s, unhealthyThreshold: 2}";
         cluster(ns, &format!("  outlierDetection: {{enabled: false}}\n  healthCheck: {check}\n"))?;
-        one_is_passed_over(ns, &client)?;
+        one_pod_is_excluded(ns, &client)?;
         Ok(())
     })
 }

@@ -1,4 +1,4 @@
-//! The charts, with the real Helm and the real admission.
+//! The charts, with the real Helm and the cluster's real admission.
 
 use std::fs;
 
@@ -12,14 +12,14 @@ use weft_e2e::namespace::{Mesh, Namespace, READY, in_mesh};
 
 const CHARTS: [&str; 2] = ["charts/weft-crds", "charts/weft"];
 
-/// The objects that a chart renders. kubectl reads them, so what it cannot read fails here.
+/// The objects that a chart renders, parsed by kubectl, which fails on invalid manifests.
 fn rendered(chart: &str, settings: &[&str]) -> Result<Vec<Value>> {
     let yaml = helm(&[&["template", "weft", chart, "--namespace", SYSTEM], settings].concat())?;
     let kubectl = Kubectl::new(Cluster::get()?);
     let output =
         kubectl.run_with(&["create", "--dry-run=client", "--validate=false", "-o", "json", "-f", "-"], &yaml, READY)?;
     let printed = output.stdout_of_success("kubectl create --dry-run=client")?;
-    // One object after another, or a List.
+    // kubectl prints one object after another, or a List.
     let mut objects = Vec::new();
     for object in serde_json::Deserializer::from_str(&printed).into_iter::<Value>() {
         let object = object?;
@@ -39,14 +39,14 @@ fn name(object: &Value) -> String {
 #[test]
 fn charts_pass_lint() -> Result<()> {
     for chart in CHARTS {
-        let said = helm(&["lint", "--strict", chart])?;
-        ensure!(said.contains("0 chart(s) failed"), "{chart}: {said}");
+        let stdout = helm(&["lint", "--strict", chart])?;
+        ensure!(stdout.contains("0 chart(s) failed"), "{chart}: {stdout}");
     }
     Ok(())
 }
 
 #[test]
-fn two_renderings_are_equal_byte_for_byte() -> Result<()> {
+fn rendering_is_deterministic() -> Result<()> {
     for settings in [&[][..], &["--values", "charts/weft/values-ha.yaml"]] {
         for chart in CHARTS {
             if chart != "charts/weft" && !settings.is_empty() {
@@ -60,24 +60,24 @@ fn two_renderings_are_equal_byte_for_byte() -> Result<()> {
 }
 
 #[test]
-fn an_unknown_value_is_refused() -> Result<()> {
+fn unknown_values_are_refused() -> Result<()> {
     for chart in CHARTS {
-        let said = helm_refused(&["template", "weft", chart, "--set", "nosuch.value=1"])?;
-        ensure!(said.contains("nosuch"), "{chart}: the refusal should name the value: {said}");
+        let stderr = helm_refused(&["template", "weft", chart, "--set", "nosuch.value=1"])?;
+        ensure!(stderr.contains("nosuch"), "{chart}: the refusal should name the value: {stderr}");
     }
     for (setting, key) in [
         ("operator.nosuch=1", "nosuch"),
         ("webhook.failurePolicy=Maybe", "failurePolicy"),
         ("image.pullpolicy=Always", "pullpolicy"),
     ] {
-        let said = helm_refused(&["template", "weft", "charts/weft", "--set", setting])?;
-        ensure!(said.contains(key), "{setting}: the refusal should name the value: {said}");
+        let stderr = helm_refused(&["template", "weft", "charts/weft", "--set", setting])?;
+        ensure!(stderr.contains(key), "{setting}: the refusal should name the value: {stderr}");
     }
     Ok(())
 }
 
 #[test]
-fn roles_list_their_verbs_and_have_no_wildcard() -> Result<()> {
+fn roles_have_no_wildcards() -> Result<()> {
     let mut roles = 0;
     for object in rendered("charts/weft", &[])? {
         let Some(rules) =
@@ -96,7 +96,7 @@ fn roles_list_their_verbs_and_have_no_wildcard() -> Result<()> {
             for verb in rule["verbs"].as_array().into_iter().flatten() {
                 ensure!(
                     !["escalate", "bind", "impersonate", "deletecollection"].iter().any(|dangerous| verb == dangerous),
-                    "{}: the verb {verb} gives more than it says: {rule}",
+                    "{}: the verb {verb} can escalate privileges: {rule}",
                     name(&object)
                 );
             }
@@ -110,10 +110,11 @@ fn roles_list_their_verbs_and_have_no_wildcard() -> Result<()> {
 fn pods_meet_pod_security_restricted() -> Result<()> {
     let ns = Namespace::create("charts-restricted", Mesh::Outside)?;
     ns.run(&["label", "namespace", &ns.name, "pod-security.kubernetes.io/enforce=restricted"])?;
-    // Admission is what says no: this pod shows that it looks.
-    let careless = "apiVersion: v1\nkind: Pod\nmetadata: {name: careless}\nspec: {containers: [{name: a, image: a}]}\n";
-    let said = ns.apply_refused(careless)?;
-    ensure!(said.contains("violates PodSecurity"), "{said}");
+    // A pod that violates the level is refused, which shows that admission enforces it.
+    let violating =
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: violating}\nspec: {containers: [{name: a, image: a}]}\n";
+    let stderr = ns.apply_refused(violating)?;
+    ensure!(stderr.contains("violates PodSecurity"), "{stderr}");
     let mut pods = 0;
     for object in rendered("charts/weft", &[])? {
         if object["kind"] != "Deployment" {
@@ -132,7 +133,7 @@ fn pods_meet_pod_security_restricted() -> Result<()> {
 }
 
 #[test]
-fn the_installed_control_plane_is_ready() -> Result<()> {
+fn installed_control_plane_is_ready() -> Result<()> {
     install::ensure()?;
     let system = Kubectl::within(Cluster::get()?, SYSTEM);
     for workload in ["weft-operator", "weft-injector"] {
@@ -147,7 +148,7 @@ fn the_installed_control_plane_is_ready() -> Result<()> {
     Ok(())
 }
 
-/// The YAML blocks of a Markdown file that are manifests.
+/// The manifests in the YAML blocks of a Markdown file.
 fn manifests(markdown: &str) -> Vec<String> {
     markdown
         .split("```yaml\n")
@@ -159,7 +160,7 @@ fn manifests(markdown: &str) -> Vec<String> {
 }
 
 #[test]
-fn examples_of_the_readme_apply() -> Result<()> {
+fn readme_examples_apply() -> Result<()> {
     in_mesh("charts-readme", |ns| {
         let readme = fs::read_to_string(checkout().join("README.md")).context("reading README.md")?;
         let manifests = manifests(&readme);
@@ -179,7 +180,7 @@ fn examples_of_the_readme_apply() -> Result<()> {
 }
 
 #[test]
-fn every_field_is_explained() -> Result<()> {
+fn every_crd_field_has_a_description() -> Result<()> {
     install::ensure()?;
     let kubectl = Kubectl::new(Cluster::get()?);
     for kind in ["meshroute", "meshcluster", "meshpolicy"] {

@@ -7,11 +7,11 @@ use weft_e2e::namespace::in_mesh;
 use weft_e2e::page;
 
 #[test]
-fn the_demo_shows_each_change() -> Result<()> {
+fn demo_page_shows_each_change() -> Result<()> {
     in_mesh("demo", |ns| {
         let folder = ns.folder()?;
         let html = folder.join("index.html");
-        // It fails by itself when the clients saw something else than the routes say.
+        // Fails where the clients' results do not match the routes.
         let story = demo::run(&Options { namespace: ns.name.clone(), page: html.clone() })?;
         let shown = page::shown(&browser::dom(&html)?);
         let answers: usize = story.streams.iter().map(|stream| stream.answers.len()).sum();

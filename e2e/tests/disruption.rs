@@ -1,4 +1,5 @@
-//! What traffic does not notice. These tests stop what every other test needs, so they run alone and one at a time:
+//! Traffic during outages of the control plane and the API server. These tests stop components that every other test needs,
+//! so they run alone and one at a time:
 //! `cargo test -p weft-e2e --test disruption -- --test-threads 1`.
 
 use std::thread;
@@ -15,23 +16,23 @@ use weft_e2e::wait::eventually;
 use weft_e2e::workload::{self, App, Service};
 
 const TO_V1: &str = "- backendRefs: [{name: echo, port: 9080, subset: v1}]\n";
-/// The same, in other words: to traffic no change, to a proxy another configuration.
-const TO_V1_AGAIN: &str = "- name: again\n  backendRefs: [{name: echo, port: 9080, subset: v1}]\n";
-/// How long the API server is away.
-const AWAY: Duration = Duration::from_secs(60);
+/// A different configuration with the same effect.
+const TO_V1_RENAMED: &str = "- name: again\n  backendRefs: [{name: echo, port: 9080, subset: v1}]\n";
+/// Duration of the API server's outage.
+const OUTAGE: Duration = Duration::from_secs(60);
 
 fn system() -> Result<Kubectl> {
     Ok(Kubectl::within(Cluster::get()?, SYSTEM))
 }
 
-/// The only pod of a Job: its UID.
+/// UID of a Job's only pod.
 fn pod_uid(ns: &Namespace, app: &str) -> Result<String> {
     let pods = ns.list("pods", &format!("app={app}"))?;
     let pod = pods.first().with_context(|| format!("no pod has the label app={app}"))?;
     pod["metadata"]["uid"].as_str().map(str::to_owned).context("a pod has a UID")
 }
 
-/// Waits until the pod's own container runs, its proxy ready before it.
+/// Waits until the pod is Running, which includes that its proxy is ready.
 fn await_running(ns: &Namespace, app: &str) -> Result<()> {
     eventually(&format!("the pod of {app} to run"), READY, || {
         let pods = ns.list("pods", &format!("app={app}"))?;
@@ -42,7 +43,7 @@ fn await_running(ns: &Namespace, app: &str) -> Result<()> {
 }
 
 #[test]
-fn the_operator_is_killed_under_load() -> Result<()> {
+fn killing_the_operator_fails_no_request() -> Result<()> {
     in_mesh("disruption-operator", |ns| {
         let client = mesh::echo(ns)?;
         route_in_force(ns, &client, "echo", TO_V1)?;
@@ -71,18 +72,18 @@ fn the_operator_is_killed_under_load() -> Result<()> {
         ensure!(killed > 0, "the operator was not killed while the load ran");
         report.expect_none_failed(20_000)?;
         ensure!(report.share("v1") == 1.0, "the route stays in force: {}", report.summary());
-        // The new one takes over: what is applied now comes into force.
+        // The new operator programs changes.
         route_in_force(ns, &client, "echo", "- backendRefs: [{name: echo, port: 9080, subset: v2}]\n")
     })
 }
 
 #[test]
-fn the_api_server_is_away_for_a_minute_and_a_proxy_restarts_meanwhile() -> Result<()> {
+fn api_server_outage_fails_no_request_and_a_proxy_restarts_from_its_cache() -> Result<()> {
     let embedded = Cluster::get()?.embedded()?;
     in_mesh("disruption-api-server", |ns| {
         let client = mesh::echo(ns)?;
         route_in_force(ns, &client, "echo", TO_V1)?;
-        // `kubectl exec` goes through the API server, so these clients are Jobs, and say what they saw in their logs.
+        // `kubectl exec` needs the API server, so these clients are Jobs, which report in their logs.
         let seconds = AWAY.as_secs() + 25;
         let job = |name: &str, rate: &str| {
             let duration = format!("{seconds}s");
@@ -107,27 +108,27 @@ fn the_api_server_is_away_for_a_minute_and_a_proxy_restarts_meanwhile() -> Resul
         let began = Instant::now();
         let uid = pod_uid(ns, "restarted")?;
         let stopped = embedded.stop_api_server()?;
-        let away = Instant::now();
-        thread::sleep(AWAY / 4);
+        let stopped_at = Instant::now();
+        thread::sleep(OUTAGE / 4);
         embedded.kill_container(&uid, "weft-proxy")?;
         let killed = began.elapsed();
-        thread::sleep(AWAY.saturating_sub(away.elapsed()));
+        thread::sleep(OUTAGE.saturating_sub(stopped_at.elapsed()));
         let until = began.elapsed();
         stopped.start()?;
-        let returned = Instant::now();
-        println!("the API server was away for {:?}", away.elapsed());
+        let restarted_at = Instant::now();
+        println!("the API server was stopped for {:?}", stopped_at.elapsed());
 
-        // What is applied as soon as it is back is followed without a long wait. The marked rule answers at `/in-force`
-        // alone; the Jobs' requests go to v1 as before.
-        route_in_force(ns, &client, "echo", TO_V1_AGAIN)?;
-        println!("API server back: a change applied at once was in force {:?} after it answered", returned.elapsed());
+        // A change applied right after the restart takes effect without a long wait. The rule of `route_in_force` matches
+        // `/in-force` only; the Jobs' requests still go to v1.
+        route_in_force(ns, &client, "echo", TO_V1_RENAMED)?;
+        println!("a change applied right after the API server's restart took effect in {:?}", restarted_at.elapsed());
 
         for name in ["steady", "restarted"] {
             ns.wait(&format!("job/{name}"), "condition=Complete", READY)?;
         }
         let report = |name: &str| Report::parse(&ns.run(&["logs", &format!("job/{name}"), "-c", name])?);
         let steady = report("steady")?;
-        println!("API server away: {} failed of {}, {}", steady.failed, steady.requests, steady.summary());
+        println!("API server stopped: {} failed of {}, {}", steady.failed, steady.requests, steady.summary());
         steady.expect_none_failed(seconds * 50)?;
         ensure!(steady.share("v1") == 1.0, "the route stays in force: {}", steady.summary());
 
@@ -136,50 +137,51 @@ fn the_api_server_is_away_for_a_minute_and_a_proxy_restarts_meanwhile() -> Resul
             restarted.timeline.iter().filter(|(_, status, ..)| *status != 200).map(|(at, ..)| *at).collect();
         let (killed, until) = (killed.as_millis() as u64, until.as_millis() as u64);
         let last =
-            failed.iter().max().copied().context("killing a proxy breaks its own pod's connections; none broke")?;
+            failed.iter().max().copied().context("killing a proxy should break its own pod's connections; none broke")?;
         println!(
-            "proxy restarted with the API server away: {} of {} requests failed, the last {} ms after it was killed",
+            "proxy restarted with the API server stopped: {} of {} requests failed, the last {} ms after the kill",
             failed.len(),
             restarted.requests,
             last.saturating_sub(killed)
         );
-        let back = AWAY.as_millis() as u64 / 3;
+        let recovery = OUTAGE.as_millis() as u64 / 3;
         ensure!(
-            last < killed + back && last < until,
-            "it should serve again within {back} ms, with the API server away: {failed:?}"
+            last < killed + recovery && last < until,
+            "the proxy should serve again within {recovery} ms, with the API server stopped: {failed:?}"
         );
         let after: Vec<_> = restarted.timeline.iter().filter(|(at, ..)| (last + 1..until).contains(at)).collect();
         ensure!(after.len() > 100, "too few requests after the restart: {}", after.len());
         ensure!(
             after.iter().all(|(_, status, version, _)| *status == 200 && version == "v1"),
-            "the route is in force from the proxy's own copy"
+            "the route should be in force from the proxy's cached configuration"
         );
-        kubernetes_makes_endpoints(ns)
+        await_endpoint_slices(ns)
     })
 }
 
-/// Waits until Kubernetes makes endpoints of pods again, which other tests count on. Its controller takes up to a minute longer than
-/// ours to hear of its own slices: until then it changes each once, and after some tries puts the Service aside until that changes.
-fn kubernetes_makes_endpoints(ns: &Namespace) -> Result<()> {
+/// Waits until Kubernetes creates endpoints of pods again, which other tests need. After the API server's restart its
+/// EndpointSlice controller takes up to a minute longer than Weft to see its own slices: until then it updates each once,
+/// and after some attempts ignores the Service until the Service changes.
+fn await_endpoint_slices(ns: &Namespace) -> Result<()> {
     for (pods, version) in [(4, "v4"), (5, "v5"), (6, "v6")] {
         ns.apply(&App::server("echo", version).yaml())?;
         ns.wait_ready(&[&format!("echo-{version}")])?;
         let mut looks = 0;
-        eventually("Kubernetes to make an endpoint of a pod", READY, || {
+        eventually("Kubernetes to create an endpoint of a pod", READY, || {
             let slices = ns.list("endpointslices", "kubernetes.io/service-name=echo")?;
             let count: usize = slices.iter().filter_map(|slice| slice["endpoints"].as_array().map(Vec::len)).sum();
             if count != pods {
                 looks += 1;
                 ns.run(&["annotate", "--overwrite", "service/echo", &format!("e2e.weft.dev/looks={looks}")])?;
             }
-            ensure!(count == pods, "there are {count} endpoints of {pods} pods");
+            ensure!(count == pods, "{count} endpoints for {pods} pods");
             Ok(())
         })?;
     }
     Ok(())
 }
 
-/// Does something while a part of the control plane is gone. Whatever comes of it, the part is back afterwards.
+/// Runs `work` while a component of the control plane is scaled to zero. The component is restored also after a failure.
 fn without<T>(component: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let (system, deployment) = (system()?, format!("deployment/weft-{component}"));
     system.run(&["scale", &deployment, "--replicas=0"])?;
@@ -195,7 +197,7 @@ fn without<T>(component: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
 }
 
 #[test]
-fn pods_are_replaced_without_the_operator() -> Result<()> {
+fn rollout_without_the_operator_fails_no_request() -> Result<()> {
     in_mesh("disruption-rollout", |ns| {
         let server = App::server("echo", "v1").replicas(2).arguments(&["--shutdown-delay", "5s"]);
         ns.apply(&(Service::new("echo").yaml() + &server.yaml()))?;
@@ -207,7 +209,7 @@ fn pods_are_replaced_without_the_operator() -> Result<()> {
             let load = client.load("http://echo:9080/").rate(50).duration(Duration::from_secs(45)).start()?;
             ns.run(&["rollout", "restart", "deployment/echo-v1"])?;
             ns.wait_ready(&["echo-v1"])?;
-            eventually("the pods that the proxy knows to be gone", READY, || {
+            eventually("the old pods to be gone", READY, || {
                 let left = ns.list("pods", "app=echo")?;
                 let left: Vec<_> = left.iter().filter_map(|pod| pod["metadata"]["name"].as_str()).collect();
                 ensure!(before.iter().all(|pod| !left.contains(&pod.as_str())), "{left:?} are left");
@@ -217,7 +219,7 @@ fn pods_are_replaced_without_the_operator() -> Result<()> {
             report.expect_none_failed(1_500)?;
             let metrics = proxy_metrics(ns, "client")?;
             let by_address = metrics.sum("weft_service_address_attempts_total", &[]);
-            ensure!(by_address > 0.0, "they went to the Service's own address: {by_address}");
+            ensure!(by_address > 0.0, "requests should go to the Service's cluster IP: {by_address}");
             Ok(())
         })?;
         eventually("requests to go to pods again", SOON, || {
@@ -227,51 +229,51 @@ fn pods_are_replaced_without_the_operator() -> Result<()> {
             let before = count()?;
             client.load("http://echo:9080/").requests(50).run()?.expect_none_failed(50)?;
             let more = count()? - before;
-            ensure!(more == 0.0, "{more} of 50 went to the Service's own address");
+            ensure!(more == 0.0, "{more} of 50 went to the Service's cluster IP");
             Ok(())
         })
     })
 }
 
 #[test]
-fn a_damaged_configuration_is_told_of_until_the_operator_repairs_it() -> Result<()> {
+fn corrupt_configuration_is_reported_until_repaired() -> Result<()> {
     in_mesh("disruption-damaged", |ns| {
         let client = mesh::echo(ns)?;
         route_in_force(ns, &client, "echo", TO_V1)?;
         let exports = Kubectl::within(Cluster::get()?, "weft-config");
         let readiness = || ns.pod_get(&ns.pod_of("client")?, 15021, "readyz");
-        let troubled = || Ok::<f64, anyhow::Error>(proxy_metrics(ns, "client")?.sum("weft_config_troubled", &[]));
-        let (said, before) = (readiness()?, troubled()?);
-        ensure!(said.contains("generation") && !said.contains("newest:"), "all is well, and it says: {said}");
-        ensure!(before == 0.0, "all is well, and the metric says {before}");
+        let stale = || Ok::<f64, anyhow::Error>(proxy_metrics(ns, "client")?.sum("weft_config_troubled", &[]));
+        let (text, before) = (readiness()?, stale()?);
+        ensure!(text.contains("generation") && !text.contains("newest:"), "before the patch /readyz says: {text}");
+        ensure!(before == 0.0, "before the patch the metric is {before}");
         without("operator", || {
             let patch = r#"{"data":{"header":"{}"}}"#;
             exports.run(&["patch", "configmap", &format!("x.{}", ns.name), "--type=merge", "-p", patch])?;
-            eventually("the proxy to say what it does not use", SOON, || {
-                let said = readiness()?;
-                ensure!(said.contains(&ns.name) && said.contains("newest:"), "readiness says: {said}");
-                ensure!(troubled()? == 1.0, "the metric says {}", troubled()?);
+            eventually("the proxy to report the rejected configuration", SOON, || {
+                let text = readiness()?;
+                ensure!(text.contains(&ns.name) && text.contains("newest:"), "/readyz says: {text}");
+                ensure!(stale()? == 1.0, "the metric is {}", stale()?);
                 Ok(())
             })?;
             let report = client.load("http://echo:9080/").requests(300).run()?;
             report.expect_none_failed(300)?;
-            ensure!(report.share("v1") == 1.0, "the last good configuration stays: {}", report.summary());
+            ensure!(report.share("v1") == 1.0, "the last valid configuration stays in force: {}", report.summary());
             Ok(())
         })?;
         eventually("the operator to repair it", SOON, || {
-            let said = readiness()?;
-            ensure!(!said.contains("newest:") && troubled()? == 0.0, "readiness says: {said}");
+            let text = readiness()?;
+            ensure!(!text.contains("newest:") && stale()? == 0.0, "/readyz says: {text}");
             Ok(())
         })
     })
 }
 
 #[test]
-fn pods_in_the_mesh_wait_for_the_injector_rather_than_start_without_a_proxy() -> Result<()> {
+fn pods_are_not_created_while_the_injector_is_down() -> Result<()> {
     in_mesh("disruption-injector", |ns| {
         without("injector", || {
             ns.apply(&workload::server("echo", &["v1"]))?;
-            eventually("the ReplicaSet to say why it has no pod", READY, || {
+            eventually("an event about the webhook on the ReplicaSet", READY, || {
                 let events = ns.run(&["get", "events"])?;
                 ensure!(events.contains("weft-injector"), "{events}");
                 Ok(())

@@ -1,4 +1,4 @@
-//! What the filters of a rule do: faults, mirrors, CORS, rate limits.
+//! Filters of a rule: faults, mirrors, CORS, rate limits.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use weft_e2e::workload;
 const TO_V1: &str = "  backendRefs: [{name: echo, port: 9080, subset: v1}]\n";
 
 #[test]
-fn faults_make_requests_wait_and_fail() -> Result<()> {
+fn faults_delay_and_abort_requests() -> Result<()> {
     in_mesh("filters-fault", |ns| {
         let client = mesh::echo(ns)?;
         let fault = |name: &str, fault: &str| {
@@ -27,7 +27,7 @@ fn faults_make_requests_wait_and_fail() -> Result<()> {
         route_in_force(ns, &client, "echo", &rules)?;
 
         let answer = client.get("http://echo:9080/slow").send()?.expect_status(200)?;
-        ensure!(answer.ms >= 1000 && answer.reason().is_none(), "the backend answers after the wait: {answer:?}");
+        ensure!(answer.ms >= 1000 && answer.reason().is_none(), "the backend answers after the delay: {answer:?}");
         let answer = client.get("http://echo:9080/fail").send()?.expect_status(503)?;
         ensure!(answer.reason() == Some("fault"), "{answer:?}");
         ensure!(answer.source() == Some(&format!("MeshRoute/{}/echo/fail", ns.name)), "{answer:?}");
@@ -46,7 +46,7 @@ fn faults_make_requests_wait_and_fail() -> Result<()> {
 }
 
 #[test]
-fn copies_go_to_a_mirror_that_nobody_waits_for() -> Result<()> {
+fn mirrored_requests_do_not_affect_the_response() -> Result<()> {
     in_mesh("filters-mirror", |ns| {
         ns.apply(&workload::server("shadow", &["v9"]))?;
         let client = mesh::echo(ns)?;
@@ -62,8 +62,8 @@ fn copies_go_to_a_mirror_that_nobody_waits_for() -> Result<()> {
             + &mirror("nowhere", "backendRef: {name: nowhere, port: 9080}");
         route_in_force(ns, &client, "echo", &rules)?;
         let seen = |path: &str| -> Result<u64> {
-            let told = client.get("http://shadow:9080/_seen").send()?.expect_status(200)?.told()?;
-            Ok(told["by_path"][path].as_u64().unwrap_or(0))
+            let seen = client.get("http://shadow:9080/_seen").send()?.expect_status(200)?.json()?;
+            Ok(seen["by_path"][path].as_u64().unwrap_or(0))
         };
 
         let answer = client.get("http://echo:9080/all").method("POST").body("an order").send()?.expect_status(200)?;
@@ -71,21 +71,21 @@ fn copies_go_to_a_mirror_that_nobody_waits_for() -> Result<()> {
         let report = client.load("http://echo:9080/some").requests(2_000).concurrency(5).run()?;
         report.expect_none_failed(2_000)?;
         ensure!(report.share("v1") == 1.0, "{}", report.summary());
-        eventually("copies to arrive", SOON, || {
+        eventually("mirrored requests to arrive", SOON, || {
             let (all, some) = (seen("POST /all")?, seen("GET /some")?);
             ensure!(all == 1 && (300..=500).contains(&some), "{all} of 1 and {some} of 2000 arrived");
             Ok(())
         })?;
         let source = format!("MeshRoute/{}/echo/all", ns.name);
-        // The answer comes after what the mirror has seen.
-        eventually("the answer of the mirror to be counted", SOON, || {
+        // The mirror's response comes after the mirror has counted the request.
+        eventually("the mirror's response to be counted", SOON, || {
             let metrics = proxy_metrics(ns, "client")?;
             let answered = metrics.sum("weft_mirrored_requests_total", &[("outcome", "answered"), ("source", &source)]);
             ensure!(answered == 1.0, "{:?}", metrics.beginning("weft_mirrored"));
             Ok(())
         })?;
 
-        // A mirror that is not there is said on the route, and costs nothing.
+        // A missing mirror is reported on the route and affects no request.
         let resolved = ns.await_condition("meshroute", "echo", "ResolvedRefs", "False")?;
         ensure!(resolved.reason == "BackendNotFound" && resolved.message.contains("nowhere"), "{resolved:?}");
         client.load("http://echo:9080/nowhere").requests(100).run()?.expect_none_failed(100)
@@ -93,7 +93,7 @@ fn copies_go_to_a_mirror_that_nobody_waits_for() -> Result<()> {
 }
 
 #[test]
-fn browsers_are_told_which_origins_may_call() -> Result<()> {
+fn cors_allows_only_configured_origins() -> Result<()> {
     in_mesh("filters-cors", |ns| {
         let client = mesh::echo(ns)?;
         let rules = format!(
@@ -101,11 +101,11 @@ fn browsers_are_told_which_origins_may_call() -> Result<()> {
              allowCredentials: true, maxAge: 60}}}}]\n{TO_V1}"
         );
         route_in_force(ns, &client, "echo", &rules)?;
-        let asks = |origin: &str| {
+        let preflight = |origin: &str| {
             let request = client.get("http://echo:9080/api").method("OPTIONS").header("origin", origin);
             request.header("access-control-request-method", "PUT").send()
         };
-        let answer = asks("https://a.shop.example")?.expect_status(204)?;
+        let answer = preflight("https://a.shop.example")?.expect_status(204)?;
         ensure!(answer.reason() == Some("cors-preflight"), "{answer:?}");
         for (name, expected) in [
             ("access-control-allow-origin", "https://a.shop.example"),
@@ -117,7 +117,7 @@ fn browsers_are_told_which_origins_may_call() -> Result<()> {
         ] {
             ensure!(answer.header(name) == Some(expected), "{name} should be {expected}: {answer:?}");
         }
-        let answer = asks("https://evil.example")?.expect_status(403)?;
+        let answer = preflight("https://evil.example")?.expect_status(403)?;
         ensure!(answer.reason() == Some("cors-refused"), "{answer:?}");
         ensure!(answer.header("access-control-allow-origin").is_none(), "{answer:?}");
         for (origin, allowed) in
@@ -132,7 +132,7 @@ fn browsers_are_told_which_origins_may_call() -> Result<()> {
 }
 
 #[test]
-fn what_comes_too_fast_is_answered_429() -> Result<()> {
+fn requests_beyond_the_rate_limit_get_429() -> Result<()> {
     in_mesh("filters-rate", |ns| {
         let client = mesh::echo(ns)?;
         let limit = |name: &str, limit: &str| {
@@ -146,7 +146,7 @@ fn what_comes_too_fast_is_answered_429() -> Result<()> {
 
         let report = client.load("http://echo:9080/all").rate(50).duration(Duration::from_secs(6)).run()?;
         let passed = report.status(200);
-        ensure!((70..=95).contains(&passed), "20 at once and 10 in each of 6 seconds pass: {}", report.summary());
+        ensure!((70..=95).contains(&passed), "a burst of 20 and 10 in each of 6 seconds pass: {}", report.summary());
         ensure!(report.by_reason.get("rate-limited") == Some(&report.status(429)), "{}", report.summary());
         ensure!(report.status(429) + passed == report.requests, "{}", report.summary());
 

@@ -1,4 +1,4 @@
-//! Which pods get a proxy, and what that costs them: nothing.
+//! Injection: which pods get a proxy, and that those pods work as before.
 
 use std::time::Duration;
 
@@ -32,42 +32,42 @@ fn pods_of_a_labelled_namespace_get_a_proxy() -> Result<()> {
         let version = pod["metadata"]["labels"]["weft.dev/proxy-version"].as_str();
         ensure!(
             version.is_some_and(|version| !version.is_empty()),
-            "the pod does not say which proxy it has: {version:?}"
+            "the pod has no label with the proxy's version: {version:?}"
         );
         let hello = client.get("http://echo:9080/hello");
         let answer = eventually("the Service to answer", SOON, || hello.send()?.expect_status(200))?;
-        ensure!(answer.told()?["service"] == "echo", "{answer:?}");
+        ensure!(answer.json()?["service"] == "echo", "{answer:?}");
         client.load("http://echo:9080/hello").requests(100).run()?.expect_none_failed(100)
     })
 }
 
 #[test]
-fn pods_of_other_namespaces_are_left_alone() -> Result<()> {
+fn pods_of_unlabelled_namespaces_get_no_proxy() -> Result<()> {
     let ns = Namespace::create("inject-outside", Mesh::Outside)?;
     ns.apply(&workload::server("echo", &["v1"]))?;
     let client = Client::deploy(&ns)?;
     ns.wait_ready(&["echo-v1"])?;
     let pod = ns.get("pod", &ns.pod_of("echo")?)?;
     assert_eq!(containers(&pod), ["echo"], "the namespace has no label");
-    // Kubernetes' own Service leads to a pod a moment after that is ready.
+    // kube-proxy routes the Service to a pod a moment after the pod is ready.
     let hello = client.get("http://echo:9080/");
     eventually("the Service to answer", SOON, || hello.send()?.expect_status(200).map(drop))
 }
 
 #[test]
-fn a_pods_own_label_wins() -> Result<()> {
+fn pod_label_overrides_the_namespace() -> Result<()> {
     in_mesh("inject-pod-label", |ns| {
         ns.apply(&App::server("echo", "out").label("weft.dev/inject", "false").yaml())?;
         ns.wait_ready(&["echo-out"])?;
         let pod = ns.get("pod", &ns.pod_of("echo")?)?;
-        ensure!(containers(&pod) == ["echo"], "the pod asked for no proxy: {:?}", containers(&pod));
+        ensure!(containers(&pod) == ["echo"], "the pod opted out: {:?}", containers(&pod));
         Ok(())
     })?;
     let outside = Namespace::create("inject-pod-label-in", Mesh::Outside)?;
     outside.apply(&App::server("echo", "in").label("weft.dev/inject", "true").yaml())?;
     outside.wait_ready(&["echo-in"])?;
     let pod = outside.get("pod", &outside.pod_of("echo")?)?;
-    assert!(containers(&pod).contains(&"weft-proxy"), "the pod asked for a proxy: {:?}", containers(&pod));
+    assert!(containers(&pod).contains(&"weft-proxy"), "the pod opted in: {:?}", containers(&pod));
     Ok(())
 }
 
@@ -85,43 +85,43 @@ fn clients_outside_the_mesh_reach_pods_inside() -> Result<()> {
 }
 
 #[test]
-fn a_bad_annotation_refuses_the_pod_with_a_reason() -> Result<()> {
+fn invalid_annotation_refuses_the_pod() -> Result<()> {
     in_mesh("inject-bad-annotation", |ns| {
         let pod = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: bad\n  annotations: {config.weft.dev/workers: many}\nspec:\n  \
                    containers: [{name: app, image: localhost/weft-demo:dev, args: [idle]}]\n";
-        let said = ns.apply_refused(pod)?;
+        let stderr = ns.apply_refused(pod)?;
         ensure!(
-            said.contains("config.weft.dev/workers") && said.contains("many"),
-            "the refusal names key and value: {said}"
+            stderr.contains("config.weft.dev/workers") && stderr.contains("many"),
+            "the refusal should name key and value: {stderr}"
         );
         Ok(())
     })
 }
 
 #[test]
-fn a_pod_that_runs_as_the_proxys_user_is_refused() -> Result<()> {
+fn pod_with_the_proxys_user_is_refused() -> Result<()> {
     in_mesh("inject-proxy-uid", |ns| {
         let pod = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: bad\nspec:\n  securityContext: {runAsUser: 15015}\n  \
                    containers: [{name: app, image: localhost/weft-demo:dev, args: [idle]}]\n";
-        let said = ns.apply_refused(pod)?;
-        ensure!(said.contains("15015"), "the refusal names the user: {said}");
+        let stderr = ns.apply_refused(pod)?;
+        ensure!(stderr.contains("15015"), "the refusal should name the user: {stderr}");
         Ok(())
     })
 }
 
 #[test]
-fn a_job_with_a_proxy_completes() -> Result<()> {
+fn jobs_complete_with_a_proxy() -> Result<()> {
     in_mesh("inject-job", |ns| {
         ns.apply(&workload::server("echo", &["v1"]))?;
         let client = Client::deploy(ns)?;
         ns.wait_ready(&["echo-v1"])?;
-        // What one proxy knows stands in a document; a pod that starts later reads that before it sends anything.
+        // Configuration that one proxy has is in the namespace's document, which a later proxy reads before it is ready.
         reachable(&client, "echo")?;
         ns.apply(&workload::job("work", &["load", "--url", "http://echo:9080/", "--requests", "50"]))?;
         ns.wait("job/work", "condition=Complete", READY)?;
         let report = Report::parse(&ns.run(&["logs", "job/work", "-c", "work"])?)?;
         report.expect_none_failed(50)?;
-        // Complete is said of the Job; the pod must have ended too, with its proxy.
+        // The condition is the Job's; the pod must have completed too, with its proxy.
         let pods = ns.list("pods", "app=work")?;
         let phase =
             pods.first().context("the Job has a pod")?["status"]["phase"].as_str().unwrap_or_default().to_owned();
@@ -131,7 +131,7 @@ fn a_job_with_a_proxy_completes() -> Result<()> {
 }
 
 #[test]
-fn a_pod_calls_its_own_service() -> Result<()> {
+fn pod_can_call_its_own_service() -> Result<()> {
     in_mesh("inject-own-service", |ns| {
         ns.apply(&workload::server("echo", &["v1"]))?;
         ns.wait_ready(&["echo-v1"])?;
@@ -153,28 +153,28 @@ fn a_pod_calls_its_own_service() -> Result<()> {
 #[test]
 fn probes_are_answered_by_the_application_not_the_proxy() -> Result<()> {
     in_mesh("inject-probes", |ns| {
-        // Its probe asks for a path that answers 503: if the proxy answered in its stead, the pod would become ready.
-        let sick = App::server("sick", "v1").yaml().replace("path: /healthz", "path: \"/sick?status=503\"");
-        ns.apply(&(sick + &workload::server("well", &["v1"])))?;
-        ns.wait_ready(&["well-v1"])?;
-        eventually("the kubelet to hear what the application answers", READY, || {
+        // The probe's path is answered 503 by the application: if the proxy answered instead, the pod would become ready.
+        let failing = App::server("failing", "v1").yaml().replace("path: /healthz", "path: \"/failing?status=503\"");
+        ns.apply(&(failing + &workload::server("healthy", &["v1"])))?;
+        ns.wait_ready(&["healthy-v1"])?;
+        eventually("an event with the application's 503", READY, || {
             let events = ns.run(&["get", "events", "--field-selector", "reason=Unhealthy"])?;
-            ensure!(events.contains("pod/sick-v1") && events.contains("statuscode: 503"), "{events}");
+            ensure!(events.contains("pod/failing-v1") && events.contains("statuscode: 503"), "{events}");
             Ok(())
         })?;
-        let sick = ns.get("deployment", "sick-v1")?;
-        ensure!(sick["status"]["readyReplicas"].is_null(), "a pod whose probe fails became ready: {}", sick["status"]);
+        let status = &ns.get("deployment", "failing-v1")?["status"];
+        ensure!(status["readyReplicas"].is_null(), "a pod whose probe fails became ready: {status}");
         Ok(())
     })
 }
 
 #[test]
-fn pods_meet_pod_security_restricted_but_for_the_init_container() -> Result<()> {
+fn proxy_meets_pod_security_restricted() -> Result<()> {
     in_mesh("inject-restricted", |ns| {
         ns.apply(&workload::server("echo", &["v1"]))?;
         ns.wait_ready(&["echo-v1"])?;
-        // `warn` tells what `enforce` would refuse, through the real admission.
-        let said = ns
+        // Labelling the namespace prints a warning for each pod that the level would refuse.
+        let stderr = ns
             .run_with(
                 &[
                     "label",
@@ -188,7 +188,7 @@ fn pods_meet_pod_security_restricted_but_for_the_init_container() -> Result<()> 
                 Duration::from_secs(30),
             )?
             .stderr;
-        for violation in said.split(';') {
+        for violation in stderr.split(';') {
             ensure!(
                 !violation.contains("weft-proxy"),
                 "the proxy's container should meet Pod Security restricted: {violation}"
@@ -199,14 +199,14 @@ fn pods_meet_pod_security_restricted_but_for_the_init_container() -> Result<()> 
 }
 
 #[test]
-fn users_namespaces_hold_no_objects_of_weft() -> Result<()> {
+fn user_namespaces_contain_no_weft_objects() -> Result<()> {
     in_mesh("inject-objects", |ns| {
         ns.apply(&workload::server("echo", &["v1"]))?;
         ns.wait_ready(&["echo-v1"])?;
         let objects = ns.run(&["get", "configmaps,secrets,serviceaccounts,roles,rolebindings", "-o", "name"])?;
         let known = ["configmap/kube-root-ca.crt", "serviceaccount/default"];
         let ours: Vec<&str> = objects.lines().filter(|name| !known.contains(name)).collect();
-        ensure!(ours.is_empty(), "Weft put {ours:?} into a user's namespace");
+        ensure!(ours.is_empty(), "Weft created {ours:?} in a user's namespace");
         Ok(())
     })
 }

@@ -1,4 +1,4 @@
-//! The demo's page in a real browser. Needs no cluster.
+//! The demo's result page in a real browser. Needs no cluster.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use weft_e2e::cluster::target;
 use weft_e2e::page::{self, sample::sample};
 
 #[test]
-fn a_browser_shows_every_answer_and_every_apply() -> Result<()> {
+fn page_shows_every_answer_and_every_apply() -> Result<()> {
     let folder = target().join("e2e/page");
     fs::create_dir_all(&folder)?;
     let (story, html) = (sample(), folder.join("index.html"));

@@ -1,4 +1,4 @@
-//! Who may call what.
+//! Authorization by MeshPolicy.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ fn echo(ns: &Namespace) -> Result<Client> {
     Ok(client)
 }
 
-/// Applies a MeshPolicy and waits until the server's proxy holds calls against it: `refused` is a request that it denies.
+/// Applies a MeshPolicy and waits until the server's proxy enforces it: `refused` is a request that it denies.
 fn policy_in_force(ns: &Namespace, target: &str, rules: &str, refused: &Request) -> Result<()> {
     let yaml = format!(
         "apiVersion: weft.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {{name: guard}}\nspec:\n  targetRef: {target}\n  authorization:\n    rules:\n{rules}"
@@ -28,7 +28,7 @@ fn policy_in_force(ns: &Namespace, target: &str, rules: &str, refused: &Request)
 const SERVICE: &str = "{kind: Service, name: echo}";
 
 #[test]
-fn deny_rules_refuse_what_they_name_and_nothing_else() -> Result<()> {
+fn deny_rules_deny_only_matching_requests() -> Result<()> {
     in_mesh("policy-deny", |ns| {
         let client = echo(ns)?;
         let get = |path: &str| client.get(&format!("http://echo:9080{path}"));
@@ -44,16 +44,16 @@ fn deny_rules_refuse_what_they_name_and_nothing_else() -> Result<()> {
             ("exact", get("/secret"), 403),
             ("exact with a query", get("/secret?x=1"), 403),
             ("below exact", get("/secret/x"), 200),
-            ("the way round by dot segments", get("/a/../secret"), 403),
-            ("the way round by slashes", get("//secret"), 403),
-            ("the way round by encoding", get("/%73ecret"), 403),
+            ("evasion by dot segments", get("/a/../secret"), 403),
+            ("evasion by double slashes", get("//secret"), 403),
+            ("evasion by percent-encoding", get("/%73ecret"), 403),
             ("expression", get("/u/7"), 403),
             ("not the expression", get("/u/x"), 200),
             ("header", get("/").header("X-Evil", "1"), 403),
         ];
         for (desc, request, status) in cases {
             let answer = request.send()?;
-            ensure!(answer.status == status, "{desc}: {status} should be answered: {answer:?}");
+            ensure!(answer.status == status, "{desc}: the status should be {status}: {answer:?}");
             if status == 403 {
                 ensure!(answer.reason() == Some("policy-denied"), "{desc}: {answer:?}");
                 let source = format!("MeshPolicy/{}/guard/", ns.name);
@@ -61,9 +61,9 @@ fn deny_rules_refuse_what_they_name_and_nothing_else() -> Result<()> {
             }
         }
         for (desc, path, status) in [
-            ("the way round by an encoded slash", "/x%2f..%2fsecret", 403),
-            ("the way round by parameters", "/.;a/secret;b", 403),
-            ("an encoded slash on which no verdict depends", "/projects/a%2Fb", 200),
+            ("evasion by an encoded slash", "/x%2f..%2fsecret", 403),
+            ("evasion by path parameters", "/.;a/secret;b", 403),
+            ("an encoded slash that changes no decision", "/projects/a%2Fb", 200),
         ] {
             get(path).send()?.expect_status(status).map_err(|error| error.context(desc))?;
         }
@@ -72,7 +72,7 @@ fn deny_rules_refuse_what_they_name_and_nothing_else() -> Result<()> {
 }
 
 #[test]
-fn where_something_is_allowed_the_rest_is_not() -> Result<()> {
+fn allow_rules_deny_all_other_requests() -> Result<()> {
     in_mesh("policy-allow", |ns| {
         let client = echo(ns)?;
         let get = |path: &str| client.get(&format!("http://echo:9080{path}"));
@@ -82,10 +82,10 @@ fn where_something_is_allowed_the_rest_is_not() -> Result<()> {
         for (desc, request, status) in [
             ("allowed by method and path", get("/public/a"), 200),
             ("the method is not allowed", get("/public/a").method("POST"), 403),
-            ("nothing allows it", get("/other"), 403),
+            ("no rule allows it", get("/other"), 403),
             ("allowed by header", get("/other").header("x-key", "good"), 200),
             ("another value", get("/other").header("x-key", "bad"), 403),
-            ("a deny rule beats every allow rule", get("/public/not").header("x-key", "good"), 403),
+            ("a deny rule overrides allow rules", get("/public/not").header("x-key", "good"), 403),
         ] {
             request.send()?.expect_status(status).map_err(|error| error.context(desc))?;
         }
@@ -95,7 +95,7 @@ fn where_something_is_allowed_the_rest_is_not() -> Result<()> {
 }
 
 #[test]
-fn probes_work_where_everything_is_denied() -> Result<()> {
+fn probes_bypass_policy() -> Result<()> {
     in_mesh("policy-probes", |ns| {
         let client = echo(ns)?;
         let everything = "    - {action: Deny}\n";
@@ -103,15 +103,15 @@ fn probes_work_where_everything_is_denied() -> Result<()> {
         // A pod that starts now has to pass its readiness probe under the policy.
         ns.run(&["rollout", "restart", "deployment/echo-v1"])?;
         ns.rolled_out("deployment/echo-v1", READY)?;
-        // The client's proxy may hear of the new pod a moment later; no pod lets the path of its probe be a way in, before or after.
+        // The client's proxy may learn of the new pod a moment later; neither pod may admit requests to its probe's path.
         let mut passed = 0;
-        eventually("the new pod to refuse", SOON, || {
+        eventually("the new pod to deny requests", SOON, || {
             let report = client.load("http://echo:9080/healthz").requests(50).run()?;
             passed += report.status(200);
             ensure!(report.status(403) == 50, "{}", report.summary());
             Ok(())
         })?;
-        ensure!(passed == 0, "the path of the probe is a way in: {passed} requests passed");
+        ensure!(passed == 0, "{passed} requests to the probe's path bypassed the policy");
         let pod = ns.pod_of("echo")?;
         let restarts = ns.get("pod", &pod)?["status"]["containerStatuses"][0]["restartCount"].clone();
         ensure!(restarts == 0, "the pod was restarted {restarts} times");
@@ -120,7 +120,7 @@ fn probes_work_where_everything_is_denied() -> Result<()> {
 }
 
 #[test]
-fn a_policy_governs_a_port_a_service_account_or_a_namespace() -> Result<()> {
+fn policies_target_ports_service_accounts_and_namespaces() -> Result<()> {
     in_mesh("policy-target", |ns| {
         let client = echo(ns)?;
         let other = Service::new("other").yaml() + &App::server("other", "v1").yaml();
@@ -134,11 +134,11 @@ fn a_policy_governs_a_port_a_service_account_or_a_namespace() -> Result<()> {
             ("{kind: Namespace}", ", ports: [9080]", 403),
         ] {
             policy_in_force(ns, target, &format!("    - {{action: Deny{ports}}}\n"), &echo)?;
-            eventually(&format!("{target}: {other_status} by the other service"), SOON, || {
+            eventually(&format!("{target}: {other_status} from the other Service"), SOON, || {
                 other.send()?.expect_status(other_status).map(drop)
             })?;
         }
-        // A port that nothing listens on: the rule takes no call.
+        // A rule for a port without a listener matches no request.
         policy_in_force(
             ns,
             "{kind: Namespace}",
@@ -151,14 +151,14 @@ fn a_policy_governs_a_port_a_service_account_or_a_namespace() -> Result<()> {
 }
 
 #[test]
-fn lifecycle_hooks_reach_the_application_whatever_is_allowed() -> Result<()> {
+fn lifecycle_hooks_bypass_policy() -> Result<()> {
     in_mesh("policy-hooks", |ns| {
         let client = Client::deploy(ns)?;
         let policy = "apiVersion: weft.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {name: guard}\nspec:\n  targetRef: {kind: \
                       Namespace}\n  authorization: {rules: [{action: Allow, paths: [{value: /api}, {value: /_seen}]}]}\n";
         ns.program(policy, &["meshpolicy/guard"])?;
-        // One container has the hooks and the other hears of them: it listens when the hooks' own container starts, and still when
-        // that one ends, because its own hook lasts until the pod's time is over.
+        // Container `has` has the hooks, container `hears` is called by them: it listens before `has` starts, and until after
+        // `has` ends, because its own preStop hook lasts for the whole grace period.
         let container = |name: &str, arguments: &str, port: &str, hooks: &str| {
             format!(
                 "  - name: {name}\n    image: {IMAGE}\n    imagePullPolicy: IfNotPresent\n    args: [{arguments}]\n    ports: [{{name: {port}, \
@@ -179,34 +179,33 @@ fn lifecycle_hooks_reach_the_application_whatever_is_allowed() -> Result<()> {
         let address =
             ns.get("pod", "hooked")?["status"]["podIP"].as_str().context("the pod has an address")?.to_owned();
         let get = |port: u16, path: &str| client.get(&format!("http://{address}:{port}{path}"));
-        let heard = |path: &str| {
-            eventually(&format!("the application to hear {path}"), SOON, || {
-                let told = get(PORT, "/_seen").send()?.expect_status(200)?.told()?;
-                ensure!(told["by_path"][path].as_u64() >= Some(1), "it heard {told}");
+        let await_request = |path: &str| {
+            eventually(&format!("the application to get {path}"), SOON, || {
+                let seen = get(PORT, "/_seen").send()?.expect_status(200)?.json()?;
+                ensure!(seen["by_path"][path].as_u64() >= Some(1), "it got {seen}");
                 Ok(())
             })
         };
-        heard("GET /started")?;
+        await_request("GET /started")?;
         eventually("the policy to be in force", SOON, || get(PORT, "/stopped").send()?.expect_status(403).map(drop))?;
         for path in ["/hook/has/preStop", "/hook/0/has/preStop", "/probe/has/preStop"] {
-            get(15021, path).send()?.expect_status(404).context("a hook is no way in")?;
+            get(15021, path).send()?.expect_status(404).context("hook paths without the secret are not served")?;
         }
-        let told = get(PORT, "/_seen").send()?.expect_status(200)?.told()?;
-        ensure!(told["by_path"]["GET /stopped"].is_null(), "nothing has stopped yet: {told}");
+        let seen = get(PORT, "/_seen").send()?.expect_status(200)?.json()?;
+        ensure!(seen["by_path"]["GET /stopped"].is_null(), "preStop was called too early: {seen}");
         ns.delete("pod", "hooked")?;
-        heard("GET /stopped")
+        await_request("GET /stopped")
     })
 }
 
-/// How long a change of a pod's labels may take to count. The policy is in force within a second; the rest is for a machine that is
-/// busy with other things.
+/// Limit for a change of a pod's labels to take effect. Normally within a second; the rest is for a busy machine.
 const RELABELLED: Duration = Duration::from_secs(5);
 
 #[test]
-fn a_policy_follows_the_labels_of_pods_that_run() -> Result<()> {
+fn policies_follow_label_changes_of_running_pods() -> Result<()> {
     in_mesh("policy-labels", |ns| {
         let client = echo(ns)?;
-        // A Service for pods with a label that no pod has yet.
+        // A Service whose selector matches no pod yet.
         let private = Service::new("private").yaml().replace("app: private", "role: private");
         let policy = "---\napiVersion: weft.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {name: guard}\nspec:\n  targetRef: {kind: Service, \
                       name: private}\n  authorization: {rules: [{action: Deny, paths: [{value: /no}]}]}\n";
@@ -223,26 +222,26 @@ fn a_policy_follows_the_labels_of_pods_that_run() -> Result<()> {
             })?;
         }
 
-        // The same for requests that the Service sends to the pod as soon as it has the label.
+        // The same for requests through the Service, which routes to the pod as soon as the pod has the label.
         let load =
             client.load("http://private:9080/no").rate(50).duration(Duration::from_secs(8)).timeline().start()?;
         label("role=private")?;
         let report = load.finish()?;
         let at = |status: u16| report.timeline.iter().filter(move |answer| answer.1 == status).map(|answer| answer.0);
-        ensure!(at(403).count() > 0, "the Service never reached the pod: {}", report.summary());
+        ensure!(at(403).count() > 0, "no request through the Service reached the pod: {}", report.summary());
         if let (Some(first), Some(last)) = (at(200).min(), at(200).max()) {
-            println!("the pod answered without the policy for {} ms", last - first);
+            println!("the policy was not enforced for {} ms", last - first);
             let most = RELABELLED.as_millis() as u64;
             ensure!(last - first < most, "{} ms without the policy: {}", last - first, report.summary());
         }
         label("role-")?;
-        let asked = client.get("http://private:9080/no");
-        eventually("the Service to have no pod", SOON, || asked.send()?.expect_status(503).map(drop))?;
+        let request = client.get("http://private:9080/no");
+        eventually("the Service to have no pod", SOON, || request.send()?.expect_status(503).map(drop))?;
 
-        // A pod that is created with the label has the policy from its first request.
+        // A pod that is created with the label enforces the policy from its first request.
         ns.apply(&App::server("late", "v1").label("role", "private").yaml())?;
         let mut passed = 0;
-        eventually("the new pod to be asked", READY, || {
+        eventually("requests to reach the new pod", READY, || {
             let report = client.load("http://private:9080/no").requests(40).rate(40).run()?;
             passed += report.status(200);
             ensure!(report.status(403) > 0, "{}", report.summary());
@@ -254,7 +253,7 @@ fn a_policy_follows_the_labels_of_pods_that_run() -> Result<()> {
 }
 
 #[test]
-fn a_rule_about_http_never_lets_opaque_tcp_through() -> Result<()> {
+fn http_allow_rules_deny_opaque_tcp() -> Result<()> {
     in_mesh("policy-tcp", |ns| {
         ns.apply(&(App::tcp("db", 3306, "hello").yaml() + &Service::new("db").port(3306, 3306).yaml()))?;
         let client = Client::deploy(ns)?;

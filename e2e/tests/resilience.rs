@@ -1,4 +1,4 @@
-//! Timeouts, retries, limits, and backends that come and go under load.
+//! Timeouts, retries, hedging, limits, overload, and backends that come and go under load.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ fn echo(ns: &Namespace, server: App) -> Result<Client> {
     Ok(client)
 }
 
-/// What the only pod of `echo` has seen, asked inside the pod so that no proxy is in between.
+/// The requests that the only pod of `echo` has counted, read inside the pod so that no proxy is in between.
 fn seen(ns: &Namespace) -> Result<Value> {
     let pod = ns.pod_of("echo")?;
     let url = "http://127.0.0.1:9080/_seen";
@@ -29,7 +29,7 @@ fn seen(ns: &Namespace) -> Result<Value> {
 }
 
 #[test]
-fn a_request_is_given_up_at_its_timeout() -> Result<()> {
+fn request_and_attempt_timeouts_answer_504() -> Result<()> {
     in_mesh("resilience-timeout", |ns| {
         let client = echo(ns, App::server("echo", "v1"))?;
         let rules = "- name: whole\n  matches: [{path: {value: /whole}}]\n  backendRefs: [{name: echo, port: 9080}]\n  timeouts: {request: \
@@ -44,7 +44,7 @@ fn a_request_is_given_up_at_its_timeout() -> Result<()> {
                 ensure!(answer.source() == Some(&format!("MeshRoute/{}/echo{path}", ns.name)), "{path}: {answer:?}");
                 took.push(answer.ms);
             }
-            // None is early. Some are late when the machine is busy with other tests, but not all.
+            // No answer is early. On a busy machine some are late, but not all.
             let (earliest, latest) = (took.iter().min(), took.iter().max());
             ensure!(
                 earliest >= Some(&ms) && earliest < Some(&(ms + 500)) && latest < Some(&2900),
@@ -63,8 +63,8 @@ fn retries_hide_failures_and_are_counted() -> Result<()> {
         let rules = "- backendRefs: [{name: echo, port: 9080}]\n  retry: {attempts: 2, codes: [503], backoff: 1ms}\n";
         route_in_force(ns, &client, "echo", rules)?;
         let before = (proxy_metrics(ns, "client")?.sum("weft_retries_total", &[]), seen(ns)?["requests"].as_u64());
-        // One at a time, so that no request meets the third of another's three twice in a row; and half as many repetitions in
-        // a second as the budget always allows.
+        // One at a time, so that a retry never meets another failure; and half as many retries per second as the budget
+        // always allows.
         let report = client.load("http://echo:9080/").requests(120).concurrency(1).rate(10).run()?;
         report.expect_none_failed(120)?;
         let metrics = proxy_metrics(ns, "client")?;
@@ -80,18 +80,18 @@ fn retries_hide_failures_and_are_counted() -> Result<()> {
 }
 
 #[test]
-fn without_a_retry_policy_failures_are_seen() -> Result<()> {
+fn without_a_retry_policy_failures_reach_the_client() -> Result<()> {
     in_mesh("resilience-no-retry", |ns| {
         let client = echo(ns, App::server("echo", "v1").arguments(&["--fail-every", "3"]))?;
         let report = client.load("http://echo:9080/").requests(90).concurrency(1).run()?;
-        ensure!(report.status(503) == 30 && report.status(200) == 60, "each third fails: {}", report.summary());
-        ensure!(report.by_reason.is_empty(), "the server's own 503 is passed on as it is: {}", report.summary());
+        ensure!(report.status(503) == 30 && report.status(200) == 60, "every third request fails: {}", report.summary());
+        ensure!(report.by_reason.is_empty(), "the server's own 503 is passed on unchanged: {}", report.summary());
         Ok(())
     })
 }
 
 #[test]
-fn a_post_is_repeated_only_where_that_was_asked_for() -> Result<()> {
+fn post_is_retried_only_if_configured() -> Result<()> {
     in_mesh("resilience-post", |ns| {
         let client = echo(ns, App::server("echo", "v1"))?;
         let retry = "retry: {attempts: 3, codes: [503], backoff: 1ms";
@@ -114,17 +114,18 @@ fn a_post_is_repeated_only_where_that_was_asked_for() -> Result<()> {
             let reached = &seen(ns)?["by_token"][&token];
             ensure!(*reached == times, "{method} {path} should reach the backend {times} times, not {reached}");
         }
-        // Nor when the application says, in the name of the proxy beside it, that it has not seen the request.
-        let claim = client
+        // Not retried when the application itself sends `weft-unprocessed`, the header by which its proxy reports that the
+        // application has not seen the request.
+        let forged = client
             .get("http://echo:9080/once?status=503&header=weft-unprocessed:true")
             .method("POST")
-            .header("x-request-token", "claim")
+            .header("x-request-token", "forged")
             .body("an order");
-        let answer = claim.send()?;
+        let answer = forged.send()?;
         ensure!(answer.status == 503 && !answer.headers.contains_key("weft-unprocessed"), "{answer:?}");
-        let reached = &seen(ns)?["by_token"]["claim"];
-        ensure!(*reached == 1, "a POST that the application disowned reached it {reached} times");
-        // Nor when the backend takes too long, or breaks the connection: it may have had its effect.
+        let reached = &seen(ns)?["by_token"]["forged"];
+        ensure!(*reached == 1, "a POST with a forged weft-unprocessed reached the backend {reached} times");
+        // Not retried after a timeout: the request may have had its effect.
         let rules = "- backendRefs: [{name: echo, port: 9080}]\n  timeouts: {backendRequest: 300ms}\n  retry: {attempts: 3, backoff: 1ms}\n";
         route_in_force(ns, &client, "echo", rules)?;
         let slow =
@@ -137,12 +138,12 @@ fn a_post_is_repeated_only_where_that_was_asked_for() -> Result<()> {
 }
 
 #[test]
-fn a_proxy_without_memory_refuses_and_lives() -> Result<()> {
+fn overloaded_proxy_refuses_requests_and_survives() -> Result<()> {
     in_mesh("resilience-overload", |ns| {
         let limit = "config.weft.dev/proxy-memory-limit";
         let server = App::server("echo", "v1").annotation("config.weft.dev/proxy-memory-request", "32Mi");
         let client = echo(ns, server.annotation(limit, "64Mi"))?;
-        // Each body is kept until its answer comes, so that it can be sent again: 6 MB more each second, for 20 s.
+        // The proxy buffers each body for a retry until the response comes: 6 MB more each second, for 20 s.
         let load =
             client.load("http://echo:9080/?delay=20s").method("POST").requests(2_000).rate(100).concurrency(1_500);
         let load = load.with(&["--body-bytes", "60000", "--timeout", "60s"]).limit(Duration::from_secs(150)).start()?;
@@ -150,15 +151,15 @@ fn a_proxy_without_memory_refuses_and_lives() -> Result<()> {
         eventually("the proxy to refuse", READY, || {
             let metrics = proxy_metrics(ns, "echo")?;
             percent = percent.max(metrics.sum("weft_memory_percent", &[]));
-            ensure!(percent >= 95.0, "{percent} % of its memory are in use");
+            ensure!(percent >= 95.0, "{percent} % of the memory limit is in use");
             Ok(())
         })?;
         let report = load.finish()?;
         let refused = report.by_reason.get("overload").copied().unwrap_or_default();
-        println!("{refused} of {} requests were refused at {percent} % of the memory", report.requests);
+        println!("{refused} of {} requests were refused at {percent} % of the memory limit", report.requests);
         ensure!(refused > 0 && report.status(503) >= refused, "{}", report.summary());
-        ensure!(report.status(200) >= 300, "those that had room are answered: {}", report.summary());
-        ensure!(report.errors.is_empty(), "every client was answered: {}", report.summary());
+        ensure!(report.status(200) >= 300, "requests within the limit are answered: {}", report.summary());
+        ensure!(report.errors.is_empty(), "every request gets a response: {}", report.summary());
         eventually("a request to be answered again", SOON, || {
             client.get("http://echo:9080/").send()?.expect_status(200)?;
             Ok(())
@@ -166,7 +167,7 @@ fn a_proxy_without_memory_refuses_and_lives() -> Result<()> {
         let pod = ns.get("pod", &ns.pod_of("echo")?)?;
         for statuses in ["initContainerStatuses", "containerStatuses"] {
             for status in pod["status"][statuses].as_array().into_iter().flatten() {
-                ensure!(status["restartCount"] == 0, "{} was started again: {}", status["name"], status["lastState"]);
+                ensure!(status["restartCount"] == 0, "{} was restarted: {}", status["name"], status["lastState"]);
             }
         }
         Ok(())
@@ -174,7 +175,7 @@ fn a_proxy_without_memory_refuses_and_lives() -> Result<()> {
 }
 
 #[test]
-fn what_is_beyond_a_limit_is_answered_at_once() -> Result<()> {
+fn requests_beyond_limits_overflow_or_queue() -> Result<()> {
     in_mesh("resilience-limit", |ns| {
         let client = echo(ns, App::server("echo", "v1"))?;
         let limits = |limits: &str| {
@@ -185,17 +186,17 @@ fn what_is_beyond_a_limit_is_answered_at_once() -> Result<()> {
             ns.program(&yaml, &["meshcluster/echo"])
         };
         let load = client.load("http://echo:9080/?delay=500ms").requests(12).concurrency(6);
-        for beyond in ["{maxRequests: 2}", "{maxConnections: 2, maxPending: 0}"] {
-            limits(beyond)?;
+        for limit in ["{maxRequests: 2}", "{maxConnections: 2, maxPending: 0}"] {
+            limits(limit)?;
             eventually("the limit to be in force", SOON, || {
                 let report = load.run()?;
-                ensure!(report.by_reason.contains_key("overflow"), "{beyond}: {}", report.summary());
-                ensure!(report.status(200) >= 2, "those within the limit are answered: {}", report.summary());
+                ensure!(report.by_reason.contains_key("overflow"), "{limit}: {}", report.summary());
+                ensure!(report.status(200) >= 2, "requests within the limit succeed: {}", report.summary());
                 Ok(())
             })?;
         }
         limits("{maxConnections: 2, maxPending: 10}")?;
-        eventually("those beyond the limit to wait", SOON, || {
+        eventually("requests beyond the limit to queue", SOON, || {
             let report = load.run()?;
             report.expect_none_failed(12)?;
             ensure!(report.seconds >= 2.5, "12 requests of 0.5 s, two at once, take {} s", report.seconds);
@@ -205,7 +206,7 @@ fn what_is_beyond_a_limit_is_answered_at_once() -> Result<()> {
 }
 
 #[test]
-fn a_rollout_of_a_backend_under_load_fails_no_request() -> Result<()> {
+fn backend_rollout_fails_no_request() -> Result<()> {
     in_mesh("resilience-rollout", |ns| {
         let client = echo(ns, App::server("echo", "v1").replicas(3))?;
         let mut load =
@@ -223,31 +224,31 @@ fn a_rollout_of_a_backend_under_load_fails_no_request() -> Result<()> {
             report.requests,
             report.summary()
         );
-        ensure!(rollouts > 0 && report.by_pod.len() > 3, "pods were replaced while it ran: {}", report.summary());
+        ensure!(rollouts > 0 && report.by_pod.len() > 3, "pods should be replaced during the load: {}", report.summary());
         report.expect_none_failed(20_000)
     })
 }
 
 #[test]
-fn after_scaling_no_request_goes_to_a_pod_that_is_gone() -> Result<()> {
+fn scaling_sends_no_request_to_removed_pods() -> Result<()> {
     in_mesh("resilience-scale", |ns| {
         let client = echo(ns, App::server("echo", "v1").replicas(3))?;
         let load = client.load("http://echo:9080/").rate(200).duration(Duration::from_secs(40)).start()?;
         for replicas in [10, 3] {
             ns.run(&["scale", "deployment/echo-v1", &format!("--replicas={replicas}")])?;
             ns.wait_ready(&["echo-v1"])?;
-            let pods = eventually("the pods to be as many", READY, || {
+            let pods = eventually(&format!("{replicas} pods"), READY, || {
                 let pods = ns.pods_of("echo")?;
                 ensure!(pods.len() == replicas, "{pods:?}");
                 Ok(pods)
             })?;
-            // Convergence: the answers come from the pods that there are, from all of them, and from no other.
-            eventually("every pod and no other to answer", SOON, || {
+            // Convergence: all present pods answer, and no other.
+            eventually("all present pods and no other to answer", SOON, || {
                 let report = client.load("http://echo:9080/").requests(300).run()?;
                 report.expect_none_failed(300)?;
                 let answered: Vec<&String> = report.by_pod.keys().collect();
-                let unknown: Vec<&&String> = answered.iter().filter(|pod| !pods.contains(pod)).collect();
-                ensure!(unknown.is_empty(), "pods that are gone answer: {unknown:?}");
+                let removed: Vec<&&String> = answered.iter().filter(|pod| !pods.contains(pod)).collect();
+                ensure!(removed.is_empty(), "removed pods answer: {removed:?}");
                 ensure!(answered.len() == replicas, "only {answered:?} of {pods:?} answer");
                 Ok(())
             })?;
@@ -259,10 +260,10 @@ fn after_scaling_no_request_goes_to_a_pod_that_is_gone() -> Result<()> {
 }
 
 #[test]
-fn pods_whose_node_is_silent_are_used_while_there_is_no_other() -> Result<()> {
+fn pods_of_an_unreachable_node_are_used_as_a_last_resort() -> Result<()> {
     in_mesh("resilience-lost", |ns| {
         let client = echo(ns, App::server("echo", "v1"))?;
-        // A pod on a node that nobody has heard of, at an address where somebody answers.
+        // A pod on a node that does not exist, with the address of a pod that answers.
         ns.apply(
             &(Service::new("lost").yaml()
                 + "---\napiVersion: v1\nkind: Pod\nmetadata: {name: lost, labels: {app: lost}}\nspec:\n  nodeName: silent\n  \
@@ -270,7 +271,7 @@ fn pods_whose_node_is_silent_are_used_while_there_is_no_other() -> Result<()> {
         )?;
         let echo = ns.get("pod", &ns.pod_of("echo")?)?;
         let address = &echo["status"]["podIP"];
-        // Kubernetes makes no slice for a node that does not exist.
+        // Kubernetes creates no EndpointSlice for a pod on a node that does not exist.
         let uid = &ns.get("pod", "lost")?["metadata"]["uid"];
         ns.apply(&format!(
             "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: lost, labels: \
@@ -290,23 +291,23 @@ fn pods_whose_node_is_silent_are_used_while_there_is_no_other() -> Result<()> {
         };
         status(r#"{"type": "Ready", "status": "False"}"#)?;
         answered(200)?;
-        // A gate that is closed is the pod's own word.
+        // With a closed readiness gate the pod itself is not ready.
         status(r#"{"type": "Ready", "status": "False", "reason": "ReadinessGatesNotReady"}"#)?;
-        ensure!(answered(503)?.reason() == Some("no-endpoints"), "nobody is left");
+        ensure!(answered(503)?.reason() == Some("no-endpoints"), "the reason should be no-endpoints");
         Ok(())
     })
 }
 
 #[test]
-fn a_backend_that_refuses_connections_is_passed_over() -> Result<()> {
+fn refused_connections_are_retried_on_another_pod() -> Result<()> {
     in_mesh("resilience-refused", |ns| {
         let client = echo(ns, App::server("echo", "v1").replicas(2))?;
         ns.apply(&App::deaf("echo", "deaf").yaml())?;
         ns.wait_ready(&["echo-deaf"])?;
-        // What no backend has seen is tried elsewhere, also without a retry policy: from the first request that meets the one that
-        // refuses. Until then the proxy does not know of it.
+        // A request that no backend has seen is retried on another pod, also without a retry policy. Before the first retry
+        // the proxy may not know the refusing pod yet.
         let (mut failed, before) = (Vec::new(), proxy_metrics(ns, "client")?.sum("weft_retries_total", &[]));
-        eventually("a request to be tried elsewhere", SOON, || {
+        eventually("a retry on another pod", SOON, || {
             let report = client.load("http://echo:9080/").requests(200).run()?;
             failed.extend(report.expect_none_failed(200).err());
             let metrics = proxy_metrics(ns, "client")?;
@@ -318,11 +319,11 @@ fn a_backend_that_refuses_connections_is_passed_over() -> Result<()> {
 }
 
 #[test]
-fn a_connection_is_given_up_at_its_timeout() -> Result<()> {
+fn connect_timeout_answers_503() -> Result<()> {
     in_mesh("resilience-connect", |ns| {
         let client = echo(ns, App::server("echo", "v1"))?;
-        // An address of the pods' network that no pod has: whoever connects to it hears nothing, until the node has asked for it in
-        // vain for long enough to say that there is no such host.
+        // An unassigned address of the pod network: a connection attempt gets no reply until the node's ARP requests time out
+        // and the node answers "no route to host".
         let own = ns.get("pod", &ns.pod_of("client")?)?["status"]["podIP"].as_str().unwrap_or_default().to_owned();
         let (network, _) = own.rsplit_once('.').context("the pod has an address of IPv4")?;
         ns.apply(&format!(
@@ -339,10 +340,10 @@ fn a_connection_is_given_up_at_its_timeout() -> Result<()> {
                 ),
                 &["meshcluster/silent"],
             )?;
-            eventually(&format!("connections to be given up after {timeout} ms"), SOON, || {
+            eventually(&format!("connect attempts to time out after {timeout} ms"), SOON, || {
                 let answer = client.get("http://silent:9080/").send()?.expect_status(503)?;
-                let given_up = answer.body.contains(&format!("no connection within {timeout}ms"));
-                ensure!(answer.reason() == Some("connect-failed") && given_up && answer.ms >= timeout, "{answer:?}");
+                let timed_out = answer.body.contains(&format!("no connection within {timeout}ms"));
+                ensure!(answer.reason() == Some("connect-failed") && timed_out && answer.ms >= timeout, "{answer:?}");
                 Ok(())
             })?;
         }
@@ -351,12 +352,12 @@ fn a_connection_is_given_up_at_its_timeout() -> Result<()> {
 }
 
 #[test]
-fn a_slow_pod_is_not_waited_for_where_requests_are_hedged() -> Result<()> {
+fn hedging_avoids_a_slow_pod() -> Result<()> {
     in_mesh("resilience-hedge", |ns| {
         let client = echo(ns, App::server("echo", "v1").arguments(&["--delay", "2s"]))?;
         ns.apply(&App::server("echo", "v2").yaml())?;
         ns.wait_ready(&["echo-v2"])?;
-        // Other policies would soon leave the slow one alone.
+        // Other policies would soon avoid the slow pod.
         ns.program(
             "apiVersion: weft.dev/v1alpha1\nkind: MeshCluster\nmetadata: {name: echo}\nspec:\n  targetRef: {kind: Service, name: \
              echo}\n  loadBalancer: {policy: Random}\n",
@@ -372,14 +373,14 @@ fn a_slow_pod_is_not_waited_for_where_requests_are_hedged() -> Result<()> {
         })?;
         let report = client.load("http://echo:9080/hedged").requests(80).rate(15).concurrency(8).run()?;
         report.expect_none_failed(80)?;
-        ensure!(report.share("v2") > 0.95, "the fast one answers: {}", report.summary());
+        ensure!(report.share("v2") > 0.95, "the fast pod answers: {}", report.summary());
         ensure!(report.latency_ms.get("p90").is_some_and(|&ms| ms < 1_800.0), "{}", report.summary());
         let metrics = proxy_metrics(ns, "client")?;
         let hedged = metrics.sum("weft_retries_total", &[("reason", "hedge")]);
-        ensure!((15.0..=65.0).contains(&hedged), "about half: {:?}", metrics.beginning("weft_retries"));
+        ensure!((15.0..=65.0).contains(&hedged), "about half of the requests are hedged: {:?}", metrics.beginning("weft_retries"));
         let ejected: f64 = metrics.beginning("weft_outlier_ejections").iter().map(|sample| sample.value).sum();
-        ensure!(ejected == 0.0, "who was not waited for has not failed: {:?}", metrics.beginning("weft_outlier"));
-        // A POST is not sent twice, however slow.
+        ensure!(ejected == 0.0, "a cancelled hedge is no failure: {:?}", metrics.beginning("weft_outlier"));
+        // A POST is never hedged.
         let report = client.load("http://echo:9080/hedged").method("POST").requests(20).concurrency(10).run()?;
         ensure!(report.share("v1") > 0.1, "{}", report.summary());
         Ok(())

@@ -1,4 +1,4 @@
-//! Which request goes where: matches, splits, filters, and whose route counts.
+//! HTTP routing: matches, weighted splits, filters, producer and consumer routes; h2c, upgrades and opaque TCP.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use weft_e2e::wait::eventually;
 use weft_e2e::workload::{self, App, PORT, Service};
 
 #[test]
-fn without_a_route_every_pod_of_the_service_answers() -> Result<()> {
+fn without_a_route_all_pods_get_requests() -> Result<()> {
     in_mesh("routing-default", |ns| {
         let client = mesh::echo(ns)?;
         let report = client.load("http://echo:9080/").requests(150).run()?;
@@ -21,7 +21,7 @@ fn without_a_route_every_pod_of_the_service_answers() -> Result<()> {
 }
 
 #[test]
-fn splits_are_within_five_points() -> Result<()> {
+fn weighted_splits_are_within_five_points() -> Result<()> {
     in_mesh("routing-split", |ns| {
         let client = mesh::echo(ns)?;
         for (v1, v2, v3) in [(90, 10, 0), (50, 30, 20), (0, 1, 0)] {
@@ -30,7 +30,7 @@ fn splits_are_within_five_points() -> Result<()> {
                  v2, weight: {v2}}}\n  - {{name: echo, port: 9080, subset: v3, weight: {v3}}}\n"
             );
             route_in_force(ns, &client, "echo", &rules)?;
-            // So many that chance alone is four times less than the five points.
+            // With 2000 requests the standard deviation is a quarter of the five points or less.
             let report = client.load("http://echo:9080/").requests(2_000).run()?;
             report.expect_none_failed(2_000)?;
             let sum = f64::from(v1 + v2 + v3);
@@ -48,7 +48,7 @@ fn splits_are_within_five_points() -> Result<()> {
 }
 
 #[test]
-fn each_type_of_match_takes_what_it_says() -> Result<()> {
+fn each_match_type_matches() -> Result<()> {
     in_mesh("routing-match", |ns| {
         let client = mesh::echo(ns)?;
         let rule = |name: &str, matches: &str| {
@@ -79,30 +79,30 @@ fn each_type_of_match_takes_what_it_says() -> Result<()> {
             ("the exact path", get("/exact"), Some("exact")),
             ("the exact path with a query", get("/exact?a=b"), Some("exact")),
             ("not below an exact path", get("/exact/more"), None),
-            ("case counts", get("/Exact"), None),
+            ("paths are case-sensitive", get("/Exact"), None),
             ("the prefix", get("/prefix"), Some("prefix")),
             ("below the prefix", get("/prefix/a/b"), Some("prefix")),
             ("whole segments only", get("/prefixed"), None),
             ("the longer prefix wins", get("/prefix/longer/x"), Some("longer")),
             ("the expression", get("/item/42"), Some("regex")),
-            ("the expression takes the whole path", get("/item/42/x"), None),
+            ("the expression is anchored to the whole path", get("/item/42/x"), None),
             ("the method", get("/method").method("DELETE"), Some("method")),
             ("another method", get("/method"), None),
             ("the header's value", get("/h").header("x-user", "beta"), Some("h-exact")),
-            ("the value's case counts", get("/h").header("x-user", "Beta"), None),
+            ("values are case-sensitive", get("/h").header("x-user", "Beta"), None),
             ("the header's expression", get("/h").header("x-agent", "bot-7"), Some("h-regex")),
-            ("the expression takes the whole value", get("/h").header("x-agent", "a bot-7"), None),
-            ("the header is there", get("/h").header("x-debug", "0"), Some("h-present")),
+            ("the expression is anchored to the whole value", get("/h").header("x-agent", "a bot-7"), None),
+            ("the header is present", get("/h").header("x-debug", "0"), Some("h-present")),
             ("no such header", get("/h"), None),
-            ("the header is not there", get("/absent"), Some("h-absent")),
-            ("the header that must not be there is", get("/absent").header("x-secret", "1"), None),
+            ("the header is absent", get("/absent"), Some("h-absent")),
+            ("the header that must be absent is present", get("/absent").header("x-secret", "1"), None),
             ("the parameter's value, decoded", get("/q?v=a%20b"), Some("q-exact")),
             ("another value", get("/q?v=ab"), None),
             ("the parameter's expression", get("/q?num=12"), Some("q-regex")),
             ("not the expression", get("/q?num=12x"), None),
-            ("the parameter is there", get("/q?debug"), Some("q-present")),
-            ("the parameter is not there", get("/q-absent?x=1"), Some("q-absent")),
-            ("the parameter that must not be there is", get("/q-absent?debug=1"), None),
+            ("the parameter is present", get("/q?debug"), Some("q-present")),
+            ("the parameter is absent", get("/q-absent?x=1"), Some("q-absent")),
+            ("the parameter that must be absent is present", get("/q-absent?debug=1"), None),
             ("all conditions", get("/two").header("a", "1").header("b", "2"), Some("two")),
             ("all but one", get("/two").header("a", "1"), None),
         ];
@@ -112,14 +112,14 @@ fn each_type_of_match_takes_what_it_says() -> Result<()> {
                 Some(rule) => {
                     ensure!(
                         answer.status == 200 && answer.body == rule,
-                        "{desc}: rule {rule} should answer: {answer:?}"
+                        "{desc}: rule {rule} should match: {answer:?}"
                     );
                     ensure!(answer.reason() == Some("direct-response"), "{desc}: {answer:?}");
                     let source = format!("MeshRoute/{}/echo/{rule}", ns.name);
                     ensure!(answer.source() == Some(&source), "{desc}: the answer names {source}: {answer:?}");
                 }
                 None => {
-                    ensure!(answer.status == 404, "{desc}: no rule should take it: {answer:?}");
+                    ensure!(answer.status == 404, "{desc}: no rule should match: {answer:?}");
                     ensure!(answer.reason() == Some("no-route"), "{desc}: {answer:?}");
                 }
             }
@@ -129,7 +129,7 @@ fn each_type_of_match_takes_what_it_says() -> Result<()> {
 }
 
 #[test]
-fn each_filter_does_what_it_says() -> Result<()> {
+fn header_rewrite_redirect_and_direct_response_filters_apply() -> Result<()> {
     in_mesh("routing-filter", |ns| {
         let client = mesh::echo(ns)?;
         let to_v1 = "  backendRefs: [{name: echo, port: 9080, subset: v1}]\n";
@@ -155,29 +155,29 @@ fn each_filter_does_what_it_says() -> Result<()> {
         let get = |path: &str| client.get(&format!("http://echo:9080{path}"));
 
         let answer = get("/headers").header("x-set", "old").header("x-add", "first").header("x-gone", "1").send()?;
-        let told = answer.clone().expect_status(200)?.told()?;
-        ensure!(told["headers"]["x-set"] == serde_json::json!(["new"]), "set replaces: {told}");
+        let echoed = answer.clone().expect_status(200)?.json()?;
+        ensure!(echoed["headers"]["x-set"] == serde_json::json!(["new"]), "set replaces the value: {echoed}");
         let added: Vec<&str> =
-            told["headers"]["x-add"].as_array().into_iter().flatten().filter_map(|v| v.as_str()).collect();
-        ensure!(added.join(",").replace(' ', "") == "first,more", "add keeps what is there: {told}");
-        ensure!(told["headers"]["x-gone"].is_null(), "remove removes: {told}");
+            echoed["headers"]["x-add"].as_array().into_iter().flatten().filter_map(|v| v.as_str()).collect();
+        ensure!(added.join(",").replace(' ', "") == "first,more", "add keeps the existing value: {echoed}");
+        ensure!(echoed["headers"]["x-gone"].is_null(), "remove: {echoed}");
         ensure!(answer.version() == Some("hidden"), "the response's header is set: {answer:?}");
         ensure!(answer.header("x-extra") == Some("1"), "the response's header is added: {answer:?}");
         ensure!(answer.header("x-pod").is_none(), "the response's header is removed: {answer:?}");
 
-        let told = get("/old/a?b=c").send()?.expect_status(200)?.told()?;
-        ensure!(told["path"] == "/new/a?b=c", "the prefix is replaced and the query stays: {told}");
-        ensure!(told["authority"] == "shop.example", "the host is replaced: {told}");
-        let told = get("/old").send()?.expect_status(200)?.told()?;
-        ensure!(told["path"] == "/new", "the prefix alone is replaced: {told}");
-        let told = get("/whole?b=c").send()?.expect_status(200)?.told()?;
-        ensure!(told["path"] == "/replaced?b=c", "the whole path is replaced and the query stays: {told}");
+        let echoed = get("/old/a?b=c").send()?.expect_status(200)?.json()?;
+        ensure!(echoed["path"] == "/new/a?b=c", "the prefix is replaced and the query stays: {echoed}");
+        ensure!(echoed["authority"] == "shop.example", "the host is replaced: {echoed}");
+        let echoed = get("/old").send()?.expect_status(200)?.json()?;
+        ensure!(echoed["path"] == "/new", "the prefix alone is replaced: {echoed}");
+        let echoed = get("/whole?b=c").send()?.expect_status(200)?.json()?;
+        ensure!(echoed["path"] == "/replaced?b=c", "the whole path is replaced and the query stays: {echoed}");
 
         for (path, status, location) in
             [("/go/here?x=1", 301, "https://shop.example/there/here?x=1"), ("/port/a", 302, "http://echo:8443/port/a")]
         {
             let answer = get(path).send()?.expect_status(status)?;
-            ensure!(answer.header("location") == Some(location), "{path} should lead to {location}: {answer:?}");
+            ensure!(answer.header("location") == Some(location), "{path} should redirect to {location}: {answer:?}");
             ensure!(answer.reason() == Some("redirect"), "{answer:?}");
         }
 
@@ -189,7 +189,7 @@ fn each_filter_does_what_it_says() -> Result<()> {
 }
 
 #[test]
-fn a_deleted_route_gives_back_the_default() -> Result<()> {
+fn deleting_a_route_restores_the_default() -> Result<()> {
     in_mesh("routing-delete", |ns| {
         let client = mesh::echo(ns)?;
         route_in_force(ns, &client, "echo", "- backendRefs: [{name: echo, port: 9080, subset: v2}]\n")?;
@@ -206,7 +206,7 @@ fn a_deleted_route_gives_back_the_default() -> Result<()> {
 }
 
 #[test]
-fn a_route_sends_to_another_namespace() -> Result<()> {
+fn route_reaches_a_backend_in_another_namespace() -> Result<()> {
     in_mesh("routing-cross", |ns| {
         let client = mesh::echo(ns)?;
         let other = Namespace::create("routing-cross-backend", Mesh::Inside)?;
@@ -214,7 +214,7 @@ fn a_route_sends_to_another_namespace() -> Result<()> {
         other.wait_ready(&["away-v9"])?;
         let rules = format!("- backendRefs: [{{name: away, namespace: {}, port: 9080}}]\n", other.name);
         route_in_force(ns, &client, "echo", &rules)?;
-        // The route is in force before the pod of the other namespace is known: Kubernetes makes it an endpoint in its own time.
+        // The route may be in force before Kubernetes has created the endpoint in the other namespace.
         eventually("the pod to answer", SOON, || client.get("http://echo:9080/").send()?.expect_status(200).map(drop))?;
         let report = client.load("http://echo:9080/").requests(50).run()?;
         report.expect_none_failed(50)?;
@@ -224,7 +224,7 @@ fn a_route_sends_to_another_namespace() -> Result<()> {
 }
 
 #[test]
-fn a_consumer_route_binds_its_own_namespace_only() -> Result<()> {
+fn consumer_route_applies_only_to_its_own_namespace() -> Result<()> {
     in_mesh("routing-consumer", |ns| {
         let producer_client = mesh::echo(ns)?;
         let consumer = Namespace::create("routing-consumer-client", Mesh::Inside)?;
@@ -242,13 +242,13 @@ fn a_consumer_route_binds_its_own_namespace_only() -> Result<()> {
             Ok(())
         })?;
         let report = producer_client.load(&url).requests(90).run()?;
-        ensure!(report.by_version.len() == 3, "the Service's own clients are not bound: {}", report.summary());
+        ensure!(report.by_version.len() == 3, "clients in the Service's namespace are not affected: {}", report.summary());
         Ok(())
     })
 }
 
 #[test]
-fn http2_without_tls_is_routed() -> Result<()> {
+fn h2c_is_routed() -> Result<()> {
     in_mesh("routing-h2c", |ns| {
         let client = mesh::echo(ns)?;
         ns.apply(&Service::new("h2").app_protocol("kubernetes.io/h2c").yaml().replace("app: h2", "app: echo"))?;
@@ -260,9 +260,9 @@ fn http2_without_tls_is_routed() -> Result<()> {
             let report = client.load(url).requests(100).with(&["--http2"]).run()?;
             report.expect_none_failed(100)?;
             if url.contains("echo") {
-                ensure!(report.share("v2") == 1.0, "the route counts for HTTP/2: {}", report.summary());
+                ensure!(report.share("v2") == 1.0, "the route applies to HTTP/2: {}", report.summary());
             } else {
-                ensure!(answer.told()?["protocol"] == "HTTP/2.0", "what is declared h2c is sent so: {}", answer.body);
+                ensure!(answer.json()?["protocol"] == "HTTP/2.0", "a port declared h2c gets HTTP/2: {}", answer.body);
             }
         }
         Ok(())
@@ -270,7 +270,7 @@ fn http2_without_tls_is_routed() -> Result<()> {
 }
 
 #[test]
-fn upgraded_connections_carry_bytes_both_ways() -> Result<()> {
+fn upgraded_connections_relay_both_directions() -> Result<()> {
     in_mesh("routing-upgrade", |ns| {
         let client = mesh::echo(ns)?;
         route_in_force(ns, &client, "echo", "- backendRefs: [{name: echo, port: 9080, subset: v1}]\n")?;
@@ -282,22 +282,22 @@ fn upgraded_connections_carry_bytes_both_ways() -> Result<()> {
 }
 
 #[test]
-fn opaque_tcp_passes_and_a_server_may_speak_first() -> Result<()> {
+fn opaque_tcp_passes_and_servers_may_speak_first() -> Result<()> {
     in_mesh("routing-tcp", |ns| {
-        // The first Service says nothing about its protocol; the second says that it is not HTTP.
-        let servers = App::tcp("shy", 7000, "").yaml()
-            + &App::tcp("forward", 7001, "hello, who is there?").yaml()
+        // client-first has no declared protocol and is detected; server-first is declared tcp; db has a well-known port.
+        let servers = App::tcp("client-first", 7000, "").yaml()
+            + &App::tcp("server-first", 7001, "hello, who is there?").yaml()
             + &App::tcp("db", 3306, "mysql says hello").yaml()
-            + &Service::new("shy").port(7000, 7000).yaml()
-            + &Service::new("forward").port(7001, 7001).app_protocol("tcp").yaml()
+            + &Service::new("client-first").port(7000, 7000).yaml()
+            + &Service::new("server-first").port(7001, 7001).app_protocol("tcp").yaml()
             + &Service::new("db").port(3306, 3306).yaml();
         ns.apply(&servers)?;
         let client = Client::deploy(ns)?;
-        ns.wait_ready(&["shy", "forward", "db"])?;
+        ns.wait_ready(&["client-first", "server-first", "db"])?;
         let bytes = "\u{1}not HTTP at all\n";
-        let answer = client.tcp_reached("shy:7000", &["--send", bytes])?;
+        let answer = client.tcp_reached("client-first:7000", &["--send", bytes])?;
         ensure!(answer.error.is_none() && answer.received == bytes, "{answer:?}");
-        for (address, greeting) in [("forward:7001", "hello, who is there?"), ("db:3306", "mysql says hello")] {
+        for (address, greeting) in [("server-first:7001", "hello, who is there?"), ("db:3306", "mysql says hello")] {
             let answer = client.tcp_reached(address, &["--expect-first", "--send", "ping"])?;
             ensure!(
                 answer.error.is_none() && answer.first == greeting && answer.received == "ping",
@@ -305,10 +305,11 @@ fn opaque_tcp_passes_and_a_server_may_speak_first() -> Result<()> {
             );
             ensure!(answer.first_ms.is_some_and(|ms| ms < 2000), "{address}: the greeting should not wait: {answer:?}");
         }
-        // Also where nobody said what is spoken: detection has a deadline.
-        ns.apply(&(App::tcp("silent", 7002, "first").yaml() + &Service::new("silent").port(7002, 7002).yaml()))?;
-        ns.wait_ready(&["silent"])?;
-        let answer = client.tcp_reached("silent:7002", &["--expect-first", "--send", "ping"])?;
+        // A server that speaks first on an undeclared port works too: protocol detection has a deadline.
+        let undeclared = App::tcp("undeclared", 7002, "first").yaml() + &Service::new("undeclared").port(7002, 7002).yaml();
+        ns.apply(&undeclared)?;
+        ns.wait_ready(&["undeclared"])?;
+        let answer = client.tcp_reached("undeclared:7002", &["--expect-first", "--send", "ping"])?;
         ensure!(answer.error.is_none() && answer.first == "first" && answer.received == "ping", "{answer:?}");
         ensure!(answer.first_ms.is_some_and(|ms| ms < 12_000), "{answer:?}");
         Ok(())
@@ -316,7 +317,7 @@ fn opaque_tcp_passes_and_a_server_may_speak_first() -> Result<()> {
 }
 
 #[test]
-fn requests_by_pod_address_pass() -> Result<()> {
+fn requests_to_pod_addresses_pass() -> Result<()> {
     in_mesh("routing-pod-address", |ns| {
         let client = mesh::echo(ns)?;
         let pod = ns.pods_of("echo")?.remove(0);

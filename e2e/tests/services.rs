@@ -1,4 +1,4 @@
-//! What a Service and its EndpointSlices say of who may be asked, and a Service whose pods come and go.
+//! Fields of Services and EndpointSlices that select pods, and Services whose pods come and go.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ fn patch(ns: &Namespace, object: &str, spec: &str) -> Result<()> {
     ns.run(&["patch", object, "--type=merge", "-p", &format!(r#"{{"spec":{spec}}}"#)]).map(drop)
 }
 
-/// Waits until requests are answered by these pods and no others.
+/// Waits until requests are answered by all of these pods and by no other.
 fn answered_by(client: &Client, pods: &[String]) -> Result<()> {
     eventually(&format!("{pods:?} and no others to answer"), SOON, || {
         let report = client.load("http://echo:9080/").requests(100).run()?;
@@ -30,7 +30,7 @@ fn answered_by(client: &Client, pods: &[String]) -> Result<()> {
 }
 
 #[test]
-fn traffic_of_a_local_service_stays_on_the_node() -> Result<()> {
+fn internal_traffic_policy_local_stays_on_the_node() -> Result<()> {
     in_mesh("services-local", |ns| {
         // One pod on each node.
         let servers = App::server("echo", "v1").yaml().replace("kind: Deployment", "kind: DaemonSet");
@@ -56,7 +56,7 @@ fn traffic_of_a_local_service_stays_on_the_node() -> Result<()> {
         let on_it =
             format!(r#"{{"template":{{"spec":{{"nodeSelector":{{"kubernetes.io/hostname":"{elsewhere}"}}}}}}}}"#);
         patch(ns, "daemonset/echo-v1", &on_it)?;
-        eventually("no pod on the node to be told of", READY, || {
+        eventually("the reason no-local-endpoints", READY, || {
             let answer = client.get("http://echo:9080/").send()?.expect_status(503)?;
             ensure!(answer.reason() == Some("no-local-endpoints"), "{answer:?}");
             Ok(())
@@ -67,7 +67,7 @@ fn traffic_of_a_local_service_stays_on_the_node() -> Result<()> {
 }
 
 #[test]
-fn a_client_stays_with_a_pod_where_the_service_says_so() -> Result<()> {
+fn session_affinity_pins_a_client_to_a_pod() -> Result<()> {
     in_mesh("services-client-ip", |ns| {
         let client = mesh::echo(ns)?;
         let pods = || -> Result<usize> {
@@ -75,31 +75,31 @@ fn a_client_stays_with_a_pod_where_the_service_says_so() -> Result<()> {
             report.expect_none_failed(60)?;
             Ok(report.by_pod.len())
         };
-        ensure!(pods()? == 3, "without affinity all answer");
+        ensure!(pods()? == 3, "without affinity all pods answer");
         patch(ns, "service/echo", r#"{"sessionAffinity":"ClientIP"}"#)?;
         eventually("one pod to answer", SOON, || {
             let count = pods()?;
-            ensure!(count == 1, "{count} answer");
+            ensure!(count == 1, "{count} pods answer");
             Ok(())
         })?;
         patch(ns, "service/echo", r#"{"sessionAffinity":"None"}"#)?;
         eventually("all pods to answer", SOON, || {
             let count = pods()?;
-            ensure!(count == 3, "{count} answer");
+            ensure!(count == 3, "{count} pods answer");
             Ok(())
         })
     })
 }
 
 #[test]
-fn the_only_pod_serves_until_it_has_ended() -> Result<()> {
+fn terminating_pod_serves_while_it_is_the_only_one() -> Result<()> {
     in_mesh("services-terminating", |ns| {
         let server = App::server("echo", "v1").arguments(&["--shutdown-delay", "15s"]);
         ns.apply(&(Service::new("echo").yaml() + &server.yaml()))?;
         let client = Client::deploy(ns)?;
         ns.wait_ready(&["echo-v1"])?;
         reachable(&client, "echo")?;
-        // Begun before, so that what `kubectl exec` takes is not taken from the pod's last 15 seconds.
+        // Started first, because starting `kubectl exec` takes a part of the pod's last 15 seconds.
         let load = client.load("http://echo:9080/").rate(50).duration(Duration::from_secs(12)).start()?;
         ns.run(&["scale", "deployment/echo-v1", "--replicas=0"])?;
         load.finish()?.expect_none_failed(300)
@@ -107,7 +107,7 @@ fn the_only_pod_serves_until_it_has_ended() -> Result<()> {
 }
 
 #[test]
-fn a_service_answers_as_soon_as_its_pod_is_ready() -> Result<()> {
+fn first_request_after_a_pod_is_ready_succeeds() -> Result<()> {
     in_mesh("services-ready", |ns| {
         ns.apply(&Service::new("echo").yaml())?;
         let client = Client::deploy(ns)?;
@@ -122,14 +122,14 @@ fn a_service_answers_as_soon_as_its_pod_is_ready() -> Result<()> {
                 Ok(())
             })?;
         }
-        // A pod is gone a moment before the proxy hears of it.
-        eventually("the proxy to hear that no pod is left", SOON, || {
+        // The proxy learns of the pod's end a moment later.
+        eventually("the reason no-endpoints", SOON, || {
             let answer = client.get("http://echo:9080/").timeout(Duration::from_secs(10)).send()?.expect_status(503)?;
             ensure!(answer.reason() == Some("no-endpoints") && answer.ms < 6_000, "{answer:?}");
             Ok(())
         })?;
         let answer = client.get("http://echo:9080/").send()?.expect_status(503)?;
-        ensure!(answer.ms < 2_000, "it is not waited for again: {answer:?}");
+        ensure!(answer.ms < 2_000, "the second request should not wait for a pod again: {answer:?}");
         Ok(())
     })
 }

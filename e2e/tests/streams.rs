@@ -1,4 +1,4 @@
-//! Rules for connections: TLS by server name, bytes by weight.
+//! TLS rules (by SNI), TCP rules (by weight) and CONNECT tunnels.
 
 use anyhow::{Result, ensure};
 use weft_e2e::mesh::{self, proxy_metrics, route_in_force};
@@ -8,9 +8,9 @@ use weft_e2e::wait::eventually;
 use weft_e2e::workload::{App, Service};
 
 #[test]
-fn tls_goes_by_server_name_and_bytes_by_weight() -> Result<()> {
+fn tls_routes_by_sni_and_tcp_by_weight() -> Result<()> {
     in_mesh("streams", |ns| {
-        // Each server says its name first, and then what it was sent.
+        // Each server sends its name first, then echoes.
         let mut yaml = Service::new("edge").port(8443, 7000).app_protocol("tls").yaml();
         for name in ["one", "two"] {
             yaml += &App::tcp(name, 7000, &format!("I am {name}. ")).yaml();
@@ -26,7 +26,7 @@ fn tls_goes_by_server_name_and_bytes_by_weight() -> Result<()> {
                      7000, weight: 0}, {name: two, port: 7000, weight: 1}]\n";
         ns.program(route, &["meshroute/edge", "meshroute/one"])?;
         for (name, greeting) in [("one.example", "I am one. "), ("a.b.two.example", "I am two. ")] {
-            eventually(&format!("a TLS client that asks for {name} to be greeted"), SOON, || {
+            eventually(&format!("a TLS connection with SNI {name} to be routed"), SOON, || {
                 let answer = client.tcp("edge:8443", &["--hello", name, "--until", name])?;
                 ensure!(answer.error.is_none() && answer.received.starts_with(greeting), "{answer:?}");
                 Ok(())
@@ -43,7 +43,7 @@ fn tls_goes_by_server_name_and_bytes_by_weight() -> Result<()> {
             ensure!(closed == 2.0, "{:?}", metrics.beginning("weft_tcp_connections"));
             Ok(())
         })?;
-        eventually("the Service one to lead to the pod two", SOON, || {
+        eventually("connections to Service one to reach pod two", SOON, || {
             let answer = client.tcp("one:7000", &["--expect-first", "--send", "ping"])?;
             ensure!(answer.error.is_none() && answer.first == "I am two. " && answer.received == "ping", "{answer:?}");
             Ok(())
@@ -52,7 +52,7 @@ fn tls_goes_by_server_name_and_bytes_by_weight() -> Result<()> {
 }
 
 #[test]
-fn a_tunnel_opens_where_a_route_says_so() -> Result<()> {
+fn connect_tunnels_need_a_route() -> Result<()> {
     in_mesh("streams-connect", |ns| {
         ns.apply(
             &(App::tcp("db", 7000, "I am db. ").yaml()
@@ -61,12 +61,12 @@ fn a_tunnel_opens_where_a_route_says_so() -> Result<()> {
         let client = mesh::echo(ns)?;
         ns.wait_ready(&["db"])?;
         client.tcp_reached("db:7000", &["--expect-first", "--send", "ping"])?;
-        let ask = |end: &str, until: &str| {
+        let connect = |end: &str, until: &str| {
             let request = format!("CONNECT db.example:5432 HTTP/1.1\r\nhost: db.example:5432\r\n{end}");
             client.tcp("echo:9080", &["--send", &request, "--until", until, "--timeout", "5s"])
         };
         let refused = |end: &str| -> Result<()> {
-            let answer = ask(end, "connect-refused")?;
+            let answer = connect(end, "connect-refused")?;
             ensure!(answer.error.is_none() && answer.received.starts_with("HTTP/1.1 405 "), "{answer:?}");
             Ok(())
         };
@@ -78,11 +78,11 @@ fn a_tunnel_opens_where_a_route_says_so() -> Result<()> {
                       db, port: 7000}]\n";
         route_in_force(ns, &client, "echo", &(tunnel.to_owned() + to_echo))?;
         refused("\r\n")?;
-        // What comes along with the request is sent once the tunnel is there. A whole line, so that the proxy of the db knows at
-        // once that this is no request of HTTP.
-        let answer = ask("x-team: a\r\n\r\nping\n", "ping\n")?;
+        // Bytes sent with the request are forwarded once the tunnel is open. A whole line, so that the proxy of the db
+        // detects at once that it is not HTTP.
+        let answer = connect("x-team: a\r\n\r\nping\n", "ping\n")?;
         ensure!(answer.error.is_none() && answer.received.starts_with("HTTP/1.1 200 "), "{answer:?}");
-        ensure!(answer.received.ends_with("\r\n\r\nI am db. ping\n"), "the pod's own bytes and no others: {answer:?}");
+        ensure!(answer.received.ends_with("\r\n\r\nI am db. ping\n"), "only the pod's own bytes after the response head: {answer:?}");
         let source = format!("MeshRoute/{}/echo/tunnel", ns.name);
         eventually("the tunnel to be counted", SOON, || {
             let metrics = proxy_metrics(ns, "client")?;

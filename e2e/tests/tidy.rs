@@ -1,4 +1,4 @@
-//! The shape of the tree, held against what ARCHITECTURE.md says of it. Needs no cluster.
+//! Checks the source tree against the rules of ARCHITECTURE.md. Needs no cluster.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -8,8 +8,8 @@ use std::process::Command;
 use serde_json::Value;
 use weft_e2e::cluster::checkout;
 
-/// Which of our crates a crate may use. Whoever adds an arrow adds it here and to ARCHITECTURE.md.
-const ARROWS: [(&str, &[&str]); 9] = [
+/// The crates of the workspace that each crate may depend on. A new dependency is added here and to ARCHITECTURE.md.
+const DEPENDENCIES: [(&str, &[&str]); 9] = [
     ("weft-config", &[]),
     ("weft-crds", &[]),
     ("weft-runtime", &[]),
@@ -21,7 +21,7 @@ const ARROWS: [(&str, &[&str]); 9] = [
     ("weft-e2e", &["weft-config", "weft-crds", "weft-runtime"]),
 ];
 
-/// Modules that decide, and touch nothing: no client, no runtime, no files, no clock of their own.
+/// Modules of pure functions: no client, no runtime, no files, no clock.
 const PURE: [&str; 17] = [
     "operator/src/compile",
     "operator/src/status.rs",
@@ -46,7 +46,7 @@ const IMPURE: [&str; 7] =
     ["tokio::", "kube::Client", "kube::Api", "std::fs", "std::net::TcpStream", "Instant::now", "SystemTime::now"];
 
 #[test]
-fn crates_use_what_they_may() {
+fn crates_depend_only_on_allowed_crates() {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--no-deps", "--format-version", "1", "--offline"])
         .current_dir(checkout())
@@ -54,39 +54,39 @@ fn crates_use_what_they_may() {
         .expect("cargo runs");
     let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo prints JSON");
     let packages = metadata["packages"].as_array().expect("packages");
-    let allowed: BTreeMap<&str, &[&str]> = ARROWS.into_iter().collect();
+    let allowed: BTreeMap<&str, &[&str]> = DEPENDENCIES.into_iter().collect();
     let mut seen = BTreeSet::new();
     for package in packages {
         let name = package["name"].as_str().expect("a name");
-        let may = allowed.get(name).unwrap_or_else(|| panic!("{name} has no row in ARROWS"));
+        let may = allowed.get(name).unwrap_or_else(|| panic!("{name} has no row in DEPENDENCIES"));
         for dependency in package["dependencies"].as_array().expect("dependencies") {
             let other = dependency["name"].as_str().expect("a name");
-            assert!(!other.starts_with("weft-") || may.contains(&other), "{name} must not use {other}");
+            assert!(!other.starts_with("weft-") || may.contains(&other), "{name} must not depend on {other}");
         }
         seen.insert(name);
     }
-    assert_eq!(seen, allowed.keys().copied().collect(), "every row of ARROWS is a crate");
+    assert_eq!(seen, allowed.keys().copied().collect(), "every row of DEPENDENCIES is a crate");
 }
 
 #[test]
-fn pure_modules_are_pure() {
+fn pure_modules_do_no_io() {
     for module in PURE {
         let path = checkout().join(module);
         let files = if path.is_dir() { rust_files(&path) } else { vec![path] };
-        assert!(!files.is_empty(), "{module} is not there");
+        assert!(!files.is_empty(), "{module} does not exist");
         for file in files {
             let text = fs::read_to_string(&file).expect("readable");
             let code = text.split("#[cfg(test)]").next().unwrap_or_default();
             for word in IMPURE {
-                assert!(!code.contains(word), "{} is to be pure and says {word}", file.display());
+                assert!(!code.contains(word), "{} must be pure and uses {word}", file.display());
             }
         }
     }
 }
 
 #[test]
-fn every_file_is_part_of_a_crate() {
-    for source in [
+fn every_source_file_is_in_a_module_tree() {
+    for crate_dir in [
         "bench/driver",
         "crds",
         "e2e",
@@ -98,7 +98,7 @@ fn every_file_is_part_of_a_crate() {
         "proxy/init",
         "runtime",
     ] {
-        let src = checkout().join(source).join("src");
+        let src = checkout().join(crate_dir).join("src");
         let files = rust_files(&src);
         let declared: String = files.iter().map(|file| fs::read_to_string(file).expect("readable")).collect();
         for file in files {
@@ -111,39 +111,39 @@ fn every_file_is_part_of_a_crate() {
             let name = name.expect("a name");
             let is_root =
                 ["lib", "main"].contains(&name) || file.parent().is_some_and(|folder| folder.ends_with("bin"));
-            assert!(is_root || declared.contains(&format!("mod {name};")), "{} is in no module", file.display());
+            assert!(is_root || declared.contains(&format!("mod {name};")), "{} is not declared by a mod", file.display());
         }
     }
 }
 
 #[test]
-fn the_readme_names_targets_and_files_that_are_there() {
+fn docs_name_existing_make_targets_and_files() {
     let makefile = fs::read_to_string(checkout().join("Makefile")).expect("a Makefile");
     for page in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"] {
         let text = fs::read_to_string(checkout().join(page)).unwrap_or_else(|error| panic!("{page}: {error}"));
         for target in text.split("`make ").skip(1).filter_map(|rest| rest.split(['`', ' ']).next()) {
             assert!(
                 makefile.contains(&format!("\n{target}:")),
-                "{page} says `make {target}`, and there is no such target"
+                "{page} names `make {target}`, which is not a target"
             );
         }
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             let local = !link.starts_with("http") && !link.starts_with('#');
-            assert!(!local || checkout().join(link).exists(), "{page} links to {link}, which is not there");
+            assert!(!local || checkout().join(link).exists(), "{page} links to {link}, which does not exist");
         }
     }
 }
 
-/// Each bound on what comes over HTTP names the test that holds it, or says why it has none.
+/// Each bound of docs/bounds.md names an existing test, or the reason why it has none.
 #[test]
-fn bounds_have_tests_that_are_there() {
+fn bounds_page_names_existing_tests() {
     let page = fs::read_to_string(checkout().join("docs/bounds.md")).expect("a page");
     let mut tests = 0;
     for name in page.split('`').skip(1).step_by(2).filter(|code| code.contains("::")) {
         let (file, test) = name.split_once("::").expect("a file and a test");
         let path = checkout().join("proxy").join(file);
         let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert!(text.contains(&format!("fn {test}(")), "docs/bounds.md names {name}, which is not there");
+        assert!(text.contains(&format!("fn {test}(")), "docs/bounds.md names {name}, which does not exist");
         tests += 1;
     }
     assert!(tests > 50, "{tests} tests");
