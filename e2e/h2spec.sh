@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs h2spec, the conformance tests of HTTP/2 servers, with the arguments given; builds it first if need be.
+# Runs h2spec, the conformance test suite for HTTP/2 servers, with the given arguments; builds it first if necessary.
 #
 #   h2spec.sh --host ADDRESS --port PORT
 set -euo pipefail

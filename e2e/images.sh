@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Builds Weft's images, FROM scratch and without an engine, as OCI archives in target/images.
+# Builds Weft's images FROM scratch as OCI archives in target/images, without a container engine.
 #
-#   images.sh               builds what has changed
-#   images.sh --load NAME   and loads the archives into the cluster NAME of e2e/cluster
-#   images.sh --release     with what a release is built with: a fifth less CPU for a request, and some minutes more to build
+#   images.sh               builds changed images
+#   images.sh --load NAME   also loads the archives into the cluster NAME of e2e/cluster
+#   images.sh --release     builds with the release profile: a fifth less CPU per request, some minutes more to build
 #
-# The tag of operator, injector, proxy and init is a hash of what is in them, so that an upgrade replaces running pods
-# exactly when something has changed. It is printed, and stands in target/images/values.yaml for Helm:
+# The tag of operator, injector, proxy and init is a hash of their contents, so that an upgrade replaces running pods exactly
+# when an image has changed. The tag is printed, and written to target/images/values.yaml for Helm:
 #
 #   helm upgrade --install weft charts/weft --namespace weft-system --create-namespace --values target/images/values.yaml
 #
-# The demo application is always localhost/weft-demo:dev, as its manifests say. Into a cluster of your own:
+# The image of the demo application is always localhost/weft-demo:dev, as in its manifests. To load the archives into another
+# cluster:
 #
 #   kind load image-archive target/images/weft-NAME.tar           kind
 #   k3d image import target/images/weft-*.tar                     k3d
@@ -21,7 +22,7 @@ source "$root/e2e/cluster/lib.sh"
 
 registry=localhost
 out=$root/target/images
-# A sidecar is pulled to every node and started beside every pod.
+# Maximum of bytes in the proxy's image, which every node pulls.
 proxy_limit=$((20 * 1000 * 1000))
 
 declare -A dockerfile=(
@@ -41,7 +42,7 @@ main() {
       --load) load=${2-}; [[ -n $load ]] || refuse "--load takes the name of a cluster"; shift 2 ;;
       --release) profile=release; shift ;;
       -h | --help) usage; exit 0 ;;
-      *) refuse "no such option: $1" ;;
+      *) refuse "unknown option: $1" ;;
     esac
   done
   need_commands buildah:buildah xtables-nft-multi:iptables
@@ -63,7 +64,7 @@ main() {
 
 # === binaries ===
 
-# Cargo says where it puts a binary, which depends on target and configuration; `binary` keeps it, by name.
+# Builds the binaries and sets `binary` to their paths by name. Cargo reports the paths, which depend on its configuration.
 build_binaries() {
   local profile=$1 name path packages=()
   for name in "${all[@]}"; do packages+=(--package "weft-$name"); done
@@ -75,13 +76,13 @@ build_binaries() {
   for name in "${all[@]}"; do
     path=${binary[weft-$name]-}
     [[ -n $path ]] || die "cargo built no weft-$name"
-    ldd "$path" 2>&1 | grep -Eq 'statically linked|not a dynamic' || die "$path is not static: nothing else is in its image"
+    ldd "$path" 2>&1 | grep -Eq 'statically linked|not a dynamic' || die "$path is not statically linked, and its image contains no libraries"
   done
 }
 
 # === contexts ===
 
-# Makes the folder that an image is built from.
+# prepare NAME: creates the context directory of an image.
 prepare() {
   local context=$out/context/$1
   rm -rf "$context"
@@ -91,8 +92,8 @@ prepare() {
   [[ $1 != init ]] || add_iptables "$context/root"
 }
 
-# The programs that speak to nf_tables and to the older ip_tables, under every name that weft-init calls, with what they
-# load: shared libraries, and a module for each match and target. The nft ones need no lock; /run is for the others'.
+# The iptables programs for nf_tables and for legacy ip_tables, under every name that weft-init calls, with their shared
+# libraries and the extension modules of matches and targets. /run is for the lock of the legacy programs; nft needs none.
 add_iptables() {
   local family backend action program library
   mkdir -p "$1/run" "$1/usr/sbin"
@@ -104,7 +105,7 @@ add_iptables() {
         ln -s "xtables-$backend-multi" "$1/usr/sbin/$family-$backend$action"
       done
     done
-    # The path that is asked for, not where it leads: that is where the loader looks.
+    # The path that ldd prints, not the target of a link: the loader looks for that path.
     while read -r library; do
       mkdir -p "$1$(dirname "$library")"
       cp --dereference "$library" "$1$library"
@@ -115,7 +116,7 @@ add_iptables() {
   cp --recursive "$library/." "$1$library/"
 }
 
-# Prints what identifies the content of a context: names, modes, links and bytes.
+# Prints a hash of a context's content: names, modes, links and bytes.
 digest() {
   (cd "$out/context/$1" && {
     find . -printf '%p %m %l\n' | sort
@@ -125,7 +126,7 @@ digest() {
 
 # === archives ===
 
-# pack NAME TAG: makes the archive, unless there is one of the same content and tag.
+# pack NAME TAG: builds the archive unless it exists with the same content and tag.
 pack() {
   local key archive=$out/weft-$1.tar
   key="$2 $(digest "$1")"
@@ -135,7 +136,7 @@ pack() {
   echo "$key" >"$archive.key"
 }
 
-# buildah's stores go away again: nothing but the archive is wanted of them.
+# Builds with a temporary store, of which only the archive is kept.
 buildah_pack() {
   local store=$out/store
   rm -rf "$store"
@@ -156,7 +157,7 @@ table() {
     done
   } >&2
   bytes=$(unpacked proxy)
-  ((bytes <= proxy_limit)) || die "the proxy's image is $bytes bytes; $proxy_limit is the limit"
+  ((bytes <= proxy_limit)) || die "the proxy's image has $bytes bytes, above the limit of $proxy_limit"
 }
 
 unpacked() { du --summarize --apparent-size --bytes --exclude Dockerfile "$out/context/$1" | cut -f1; }

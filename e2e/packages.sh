@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests without a cluster call, where it is missing: network namespaces, iptables, a browser, compilers for
-# probes and for libFuzzer, the Python that the benchmarks are written in, and the clients and servers of HTTP that the proxy
-# is tested between; builds those of them that are programs of the tests.
+# Installs missing packages for the tests without a cluster: network namespaces, iptables, a browser, C and C++ compilers,
+# Python, and the HTTP clients and servers that the proxy is tested with; builds those that are programs of the tests.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/cluster/lib.sh"
 

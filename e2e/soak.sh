@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Runs the groups of end-to-end tests again and again while every CPU has something else to do, and prints which tests failed,
-# how often and in which runs. Not those that run alone: they measure time, and the busy loops would be measured too. Weft is
-# installed before: `make soak` sees to it.
+# Runs the groups of end-to-end tests repeatedly while every CPU runs a busy loop, and prints which tests failed, how
+# often and in which runs. The tests that run alone are left out: they measure time, which the busy loops would distort.
+# Needs an installed Weft: use `make soak`.
 #
 #   e2e/soak.sh [RUNS]      20 by default
 #
-# Each run's output is in target/soak; what a test that failed saw last is in target/e2e.
+# The output of each run is in target/soak, the evidence of failed tests in target/e2e.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 runs=${1:-20}
 loops=$(nproc)
-# A run takes less than half an hour on two cores that nothing else uses.
+# A run takes less than half an hour on two idle cores.
 limit=2h
 logs=target/soak
 started=()
@@ -21,20 +21,20 @@ declare -A failed=() count=()
 finish() {
   kill "${started[@]}" 2>/dev/null || true
   echo
-  echo "$finished of $runs runs beside $loops busy loops; ${#failed[@]} tests failed"
+  echo "$finished of $runs runs with $loops busy loops; ${#failed[@]} tests failed"
   for name in "${!failed[@]}"; do
     printf '  %-80s %3d of %d, in runs%s\n' "$name" "${count[$name]}" "$finished" "${failed[$name]}"
   done | sort
 }
 
-# The names of the tests that failed, from what `cargo test` printed; and whether it printed as many results as it ran programs.
+# Prints the names of failed tests from the output of `cargo test`, and a line if a test program printed no result.
 failures() {
   awk '
     /^     Running / { running++ }
     /^failures:$/ { split("", names); inside = 1; next }
     inside && /^    [a-z_0-9:]+$/ { names[$1] = 1 }
     /^test result:/ { for (name in names) print name; split("", names); inside = 0; results++ }
-    END { if (results == 0 || results < running) print "(the tests did not run to their end)" }
+    END { if (results == 0 || results < running) print "(the tests did not run to the end)" }
   ' "$1"
 }
 
@@ -43,7 +43,7 @@ passed() {
 }
 
 mkdir -p "$logs"
-# Before the loops begin, so that they do not slow down the compiler.
+# Compile before the busy loops start.
 cargo test --quiet --profile ci --locked --package weft-e2e --no-run
 trap finish EXIT
 trap 'exit 130' INT TERM
@@ -54,10 +54,10 @@ done
 for ((run = 1; run <= runs; run++)); do
   log=$logs/run-$run.log
   begun=$SECONDS
-  # Every test of a run counts, also after one that failed.
+  # All tests run, also after a failure.
   timeout --kill-after=60 "$limit" make --no-print-directory --ignore-errors e2e-groups \
     profile='--profile ci --no-fail-fast' >"$log" 2>&1 &
-  # Not in the foreground, where a signal would have to wait for its end.
+  # In the background, so that signals are handled at once.
   started[loops]=$!
   wait "${started[loops]}" || true
   finished=$run

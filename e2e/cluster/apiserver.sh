@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Stops a cluster's API server, or starts it again as it was: for tests of what lives on without it.
+# Stops a cluster's API server, or starts it again, for tests of outages.
 #
 #   apiserver.sh [--name weft] stop|start
 set -euo pipefail
@@ -14,11 +14,11 @@ main() {
   case ${rest[*]} in
     stop) stop ;;
     start) start ;;
-    *) refuse "say stop or start" ;;
+    *) refuse "the argument must be stop or start" ;;
   esac
 }
 
-# Killed, as by a crash: asked to end, it would keep open watches for ten seconds and more.
+# SIGKILL, as in a crash: after SIGTERM it would keep watches open for ten seconds or more.
 stop() {
   local pids
   mapfile -t pids < <(pids bin/kube-apiserver)

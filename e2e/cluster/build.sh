@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Builds what a cluster is made of, or finds it built already.
+# Builds the programs and images of a cluster, or uses the cached ones.
 #
 #   build.sh                builds everything
-#   build.sh --print NAME   builds one part if need be, and prints its path; NAME is one of
+#   build.sh --print NAME   builds one part if necessary and prints its path; NAME is one of
 #                           etcd coredns helm kubernetes kubectl forward probe pause.tar coredns.tar probe.tar,
-#                           or h2spec, which no cluster needs but the tests of the proxy
+#                           or h2spec, which only the proxy's tests need
 #
-# Parts are kept outside the checkout, in $WEFT_CACHE (~/.cache/weft), each under a hash of what it is built from. The
-# folder may be deleted whenever no cluster runs.
+# Parts are cached outside the checkout, in $WEFT_CACHE (~/.cache/weft), each under a hash of its sources. The directory may
+# be deleted while no cluster is running.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -15,8 +15,8 @@ cache=${WEFT_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/weft}
 
 export CGO_ENABLED=0 GOWORK=off GOFLAGS=
 
-# What stands for the version when Kubernetes is not built by its own scripts: without it the server calls itself
-# v0.0.0-master+$Format:%H$, which kubectl cannot parse.
+# The version that Kubernetes' own build scripts would set: without it the server reports v0.0.0-master+$Format:%H$, which
+# kubectl cannot parse.
 kubernetes_version=$(awk '$1 == "k8s.io/kubernetes" { print $2 }' "$here/components/kubernetes/go.mod")
 kubernetes_stamps() {
   local numbers
@@ -29,16 +29,16 @@ kubernetes_stamps() {
 }
 
 main() {
-  command -v go >/dev/null || die "Go is needed: https://go.dev/dl"
+  command -v go >/dev/null || die "Go is not installed: see https://go.dev/dl"
   case ${1-} in
     "") need_packages; build_all ;;
     --print) (($# == 2)) || refuse "--print takes the name of one part"; print_part "$2" ;;
     -h | --help) usage ;;
-    *) refuse "no such option: $1" ;;
+    *) refuse "unknown option: $1" ;;
   esac
 }
 
-# The quick ones come first, so that what is wrong with them does not wait for Kubernetes to be built.
+# Quick builds first, so that their errors show before Kubernetes is built.
 build_all() {
   local part
   for part in pause.tar forward etcd coredns.tar probe.tar helm kubernetes; do
@@ -54,7 +54,7 @@ print_part() {
   esac
 }
 
-# Builds a part unless it is there, and leaves its path in `built`.
+# Builds a part unless it is cached, and sets `built` to its path.
 build_part() {
   case $1 in
     kubernetes) build_go kubernetes . "$(kubernetes_stamps)" "about 8 minutes when nothing is cached" ;;
@@ -63,14 +63,14 @@ build_part() {
     etcd | coredns | forward | probe) build_go "$1" . "" "" ;;
     pause) build_pause ;;
     pause.tar | coredns.tar | probe.tar) build_image "${1%.tar}" ;;
-    *) die "no such part: $1" ;;
+    *) die "unknown part: $1" ;;
   esac
 }
 
 # build_go NAME PACKAGE LINK-FLAGS NOTE
 build_go() {
   local name=$1 package=$2 flags="-s -w$3" note=$4
-  # A module's own `go` line can select another toolchain, but the same for the same sources.
+  # The module's `go` line may select another toolchain, but always the same one for the same sources.
   place "$name" "$flags $(go env GOVERSION)"
   [[ -e $built ]] || step "building $name${note:+ ($note)}" go_build "$name" "$package" "$flags"
 }
@@ -93,7 +93,7 @@ gcc_build() {
   keep
 }
 
-# An image FROM scratch with the one program of that name, as an archive that containerd imports.
+# An image FROM scratch with one program, as an archive that containerd imports.
 build_image() {
   local program
   build_part "$1"
@@ -102,7 +102,7 @@ build_image() {
   [[ -e $built ]] || step "packing the image of $1" pack_image "$1" "$program" "localhost/weft/$1:cluster"
 }
 
-# buildah's stores go away with the folder that is being made: nothing but the archive is wanted of them.
+# buildah's store is in the temporary directory: only the archive is kept.
 pack_image() {
   begin
   local context=$making/context
@@ -116,7 +116,7 @@ pack_image() {
   keep
 }
 
-# place NAME BUILT-FROM: sets `built` to where a part belongs, given what beside its source folder it is built from.
+# place NAME INPUTS: sets `built` to the path of a part, which depends on its source directory and on INPUTS.
 place() {
   local sources=$here/components/${1%.tar} key=""
   key=$({
@@ -126,13 +126,13 @@ place() {
   built=$cache/$1-${key:0:12}/$1
 }
 
-# A part is made in `making`, beside its place, and moved there when it is whole: an interrupted build leaves nothing that
-# looks built. Both run inside a step, which is a shell of its own: exit ends the step, and the lock goes with it.
+# A part is built in `making`, beside its final path, and moved there when it is complete, so that an interrupted build leaves
+# no partial result. Both run inside a step, which is a subshell: exit ends the step and releases the lock.
 begin() {
   mkdir -p "$cache"
   exec 8>>"$cache/lock"
   flock 8
-  [[ ! -e $built ]] || exit 0 # by another build, meanwhile
+  [[ ! -e $built ]] || exit 0 # another build has built it in the meantime
   making=$(mktemp -d "$cache/making.XXXXXX")
   trap 'rm -rf "$making"' EXIT
 }

@@ -1,11 +1,11 @@
 # shellcheck shell=bash disable=SC2154 # lib.sh sets them
-# The control plane: certificates, etcd, API server, controller manager, scheduler, and the way to it from the host.
-# All of it runs in the first node's network namespace, so that the API server reaches webhooks by their Services.
+# The control plane: certificates, etcd, API server, controller manager, scheduler, and a forwarder from the host. All of it
+# runs in the first node's network namespace, so that the API server reaches webhooks through their Services.
 # Sourced after lib.sh.
 
 # === certificates ===
 
-# Makes what is missing: a second run leaves all as it is.
+# Creates missing certificates; a second run changes nothing.
 make_certificates() {
   local pki=$state/pki
   mkdir -p "$pki"
@@ -15,7 +15,7 @@ make_certificates() {
     openssl req -x509 -config <(openssl_config "basicConstraints = critical, CA:TRUE") -extensions extensions -days 3650 \
       -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "/CN=weft-cluster-$cluster" \
       -keyout "$pki/ca.key" -out "$pki/ca.crt"
-  # 127.0.0.1 is where the host finds it, through the forwarder.
+  # 127.0.0.1 is the forwarder's address on the host.
   issue apiserver /CN=kube-apiserver "IP:127.0.0.1, IP:$api_address, IP:$api_service, DNS:localhost, DNS:kubernetes,
     DNS:kubernetes.default, DNS:kubernetes.default.svc, DNS:kubernetes.default.svc.cluster.local"
   issue apiserver-kubelet-client /O=system:masters/CN=kube-apiserver-kubelet-client
@@ -38,10 +38,10 @@ subjectAltName = ${3//$'\n'/}}"
   mv "$pki/$1.crt.new" "$pki/$1.crt"
 }
 
-# The whole configuration, for the machine's own would add extensions of its own.
+# A complete configuration: the machine's default one would add extensions.
 openssl_config() { printf '[req]\ndistinguished_name = subject\n[subject]\n[extensions]\n%s\n' "$1"; }
 
-# kubeconfig USER SERVER: prints one that holds its certificates, so that it can be copied anywhere.
+# kubeconfig USER SERVER: prints a kubeconfig with embedded certificates, which can be copied.
 kubeconfig() {
   local pki=$state/pki
   cat <<END
@@ -60,7 +60,7 @@ END
 
 # === programs ===
 
-# Without fsync, for what a test cluster loses in a crash of the machine can be made again.
+# Without fsync: a test cluster needs no durability across a crash of the machine.
 start_etcd() {
   spawn "$(netns 1)" bin/etcd --name weft --data-dir "$state/etcd" --unsafe-no-fsync \
     --listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379 \
@@ -68,7 +68,7 @@ start_etcd() {
     --initial-cluster weft=http://127.0.0.1:2380
 }
 
-# InternalIP: or logs and exec look up the name of the node.
+# InternalIP: otherwise logs and exec would resolve the node's name.
 start_apiserver() {
   local pki=$state/pki
   spawn "$(netns 1)" bin/kube-apiserver \
@@ -87,8 +87,8 @@ start_apiserver() {
     --allow-privileged
 }
 
-# Neither elects a leader: each is the only one, and would end itself when it cannot renew its lease, but is to live
-# through tests that stop the API server.
+# Without leader election: there is one of each, and with election they would exit when they cannot renew their lease in
+# tests that stop the API server.
 start_controllers() {
   local pki=$state/pki
   spawn "$(netns 1)" bin/kube-controller-manager \
@@ -116,7 +116,7 @@ nodes_ready() {
 
 dns_ready() { [[ $(kubectl -n kube-system get deployment coredns -o jsonpath='{.status.readyReplicas}') == 1 ]]; }
 
-# What pods and webhooks need beside ready nodes: the Service of the API, on each node.
+# The API server's Service is reachable on each node, which pods and webhooks need.
 services_reachable() {
   local number
   for number in $(node_numbers); do

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Takes a cluster down, whole or half started, and leaves no trace of it.
+# Removes a cluster, also a partly started one, and everything that belongs to it.
 #
 #   down.sh [--name weft]
 set -euo pipefail
@@ -8,7 +8,7 @@ source "$folder/lib.sh"
 source "$folder/teardown.sh"
 
 parse_name "$@"
-((${#rest[@]} == 0)) || refuse "no such option: ${rest[0]}"
+((${#rest[@]} == 0)) || refuse "unknown option: ${rest[0]}"
 need_root
 lock_clusters
 step "taking down cluster $cluster" tear_down

@@ -1,15 +1,14 @@
 # shellcheck shell=bash disable=SC2034 # others use them
-# What the scripts of this folder share: options, progress, waiting, and the names and processes of one cluster.
-# Sourced after `set -euo pipefail`. It knows nothing of how the parts of a cluster are configured
-# (control-plane.sh and node.sh do).
+# Common functions of the scripts in this directory: options, progress, waiting, names and processes of a cluster. Sourced
+# after `set -euo pipefail`. The configuration of the components is in control-plane.sh and node.sh.
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-# The scripts are run from cron jobs and bare shells too, where root often lacks these.
+# Cron jobs and minimal shells of root often lack these in PATH.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/local/go/bin
 
 # === options ===
 
-# Takes --name out of the arguments and leaves the others in `rest`; sets `cluster` and `state`.
+# Parses --name; sets `cluster`, `state`, and `rest` to the other arguments.
 parse_name() {
   cluster=weft rest=()
   while (($#)); do
@@ -21,16 +20,16 @@ parse_name() {
     esac
   done
   [[ $cluster =~ ^[a-z]([a-z0-9-]{0,28}[a-z0-9])?$ ]] ||
-    die "a cluster's name is 1 to 30 lower-case letters, digits and dashes, not '$cluster'"
+    die "invalid cluster name '$cluster': use 1 to 30 lower-case letters, digits and dashes"
   state=/var/lib/weft-cluster/$cluster
 }
 
-# The usage of a script is the comment at its top.
+# Prints the comment at the top of the script.
 usage() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; }
 
 refuse() { die "$1"$'\n\n'"$(usage)"; }
 
-need_root() { ((EUID == 0)) || die "a cluster needs root: namespaces, mounts and cgroups are made for it"; }
+need_root() { ((EUID == 0)) || die "run this as root: it creates namespaces, mounts and cgroups"; }
 
 # === packages ===
 
@@ -47,7 +46,7 @@ install_packages() {
   step "installing $*" apt_install "$@"
 }
 
-# Debian starts the servers that it installs, unless a policy forbids it. (This runs in a step, a shell of its own.)
+# Debian starts the servers that it installs unless policy-rc.d forbids it. (This runs in a step, which is a subshell.)
 apt_install() {
   export DEBIAN_FRONTEND=noninteractive
   local policy=/usr/sbin/policy-rc.d
@@ -61,7 +60,7 @@ apt_install() {
 }
 
 # === progress ===
-# Everything that is said goes to stderr: stdout is for what a script was asked to print.
+# Messages go to stderr; stdout is for the output of a script.
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -70,15 +69,15 @@ die() {
   exit 1
 }
 
-# step WHAT COMMAND...: runs the command with its output kept back, says how long it took when that is worth saying,
-# and shows the output when it fails.
+# step WHAT COMMAND...: runs the command without showing its output; prints the duration if it took a second or more, and the
+# output if it fails.
 step() {
   local what=$1 began=$SECONDS log ticker status
   shift
   log=$(mktemp)
-  tick "$what" 9>&- & # without the lock, which its sleep would hold on to
+  tick "$what" 9>&- & # without fd 9, because its sleep would keep the lock
   ticker=$!
-  set +e # and not `|| status=$?`, which would switch errexit off inside the command
+  set +e # not `|| status=$?`, which would disable errexit inside the command
   (
     set -e
     "$@"
@@ -97,7 +96,7 @@ step() {
   ((SECONDS - began < 1)) || say "  $what: $((SECONDS - began)) s"
 }
 
-# Says that a step still runs: a line that rewrites itself on a terminal, a line each half minute in a log.
+# Shows that a step is still running: a line that is rewritten on a terminal, a new line every 30 s in a log.
 tick() {
   local what=$1 began=$SECONDS lines=0 elapsed
   while sleep 1 && kill -0 $$ 2>/dev/null; do
@@ -116,19 +115,19 @@ wait_for() {
   local limit=$1 what=$2 began=$SECONDS
   shift 2
   until "$@" >/dev/null 2>&1; do
-    ((SECONDS - began < limit)) || die "waited $limit s in vain for $what"
+    ((SECONDS - began < limit)) || die "timed out after $limit s waiting for $what"
     sleep 0.1
   done
 }
 
 # === names ===
 
-# The fabric and each node have a network namespace of their own, and interfaces are named inside them, so that names
-# only have to differ between clusters here.
+# The fabric and each node have their own network namespace; interface names are local to it, so only these names must be
+# unique per cluster.
 netns() { echo "$cluster-$1"; }
 node_address() { echo "198.18.0.$(($1 + 1))"; }
 node_pods() { echo "198.18.$((127 + $1)).0/24"; }
-# Dots cannot be in a cluster's name: no cluster's names begin like another's.
+# A cluster's name has no dots, so no cluster's cgroup is a prefix of another's.
 cgroup() { echo "weft-cluster.$cluster.$1"; }
 
 api_address=198.18.0.2
@@ -138,7 +137,7 @@ dns_service=198.19.0.10
 pod_range=198.18.128.0/18
 max_nodes=9
 
-# Prints the number of each node that was begun.
+# Prints the number of each node, also of partly started ones.
 node_numbers() {
   local dir
   for dir in "$state"/node-*; do
@@ -147,8 +146,8 @@ node_numbers() {
 }
 
 # === processes ===
-# A cluster's programs are started by links in its state folder, so argv[0] says whose a process is. There are no pid
-# files: they go stale, and are missing for what was started just before something broke.
+# A cluster's programs are started through links in its state directory, so argv[0] identifies the cluster of a process. There
+# are no pid files: they can be stale, or missing after a failed start.
 
 # link_program LINK PROGRAM
 link_program() {
@@ -156,19 +155,19 @@ link_program() {
   ln -sfn "$(command -v "$2")" "$state/$1"
 }
 
-# spawn NETNS LINK ARGUMENTS...: starts a program that outlives this script; `-` stays in the host's namespace.
+# spawn NETNS LINK ARGUMENTS...: starts a program that outlives this script; NETNS `-` is the host's namespace.
 spawn() {
   local netns=$1 link=$2 log enter=()
   shift 2
   log=${link//bin\//}
   [[ $netns == - ]] || enter=(nsenter --net="/run/netns/$netns" --)
   mkdir -p "$state/log"
-  # setsid, env and nsenter each become the next. The lock (9) must not go with them, nor this script's pipes, nor its
-  # environment: an HTTP proxy that is set there would be asked for the cluster's own addresses.
+  # setsid, env and nsenter each exec the next. The program must not inherit the lock (fd 9), this script's pipes, or its
+  # environment: with http_proxy set it would send requests for the cluster's addresses to that proxy.
   setsid env -i PATH="$PATH" "${enter[@]}" "$state/$link" "$@" </dev/null >>"$state/log/${log//\//-}.log" 2>&1 9>&- &
 }
 
-# Prints "PID LINK" for each process of the cluster; containerd's shims are those that name its socket.
+# Prints "PID LINK" for each process of the cluster; containerd's shims are identified by the socket in their arguments.
 processes() {
   local dir argv
   for dir in /proc/[0-9]*; do
@@ -181,12 +180,12 @@ processes() {
   done
 }
 
-# pids LINK: of the processes started by that link.
+# pids LINK: prints the PIDs of the processes started through that link.
 pids() { processes | awk -v link="$1" '$2 == link { print $1 }'; }
 
 gone() { [[ -z $(pids "$1") ]]; }
 
-# signal SIGNAL PID...: to processes some of which may just have ended.
+# signal SIGNAL PID...: sends a signal; processes that have ended in the meantime are ignored.
 signal() {
   local name=$1 pid
   shift
@@ -195,11 +194,11 @@ signal() {
 
 # === locks ===
 
-# One script at a time may change clusters, for as long as it runs. /run is locked because it is there before the first
-# cluster and after the last: a lock file of our own would be a trace.
+# One script at a time may change clusters. The lock is on /run, because it exists without any cluster: a lock file would be
+# left behind.
 lock_clusters() {
   exec 9</run
-  flock --nonblock 9 || { say "waiting for another cluster script"; flock 9; }
+  flock --nonblock 9 || { say "waiting for another cluster script to finish"; flock 9; }
 }
 
 # === the cluster's own kubectl ===

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Imports image archives (OCI or Docker) into each node of a cluster, where pods find them by the name in the archive.
+# Imports image archives (OCI or Docker) into each node of a cluster, under the name in the archive.
 #
 #   load-image.sh [--name weft] ARCHIVE...
 #
-# Names must be whole (localhost/team/image:tag): one without a registry is not found again. There is no registry to pull
+# Names must be complete (localhost/team/image:tag): an image without a registry is not found. There is no registry to pull
 # from, so a pod's imagePullPolicy must be Never or IfNotPresent.
 set -euo pipefail
 folder=$(dirname "${BASH_SOURCE[0]}")

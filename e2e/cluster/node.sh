@@ -16,7 +16,7 @@ make_fabric() {
   ip -n "$name" link add fabric type bridge
   ip -n "$name" address add 198.18.0.1/24 dev fabric
   ip -n "$name" link set fabric up
-  # It forwards, having no route out, so what is meant for outside is refused at once instead of being lost.
+  # The fabric forwards but has no default route, so connections to other networks fail at once instead of timing out.
   nsenter --net="/run/netns/$name" sysctl -qw net.ipv4.ip_forward=1
 }
 
@@ -42,8 +42,8 @@ make_node_network() {
   done
 }
 
-# ptp and not bridge: each packet between pods is then routed through the node, so Services work between pods of one node
-# also where the kernel has no br_netfilter. Nothing is masqueraded: a pod's address is the one that its peer sees.
+# ptp instead of bridge: packets between pods are routed through the node, so that Services work between pods of one node
+# also without br_netfilter in the kernel. No masquerading: peers see a pod's own address.
 cni_config() {
   cat <<END
 {
@@ -67,8 +67,8 @@ END
 
 # === cgroups ===
 
-# Each node's pods are below a cgroup of its own. In cgroup v1 it is made in every hierarchy, and a cpuset is empty until
-# it is filled; in v2 the controllers are passed on to it.
+# Each node's pods are below their own cgroup. In cgroup v1 it is created in every hierarchy, and its cpuset must be filled;
+# in v2 the controllers must be delegated to it.
 make_cgroup() {
   local root=/sys/fs/cgroup name controller hierarchy file
   name=$(cgroup "$1")
@@ -80,7 +80,7 @@ make_cgroup() {
     return
   fi
   for hierarchy in "$root"/*/; do
-    [[ -e $hierarchy/tasks ]] || continue # the empty v2 hierarchy that some machines mount beside
+    [[ -e $hierarchy/tasks ]] || continue # an empty v2 hierarchy, which some machines mount too
     mkdir -p "$hierarchy/$name"
     for file in cpuset.cpus cpuset.mems; do
       [[ ! -e $hierarchy/$file ]] || cat "$hierarchy/$file" >"$hierarchy/$name/$file"
@@ -90,8 +90,8 @@ make_cgroup() {
 
 # === containerd ===
 
-# restrict_oom_score_adj: without CAP_SYS_RESOURCE runc cannot lower the score, and dies of trying.
-# netns_mounts_under_state_dir and Root: or pods' namespaces and runc's state lie in folders of the machine.
+# restrict_oom_score_adj: without CAP_SYS_RESOURCE runc cannot lower the score, and would fail.
+# netns_mounts_under_state_dir and Root: otherwise pods' namespaces and runc's state would be in the machine's directories.
 containerd_config() {
   local node=$state/node-$1 cni=/usr/lib/cni
   [[ -e $cni/ptp ]] || cni=/opt/cni/bin
@@ -126,7 +126,7 @@ Root = "$node/runc"
 END
 }
 
-# Unix socket paths end at 107 bytes: keep it short.
+# Unix socket paths have at most 107 bytes: keep it short.
 containerd_socket() { echo "$state/node-$1/containerd.sock"; }
 
 start_containerd() {
@@ -140,7 +140,7 @@ start_containerd() {
 
 containerd_serves() { ctr --address "$(containerd_socket "$1")" version; }
 
-# import N ARCHIVE...: the import is over when the part of containerd that kubelet asks has heard of it, and marked it.
+# import N ARCHIVE...: returns when containerd's CRI plugin, which the kubelet uses, has the image and has labelled it.
 import() {
   local socket archive
   socket=$(containerd_socket "$1")
@@ -157,7 +157,7 @@ images_managed() {
 
 # === kubelet and kube-proxy ===
 
-# Images cannot be pulled again, so none is ever collected; nor is a pod evicted for the state of the machine's disk.
+# Images cannot be pulled again, so image garbage collection is off; so is eviction by disk usage.
 kubelet_config() {
   local node=$state/node-$1
   cat <<END

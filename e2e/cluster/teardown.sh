@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2154 # lib.sh sets them
-# Takes a cluster down, whole or half started. Sourced after lib.sh.
+# Removes a cluster, also a partly started one. Sourced after lib.sh.
 
 tear_down() {
   wait_for 20 "the cluster's processes to end" end_processes
@@ -10,8 +10,8 @@ tear_down() {
   remove_files
 }
 
-# Ended and not asked to end: they would first write down a state that is about to be deleted. Done again until there is
-# none, for containerd may have been starting a shim.
+# SIGKILL: after SIGTERM they would save state that is deleted next. Repeated until no process is left, because containerd may
+# have been starting a shim.
 end_processes() {
   local pids
   mapfile -t pids < <(processes | cut -d' ' -f1)
@@ -19,7 +19,7 @@ end_processes() {
   ((${#pids[@]} == 0))
 }
 
-# Containers outlive their shims. What is in a cgroup of ours is ours.
+# Containers outlive their shims; they are identified by the cluster's cgroups.
 end_containers() {
   local pids
   mapfile -t pids < <(cgroup_folders | while read -r folder; do cat "$folder/cgroup.procs" 2>/dev/null || true; done |
@@ -28,7 +28,7 @@ end_containers() {
   ((${#pids[@]} == 0))
 }
 
-# Deepest first. In cgroup v2 the folder is at the root, in v1 in each hierarchy.
+# Deepest first. In cgroup v2 the directory is at the root, in v1 in each hierarchy.
 cgroup_folders() {
   local root
   for root in /sys/fs/cgroup/{,*/}"$(cgroup "")"*; do
@@ -56,7 +56,7 @@ remove_namespaces() {
   done
 }
 
-# What containerd, CNI and kubelet write outside the state folder, whatever they are told.
+# Files that containerd, CNI and the kubelet always write outside the state directory.
 remove_files() {
   local address
   for address in "$state"/node-*/run/io.containerd.runtime.v2.task/k8s.io/*/address; do
@@ -65,8 +65,8 @@ remove_files() {
   [[ ! -d /var/lib/cni/results ]] || find /var/lib/cni/results -type f -exec grep -q "$state/" {} \; -delete
   [[ ! -d /var/log/containers ]] || find /var/log/containers -lname "$state/*" -delete
   rm -rf "$state"
-  # The last cluster to go takes with it what all kubelets share.
+  # The last cluster removes what all kubelets share.
   ! rmdir /var/lib/weft-cluster || rm -f /var/lib/kubelet/device-plugins/kubelet.sock
   rmdir /run/containerd/s /run/containerd /var/lib/cni/results /var/lib/cni /var/log/containers \
-    /var/lib/kubelet/device-plugins /var/lib/kubelet || true # those that are empty
+    /var/lib/kubelet/device-plugins /var/lib/kubelet || true # only empty directories
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Proves that clusters work: brings up one of its own beside any other, uses it as tests will, and takes it down.
+# Tests the cluster scripts: starts a cluster of its own, uses it as the tests do, and removes it.
 #
 #   test.sh [--name weft-selftest]
 set -euo pipefail
@@ -22,8 +22,8 @@ main() {
   check "servers roll out on both nodes" servers_roll_out
   check "logs" logs_work
   check "exec" exec_works
-  check "a pod looks up names of the cluster" names_resolve
-  check "a name outside is refused at once" outside_name_is_refused
+  check "a pod resolves names of the cluster" names_resolve
+  check "an external name fails to resolve at once" outside_name_is_refused
   check "a pod reaches a Service on both nodes" service_reaches client
   check "a pod reaches itself by its Service" service_reaches "$(first_server)"
   check "a pod sees the address of the pod that calls it" source_is_kept
@@ -35,7 +35,7 @@ main() {
   check "the API server starts again" api_server_starts
   check "up repairs what is broken" up_repairs
   check "down leaves nothing" down_leaves_nothing
-  check "down leaves nothing of a half-started cluster" half_started_goes
+  check "down leaves nothing of a partly started cluster" half_started_goes
 
   echo "$passed passed, $failed failed"
   ((failed == 0))
@@ -48,7 +48,7 @@ passed=0 failed=0
 check() {
   local what=$1 began=$EPOCHREALTIME status output
   shift
-  set +e # and not `if`, which would switch errexit off inside the command
+  set +e # not `if`, which would disable errexit inside the command
   output=$(
     set -e
     "$@" 2>&1
@@ -64,7 +64,7 @@ check() {
   fi
 }
 
-# A command after `!` never ends a script by errexit; a function that says so does.
+# errexit ignores a command after `!`, but not a failing function.
 fails() { ! "$@"; }
 
 elapsed() { awk -v began="$1" -v now="$EPOCHREALTIME" 'BEGIN { print now - began }'; }
@@ -99,7 +99,7 @@ container() {
 }
 
 pod_is_ready() {
-  # Pods are refused until the namespace has its account, a moment after a cluster is up.
+  # Pods are refused until the namespace has its default service account, a moment after the cluster is up.
   wait_for 10 "the default account" kubectl get serviceaccount default
   kubectl apply -f - <<END
 apiVersion: v1
@@ -169,7 +169,7 @@ outside_name_is_refused() {
 
 # === Services ===
 
-# service_reaches POD: asks until it has heard each server.
+# service_reaches POD: sends requests until every server has answered.
 service_reaches() {
   local servers
   servers=$(kubectl get pods -l app=server -o name | wc -l)
@@ -235,7 +235,7 @@ secret_is_refused() { [[ $(kubectl create secret generic x --dry-run=server 2>&1
 
 # === the API server ===
 
-# The client is in the node's namespace and not in a pod, for exec needs the API server.
+# The client runs in the node's network namespace instead of a pod, because exec needs the API server.
 api_server_stops() {
   local server
   server=$(kubectl get service server -o jsonpath='{.spec.clusterIP}')
@@ -248,7 +248,7 @@ api_server_starts() {
   local before
   before=$(processes | grep -v kubectl)
   "$here/apiserver.sh" --name "$cluster" start
-  [[ -z $(comm -23 <(sort <<<"$before") <(processes | sort)) ]] # the others lived through it
+  [[ -z $(comm -23 <(sort <<<"$before") <(processes | sort)) ]] # the other processes are still running
   kubectl run after --image localhost/weft/probe:cluster --image-pull-policy Never -- sleep
   kubectl wait --for=condition=Ready pod/after --timeout=20s
 }
@@ -282,7 +282,7 @@ half_started_goes() {
   no_traces
 }
 
-# Looked for by the cluster's name, and not with the functions that remove them.
+# Searched by the cluster's name, without the functions that remove them.
 no_traces() {
   local traces
   traces=$(

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Brings up a Kubernetes cluster on this machine, or leaves it alone when it is up.
+# Starts a Kubernetes cluster on this machine; does nothing if it is up.
 #
 #   up.sh [--name weft] [--nodes 1]
 #
-# Clusters of different names run side by side. A cluster that has fewer nodes than asked for gets those that are missing;
-# one that is broken or half started is taken down and started again.
+# Clusters of different names run side by side. A cluster with fewer nodes than requested gets the missing ones; an unhealthy
+# or partly started cluster is removed and started again.
 set -euo pipefail
 folder=$(dirname "${BASH_SOURCE[0]}")
 source "$folder/lib.sh"
@@ -24,7 +24,7 @@ main() {
   "$here/build.sh"
   trap 'explain_failure $?' EXIT
   if ! healthy; then
-    [[ ! -e $state ]] || say "cluster $cluster is not healthy: starting it anew"
+    [[ ! -e $state ]] || say "cluster $cluster is not healthy: starting it again"
     step "clearing away what is left of cluster $cluster" tear_down
     say "starting cluster $cluster"
     step "starting the API server" start_api
@@ -49,13 +49,13 @@ parse_nodes() {
     case $1 in
       --nodes) nodes=${2-}; shift $(($# > 1 ? 2 : 1)) ;;
       --nodes=*) nodes=${1#*=}; shift ;;
-      *) refuse "no such option: $1" ;;
+      *) refuse "unknown option: $1" ;;
     esac
   done
   [[ $nodes =~ ^[1-9]$ ]] || die "--nodes takes a number from 1 to $max_nodes, not '$nodes'"
 }
 
-explain_failure() { (($1 == 0)) || say "the programs' logs are in $state/log; down.sh clears everything away"; }
+explain_failure() { (($1 == 0)) || say "logs are in $state/log; down.sh removes the cluster"; }
 
 # === is it up? ===
 
@@ -63,7 +63,7 @@ healthy() { [[ -e $state/complete ]] && [[ -z $(ended_programs) ]] && usable >/d
 
 enough_nodes() { (($(node_numbers | wc -l) >= nodes)); }
 
-# Prints each program that should run and does not.
+# Prints each program that should be running and is not.
 ended_programs() {
   local number expected=(bin/{etcd,kube-apiserver,kube-controller-manager,kube-scheduler,forward})
   for number in $(node_numbers); do
@@ -78,19 +78,19 @@ wait_usable() {
   local began=$SECONDS ended
   until usable >/dev/null 2>&1; do
     ended=$(ended_programs)
-    [[ -z $ended ]] || die "ended, see their logs: ${ended//$'\n'/ }"
-    ((SECONDS - began < 60)) || die "waited 60 s in vain"
+    [[ -z $ended ]] || die "programs have exited, see their logs: ${ended//$'\n'/ }"
+    ((SECONDS - began < 60)) || die "timed out after 60 s"
     sleep 0.2
   done
 }
 
 # === starting ===
-# Nodes are prepared while the API server starts, which takes it some seconds.
+# Nodes are prepared while the API server starts, which takes some seconds.
 
 start_api() {
   mkdir -p "$state"
   chmod 700 "$state"
-  # What the nodes' DNS forwards to: nothing, for the networks have no way out.
+  # No upstream DNS server: the networks have no route to the outside.
   echo "# none" >"$state/resolv.conf"
   link_programs
   make_certificates

@@ -1,4 +1,4 @@
-//! A headless browser that looks at a page as a person's would: what is in it once it is laid out, and a picture.
+//! A headless browser: the DOM of a page after it was rendered, and screenshots.
 
 use std::fs;
 use std::path::Path;
@@ -11,8 +11,8 @@ use crate::command;
 
 const LIMIT: Duration = Duration::from_secs(120);
 const INSTALL_LIMIT: Duration = Duration::from_secs(600);
-/// It must not speak to anybody.
-const QUIET: [&str; 9] = [
+/// Headless, without network access.
+const FLAGS: [&str; 9] = [
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
@@ -24,37 +24,37 @@ const QUIET: [&str; 9] = [
     "--hide-scrollbars",
 ];
 
-/// The document as it stands after it was loaded.
+/// The DOM of a page after it was loaded.
 pub fn dom(page: &Path) -> Result<String> {
     run(page, &["--dump-dom"])
 }
 
-/// A picture of the page, of that size.
+/// Takes a screenshot of the page with a window of that size.
 pub fn screenshot(page: &Path, png: &Path, width: u32, height: u32) -> Result<()> {
     let (file, size) = (format!("--screenshot={}", png.display()), format!("--window-size={width},{height}"));
     run(page, &[&file, &size])?;
-    let bytes = fs::metadata(png).with_context(|| format!("there is no {}", png.display()))?.len();
-    ensure!(bytes > 10_000, "{} has only {bytes} bytes: it is empty", png.display());
+    let bytes = fs::metadata(png).with_context(|| format!("{} was not written", png.display()))?.len();
+    ensure!(bytes > 10_000, "{} has only {bytes} bytes: the page is blank", png.display());
     Ok(())
 }
 
 fn run(page: &Path, arguments: &[&str]) -> Result<String> {
     install()?;
     let profile = std::env::temp_dir().join(format!("weft-browser-{}", std::process::id()));
-    // A new and empty profile each time.
+    // A new, empty profile for each run.
     let _ = fs::remove_dir_all(&profile);
     let mut chromium = Command::new("chromium");
     chromium
-        .args(QUIET)
+        .args(FLAGS)
         .arg(format!("--user-data-dir={}", profile.display()))
         .args(arguments)
         .arg(format!("file://{}", fs::canonicalize(page)?.display()));
-    let printed = command::run(&mut chromium, "", LIMIT)?.stdout_of_success("chromium --headless");
+    let stdout = command::run(&mut chromium, "", LIMIT)?.stdout_of_success("chromium --headless");
     let _ = fs::remove_dir_all(&profile);
-    printed
+    stdout
 }
 
-/// Installs the Debian package where the command is missing.
+/// Installs the Debian package if the command is missing.
 fn install() -> Result<()> {
     if command::run(Command::new("sh").args(["-c", "command -v chromium"]), "", LIMIT)?.success {
         return Ok(());

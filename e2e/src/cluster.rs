@@ -1,7 +1,7 @@
-//! Which cluster is used, and the programs that drive it.
+//! The cluster under test, and the programs that drive it.
 //!
-//! With `KUBECONFIG` in the environment it is that cluster; without, the one that `make cluster-up` starts. What only the
-//! latter can do (stop its API server, end a process in a pod) is asked of [`Cluster::embedded`].
+//! With `KUBECONFIG` in the environment it is that cluster, otherwise the one that `make cluster-up` starts. Operations that
+//! only the latter supports (stop the API server, kill a process in a pod) are methods of [`Embedded`].
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ pub struct Cluster {
     embedded: Option<Embedded>,
 }
 
-/// What can be done to a cluster that our own scripts started on this machine.
+/// A cluster that the scripts of e2e/cluster started on this machine.
 #[derive(Clone, Debug)]
 pub struct Embedded {
     /// Its name.
@@ -39,7 +39,7 @@ pub fn checkout() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }
 
-/// Where results of tests and of the demo are kept.
+/// Directory of the results of tests and of the demo.
 pub fn target() -> PathBuf {
     checkout().join("target")
 }
@@ -47,7 +47,7 @@ pub fn target() -> PathBuf {
 // === impl Cluster ===
 
 impl Cluster {
-    /// The cluster under test. Fails with what to do when there is none.
+    /// The cluster under test. Without one, fails with the remedy.
     pub fn get() -> Result<&'static Self> {
         static CLUSTER: OnceLock<Result<Cluster, String>> = OnceLock::new();
         CLUSTER
@@ -56,16 +56,16 @@ impl Cluster {
             .map_err(|error| anyhow!("{error}"))
     }
 
-    /// What only a cluster of our own scripts can do.
+    /// The cluster as [`Embedded`]; fails for a cluster given by `KUBECONFIG`.
     pub fn embedded(&self) -> Result<&Embedded> {
         self.embedded.as_ref().context(
-            "this test interferes with the cluster's own processes, which only the cluster of `make cluster-up` allows: \
-             run it without KUBECONFIG",
+            "this test stops processes of the cluster, which only the cluster of `make cluster-up` allows: run it without \
+             KUBECONFIG",
         )
     }
 
-    /// What makes a plain `kubectl` in a shell talk to it.
-    pub fn exports(&self) -> String {
+    /// Shell command that makes a plain `kubectl` use this cluster.
+    pub fn export_command(&self) -> String {
         let kubeconfig = format!("export KUBECONFIG={}", self.kubeconfig.display());
         match self.kubectl.parent() {
             Some(folder) if on_path("kubectl").is_none() => format!("{kubeconfig} PATH=$PATH:{}", folder.display()),
@@ -84,7 +84,7 @@ impl Cluster {
             _ => {
                 let name = std::env::var("WEFT_CLUSTER").unwrap_or_else(|_| "weft".to_owned());
                 let kubeconfig = script("kubeconfig.sh", &["--name", &name])
-                    .context("there is no cluster to test on: run `make cluster-up`, or set KUBECONFIG")?;
+                    .context("no cluster: run `make cluster-up`, or set KUBECONFIG")?;
                 Self {
                     kubeconfig: PathBuf::from(kubeconfig),
                     kubectl: build("kubectl")?,
@@ -93,9 +93,9 @@ impl Cluster {
                 }
             }
         };
-        let mut ask = Command::new(&cluster.kubectl);
-        ask.env("KUBECONFIG", &cluster.kubeconfig).args(["get", "--raw", "/readyz", "--request-timeout=10s"]);
-        command::run(&mut ask, "", Duration::from_secs(20))?
+        let mut readyz = Command::new(&cluster.kubectl);
+        readyz.env("KUBECONFIG", &cluster.kubeconfig).args(["get", "--raw", "/readyz", "--request-timeout=10s"]);
+        command::run(&mut readyz, "", Duration::from_secs(20))?
             .stdout_of_success("kubectl get --raw /readyz")
             .with_context(|| {
                 format!("the cluster of {} does not answer: run `make cluster-up`", cluster.kubeconfig.display())
@@ -107,23 +107,23 @@ impl Cluster {
 // === impl Embedded ===
 
 impl Embedded {
-    /// Stops the API server. It is started again when the returned value is dropped.
+    /// Stops the API server. Dropping the returned value starts it again.
     pub fn stop_api_server(&self) -> Result<StoppedApiServer<'_>> {
         let stopped = StoppedApiServer(self);
         script("apiserver.sh", &["--name", &self.name, "stop"])?;
         Ok(stopped)
     }
 
-    /// Ends the process of a pod's container as an out-of-memory kill would: at once, and without the API server. The
-    /// kubelet then starts the container again. The pod is named by its UID.
+    /// Kills the processes of a pod's container with SIGKILL, as the OOM killer does, without the API server. The kubelet
+    /// then restarts the container. The pod is identified by its UID.
     pub fn kill_container(&self, pod_uid: &str, container: &str) -> Result<()> {
-        let ours: Vec<u32> = fs::read_dir("/proc")?
+        let pids: Vec<u32> = fs::read_dir("/proc")?
             .flatten()
             .filter_map(|process| process.file_name().to_str()?.parse().ok())
             .filter(|pid| runs_in(*pid, pod_uid, container))
             .collect();
-        ensure!(!ours.is_empty(), "no process of container {container} of pod {pod_uid} runs on this machine");
-        for pid in ours {
+        ensure!(!pids.is_empty(), "no process of container {container} of pod {pod_uid} runs on this machine");
+        for pid in pids {
             let mut kill = Command::new("kill");
             kill.args(["-KILL", &pid.to_string()]);
             command::run(&mut kill, "", Duration::from_secs(5))?.stdout_of_success("kill")?;
@@ -132,20 +132,20 @@ impl Embedded {
     }
 }
 
-/// The kubelet mounts a termination log of its own into each container, from a folder named after pod and container. It is
-/// in the mount table of the container's processes, whatever the image holds.
+/// Whether a process runs in the container. The kubelet mounts a termination log into each container, from a directory named
+/// after pod and container, so the mount table of the process tells.
 fn runs_in(pid: u32, pod_uid: &str, container: &str) -> bool {
     let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
     let folder = format!("/pods/{pod_uid}/containers/{container}/");
     mounts.lines().any(|line| line.contains(&folder) && line.contains(" /dev/termination-log "))
 }
 
-/// An API server that is stopped for as long as this lives.
+/// A stopped API server; drop starts it again.
 #[derive(Debug)]
 pub struct StoppedApiServer<'a>(&'a Embedded);
 
 impl StoppedApiServer<'_> {
-    /// Starts it again, and says when that fails.
+    /// Starts it again, and returns the error if that fails.
     pub fn start(self) -> Result<()> {
         self.restart()
     }
@@ -157,14 +157,14 @@ impl StoppedApiServer<'_> {
 
 impl Drop for StoppedApiServer<'_> {
     fn drop(&mut self) {
-        // Also after `start`: the script leaves a server that runs alone, and a panic must not leave the cluster dead.
+        // Also after `start`: the script does nothing for a running server, and a panic must not leave the server stopped.
         if let Err(error) = self.restart() {
-            eprintln!("the API server does not start again: {error:#}");
+            eprintln!("cannot restart the API server: {error:#}");
         }
     }
 }
 
-/// Runs a script of e2e/cluster and gives back what it printed.
+/// Runs a script of e2e/cluster and returns its stdout.
 fn script(name: &str, arguments: &[&str]) -> Result<String> {
     let mut command = Command::new(checkout().join("e2e/cluster").join(name));
     command.args(arguments);
@@ -172,7 +172,7 @@ fn script(name: &str, arguments: &[&str]) -> Result<String> {
     Ok(command::run(&mut command, "", SCRIPT_LIMIT)?.stdout_of_success(&what)?.trim().to_owned())
 }
 
-/// A program that the cluster's own build makes.
+/// Path of a program that e2e/cluster/build.sh builds.
 fn build(program: &str) -> Result<PathBuf> {
     script("build.sh", &["--print", program]).map(PathBuf::from)
 }

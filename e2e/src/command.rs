@@ -1,4 +1,4 @@
-//! Running programs: bounded in time, and with an error that says what was run and what it said.
+//! Runs programs with a time limit; errors contain the command line and its output.
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
@@ -8,28 +8,28 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-/// How much of a program's output stands in an error.
-const SAID_BYTES_MAX: usize = 4 * 1024;
+/// Maximum of bytes of a program's output in an error.
+const QUOTED_OUTPUT_MAX: usize = 4 * 1024;
 
-/// A program that ended.
+/// The result of a program.
 #[derive(Clone, Debug)]
 pub struct Output {
-    /// It exited with 0.
+    /// Whether it exited with 0.
     pub success: bool,
-    /// What it wrote to stdout.
+    /// Its stdout.
     pub stdout: String,
-    /// What it wrote to stderr.
+    /// Its stderr.
     pub stderr: String,
-    /// When the last of its stdout came.
+    /// When its stdout was closed.
     pub ended: Instant,
 }
 
-/// Runs a program with `stdin` as its input, and ends it when it takes longer than `limit`.
+/// Runs a program with `stdin` as its input, and kills it after `limit`.
 pub fn run(command: &mut Command, stdin: &str, limit: Duration) -> Result<Output> {
     start(command, stdin)?.finish(limit)
 }
 
-/// Starts a program that runs beside the caller.
+/// Starts a program in the background.
 pub fn start(command: &mut Command, stdin: &str) -> Result<Running> {
     let what = describe(command);
     let mut child = command
@@ -40,14 +40,14 @@ pub fn start(command: &mut Command, stdin: &str) -> Result<Running> {
         .with_context(|| format!("starting `{what}`"))?;
     let mut input = child.stdin.take().context("stdin is a pipe")?;
     let stdin = stdin.to_owned();
-    // In threads, because a program that waits for its output to be taken does not take its input.
+    // In threads, because a program that blocks on its output does not read its input.
     thread::spawn(move || input.write_all(stdin.as_bytes()));
     let stdout = collect(child.stdout.take().context("stdout is a pipe")?);
     let stderr = collect(child.stderr.take().context("stderr is a pipe")?);
     Ok(Running { what, child, stdout: Some(stdout), stderr: Some(stderr) })
 }
 
-/// A program that runs. It is ended when this is dropped.
+/// A running program. Drop kills it.
 #[derive(Debug)]
 pub struct Running {
     what: String,
@@ -56,13 +56,13 @@ pub struct Running {
     stderr: Option<Collected>,
 }
 
-/// What a pipe gave, and when it ended.
+/// Reads the whole content of a pipe, and the time when it was closed.
 type Collected = thread::JoinHandle<(String, Instant)>;
 
 // === impl Output ===
 
 impl Output {
-    /// What the program wrote to stdout, if it succeeded.
+    /// Returns stdout if the program succeeded, and an error with its output otherwise.
     pub fn stdout_of_success(self, what: &str) -> Result<String> {
         if self.success {
             Ok(self.stdout)
@@ -75,12 +75,12 @@ impl Output {
 // === impl Running ===
 
 impl Running {
-    /// Whether it still runs.
+    /// Whether it is still running.
     pub fn is_running(&mut self) -> Result<bool> {
         Ok(self.child.try_wait()?.is_none())
     }
 
-    /// Waits for it to end by itself.
+    /// Waits for it to exit; kills it after `limit`.
     pub fn finish(mut self, limit: Duration) -> Result<Output> {
         let deadline = Instant::now() + limit;
         let mut pause = Duration::from_millis(2);
@@ -91,9 +91,9 @@ impl Running {
             if Instant::now() > deadline {
                 self.child.kill()?;
                 self.child.wait()?;
-                let (stdout, stderr, _) = self.said();
+                let (stdout, stderr, _) = self.output();
                 bail!(
-                    "`{}` did not end within {limit:?}; it had said:\n{}{}",
+                    "`{}` did not exit within {limit:?}; its output:\n{}{}",
                     self.what,
                     shorten(&stdout),
                     shorten(&stderr)
@@ -102,11 +102,11 @@ impl Running {
             thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(50));
         };
-        let (stdout, stderr, ended) = self.said();
+        let (stdout, stderr, ended) = self.output();
         Ok(Output { success: status.success(), stdout, stderr, ended })
     }
 
-    fn said(&mut self) -> (String, String, Instant) {
+    fn output(&mut self) -> (String, String, Instant) {
         let take = |thread: &mut Option<Collected>| {
             thread.take().and_then(|thread| thread.join().ok()).unwrap_or_else(|| (String::new(), Instant::now()))
         };
@@ -118,14 +118,14 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if matches!(self.child.try_wait(), Ok(None)) {
-            // It may have ended in between, which is as well.
+            // Fails if it has exited in the meantime, which is fine.
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
     }
 }
 
-/// The command line, for messages.
+/// Formats the command line for messages.
 pub fn describe(command: &Command) -> String {
     let name = |word: &OsStr| word.to_string_lossy().into_owned();
     let program = command.get_program();
@@ -138,14 +138,14 @@ pub fn describe(command: &Command) -> String {
 fn collect(mut pipe: impl Read + Send + 'static) -> Collected {
     thread::spawn(move || {
         let mut bytes = Vec::new();
-        // A pipe that breaks ends the output, like one that is closed.
+        // A broken pipe ends the output like a closed one.
         let _ = pipe.read_to_end(&mut bytes);
         (String::from_utf8_lossy(&bytes).into_owned(), Instant::now())
     })
 }
 
 fn shorten(text: &str) -> &str {
-    let mut from = text.len().saturating_sub(SAID_BYTES_MAX);
+    let mut from = text.len().saturating_sub(QUOTED_OUTPUT_MAX);
     while !text.is_char_boundary(from) {
         from += 1;
     }
@@ -159,21 +159,21 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(10);
 
     #[test]
-    fn gives_back_what_was_said() {
+    fn run_returns_the_output() {
         let output = run(&mut Command::new("cat"), "hello\n", LIMIT).expect("cat runs");
         assert!(output.success);
         assert_eq!(output.stdout, "hello\n");
     }
 
     #[test]
-    fn names_the_program_that_failed_and_what_it_said() {
-        let output = run(Command::new("sh").args(["-c", "echo no luck >&2; exit 3"]), "", LIMIT).expect("sh runs");
+    fn errors_contain_command_and_output() {
+        let output = run(Command::new("sh").args(["-c", "echo no such host >&2; exit 3"]), "", LIMIT).expect("sh runs");
         let error = output.stdout_of_success("sh -c ...").expect_err("it failed");
-        assert_eq!(error.to_string(), "`sh -c ...` failed:\nno luck\n");
+        assert_eq!(error.to_string(), "`sh -c ...` failed:\nno such host\n");
     }
 
     #[test]
-    fn ends_what_takes_too_long() {
+    fn run_kills_the_program_at_the_limit() {
         let mut command = Command::new("sh");
         command.args(["-c", "echo begun; exec sleep 60"]);
         let began = Instant::now();

@@ -1,4 +1,4 @@
-//! Installing Weft with its charts, as a user does. Tests share one installation.
+//! Installs Weft with its charts, as a user does. Tests share one installation.
 
 use std::path::Path;
 use std::process::Command;
@@ -13,7 +13,7 @@ use crate::kubectl::Kubectl;
 
 /// Namespace of the control plane.
 pub const SYSTEM: &str = "weft-system";
-/// Helm waits for the control plane to be ready, for at most this.
+/// Helm's timeout for the control plane to be ready.
 const READY_SECONDS: u64 = 180;
 
 /// Installs or upgrades Weft from charts/, with the images that e2e/images.sh made, once in this process.
@@ -22,24 +22,24 @@ pub fn ensure() -> Result<()> {
     DONE.get_or_init(|| install().map_err(|error| format!("{error:#}"))).clone().map_err(|error| anyhow!(error))
 }
 
-/// The values file that says which images to use.
+/// The values file with the images to use.
 pub fn values() -> Result<std::path::PathBuf> {
     let values = target().join("images/values.yaml");
-    ensure!(values.exists(), "there are no images yet: run `make images` (which runs e2e/images.sh)");
+    ensure!(values.exists(), "no images: run `make images` (which runs e2e/images.sh)");
     Ok(values)
 }
 
-/// Runs Helm and gives back what it printed.
+/// Runs Helm and returns its stdout.
 pub fn helm(arguments: &[&str]) -> Result<String> {
     let (mut command, what) = helm_command(arguments)?;
     command::run(&mut command, "", Duration::from_secs(READY_SECONDS + 60))?.stdout_of_success(&what)
 }
 
-/// Runs Helm, which must fail; gives back what it said.
+/// Runs Helm, which must fail; returns its stderr.
 pub fn helm_refused(arguments: &[&str]) -> Result<String> {
     let (mut command, what) = helm_command(arguments)?;
     let output = command::run(&mut command, "", Duration::from_secs(60))?;
-    ensure!(!output.success, "`{what}` succeeded, and should have been refused");
+    ensure!(!output.success, "`{what}` should fail, but succeeded");
     Ok(output.stderr)
 }
 
@@ -61,15 +61,15 @@ fn install() -> Result<()> {
     helm(&crds).context("installing the CRDs")?;
     let mut weft = vec!["upgrade", "--install", "weft", "charts/weft", "--values", values];
     weft.extend(common);
-    helm(&weft).map_err(with_what_the_pods_say).context("installing Weft")?;
+    helm(&weft).map_err(add_diagnostics).context("installing Weft")?;
     Ok(())
 }
 
-/// Helm says that it waited in vain, and not for what.
-fn with_what_the_pods_say(error: anyhow::Error) -> anyhow::Error {
+/// Adds pods, events and logs of the control plane to an error of Helm, whose timeout does not tell what is not ready.
+fn add_diagnostics(error: anyhow::Error) -> anyhow::Error {
     let Ok(cluster) = Cluster::get() else { return error };
     let kubectl = Kubectl::within(cluster, SYSTEM);
-    let mut said = String::new();
+    let mut diagnostics = String::new();
     for arguments in [
         &["get", "pods", "-o", "wide"][..],
         &["get", "events", "--sort-by=.metadata.creationTimestamp"],
@@ -77,10 +77,11 @@ fn with_what_the_pods_say(error: anyhow::Error) -> anyhow::Error {
         &["logs", "deployment/weft-injector", "--tail=20"],
     ] {
         if let Ok(output) = kubectl.run_with(arguments, "", Duration::from_secs(20)) {
-            said += &format!("$ kubectl -n {SYSTEM} {}\n{}{}", arguments.join(" "), output.stdout, output.stderr);
+            diagnostics +=
+                &format!("$ kubectl -n {SYSTEM} {}\n{}{}", arguments.join(" "), output.stdout, output.stderr);
         }
     }
-    error.context(said)
+    error.context(diagnostics)
 }
 
 fn path(path: &Path) -> Result<&str> {

@@ -1,4 +1,4 @@
-//! The kubectl binary, as a person types it. Every function fails with what kubectl said.
+//! The kubectl binary. Errors contain kubectl's output.
 
 use std::process::Command;
 use std::time::Duration;
@@ -9,10 +9,10 @@ use serde_json::Value;
 use crate::cluster::Cluster;
 use crate::command::{self, Output, Running};
 
-/// For what answers at once. Waiting commands carry a limit of their own.
+/// Time limit of commands that do not wait. Commands that wait take their own limit.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// kubectl, in a namespace or in none.
+/// kubectl, optionally in a namespace.
 #[derive(Clone, Debug)]
 pub struct Kubectl {
     cluster: &'static Cluster,
@@ -28,13 +28,13 @@ pub struct Condition {
     pub kind: String,
     /// `True`, `False` or `Unknown`.
     pub status: String,
-    /// In one word.
+    /// Reason, one word.
     #[serde(default)]
     pub reason: String,
-    /// In a sentence.
+    /// Message, a sentence.
     #[serde(default)]
     pub message: String,
-    /// The `metadata.generation` that it is about.
+    /// The `metadata.generation` that it was set for.
     #[serde(default)]
     pub observed_generation: Option<i64>,
 }
@@ -42,7 +42,7 @@ pub struct Condition {
 // === impl Kubectl ===
 
 impl Kubectl {
-    /// In no namespace.
+    /// Without a namespace.
     pub fn new(cluster: &'static Cluster) -> Self {
         Self { cluster, namespace: None }
     }
@@ -52,17 +52,17 @@ impl Kubectl {
         Self { cluster, namespace: Some(namespace.to_owned()) }
     }
 
-    /// Runs it and gives back what it printed.
+    /// Runs it and returns its stdout.
     pub fn run(&self, arguments: &[&str]) -> Result<String> {
         self.run_with(arguments, "", LIMIT)?.stdout_of_success(&self.describe(arguments))
     }
 
-    /// Runs it whatever comes of it.
+    /// Runs it and returns the result, also if it failed.
     pub fn run_with(&self, arguments: &[&str], stdin: &str, limit: Duration) -> Result<Output> {
         command::run(&mut self.command(arguments), stdin, limit)
     }
 
-    /// Starts it and does not wait for its end.
+    /// Starts it in the background.
     pub fn start(&self, arguments: &[&str]) -> Result<Running> {
         command::start(&mut self.command(arguments), "")
     }
@@ -75,10 +75,10 @@ impl Kubectl {
             .with_context(|| format!("applying:\n{yaml}"))
     }
 
-    /// `kubectl apply -f -`, which must be refused; gives back what the user is told.
+    /// `kubectl apply -f -`, which must be refused; returns its stderr.
     pub fn apply_refused(&self, yaml: &str) -> Result<String> {
         let output = self.run_with(&["apply", "-f", "-"], yaml, LIMIT)?;
-        anyhow::ensure!(!output.success, "this was applied, and should have been refused:\n{yaml}");
+        anyhow::ensure!(!output.success, "this should be refused, but was applied:\n{yaml}");
         Ok(output.stderr)
     }
 
@@ -100,7 +100,7 @@ impl Kubectl {
         self.run(&["delete", kind, name, "--ignore-not-found", "--wait=false"]).map(drop)
     }
 
-    /// `kubectl rollout status`: until every pod of the workload is of the newest template, and ready.
+    /// `kubectl rollout status`: waits until all pods of the workload have the newest template and are ready.
     pub fn rolled_out(&self, workload: &str, limit: Duration) -> Result<()> {
         let timeout = format!("--timeout={}s", limit.as_secs());
         let arguments = ["rollout", "status", workload, &timeout];
@@ -114,7 +114,7 @@ impl Kubectl {
         self.run_with(&arguments, "", limit + LIMIT)?.stdout_of_success(&self.describe(&arguments)).map(drop)
     }
 
-    /// A port of a pod, asked by the API server: `kubectl get --raw .../proxy/PATH`.
+    /// GET on a port of a pod, through the API server: `kubectl get --raw .../proxy/PATH`.
     pub fn pod_get(&self, pod: &str, port: u16, path: &str) -> Result<String> {
         let namespace = self.namespace.as_deref().context("a pod is in a namespace")?;
         self.run(&["get", "--raw", &format!("/api/v1/namespaces/{namespace}/pods/{pod}:{port}/proxy/{path}")])
@@ -129,7 +129,7 @@ impl Kubectl {
         }
     }
 
-    /// One of the object's conditions, if it is about the object as it is now.
+    /// One of the object's conditions; fails if it was set for an older generation.
     pub fn condition(&self, kind: &str, name: &str, condition: &str) -> Result<Condition> {
         let object = self.get(kind, name)?;
         let generation = object["metadata"]["generation"].as_i64();
@@ -141,7 +141,7 @@ impl Kubectl {
             .with_context(|| format!("{kind}/{name} has no condition {condition}, only {conditions:?}"))?;
         anyhow::ensure!(
             found.observed_generation.is_none() || found.observed_generation >= generation,
-            "{kind}/{name} is at generation {generation:?}, and its condition is about {:?}",
+            "{kind}/{name} is at generation {generation:?}, its condition at {:?}",
             found.observed_generation
         );
         Ok(found.clone())

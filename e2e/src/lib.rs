@@ -1,14 +1,14 @@
-//! The real-cluster harness: what tests and the demo use to drive a Kubernetes cluster as a user would.
+//! The harness of the real-cluster tests and the demo: drives a Kubernetes cluster as a user would.
 //!
 //! ```text
 //! Cluster ── kubectl, helm (the real binaries, as subprocesses)
 //!    └── install::ensure()      CRDs and control plane, by Helm, once for all tests
-//!    └── Namespace              a temporary one: workloads, objects, conditions; logs are kept when its test fails
-//!           └── traffic::Client a pod that sends requests from inside the mesh, and says what came back
+//!    └── Namespace              temporary: workloads, objects, conditions; logs are kept when its test fails
+//!           └── traffic::Client a pod that sends requests from inside the mesh and reports the responses
 //! ```
 //!
-//! Nothing here talks to the Kubernetes API by itself, and no traffic leaves the cluster: what a test does, a person could
-//! type. A missing cluster fails a test; it never skips one.
+//! The harness uses the Kubernetes API only through kubectl and helm, and no traffic leaves the cluster: a user could type
+//! what a test does. A missing cluster fails a test; it never skips one.
 
 pub mod browser;
 pub mod cluster;

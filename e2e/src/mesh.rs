@@ -1,4 +1,4 @@
-//! What several tests deploy, and how they know that a proxy runs what was applied.
+//! Workloads that several tests deploy, and waiting until a proxy uses an applied route.
 
 use anyhow::{Result, ensure};
 
@@ -27,35 +27,35 @@ pub fn echo(namespace: &Namespace) -> Result<Client> {
     namespace.apply(&(workload::server("echo", &["v1", "v2", "v3"]) + SUBSETS))?;
     let client = Client::deploy(namespace)?;
     namespace.wait_ready(&["echo-v1", "echo-v2", "echo-v3"])?;
-    // A pod that is ready becomes an endpoint a moment later; then its subset is resolved, and then proxies know.
+    // A ready pod becomes an endpoint a moment later; then its subset is resolved, and then proxies learn of it.
     namespace.await_condition("meshcluster", "echo", "ResolvedRefs", "True")?;
     namespace.await_condition("meshcluster", "echo", "Programmed", "True")?;
     each_reachable(namespace, &client, "echo")?;
     Ok(client)
 }
 
-/// Waits until every pod with the label `app` of the Service's name has answered the client. Their Deployments are rolled out; the
-/// client's proxy hears of each pod on its own.
+/// Waits until all pods with the label `app` of the Service's name have answered the client. After their rollout the
+/// client's proxy learns of each pod separately.
 pub fn each_reachable(namespace: &Namespace, client: &Client, service: &str) -> Result<()> {
     eventually(&format!("each pod of Service {service} to answer"), READY, || {
         let pods = namespace.pods_of(service)?;
         let report = client.load(&format!("http://{service}:9080/healthz")).requests(30).run()?;
-        let silent: Vec<_> = pods.iter().filter(|pod| !report.by_pod.contains_key(*pod)).collect();
-        ensure!(!pods.is_empty() && silent.is_empty(), "{silent:?} of {pods:?} do not: {}", report.summary());
+        let missing: Vec<_> = pods.iter().filter(|pod| !report.by_pod.contains_key(*pod)).collect();
+        ensure!(!pods.is_empty() && missing.is_empty(), "{missing:?} of {pods:?} did not answer: {}", report.summary());
         Ok(())
     })
 }
 
-/// Waits until the client's proxy knows a pod of the Service.
+/// Waits until the client's proxy reaches a pod of the Service.
 pub fn reachable(client: &Client, service: &str) -> Result<()> {
-    eventually(&format!("Service {service} to be reached"), READY, || {
+    eventually(&format!("a response from Service {service}"), READY, || {
         let answer = client.get(&format!("http://{service}:9080/healthz")).send()?;
-        ensure!(answer.status == 200, "it answers {answer:?}");
+        ensure!(answer.status == 200, "the response is {answer:?}");
         Ok(())
     })
 }
 
-/// A MeshRoute of that name for the Service of that name, with these rules in YAML.
+/// A MeshRoute for the Service of the same name, with these rules in YAML.
 pub fn route(name: &str, rules: &str) -> String {
     let mut yaml = format!(
         "---\napiVersion: weft.dev/v1alpha1\nkind: MeshRoute\nmetadata: {{name: {name}}}\nspec:\n  \
@@ -67,24 +67,24 @@ pub fn route(name: &str, rules: &str) -> String {
     yaml
 }
 
-/// Applies a route and waits until the client's proxy runs it. To see that, the route gets a rule of its own, for the path
-/// `/in-force`, that answers with a token of this version.
+/// Applies a route and waits until the client's proxy uses it. To detect that, the route gets an additional rule for the
+/// path `/in-force`, which answers with a token of this version of the route.
 pub fn route_in_force(namespace: &Namespace, client: &Client, name: &str, rules: &str) -> Result<()> {
     let token = rules.bytes().fold(0_u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
     let token = format!("{token:08x}");
-    let mark = format!(
+    let marker = format!(
         "- name: in-force\n  matches: [{{path: {{type: Exact, value: /in-force}}}}]\n  filters: [{{type: DirectResponse, \
          directResponse: {{status: 200, body: \"{token}\"}}}}]\n"
     );
-    namespace.program(&route(name, &(mark + rules)), &[&format!("meshroute/{name}")])?;
-    eventually("the client's proxy to run the route", SOON, || {
+    namespace.program(&route(name, &(marker + rules)), &[&format!("meshroute/{name}")])?;
+    eventually("the client's proxy to use the route", SOON, || {
         let answer = client.get(&format!("http://{name}:9080/in-force")).send()?;
         ensure!(answer.body == token, "{answer:?}");
         Ok(())
     })
 }
 
-/// What the proxy of the only pod with the label `app` counts.
+/// The metrics of the proxy of the only pod with the label `app`.
 pub fn proxy_metrics(namespace: &Namespace, app: &str) -> Result<Metrics> {
     Ok(Metrics::parse(&namespace.pod_get(&namespace.pod_of(app)?, 15020, "metrics")?))
 }

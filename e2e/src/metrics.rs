@@ -1,26 +1,26 @@
-//! What a proxy or the operator counts, in the text format of Prometheus.
+//! Metrics of a proxy or the operator, in the Prometheus text format.
 
 use std::collections::BTreeMap;
 
-/// One line of `/metrics`.
+/// One sample of `/metrics`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
     /// Name of the metric.
     pub name: String,
-    /// Its labels.
+    /// Labels.
     pub labels: BTreeMap<String, String>,
-    /// Its value.
+    /// Value.
     pub value: f64,
 }
 
-/// What `/metrics` said.
+/// All samples of `/metrics`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Metrics(pub Vec<Sample>);
 
 // === impl Metrics ===
 
 impl Metrics {
-    /// Reads the text format; lines that are no samples are left out.
+    /// Parses the text format; lines that are not samples are ignored.
     pub fn parse(text: &str) -> Self {
         Self(text.lines().filter(|line| !line.starts_with('#')).filter_map(sample).collect())
     }
@@ -34,8 +34,8 @@ impl Metrics {
         self.0.iter().filter(has).map(|sample| sample.value).sum()
     }
 
-    /// The samples whose name begins like this, for messages.
-    pub fn beginning(&self, name: &str) -> Vec<&Sample> {
+    /// The samples whose names have this prefix, for messages.
+    pub fn with_prefix(&self, name: &str) -> Vec<&Sample> {
         self.0.iter().filter(|sample| sample.name.starts_with(name)).collect()
     }
 }
@@ -47,7 +47,7 @@ fn sample(line: &str) -> Option<Sample> {
     Some(Sample { name: name.to_owned(), labels, value })
 }
 
-/// Reads `a="b",c="d"}` and gives back what follows it.
+/// Parses `a="b",c="d"}`; returns the labels and the rest of the line.
 fn labels(mut text: &str) -> Option<(BTreeMap<String, String>, &str)> {
     let mut labels = BTreeMap::new();
     loop {
@@ -57,15 +57,15 @@ fn labels(mut text: &str) -> Option<(BTreeMap<String, String>, &str)> {
         }
         let (name, rest) = text.split_once("=\"")?;
         let mut value = String::new();
-        let mut letters = rest.char_indices();
+        let mut chars = rest.char_indices();
         let end = loop {
-            match letters.next()? {
-                (_, '\\') => match letters.next()?.1 {
+            match chars.next()? {
+                (_, '\\') => match chars.next()?.1 {
                     'n' => value.push('\n'),
-                    letter => value.push(letter),
+                    escaped => value.push(escaped),
                 },
                 (end, '"') => break end,
-                (_, letter) => value.push(letter),
+                (_, char) => value.push(char),
             }
         };
         labels.insert(name.to_owned(), value);
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_samples_with_and_without_labels() {
+    fn samples_parse_with_and_without_labels() {
         let text = "# HELP a Help.\n# TYPE a counter\na_total{x=\"1\",path=\"C:\\\\ \\\"q\\\" {}\"} 3\na_total{x=\"2\"} 4.5\nup 1\n# EOF\n";
         let metrics = Metrics::parse(text);
         assert_eq!(metrics.0.len(), 3, "{metrics:?}");

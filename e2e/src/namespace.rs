@@ -1,7 +1,7 @@
-//! A namespace that lives as long as its test, with what a test does in one.
+//! A temporary namespace for one test, and the operations of tests in it.
 //!
-//! When the test fails, what a person would look at first (pods, events, what Weft says about the objects, the proxies' and
-//! the operator's logs) is kept in `target/e2e/<test>/` before the namespace goes.
+//! When the test fails, the evidence (pods, events, mesh objects with their conditions, the logs of proxies and of the
+//! operator) is kept in `target/e2e/<test>/` before the namespace is deleted.
 
 use std::fs;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -17,37 +17,37 @@ use crate::kubectl::{Condition, Kubectl};
 use crate::metrics::Metrics;
 use crate::wait::eventually;
 
-/// For what follows an apply: within a second, on a machine that is not busy with other things too.
+/// Timeout for the effect of an apply. Normally it takes less than a second; the rest is for a busy machine.
 pub const SOON: Duration = Duration::from_secs(30);
-/// For pods to start.
+/// Timeout for pods to start.
 pub const READY: Duration = Duration::from_secs(120);
 
 /// The proxy's container.
 const PROXY: &str = "weft-proxy";
 
-/// Descriptors that a proxy has beside those of its connections: listeners, timers, logs, watches, and scrapes.
-const DESCRIPTORS_OWN: f64 = 64.0;
+/// Upper bound of a proxy's file descriptors without its connections: listeners, timers, logs, watches, and scrapes.
+const BASE_DESCRIPTORS_MAX: f64 = 64.0;
 
 /// A temporary namespace; a [`Kubectl`] that works in it.
 #[derive(Debug)]
 pub struct Namespace {
-    /// Its name: that of the test and a few letters.
+    /// Its name: the test's name and a random suffix.
     pub name: String,
     test: String,
     kubectl: Kubectl,
     failed: bool,
 }
 
-/// Whether pods of a namespace get a proxy.
+/// Whether a namespace is in the mesh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mesh {
-    /// The namespace carries the label.
+    /// The namespace has the inject label.
     Inside,
-    /// It does not.
+    /// The namespace does not have it.
     Outside,
 }
 
-/// Runs a test in an injected namespace of its own. At its end the proxies there must hold nothing any more.
+/// Runs a test in a namespace of its own in the mesh. At its end the proxies there must be idle: leaks fail the test.
 pub fn in_mesh(test: &str, body: impl FnOnce(&Namespace) -> Result<()>) -> Result<()> {
     let mut namespace = Namespace::create(test, Mesh::Inside)?;
     let result = body(&namespace).and_then(|()| namespace.await_idle_proxies());
@@ -55,14 +55,14 @@ pub fn in_mesh(test: &str, body: impl FnOnce(&Namespace) -> Result<()>) -> Resul
     result
 }
 
-/// Waits until the namespaces of earlier tests are gone, for tests that measure: pods that go keep a small machine busy.
+/// Waits until the namespaces of earlier tests are gone. For tests that measure: terminating pods keep a small machine busy.
 pub fn await_quiet() -> Result<()> {
     let kubectl = Kubectl::new(Cluster::get()?);
     eventually("namespaces of earlier tests to be gone", READY, || {
-        let going = kubectl.list("namespaces", "weft.dev/e2e=true")?;
-        let going: Vec<_> =
-            going.iter().filter(|namespace| !namespace["metadata"]["deletionTimestamp"].is_null()).collect();
-        anyhow::ensure!(going.is_empty(), "{} are not", going.len());
+        let namespaces = kubectl.list("namespaces", "weft.dev/e2e=true")?;
+        let terminating: Vec<_> =
+            namespaces.iter().filter(|namespace| !namespace["metadata"]["deletionTimestamp"].is_null()).collect();
+        anyhow::ensure!(terminating.is_empty(), "{} are terminating", terminating.len());
         Ok(())
     })
 }
@@ -70,12 +70,12 @@ pub fn await_quiet() -> Result<()> {
 // === impl Namespace ===
 
 impl Namespace {
-    /// Creates one, with Weft installed.
+    /// Creates one; installs Weft first.
     pub fn create(test: &str, mesh: Mesh) -> Result<Self> {
         install::ensure()?;
         let cluster = Cluster::get()?;
-        let letters = RandomState::new().build_hasher().finish() & 0xf_ffff;
-        let name = format!("e2e-{test}-{letters:05x}");
+        let suffix = RandomState::new().build_hasher().finish() & 0xf_ffff;
+        let name = format!("e2e-{test}-{suffix:05x}");
         let label = match mesh {
             Mesh::Inside => "weft.dev/inject: enabled",
             Mesh::Outside => "weft.dev/e2e-outside: \"true\"",
@@ -83,24 +83,24 @@ impl Namespace {
         Kubectl::new(cluster).apply(&format!(
             "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n  labels:\n    weft.dev/e2e: \"true\"\n    {label}\n"
         ))?;
-        // Dropped from here on, so what follows may fail.
+        // From here on drop deletes the namespace, also if the following fails.
         let namespace = Self { kubectl: Kubectl::within(cluster, &name), name, test: test.to_owned(), failed: false };
-        // Pods are refused until the account that they run under is there. Kubernetes' own controllers make it, which
-        // may wait half a minute before they try again where a test before this one took the API server away.
+        // Pods are refused until their service account exists. Kubernetes' controller that creates it may back off for half
+        // a minute after a test that stopped the API server.
         eventually("the default service account", READY, || namespace.get("serviceaccount", "default"))?;
         Ok(namespace)
     }
 
-    /// Waits until a condition has the status, and is about the object as it is now.
+    /// Waits until a condition has the status, for the object's current generation.
     pub fn await_condition(&self, kind: &str, name: &str, condition: &str, status: &str) -> Result<Condition> {
         eventually(&format!("{condition}={status} of {kind}/{name}"), SOON, || {
             let found = self.condition(kind, name, condition)?;
-            anyhow::ensure!(found.status == status, "it is {found:?}");
+            anyhow::ensure!(found.status == status, "the condition is {found:?}");
             Ok(found)
         })
     }
 
-    /// Applies objects of Weft and waits until proxies can read them. `objects` are `kind/name`.
+    /// Applies mesh objects and waits until they are programmed. `objects` are `kind/name`.
     pub fn program(&self, yaml: &str, objects: &[&str]) -> Result<()> {
         self.apply(yaml)?;
         for object in objects {
@@ -118,19 +118,19 @@ impl Namespace {
     /// The name of the only pod with the label `app`.
     pub fn pod_of(&self, app: &str) -> Result<String> {
         let pods = self.pods_of(app)?;
-        anyhow::ensure!(pods.len() == 1, "one pod has the label app={app}, not {pods:?}");
+        anyhow::ensure!(pods.len() == 1, "one pod should have the label app={app}, not {pods:?}");
         Ok(pods[0].clone())
     }
 
-    /// The names of the pods with the label `app` that are not about to go.
+    /// The names of the pods with the label `app` that are not terminating.
     pub fn pods_of(&self, app: &str) -> Result<Vec<String>> {
         let pods = self.list("pods", &format!("app={app}"))?;
-        let staying = pods.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
-        Ok(staying.filter_map(|pod| pod["metadata"]["name"].as_str()).map(str::to_owned).collect())
+        let live = pods.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+        Ok(live.filter_map(|pod| pod["metadata"]["name"].as_str()).map(str::to_owned).collect())
     }
 
-    /// Waits until no proxy of the namespace holds a request, a stream, a busy connection to an endpoint, or descriptors that no
-    /// connection explains. A proxy that cannot be asked, because its pod or the API server is gone, is left out.
+    /// Waits until no proxy of the namespace has a request, a stream or an active upstream connection, or more file
+    /// descriptors than its connections explain. Proxies whose metrics cannot be read (pod or API server gone) are skipped.
     fn await_idle_proxies(&self) -> Result<()> {
         for pod in self.list("pods", "").unwrap_or_default() {
             let sidecars = pod.pointer("/status/initContainerStatuses").and_then(|sidecars| sidecars.as_array());
@@ -141,7 +141,7 @@ impl Namespace {
             if !pod["metadata"]["deletionTimestamp"].is_null() {
                 continue;
             }
-            eventually(&format!("the proxy of {name} to hold nothing"), SOON, || {
+            eventually(&format!("the proxy of {name} to be idle"), SOON, || {
                 let Ok(page) = self.pod_get(name, 15020, "metrics") else { return Ok(()) };
                 let metrics = Metrics::parse(&page);
                 let sum = |metric: &str| metrics.sum(metric, &[]);
@@ -150,20 +150,20 @@ impl Namespace {
                 let held = [
                     ("requests", sum("weft_requests_in_flight")),
                     ("streams", sum("weft_http2_streams_open")),
-                    ("busy connections", http1 - sum("weft_upstream_connections_idle")),
-                    ("descriptors", (sum("process_open_fds") - connections - DESCRIPTORS_OWN).max(0.0)),
+                    ("active connections", http1 - sum("weft_upstream_connections_idle")),
+                    ("descriptors", (sum("process_open_fds") - connections - BASE_DESCRIPTORS_MAX).max(0.0)),
                 ];
-                anyhow::ensure!(held.iter().all(|(_, count)| *count == 0.0), "it holds {held:?}");
+                anyhow::ensure!(held.iter().all(|(_, count)| *count == 0.0), "it has {held:?}");
                 Ok(())
             })?;
         }
         Ok(())
     }
 
-    /// Keeps what explains a failure, and says where. It takes what it can get.
+    /// Saves the evidence of a failure and prints its directory. Best effort.
     fn keep_evidence(&self) {
-        let folder = target().join("e2e").join(&self.test);
-        if fs::create_dir_all(&folder).is_err() {
+        let directory = target().join("e2e").join(&self.test);
+        if fs::create_dir_all(&directory).is_err() {
             return;
         }
         let keep = |file: &str, kubectl: &Kubectl, arguments: &[&str]| {
@@ -171,8 +171,8 @@ impl Namespace {
                 Ok(output) => output.stdout + &output.stderr,
                 Err(error) => format!("{error:#}\n"),
             };
-            // A disk that is full must not hide why the test failed.
-            let _ = fs::write(folder.join(file), text);
+            // A full disk must not hide why the test failed.
+            let _ = fs::write(directory.join(file), text);
         };
         keep("pods.txt", &self.kubectl, &["get", "pods,services,endpointslices", "-o", "wide"]);
         keep("pods.yaml", &self.kubectl, &["get", "pods", "-o", "yaml"]);
@@ -193,14 +193,14 @@ impl Namespace {
             let from = format!("deployment/{workload}");
             keep(&format!("{workload}.log"), &system, &["logs", &from, "--tail=300"]);
         }
-        eprintln!("{}: pods, events, objects and logs are in {}", self.test, folder.display());
+        eprintln!("{}: pods, events, objects and logs are in {}", self.test, directory.display());
     }
 
-    /// Where the test may keep files.
-    pub fn folder(&self) -> Result<PathBuf> {
-        let folder = target().join("e2e").join(&self.test);
-        fs::create_dir_all(&folder)?;
-        Ok(folder)
+    /// The directory for files of the test, created if missing.
+    pub fn directory(&self) -> Result<PathBuf> {
+        let directory = target().join("e2e").join(&self.test);
+        fs::create_dir_all(&directory)?;
+        Ok(directory)
     }
 }
 
@@ -220,7 +220,7 @@ impl Drop for Namespace {
         if std::env::var_os("WEFT_E2E_KEEP").is_some() {
             eprintln!("{}: namespace {} is kept (WEFT_E2E_KEEP)", self.test, self.name);
         } else if let Err(error) = self.kubectl.delete("namespace", &self.name) {
-            eprintln!("{}: namespace {} stays: {error:#}", self.test, self.name);
+            eprintln!("{}: cannot delete namespace {}: {error:#}", self.test, self.name);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Telling a person what goes on: a step that takes longer than a second says so while it runs, and how long it took.
+//! Progress output on stderr: a step that takes longer than a second is shown while it runs, and then with its duration.
 
 use std::io::{IsTerminal, Write};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-/// A step that takes no longer is not worth a line.
-const WORTH_A_LINE: Duration = Duration::from_secs(1);
-/// Where a line cannot be rewritten, this much passes between two.
-const BETWEEN_LINES: Duration = Duration::from_secs(15);
+/// Shorter steps are not shown. Also the interval of updates on a terminal.
+const TICK: Duration = Duration::from_secs(1);
+/// Interval of progress lines where stderr is not a terminal.
+const LOG_INTERVAL: Duration = Duration::from_secs(15);
 
-/// Runs a step. Its name is said on stderr once it has taken a second, and then how long it took.
+/// Runs a step. After a second its name is printed on stderr, and at its end its duration.
 pub fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let began = Instant::now();
     let (ended, end) = mpsc::channel::<()>();
@@ -20,28 +20,28 @@ pub fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let ticker = thread::spawn(move || tick(&name, began, &end));
     let result = work();
     drop(ended);
-    // It ends by itself, now that the channel is closed.
+    // The ticker ends because the channel is closed.
     let _ = ticker.join();
-    if began.elapsed() >= WORTH_A_LINE {
+    if began.elapsed() >= TICK {
         let verdict = if result.is_ok() { "" } else { "failed after " };
         say(&format!("{}  {what}: {verdict}{:.1} s", line_start(), began.elapsed().as_secs_f64()));
     }
     result.with_context(|| what.to_owned())
 }
 
-/// Says a line on stderr.
+/// Prints a line on stderr.
 pub fn say(line: &str) {
-    // Nobody may be reading, and the work goes on.
+    // A closed stderr must not stop the work.
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 fn tick(what: &str, began: Instant, end: &mpsc::Receiver<()>) {
     let (mut said, terminal) = (None::<Duration>, std::io::stderr().is_terminal());
-    while end.recv_timeout(WORTH_A_LINE) == Err(RecvTimeoutError::Timeout) {
+    while end.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
         let elapsed = began.elapsed();
         if terminal {
             let _ = write!(std::io::stderr(), "{}  {what} ... {} s", line_start(), elapsed.as_secs());
-        } else if said.is_none_or(|said| elapsed - said >= BETWEEN_LINES) {
+        } else if said.is_none_or(|said| elapsed - said >= LOG_INTERVAL) {
             say(&format!("  {what} ... {} s", elapsed.as_secs()));
             said = Some(elapsed);
         }

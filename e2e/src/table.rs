@@ -1,6 +1,6 @@
 //! Tables for a terminal.
 
-/// Lines with columns as wide as their widest cell; the header is the first row. Columns of numbers are set to the right.
+/// Formats rows as aligned columns; the first row is the header. Columns of numbers are right-aligned.
 pub fn text(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let cell = |row: &Vec<String>, column: usize| row.get(column).cloned().unwrap_or_default();

@@ -1,4 +1,5 @@
-//! Traffic from inside the cluster: the demo application's client side, run in a pod by `kubectl exec`, and what it saw.
+//! Traffic from inside the cluster: the demo application's client commands, run in a pod by `kubectl exec`, and their
+//! reports.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use crate::namespace::{Namespace, READY, SOON};
 use crate::wait::eventually;
 use crate::workload::{self, PROGRAM};
 
-/// Beyond what the client itself waits for.
+/// Time limit of `kubectl exec`, longer than the client's own timeouts.
 const EXEC_LIMIT: Duration = Duration::from_secs(60);
 
 /// A pod that sends requests.
@@ -24,29 +25,29 @@ pub struct Client {
     name: String,
 }
 
-/// A request that is put together.
+/// A request to send.
 #[derive(Clone, Debug)]
 pub struct Request {
     client: Client,
     arguments: Vec<String>,
 }
 
-/// What came of one request.
+/// The result of one request.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Answer {
-    /// 0 where there was no response; `error` says why.
+    /// Status; 0 without a response, with the reason in `error`.
     pub status: u16,
     /// Headers of the response, names in lower case.
     pub headers: BTreeMap<String, Vec<String>>,
-    /// Its body.
+    /// Body of the response.
     pub body: String,
-    /// How long it took.
+    /// Duration in milliseconds.
     pub ms: u64,
     /// Why there is no response.
     pub error: Option<String>,
 }
 
-/// Many requests that are put together.
+/// A load of many requests to send.
 #[derive(Clone, Debug)]
 pub struct Load {
     client: Client,
@@ -54,53 +55,53 @@ pub struct Load {
     limit: Duration,
 }
 
-/// Many requests under way.
+/// A load that is running.
 #[derive(Debug)]
 pub struct RunningLoad {
     running: Running,
     limit: Duration,
 }
 
-/// What came of many requests.
+/// The results of a load.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Report {
-    /// How many were sent.
+    /// Requests sent.
     pub requests: u64,
-    /// Answered 2xx or 3xx.
+    /// Requests answered 2xx or 3xx.
     pub ok: u64,
-    /// Answered otherwise, or not at all.
+    /// Requests answered with another status, or without a complete response.
     pub failed: u64,
-    /// Answers by status.
+    /// Responses by status.
     pub by_status: BTreeMap<u16, u64>,
-    /// Answers by version of the server.
+    /// Responses by version of the server.
     pub by_version: BTreeMap<String, u64>,
-    /// Answers by the server's pod.
+    /// Responses by pod of the server.
     pub by_pod: BTreeMap<String, u64>,
-    /// Answers of proxies, by their reason.
+    /// Responses of proxies, by their reason.
     pub by_reason: BTreeMap<String, u64>,
-    /// Requests without a whole answer, by what happened.
+    /// Requests without a complete response, by error.
     pub errors: BTreeMap<String, u64>,
-    /// How long answers took, in milliseconds: `p50`, `p90`, `p99`, `max`.
+    /// Latency in milliseconds: `p50`, `p90`, `p99`, `max`.
     pub latency_ms: BTreeMap<String, f64>,
-    /// How long all of it took.
+    /// Duration of the load.
     pub seconds: f64,
-    /// For each request: when it began (ms), status (0: none), version, how long it took (ms).
+    /// For each request: start (ms), status (0: none), version, latency (ms).
     #[serde(default)]
     pub timeline: Vec<(u64, u16, String, f64)>,
 }
 
-/// What came of a conversation without HTTP.
+/// The result of a TCP connection.
 #[derive(Clone, Debug, Deserialize)]
 pub struct TcpAnswer {
-    /// What the server said before it was told anything.
+    /// Bytes received before anything was sent.
     pub first: String,
-    /// When it did.
+    /// When they arrived, in milliseconds.
     pub first_ms: Option<u64>,
-    /// What it said after.
+    /// Bytes received afterwards.
     pub received: String,
-    /// How long all of it took.
+    /// Duration in milliseconds.
     pub ms: u64,
-    /// What went wrong.
+    /// The error, if it failed.
     pub error: Option<String>,
 }
 
@@ -114,7 +115,7 @@ impl Client {
         Ok(Self::of(namespace, "client"))
     }
 
-    /// The Deployment of that name, which is there already.
+    /// The client in an existing Deployment.
     pub fn of(kubectl: &Kubectl, name: &str) -> Self {
         Self { kubectl: kubectl.clone(), name: name.to_owned() }
     }
@@ -129,7 +130,7 @@ impl Client {
         Load { client: self.clone(), arguments: words(&["load", "--url", url]), limit: EXEC_LIMIT }
     }
 
-    /// A conversation without HTTP, by the arguments of `weft-demo tcp-client`.
+    /// A TCP connection, by the arguments of `weft-demo tcp-client`.
     pub fn tcp(&self, address: &str, arguments: &[&str]) -> Result<TcpAnswer> {
         let mut all = words(&["tcp-client", "--address", address]);
         all.extend(words(arguments));
@@ -137,10 +138,10 @@ impl Client {
         serde_json::from_str(&printed).with_context(|| format!("reading what tcp-client printed: {printed}"))
     }
 
-    /// The same with a server whose pod has only just become ready: until the client's proxy has heard of it, connections are
-    /// closed at once, and made again.
+    /// As [`Client::tcp`], repeated until it succeeds: the client's proxy closes connections until it has learned of the
+    /// server's pod.
     pub fn tcp_reached(&self, address: &str, arguments: &[&str]) -> Result<TcpAnswer> {
-        eventually(&format!("{address} to be reached"), SOON, || {
+        eventually(&format!("a connection to {address}"), SOON, || {
             let answer = self.tcp(address, arguments)?;
             ensure!(answer.error.is_none(), "{answer:?}");
             Ok(answer)
@@ -163,7 +164,7 @@ impl Client {
 // === impl Request ===
 
 impl Request {
-    /// With another method.
+    /// With this method; the default is GET.
     pub fn method(self, method: &str) -> Self {
         self.with(&["--method", method])
     }
@@ -183,7 +184,7 @@ impl Request {
         self.with(&["--http2"])
     }
 
-    /// Given up after this.
+    /// With this timeout.
     pub fn timeout(self, timeout: Duration) -> Self {
         self.with(&["--timeout", &format!("{}ms", timeout.as_millis())])
     }
@@ -213,20 +214,19 @@ impl Answer {
         self.header("x-version")
     }
 
-    /// Why a proxy answered in a server's stead.
+    /// Why a proxy answered instead of a server.
     pub fn reason(&self) -> Option<&str> {
         self.header("weft-reason")
     }
 
-    /// Which object and rule decided that: `kind/namespace/name/rule`.
+    /// The object and rule that decided: `kind/namespace/name/rule`.
     pub fn source(&self) -> Option<&str> {
         self.header("weft-source")
     }
 
-    /// What the server says that it was asked.
-    pub fn told(&self) -> Result<Value> {
-        serde_json::from_str(&self.body)
-            .with_context(|| format!("no server of the demo application answered: {self:?}"))
+    /// The body as JSON: the demo server's description of the request.
+    pub fn json(&self) -> Result<Value> {
+        serde_json::from_str(&self.body).with_context(|| format!("the body is not a demo server's JSON: {self:?}"))
     }
 
     /// Fails unless the status is this one.
@@ -239,23 +239,23 @@ impl Answer {
 // === impl Load ===
 
 impl Load {
-    /// So many.
+    /// With this number of requests.
     pub fn requests(self, requests: u64) -> Self {
         self.with(&["--requests", &requests.to_string()])
     }
 
-    /// Begun within this time.
+    /// For this duration.
     pub fn duration(mut self, duration: Duration) -> Self {
         self.limit += duration;
         self.with(&["--duration", &format!("{}ms", duration.as_millis())])
     }
 
-    /// So many in flight at once.
+    /// With this number of concurrent requests.
     pub fn concurrency(self, concurrency: u16) -> Self {
         self.with(&["--concurrency", &concurrency.to_string()])
     }
 
-    /// So many begun in a second.
+    /// With this number of requests per second.
     pub fn rate(self, rate: u32) -> Self {
         self.with(&["--rate", &rate.to_string()])
     }
@@ -265,12 +265,12 @@ impl Load {
         self.with(&["--header", &format!("{name}={value}")])
     }
 
-    /// With another method.
+    /// With this method; the default is GET.
     pub fn method(self, method: &str) -> Self {
         self.with(&["--method", method])
     }
 
-    /// With a line for each request.
+    /// With an entry per request in the report.
     pub fn timeline(self) -> Self {
         self.with(&["--timeline"])
     }
@@ -281,18 +281,18 @@ impl Load {
         self
     }
 
-    /// All of it may take this long.
+    /// With this time limit for the whole run.
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
         self
     }
 
-    /// Sends them.
+    /// Runs the load.
     pub fn run(&self) -> Result<Report> {
         self.start()?.finish()
     }
 
-    /// Begins to send them.
+    /// Starts the load in the background.
     pub fn start(&self) -> Result<RunningLoad> {
         let arguments = self.client.exec(&self.arguments);
         Ok(RunningLoad { running: self.client.kubectl.start(&borrowed(&arguments))?, limit: self.limit })
@@ -307,7 +307,7 @@ impl Load {
 // === impl RunningLoad ===
 
 impl RunningLoad {
-    /// Whether it still runs.
+    /// Whether it is still running.
     pub fn is_running(&mut self) -> Result<bool> {
         self.running.is_running()
     }
@@ -317,7 +317,7 @@ impl RunningLoad {
         self.finish_at().map(|(report, _)| report)
     }
 
-    /// Waits for its end; says when that was. Somewhat earlier the report was written.
+    /// Waits for its end; returns the time of the end too. The report was written slightly earlier.
     pub fn finish_at(self) -> Result<(Report, Instant)> {
         let output = self.running.finish(self.limit)?;
         let ended = output.ended;
@@ -328,31 +328,31 @@ impl RunningLoad {
 // === impl Report ===
 
 impl Report {
-    /// Reads what `weft-demo load` printed.
+    /// Parses the output of `weft-demo load`.
     pub fn parse(printed: &str) -> Result<Self> {
-        // Of the lines of a log the last is the report.
+        // In a log the report is the last JSON line.
         let line = printed.lines().rfind(|line| line.starts_with('{')).unwrap_or(printed);
         serde_json::from_str(line).with_context(|| format!("reading what load printed: {printed}"))
     }
 
-    /// The share of requests that a version answered.
+    /// The share of requests that were answered by a version.
     pub fn share(&self, version: &str) -> f64 {
         self.by_version.get(version).copied().unwrap_or(0) as f64 / self.requests.max(1) as f64
     }
 
-    /// How many were answered so.
+    /// The number of responses with a status.
     pub fn status(&self, status: u16) -> u64 {
         self.by_status.get(&status).copied().unwrap_or(0)
     }
 
-    /// Fails unless every request was answered 2xx or 3xx, and at least so many were sent.
+    /// Fails unless all requests were answered 2xx or 3xx, and at least this many were sent.
     pub fn expect_none_failed(&self, at_least: u64) -> Result<()> {
-        ensure!(self.failed == 0, "of {} requests {} failed: {}", self.requests, self.failed, self.summary());
+        ensure!(self.failed == 0, "{} of {} requests failed: {}", self.failed, self.requests, self.summary());
         ensure!(self.requests >= at_least, "only {} requests were sent, not {at_least}", self.requests);
         Ok(())
     }
 
-    /// All but the timeline, in a line.
+    /// The report without the timeline, in one line.
     pub fn summary(&self) -> String {
         format!(
             "statuses {:?}, versions {:?}, reasons {:?}, errors {:?}, {:?} ms",

@@ -1,39 +1,39 @@
-//! Waiting for what a cluster does in its own time. A test never sleeps for a fixed time: it says what it waits for, how
-//! long at most, and is told what was the case when the time was up.
+//! Waiting for asynchronous effects in a cluster. A test never sleeps for a fixed time: it polls for a named effect with a
+//! timeout, and a timeout reports the last observation.
 //!
-//! It waits for the very thing that it then asks for. A pod that is ready is no endpoint yet, an endpoint that is written is not
-//! known to every proxy yet, and a proxy that knows one pod of a Service need not know the next.
+//! Poll for the effect that the test then uses: a ready pod is not an endpoint yet, an endpoint is not known to every proxy
+//! yet, and a proxy that knows one pod of a Service may not know the next.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 
-/// Between two looks.
-const PAUSE: Duration = Duration::from_millis(200);
+/// Polling interval.
+const INTERVAL: Duration = Duration::from_millis(200);
 
-/// Calls `look` until it succeeds, for at most `limit`; the last error stands in the one that is returned.
-pub fn eventually<T>(what: &str, limit: Duration, look: impl FnMut() -> Result<T>) -> Result<T> {
-    eventually_every(PAUSE, what, limit, look)
+/// Calls `poll` until it succeeds, for at most `limit`; the returned error contains the last one.
+pub fn eventually<T>(what: &str, limit: Duration, poll: impl FnMut() -> Result<T>) -> Result<T> {
+    eventually_every(INTERVAL, what, limit, poll)
 }
 
-/// As [`eventually`], with a pause of the caller's choice between two looks.
+/// As [`eventually`], with a polling interval of the caller's choice.
 pub fn eventually_every<T>(
-    pause: Duration,
+    interval: Duration,
     what: &str,
     limit: Duration,
-    mut look: impl FnMut() -> Result<T>,
+    mut poll: impl FnMut() -> Result<T>,
 ) -> Result<T> {
     let began = Instant::now();
-    let mut looks = 0;
+    let mut attempts = 0;
     loop {
-        looks += 1;
-        match look() {
+        attempts += 1;
+        match poll() {
             Ok(value) => return Ok(value),
             Err(error) if began.elapsed() >= limit => {
-                return Err(anyhow!("waited {limit:?} in vain for {what} ({looks} looks); at the end: {error:#}"));
+                return Err(anyhow!("timed out after {limit:?} waiting for {what} ({attempts} attempts): {error:#}"));
             }
-            Err(_) => thread::sleep(pause),
+            Err(_) => thread::sleep(interval),
         }
     }
 }
@@ -46,18 +46,18 @@ mod tests {
 
     #[test]
     fn returns_the_first_success() {
-        let mut looks = 0;
+        let mut attempts = 0;
         let found = eventually_every(Duration::ZERO, "three", Duration::from_secs(5), || {
-            looks += 1;
-            if looks < 3 { bail!("only {looks}") } else { Ok(looks) }
+            attempts += 1;
+            if attempts < 3 { bail!("only {attempts}") } else { Ok(attempts) }
         });
-        assert_eq!(found.expect("the third look succeeds"), 3);
+        assert_eq!(found.expect("the third attempt succeeds"), 3);
     }
 
     #[test]
-    fn says_what_was_wrong_at_the_end() {
+    fn timeout_reports_the_last_error() {
         let error =
             eventually("rain", Duration::ZERO, || -> Result<()> { bail!("the sky is blue") }).expect_err("no rain");
-        assert_eq!(error.to_string(), "waited 0ns in vain for rain (1 looks); at the end: the sky is blue");
+        assert_eq!(error.to_string(), "timed out after 0ns waiting for rain (1 attempts): the sky is blue");
     }
 }

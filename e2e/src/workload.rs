@@ -1,13 +1,12 @@
-//! Manifests of what tests deploy: the demo application in its roles. They meet Pod Security `restricted`, so a namespace
-//! may enforce that.
+//! Manifests of the demo application in its roles. They meet Pod Security `restricted`, so that a namespace may enforce it.
 
 use std::fmt::Write;
 
 /// The demo application's image.
 pub const IMAGE: &str = "localhost/weft-demo:dev";
-/// Its program.
+/// Path of its program in the image.
 pub const PROGRAM: &str = "/weft-demo";
-/// The port that its servers listen on.
+/// Port of its HTTP servers.
 pub const PORT: u16 = 9080;
 
 /// A Deployment of the demo application.
@@ -24,7 +23,7 @@ pub struct App {
     http_probe: bool,
 }
 
-/// A Service for the pods with the label `app` of its name, with one port.
+/// A Service with one port, for the pods whose label `app` is its name.
 #[derive(Clone, Debug)]
 pub struct Service {
     name: String,
@@ -61,7 +60,7 @@ impl App {
         app
     }
 
-    /// `weft-demo tcp` on a port, with what it says first.
+    /// `weft-demo tcp` on a port, with a greeting that it sends first.
     pub fn tcp(name: &str, port: u16, greeting: &str) -> Self {
         let mut app = Self::new(name, name, &["tcp", "--port", &port.to_string(), "--greeting", greeting]);
         app.port = Some(port);
@@ -73,8 +72,8 @@ impl App {
         Self::new(name, name, &["idle"])
     }
 
-    /// A pod that looks like a server's and listens on nothing.
-    pub fn deaf(name: &str, version: &str) -> Self {
+    /// A pod with the labels of a server that listens on no port.
+    pub fn not_listening(name: &str, version: &str) -> Self {
         let mut app = Self::new(&format!("{name}-{version}"), name, &["idle"]);
         app.labels.push(("version".to_owned(), version.to_owned()));
         app
@@ -100,7 +99,7 @@ impl App {
         self
     }
 
-    /// With so many pods.
+    /// With this number of pods.
     pub fn replicas(mut self, replicas: u32) -> Self {
         self.replicas = replicas;
         self
@@ -118,7 +117,7 @@ impl App {
         self
     }
 
-    /// Under a service account of its own, which is created too.
+    /// With a service account of its own, which is created too.
     pub fn service_account(mut self, name: &str) -> Self {
         self.service_account = Some(name.to_owned());
         self
@@ -172,7 +171,7 @@ impl Service {
         self
     }
 
-    /// With a declared protocol.
+    /// With an `appProtocol`.
     pub fn app_protocol(mut self, protocol: &str) -> Self {
         self.app_protocol = Some(protocol.to_owned());
         self
@@ -189,7 +188,7 @@ impl Service {
     }
 }
 
-/// A Job that runs the demo application's client side once.
+/// A Job that runs a client command of the demo application once.
 pub fn job(name: &str, arguments: &[&str]) -> String {
     let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
     format!(
@@ -214,7 +213,7 @@ fn container(name: &str, arguments: &[String], indent: &str) -> String {
     lines.iter().fold(String::new(), |out, line| out + indent + line + "\n")
 }
 
-/// A YAML string; JSON's are YAML's too.
+/// A quoted YAML string: JSON strings are YAML strings.
 fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }

@@ -347,7 +347,7 @@ fn edited_config_map_is_rejected_and_repaired() -> Result<()> {
         route_in_force(ns, &client, "echo", TO_V1)?;
         let (exports, name) = (exports()?, format!("x.{}", ns.name));
         let refused = |metrics: &Metrics| -> f64 {
-            metrics.beginning("weft_config_refusals").iter().map(|sample| sample.value).sum()
+            metrics.with_prefix("weft_config_refusals").iter().map(|sample| sample.value).sum()
         };
         let before = (refused(&proxy_metrics(ns, "client")?), exports.get("configmap", &name)?);
         let load = client.load("http://echo:9080/").rate(100).duration(Duration::from_secs(10)).start()?;
@@ -366,7 +366,7 @@ fn edited_config_map_is_rejected_and_repaired() -> Result<()> {
         println!("a ConfigMap edited by hand was repaired {:?} after the edit began", edited.elapsed());
         eventually("the proxy to count the refusal", SOON, || {
             let metrics = proxy_metrics(ns, "client")?;
-            ensure!(refused(&metrics) > before.0, "no refusal is counted: {:?}", metrics.beginning("weft_config"));
+            ensure!(refused(&metrics) > before.0, "no refusal is counted: {:?}", metrics.with_prefix("weft_config"));
             Ok(())
         })?;
         let report = load.finish()?;

@@ -60,7 +60,7 @@ fn failing_pod_is_ejected() -> Result<()> {
             let metrics = proxy_metrics(ns, "client")?;
             let ejections = metrics.sum("weft_outlier_ejections_total", &[("reason", "consecutive-5xx")]);
             let ejected = metrics.sum("weft_endpoints_ejected", &[]);
-            ensure!(ejections >= 1.0 && ejected >= 1.0, "{:?}", metrics.beginning("weft_outlier"));
+            ensure!(ejections >= 1.0 && ejected >= 1.0, "{:?}", metrics.with_prefix("weft_outlier"));
             Ok(())
         })?;
         // Without outlier detection the pod gets its share of the requests again, all of which fail.
@@ -290,8 +290,8 @@ fn same_zone_pods_are_preferred() -> Result<()> {
 fn http_health_checks_exclude_unhealthy_pods() -> Result<()> {
     in_mesh("balance-health", |ns| {
         let client = echo(ns, &[App::server("echo", "v1").replicas(2)])?;
-        ns.apply(&App::deaf("echo", "deaf").yaml())?;
-        ns.wait_ready(&["echo-deaf"])?;
+        ns.apply(&App::not_listening("echo", "not-listening").yaml())?;
+        ns.wait_ready(&["echo-not-listening"])?;
         cluster(
             ns,
             "  loadBalancer: {policy: Random}\n  outlierDetection: {enabled: false}\n  healthCheck: {type: HTTP, path: /healthz, \
@@ -299,9 +299,10 @@ fn http_health_checks_exclude_unhealthy_pods() -> Result<()> {
         )?;
         one_pod_is_excluded(ns, &client)?;
         // Where no pod is healthy, the panic threshold decides between all pods and none.
-        let none_healthy = "healthCheck: {type: HTTP, path: /, port: 1, interval: 1s, timeout: 1s, unhealthyThreshold: 1}";
+        let none_healthy =
+            "healthCheck: {type: HTTP, path: /, port: 1, interval: 1s, timeout: 1s, unhealthyThreshold: 1}";
         for (threshold, status) in [(0, 503), (50, 200)] {
-            ns.run(&["delete", "deployment/echo-deaf", "--ignore-not-found"])?;
+            ns.run(&["delete", "deployment/echo-not-listening", "--ignore-not-found"])?;
             cluster(ns, &format!("  loadBalancer: {{panicThreshold: {threshold}}}\n  {none_healthy}\n"))?;
             eventually(&format!("{status} with a threshold of {threshold} %"), SOON, || {
                 let answer = client.get("http://echo:9080/").send()?.expect_status(status)?;
@@ -340,8 +341,8 @@ fn tcp_health_checks_exclude_unhealthy_pods_outside_the_mesh() -> Result<()> {
         // In the mesh the pod's proxy would accept the connection; outside it only the application does.
         let outside = |app: App| app.label("weft.dev/inject", "false");
         let client = echo(ns, &[outside(App::server("echo", "v1"))])?;
-        ns.apply(&outside(App::deaf("echo", "deaf")).yaml())?;
-        ns.wait_ready(&["echo-deaf"])?;
+        ns.apply(&outside(App::not_listening("echo", "not-listening")).yaml())?;
+        ns.wait_ready(&["echo-not-listening"])?;
         let check = "{type: TCP, interval: 1s, timeout: 1s, unhealthyThreshold: 2}";
         cluster(ns, &format!("  outlierDetection: {{enabled: false}}\n  healthCheck: {check}\n"))?;
         one_pod_is_excluded(ns, &client)?;

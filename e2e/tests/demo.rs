@@ -9,7 +9,7 @@ use weft_e2e::page;
 #[test]
 fn demo_page_shows_each_change() -> Result<()> {
     in_mesh("demo", |ns| {
-        let folder = ns.folder()?;
+        let folder = ns.directory()?;
         let html = folder.join("index.html");
         // Fails where the clients' results do not match the routes.
         let story = demo::run(&Options { namespace: ns.name.clone(), page: html.clone() })?;

@@ -84,7 +84,7 @@ fn api_server_outage_fails_no_request_and_a_proxy_restarts_from_its_cache() -> R
         let client = mesh::echo(ns)?;
         route_in_force(ns, &client, "echo", TO_V1)?;
         // `kubectl exec` needs the API server, so these clients are Jobs, which report in their logs.
-        let seconds = AWAY.as_secs() + 25;
+        let seconds = OUTAGE.as_secs() + 25;
         let job = |name: &str, rate: &str| {
             let duration = format!("{seconds}s");
             let arguments = [
@@ -136,8 +136,11 @@ fn api_server_outage_fails_no_request_and_a_proxy_restarts_from_its_cache() -> R
         let failed: Vec<u64> =
             restarted.timeline.iter().filter(|(_, status, ..)| *status != 200).map(|(at, ..)| *at).collect();
         let (killed, until) = (killed.as_millis() as u64, until.as_millis() as u64);
-        let last =
-            failed.iter().max().copied().context("killing a proxy should break its own pod's connections; none broke")?;
+        let last = failed
+            .iter()
+            .max()
+            .copied()
+            .context("killing a proxy should break its own pod's connections; none broke")?;
         println!(
             "proxy restarted with the API server stopped: {} of {} requests failed, the last {} ms after the kill",
             failed.len(),

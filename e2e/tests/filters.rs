@@ -81,7 +81,7 @@ fn mirrored_requests_do_not_affect_the_response() -> Result<()> {
         eventually("the mirror's response to be counted", SOON, || {
             let metrics = proxy_metrics(ns, "client")?;
             let answered = metrics.sum("weft_mirrored_requests_total", &[("outcome", "answered"), ("source", &source)]);
-            ensure!(answered == 1.0, "{:?}", metrics.beginning("weft_mirrored"));
+            ensure!(answered == 1.0, "{:?}", metrics.with_prefix("weft_mirrored"));
             Ok(())
         })?;
 

@@ -73,7 +73,7 @@ fn retries_hide_failures_and_are_counted() -> Result<()> {
         ensure!(
             reached > 160 && retried == (reached - 120) as f64,
             "120 requests reached the backend {reached} times, and {retried} retries are counted: {:?}",
-            metrics.beginning("weft_retries")
+            metrics.with_prefix("weft_retries")
         );
         Ok(())
     })
@@ -84,7 +84,11 @@ fn without_a_retry_policy_failures_reach_the_client() -> Result<()> {
     in_mesh("resilience-no-retry", |ns| {
         let client = echo(ns, App::server("echo", "v1").arguments(&["--fail-every", "3"]))?;
         let report = client.load("http://echo:9080/").requests(90).concurrency(1).run()?;
-        ensure!(report.status(503) == 30 && report.status(200) == 60, "every third request fails: {}", report.summary());
+        ensure!(
+            report.status(503) == 30 && report.status(200) == 60,
+            "every third request fails: {}",
+            report.summary()
+        );
         ensure!(report.by_reason.is_empty(), "the server's own 503 is passed on unchanged: {}", report.summary());
         Ok(())
     })
@@ -224,7 +228,11 @@ fn backend_rollout_fails_no_request() -> Result<()> {
             report.requests,
             report.summary()
         );
-        ensure!(rollouts > 0 && report.by_pod.len() > 3, "pods should be replaced during the load: {}", report.summary());
+        ensure!(
+            rollouts > 0 && report.by_pod.len() > 3,
+            "pods should be replaced during the load: {}",
+            report.summary()
+        );
         report.expect_none_failed(20_000)
     })
 }
@@ -302,8 +310,8 @@ fn pods_of_an_unreachable_node_are_used_as_a_last_resort() -> Result<()> {
 fn refused_connections_are_retried_on_another_pod() -> Result<()> {
     in_mesh("resilience-refused", |ns| {
         let client = echo(ns, App::server("echo", "v1").replicas(2))?;
-        ns.apply(&App::deaf("echo", "deaf").yaml())?;
-        ns.wait_ready(&["echo-deaf"])?;
+        ns.apply(&App::not_listening("echo", "not-listening").yaml())?;
+        ns.wait_ready(&["echo-not-listening"])?;
         // A request that no backend has seen is retried on another pod, also without a retry policy. Before the first retry
         // the proxy may not know the refusing pod yet.
         let (mut failed, before) = (Vec::new(), proxy_metrics(ns, "client")?.sum("weft_retries_total", &[]));
@@ -311,7 +319,7 @@ fn refused_connections_are_retried_on_another_pod() -> Result<()> {
             let report = client.load("http://echo:9080/").requests(200).run()?;
             failed.extend(report.expect_none_failed(200).err());
             let metrics = proxy_metrics(ns, "client")?;
-            ensure!(metrics.sum("weft_retries_total", &[]) > before, "{:?}", metrics.beginning("weft_retries"));
+            ensure!(metrics.sum("weft_retries_total", &[]) > before, "{:?}", metrics.with_prefix("weft_retries"));
             Ok(())
         })?;
         failed.pop().map_or(Ok(()), Err)
@@ -377,9 +385,13 @@ fn hedging_avoids_a_slow_pod() -> Result<()> {
         ensure!(report.latency_ms.get("p90").is_some_and(|&ms| ms < 1_800.0), "{}", report.summary());
         let metrics = proxy_metrics(ns, "client")?;
         let hedged = metrics.sum("weft_retries_total", &[("reason", "hedge")]);
-        ensure!((15.0..=65.0).contains(&hedged), "about half of the requests are hedged: {:?}", metrics.beginning("weft_retries"));
-        let ejected: f64 = metrics.beginning("weft_outlier_ejections").iter().map(|sample| sample.value).sum();
-        ensure!(ejected == 0.0, "a cancelled hedge is no failure: {:?}", metrics.beginning("weft_outlier"));
+        ensure!(
+            (15.0..=65.0).contains(&hedged),
+            "about half of the requests are hedged: {:?}",
+            metrics.with_prefix("weft_retries")
+        );
+        let ejected: f64 = metrics.with_prefix("weft_outlier_ejections").iter().map(|sample| sample.value).sum();
+        ensure!(ejected == 0.0, "a cancelled hedge is no failure: {:?}", metrics.with_prefix("weft_outlier"));
         // A POST is never hedged.
         let report = client.load("http://echo:9080/hedged").method("POST").requests(20).concurrency(10).run()?;
         ensure!(report.share("v1") > 0.1, "{}", report.summary());

@@ -242,7 +242,11 @@ fn consumer_route_applies_only_to_its_own_namespace() -> Result<()> {
             Ok(())
         })?;
         let report = producer_client.load(&url).requests(90).run()?;
-        ensure!(report.by_version.len() == 3, "clients in the Service's namespace are not affected: {}", report.summary());
+        ensure!(
+            report.by_version.len() == 3,
+            "clients in the Service's namespace are not affected: {}",
+            report.summary()
+        );
         Ok(())
     })
 }
@@ -306,7 +310,8 @@ fn opaque_tcp_passes_and_servers_may_speak_first() -> Result<()> {
             ensure!(answer.first_ms.is_some_and(|ms| ms < 2000), "{address}: the greeting should not wait: {answer:?}");
         }
         // A server that speaks first on an undeclared port works too: protocol detection has a deadline.
-        let undeclared = App::tcp("undeclared", 7002, "first").yaml() + &Service::new("undeclared").port(7002, 7002).yaml();
+        let undeclared =
+            App::tcp("undeclared", 7002, "first").yaml() + &Service::new("undeclared").port(7002, 7002).yaml();
         ns.apply(&undeclared)?;
         ns.wait_ready(&["undeclared"])?;
         let answer = client.tcp_reached("undeclared:7002", &["--expect-first", "--send", "ping"])?;

@@ -40,7 +40,7 @@ fn tls_routes_by_sni_and_tcp_by_weight() -> Result<()> {
             let metrics = proxy_metrics(ns, "client")?;
             let closed =
                 metrics.sum("weft_tcp_connections_total", &[("direction", "outbound"), ("reason", "no-route")]);
-            ensure!(closed == 2.0, "{:?}", metrics.beginning("weft_tcp_connections"));
+            ensure!(closed == 2.0, "{:?}", metrics.with_prefix("weft_tcp_connections"));
             Ok(())
         })?;
         eventually("connections to Service one to reach pod two", SOON, || {
@@ -82,12 +82,15 @@ fn connect_tunnels_need_a_route() -> Result<()> {
         // detects at once that it is not HTTP.
         let answer = connect("x-team: a\r\n\r\nping\n", "ping\n")?;
         ensure!(answer.error.is_none() && answer.received.starts_with("HTTP/1.1 200 "), "{answer:?}");
-        ensure!(answer.received.ends_with("\r\n\r\nI am db. ping\n"), "only the pod's own bytes after the response head: {answer:?}");
+        ensure!(
+            answer.received.ends_with("\r\n\r\nI am db. ping\n"),
+            "only the pod's own bytes after the response head: {answer:?}"
+        );
         let source = format!("MeshRoute/{}/echo/tunnel", ns.name);
         eventually("the tunnel to be counted", SOON, || {
             let metrics = proxy_metrics(ns, "client")?;
             let opened = metrics.sum("weft_requests_total", &[("source", &source), ("status", "200")]);
-            ensure!(opened == 1.0, "{:?}", metrics.beginning("weft_requests"));
+            ensure!(opened == 1.0, "{:?}", metrics.with_prefix("weft_requests"));
             Ok(())
         })?;
         client.load("http://echo:9080/").requests(50).run()?.expect_none_failed(50)

@@ -111,7 +111,11 @@ fn every_source_file_is_in_a_module_tree() {
             let name = name.expect("a name");
             let is_root =
                 ["lib", "main"].contains(&name) || file.parent().is_some_and(|folder| folder.ends_with("bin"));
-            assert!(is_root || declared.contains(&format!("mod {name};")), "{} is not declared by a mod", file.display());
+            assert!(
+                is_root || declared.contains(&format!("mod {name};")),
+                "{} is not declared by a mod",
+                file.display()
+            );
         }
     }
 }
@@ -122,10 +126,7 @@ fn docs_name_existing_make_targets_and_files() {
     for page in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"] {
         let text = fs::read_to_string(checkout().join(page)).unwrap_or_else(|error| panic!("{page}: {error}"));
         for target in text.split("`make ").skip(1).filter_map(|rest| rest.split(['`', ' ']).next()) {
-            assert!(
-                makefile.contains(&format!("\n{target}:")),
-                "{page} names `make {target}`, which is not a target"
-            );
+            assert!(makefile.contains(&format!("\n{target}:")), "{page} names `make {target}`, which is not a target");
         }
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             let local = !link.starts_with("http") && !link.starts_with('#');

@@ -101,8 +101,9 @@ pub async fn follow(
 
 async fn read_version(client: &Client) -> Result<ServerVersion, String> {
     let info = client.apiserver_version().await.map_err(|error| error.to_string())?;
-    ServerVersion::parse(&info.major, &info.minor)
-        .ok_or_else(|| format!("the API server reports the version {:?}.{:?}, which is invalid", info.major, info.minor))
+    ServerVersion::parse(&info.major, &info.minor).ok_or_else(|| {
+        format!("the API server reports the version {:?}.{:?}, which is invalid", info.major, info.minor)
+    })
 }
 
 fn namespace(meta: &Meta) -> Namespace {

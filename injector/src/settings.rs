@@ -147,7 +147,7 @@ pub struct Settings {
 
 /// All invalid annotations of a pod and its namespace, reported at once.
 #[derive(Debug, PartialEq, Eq)]
-pub struct AnnotationErrors(Vec<Mistake>);
+pub struct AnnotationErrors(Vec<AnnotationError>);
 
 #[derive(Debug, PartialEq, Eq)]
 struct AnnotationError {
@@ -222,11 +222,14 @@ impl Settings {
                 "use off, error, warn, info, debug or trace, or a list as in info,weft_proxy=debug",
                 log_filter,
             ),
-            access_log: annotations.parse(ACCESS_LOG, "use \"on\", \"failures\" or \"off\"", |value| value.parse().ok()),
+            access_log: annotations
+                .parse(ACCESS_LOG, "use \"on\", \"failures\" or \"off\"", |value| value.parse().ok()),
             workers: workers.unwrap_or_else(|| cpu_limit.map_or(1, Quantity::whole_cores)),
             drain_seconds,
-            exclude_inbound_ports: annotations.parse_list(EXCLUDE_INBOUND_PORTS, PORTS_REMEDY, |item| item.parse().ok()),
-            exclude_outbound_ports: annotations.parse_list(EXCLUDE_OUTBOUND_PORTS, PORTS_REMEDY, |item| item.parse().ok()),
+            exclude_inbound_ports: annotations
+                .parse_list(EXCLUDE_INBOUND_PORTS, PORTS_REMEDY, |item| item.parse().ok()),
+            exclude_outbound_ports: annotations
+                .parse_list(EXCLUDE_OUTBOUND_PORTS, PORTS_REMEDY, |item| item.parse().ok()),
             exclude_outbound_ips: annotations.parse_list(EXCLUDE_OUTBOUND_IPS, IPS_REMEDY, network),
             opaque_ports: annotations.parse(
                 OPAQUE_PORTS,

@@ -250,8 +250,11 @@ fn add_unknown_fields(value: &mut Value) -> usize {
     match value {
         Value::Object(map) => {
             let maps = ["labels", "annotations", "nodeSelector", "requests", "limits", "httpGet", "tcpSocket", "grpc"];
-            let below: usize =
-                map.iter_mut().filter(|(key, _)| !maps.contains(&key.as_str())).map(|(_, it)| add_unknown_fields(it)).sum();
+            let below: usize = map
+                .iter_mut()
+                .filter(|(key, _)| !maps.contains(&key.as_str()))
+                .map(|(_, it)| add_unknown_fields(it))
+                .sum();
             map.insert(
                 UNKNOWN_FIELD.to_owned(),
                 json!({ "a": [1, null, { "b": "c" }], "big": 18_446_744_073_709_551_615_u64 }),
@@ -265,7 +268,10 @@ fn add_unknown_fields(value: &mut Value) -> usize {
 
 fn remove_unknown_fields(value: &mut Value) -> usize {
     match value {
-        Value::Object(map) => usize::from(map.remove(UNKNOWN_FIELD).is_some()) + map.values_mut().map(remove_unknown_fields).sum::<usize>(),
+        Value::Object(map) => {
+            usize::from(map.remove(UNKNOWN_FIELD).is_some())
+                + map.values_mut().map(remove_unknown_fields).sum::<usize>()
+        }
         Value::Array(items) => items.iter_mut().map(remove_unknown_fields).sum(),
         _ => 0,
     }
@@ -281,7 +287,8 @@ fn injected_containers_use_known_fields_and_meet_pod_security_restricted() {
             let (injected_items, known) = (injected_items(&pod, list), injected_items(&typed, list));
             assert_eq!(injected_items, known, "{name}: {list} has a field that Kubernetes does not know");
         }
-        let proxies: Vec<Value> = ["initContainers", "containers"].iter().flat_map(|list| injected_items(&pod, list)).collect();
+        let proxies: Vec<Value> =
+            ["initContainers", "containers"].iter().flat_map(|list| injected_items(&pod, list)).collect();
         let proxy = proxies.iter().find(|it| it["name"] == "weft-proxy").unwrap();
         let context = &proxy["securityContext"];
         for (pointer, expected) in [

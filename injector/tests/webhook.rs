@@ -152,7 +152,11 @@ async fn review_of_a_new_pod_is_patched_with_a_proxy() {
         "{}",
         fixture.metrics_text()
     );
-    assert!(fixture.metrics_text().contains("weft_injector_review_duration_seconds_count 2"), "{}", fixture.metrics_text());
+    assert!(
+        fixture.metrics_text().contains("weft_injector_review_duration_seconds_count 2"),
+        "{}",
+        fixture.metrics_text()
+    );
 }
 
 #[tokio::test]

@@ -1,5 +1,4 @@
-//! Requests as a client sends them: one connection carries one request at a time, and a request is sent once or not at
-//! all. Names are looked up for every connection, as the kernel and the cluster's DNS give them.
+//! The HTTP client: one request at a time per connection, no retries. DNS is resolved anew for every connection.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -16,9 +15,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde::Serialize;
 use tokio::net::TcpStream;
 
-/// A response's body beyond this is an error, so that a mistaken URL does not fill the memory.
+/// Maximum of a response's body; a longer one is an error, so that a wrong URL does not exhaust the memory.
 const MAX_BODY_BYTES: usize = 16 << 20;
-/// Redirects that `--follow true` follows.
+/// Maximum of redirects that `--follow true` follows.
 const MAX_REDIRECTS: usize = 5;
 
 #[derive(clap::Args)]
@@ -28,32 +27,32 @@ pub(crate) struct Args {
     /// Body of the request.
     #[arg(long, default_value = "")]
     body: String,
-    /// Whether to go where a redirect points.
+    /// Whether to follow redirects.
     #[arg(long, default_value_t = false, action = clap::ArgAction::Set)]
     follow: bool,
 }
 
-/// What a request is made of, apart from its body.
+/// A request without its body.
 #[derive(Clone, clap::Args)]
 pub(crate) struct RequestArgs {
-    /// Where to, as http://HOST[:PORT][/PATH].
+    /// URL, http://HOST[:PORT][/PATH].
     #[arg(long)]
     pub(crate) url: Target,
-    /// The method.
+    /// Method.
     #[arg(long, default_value = "GET")]
     pub(crate) method: Method,
-    /// A header to send, NAME=VALUE; `host` takes the place of the URL's. May be repeated.
+    /// Header to send, NAME=VALUE; `host` replaces the URL's host. May be repeated.
     #[arg(long = "header", value_name = "NAME=VALUE", value_parser = parse_header)]
     pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
-    /// Speak HTTP/2 without TLS and without asking first.
+    /// Use HTTP/2 without TLS, with prior knowledge.
     #[arg(long)]
     pub(crate) http2: bool,
-    /// How long a request may take, with its connection and the whole response.
+    /// Timeout of a request, including the connect and the whole response.
     #[arg(long, default_value = "10s", value_parser = crate::duration::parse)]
     pub(crate) timeout: Duration,
 }
 
-/// A URL that can be called: http, with a host.
+/// An http URL with a host.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
     uri: Uri,
@@ -65,10 +64,10 @@ pub(crate) enum Connection {
     Http2(http2::SendRequest<Full<Bytes>>),
 }
 
-/// What `request` prints.
+/// Output of `request`.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Answer {
-    /// 0: there was no response, and `error` says why.
+    /// 0 without a response, with the reason in `error`.
     pub(crate) status: u16,
     pub(crate) headers: BTreeMap<String, Vec<String>>,
     pub(crate) body: String,
@@ -77,13 +76,13 @@ pub(crate) struct Answer {
     pub(crate) error: Option<String>,
 }
 
-/// Sends one request, and whatever its redirects lead to.
+/// Sends one request, and follows redirects if asked to.
 pub(crate) async fn run(args: Args) -> Answer {
     let Args { mut request, body, follow } = args;
     let body = Bytes::from(body);
     let start = Instant::now();
     for _ in 0..=MAX_REDIRECTS {
-        let answer = ask(&request, body.clone(), start).await;
+        let answer = send(&request, body.clone(), start).await;
         let location = answer.headers.get(LOCATION.as_str()).and_then(|values| values.first());
         match location {
             Some(location) if follow && (300..400).contains(&answer.status) => match request.url.join(location) {
@@ -96,8 +95,8 @@ pub(crate) async fn run(args: Args) -> Answer {
     Answer { error: Some(format!("more than {MAX_REDIRECTS} redirects")), ..Answer::default() }
 }
 
-/// Sends one request on a connection of its own.
-pub(crate) async fn ask(args: &RequestArgs, body: Bytes, start: Instant) -> Answer {
+/// Sends one request on a new connection.
+pub(crate) async fn send(args: &RequestArgs, body: Bytes, start: Instant) -> Answer {
     let exchange = async {
         let mut connection = Connection::open(&args.url, args.http2).await?;
         let response = connection.send(args.request(body)).await?;
@@ -114,7 +113,7 @@ pub(crate) async fn ask(args: &RequestArgs, body: Bytes, start: Instant) -> Answ
     Answer { ms: millis(start.elapsed()), ..answer }
 }
 
-/// Header names to all of their values.
+/// Headers as a map from name to values.
 pub(crate) fn map(headers: &HeaderMap) -> BTreeMap<String, Vec<String>> {
     let mut map = BTreeMap::<String, Vec<String>>::new();
     for (name, value) in headers {
@@ -135,7 +134,7 @@ fn parse_header(text: &str) -> anyhow::Result<(HeaderName, HeaderValue)> {
 // === impl RequestArgs ===
 
 impl RequestArgs {
-    /// A GET, as one service sends it to another.
+    /// A GET over HTTP/1.1.
     pub(crate) fn get(url: Target, headers: Vec<(HeaderName, HeaderValue)>, timeout: Duration) -> Self {
         Self { url, method: Method::GET, headers, http2: false, timeout }
     }
@@ -182,21 +181,21 @@ impl std::fmt::Display for Target {
 
 impl Target {
     fn host_header(&self) -> HeaderValue {
-        let authority = self.uri.authority().expect("checked when it was made").as_str();
+        let authority = self.uri.authority().expect("checked in from_str").as_str();
         HeaderValue::from_str(authority).expect("an authority is visible ASCII")
     }
 
-    /// Where a `Location` seen at this URL points: a whole URL, or a path on the same host.
+    /// Resolves a `Location` header: an absolute URL, or a path on the same host.
     fn join(&self, location: &str) -> anyhow::Result<Self> {
         if location.starts_with('/') {
-            format!("http://{}{location}", self.uri.authority().expect("checked when it was made")).parse()
+            format!("http://{}{location}", self.uri.authority().expect("checked in from_str")).parse()
         } else {
             location.parse()
         }
     }
 
     async fn connect(&self) -> anyhow::Result<TcpStream> {
-        let host = self.uri.host().expect("checked when it was made").trim_matches(['[', ']']);
+        let host = self.uri.host().expect("checked in from_str").trim_matches(['[', ']']);
         let stream = TcpStream::connect((host, self.uri.port_u16().unwrap_or(80))).await.context("connect")?;
         stream.set_nodelay(true)?;
         Ok(stream)
@@ -219,7 +218,7 @@ impl Connection {
         }
     }
 
-    /// Whether the server has left the connection open. To make another connection after a `false` repeats nothing.
+    /// Whether the server has kept the connection open. After `false` a new connection sends no request twice.
     pub(crate) async fn is_open(&mut self) -> bool {
         match self {
             Self::Http1(sender) => sender.ready().await.is_ok(),
@@ -245,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn takes_urls_that_can_be_called() {
+    fn only_http_urls_with_a_host_parse() {
         for url in ["http://web", "http://web:9080/a?b=c", "http://[::1]:80/"] {
             url.parse::<Target>().expect(url);
         }
@@ -255,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn names_the_host_as_the_version_does() {
+    fn host_header_and_uri_depend_on_the_http_version() {
         for (http2, headers, uri, host) in [
             (false, &[] as &[&str], "/a?b=c", Some("web:9080")),
             (false, &["host=shop.example"], "/a?b=c", Some("shop.example")),
@@ -269,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn follows_paths_and_urls() {
+    fn locations_are_absolute_urls_or_paths() {
         let from: Target = "http://web:9080/a".parse().unwrap();
         assert_eq!(from.join("/b?c").unwrap().to_string(), "http://web:9080/b?c");
         assert_eq!(from.join("http://other/").unwrap().to_string(), "http://other/");

@@ -11,7 +11,7 @@ pub(crate) fn parse(text: &str) -> Result<Duration, String> {
         "m" => 60_000,
         _ => return Err(format!("{text:?} is not a duration: write one like 300ms, 2s or 1m")),
     };
-    let count: u64 = count.parse().map_err(|_| format!("{text:?} is not a duration: it begins with no number"))?;
+    let count: u64 = count.parse().map_err(|_| format!("{text:?} is not a duration: it must begin with a number"))?;
     count.checked_mul(millis).map(Duration::from_millis).ok_or_else(|| format!("{text:?} is too long"))
 }
 
@@ -20,7 +20,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_one_number_with_its_unit() {
+    fn durations_are_one_number_with_a_unit() {
         for (text, millis) in [("0ms", 0), ("300ms", 300), ("2s", 2_000), ("1m", 60_000)] {
             assert_eq!(parse(text), Ok(Duration::from_millis(millis)), "{text}");
         }

@@ -1,5 +1,5 @@
-//! Many requests, and what came of them. Workers take numbers from one counter; number n is due at n / rate. A request is
-//! counted where it ended: with a response, or with an error of the transport.
+//! The load generator. Workers take request numbers from one counter; number n is due at n / rate. A request is counted at
+//! its end: with a response, or with a transport error.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -16,52 +16,52 @@ use tokio::task::LocalSet;
 
 use crate::client::{Connection, RequestArgs, millis};
 
-/// Requests where neither a number nor a duration is given.
+/// Number of requests if neither a number nor a duration is given.
 const DEFAULT_REQUESTS: u64 = 100;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     request: RequestArgs,
-    /// How many requests to send. Default: 100, or as many as --duration allows.
+    /// Number of requests. Default: 100, or unlimited with --duration.
     #[arg(long)]
     requests: Option<u64>,
-    /// For how long to begin requests. Default: no limit.
+    /// Time during which requests are started. Default: unlimited.
     #[arg(long, value_parser = crate::duration::parse)]
     duration: Option<Duration>,
-    /// Requests in flight at once, each on a connection of its own.
+    /// Concurrent requests, each on its own connection.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
     concurrency: u16,
-    /// Requests to begin in a second, at most. Default: no limit.
+    /// Maximum of requests started per second. Default: unlimited.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
-    /// Size of each request's body.
+    /// Size of each request's body in bytes.
     #[arg(long, default_value_t = 0)]
     body_bytes: usize,
-    /// Use a connection for one request only.
+    /// Use a new connection for each request.
     #[arg(long)]
     connection_per_request: bool,
-    /// Print a line for each request too: when it began (ms), status (0: none), version, latency (ms).
+    /// Print an entry per request too: start (ms), status (0: no response), version, latency (ms).
     #[arg(long)]
     timeline: bool,
 }
 
-/// What `load` prints.
+/// Output of `load`.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Report {
     requests: u64,
-    /// Of them, answered 2xx or 3xx.
+    /// Requests answered 2xx or 3xx.
     ok: u64,
-    /// Of them, answered otherwise or not at all.
+    /// Requests answered with another status, or without a complete response.
     failed: u64,
     by_status: BTreeMap<u16, u64>,
     /// By `x-version` of the response.
     by_version: BTreeMap<String, u64>,
     /// By `x-pod` of the response.
     by_pod: BTreeMap<String, u64>,
-    /// By `weft-reason` of the response: why a proxy answered in a service's stead.
+    /// By `weft-reason` of the response: why a proxy answered instead of the service.
     by_reason: BTreeMap<String, u64>,
-    /// Requests without a whole response, by what happened.
+    /// Requests without a complete response, by error.
     errors: BTreeMap<String, u64>,
     latency_ms: Latency,
     seconds: f64,
@@ -79,7 +79,7 @@ struct Latency {
     max: f64,
 }
 
-/// What came of one request.
+/// The result of one request.
 struct Outcome {
     began: Duration,
     latency: Duration,
@@ -129,14 +129,14 @@ async fn work(args: &Args, start: Instant, next: &Cell<u64>, report: &RefCell<Re
     }
 }
 
-async fn exchange(args: &RequestArgs, body: Bytes, kept: &mut Option<Connection>) -> anyhow::Result<Head> {
-    let open = match kept {
+async fn exchange(args: &RequestArgs, body: Bytes, reusable: &mut Option<Connection>) -> anyhow::Result<Head> {
+    let open = match reusable {
         Some(connection) => connection.is_open().await,
         None => false,
     };
-    let connection = match kept {
+    let connection = match reusable {
         Some(connection) if open => connection,
-        _ => kept.insert(Connection::open(&args.url, args.http2).await?),
+        _ => reusable.insert(Connection::open(&args.url, args.http2).await?),
     };
     let mut response = connection.send(args.request(body)).await?;
     while let Some(frame) = response.body_mut().frame().await {
@@ -145,7 +145,7 @@ async fn exchange(args: &RequestArgs, body: Bytes, kept: &mut Option<Connection>
     Ok(Head::of(&response))
 }
 
-/// The value below or at which a share of the sorted values lies.
+/// The percentile of sorted values (nearest rank).
 fn percentile(sorted: &[Duration], percent: usize) -> f64 {
     let rank = (sorted.len() * percent).div_ceil(100);
     rank.checked_sub(1).and_then(|index| sorted.get(index)).copied().map_or(0.0, fractional_millis)
@@ -158,7 +158,7 @@ fn fractional_millis(duration: Duration) -> f64 {
 // === impl Args ===
 
 impl Args {
-    /// When request number `number` is to begin; `None` after the last.
+    /// When to start request number `number`; `None` after the last.
     fn due(&self, number: u64) -> Option<Duration> {
         let requests = match (self.requests, self.duration) {
             (Some(requests), _) => requests,
@@ -233,17 +233,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentiles_are_of_what_was_measured() {
+    fn percentiles_are_measured_values() {
         let sorted: Vec<_> = (1..=200).map(Duration::from_millis).collect();
         for (percent, expected) in [(50, 100.0), (90, 180.0), (99, 198.0), (100, 200.0)] {
             assert_eq!(percentile(&sorted, percent), expected, "{percent}");
         }
         assert_eq!(percentile(&sorted[..1], 50), 1.0, "one value is every percentile");
-        assert_eq!(percentile(&[], 99), 0.0, "of nothing");
+        assert_eq!(percentile(&[], 99), 0.0, "no values");
     }
 
     #[test]
-    fn every_request_is_ok_or_failed() {
+    fn every_request_counts_as_ok_or_failed() {
         let mut report = Report { timeline: Some(Vec::new()), ..Report::default() };
         let head = |status| Head { status, version: "v1".into(), pod: "a".into(), reason: String::new() };
         for result in [Ok(head(200)), Ok(head(302)), Ok(head(404)), Ok(head(503)), Err("timed out".to_owned())] {

@@ -1,14 +1,14 @@
-//! The demo application: both sides of the traffic that a mesh carries, in one binary for images FROM scratch.
+//! The demo application: clients and servers in one static binary.
 //!
 //! ```text
 //!   client side                          server side
 //!   load, request  ---- HTTP/1.1, h2c -->  serve --calls--> serve
-//!   tcp-client     ---- bytes ---------->  tcp
-//!   idle           (a pod to run the client side in)
+//!   tcp-client     ---- TCP ------------>  tcp
+//!   idle           (a pod to run client commands in)
 //! ```
 //!
-//! The client side prints one JSON object and never repeats a request, so what a test counts is what happened. A request
-//! that fails is a result like any other: the exit status is 0, and the object says what went wrong.
+//! Client commands print one JSON object and never retry a request, so that their counts are exact. A failed request is a
+//! result: the exit status is 0, and the object has the error.
 
 mod client;
 mod duration;
@@ -25,22 +25,21 @@ use serde::Serialize;
 
 use crate::stop::Stop;
 
-/// The demo application of Weft: servers that say what reached them, clients that say what came back, whatever it is, and
-/// then succeed.
+/// The demo application of Weft: servers that describe the requests they get, and clients that print results as JSON.
 #[derive(Parser)]
 #[command(version)]
 enum Command {
-    /// Answer HTTP/1.1 and h2c on one port; every path tells what was asked, of whom.
+    /// Serve HTTP/1.1 and h2c on one port; every path answers with a description of the request.
     Serve(serve::Args),
-    /// Echo bytes, after a greeting if there is one.
+    /// Echo bytes over TCP, optionally after a greeting.
     Tcp(tcp::ServerArgs),
-    /// Send many requests and print what came back, as JSON.
+    /// Send many requests and print a report as JSON.
     Load(load::Args),
-    /// Send bytes and print what came back, as JSON.
+    /// Send bytes over TCP and print the bytes received, as JSON.
     TcpClient(tcp::ClientArgs),
     /// Send one request and print the response, as JSON.
     Request(client::Args),
-    /// Do nothing until told to stop.
+    /// Do nothing until SIGTERM or SIGINT.
     Idle,
 }
 
@@ -48,7 +47,7 @@ fn main() -> anyhow::Result<()> {
     let command = Command::parse();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(run(command));
-    // A name that is still being looked up, on a thread of its own, must not delay the end.
+    // A pending DNS lookup, which blocks a thread, must not delay the exit.
     runtime.shutdown_background();
     result
 }

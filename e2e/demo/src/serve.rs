@@ -1,16 +1,17 @@
-//! A service: it answers every path with what it was asked, slowly or badly if told to, and remembers what it has seen.
+//! The HTTP server: answers every path with a description of the request, with delays and failures on demand, and counts
+//! requests.
 //!
-//! | path | answer |
+//! | path | response |
 //! |---|---|
-//! | `/` | calls the services of `--calls` and tells how each answered |
+//! | `/` | calls the services of `--calls`; the description includes their results |
 //! | `/large?bytes=N` | N bytes |
 //! | `/healthz` | 200, always |
-//! | `/grpc.health.v1.Health/Check` | SERVING, or NOT_SERVING with `--not-serving`, as gRPC says it |
-//! | `/_seen`, `/_reset` | what was asked since the start or the last reset, by method and first part of the path, and by token |
-//! | any other | what was asked |
+//! | `/grpc.health.v1.Health/Check` | SERVING, or NOT_SERVING with `--not-serving`, in the gRPC health protocol |
+//! | `/_seen`, `/_reset` | request counts since the start or the last reset, by method and first path segment, and by token |
+//! | any other | description of the request |
 //!
-//! `?delay=300ms`, `?status=503` and `?header=NAME:VALUE` hold for one request. A request with `Upgrade: echo` is upgraded to
-//! an echo of bytes.
+//! `?delay=300ms`, `?status=503` and `?header=NAME:VALUE` apply to one request. A request with `Upgrade: echo` is upgraded
+//! to an echo of bytes.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -41,54 +42,54 @@ use crate::client::{self, RequestArgs, Target};
 use crate::duration;
 use crate::stop::Stop;
 
-/// Headers that go on to the services called: those of traces, and those by which the shop's routes choose.
-const CARRIED: [HeaderName; 5] = [
+/// Headers that are forwarded to the services called: trace headers, and those that the shop's routes match.
+const FORWARDED_HEADERS: [HeaderName; 5] = [
     HeaderName::from_static("traceparent"),
     HeaderName::from_static("tracestate"),
     HeaderName::from_static("x-request-id"),
     HeaderName::from_static("x-request-token"),
     HeaderName::from_static("x-user"),
 ];
-/// How long a service called may take.
+/// Timeout of a call to another service.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long requests may take to finish once the service is told to stop.
-const DRAIN: Duration = Duration::from_secs(10);
-/// Different keys that are counted one by one; what is beyond is counted as `other`.
+/// Time for in-flight requests after SIGTERM.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Maximum of distinct keys counted; further keys are counted as `other`.
 const MAX_KEYS: usize = 10_000;
-/// A piece of `/large`.
-static PIECE: [u8; 16 << 10] = [b'x'; 16 << 10];
+/// A chunk of `/large`.
+static CHUNK: [u8; 16 << 10] = [b'x'; 16 << 10];
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Name of the service, as it appears in answers.
+    /// Name of the service, shown in responses.
     #[arg(long, default_value = "demo")]
     name: String,
-    /// Its version, as it appears in answers and in the response header x-version.
+    /// Version of the service, shown in responses and in the header x-version.
     #[arg(long, default_value = "v1")]
     version: String,
     /// Port to listen on.
     #[arg(long, default_value_t = 9080)]
     port: u16,
-    /// Wait before each answer.
+    /// Delay before each response.
     #[arg(long, default_value = "0s", value_parser = duration::parse)]
     delay: Duration,
-    /// Answer each Nth request 503. 0: none.
+    /// Answer every Nth request 503; 0 for none.
     #[arg(long, default_value_t = 0, value_name = "N")]
     fail_every: u64,
-    /// Say NOT_SERVING to health checks of gRPC.
+    /// Answer gRPC health checks with NOT_SERVING.
     #[arg(long)]
     not_serving: bool,
-    /// URLs to call for each request to /, comma between them.
+    /// Comma-separated URLs to call for each request to /.
     #[arg(long, value_delimiter = ',', value_name = "URL")]
     calls: Vec<Target>,
-    /// How long to go on as before after SIGTERM.
+    /// Time to keep serving after SIGTERM before draining.
     #[arg(long, default_value = "0s", value_parser = duration::parse)]
     shutdown_delay: Duration,
 }
 
 type Answer = Response<Either<Full<Bytes>, Either<Large, Message>>>;
 
-/// A message of gRPC and its trailers.
+/// A gRPC message with its trailers.
 type Message = WithTrailers<Full<Bytes>, Ready<Option<Result<HeaderMap, Infallible>>>>;
 
 struct Service {
@@ -97,24 +98,24 @@ struct Service {
     seen: Mutex<Seen>,
 }
 
-/// What was asked since the start or the last reset.
+/// Request counts since the start or the last reset.
 #[derive(Default, Serialize)]
 struct Seen {
     requests: u64,
-    /// By method and first part of the path: `POST /orders`.
+    /// By method and first path segment: `POST /orders`.
     by_path: BTreeMap<String, u64>,
     /// By the request header `x-request-token`.
     by_token: BTreeMap<String, u64>,
 }
 
-/// A body of so many bytes.
+/// A body of a given length.
 struct Large {
-    left: u64,
+    remaining: u64,
 }
 
-/// What a query asks for.
+/// The options in a query.
 #[derive(Debug, Default, PartialEq)]
-struct Wishes {
+struct Options {
     delay: Option<Duration>,
     status: Option<StatusCode>,
     bytes: u64,
@@ -125,20 +126,20 @@ pub(crate) async fn run(args: Args, mut stop: Stop) -> anyhow::Result<()> {
     let listener = listen(args.port).await?;
     eprintln!("{} {} listens on port {}", args.name, args.version, args.port);
     let (shutdown_delay, service) = (args.shutdown_delay, Service::new(args));
-    let told_to_stop = async {
+    let drain = async {
         stop.signal().await;
         tokio::time::sleep(shutdown_delay).await;
     };
-    let connections = serve(listener, service, told_to_stop).await;
+    let connections = serve(listener, service, drain).await;
     tokio::select! {
         () = connections.shutdown() => {}
-        () = tokio::time::sleep(DRAIN) => eprintln!("requests are still open after {DRAIN:?}, ending"),
+        () = tokio::time::sleep(DRAIN_TIMEOUT) => eprintln!("requests are still in flight after {DRAIN_TIMEOUT:?}, exiting"),
         () = stop.signal() => {}
     }
     Ok(())
 }
 
-/// Listens on all addresses, of both families where there are two.
+/// Listens on all addresses: IPv6 and IPv4, or IPv4 only without IPv6.
 pub(crate) async fn listen(port: u16) -> anyhow::Result<TcpListener> {
     let listener = match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
         Ok(listener) => Ok(listener),
@@ -147,7 +148,7 @@ pub(crate) async fn listen(port: u16) -> anyhow::Result<TcpListener> {
     listener.with_context(|| format!("cannot listen on port {port}"))
 }
 
-/// The next connection. When there are too many, it waits until there are fewer.
+/// Accepts the next connection. Retries after an error, such as too many open files.
 pub(crate) async fn accept(listener: &TcpListener) -> TcpStream {
     loop {
         match listener.accept().await {
@@ -160,7 +161,7 @@ pub(crate) async fn accept(listener: &TcpListener) -> TcpStream {
     }
 }
 
-/// Serves until `stop`; returns the connections that are open then.
+/// Serves until `stop`; returns the connections that are still open.
 async fn serve(listener: TcpListener, service: Arc<Service>, stop: impl Future<Output = ()>) -> GracefulShutdown {
     let connections = GracefulShutdown::new();
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -179,7 +180,7 @@ async fn serve(listener: TcpListener, service: Arc<Service>, stop: impl Future<O
     }
 }
 
-/// Sends an upgraded connection's bytes back to it.
+/// Echoes the bytes of an upgraded connection.
 async fn echo(request: Request<Incoming>) {
     if let Ok(upgraded) = hyper::upgrade::on(request).await {
         let (mut read, mut write) = tokio::io::split(TokioIo::new(upgraded));
@@ -224,8 +225,8 @@ impl Service {
 
     async fn count_and_answer(&self, mut request: Request<Incoming>) -> Answer {
         let number = self.seen().count(&request);
-        let wishes = match Wishes::parse(request.uri().query().unwrap_or_default()) {
-            Ok(wishes) => wishes,
+        let options = match Options::parse(request.uri().query().unwrap_or_default()) {
+            Ok(options) => options,
             Err(message) => return self.answer(StatusCode::BAD_REQUEST, &json!(message)),
         };
         if request.headers().get(UPGRADE).is_some_and(|protocol| protocol == "echo") {
@@ -235,8 +236,8 @@ impl Service {
             Ok(bytes) => bytes,
             Err(error) => return self.answer(StatusCode::BAD_REQUEST, &json!(format!("in the body: {error}"))),
         };
-        tokio::time::sleep(wishes.delay.unwrap_or(self.args.delay)).await;
-        let status = wishes.status.unwrap_or_else(|| match self.args.fail_every {
+        tokio::time::sleep(options.delay.unwrap_or(self.args.delay)).await;
+        let status = options.status.unwrap_or_else(|| match self.args.fail_every {
             every if every > 0 && number.is_multiple_of(every) => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::OK,
         });
@@ -244,13 +245,13 @@ impl Service {
             return self.respond(
                 status,
                 "application/octet-stream",
-                Either::Right(Either::Left(Large { left: wishes.bytes })),
+                Either::Right(Either::Left(Large { remaining: options.bytes })),
             );
         }
         let calls = if request.uri().path() == "/" { self.call(&request).await } else { Vec::new() };
         let uri = request.uri();
         let host = || request.headers().get(HOST).and_then(|host| host.to_str().ok());
-        let told = json!({
+        let description = json!({
             "service": self.args.name,
             "version": self.args.version,
             "pod": self.pod,
@@ -262,23 +263,23 @@ impl Service {
             "body_bytes": body_bytes,
             "calls": calls,
         });
-        let mut answer = self.answer(status, &told);
-        answer.headers_mut().extend(wishes.header);
+        let mut answer = self.answer(status, &description);
+        answer.headers_mut().extend(options.header);
         answer
     }
 
-    /// Calls the services that this one needs, one after another, and tells how each answered.
+    /// Calls the services of `--calls`, one after another, and returns their results.
     async fn call(&self, request: &Request<Incoming>) -> Vec<Value> {
-        let carried = |name: HeaderName| request.headers().get(&name).cloned().map(|value| (name, value));
-        let carried: Vec<_> = CARRIED.into_iter().filter_map(carried).collect();
+        let header = |name: HeaderName| request.headers().get(&name).cloned().map(|value| (name, value));
+        let headers: Vec<_> = FORWARDED_HEADERS.into_iter().filter_map(header).collect();
         let mut calls = Vec::new();
         for url in &self.args.calls {
-            let args = RequestArgs::get(url.clone(), carried.clone(), CALL_TIMEOUT);
-            let answer = client::ask(&args, Bytes::new(), Instant::now()).await;
-            let told: Value = serde_json::from_str(&answer.body).unwrap_or_default();
+            let args = RequestArgs::get(url.clone(), headers.clone(), CALL_TIMEOUT);
+            let answer = client::send(&args, Bytes::new(), Instant::now()).await;
+            let description: Value = serde_json::from_str(&answer.body).unwrap_or_default();
             let mut call = json!({ "url": url.to_string(), "status": answer.status, "ms": answer.ms });
             for key in ["service", "version", "pod", "calls"] {
-                if let Some(value) = told.get(key) {
+                if let Some(value) = description.get(key) {
                     call[key] = value.clone();
                 }
             }
@@ -324,7 +325,7 @@ impl Service {
     }
 }
 
-/// Reads a body to its end; the length is all that is kept.
+/// Reads a body to its end and returns its length.
 async fn read(body: &mut Incoming) -> hyper::Result<usize> {
     let mut bytes = 0;
     while let Some(frame) = body.frame().await {
@@ -336,7 +337,7 @@ async fn read(body: &mut Incoming) -> hyper::Result<usize> {
 // === impl Seen ===
 
 impl Seen {
-    /// Counts a request; returns which it is, from 1.
+    /// Counts a request; returns its number, from 1.
     fn count<T>(&mut self, request: &Request<T>) -> u64 {
         self.requests += 1;
         let first = request.uri().path().split('/').nth(1).unwrap_or_default();
@@ -348,21 +349,21 @@ impl Seen {
     }
 }
 
-// === impl Wishes ===
+// === impl Options ===
 
-impl Wishes {
+impl Options {
     fn parse(query: &str) -> Result<Self, String> {
-        let mut wishes = Self::default();
+        let mut options = Self::default();
         for (key, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
             match key {
-                "delay" => wishes.delay = Some(duration::parse(value)?),
-                "status" => wishes.status = Some(final_status(value).ok_or("status is a number from 200 to 599")?),
-                "bytes" => wishes.bytes = value.parse().map_err(|_| "bytes is a number")?,
-                "header" => wishes.header = Some(header(value).ok_or("header is NAME:VALUE")?),
+                "delay" => options.delay = Some(duration::parse(value)?),
+                "status" => options.status = Some(final_status(value).ok_or("status is a number from 200 to 599")?),
+                "bytes" => options.bytes = value.parse().map_err(|_| "bytes is a number")?,
+                "header" => options.header = Some(header(value).ok_or("header is NAME:VALUE")?),
                 _ => {}
             }
         }
-        Ok(wishes)
+        Ok(options)
     }
 }
 
@@ -382,17 +383,17 @@ impl Body for Large {
     type Error = Infallible;
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let size = PIECE.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        self.left -= size as u64;
-        Poll::Ready((size > 0).then(|| Ok(Frame::data(Bytes::from_static(&PIECE[..size])))))
+        let size = CHUNK.len().min(usize::try_from(self.remaining).unwrap_or(usize::MAX));
+        self.remaining -= size as u64;
+        Poll::Ready((size > 0).then(|| Ok(Frame::data(Bytes::from_static(&CHUNK[..size])))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.left == 0
+        self.remaining == 0
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.left)
+        SizeHint::with_exact(self.remaining)
     }
 }
 
@@ -412,7 +413,7 @@ mod tests {
         Cli::parse_from(["test"].iter().chain(args)).args
     }
 
-    /// Serves on a free port for as long as the test lasts; returns the port's URL.
+    /// Serves on a free port until the test ends; returns the URL.
     async fn start(args: &[&str]) -> String {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -427,11 +428,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tells_what_was_asked() {
+    async fn responses_describe_the_request() {
         let url = start(&["--name", "reviews", "--version", "v2"]).await;
         for (options, protocol) in [(&[] as &[&str], "HTTP/1.1"), (&["--http2"], "HTTP/2.0")] {
             let common = ["--method", "POST", "--body", "hello", "--header", "x-a=1", "--header", "host=shop.example"];
-            let (status, told) = get(&format!("{url}/a/b?c=d"), &[&common, options].concat()).await;
+            let (status, description) = get(&format!("{url}/a/b?c=d"), &[&common, options].concat()).await;
             assert_eq!(status, 200, "{protocol}");
             for (key, value) in [
                 ("service", json!("reviews")),
@@ -442,25 +443,25 @@ mod tests {
                 ("authority", json!("shop.example")),
                 ("body_bytes", json!(5)),
             ] {
-                assert_eq!(told[key], value, "{protocol} {key}");
+                assert_eq!(description[key], value, "{protocol} {key}");
             }
-            assert_eq!(told["headers"]["x-a"], json!(["1"]), "{protocol}");
+            assert_eq!(description["headers"]["x-a"], json!(["1"]), "{protocol}");
         }
     }
 
     #[tokio::test]
-    async fn fails_and_waits_when_told_to() {
+    async fn status_and_delay_follow_flags_and_query() {
         let url = start(&["--fail-every", "3"]).await;
         let mut statuses = Vec::new();
         for path in ["/", "/", "/", "/?status=404", "/?delay=50ms", "/?status=200", "/?status=1", "/?delay=soon"] {
             statuses.push(get(&format!("{url}{path}"), &[]).await.0);
-            assert_eq!(get(&format!("{url}/healthz"), &[]).await.0, 200, "the kubelet is never refused, nor counted");
+            assert_eq!(get(&format!("{url}/healthz"), &[]).await.0, 200, "/healthz never fails and is not counted");
         }
         assert_eq!(statuses, [200, 200, 503, 404, 200, 200, 400, 400]);
     }
 
     #[tokio::test]
-    async fn remembers_what_it_has_seen() {
+    async fn seen_counts_requests_by_path_and_token() {
         let url = start(&[]).await;
         for token in ["a", "b", "a"] {
             get(
@@ -476,28 +477,32 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn calls_what_it_needs() {
+    async fn root_path_calls_other_services_and_forwards_headers() {
         let ratings = start(&["--name", "ratings"]).await;
         let reviews = start(&["--name", "reviews", "--calls", &ratings]).await;
         let web = start(&["--name", "web", "--calls", &format!("{reviews},http://127.0.0.1:1/")]).await;
-        let (_, told) = get(&web, &["--header", "x-request-token=t"]).await;
-        assert_eq!(told["calls"][0]["service"], "reviews");
-        assert_eq!(told["calls"][0]["calls"][0]["service"], "ratings");
-        assert_eq!(told["calls"][1]["status"], 0, "nobody listens there");
-        assert_eq!(get(&format!("{ratings}/_seen"), &[]).await.1["by_token"]["t"], 1, "the token went all the way");
+        let (_, description) = get(&web, &["--header", "x-request-token=t"]).await;
+        assert_eq!(description["calls"][0]["service"], "reviews");
+        assert_eq!(description["calls"][0]["calls"][0]["service"], "ratings");
+        assert_eq!(description["calls"][1]["status"], 0, "no listener on that port");
+        assert_eq!(
+            get(&format!("{ratings}/_seen"), &[]).await.1["by_token"]["t"],
+            1,
+            "the token is forwarded to the last service"
+        );
     }
 
     #[tokio::test]
-    async fn streams_as_much_as_wanted() {
+    async fn large_streams_the_requested_length() {
         let url = start(&[]).await;
-        for bytes in [0, 1, PIECE.len(), 1_000_000] {
+        for bytes in [0, 1, CHUNK.len(), 1_000_000] {
             let answer = client::run(parse(&["--url", &format!("{url}/large?bytes={bytes}")])).await;
             assert_eq!((answer.status, answer.body.len()), (200, bytes));
         }
     }
 
     #[tokio::test]
-    async fn load_counts_what_came_back() {
+    async fn load_reports_statuses_and_versions() {
         let url = start(&["--fail-every", "2", "--version", "v7"]).await;
         for options in [&[] as &[&str], &["--http2"], &["--connection-per-request"], &["--body-bytes", "100000"]] {
             let load = [&["--url", &url, "--requests", "40", "--method", "POST"], options].concat();
@@ -509,7 +514,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn upgrades_to_an_echo() {
+    async fn upgrade_echoes_bytes() {
         let url = start(&[]).await;
         let head = "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\nthere and back";
         let address = url.trim_start_matches("http://");

@@ -1,8 +1,8 @@
-//! SIGTERM and SIGINT. A process that is PID 1 of its container is not ended by them unless it listens.
+//! SIGTERM and SIGINT. They do not end a process that is PID 1 of its container unless it handles them.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Both signals, listened to from the moment this is made.
+/// Handler of both signals, installed when it is created.
 pub(crate) struct Stop {
     terminate: Signal,
     interrupt: Signal,

@@ -1,4 +1,4 @@
-//! Bytes without HTTP: a server that may speak first, as databases do, and a client that says who spoke when.
+//! TCP without HTTP: an echo server that may speak first, as databases do, and a client that reports what it received when.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use crate::client::millis;
 use crate::serve::{accept, listen};
 
-/// Bytes that one read may give.
+/// Maximum of bytes per read.
 const CHUNK: usize = 16 << 10;
 
 #[derive(clap::Args)]
@@ -18,40 +18,40 @@ pub(crate) struct ServerArgs {
     /// Port to listen on.
     #[arg(long)]
     port: u16,
-    /// What to say first. Default: nothing.
+    /// Greeting to send first. Default: none.
     #[arg(long, default_value = "")]
     greeting: String,
 }
 
 #[derive(clap::Args)]
 pub(crate) struct ClientArgs {
-    /// Where to, as HOST:PORT.
+    /// Address of the server, HOST:PORT.
     #[arg(long)]
     address: String,
-    /// What to send.
+    /// Text to send.
     #[arg(long, default_value = "")]
     send: String,
-    /// Send the first message of a TLS client that asks for this server instead.
+    /// Send a TLS ClientHello with this server name instead.
     #[arg(long, conflicts_with = "send", value_name = "SERVER")]
     hello: Option<String>,
-    /// Wait for the server to speak before sending.
+    /// Wait for bytes of the server before sending.
     #[arg(long)]
     expect_first: bool,
-    /// Read until this has come. Default: until as many bytes came as were sent.
+    /// Read until this text was received. Default: until as many bytes were received as sent.
     #[arg(long)]
     until: Option<String>,
-    /// How long all of it may take.
+    /// Timeout for the whole exchange.
     #[arg(long, default_value = "10s", value_parser = crate::duration::parse)]
     timeout: Duration,
 }
 
-/// What `tcp-client` prints.
+/// Output of `tcp-client`.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Answer {
-    /// What the server said before it was told anything (only with --expect-first).
+    /// Bytes received before anything was sent (only with --expect-first).
     first: String,
     first_ms: Option<u64>,
-    /// What it said after.
+    /// Bytes received afterwards.
     received: String,
     connect_ms: Option<u64>,
     ms: u64,
@@ -65,7 +65,7 @@ pub(crate) async fn serve(args: ServerArgs) -> anyhow::Result<()> {
         let stream = accept(&listener).await;
         let greeting = args.greeting.clone();
         tokio::spawn(async move {
-            // A peer that goes away in the middle of it is nothing to tell about.
+            // A peer that closes the connection early is no error.
             let _ = echo(stream, &greeting).await;
         });
     }
@@ -74,7 +74,7 @@ pub(crate) async fn serve(args: ServerArgs) -> anyhow::Result<()> {
 pub(crate) async fn call(args: ClientArgs) -> Answer {
     let start = Instant::now();
     let mut answer = Answer::default();
-    let result = tokio::time::timeout(args.timeout, converse(&args, start, &mut answer)).await;
+    let result = tokio::time::timeout(args.timeout, exchange(&args, start, &mut answer)).await;
     answer.error = match result {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(format!("{error:#}")),
@@ -92,7 +92,7 @@ async fn echo(mut stream: TcpStream, greeting: &str) -> std::io::Result<()> {
     write.shutdown().await
 }
 
-async fn converse(args: &ClientArgs, start: Instant, answer: &mut Answer) -> anyhow::Result<()> {
+async fn exchange(args: &ClientArgs, start: Instant, answer: &mut Answer) -> anyhow::Result<()> {
     let mut stream = TcpStream::connect(&args.address).await.context("connect")?;
     stream.set_nodelay(true)?;
     answer.connect_ms = Some(millis(start.elapsed()));
@@ -100,21 +100,21 @@ async fn converse(args: &ClientArgs, start: Instant, answer: &mut Answer) -> any
         read(&mut stream, &mut answer.first).await.context("before anything was sent")?;
         answer.first_ms = Some(millis(start.elapsed()));
     }
-    let sent = args.hello.as_deref().map_or_else(|| args.send.clone().into_bytes(), hello);
+    let sent = args.hello.as_deref().map_or_else(|| args.send.clone().into_bytes(), client_hello);
     stream.write_all(&sent).await.context("send")?;
-    let enough = |received: &str| match &args.until {
+    let complete = |received: &str| match &args.until {
         Some(text) => received.contains(text.as_str()),
         None => received.len() >= sent.len(),
     };
-    while !enough(&answer.received) {
+    while !complete(&answer.received) {
         read(&mut stream, &mut answer.received).await?;
     }
     Ok(())
 }
 
-/// The least that a TLS 1.2 client may say, with the server's name.
-fn hello(server: &str) -> Vec<u8> {
-    // A vector whose length is before it, in two bytes.
+/// A minimal TLS 1.2 ClientHello with a server name.
+fn client_hello(server: &str) -> Vec<u8> {
+    // A vector with a length prefix of two bytes.
     let vector = |parts: &[&[u8]]| -> Vec<u8> {
         let bytes = parts.concat();
         [&u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_be_bytes(), bytes.as_slice()].concat()

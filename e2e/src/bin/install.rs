@@ -1,4 +1,4 @@
-//! Installs Weft on the cluster under test, for people and scripts; tests do it by themselves.
+//! Installs Weft on the cluster under test, for `make install`; tests install it themselves.
 
 fn main() -> anyhow::Result<()> {
     weft_e2e::progress::step("installing Weft", weft_e2e::install::ensure)

@@ -1,21 +1,21 @@
-//! The plots: for each client the rate of its answers by outcome, and below it how long each answer took.
+//! The plots: for each client the rate of responses by outcome, and below it the latency of each response.
 //!
-//! A plot is 1000 wide and 100 high, whatever its size on the screen.
+//! A plot is 1000 wide and 100 high in SVG units, and stretched to its size on the screen.
 
 use std::fmt::Write;
 
 use super::{Answer, Outcome, Story, Stream, escape, millis, summarise};
 
-/// Answers are counted over this long, from each apply anew, so that a change starts exactly at its mark.
+/// Width of a bin of responses. Bins restart at each apply, so that a change starts exactly at its mark.
 const BIN_MS: f64 = 1000.0;
-/// The latency axis, logarithmic, in milliseconds.
+/// Range of the logarithmic latency axis, in milliseconds.
 const LATENCY_MS: (f64, f64) = (0.5, 10_000.0);
-/// Answers a second stay below this share of the height: above are the shares, in words.
+/// Share of the plot's height for the rates; above it are the labels with the shares.
 const AREA_SHARE: f64 = 0.72;
-/// A share that is smaller than this is not written into the plot.
-const WORTH_A_WORD: f64 = 0.01;
+/// Smaller shares get no label.
+const LABEL_SHARE_MIN: f64 = 0.01;
 
-/// Answers of a span of time.
+/// Responses within a span of time.
 #[derive(Debug)]
 struct Bin {
     from_ms: f64,
@@ -25,7 +25,7 @@ struct Bin {
 
 pub(super) fn section(story: &Story, out: &mut String) {
     let outcomes = story.outcomes();
-    out.push_str("<section class=\"plots\">\n<h2>Answers over time</h2>\n<ul class=\"legend\">\n");
+    out.push_str("<section class=\"plots\">\n<h2>Responses over time</h2>\n<ul class=\"legend\">\n");
     for outcome in &outcomes {
         let _ =
             writeln!(out, "<li><i class=\"swatch {}\"></i>{}</li>", outcome.class(), escape(&outcome.explanation()));
@@ -36,7 +36,7 @@ pub(super) fn section(story: &Story, out: &mut String) {
         let label = escape(&step.label);
         let _ = writeln!(out, "<li><a href=\"#step-{number}\"><span class=\"number\">{number}</span>{label}</a></li>");
     }
-    // What failed is striped too, for eyes that do not tell the colours apart.
+    // Failures are hatched too, for readers who cannot distinguish the colours.
     out.push_str(
         "</ol>\n<svg class=\"defs\" aria-hidden=\"true\"><defs><pattern id=\"hatch\" patternUnits=\"userSpaceOnUse\" width=\"5\" \
          height=\"100\"><rect class=\"stripe\" width=\"1.5\" height=\"100\"/></pattern></defs></svg>\n",
@@ -49,7 +49,7 @@ pub(super) fn section(story: &Story, out: &mut String) {
     out.push_str("</section>\n");
 }
 
-/// Where each apply was, with a number that leads to its step.
+/// The time of each apply, with a link to its step.
 fn rail(story: &Story, out: &mut String) {
     out.push_str("<div class=\"rail\"><span>applied</span><div class=\"track\">\n");
     for (index, step) in story.steps.iter().enumerate() {
@@ -78,14 +78,14 @@ fn plot(story: &Story, stream: &Stream, outcomes: &[Outcome], out: &mut String) 
         "<figure class=\"stream\">\n<figcaption><b>{}</b> <span>{}</span></figcaption>\n<div class=\"plot rate\">\
          <span class=\"y\" style=\"bottom:0\">0</span><span class=\"y\" style=\"bottom:{:.1}%\">{highest:.0}/s</span>\n",
         escape(&stream.name),
-        escape(&stream.sends),
+        escape(&stream.description),
         100.0 * AREA_SHARE,
     );
-    words(story, stream, out);
+    share_labels(story, stream, out);
     let _ = writeln!(
         out,
-        "<svg viewBox=\"0 0 1000 100\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"Answers a second to {}, by version \
-         and status; the tables below hold the numbers\">",
+        "<svg viewBox=\"0 0 1000 100\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"Responses per second to {}, by version \
+         and status; the tables below have the numbers\">",
         escape(&stream.name)
     );
     for (index, outcome) in outcomes.iter().enumerate() {
@@ -108,7 +108,7 @@ fn plot(story: &Story, stream: &Stream, outcomes: &[Outcome], out: &mut String) 
     }
     marks(story, out);
     for bin in &bins {
-        let said: Vec<String> = outcomes
+        let counts: Vec<String> = outcomes
             .iter()
             .zip(&bin.counts)
             .filter(|(_, count)| **count > 0)
@@ -121,7 +121,7 @@ fn plot(story: &Story, stream: &Stream, outcomes: &[Outcome], out: &mut String) 
             right - left,
             bin.from_ms / 1000.0,
             bin.until_ms / 1000.0,
-            escape(&said.join(", ")),
+            escape(&counts.join(", ")),
         );
     }
     out.push_str("</svg></div>\n");
@@ -129,16 +129,16 @@ fn plot(story: &Story, stream: &Stream, outcomes: &[Outcome], out: &mut String) 
     out.push_str("</figure>\n");
 }
 
-/// The shares that a step led to, in words, for the streams that it is about.
-fn words(story: &Story, stream: &Stream, out: &mut String) {
+/// Labels with the shares of each outcome after a step, for the affected streams.
+fn share_labels(story: &Story, stream: &Stream, out: &mut String) {
     for (index, step) in story.steps.iter().enumerate() {
-        if !step.about.contains(&stream.name) {
+        if !step.affects.contains(&stream.name) {
             continue;
         }
         let (from, until) = story.window(index);
         let mut rows = summarise(stream, from, until);
-        rows.retain(|row| row.share >= WORTH_A_WORD);
-        let said: Vec<String> = rows
+        rows.retain(|row| row.share >= LABEL_SHARE_MIN);
+        let labels: Vec<String> = rows
             .iter()
             .map(|row| {
                 format!(
@@ -154,7 +154,7 @@ fn words(story: &Story, stream: &Stream, out: &mut String) {
             "<span class=\"words\" style=\"left:{:.2}%;max-width:{:.2}%\">{}</span>",
             percent(story, step.applied_ms),
             percent(story, until - step.applied_ms),
-            said.join(" ")
+            labels.join(" ")
         );
     }
 }
@@ -163,13 +163,13 @@ fn latency(story: &Story, stream: &Stream, outcomes: &[Outcome], out: &mut Strin
     out.push_str("<div class=\"plot latency\">\n");
     let decades = [1.0, 10.0, 100.0, 1000.0, 10_000.0];
     for ms in decades {
-        let said = if ms < 1000.0 { format!("{ms:.0} ms") } else { format!("{:.0} s", ms / 1000.0) };
-        let _ = writeln!(out, "<span class=\"y\" style=\"bottom:{:.1}%\">{said}</span>", 100.0 - latency_y(ms));
+        let label = if ms < 1000.0 { format!("{ms:.0} ms") } else { format!("{:.0} s", ms / 1000.0) };
+        let _ = writeln!(out, "<span class=\"y\" style=\"bottom:{:.1}%\">{label}</span>", 100.0 - latency_y(ms));
     }
     let slowest = stream.answers.iter().map(|answer| answer.latency_ms).fold(0.0, f64::max);
     let _ = writeln!(
         out,
-        "<svg viewBox=\"0 0 1000 100\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"How long each answer to {} took; the \
+        "<svg viewBox=\"0 0 1000 100\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"Latency of each response to {}; the \
          slowest {}\">",
         escape(&stream.name),
         millis(slowest)
@@ -191,7 +191,7 @@ fn latency(story: &Story, stream: &Stream, outcomes: &[Outcome], out: &mut Strin
     out.push_str("</svg></div>\n");
 }
 
-/// A line for each apply.
+/// A vertical line at each apply.
 fn marks(story: &Story, out: &mut String) {
     for step in &story.steps {
         let x = x(story, step.applied_ms);
@@ -216,7 +216,7 @@ fn bins(story: &Story, stream: &Stream, outcomes: &[Outcome]) -> Vec<Bin> {
     let ends = story.steps.iter().map(|step| step.applied_ms).chain([story.length_ms]);
     for end in ends {
         let mut edge = edges.last().copied().unwrap_or(0.0) + BIN_MS;
-        // A short rest goes to the bin before it: a rate over a moment is noise.
+        // A remainder shorter than half a bin is merged into the bin before it: a rate over a short time is noise.
         while edge + BIN_MS / 2.0 <= end {
             edges.push(edge);
             edge += BIN_MS;
@@ -238,7 +238,7 @@ fn bins(story: &Story, stream: &Stream, outcomes: &[Outcome]) -> Vec<Bin> {
     bins
 }
 
-/// An answer stands where it came.
+/// The position of a response on the time axis: when it arrived.
 fn answered_ms(story: &Story, answer: &Answer) -> f64 {
     (answer.sent_ms + answer.latency_ms).clamp(0.0, story.length_ms)
 }
@@ -263,7 +263,7 @@ mod tests {
     use crate::page::Step;
 
     #[test]
-    fn bins_start_anew_at_each_apply_and_hold_every_answer() {
+    fn bins_restart_at_each_apply_and_contain_every_response() {
         let answers: Vec<Answer> = (0..100)
             .map(|n| Answer {
                 sent_ms: f64::from(n) * 100.0,

@@ -1,8 +1,8 @@
-//! The demo's page: what the clients were answered over time, with each apply marked.
+//! The demo's page: the clients' responses over time, with each apply marked.
 //!
-//! [`html`] is a pure function from a [`Story`] to one self-contained document: no script, nothing loaded from elsewhere,
-//! light and dark. Plots are stretched to the width of the window, so text stands beside them in HTML, and points are
-//! drawn as round line ends, which stretching leaves round.
+//! [`html`] is a pure function from a [`Story`] to one self-contained document: no script, no external resources, light and
+//! dark. Plots are stretched to the width of the window, so text is placed beside them in HTML, and points are drawn as
+//! round line caps, which stay round when stretched.
 
 mod chart;
 pub mod sample;
@@ -12,97 +12,97 @@ use std::fmt::Write;
 
 pub use summary::{Row, quantile, summarise};
 
-/// Everything that the page shows.
+/// The data of the page.
 #[derive(Clone, Debug, Default)]
 pub struct Story {
-    /// Where it was run, in a line.
-    pub place: String,
-    /// From the first request to the last answer.
+    /// The cluster that the demo ran on, in one line.
+    pub environment: String,
+    /// From the first request to the last response.
     pub length_ms: f64,
     /// Clients, each with its own plot.
     pub streams: Vec<Stream>,
-    /// What was applied, in order.
+    /// Applied changes, in order.
     pub steps: Vec<Step>,
 }
 
-/// A client that asks one question over and over.
+/// A client that sends the same request repeatedly.
 #[derive(Clone, Debug, Default)]
 pub struct Stream {
-    /// In a few words, such as `reviews, any visitor`.
+    /// Short name, such as `reviews, any visitor`.
     pub name: String,
-    /// What it sends, such as `GET http://reviews:9080/ 20 times a second`.
-    pub sends: String,
-    /// What came back, in the order of sending.
+    /// Its requests, such as `GET http://reviews:9080/, 20 requests per second`.
+    pub description: String,
+    /// Results of its requests, in the order of sending.
     pub answers: Vec<Answer>,
 }
 
-/// One answer, or none.
+/// The result of one request.
 #[derive(Clone, Debug)]
 pub struct Answer {
     /// When the request was sent, since the start.
     pub sent_ms: f64,
-    /// How long the answer took.
+    /// Time until the response or the failure.
     pub latency_ms: f64,
-    /// What it was.
+    /// The response, or its absence.
     pub outcome: Outcome,
 }
 
-/// What a client sees of an answer.
+/// The outcome of a request, as the client sees it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Outcome {
-    /// A success, by this version of the service.
+    /// A success from this version of the service.
     Version(String),
-    /// Another status.
+    /// A response with another status.
     Status(u16),
-    /// No answer at all.
+    /// No response.
     Lost,
 }
 
-/// One apply.
+/// One applied change.
 #[derive(Clone, Debug, Default)]
 pub struct Step {
-    /// In three words, for the plot.
+    /// Label of at most three words, for the plot.
     pub label: String,
-    /// In a sentence.
+    /// One sentence.
     pub title: String,
-    /// What was applied.
+    /// The applied manifest.
     pub yaml: String,
-    /// When `kubectl apply` had returned, since the start.
+    /// When `kubectl apply` returned, since the start.
     pub applied_ms: f64,
-    /// From here on the table counts: every proxy can have read it.
+    /// Start of the table's window: by then every proxy has read the change.
     pub settled_ms: f64,
-    /// Names of the streams that it is about; their shares are written into the plot.
-    pub about: Vec<String>,
-    /// What `kubectl get weft -A` said.
+    /// Names of the affected streams, whose shares are written into the plot.
+    pub affects: Vec<String>,
+    /// Output of `kubectl get weft -A`.
     pub weft: String,
 }
 
 // === impl Outcome ===
 
 impl Outcome {
-    /// As it stands in legends and tables.
+    /// The label in legends and tables.
     pub fn label(&self) -> String {
         match self {
             Self::Version(version) => version.clone(),
             Self::Status(status) => status.to_string(),
-            Self::Lost => "no answer".to_owned(),
+            Self::Lost => "no response".to_owned(),
         }
     }
 
-    /// As a legend explains it.
+    /// The explanation in the legend.
     fn explanation(&self) -> String {
         match self {
-            Self::Version(version) => format!("answered by {version}"),
+            Self::Version(version) => format!("response from {version}"),
             Self::Status(500) => "500 internal server error".to_owned(),
             Self::Status(502) => "502 bad gateway".to_owned(),
             Self::Status(503) => "503 service unavailable".to_owned(),
             Self::Status(504) => "504 gateway timeout".to_owned(),
             Self::Status(status) => format!("status {status}"),
-            Self::Lost => "no answer".to_owned(),
+            Self::Lost => "no response".to_owned(),
         }
     }
 
-    /// The style class that gives it its colour.
+    /// The CSS class with its colour.
     fn class(&self) -> &'static str {
         match self {
             Self::Version(version) => match version.as_str() {
@@ -131,14 +131,14 @@ impl Story {
         outcomes
     }
 
-    /// The time in which the table of a step counts.
+    /// The window of time that a step's table summarises.
     pub fn window(&self, step: usize) -> (f64, f64) {
         let until = self.steps.get(step + 1).map_or(self.length_ms, |next| next.applied_ms);
         (self.steps[step].settled_ms, until)
     }
 }
 
-/// The document.
+/// Renders the document.
 pub fn html(story: &Story) -> String {
     let mut out = String::new();
     let answers: usize = story.streams.iter().map(|stream| stream.answers.len()).sum();
@@ -147,17 +147,18 @@ pub fn html(story: &Story) -> String {
         out,
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <meta name=\"color-scheme\" content=\"light dark\">\n<title>Weft: what the clients saw</title>\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n<title>Weft demo: responses while routes were applied</title>\n\
          <style>\n{css}</style>\n</head>\n<body>\n<header>\n<p class=\"mark\">Weft demo</p>\n\
-         <h1>What the clients saw while routes were applied</h1>\n<p class=\"place\">{place}</p>\n<dl class=\"figures\">\n",
+         <h1>Responses to the clients while routes were applied</h1>\n<p class=\"place\">{environment}</p>\n\
+         <dl class=\"figures\">\n",
         css = include_str!("page.css"),
-        place = escape(&story.place),
+        environment = escape(&story.environment),
     );
     for (figure, what) in [
         (thousands(answers), "requests"),
         (story.steps.len().to_string(), "changes applied"),
         (format!("{:.0} s", story.length_ms / 1000.0), "of traffic"),
-        (thousands(lost), "requests without an answer"),
+        (thousands(lost), "requests without a response"),
     ] {
         let _ = writeln!(out, "<div><dt>{what}</dt><dd>{figure}</dd></div>");
     }
@@ -168,16 +169,16 @@ pub fn html(story: &Story) -> String {
     out
 }
 
-/// What a document shows, by the marks in it.
+/// Number of marks in a document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shown {
-    /// Points, one for each answer.
+    /// Points, one per response.
     pub answers: usize,
-    /// Labelled marks, one for each apply.
+    /// Labelled marks, one per apply.
     pub applies: usize,
 }
 
-/// Counts the marks in a document, as this module wrote it or as a browser gives it back.
+/// Counts the marks in a document, from [`html`] or from a browser's DOM dump.
 pub fn shown(document: &str) -> Shown {
     let dots = document.split("<path class=\"dots").skip(1).filter_map(|path| path.split('>').next());
     Shown {
@@ -193,8 +194,8 @@ fn steps(story: &Story, out: &mut String) {
         let _ = write!(
             out,
             "<article id=\"step-{number}\">\n<h3><span class=\"number\">{number}</span>{title}</h3>\n\
-             <div class=\"columns\"><div class=\"scroll\">\n<table>\n<caption>What the clients observed</caption>\n<thead><tr>\
-             <th scope=\"col\">client</th><th scope=\"col\">answer</th><th scope=\"col\" class=\"n\">count</th>\
+             <div class=\"columns\"><div class=\"scroll\">\n<table>\n<caption>Results of the clients</caption>\n<thead><tr>\
+             <th scope=\"col\">client</th><th scope=\"col\">response</th><th scope=\"col\" class=\"n\">count</th>\
              <th scope=\"col\" class=\"n\">share</th><th scope=\"col\" class=\"n\">median</th>\
              <th scope=\"col\" class=\"n\">p99</th></tr></thead>\n",
             title = escape(&step.title),
@@ -202,8 +203,8 @@ fn steps(story: &Story, out: &mut String) {
         let (from, until) = story.window(index);
         for stream in &story.streams {
             let rows = summarise(stream, from, until);
-            let about = if step.about.contains(&stream.name) { " class=\"about\"" } else { "" };
-            let _ = writeln!(out, "<tbody{about}>");
+            let class = if step.affects.contains(&stream.name) { " class=\"about\"" } else { "" };
+            let _ = writeln!(out, "<tbody{class}>");
             for (line, row) in rows.iter().enumerate() {
                 let client = match line {
                     0 => format!("<th scope=\"rowgroup\" rowspan=\"{}\">{}</th>", rows.len(), escape(&stream.name)),
@@ -225,8 +226,8 @@ fn steps(story: &Story, out: &mut String) {
         }
         let _ = write!(
             out,
-            "</table>\n</div>\n<div class=\"applied\"><h4>What was applied</h4>\n<pre tabindex=\"0\">{yaml}</pre></div></div>\n\
-             <details><summary>What <code>kubectl get weft -A</code> says then</summary>\n<pre tabindex=\"0\">{weft}</pre></details>\n\
+            "</table>\n</div>\n<div class=\"applied\"><h4>Applied manifest</h4>\n<pre tabindex=\"0\">{yaml}</pre></div></div>\n\
+             <details><summary>Output of <code>kubectl get weft -A</code></summary>\n<pre tabindex=\"0\">{weft}</pre></details>\n\
              </article>\n",
             yaml = escape(step.yaml.trim()),
             weft = escape(step.weft.trim_end()),
@@ -235,7 +236,7 @@ fn steps(story: &Story, out: &mut String) {
     out.push_str("</section>\n");
 }
 
-/// A duration for a person: three digits at most.
+/// Formats a duration with at most three digits.
 pub fn millis(ms: f64) -> String {
     match ms {
         ms if ms < 9.95 => format!("{ms:.1} ms"),
@@ -249,7 +250,7 @@ fn thousands(number: usize) -> String {
     let mut out = String::new();
     for (index, digit) in digits.chars().enumerate() {
         if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            // A narrow space, as is used in every language.
+            // A narrow no-break space (ISO 80000-1).
             out.push('\u{202f}');
         }
         out.push(digit);

@@ -1,28 +1,29 @@
-//! A made-up story, for tests of the page and for looking at its design without a cluster.
+//! Synthetic data, for tests of the page and for working on its design without a cluster.
 
 use super::{Answer, Outcome, Step, Story, Stream};
 
-/// The demo as it should go, made up.
+/// Synthetic data of a successful demo.
 pub fn sample() -> Story {
     let mut state = 7_u64;
     let mut random = move || {
-        // Numerical Recipes' generator: the sample is the same each time.
+        // A linear congruential generator with a fixed seed (Numerical Recipes): the sample is the same each time.
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as f64 / 2_147_483_648.0
     };
     let version = |version: &str| Outcome::Version(version.to_owned());
     let applied = [8_200.0, 18_400.0, 28_500.0, 38_700.0, 49_300.0];
     let length_ms = 60_000.0;
-    let mut stream = |name: &str, sends: &str, every_ms: f64, answer: &dyn Fn(f64, f64, usize) -> (f64, Outcome)| {
-        let mut answers = Vec::new();
-        let mut sent_ms = 0.0;
-        while sent_ms < length_ms - 3_000.0 {
-            let (latency_ms, outcome) = answer(sent_ms, random(), answers.len());
-            answers.push(Answer { sent_ms, latency_ms: latency_ms * (1.0 + random() * random()), outcome });
-            sent_ms += every_ms;
-        }
-        Stream { name: name.to_owned(), sends: sends.to_owned(), answers }
-    };
+    let mut stream =
+        |name: &str, description: &str, every_ms: f64, answer: &dyn Fn(f64, f64, usize) -> (f64, Outcome)| {
+            let mut answers = Vec::new();
+            let mut sent_ms = 0.0;
+            while sent_ms < length_ms - 3_000.0 {
+                let (latency_ms, outcome) = answer(sent_ms, random(), answers.len());
+                answers.push(Answer { sent_ms, latency_ms: latency_ms * (1.0 + random() * random()), outcome });
+                sent_ms += every_ms;
+            }
+            Stream { name: name.to_owned(), description: description.to_owned(), answers }
+        };
     let split = |sent: f64, random: f64| {
         if sent < applied[0] {
             version(if random < 0.33 {
@@ -62,25 +63,25 @@ pub fn sample() -> Story {
     let names: Vec<String> = streams.iter().map(|stream| stream.name.clone()).collect();
     let titles = [
         ("all to v1", "Every request for reviews goes to v1"),
-        ("90/10", "Nine of ten stay at v1, one tries v2"),
-        ("beta to v3", "Visitors with the header x-user: beta get v3"),
-        ("2 s timeout", "A request to ratings may take two seconds"),
-        ("retries", "What stock fails is tried again"),
+        ("90/10", "A tenth of the requests to reviews goes to v2"),
+        ("beta to v3", "Requests with x-user: beta go to v3"),
+        ("2 s timeout", "Requests to ratings time out after 2 s"),
+        ("retries", "Failed requests to stock are retried"),
     ];
-    let about = [vec![0, 1], vec![0, 1], vec![1], vec![2], vec![3]];
+    let affects = [vec![0, 1], vec![0, 1], vec![1], vec![2], vec![3]];
     let steps = titles
         .iter()
         .zip(applied)
-        .zip(about)
-        .map(|(((label, title), applied_ms), about)| Step {
+        .zip(affects)
+        .map(|(((label, title), applied_ms), affects)| Step {
             label: (*label).to_owned(),
             title: (*title).to_owned(),
             yaml: "apiVersion: weft.dev/v1alpha1\nkind: MeshRoute\nmetadata:\n  name: reviews\n  namespace: shop\nspec:\n  parentRefs:\n  - kind: Service\n    name: reviews\n  http:\n  - backendRefs:\n    - {name: reviews, port: 9080, subset: v1, weight: 90}\n    - {name: reviews, port: 9080, subset: v2, weight: 10}\n".to_owned(),
             applied_ms,
             settled_ms: applied_ms + 300.0,
-            about: about.into_iter().map(|index: usize| names[index].clone()).collect(),
+            affects: affects.into_iter().map(|index: usize| names[index].clone()).collect(),
             weft: "NAMESPACE   NAME                              SERVICE   ACCEPTED   RESOLVED   PROGRAMMED   AGE\nshop        meshroute.weft.dev/reviews        reviews   True       True       True         12s\n\nNAMESPACE   NAME                              TARGET    ACCEPTED   RESOLVED   PROGRAMMED   AGE\nshop        meshcluster.weft.dev/reviews      reviews   True       True       True         40s\n".to_owned(),
         })
         .collect();
-    Story { place: "Kubernetes v1.36.3, one node, namespace shop".to_owned(), length_ms, streams, steps }
+    Story { environment: "Kubernetes v1.36.3, one node, namespace shop".to_owned(), length_ms, streams, steps }
 }

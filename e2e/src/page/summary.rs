@@ -1,25 +1,25 @@
-//! Counting answers.
+//! Summaries of responses by outcome.
 
 use std::collections::BTreeMap;
 
 use super::{Outcome, Stream};
 
-/// How often a client had one outcome, and how long it took.
+/// Count, share and latency of one outcome of a client's requests.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// What came back.
+    /// The outcome.
     pub outcome: Outcome,
-    /// How often.
+    /// Number of requests.
     pub count: usize,
-    /// Of all the client's requests.
+    /// Share of all the client's requests.
     pub share: f64,
-    /// Half were faster.
+    /// Median latency.
     pub median_ms: f64,
-    /// 99 of 100 were faster.
+    /// 99th percentile of the latency.
     pub p99_ms: f64,
 }
 
-/// The outcomes of requests that were sent within `[from_ms, until_ms)`.
+/// Summarises the requests that were sent within `[from_ms, until_ms)`.
 pub fn summarise(stream: &Stream, from_ms: f64, until_ms: f64) -> Vec<Row> {
     let mut latencies: BTreeMap<&Outcome, Vec<f64>> = BTreeMap::new();
     for answer in stream.answers.iter().filter(|answer| (from_ms..until_ms).contains(&answer.sent_ms)) {
@@ -41,7 +41,7 @@ pub fn summarise(stream: &Stream, from_ms: f64, until_ms: f64) -> Vec<Row> {
         .collect()
 }
 
-/// Of sorted values: the smallest that `share` of them do not exceed.
+/// The quantile of sorted values (nearest rank): the smallest value that at least `share` of them do not exceed.
 pub fn quantile(sorted: &[f64], share: f64) -> f64 {
     let rank = (sorted.len() as f64 * share).ceil() as usize;
     sorted.get(rank.max(1) - 1).copied().unwrap_or(f64::NAN)
@@ -53,7 +53,7 @@ mod tests {
     use crate::page::Answer;
 
     #[test]
-    fn counts_what_was_sent_in_the_window() {
+    fn only_requests_sent_in_the_window_are_counted() {
         let answer = |sent_ms, version: &str| Answer {
             sent_ms,
             latency_ms: sent_ms / 10.0,
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn quantiles_are_values_that_occurred() {
+    fn quantiles_are_measured_values() {
         let sorted: Vec<f64> = (1..=100).map(f64::from).collect();
         for (share, expected) in [(0.0, 1.0), (0.5, 50.0), (0.99, 99.0), (1.0, 100.0)] {
             assert_eq!(quantile(&sorted, share), expected, "{share}");

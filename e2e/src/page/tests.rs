@@ -2,7 +2,7 @@ use super::sample::sample;
 use super::*;
 
 #[test]
-fn every_answer_is_a_point_and_every_apply_a_mark() {
+fn page_has_a_point_per_response_and_a_mark_per_apply() {
     let story = sample();
     let page = html(&story);
     let answers: usize = story.streams.iter().map(|stream| stream.answers.len()).sum();
@@ -16,7 +16,7 @@ fn every_answer_is_a_point_and_every_apply_a_mark() {
 }
 
 #[test]
-fn nothing_is_loaded_from_elsewhere() {
+fn page_loads_no_external_resources() {
     let page = html(&sample()).replace("url(#hatch)", "");
     for word in ["<script", "<link", "<img", "src=", "url(", "@import"] {
         assert!(!page.contains(word), "the page contains {word}");
@@ -24,28 +24,29 @@ fn nothing_is_loaded_from_elsewhere() {
 }
 
 #[test]
-fn text_from_the_cluster_is_text() {
+fn text_from_the_cluster_is_escaped() {
     let mut story = sample();
-    story.place = "<b>&\"".to_owned();
+    story.environment = "<b>&\"".to_owned();
     story.steps[0].yaml = "</pre><script>".to_owned();
     story.streams[0].name = "<i>".to_owned();
     let page = html(&story);
-    assert!(page.contains("&lt;b&gt;&amp;&quot;"), "the place is escaped");
+    assert!(page.contains("&lt;b&gt;&amp;&quot;"), "the environment is escaped");
     assert!(page.contains("&lt;/pre&gt;&lt;script&gt;"), "the YAML is escaped");
     assert!(page.contains("<b>&lt;i&gt;</b>"), "names are escaped");
 }
 
 #[test]
-fn a_story_without_traffic_is_a_page_too() {
+fn page_without_traffic_renders() {
     let page = html(&Story::default());
     assert!(page.ends_with("</html>\n"));
     assert!(!page.contains("NaN") && !page.contains("inf"), "{page}");
 }
 
 #[test]
-fn durations_have_three_digits_at_most() {
-    for (ms, said) in [(0.44, "0.4 ms"), (9.96, "10 ms"), (120.4, "120 ms"), (999.7, "1.00 s"), (2001.0, "2.00 s")] {
-        assert_eq!(millis(ms), said);
+fn durations_have_at_most_three_digits() {
+    for (ms, expected) in [(0.44, "0.4 ms"), (9.96, "10 ms"), (120.4, "120 ms"), (999.7, "1.00 s"), (2001.0, "2.00 s")]
+    {
+        assert_eq!(millis(ms), expected);
     }
     assert_eq!(thousands(1_234_567), "1\u{202f}234\u{202f}567");
     assert_eq!(thousands(999), "999");

@@ -178,7 +178,10 @@ fn failures_are_fatal_but_for_ipv6_without_an_address() {
     };
     let path = std::env::var("PATH").expect("a test has a PATH");
     let (success, output) = run("-all", &path);
-    assert!(!success && output.contains("must run as root with the capabilities NET_ADMIN"), "no capabilities: {output}");
+    assert!(
+        !success && output.contains("must run as root with the capabilities NET_ADMIN"),
+        "no capabilities: {output}"
+    );
 
     // A PATH with the programs for IPv4 only.
     let folder = std::env::temp_dir().join(format!("weft-init-{}", std::process::id()));
