@@ -109,7 +109,7 @@ impl Rewritten {
         let location = self.locations.iter().find(blocks_start)?;
         let field = location.fields.join(".");
         Some(format!(
-            "initContainers[{}].{field} needs the proxy, and a classic proxy starts after it: the pod will not start; remove the \
+            "initContainers[{}].{field} is run by the proxy, which is an ordinary container and starts after it: the pod will not start; remove the \
              annotation config.weft.dev/native-sidecar, or use exec",
             location.index
         ))
