@@ -17,8 +17,8 @@ RUNS ?= 20
 # Number of end-to-end tests that run in parallel.
 THREADS ?= 4
 
-# A kubeconfig is used only if it is given to make, as in `make demo KUBECONFIG=...`, never from the environment: tests create,
-# break and delete objects.
+# A kubeconfig is used only if it is given to make, as in `make demo KUBECONFIG=...`, never from the environment:
+# tests create, break and delete objects.
 ifeq ($(origin KUBECONFIG),command line)
 cluster :=
 load :=
@@ -36,7 +36,7 @@ help: ## list these targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 	@echo; echo "  KUBECONFIG=PATH    as an argument of make: use that cluster instead of a local one"
 
-demo: $(cluster) images ## start here: a cluster, Weft, a shop with traffic, routes applied one by one, and a result page
+demo: $(cluster) images ## a cluster, Weft, a shop with traffic, routes applied one by one, and a result page
 	@$(cargo) run $(profile) --package weft-e2e --bin weft-e2e-demo
 
 demo-down: ## remove everything that demo created

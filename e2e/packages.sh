@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs missing packages for the tests without a cluster: network namespaces, iptables, a browser, C and C++ compilers,
-# Python, and the HTTP clients and servers that the proxy is tested with; builds those that are programs of the tests.
+# Installs missing packages for the tests without a cluster: network namespaces, iptables, a browser, C and C++
+# compilers, Python, and the HTTP clients and servers that the proxy is tested with; builds those that are programs of
+# the tests.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/cluster/lib.sh"
 

@@ -6,8 +6,8 @@
 #                           etcd coredns helm kubernetes kubectl forward probe pause.tar coredns.tar probe.tar,
 #                           or h2spec, which only the proxy's tests need
 #
-# Parts are cached outside the checkout, in $WEFT_CACHE (~/.cache/weft), each under a hash of its sources. The directory may
-# be deleted while no cluster is running.
+# Parts are cached outside the checkout, in $WEFT_CACHE (~/.cache/weft), each under a hash of its sources. The
+# directory may be deleted while no cluster is running.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -15,8 +15,8 @@ cache=${WEFT_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/weft}
 
 export CGO_ENABLED=0 GOWORK=off GOFLAGS=
 
-# The version that Kubernetes' own build scripts would set: without it the server reports v0.0.0-master+$Format:%H$, which
-# kubectl cannot parse.
+# The version that Kubernetes' own build scripts would set: without it the server reports v0.0.0-master+$Format:%H$,
+# which kubectl cannot parse.
 kubernetes_version=$(awk '$1 == "k8s.io/kubernetes" { print $2 }' "$here/components/kubernetes/go.mod")
 kubernetes_stamps() {
   local numbers
@@ -126,8 +126,9 @@ place() {
   built=$cache/$1-${key:0:12}/$1
 }
 
-# A part is built in `making`, beside its final path, and moved there when it is complete, so that an interrupted build leaves
-# no partial result. Both run inside a step, which is a subshell: exit ends the step and releases the lock.
+# A part is built in `making`, beside its final path, and moved there when it is complete, so that an interrupted
+# build leaves no partial result. Both run inside a step, which is a subshell: exit ends the step and releases the
+# lock.
 begin() {
   mkdir -p "$cache"
   exec 8>>"$cache/lock"

@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2154 # lib.sh sets them
-# The control plane: certificates, etcd, API server, controller manager, scheduler, and a forwarder from the host. All of it
-# runs in the first node's network namespace, so that the API server reaches webhooks through their Services.
+# The control plane: certificates, etcd, API server, controller manager, scheduler, and a forwarder from the host. All
+# of it runs in the first node's network namespace, so that the API server reaches webhooks through their Services.
 # Sourced after lib.sh.
 
 # === certificates ===

@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2034 # others use them
-# Common functions of the scripts in this directory: options, progress, waiting, names and processes of a cluster. Sourced
-# after `set -euo pipefail`. The configuration of the components is in control-plane.sh and node.sh.
+# Common functions of the scripts in this directory: options, progress, waiting, names and processes of a cluster.
+# Sourced after `set -euo pipefail`. The configuration of the components is in control-plane.sh and node.sh.
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # Cron jobs and minimal shells of root often lack these in PATH.
@@ -69,8 +69,8 @@ die() {
   exit 1
 }
 
-# step WHAT COMMAND...: runs the command without showing its output; prints the duration if it took a second or more, and the
-# output if it fails.
+# step WHAT COMMAND...: runs the command without showing its output; prints the duration if it took a second or more,
+# and the output if it fails.
 step() {
   local what=$1 began=$SECONDS log ticker status
   shift
@@ -122,8 +122,8 @@ wait_for() {
 
 # === names ===
 
-# The fabric and each node have their own network namespace; interface names are local to it, so only these names must be
-# unique per cluster.
+# The fabric and each node have their own network namespace; interface names are local to it, so only these names must
+# be unique per cluster.
 netns() { echo "$cluster-$1"; }
 node_address() { echo "198.18.0.$(($1 + 1))"; }
 node_pods() { echo "198.18.$((127 + $1)).0/24"; }
@@ -146,8 +146,8 @@ node_numbers() {
 }
 
 # === processes ===
-# A cluster's programs are started through links in its state directory, so argv[0] identifies the cluster of a process. There
-# are no pid files: they can be stale, or missing after a failed start.
+# A cluster's programs are started through links in its state directory, so argv[0] identifies the cluster of a
+# process. There are no pid files: they can be stale, or missing after a failed start.
 
 # link_program LINK PROGRAM
 link_program() {
@@ -162,8 +162,8 @@ spawn() {
   log=${link//bin\//}
   [[ $netns == - ]] || enter=(nsenter --net="/run/netns/$netns" --)
   mkdir -p "$state/log"
-  # setsid, env and nsenter each exec the next. The program must not inherit the lock (fd 9), this script's pipes, or its
-  # environment: with http_proxy set it would send requests for the cluster's addresses to that proxy.
+  # setsid, env and nsenter each exec the next. The program must not inherit the lock (fd 9), this script's pipes, or
+  # its environment: with http_proxy set it would send requests for the cluster's addresses to that proxy.
   setsid env -i PATH="$PATH" "${enter[@]}" "$state/$link" "$@" </dev/null >>"$state/log/${log//\//-}.log" 2>&1 9>&- &
 }
 
@@ -194,8 +194,8 @@ signal() {
 
 # === locks ===
 
-# One script at a time may change clusters. The lock is on /run, because it exists without any cluster: a lock file would be
-# left behind.
+# One script at a time may change clusters. The lock is on /run, because it exists without any cluster: a lock file
+# would be left behind.
 lock_clusters() {
   exec 9</run
   flock --nonblock 9 || { say "waiting for another cluster script to finish"; flock 9; }

@@ -3,8 +3,8 @@
 #
 #   load-image.sh [--name weft] ARCHIVE...
 #
-# Names must be complete (localhost/team/image:tag): an image without a registry is not found. There is no registry to pull
-# from, so a pod's imagePullPolicy must be Never or IfNotPresent.
+# Names must be complete (localhost/team/image:tag): an image without a registry is not found. There is no registry to
+# pull from, so a pod's imagePullPolicy must be Never or IfNotPresent.
 set -euo pipefail
 folder=$(dirname "${BASH_SOURCE[0]}")
 source "$folder/lib.sh"

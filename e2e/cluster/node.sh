@@ -42,8 +42,8 @@ make_node_network() {
   done
 }
 
-# ptp instead of bridge: packets between pods are routed through the node, so that Services work between pods of one node
-# also without br_netfilter in the kernel. No masquerading: peers see a pod's own address.
+# ptp instead of bridge: packets between pods are routed through the node, so that Services work between pods of one
+# node also without br_netfilter in the kernel. No masquerading: peers see a pod's own address.
 cni_config() {
   cat <<END
 {
@@ -67,8 +67,8 @@ END
 
 # === cgroups ===
 
-# Each node's pods are below their own cgroup. In cgroup v1 it is created in every hierarchy, and its cpuset must be filled;
-# in v2 the controllers must be delegated to it.
+# Each node's pods are below their own cgroup. In cgroup v1 it is created in every hierarchy, and its cpuset must be
+# filled; in v2 the controllers must be delegated to it.
 make_cgroup() {
   local root=/sys/fs/cgroup name controller hierarchy file
   name=$(cgroup "$1")
@@ -91,7 +91,8 @@ make_cgroup() {
 # === containerd ===
 
 # restrict_oom_score_adj: without CAP_SYS_RESOURCE runc cannot lower the score, and would fail.
-# netns_mounts_under_state_dir and Root: otherwise pods' namespaces and runc's state would be in the machine's directories.
+# netns_mounts_under_state_dir and Root: otherwise pods' namespaces and runc's state would be in the machine's
+# directories.
 containerd_config() {
   local node=$state/node-$1 cni=/usr/lib/cni
   [[ -e $cni/ptp ]] || cni=/opt/cni/bin

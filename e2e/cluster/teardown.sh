@@ -10,8 +10,8 @@ tear_down() {
   remove_files
 }
 
-# SIGKILL: after SIGTERM they would save state that is deleted next. Repeated until no process is left, because containerd may
-# have been starting a shim.
+# SIGKILL: after SIGTERM they would save state that is deleted next. Repeated until no process is left, because
+# containerd may have been starting a shim.
 end_processes() {
   local pids
   mapfile -t pids < <(processes | cut -d' ' -f1)

@@ -35,7 +35,7 @@ main() {
   check "the API server starts again" api_server_starts
   check "up repairs what is broken" up_repairs
   check "down leaves nothing" down_leaves_nothing
-  check "down leaves nothing of a partly started cluster" half_started_goes
+  check "down leaves nothing of a partly started cluster" partly_started_is_removed
 
   echo "$passed passed, $failed failed"
   ((failed == 0))
@@ -205,11 +205,11 @@ rollout_works() {
 }
 
 pod_security_refuses() {
-  local said
+  local output
   kubectl create namespace strict
   kubectl label namespace strict pod-security.kubernetes.io/enforce=restricted
-  said=$(fails kubectl -n strict run pod --image localhost/weft/probe:cluster 2>&1)
-  [[ $said == *PodSecurity* ]]
+  output=$(fails kubectl -n strict run pod --image localhost/weft/probe:cluster 2>&1)
+  [[ $output == *PodSecurity* ]]
   kubectl delete namespace strict --timeout=20s
 }
 
@@ -272,7 +272,7 @@ down_leaves_nothing() {
   for socket in "${sockets[@]}"; do [[ ! -e $socket ]]; done
 }
 
-half_started_goes() {
+partly_started_is_removed() {
   local up
   "$here/up.sh" --name "$cluster" &
   up=$!

@@ -3,8 +3,8 @@
 #
 #   up.sh [--name weft] [--nodes 1]
 #
-# Clusters of different names run side by side. A cluster with fewer nodes than requested gets the missing ones; an unhealthy
-# or partly started cluster is removed and started again.
+# Clusters of different names run side by side. A cluster with fewer nodes than requested gets the missing ones; an
+# unhealthy or partly started cluster is removed and started again.
 set -euo pipefail
 folder=$(dirname "${BASH_SOURCE[0]}")
 source "$folder/lib.sh"

@@ -1,7 +1,8 @@
 //! The cluster under test, and the programs that drive it.
 //!
-//! With `KUBECONFIG` in the environment it is that cluster, otherwise the one that `make cluster-up` starts. Operations that
-//! only the latter supports (stop the API server, kill a process in a pod) are methods of [`Embedded`].
+//! With `KUBECONFIG` in the environment it is that cluster, otherwise the one that `make cluster-up` starts.
+//! Operations that only the latter supports (stop the API server, kill a process in a pod) are methods of
+//! [`Embedded`].
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -59,8 +60,8 @@ impl Cluster {
     /// The cluster as [`Embedded`]; fails for a cluster given by `KUBECONFIG`.
     pub fn embedded(&self) -> Result<&Embedded> {
         self.embedded.as_ref().context(
-            "this test stops processes of the cluster, which only the cluster of `make cluster-up` allows: run it without \
-             KUBECONFIG",
+            "this test stops processes of the cluster, which only the cluster of `make cluster-up` allows: run it \
+             without KUBECONFIG",
         )
     }
 
@@ -114,8 +115,8 @@ impl Embedded {
         Ok(stopped)
     }
 
-    /// Kills the processes of a pod's container with SIGKILL, as the OOM killer does, without the API server. The kubelet
-    /// then restarts the container. The pod is identified by its UID.
+    /// Kills the processes of a pod's container with SIGKILL, as the OOM killer does, without the API server. The
+    /// kubelet then restarts the container. The pod is identified by its UID.
     pub fn kill_container(&self, pod_uid: &str, container: &str) -> Result<()> {
         let pids: Vec<u32> = fs::read_dir("/proc")?
             .flatten()
@@ -132,8 +133,8 @@ impl Embedded {
     }
 }
 
-/// Whether a process runs in the container. The kubelet mounts a termination log into each container, from a directory named
-/// after pod and container, so the mount table of the process tells.
+/// Whether a process runs in the container. The kubelet mounts a termination log into each container, from a
+/// directory named after pod and container, so the mount table of the process tells.
 fn runs_in(pid: u32, pod_uid: &str, container: &str) -> bool {
     let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
     let folder = format!("/pods/{pod_uid}/containers/{container}/");
@@ -157,7 +158,8 @@ impl StoppedApiServer<'_> {
 
 impl Drop for StoppedApiServer<'_> {
     fn drop(&mut self) {
-        // Also after `start`: the script does nothing for a running server, and a panic must not leave the server stopped.
+        // Also after `start`: the script does nothing for a running server, and a panic must not leave the server
+        // stopped.
         if let Err(error) = self.restart() {
             eprintln!("cannot restart the API server: {error:#}");
         }

@@ -272,8 +272,8 @@ fn watch(shop: &Kubectl, client: &Client, environment: String) -> Result<(Story,
     Ok((story, failures))
 }
 
-/// Starts a run for each visitor. Runs that the phase's change affects end early enough for their last response to arrive
-/// within the phase.
+/// Starts a run for each visitor. Runs that the phase's change affects end early enough for their last response to
+/// arrive within the phase.
 fn begin(client: &Client, duration: Duration, change: Option<&Change>) -> Result<Vec<Run>> {
     let begin = |(visitor, it): (usize, &Visitor)| {
         let affected = change.is_some_and(|change| change.affects(visitor));

@@ -7,8 +7,8 @@
 //!           └── traffic::Client a pod that sends requests from inside the mesh and reports the responses
 //! ```
 //!
-//! The harness uses the Kubernetes API only through kubectl and helm, and no traffic leaves the cluster: a user could type
-//! what a test does. A missing cluster fails a test; it never skips one.
+//! The harness uses the Kubernetes API only through kubectl and helm, and no traffic leaves the cluster: a user could
+//! type what a test does. A missing cluster fails a test; it never skips one.
 
 pub mod browser;
 pub mod cluster;

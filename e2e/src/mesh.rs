@@ -67,8 +67,8 @@ pub fn route(name: &str, rules: &str) -> String {
     yaml
 }
 
-/// Applies a route and waits until the client's proxy uses it. To detect that, the route gets an additional rule for the
-/// path `/in-force`, which answers with a token of this version of the route.
+/// Applies a route and waits until the client's proxy uses it. To detect that, the route gets an additional rule for
+/// the path `/in-force`, which answers with a token of this version of the route.
 pub fn route_in_force(namespace: &Namespace, client: &Client, name: &str, rules: &str) -> Result<()> {
     let token = rules.bytes().fold(0_u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
     let token = format!("{token:08x}");

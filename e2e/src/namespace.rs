@@ -55,7 +55,8 @@ pub fn in_mesh(test: &str, body: impl FnOnce(&Namespace) -> Result<()>) -> Resul
     result
 }
 
-/// Waits until the namespaces of earlier tests are gone. For tests that measure: terminating pods keep a small machine busy.
+/// Waits until the namespaces of earlier tests are gone. For tests that measure: terminating pods keep a small
+/// machine busy.
 pub fn await_quiet() -> Result<()> {
     let kubectl = Kubectl::new(Cluster::get()?);
     eventually("namespaces of earlier tests to be gone", READY, || {
@@ -85,8 +86,8 @@ impl Namespace {
         ))?;
         // From here on drop deletes the namespace, also if the following fails.
         let namespace = Self { kubectl: Kubectl::within(cluster, &name), name, test: test.to_owned(), failed: false };
-        // Pods are refused until their service account exists. Kubernetes' controller that creates it may back off for half
-        // a minute after a test that stopped the API server.
+        // Pods are refused until their service account exists. Kubernetes' controller that creates it may back off
+        // for half a minute after a test that stopped the API server.
         eventually("the default service account", READY, || namespace.get("serviceaccount", "default"))?;
         Ok(namespace)
     }
@@ -130,7 +131,8 @@ impl Namespace {
     }
 
     /// Waits until no proxy of the namespace has a request, a stream or an active upstream connection, or more file
-    /// descriptors than its connections explain. Proxies whose metrics cannot be read (pod or API server gone) are skipped.
+    /// descriptors than its connections explain. Proxies whose metrics cannot be read (pod or API server gone) are
+    /// skipped.
     fn await_idle_proxies(&self) -> Result<()> {
         for pod in self.list("pods", "").unwrap_or_default() {
             let sidecars = pod.pointer("/status/initContainerStatuses").and_then(|sidecars| sidecars.as_array());

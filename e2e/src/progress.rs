@@ -1,4 +1,5 @@
-//! Progress output on stderr: a step that takes longer than a second is shown while it runs, and then with its duration.
+//! Progress output on stderr: a step that takes longer than a second is shown while it runs, and then with its
+//! duration.
 
 use std::io::{IsTerminal, Write};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -36,14 +37,14 @@ pub fn say(line: &str) {
 }
 
 fn tick(what: &str, began: Instant, end: &mpsc::Receiver<()>) {
-    let (mut said, terminal) = (None::<Duration>, std::io::stderr().is_terminal());
+    let (mut last_line, terminal) = (None::<Duration>, std::io::stderr().is_terminal());
     while end.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
         let elapsed = began.elapsed();
         if terminal {
             let _ = write!(std::io::stderr(), "{}  {what} ... {} s", line_start(), elapsed.as_secs());
-        } else if said.is_none_or(|said| elapsed - said >= LOG_INTERVAL) {
+        } else if last_line.is_none_or(|last_line| elapsed - last_line >= LOG_INTERVAL) {
             say(&format!("  {what} ... {} s", elapsed.as_secs()));
-            said = Some(elapsed);
+            last_line = Some(elapsed);
         }
     }
 }

@@ -138,8 +138,8 @@ impl Client {
         serde_json::from_str(&printed).with_context(|| format!("reading what tcp-client printed: {printed}"))
     }
 
-    /// As [`Client::tcp`], repeated until it succeeds: the client's proxy closes connections until it has learned of the
-    /// server's pod.
+    /// As [`Client::tcp`], repeated until it succeeds: the client's proxy closes connections until it has learned of
+    /// the server's pod.
     pub fn tcp_reached(&self, address: &str, arguments: &[&str]) -> Result<TcpAnswer> {
         eventually(&format!("a connection to {address}"), SOON, || {
             let answer = self.tcp(address, arguments)?;

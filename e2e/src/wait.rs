@@ -1,8 +1,8 @@
-//! Waiting for asynchronous effects in a cluster. A test never sleeps for a fixed time: it polls for a named effect with a
-//! timeout, and a timeout reports the last observation.
+//! Waiting for asynchronous effects in a cluster. A test never sleeps for a fixed time: it polls for a named effect
+//! with a timeout, and a timeout reports the last observation.
 //!
-//! Poll for the effect that the test then uses: a ready pod is not an endpoint yet, an endpoint is not known to every proxy
-//! yet, and a proxy that knows one pod of a Service may not know the next.
+//! Poll for the effect that the test then uses: a ready pod is not an endpoint yet, an endpoint is not known to every
+//! proxy yet, and a proxy that knows one pod of a Service may not know the next.
 
 use std::thread;
 use std::time::{Duration, Instant};

@@ -1,4 +1,5 @@
-//! Manifests of the demo application in its roles. They meet Pod Security `restricted`, so that a namespace may enforce it.
+//! Manifests of the demo application in its roles. They meet Pod Security `restricted`, so that a namespace may
+//! enforce it.
 
 use std::fmt::Write;
 

@@ -77,7 +77,8 @@ fn older_of_two_conflicting_routes_wins() -> Result<()> {
     in_mesh("bad-conflict", |ns| {
         let client = mesh::echo(ns)?;
         route_in_force(ns, &client, "echo", TO_V1)?;
-        // creationTimestamp has whole seconds; of two routes with the same time the name decides, and this name is later.
+        // creationTimestamp has whole seconds; of two routes with the same time the name decides, and this name is
+        // later.
         let second = route("echo", "- backendRefs: [{name: echo, port: 9080, subset: v2}]\n")
             .replace("metadata: {name: echo}", "metadata: {name: second}");
         ns.apply(&second)?;

@@ -1,4 +1,5 @@
-//! Load balancing: policies, outlier detection, health checks, slow start, session affinity, locality and the retry budget.
+//! Load balancing: policies, outlier detection, health checks, slow start, session affinity, locality and the retry
+//! budget.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

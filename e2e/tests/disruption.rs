@@ -1,6 +1,5 @@
-//! Traffic during outages of the control plane and the API server. These tests stop components that every other test needs,
-//! so they run alone and one at a time:
-//! `cargo test -p weft-e2e --test disruption -- --test-threads 1`.
+//! Traffic during outages of the control plane and the API server. These tests stop components that every other test
+//! needs, so they run alone and one at a time: `cargo test -p weft-e2e --test disruption -- --test-threads 1`.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -118,8 +117,8 @@ fn api_server_outage_fails_no_request_and_a_proxy_restarts_from_its_cache() -> R
         let restarted_at = Instant::now();
         println!("the API server was stopped for {:?}", stopped_at.elapsed());
 
-        // A change applied right after the restart takes effect without a long wait. The rule of `route_in_force` matches
-        // `/in-force` only; the Jobs' requests still go to v1.
+        // A change applied right after the restart takes effect without a long wait. The rule of `route_in_force`
+        // matches `/in-force` only; the Jobs' requests still go to v1.
         route_in_force(ns, &client, "echo", TO_V1_RENAMED)?;
         println!("a change applied right after the API server's restart took effect in {:?}", restarted_at.elapsed());
 
@@ -163,8 +162,8 @@ fn api_server_outage_fails_no_request_and_a_proxy_restarts_from_its_cache() -> R
 }
 
 /// Waits until Kubernetes creates endpoints of pods again, which other tests need. After the API server's restart its
-/// EndpointSlice controller takes up to a minute longer than Weft to see its own slices: until then it updates each once,
-/// and after some attempts ignores the Service until the Service changes.
+/// EndpointSlice controller takes up to a minute longer than Weft to see its own slices: until then it updates each
+/// once, and after some attempts ignores the Service until the Service changes.
 fn await_endpoint_slices(ns: &Namespace) -> Result<()> {
     for (pods, version) in [(4, "v4"), (5, "v5"), (6, "v6")] {
         ns.apply(&App::server("echo", version).yaml())?;
@@ -184,7 +183,8 @@ fn await_endpoint_slices(ns: &Namespace) -> Result<()> {
     Ok(())
 }
 
-/// Runs `work` while a component of the control plane is scaled to zero. The component is restored also after a failure.
+/// Runs `work` while a component of the control plane is scaled to zero. The component is restored also after a
+/// failure.
 fn without<T>(component: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let (system, deployment) = (system()?, format!("deployment/weft-{component}"));
     system.run(&["scale", &deployment, "--replicas=0"])?;

@@ -115,7 +115,8 @@ fn jobs_complete_with_a_proxy() -> Result<()> {
         ns.apply(&workload::server("echo", &["v1"]))?;
         let client = Client::deploy(ns)?;
         ns.wait_ready(&["echo-v1"])?;
-        // Configuration that one proxy has is in the namespace's document, which a later proxy reads before it is ready.
+        // Configuration that one proxy has is in the namespace's document, which a later proxy reads before it is
+        // ready.
         reachable(&client, "echo")?;
         ns.apply(&workload::job("work", &["load", "--url", "http://echo:9080/", "--requests", "50"]))?;
         ns.wait("job/work", "condition=Complete", READY)?;
@@ -153,7 +154,8 @@ fn pod_can_call_its_own_service() -> Result<()> {
 #[test]
 fn probes_are_answered_by_the_application_not_the_proxy() -> Result<()> {
     in_mesh("inject-probes", |ns| {
-        // The probe's path is answered 503 by the application: if the proxy answered instead, the pod would become ready.
+        // The probe's path is answered 503 by the application: if the proxy answered instead, the pod would become
+        // ready.
         let failing = App::server("failing", "v1").yaml().replace("path: /healthz", "path: \"/failing?status=503\"");
         ns.apply(&(failing + &workload::server("healthy", &["v1"])))?;
         ns.wait_ready(&["healthy-v1"])?;

@@ -35,8 +35,8 @@ fn route_changes_take_effect_within_a_second() -> Result<()> {
         }
         let (report, ended) = load.finish_at()?;
         report.expect_none_failed(1_000)?;
-        // The report has the duration of the load, not its start. The report arrives a little after it was written, so the
-        // requests, and with them the effect, are dated too late, never too early.
+        // The report has the duration of the load, not its start. The report arrives a little after it was written,
+        // so the requests, and with them the effect, are dated too late, never too early.
         let load_began = ended - Duration::from_secs_f64(report.seconds);
         let mut took = Vec::new();
         let mut from_start = Vec::new();
@@ -64,8 +64,8 @@ fn route_changes_take_effect_within_a_second() -> Result<()> {
             quantile(&from_start, 0.5),
             quantile(&from_start, 0.99)
         );
-        // The effect passes through three processes, which wait for the CPU as requests do. On an idle machine the p99 of
-        // requests is a few milliseconds.
+        // The effect passes through three processes, which wait for the CPU as requests do. On an idle machine the
+        // p99 of requests is a few milliseconds.
         let busy = BUSY_FACTOR * report.latency_ms.get("p99").copied().unwrap_or_default();
         ensure!(
             p99 < 1000.0 + busy,

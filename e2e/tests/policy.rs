@@ -103,7 +103,8 @@ fn probes_bypass_policy() -> Result<()> {
         // A pod that starts now has to pass its readiness probe under the policy.
         ns.run(&["rollout", "restart", "deployment/echo-v1"])?;
         ns.rolled_out("deployment/echo-v1", READY)?;
-        // The client's proxy may learn of the new pod a moment later; neither pod may admit requests to its probe's path.
+        // The client's proxy may learn of the new pod a moment later; neither pod may admit requests to its probe's
+        // path.
         let mut passed = 0;
         eventually("the new pod to deny requests", SOON, || {
             let report = client.load("http://echo:9080/healthz").requests(50).run()?;
@@ -157,23 +158,23 @@ fn lifecycle_hooks_bypass_policy() -> Result<()> {
         let policy = "apiVersion: weft.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {name: guard}\nspec:\n  targetRef: {kind: \
                       Namespace}\n  authorization: {rules: [{action: Allow, paths: [{value: /api}, {value: /_seen}]}]}\n";
         ns.program(policy, &["meshpolicy/guard"])?;
-        // Container `has` has the hooks, container `hears` is called by them: it listens before `has` starts, and until after
-        // `has` ends, because its own preStop hook lasts for the whole grace period.
+        // Container `caller` has the hooks, which call container `callee`. `callee` listens before `caller` starts
+        // and until after `caller` ends, because its own preStop hook lasts for the whole grace period.
         let container = |name: &str, arguments: &str, port: &str, hooks: &str| {
             format!(
                 "  - name: {name}\n    image: {IMAGE}\n    imagePullPolicy: IfNotPresent\n    args: [{arguments}]\n    ports: [{{name: {port}, \
                  containerPort: {PORT}}}]\n    lifecycle: {{{hooks}}}\n"
             )
         };
-        let hears = format!("serve, --name, hooked, --version, v1, --port, \"{PORT}\"");
+        let serve = format!("serve, --name, hooked, --version, v1, --port, \"{PORT}\"");
         let hooks = format!(
             "postStart: {{httpGet: {{path: /started, port: hooks}}}}, preStop: {{httpGet: {{path: \"/stopped?x=1\", port: {PORT}}}}}"
         );
         ns.apply(&format!(
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: hooked, labels: {{app: hooked}}}}\nspec:\n  terminationGracePeriodSeconds: \
              20\n  containers:\n{}{}",
-            container("hears", &hears, "main", &format!("preStop: {{exec: {{command: [{PROGRAM}, idle]}}}}")),
-            container("has", "idle", "hooks", &hooks)
+            container("callee", &serve, "main", &format!("preStop: {{exec: {{command: [{PROGRAM}, idle]}}}}")),
+            container("caller", "idle", "hooks", &hooks)
         ))?;
         ns.wait("pod/hooked", "condition=Ready", READY)?;
         let address =
@@ -188,7 +189,7 @@ fn lifecycle_hooks_bypass_policy() -> Result<()> {
         };
         await_request("GET /started")?;
         eventually("the policy to be in force", SOON, || get(PORT, "/stopped").send()?.expect_status(403).map(drop))?;
-        for path in ["/hook/has/preStop", "/hook/0/has/preStop", "/probe/has/preStop"] {
+        for path in ["/hook/caller/preStop", "/hook/0/caller/preStop", "/probe/caller/preStop"] {
             get(15021, path).send()?.expect_status(404).context("hook paths without the secret are not served")?;
         }
         let seen = get(PORT, "/_seen").send()?.expect_status(200)?.json()?;

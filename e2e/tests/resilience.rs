@@ -118,8 +118,8 @@ fn post_is_retried_only_if_configured() -> Result<()> {
             let reached = &seen(ns)?["by_token"][&token];
             ensure!(*reached == times, "{method} {path} should reach the backend {times} times, not {reached}");
         }
-        // Not retried when the application itself sends `weft-unprocessed`, the header by which its proxy reports that the
-        // application has not seen the request.
+        // Not retried when the application itself sends `weft-unprocessed`, the header by which its proxy reports
+        // that the application has not seen the request.
         let forged = client
             .get("http://echo:9080/once?status=503&header=weft-unprocessed:true")
             .method("POST")
@@ -312,8 +312,8 @@ fn refused_connections_are_retried_on_another_pod() -> Result<()> {
         let client = echo(ns, App::server("echo", "v1").replicas(2))?;
         ns.apply(&App::not_listening("echo", "not-listening").yaml())?;
         ns.wait_ready(&["echo-not-listening"])?;
-        // A request that no backend has seen is retried on another pod, also without a retry policy. Before the first retry
-        // the proxy may not know the refusing pod yet.
+        // A request that no backend has seen is retried on another pod, also without a retry policy. Before the first
+        // retry the proxy may not know the refusing pod yet.
         let (mut failed, before) = (Vec::new(), proxy_metrics(ns, "client")?.sum("weft_retries_total", &[]));
         eventually("a retry on another pod", SOON, || {
             let report = client.load("http://echo:9080/").requests(200).run()?;
@@ -330,8 +330,8 @@ fn refused_connections_are_retried_on_another_pod() -> Result<()> {
 fn connect_timeout_answers_503() -> Result<()> {
     in_mesh("resilience-connect", |ns| {
         let client = echo(ns, App::server("echo", "v1"))?;
-        // An unassigned address of the pod network: a connection attempt gets no reply until the node's ARP requests time out
-        // and the node answers "no route to host".
+        // An unassigned address of the pod network: a connection attempt gets no reply until the node's ARP requests
+        // time out and the node answers "no route to host".
         let own = ns.get("pod", &ns.pod_of("client")?)?["status"]["podIP"].as_str().unwrap_or_default().to_owned();
         let (network, _) = own.rsplit_once('.').context("the pod has an address of IPv4")?;
         ns.apply(&format!(

@@ -288,7 +288,8 @@ fn upgraded_connections_relay_both_directions() -> Result<()> {
 #[test]
 fn opaque_tcp_passes_and_servers_may_speak_first() -> Result<()> {
     in_mesh("routing-tcp", |ns| {
-        // client-first has no declared protocol and is detected; server-first is declared tcp; db has a well-known port.
+        // client-first has no declared protocol and is detected; server-first is declared tcp; db has a well-known
+        // port.
         let servers = App::tcp("client-first", 7000, "").yaml()
             + &App::tcp("server-first", 7001, "hello, who is there?").yaml()
             + &App::tcp("db", 3306, "mysql says hello").yaml()

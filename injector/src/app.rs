@@ -1,5 +1,5 @@
-//! The injector's process: watches, admin server, webhook. The webhook starts last, when certificate and API server version
-//! are known: before that it would refuse pods wrongly.
+//! The injector's process: watches, admin server, webhook. The webhook starts last, when certificate and API server
+//! version are known: before that it would refuse pods wrongly.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

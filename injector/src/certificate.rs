@@ -1,6 +1,6 @@
-//! The webhook's certificate. The operator creates and renews it in one Secret. This module watches that Secret by name and
-//! passes each new certificate with its key to the running server. An invalid one is rejected, the last valid one stays in
-//! use, and `/readyz` reports it.
+//! The webhook's certificate. The operator creates and renews it in one Secret. This module watches that Secret by
+//! name and passes each new certificate with its key to the running server. An invalid one is rejected, the last
+//! valid one stays in use, and `/readyz` reports it.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -1,5 +1,6 @@
-//! Decides whether a pod gets a proxy, by the inject label of the pod, else of the namespace. The reasons to skip a pod are
-//! a closed list, each with a code (metrics, log) and a sentence (messages). A pod that must not run is a [`Refusal`].
+//! Decides whether a pod gets a proxy, by the inject label of the pod, else of the namespace. The reasons to skip a
+//! pod are a closed list, each with a code (metrics, log) and a sentence (messages). A pod that must not run is a
+//! [`Refusal`].
 
 use std::collections::BTreeMap;
 
@@ -87,8 +88,8 @@ pub enum Refusal {
     Annotations(#[from] AnnotationErrors),
     /// The pod or a container uses the proxy's user or group.
     #[error(
-        "{object} has {field} {PROXY_UID}, which is reserved for Weft's proxy, whose traffic is not redirected; use another \
-         number, or label the pod {INJECT_LABEL}=false"
+        "{object} has {field} {PROXY_UID}, which is reserved for Weft's proxy, whose traffic is not redirected; use \
+         another number, or label the pod {INJECT_LABEL}=false"
     )]
     ProxyUser {
         /// The container, or the pod's securityContext.

@@ -1,16 +1,16 @@
-//! Adds the proxy to a pod. Works on JSON, so that fields unknown to this build are kept; what it adds is written as in a
-//! manifest.
+//! Adds the proxy to a pod. Works on JSON, so that fields unknown to this build are kept; what it adds is written as
+//! in a manifest.
 //!
 //! ```text
 //!   initContainers:  weft-init, weft-proxy (native), then the pod's own, which are therefore in the mesh too
 //!   containers:      weft-proxy (classic), then the pod's own
-//!   volumes:         weft-token (for the API server), weft-pod (its labels, for the zone), weft-cache (last used configuration)
+//!   volumes:         weft-token (for the API server), weft-pod (its labels, for the zone), weft-cache (configuration)
 //! ```
 //!
 //! A native proxy is a native sidecar (an init container with `restartPolicy: Always`): its startup probe delays the
-//! application until the proxy is ready, and it ends after the application. A classic proxy is an ordinary container, for
-//! API servers without native sidecars: it starts beside the application, and at the end it waits for the pod's preStop
-//! hooks only.
+//! application until the proxy is ready, and it ends after the application. A classic proxy is an ordinary container,
+//! for API servers without native sidecars: it starts beside the application, and at the end it waits for the pod's
+//! preStop hooks only.
 //!
 //! weft-init runs as root, because Kubernetes gives added capabilities to no other user, with only the two capabilities
 //! that iptables needs. The proxy itself meets Pod Security "restricted".
@@ -114,8 +114,8 @@ fn init(settings: &Settings) -> Value {
         "image": settings.init_image,
         "imagePullPolicy": settings.image_pull_policy,
         "args": arguments,
-        // Those of the proxy: weft-init ends before the proxy starts, so the pod's total does not grow, and its QoS class
-        // can still be Guaranteed.
+        // Those of the proxy: weft-init ends before the proxy starts, so the pod's total does not grow, and its QoS
+        // class can still be Guaranteed.
         "resources": resources(&settings.resources),
         "securityContext": {
             "runAsUser": 0,
@@ -203,8 +203,8 @@ pub(crate) fn labels<'a>(pod: &'a Pod, proxy_version: &'a str) -> BTreeMap<&'a s
     own.chain([(PROXY_VERSION_LABEL, proxy_version)]).collect()
 }
 
-/// The pod's named TCP ports. Of two ports with the same name the first is used, as for a Service: containers first, then
-/// native sidecars.
+/// The pod's named TCP ports. Of two ports with the same name the first is used, as for a Service: containers first,
+/// then native sidecars.
 pub(crate) fn port_names(pod: &Pod) -> BTreeMap<&str, i32> {
     let sidecar = |container: &&Container| container.restart_policy.as_deref() == Some("Always");
     let mut names = BTreeMap::new();

@@ -1,9 +1,10 @@
-//! Rewrites the pod's probes and lifecycle hooks to the proxy. The kubelet's connections would be redirected like any other:
-//! a TCP probe would test the proxy instead of the application, and a policy that denies unknown clients would deny the
-//! kubelet. So each becomes a GET on the proxy's health port, and the proxy calls the application over loopback.
+//! Rewrites the pod's probes and lifecycle hooks to the proxy. The kubelet's connections would be redirected like any
+//! other: a TCP probe would test the proxy instead of the application, and a policy that denies unknown clients would
+//! deny the kubelet. So each becomes a GET on the proxy's health port, and the proxy calls the application over
+//! loopback.
 //!
-//! Not rewritten: `exec` (runs inside the container), `sleep` (the kubelet waits itself), probes and hooks with a `host`
-//! (they go to another host), and `tcpSocket` hooks, which the kubelet refuses to run.
+//! Not rewritten: `exec` (runs inside the container), `sleep` (the kubelet waits itself), probes and hooks with a
+//! `host` (they go to another host), and `tcpSocket` hooks, which the kubelet refuses to run.
 
 use k8s_openapi::api::core::v1::{Container, GRPCAction, HTTPGetAction, Pod, TCPSocketAction};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -39,8 +40,8 @@ pub struct ProbeLocation {
     pub path: String,
 }
 
-/// Finds the probes and hooks of all containers but the proxy's. `secret` is a segment of the hooks' paths, so that clients
-/// cannot call them.
+/// Finds the probes and hooks of all containers but the proxy's. `secret` is a segment of the hooks' paths, so that
+/// clients cannot call them.
 pub fn rewrite(pod: &Pod, secret: &str) -> Result<Rewritten, Refusal> {
     let mut rewritten = Rewritten::default();
     let Some(spec) = &pod.spec else { return Ok(rewritten) };
@@ -99,8 +100,8 @@ pub fn rewrite(pod: &Pod, secret: &str) -> Result<Rewritten, Refusal> {
 }
 
 impl Rewritten {
-    /// The warning for a pod with a classic proxy and a native sidecar of its own that blocks the pod's start: the sidecar's
-    /// startup probe or postStart hook is run by the proxy, which starts only after the sidecar.
+    /// The warning for a pod with a classic proxy and a native sidecar of its own that blocks the pod's start: the
+    /// sidecar's startup probe or postStart hook is run by the proxy, which starts only after the sidecar.
     pub fn classic_deadlock_warning(&self) -> Option<String> {
         let blocks_start = |location: &&ProbeLocation| {
             location.list == "initContainers"
@@ -109,8 +110,8 @@ impl Rewritten {
         let location = self.locations.iter().find(blocks_start)?;
         let field = location.fields.join(".");
         Some(format!(
-            "initContainers[{}].{field} is run by the proxy, which is an ordinary container and starts after it: the pod will not start; remove the \
-             annotation config.weft.dev/native-sidecar, or use exec",
+            "initContainers[{}].{field} is run by the proxy, which is an ordinary container and starts after it: the \
+             pod will not start; remove the annotation config.weft.dev/native-sidecar, or use exec",
             location.index
         ))
     }

@@ -1,6 +1,7 @@
-//! Updates a pod that has its proxy already and is reviewed again. The API server calls again where another webhook changed
-//! the pod after this one (`reinvocationPolicy: IfNeeded`). Probes, hooks, port names and labels that were added are passed
-//! to the proxy, so that the order of webhooks does not matter. A pod without additions stays unchanged.
+//! Updates a pod that has its proxy already and is reviewed again. The API server calls again where another webhook
+//! changed the pod after this one (`reinvocationPolicy: IfNeeded`). Probes, hooks, port names and labels that were
+//! added are passed to the proxy, so that the order of webhooks does not matter. A pod without additions stays
+//! unchanged.
 
 use k8s_openapi::api::core::v1::Pod;
 use serde::de::DeserializeOwned;

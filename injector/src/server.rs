@@ -1,6 +1,6 @@
-//! The webhook's HTTP server: an AdmissionReview in, an AdmissionReview out. It has no side effects, so a dry run is handled
-//! like any other review. Responses: 200 with allowed or denied for a review, 400 for any other body, 413 for a body larger
-//! than [`BODY_MAX`].
+//! The webhook's HTTP server: an AdmissionReview in, an AdmissionReview out. It has no side effects, so a dry run is
+//! handled like any other review. Responses: 200 with allowed or denied for a review, 400 for any other body, 413 for
+//! a body larger than [`BODY_MAX`].
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -1,6 +1,7 @@
-//! The settings of a pod's proxy: the installation's defaults, overridden by annotations on the namespace, overridden by
-//! annotations on the pod. Each annotation has a type. A value of the wrong type refuses the pod, with key, value and
-//! remedy; there is no silent fallback to a default. An unknown key only warns and suggests the most similar known key.
+//! The settings of a pod's proxy: the installation's defaults, overridden by annotations on the namespace, overridden
+//! by annotations on the pod. Each annotation has a type. A value of the wrong type refuses the pod, with key, value
+//! and remedy; there is no silent fallback to a default. An unknown key only warns and suggests the most similar
+//! known key.
 //!
 //! Image, user, capabilities, commands and volumes are not settings: only the installation chooses them.
 
@@ -63,8 +64,8 @@ const LIST_MAX: usize = 100;
 const VALUE_MAX: usize = 4096;
 /// Maximum of bytes of a value that a message quotes.
 const QUOTED_VALUE_MAX: usize = 64;
-/// With less memory the proxy is OOM-killed before it serves. A smaller value is almost always a wrong unit ("100m" is a
-/// tenth of a byte).
+/// With less memory the proxy is OOM-killed before it serves. A smaller value is almost always a wrong unit ("100m"
+/// is a tenth of a byte).
 const MEMORY_MIN: Quantity = Quantity { nano: 1_048_576 * NANO };
 /// Minimum similarity (normalized Levenshtein, 0 to 1) to suggest a known key for an unknown one.
 const SUGGESTION_SIMILARITY_MIN: f64 = 0.6;
@@ -377,8 +378,8 @@ fn limit_drain_seconds(annotated: Option<u32>, grace_seconds: i64) -> (u32, Opti
     match annotated {
         Some(seconds) if i64::from(seconds) > i64::from(most) => {
             let warning = format!(
-                "annotation {CONFIG_PREFIX}{DRAIN_SECONDS} is {seconds}, but the pod is killed {grace_seconds} seconds after SIGTERM \
-                 (terminationGracePeriodSeconds); {most} is used"
+                "annotation {CONFIG_PREFIX}{DRAIN_SECONDS} is {seconds}, but the pod is killed {grace_seconds} seconds \
+                 after SIGTERM (terminationGracePeriodSeconds); {most} is used"
             );
             (most, Some(warning))
         }

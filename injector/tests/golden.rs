@@ -1,7 +1,7 @@
 //! Golden pairs, and properties that hold for each of them.
 //!
-//! `golden/<case>.yaml` is a pod with, optionally, its namespace and the API server's version; `<case>.expected.yaml` is
-//! the result. `WEFT_BLESS=1 cargo test -p weft-injector` writes the expected files; review the diff as code.
+//! `golden/<case>.yaml` is a pod with, optionally, its namespace and the API server's version; `<case>.expected.yaml`
+//! is the result. `WEFT_BLESS=1 cargo test -p weft-injector` writes the expected files; review the diff as code.
 
 #![expect(clippy::unwrap_used, reason = "a test that fails")]
 
@@ -245,7 +245,8 @@ fn unknown_fields_are_kept() {
 
 const UNKNOWN_FIELD: &str = "unknownField";
 
-/// Adds an unknown field to every object, but for maps and for the probes that are replaced as a whole; returns the number.
+/// Adds an unknown field to every object, but for maps and for the probes that are replaced as a whole; returns the
+/// number.
 fn add_unknown_fields(value: &mut Value) -> usize {
     match value {
         Value::Object(map) => {

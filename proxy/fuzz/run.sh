@@ -3,8 +3,8 @@
 #
 #   proxy/fuzz/run.sh [SECONDS [TARGET...]]      seconds per target; defaults: 10 s, all targets
 #
-# Failing inputs are in target/fuzz/artifacts; to reproduce one, pass the file to target/fuzz/HOST/release/TARGET. After a long
-# run, `MERGE=1 proxy/fuzz/run.sh` adds inputs with new coverage to corpus/.
+# Failing inputs are in target/fuzz/artifacts; to reproduce one, pass the file to target/fuzz/HOST/release/TARGET.
+# After a long run, `MERGE=1 proxy/fuzz/run.sh` adds inputs with new coverage to corpus/.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -38,5 +38,5 @@ for target in "${targets[@]}"; do
   covered=$(grep -o 'cov: [0-9]*' "$log" | tail -1)
   echo "fuzzing $target: $runs inputs in $seconds s, ${covered:-cov: 0}"
   # Without instrumentation the coverage stays near zero.
-  [[ ${covered#cov: } -gt 20 ]] || { echo "fuzzing $target: no coverage; was it built with instrumentation?" >&2; exit 1; }
+  [[ ${covered#cov: } -gt 20 ]] || { echo "fuzzing $target: no coverage instrumentation" >&2; exit 1; }
 done

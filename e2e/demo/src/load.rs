@@ -1,5 +1,5 @@
-//! The load generator. Workers take request numbers from one counter; number n is due at n / rate. A request is counted at
-//! its end: with a response, or with a transport error.
+//! The load generator. Workers take request numbers from one counter; number n is due at n / rate. A request is
+//! counted at its end: with a response, or with a transport error.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

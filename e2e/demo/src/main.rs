@@ -7,8 +7,8 @@
 //!   idle           (a pod to run client commands in)
 //! ```
 //!
-//! Client commands print one JSON object and never retry a request, so that their counts are exact. A failed request is a
-//! result: the exit status is 0, and the object has the error.
+//! Client commands print one JSON object and never retry a request, so that their counts are exact. A failed request
+//! is a result: the exit status is 0, and the object has the error.
 
 mod client;
 mod duration;

@@ -1,5 +1,5 @@
-//! The HTTP server: answers every path with a description of the request, with delays and failures on demand, and counts
-//! requests.
+//! The HTTP server: answers every path with a description of the request, with delays and failures on demand, and
+//! counts requests.
 //!
 //! | path | response |
 //! |---|---|
@@ -7,11 +7,11 @@
 //! | `/large?bytes=N` | N bytes |
 //! | `/healthz` | 200, always |
 //! | `/grpc.health.v1.Health/Check` | SERVING, or NOT_SERVING with `--not-serving`, in the gRPC health protocol |
-//! | `/_seen`, `/_reset` | request counts since the start or the last reset, by method and first path segment, and by token |
+//! | `/_seen`, `/_reset` | request counts since the last reset, by method and first path segment, and by token |
 //! | any other | description of the request |
 //!
-//! `?delay=300ms`, `?status=503` and `?header=NAME:VALUE` apply to one request. A request with `Upgrade: echo` is upgraded
-//! to an echo of bytes.
+//! `?delay=300ms`, `?status=503` and `?header=NAME:VALUE` apply to one request. A request with `Upgrade: echo` is
+//! upgraded to an echo of bytes.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -133,7 +133,7 @@ pub(crate) async fn run(args: Args, mut stop: Stop) -> anyhow::Result<()> {
     let connections = serve(listener, service, drain).await;
     tokio::select! {
         () = connections.shutdown() => {}
-        () = tokio::time::sleep(DRAIN_TIMEOUT) => eprintln!("requests are still in flight after {DRAIN_TIMEOUT:?}, exiting"),
+        () = tokio::time::sleep(DRAIN_TIMEOUT) => eprintln!("exiting with requests in flight after {DRAIN_TIMEOUT:?}"),
         () = stop.signal() => {}
     }
     Ok(())

@@ -1,4 +1,5 @@
-//! TCP without HTTP: an echo server that may speak first, as databases do, and a client that reports what it received when.
+//! TCP without HTTP: an echo server that may speak first, as databases do, and a client that reports what it received
+//! when.
 
 use std::time::{Duration, Instant};
 

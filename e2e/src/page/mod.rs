@@ -1,8 +1,8 @@
 //! The demo's page: the clients' responses over time, with each apply marked.
 //!
-//! [`html`] is a pure function from a [`Story`] to one self-contained document: no script, no external resources, light and
-//! dark. Plots are stretched to the width of the window, so text is placed beside them in HTML, and points are drawn as
-//! round line caps, which stay round when stretched.
+//! [`html`] is a pure function from a [`Story`] to one self-contained document: no script, no external resources,
+//! light and dark. Plots are stretched to the width of the window, so text is placed beside them in HTML, and points
+//! are drawn as round line caps, which stay round when stretched.
 
 mod chart;
 pub mod sample;

@@ -1,9 +1,9 @@
 //! Applies the rules to the kernel and verifies them.
 //!
-//! Flow, for each address family: save the present rules, make the script, restore it in one transaction, save again and
-//! compare with the script. A failure for IPv4 fails the pod. A failure for IPv6 fails it only where the pod has an IPv6
-//! address, whose traffic would bypass the proxy; without one there is nothing to redirect, and a kernel without IPv6 NAT
-//! does not keep the pod from starting.
+//! Flow, for each address family: save the present rules, make the script, restore it in one transaction, save again
+//! and compare with the script. A failure for IPv4 fails the pod. A failure for IPv6 fails it only where the pod has
+//! an IPv6 address, whose traffic would bypass the proxy; without one there is nothing to redirect, and a kernel
+//! without IPv6 NAT does not keep the pod from starting.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -12,8 +12,8 @@ use crate::rules::{Family, InitConfig, Mismatch, has_ipv6, rules, verify};
 
 /// IPv6 addresses of the network namespace, one per line.
 const IF_INET6: &str = "/proc/net/if_inet6";
-/// Lock file of the legacy commands. Their default is on the container's root, which is read-only; `/dev` is writable in
-/// every container. The lock protects nothing here: no other process changes the rules of this network namespace.
+/// Lock file of the legacy commands. Their default is on the container's root, which is read-only; `/dev` is writable
+/// in every container. The lock protects nothing here: no other process changes the rules of this network namespace.
 const XTABLES_LOCK: &str = "/dev/weft-xtables.lock";
 
 /// The kernel interface of the iptables commands.
@@ -139,8 +139,8 @@ fn run(program: &str, arguments: &[&str], input: &str) -> Result<String, Error> 
         .stderr(Stdio::piped())
         .spawn()
         .map_err(start)?;
-    // Dropped at the end of the statement, which closes the pipe. A broken pipe is ignored: a command that exits without
-    // reading its input reports the reason on its standard error.
+    // Dropped at the end of the statement, which closes the pipe. A broken pipe is ignored: a command that exits
+    // without reading its input reports the reason on its standard error.
     let _ = child.stdin.take().map(|mut stdin| stdin.write_all(input.as_bytes()));
     let output = child.wait_with_output().map_err(start)?;
     if output.status.success() {

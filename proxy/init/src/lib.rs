@@ -5,8 +5,8 @@
 //! injector sets the arguments.
 //!
 //! ```text
-//!   application ──► OUTPUT ──► WEFT_OUTPUT ──► proxy (outbound port)     not redirected: the proxy's own, loopback, excluded
-//!   peer ──► PREROUTING ──► WEFT_INBOUND ──► proxy (inbound port)        not redirected: metrics, health, excluded
+//!   application ──► OUTPUT ──► WEFT_OUTPUT ──► proxy (outbound port)   not redirected: proxy's own, loopback, excluded
+//!   peer ──► PREROUTING ──► WEFT_INBOUND ──► proxy (inbound port)      not redirected: metrics, health, excluded
 //! ```
 
 pub mod apply;

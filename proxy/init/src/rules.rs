@@ -1,13 +1,13 @@
 //! The iptables rules as a script for `iptables-restore --noflush`, and the verification of the rules in the kernel.
 //!
-//! The script is one transaction on the `nat` table: the kernel applies all of it or nothing. It is idempotent: it declares
-//! its own chains, which empties them where they exist, and deletes present jumps to them before it inserts its own. The
-//! present rules are an argument, so that the script is a pure function.
+//! The script is one transaction on the `nat` table: the kernel applies all of it or nothing. It is idempotent: it
+//! declares its own chains, which empties them where they exist, and deletes present jumps to them before it inserts
+//! its own. The present rules are an argument, so that the script is a pure function.
 //!
-//! A pod can call its own Service: the application's connection to the Service's address is redirected, the proxy picks
-//! this same pod and connects to the pod's own address, which the kernel routes over loopback. That connection belongs to
-//! the proxy's user, so [`OUTPUT`] does not redirect it; and since it has passed `OUTPUT`, the kernel does not evaluate
-//! `PREROUTING` for it, so it reaches the application instead of the proxy's inbound port.
+//! A pod can call its own Service: the application's connection to the Service's address is redirected, the proxy
+//! picks this same pod and connects to the pod's own address, which the kernel routes over loopback. That connection
+//! belongs to the proxy's user, so [`OUTPUT`] does not redirect it; and since it has passed `OUTPUT`, the kernel does
+//! not evaluate `PREROUTING` for it, so it reaches the application instead of the proxy's inbound port.
 
 use std::fmt;
 
@@ -112,8 +112,9 @@ pub fn rules(config: &InitConfig, family: Family, saved: &str) -> String {
     lines.join("\n")
 }
 
-/// Checks that the output of `iptables-save -t nat` has the rules of `script`: each jump once, and in Weft's chains the same
-/// rules in the same order. Rules are compared by comment and target, since versions of iptables print matches differently.
+/// Checks that the output of `iptables-save -t nat` has the rules of `script`: each jump once, and in Weft's chains
+/// the same rules in the same order. Rules are compared by comment and target, since versions of iptables print
+/// matches differently.
 pub fn verify(script: &str, saved: &str) -> Result<(), Mismatch> {
     for (from, to, _) in JUMPS {
         let prefix = format!("{from} ");
@@ -178,7 +179,8 @@ fn dport(PortRange { first, last }: &PortRange) -> String {
     if first == last { first.to_string() } else { format!("{first}:{last}") }
 }
 
-/// A comment match. Letters, spaces and commas only: iptables-save escapes other characters, which [`verify`] would report.
+/// A comment match. Letters, spaces and commas only: iptables-save escapes other characters, which [`verify`] would
+/// report.
 fn comment(text: &str) -> String {
     format!("-m comment --comment \"weft: {text}\"")
 }

@@ -1,5 +1,5 @@
-//! The rules in a real kernel: a pod and a peer, each a network namespace, connected by a veth pair. Needs root, `ip` and
-//! iptables (Debian: `apt-get install iproute2 iptables`); fails where they are missing, instead of skipping.
+//! The rules in a real kernel: a pod and a peer, each a network namespace, connected by a veth pair. Needs root, `ip`
+//! and iptables (Debian: `apt-get install iproute2 iptables`); fails where they are missing, instead of skipping.
 //!
 //! ```text
 //!   peer (198.51.100.1, fd00:64::1) ──── pod (198.51.100.2, fd00:64::2), where weft-init ran
