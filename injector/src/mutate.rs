@@ -9,10 +9,10 @@
 //!
 //! A native proxy is a native sidecar (an init container with `restartPolicy: Always`): its startup probe delays the
 //! application until the proxy is ready, and it ends after the application. A classic proxy is an ordinary container,
-//! for API servers without native sidecars: it starts beside the application, and at the end it waits for the pod's
-//! preStop hooks only.
+//! for API servers without native sidecars: it starts beside the application, which it cannot delay by a postStart hook
+//! because its image has no shell, and at the end it waits for the pod's preStop hooks only.
 //!
-//! weft-init runs as root, because Kubernetes gives added capabilities to no other user, with only the two capabilities
+//! weft-init runs as root, because Kubernetes gives added capabilities only to root, and has only the two capabilities
 //! that iptables needs. The proxy itself meets Pod Security "restricted".
 
 use std::collections::BTreeMap;
