@@ -190,14 +190,20 @@ impl Endpoint {
 
     /// A lease of the HTTP/2 connection that is being opened, if there is one with capacity.
     pub(crate) async fn opening(self: &Rc<Self>) -> Option<Result<Lease, LeaseError>> {
-        let connection = {
-            let mut opening = self.opening.borrow_mut();
-            let opening = (opening.as_mut())
-                .filter(|opening| opening.requests < OPENING_REQUESTS_MAX && opening.connection.peek().is_none())?;
-            opening.requests += 1;
-            opening.connection.clone()
-        };
-        Some(connection.await.map(|connection| self.lease(Connection::Http2(connection), false)))
+        loop {
+            let connection = {
+                let mut opening = self.opening.borrow_mut();
+                let opening = (opening.as_mut())
+                    .filter(|opening| opening.requests < OPENING_REQUESTS_MAX && opening.connection.peek().is_none())?;
+                opening.requests += 1;
+                opening.connection.clone()
+            };
+            match connection.await {
+                // Requests that came later may have been first to use it.
+                Ok(connection) if !connection.has_capacity() => {}
+                connected => return Some(connected.map(|it| self.lease(Connection::Http2(it), false))),
+            }
+        }
     }
 
     /// A lease of a new connection. The connection holds the permit.
@@ -209,14 +215,16 @@ impl Endpoint {
     ) -> Result<Lease, LeaseError> {
         if http2 {
             // A task of its own, because this request may be cancelled while others wait for the connection.
-            let task = alive::spawn(connect_http2(self.clone(), timeout, permit));
+            let own = Rc::<Cell<Option<Lease>>>::default();
+            let task = alive::spawn(connect_http2(self.clone(), timeout, permit, own.clone()));
             let failed = |error| LeaseError::Connect(Arc::new(io::Error::other(error)));
             let connection =
                 async move { task.await.unwrap_or_else(|error| Err(failed(error))) }.boxed_local().shared();
             *self.opening.borrow_mut() = Some(Opening { connection: connection.clone(), requests: 1 });
             let connected = connection.await;
             self.opening.borrow_mut().take_if(|opening| opening.connection.peek().is_some());
-            return Ok(self.lease(Connection::Http2(connected?), false));
+            let connected = connected?;
+            return Ok(own.take().unwrap_or_else(|| self.lease(Connection::Http2(connected), false)));
         }
         let connection = Http1::new(open(self.address, timeout).await?, permit);
         Ok(self.lease(Connection::Http1(Some(connection)), false))
@@ -328,13 +336,17 @@ impl Drop for Lease {
     }
 }
 
+/// Opens an HTTP/2 connection. The request that it is opened for gets its lease through `own`, before others can take all
+/// slots; if that request is cancelled, the lease is dropped with `own`.
 async fn connect_http2(
     endpoint: Rc<Endpoint>,
     timeout: Duration,
     permit: Option<Permit>,
+    own: Rc<Cell<Option<Lease>>>,
 ) -> Result<Rc<Http2>, LeaseError> {
     let stream = open(endpoint.address, timeout).await?;
     let connection = Http2::new(stream, permit, endpoint.no_pings.clone())?;
+    own.set(Some(endpoint.lease(Connection::Http2(connection.clone()), false)));
     endpoint.shared.borrow_mut().push(connection.clone());
     Ok(connection)
 }
@@ -356,5 +368,70 @@ pub(crate) async fn open(address: SocketAddr, timeout: Duration) -> Result<TcpSt
 impl From<io::Error> for LeaseError {
     fn from(error: io::Error) -> Self {
         Self::Connect(Arc::new(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::task::Poll;
+
+    use futures_util::future::join_all;
+    use tokio::net::TcpListener;
+    use tokio::task::LocalSet;
+
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(5);
+
+    /// Requests that wait for an HTTP/2 connection and requests that come when it is open share its slots: none is put on a
+    /// connection that is full, where it would wait for streams that may never end.
+    #[tokio::test]
+    async fn http2_connections_get_no_more_requests_than_slots() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let endpoint = Rc::new(Endpoint::new(listener.local_addr().expect("an address"), Duration::ZERO));
+        let run = async {
+            let mut first = Box::pin(endpoint.connect(true, TIMEOUT, None));
+            assert!(poll_fn(|cx| Poll::Ready(first.as_mut().poll(cx).is_pending())).await);
+            let mut waiting: Vec<_> = (1..OPENING_REQUESTS_MAX).map(|_| Box::pin(endpoint.opening())).collect();
+            for request in &mut waiting {
+                assert!(poll_fn(|cx| Poll::Ready(request.as_mut().poll(cx).is_pending())).await);
+            }
+            let mut late = Vec::new();
+            while late.is_empty() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                late.extend((0..60).map_while(|_| endpoint.idle(true)));
+            }
+            assert_eq!(late.len(), 60);
+            let first = first.await.expect("connected");
+            let leases: Vec<Lease> = join_all(waiting).await.into_iter().flatten().flatten().collect();
+            assert_eq!(leases.len(), 39, "slots that are left");
+            assert!(endpoint.idle(true).is_none());
+            drop((first, leases, late));
+            assert_eq!(
+                (0..200).map_while(|_| endpoint.idle(true)).collect::<Vec<_>>().len(),
+                100,
+                "all slots are free"
+            );
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    #[tokio::test]
+    async fn cancelled_connect_releases_its_slot() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let endpoint = Rc::new(Endpoint::new(listener.local_addr().expect("an address"), Duration::ZERO));
+        let run = async {
+            let mut first = Box::pin(endpoint.connect(true, TIMEOUT, None));
+            assert!(poll_fn(|cx| Poll::Ready(first.as_mut().poll(cx).is_pending())).await);
+            drop(first);
+            let mut leases = Vec::new();
+            while leases.is_empty() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                leases.extend((0..200).map_while(|_| endpoint.idle(true)));
+            }
+            assert_eq!((leases.len(), endpoint.in_flight()), (100, 100));
+        };
+        LocalSet::new().run_until(run).await;
     }
 }
