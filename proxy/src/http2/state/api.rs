@@ -40,7 +40,7 @@ impl State {
         }
         let id = self.next_id;
         self.next_id += 2;
-        let mut stream = Stream::new(Kind::UpstreamStream, &self.limits, self.peer_initial_window);
+        let mut stream = Box::new(Stream::new(Kind::UpstreamStream, &self.limits, self.peer_initial_window));
         stream.handles = 2;
         stream.is_head_request = head.method == Method::HEAD;
         stream.send = if ends { HalfState::Closed } else { HalfState::Open };
@@ -80,7 +80,7 @@ impl State {
     /// Sends an interim (1xx) response, unless too much output waits.
     pub(in crate::http2) fn send_interim(&mut self, id: u32, status: StatusCode, headers: &HeaderMap) {
         let is_open = |stream: &Stream| stream.error.is_none() && stream.send == HalfState::AwaitingHead;
-        if self.output.len() < OUTPUT_MAX && self.streams.get(&id).is_some_and(is_open) {
+        if self.output.len() < OUTPUT_MAX && self.streams.get(&id).is_some_and(|stream| is_open(stream)) {
             head::put_response(&mut self.encoder, id, status, headers, false, self.output.buffer());
             self.wake();
         }
@@ -203,7 +203,7 @@ impl State {
     }
 
     pub(in crate::http2) fn is_end_stream(&self, id: u32) -> bool {
-        self.streams.get(&id).is_none_or(Stream::is_fully_read)
+        self.streams.get(&id).is_none_or(|stream| stream.is_fully_read())
     }
 
     /// Credits bytes that were read to the flow control windows.

@@ -205,7 +205,7 @@ impl State {
             let Ok(request) = request else { return self.refuse_malformed(id) };
             request
         };
-        let mut stream = Stream::new(Kind::DownstreamStream, &self.limits, self.peer_initial_window);
+        let mut stream = Box::new(Stream::new(Kind::DownstreamStream, &self.limits, self.peer_initial_window));
         stream.open_recv(content);
         if ends && stream.close_recv(None).is_err() {
             return self.refuse_malformed(id);

@@ -79,7 +79,8 @@ pub(super) struct State {
     pub(super) output: Output,
     encoder: Encoder,
     decoder: Decoder,
-    streams: HashMap<u32, Stream, BuildHasherDefault<StreamIdHasher>>,
+    /// Boxed: the map is sparse, and moves its values when it grows.
+    streams: HashMap<u32, Box<Stream>, BuildHasherDefault<StreamIdHasher>>,
     /// Streams that are not closed.
     open: usize,
     send_window: SendWindow,
@@ -307,7 +308,7 @@ impl State {
 
     /// Resets a stream because the peer violated the protocol.
     fn reset_for_peer_error(&mut self, id: u32, reason: Reason) -> Result<(), Reason> {
-        if self.streams.get(&id).is_some_and(Stream::is_closed) {
+        if self.streams.get(&id).is_some_and(|stream| stream.is_closed()) {
             self.put(frame::RST_STREAM, 0, id, &reason.0.to_be_bytes());
         } else {
             self.reset(id, reason, Error::Malformed(reason));
