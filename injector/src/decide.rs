@@ -8,10 +8,9 @@ use k8s_openapi::api::core::v1::{Container, ContainerPort, Pod, PodSpec};
 use weft_config::bootstrap::{ADMIN_PORT, HEALTH_PORT, INBOUND_PORT, METRICS_PORT, OUTBOUND_PORT, PROXY_UID};
 use weft_config::bootstrap::{EXPORT_NAMESPACE, INBOUND_NAMESPACE};
 use weft_crds::names::{
-    INIT_CONTAINER, INJECT_ENABLED, INJECT_LABEL, PROXY_CONTAINER, STATUS_ANNOTATION, SYSTEM_NAMESPACE,
+    INIT_CONTAINER, INJECT_ENABLED, INJECT_LABEL, PROXY_CONTAINER, STATUS_ANNOTATION, SYSTEM_NAMESPACE, VOLUMES,
 };
 
-use crate::mutate::VOLUMES;
 use crate::settings::AnnotationErrors;
 
 /// Value of [`INJECT_LABEL`] on a namespace that is explicitly outside the mesh.

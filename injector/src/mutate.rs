@@ -27,18 +27,14 @@ use weft_config::bootstrap::{
     ENV_SERVICE_ACCOUNT, ENV_WORKERS, HEALTH_PORT, Hooks, LABELS_FILE, METRICS_PORT, PROXY_UID, PURGE_DELAY_MS, Probes,
     TOKEN_DIR,
 };
-use weft_crds::names::{INIT_CONTAINER, PROXY_CONTAINER, PROXY_VERSION_LABEL, STATUS_ANNOTATION};
+use weft_crds::names::{
+    CACHE_VOLUME, INIT_CONTAINER, POD_VOLUME, PROXY_CONTAINER, PROXY_VERSION_LABEL, STATUS_ANNOTATION, TOKEN_VOLUME,
+    VOLUMES,
+};
 
 use crate::decide::is_tcp;
 use crate::probe::{ProbeLocation, Rewritten};
 use crate::settings::{Resources, Settings};
-
-/// Names of the volumes that are added.
-pub const VOLUMES: [&str; 3] = [TOKEN_VOLUME, POD_VOLUME, CACHE_VOLUME];
-
-const TOKEN_VOLUME: &str = "weft-token";
-const POD_VOLUME: &str = "weft-pod";
-const CACHE_VOLUME: &str = "weft-cache";
 
 /// Names of the proxy's ports. Prefixed, because a Service with targetPort "metrics" means the application's port.
 const METRICS_PORT_NAME: &str = "weft-metrics";
