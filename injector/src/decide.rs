@@ -2,38 +2,25 @@
 //! pod are a closed list, each with a code (metrics, log) and a sentence (messages). A pod that must not run is a
 //! [`Refusal`].
 
-use std::collections::BTreeMap;
-
-use k8s_openapi::api::core::v1::{Container, ContainerPort, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use weft_config::bootstrap::{ADMIN_PORT, HEALTH_PORT, INBOUND_PORT, METRICS_PORT, OUTBOUND_PORT, PROXY_UID};
 use weft_config::bootstrap::{EXPORT_NAMESPACE, INBOUND_NAMESPACE};
 use weft_crds::names::{
     INIT_CONTAINER, INJECT_ENABLED, INJECT_LABEL, PROXY_CONTAINER, STATUS_ANNOTATION, SYSTEM_NAMESPACE, VOLUMES,
 };
 
-use crate::settings::AnnotationErrors;
+use crate::namespace::{Namespace, POD_SECURITY_LABEL};
+use crate::pod::{containers, is_tcp};
+use crate::refusal::Refusal;
 
 /// Value of [`INJECT_LABEL`] on a namespace that is explicitly outside the mesh.
 const INJECT_DISABLED: &str = "disabled";
-/// Label of a namespace with the Pod Security level that the API server enforces.
-pub const POD_SECURITY_LABEL: &str = "pod-security.kubernetes.io/enforce";
 /// The kubelet's annotation on a mirror pod: the API object that reports a static pod.
 const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 
 /// Namespaces of the cluster and of Weft, which are never injected.
 const SYSTEM_NAMESPACES: [&str; 6] =
     ["kube-system", "kube-public", "kube-node-lease", SYSTEM_NAMESPACE, EXPORT_NAMESPACE, INBOUND_NAMESPACE];
-
-/// The parts of a pod's namespace that decide on injection.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Namespace {
-    /// Its name.
-    pub name: String,
-    /// Its labels.
-    pub labels: BTreeMap<String, String>,
-    /// Its annotations.
-    pub annotations: BTreeMap<String, String>,
-}
 
 /// The decision on a pod that may run.
 #[derive(Debug, PartialEq, Eq)]
@@ -68,86 +55,6 @@ pub enum Skip {
     MirrorPod,
     /// The pod's `os` is not Linux.
     NotLinux,
-}
-
-/// Why a pod is refused. Each message names the object, the field and the remedy.
-#[derive(Debug, thiserror::Error)]
-pub enum Refusal {
-    /// The object cannot be deserialized as a pod.
-    #[error("the pod cannot be read: {0}")]
-    Unreadable(String),
-    /// The label on the pod has an unknown value.
-    #[error(
-        "label {INJECT_LABEL} on the pod is {0:?}; use \"true\" to add the proxy, \"false\" to leave it out, or remove \
-         the label to follow the namespace's label"
-    )]
-    InjectLabel(String),
-    /// Annotations that configure the proxy are invalid.
-    #[error("{0}")]
-    Annotations(#[from] AnnotationErrors),
-    /// The pod or a container uses the proxy's user or group.
-    #[error(
-        "{object} has {field} {PROXY_UID}, which is reserved for Weft's proxy, whose traffic is not redirected; use \
-         another number, or label the pod {INJECT_LABEL}=false"
-    )]
-    ProxyUser {
-        /// The container, or the pod's securityContext.
-        object: String,
-        /// The field.
-        field: &'static str,
-    },
-    /// The namespace forbids the init container.
-    #[error(
-        "namespace {namespace} enforces Pod Security {level:?} ({POD_SECURITY_LABEL}), which forbids the capability \
-         NET_ADMIN that {INIT_CONTAINER} needs to redirect traffic; set the label to \"privileged\" (warn and audit can \
-         stay), or label the pod {INJECT_LABEL}=false"
-    )]
-    PodSecurity {
-        /// The namespace.
-        namespace: String,
-        /// The level it enforces.
-        level: String,
-    },
-    /// A container or volume has a name that the injector uses.
-    #[error("the pod has a {kind} called {name:?}, a name that is reserved for Weft; rename it")]
-    NameTaken {
-        /// `container` or `volume`.
-        kind: &'static str,
-        /// The name.
-        name: String,
-    },
-    /// A container declares a port that the proxy listens on.
-    #[error("container {container:?} has containerPort {port}, on which Weft's proxy listens; use another port")]
-    PortTaken {
-        /// The container.
-        container: String,
-        /// The port.
-        port: i32,
-    },
-    /// A probe or hook has an invalid port, or names one that its container does not declare.
-    #[error(
-        "the {what} of container {container:?} uses port {port}, which is neither a number from 1 to 65535 \
-         nor the name of a port of that container; name the port under the container's ports, or use a number"
-    )]
-    ProbePort {
-        /// The container.
-        container: String,
-        /// The probe or hook.
-        what: String,
-        /// The port.
-        port: String,
-    },
-    /// The operating system gave no random numbers.
-    #[error("no random numbers are available for the paths of the pod's lifecycle hooks; try again")]
-    Random,
-    /// The namespace could not be read.
-    #[error("the labels of namespace {namespace:?} could not be read ({why}); try again")]
-    NamespaceUnknown {
-        /// The namespace.
-        namespace: String,
-        /// The error.
-        why: String,
-    },
 }
 
 /// Whether the pod gets a proxy.
@@ -239,16 +146,6 @@ pub fn classic_job_warning(pod: &Pod) -> Option<String> {
     (restart != "Always").then(|| format!("{warning}{remedy}"))
 }
 
-/// All containers of the pod, init containers first.
-pub fn containers(spec: &PodSpec) -> impl Iterator<Item = &Container> {
-    spec.init_containers.iter().flatten().chain(&spec.containers)
-}
-
-/// Whether a port is TCP, which is what Weft redirects.
-pub fn is_tcp(port: &ContainerPort) -> bool {
-    port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP")
-}
-
 fn check_pod_user(spec: &PodSpec) -> Result<(), Refusal> {
     let Some(context) = &spec.security_context else { return Ok(()) };
     let groups = context.supplemental_groups.iter().flatten();
@@ -303,26 +200,6 @@ impl Skip {
             Self::SystemNamespace => "the namespace belongs to the cluster or to Weft",
             Self::MirrorPod => "the pod is a static pod, which only its node's kubelet can change",
             Self::NotLinux => "the pod is not for Linux",
-        }
-    }
-}
-
-// === impl Refusal ===
-
-impl Refusal {
-    /// The code in metrics and logs.
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::Unreadable(_) => "unreadable",
-            Self::InjectLabel(_) => "inject-label",
-            Self::Annotations(_) => "annotations",
-            Self::ProxyUser { .. } => "proxy-user",
-            Self::PodSecurity { .. } => "pod-security",
-            Self::NameTaken { .. } => "name-taken",
-            Self::PortTaken { .. } => "port-taken",
-            Self::ProbePort { .. } => "probe-port",
-            Self::Random => "random",
-            Self::NamespaceUnknown { .. } => "namespace-unknown",
         }
     }
 }

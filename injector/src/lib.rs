@@ -19,17 +19,22 @@ pub mod certificate;
 pub mod decide;
 pub mod metrics;
 pub mod mutate;
+pub mod namespace;
 pub mod namespaces;
 pub mod patch;
+pub mod pod;
 pub mod probe;
 pub mod refresh;
+pub mod refusal;
 pub mod server;
 pub mod settings;
 
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 
-use crate::decide::{Decision, Namespace, Refusal, Skip};
+use crate::decide::{Decision, Skip};
+use crate::namespace::Namespace;
+use crate::refusal::Refusal;
 use crate::settings::{Installation, Settings};
 
 /// The result of a review.

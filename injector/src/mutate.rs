@@ -32,7 +32,7 @@ use weft_crds::names::{
     VOLUMES,
 };
 
-use crate::decide::is_tcp;
+use crate::pod::is_tcp;
 use crate::probe::{ProbeLocation, Rewritten};
 use crate::settings::{Resources, Settings};
 

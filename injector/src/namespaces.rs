@@ -16,7 +16,8 @@ use tokio::sync::{Semaphore, watch};
 use weft_runtime::readiness::Part;
 use weft_runtime::watch::backoff;
 
-use crate::decide::{Namespace, Refusal};
+use crate::namespace::Namespace;
+use crate::refusal::Refusal;
 use crate::settings::ServerVersion;
 
 /// Deadline of a lookup. The API server's timeout for the whole review is a few seconds.

@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use weft_config::bootstrap::{HEALTH_PORT, Hook, Hooks, Probe, ProbeKind, Probes, hook_path, probe_path};
 use weft_crds::names::PROXY_CONTAINER;
 
-use crate::decide::Refusal;
+use crate::refusal::Refusal;
 
 /// Kubernetes' default of a probe's `timeoutSeconds`.
 const TIMEOUT_DEFAULT: i32 = 1;

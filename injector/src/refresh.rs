@@ -9,9 +9,9 @@ use serde_json::Value;
 use weft_config::bootstrap::{ENV_HOOKS, ENV_POD_LABELS, ENV_PORT_NAMES, ENV_PROBES, Hooks, Probes};
 use weft_crds::names::PROXY_CONTAINER;
 
-use crate::decide::Refusal;
 use crate::mutate::{escape_dollars, port_names, redirect, to_json};
 use crate::probe;
+use crate::refusal::Refusal;
 
 /// Returns the updated pod; `None` where there is nothing to update, or the proxy's environment cannot be read.
 pub fn refresh(raw: &Value, pod: &Pod, hook_secret: &str) -> Result<Option<Value>, Refusal> {

@@ -16,9 +16,10 @@ use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::decide::{Refusal, Skip};
+use crate::decide::Skip;
 use crate::metrics::{Metrics, Review};
 use crate::namespaces::Namespaces;
+use crate::refusal::Refusal;
 use crate::settings::{Installation, ServerVersion};
 use crate::{Outcome, inject};
 

@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::Pod;
 use weft_config::bootstrap::{AccessLog, PortRange};
 use weft_crds::names::CONFIG_PREFIX;
 
-use crate::decide::Namespace;
+use crate::namespace::Namespace;
 
 /// Every known key, without its prefix.
 pub const KEYS: [&str; 13] = [

@@ -13,7 +13,8 @@ use k8s_openapi::api::core::v1::Pod;
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use weft_injector::decide::{Namespace, Skip};
+use weft_injector::decide::Skip;
+use weft_injector::namespace::Namespace;
 use weft_injector::settings::{Installation, Resources, ServerVersion};
 use weft_injector::{Outcome, inject};
 
