@@ -22,11 +22,15 @@ const DEPENDENCIES: [(&str, &[&str]); 9] = [
 ];
 
 /// Modules of pure functions: no client, no runtime, no files, no clock.
-const PURE: [&str; 17] = [
+const PURE: [&str; 21] = [
     "operator/src/compile",
     "operator/src/status.rs",
+    "injector/src/annotations.rs",
     "injector/src/decide.rs",
     "injector/src/mutate.rs",
+    "injector/src/probe.rs",
+    "injector/src/quantity.rs",
+    "injector/src/refresh.rs",
     "injector/src/settings.rs",
     "proxy/init/src/rules.rs",
     "proxy/src/balance",

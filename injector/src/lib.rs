@@ -14,6 +14,7 @@
 //! The pod is changed as JSON, never as a typed struct, so that fields unknown to this build are kept. It is *read*
 //! as a typed struct.
 
+pub mod annotations;
 pub mod app;
 pub mod certificate;
 pub mod decide;
@@ -24,6 +25,7 @@ pub mod namespaces;
 pub mod patch;
 pub mod pod;
 pub mod probe;
+mod quantity;
 pub mod refresh;
 pub mod refusal;
 pub mod server;

@@ -4,8 +4,8 @@
 use weft_config::bootstrap::PROXY_UID;
 use weft_crds::names::{INIT_CONTAINER, INJECT_LABEL};
 
+use crate::annotations::AnnotationErrors;
 use crate::namespace::POD_SECURITY_LABEL;
-use crate::settings::AnnotationErrors;
 
 /// Why a pod is refused. Each message names the object, the field and the remedy.
 #[derive(Debug, thiserror::Error)]
