@@ -1,5 +1,8 @@
 //! Checks the source tree against the rules of ARCHITECTURE.md. Needs no cluster.
 
+#[path = "tidy/order.rs"]
+mod order;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,6 +10,8 @@ use std::process::Command;
 
 use serde_json::Value;
 use weft_e2e::cluster::checkout;
+
+use crate::order::Order;
 
 /// The crates of the workspace that each crate may depend on. A new dependency is added here and to ARCHITECTURE.md.
 const DEPENDENCIES: [(&str, &[&str]); 9] = [
@@ -20,6 +25,25 @@ const DEPENDENCIES: [(&str, &[&str]); 9] = [
     ("weft-init", &["weft-config", "weft-runtime"]),
     ("weft-e2e", &["weft-config", "weft-crds", "weft-runtime"]),
 ];
+
+/// The layers of modules inside each crate, the lowest first. A file imports only from its own module and lower layers.
+const ORDERS: [Order; 1] = [Order {
+    src: "injector/src",
+    library: "weft_injector",
+    layers: &[
+        &["metrics", "namespace", "patch", "pod", "quantity"],
+        &["annotations", "certificate"],
+        &["refusal", "settings"],
+        &["decide", "namespaces", "probe"],
+        &["mutate"],
+        &["refresh"],
+        &["lib"],
+        &["server"],
+        &["app"],
+        &["main"],
+    ],
+    circles: &[],
+}];
 
 /// Modules of pure functions: no client, no runtime, no files, no clock.
 const PURE: [&str; 21] = [
@@ -70,6 +94,18 @@ fn crates_depend_only_on_allowed_crates() {
         seen.insert(name);
     }
     assert_eq!(seen, allowed.keys().copied().collect(), "every row of DEPENDENCIES is a crate");
+}
+
+#[test]
+fn modules_import_only_from_lower_layers() {
+    for order in ORDERS {
+        let src = checkout().join(order.src);
+        let path = |file: &Path| file.strip_prefix(&src).expect("below src").to_string_lossy().into_owned();
+        let text = |file: &Path| fs::read_to_string(file).expect("readable");
+        let files = rust_files(&src).iter().map(|file| (path(file), text(file))).collect();
+        let violations = order.violations(&files);
+        assert!(violations.is_empty(), "{}", violations.join("\n"));
+    }
 }
 
 #[test]
