@@ -49,7 +49,7 @@ endif
 test: check unit e2e ## all checks and tests, including the end-to-end tests on a real cluster
 	@echo "make test: all passed"
 
-check: ## formatting, lints, dependency rules between crates
+check: ## formatting, lints, the shape of the tree: order of modules, dependencies
 	@cargo fmt --check
 	@cargo fmt --check --manifest-path bench/Cargo.toml
 	@$(cargo) clippy $(profile) --workspace --all-targets --locked -- --deny warnings

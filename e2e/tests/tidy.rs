@@ -2,6 +2,8 @@
 
 #[path = "tidy/order.rs"]
 mod order;
+#[path = "tidy/tokens.rs"]
+mod tokens;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,6 +14,7 @@ use serde_json::Value;
 use weft_e2e::cluster::checkout;
 
 use crate::order::Order;
+use crate::tokens::{first_words, sources, tokenize};
 
 /// The crates of the workspace that each crate may depend on. A new dependency is added here and to ARCHITECTURE.md.
 const DEPENDENCIES: [(&str, &[&str]); 9] = [
@@ -75,35 +78,61 @@ const IMPURE: [&str; 7] =
 
 #[test]
 fn crates_depend_only_on_allowed_crates() {
-    let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--no-deps", "--format-version", "1", "--offline"])
-        .current_dir(checkout())
-        .output()
-        .expect("cargo runs");
-    let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo prints JSON");
-    let packages = metadata["packages"].as_array().expect("packages");
     let allowed: BTreeMap<&str, &[&str]> = DEPENDENCIES.into_iter().collect();
     let mut seen = BTreeSet::new();
-    for package in packages {
+    for package in packages() {
         let name = package["name"].as_str().expect("a name");
         let may = allowed.get(name).unwrap_or_else(|| panic!("{name} has no row in DEPENDENCIES"));
         for dependency in package["dependencies"].as_array().expect("dependencies") {
             let other = dependency["name"].as_str().expect("a name");
             assert!(!other.starts_with("weft-") || may.contains(&other), "{name} must not depend on {other}");
         }
-        seen.insert(name);
+        seen.insert(name.to_owned());
     }
-    assert_eq!(seen, allowed.keys().copied().collect(), "every row of DEPENDENCIES is a crate");
+    assert_eq!(seen, allowed.keys().map(|name| (*name).to_owned()).collect(), "every row of DEPENDENCIES is a crate");
+}
+
+/// A dependency is one that code outside of tests names; one that only tests name is a dev-dependency.
+#[test]
+fn every_dependency_is_used() {
+    let mut named = BTreeSet::new();
+    let mut unused = Vec::new();
+    for package in packages() {
+        let folder = Path::new(package["manifest_path"].as_str().expect("a path")).parent().expect("a folder");
+        let files = read_sources(&folder.join("src"));
+        let of_src: BTreeSet<String> =
+            sources(&files).values().flat_map(|source| first_words(&source.tokens)).map(str::to_owned).collect();
+        let tests = ["tests", "benches", "examples"].map(|tests| folder.join(tests)).into_iter();
+        let tests = tests.filter(|tests| tests.exists()).flat_map(|tests| read_sources(&tests).into_values());
+        let of_tests: BTreeSet<String> = (files.values().cloned().chain(tests))
+            .flat_map(|text| first_words(&tokenize(&text)).map(str::to_owned).collect::<Vec<_>>())
+            .collect();
+        for dependency in package["dependencies"].as_array().expect("dependencies") {
+            let name = dependency["name"].as_str().expect("a name");
+            let used = if dependency["kind"] == "dev" { &of_tests } else { &of_src };
+            let word = dependency["rename"].as_str().unwrap_or(name).replace('-', "_");
+            let kind = dependency["kind"].as_str().unwrap_or("normal");
+            if !used.contains(&word) {
+                unused.push(format!("{} does not use its {kind} dependency {name}", package["name"]));
+            }
+            named.insert(name.to_owned());
+        }
+    }
+    let manifest = fs::read_to_string(checkout().join("Cargo.toml")).expect("readable");
+    let table = manifest.split("[workspace.dependencies]\n").nth(1).expect("a table");
+    for line in table.lines().take_while(|line| !line.starts_with('[')) {
+        let Some((name, _)) = line.split_once(" = ").filter(|_| !line.starts_with('#')) else { continue };
+        if !named.contains(name) {
+            unused.push(format!("no crate has the dependency {name} of the root Cargo.toml"));
+        }
+    }
+    assert!(unused.is_empty(), "{}", unused.join("\n"));
 }
 
 #[test]
 fn modules_import_only_from_lower_layers() {
     for order in ORDERS {
-        let src = checkout().join(order.src);
-        let path = |file: &Path| file.strip_prefix(&src).expect("below src").to_string_lossy().into_owned();
-        let text = |file: &Path| fs::read_to_string(file).expect("readable");
-        let files = rust_files(&src).iter().map(|file| (path(file), text(file))).collect();
-        let violations = order.violations(&files);
+        let violations = order.violations(&read_sources(&checkout().join(order.src)));
         assert!(violations.is_empty(), "{}", violations.join("\n"));
     }
 }
@@ -195,6 +224,24 @@ fn bounds_page_names_existing_tests() {
             assert!(cell.contains("::") || has_reason, "no test and no reason in {cell:?} of {row}");
         }
     }
+}
+
+/// The crates of the workspace, as `cargo metadata` describes them.
+fn packages() -> Vec<Value> {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--no-deps", "--format-version", "1", "--offline"])
+        .current_dir(checkout())
+        .output()
+        .expect("cargo runs");
+    let mut metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo prints JSON");
+    serde_json::from_value(metadata["packages"].take()).expect("packages")
+}
+
+/// The texts of the Rust files of a folder, by their path in it.
+fn read_sources(folder: &Path) -> BTreeMap<String, String> {
+    let path = |file: &Path| file.strip_prefix(folder).expect("below it").to_string_lossy().into_owned();
+    let text = |file: &Path| fs::read_to_string(file).expect("readable");
+    rust_files(folder).iter().map(|file| (path(file), text(file))).collect()
 }
 
 fn rust_files(folder: &Path) -> Vec<PathBuf> {

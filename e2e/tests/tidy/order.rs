@@ -3,8 +3,8 @@
 //! library's name, a child module or an imported module. `mod` declarations, comments, strings and test code are none.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::iter::Peekable;
-use std::str::Chars;
+
+use crate::tokens::{Located, Token, is_below, sources, word};
 
 /// The order of the modules of one crate. A module is named by its path below `src`: `compile/route`, `lib`, `main`.
 #[derive(Clone, Copy)]
@@ -23,34 +23,18 @@ pub(crate) struct Order {
 /// An import: which module, and in which line.
 type Imports = BTreeMap<String, usize>;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Token {
-    Word(String),
-    /// `::`
-    Separator,
-    Mark(char),
-}
-
 // === impl Order ===
 
 impl Order {
     /// Returns what is wrong; `files` are the texts of the sources by their path below `src`.
     pub(crate) fn violations(&self, files: &BTreeMap<String, String>) -> Vec<String> {
-        let modules: BTreeMap<String, &str> = files.keys().map(|path| (module_of(path), path.as_str())).collect();
-        let known = modules.keys().cloned().collect();
-        let mut tests = BTreeSet::new();
-        let mut imports = BTreeMap::new();
-        for (module, path) in &modules {
-            let tokens = without_tests(tokenize(&files[*path]), module, &mut tests);
-            imports.insert(module.clone(), Scan { order: self, known: &known, module }.imports(&tokens));
-        }
-        let is_test = |module: &String| tests.iter().any(|test| is_below(module, test));
-        imports.retain(|module, _| !is_test(module));
-        for of_one in imports.values_mut() {
-            of_one.retain(|module, _| !is_test(module));
-        }
+        let sources = sources(files);
+        let known = sources.keys().cloned().collect();
+        let scan = |module| Scan { order: self, known: &known, module };
+        let imports = sources.iter().map(|(module, source)| (module.clone(), scan(module).imports(&source.tokens)));
+        let imports: BTreeMap<_, _> = imports.collect();
 
-        let at = |module: &str, line: usize| format!("{}/{}:{line}", self.src, modules[module]);
+        let at = |module: &str, line: usize| format!("{}/{}:{line}", self.src, sources[module].path);
         let mut violations = self.unknown(imports.keys());
         for (from, of_one) in &imports {
             for (to, line) in of_one {
@@ -147,16 +131,6 @@ fn reachable<'a>(imports: &'a BTreeMap<String, Imports>, start: &'a str) -> BTre
     previous
 }
 
-/// `compile/mod.rs` is `compile`, `compile/route.rs` is `compile/route`.
-fn module_of(path: &str) -> String {
-    let path = path.strip_suffix(".rs").unwrap_or(path);
-    path.strip_suffix("/mod").unwrap_or(path).to_owned()
-}
-
-fn is_below(module: &str, ancestor: &str) -> bool {
-    module.strip_prefix(ancestor).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
 /// Finds the imports of one file.
 struct Scan<'a> {
     order: &'a Order,
@@ -167,7 +141,7 @@ struct Scan<'a> {
 // === impl Scan ===
 
 impl Scan<'_> {
-    fn imports(&self, tokens: &[(usize, Token)]) -> Imports {
+    fn imports(&self, tokens: &[Located]) -> Imports {
         let mut uses = Vec::new();
         let mut paths = Vec::new();
         let mut at = 0;
@@ -246,7 +220,7 @@ impl Scan<'_> {
 
 /// Reads a tree of `use`; adds the line, path and name of each leaf, and returns where it ends.
 fn read_use(
-    tokens: &[(usize, Token)],
+    tokens: &[Located],
     mut at: usize,
     prefix: &mut Vec<String>,
     uses: &mut Vec<(usize, Vec<String>, String)>,
@@ -292,178 +266,6 @@ fn read_use(
     }
     prefix.truncate(depth);
     at
-}
-
-/// Removes items with `#[cfg(test)]` or `#[cfg(any(test, ...))]`; adds those that are modules in files to `tests`.
-fn without_tests(tokens: Vec<(usize, Token)>, module: &str, tests: &mut BTreeSet<String>) -> Vec<(usize, Token)> {
-    let is = |at: usize, expected: &[&str]| {
-        let found = tokens[at..].iter().map(|(_, token)| match token {
-            Token::Word(text) => text.clone(),
-            Token::Separator => "::".to_owned(),
-            Token::Mark(mark) => mark.to_string(),
-        });
-        found.take(expected.len()).eq(expected.iter().copied())
-    };
-    let mut kept = Vec::new();
-    let mut at = 0;
-    while at < tokens.len() {
-        if !is(at, &["#", "[", "cfg", "(", "test"]) && !is(at, &["#", "[", "cfg", "(", "any", "(", "test"]) {
-            kept.push(tokens[at].clone());
-            at += 1;
-            continue;
-        }
-        while is(at, &["#", "["]) {
-            at = end_of(&tokens, at + 1) + 1;
-        }
-        let item = at;
-        // To the end of the item: its `;` or `,` or closing brace.
-        let mut angles = 0;
-        while let Some((_, token)) = tokens.get(at) {
-            match token {
-                Token::Mark('<') => angles += 1,
-                Token::Mark('>') if tokens[at - 1].1 != Token::Mark('-') && tokens[at - 1].1 != Token::Mark('=') => {
-                    angles -= 1;
-                }
-                Token::Mark('(' | '[') => at = end_of(&tokens, at),
-                Token::Mark('{') => {
-                    at = end_of(&tokens, at) + 1;
-                    break;
-                }
-                Token::Mark(';') => {
-                    at += 1;
-                    break;
-                }
-                Token::Mark(',') if angles == 0 => {
-                    at += 1;
-                    break;
-                }
-                Token::Mark(')' | ']' | '}') => break,
-                _ => {}
-            }
-            at += 1;
-        }
-        let declared = tokens[item..at].windows(3).find_map(|three| match three {
-            [(_, mod_), (_, Token::Word(name)), (_, Token::Mark(';'))] if *mod_ == word("mod") => Some(name),
-            _ => None,
-        });
-        let parent = if ["lib", "main"].contains(&module) { String::new() } else { format!("{module}/") };
-        tests.extend(declared.map(|name| format!("{parent}{name}")));
-    }
-    kept
-}
-
-/// The index of the bracket that closes the one at an index.
-fn end_of(tokens: &[(usize, Token)], open: usize) -> usize {
-    let mut depth = 0;
-    for (at, (_, token)) in tokens.iter().enumerate().skip(open) {
-        match token {
-            Token::Mark('(' | '[' | '{') => depth += 1,
-            Token::Mark(')' | ']' | '}') => depth -= 1,
-            _ => {}
-        }
-        if depth == 0 {
-            return at;
-        }
-    }
-    tokens.len()
-}
-
-fn word(text: &str) -> Token {
-    Token::Word(text.to_owned())
-}
-
-/// The tokens of Rust code with their lines, without comments, literals and lifetimes.
-fn tokenize(text: &str) -> Vec<(usize, Token)> {
-    let mut tokens = Vec::new();
-    let mut line = 1;
-    let mut chars = text.chars().peekable();
-    while let Some(c) = chars.next() {
-        match c {
-            '\n' => line += 1,
-            '/' if chars.peek() == Some(&'/') => while chars.next_if(|next| *next != '\n').is_some() {},
-            '/' if chars.peek() == Some(&'*') => skip_block_comment(&mut chars, &mut line),
-            '"' => skip_string(&mut chars, &mut line),
-            '\'' => skip_quote(&mut chars),
-            ':' if chars.next_if_eq(&':').is_some() => tokens.push((line, Token::Separator)),
-            c if c.is_alphanumeric() || c == '_' => {
-                let mut text = String::from(c);
-                while let Some(next) = chars.next_if(|next| next.is_alphanumeric() || *next == '_') {
-                    text.push(next);
-                }
-                let is_raw = ["r", "br", "cr"].contains(&text.as_str());
-                match chars.peek() {
-                    Some('"' | '#') if is_raw => {
-                        // A raw identifier (`r#type`) has no quote after its `#`; its name becomes the next token.
-                        let mut hashes = 0;
-                        while chars.next_if_eq(&'#').is_some() {
-                            hashes += 1;
-                        }
-                        if chars.next_if_eq(&'"').is_some() {
-                            skip_raw_string(&mut chars, &mut line, hashes);
-                        }
-                    }
-                    Some('"') if ["b", "c"].contains(&text.as_str()) => {}
-                    Some('\'') if text == "b" => {}
-                    _ => tokens.push((line, Token::Word(text))),
-                }
-            }
-            c if c.is_whitespace() => {}
-            c => tokens.push((line, Token::Mark(c))),
-        }
-    }
-    tokens
-}
-
-fn skip_block_comment(chars: &mut Peekable<Chars<'_>>, line: &mut usize) {
-    let mut depth = 0;
-    let mut previous = '/';
-    for c in chars.by_ref() {
-        *line += usize::from(c == '\n');
-        match (previous, c) {
-            ('/', '*') => (depth, previous) = (depth + 1, ' '),
-            ('*', '/') => (depth, previous) = (depth - 1, ' '),
-            _ => previous = c,
-        }
-        if depth == 0 {
-            return;
-        }
-    }
-}
-
-fn skip_string(chars: &mut Peekable<Chars<'_>>, line: &mut usize) {
-    while let Some(c) = chars.next() {
-        *line += usize::from(c == '\n');
-        match c {
-            '"' => return,
-            '\\' => *line += usize::from(chars.next() == Some('\n')),
-            _ => {}
-        }
-    }
-}
-
-fn skip_raw_string(chars: &mut Peekable<Chars<'_>>, line: &mut usize, hashes: usize) {
-    let mut seen = None;
-    for c in chars.by_ref() {
-        *line += usize::from(c == '\n');
-        seen = match (c, seen) {
-            ('"', _) => Some(0),
-            ('#', Some(count)) => Some(count + 1),
-            _ => None,
-        };
-        if seen == Some(hashes) {
-            return;
-        }
-    }
-}
-
-/// Skips a character literal, or the quote of a lifetime and its name.
-fn skip_quote(chars: &mut Peekable<Chars<'_>>) {
-    if chars.next() == Some('\\') {
-        chars.next();
-        while chars.next().is_some_and(|c| c != '\'') {}
-    } else if chars.next_if_eq(&'\'').is_none() {
-        while chars.next_if(|next| next.is_alphanumeric() || *next == '_').is_some() {}
-    }
 }
 
 #[cfg(test)]
