@@ -7,9 +7,9 @@
 //! ```
 //!
 //! [`inject`] is that line as one pure function: the namespace, the pod as the API server sent it and the
-//! installation's configuration go in; a patch, a skip or a refusal comes out. The other modules surround it:
-//! [`server`] is the HTTP server, [`namespaces`] watches the namespaces, [`certificate`] keeps the certificate
-//! current, [`app`] is the process.
+//! installation's configuration go in; a patch, a skip or a refusal comes out. [`namespace`], [`pod`] and [`refusal`]
+//! are what its steps share. The other modules surround it: [`server`] is the HTTP server, [`namespaces`] watches the
+//! namespaces, [`certificate`] keeps the certificate current, [`app`] is the process.
 //!
 //! The pod is changed as JSON, never as a typed struct, so that fields unknown to this build are kept. It is *read*
 //! as a typed struct.

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::tokens::{Located, Token, is_below, sources, word};
+use crate::tokens::{Located, Source, Token, is_below, sources, word};
 
 /// The order of the modules of one crate. A module is named by its path below `src`: `compile/route`, `lib`, `main`.
 #[derive(Clone, Copy)]
@@ -29,11 +29,7 @@ impl Order {
     /// Returns what is wrong; `files` are the texts of the sources by their path below `src`.
     pub(crate) fn violations(&self, files: &BTreeMap<String, String>) -> Vec<String> {
         let sources = sources(files);
-        let known = sources.keys().cloned().collect();
-        let scan = |module| Scan { order: self, known: &known, module };
-        let imports = sources.iter().map(|(module, source)| (module.clone(), scan(module).imports(&source.tokens)));
-        let imports: BTreeMap<_, _> = imports.collect();
-
+        let imports = self.imports(&sources);
         let at = |module: &str, line: usize| format!("{}/{}:{line}", self.src, sources[module].path);
         let mut violations = self.unknown(imports.keys());
         for (from, of_one) in &imports {
@@ -52,6 +48,13 @@ impl Order {
         }
         violations.extend(self.unexpected_circles(&imports, at));
         violations
+    }
+
+    /// The imports of each module.
+    fn imports(&self, sources: &BTreeMap<String, Source<'_>>) -> BTreeMap<String, Imports> {
+        let known = sources.keys().cloned().collect();
+        let scan = |module| Scan { order: self, known: &known, module };
+        sources.iter().map(|(module, source)| (module.clone(), scan(module).imports(&source.tokens))).collect()
     }
 
     /// The layer of a module, from 1, and its entry there: the longest one that it is below.
