@@ -17,9 +17,8 @@ use serde_json::json;
 use weft_config::{Envelope, bootstrap};
 use weft_crds::{MeshCluster, MeshPolicy, MeshRoute, Status, names};
 
-use crate::compile::{Kind, ObjectId};
 use crate::render;
-use crate::world::{Access, AccessKind, Document, DocumentKind, documents_namespace};
+use crate::world::{Access, AccessKind, Document, DocumentKind, Kind, ObjectId, documents_namespace};
 
 /// Timeout of one call to the API server; then it is retried later.
 const CALL_MAX: Duration = Duration::from_secs(5);

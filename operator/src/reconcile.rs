@@ -22,13 +22,13 @@ use weft_crds::Status;
 use weft_runtime::readiness::Part;
 
 use crate::apply;
-use crate::compile::{self, Compiled, Exports, ObjectId, Outcome};
+use crate::compile::{self, Compiled, Exports, Outcome};
 use crate::lease;
 use crate::metrics::{KindLabel, Metrics, OutcomeLabel};
 use crate::render::{self, Body, Plan, Published};
 use crate::status::{self, Delivery};
 use crate::watch::KINDS;
-use crate::world::{Access, AccessKind, Change, Document, DocumentKind, Event, Key, World};
+use crate::world::{Access, AccessKind, Change, Document, DocumentKind, Event, Key, ObjectId, World};
 
 /// The scope of the index; no namespace has this name.
 const INDEX: &str = "";

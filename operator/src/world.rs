@@ -9,12 +9,11 @@ pub mod objects;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 pub use objects::{
-    Access, AccessKind, Account, Distribution, Document, DocumentKind, MeshObject, Meta, NamespaceMeta, Node, Pod,
-    Protocol, Readiness, Service, ServicePort, Slice, SliceEndpoint, SlicePort, TargetPort, documents_namespace,
+    Access, AccessKind, Account, Distribution, Document, DocumentKind, Key, Kind, MeshObject, Meta, NamespaceMeta,
+    Node, ObjectId, Pod, Protocol, Readiness, Service, ServicePort, Slice, SliceEndpoint, SlicePort, TargetPort,
+    documents_namespace,
 };
 use weft_crds::{MeshClusterSpec, MeshPolicySpec, MeshRouteSpec, Status};
-
-use crate::compile::{Kind, ObjectId};
 
 /// A MeshRoute.
 pub type Route = MeshObject<MeshRouteSpec>;
@@ -22,15 +21,6 @@ pub type Route = MeshObject<MeshRouteSpec>;
 pub type Cluster = MeshObject<MeshClusterSpec>;
 /// A MeshPolicy.
 pub type Policy = MeshObject<MeshPolicySpec>;
-
-/// Namespace and name of an object.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Key {
-    /// Empty for cluster-scoped objects.
-    pub namespace: String,
-    /// Name.
-    pub name: String,
-}
 
 /// A change to objects of one kind.
 #[derive(Clone, Debug)]
@@ -112,21 +102,6 @@ trait Stored: PartialEq + Sized {
     /// Whether `next` compiles to the same as `self`.
     fn same(&self, next: &Self) -> bool {
         self == next
-    }
-}
-
-// === impl Key ===
-
-impl Key {
-    /// A key of a namespaced object.
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
-    }
-}
-
-impl std::fmt::Display for Key {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.namespace.is_empty() { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
     }
 }
 

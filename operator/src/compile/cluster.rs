@@ -11,10 +11,10 @@ use weft_crds::MeshClusterSpec;
 use weft_crds::cluster::{self, BalancerPolicy, HashOnType, HealthCheckType, TrafficDistribution};
 use weft_crds::status::Reason;
 
-use super::diagnostic::{Diagnostic, Kind, ObjectId, Severity};
+use super::diagnostic::{Diagnostic, Severity};
 use super::precedence::age;
 use super::{Outcome, service, value};
-use crate::world::{Cluster, Distribution, DocumentKind, Namespace, Service};
+use crate::world::{Cluster, Distribution, DocumentKind, Kind, Namespace, ObjectId, Service};
 
 /// Default of limits.maxPending if limits.maxConnections is set.
 const MAX_PENDING_DEFAULT: u32 = 1024;

@@ -1,29 +1,6 @@
 //! Errors and notes about an object. Each becomes part of a condition of the object that caused it.
 
-use weft_crds::names;
 use weft_crds::status::Reason;
-
-use crate::world::Key;
-
-/// Kinds of custom resources.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    /// MeshCluster.
-    Cluster,
-    /// MeshPolicy.
-    Policy,
-    /// MeshRoute.
-    Route,
-}
-
-/// Identifies a custom resource.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ObjectId {
-    /// Its kind.
-    pub kind: Kind,
-    /// Its namespace and name.
-    pub key: Key,
-}
 
 /// An error or note about an object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,32 +24,6 @@ pub enum Severity {
     Unresolved,
     /// Information only. Accepted is True and its message has it.
     Note,
-}
-
-// === impl Kind ===
-
-impl Kind {
-    /// The `kind` in manifests.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Cluster => "MeshCluster",
-            Self::Policy => "MeshPolicy",
-            Self::Route => "MeshRoute",
-        }
-    }
-
-    /// `apiVersion` of the kind.
-    pub fn api_version() -> String {
-        format!("{}/{}", names::GROUP, names::VERSION)
-    }
-}
-
-// === impl ObjectId ===
-
-impl std::fmt::Display for ObjectId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}", self.kind.as_str(), self.key)
-    }
 }
 
 // === impl Diagnostic ===

@@ -25,10 +25,10 @@ mod value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-pub use diagnostic::{Diagnostic, Kind, ObjectId, Severity};
+pub use diagnostic::{Diagnostic, Severity};
 use weft_config::{Export, Inbound, Index, Protocol};
 
-use crate::world::{DocumentKind, Namespace, World};
+use crate::world::{DocumentKind, Namespace, ObjectId, World};
 
 /// The compiled configuration of one namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

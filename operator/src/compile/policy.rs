@@ -8,9 +8,9 @@ use weft_crds::policy::{self, Action, Authorization};
 use weft_crds::refs::{PolicyTargetKind, PolicyTargetRef};
 use weft_crds::status::Reason;
 
-use super::diagnostic::{Diagnostic, Kind, ObjectId};
+use super::diagnostic::Diagnostic;
 use super::{Outcome, value};
-use crate::world::{self, DocumentKind, Namespace, Pod, Service, TargetPort};
+use crate::world::{self, DocumentKind, Kind, Namespace, ObjectId, Pod, Service, TargetPort};
 
 /// Accepted policies, sorted by name.
 pub(super) fn compile(namespace: &Namespace, objects: &mut BTreeMap<ObjectId, Outcome>) -> Vec<Policy> {
