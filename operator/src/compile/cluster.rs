@@ -11,9 +11,11 @@ use weft_crds::MeshClusterSpec;
 use weft_crds::cluster::{self, BalancerPolicy, HashOnType, HealthCheckType, TrafficDistribution};
 use weft_crds::status::Reason;
 
+use super::compiled::Outcome;
 use super::diagnostic::{Diagnostic, Severity};
+use super::endpoint::endpoint_pod;
 use super::precedence::age;
-use super::{Outcome, service, value};
+use super::value;
 use crate::world::{Cluster, Distribution, DocumentKind, Kind, Namespace, ObjectId, Service};
 
 /// Default of limits.maxPending if limits.maxConnections is set.
@@ -135,7 +137,7 @@ pub(super) fn is_populated(namespace: &Namespace, service: &Service, spec: &Mesh
     let slices = namespace.slices.values().filter(|slice| slice.service == service.key.name);
     slices
         .flat_map(|slice| &slice.endpoints)
-        .filter_map(|endpoint| service::endpoint_pod(namespace, service, endpoint)?.pod)
+        .filter_map(|endpoint| endpoint_pod(namespace, service, endpoint)?.pod)
         .any(|pod| subsets_of(spec, &pod.labels).any(|name| name == subset))
 }
 

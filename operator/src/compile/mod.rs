@@ -15,7 +15,9 @@
 //! observed.
 
 mod cluster;
+mod compiled;
 mod diagnostic;
+mod endpoint;
 mod policy;
 mod precedence;
 mod route;
@@ -25,36 +27,11 @@ mod value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+pub use compiled::{Compiled, Outcome};
 pub use diagnostic::{Diagnostic, Severity};
-use weft_config::{Export, Inbound, Index, Protocol};
+use weft_config::{Index, Protocol};
 
-use crate::world::{DocumentKind, Namespace, ObjectId, World};
-
-/// The compiled configuration of one namespace.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Compiled {
-    /// Body of `x.<ns>`.
-    pub export: Export,
-    /// Body of `i.<ns>`.
-    pub inbound: Inbound,
-    /// Namespaces whose exports a proxy must have before it uses this export.
-    pub export_requires: BTreeSet<String>,
-    /// The same for the private document.
-    pub inbound_requires: BTreeSet<String>,
-    /// All custom resources of the namespace, with their outcome.
-    pub objects: BTreeMap<ObjectId, Outcome>,
-    /// Endpoint addresses that were rejected (loopback, link-local, ...), by Service.
-    pub rejected_addresses: BTreeSet<(String, IpAddr)>,
-}
-
-/// The outcome of compiling one object.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Outcome {
-    /// The documents that contain it.
-    pub documents: BTreeSet<DocumentKind>,
-    /// Errors and notes for its conditions.
-    pub diagnostics: Vec<Diagnostic>,
-}
+use crate::world::{Namespace, World};
 
 /// The part of a namespace that the compilation of other namespaces reads. They are compiled again only when it
 /// changes.

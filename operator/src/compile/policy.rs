@@ -8,8 +8,9 @@ use weft_crds::policy::{self, Action, Authorization};
 use weft_crds::refs::{PolicyTargetKind, PolicyTargetRef};
 use weft_crds::status::Reason;
 
+use super::compiled::Outcome;
 use super::diagnostic::Diagnostic;
-use super::{Outcome, value};
+use super::value;
 use crate::world::{self, DocumentKind, Kind, Namespace, ObjectId, Pod, Service, TargetPort};
 
 /// Accepted policies, sorted by name.

@@ -13,9 +13,10 @@ use weft_crds::refs::ParentRef;
 use weft_crds::route::{self, FilterType, HttpRule, PathMatchType, PathModifierType, Scheme};
 use weft_crds::status::Reason;
 
+use super::compiled::Compiled;
 use super::diagnostic::Diagnostic;
 use super::precedence::{self, Rank, age};
-use super::{Compiled, cluster, value};
+use super::{cluster, value};
 use crate::world::{DocumentKind, Key, Kind, Namespace, ObjectId, Route, Service, World};
 
 const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);

@@ -1,7 +1,7 @@
 //! Services and their endpoints.
 //!
 //! EndpointSlices say which endpoints a Service has. Pods say which subsets an endpoint is in, and whether it may
-//! receive traffic: the pod's status is about a second newer than the slice that Kubernetes derives from it.
+//! receive traffic (`endpoint`).
 //! docs/services.md lists all fields of both and their meaning here.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +10,8 @@ use std::net::{IpAddr, SocketAddr};
 use weft_config::{self as wire, ClusterSettings, Endpoint, Locality};
 
 use super::cluster::{Governed, distribution, subsets_of};
-use crate::world::{Distribution, Namespace, Pod, Readiness, Service, ServicePort, Slice, SliceEndpoint};
+use super::endpoint::{EndpointPod, endpoint_pod, is_allowed};
+use crate::world::{Distribution, Namespace, Service, ServicePort, Slice, SliceEndpoint};
 
 /// Compiles one Service that has a ClusterIP, without routes.
 pub(super) fn compile(
@@ -66,43 +67,6 @@ struct TopologyFields {
     node: bool,
     for_zones: bool,
     for_nodes: bool,
-}
-
-/// The pod of a usable endpoint, and its state.
-#[derive(Clone, Copy, Default)]
-pub(super) struct EndpointPod<'a> {
-    /// The pod, if the endpoint has one.
-    pub(super) pod: Option<&'a Pod>,
-    /// It is terminating and still serves: used only if no other endpoint is available.
-    pub(super) terminating: bool,
-    /// Its node is unreachable: used only if no other endpoint is available, terminating ones included.
-    pub(super) lost: bool,
-}
-
-/// The pod of an endpoint; `None` if the endpoint must not be used.
-pub(super) fn endpoint_pod<'a>(
-    namespace: &'a Namespace,
-    service: &Service,
-    endpoint: &SliceEndpoint,
-) -> Option<EndpointPod<'a>> {
-    let SliceEndpoint { ready, terminating, .. } = *endpoint;
-    let Some((name, uid)) = &endpoint.pod else {
-        return (ready || terminating).then_some(EndpointPod { terminating, ..EndpointPod::default() });
-    };
-    // A pod that is not known was created a moment ago (its event follows) or is gone: do not use it.
-    let pod = namespace.pod(name, uid)?;
-    let endpoint_pod = EndpointPod { pod: Some(pod), ..EndpointPod::default() };
-    // Kubernetes derives the slices of a Service with a selector from its pods; for other slices the conditions in
-    // the slice apply.
-    let from_selector = !service.selector.is_empty();
-    match pod.readiness {
-        _ if service.publish_not_ready => Some(EndpointPod { terminating: pod.deleting, ..endpoint_pod }),
-        Readiness::Ready if from_selector || ready || terminating => {
-            Some(EndpointPod { terminating: pod.deleting || !from_selector && terminating, ..endpoint_pod })
-        }
-        Readiness::Lost if from_selector && !pod.deleting => Some(EndpointPod { lost: true, ..endpoint_pod }),
-        Readiness::Ready | Readiness::Lost | Readiness::NotReady => None,
-    }
 }
 
 fn endpoints(
@@ -167,45 +131,4 @@ fn endpoints(
 
 fn same_family(one: IpAddr, other: IpAddr) -> bool {
     one.is_ipv4() == other.is_ipv4()
-}
-
-/// Whether endpoints may have this address. Loopback, link-local, multicast and unspecified addresses are rejected: a
-/// user who may write EndpointSlices must not be able to direct proxies to themselves, to services of their node or
-/// to a cloud's metadata server.
-fn is_allowed(address: IpAddr) -> bool {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => {
-            !(v4.is_loopback() || v4.is_link_local() || v4.is_unspecified() || v4.is_multicast() || v4.is_broadcast())
-        }
-        IpAddr::V6(v6) => !(v6.is_loopback() || v6.is_unicast_link_local() || v6.is_unspecified() || v6.is_multicast()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn loopback_and_link_local_addresses_are_rejected() {
-        for (address, allowed) in [
-            ("10.0.0.1", true),
-            ("192.168.1.1", true),
-            ("fd00::1", true),
-            ("2001:db8::1", true),
-            ("127.0.0.1", false),
-            ("127.9.9.9", false),
-            ("169.254.169.254", false),
-            ("0.0.0.0", false),
-            ("224.0.0.1", false),
-            ("255.255.255.255", false),
-            ("::1", false),
-            ("::", false),
-            ("fe80::1", false),
-            ("ff02::1", false),
-            ("::ffff:127.0.0.1", false),
-            ("::ffff:169.254.169.254", false),
-        ] {
-            assert_eq!(is_allowed(address.parse().unwrap()), allowed, "{address}");
-        }
-    }
 }
