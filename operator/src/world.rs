@@ -9,18 +9,11 @@ pub mod objects;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 pub use objects::{
-    Access, AccessKind, Account, Distribution, Document, DocumentKind, Key, Kind, MeshObject, Meta, NamespaceMeta,
-    Node, ObjectId, Pod, Protocol, Readiness, Service, ServicePort, Slice, SliceEndpoint, SlicePort, TargetPort,
-    documents_namespace,
+    Access, AccessKind, Account, Cluster, Distribution, Document, DocumentKind, Key, Kind, MeshObject, Meta,
+    NamespaceMeta, Node, ObjectId, Pod, Policy, Protocol, Readiness, Route, Service, ServicePort, Slice, SliceEndpoint,
+    SlicePort, TargetPort, documents_namespace,
 };
 use weft_crds::{MeshClusterSpec, MeshPolicySpec, MeshRouteSpec, Status};
-
-/// A MeshRoute.
-pub type Route = MeshObject<MeshRouteSpec>;
-/// A MeshCluster.
-pub type Cluster = MeshObject<MeshClusterSpec>;
-/// A MeshPolicy.
-pub type Policy = MeshObject<MeshPolicySpec>;
 
 /// A change to objects of one kind.
 #[derive(Clone, Debug)]

@@ -1,0 +1,21 @@
+//! ServiceAccounts.
+
+use k8s_openapi::api::core::v1 as core;
+
+use super::key::Key;
+use super::metadata::key;
+
+/// A ServiceAccount.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// Namespace and name.
+    pub key: Key,
+}
+
+// === impl Account ===
+
+impl From<kube::core::PartialObjectMeta<core::ServiceAccount>> for Account {
+    fn from(object: kube::core::PartialObjectMeta<core::ServiceAccount>) -> Self {
+        Self { key: key(&object.metadata) }
+    }
+}

@@ -1,0 +1,28 @@
+//! The trimmed objects that the World stores, and their conversion from the objects of the API server.
+//!
+//! The `Raw…` types have only the fields that are used: serde skips the rest, so a Pod of 15 KiB becomes a few
+//! hundred bytes and managed fields are never stored.
+
+mod access;
+mod account;
+mod document;
+mod key;
+mod mesh_object;
+mod metadata;
+mod namespace;
+mod node;
+mod pod;
+mod port;
+mod service;
+mod slice;
+
+pub use access::{Access, AccessKind};
+pub use account::Account;
+pub use document::{Document, DocumentKind, documents_namespace};
+pub use key::{Key, Kind, ObjectId};
+pub use mesh_object::{Cluster, MeshObject, Meta, Policy, RawMeshObject, Route};
+pub use namespace::{NamespaceMeta, RawNamespace};
+pub use node::Node;
+pub use pod::{Pod, RawPod, Readiness};
+pub use service::{Distribution, Protocol, RawService, Service, ServicePort, TargetPort};
+pub use slice::{RawSlice, Slice, SliceEndpoint, SlicePort};
