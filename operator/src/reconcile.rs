@@ -27,8 +27,7 @@ use crate::lease;
 use crate::metrics::{KindLabel, Metrics, OutcomeLabel};
 use crate::render::{self, Body, Plan, Published};
 use crate::status::{self, Delivery};
-use crate::watch::KINDS;
-use crate::world::{Access, AccessKind, Change, Document, DocumentKind, Event, Key, ObjectId, World};
+use crate::world::{Access, AccessKind, Change, Document, DocumentKind, Event, KINDS, Key, ObjectId, World};
 
 /// The scope of the index; no namespace has this name.
 const INDEX: &str = "";

@@ -26,23 +26,6 @@ use crate::world::{AccessKind, Change, DocumentKind, Event, Key, Pod};
 /// Capacity of the channel: a few seconds of a busy cluster; when it is full the watches wait.
 const EVENTS_MAX: usize = 4096;
 
-/// Kinds that must be listed once before the World is complete; the names that `Event::kind` returns.
-pub const KINDS: [&str; 13] = [
-    "namespaces",
-    "services",
-    "pods",
-    "endpointslices",
-    "serviceaccounts",
-    "nodes",
-    "meshroutes",
-    "meshclusters",
-    "meshpolicies",
-    "exports",
-    "inbounds",
-    "roles",
-    "rolebindings",
-];
-
 /// Timeout of a watch request, in seconds; it is then started again. The API server sends bookmarks about once a
 /// minute.
 const WATCH_SECONDS: u32 = 120;

@@ -1,8 +1,7 @@
 //! Services and their endpoints.
 //!
 //! EndpointSlices say which endpoints a Service has. Pods say which subsets an endpoint is in, and whether it may
-//! receive traffic (`endpoint`).
-//! docs/services.md lists all fields of both and their meaning here.
+//! receive traffic (`endpoint`). docs/services.md lists all fields of both and their meaning here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};

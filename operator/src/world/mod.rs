@@ -4,45 +4,22 @@
 //! [`World::observe`] applies an event and returns which namespaces it affected. Pure: no client, no clock. A relist
 //! arrives as one [`Change::Reset`], so the World never holds part of a list.
 
+mod event;
+mod namespace;
 pub mod objects;
+mod stored;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
+pub use event::{Change, Event, KINDS};
+pub use namespace::Namespace;
 pub use objects::{
     Access, AccessKind, Account, Cluster, Distribution, Document, DocumentKind, Key, Kind, MeshObject, Meta,
     NamespaceMeta, Node, ObjectId, Pod, Policy, Protocol, Readiness, Route, Service, ServicePort, Slice, SliceEndpoint,
     SlicePort, TargetPort, documents_namespace,
 };
-use weft_crds::{MeshClusterSpec, MeshPolicySpec, MeshRouteSpec, Status};
-
-/// A change to objects of one kind.
-#[derive(Clone, Debug)]
-pub enum Change<K> {
-    /// Added or modified.
-    Apply(K),
-    /// Deleted.
-    Delete(Key),
-    /// The complete list: all other objects of the kind are gone.
-    Reset(Vec<K>),
-}
-
-/// A change, by kind.
-#[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "one variant for each kind")]
-#[expect(clippy::large_enum_variant, reason = "an event is moved a few times and stored nowhere")]
-pub enum Event {
-    Namespace(Change<NamespaceMeta>),
-    Service(Change<Service>),
-    Pod(Change<Pod>),
-    Slice(Change<Slice>),
-    Account(Change<Account>),
-    Node(Change<Node>),
-    Route(Change<Route>),
-    Cluster(Change<Cluster>),
-    Policy(Change<Policy>),
-    Document(DocumentKind, Change<Document>),
-    Access(AccessKind, Change<Access>),
-}
+use stored::Stored;
+use weft_crds::Status;
 
 /// The effect of an event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,67 +38,6 @@ pub struct World {
     zones: BTreeMap<String, String>,
     documents: BTreeMap<(DocumentKind, String), Document>,
     access: BTreeMap<(AccessKind, String), Access>,
-}
-
-/// The objects of one namespace, by name.
-#[derive(Clone, Debug, Default, PartialEq)]
-#[expect(missing_docs, reason = "one map for each kind")]
-pub struct Namespace {
-    /// The Namespace object; `None` if it does not exist (any more).
-    pub meta: Option<NamespaceMeta>,
-    pub services: BTreeMap<String, Service>,
-    pub pods: BTreeMap<String, Pod>,
-    pub slices: BTreeMap<String, Slice>,
-    pub accounts: BTreeMap<String, Account>,
-    pub routes: BTreeMap<String, Route>,
-    pub clusters: BTreeMap<String, Cluster>,
-    pub policies: BTreeMap<String, Policy>,
-}
-
-/// A kind that the World stores by namespace and name.
-trait Stored: PartialEq + Sized {
-    fn key(&self) -> &Key;
-    fn map(namespace: &mut Namespace) -> &mut BTreeMap<String, Self>;
-    /// The resourceVersion as a number, to ignore watch events older than our own writes; 0 for kinds that the
-    /// operator does not write.
-    fn revision(&self) -> u64 {
-        0
-    }
-    /// Whether the change from `self` to `next` (`None`: deleted) removes an endpoint that proxies may be using, or
-    /// may make a policy apply to a pod.
-    fn is_urgent(&self, _next: Option<&Self>) -> bool {
-        false
-    }
-    /// Whether `next` compiles to the same as `self`.
-    fn same(&self, next: &Self) -> bool {
-        self == next
-    }
-}
-
-// === impl Event ===
-
-impl Event {
-    /// The kind, and whether the event is a complete list of it.
-    pub fn kind(&self) -> (&'static str, bool) {
-        fn is_reset<K>(change: &Change<K>) -> bool {
-            matches!(change, Change::Reset(_))
-        }
-        match self {
-            Self::Namespace(change) => ("namespaces", is_reset(change)),
-            Self::Service(change) => ("services", is_reset(change)),
-            Self::Pod(change) => ("pods", is_reset(change)),
-            Self::Slice(change) => ("endpointslices", is_reset(change)),
-            Self::Account(change) => ("serviceaccounts", is_reset(change)),
-            Self::Node(change) => ("nodes", is_reset(change)),
-            Self::Route(change) => ("meshroutes", is_reset(change)),
-            Self::Cluster(change) => ("meshclusters", is_reset(change)),
-            Self::Policy(change) => ("meshpolicies", is_reset(change)),
-            Self::Document(DocumentKind::Inbound, change) => ("inbounds", is_reset(change)),
-            Self::Document(DocumentKind::Export | DocumentKind::Index, change) => ("exports", is_reset(change)),
-            Self::Access(AccessKind::Role, change) => ("roles", is_reset(change)),
-            Self::Access(AccessKind::Binding, change) => ("rolebindings", is_reset(change)),
-        }
-    }
 }
 
 // === impl World ===
@@ -464,110 +380,3 @@ impl World {
         }
     }
 }
-
-// === impl Namespace ===
-
-impl Namespace {
-    /// EndpointSlices by Service.
-    pub fn slices_by_service(&self) -> HashMap<&str, Vec<&Slice>> {
-        let mut slices: HashMap<&str, Vec<&Slice>> = HashMap::new();
-        for slice in self.slices.values() {
-            slices.entry(&slice.service).or_default().push(slice);
-        }
-        slices
-    }
-
-    /// The pod of this name, if it has this UID (and is not a successor of the same name).
-    pub fn pod(&self, name: &str, uid: &str) -> Option<&Pod> {
-        self.pods.get(name).filter(|pod| pod.uid == uid)
-    }
-
-    /// Whether it is in the mesh by itself: it has the injection label, a Weft object, or a pod with a proxy.
-    fn is_enrolled(&self) -> bool {
-        self.meta.as_ref().is_some_and(|meta| meta.enabled)
-            || !(self.routes.is_empty() && self.clusters.is_empty() && self.policies.is_empty())
-            || self.pods.values().any(|pod| pod.has_proxy)
-    }
-
-    /// Namespaces that its routes reference.
-    fn referenced_namespaces(&self) -> impl Iterator<Item = &str> {
-        self.routes.values().filter_map(|route| route.spec.as_ref().ok()).flat_map(|spec| {
-            let parents = spec.parent_refs.iter().filter_map(|parent| parent.namespace.as_deref());
-            let backends = spec.backend_refs().filter_map(|backend| backend.namespace.as_deref());
-            let filters = spec.http.iter().flat_map(|rule| &rule.filters);
-            let mirrors = filters.filter_map(|filter| filter.request_mirror.as_ref()?.backend_ref.namespace.as_deref());
-            parents.chain(backends).chain(mirrors)
-        })
-    }
-}
-
-// === impl Stored ===
-
-impl Stored for Service {
-    fn key(&self) -> &Key {
-        &self.key
-    }
-    fn map(namespace: &mut Namespace) -> &mut BTreeMap<String, Self> {
-        &mut namespace.services
-    }
-}
-
-impl Stored for Pod {
-    fn key(&self) -> &Key {
-        &self.key
-    }
-    fn map(namespace: &mut Namespace) -> &mut BTreeMap<String, Self> {
-        &mut namespace.pods
-    }
-    fn is_urgent(&self, next: Option<&Self>) -> bool {
-        // A policy that selects by labels must apply before traffic that follows the new labels.
-        let relabelled = next.is_some_and(|next| next.labels != self.labels);
-        relabelled || self.serving() && !next.is_some_and(Self::serving)
-    }
-}
-
-impl Stored for Slice {
-    fn key(&self) -> &Key {
-        &self.key
-    }
-    fn map(namespace: &mut Namespace) -> &mut BTreeMap<String, Self> {
-        &mut namespace.slices
-    }
-    fn is_urgent(&self, next: Option<&Self>) -> bool {
-        let ready = |slice: &Self| slice.endpoints.iter().filter(|endpoint| endpoint.ready).count();
-        ready(self) > next.map_or(0, ready)
-    }
-}
-
-impl Stored for Account {
-    fn key(&self) -> &Key {
-        &self.key
-    }
-    fn map(namespace: &mut Namespace) -> &mut BTreeMap<String, Self> {
-        &mut namespace.accounts
-    }
-}
-
-macro_rules! stored_mesh_object {
-    ($spec:ty, $map:ident) => {
-        impl Stored for MeshObject<$spec> {
-            fn key(&self) -> &Key {
-                &self.meta.key
-            }
-            fn map(namespace: &mut Namespace) -> &mut BTreeMap<String, Self> {
-                &mut namespace.$map
-            }
-            fn revision(&self) -> u64 {
-                self.meta.revision
-            }
-            fn same(&self, next: &Self) -> bool {
-                // A status that another client removed or changed is written again.
-                self.spec == next.spec && self.status == next.status && self.meta.same(&next.meta)
-            }
-        }
-    };
-}
-
-stored_mesh_object!(MeshRouteSpec, routes);
-stored_mesh_object!(MeshClusterSpec, clusters);
-stored_mesh_object!(MeshPolicySpec, policies);

@@ -1,0 +1,99 @@
+//! How the World stores the kinds of a namespace, and which changes to them are urgent.
+
+use std::collections::BTreeMap;
+
+use weft_crds::{MeshClusterSpec, MeshPolicySpec, MeshRouteSpec};
+
+use super::namespace::Namespace;
+use super::objects::{Account, Key, MeshObject, Pod, Service, Slice};
+
+/// A kind that the World stores by namespace and name.
+pub(super) trait Stored: PartialEq + Sized {
+    fn key(&self) -> &Key;
+    fn map(namespace: &mut Namespace) -> &mut BTreeMap<String, Self>;
+    /// The resourceVersion as a number, to ignore watch events older than our own writes; 0 for kinds that the
+    /// operator does not write.
+    fn revision(&self) -> u64 {
+        0
+    }
+    /// Whether the change from `self` to `next` (`None`: deleted) removes an endpoint that proxies may be using, or
+    /// may make a policy apply to a pod.
+    fn is_urgent(&self, _next: Option<&Self>) -> bool {
+        false
+    }
+    /// Whether `next` compiles to the same as `self`.
+    fn same(&self, next: &Self) -> bool {
+        self == next
+    }
+}
+
+// === impl Stored ===
+
+impl Stored for Service {
+    fn key(&self) -> &Key {
+        &self.key
+    }
+    fn map(namespace: &mut Namespace) -> &mut BTreeMap<String, Self> {
+        &mut namespace.services
+    }
+}
+
+impl Stored for Pod {
+    fn key(&self) -> &Key {
+        &self.key
+    }
+    fn map(namespace: &mut Namespace) -> &mut BTreeMap<String, Self> {
+        &mut namespace.pods
+    }
+    fn is_urgent(&self, next: Option<&Self>) -> bool {
+        // A policy that selects by labels must apply before traffic that follows the new labels.
+        let relabelled = next.is_some_and(|next| next.labels != self.labels);
+        relabelled || self.serving() && !next.is_some_and(Self::serving)
+    }
+}
+
+impl Stored for Slice {
+    fn key(&self) -> &Key {
+        &self.key
+    }
+    fn map(namespace: &mut Namespace) -> &mut BTreeMap<String, Self> {
+        &mut namespace.slices
+    }
+    fn is_urgent(&self, next: Option<&Self>) -> bool {
+        let ready = |slice: &Self| slice.endpoints.iter().filter(|endpoint| endpoint.ready).count();
+        ready(self) > next.map_or(0, ready)
+    }
+}
+
+impl Stored for Account {
+    fn key(&self) -> &Key {
+        &self.key
+    }
+    fn map(namespace: &mut Namespace) -> &mut BTreeMap<String, Self> {
+        &mut namespace.accounts
+    }
+}
+
+macro_rules! stored_mesh_object {
+    ($spec:ty, $map:ident) => {
+        impl Stored for MeshObject<$spec> {
+            fn key(&self) -> &Key {
+                &self.meta.key
+            }
+            fn map(namespace: &mut Namespace) -> &mut BTreeMap<String, Self> {
+                &mut namespace.$map
+            }
+            fn revision(&self) -> u64 {
+                self.meta.revision
+            }
+            fn same(&self, next: &Self) -> bool {
+                // A status that another client removed or changed is written again.
+                self.spec == next.spec && self.status == next.status && self.meta.same(&next.meta)
+            }
+        }
+    };
+}
+
+stored_mesh_object!(MeshRouteSpec, routes);
+stored_mesh_object!(MeshClusterSpec, clusters);
+stored_mesh_object!(MeshPolicySpec, policies);
