@@ -1,0 +1,88 @@
+//! References of rules to Services and their subsets.
+
+use weft_config::{Backend, BackendTarget, ClusterRef};
+use weft_crds::route;
+use weft_crds::status::Reason;
+
+use crate::compile::{cluster, value};
+use crate::world::{Key, Service, World};
+
+/// What a rule matches: HTTP requests, or TLS and TCP connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RuleKind {
+    Http,
+    Stream,
+}
+
+/// A weighted backend. If its reference does not resolve, only its share of requests fails.
+pub(super) fn backend(
+    world: &World,
+    route: &Key,
+    backend: &route::BackendRef,
+    kind: RuleKind,
+    unresolved: &mut Vec<(Reason, String)>,
+) -> Backend {
+    let route::BackendRef { kind: _, namespace, name, port, subset, weight } = backend;
+    let key = Key::new(namespace.as_deref().unwrap_or(&route.namespace), name);
+    let (while_missing, while_empty) = match kind {
+        RuleKind::Http => ("requests to it are answered 500", "requests to it are answered 503"),
+        RuleKind::Stream => ("connections to it are closed", "connections to it are closed"),
+    };
+    let target = match resolve(world, &key, *port, subset.as_deref(), while_empty, unresolved) {
+        Ok(target) => BackendTarget::Cluster(target),
+        Err((reason, message)) => {
+            unresolved.push((reason, format!("{message}: {while_missing}")));
+            BackendTarget::Invalid(message)
+        }
+    };
+    Backend { weight: *weight, target }
+}
+
+/// The cluster of a backend reference. `while_empty` is the message's text on what happens while the subset has no
+/// pod.
+pub(super) fn resolve(
+    world: &World,
+    key: &Key,
+    port: u16,
+    subset: Option<&str>,
+    while_empty: &str,
+    unresolved: &mut Vec<(Reason, String)>,
+) -> Result<ClusterRef, (Reason, String)> {
+    let missing = |message: String| (Reason::BackendNotFound, message);
+    let (Some(namespace), Some(service)) = (world.namespace(&key.namespace), world.service(&key.namespace, &key.name))
+    else {
+        return Err(missing(format!("Service {key} does not exist")));
+    };
+    check_backend(service, port).map_err(missing)?;
+    let found = |subset: Option<&str>| ClusterRef {
+        namespace: key.namespace.clone(),
+        service: key.name.clone(),
+        port,
+        subset: subset.map(str::to_owned),
+    };
+    let Some(subset) = subset else { return Ok(found(None)) };
+    let declared =
+        cluster::governing(namespace, &key.name).filter(|spec| spec.subsets.iter().any(|s| s.name == subset));
+    match declared {
+        None => {
+            Err((Reason::SubsetNotFound, format!("no accepted MeshCluster declares subset {subset} of Service {key}")))
+        }
+        Some(spec) => {
+            if !cluster::is_populated(namespace, service, spec, subset) {
+                let message = format!("subset {subset} of Service {key} has no ready pod: {while_empty}");
+                unresolved.push((Reason::SubsetNotFound, message));
+            }
+            Ok(found(Some(subset)))
+        }
+    }
+}
+
+fn check_backend(service: &Service, port: u16) -> Result<(), String> {
+    if !service.has_address() {
+        return Err(value::no_address(service));
+    }
+    match service.port(port) {
+        Some(_) => Ok(()),
+        None => Err(format!("Service {} has no TCP port {port}", service.key)),
+    }
+}

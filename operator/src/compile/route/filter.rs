@@ -1,0 +1,145 @@
+//! The filters of a rule.
+
+use std::time::Duration;
+
+use weft_config::{
+    Action, Fault, FaultAbort, FaultDelay, Mirror, PathRewrite, RateLimit, Redirect, Respond, Rewrite, Rule,
+};
+use weft_crds::route::{self, FilterType, PathModifierType, Scheme};
+use weft_crds::status::Reason;
+
+use super::backend::resolve;
+use crate::compile::value;
+use crate::world::{Key, World};
+
+const PER_MIN: Duration = Duration::from_secs(1);
+const PER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+const RATE_MAX: u32 = 1_000_000;
+const DELAY_MIN: Duration = Duration::from_millis(1);
+const DELAY_MAX: Duration = Duration::from_secs(5 * 60);
+
+pub(super) fn apply_filter(
+    filter: &route::HttpFilter,
+    by_prefix: bool,
+    rule: &mut Rule,
+    rewrite: &mut Rewrite,
+    answer: &mut Option<Action>,
+) -> Result<(), String> {
+    let route::HttpFilter {
+        kind,
+        request_header_modifier,
+        response_header_modifier,
+        request_redirect,
+        url_rewrite,
+        direct_response,
+        cors,
+        fault,
+        request_mirror: _,
+        rate_limit,
+    } = filter;
+    let needed = || format!("a filter of type {kind:?} requires the field of that name");
+    match kind {
+        FilterType::RequestHeaderModifier => {
+            rule.request_headers = value::header_edit(request_header_modifier.as_ref().ok_or_else(needed)?)?;
+        }
+        FilterType::ResponseHeaderModifier => {
+            rule.response_headers = value::header_edit(response_header_modifier.as_ref().ok_or_else(needed)?)?;
+        }
+        FilterType::UrlRewrite => {
+            let route::UrlRewrite { hostname, path } = url_rewrite.as_ref().ok_or_else(needed)?;
+            let path = path.as_ref().map(|path| path_rewrite(path, by_prefix)).transpose()?;
+            *rewrite = Rewrite { hostname: hostname.clone(), path };
+        }
+        FilterType::RequestRedirect => {
+            let route::RequestRedirect { scheme, hostname, path, port, status_code } =
+                request_redirect.as_ref().ok_or_else(needed)?;
+            let scheme = scheme.map(|scheme| match scheme {
+                Scheme::Http => "http".to_owned(),
+                Scheme::Https => "https".to_owned(),
+            });
+            let path = path.as_ref().map(|path| path_rewrite(path, by_prefix)).transpose()?;
+            let redirect = Redirect { scheme, hostname: hostname.clone(), port: *port, path, status: *status_code };
+            set_answer(answer, Action::Redirect(redirect))?;
+        }
+        FilterType::DirectResponse => {
+            let route::DirectResponse { status, body } = direct_response.as_ref().ok_or_else(needed)?;
+            set_answer(answer, Action::Respond(Respond { status: *status, body: body.clone() }))?;
+        }
+        FilterType::Cors => rule.cors = Some(value::cors(cors.as_ref().ok_or_else(needed)?)?),
+        FilterType::Fault => rule.fault = self::fault(fault.as_ref().ok_or_else(needed)?)?,
+        FilterType::RequestMirror => return Err(needed()),
+        FilterType::RateLimit => rule.rate_limit = Some(self::rate_limit(rate_limit.as_ref().ok_or_else(needed)?)?),
+    }
+    Ok(())
+}
+
+fn set_answer(answer: &mut Option<Action>, action: Action) -> Result<(), String> {
+    match answer.replace(action) {
+        None => Ok(()),
+        Some(_) => Err("RequestRedirect and DirectResponse cannot be combined".into()),
+    }
+}
+
+fn path_rewrite(path: &route::PathModifier, by_prefix: bool) -> Result<PathRewrite, String> {
+    let route::PathModifier { kind, replace_full_path, replace_prefix_match } = path;
+    let needed = || format!("a path modifier of type {kind:?} requires the field of that name");
+    match kind {
+        PathModifierType::ReplaceFullPath => Ok(PathRewrite::Full(replace_full_path.clone().ok_or_else(needed)?)),
+        PathModifierType::ReplacePrefixMatch if !by_prefix => {
+            Err("ReplacePrefixMatch needs a PathPrefix in every match of the rule".into())
+        }
+        PathModifierType::ReplacePrefixMatch => {
+            Ok(PathRewrite::Prefix(replace_prefix_match.clone().ok_or_else(needed)?))
+        }
+    }
+}
+
+fn rate_limit(limit: &route::RateLimit) -> Result<RateLimit, String> {
+    let route::RateLimit { requests, per, burst, key } = limit;
+    let burst = burst.unwrap_or(*requests);
+    for (field, count) in [("requests", *requests), ("burst", burst)] {
+        if !(1..=RATE_MAX).contains(&count) {
+            return Err(format!("rateLimit.{field}: {count} is not between 1 and {RATE_MAX}"));
+        }
+    }
+    let per_ms = value::duration(per, "rateLimit.per", PER_MIN, PER_MAX)?;
+    let key = key.as_ref().map(value::rate_limit_key).transpose()?;
+    Ok(RateLimit { requests: *requests, per_ms, burst, key })
+}
+
+fn fault(fault: &route::Fault) -> Result<Fault, String> {
+    let route::Fault { delay, abort } = fault;
+    let read_delay = |delay: &route::FaultDelay| -> Result<FaultDelay, String> {
+        let route::FaultDelay { duration, percent, fraction } = delay;
+        let duration_ms = value::duration(duration, "fault.delay.duration", DELAY_MIN, DELAY_MAX)?;
+        Ok(FaultDelay { duration_ms, share: value::fraction(*percent, fraction.as_ref())? })
+    };
+    let read_abort = |abort: &route::FaultAbort| -> Result<FaultAbort, String> {
+        let route::FaultAbort { status, percent, fraction } = abort;
+        if !(400..600).contains(status) {
+            return Err(format!("fault.abort.status: {status} is not between 400 and 599"));
+        }
+        Ok(FaultAbort { status: *status, share: value::fraction(*percent, fraction.as_ref())? })
+    };
+    Ok(Fault { delay: delay.as_ref().map(read_delay).transpose()?, abort: abort.as_ref().map(read_abort).transpose()? })
+}
+
+/// The mirror filter. `None` if its reference does not resolve: requests must not fail because of it.
+pub(super) fn mirror(
+    world: &World,
+    route: &Key,
+    mirror: &route::RequestMirror,
+    unresolved: &mut Vec<(Reason, String)>,
+) -> Result<Option<Mirror>, String> {
+    let route::RequestMirror { backend_ref, percent, fraction, host_suffix } = mirror;
+    let route::MirrorRef { kind: _, namespace, name, port, subset } = backend_ref;
+    let share = value::fraction(*percent, fraction.as_ref())?;
+    let key = Key::new(namespace.as_deref().unwrap_or(&route.namespace), name);
+    match resolve(world, &key, *port, subset.as_deref(), "nothing is mirrored to it", unresolved) {
+        Ok(target) => Ok(Some(Mirror { target, share, host_suffix: host_suffix.clone() })),
+        Err((reason, message)) => {
+            unresolved.push((reason, format!("{message}: nothing is mirrored to it")));
+            Ok(None)
+        }
+    }
+}
