@@ -8,47 +8,33 @@
 //! Order: a namespace that others reference is written before them, so that the references resolve. When the exports
 //! of a namespace change, the namespaces that reference it are compiled again.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+mod state;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::StreamExt;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::jiff::Timestamp;
 use kube::{Api, Client};
+use state::{INDEX, RETRY_MAX, STATUS_INTERVAL, State, delivered, document_name};
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use weft_crds::Status;
 use weft_runtime::readiness::Part;
 
 use crate::apply;
-use crate::compile::{self, Compiled, Exports, Outcome};
+use crate::compile::{self, Compiled};
 use crate::lease;
 use crate::metrics::{KindLabel, Metrics, OutcomeLabel};
 use crate::render::{self, Body, Plan, Published};
 use crate::status::{self, Delivery};
-use crate::world::{Access, AccessKind, Change, Document, DocumentKind, Event, KINDS, Key, ObjectId, World};
+use crate::world::{Access, AccessKind, Change, Document, DocumentKind, Event, KINDS, Key, ObjectId};
 
-/// The scope of the index; no namespace has this name.
-const INDEX: &str = "";
-
-/// Coalescing delay of the first change after a quiet period.
-const COALESCE_MIN: Duration = Duration::from_millis(20);
-/// Longest coalescing delay, under constant changes.
-const COALESCE_MAX: Duration = Duration::from_millis(500);
-/// Time without a write after which the coalescing delay starts at the minimum again.
-const QUIET: Duration = Duration::from_secs(1);
-/// Maximum namespaces per round. Events are applied between rounds.
-const ROUND_MAX: usize = 64;
 /// Maximum events applied before timers are checked again.
 const EVENTS_MAX: usize = 1024;
 /// Maximum concurrent writes.
 const WRITES_MAX: usize = 8;
-/// Backoff of failed writes: first and longest delay.
-const RETRY_MIN: Duration = Duration::from_millis(250);
-const RETRY_MAX: Duration = Duration::from_secs(30);
-/// Minimum time between two status writes of one object.
-const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// Interval in which the gauges are updated, also without events.
 const GAUGES_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -72,31 +58,6 @@ pub struct Reconciler {
     pub stop: CancellationToken,
 }
 
-/// State of the loop.
-#[derive(Default)]
-struct State {
-    world: World,
-    /// Kinds that have been listed.
-    listed: BTreeSet<&'static str>,
-    /// Scopes to compile and write.
-    dirty: BTreeSet<String>,
-    /// Scopes to skip before an instant: rate limits and backoff.
-    not_before: BTreeMap<String, Instant>,
-    failures: BTreeMap<String, u32>,
-    published: BTreeMap<(DocumentKind, String), Published>,
-    delivery: BTreeMap<(DocumentKind, String), Delivery>,
-    exports: BTreeMap<String, Exports>,
-    references: BTreeMap<String, BTreeSet<String>>,
-    status_written_at: HashMap<ObjectId, Instant>,
-    /// The epoch that `published` and the other caches belong to; `None` on standby.
-    epoch: Option<u64>,
-    /// Time of the next round, if one is scheduled.
-    flush_at: Option<Instant>,
-    /// Current coalescing delay.
-    coalesce: Duration,
-    last_flush: Option<Instant>,
-}
-
 /// A document to write, with the one that it replaces.
 struct Job {
     kind: DocumentKind,
@@ -111,7 +72,7 @@ struct Job {
 impl Reconciler {
     /// Runs until `stop`, or until the watches end.
     pub async fn run(mut self, mut events: mpsc::Receiver<Event>) {
-        let mut state = State { coalesce: COALESCE_MIN, ..State::default() };
+        let mut state = State::new();
         let mut tick = tokio::time::interval(GAUGES_INTERVAL);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.report_readiness(&state);
@@ -121,10 +82,11 @@ impl Reconciler {
                 () = self.stop.cancelled() => return,
                 event = events.recv() => {
                     let Some(event) = event else { return };
-                    state.observe(event);
+                    let now = Instant::now();
+                    state.observe(event, now);
                     for _ in 0..EVENTS_MAX {
                         let Ok(event) = events.try_recv() else { break };
-                        state.observe(event);
+                        state.observe(event, now);
                     }
                     self.report_readiness(&state);
                 }
@@ -138,7 +100,7 @@ impl Reconciler {
             }
             let epoch = self.lease.borrow_and_update().epoch();
             if state.epoch != epoch {
-                state.reset(epoch);
+                state.reset(epoch, Instant::now());
                 self.report_readiness(&state);
                 self.update_gauges(&state);
             }
@@ -190,8 +152,9 @@ impl Reconciler {
             }
         }
         state.failures.retain(|scope, _| state.dirty.contains(scope));
-        state.last_flush = Some(Instant::now());
-        state.schedule();
+        let now = Instant::now();
+        state.last_flush = Some(now);
+        state.schedule(now);
         self.report_readiness(state);
         self.update_gauges(state);
     }
@@ -288,7 +251,7 @@ impl Reconciler {
                 Err(error) => {
                     let message = format!("{} is not written yet: {error}", document_name(kind, &scope));
                     state.delivery.insert(slot, Delivery::Pending(message));
-                    state.retry(&scope);
+                    state.retry(&scope, Instant::now());
                     if matches!(error, apply::Error::Conflict) {
                         self.refetch(state, kind, &scope, epoch).await;
                     } else {
@@ -343,7 +306,7 @@ impl Reconciler {
                 }
                 Err(error) => {
                     tracing::warn!(ns = scope, ?kind, %error, "cannot write RBAC object, retrying");
-                    state.retry(scope);
+                    state.retry(scope, Instant::now());
                 }
             }
         }
@@ -370,7 +333,7 @@ impl Reconciler {
                 Err(error) => {
                     self.metrics.wrote(kind.as_str(), error.reason());
                     tracing::warn!(document = %document_name(kind, scope), %error, "cannot delete document, retrying");
-                    state.retry(scope);
+                    state.retry(scope, Instant::now());
                 }
             }
         }
@@ -385,7 +348,7 @@ impl Reconciler {
                 }
                 Err(error) => {
                     tracing::warn!(ns = scope, ?kind, %error, "cannot delete RBAC object, retrying");
-                    state.retry(scope);
+                    state.retry(scope, Instant::now());
                 }
             }
         }
@@ -429,7 +392,7 @@ impl Reconciler {
                 Err(apply::Error::NotFound) => {}
                 Err(error) => {
                     tracing::warn!(object = %id, %error, "cannot write status, retrying");
-                    state.retry(scope);
+                    state.retry(scope, Instant::now());
                 }
             }
         }
@@ -472,234 +435,13 @@ impl Reconciler {
     }
 }
 
-// === impl State ===
-
-impl State {
-    fn observe(&mut self, event: Event) {
-        let (kind, reset) = event.kind();
-        if reset {
-            self.listed.insert(kind);
-        }
-        let touched = self.world.observe(event);
-        if touched.scopes.is_empty() {
-            return;
-        }
-        self.dirty.extend(touched.scopes);
-        let now = Instant::now();
-        if self.flush_at.is_none() {
-            // The first change after a quiet period is written almost immediately; under constant changes they are
-            // coalesced.
-            let quiet = self.last_flush.is_none_or(|at| now.duration_since(at) > QUIET);
-            self.coalesce = if quiet { COALESCE_MIN } else { (self.coalesce * 2).min(COALESCE_MAX) };
-            self.flush_at = Some(now + self.coalesce);
-        }
-        if touched.urgent {
-            self.flush_at = self.flush_at.map(|at| at.min(now + COALESCE_MIN));
-        }
-    }
-
-    fn has_synced(&self) -> bool {
-        KINDS.iter().all(|kind| self.listed.contains(kind))
-    }
-
-    /// On a change of leadership: drops all caches and marks everything dirty, to check what an earlier leader wrote.
-    fn reset(&mut self, epoch: Option<u64>) {
-        self.epoch = epoch;
-        self.published.clear();
-        self.delivery.clear();
-        self.exports.clear();
-        self.references.clear();
-        self.failures.clear();
-        self.not_before.clear();
-        self.status_written_at.clear();
-        let known = self.world.namespaces().map(|(name, _)| name.clone());
-        let written = self.world.documents().map(|(_, namespace, _)| namespace.to_owned());
-        self.dirty = known.chain(written).collect();
-        self.dirty.insert(INDEX.to_owned());
-        self.flush_at = Some(Instant::now());
-    }
-
-    /// The dirty scopes that are not delayed, at most one round of them.
-    fn take_due(&mut self, now: Instant) -> Vec<String> {
-        let due = |scope: &&String| self.not_before.get(*scope).is_none_or(|then| *then <= now);
-        let scopes: Vec<String> = self.dirty.iter().filter(due).take(ROUND_MAX).cloned().collect();
-        for scope in &scopes {
-            self.dirty.remove(scope);
-            self.not_before.remove(scope);
-        }
-        self.flush_at = None;
-        scopes
-    }
-
-    /// Sets the time of the next round, if a scope is dirty.
-    fn schedule(&mut self) {
-        let now = Instant::now();
-        self.status_written_at.retain(|_, at| now.duration_since(*at) < STATUS_INTERVAL);
-        self.flush_at = self.dirty.iter().map(|scope| self.not_before.get(scope).copied().unwrap_or(now)).min();
-    }
-
-    /// Compiles a namespace, and marks the namespaces that reference it dirty if its exports changed. `None`: not in
-    /// the mesh.
-    fn compile(&mut self, scope: &str) -> Option<Compiled> {
-        let compiled = self.world.in_mesh(scope).then(|| compile::compile(&self.world, scope));
-        let exports = match &compiled {
-            Some(compiled) => compile::exports(&self.world, scope, compiled),
-            None => Exports::default(),
-        };
-        let before = self.exports.insert(scope.to_owned(), exports.clone());
-        if before.as_ref() != Some(&exports) {
-            self.dirty.extend(self.world.referrers(scope).map(str::to_owned));
-            self.dirty.insert(INDEX.to_owned());
-        }
-        // A reference enrolls the referenced namespace in the mesh.
-        let references = self.world.references(scope);
-        let before = self.references.insert(scope.to_owned(), references.clone()).unwrap_or_default();
-        self.dirty.extend(before.symmetric_difference(&references).filter(|other| *other != scope).cloned());
-        if compiled.is_none() {
-            self.exports.remove(scope);
-            self.references.remove(scope);
-        }
-        compiled
-    }
-
-    /// Scopes in write order: each level after those that it references. Scopes that reference each other share a
-    /// level.
-    fn levels(&self, mut scopes: BTreeSet<String>) -> Vec<Vec<String>> {
-        let mut levels = Vec::new();
-        while !scopes.is_empty() {
-            let waits = |scope: &String| {
-                self.references
-                    .get(scope)
-                    .is_some_and(|others| others.iter().any(|other| other != scope && scopes.contains(other)))
-            };
-            let mut level: Vec<String> = scopes.iter().filter(|scope| !waits(scope)).cloned().collect();
-            if level.is_empty() {
-                level = scopes.iter().cloned().collect();
-            }
-            scopes.retain(|scope| !level.contains(scope));
-            levels.push(level);
-        }
-        levels
-    }
-
-    /// Current generations of the exports. A namespace without an export is left out, so that nothing waits for it.
-    fn generations(&self, namespaces: &BTreeSet<String>) -> BTreeMap<String, u64> {
-        let generation = |namespace: &String| {
-            let published = self
-                .published
-                .get(&(DocumentKind::Export, namespace.clone()))
-                .map(|published| published.written.generation);
-            let found =
-                || self.world.document(DocumentKind::Export, namespace)?.header().map(|header| header.generation);
-            Some((namespace.clone(), published.or_else(found)?))
-        };
-        namespaces.iter().filter_map(generation).collect()
-    }
-
-    /// Whether the documents that contain an object have been written.
-    fn delivery_of(&self, scope: &str, outcome: &Outcome) -> Delivery {
-        let mut written = Vec::new();
-        for kind in &outcome.documents {
-            match self.delivery.get(&(*kind, scope.to_owned())) {
-                Some(Delivery::Written(message)) => written.push(message.clone()),
-                Some(other) => return other.clone(),
-                None => return Delivery::Pending(format!("{} is not written yet", document_name(*kind, scope))),
-            }
-        }
-        Delivery::Written(written.join("; "))
-    }
-
-    fn retry(&mut self, scope: &str) {
-        let failures = self.failures.entry(scope.to_owned()).or_default();
-        *failures += 1;
-        let wait = RETRY_MIN.saturating_mul(1 << (*failures - 1).min(8)).min(RETRY_MAX);
-        self.requeue_at(scope, Instant::now() + wait);
-    }
-
-    fn requeue_at(&mut self, scope: &str, then: Instant) {
-        self.dirty.insert(scope.to_owned());
-        let entry = self.not_before.entry(scope.to_owned()).or_insert(then);
-        *entry = (*entry).max(then);
-    }
-}
-
-/// Namespace and name of a document's ConfigMap, for logs and messages.
-fn document_name(kind: DocumentKind, scope: &str) -> String {
-    format!("{}/{}", crate::world::documents_namespace(kind), kind.name(scope))
-}
-
-fn delivered(kind: DocumentKind, scope: &str, published: &Published) -> String {
-    format!("in {} at config generation {}", document_name(kind, scope), published.written.config_generation)
-}
-
 fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 async fn sleep_until(then: Option<Instant>) {
     match then {
-        Some(then) => tokio::time::sleep_until(then).await,
+        Some(then) => tokio::time::sleep_until(then.into()).await,
         None => std::future::pending().await,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::world::NamespaceMeta;
-
-    #[test]
-    fn state_has_synced_when_every_kind_was_listed() {
-        let (mut state, kinds) = (State::default(), KINDS);
-        let namespaces: Vec<NamespaceMeta> = Vec::new();
-        state.observe(Event::Namespace(Change::Reset(namespaces)));
-        assert_eq!(state.listed, BTreeSet::from(["namespaces"]), "the name that the watch uses");
-        state.listed.extend(kinds.iter().skip(2));
-        assert!(!state.has_synced(), "services are missing");
-        state.listed.extend(kinds);
-        assert!(state.has_synced());
-    }
-
-    fn set(names: &[&str]) -> BTreeSet<String> {
-        names.iter().map(|name| (*name).to_owned()).collect()
-    }
-
-    #[test]
-    fn referenced_namespaces_are_written_first() {
-        let mut state = State::default();
-        state.references.insert("a".into(), set(&["b", "elsewhere"]));
-        state.references.insert("b".into(), set(&["c"]));
-        assert_eq!(state.levels(set(&["a", "b", "c", "d"])), [vec!["c", "d"], vec!["b"], vec!["a"]]);
-        state.references.insert("c".into(), set(&["a"]));
-        assert_eq!(state.levels(set(&["a", "b", "c", "d"])), [vec!["d"], vec!["a", "b", "c"]], "a cycle ends");
-    }
-
-    #[test]
-    fn retries_back_off_up_to_a_limit() {
-        let mut state = State::default();
-        for _ in 0..40 {
-            state.retry("shop");
-        }
-        let wait = state.not_before["shop"] - Instant::now();
-        assert!(wait <= RETRY_MAX && wait > RETRY_MAX / 2, "{wait:?}");
-        assert!(state.take_due(Instant::now()).is_empty(), "backing off");
-        state.schedule();
-        assert!(state.flush_at.is_some_and(|at| at > Instant::now()), "scheduled for later");
-    }
-
-    #[test]
-    fn first_change_is_written_at_once_and_a_burst_is_coalesced() {
-        let namespace = |name: &str, enabled| {
-            Event::Namespace(Change::Apply(crate::world::NamespaceMeta { name: name.into(), enabled }))
-        };
-        let mut state = State { coalesce: COALESCE_MIN, ..State::default() };
-        state.observe(namespace("a", true));
-        assert_eq!(state.coalesce, COALESCE_MIN);
-        for round in 0..8 {
-            assert_eq!(state.take_due(Instant::now()).len(), 1);
-            state.last_flush = Some(Instant::now());
-            state.observe(namespace("a", round % 2 == 1));
-        }
-        assert_eq!(state.coalesce, COALESCE_MAX);
     }
 }

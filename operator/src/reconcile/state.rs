@@ -1,0 +1,275 @@
+//! What the loop knows: the World, which scopes are dirty and when they are due, and what has been written.
+//!
+//! Pure: no client; the time is a parameter.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::{Duration, Instant};
+
+use crate::compile::{self, Compiled, Exports, Outcome};
+use crate::render::Published;
+use crate::status::Delivery;
+use crate::world::{DocumentKind, Event, KINDS, ObjectId, World, documents_namespace};
+
+/// The scope of the index; no namespace has this name.
+pub(super) const INDEX: &str = "";
+
+/// Coalescing delay of the first change after a quiet period.
+const COALESCE_MIN: Duration = Duration::from_millis(20);
+/// Longest coalescing delay, under constant changes.
+const COALESCE_MAX: Duration = Duration::from_millis(500);
+/// Time without a write after which the coalescing delay starts at the minimum again.
+const QUIET: Duration = Duration::from_secs(1);
+/// Maximum namespaces per round. Events are applied between rounds.
+const ROUND_MAX: usize = 64;
+/// Backoff of failed writes: first and longest delay.
+const RETRY_MIN: Duration = Duration::from_millis(250);
+pub(super) const RETRY_MAX: Duration = Duration::from_secs(30);
+/// Minimum time between two status writes of one object.
+pub(super) const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// State of the loop.
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) world: World,
+    /// Kinds that have been listed.
+    pub(super) listed: BTreeSet<&'static str>,
+    /// Scopes to compile and write.
+    pub(super) dirty: BTreeSet<String>,
+    /// Scopes to skip before an instant: rate limits and backoff.
+    pub(super) not_before: BTreeMap<String, Instant>,
+    pub(super) failures: BTreeMap<String, u32>,
+    pub(super) published: BTreeMap<(DocumentKind, String), Published>,
+    pub(super) delivery: BTreeMap<(DocumentKind, String), Delivery>,
+    exports: BTreeMap<String, Exports>,
+    references: BTreeMap<String, BTreeSet<String>>,
+    pub(super) status_written_at: HashMap<ObjectId, Instant>,
+    /// The epoch that `published` and the other caches belong to; `None` on standby.
+    pub(super) epoch: Option<u64>,
+    /// Time of the next round, if one is scheduled.
+    pub(super) flush_at: Option<Instant>,
+    /// Current coalescing delay.
+    coalesce: Duration,
+    pub(super) last_flush: Option<Instant>,
+}
+
+// === impl State ===
+
+impl State {
+    pub(super) fn new() -> Self {
+        Self { coalesce: COALESCE_MIN, ..Self::default() }
+    }
+
+    pub(super) fn observe(&mut self, event: Event, now: Instant) {
+        let (kind, reset) = event.kind();
+        if reset {
+            self.listed.insert(kind);
+        }
+        let touched = self.world.observe(event);
+        if touched.scopes.is_empty() {
+            return;
+        }
+        self.dirty.extend(touched.scopes);
+        if self.flush_at.is_none() {
+            // The first change after a quiet period is written almost immediately; under constant changes they are
+            // coalesced.
+            let quiet = self.last_flush.is_none_or(|at| now.duration_since(at) > QUIET);
+            self.coalesce = if quiet { COALESCE_MIN } else { (self.coalesce * 2).min(COALESCE_MAX) };
+            self.flush_at = Some(now + self.coalesce);
+        }
+        if touched.urgent {
+            self.flush_at = self.flush_at.map(|at| at.min(now + COALESCE_MIN));
+        }
+    }
+
+    pub(super) fn has_synced(&self) -> bool {
+        KINDS.iter().all(|kind| self.listed.contains(kind))
+    }
+
+    /// On a change of leadership: drops all caches and marks everything dirty, to check what an earlier leader wrote.
+    pub(super) fn reset(&mut self, epoch: Option<u64>, now: Instant) {
+        self.epoch = epoch;
+        self.published.clear();
+        self.delivery.clear();
+        self.exports.clear();
+        self.references.clear();
+        self.failures.clear();
+        self.not_before.clear();
+        self.status_written_at.clear();
+        let known = self.world.namespaces().map(|(name, _)| name.clone());
+        let written = self.world.documents().map(|(_, namespace, _)| namespace.to_owned());
+        self.dirty = known.chain(written).collect();
+        self.dirty.insert(INDEX.to_owned());
+        self.flush_at = Some(now);
+    }
+
+    /// The dirty scopes that are not delayed, at most one round of them.
+    pub(super) fn take_due(&mut self, now: Instant) -> Vec<String> {
+        let due = |scope: &&String| self.not_before.get(*scope).is_none_or(|then| *then <= now);
+        let scopes: Vec<String> = self.dirty.iter().filter(due).take(ROUND_MAX).cloned().collect();
+        for scope in &scopes {
+            self.dirty.remove(scope);
+            self.not_before.remove(scope);
+        }
+        self.flush_at = None;
+        scopes
+    }
+
+    /// Sets the time of the next round, if a scope is dirty.
+    pub(super) fn schedule(&mut self, now: Instant) {
+        self.status_written_at.retain(|_, at| now.duration_since(*at) < STATUS_INTERVAL);
+        self.flush_at = self.dirty.iter().map(|scope| self.not_before.get(scope).copied().unwrap_or(now)).min();
+    }
+
+    /// Compiles a namespace, and marks the namespaces that reference it dirty if its exports changed. `None`: not in
+    /// the mesh.
+    pub(super) fn compile(&mut self, scope: &str) -> Option<Compiled> {
+        let compiled = self.world.in_mesh(scope).then(|| compile::compile(&self.world, scope));
+        let exports = match &compiled {
+            Some(compiled) => compile::exports(&self.world, scope, compiled),
+            None => Exports::default(),
+        };
+        let before = self.exports.insert(scope.to_owned(), exports.clone());
+        if before.as_ref() != Some(&exports) {
+            self.dirty.extend(self.world.referrers(scope).map(str::to_owned));
+            self.dirty.insert(INDEX.to_owned());
+        }
+        // A reference enrolls the referenced namespace in the mesh.
+        let references = self.world.references(scope);
+        let before = self.references.insert(scope.to_owned(), references.clone()).unwrap_or_default();
+        self.dirty.extend(before.symmetric_difference(&references).filter(|other| *other != scope).cloned());
+        if compiled.is_none() {
+            self.exports.remove(scope);
+            self.references.remove(scope);
+        }
+        compiled
+    }
+
+    /// Scopes in write order: each level after those that it references. Scopes that reference each other share a
+    /// level.
+    pub(super) fn levels(&self, mut scopes: BTreeSet<String>) -> Vec<Vec<String>> {
+        let mut levels = Vec::new();
+        while !scopes.is_empty() {
+            let waits = |scope: &String| {
+                self.references
+                    .get(scope)
+                    .is_some_and(|others| others.iter().any(|other| other != scope && scopes.contains(other)))
+            };
+            let mut level: Vec<String> = scopes.iter().filter(|scope| !waits(scope)).cloned().collect();
+            if level.is_empty() {
+                level = scopes.iter().cloned().collect();
+            }
+            scopes.retain(|scope| !level.contains(scope));
+            levels.push(level);
+        }
+        levels
+    }
+
+    /// Current generations of the exports. A namespace without an export is left out, so that nothing waits for it.
+    pub(super) fn generations(&self, namespaces: &BTreeSet<String>) -> BTreeMap<String, u64> {
+        let generation = |namespace: &String| {
+            let published = self
+                .published
+                .get(&(DocumentKind::Export, namespace.clone()))
+                .map(|published| published.written.generation);
+            let found =
+                || self.world.document(DocumentKind::Export, namespace)?.header().map(|header| header.generation);
+            Some((namespace.clone(), published.or_else(found)?))
+        };
+        namespaces.iter().filter_map(generation).collect()
+    }
+
+    /// Whether the documents that contain an object have been written.
+    pub(super) fn delivery_of(&self, scope: &str, outcome: &Outcome) -> Delivery {
+        let mut written = Vec::new();
+        for kind in &outcome.documents {
+            match self.delivery.get(&(*kind, scope.to_owned())) {
+                Some(Delivery::Written(message)) => written.push(message.clone()),
+                Some(other) => return other.clone(),
+                None => return Delivery::Pending(format!("{} is not written yet", document_name(*kind, scope))),
+            }
+        }
+        Delivery::Written(written.join("; "))
+    }
+
+    pub(super) fn retry(&mut self, scope: &str, now: Instant) {
+        let failures = self.failures.entry(scope.to_owned()).or_default();
+        *failures += 1;
+        let wait = RETRY_MIN.saturating_mul(1 << (*failures - 1).min(8)).min(RETRY_MAX);
+        self.requeue_at(scope, now + wait);
+    }
+
+    pub(super) fn requeue_at(&mut self, scope: &str, then: Instant) {
+        self.dirty.insert(scope.to_owned());
+        let entry = self.not_before.entry(scope.to_owned()).or_insert(then);
+        *entry = (*entry).max(then);
+    }
+}
+
+/// Namespace and name of a document's ConfigMap, for logs and messages.
+pub(super) fn document_name(kind: DocumentKind, scope: &str) -> String {
+    format!("{}/{}", documents_namespace(kind), kind.name(scope))
+}
+
+pub(super) fn delivered(kind: DocumentKind, scope: &str, published: &Published) -> String {
+    format!("in {} at config generation {}", document_name(kind, scope), published.written.config_generation)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::{Change, NamespaceMeta};
+
+    #[test]
+    fn state_has_synced_when_every_kind_was_listed() {
+        let (mut state, kinds) = (State::default(), KINDS);
+        let namespaces: Vec<NamespaceMeta> = Vec::new();
+        state.observe(Event::Namespace(Change::Reset(namespaces)), Instant::now());
+        assert_eq!(state.listed, BTreeSet::from(["namespaces"]), "the name that the watch uses");
+        state.listed.extend(kinds.iter().skip(2));
+        assert!(!state.has_synced(), "services are missing");
+        state.listed.extend(kinds);
+        assert!(state.has_synced());
+    }
+
+    fn set(names: &[&str]) -> BTreeSet<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn referenced_namespaces_are_written_first() {
+        let mut state = State::default();
+        state.references.insert("a".into(), set(&["b", "elsewhere"]));
+        state.references.insert("b".into(), set(&["c"]));
+        assert_eq!(state.levels(set(&["a", "b", "c", "d"])), [vec!["c", "d"], vec!["b"], vec!["a"]]);
+        state.references.insert("c".into(), set(&["a"]));
+        assert_eq!(state.levels(set(&["a", "b", "c", "d"])), [vec!["d"], vec!["a", "b", "c"]], "a cycle ends");
+    }
+
+    #[test]
+    fn retries_back_off_up_to_a_limit() {
+        let mut state = State::default();
+        for _ in 0..40 {
+            state.retry("shop", Instant::now());
+        }
+        let wait = state.not_before["shop"] - Instant::now();
+        assert!(wait <= RETRY_MAX && wait > RETRY_MAX / 2, "{wait:?}");
+        assert!(state.take_due(Instant::now()).is_empty(), "backing off");
+        state.schedule(Instant::now());
+        assert!(state.flush_at.is_some_and(|at| at > Instant::now()), "scheduled for later");
+    }
+
+    #[test]
+    fn first_change_is_written_at_once_and_a_burst_is_coalesced() {
+        let namespace =
+            |name: &str, enabled| Event::Namespace(Change::Apply(NamespaceMeta { name: name.into(), enabled }));
+        let mut state = State::new();
+        state.observe(namespace("a", true), Instant::now());
+        assert_eq!(state.coalesce, COALESCE_MIN);
+        for round in 0..8 {
+            assert_eq!(state.take_due(Instant::now()).len(), 1);
+            state.last_flush = Some(Instant::now());
+            state.observe(namespace("a", round % 2 == 1), Instant::now());
+        }
+        assert_eq!(state.coalesce, COALESCE_MAX);
+    }
+}
