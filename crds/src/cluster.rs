@@ -106,9 +106,9 @@ pub struct Subset {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = kube::core::Rule::new("(self.policy in ['RingHash', 'Maglev']) == has(self.hashOn)")
+    validation = Rule::new("(self.policy in ['RingHash', 'Maglev']) == has(self.hashOn)")
         .message("policies RingHash and Maglev require hashOn; remove hashOn for other policies"),
-    validation = kube::core::Rule::new("!has(self.slowStart) || !(self.policy in ['RingHash', 'Maglev'])")
+    validation = Rule::new("!has(self.slowStart) || !(self.policy in ['RingHash', 'Maglev'])")
         .message("slowStart has no effect with policies RingHash and Maglev: remove it")
 )]
 pub struct LoadBalancer {
@@ -182,9 +182,9 @@ pub enum TrafficDistribution {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = kube::core::Rule::new("has(self.name) == (self.type != 'SourceAddress')")
+    validation = Rule::new("has(self.name) == (self.type != 'SourceAddress')")
         .message("types Header, Cookie and QueryParam require a name; remove name for SourceAddress"),
-    validation = kube::core::Rule::new("!has(self.name) || self.type == 'QueryParam' || self.name.matches('^[A-Za-z0-9!#$%&*+.^_`|~-]+$')")
+    validation = Rule::new("!has(self.name) || self.type == 'QueryParam' || self.name.matches('^[A-Za-z0-9!#$%&*+.^_`|~-]+$')")
         .message("name is not a valid header or cookie name")
 )]
 pub struct HashOn {
@@ -227,7 +227,7 @@ pub struct StickySession {
     /// How long clients keep the cookie (Max-Age), 1s to 8760h. Default: a session cookie, kept until the browser
     /// closes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = kube::core::Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('8760h')")
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('8760h')")
         .message("stickySession.ttl must be between 1s and 8760h"))]
     pub ttl: Option<Duration>,
 }
@@ -238,7 +238,7 @@ pub struct StickySession {
 #[serde(rename_all = "camelCase")]
 pub struct SlowStart {
     /// Time until the pod has its full share, 1s to 1h. Example: `30s`.
-    #[x_kube(validation = kube::core::Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('1h')")
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('1h')")
         .message("slowStart.window must be between 1s and 1h"))]
     pub window: Duration,
     /// The share that a new pod starts with, in percent of its full share. Default: 10.
@@ -266,7 +266,7 @@ fn session_path() -> String {
 pub struct Connect {
     /// Connect timeout, 1ms to 5m; then another pod is tried. Default: 1s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = kube::core::Rule::new("duration(self) >= duration('1ms') && duration(self) <= duration('5m')")
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1ms') && duration(self) <= duration('5m')")
         .message("connect.timeout must be between 1ms and 5m"))]
     pub timeout: Option<Duration>,
 }
@@ -295,7 +295,7 @@ pub struct Limits {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = kube::core::Rule::new("!has(self.maxEjectionTime) || duration(self.maxEjectionTime) >= duration(has(self.baseEjectionTime) ? self.baseEjectionTime : '30s')")
+    validation = Rule::new("!has(self.maxEjectionTime) || duration(self.maxEjectionTime) >= duration(has(self.baseEjectionTime) ? self.baseEjectionTime : '30s')")
         .message("maxEjectionTime must not be shorter than baseEjectionTime")
 )]
 pub struct OutlierDetection {
@@ -319,18 +319,18 @@ pub struct OutlierDetection {
     /// How often success rates are compared, 1s to 1h. Each interval at whose end a pod is not ejected makes its next
     /// ejection one step shorter. Default: 10s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = kube::core::Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('1h')")
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('1h')")
         .message("outlierDetection.interval must be between 1s and 1h"))]
     pub interval: Option<Duration>,
     /// Duration of the first ejection, 1s to 1h. Each further one in a row lasts longer by this time: 30s, 60s, 90s,
     /// ... Default: 30s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = kube::core::Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('1h')")
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('1h')")
         .message("outlierDetection.baseEjectionTime must be between 1s and 1h"))]
     pub base_ejection_time: Option<Duration>,
     /// Maximum duration of an ejection, 1s to 24h. Default: 5m, or baseEjectionTime if that is longer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = kube::core::Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('24h')")
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('24h')")
         .message("outlierDetection.maxEjectionTime must be between 1s and 24h"))]
     pub max_ejection_time: Option<Duration>,
     /// Maximum share of ejected pods, in percent: a pod is ejected only while fewer than this percentage of the pods
@@ -368,11 +368,11 @@ pub struct SuccessRate {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = kube::core::Rule::new("self.type == 'HTTP' ? has(self.path) : !has(self.path) && !has(self.host)")
+    validation = Rule::new("self.type == 'HTTP' ? has(self.path) : !has(self.path) && !has(self.host)")
         .message("type HTTP requires path; path and host are for type HTTP only"),
-    validation = kube::core::Rule::new("self.type == 'GRPC' || !has(self.service)")
+    validation = Rule::new("self.type == 'GRPC' || !has(self.service)")
         .message("service is for type GRPC only"),
-    validation = kube::core::Rule::new("duration(has(self.timeout) ? self.timeout : '1s') <= duration(has(self.interval) ? self.interval : '10s')")
+    validation = Rule::new("duration(has(self.timeout) ? self.timeout : '1s') <= duration(has(self.interval) ? self.interval : '10s')")
         .message("healthCheck.timeout must not be longer than the interval")
 )]
 pub struct HealthCheck {
@@ -398,12 +398,12 @@ pub struct HealthCheck {
     pub port: Option<u16>,
     /// Time between two checks of a pod, with 25 % jitter, 500ms to 1h. Default: 10s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = kube::core::Rule::new("duration(self) >= duration('500ms') && duration(self) <= duration('1h')")
+    #[x_kube(validation = Rule::new("duration(self) >= duration('500ms') && duration(self) <= duration('1h')")
         .message("healthCheck.interval must be between 500ms and 1h"))]
     pub interval: Option<Duration>,
     /// Timeout of a check. Default: 1s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = kube::core::Rule::new("duration(self) >= duration('1ms') && duration(self) <= duration('1h')")
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1ms') && duration(self) <= duration('1h')")
         .message("healthCheck.timeout must be between 1ms and 1h"))]
     pub timeout: Option<Duration>,
     /// Consecutive failed checks after which a pod is unhealthy. Default: 3.

@@ -61,7 +61,7 @@ pub enum PolicyTargetKind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = kube::core::Rule::new("self.kind == 'Namespace' ? !has(self.name) : has(self.name)")
+    validation = Rule::new("self.kind == 'Namespace' ? !has(self.name) : has(self.name)")
         .message("kinds Service and ServiceAccount require a name; remove name for kind Namespace: the policy's own namespace is the target")
 )]
 pub struct PolicyTargetRef {
