@@ -30,27 +30,44 @@ const DEPENDENCIES: [(&str, &[&str]); 9] = [
 ];
 
 /// The layers of modules inside each crate, the lowest first. A file imports only from its own module and lower layers.
-const ORDERS: [Order; 1] = [Order {
-    src: "injector/src",
-    library: "weft_injector",
-    layers: &[
-        &["metrics", "namespace", "patch", "pod", "quantity"],
-        &["annotations", "certificate"],
-        &["refusal", "settings"],
-        &["decide", "namespaces", "probe"],
-        &["mutate"],
-        &["refresh"],
-        &["lib"],
-        &["server"],
-        &["app"],
-        &["main"],
-    ],
-    circles: &[],
-}];
+const ORDERS: [Order; 2] = [
+    Order {
+        src: "injector/src",
+        library: "weft_injector",
+        layers: &[
+            &["metrics", "namespace", "patch", "pod", "quantity"],
+            &["annotations", "certificate"],
+            &["refusal", "settings"],
+            &["decide", "namespaces", "probe"],
+            &["mutate"],
+            &["refresh"],
+            &["lib"],
+            &["server"],
+            &["app"],
+            &["main"],
+        ],
+        circles: &[],
+    },
+    Order {
+        src: "operator/src",
+        library: "weft_operator",
+        layers: &[
+            &["lease", "lib", "metrics", "world"],
+            &["compile", "watch"],
+            &["render", "status", "webhook"],
+            &["apply"],
+            &["reconcile"],
+            &["app"],
+            &["main"],
+        ],
+        circles: &[],
+    },
+];
 
 /// Modules of pure functions: no client, no runtime, no files, no clock.
-const PURE: [&str; 21] = [
+const PURE: [&str; 22] = [
     "operator/src/compile",
+    "operator/src/reconcile/state.rs",
     "operator/src/status.rs",
     "injector/src/annotations.rs",
     "injector/src/decide.rs",
