@@ -15,14 +15,14 @@ use crate::http::forward::{LOCAL_CONNECT_TIMEOUT, Plan, RequestGuard, Upstream, 
 use crate::http::incoming::Incoming;
 use crate::http::respond::{Answer, Reason};
 use crate::http::{head, serve};
+use crate::http1::framing::BadHead;
 use crate::path::TooManyReadings;
 use crate::policy::Verdict as PolicyVerdict;
 use crate::sniff::{CLIENT_FIRST_TIMEOUT, FirstSpeaker, Peek, Prefixed};
 use crate::stream::Stream;
-use crate::tcp;
 use crate::telemetry::access::{self, ConnectionLog};
-use crate::tls;
 use crate::upstream::endpoint::open;
+use crate::{tcp, tls};
 
 /// Longest reading of a path that a 403 response quotes, in bytes.
 const READING_BYTES_MAX: usize = 256;
@@ -162,7 +162,7 @@ async fn respond(downstream: Rc<Downstream>, request: Box<Request<Incoming>>) ->
         let text = "CONNECT tunnels are opened by the client's proxy; none is accepted here";
         return Answer::new(Reason::ConnectRefused, text).into_response(guard);
     }
-    if let Err(head::BadHead(text)) = head::check(&request) {
+    if let Err(BadHead(text)) = head::check(&request) {
         return Answer::new(Reason::BadRequest, text).into_response(guard);
     }
     let inbound = worker.shared.store.load().inbound.clone();

@@ -52,6 +52,8 @@ mod http1 {
 
     #[path = "../../src/http1/decode.rs"]
     pub(crate) mod decode;
+    #[path = "../../src/http1/framing.rs"]
+    pub(crate) mod framing;
     #[path = "../../src/http1/parse.rs"]
     pub(crate) mod parse;
 }

@@ -37,16 +37,16 @@ use tokio::time::Instant;
 
 use super::body::{ResponseBody, SharedBody};
 use super::head::{self, MaxForwards, ProtectedHeaders};
-use super::hedge;
 use super::incoming::Incoming;
 use super::interim::{self, InterimFilter};
 use super::pace::UploadRate;
 use super::respond::{Answer, GRPC_STATUS, Reason, http_status};
-use super::upgrade;
+use super::{hedge, upgrade};
 use crate::balance::affinity::Affinity;
 use crate::balance::outlier::Outcome;
 use crate::downstream::Downstream;
 use crate::filter::mirror::Shadows;
+use crate::http1::framing::BadHead;
 use crate::table::route::{Retry, Rule, RuleName};
 use crate::telemetry::access;
 use crate::telemetry::alive::{self, Alive, Kind};
@@ -258,7 +258,7 @@ fn prepare(
         Ok(MaxForwards::Unlimited) => {}
         Ok(MaxForwards::Left(left)) => drop(parts.headers.insert(header::MAX_FORWARDS, left.into())),
         Ok(MaxForwards::Reached) => return refuse(Answer::max_forwards_reached(&parts.method), guard),
-        Err(head::BadHead(text)) => return refuse(Answer::new(Reason::BadRequest, text), guard),
+        Err(BadHead(text)) => return refuse(Answer::new(Reason::BadRequest, text), guard),
     }
     let affinity = match &plan.upstream {
         Upstream::Local(_) => Affinity::default(),
@@ -271,7 +271,7 @@ fn prepare(
     // HTTP/1.0 requests may have no host: the destination address is sent instead.
     let host = plan.host.clone().or_else(|| HeaderValue::try_from(guard.log.downstream.destination.to_string()).ok());
     let protected = plan.protected.and_then(|protected| protected.request.as_ref());
-    if let Err(head::BadHead(text)) = head::for_upstream(&mut parts, host, plan.path.clone(), plan.http2, protected) {
+    if let Err(BadHead(text)) = head::for_upstream(&mut parts, host, plan.path.clone(), plan.http2, protected) {
         return refuse(Answer::new(Reason::BadRequest, text), guard);
     }
     // After `for_upstream`, so that a client's `Connection` cannot remove what a rule sets.
@@ -599,7 +599,7 @@ fn client_response(
     let (mut parts, mut body) = response.into_parts();
     let is_upgrade = parts.status == StatusCode::SWITCHING_PROTOCOLS;
     let accepted = if is_upgrade { parts.headers.get(header::UPGRADE).cloned() } else { None };
-    if let Err(head::BadHead(text)) = head::check_response(parts.version, &mut parts.headers) {
+    if let Err(BadHead(text)) = head::check_response(parts.version, &mut parts.headers) {
         return Answer::new(Reason::UpstreamProtocol, text).into_response(guard);
     }
     head::strip_hop_by_hop(&mut parts.headers, plan.protected.and_then(|protected| protected.response.as_ref()));

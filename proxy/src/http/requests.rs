@@ -23,7 +23,8 @@ use super::{date, head, interim, respond};
 use crate::downstream::Downstream;
 use crate::http1::decode::Decoder;
 use crate::http1::encode::{self, Outgoing, RequestLine, WriteError};
-use crate::http1::parse::{self, BadMessage, Framing, RequestHead};
+use crate::http1::framing::Framing;
+use crate::http1::parse::{self, BadMessage, RequestHead};
 use crate::http1::wire::{ReadError, Wire};
 use crate::tcp::End;
 use crate::telemetry::access;
@@ -320,7 +321,7 @@ impl BodyReader {
         if framing == Framing::Length(0) {
             return None;
         }
-        let decoder = RefCell::new(framing.decoder());
+        let decoder = RefCell::new(Decoder::new(framing));
         Some(Rc::new(Self {
             wire: wire.clone(),
             decoder,

@@ -6,6 +6,7 @@ use http::HeaderMap;
 use http_body::SizeHint;
 
 use super::HEAD_BYTES_MAX;
+use super::framing::Framing;
 use super::parse::{self, BadMessage};
 
 /// Size of all chunk extensions of a body. They are ignored. Source: hyper.
@@ -67,6 +68,15 @@ pub(crate) enum Step {
 // === impl Decoder ===
 
 impl Decoder {
+    /// A decoder for a body with this framing.
+    pub(crate) fn new(framing: Framing) -> Self {
+        match framing {
+            Framing::Length(length) => Self::Length(length),
+            Framing::Chunked => Self::chunked(),
+            Framing::Close => Self::Close,
+        }
+    }
+
     pub(crate) fn chunked() -> Self {
         Self::Chunked(Box::new(Chunked { state: State::Size, left: 0, extensions: 0, trailers: Vec::new() }))
     }

@@ -12,7 +12,7 @@ use http::{Method, StatusCode, Version};
 use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::parse::Framing;
+use super::framing::Framing;
 use super::wire::Wire;
 use crate::http::body::BodyError;
 

@@ -1,6 +1,7 @@
 //! HTTP/1.1 messages on both sides of the proxy (RFC 9112).
 //!
 //! - [`parse`]: the head of a request or a response, and the framing of its body.
+//! - [`framing`]: what headers say about the body's end and the connection's.
 //! - [`decode`]: finds the end of a body.
 //! - [`encode`]: writes a head and its body.
 //! - [`wire`]: a connection that messages are read from and written to.
@@ -10,6 +11,7 @@
 
 pub(crate) mod decode;
 pub(crate) mod encode;
+pub(crate) mod framing;
 pub(crate) mod parse;
 pub(crate) mod wire;
 

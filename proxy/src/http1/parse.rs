@@ -9,8 +9,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use httparse::{Header, Status};
 
 use super::HEAD_BYTES_MAX;
-use super::decode::Decoder;
-use crate::http::head::{self, HEADERS_MAX};
+use super::framing::{self, Framing, HEADERS_MAX};
 
 /// Longest request target, in bytes. Source: the limit of `http::Uri`.
 const TARGET_BYTES_MAX: usize = 65_534;
@@ -43,15 +42,6 @@ pub(crate) struct ResponseHead {
     pub(crate) framing: Framing,
     /// Whether the server accepts another request on the connection.
     pub(crate) keep_alive: bool,
-}
-
-/// How a body is delimited (RFC 9112 6.3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Framing {
-    Length(u64),
-    Chunked,
-    /// By the end of the connection.
-    Close,
 }
 
 /// A head and its length in bytes. None: it is incomplete.
@@ -188,7 +178,7 @@ fn headers(parsed: &[Header<'_>], bytes: &[u8], block: &Bytes) -> Result<HeaderM
 
 /// The framing that the headers define, if any.
 fn framing(headers: &HeaderMap, version: Version) -> Result<Option<Framing>, BadMessage> {
-    let framing = head::framing(headers).map_err(|head::BadHead(text)| BadMessage::new(text))?;
+    let framing = framing::framing(headers).map_err(|framing::BadHead(text)| BadMessage::new(text))?;
     if framing == Some(Framing::Chunked) && version == Version::HTTP_10 {
         return Err(BadMessage::new("Transfer-Encoding in an HTTP/1.0 message"));
     }
@@ -200,20 +190,7 @@ fn keeps_alive(headers: &HeaderMap, version: Version) -> Result<bool, BadMessage
     if !headers.contains_key(header::CONNECTION) {
         return Ok(version == Version::HTTP_11);
     }
-    head::keeps_alive(version, headers).map_err(|head::BadHead(text)| BadMessage::new(text))
-}
-
-// === impl Framing ===
-
-impl Framing {
-    /// A decoder for such a body.
-    pub(crate) fn decoder(self) -> Decoder {
-        match self {
-            Self::Length(length) => Decoder::Length(length),
-            Self::Chunked => Decoder::chunked(),
-            Self::Close => Decoder::Close,
-        }
-    }
+    framing::keeps_alive(version, headers).map_err(|framing::BadHead(text)| BadMessage::new(text))
 }
 
 // === impl BadMessage ===

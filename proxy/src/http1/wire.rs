@@ -354,7 +354,7 @@ mod tests {
         let receiving = async {
             let parse = |bytes: &[u8]| parse::response(bytes, &Method::GET);
             let head = poll_fn(|cx| far.poll_head(cx, parse)).await.expect("a head");
-            let (mut decoder, mut body) = (head.framing.decoder(), Vec::new());
+            let (mut decoder, mut body) = (Decoder::new(head.framing), Vec::new());
             while let Some(frame) = poll_fn(|cx| far.poll_body(&mut decoder, cx)).await {
                 body.extend_from_slice(frame.expect("whole").data_ref().expect("no trailers"));
             }
@@ -398,7 +398,7 @@ mod tests {
         let mut outgoing = Outgoing::new(encode::request(&parts, &body), body);
         let receiving = async {
             let head = poll_fn(|cx| far.poll_head(cx, parse::request)).await.expect("a head");
-            let (mut decoder, mut length, mut last) = (head.framing.decoder(), 0, None);
+            let (mut decoder, mut length, mut last) = (Decoder::new(head.framing), 0, None);
             while let Some(frame) = poll_fn(|cx| far.poll_body(&mut decoder, cx)).await {
                 let frame = frame.expect("whole");
                 length += frame.data_ref().map_or(0, Bytes::len);
@@ -420,7 +420,8 @@ mod tests {
         let head = "HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n";
         poll_fn(|cx| near.poll_write(cx, &[IoSlice::new(head.as_bytes())])).await.expect("written");
         let parse = |bytes: &[u8]| parse::response(bytes, &Method::GET);
-        let mut decoder = poll_fn(|cx| far.poll_head(cx, parse)).await.expect("a head").framing.decoder();
+        let head = poll_fn(|cx| far.poll_head(cx, parse)).await.expect("a head");
+        let mut decoder = Decoder::new(head.framing);
         for _ in 0..3 {
             poll_fn(|cx| near.poll_write(cx, &[IoSlice::new(b"x")])).await.expect("written");
             let frame = poll_fn(|cx| far.poll_body(&mut decoder, cx)).await.expect("more").expect("whole");
@@ -441,7 +442,8 @@ mod tests {
             poll_fn(|cx| near.poll_write(cx, &[IoSlice::new(text.as_bytes())])).await.expect("written");
             drop(near);
             let parse = |bytes: &[u8]| parse::response(bytes, &Method::GET);
-            let mut decoder = poll_fn(|cx| far.poll_head(cx, parse)).await.expect("a head").framing.decoder();
+            let head = poll_fn(|cx| far.poll_head(cx, parse)).await.expect("a head");
+            let mut decoder = Decoder::new(head.framing);
             let body = StreamBody::new(futures_util::stream::poll_fn(|cx| far.poll_body(&mut decoder, cx)));
             assert_eq!(body.collect().await.is_ok(), whole, "{text:?}");
         }

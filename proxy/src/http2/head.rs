@@ -11,7 +11,7 @@ use super::frame::{CONTINUATION, END_HEADERS, END_STREAM, FrameHeader, HEADER_BY
 use crate::hpack::Field;
 use crate::hpack::decode::Decoder;
 use crate::hpack::encode::Encoder;
-use crate::http::head::HEADERS_MAX;
+use crate::http1::framing::HEADERS_MAX;
 
 /// The decoded fields of one header block.
 #[derive(Default)]

@@ -29,7 +29,7 @@ use std::fmt;
 use std::io;
 
 #[cfg(doc)]
-use crate::http::head::HEADERS_MAX;
+use crate::http1::framing::HEADERS_MAX;
 
 /// Limits on what the peer may send.
 #[derive(Clone, Copy, Debug)]

@@ -19,6 +19,7 @@ use crate::http::forward::{Plan, RequestGuard, Upstream, forward};
 use crate::http::incoming::Incoming;
 use crate::http::respond::{Answer, Reason};
 use crate::http::{head, tunnel};
+use crate::http1::framing::BadHead;
 use crate::table::route::{Action, PathMatch, Redirect, Rule};
 use crate::table::{Cluster, Port};
 use crate::upstream::load::Kind;
@@ -36,11 +37,11 @@ pub(super) async fn respond(
     if worker.shared.memory.is_exhausted() {
         return Answer::new(Reason::Overload, "the memory of the proxy is exhausted").into_response(guard);
     }
-    if let Err(head::BadHead(text)) = head::check(&request) {
+    if let Err(BadHead(text)) = head::check(&request) {
         return Answer::new(Reason::BadRequest, text).into_response(guard);
     }
     let is_connect = request.method() == Method::CONNECT;
-    if is_connect && let Err(head::BadHead(text)) = head::check_connect(&request) {
+    if is_connect && let Err(BadHead(text)) = head::check_connect(&request) {
         return Answer::new(Reason::BadRequest, text).into_response(guard);
     }
     let table = worker.shared.store.load();

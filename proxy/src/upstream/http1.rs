@@ -197,7 +197,7 @@ impl Future for Exchange {
                 continue;
             }
             this.connection.keep_alive.set(head.keep_alive);
-            let body = this.receive(head.framing.decoder());
+            let body = this.receive(Decoder::new(head.framing));
             return Poll::Ready(Ok(head.response.map(|()| Incoming::FromServer(body))));
         }
     }
