@@ -6,6 +6,7 @@ use http::Method;
 use http::header::{self, HeaderMap, HeaderName};
 
 use crate::http::head::canonical_host;
+use crate::query::query_value;
 use crate::table::route::{Backend, Match, Routes, Rule, ValueTest};
 
 /// The parts of a request that routes match on.
@@ -65,39 +66,11 @@ pub(crate) fn normalize_value<'a>(name: &HeaderName, value: &'a [u8]) -> Cow<'a,
     if *name == header::HOST { canonical_host(value) } else { Cow::Borrowed(value) }
 }
 
-/// The value of a query parameter; of a repeated one, the first.
-pub(crate) fn query_value(query: &str, name: &str) -> Option<Vec<u8>> {
-    query.split('&').find_map(|pair| {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (percent_decode(key) == name.as_bytes()).then(|| percent_decode(value))
-    })
-}
-
 fn query_matches(query: &str, name: &str, test: &ValueTest) -> bool {
     match query_value(query, name) {
         None => matches!(test, ValueTest::Absent),
         Some(value) => test.matches(&value),
     }
-}
-
-/// Decodes `%XX` and `+`. Invalid encodings stay as they are.
-fn percent_decode(text: &str) -> Vec<u8> {
-    let bytes = text.as_bytes();
-    let hex = |at: usize| bytes.get(at).and_then(|byte| (*byte as char).to_digit(16));
-    let (mut decoded, mut at) = (Vec::with_capacity(bytes.len()), 0);
-    while at < bytes.len() {
-        match (bytes[at], hex(at + 1), hex(at + 2)) {
-            (b'%', Some(high), Some(low)) => {
-                decoded.push((high * 16 + low) as u8);
-                at += 3;
-                continue;
-            }
-            (b'+', ..) => decoded.push(b' '),
-            (byte, ..) => decoded.push(byte),
-        }
-        at += 1;
-    }
-    decoded
 }
 
 #[cfg(test)]

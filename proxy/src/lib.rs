@@ -39,6 +39,7 @@ mod outbound;
 mod path;
 mod policy;
 mod probe;
+mod query;
 mod read_buffer;
 mod sni;
 mod sniff;

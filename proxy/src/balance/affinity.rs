@@ -7,7 +7,7 @@ use http::{HeaderMap, Uri};
 use weft_config as wire;
 
 use super::hash;
-use crate::decide::query_value;
+use crate::query::query_value;
 
 /// What part of a request is its hash key.
 #[derive(Clone, Debug)]

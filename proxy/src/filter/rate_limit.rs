@@ -17,7 +17,7 @@ use http::HeaderMap;
 use http::header::{self, HeaderName, HeaderValue};
 use weft_config as wire;
 
-use crate::decide::query_value;
+use crate::query::query_value;
 use crate::table::CompileError;
 use crate::table::route::parse_name;
 
