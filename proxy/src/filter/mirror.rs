@@ -26,7 +26,8 @@ use weft_config as wire;
 
 use super::Fraction;
 use crate::balance::affinity::Affinity;
-use crate::http::body::{BodyError, REPLAY_BYTES_MAX, RequestBody};
+use crate::http::body::{REPLAY_BYTES_MAX, RequestBody};
+use crate::http::error::BodyError;
 use crate::http::head;
 use crate::http::incoming::Incoming;
 use crate::outbound::find_cluster;

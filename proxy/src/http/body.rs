@@ -13,6 +13,7 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::error::BodyError;
 use super::forward::RequestGuard;
 use super::head::{self, Names, ProtectedHeaders};
 use super::incoming::Incoming;
@@ -25,9 +26,6 @@ use crate::filter::mirror::Shadows;
 use crate::http2::SendStream;
 use crate::memory::Memory;
 use crate::tcp::End;
-
-/// Why reading a body failed.
-pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Maximum bytes of a request body that are kept for replay. Source: Linkerd.
 pub(crate) const REPLAY_BYTES_MAX: usize = 64 * 1024;

@@ -8,7 +8,7 @@ use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 
-use super::body::BodyError;
+use super::error::BodyError;
 use super::requests::FromClient;
 use super::upload::Upload;
 use crate::http2::{self, RecvStream};

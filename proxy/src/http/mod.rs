@@ -12,6 +12,7 @@
 //! - [`interim`]: interim responses (1xx).
 //! - [`respond`]: the only place where the proxy generates responses.
 //! - [`body`]: request bodies that can be replayed, and response bodies that record their end.
+//! - [`error`]: why reading a body failed.
 //! - [`kept`]: the replay buffer of a request body.
 //! - [`pace`]: the minimum rate of a request body.
 //! - [`upgrade`]: upgraded connections (101), relayed as TCP.
@@ -19,6 +20,7 @@
 
 pub(crate) mod body;
 mod date;
+pub(crate) mod error;
 pub(crate) mod forward;
 pub(crate) mod head;
 pub(crate) mod hedge;

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::Body;
 
-use super::body::BodyError;
+use super::error::BodyError;
 use crate::http2::{self, Reason, SendStream};
 
 /// Sends a body to its end, or until the peer resets the stream. At most one part waits for the peer's window.

@@ -16,7 +16,8 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
-use super::body::{BodyError, Handover, ResponseBody};
+use super::body::{Handover, ResponseBody};
+use super::error::BodyError;
 use super::incoming::Incoming;
 use super::watch::{ConnectionTimers, Ended, TimedStream};
 use super::{date, head, interim, respond};

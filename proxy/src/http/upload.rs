@@ -7,7 +7,8 @@
 
 use std::task::{Context, Poll, ready};
 
-use super::body::{BodyError, RequestBody};
+use super::body::RequestBody;
+use super::error::BodyError;
 use super::pipe::{Pipe, PipeError};
 use crate::upstream::http1;
 

@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::framing::Framing;
 use super::wire::Wire;
-use crate::http::body::BodyError;
+use crate::http::error::BodyError;
 
 /// Capacity for a head of common size.
 const HEAD_CAPACITY: usize = 768;

@@ -13,7 +13,7 @@ use tokio_util::io::poll_read_buf;
 
 use super::decode::{Decoder, Step};
 use super::parse::{BadMessage, Parsed};
-use crate::http::body::BodyError;
+use crate::http::error::BodyError;
 use crate::read_buffer::{READ_BYTES, with_read_buffer};
 
 /// Capacity of a read of a long body, which is kept in the buffer that it was read to.
