@@ -34,7 +34,7 @@ use crate::outbound::find_cluster;
 use crate::table::CompileError;
 use crate::table::route::{Rule, RuleName, Target};
 use crate::telemetry::alive;
-use crate::upstream::endpoint::LeaseError;
+use crate::upstream::error::LeaseError;
 use crate::upstream::load::Kind;
 use crate::worker::Worker;
 

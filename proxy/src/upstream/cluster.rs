@@ -12,7 +12,8 @@ use http::HeaderValue;
 use http::request::Parts;
 use weft_config::Balancer;
 
-use super::endpoint::{Endpoint, Lease, LeaseError};
+use super::endpoint::{Endpoint, Lease};
+use super::error::LeaseError;
 use super::fallback::FallbackState;
 use super::load::{Kind, SharedCluster, SharedClusters};
 use crate::balance::affinity::Affinity;

@@ -17,6 +17,7 @@ use http::request::Parts;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
+use super::error::{LeaseError, SendError};
 use super::http1::{Http1, Upgraded};
 use super::http2::Http2;
 use super::load::{Permit, SharedCluster};
@@ -93,43 +94,6 @@ pub(crate) enum Connection {
     /// `None` once it was returned to the pool, closed, or taken for another protocol.
     Http1(Option<Rc<Http1>>),
     Http2(Rc<Http2>),
-}
-
-/// Why a request gets no connection. Cloned for all requests that waited for the same one.
-#[derive(Clone, Debug, thiserror::Error)]
-pub(crate) enum LeaseError {
-    /// Connecting failed.
-    #[error("{0}")]
-    Connect(#[source] Arc<io::Error>),
-    /// The connect timeout passed.
-    #[error("no connection within {0:?}")]
-    Timeout(Duration),
-    /// The limit of pending requests is reached.
-    #[error("too many requests wait for a connection")]
-    Overflow,
-}
-
-/// Why a request gets no response.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum SendError {
-    /// No part of the request was sent.
-    #[error("{0}")]
-    Unsent(String),
-    /// A GOAWAY without an error says that the server did not process the request.
-    #[error("the server closed the connection before it accepted the request")]
-    GoAway,
-    /// A REFUSED_STREAM, or a GOAWAY with an error, says that the server did not process the request.
-    #[error("the server refused the stream")]
-    Refused,
-    /// The response is malformed.
-    #[error("{0}")]
-    Protocol(String),
-    /// The head of the response is too large.
-    #[error("{0}")]
-    TooLarge(String),
-    /// The connection or stream ended after a part of the request may have been sent.
-    #[error("{0}")]
-    Reset(String),
 }
 
 // === impl Endpoint ===
@@ -361,14 +325,6 @@ pub(crate) async fn open(address: SocketAddr, timeout: Duration) -> Result<TcpSt
         TcpKeepalive::new().with_time(KEEPALIVE_TIME).with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_PROBES);
     SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
     Ok(stream)
-}
-
-// === impl LeaseError ===
-
-impl From<io::Error> for LeaseError {
-    fn from(error: io::Error) -> Self {
-        Self::Connect(Arc::new(error))
-    }
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
 use super::HEAD_TIMEOUT;
-use super::endpoint::SendError;
+use super::error::SendError;
 use super::load::Permit;
 use crate::http::body::{RequestBody, SharedBody};
 use crate::http::error::BodyError;

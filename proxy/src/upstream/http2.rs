@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
 use super::HEAD_TIMEOUT;
-use super::endpoint::SendError;
+use super::error::SendError;
 use super::load::Permit;
 use crate::clock::Tick;
 use crate::http::body::{RequestBody, SharedBody};

@@ -7,6 +7,7 @@
 
 pub(crate) mod cluster;
 pub(crate) mod endpoint;
+pub(crate) mod error;
 pub(crate) mod fallback;
 pub(crate) mod health;
 pub(crate) mod http1;
