@@ -41,6 +41,7 @@ mod policy;
 mod probe;
 mod query;
 mod read_buffer;
+mod reason;
 mod sni;
 mod sniff;
 mod stream;

@@ -13,6 +13,8 @@ mod hpack;
 mod http2;
 #[path = "../../src/path.rs"]
 mod path;
+#[path = "../../src/reason.rs"]
+mod reason;
 #[path = "../../src/sni.rs"]
 mod sni;
 #[path = "../../src/read_buffer.rs"]

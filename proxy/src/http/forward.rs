@@ -40,13 +40,14 @@ use super::head::{self, MaxForwards, ProtectedHeaders};
 use super::incoming::Incoming;
 use super::interim::{self, InterimFilter};
 use super::pace::UploadRate;
-use super::respond::{Answer, GRPC_STATUS, Reason, http_status};
+use super::respond::{Answer, GRPC_STATUS, http_status};
 use super::{hedge, upgrade};
 use crate::balance::affinity::Affinity;
 use crate::balance::outlier::Outcome;
 use crate::downstream::Downstream;
 use crate::filter::mirror::Shadows;
 use crate::http1::framing::BadHead;
+use crate::reason::{Reason, UNPROCESSED};
 use crate::table::route::{Retry, Rule, RuleName};
 use crate::telemetry::access;
 use crate::telemetry::alive::{self, Alive, Kind};
@@ -633,7 +634,7 @@ fn client_response(
 /// Removes mesh headers that the endpoint's sidecar did not set. Applications cannot set them.
 fn strip_weft_headers(headers: &mut HeaderMap, has_proxy: bool) {
     if has_proxy {
-        headers.remove(&head::UNPROCESSED);
+        headers.remove(&UNPROCESSED);
     } else {
         head::strip_weft_headers(headers);
     }
@@ -671,7 +672,7 @@ pub(super) fn drain_body(response: UpstreamResponse) {
 impl UpstreamResponse {
     /// Whether the endpoint's sidecar says that the application never received the request.
     pub(super) fn is_unprocessed(&self) -> bool {
-        self.has_proxy && self.response.headers().contains_key(&head::UNPROCESSED)
+        self.has_proxy && self.response.headers().contains_key(&UNPROCESSED)
     }
 
     /// Whether this may be a failed gRPC call with its status in trailers, and could be retried. False while the
@@ -859,7 +860,7 @@ impl Failure {
         let budget = if exhausted { "; not retried: the retry budget is exhausted" } else { "" };
         let mut answer = Answer::new(reason, format!("{detail}{budget}"));
         if inbound && reason == Reason::ConnectFailed {
-            answer.headers.insert(head::UNPROCESSED, HeaderValue::from_static("true"));
+            answer.headers.insert(UNPROCESSED, HeaderValue::from_static("true"));
         }
         answer.into_response(guard)
     }

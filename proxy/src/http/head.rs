@@ -16,14 +16,7 @@ use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, Method, Request, Uri, Version};
 
 use crate::http1::framing::{BadHead, HEADERS_MAX, framing};
-
-/// On a response that a proxy generated: the reason.
-pub(crate) const REASON: HeaderName = HeaderName::from_static("weft-reason");
-/// On a response that a proxy generated: the object and the rule that decided, `MeshRoute/namespace/name/rule`.
-pub(crate) const SOURCE: HeaderName = HeaderName::from_static("weft-source");
-/// On a response that the backend's sidecar generated: the backend never received the request, so a retry is safe for
-/// any method.
-pub(crate) const UNPROCESSED: HeaderName = HeaderName::from_static("weft-unprocessed");
+use crate::reason::{REASON, SOURCE, UNPROCESSED};
 
 /// Hop-by-hop headers.
 static HOP_BY_HOP: [HeaderName; 7] = [

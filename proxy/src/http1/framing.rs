@@ -3,6 +3,12 @@
 
 use http::{HeaderMap, Version, header};
 
+/// Maximum number of headers of a message, each value counted. Source: Envoy's default.
+pub(crate) const HEADERS_MAX: usize = 100;
+
+/// Maximum number of options in a message's `Connection` headers, the same as of headers: each costs a header lookup.
+const CONNECTION_OPTIONS_MAX: usize = HEADERS_MAX;
+
 /// How a body is delimited (RFC 9112 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Framing {
@@ -11,12 +17,6 @@ pub(crate) enum Framing {
     /// By the end of the connection.
     Close,
 }
-
-/// Maximum number of headers of a message, each value counted. Source: Envoy's default.
-pub(crate) const HEADERS_MAX: usize = 100;
-
-/// Maximum number of options in a message's `Connection` headers, the same as of headers: each costs a header lookup.
-const CONNECTION_OPTIONS_MAX: usize = HEADERS_MAX;
 
 /// A message head is invalid or ambiguous. The text becomes the body of the 400 or 502.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

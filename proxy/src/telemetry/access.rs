@@ -12,8 +12,8 @@ use weft_config::bootstrap::AccessLog;
 
 use crate::downstream::Downstream;
 use crate::http::forward::RequestLog;
-use crate::http::respond::Reason;
 use crate::http1::parse::BadMessage;
+use crate::reason::Reason;
 use crate::table::route::RuleName;
 use crate::tcp::{RelayError, Relayed};
 

@@ -18,7 +18,7 @@ use prometheus_client::registry::Registry;
 
 use super::access::ConnectionLog;
 use crate::http::forward::RequestLog;
-use crate::http::respond::Reason;
+use crate::reason::Reason;
 
 /// Upper bounds of the buckets of `request_duration_seconds`.
 const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];

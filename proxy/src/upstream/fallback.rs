@@ -23,7 +23,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::cluster::ClusterState;
 use super::endpoint::Endpoint;
-use crate::http::respond::Reason;
+use crate::reason::Reason;
 use crate::table::Cluster;
 use crate::worker::Worker;
 
