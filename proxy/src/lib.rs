@@ -50,4 +50,5 @@ mod tcp;
 mod telemetry;
 pub mod tls;
 mod upstream;
+mod value;
 mod worker;

@@ -19,8 +19,8 @@ use crate::bootstrap::Pod;
 use crate::decide::{RequestHead, normalize_value};
 use crate::http::head::{Names, ProtectedHeaders, is_same_name};
 use crate::path::{self, Readings, TooManyReadings};
-use crate::table::CompileError;
-use crate::table::route::{PathMatch, RuleName, ValueTest, parse_method, parse_name};
+use crate::table::route::{PathMatch, RuleName, ValueTest};
+use crate::value::{CompileError, parse_method, parse_name};
 
 /// Items of a header value that a Deny checks; each may cost a regular expression. A value with more items counts as
 /// matching.

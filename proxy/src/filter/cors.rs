@@ -7,8 +7,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Method};
 use weft_config as wire;
 
-use crate::table::CompileError;
-use crate::table::route::{parse_name, parse_value};
+use crate::value::{CompileError, parse_name, parse_value};
 
 /// The CORS settings of a rule.
 #[derive(Debug)]

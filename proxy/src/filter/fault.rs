@@ -7,8 +7,7 @@ use weft_config as wire;
 
 use super::Fraction;
 use crate::balance::Rng;
-use crate::table::CompileError;
-use crate::table::route::parse_status;
+use crate::value::{CompileError, parse_status};
 
 /// The faults of a rule, each for a fraction of the requests.
 #[derive(Debug)]

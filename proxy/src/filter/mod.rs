@@ -18,7 +18,7 @@ use self::fault::Fault;
 use self::mirror::Mirror;
 use self::rate_limit::RateLimit;
 use crate::balance::Rng;
-use crate::table::CompileError;
+use crate::value::CompileError;
 
 /// The filters of one rule, at least one.
 #[derive(Debug)]

@@ -18,8 +18,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use weft_config as wire;
 
 use crate::query::query_value;
-use crate::table::CompileError;
-use crate::table::route::parse_name;
+use crate::value::{CompileError, parse_name};
 
 /// Distinct keys tracked per rule, 16 bytes and some each (about 300 KB). At the limit, full buckets are evicted,
 /// which changes nothing for their keys. If none is full, new keys share one bucket, so that inventing keys does not

@@ -31,6 +31,7 @@ use crate::balance::outlier;
 use crate::balance::slow_start::SlowStart;
 use crate::bootstrap::Pod;
 use crate::policy::Policies;
+use crate::value::CompileError;
 
 /// Connect timeout of a Service without a setting. Source: Linkerd's outbound default.
 const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(1);
@@ -110,42 +111,6 @@ pub(crate) struct Inbound {
     pub(crate) dependencies: Vec<Arc<str>>,
     /// The zone of this pod's node, if the document has it.
     pub(crate) zone: Option<String>,
-}
-
-/// Why a document that parses cannot be compiled.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum CompileError {
-    /// A regular expression is invalid.
-    #[error("invalid regular expression {pattern:?}: {source}")]
-    Regex {
-        pattern: String,
-        #[source]
-        source: Box<regex::Error>,
-    },
-    /// A header name or value is invalid.
-    #[error("invalid header name or value {0:?}")]
-    Header(String),
-    /// A method is invalid.
-    #[error("invalid method {0:?}")]
-    Method(String),
-    /// A status is invalid.
-    #[error("invalid status {0}")]
-    Status(u16),
-    /// A fraction has the denominator 0.
-    #[error("invalid fraction: the denominator is 0")]
-    Fraction,
-    /// A rate limit admits no request, or more than one in a nanosecond.
-    #[error(
-        "invalid rate limit of {requests} requests in {per_ms} ms with a burst of {burst}: each must be above 0, and the \
-         rate at most one request in a nanosecond"
-    )]
-    RateLimit { requests: u32, per_ms: u64, burst: u32 },
-    /// A match refers to a rule that does not exist.
-    #[error("a match refers to rule {0}, which does not exist")]
-    Rule(usize),
-    /// The weights of a rule's backends sum to 0.
-    #[error("rule {0} has no backend with a weight above 0")]
-    Weights(String),
 }
 
 // === impl Table ===

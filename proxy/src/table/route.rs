@@ -11,10 +11,10 @@ use http::{HeaderMap, Method, StatusCode};
 use regex::{Regex, RegexBuilder};
 use weft_config as wire;
 
-use super::CompileError;
 use super::index::Index;
 use crate::filter::Filters;
 use crate::http::head::{Names, ProtectedHeaders, canonical_host, is_same_name};
+use crate::value::{CompileError, parse_method, parse_name, parse_status, parse_value};
 
 /// Size limit of a compiled regular expression, in bytes. Larger ones are refused.
 const REGEX_BYTES_MAX: usize = 1024 * 1024;
@@ -522,23 +522,6 @@ fn compile_regex_by(pattern: &str, ignores_case: bool) -> Result<Regex, CompileE
     // The pattern alone first: `a)|(b` compiles only between the anchors, and would escape them.
     compile(pattern)?;
     compile(&format!("^(?:{pattern})$"))
-}
-
-pub(crate) fn parse_name(name: &str) -> Result<HeaderName, CompileError> {
-    HeaderName::from_bytes(name.as_bytes()).map_err(|_| CompileError::Header(name.to_owned()))
-}
-
-/// Trims spaces and tabs: HTTP/1.1 ignores them around a value, and HTTP/2 refuses a message with them.
-pub(crate) fn parse_value(value: &str) -> Result<HeaderValue, CompileError> {
-    HeaderValue::from_str(value.trim_matches([' ', '\t'])).map_err(|_| CompileError::Header(value.to_owned()))
-}
-
-pub(crate) fn parse_method(name: &str) -> Result<Method, CompileError> {
-    Method::from_bytes(name.as_bytes()).map_err(|_| CompileError::Method(name.to_owned()))
-}
-
-pub(crate) fn parse_status(status: u16) -> Result<StatusCode, CompileError> {
-    StatusCode::from_u16(status).map_err(|_| CompileError::Status(status))
 }
 
 #[cfg(test)]

@@ -18,10 +18,11 @@ use weft_config::{DecodeError, Envelope, Export, Header, Index};
 use weft_runtime::readiness::Part;
 
 use super::source::{Document, Event, Source};
-use super::{CompileError, Inbound, Namespace, Table};
+use super::{Inbound, Namespace, Table};
 use crate::bootstrap::Pod;
 use crate::clock::Tick;
 use crate::telemetry::metrics::ConfigMetrics;
+use crate::value::CompileError;
 
 /// Namespaces that are open at once. To open another, the least recently used one is closed. An API server allows a
 /// client 100 streams on a connection.

@@ -1,0 +1,58 @@
+//! Values of documents in the form that requests use, and why one cannot be compiled. Same job as the module of this name
+//! in the operator: one value in, one value or error out.
+
+use http::header::{HeaderName, HeaderValue};
+use http::{Method, StatusCode};
+
+/// Why a document that parses cannot be compiled.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CompileError {
+    /// A regular expression is invalid.
+    #[error("invalid regular expression {pattern:?}: {source}")]
+    Regex {
+        pattern: String,
+        #[source]
+        source: Box<regex::Error>,
+    },
+    /// A header name or value is invalid.
+    #[error("invalid header name or value {0:?}")]
+    Header(String),
+    /// A method is invalid.
+    #[error("invalid method {0:?}")]
+    Method(String),
+    /// A status is invalid.
+    #[error("invalid status {0}")]
+    Status(u16),
+    /// A fraction has the denominator 0.
+    #[error("invalid fraction: the denominator is 0")]
+    Fraction,
+    /// A rate limit admits no request, or more than one in a nanosecond.
+    #[error(
+        "invalid rate limit of {requests} requests in {per_ms} ms with a burst of {burst}: each must be above 0, and the \
+         rate at most one request in a nanosecond"
+    )]
+    RateLimit { requests: u32, per_ms: u64, burst: u32 },
+    /// A match refers to a rule that does not exist.
+    #[error("a match refers to rule {0}, which does not exist")]
+    Rule(usize),
+    /// The weights of a rule's backends sum to 0.
+    #[error("rule {0} has no backend with a weight above 0")]
+    Weights(String),
+}
+
+pub(crate) fn parse_name(name: &str) -> Result<HeaderName, CompileError> {
+    HeaderName::from_bytes(name.as_bytes()).map_err(|_| CompileError::Header(name.to_owned()))
+}
+
+/// Trims spaces and tabs: HTTP/1.1 ignores them around a value, and HTTP/2 refuses a message with them.
+pub(crate) fn parse_value(value: &str) -> Result<HeaderValue, CompileError> {
+    HeaderValue::from_str(value.trim_matches([' ', '\t'])).map_err(|_| CompileError::Header(value.to_owned()))
+}
+
+pub(crate) fn parse_method(name: &str) -> Result<Method, CompileError> {
+    Method::from_bytes(name.as_bytes()).map_err(|_| CompileError::Method(name.to_owned()))
+}
+
+pub(crate) fn parse_status(status: u16) -> Result<StatusCode, CompileError> {
+    StatusCode::from_u16(status).map_err(|_| CompileError::Status(status))
+}
