@@ -1,23 +1,7 @@
 //! Route matching: picks the rule for a request from its head and the routes of its port. Pure.
 
-use std::borrow::Cow;
-
-use http::Method;
-use http::header::{self, HeaderMap, HeaderName};
-
-use crate::http::head::canonical_host;
-use crate::query::query_value;
-use crate::table::route::{Backend, Match, Routes, Rule, ValueTest};
-
-/// The parts of a request that routes match on.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct RequestHead<'a> {
-    pub(crate) method: &'a Method,
-    /// Without the query.
-    pub(crate) path: &'a str,
-    pub(crate) query: Option<&'a str>,
-    pub(crate) headers: &'a HeaderMap,
-}
+use crate::matcher::{Match, RequestHead, matches};
+use crate::table::route::{Backend, Routes, Rule};
 
 /// The rule for a request, and the match that led to it.
 #[derive(Clone, Copy, Debug)]
@@ -44,38 +28,10 @@ pub(crate) fn pick(backends: &[Backend], mut roll: u32) -> &Backend {
     &backends[backends.len() - 1]
 }
 
-fn matches(condition: &Match, head: &RequestHead<'_>) -> bool {
-    condition.path.as_ref().is_none_or(|path| path.matches(head.path))
-        // Without a method, a match excludes CONNECT: a tunnel must be allowed explicitly.
-        && condition.method.as_ref().map_or(*head.method != Method::CONNECT, |method| method == head.method)
-        && condition.headers.iter().all(|(name, test)| header_matches(head.headers, name, test))
-        && condition.query.iter().all(|(name, test)| query_matches(head.query.unwrap_or_default(), name, test))
-}
-
-/// Whether a header condition matches any of the header's values. Values are compared one by one, never joined.
-fn header_matches(headers: &HeaderMap, name: &HeaderName, test: &ValueTest) -> bool {
-    let mut values = headers.get_all(name).iter().peekable();
-    match values.peek() {
-        None => matches!(test, ValueTest::Absent),
-        Some(_) => values.any(|value| test.matches(&normalize_value(name, value.as_bytes()))),
-    }
-}
-
-/// The form of a header value that conditions are compared with: canonical for hosts, as it is for all others.
-pub(crate) fn normalize_value<'a>(name: &HeaderName, value: &'a [u8]) -> Cow<'a, [u8]> {
-    if *name == header::HOST { canonical_host(value) } else { Cow::Borrowed(value) }
-}
-
-fn query_matches(query: &str, name: &str, test: &ValueTest) -> bool {
-    match query_value(query, name) {
-        None => matches!(test, ValueTest::Absent),
-        Some(value) => test.matches(&value),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::{HeaderMap, Method};
     use proptest::prelude::*;
     use weft_config as wire;
 

@@ -7,7 +7,6 @@ use http::{Method, Request, Response, Version};
 use rustls::ServerConfig;
 use tokio::net::TcpStream;
 
-use crate::decide::RequestHead;
 use crate::detect::Verdict;
 use crate::downstream::Downstream;
 use crate::http::body::ResponseBody;
@@ -16,6 +15,7 @@ use crate::http::incoming::Incoming;
 use crate::http::respond::Answer;
 use crate::http::{head, serve};
 use crate::http1::framing::BadHead;
+use crate::matcher::RequestHead;
 use crate::path::TooManyReadings;
 use crate::policy::Verdict as PolicyVerdict;
 use crate::reason::Reason;

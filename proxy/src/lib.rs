@@ -32,6 +32,7 @@ mod http1;
 mod http2;
 mod inbound;
 mod listener;
+mod matcher;
 mod memory;
 mod multiplexed;
 mod orig_dst;

@@ -21,13 +21,14 @@ use crate::reason::Reason;
 use crate::sni::Hello;
 use crate::sniff::{CLIENT_FIRST_TIMEOUT, FirstSpeaker, Peek, Prefixed};
 use crate::stream::Stream;
-use crate::table::route::{Routes, StreamRule, Streams, Target};
+use crate::table::route::{Routes, StreamRule, Streams};
 use crate::table::{Cluster, Port};
 use crate::tcp;
 use crate::telemetry::access::{self, ConnectionLog};
 use crate::upstream::endpoint::open;
 use crate::upstream::fallback::{self, Fallback, Next};
 use crate::upstream::load::Kind;
+use crate::value::Target;
 use crate::worker::Worker;
 
 /// Connect timeout for destinations outside the mesh. Source: Istio's default.

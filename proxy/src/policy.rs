@@ -16,11 +16,10 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use weft_config as wire;
 
 use crate::bootstrap::Pod;
-use crate::decide::{RequestHead, normalize_value};
 use crate::http::head::{Names, ProtectedHeaders, is_same_name};
+use crate::matcher::{PathMatch, RequestHead, ValueTest, normalize_value};
 use crate::path::{self, Readings, TooManyReadings};
-use crate::table::route::{PathMatch, RuleName, ValueTest};
-use crate::value::{CompileError, parse_method, parse_name};
+use crate::value::{CompileError, RuleName, parse_method, parse_name};
 
 /// Items of a header value that a Deny checks; each may cost a regular expression. A value with more items counts as
 /// matching.

@@ -1,8 +1,11 @@
-//! Values of documents in the form that requests use, and why one cannot be compiled. Same job as the module of this name
-//! in the operator: one value in, one value or error out.
+//! Single values of documents in the form that requests use, and why a document cannot be compiled. Same job as the
+//! module of this name in the operator: one value in, one value or error out.
+
+use std::sync::Arc;
 
 use http::header::{HeaderName, HeaderValue};
 use http::{Method, StatusCode};
+use weft_config as wire;
 
 /// Why a document that parses cannot be compiled.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +41,41 @@ pub(crate) enum CompileError {
     /// The weights of a rule's backends sum to 0.
     #[error("rule {0} has no backend with a weight above 0")]
     Weights(String),
+}
+
+/// The object and the rule in it that decided, as in `weft-source`: `MeshRoute/namespace/name/rule`.
+#[derive(Debug)]
+pub(crate) struct RuleName {
+    pub(crate) text: String,
+    pub(crate) header: HeaderValue,
+}
+
+/// A port of a Service and, if any, a subset of its pods.
+#[derive(Debug)]
+pub(crate) struct Target {
+    pub(crate) namespace: Arc<str>,
+    pub(crate) service: (Arc<str>, u16),
+    pub(crate) subset: Option<String>,
+}
+
+// === impl RuleName ===
+
+impl RuleName {
+    pub(crate) fn new(kind: &str, namespace: &str, name: &str, rule: &str) -> Self {
+        let text = format!("{kind}/{namespace}/{name}/{rule}");
+        // Kubernetes object names are DNS names, which are valid in a header.
+        let header = HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("unknown"));
+        Self { text, header }
+    }
+}
+
+// === impl Target ===
+
+impl Target {
+    pub(crate) fn compile(cluster: wire::ClusterRef) -> Self {
+        let wire::ClusterRef { namespace, service, port, subset } = cluster;
+        Self { namespace: namespace.into(), service: (service.into(), port), subset }
+    }
 }
 
 pub(crate) fn parse_name(name: &str) -> Result<HeaderName, CompileError> {

@@ -31,11 +31,11 @@ use crate::http::error::BodyError;
 use crate::http::head;
 use crate::http::incoming::Incoming;
 use crate::outbound::find_cluster;
-use crate::table::route::{Rule, RuleName, Target};
+use crate::table::route::Rule;
 use crate::telemetry::alive;
 use crate::upstream::error::LeaseError;
 use crate::upstream::load::Kind;
-use crate::value::CompileError;
+use crate::value::{CompileError, RuleName, Target};
 use crate::worker::Worker;
 
 /// Shadows in flight in one worker, including those that wait for the rest of their body. With kept bodies they hold

@@ -48,7 +48,7 @@ use crate::downstream::Downstream;
 use crate::filter::mirror::Shadows;
 use crate::http1::framing::BadHead;
 use crate::reason::{Reason, UNPROCESSED};
-use crate::table::route::{Retry, Rule, RuleName};
+use crate::table::route::{Retry, Rule};
 use crate::telemetry::access;
 use crate::telemetry::alive::{self, Alive, Kind};
 use crate::telemetry::metrics::Direction;
@@ -57,6 +57,7 @@ use crate::upstream::endpoint::{Endpoint, Lease};
 use crate::upstream::error::{LeaseError, SendError};
 use crate::upstream::fallback::{self, Fallback, Next};
 use crate::upstream::load::Permit;
+use crate::value::RuleName;
 use crate::worker::Worker;
 
 /// Maximum transparent retries: retries of what no backend has processed (gRPC's term).

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use weft_config::PathRewrite;
 
 use super::find_cluster;
-use crate::decide::{Decision, RequestHead, decide, pick};
+use crate::decide::{Decision, decide, pick};
 use crate::downstream::Downstream;
 use crate::filter::mirror::Shadows;
 use crate::filter::{Filters, cors};
@@ -20,8 +20,9 @@ use crate::http::incoming::Incoming;
 use crate::http::respond::Answer;
 use crate::http::{head, tunnel};
 use crate::http1::framing::BadHead;
+use crate::matcher::{PathMatch, RequestHead};
 use crate::reason::Reason;
-use crate::table::route::{Action, PathMatch, Redirect, Rule};
+use crate::table::route::{Action, Redirect, Rule};
 use crate::table::{Cluster, Port};
 use crate::upstream::load::Kind;
 use crate::worker::Worker;
@@ -330,7 +331,8 @@ fn location(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::route::{Match, Routes};
+    use crate::matcher::Match;
+    use crate::table::route::Routes;
     use http::StatusCode;
     use weft_config as wire;
 

@@ -10,9 +10,7 @@ use hashbrown::HashMap;
 use http::HeaderMap;
 use http::header::HeaderName;
 
-use crate::decide::normalize_value;
-
-use super::route::{Match, PathMatch, ValueTest};
+use crate::matcher::{Match, PathMatch, ValueTest, normalize_value};
 
 /// Up to this number of matches, a linear scan is faster than the index.
 const LINEAR_SCAN_MAX: usize = 16;

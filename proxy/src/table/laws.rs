@@ -7,7 +7,8 @@ use weft_config as wire;
 
 use super::{Inbound, Namespace};
 use crate::bootstrap::Pod;
-use crate::decide::{RequestHead, decide};
+use crate::decide::decide;
+use crate::matcher::RequestHead;
 
 /// A document that uses every field.
 fn export() -> Value {

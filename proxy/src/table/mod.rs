@@ -31,7 +31,7 @@ use crate::balance::outlier;
 use crate::balance::slow_start::SlowStart;
 use crate::bootstrap::Pod;
 use crate::policy::Policies;
-use crate::value::CompileError;
+use crate::value::{CompileError, Target};
 
 /// Connect timeout of a Service without a setting. Source: Linkerd's outbound default.
 const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(1);
@@ -180,7 +180,7 @@ impl Table {
     }
 
     /// The cluster that a route names.
-    pub(crate) fn cluster(&self, target: &route::Target) -> Option<&Arc<Cluster>> {
+    pub(crate) fn cluster(&self, target: &Target) -> Option<&Arc<Cluster>> {
         let namespace = self.namespaces.get(&target.namespace)?;
         namespace.last_used.store(store::uptime_seconds(), Ordering::Relaxed);
         namespace.clusters.get(&target.service)

@@ -6,18 +6,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hashbrown::HashMap;
-use http::header::{self, HeaderName, HeaderValue};
+use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, Method, StatusCode};
-use regex::{Regex, RegexBuilder};
 use weft_config as wire;
 
 use super::index::Index;
 use crate::filter::Filters;
-use crate::http::head::{Names, ProtectedHeaders, canonical_host, is_same_name};
-use crate::value::{CompileError, parse_method, parse_name, parse_status, parse_value};
-
-/// Size limit of a compiled regular expression, in bytes. Larger ones are refused.
-const REGEX_BYTES_MAX: usize = 1024 * 1024;
+use crate::http::head::{Names, ProtectedHeaders, is_same_name};
+use crate::matcher::Match;
+use crate::value::{CompileError, RuleName, Target, parse_method, parse_name, parse_status, parse_value};
 
 /// The routes of one port.
 #[derive(Debug)]
@@ -50,34 +47,6 @@ pub(crate) struct StreamRule {
     pub(crate) total: u32,
 }
 
-/// Conditions on a request; all must match.
-#[derive(Debug)]
-pub(crate) struct Match {
-    pub(crate) rule: usize,
-    pub(crate) path: Option<PathMatch>,
-    pub(crate) method: Option<Method>,
-    pub(crate) headers: Box<[(HeaderName, ValueTest)]>,
-    pub(crate) query: Box<[(String, ValueTest)]>,
-}
-
-/// A condition on the path.
-#[derive(Debug)]
-pub(crate) enum PathMatch {
-    Exact(String),
-    /// Without a trailing slash, so `/` is the empty string.
-    Prefix(String),
-    Regex(Regex),
-}
-
-/// A condition on a value.
-#[derive(Debug)]
-pub(crate) enum ValueTest {
-    Exact(String),
-    Regex(Regex),
-    Present,
-    Absent,
-}
-
 /// A rule for requests.
 #[derive(Debug)]
 pub(crate) struct Rule {
@@ -95,13 +64,6 @@ pub(crate) struct Rule {
     pub(crate) attempt_timeout: Option<Duration>,
     pub(crate) retry: Option<Retry>,
     pub(crate) hedge: Option<Hedge>,
-}
-
-/// The object and the rule in it that decided, as in `weft-source`: `MeshRoute/namespace/name/rule`.
-#[derive(Debug)]
-pub(crate) struct RuleName {
-    pub(crate) text: String,
-    pub(crate) header: HeaderValue,
 }
 
 /// The action of a rule.
@@ -125,14 +87,6 @@ pub(crate) enum Action {
 pub(crate) struct Backend {
     pub(crate) weight: u32,
     pub(crate) target: Result<Target, String>,
-}
-
-/// A port of a Service and, if any, a subset of its pods.
-#[derive(Debug)]
-pub(crate) struct Target {
-    pub(crate) namespace: Arc<str>,
-    pub(crate) service: (Arc<str>, u16),
-    pub(crate) subset: Option<String>,
 }
 
 /// Header edits.
@@ -267,79 +221,6 @@ fn total(backends: &[wire::Backend], rule_name: &RuleName) -> Result<u32, Compil
     }
 }
 
-impl Match {
-    fn compile(condition: wire::Match) -> Result<Self, CompileError> {
-        let wire::Match { rule, path, method, headers, query } = condition;
-        Ok(Self {
-            rule,
-            path: path.map(PathMatch::compile).transpose()?,
-            method: method.map(|name| parse_method(&name)).transpose()?,
-            headers: compile_headers(headers)?,
-            query: query
-                .into_iter()
-                .map(|wire::ValueMatch { name, test }| Ok((name, ValueTest::compile(test)?)))
-                .collect::<Result<_, CompileError>>()?,
-        })
-    }
-}
-
-impl PathMatch {
-    pub(crate) fn compile(path: wire::PathMatch) -> Result<Self, CompileError> {
-        Ok(match path {
-            wire::PathMatch::Exact(path) => Self::Exact(path),
-            wire::PathMatch::Prefix(prefix) => Self::Prefix(prefix.trim_end_matches('/').to_owned()),
-            wire::PathMatch::Regex(pattern) => Self::Regex(compile_regex(&pattern)?),
-        })
-    }
-
-    /// Whether the condition matches a path (without query).
-    pub(crate) fn matches(&self, path: &str) -> bool {
-        match self {
-            Self::Exact(exact) => path == exact,
-            // `/` matches everything, including `*` of OPTIONS.
-            Self::Prefix(prefix) if prefix.is_empty() => true,
-            Self::Prefix(prefix) => {
-                path.strip_prefix(prefix.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-            }
-            Self::Regex(regex) => regex.is_match(path),
-        }
-    }
-}
-
-impl ValueTest {
-    pub(crate) fn compile(test: wire::ValueTest) -> Result<Self, CompileError> {
-        Ok(match test {
-            wire::ValueTest::Exact(value) => Self::Exact(value),
-            wire::ValueTest::Regex(pattern) => Self::Regex(compile_regex(&pattern)?),
-            wire::ValueTest::Present => Self::Present,
-            wire::ValueTest::Absent => Self::Absent,
-        })
-    }
-
-    /// Compiles a condition on a header. Conditions on Host compare canonical hosts.
-    pub(crate) fn of_header(name: &HeaderName, test: wire::ValueTest) -> Result<Self, CompileError> {
-        match test {
-            wire::ValueTest::Exact(host) if *name == header::HOST => {
-                Ok(Self::Exact(String::from_utf8_lossy(&canonical_host(host.as_bytes())).into_owned()))
-            }
-            wire::ValueTest::Regex(pattern) if *name == header::HOST => {
-                compile_regex_by(&pattern, true).map(Self::Regex)
-            }
-            test => Self::compile(test),
-        }
-    }
-
-    /// Whether the condition matches a value that is present.
-    pub(crate) fn matches(&self, value: &[u8]) -> bool {
-        match self {
-            Self::Exact(expected) => expected.as_bytes() == value,
-            Self::Regex(regex) => std::str::from_utf8(value).is_ok_and(|value| regex.is_match(value)),
-            Self::Present => true,
-            Self::Absent => false,
-        }
-    }
-}
-
 impl Rule {
     fn compile(rule: wire::Rule) -> Result<Self, CompileError> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
@@ -376,15 +257,6 @@ impl Rule {
     }
 }
 
-impl RuleName {
-    pub(crate) fn new(kind: &str, namespace: &str, name: &str, rule: &str) -> Self {
-        let text = format!("{kind}/{namespace}/{name}/{rule}");
-        // Kubernetes object names are DNS names, which are valid in a header.
-        let header = HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("unknown"));
-        Self { text, header }
-    }
-}
-
 impl Action {
     fn compile(action: wire::Action, rule_name: &RuleName) -> Result<Self, CompileError> {
         Ok(match action {
@@ -403,13 +275,6 @@ impl Action {
                 Self::Respond { status: parse_status(status)?, body: body.into() }
             }
         })
-    }
-}
-
-impl Target {
-    pub(crate) fn compile(cluster: wire::ClusterRef) -> Self {
-        let wire::ClusterRef { namespace, service, port, subset } = cluster;
-        Self { namespace: namespace.into(), service: (service.into(), port), subset }
     }
 }
 
@@ -493,78 +358,14 @@ impl Edit {
     }
 }
 
-/// Compiles header conditions. Of several on one name, the first counts.
-fn compile_headers(headers: Vec<wire::ValueMatch>) -> Result<Box<[(HeaderName, ValueTest)]>, CompileError> {
-    let mut compiled: Vec<(HeaderName, ValueTest)> = Vec::with_capacity(headers.len());
-    for wire::ValueMatch { name, test } in headers {
-        let name = parse_name(&name)?;
-        if compiled.iter().all(|(earlier, _)| *earlier != name) {
-            let test = ValueTest::of_header(&name, test)?;
-            compiled.push((name, test));
-        }
-    }
-    Ok(compiled.into())
-}
-
-fn compile_regex(pattern: &str) -> Result<Regex, CompileError> {
-    compile_regex_by(pattern, false)
-}
-
-fn compile_regex_by(pattern: &str, ignores_case: bool) -> Result<Regex, CompileError> {
-    let compile = |text: &str| {
-        RegexBuilder::new(text)
-            .case_insensitive(ignores_case)
-            .size_limit(REGEX_BYTES_MAX)
-            .dfa_size_limit(REGEX_BYTES_MAX)
-            .build()
-            .map_err(|source| CompileError::Regex { pattern: pattern.to_owned(), source: Box::new(source) })
-    };
-    // The pattern alone first: `a)|(b` compiles only between the anchors, and would escape them.
-    compile(pattern)?;
-    compile(&format!("^(?:{pattern})$"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn check_path(condition: wire::PathMatch, path: &str, expected: bool) {
-        let compiled = PathMatch::compile(condition.clone()).expect("compiles");
-        assert_eq!(compiled.matches(path), expected, "{condition:?} and {path}");
-    }
-
     #[test]
-    fn paths_match_as_in_the_gateway_api() {
-        let prefix = |value: &str| wire::PathMatch::Prefix(value.into());
-        let exact = |value: &str| wire::PathMatch::Exact(value.into());
-        for value in ["/abc", "/abc/"] {
-            for (path, expected) in
-                [("/abc", true), ("/abc/", true), ("/abc/def", true), ("/abcd", false), ("/ab", false)]
-            {
-                check_path(prefix(value), path, expected);
-            }
-        }
-        for path in ["/", "/a", "/a/b", "*"] {
-            check_path(prefix("/"), path, true);
-        }
-        check_path(exact("/abc"), "/abc", true);
-        check_path(exact("/abc"), "/abc/", false);
-        check_path(exact("/abc"), "/ABC", false);
-        check_path(wire::PathMatch::Regex("/v[0-9]+|/x".into()), "/v12", true);
-        check_path(wire::PathMatch::Regex("/v[0-9]+|/x".into()), "/v12/a", false);
-        check_path(wire::PathMatch::Regex("/v[0-9]+|/x".into()), "/x", true);
-    }
-
-    #[test]
-    fn invalid_expressions_are_refused() {
-        let table = wire::RouteTable {
-            matches: vec![wire::Match { path: Some(wire::PathMatch::Regex("(".into())), ..wire::Match::default() }],
-            ..wire::RouteTable::default()
-        };
+    fn matches_without_their_rule_are_refused() {
+        let table = wire::RouteTable { matches: vec![wire::Match::default()], ..wire::RouteTable::default() };
         assert!(matches!(Routes::compile(table), Err(CompileError::Rule(0))));
-        assert!(matches!(compile_regex("("), Err(CompileError::Regex { .. })));
-        assert!(matches!(compile_regex("a)|(b"), Err(CompileError::Regex { .. })), "escapes the anchors");
-        assert!(matches!(compile_regex(r"(\w{1000}){1000}"), Err(CompileError::Regex { .. })), "too large");
     }
 
     #[test]

@@ -471,7 +471,8 @@ mod tests {
     use weft_config::Written;
     use weft_runtime::readiness::Readiness;
 
-    use crate::decide::{RequestHead, decide};
+    use crate::decide::decide;
+    use crate::matcher::RequestHead;
     use crate::table::route::Action;
 
     /// A document whose number of endpoints and response status both follow from its generation.

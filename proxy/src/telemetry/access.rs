@@ -14,8 +14,8 @@ use crate::downstream::Downstream;
 use crate::http::forward::RequestLog;
 use crate::http1::parse::BadMessage;
 use crate::reason::Reason;
-use crate::table::route::RuleName;
 use crate::tcp::{RelayError, Relayed};
+use crate::value::RuleName;
 
 /// The value of `via` for the Service's own address (ClusterIP), where the kernel picks the endpoint.
 pub(crate) const SERVICE_ADDRESS: &str = "service-address";
