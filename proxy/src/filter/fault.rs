@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::StatusCode;
 use weft_config as wire;
 
-use super::Fraction;
+use super::fraction::Fraction;
 use crate::balance::Rng;
 use crate::value::{CompileError, parse_status};
 

@@ -14,6 +14,7 @@
 //! - [`body`]: request bodies that can be replayed, and response bodies that record their end.
 //! - [`error`]: why reading a body failed.
 //! - [`kept`]: the replay buffer of a request body.
+//! - [`mirror`]: copies of requests, for rules with mirrors.
 //! - [`pace`]: the minimum rate of a request body.
 //! - [`upgrade`]: upgraded connections (101), relayed as TCP.
 //! - [`tunnel`]: CONNECT tunnels, relayed as TCP.
@@ -27,6 +28,7 @@ pub(crate) mod hedge;
 pub(crate) mod incoming;
 pub(crate) mod interim;
 mod kept;
+pub(crate) mod mirror;
 mod pace;
 pub(crate) mod pipe;
 pub(crate) mod requests;
