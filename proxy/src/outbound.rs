@@ -11,8 +11,6 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use weft_config::Protocol;
 
-use crate::balance::affinity::Affinity;
-use crate::balance::outlier::Outcome;
 use crate::decide::pick;
 use crate::detect::Verdict;
 use crate::downstream::Downstream;
@@ -25,10 +23,9 @@ use crate::table::route::{Routes, StreamRule, Streams};
 use crate::table::{Cluster, Port};
 use crate::tcp;
 use crate::telemetry::access::{self, ConnectionLog};
+use crate::upstream::connect::connect;
 use crate::upstream::endpoint::open;
-use crate::upstream::fallback::{self, Fallback, Next};
 use crate::upstream::load::Kind;
-use crate::value::Target;
 use crate::worker::Worker;
 
 /// Connect timeout for destinations outside the mesh. Source: Istio's default.
@@ -57,7 +54,7 @@ pub(crate) async fn handle(downstream: Rc<Downstream>, stream: TcpStream) {
 /// the result is None.
 async fn accept_http(downstream: &Rc<Downstream>, stream: TcpStream) -> Option<Http> {
     let Downstream { worker, peer, destination, .. } = &**downstream;
-    let port = find_port(worker, *destination).await;
+    let port = worker.shared.store.find_port(*destination).await;
     let stream = Prefixed::new(Stream::Plain(stream));
     match port {
         // Not redirected but made to the proxy's own port: passing it through would loop.
@@ -78,17 +75,6 @@ async fn accept_http(downstream: &Rc<Downstream>, stream: TcpStream) -> Option<H
             }
         }
     }
-}
-
-/// The Service port at an address. Opens the namespace first if necessary.
-async fn find_port(worker: &Worker, destination: SocketAddr) -> Option<Arc<Port>> {
-    let store = &worker.shared.store;
-    let table = store.load();
-    if let Some(namespace) = table.unopened(destination.ip()) {
-        store.open(namespace).await;
-        return store.load().port(destination).cloned();
-    }
-    table.port(destination).cloned()
 }
 
 /// Handles a port without TCP or TLS rules: by its declared protocol, else by detection.
@@ -224,7 +210,7 @@ async fn relay_by_rule(stream: Prefixed, mut log: ConnectionLog, rule: Option<&S
 async fn choose_backend<'a>(worker: &Worker, rule: &'a StreamRule) -> Result<(Arc<Cluster>, Option<&'a str>), Reason> {
     let roll = worker.rng.borrow_mut().below(rule.total);
     let target = pick(&rule.backends, roll).target.as_ref().map_err(|_| Reason::BackendNotFound)?;
-    let cluster = find_cluster(worker, target).await.ok_or(Reason::NoEndpoints)?;
+    let cluster = worker.shared.store.find_cluster(target).await.ok_or(Reason::NoEndpoints)?;
     Ok((cluster, target.subset.as_deref()))
 }
 
@@ -254,61 +240,6 @@ async fn connect_tcp(
 ) -> Result<(SocketAddr, TcpStream), (Reason, Option<SocketAddr>)> {
     let affinity = downstream.worker.cluster(cluster).tcp_affinity(downstream.peer.ip());
     connect(&downstream.worker, cluster, subset, affinity, &mut 0).await
-}
-
-/// Connects to an endpoint of a cluster. If that fails, tries others, and finally the Service's own address.
-/// `attempts` counts all of them.
-pub(crate) async fn connect(
-    worker: &Rc<Worker>,
-    cluster: &Arc<Cluster>,
-    subset: Option<&str>,
-    affinity: Affinity,
-    attempts: &mut u32,
-) -> Result<(SocketAddr, TcpStream), (Reason, Option<SocketAddr>)> {
-    const ATTEMPTS: usize = 3;
-    let state = worker.cluster(cluster);
-    let mut fallback = Fallback::new(worker, &state, subset);
-    let mut address = fallback.first();
-    let mut tried = Vec::new();
-    loop {
-        if let Some(address) = address.take() {
-            *attempts += 1;
-            let connected = open(address.address, cluster.connect_timeout).await;
-            fallback.address_tried(connected.is_ok());
-            if let Ok(stream) = connected {
-                return Ok((address.address, stream));
-            }
-            if tried.len() == ATTEMPTS {
-                return Err((Reason::ConnectFailed, Some(address.address)));
-            }
-        }
-        let picked = state.pick(subset, &tried, affinity, &mut worker.rng.borrow_mut(), worker.now());
-        let Ok(endpoint) = picked else {
-            match Box::pin(fallback.without_endpoints(None)).await {
-                Some(Next::ServiceAddress(own)) => address = Some(own),
-                Some(Next::PickAgain) => {}
-                None => return Err((fallback::reason(&state.cluster()), None)),
-            }
-            continue;
-        };
-        *attempts += 1;
-        match open(endpoint.address, cluster.connect_timeout).await {
-            Ok(stream) => {
-                state.fallback.connected();
-                state.record(&endpoint, Outcome::Ok, worker.now());
-                return Ok((endpoint.address, stream));
-            }
-            Err(_) => {
-                state.fallback.connect_failed();
-                state.record(&endpoint, Outcome::Local, worker.now());
-                tried.push(endpoint.address);
-                address = fallback.after_failures(tried.len());
-                if tried.len() == ATTEMPTS && address.is_none() {
-                    return Err((Reason::ConnectFailed, Some(endpoint.address)));
-                }
-            }
-        }
-    }
 }
 
 /// Relays a TCP connection to a cluster.
@@ -361,15 +292,4 @@ async fn passthrough(downstream: &Rc<Downstream>, stream: Prefixed) {
         Err(_) => log.reason = Some(Reason::ConnectFailed),
     }
     access::connection(log);
-}
-
-/// The cluster that a route names. Opens its namespace first if necessary.
-pub(crate) async fn find_cluster(worker: &Worker, target: &Target) -> Option<Arc<Cluster>> {
-    let store = &worker.shared.store;
-    let table = store.load();
-    if !table.namespaces.contains_key(&target.namespace) {
-        Box::pin(store.open(&target.namespace)).await;
-        return store.load().cluster(target).cloned();
-    }
-    table.cluster(target).cloned()
 }

@@ -29,7 +29,6 @@ use super::head;
 use super::incoming::Incoming;
 use crate::balance::affinity::Affinity;
 use crate::filter::mirror::Mirror;
-use crate::outbound::find_cluster;
 use crate::table::route::Rule;
 use crate::telemetry::alive;
 use crate::upstream::error::LeaseError;
@@ -147,7 +146,7 @@ impl Shadow {
     async fn exchange(&mut self, body: VecDeque<Bytes>) -> Outcome {
         let Some((mut parts, host)) = self.head.take() else { return Outcome::NotSent };
         let (worker, target) = (&self.worker, &self.mirror.target);
-        let Some(cluster) = find_cluster(worker, target).await else { return Outcome::NoEndpoints };
+        let Some(cluster) = worker.shared.store.find_cluster(target).await else { return Outcome::NoEndpoints };
         let http2 = cluster.http2 || self.http2;
         if head::for_upstream(&mut parts, host, None, http2, None).is_err() {
             return Outcome::NotSent;

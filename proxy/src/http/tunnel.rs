@@ -17,7 +17,6 @@ use super::forward::RequestGuard;
 use super::incoming::Incoming;
 use super::respond::Answer;
 use crate::multiplexed::Multiplexed;
-use crate::outbound::connect;
 use crate::reason::Reason;
 use crate::stream::Stream;
 use crate::table::Cluster;
@@ -25,6 +24,7 @@ use crate::table::route::Rule;
 use crate::tcp::{self, End};
 use crate::telemetry::access::SERVICE_ADDRESS;
 use crate::telemetry::alive;
+use crate::upstream::connect::connect;
 use crate::upstream::load::Kind;
 
 /// The answer to a CONNECT that no rule matches.

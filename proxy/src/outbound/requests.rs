@@ -9,7 +9,6 @@ use http::{HeaderMap, Method, Request, Response, Version};
 use tokio::time::Instant;
 use weft_config::PathRewrite;
 
-use super::find_cluster;
 use crate::decide::{Decision, decide, pick};
 use crate::downstream::Downstream;
 use crate::filter::{Filters, cors};
@@ -207,7 +206,7 @@ async fn run_action(
                 Ok(target) => target,
                 Err(reason) => return Answer::new(Reason::BackendNotFound, reason.clone()).into_response(guard),
             };
-            let cluster = match find_cluster(worker, target).await {
+            let cluster = match worker.shared.store.find_cluster(target).await {
                 Some(cluster) => cluster,
                 None => {
                     let text = format!("the configuration of {}/{} is not loaded", target.namespace, target.service.0);

@@ -5,6 +5,7 @@
 //! either: an operator that wants a namespace to be empty writes a document that says so.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -18,11 +19,11 @@ use weft_config::{DecodeError, Envelope, Export, Header, Index};
 use weft_runtime::readiness::Part;
 
 use super::source::{Document, Event, Source};
-use super::{Inbound, Namespace, Table};
+use super::{Cluster, Inbound, Namespace, Port, Table};
 use crate::bootstrap::Pod;
 use crate::clock::Tick;
 use crate::telemetry::metrics::ConfigMetrics;
-use crate::value::CompileError;
+use crate::value::{CompileError, Target};
 
 /// Namespaces that are open at once. To open another, the least recently used one is closed. An API server allows a
 /// client 100 streams on a connection.
@@ -126,6 +127,26 @@ impl Store {
         if tokio::time::timeout(OPEN_TIMEOUT, opened).await.is_err() {
             tracing::warn!(%namespace, "configuration of the namespace did not arrive in time");
         }
+    }
+
+    /// The Service port at an address. Opens the namespace first if necessary.
+    pub(crate) async fn find_port(&self, destination: SocketAddr) -> Option<Arc<Port>> {
+        let table = self.load();
+        if let Some(namespace) = table.unopened(destination.ip()) {
+            self.open(namespace).await;
+            return self.load().port(destination).cloned();
+        }
+        table.port(destination).cloned()
+    }
+
+    /// The cluster that a route names. Opens its namespace first if necessary.
+    pub(crate) async fn find_cluster(&self, target: &Target) -> Option<Arc<Cluster>> {
+        let table = self.load();
+        if !table.namespaces.contains_key(&target.namespace) {
+            Box::pin(self.open(&target.namespace)).await;
+            return self.load().cluster(target).cloned();
+        }
+        table.cluster(target).cloned()
     }
 
     /// Waits until `look` finds something in a snapshot. None: there will be no other snapshot.

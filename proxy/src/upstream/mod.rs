@@ -6,6 +6,7 @@
 //! ```
 
 pub(crate) mod cluster;
+pub(crate) mod connect;
 pub(crate) mod endpoint;
 pub(crate) mod error;
 pub(crate) mod fallback;
