@@ -14,9 +14,6 @@ use super::{head, requests, streams};
 use crate::downstream::Downstream;
 use crate::sniff::Prefixed;
 
-/// Maximum bytes of a request head, as sent in HTTP/1.1 and as decoded in HTTP/2.
-pub(super) const HEAD_BYTES_MAX: u32 = 64 * 1024;
-
 /// Serves a connection until it closes or is drained: open requests complete, new ones are not accepted. Invalid
 /// requests are answered and logged here and do not reach `handle`.
 ///

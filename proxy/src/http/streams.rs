@@ -15,22 +15,21 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::body::{Handover, ResponseBody};
 use super::incoming::Incoming;
 use super::pipe::{Pipe, PipeError};
-use super::serve::HEAD_BYTES_MAX;
 use super::watch::{ConnectionTimers, TimedStream};
 use super::{CONNECTION_WINDOW, STREAM_WINDOW, date, respond};
 use crate::clock::Tick;
 use crate::downstream::Downstream;
+use crate::http1::HEAD_BYTES_MAX;
 use crate::http1::parse::BadMessage;
 use crate::http2::{Connection, Limits, Reason, SendStream};
-use crate::telemetry::access;
-use crate::telemetry::alive;
+use crate::telemetry::{access, alive};
 
 /// Limits of one downstream connection.
 const LIMITS: Limits = Limits {
     streams: 1000,
     stream_window: STREAM_WINDOW,
     connection_window: CONNECTION_WINDOW,
-    head_bytes: HEAD_BYTES_MAX,
+    head_bytes: HEAD_BYTES_MAX as u32,
 };
 
 /// How often a client that has closed its sending half (FIN) is probed while responses are pending. If it has closed

@@ -15,5 +15,5 @@ pub(crate) mod framing;
 pub(crate) mod parse;
 pub(crate) mod wire;
 
-/// Size of a head.
+/// Maximum bytes of a head, as sent in HTTP/1.1 and as decoded in HTTP/2.
 pub(crate) const HEAD_BYTES_MAX: usize = 64 * 1024;
