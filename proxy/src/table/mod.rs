@@ -30,6 +30,7 @@ use crate::balance::affinity::{HashOn, Sticky};
 use crate::balance::outlier;
 use crate::balance::slow_start::SlowStart;
 use crate::bootstrap::Pod;
+use crate::clock::uptime_seconds;
 use crate::policy::Policies;
 use crate::value::{CompileError, Target};
 
@@ -53,7 +54,7 @@ pub(crate) struct Namespace {
     ports: HashMap<SocketAddr, Arc<Port>>,
     clusters: HashMap<(Arc<str>, u16), Arc<Cluster>>,
     addresses: Vec<IpAddr>,
-    /// When it was last used, as [`store::uptime_seconds`].
+    /// When it was last used, as [`uptime_seconds`].
     pub(crate) last_used: AtomicU64,
 }
 
@@ -149,7 +150,7 @@ impl Table {
     /// The Service port at an address, if its namespace is open.
     pub(crate) fn port(&self, address: SocketAddr) -> Option<&Arc<Port>> {
         let namespace = self.namespaces.get(self.addresses.get(&address.ip())?)?;
-        namespace.last_used.store(store::uptime_seconds(), Ordering::Relaxed);
+        namespace.last_used.store(uptime_seconds(), Ordering::Relaxed);
         namespace.ports.get(&address)
     }
 
@@ -182,7 +183,7 @@ impl Table {
     /// The cluster that a route names.
     pub(crate) fn cluster(&self, target: &Target) -> Option<&Arc<Cluster>> {
         let namespace = self.namespaces.get(&target.namespace)?;
-        namespace.last_used.store(store::uptime_seconds(), Ordering::Relaxed);
+        namespace.last_used.store(uptime_seconds(), Ordering::Relaxed);
         namespace.clusters.get(&target.service)
     }
 }
@@ -193,7 +194,7 @@ impl Namespace {
     /// Compiles an exported document for this pod.
     pub(crate) fn compile(pod: &Pod, namespace: &str, export: wire::Export) -> Result<Self, CompileError> {
         let wire::Export { services } = export;
-        let mut compiled = Self { last_used: AtomicU64::new(store::uptime_seconds()), ..Self::default() };
+        let mut compiled = Self { last_used: AtomicU64::new(uptime_seconds()), ..Self::default() };
         for service in services {
             let wire::Service { name, addresses, settings, ports } = service;
             let service: Arc<str> = name.as_str().into();

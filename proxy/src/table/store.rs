@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -21,7 +21,7 @@ use weft_runtime::readiness::Part;
 use super::source::{Document, Event, Source};
 use super::{Cluster, Inbound, Namespace, Port, Table};
 use crate::bootstrap::Pod;
-use crate::clock::Tick;
+use crate::clock::uptime_seconds;
 use crate::telemetry::metrics::ConfigMetrics;
 use crate::value::{CompileError, Target};
 
@@ -427,13 +427,6 @@ impl Updater {
         self.metrics.stale.set(stale);
         self.part.report(ready, &detail.join(", "));
     }
-}
-
-/// Seconds since the first call in this process.
-pub(crate) fn uptime_seconds() -> u64 {
-    static START: OnceLock<Tick> = OnceLock::new();
-    // At least 1, so that a namespace that was never used (0) is older than all others.
-    START.get_or_init(Tick::now).elapsed().as_secs() + 1
 }
 
 async fn sleep_until(at: Option<Instant>) {
