@@ -27,17 +27,17 @@ use weft_runtime::{log, signal};
 
 use crate::bootstrap::{Bootstrap, Source as SourceChoice};
 use crate::clock::Tick;
+use crate::direction::Direction;
 use crate::filter::rate_limit::Limiters;
-use crate::listener;
 use crate::memory::{self, Memory};
 use crate::table::source::Source;
 use crate::table::store::Updater;
 use crate::telemetry::alive;
-use crate::telemetry::metrics::{ConfigMetrics, Direction, Metrics};
+use crate::telemetry::metrics::{ConfigMetrics, Metrics};
 use crate::upstream::health;
 use crate::upstream::load::SharedClusters;
 use crate::worker::{Shared, Worker};
-use crate::{inbound, outbound, probe};
+use crate::{inbound, listener, outbound, probe};
 
 /// How long accepting connections is delayed until the configuration has arrived.
 const CONFIG_TIMEOUT: Duration = Duration::from_secs(5);

@@ -7,8 +7,9 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use crate::direction::Direction;
 use crate::orig_dst::original_destination;
-use crate::telemetry::metrics::{Direction, Open};
+use crate::telemetry::metrics::Open;
 use crate::worker::Worker;
 
 /// A downstream connection. It counts as open until the last request and the last tunnel on it are over.

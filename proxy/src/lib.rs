@@ -24,6 +24,7 @@ pub mod bootstrap;
 mod clock;
 mod decide;
 mod detect;
+mod direction;
 mod downstream;
 mod filter;
 mod hpack;

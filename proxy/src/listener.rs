@@ -10,9 +10,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use crate::direction::Direction;
 use crate::downstream::Downstream;
 use crate::telemetry::alive;
-use crate::telemetry::metrics::Direction;
 use crate::worker::Worker;
 
 /// Open connections of one worker in one direction; more wait in the accept queue.

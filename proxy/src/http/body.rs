@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::error::BodyError;
-use super::forward::RequestGuard;
+use super::guard::RequestGuard;
 use super::head::{self, Names, ProtectedHeaders};
 use super::incoming::Incoming;
 use super::interim::InterimFilter;

@@ -31,33 +31,30 @@ use std::time::Duration;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use tokio::time::Instant;
 
 use super::body::{ResponseBody, SharedBody};
-use super::head::{self, MaxForwards, ProtectedHeaders};
+use super::guard::RequestGuard;
+use super::head::{self, MaxForwards, ProtectedHeaders, is_grpc};
 use super::incoming::Incoming;
 use super::interim::{self, InterimFilter};
-use super::mirror::Shadows;
 use super::pace::UploadRate;
 use super::respond::{Answer, GRPC_STATUS, http_status};
 use super::{hedge, upgrade};
 use crate::balance::affinity::Affinity;
 use crate::balance::outlier::Outcome;
-use crate::downstream::Downstream;
+use crate::direction::Direction;
 use crate::http1::framing::BadHead;
 use crate::reason::{Reason, UNPROCESSED};
 use crate::table::route::{Retry, Rule};
 use crate::telemetry::access;
-use crate::telemetry::alive::{self, Alive, Kind};
-use crate::telemetry::metrics::Direction;
+use crate::telemetry::alive;
 use crate::upstream::cluster::ClusterState;
 use crate::upstream::endpoint::{Endpoint, Lease};
 use crate::upstream::error::{LeaseError, SendError};
 use crate::upstream::fallback::{self, Fallback, Next};
-use crate::upstream::load::Permit;
-use crate::value::RuleName;
 use crate::worker::Worker;
 
 /// Maximum transparent retries: retries of what no backend has processed (gRPC's term).
@@ -84,9 +81,6 @@ const TRAILERS_TIMEOUT: Duration = Duration::from_millis(10);
 /// The label in metrics and logs for a retry that the exhausted retry budget denied.
 pub(super) const BUDGET: &str = "budget";
 
-/// The status logged for a client that disconnected before the response (nginx's "client closed request").
-const CLIENT_CLOSED_REQUEST: u16 = 499;
-
 /// How to forward a request.
 pub(crate) struct Plan<'a> {
     pub(crate) upstream: Upstream,
@@ -109,48 +103,6 @@ pub(crate) enum Upstream {
     Cluster(Rc<ClusterState>, Option<String>),
     /// The application in this pod.
     Local(Rc<Endpoint>),
-}
-
-/// Holds what a request occupies, and records it in metrics and the access log when dropped.
-pub(crate) struct RequestGuard {
-    pub(crate) log: RequestLog,
-    pub(crate) response_bytes: u64,
-    lease: Option<Lease>,
-    permit: Option<Permit>,
-    shadows: Option<Box<Shadows>>,
-    /// Fields that are removed from the response's trailers.
-    pub(super) protected: Option<Arc<ProtectedHeaders>>,
-    _alive: Alive,
-}
-
-/// What metrics and the access log record of a request.
-pub(crate) struct RequestLog {
-    pub(crate) downstream: Rc<Downstream>,
-    pub(crate) started: Instant,
-    pub(crate) version: Version,
-    pub(crate) method: Method,
-    pub(crate) uri: Uri,
-    pub(crate) host: Option<HeaderValue>,
-    pub(crate) rule: u64,
-    pub(crate) rule_name: Option<Arc<RuleName>>,
-    pub(crate) cluster: Option<Arc<str>>,
-    pub(crate) endpoint: Option<SocketAddr>,
-    /// How `endpoint` was reached, if the proxy did not pick it.
-    pub(crate) via: Option<&'static str>,
-    /// All attempts, hedges included.
-    pub(crate) attempts: u32,
-    pub(crate) hedges: u32,
-    /// What denied a retry that the rule would have made.
-    pub(crate) retry_refused: Option<&'static str>,
-    pub(crate) status: u16,
-    pub(crate) reason: Option<Reason>,
-    /// The delay that a fault filter added.
-    pub(crate) fault_delay: Option<Duration>,
-    /// The error after the head of the response was sent.
-    pub(crate) body_error: Option<&'static str>,
-    /// The whole response was sent.
-    pub(crate) response_complete: bool,
-    grpc: bool,
 }
 
 /// The result of an attempt. The response is boxed, so that the futures that it passes through do not store it.
@@ -584,11 +536,6 @@ fn effective_status(response: &Response<Incoming>) -> StatusCode {
     grpc_status.and_then(|status| http_status(status.as_bytes())).unwrap_or(response.status())
 }
 
-/// Whether a message belongs to a gRPC call.
-fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
-}
-
 /// Turns the endpoint's response into the client's.
 fn client_response(
     response: Response<Incoming>,
@@ -864,113 +811,6 @@ impl Failure {
             answer.headers.insert(UNPROCESSED, HeaderValue::from_static("true"));
         }
         answer.into_response(guard)
-    }
-}
-
-// === impl RequestGuard ===
-
-impl RequestGuard {
-    pub(crate) fn new(downstream: Rc<Downstream>, parts: &Request<Incoming>, host: Option<HeaderValue>) -> Box<Self> {
-        let grpc = is_grpc(parts.headers());
-        let log = RequestLog {
-            downstream,
-            started: Instant::now(),
-            version: parts.version(),
-            method: parts.method().clone(),
-            uri: parts.uri().clone(),
-            host,
-            rule: 0,
-            rule_name: None,
-            cluster: None,
-            endpoint: None,
-            via: None,
-            attempts: 0,
-            hedges: 0,
-            retry_refused: None,
-            status: CLIENT_CLOSED_REQUEST,
-            reason: None,
-            fault_delay: None,
-            body_error: None,
-            response_complete: false,
-            grpc,
-        };
-        Box::new(Self {
-            log,
-            response_bytes: 0,
-            lease: None,
-            permit: None,
-            shadows: None,
-            protected: None,
-            _alive: Alive::new(Kind::Request),
-        })
-    }
-
-    /// Records the rule that decided.
-    pub(crate) fn set_rule(&mut self, rule: u64, rule_name: &Arc<RuleName>) {
-        self.log.rule = rule;
-        self.log.rule_name = Some(rule_name.clone());
-    }
-
-    /// Counts the request against a limit until it ends.
-    pub(crate) fn hold_permit(&mut self, permit: Permit) {
-        self.permit = Some(permit);
-    }
-
-    /// Mirrors the request when it is sent.
-    pub(crate) fn mirror(&mut self, shadows: Box<Shadows>) {
-        self.shadows = Some(shadows);
-    }
-
-    pub(crate) fn worker(&self) -> &Rc<Worker> {
-        &self.log.downstream.worker
-    }
-
-    pub(crate) fn rule_name(&self) -> Option<&Arc<RuleName>> {
-        self.log.rule_name.as_ref()
-    }
-
-    pub(crate) fn is_grpc(&self) -> bool {
-        self.log.grpc
-    }
-
-    /// The proxy generates the response.
-    pub(crate) fn set_answer(&mut self, reason: Reason, status: StatusCode) {
-        self.log.reason = Some(reason);
-        self.log.status = status.as_u16();
-    }
-
-    /// The whole response was sent.
-    pub(crate) fn response_completed(&mut self) {
-        self.log.response_complete = true;
-    }
-
-    /// Request and response have ended: returns their connection to the pool if both are complete.
-    pub(crate) fn release_connection(&mut self) {
-        if let Some(lease) = self.lease.take() {
-            lease.give_back();
-        }
-    }
-
-    /// Reading the request body failed while the response was being sent.
-    pub(crate) fn request_aborted(&mut self) {
-        self.log.body_error = Some("downstream-reset");
-    }
-
-    /// The request timeout expired while the response was being sent.
-    pub(crate) fn timed_out(&mut self) {
-        self.log.body_error = Some("request-timeout");
-    }
-
-    /// Reading the response body failed.
-    pub(crate) fn upstream_reset(&mut self) {
-        self.log.body_error = Some("upstream-reset");
-    }
-}
-
-impl Drop for RequestGuard {
-    fn drop(&mut self) {
-        self.worker().handles.finished(&self.log);
-        access::request(&self.log, self.response_bytes);
     }
 }
 

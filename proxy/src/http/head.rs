@@ -472,6 +472,11 @@ pub(crate) fn check_laws(bytes: &[u8]) {
     }
 }
 
+/// Whether a message belongs to a gRPC call.
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -22,9 +22,10 @@ use http::request::Parts;
 use tokio::time::{Instant, sleep};
 
 use super::body::SharedBody;
-use super::forward::{self, AttemptResult, BUDGET, Plan, RequestLog, Upstream, drain_body, pick_endpoint};
+use super::forward::{self, AttemptResult, BUDGET, Plan, Upstream, drain_body, pick_endpoint};
 use crate::balance::affinity::Affinity;
 use crate::table::route::{Hedge, Retry};
+use crate::telemetry::access::RequestLog;
 use crate::upstream::cluster::ClusterState;
 use crate::upstream::endpoint::Endpoint;
 use crate::upstream::load::{Kind, Permit};

@@ -4,6 +4,7 @@
 //! - [`watch`]: timeouts of that connection: idle, request head, stalled client, lingering close.
 //! - [`head`]: validation of heads: one authority, one framing, no hop-by-hop headers forwarded.
 //! - [`forward`]: attempts, timeouts, retries.
+//! - [`guard`]: what a request holds until it ends, and its record.
 //! - [`hedge`]: concurrent attempts, for rules with `hedge`.
 //! - [`requests`]: the requests of an HTTP/1.1 connection, one after the other.
 //! - [`streams`]: the requests of an HTTP/2 connection, concurrently.
@@ -23,6 +24,7 @@ pub(crate) mod body;
 mod date;
 pub(crate) mod error;
 pub(crate) mod forward;
+pub(crate) mod guard;
 pub(crate) mod head;
 pub(crate) mod hedge;
 pub(crate) mod incoming;

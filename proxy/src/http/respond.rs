@@ -7,7 +7,7 @@ use http::{HeaderMap, Method, Response, StatusCode, Version};
 
 use super::body::ResponseBody;
 use super::date;
-use super::forward::RequestGuard;
+use super::guard::RequestGuard;
 use crate::reason::{REASON, Reason, SOURCE};
 
 /// The status of a gRPC call.

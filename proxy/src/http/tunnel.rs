@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 
 use super::body::{Handover, ResponseBody};
-use super::forward::RequestGuard;
+use super::guard::RequestGuard;
 use super::incoming::Incoming;
 use super::respond::Answer;
 use crate::multiplexed::Multiplexed;

@@ -6,7 +6,7 @@ use http::{Response, StatusCode};
 use tokio::sync::oneshot;
 
 use super::body::{Handover, ResponseBody};
-use super::forward::RequestGuard;
+use super::guard::RequestGuard;
 use crate::stream::Stream;
 use crate::tcp::{self, End};
 use crate::telemetry::alive;

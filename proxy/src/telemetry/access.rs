@@ -6,12 +6,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 use std::time::Instant;
 
+use http::header::HeaderValue;
+use http::{Method, Uri, Version};
 use weft_config::bootstrap::AccessLog;
 
 use crate::downstream::Downstream;
-use crate::http::forward::RequestLog;
 use crate::http1::parse::BadMessage;
 use crate::reason::Reason;
 use crate::tcp::{RelayError, Relayed};
@@ -38,6 +40,36 @@ pub(crate) struct ConnectionLog {
     /// Bytes received from upstream.
     pub(crate) received: u64,
     started: Instant,
+}
+
+/// What metrics and the access log record of a request.
+pub(crate) struct RequestLog {
+    pub(crate) downstream: Rc<Downstream>,
+    pub(crate) started: tokio::time::Instant,
+    pub(crate) version: Version,
+    pub(crate) method: Method,
+    pub(crate) uri: Uri,
+    pub(crate) host: Option<HeaderValue>,
+    pub(crate) rule: u64,
+    pub(crate) rule_name: Option<Arc<RuleName>>,
+    pub(crate) cluster: Option<Arc<str>>,
+    pub(crate) endpoint: Option<SocketAddr>,
+    /// How `endpoint` was reached, if the proxy did not pick it.
+    pub(crate) via: Option<&'static str>,
+    /// All attempts, hedges included.
+    pub(crate) attempts: u32,
+    pub(crate) hedges: u32,
+    /// What denied a retry that the rule would have made.
+    pub(crate) retry_refused: Option<&'static str>,
+    pub(crate) status: u16,
+    pub(crate) reason: Option<Reason>,
+    /// The delay that a fault filter added.
+    pub(crate) fault_delay: Option<Duration>,
+    /// The error after the head of the response was sent.
+    pub(crate) body_error: Option<&'static str>,
+    /// The whole response was sent.
+    pub(crate) response_complete: bool,
+    pub(crate) grpc: bool,
 }
 
 impl ConnectionLog {
@@ -136,7 +168,8 @@ pub(crate) fn refused(downstream: &Downstream, bad: &BadMessage) {
 /// Logs and counts a TCP connection that was closed or refused.
 pub(crate) fn connection(note: ConnectionLog) {
     let downstream = &note.downstream;
-    downstream.worker.handles.connection_finished(&note);
+    let service = note.cluster.as_deref();
+    downstream.worker.handles.connection_finished(downstream.direction, service, note.reason, note.sent, note.received);
     if !is_logged(downstream.worker.shared.access_log, note.reason.is_some_and(Reason::is_failure)) {
         return;
     }

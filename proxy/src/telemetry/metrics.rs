@@ -7,17 +7,17 @@
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use hashbrown::HashMap;
-use prometheus_client::encoding::{EncodeLabelSet, LabelValueEncoder};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::access::ConnectionLog;
-use crate::http::forward::RequestLog;
+use crate::direction::Direction;
 use crate::reason::Reason;
 
 /// Upper bounds of the buckets of `request_duration_seconds`.
@@ -25,15 +25,6 @@ const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 
 
 /// Handles that a worker caches. When there are more, it clears the cache.
 const HANDLES_MAX: usize = 4096;
-
-/// The direction of traffic, as seen from the pod.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Direction {
-    /// To the pod.
-    Inbound,
-    /// From the pod.
-    Outbound,
-}
 
 /// The metrics of the data path. Clones share them.
 #[derive(Clone, Debug)]
@@ -78,6 +69,20 @@ pub(crate) struct Handles {
     inbound: DirectionHandle,
     outbound: DirectionHandle,
     by_request: RefCell<HashMap<RequestKey, RequestHandle>>,
+}
+
+/// A completed request.
+pub(crate) struct FinishedRequest<'a> {
+    pub(crate) direction: Direction,
+    /// The rule that decided; unique.
+    pub(crate) rule: u64,
+    /// The name of that rule, if any decided.
+    pub(crate) source: Option<&'a str>,
+    pub(crate) service: Option<&'a Arc<str>>,
+    pub(crate) status: u16,
+    /// Why the proxy responded itself, if it did.
+    pub(crate) reason: Option<Reason>,
+    pub(crate) duration: Duration,
 }
 
 struct DirectionHandle {
@@ -160,23 +165,6 @@ struct BytesLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DocumentLabels {
     document: String,
-}
-
-// === impl Direction ===
-
-impl Direction {
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Inbound => "inbound",
-            Self::Outbound => "outbound",
-        }
-    }
-}
-
-impl prometheus_client::encoding::EncodeLabelValue for Direction {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-        self.as_str().encode(encoder)
-    }
 }
 
 // === impl Metrics ===
@@ -351,37 +339,37 @@ impl Handles {
     }
 
     /// Counts a completed request.
-    pub(crate) fn finished(&self, note: &RequestLog) {
+    pub(crate) fn finished(&self, request: &FinishedRequest<'_>) {
+        let FinishedRequest { direction, rule, source, service, status, reason, duration } = *request;
         let key = RequestKey {
-            direction: note.downstream.direction,
-            rule: note.rule,
-            service: note.cluster.as_ref().map_or(0, |name| name.as_ptr() as usize),
-            status: note.status,
-            reason: note.reason.map_or("", |reason| reason.as_str()),
+            direction,
+            rule,
+            service: service.map_or(0, |name| name.as_ptr() as usize),
+            status,
+            reason: reason.map_or("", |reason| reason.as_str()),
         };
         let mut handles = self.by_request.borrow_mut();
         if handles.len() >= HANDLES_MAX {
             handles.clear();
         }
         let handle = handles.entry(key).or_insert_with_key(|key| {
-            let service = note.cluster.as_deref().unwrap_or_default().to_owned();
-            let source = note.rule_name.as_ref().map(|rule_name| rule_name.text.clone()).unwrap_or_default();
+            let name = service.map(|name| name.to_string()).unwrap_or_default();
             let labels = RequestLabels {
                 direction: key.direction,
-                service: service.clone(),
-                source,
+                service: name.clone(),
+                source: source.unwrap_or_default().to_owned(),
                 reason: key.reason,
                 status: key.status,
             };
-            let service = ServiceLabels { direction: key.direction, service };
+            let service_labels = ServiceLabels { direction: key.direction, service: name };
             RequestHandle {
                 counter: self.metrics.requests.get_or_create(&labels).clone(),
-                histogram: self.metrics.durations.get_or_create(&service).clone(),
-                _service: note.cluster.clone(),
+                histogram: self.metrics.durations.get_or_create(&service_labels).clone(),
+                _service: service.cloned(),
             }
         });
         handle.counter.inc();
-        handle.histogram.observe(note.started.elapsed().as_secs_f64());
+        handle.histogram.observe(duration.as_secs_f64());
     }
 
     /// Counts input that is not a valid HTTP request.
@@ -420,14 +408,20 @@ impl Handles {
         self.metrics.retries_refused.get_or_create(&labels).inc();
     }
 
-    /// Counts a TCP connection that was closed or refused.
-    pub(crate) fn connection_finished(&self, note: &ConnectionLog) {
-        let service = note.cluster.as_deref().unwrap_or_default().to_owned();
-        let direction = note.downstream.direction;
-        let reason = note.reason.map_or("", |reason| reason.as_str());
+    /// Counts a TCP connection that was closed or refused, and the bytes that it carried upstream and back.
+    pub(crate) fn connection_finished(
+        &self,
+        direction: Direction,
+        service: Option<&str>,
+        reason: Option<Reason>,
+        sent: u64,
+        received: u64,
+    ) {
+        let service = service.unwrap_or_default().to_owned();
+        let reason = reason.map_or("", |reason| reason.as_str());
         let labels = ConnectionLabels { direction, service: service.clone(), reason };
         self.metrics.connections.get_or_create(&labels).inc();
-        for (way, count) in [("sent", note.sent), ("received", note.received)] {
+        for (way, count) in [("sent", sent), ("received", received)] {
             let labels = BytesLabels { direction, service: service.clone(), way };
             self.metrics.bytes.get_or_create(&labels).inc_by(count);
         }

@@ -1,0 +1,150 @@
+//! What a request holds until it ends, and its record for metrics and the access log.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::header::HeaderValue;
+use http::{Request, StatusCode};
+use tokio::time::Instant;
+
+use super::head::{ProtectedHeaders, is_grpc};
+use super::incoming::Incoming;
+use super::mirror::Shadows;
+use crate::downstream::Downstream;
+use crate::reason::Reason;
+use crate::telemetry::access::{self, RequestLog};
+use crate::telemetry::alive::{Alive, Kind};
+use crate::telemetry::metrics::FinishedRequest;
+use crate::upstream::endpoint::Lease;
+use crate::upstream::load::Permit;
+use crate::value::RuleName;
+use crate::worker::Worker;
+
+/// The status logged for a client that disconnected before the response (nginx's "client closed request").
+const CLIENT_CLOSED_REQUEST: u16 = 499;
+
+/// Holds what a request occupies, and records it in metrics and the access log when dropped.
+pub(crate) struct RequestGuard {
+    pub(crate) log: RequestLog,
+    pub(crate) response_bytes: u64,
+    pub(super) lease: Option<Lease>,
+    permit: Option<Permit>,
+    pub(super) shadows: Option<Box<Shadows>>,
+    /// Fields that are removed from the response's trailers.
+    pub(super) protected: Option<Arc<ProtectedHeaders>>,
+    _alive: Alive,
+}
+
+impl RequestGuard {
+    pub(crate) fn new(downstream: Rc<Downstream>, parts: &Request<Incoming>, host: Option<HeaderValue>) -> Box<Self> {
+        let grpc = is_grpc(parts.headers());
+        let log = RequestLog {
+            downstream,
+            started: Instant::now(),
+            version: parts.version(),
+            method: parts.method().clone(),
+            uri: parts.uri().clone(),
+            host,
+            rule: 0,
+            rule_name: None,
+            cluster: None,
+            endpoint: None,
+            via: None,
+            attempts: 0,
+            hedges: 0,
+            retry_refused: None,
+            status: CLIENT_CLOSED_REQUEST,
+            reason: None,
+            fault_delay: None,
+            body_error: None,
+            response_complete: false,
+            grpc,
+        };
+        Box::new(Self {
+            log,
+            response_bytes: 0,
+            lease: None,
+            permit: None,
+            shadows: None,
+            protected: None,
+            _alive: Alive::new(Kind::Request),
+        })
+    }
+
+    /// Records the rule that decided.
+    pub(crate) fn set_rule(&mut self, rule: u64, rule_name: &Arc<RuleName>) {
+        self.log.rule = rule;
+        self.log.rule_name = Some(rule_name.clone());
+    }
+
+    /// Counts the request against a limit until it ends.
+    pub(crate) fn hold_permit(&mut self, permit: Permit) {
+        self.permit = Some(permit);
+    }
+
+    /// Mirrors the request when it is sent.
+    pub(crate) fn mirror(&mut self, shadows: Box<Shadows>) {
+        self.shadows = Some(shadows);
+    }
+
+    pub(crate) fn worker(&self) -> &Rc<Worker> {
+        &self.log.downstream.worker
+    }
+
+    pub(crate) fn rule_name(&self) -> Option<&Arc<RuleName>> {
+        self.log.rule_name.as_ref()
+    }
+
+    pub(crate) fn is_grpc(&self) -> bool {
+        self.log.grpc
+    }
+
+    /// The proxy generates the response.
+    pub(crate) fn set_answer(&mut self, reason: Reason, status: StatusCode) {
+        self.log.reason = Some(reason);
+        self.log.status = status.as_u16();
+    }
+
+    /// The whole response was sent.
+    pub(crate) fn response_completed(&mut self) {
+        self.log.response_complete = true;
+    }
+
+    /// Request and response have ended: returns their connection to the pool if both are complete.
+    pub(crate) fn release_connection(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            lease.give_back();
+        }
+    }
+
+    /// Reading the request body failed while the response was being sent.
+    pub(crate) fn request_aborted(&mut self) {
+        self.log.body_error = Some("downstream-reset");
+    }
+
+    /// The request timeout expired while the response was being sent.
+    pub(crate) fn timed_out(&mut self) {
+        self.log.body_error = Some("request-timeout");
+    }
+
+    /// Reading the response body failed.
+    pub(crate) fn upstream_reset(&mut self) {
+        self.log.body_error = Some("upstream-reset");
+    }
+}
+
+impl Drop for RequestGuard {
+    fn drop(&mut self) {
+        let log = &self.log;
+        self.worker().handles.finished(&FinishedRequest {
+            direction: log.downstream.direction,
+            rule: log.rule,
+            source: log.rule_name.as_ref().map(|rule_name| rule_name.text.as_str()),
+            service: log.cluster.as_ref(),
+            status: log.status,
+            reason: log.reason,
+            duration: log.started.elapsed(),
+        });
+        access::request(log, self.response_bytes);
+    }
+}
