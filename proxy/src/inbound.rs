@@ -9,11 +9,11 @@ use tokio::net::TcpStream;
 
 use crate::detect::Verdict;
 use crate::downstream::Downstream;
-use crate::http::body::ResponseBody;
 use crate::http::forward::{LOCAL_CONNECT_TIMEOUT, Plan, Upstream, forward};
 use crate::http::guard::RequestGuard;
 use crate::http::incoming::Incoming;
 use crate::http::respond::Answer;
+use crate::http::response_body::ResponseBody;
 use crate::http::{head, serve};
 use crate::http1::framing::BadHead;
 use crate::matcher::RequestHead;

@@ -35,13 +35,14 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use tokio::time::Instant;
 
-use super::body::{ResponseBody, SharedBody};
 use super::guard::RequestGuard;
 use super::head::{self, MaxForwards, ProtectedHeaders, is_grpc};
 use super::incoming::Incoming;
 use super::interim::{self, InterimFilter};
 use super::pace::UploadRate;
+use super::request_body::SharedBody;
 use super::respond::{Answer, GRPC_STATUS, http_status};
+use super::response_body::ResponseBody;
 use super::{hedge, upgrade};
 use crate::balance::affinity::Affinity;
 use crate::balance::outlier::Outcome;
@@ -49,8 +50,7 @@ use crate::direction::Direction;
 use crate::http1::framing::BadHead;
 use crate::reason::{Reason, UNPROCESSED};
 use crate::table::route::{Retry, Rule};
-use crate::telemetry::access;
-use crate::telemetry::alive;
+use crate::telemetry::{access, alive};
 use crate::upstream::cluster::ClusterState;
 use crate::upstream::endpoint::{Endpoint, Lease};
 use crate::upstream::error::{LeaseError, SendError};
@@ -245,7 +245,11 @@ fn prepare(
     let upload_rate = UploadRate::new(worker.shared.timeouts.upload);
     let body = SharedBody::new(body, worker.shared.memory.clone(), interim_filter, upload_rate, protected);
     if let Some(shadows) = guard.shadows.take() {
-        body.mirror_to(shadows.with_head(&parts, plan.host.as_ref()));
+        let shadows = shadows.with_head(&parts, plan.host.as_ref());
+        body.when_kept(Box::new(move |chunks| match chunks {
+            Some(chunks) => shadows.send(chunks),
+            None => shadows.cancel(),
+        }));
     }
     if let Upstream::Cluster(state, _) = &plan.upstream {
         state.deposit_retry();

@@ -21,8 +21,8 @@ use http::Method;
 use http::request::Parts;
 use tokio::time::{Instant, sleep};
 
-use super::body::SharedBody;
 use super::forward::{self, AttemptResult, BUDGET, Plan, Upstream, drain_body, pick_endpoint};
+use super::request_body::SharedBody;
 use crate::balance::affinity::Affinity;
 use crate::table::route::{Hedge, Retry};
 use crate::telemetry::access::RequestLog;

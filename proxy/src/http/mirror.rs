@@ -23,10 +23,10 @@ use http_body::Body;
 use http_body_util::BodyExt;
 use tokio::time::Instant;
 
-use super::body::{REPLAY_BYTES_MAX, RequestBody};
 use super::error::BodyError;
 use super::head;
 use super::incoming::Incoming;
+use super::request_body::{REPLAY_BYTES_MAX, RequestBody};
 use crate::balance::affinity::Affinity;
 use crate::filter::mirror::Mirror;
 use crate::table::route::Rule;

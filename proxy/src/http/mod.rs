@@ -12,7 +12,8 @@
 //! - [`upload`]: the rest of a request body when the response arrives first.
 //! - [`interim`]: interim responses (1xx).
 //! - [`respond`]: the only place where the proxy generates responses.
-//! - [`body`]: request bodies that can be replayed, and response bodies that record their end.
+//! - [`request_body`]: request bodies that can be replayed.
+//! - [`response_body`]: response bodies that record their end.
 //! - [`error`]: why reading a body failed.
 //! - [`kept`]: the replay buffer of a request body.
 //! - [`mirror`]: copies of requests, for rules with mirrors.
@@ -20,7 +21,6 @@
 //! - [`upgrade`]: upgraded connections (101), relayed as TCP.
 //! - [`tunnel`]: CONNECT tunnels, relayed as TCP.
 
-pub(crate) mod body;
 mod date;
 pub(crate) mod error;
 pub(crate) mod forward;
@@ -33,8 +33,10 @@ mod kept;
 pub(crate) mod mirror;
 mod pace;
 pub(crate) mod pipe;
+pub(crate) mod request_body;
 pub(crate) mod requests;
 pub(crate) mod respond;
+pub(crate) mod response_body;
 pub(crate) mod serve;
 mod streams;
 pub(crate) mod tunnel;

@@ -16,9 +16,9 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
-use super::body::{Handover, ResponseBody};
 use super::error::BodyError;
 use super::incoming::Incoming;
+use super::response_body::{Handover, ResponseBody};
 use super::watch::{ConnectionTimers, Ended, TimedStream};
 use super::{date, head, interim, respond};
 use crate::downstream::Downstream;

@@ -5,9 +5,9 @@ use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Response, StatusCode, Version};
 
-use super::body::ResponseBody;
 use super::date;
 use super::guard::RequestGuard;
+use super::response_body::ResponseBody;
 use crate::reason::{REASON, Reason, SOURCE};
 
 /// The status of a gRPC call.

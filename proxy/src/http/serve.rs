@@ -7,8 +7,8 @@ use futures_util::future::Either;
 use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 
-use super::body::ResponseBody;
 use super::incoming::Incoming;
+use super::response_body::ResponseBody;
 use super::watch::{ConnectionTimers, TimedStream};
 use super::{head, requests, streams};
 use crate::downstream::Downstream;

@@ -12,9 +12,9 @@ use http::{Request, Response, StatusCode};
 use http_body::Body;
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::body::{Handover, ResponseBody};
 use super::incoming::Incoming;
 use super::pipe::{Pipe, PipeError};
+use super::response_body::{Handover, ResponseBody};
 use super::watch::{ConnectionTimers, TimedStream};
 use super::{CONNECTION_WINDOW, STREAM_WINDOW, date, respond};
 use crate::clock::Tick;

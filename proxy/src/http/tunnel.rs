@@ -12,10 +12,10 @@ use http::{Request, Response, StatusCode};
 use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 
-use super::body::{Handover, ResponseBody};
 use super::guard::RequestGuard;
 use super::incoming::Incoming;
 use super::respond::Answer;
+use super::response_body::{Handover, ResponseBody};
 use crate::multiplexed::Multiplexed;
 use crate::reason::Reason;
 use crate::stream::Stream;

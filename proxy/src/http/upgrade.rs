@@ -5,8 +5,8 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::{Response, StatusCode};
 use tokio::sync::oneshot;
 
-use super::body::{Handover, ResponseBody};
 use super::guard::RequestGuard;
+use super::response_body::{Handover, ResponseBody};
 use crate::stream::Stream;
 use crate::tcp::{self, End};
 use crate::telemetry::alive;

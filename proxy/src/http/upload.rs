@@ -7,9 +7,9 @@
 
 use std::task::{Context, Poll, ready};
 
-use super::body::RequestBody;
 use super::error::BodyError;
 use super::pipe::{Pipe, PipeError};
+use super::request_body::RequestBody;
 use crate::upstream::http1;
 
 /// The unsent rest of a request body.

@@ -24,8 +24,8 @@ use super::load::{Permit, SharedCluster};
 use crate::balance::PeakEwma;
 use crate::balance::outlier::OutlierStats;
 use crate::clock::Tick;
-use crate::http::body::{self, RequestBody};
 use crate::http::incoming::Incoming;
+use crate::http::request_body::{RequestBody, SharedBody};
 use crate::telemetry::alive::{self, Alive, Kind};
 
 /// Idle timeout of HTTP/1.1 connections. Shorter than that of common servers, so that the proxy closes first. Source:
@@ -249,7 +249,7 @@ impl Lease {
         &self,
         head: &Parts,
         body: RequestBody,
-        client: Option<Rc<body::SharedBody>>,
+        client: Option<Rc<SharedBody>>,
     ) -> impl Future<Output = Result<http::Response<Incoming>, SendError>> + use<> {
         // Sending begins before the future exists, so the future does not have to hold the request's head.
         match &self.connection {

@@ -1,4 +1,4 @@
-//! Request bodies that can be replayed for retries, hedges and mirrors, and response bodies that record how they end.
+//! Request bodies that can be replayed for retries, hedges and mirrors.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -10,25 +10,20 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use http_body::{Body, Frame, SizeHint};
-use tokio::sync::oneshot;
-use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::error::BodyError;
-use super::guard::RequestGuard;
 use super::head::{self, Names, ProtectedHeaders};
 use super::incoming::Incoming;
 use super::interim::InterimFilter;
 use super::kept::ReplayBuffer;
-use super::mirror::Shadows;
 use super::pace::UploadRate;
-use super::upload::Upload;
-use super::watch::OpenRequest;
-use crate::http2::SendStream;
 use crate::memory::Memory;
-use crate::tcp::End;
 
 /// Maximum bytes of a request body that are kept for replay. Source: Linkerd.
 pub(crate) const REPLAY_BYTES_MAX: usize = 64 * 1024;
+
+/// Receives the parts of a whole body. None: the body is not kept.
+pub(crate) type OnKept = Box<dyn FnOnce(Option<&[Bytes]>)>;
 
 /// A request body that is sent upstream.
 pub(crate) enum RequestBody {
@@ -68,52 +63,9 @@ pub(crate) struct SharedBody {
     size_hint: SizeHint,
     /// Fields that are removed from the trailers.
     protected: Option<Arc<ProtectedHeaders>>,
-    /// Mirrored copies of the request: sent once all of the body is in the buffer, abandoned if it does not fit.
-    shadows: RefCell<Option<Box<Shadows>>>,
+    /// Called once it is known whether the buffer holds all of the body.
+    on_kept: RefCell<Option<OnKept>>,
 }
-
-/// A response body that is sent downstream.
-pub(crate) struct ResponseBody {
-    source: Source,
-    /// When the request timeout expires.
-    deadline: Option<Instant>,
-    /// Fires at the deadline. Created on the first wait: most bodies never wait.
-    timer: Option<Pin<Box<Sleep>>>,
-    /// The unsent rest of the request body. Polled together with this body: see [`Self::poll_upload`].
-    upload: Option<Box<Upload>>,
-    /// None: request and response are complete. Dropped, and so logged, before the last of the response is written.
-    guard: Option<Box<RequestGuard>>,
-    /// Counts the request as open on the client's connection.
-    pub(crate) open_request: Option<OpenRequest>,
-}
-
-enum Source {
-    Ended,
-    Full(Bytes),
-    Incoming(Incoming),
-    /// Reading the request body failed before the response was complete.
-    RequestAborted,
-    /// The connection or stream is handed over after the head: there is no body.
-    Handover(Handover),
-}
-
-/// Receives the client's connection or stream after the response head, for a relay (101 or CONNECT).
-pub(crate) enum Handover {
-    /// An HTTP/1.1 connection.
-    Connection(oneshot::Sender<End>),
-    /// The sending side of an HTTP/2 stream.
-    Stream(oneshot::Sender<SendStream>),
-}
-
-/// The request timeout expired before the response was complete.
-#[derive(Debug, thiserror::Error)]
-#[error("the request timeout expired before the response was complete")]
-struct DeadlineError;
-
-/// The client aborted the request before the response was complete.
-#[derive(Debug, thiserror::Error)]
-#[error("the client aborted the request before the response was complete")]
-struct RequestAbortedError;
 
 /// The client sent the request body below the minimum rate.
 #[derive(Debug, thiserror::Error)]
@@ -150,7 +102,7 @@ impl SharedBody {
             memory,
             attempt: Cell::new(0),
             protected,
-            shadows: RefCell::default(),
+            on_kept: RefCell::default(),
         })
     }
 
@@ -191,11 +143,11 @@ impl SharedBody {
         self.is_complete() && self.can_replay()
     }
 
-    /// Sends mirrored copies once all of the body is in the buffer.
-    pub(crate) fn mirror_to(&self, shadows: Box<Shadows>) {
-        *self.shadows.borrow_mut() = Some(shadows);
+    /// Calls `on_kept` once all of the body is in the buffer, or does not fit.
+    pub(crate) fn when_kept(&self, on_kept: OnKept) {
+        *self.on_kept.borrow_mut() = Some(on_kept);
         if self.ended.get() {
-            self.complete_mirrors();
+            self.tell_kept();
         }
     }
 
@@ -207,13 +159,13 @@ impl SharedBody {
 
     fn end(&self) {
         if !self.ended.replace(true) {
-            self.complete_mirrors();
+            self.tell_kept();
         }
     }
 
-    fn complete_mirrors(&self) {
-        let Some(shadows) = self.shadows.take() else { return };
-        if self.unreplayable.get() { shadows.cancel() } else { shadows.send(self.buffer.borrow_mut().parts()) }
+    fn tell_kept(&self) {
+        let Some(on_kept) = self.on_kept.take() else { return };
+        if self.unreplayable.get() { on_kept(None) } else { on_kept(Some(self.buffer.borrow_mut().parts())) }
     }
 
     /// The body from its beginning, for a new attempt.
@@ -225,6 +177,8 @@ impl SharedBody {
         RequestBody::Replay(Replay { shared: self.clone(), attempt: self.attempt.get(), position: 0 })
     }
 }
+
+// === impl RequestBody ===
 
 impl Body for RequestBody {
     type Data = Bytes;
@@ -282,7 +236,7 @@ impl Body for RequestBody {
                 _ => {
                     shared.unreplayable.set(true);
                     shared.buffer.borrow_mut().clear();
-                    shared.complete_mirrors();
+                    shared.tell_kept();
                 }
             },
         }
@@ -310,161 +264,8 @@ impl Body for RequestBody {
     }
 }
 
-// === impl ResponseBody ===
-
-impl ResponseBody {
-    /// The body of a response that the proxy generates.
-    pub(crate) fn full(bytes: Bytes, guard: Box<RequestGuard>) -> Self {
-        let source = if bytes.is_empty() { Source::Ended } else { Source::Full(bytes) };
-        let mut body =
-            Self { source, deadline: None, timer: None, upload: None, guard: Some(guard), open_request: None };
-        if matches!(body.source, Source::Ended) {
-            body.end();
-        }
-        body
-    }
-
-    /// The empty body of a response after which the connection or stream is handed over.
-    pub(crate) fn handover(next: Handover, guard: Box<RequestGuard>) -> Self {
-        let mut body = Self::full(Bytes::new(), guard);
-        body.source = Source::Handover(next);
-        body
-    }
-
-    pub(super) fn take_handover(&mut self) -> Option<Handover> {
-        match std::mem::replace(&mut self.source, Source::Ended) {
-            Source::Handover(next) => Some(next),
-            source => {
-                self.source = source;
-                None
-            }
-        }
-    }
-
-    /// The body of an endpoint's response.
-    pub(crate) fn incoming(mut body: Incoming, deadline: Option<Instant>, guard: Box<RequestGuard>) -> Self {
-        let (ended, upload) = (body.is_end_stream(), body.take_upload());
-        let mut body = Self {
-            source: Source::Incoming(body),
-            deadline,
-            timer: None,
-            upload,
-            guard: Some(guard),
-            open_request: None,
-        };
-        if ended {
-            body.end();
-        }
-        body
-    }
-
-    /// Sends the rest of the request body. Ready: all is sent, or the server accepts no more.
-    pub(crate) fn poll_upload(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(upload) = &mut self.upload else { return Poll::Ready(()) };
-        let sent = ready!(upload.poll_send(cx));
-        self.upload = None;
-        match (&self.source, sent) {
-            (Source::Ended, _) => self.finish(),
-            (Source::Incoming(_), Err(_)) => {
-                self.source = Source::RequestAborted;
-                self.record(RequestGuard::request_aborted);
-                // Wakes the task to abort the response.
-                cx.waker().wake_by_ref();
-            }
-            _ => {}
-        }
-        Poll::Ready(())
-    }
-
-    /// Aborts the request, if a part of it is unsent.
-    pub(crate) fn abort_upload(&mut self) {
-        self.upload = None;
-    }
-
-    pub(crate) fn has_upload(&self) -> bool {
-        self.upload.is_some()
-    }
-
-    /// The response is complete. The upstream connection is released once the request is complete too.
-    fn end(&mut self) {
-        self.source = Source::Ended;
-        self.record(RequestGuard::response_completed);
-        if self.upload.is_none() {
-            self.finish();
-        }
-    }
-
-    /// Request and response are complete.
-    fn finish(&mut self) {
-        self.record(RequestGuard::release_connection);
-        self.guard = None;
-    }
-
-    fn record(&mut self, record: impl FnOnce(&mut RequestGuard)) {
-        if let Some(guard) = &mut self.guard {
-            record(guard);
-        }
-    }
-}
-
-impl Body for ResponseBody {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = self.get_mut();
-        match &mut this.source {
-            Source::Ended | Source::Handover(_) => Poll::Ready(None),
-            Source::RequestAborted => Poll::Ready(Some(Err(RequestAbortedError.into()))),
-            Source::Full(bytes) => {
-                let bytes = std::mem::take(bytes);
-                this.record(|guard| guard.response_bytes += bytes.len() as u64);
-                this.end();
-                Poll::Ready(Some(Ok(Frame::data(bytes))))
-            }
-            Source::Incoming(incoming) => {
-                let Poll::Ready(mut frame) = Pin::new(&mut *incoming).poll_frame(cx) else {
-                    let Some(deadline) = this.deadline else { return Poll::Pending };
-                    let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-                    ready!(timer.as_mut().poll(cx));
-                    this.record(RequestGuard::timed_out);
-                    return Poll::Ready(Some(Err(DeadlineError.into())));
-                };
-                let protected = this.guard.as_ref().and_then(|guard| guard.protected.as_ref()?.response.as_ref());
-                strip_trailers(&mut frame, protected);
-                let ended = frame.is_none() || incoming.is_end_stream();
-                match &frame {
-                    Some(Ok(frame)) => {
-                        let count = frame.data_ref().map_or(0, |data| data.len() as u64);
-                        this.record(|guard| guard.response_bytes += count);
-                    }
-                    Some(Err(_)) => this.record(RequestGuard::upstream_reset),
-                    None => {}
-                }
-                if ended && !matches!(frame, Some(Err(_))) {
-                    this.end();
-                }
-                Poll::Ready(frame)
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        matches!(self.source, Source::Ended | Source::Handover(_))
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.source {
-            Source::Ended | Source::Handover(_) => SizeHint::with_exact(0),
-            Source::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Source::Incoming(incoming) => incoming.size_hint(),
-            Source::RequestAborted => SizeHint::default(),
-        }
-    }
-}
-
 /// Removes forbidden and protected fields from trailers, in both directions.
-fn strip_trailers<E>(frame: &mut Option<Result<Frame<Bytes>, E>>, protected: Option<&Names>) {
+pub(crate) fn strip_trailers<E>(frame: &mut Option<Result<Frame<Bytes>, E>>, protected: Option<&Names>) {
     if let Some(Ok(frame)) = frame
         && let Some(trailers) = frame.trailers_mut()
     {
