@@ -9,7 +9,8 @@ use tokio::net::TcpStream;
 
 use crate::detect::Verdict;
 use crate::downstream::Downstream;
-use crate::http::forward::{LOCAL_CONNECT_TIMEOUT, Plan, Upstream, forward};
+use crate::http::attempt::{LOCAL_CONNECT_TIMEOUT, Plan, Upstream};
+use crate::http::forward::forward;
 use crate::http::guard::RequestGuard;
 use crate::http::incoming::Incoming;
 use crate::http::respond::Answer;

@@ -1,173 +1,36 @@
-//! Forwards a request to an endpoint: attempts, timeouts, retries, and the record for metrics and the access log.
+//! Forwards a request to an endpoint: its attempts ([`attempt`](super::attempt)), until one succeeds
+//! or is not retried ([`retry`](super::retry)).
 //!
 //! A request for which there is no endpoint, or none that can be connected to, is handled by [`fallback`].
-//!
-//! What is retried, and why:
-//!
-//! | failure | retry |
-//! |---|---|
-//! | no connection in time; the connection ended before anything of the request was sent; the endpoint did not process it (REFUSED_STREAM, or a GOAWAY with any code whose last stream is lower) | transparent: any request, without a rule, up to [`TRANSPARENT_RETRIES_MAX`] times. A sidecar does not retry when it cannot connect to its application, and retries once what the application refuses |
-//! | the endpoint's sidecar says that the application never received the request (`weft-unprocessed`) | transparent: any request, without a rule, up to [`TRANSPARENT_RETRIES_MAX`] times, or [`UNPROCESSED_RETRIES_MAX`] while there are untried endpoints or the kernel picks the endpoint |
-//! | the server closed an idle connection just as the request was sent on it | transparent: idempotent requests, without a rule, as RFC 9110 9.2.2 allows |
-//! | a reset, an attempt timeout, or a status that the rule lists, also as the equivalent of a gRPC status | by the rule's `retry`, for its methods |
-//! | no response yet | by the rule's `hedge` ([`hedge`]) |
-//!
-//! After a failure because the server closed an idle connection, the retry uses a new connection: other idle ones may
-//! be closed too. A POST that may have been sent is not retried (RFC 9110 9.2.2); its client gets 502 with
-//! `weft-reason: upstream-reset`. A POST that was not sent, because the end of the connection was seen in time, is
-//! retried.
-//!
-//! A request is retried only while all of its body is in the replay buffer (64 KiB). Retries by rule are also limited
-//! by the cluster's retry budget (`balance/budget`). Transparent retries are not: no backend has processed the request,
-//! so they add no load.
 
-use std::cell::Cell;
-use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::time::Duration;
 
 use http::header::{self, HeaderValue};
 use http::request::Parts;
-use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, Request, Response, StatusCode, Version};
 use http_body::Body;
 use tokio::time::Instant;
 
+use super::attempt::{Failure, Plan, Upstream, UpstreamResponse, attempt, drain_body, pick_endpoint};
 use super::guard::RequestGuard;
-use super::head::{self, MaxForwards, ProtectedHeaders, is_grpc};
+use super::head::{self, MaxForwards};
 use super::incoming::Incoming;
 use super::interim::{self, InterimFilter};
 use super::pace::UploadRate;
 use super::request_body::SharedBody;
-use super::respond::{Answer, GRPC_STATUS, http_status};
+use super::respond::Answer;
 use super::response_body::ResponseBody;
+use super::retry::{BUDGET, RetryState};
 use super::{hedge, upgrade};
 use crate::balance::affinity::Affinity;
-use crate::balance::outlier::Outcome;
 use crate::direction::Direction;
 use crate::http1::framing::BadHead;
 use crate::reason::{Reason, UNPROCESSED};
-use crate::table::route::{Retry, Rule};
-use crate::telemetry::{access, alive};
-use crate::upstream::cluster::ClusterState;
-use crate::upstream::endpoint::{Endpoint, Lease};
-use crate::upstream::error::{LeaseError, SendError};
+use crate::telemetry::access;
+use crate::upstream::endpoint::Lease;
 use crate::upstream::fallback::{self, Fallback, Next};
 use crate::worker::Worker;
-
-/// Maximum transparent retries: retries of what no backend has processed (gRPC's term).
-const TRANSPARENT_RETRIES_MAX: u32 = 3;
-
-/// Maximum transparent retries while endpoints are untried and the sidecars of those tried respond that their
-/// applications accept no connection. They respond within a millisecond, and while a Service is scaled down most
-/// endpoints may do so.
-const UNPROCESSED_RETRIES_MAX: u32 = 10;
-
-/// Backoff of transparent retries once every endpoint has been tried; doubles up to eight times this.
-const TRANSPARENT_BACKOFF: Duration = Duration::from_millis(20);
-
-/// Minimum latency recorded for a failed attempt, so that an endpoint that fails fast is not preferred.
-const FAILURE_LATENCY: Duration = Duration::from_secs(1);
-
-/// Connect timeout to the application. It runs in this pod, so a healthy one accepts at once.
-pub(crate) const LOCAL_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// How long to wait for the trailers of a gRPC response after its head, if its status could cause a retry. A server
-/// that fails a call before its first message sends head and trailers almost at once.
-const TRAILERS_TIMEOUT: Duration = Duration::from_millis(10);
-
-/// The label in metrics and logs for a retry that the exhausted retry budget denied.
-pub(super) const BUDGET: &str = "budget";
-
-/// How to forward a request.
-pub(crate) struct Plan<'a> {
-    pub(crate) upstream: Upstream,
-    pub(crate) host: Option<HeaderValue>,
-    /// None: the request's own.
-    pub(crate) path: Option<PathAndQuery>,
-    pub(crate) http2: bool,
-    /// The matching rule, for its header edits and its `hedge`.
-    pub(crate) rule: Option<&'a Rule>,
-    /// Headers that `Connection` cannot remove and trailers cannot contain.
-    pub(crate) protected: Option<&'a Arc<ProtectedHeaders>>,
-    pub(crate) request_timeout: Option<Duration>,
-    pub(crate) attempt_timeout: Option<Duration>,
-    pub(crate) retry: Option<&'a Retry>,
-}
-
-/// Where a request is forwarded to.
-pub(crate) enum Upstream {
-    /// An endpoint of a cluster, and of its subset if one is named.
-    Cluster(Rc<ClusterState>, Option<String>),
-    /// The application in this pod.
-    Local(Rc<Endpoint>),
-}
-
-/// The result of an attempt. The response is boxed, so that the futures that it passes through do not store it.
-pub(super) type AttemptResult = Result<Box<UpstreamResponse>, Failure>;
-
-/// An endpoint's response, with what decides about retries.
-pub(super) struct UpstreamResponse {
-    pub(super) response: Response<Incoming>,
-    pub(super) lease: Lease,
-    /// The response's status, or the HTTP equivalent of the gRPC status of a failed call.
-    pub(super) status: StatusCode,
-    /// The endpoint has a sidecar, whose mesh headers are trusted.
-    has_proxy: bool,
-}
-
-/// Why an attempt got no response.
-pub(super) enum Failure {
-    /// There is no ready endpoint.
-    NoEndpoints,
-    /// A limit of the cluster is reached.
-    Overflow,
-    /// Nothing was sent, or the endpoint processed nothing of it.
-    Connect {
-        /// A connection was established.
-        connected: bool,
-        /// The connection was closing already, which says nothing about the endpoint.
-        closing: bool,
-        text: String,
-    },
-    /// The endpoint says that it did not process the request.
-    Refused(String),
-    /// The connection or stream ended after something may have been sent.
-    Reset {
-        reused: bool,
-        text: String,
-    },
-    /// Reading the request body failed, which says nothing about the endpoint.
-    BadRequestBody,
-    /// The client sent the request body below the minimum rate, which says nothing about the endpoint.
-    SlowRequestBody,
-    /// The response is invalid HTTP.
-    Protocol(String),
-    /// The head of the response exceeds the proxy's limits.
-    TooLarge(String),
-    AttemptTimeout {
-        /// A connection was established, or the attempt was queued for one because of a limit.
-        connected: bool,
-    },
-    RequestTimeout,
-}
-
-/// The retries of a request: those made, and those left.
-struct RetryState<'a> {
-    worker: &'a Worker,
-    upstream: &'a Upstream,
-    retry: Option<&'a Retry>,
-    /// Transparent retries made.
-    transparent_retries: u32,
-    /// Retries that the rule still allows.
-    rule_retries_left: u32,
-    /// The retry budget denied a retry that the rule allows.
-    budget_exhausted: bool,
-    /// The last attempt was sent to the Service's own address, where the kernel picks the endpoint.
-    via_service_address: bool,
-}
 
 /// A request that is ready to be sent, once or more. Boxed, so that the futures that it passes through do not store it.
 struct PreparedRequest<'a> {
@@ -260,15 +123,7 @@ fn prepare(
 async fn send(mut prepared: Box<PreparedRequest<'_>>) -> Response<ResponseBody> {
     let PreparedRequest { worker, plan, guard, parts, body, deadline, upgrade, affinity } = &mut *prepared;
     let (worker, plan, parts, body, deadline, affinity) = (&*worker, &*plan, &*parts, &*body, *deadline, *affinity);
-    let mut retries = RetryState {
-        worker,
-        upstream: &plan.upstream,
-        retry: plan.retry,
-        transparent_retries: 0,
-        rule_retries_left: plan.retry.map_or(0, |retry| retry.attempts),
-        budget_exhausted: false,
-        via_service_address: false,
-    };
+    let mut retries = RetryState::new(worker, &plan.upstream, plan.retry);
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut fresh = false;
     let mut fallback = match &plan.upstream {
@@ -368,7 +223,7 @@ async fn send(mut prepared: Box<PreparedRequest<'_>>) -> Response<ResponseBody> 
         Ok(response) => *response,
         Err(failure) => {
             let PreparedRequest { plan, guard, .. } = *prepared;
-            return failure.into_response(&plan, guard);
+            return failure_response(failure, &plan, guard);
         }
     };
     if body.awaits_continue() {
@@ -383,161 +238,6 @@ async fn send(mut prepared: Box<PreparedRequest<'_>>) -> Response<ResponseBody> 
     }
     let PreparedRequest { plan, guard, upgrade, deadline, .. } = *prepared;
     client_response(response, lease, &plan, deadline, upgrade, guard)
-}
-
-/// Picks the endpoint of the next attempt.
-pub(super) fn pick_endpoint(
-    worker: &Worker,
-    plan: &Plan<'_>,
-    affinity: Affinity,
-    tried: &mut Vec<SocketAddr>,
-    is_retry: bool,
-) -> Result<Rc<Endpoint>, Failure> {
-    let endpoint = match &plan.upstream {
-        Upstream::Local(endpoint) => endpoint.clone(),
-        Upstream::Cluster(state, subset) => {
-            // A retry uses the current endpoints.
-            if is_retry && let Some(cluster) = worker.shared.store.load().cluster_named(&state.cluster().name) {
-                state.refresh(cluster, worker.now());
-            }
-            state
-                .pick(subset.as_deref(), tried, affinity, &mut worker.rng.borrow_mut(), worker.now())
-                .map_err(|_| Failure::NoEndpoints)?
-        }
-    };
-    tried.push(endpoint.address);
-    Ok(endpoint)
-}
-
-/// Sends the request to an endpoint once, and records latency and outcome for balancing and outlier detection. `fresh`:
-/// not on a pooled connection that has been idle.
-pub(super) async fn attempt(
-    worker: &Rc<Worker>,
-    plan: &Plan<'_>,
-    endpoint: Rc<Endpoint>,
-    fresh: bool,
-    parts: &Parts,
-    body: &Rc<SharedBody>,
-    deadline: Option<Instant>,
-) -> AttemptResult {
-    let started = Instant::now();
-    let attempt_deadline = plan.attempt_timeout.map(|timeout| started + timeout);
-    let until = [attempt_deadline, deadline].into_iter().flatten().min();
-    let response_latency = Cell::new(None);
-    let leased = Cell::new(false);
-    let exchange = async {
-        let lease = match &plan.upstream {
-            Upstream::Local(endpoint) => match (!fresh).then(|| endpoint.idle(plan.http2)).flatten() {
-                Some(lease) => Ok(lease),
-                None => Box::pin(connect_local(endpoint, plan.http2)).await,
-            },
-            Upstream::Cluster(state, _) => state.lease(&endpoint, plan.http2, fresh).await,
-        };
-        let lease = lease.map_err(|error| match error {
-            LeaseError::Overflow => Failure::Overflow,
-            other => Failure::Connect { connected: false, closing: false, text: other.to_string() },
-        })?;
-        leased.set(true);
-        let reused = lease.reused;
-        match lease.send(parts, body.body(), Some(body.clone())).await {
-            Ok(response) => {
-                response_latency.set(Some(started.elapsed()));
-                let has_proxy = endpoint.has_proxy.get();
-                let mut response =
-                    Box::new(UpstreamResponse { status: effective_status(&response), response, lease, has_proxy });
-                if response.may_fail_in_trailers(plan.retry, &parts.method, body) {
-                    // Boxed, so that the futures of other requests do not store it.
-                    Box::pin(response.await_trailers(until)).await;
-                }
-                Ok(response)
-            }
-            Err(SendError::Unsent(text)) => {
-                lease.retire();
-                Err(Failure::Connect { connected: true, closing: reused, text })
-            }
-            Err(error @ SendError::GoAway) => {
-                lease.retire();
-                Err(Failure::Connect { connected: true, closing: true, text: error.to_string() })
-            }
-            Err(error @ SendError::Refused) => Err(Failure::Refused(error.to_string())),
-            Err(_) if body.has_failed() => Err(Failure::BadRequestBody),
-            Err(_) if body.is_too_slow() => Err(Failure::SlowRequestBody),
-            Err(SendError::Protocol(text)) => Err(Failure::Protocol(text)),
-            Err(SendError::TooLarge(text)) => Err(Failure::TooLarge(text)),
-            Err(SendError::Reset(text)) => Err(Failure::Reset { reused, text }),
-        }
-    };
-    let mut outcome = match until {
-        None => exchange.await,
-        Some(until) => tokio::time::timeout_at(until, exchange).await.unwrap_or_else(|_| {
-            let is_of_request = deadline.is_some_and(|deadline| deadline <= until);
-            Err(if is_of_request { Failure::RequestTimeout } else { Failure::AttemptTimeout { connected: true } })
-        }),
-    };
-    let (latency, now) = (response_latency.get().unwrap_or_else(|| started.elapsed()), worker.now());
-    match &outcome {
-        Ok(_) | Err(Failure::TooLarge(_)) => endpoint.observe(latency, now),
-        Err(
-            Failure::NoEndpoints
-            | Failure::Overflow
-            | Failure::BadRequestBody
-            | Failure::SlowRequestBody
-            | Failure::Connect { closing: true, .. },
-        ) => {}
-        Err(_) => endpoint.observe(FAILURE_LATENCY.max(latency), now),
-    }
-    if let Upstream::Cluster(state, _) = &plan.upstream {
-        // An attempt that timed out in the queue for a connection says nothing about the endpoint.
-        let was_queued = !leased.get() && outcome.is_err() && state.cluster().limits.max_connections.is_some();
-        if leased.get() {
-            state.fallback.connected();
-        } else if outcome.is_err() && !was_queued {
-            state.fallback.connect_failed();
-            if let Err(Failure::AttemptTimeout { connected }) = &mut outcome {
-                *connected = false;
-            }
-        }
-        if let Some(outcome) = outlier_outcome(&outcome, was_queued) {
-            state.record(&endpoint, outcome, now);
-        }
-    }
-    outcome
-}
-
-/// Connects to the application in this pod. An HTTP/2 connection that is being opened is shared.
-async fn connect_local(endpoint: &Rc<Endpoint>, http2: bool) -> Result<Lease, LeaseError> {
-    let opening = if http2 { endpoint.opening().await } else { None };
-    match opening {
-        Some(opening) => opening,
-        None => endpoint.connect(http2, LOCAL_CONNECT_TIMEOUT, None).await,
-    }
-}
-
-/// The outcome that outlier detection records for the endpoint. None: the attempt says nothing about it.
-fn outlier_outcome(outcome: &AttemptResult, was_queued: bool) -> Option<Outcome> {
-    match outcome {
-        Ok(response) => Some(Outcome::of_status(response.status)),
-        Err(
-            Failure::NoEndpoints
-            | Failure::Overflow
-            | Failure::BadRequestBody
-            | Failure::SlowRequestBody
-            | Failure::Connect { closing: true, .. },
-        ) => None,
-        // The endpoint responded; the limit is this proxy's, and every endpoint would exceed it.
-        Err(Failure::TooLarge(_)) => None,
-        Err(Failure::AttemptTimeout { .. } | Failure::RequestTimeout) if was_queued => None,
-        Err(Failure::AttemptTimeout { .. } | Failure::RequestTimeout) => Some(Outcome::Local),
-        Err(Failure::Connect { .. } | Failure::Refused(_) | Failure::Reset { .. } | Failure::Protocol(_)) => {
-            Some(Outcome::Local)
-        }
-    }
-}
-
-/// The status that decides about retries, as far as the head tells: a gRPC status as its HTTP equivalent.
-fn effective_status(response: &Response<Incoming>) -> StatusCode {
-    let grpc_status = response.headers().get(&GRPC_STATUS).filter(|_| response.status() == StatusCode::OK);
-    grpc_status.and_then(|status| http_status(status.as_bytes())).unwrap_or(response.status())
 }
 
 /// Turns the endpoint's response into the client's.
@@ -592,249 +292,47 @@ fn strip_weft_headers(headers: &mut HeaderMap, has_proxy: bool) {
     }
 }
 
-/// Reads and discards the body of an unused response within limits, so that its connection can be reused. If the
-/// request is not sent completely, the exchange is aborted instead: no task would send the rest.
-pub(super) fn drain_body(response: UpstreamResponse) {
-    const BYTES_MAX: usize = 16 * 1024;
-    const TIMEOUT: Duration = Duration::from_millis(250);
-    let UpstreamResponse { response, lease, .. } = response;
-    let mut body = response.into_body();
-    if body.take_upload().is_some() {
-        return;
-    }
-    alive::spawn(async move {
-        let mut read = 0;
-        let rest = async {
-            while let Some(Ok(frame)) = http_body_util::BodyExt::frame(&mut body).await {
-                read += frame.data_ref().map_or(0, bytes::Bytes::len);
-                if read > BYTES_MAX {
-                    return false;
-                }
+/// The response to the client of a request that failed.
+fn failure_response(failure: Failure, plan: &Plan<'_>, guard: Box<RequestGuard>) -> Response<ResponseBody> {
+    let inbound = guard.log.downstream.direction == Direction::Inbound;
+    let target = match (&guard.log.cluster, &plan.upstream) {
+        (Some(cluster), Upstream::Cluster(_, Some(subset))) => format!("{cluster} subset {subset}"),
+        (Some(cluster), _) => cluster.to_string(),
+        (None, _) => "the application".to_owned(),
+    };
+    let (reason, detail) = match failure {
+        Failure::NoEndpoints => match &plan.upstream {
+            Upstream::Cluster(state, _) if fallback::reason(&state.cluster()) == Reason::NoLocalEndpoints => {
+                let text = "has no ready endpoint on this node, and internalTrafficPolicy is Local";
+                (Reason::NoLocalEndpoints, format!("{target} {text}"))
             }
-            body.is_end_stream()
-        };
-        if tokio::time::timeout(TIMEOUT, rest).await == Ok(true) {
-            lease.give_back();
-        }
-    });
-}
-
-// === impl UpstreamResponse ===
-
-impl UpstreamResponse {
-    /// Whether the endpoint's sidecar says that the application never received the request.
-    pub(super) fn is_unprocessed(&self) -> bool {
-        self.has_proxy && self.response.headers().contains_key(&UNPROCESSED)
-    }
-
-    /// Whether this may be a failed gRPC call with its status in trailers, and could be retried. False while the
-    /// request body is incomplete: the server may be waiting for more of it.
-    fn may_fail_in_trailers(&self, retry: Option<&Retry>, method: &Method, request: &SharedBody) -> bool {
-        let (is_ok, headers) = (self.response.status() == StatusCode::OK, self.response.headers());
-        retry.is_some_and(|retry| retry.methods.contains(method))
-            && is_ok
-            && is_grpc(headers)
-            && !headers.contains_key(&GRPC_STATUS)
-            && request.is_buffered()
-    }
-
-    /// Waits up to [`TRAILERS_TIMEOUT`], and no later than `until`, for trailers without content, and takes the status
-    /// from them.
-    async fn await_trailers(&mut self, until: Option<Instant>) {
-        let timeout = Instant::now() + TRAILERS_TIMEOUT;
-        let body = self.response.body_mut();
-        let first = poll_fn(|cx| body.poll_trailer(&GRPC_STATUS, cx));
-        let until = until.map_or(timeout, |until| until.min(timeout));
-        if let Ok(Some(status)) = tokio::time::timeout_at(until, first).await {
-            self.status = http_status(status.as_bytes()).unwrap_or(self.status);
-        }
-    }
-}
-
-// === impl RetryState ===
-
-impl RetryState<'_> {
-    /// Whether a response is discarded and the request retried: the label of the retry.
-    fn after_response(
-        &mut self,
-        response: &UpstreamResponse,
-        method: &Method,
-        body: &SharedBody,
-        tried: &[SocketAddr],
-    ) -> Option<&'static str> {
-        if !body.can_replay() {
-            return None;
-        }
-        if response.is_unprocessed() {
-            let has_untried = self.via_service_address || self.has_untried(tried);
-            let max = if has_untried { UNPROCESSED_RETRIES_MAX } else { TRANSPARENT_RETRIES_MAX };
-            return self.retry_transparently_up_to(max, "unprocessed");
-        }
-        let retry = self.retry?;
-        if retry.codes.contains(&response.status) { self.retry_by_rule(method, "status") } else { None }
-    }
-
-    /// Whether a failed attempt is retried: the label of the retry.
-    fn after_failure(&mut self, failure: &Failure, method: &Method, body: &SharedBody) -> Option<&'static str> {
-        if !body.can_replay() {
-            return None;
-        }
-        let is_local = matches!(self.upstream, Upstream::Local(_));
-        match failure {
-            // The client's proxy is told of these and picks another pod: if both proxies retried, attempts would
-            // multiply. Not so if the application closed an idle connection as usual: a new one can be had at once.
-            Failure::Connect { connected: false, .. } if is_local => None,
-            Failure::Connect { closing: false, .. } | Failure::Refused(_)
-                if is_local && self.transparent_retries > 0 =>
-            {
-                None
+            Upstream::Cluster(..) | Upstream::Local(_) => {
+                (Reason::NoEndpoints, format!("{target} has no ready endpoint"))
             }
-            Failure::Connect { .. } | Failure::Refused(_) => {
-                self.retry_transparently("connect").or_else(|| self.retry_by_rule(method, "connect"))
-            }
-            Failure::Reset { reused, .. } => self
-                .retry_by_rule(method, "reset")
-                .or_else(|| if *reused && method.is_idempotent() { self.retry_transparently("reset") } else { None }),
-            Failure::AttemptTimeout { connected: false } => {
-                self.retry_transparently("connect").or_else(|| self.retry_by_rule(method, "timeout"))
-            }
-            Failure::AttemptTimeout { connected: true } => self.retry_by_rule(method, "timeout"),
-            Failure::NoEndpoints
-            | Failure::Overflow
-            | Failure::BadRequestBody
-            | Failure::SlowRequestBody
-            | Failure::Protocol(_)
-            | Failure::TooLarge(_)
-            | Failure::RequestTimeout => None,
+        },
+        Failure::Overflow => (Reason::Overflow, format!("{target} has reached a limit of its MeshCluster")),
+        Failure::Connect { text, .. } | Failure::Refused(text) => {
+            (Reason::ConnectFailed, format!("connecting to {target} failed: {text}"))
         }
-    }
-
-    /// A transparent retry, if the maximum is not reached.
-    fn retry_transparently(&mut self, label: &'static str) -> Option<&'static str> {
-        self.retry_transparently_up_to(TRANSPARENT_RETRIES_MAX, label)
-    }
-
-    fn retry_transparently_up_to(&mut self, max: u32, label: &'static str) -> Option<&'static str> {
-        (self.transparent_retries < max).then(|| {
-            self.transparent_retries += 1;
-            label
-        })
-    }
-
-    /// A retry by the rule, if its methods, its attempts and the retry budget allow it.
-    fn retry_by_rule(&mut self, method: &Method, label: &'static str) -> Option<&'static str> {
-        self.retry.filter(|retry| retry.methods.contains(method))?;
-        let left = self.rule_retries_left.checked_sub(1)?;
-        if let Upstream::Cluster(state, _) = self.upstream
-            && !state.try_spend_retry(self.worker.now())
-        {
-            self.budget_exhausted = true;
-            return None;
+        Failure::Reset { text, .. } => (Reason::UpstreamReset, format!("{target} closed the connection: {text}")),
+        Failure::BadRequestBody => (Reason::BadRequest, "the request body is incomplete or malformed".to_owned()),
+        Failure::SlowRequestBody => (Reason::SlowRequest, "the request body arrives too slowly".to_owned()),
+        Failure::Protocol(text) => (Reason::UpstreamProtocol, format!("invalid HTTP response from {target}: {text}")),
+        Failure::TooLarge(text) => {
+            (Reason::UpstreamProtocol, format!("response head from {target} is too large: {text}"))
         }
-        self.rule_retries_left = left;
-        Some(label)
-    }
-
-    /// The number of endpoints to try.
-    fn endpoint_count(&self) -> usize {
-        match self.upstream {
-            Upstream::Local(_) => 1,
-            Upstream::Cluster(state, subset) => state.candidate_count(subset.as_deref()),
+        Failure::AttemptTimeout { .. } => {
+            (Reason::AttemptTimeout, format!("{target} did not respond within the attempt timeout"))
         }
-    }
-
-    /// How long to wait before the retry that was just allowed.
-    fn backoff(&self, tried: &[SocketAddr]) -> Duration {
-        let rule_retries = self.retry.map_or(0, |retry| retry.attempts - self.rule_retries_left);
-        if let (Some(retry), 1..) = (self.retry, rule_retries) {
-            let base = retry.backoff * 2u32.saturating_pow(rule_retries - 1);
-            let jitter = retry.backoff.mul_f64(f64::from(self.worker.rng.borrow_mut().below(1000)) / 2000.0);
-            return base.min(retry.backoff * 10) + jitter;
+        Failure::RequestTimeout => {
+            (Reason::RequestTimeout, format!("{target} did not respond within the request timeout"))
         }
-        if self.has_untried(tried) {
-            Duration::ZERO
-        } else {
-            TRANSPARENT_BACKOFF * 2u32.pow(self.transparent_retries.clamp(1, 4) - 1)
-        }
+    };
+    let exhausted = guard.log.retry_refused == Some(BUDGET);
+    let budget = if exhausted { "; not retried: the retry budget is exhausted" } else { "" };
+    let mut answer = Answer::new(reason, format!("{detail}{budget}"));
+    if inbound && reason == Reason::ConnectFailed {
+        answer.headers.insert(UNPROCESSED, HeaderValue::from_static("true"));
     }
-
-    /// Whether there is an untried endpoint.
-    fn has_untried(&self, tried: &[SocketAddr]) -> bool {
-        !self.via_service_address && tried.len() < self.endpoint_count()
-    }
-}
-
-// === impl Failure ===
-
-impl Failure {
-    /// Whether the server may have closed a connection that was idle in the pool, or was about to.
-    fn is_stale_connection(&self) -> bool {
-        matches!(self, Self::Reset { reused: true, .. } | Self::Connect { closing: true, .. })
-    }
-
-    /// The response for the client.
-    fn into_response(self, plan: &Plan<'_>, guard: Box<RequestGuard>) -> Response<ResponseBody> {
-        let inbound = guard.log.downstream.direction == Direction::Inbound;
-        let target = match (&guard.log.cluster, &plan.upstream) {
-            (Some(cluster), Upstream::Cluster(_, Some(subset))) => format!("{cluster} subset {subset}"),
-            (Some(cluster), _) => cluster.to_string(),
-            (None, _) => "the application".to_owned(),
-        };
-        let (reason, detail) = match self {
-            Self::NoEndpoints => match &plan.upstream {
-                Upstream::Cluster(state, _) if fallback::reason(&state.cluster()) == Reason::NoLocalEndpoints => {
-                    let text = "has no ready endpoint on this node, and internalTrafficPolicy is Local";
-                    (Reason::NoLocalEndpoints, format!("{target} {text}"))
-                }
-                Upstream::Cluster(..) | Upstream::Local(_) => {
-                    (Reason::NoEndpoints, format!("{target} has no ready endpoint"))
-                }
-            },
-            Self::Overflow => (Reason::Overflow, format!("{target} has reached a limit of its MeshCluster")),
-            Self::Connect { text, .. } | Self::Refused(text) => {
-                (Reason::ConnectFailed, format!("connecting to {target} failed: {text}"))
-            }
-            Self::Reset { text, .. } => (Reason::UpstreamReset, format!("{target} closed the connection: {text}")),
-            Self::BadRequestBody => (Reason::BadRequest, "the request body is incomplete or malformed".to_owned()),
-            Self::SlowRequestBody => (Reason::SlowRequest, "the request body arrives too slowly".to_owned()),
-            Self::Protocol(text) => (Reason::UpstreamProtocol, format!("invalid HTTP response from {target}: {text}")),
-            Self::TooLarge(text) => {
-                (Reason::UpstreamProtocol, format!("response head from {target} is too large: {text}"))
-            }
-            Self::AttemptTimeout { .. } => {
-                (Reason::AttemptTimeout, format!("{target} did not respond within the attempt timeout"))
-            }
-            Self::RequestTimeout => {
-                (Reason::RequestTimeout, format!("{target} did not respond within the request timeout"))
-            }
-        };
-        let exhausted = guard.log.retry_refused == Some(BUDGET);
-        let budget = if exhausted { "; not retried: the retry budget is exhausted" } else { "" };
-        let mut answer = Answer::new(reason, format!("{detail}{budget}"));
-        if inbound && reason == Reason::ConnectFailed {
-            answer.headers.insert(UNPROCESSED, HeaderValue::from_static("true"));
-        }
-        answer.into_response(guard)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn outlier_outcome_ignores_failures_of_client_and_proxy() {
-        let text = String::new;
-        for (failure, is_recorded) in [
-            (Failure::Protocol(text()), true),
-            // The limit is the proxy's.
-            (Failure::TooLarge(text()), false),
-            (Failure::Reset { reused: true, text: text() }, true),
-            (Failure::Connect { connected: true, closing: false, text: text() }, true),
-            (Failure::Connect { connected: true, closing: true, text: text() }, false),
-            (Failure::BadRequestBody, false),
-        ] {
-            assert_eq!(outlier_outcome(&Err(failure), false).is_some(), is_recorded);
-        }
-    }
+    answer.into_response(guard)
 }

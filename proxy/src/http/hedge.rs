@@ -21,8 +21,9 @@ use http::Method;
 use http::request::Parts;
 use tokio::time::{Instant, sleep};
 
-use super::forward::{self, AttemptResult, BUDGET, Plan, Upstream, drain_body, pick_endpoint};
+use super::attempt::{self, AttemptResult, Plan, Upstream, drain_body, pick_endpoint};
 use super::request_body::SharedBody;
+use super::retry::BUDGET;
 use crate::balance::affinity::Affinity;
 use crate::table::route::{Hedge, Retry};
 use crate::telemetry::access::RequestLog;
@@ -80,7 +81,7 @@ pub(super) async fn attempt(
     let HedgedRequest { worker, plan, fresh, parts, body } = request;
     let send = |endpoint: Rc<Endpoint>, permit: Option<Permit>| async move {
         let _permit = permit;
-        forward::attempt(worker, plan, endpoint, fresh, parts, body, deadline).await
+        attempt::attempt(worker, plan, endpoint, fresh, parts, body, deadline).await
     };
     let mut started = vec![(first.clone(), Instant::now())];
     let next = || {

@@ -3,7 +3,9 @@
 //! - [`serve`]: the server side of a connection, HTTP/1.1 or HTTP/2, with draining.
 //! - [`watch`]: timeouts of that connection: idle, request head, stalled client, lingering close.
 //! - [`head`]: validation of heads: one authority, one framing, no hop-by-hop headers forwarded.
-//! - [`forward`]: attempts, timeouts, retries.
+//! - [`forward`]: the way of a request to a response: attempts, timeouts, retries.
+//! - [`attempt`]: one attempt.
+//! - [`retry`]: which attempts are retried.
 //! - [`guard`]: what a request holds until it ends, and its record.
 //! - [`hedge`]: concurrent attempts, for rules with `hedge`.
 //! - [`requests`]: the requests of an HTTP/1.1 connection, one after the other.
@@ -21,6 +23,7 @@
 //! - [`upgrade`]: upgraded connections (101), relayed as TCP.
 //! - [`tunnel`]: CONNECT tunnels, relayed as TCP.
 
+pub(crate) mod attempt;
 mod date;
 pub(crate) mod error;
 pub(crate) mod forward;
@@ -37,6 +40,7 @@ pub(crate) mod request_body;
 pub(crate) mod requests;
 pub(crate) mod respond;
 pub(crate) mod response_body;
+mod retry;
 pub(crate) mod serve;
 mod streams;
 pub(crate) mod tunnel;

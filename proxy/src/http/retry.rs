@@ -1,0 +1,187 @@
+//! Decides whether a request is retried.
+//!
+//! What is retried, and why:
+//!
+//! | failure | retry |
+//! |---|---|
+//! | no connection in time; the connection ended before anything of the request was sent; the endpoint did not process it (REFUSED_STREAM, or a GOAWAY with any code whose last stream is lower) | transparent: any request, without a rule, up to [`TRANSPARENT_RETRIES_MAX`] times. A sidecar does not retry when it cannot connect to its application, and retries once what the application refuses |
+//! | the endpoint's sidecar says that the application never received the request (`weft-unprocessed`) | transparent: any request, without a rule, up to [`TRANSPARENT_RETRIES_MAX`] times, or [`UNPROCESSED_RETRIES_MAX`] while there are untried endpoints or the kernel picks the endpoint |
+//! | the server closed an idle connection just as the request was sent on it | transparent: idempotent requests, without a rule, as RFC 9110 9.2.2 allows |
+//! | a reset, an attempt timeout, or a status that the rule lists, also as the equivalent of a gRPC status | by the rule's `retry`, for its methods |
+//! | no response yet | by the rule's `hedge` ([`hedge`](super::hedge)) |
+//!
+//! After a failure because the server closed an idle connection, the retry uses a new connection: other idle ones may
+//! be closed too. A POST that may have been sent is not retried (RFC 9110 9.2.2); its client gets 502 with
+//! `weft-reason: upstream-reset`. A POST that was not sent, because the end of the connection was seen in time, is
+//! retried.
+//!
+//! A request is retried only while all of its body is in the replay buffer (64 KiB). Retries by rule are also limited
+//! by the cluster's retry budget (`balance/budget`). Transparent retries are not: no backend has processed the request,
+//! so they add no load.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http::Method;
+
+use super::attempt::{Failure, Upstream, UpstreamResponse};
+use super::request_body::SharedBody;
+use crate::table::route::Retry;
+use crate::worker::Worker;
+
+/// Maximum transparent retries: retries of what no backend has processed (gRPC's term).
+const TRANSPARENT_RETRIES_MAX: u32 = 3;
+
+/// Maximum transparent retries while endpoints are untried and the sidecars of those tried respond that their
+/// applications accept no connection. They respond within a millisecond, and while a Service is scaled down most
+/// endpoints may do so.
+const UNPROCESSED_RETRIES_MAX: u32 = 10;
+
+/// Backoff of transparent retries once every endpoint has been tried; doubles up to eight times this.
+const TRANSPARENT_BACKOFF: Duration = Duration::from_millis(20);
+
+/// The label in metrics and logs for a retry that the exhausted retry budget denied.
+pub(super) const BUDGET: &str = "budget";
+
+/// The retries of a request: those made, and those left.
+pub(super) struct RetryState<'a> {
+    worker: &'a Worker,
+    upstream: &'a Upstream,
+    retry: Option<&'a Retry>,
+    /// Transparent retries made.
+    transparent_retries: u32,
+    /// Retries that the rule still allows.
+    rule_retries_left: u32,
+    /// The retry budget denied a retry that the rule allows.
+    pub(super) budget_exhausted: bool,
+    /// The last attempt was sent to the Service's own address, where the kernel picks the endpoint.
+    pub(super) via_service_address: bool,
+}
+
+impl<'a> RetryState<'a> {
+    pub(super) fn new(worker: &'a Worker, upstream: &'a Upstream, retry: Option<&'a Retry>) -> Self {
+        Self {
+            worker,
+            upstream,
+            retry,
+            transparent_retries: 0,
+            rule_retries_left: retry.map_or(0, |retry| retry.attempts),
+            budget_exhausted: false,
+            via_service_address: false,
+        }
+    }
+
+    /// Whether a response is discarded and the request retried: the label of the retry.
+    pub(super) fn after_response(
+        &mut self,
+        response: &UpstreamResponse,
+        method: &Method,
+        body: &SharedBody,
+        tried: &[SocketAddr],
+    ) -> Option<&'static str> {
+        if !body.can_replay() {
+            return None;
+        }
+        if response.is_unprocessed() {
+            let has_untried = self.via_service_address || self.has_untried(tried);
+            let max = if has_untried { UNPROCESSED_RETRIES_MAX } else { TRANSPARENT_RETRIES_MAX };
+            return self.retry_transparently_up_to(max, "unprocessed");
+        }
+        let retry = self.retry?;
+        if retry.codes.contains(&response.status) { self.retry_by_rule(method, "status") } else { None }
+    }
+
+    /// Whether a failed attempt is retried: the label of the retry.
+    pub(super) fn after_failure(
+        &mut self,
+        failure: &Failure,
+        method: &Method,
+        body: &SharedBody,
+    ) -> Option<&'static str> {
+        if !body.can_replay() {
+            return None;
+        }
+        let is_local = matches!(self.upstream, Upstream::Local(_));
+        match failure {
+            // The client's proxy is told of these and picks another pod: if both proxies retried, attempts would
+            // multiply. Not so if the application closed an idle connection as usual: a new one can be had at once.
+            Failure::Connect { connected: false, .. } if is_local => None,
+            Failure::Connect { closing: false, .. } | Failure::Refused(_)
+                if is_local && self.transparent_retries > 0 =>
+            {
+                None
+            }
+            Failure::Connect { .. } | Failure::Refused(_) => {
+                self.retry_transparently("connect").or_else(|| self.retry_by_rule(method, "connect"))
+            }
+            Failure::Reset { reused, .. } => self
+                .retry_by_rule(method, "reset")
+                .or_else(|| if *reused && method.is_idempotent() { self.retry_transparently("reset") } else { None }),
+            Failure::AttemptTimeout { connected: false } => {
+                self.retry_transparently("connect").or_else(|| self.retry_by_rule(method, "timeout"))
+            }
+            Failure::AttemptTimeout { connected: true } => self.retry_by_rule(method, "timeout"),
+            Failure::NoEndpoints
+            | Failure::Overflow
+            | Failure::BadRequestBody
+            | Failure::SlowRequestBody
+            | Failure::Protocol(_)
+            | Failure::TooLarge(_)
+            | Failure::RequestTimeout => None,
+        }
+    }
+
+    /// A transparent retry, if the maximum is not reached.
+    fn retry_transparently(&mut self, label: &'static str) -> Option<&'static str> {
+        self.retry_transparently_up_to(TRANSPARENT_RETRIES_MAX, label)
+    }
+
+    fn retry_transparently_up_to(&mut self, max: u32, label: &'static str) -> Option<&'static str> {
+        (self.transparent_retries < max).then(|| {
+            self.transparent_retries += 1;
+            label
+        })
+    }
+
+    /// A retry by the rule, if its methods, its attempts and the retry budget allow it.
+    fn retry_by_rule(&mut self, method: &Method, label: &'static str) -> Option<&'static str> {
+        self.retry.filter(|retry| retry.methods.contains(method))?;
+        let left = self.rule_retries_left.checked_sub(1)?;
+        if let Upstream::Cluster(state, _) = self.upstream
+            && !state.try_spend_retry(self.worker.now())
+        {
+            self.budget_exhausted = true;
+            return None;
+        }
+        self.rule_retries_left = left;
+        Some(label)
+    }
+
+    /// The number of endpoints to try.
+    fn endpoint_count(&self) -> usize {
+        match self.upstream {
+            Upstream::Local(_) => 1,
+            Upstream::Cluster(state, subset) => state.candidate_count(subset.as_deref()),
+        }
+    }
+
+    /// How long to wait before the retry that was just allowed.
+    pub(super) fn backoff(&self, tried: &[SocketAddr]) -> Duration {
+        let rule_retries = self.retry.map_or(0, |retry| retry.attempts - self.rule_retries_left);
+        if let (Some(retry), 1..) = (self.retry, rule_retries) {
+            let base = retry.backoff * 2u32.saturating_pow(rule_retries - 1);
+            let jitter = retry.backoff.mul_f64(f64::from(self.worker.rng.borrow_mut().below(1000)) / 2000.0);
+            return base.min(retry.backoff * 10) + jitter;
+        }
+        if self.has_untried(tried) {
+            Duration::ZERO
+        } else {
+            TRANSPARENT_BACKOFF * 2u32.pow(self.transparent_retries.clamp(1, 4) - 1)
+        }
+    }
+
+    /// Whether there is an untried endpoint.
+    fn has_untried(&self, tried: &[SocketAddr]) -> bool {
+        !self.via_service_address && tried.len() < self.endpoint_count()
+    }
+}
