@@ -1,5 +1,5 @@
-//! Forwards a request to an endpoint: its attempts ([`attempt`](super::attempt)), until one succeeds
-//! or is not retried ([`retry`](super::retry)).
+//! Forwards a request to an endpoint: its attempts ([`attempt`](super::attempt)), until one succeeds or is not retried
+//! ([`retry`](super::retry)).
 //!
 //! A request for which there is no endpoint, or none that can be connected to, is handled by [`fallback`].
 

@@ -9,7 +9,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 
 use super::error::BodyError;
-use super::requests::FromClient;
+use super::from_client::FromClient;
 use super::upload::Upload;
 use crate::http2::{self, RecvStream};
 use crate::upstream::http1::ResponseBody;

@@ -10,6 +10,7 @@
 //! - [`hedge`]: concurrent attempts, for rules with `hedge`.
 //! - [`requests`]: the requests of an HTTP/1.1 connection, one after the other.
 //! - [`streams`]: the requests of an HTTP/2 connection, concurrently.
+//! - [`from_client`]: the body of an HTTP/1.1 request.
 //! - [`incoming`] and [`pipe`]: bodies as received, and as sent on an HTTP/2 stream.
 //! - [`upload`]: the rest of a request body when the response arrives first.
 //! - [`interim`]: interim responses (1xx).
@@ -27,6 +28,7 @@ pub(crate) mod attempt;
 mod date;
 pub(crate) mod error;
 pub(crate) mod forward;
+mod from_client;
 pub(crate) mod guard;
 pub(crate) mod head;
 pub(crate) mod hedge;

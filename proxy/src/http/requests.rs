@@ -1,40 +1,33 @@
 //! The server side of an HTTP/1.1 connection: one request after the other.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::Either;
 use http::header::{self, HeaderValue};
-use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
-use http_body::{Body, Frame, SizeHint};
+use http::{Method, Request, Response, Version};
+use http_body::Body;
 use http_body_util::{BodyExt, Full};
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep};
 
-use super::error::BodyError;
+use super::from_client::{BodyReader, FromClient};
 use super::incoming::Incoming;
 use super::response_body::{Handover, ResponseBody};
 use super::watch::{ConnectionTimers, Ended, TimedStream};
-use super::{date, head, interim, respond};
+use super::{date, head, respond};
 use crate::downstream::Downstream;
-use crate::http1::decode::Decoder;
 use crate::http1::encode::{self, Outgoing, RequestLine, WriteError};
 use crate::http1::framing::Framing;
 use crate::http1::parse::{self, BadMessage, RequestHead};
 use crate::http1::wire::{ReadError, Wire};
 use crate::tcp::End;
 use crate::telemetry::access;
-
-/// How long the unread rest of a request body is drained after the response, so that the connection can be kept alive.
-const BODY_DRAIN_TIMEOUT: Duration = Duration::from_millis(250);
-
-/// Maximum bytes that are drained; for more, the connection is closed.
-const BODY_DRAIN_BYTES_MAX: usize = 64 * 1024;
 
 /// How often the proxy checks whether the client has disconnected when it does not read from it: the client has closed
 /// its sending half, the read-ahead buffer is full, or the upstream reads none of the body.
@@ -43,20 +36,6 @@ const DISCONNECT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest response body, in bytes, after which a connection is closed without lingering. With its head it fits into
 /// the ten segments of TCP's initial window (RFC 6928), so it was sent before a reset can occur.
 const SHORT_RESPONSE_MAX: u64 = 8 * 1024;
-
-/// The body of an HTTP/1.1 request, if it has one, and the connection that it arrives on.
-pub(crate) struct FromClient {
-    wire: Rc<Wire<TimedStream>>,
-    reader: Option<Rc<BodyReader>>,
-}
-
-/// Reads a request body. Shared by the request and its connection, which drains what the request leaves.
-pub(crate) struct BodyReader {
-    wire: Rc<Wire<TimedStream>>,
-    decoder: RefCell<Decoder>,
-    /// The client waits for 100 Continue before it sends the body.
-    awaits_continue: Cell<bool>,
-}
 
 /// Detects that the client disconnects while its request is in progress.
 ///
@@ -311,74 +290,5 @@ impl DisconnectDetector<'_> {
             }
         }
         Poll::Pending
-    }
-}
-
-// === impl BodyReader ===
-
-impl BodyReader {
-    /// A reader for the body of a request with this framing. None: it has no body.
-    fn new(wire: &Rc<Wire<TimedStream>>, framing: Framing, headers: &HeaderMap) -> Option<Rc<Self>> {
-        if framing == Framing::Length(0) {
-            return None;
-        }
-        let decoder = RefCell::new(Decoder::new(framing));
-        Some(Rc::new(Self {
-            wire: wire.clone(),
-            decoder,
-            awaits_continue: Cell::new(interim::expects_continue(headers)),
-        }))
-    }
-
-    fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let frame = ready!(self.wire.poll_body(&mut self.decoder.borrow_mut(), cx));
-        // The client sends the body without waiting for 100 Continue.
-        self.awaits_continue.set(false);
-        Poll::Ready(frame)
-    }
-
-    /// Reads and discards the rest of the body. Returns whether it ended within the limits.
-    async fn drain(self) -> bool {
-        let mut read = 0;
-        let rest = async {
-            while !self.decoder.borrow().has_ended() {
-                match poll_fn(|cx| self.poll_frame(cx)).await {
-                    Some(Ok(frame)) => read += frame.data_ref().map_or(0, Bytes::len),
-                    Some(Err(_)) => return false,
-                    None => {}
-                }
-                if read > BODY_DRAIN_BYTES_MAX {
-                    return false;
-                }
-            }
-            true
-        };
-        self.decoder.borrow().has_ended() || timeout(BODY_DRAIN_TIMEOUT, rest).await == Ok(true)
-    }
-}
-
-// === impl FromClient ===
-
-impl FromClient {
-    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.reader.as_ref().map_or(Poll::Ready(None), |reader| reader.poll_frame(cx))
-    }
-
-    pub(crate) fn is_end_stream(&self) -> bool {
-        self.reader.as_ref().is_none_or(|reader| reader.decoder.borrow().has_ended())
-    }
-
-    pub(crate) fn size_hint(&self) -> SizeHint {
-        self.reader.as_ref().map_or(SizeHint::with_exact(0), |reader| reader.decoder.borrow().size_hint())
-    }
-
-    /// Sends an interim response to the client.
-    pub(crate) fn send_interim(&self, status: StatusCode, headers: &HeaderMap) {
-        if status == StatusCode::CONTINUE
-            && let Some(reader) = &self.reader
-        {
-            reader.awaits_continue.set(false);
-        }
-        self.wire.queue_interim(encode::interim(status, headers));
     }
 }
