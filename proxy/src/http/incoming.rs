@@ -14,7 +14,8 @@ use super::upload::Upload;
 use crate::http2::{self, RecvStream};
 use crate::upstream::http1::ResponseBody;
 
-/// A body that this proxy receives. The enum is closed: it names each kind of connection that produces bodies.
+/// A body that this proxy receives. The enum is closed: it names each kind of connection that produces bodies. For this
+/// reason it, the bodies of requests, uploads and `upstream/http1` import each other, as nothing else here does.
 pub(crate) enum Incoming {
     /// A request body over HTTP/1.1.
     FromClient(FromClient),

@@ -14,7 +14,7 @@ use weft_config::Balancer;
 
 use super::endpoint::{Endpoint, Lease};
 use super::error::LeaseError;
-use super::fallback::FallbackState;
+use super::fallback_state::FallbackState;
 use super::load::{Kind, SharedCluster, SharedClusters};
 use crate::balance::affinity::Affinity;
 use crate::balance::hash::{self, Table};

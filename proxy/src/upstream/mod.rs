@@ -10,6 +10,7 @@ pub(crate) mod connect;
 pub(crate) mod endpoint;
 pub(crate) mod error;
 pub(crate) mod fallback;
+mod fallback_state;
 pub(crate) mod health;
 pub(crate) mod http1;
 pub(crate) mod http2;
