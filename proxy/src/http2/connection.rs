@@ -13,10 +13,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
+use super::error::{Error, Reason};
 use super::frame::{self, FrameHeader, HEADER_BYTES, PAYLOAD_MAX, PREFACE};
 use super::half::{RecvStream, Requests, SendStream, handles};
+use super::limits::{Limits, TooLarge};
 use super::state::{Payload, Side, State};
-use super::{Error, Limits, Reason, TooLarge};
 use crate::read_buffer::{READ_BYTES, with_read_buffer};
 
 /// Capacity of a read when frames longer than [`READ`] are likely.

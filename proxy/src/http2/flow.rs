@@ -1,6 +1,6 @@
 //! Flow control windows (RFC 9113 5.2 and 6.9).
 
-use super::Reason;
+use super::error::Reason;
 
 /// The largest window (RFC 9113 6.9.1).
 pub(super) const WINDOW_MAX: i32 = i32::MAX;

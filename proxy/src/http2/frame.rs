@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, BytesMut};
 
-use super::Reason;
+use super::error::Reason;
 
 /// Size of a frame header.
 pub(super) const HEADER_BYTES: usize = 9;

@@ -9,8 +9,8 @@ use http::StatusCode;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 
+use super::error::{Error, Reason};
 use super::state::State;
-use super::{Error, Reason};
 
 /// Sends on a stream. When both handles are dropped before the stream has ended, it is reset.
 pub(crate) struct SendStream(Handle);

@@ -6,7 +6,7 @@ use http::request::Parts;
 use http::uri::{self, Authority, PathAndQuery, Scheme};
 use http::{Method, Request, StatusCode, Uri, Version};
 
-use super::Reason;
+use super::error::Reason;
 use super::frame::{CONTINUATION, END_HEADERS, END_STREAM, FrameHeader, HEADER_BYTES, HEADERS, PAYLOAD_MAX};
 use crate::hpack::Field;
 use crate::hpack::decode::Decoder;

@@ -32,8 +32,9 @@ use bytes::{Bytes, BytesMut};
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 
+use super::error::Error;
 use super::flow::{RecvWindow, SendWindow};
-use super::{Error, Limits};
+use super::limits::Limits;
 use crate::clock::Tick;
 use crate::http::interim::INTERIM_MAX;
 use crate::telemetry::alive::{Alive, Kind};

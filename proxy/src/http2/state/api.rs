@@ -7,10 +7,10 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, StatusCode};
 
+use super::super::error::{Error, Reason};
 use super::super::frame::PAYLOAD_MAX;
 use super::super::head;
 use super::super::stream::{HalfState, Stream, register};
-use super::super::{Error, Reason};
 use super::{GoAway, OUTPUT_MAX, State};
 use crate::telemetry::alive::Kind;
 

@@ -5,10 +5,11 @@ use http::StatusCode;
 use http::header::HeaderMap;
 use tokio::time::Instant;
 
+use super::super::error::{Error, Reason};
 use super::super::frame::{self, FrameHeader, Setting};
 use super::super::head::{self, Fields, Malformed};
+use super::super::limits::TooLarge;
 use super::super::stream::{HalfState, Stream};
-use super::super::{Error, Reason, TooLarge};
 use super::{
     CONTINUATIONS_MAX, CONTROL_BUDGET_PER_DATA, GoAway, HeaderBlock, Payload, RAPID_RESET, SHUTDOWN_PING,
     STREAMS_PER_CONTROL_FRAME, Side, State,

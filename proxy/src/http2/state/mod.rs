@@ -17,12 +17,13 @@ use bytes::{Bytes, BytesMut};
 use http::Request;
 use tokio::time::Instant;
 
+use super::error::{Error, Reason};
 use super::flow::{RecvWindow, SendWindow, WINDOW};
 use super::frame::{self, FrameHeader};
 use super::head;
+use super::limits::{Limits, TooLarge};
 use super::output::Output;
 use super::stream::{HalfState, Stream};
-use super::{Error, Limits, Reason, TooLarge};
 use crate::clock::Tick;
 use crate::hpack::decode::Decoder;
 use crate::hpack::encode::Encoder;

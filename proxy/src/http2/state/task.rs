@@ -6,9 +6,10 @@ use std::task::{Context, Poll};
 use http::Request;
 use tokio::time::Instant;
 
+use super::super::error::{Error, Reason};
 use super::super::frame::{self, PAYLOAD_MAX};
+use super::super::limits::TooLarge;
 use super::super::stream::{HalfState, Stream, register};
-use super::super::{Error, Reason, TooLarge};
 use super::{GoAway, KEEPALIVE_PING, OUTPUT_MAX, OUTPUT_READ_STOP, SHUTDOWN_PING, State};
 
 /// The error of requests that waited when their connection closed.
