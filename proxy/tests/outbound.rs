@@ -646,11 +646,14 @@ async fn retry_budget_bounds_retries() {
     let retry = json!({"retry": {"attempts": 3, "codes": [503], "methods": ["GET"], "backoffMs": 1}});
     let action = forward(&proxy, &[("v1", 1)]);
     proxy.configure(routes(action, retry), "detect", &[(failing, "v1")], json!({"subsets": ["v1"]})).await;
+    let begun = std::time::Instant::now();
     for _ in 0..1_000 {
         assert_eq!(proxy.send("GET", "/", &[], "").await.0, 503);
     }
     let reached = seen.requests.load(Ordering::SeqCst);
-    assert!((1_100..=1_200).contains(&reached), "1000 requests reached the backend {reached} times");
+    // 20 % of the requests, or 10 a second if that is more: on a busy machine they may take longer than 20 s.
+    let most = 1_200.max(1_010 + 10 * u32::try_from(begun.elapsed().as_secs() + 1).expect("not that long"));
+    assert!((1_100..=most).contains(&reached), "1000 requests reached the backend {reached} times, not {most}");
     let (_, page) = proxy.get(proxy.metrics, "/metrics").await;
     let refused = page.lines().find(|line| line.starts_with("weft_retries_refused_total{")).expect("counted");
     assert!(refused.contains("reason=\"budget\""), "{refused}");

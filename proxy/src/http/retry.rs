@@ -4,7 +4,8 @@
 //!
 //! | failure | retry |
 //! |---|---|
-//! | no connection in time; the connection ended before anything of the request was sent; the endpoint did not process it (REFUSED_STREAM, or a GOAWAY with any code whose last stream is lower) | transparent: any request, without a rule, up to [`TRANSPARENT_RETRIES_MAX`] times. A sidecar does not retry when it cannot connect to its application, and retries once what the application refuses |
+//! | no connection in time; the endpoint did not process it (REFUSED_STREAM, or a GOAWAY with any code whose last stream is lower) | transparent: any request, without a rule, up to [`TRANSPARENT_RETRIES_MAX`] times. A sidecar does not retry when it cannot connect to its application, and retries once what the application refuses |
+//! | the connection was closing: it ended before anything of the request was sent, or a GOAWAY without an error came before it | transparent: any request, without a rule, up to [`UNPROCESSED_RETRIES_MAX`] times |
 //! | the endpoint's sidecar says that the application never received the request (`weft-unprocessed`) | transparent: any request, without a rule, up to [`TRANSPARENT_RETRIES_MAX`] times, or [`UNPROCESSED_RETRIES_MAX`] while there are untried endpoints or the kernel picks the endpoint |
 //! | the server closed an idle connection just as the request was sent on it | transparent: idempotent requests, without a rule, as RFC 9110 9.2.2 allows |
 //! | a reset, an attempt timeout, or a status that the rule lists, also as the equivalent of a gRPC status | by the rule's `retry`, for its methods |
@@ -32,9 +33,9 @@ use crate::worker::Worker;
 /// Maximum transparent retries: retries of what no backend has processed (gRPC's term).
 const TRANSPARENT_RETRIES_MAX: u32 = 3;
 
-/// Maximum transparent retries while endpoints are untried and the sidecars of those tried respond that their
-/// applications accept no connection. They respond within a millisecond, and while a Service is scaled down most
-/// endpoints may do so.
+/// Maximum transparent retries on connections that are closing, and while endpoints are untried and the sidecars of
+/// those tried respond that their applications accept no connection. They respond within a millisecond, and while a
+/// Service is scaled down most endpoints may do so.
 const UNPROCESSED_RETRIES_MAX: u32 = 10;
 
 /// Backoff of transparent retries once every endpoint has been tried; doubles up to eight times this.
@@ -111,6 +112,10 @@ impl<'a> RetryState<'a> {
             {
                 None
             }
+            // A server that closes connections after some requests each may close several under one request.
+            Failure::Connect { closing: true, .. } => self
+                .retry_transparently_up_to(UNPROCESSED_RETRIES_MAX, "connect")
+                .or_else(|| self.retry_by_rule(method, "connect")),
             Failure::Connect { .. } | Failure::Refused(_) => {
                 self.retry_transparently("connect").or_else(|| self.retry_by_rule(method, "connect"))
             }
