@@ -177,7 +177,7 @@ fn client_unsupported(client: &Client, scenario: &Scenario) -> Option<&'static s
         }
         ("curl", Http2, "100 sent") => "sends the body without waiting for 100",
         ("curl", _, "early response") => "cannot wait for the response within a body",
-        ("java" | "nginx", _, "early 413") | ("curl", Http2, "early 413") => {
+        ("java" | "nginx", _, "early 413") | ("curl", Http2, "early 413" | "100 refused") => {
             "may report a write error instead of the response"
         }
         ("nginx", _, "response trailers" | "103" | "100 sent" | "100 refused") => "nginx 1.22 forwards none",
