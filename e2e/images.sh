@@ -22,7 +22,7 @@ source "$root/e2e/cluster/lib.sh"
 
 registry=localhost
 out=$root/target/images
-# Maximum of bytes in the proxy's image, which every node pulls.
+# Maximum number of bytes in the proxy's image, which every node pulls.
 proxy_limit=$((20 * 1000 * 1000))
 
 declare -A dockerfile=(

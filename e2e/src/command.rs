@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-/// Maximum of bytes of a program's output in an error.
+/// Maximum number of bytes of a program's output in an error.
 const QUOTED_OUTPUT_MAX: usize = 4 * 1024;
 
 /// The result of a program.

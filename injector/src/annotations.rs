@@ -43,9 +43,9 @@ pub(crate) const OPAQUE_PORTS: &str = "opaque-ports";
 
 /// Maximum of entries in a list. Each excluded entry is an iptables rule that every new connection traverses.
 const LIST_MAX: usize = 100;
-/// Maximum of bytes in a value. The longest sensible list is shorter.
+/// Maximum number of bytes in a value. The longest sensible list is shorter.
 const VALUE_MAX: usize = 4096;
-/// Maximum of bytes of a value that a message quotes.
+/// Maximum number of bytes of a value that a message quotes.
 const QUOTED_VALUE_MAX: usize = 64;
 /// Minimum similarity (normalized Levenshtein, 0 to 1) to suggest a known key for an unknown one.
 const SUGGESTION_SIMILARITY_MIN: f64 = 0.6;

@@ -24,7 +24,7 @@ use crate::settings::ServerVersion;
 const DEADLINE: Duration = Duration::from_secs(2);
 /// Concurrent lookups. Further ones wait, within the deadline.
 const LOOKUPS_MAX: usize = 16;
-/// Maximum of bytes in a namespace's name (RFC 1123).
+/// Maximum number of bytes in a namespace's name (RFC 1123).
 const NAME_MAX: usize = 63;
 
 type Meta = PartialObjectMeta<v1::Namespace>;

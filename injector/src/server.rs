@@ -23,9 +23,9 @@ use crate::refusal::Refusal;
 use crate::settings::{Installation, ServerVersion};
 use crate::{Outcome, inject};
 
-/// Maximum of bytes in a review. The API server accepts objects of at most half of that.
+/// Maximum number of bytes in a review. The API server accepts objects of at most half of that.
 pub const BODY_MAX: usize = 3 << 20;
-/// Maximum of bytes in a warning; the API server truncates longer ones.
+/// Maximum number of bytes in a warning; the API server truncates longer ones.
 const WARNING_MAX: usize = 256;
 /// Maximum of warnings in a response.
 const WARNINGS_MAX: usize = 10;

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use crate::client::millis;
 use crate::serve::{accept, listen};
 
-/// Maximum of bytes per read.
+/// Maximum number of bytes per read.
 const CHUNK: usize = 16 << 10;
 
 #[derive(clap::Args)]
