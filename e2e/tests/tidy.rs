@@ -17,20 +17,21 @@ use crate::order::Order;
 use crate::tokens::{first_words, sources, tokenize};
 
 /// The crates of the workspace that each crate may depend on. A new dependency is added here and to ARCHITECTURE.md.
-const DEPENDENCIES: [(&str, &[&str]); 9] = [
+const DEPENDENCIES: [(&str, &[&str]); 10] = [
+    ("weft-balance", &["weft-config"]),
     ("weft-config", &[]),
     ("weft-crds", &[]),
     ("weft-runtime", &[]),
     ("weft-demo", &[]),
     ("weft-operator", &["weft-config", "weft-crds", "weft-runtime"]),
     ("weft-injector", &["weft-config", "weft-crds", "weft-runtime"]),
-    ("weft-proxy", &["weft-config", "weft-runtime"]),
+    ("weft-proxy", &["weft-balance", "weft-config", "weft-runtime"]),
     ("weft-init", &["weft-config", "weft-runtime"]),
     ("weft-e2e", &["weft-config", "weft-crds", "weft-runtime"]),
 ];
 
 /// The layers of modules inside each crate, the lowest first. A file imports only from its own module and lower layers.
-const ORDERS: [Order; 3] = [
+const ORDERS: [Order; 4] = [
     Order {
         src: "injector/src",
         library: "weft_injector",
@@ -63,15 +64,16 @@ const ORDERS: [Order; 3] = [
         circles: &[],
     },
     Order {
+        src: "proxy/balance/src",
+        library: "weft_balance",
+        layers: &[&["budget", "ewma", "hash", "outlier", "priority", "rng"], &["slow_start"], &["lib"]],
+        circles: &[],
+    },
+    Order {
         src: "proxy/src",
         library: "weft_proxy",
         layers: &[
             &[
-                "balance",
-                "balance/budget",
-                "balance/hash",
-                "balance/level",
-                "balance/outlier",
                 "clock",
                 "direction",
                 "hpack",
@@ -100,8 +102,7 @@ const ORDERS: [Order; 3] = [
                 "value",
             ],
             &[
-                "balance/affinity",
-                "balance/slow_start",
+                "affinity",
                 "filter/fraction",
                 "filter/rate_limit",
                 "hpack/huffman",
@@ -163,7 +164,7 @@ const ORDERS: [Order; 3] = [
 ];
 
 /// Modules of pure functions: no client, no runtime, no files, no clock.
-const PURE: [&str; 22] = [
+const PURE: [&str; 23] = [
     "operator/src/compile",
     "operator/src/reconcile/state.rs",
     "operator/src/status.rs",
@@ -174,8 +175,9 @@ const PURE: [&str; 22] = [
     "injector/src/quantity.rs",
     "injector/src/refresh.rs",
     "injector/src/settings.rs",
+    "proxy/balance/src",
     "proxy/init/src/rules.rs",
-    "proxy/src/balance",
+    "proxy/src/affinity.rs",
     "proxy/src/decide.rs",
     "proxy/src/detect.rs",
     "proxy/src/filter/cors.rs",
@@ -278,6 +280,7 @@ fn every_source_file_is_in_a_module_tree() {
         "injector",
         "operator",
         "proxy",
+        "proxy/balance",
         "proxy/config",
         "proxy/init",
         "runtime",

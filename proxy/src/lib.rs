@@ -18,8 +18,8 @@
 //!
 //! The proxy does not know MeshRoutes: it knows the documents of `weft_config` and quotes the names in them.
 
+mod affinity;
 pub mod app;
-mod balance;
 pub mod bootstrap;
 mod clock;
 mod decide;

@@ -13,13 +13,13 @@ use http::uri::PathAndQuery;
 use http::{Method, Response, StatusCode};
 use http_body::Body;
 use tokio::time::Instant;
+use weft_balance::outlier::Outcome;
 
 use super::head::{ProtectedHeaders, is_grpc};
 use super::incoming::Incoming;
 use super::request_body::SharedBody;
 use super::respond::{GRPC_STATUS, http_status};
-use crate::balance::affinity::Affinity;
-use crate::balance::outlier::Outcome;
+use crate::affinity::Affinity;
 use crate::reason::UNPROCESSED;
 use crate::table::route::{Retry, Rule};
 use crate::telemetry::alive;

@@ -23,7 +23,7 @@ use super::respond::Answer;
 use super::response_body::ResponseBody;
 use super::retry::{BUDGET, RetryState};
 use super::{hedge, upgrade};
-use crate::balance::affinity::Affinity;
+use crate::affinity::Affinity;
 use crate::direction::Direction;
 use crate::http1::framing::BadHead;
 use crate::reason::{Reason, UNPROCESSED};

@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep};
 use super::attempt::{self, AttemptResult, Plan, Upstream, drain_body, pick_endpoint};
 use super::request_body::SharedBody;
 use super::retry::BUDGET;
-use crate::balance::affinity::Affinity;
+use crate::affinity::Affinity;
 use crate::table::route::{Hedge, Retry};
 use crate::telemetry::access::RequestLog;
 use crate::upstream::cluster::ClusterState;

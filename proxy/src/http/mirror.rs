@@ -27,7 +27,7 @@ use super::error::BodyError;
 use super::head;
 use super::incoming::Incoming;
 use super::request_body::{REPLAY_BYTES_MAX, RequestBody};
-use crate::balance::affinity::Affinity;
+use crate::affinity::Affinity;
 use crate::filter::mirror::Mirror;
 use crate::table::route::Rule;
 use crate::telemetry::alive;

@@ -23,12 +23,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hashbrown::HashMap;
+use weft_balance::SlowStart;
+use weft_balance::outlier;
 use weft_config as wire;
 
 use self::route::Routes;
-use crate::balance::affinity::{HashOn, Sticky};
-use crate::balance::outlier;
-use crate::balance::slow_start::SlowStart;
+use crate::affinity::{HashOn, Sticky};
 use crate::bootstrap::Pod;
 use crate::clock::uptime_seconds;
 use crate::policy::Policies;

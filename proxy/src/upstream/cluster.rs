@@ -10,18 +10,18 @@ use std::time::Duration;
 use hashbrown::HashMap;
 use http::HeaderValue;
 use http::request::Parts;
+use weft_balance::SlowStart;
+use weft_balance::hash::{self, Table};
+use weft_balance::outlier::{Detector, Outcome, OutlierStats};
+use weft_balance::priority::{self, Priority};
+use weft_balance::{Rng, pick_two};
 use weft_config::Balancer;
 
 use super::endpoint::{Endpoint, Lease};
 use super::error::LeaseError;
 use super::fallback_state::FallbackState;
 use super::load::{Kind, SharedCluster, SharedClusters};
-use crate::balance::affinity::Affinity;
-use crate::balance::hash::{self, Table};
-use crate::balance::level::{self, Priority};
-use crate::balance::outlier::{Detector, Outcome, OutlierStats};
-use crate::balance::slow_start::SlowStart;
-use crate::balance::{Rng, pick_two};
+use crate::affinity::Affinity;
 use crate::table::Cluster;
 use crate::telemetry::metrics::{EndpointHandles, Metrics};
 
@@ -207,7 +207,7 @@ impl ClusterState {
             [only] => only,
             several => {
                 let percentile = affinity.key.map_or_else(|| rng.below(100), |key| (key % 100) as u32);
-                &several[level::choose(several.iter().map(|list| list.percent), percentile)]
+                &several[priority::choose(several.iter().map(|list| list.percent), percentile)]
             }
         };
         if !list.members.iter().any(|at| untried(*at)) {
@@ -368,7 +368,7 @@ impl ClusterState {
             let counts: Vec<Priority> = (priorities.iter())
                 .map(|members| Priority { healthy: healthy(members), total: members.len() })
                 .collect();
-            let shares = level::divide(&counts, cluster.panic_percent);
+            let shares = priority::divide(&counts, cluster.panic_percent);
             (priorities.into_iter().zip(shares))
                 .map(|(mut members, share)| {
                     members.retain(|at| share.panic || is_healthy(*at));

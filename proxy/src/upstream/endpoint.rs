@@ -16,13 +16,13 @@ use futures_util::future::{Either, LocalBoxFuture, Shared};
 use http::request::Parts;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
+use weft_balance::PeakEwma;
+use weft_balance::outlier::OutlierStats;
 
 use super::error::{LeaseError, SendError};
 use super::http1::{Http1, Upgraded};
 use super::http2::Http2;
 use super::load::{Permit, SharedCluster};
-use crate::balance::PeakEwma;
-use crate::balance::outlier::OutlierStats;
 use crate::clock::Tick;
 use crate::http::incoming::Incoming;
 use crate::http::request_body::{RequestBody, SharedBody};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use weft_config as wire;
 
-use crate::balance::Rng;
+use crate::rng::Rng;
 
 /// Most endpoints that one request is offered to. If all of them are at a tenth of their share, half of the requests
 /// get to the eighth.
@@ -13,14 +13,14 @@ const OFFERS_MAX: usize = 8;
 
 /// How the share of a new endpoint grows.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct SlowStart {
+pub struct SlowStart {
     window: Duration,
     min_weight: f64,
     exponent: f64,
 }
 
 impl SlowStart {
-    pub(crate) fn compile(start: &wire::SlowStart) -> Self {
+    pub fn compile(start: &wire::SlowStart) -> Self {
         let wire::SlowStart { window_ms, min_percent, aggression_permille } = *start;
         Self {
             window: Duration::from_millis(window_ms),
@@ -30,7 +30,7 @@ impl SlowStart {
     }
 
     /// The weight of an endpoint, relative to its full share, at this age. `None`: the window is over.
-    pub(crate) fn weight(&self, age: Duration) -> Option<f64> {
+    pub fn weight(&self, age: Duration) -> Option<f64> {
         if age >= self.window {
             return None;
         }
@@ -41,7 +41,7 @@ impl SlowStart {
     /// Which of `count` endpoints gets a request for which the balancer picked `first`. An endpoint takes an offered
     /// request with a probability of its weight; otherwise the request is offered to another endpoint at random. So
     /// endpoints share by their weights. After `OFFERS_MAX` offers the one with the largest weight takes it.
-    pub(crate) fn offer(first: usize, count: usize, weight: impl Fn(usize) -> f64, rng: &mut Rng) -> usize {
+    pub fn offer(first: usize, count: usize, weight: impl Fn(usize) -> f64, rng: &mut Rng) -> usize {
         let (mut at, mut best, mut best_weight) = (first, first, 0.0);
         for _ in 0..OFFERS_MAX {
             let own = weight(at);
