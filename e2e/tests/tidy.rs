@@ -66,7 +66,13 @@ const ORDERS: [Order; 4] = [
     Order {
         src: "proxy/balance/src",
         library: "weft_balance",
-        layers: &[&["budget", "ewma", "hash", "outlier", "priority", "rng"], &["slow_start"], &["lib"]],
+        layers: &[
+            &["budget", "ewma", "hash", "outlier", "priority", "rng"],
+            &["slow_start"],
+            &["candidates", "endpoint"],
+            &["pick"],
+            &["lib"],
+        ],
         circles: &[],
     },
     Order {

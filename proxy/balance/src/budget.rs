@@ -39,6 +39,7 @@ pub struct Budget {
 
 impl Budget {
     /// Adds the share of one request, at its first attempt.
+    #[inline]
     pub fn deposit(&self, settings: &RetryBudget) {
         if self.spent.load(Ordering::Relaxed) == 0 {
             return;

@@ -24,6 +24,7 @@ impl PeakEwma {
     }
 
     /// Adds a sample.
+    #[inline]
     pub fn observe(&mut self, sample: Duration, now: Duration) {
         let sample = sample.as_secs_f64();
         self.estimate_seconds = if sample > self.estimate_seconds {
@@ -36,6 +37,7 @@ impl PeakEwma {
     }
 
     /// Adds the lower bound of a sample, from a request that was cancelled. It can only raise the estimate.
+    #[inline]
     pub fn observe_at_least(&mut self, sample: Duration, now: Duration) {
         if sample.as_secs_f64() > self.cost(0, now) {
             *self = Self { estimate_seconds: sample.as_secs_f64(), updated: now };
@@ -43,12 +45,14 @@ impl PeakEwma {
     }
 
     /// The expected cost of one more request.
+    #[inline]
     pub fn cost(&self, in_flight: u32, now: Duration) -> f64 {
         // Decays as if a sample of 0 were added now, so that a slow endpoint without requests is tried again.
         self.estimate_seconds * self.decay(now) * f64::from(in_flight + 1)
     }
 
     /// The weight of the estimate at `now`.
+    #[inline]
     fn decay(&self, now: Duration) -> f64 {
         (-now.saturating_sub(self.updated).as_secs_f64() / DECAY.as_secs_f64()).exp()
     }

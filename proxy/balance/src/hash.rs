@@ -17,7 +17,7 @@ const RING_POINTS: usize = 256;
 const RING_SIZE_MAX: usize = 65_536;
 
 /// A table from keys to positions.
-pub enum Table {
+pub(crate) enum Table {
     /// Points on the ring with the position that each maps to, sorted by point.
     Ring(Vec<(u32, u32)>),
     Maglev(Vec<u32>),
@@ -25,6 +25,7 @@ pub enum Table {
 
 /// A hash that is the same in every proxy and every version: FNV-1a, with the finalizer of MurmurHash3. Not keyed: a
 /// client that chooses its key can choose its endpoint, as hash balancing intends.
+#[inline]
 pub fn hash(bytes: &[u8]) -> u64 {
     let mut state = 0xcbf2_9ce4_8422_2325;
     for byte in bytes {
@@ -34,6 +35,7 @@ pub fn hash(bytes: &[u8]) -> u64 {
 }
 
 /// The hash of an address.
+#[inline]
 pub fn of_ip(address: IpAddr) -> u64 {
     match address {
         IpAddr::V4(v4) => hash(&v4.octets()),
@@ -42,14 +44,17 @@ pub fn of_ip(address: IpAddr) -> u64 {
 }
 
 /// The id of an endpoint in session cookies. Hashed, so that cookies do not expose pod addresses.
+#[inline]
 pub fn session(address: SocketAddr) -> u64 {
     mix(of_endpoint(address) ^ 0x5e55_1055_e551_0500)
 }
 
+#[inline]
 fn of_endpoint(address: SocketAddr) -> u64 {
     mix(of_ip(address.ip()) ^ u64::from(address.port()))
 }
 
+#[inline]
 fn mix(mut state: u64) -> u64 {
     state = (state ^ (state >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     state = (state ^ (state >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
@@ -60,7 +65,7 @@ fn mix(mut state: u64) -> u64 {
 
 impl Table {
     /// A ring. Positions index `endpoints`.
-    pub fn ring(endpoints: &[SocketAddr]) -> Self {
+    pub(crate) fn ring(endpoints: &[SocketAddr]) -> Self {
         let mut points_each = RING_POINTS;
         while points_each > 1 && points_each * endpoints.len() > RING_SIZE_MAX {
             points_each /= 2;
@@ -79,7 +84,7 @@ impl Table {
 
     /// A Maglev table. Positions index `endpoints`. Their order decides which endpoint gets a contested entry, so it
     /// must be the same in every proxy.
-    pub fn maglev(endpoints: &[SocketAddr]) -> Self {
+    pub(crate) fn maglev(endpoints: &[SocketAddr]) -> Self {
         const FREE: u32 = u32::MAX;
         let mut table = vec![FREE; MAGLEV_SIZE];
         // Each endpoint has a permutation of the entries, given by an offset and a step. In turn each endpoint takes
@@ -111,7 +116,7 @@ impl Table {
 
     /// The position that a key maps to: the first one, in the table's order from the key on, that `accepts` accepts.
     /// If it accepts none, the key's own.
-    pub fn find(&self, key: u64, accepts: impl Fn(usize) -> bool) -> Option<usize> {
+    pub(crate) fn find(&self, key: u64, accepts: impl Fn(usize) -> bool) -> Option<usize> {
         match self {
             Self::Ring(points) => {
                 let key = (key >> 32) as u32;

@@ -19,6 +19,7 @@ pub struct Settings {
     consecutive_5xx: u32,
     consecutive_gateway_errors: u32,
     consecutive_local_failures: u32,
+    /// How often success rates are compared.
     pub interval: Duration,
     base: Duration,
     max: Duration,
@@ -67,6 +68,7 @@ pub struct OutlierStats {
 // === impl Settings ===
 
 impl Settings {
+    /// From the document.
     pub fn compile(outliers: &wire::Outliers) -> Self {
         let wire::Outliers {
             consecutive_5xx,
@@ -95,19 +97,30 @@ impl Settings {
         self.max_percent > 0
     }
 
+    /// Positions of the endpoints whose success rate in this interval is too far below that of the others.
+    pub fn low_success_rates(&self, endpoints: impl Iterator<Item = OutlierStats>) -> Vec<usize> {
+        let rated: Vec<(usize, f64)> = (endpoints.enumerate())
+            .filter(|(_, stats)| self.has_success_rate(stats))
+            .map(|(at, stats)| (at, stats.success_rate()))
+            .collect();
+        let rates: Vec<f64> = rated.iter().map(|(_, rate)| *rate).collect();
+        let Some(threshold) = self.success_rate_threshold(&rates) else { return Vec::new() };
+        rated.into_iter().filter(|(_, rate)| *rate < threshold).map(|(at, _)| at).collect()
+    }
+
     /// Whether one more of `total` endpoints may be ejected if `ejected` of them are.
-    pub fn may_eject(&self, ejected: usize, total: usize) -> bool {
+    fn may_eject(&self, ejected: usize, total: usize) -> bool {
         ejected + 1 < total && ejected * 100 < total * self.max_percent as usize
     }
 
     /// Whether an endpoint had enough requests in this interval for a success rate.
-    pub fn has_success_rate(&self, stats: &OutlierStats) -> bool {
+    fn has_success_rate(&self, stats: &OutlierStats) -> bool {
         self.success_rate.deviations_permille > 0 && stats.requests >= self.success_rate.min_requests.max(1)
     }
 
     /// The success rate below which an endpoint is ejected: the mean less a number of standard deviations. `None`: too
     /// few endpoints have a rate.
-    pub fn success_rate_threshold(&self, rates: &[f64]) -> Option<f64> {
+    fn success_rate_threshold(&self, rates: &[f64]) -> Option<f64> {
         if rates.is_empty() || rates.len() < self.success_rate.min_endpoints as usize {
             return None;
         }
@@ -121,6 +134,8 @@ impl Settings {
 // === impl Outcome ===
 
 impl Outcome {
+    /// The outcome of a response with this status.
+    #[inline]
     pub fn of_status(status: StatusCode) -> Self {
         match status.as_u16() {
             502..=504 => Self::Gateway,
@@ -133,6 +148,7 @@ impl Outcome {
 // === impl Detector ===
 
 impl Detector {
+    /// The name in metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Consecutive5xx => "consecutive-5xx",
@@ -147,6 +163,7 @@ impl Detector {
 
 impl OutlierStats {
     /// Records an outcome. Returns the detector that it trips, whose count restarts at 0.
+    #[inline]
     pub fn record(&mut self, outcome: Outcome, settings: &Settings) -> Option<Detector> {
         self.requests = self.requests.saturating_add(1);
         match outcome {
@@ -184,12 +201,19 @@ impl OutlierStats {
         tripped
     }
 
+    /// Whether the endpoint is ejected.
+    #[inline]
     pub fn is_ejected(&self) -> bool {
         self.until.is_some()
     }
 
-    /// Ejects the endpoint, for longer each time. Returns for how long.
-    pub fn eject(&mut self, settings: &Settings, now: Duration) -> Duration {
+    /// Ejects the endpoint, for longer each time, while `ejected` of `total` endpoints are. Returns for how long. `None`:
+    /// it is ejected already, or the limit of ejections is reached.
+    pub fn try_eject(&mut self, settings: &Settings, ejected: usize, total: usize, now: Duration) -> Option<Duration> {
+        (!self.is_ejected() && settings.may_eject(ejected, total)).then(|| self.eject(settings, now))
+    }
+
+    fn eject(&mut self, settings: &Settings, now: Duration) -> Duration {
         self.ejections = self.ejections.saturating_add(1);
         let time = settings.base.saturating_mul(self.ejections).min(settings.max);
         self.until = Some(now + time);
@@ -212,7 +236,7 @@ impl OutlierStats {
     }
 
     /// The share of this interval's requests that succeeded.
-    pub fn success_rate(&self) -> f64 {
+    fn success_rate(&self) -> f64 {
         f64::from(self.successes) / f64::from(self.requests.max(1))
     }
 

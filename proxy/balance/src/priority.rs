@@ -11,22 +11,22 @@
 
 /// The endpoints of one priority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Priority {
-    pub healthy: usize,
-    pub total: usize,
+pub(crate) struct Priority {
+    pub(crate) healthy: usize,
+    pub(crate) total: usize,
 }
 
 /// The load of one priority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Share {
+pub(crate) struct Share {
     /// Percent of the requests. The sum over all priorities is 100, or 0 if there is no endpoint to use.
-    pub percent: u32,
+    pub(crate) percent: u32,
     /// Below the panic threshold, and other priorities cannot take the load: unhealthy endpoints are used too.
-    pub panic: bool,
+    pub(crate) panic: bool,
 }
 
 /// Divides the load among priorities, the most preferred first.
-pub fn divide(priorities: &[Priority], panic_percent: u32) -> Vec<Share> {
+pub(crate) fn divide(priorities: &[Priority], panic_percent: u32) -> Vec<Share> {
     let health: Vec<u32> = priorities.iter().map(Priority::health).collect();
     let norm = health.iter().sum::<u32>().min(100);
     let is_panic = |priority: &Priority| {
@@ -59,7 +59,7 @@ pub fn divide(priorities: &[Priority], panic_percent: u32) -> Vec<Share> {
 }
 
 /// The priority that a percentile (0 to 99) falls into.
-pub fn choose(mut percents: impl Iterator<Item = u32>, percentile: u32) -> usize {
+pub(crate) fn choose(mut percents: impl Iterator<Item = u32>, percentile: u32) -> usize {
     let mut sum = 0;
     percents
         .position(|percent| {

@@ -11,6 +11,7 @@ impl Rng {
     }
 
     /// The next number.
+    #[inline]
     pub fn next_u64(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -19,6 +20,7 @@ impl Rng {
     }
 
     /// A number below `bound`, which is above 0.
+    #[inline]
     pub fn below(&mut self, bound: u32) -> u32 {
         let high = (self.next_u64() >> 32) as u32;
         ((u64::from(high) * u64::from(bound)) >> 32) as u32
@@ -26,7 +28,8 @@ impl Rng {
 }
 
 /// Two different positions below `count`, which is at least 2.
-pub fn pick_two(rng: &mut Rng, count: usize) -> (usize, usize) {
+#[inline]
+pub(crate) fn pick_two(rng: &mut Rng, count: usize) -> (usize, usize) {
     let bound = u32::try_from(count).unwrap_or(u32::MAX);
     let first = rng.below(bound);
     let second = (first + 1 + rng.below(bound - 1)) % bound;

@@ -20,6 +20,7 @@ pub struct SlowStart {
 }
 
 impl SlowStart {
+    /// From the document.
     pub fn compile(start: &wire::SlowStart) -> Self {
         let wire::SlowStart { window_ms, min_percent, aggression_permille } = *start;
         Self {
@@ -30,7 +31,8 @@ impl SlowStart {
     }
 
     /// The weight of an endpoint, relative to its full share, at this age. `None`: the window is over.
-    pub fn weight(&self, age: Duration) -> Option<f64> {
+    #[inline]
+    pub(crate) fn weight(&self, age: Duration) -> Option<f64> {
         if age >= self.window {
             return None;
         }
@@ -41,7 +43,7 @@ impl SlowStart {
     /// Which of `count` endpoints gets a request for which the balancer picked `first`. An endpoint takes an offered
     /// request with a probability of its weight; otherwise the request is offered to another endpoint at random. So
     /// endpoints share by their weights. After `OFFERS_MAX` offers the one with the largest weight takes it.
-    pub fn offer(first: usize, count: usize, weight: impl Fn(usize) -> f64, rng: &mut Rng) -> usize {
+    pub(crate) fn offer(first: usize, count: usize, weight: impl Fn(usize) -> f64, rng: &mut Rng) -> usize {
         let (mut at, mut best, mut best_weight) = (first, first, 0.0);
         for _ in 0..OFFERS_MAX {
             let own = weight(at);

@@ -23,8 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hashbrown::HashMap;
-use weft_balance::SlowStart;
-use weft_balance::outlier;
+use weft_balance::{Members, SlowStart, outlier};
 use weft_config as wire;
 
 use self::route::Routes;
@@ -72,17 +71,14 @@ pub(crate) struct Cluster {
     /// `namespace/service:port`; unique.
     pub(crate) name: Arc<str>,
     pub(crate) http2: bool,
-    pub(crate) balancer: wire::Balancer,
+    pub(crate) balancing: weft_balance::Settings,
     pub(crate) hash_on: Option<HashOn>,
     pub(crate) sticky: Option<Sticky>,
-    pub(crate) slow_start: Option<SlowStart>,
     pub(crate) connect_timeout: Duration,
     pub(crate) limits: wire::Limits,
     pub(crate) outliers: outlier::Settings,
     /// Boxed, because few Services have one.
     pub(crate) health_check: Option<Box<wire::HealthCheck>>,
-    /// Panic threshold: below this percentage of healthy candidates, health and ejection are ignored.
-    pub(crate) panic_percent: u32,
     pub(crate) retry_budget: wire::RetryBudget,
     /// Client IP affinity: how long a client's address stays with the endpoint that it was sent to last.
     pub(crate) client_ip: Option<Duration>,
@@ -92,15 +88,10 @@ pub(crate) struct Cluster {
     pub(crate) endpoints: Box<[SocketAddr]>,
     /// There are endpoints on other nodes, but only those on this node may be used.
     pub(crate) has_endpoints_elsewhere: bool,
-    /// Priority of each endpoint for this proxy: 0 own node, 1 own zone, 2 elsewhere. Empty: not configured, or node
-    /// and zone are unknown.
-    pub(crate) priorities: Box<[u8]>,
+    /// `endpoints` by subset and priority.
+    pub(crate) members: Members,
     /// Which endpoints are pods with a proxy.
     pub(crate) with_proxy: Box<[bool]>,
-    /// Length of the prefix of `endpoints` for requests without a subset.
-    pub(crate) usable: usize,
-    /// Positions in `endpoints` of each subset's members.
-    pub(crate) subsets: HashMap<String, Vec<usize>>,
 }
 
 /// The inbound document of this pod's namespace, compiled.
@@ -258,13 +249,13 @@ impl Cluster {
         // the API server, all nodes look unreachable for a while.
         let rank = |endpoint: &wire::Endpoint| (endpoint.lost, endpoint.terminating);
         endpoints.sort_by_key(rank);
-        let mut members: HashMap<String, Vec<usize>> = subsets.iter().map(|name| (name.clone(), Vec::new())).collect();
+        let mut subsets: HashMap<String, Vec<usize>> = subsets.iter().map(|name| (name.clone(), Vec::new())).collect();
         for (at, endpoint) in endpoints.iter().enumerate() {
             for subset in &endpoint.subsets {
-                members.entry_ref(subset.as_str()).or_default().push(at);
+                subsets.entry_ref(subset.as_str()).or_default().push(at);
             }
         }
-        for members in members.values_mut() {
+        for members in subsets.values_mut() {
             let best = members.first().map(|at| rank(&endpoints[*at]));
             members.truncate(members.partition_point(|at| Some(rank(&endpoints[*at])) == best));
         }
@@ -287,36 +278,31 @@ impl Cluster {
         Ok(Self {
             name: format!("{namespace}/{service}:{port}").into(),
             http2: protocol == wire::Protocol::Http2,
-            balancer: *balancer,
+            balancing: weft_balance::Settings {
+                balancer: *balancer,
+                slow_start: slow_start.as_ref().map(SlowStart::compile),
+                panic_percent: *panic_percent,
+                has_sessions: sticky.is_some() || client_ip_seconds.is_some(),
+            },
             hash_on,
             sticky: sticky.as_ref().map(Sticky::compile),
-            slow_start: slow_start.as_ref().map(SlowStart::compile),
             connect_timeout: connect_timeout_ms.map_or(CONNECT_TIMEOUT_DEFAULT, Duration::from_millis),
             limits: *limits,
             outliers: outlier::Settings::compile(outliers),
             health_check: health_check.clone().map(Box::new),
-            panic_percent: *panic_percent,
             retry_budget: *retry_budget,
             client_ip: client_ip_seconds.map(|seconds| Duration::from_secs(seconds.into())),
             // Set by the caller, which knows the Service.
             address: None,
             has_endpoints_elsewhere,
-            usable: endpoints.partition_point(|endpoint| Some(rank(endpoint)) == best),
-            priorities: if has_priorities { endpoints.iter().map(priority).collect() } else { Box::default() },
+            members: Members {
+                usable: endpoints.partition_point(|endpoint| Some(rank(endpoint)) == best),
+                subsets,
+                priorities: if has_priorities { endpoints.iter().map(priority).collect() } else { Box::default() },
+            },
             with_proxy: endpoints.iter().map(|endpoint| endpoint.has_proxy).collect(),
             endpoints: endpoints.into_iter().map(|endpoint| endpoint.address).collect(),
-            subsets: members,
         })
-    }
-}
-
-impl Cluster {
-    /// Whether the subset, or the cluster, has endpoints.
-    pub(crate) fn has_endpoints(&self, subset: Option<&str>) -> bool {
-        match subset {
-            None => self.usable > 0,
-            Some(name) => self.subsets.get(name).is_some_and(|members| !members.is_empty()),
-        }
     }
 }
 
@@ -379,8 +365,8 @@ mod tests {
         let port = table.port("198.19.0.7:9080".parse().expect("address")).expect("known");
         assert_eq!(&*port.cluster.name, "shop/reviews:9080");
         assert_eq!(port.cluster.connect_timeout, Duration::from_millis(250));
-        assert_eq!(port.cluster.subsets["v1"], [0]);
-        assert!(port.cluster.subsets["v9"].is_empty(), "declared without members");
+        assert_eq!(port.cluster.members.subsets["v1"], [0]);
+        assert!(port.cluster.members.subsets["v9"].is_empty(), "declared without members");
         assert!(table.port("198.19.0.7:80".parse().expect("address")).is_none(), "another port");
         assert!(table.cluster_named("shop/reviews:9080").is_some());
         assert!(table.cluster_named("shop/reviews:80").is_none());
@@ -404,11 +390,15 @@ mod tests {
             {"address": three, "subsets": ["b"]},
         ]));
         assert_eq!(*mixed.endpoints, [three, one, two].map(|text| text.parse().expect("an address")));
-        assert_eq!(mixed.usable, 1, "the reachable one");
-        assert_eq!((&*mixed.subsets["a"], &*mixed.subsets["b"]), (&[1][..], &[0][..]), "a has only a lost member");
+        assert_eq!(mixed.members.usable, 1, "the reachable one");
+        assert_eq!(
+            (&*mixed.members.subsets["a"], &*mixed.members.subsets["b"]),
+            (&[1][..], &[0][..]),
+            "a has only a lost member"
+        );
         let all =
             cluster(serde_json::json!(addresses.map(|address| serde_json::json!({"address": address, "lost": true}))));
-        assert_eq!(all.usable, 3);
+        assert_eq!(all.members.usable, 3);
     }
 
     #[test]
@@ -435,13 +425,15 @@ mod tests {
         };
         let mixed = cluster(endpoints(), serde_json::json!({"subsets": ["a", "b"]}));
         assert_eq!(*mixed.endpoints, addresses(&[three, two, one]));
-        assert_eq!(mixed.usable, 1);
-        assert_eq!((&*mixed.subsets["a"], &*mixed.subsets["b"]), (&[1][..], &[0][..]));
-        assert!(!mixed.has_endpoints_elsewhere && mixed.has_endpoints(Some("a")) && !mixed.has_endpoints(Some("c")));
+        assert_eq!(mixed.members.usable, 1);
+        assert_eq!((&*mixed.members.subsets["a"], &*mixed.members.subsets["b"]), (&[1][..], &[0][..]));
+        assert!(
+            !mixed.has_endpoints_elsewhere && mixed.members.has_any(Some("a")) && !mixed.members.has_any(Some("c"))
+        );
         let local = cluster(endpoints(), serde_json::json!({"subsets": ["a", "b"], "localOnly": true}));
         assert_eq!(*local.endpoints, addresses(&[two, one]));
-        assert_eq!((local.usable, local.has_endpoints_elsewhere), (1, true));
-        assert_eq!((&*local.subsets["a"], &*local.subsets["b"]), (&[0][..], &[0][..]));
+        assert_eq!((local.members.usable, local.has_endpoints_elsewhere), (1, true));
+        assert_eq!((&*local.members.subsets["a"], &*local.members.subsets["b"]), (&[0][..], &[0][..]));
     }
 
     #[test]
@@ -456,6 +448,7 @@ mod tests {
             Namespace::compile(&pod, "n", serde_json::from_value(export).expect("a document"))
                 .expect("compiles")
                 .only_cluster()
+                .members
                 .priorities
                 .clone()
         };

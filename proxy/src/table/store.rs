@@ -531,7 +531,7 @@ mod tests {
             for _ in 0..500 {
                 let table = store.load();
                 let port = table.port("198.19.0.1:80".parse().expect("an address"));
-                if port.is_some_and(|port| *port.cluster.priorities == *expected) {
+                if port.is_some_and(|port| *port.cluster.members.priorities == *expected) {
                     return;
                 }
                 tokio::time::sleep(Duration::from_millis(10)).await;
