@@ -118,7 +118,7 @@ const ORDERS: [Order; 4] = [
                 "http1/parse",
                 "http2/error",
                 "telemetry/metrics",
-                "upstream/load",
+                "upstream/shared_cluster",
             ],
             &[
                 "detect",

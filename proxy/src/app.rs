@@ -35,7 +35,7 @@ use crate::table::store::Updater;
 use crate::telemetry::alive;
 use crate::telemetry::metrics::{ConfigMetrics, Metrics};
 use crate::upstream::health;
-use crate::upstream::load::SharedClusters;
+use crate::upstream::shared_cluster::SharedClusters;
 use crate::worker::{Shared, Worker};
 use crate::{inbound, listener, outbound, probe};
 

@@ -25,7 +25,7 @@ use crate::tcp;
 use crate::telemetry::access::{self, ConnectionLog};
 use crate::upstream::connect::connect;
 use crate::upstream::endpoint::open;
-use crate::upstream::load::Kind;
+use crate::upstream::shared_cluster::Kind;
 use crate::worker::Worker;
 
 /// Connect timeout for destinations outside the mesh. Source: Istio's default.

@@ -25,7 +25,7 @@ use crate::telemetry::alive;
 use crate::telemetry::metrics::{Handles, Metrics};
 use crate::upstream::cluster::ClusterState;
 use crate::upstream::endpoint::Endpoint;
-use crate::upstream::load::SharedClusters;
+use crate::upstream::shared_cluster::SharedClusters;
 
 /// How often idle connections are closed, and ejected endpoints whose ejection is over are returned.
 const SWEEP: Duration = Duration::from_secs(1);

@@ -16,7 +16,7 @@ use crate::telemetry::access::{self, RequestLog};
 use crate::telemetry::alive::{Alive, Kind};
 use crate::telemetry::metrics::FinishedRequest;
 use crate::upstream::endpoint::Lease;
-use crate::upstream::load::Permit;
+use crate::upstream::shared_cluster::Permit;
 use crate::value::RuleName;
 use crate::worker::Worker;
 

@@ -29,7 +29,7 @@ use crate::table::route::{Hedge, Retry};
 use crate::telemetry::access::RequestLog;
 use crate::upstream::cluster::ClusterState;
 use crate::upstream::endpoint::Endpoint;
-use crate::upstream::load::{Kind, Permit};
+use crate::upstream::shared_cluster::{Kind, Permit};
 use crate::worker::Worker;
 
 /// The label of a hedge in the metric of retries.

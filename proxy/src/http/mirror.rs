@@ -32,7 +32,7 @@ use crate::filter::mirror::Mirror;
 use crate::table::route::Rule;
 use crate::telemetry::alive;
 use crate::upstream::error::LeaseError;
-use crate::upstream::load::Kind;
+use crate::upstream::shared_cluster::Kind;
 use crate::value::RuleName;
 use crate::worker::Worker;
 

@@ -25,7 +25,7 @@ use crate::tcp::{self, End};
 use crate::telemetry::access::SERVICE_ADDRESS;
 use crate::telemetry::alive;
 use crate::upstream::connect::connect;
-use crate::upstream::load::Kind;
+use crate::upstream::shared_cluster::Kind;
 
 /// The answer to a CONNECT that no rule matches.
 pub(crate) fn refusal() -> Answer {

@@ -25,7 +25,7 @@ use crate::matcher::{PathMatch, RequestHead};
 use crate::reason::Reason;
 use crate::table::route::{Action, Redirect, Rule};
 use crate::table::{Cluster, Port};
-use crate::upstream::load::Kind;
+use crate::upstream::shared_cluster::Kind;
 use crate::worker::Worker;
 
 /// Responds to one request.

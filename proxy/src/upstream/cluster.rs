@@ -16,7 +16,7 @@ use weft_balance::{Candidates, Request, Rng, hash};
 use super::endpoint::{Endpoint, Lease};
 use super::error::LeaseError;
 use super::fallback_state::FallbackState;
-use super::load::{Kind, SharedCluster, SharedClusters};
+use super::shared_cluster::{Kind, SharedCluster, SharedClusters};
 use crate::affinity::Affinity;
 use crate::table::Cluster;
 use crate::telemetry::metrics::{EndpointHandles, Metrics};

@@ -22,7 +22,7 @@ use weft_balance::{EndpointView, PeakEwma};
 use super::error::{LeaseError, SendError};
 use super::http1::{Http1, Upgraded};
 use super::http2::Http2;
-use super::load::{Permit, SharedCluster};
+use super::shared_cluster::{Permit, SharedCluster};
 use crate::clock::Tick;
 use crate::http::incoming::Incoming;
 use crate::http::request_body::{RequestBody, SharedBody};

@@ -13,7 +13,7 @@ use weft_balance::Rng;
 use weft_config as wire;
 use weft_config::bootstrap::{Probe, ProbeKind};
 
-use super::load::SharedCluster;
+use super::shared_cluster::SharedCluster;
 use crate::probe;
 use crate::worker::Shared;
 

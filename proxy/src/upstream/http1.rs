@@ -15,7 +15,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::HEAD_TIMEOUT;
 use super::error::SendError;
-use super::load::Permit;
+use super::shared_cluster::Permit;
 use crate::http::error::BodyError;
 use crate::http::incoming::Incoming;
 use crate::http::interim::INTERIM_MAX;

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::HEAD_TIMEOUT;
 use super::error::SendError;
-use super::load::Permit;
+use super::shared_cluster::Permit;
 use crate::clock::Tick;
 use crate::http::incoming::Incoming;
 use crate::http::pipe::Pipe;
