@@ -353,6 +353,28 @@ mod tests {
     }
 
     #[test]
+    fn low_success_rates_are_found_among_endpoints_with_enough_requests() {
+        let with = |successes, failures| {
+            let mut stats = OutlierStats::default();
+            record(&mut stats, &vec![Outcome::Ok; successes]);
+            record(&mut stats, &vec![Outcome::Error; failures]);
+            stats
+        };
+        let [few, good, bad] = [with(0, 99), with(99, 1), with(60, 40)];
+        let low = |endpoints: &[OutlierStats]| settings().low_success_rates(endpoints.iter().copied());
+        assert_eq!(low(&[few, good, good, good, bad, good, good]), [4]);
+        assert_eq!(low(&[few, good, good, bad, good]), [0; 0], "four with enough requests are too few to compare");
+    }
+
+    #[test]
+    fn an_endpoint_is_ejected_once_at_a_time() {
+        let (mut stats, settings, now) = (OutlierStats::default(), settings(), Duration::ZERO);
+        assert_eq!(stats.try_eject(&settings, 1, 10, now), None, "one of ten is the limit");
+        assert_eq!(stats.try_eject(&settings, 0, 10, now), Some(Duration::from_secs(30)));
+        assert_eq!(stats.try_eject(&settings, 0, 10, now), None, "it is ejected");
+    }
+
+    #[test]
     fn outcomes_follow_the_status() {
         for (status, expected) in [
             (200, Outcome::Ok),

@@ -262,6 +262,7 @@ mod tests {
         alone.set_healthy([0], false);
         assert_eq!(alone.picked(None), [1, 2]);
         assert_eq!(alone.picked(Some("a")), [0], "the only member, although unhealthy");
+        assert_eq!([None, Some("a"), Some("b")].map(|subset| alone.candidates.count(subset)), [2, 1, 0]);
         let mut strict = Cluster::new(Settings { panic_percent: 0, ..settings }, &[("a", &[0])], 3);
         strict.set_healthy([0], false);
         assert!(strict.picked(Some("a")).is_empty(), "no healthy member, and the threshold is off");
