@@ -210,7 +210,7 @@ async fn relay_by_rule(stream: Prefixed, mut log: ConnectionLog, rule: Option<&S
 async fn choose_backend<'a>(worker: &Worker, rule: &'a StreamRule) -> Result<(Arc<Cluster>, Option<&'a str>), Reason> {
     let roll = worker.rng.borrow_mut().below(rule.total);
     let target = pick(&rule.backends, roll).target.as_ref().map_err(|_| Reason::BackendNotFound)?;
-    let cluster = worker.shared.store.find_cluster(target).await.ok_or(Reason::NoEndpoints)?;
+    let cluster = worker.shared.store.find_cluster(target).await.ok_or(Reason::ConfigUnavailable)?;
     Ok((cluster, target.subset.as_deref()))
 }
 

@@ -70,6 +70,8 @@ enum Outcome {
     BodyNotKept,
     /// Too many shadows in flight, or a limit of the backend's MeshCluster.
     Overflow,
+    /// The proxy has no configuration of the mirror.
+    ConfigUnavailable,
     NoEndpoints,
     /// No connection, or no response.
     Failed,
@@ -146,7 +148,9 @@ impl Shadow {
     async fn exchange(&mut self, body: VecDeque<Bytes>) -> Outcome {
         let Some((mut parts, host)) = self.head.take() else { return Outcome::NotSent };
         let (worker, target) = (&self.worker, &self.mirror.target);
-        let Some(cluster) = worker.shared.store.find_cluster(target).await else { return Outcome::NoEndpoints };
+        let Some(cluster) = worker.shared.store.find_cluster(target).await else {
+            return Outcome::ConfigUnavailable;
+        };
         let http2 = cluster.http2 || self.http2;
         if head::for_upstream(&mut parts, host, None, http2, None).is_err() {
             return Outcome::NotSent;
@@ -190,6 +194,7 @@ impl Outcome {
             Self::NotSent => "not-sent",
             Self::BodyNotKept => "body-not-kept",
             Self::Overflow => "overflow",
+            Self::ConfigUnavailable => "config-unavailable",
             Self::NoEndpoints => "no-endpoints",
             Self::Failed => "failed",
             Self::Timeout => "timeout",

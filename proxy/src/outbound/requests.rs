@@ -211,8 +211,8 @@ async fn run_action(
             let cluster = match worker.shared.store.find_cluster(target).await {
                 Some(cluster) => cluster,
                 None => {
-                    let text = format!("the configuration of {}/{} is not loaded", target.namespace, target.service.0);
-                    return Answer::new(Reason::NoEndpoints, text).into_response(guard);
+                    let text = format!("no configuration of {target} is loaded");
+                    return Answer::new(Reason::ConfigUnavailable, text).into_response(guard);
                 }
             };
             guard.log.cluster = Some(cluster.name.clone());
