@@ -138,7 +138,7 @@ const ORDERS: [Order; 3] = [
             &["http/watch", "policy"],
             &["http/from_client", "table"],
             &["http/incoming", "http/request_body", "http/upload", "table/store", "upstream/http1"],
-            &["upstream/http2"],
+            &["table/updater", "upstream/http2"],
             &["upstream/endpoint"],
             &["upstream/fallback_state"],
             &["upstream/cluster"],

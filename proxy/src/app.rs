@@ -31,7 +31,7 @@ use crate::direction::Direction;
 use crate::filter::rate_limit::Limiters;
 use crate::memory::{self, Memory};
 use crate::table::source::Source;
-use crate::table::store::Updater;
+use crate::table::updater::Updater;
 use crate::telemetry::alive;
 use crate::telemetry::metrics::{ConfigMetrics, Metrics};
 use crate::upstream::health;
