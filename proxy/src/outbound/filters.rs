@@ -78,7 +78,7 @@ fn answer_preflight(cors: &Cors, request: &HeaderMap) -> Box<Answer> {
 fn take_token(limit: &RateLimit, request: &Request<Incoming>, guard: &RequestGuard) -> RateLimitStatus {
     let (peer, shared) = (guard.log.downstream.peer.ip(), &guard.worker().shared);
     // The exact time: many requests may be admitted within one clock tick.
-    limit.take(&shared.limiters, request.headers(), request.uri().query(), peer, shared.started.elapsed())
+    limit.take(&shared.limiters, request.headers(), request.uri().query(), peer, shared.started.elapsed_exact())
 }
 
 /// Waits for the delay that the fault filter injects, if any. Err: the injected error, or the request timeout expired.
