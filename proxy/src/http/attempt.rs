@@ -20,12 +20,13 @@ use super::request_body::SharedBody;
 use super::respond::{GRPC_STATUS, http_status};
 use crate::balance::affinity::Affinity;
 use crate::balance::outlier::Outcome;
-use crate::reason::UNPROCESSED;
+use crate::reason::{Reason, UNPROCESSED};
 use crate::table::route::{Retry, Rule};
 use crate::telemetry::alive;
 use crate::upstream::cluster::ClusterState;
 use crate::upstream::endpoint::{Endpoint, Lease};
 use crate::upstream::error::{LeaseError, SendError};
+use crate::upstream::fallback;
 use crate::worker::Worker;
 
 /// Minimum latency recorded for a failed attempt, so that an endpoint that fails fast is not preferred.
@@ -93,8 +94,8 @@ pub(super) struct UpstreamResponse {
 
 /// Why an attempt got no response.
 pub(super) enum Failure {
-    /// There is no ready endpoint.
-    NoEndpoints,
+    /// There is no ready endpoint, for this reason.
+    NoEndpoints(Reason),
     /// A limit of the cluster is reached.
     Overflow,
     /// Nothing was sent, or the endpoint processed nothing of it.
@@ -239,7 +240,7 @@ pub(super) fn pick_endpoint(
             }
             state
                 .pick(*subset, tried, *affinity, &mut worker.rng.borrow_mut(), worker.now())
-                .map_err(|_| Failure::NoEndpoints)?
+                .map_err(|_| Failure::NoEndpoints(fallback::reason(&state.cluster())))?
         }
     };
     tried.push(endpoint.address);
@@ -324,7 +325,7 @@ fn record(request: &PreparedRequest<'_>, endpoint: &Rc<Endpoint>, progress: &Pro
     match &outcome {
         Ok(_) | Err(Failure::TooLarge(_)) => endpoint.observe(latency, now),
         Err(
-            Failure::NoEndpoints
+            Failure::NoEndpoints(_)
             | Failure::Overflow
             | Failure::BadRequestBody
             | Failure::SlowRequestBody
@@ -363,7 +364,7 @@ fn outlier_outcome(outcome: &AttemptResult, was_queued: bool) -> Option<Outcome>
     match outcome {
         Ok(response) => Some(Outcome::of_status(response.status)),
         Err(
-            Failure::NoEndpoints
+            Failure::NoEndpoints(_)
             | Failure::Overflow
             | Failure::BadRequestBody
             | Failure::SlowRequestBody

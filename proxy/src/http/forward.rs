@@ -164,7 +164,7 @@ impl<'a> Attempts<'a> {
         let is_retry = guard.log.attempts > 1;
         let endpoint = match self.pick(is_retry) {
             // Boxed: rare.
-            Err(Failure::NoEndpoints) => Box::pin(self.pick_without_endpoints(is_retry)).await?,
+            Err(Failure::NoEndpoints(reason)) => Box::pin(self.pick_without_endpoints(reason, is_retry)).await?,
             picked => picked?,
         };
         guard.log.endpoint = Some(endpoint.address);
@@ -194,16 +194,16 @@ impl<'a> Attempts<'a> {
     }
 
     /// Picks again after there was no endpoint: the Service's own address, or an endpoint that is added in time.
-    async fn pick_without_endpoints(&mut self, is_retry: bool) -> Result<Rc<Endpoint>, Failure> {
+    async fn pick_without_endpoints(&mut self, mut reason: Reason, is_retry: bool) -> Result<Rc<Endpoint>, Failure> {
         loop {
-            let Some(fallback) = &mut self.fallback else { return Err(Failure::NoEndpoints) };
+            let Some(fallback) = &mut self.fallback else { return Err(Failure::NoEndpoints(reason)) };
             match fallback.without_endpoints(self.request.deadline).await {
-                None => return Err(Failure::NoEndpoints),
+                None => return Err(Failure::NoEndpoints(reason)),
                 Some(Next::ServiceAddress(endpoint)) => self.service_address = Some(endpoint),
                 Some(Next::PickAgain) => {}
             }
             match self.pick(is_retry) {
-                Err(Failure::NoEndpoints) => {}
+                Err(Failure::NoEndpoints(again)) => reason = again,
                 picked => return picked,
             }
         }
@@ -322,13 +322,7 @@ fn failure_answer(failure: Failure, plan: &Plan<'_>, guard: &RequestGuard) -> Bo
         (None, _) => "the application".to_owned(),
     };
     let (reason, detail) = match failure {
-        Failure::NoEndpoints => {
-            let reason = match &plan.upstream {
-                Upstream::Cluster(state, _) => fallback::reason(&state.cluster()),
-                Upstream::Local(_) => Reason::NoEndpoints,
-            };
-            (reason, fallback::text(reason, &target))
-        }
+        Failure::NoEndpoints(reason) => (reason, fallback::text(reason, &target)),
         Failure::Overflow => (Reason::Overflow, format!("{target} has reached a limit of its MeshCluster")),
         Failure::Connect { text, .. } | Failure::Refused(text) => {
             (Reason::ConnectFailed, format!("connecting to {target} failed: {text}"))

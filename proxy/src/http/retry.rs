@@ -153,7 +153,7 @@ impl<'a> RetryState<'a> {
                 self.retry_transparently("connect").or_else(|| self.retry_by_rule("timeout"))
             }
             Failure::AttemptTimeout { connected: true } => self.retry_by_rule("timeout"),
-            Failure::NoEndpoints
+            Failure::NoEndpoints(_)
             | Failure::Overflow
             | Failure::BadRequestBody
             | Failure::SlowRequestBody

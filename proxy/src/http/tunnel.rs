@@ -4,11 +4,13 @@
 //! connected; bytes that the client sends earlier wait. Neither connection returns to a pool. Over HTTP/2 the tunnel is
 //! one stream.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::Either;
 use http::{Request, Response, StatusCode};
+use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 
@@ -16,6 +18,7 @@ use super::guard::RequestGuard;
 use super::incoming::Incoming;
 use super::respond::{Answer, Reply};
 use super::response_body::{Content, Handover};
+use crate::downstream::Downstream;
 use crate::multiplexed::Multiplexed;
 use crate::reason::Reason;
 use crate::stream::Stream;
@@ -26,7 +29,7 @@ use crate::telemetry::access::SERVICE_ADDRESS;
 use crate::telemetry::alive;
 use crate::upstream::connect::connect;
 use crate::upstream::fallback;
-use crate::upstream::load::Kind;
+use crate::upstream::load::{Kind, Permit};
 
 /// The answer to a CONNECT that no rule matches.
 pub(crate) fn refusal() -> Box<Answer> {
@@ -73,6 +76,15 @@ pub(crate) async fn open(
             return Err(Answer::new(reason, text));
         }
     };
+    let handover = spawn_relay(body, upstream, permit, guard.log.downstream.clone());
+    let mut response = Response::new(());
+    rule.response_edit.apply(response.headers_mut());
+    guard.log.status = StatusCode::OK.as_u16();
+    Ok(response.map(|()| Content::Handover(handover)))
+}
+
+/// Starts the task that relays the tunnel, once the client's connection or stream is handed over to it.
+fn spawn_relay(body: Incoming, upstream: TcpStream, permit: Permit, downstream: Rc<Downstream>) -> Handover {
     let (end, handover) = match body {
         Incoming::Http2(body) => {
             let ((next, sent), received) = (oneshot::channel(), body.into_stream());
@@ -85,7 +97,6 @@ pub(crate) async fn open(
             (Either::Right(async { end.await.ok() }), Handover::Connection(next))
         }
     };
-    let downstream = guard.log.downstream.clone();
     alive::spawn(async move {
         // Held for the duration of the tunnel: it counts as a connection of the cluster.
         let _permit = permit;
@@ -96,8 +107,5 @@ pub(crate) async fn open(
             None => Stream::Plain(upstream).abort(),
         }
     });
-    let mut response = Response::new(());
-    rule.response_edit.apply(response.headers_mut());
-    guard.log.status = StatusCode::OK.as_u16();
-    Ok(response.map(|()| Content::Handover(handover)))
+    handover
 }
