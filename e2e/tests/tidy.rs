@@ -35,7 +35,7 @@ const ORDERS: [Order; 3] = [
         src: "injector/src",
         library: "weft_injector",
         layers: &[
-            &["metrics", "namespace", "patch", "pod", "quantity"],
+            &["annotation", "metrics", "namespace", "patch", "pod", "quantity"],
             &["annotations", "certificate"],
             &["refusal", "settings"],
             &["decide", "namespaces", "probe"],

@@ -14,6 +14,7 @@
 //! The pod is changed as JSON, never as a typed struct, so that fields unknown to this build are kept. It is *read*
 //! as a typed struct.
 
+pub mod annotation;
 pub mod annotations;
 pub mod app;
 pub mod certificate;
