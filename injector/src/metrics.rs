@@ -15,7 +15,7 @@ const BUCKETS: [f64; 9] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 
 /// The injector's metrics. Clones share their values.
 #[derive(Clone)]
 pub struct Metrics {
-    /// Answered admission reviews.
+    /// Answered reviews of pods.
     pub reviews: Family<Review, Counter>,
     /// Duration of reviews.
     pub duration: Histogram,
@@ -26,9 +26,9 @@ pub struct Metrics {
 /// Labels of a review.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Review {
-    /// `injected`, `skipped`, `refused` or `malformed`.
+    /// `injected`, `refreshed`, `skipped`, `refused` or `malformed`.
     pub outcome: &'static str,
-    /// Code of the skip or refusal; empty for `injected` and `malformed`.
+    /// Code of the skip or refusal; empty for the other outcomes.
     pub reason: &'static str,
 }
 
@@ -46,7 +46,7 @@ impl Metrics {
     pub fn registry(&self) -> Arc<Registry> {
         let mut registry = Registry::with_prefix("weft_injector");
         let Self { reviews, duration, certificate_expiry } = self.clone();
-        registry.register("reviews", "Admission reviews answered, by outcome and reason", reviews);
+        registry.register("reviews", "Admission reviews of pods answered, by outcome and reason", reviews);
         registry.register_with_unit("review_duration", "Duration of admission reviews", Unit::Seconds, duration);
         let help = "Expiry of the webhook's certificate, in seconds since 1970";
         registry.register("certificate_expiry_timestamp_seconds", help, certificate_expiry);

@@ -47,6 +47,8 @@ struct Expected {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     injected: Option<Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    refreshed: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     skipped: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     refused: Option<String>,
@@ -128,8 +130,9 @@ fn cases() -> impl Iterator<Item = (String, Case)> {
 fn outcome(case: &Case) -> Expected {
     match case.inject(&case.pod) {
         Outcome::Injected { pod, warnings, .. } => Expected { injected: Some(pod), warnings, ..Expected::default() },
-        Outcome::Skipped { reason, warnings } => {
-            Expected { skipped: Some(reason.code().to_owned()), warnings, ..Expected::default() }
+        Outcome::Refreshed { pod, .. } => Expected { refreshed: Some(pod), ..Expected::default() },
+        Outcome::Skipped { reason, why } => {
+            Expected { skipped: Some(reason.code().to_owned()), message: why, ..Expected::default() }
         }
         Outcome::Refused(refusal) => Expected {
             refused: Some(refusal.code().to_owned()),
@@ -174,8 +177,8 @@ fn patch_gives_the_injected_pod_and_a_second_injection_changes_nothing() {
         json_patch::patch(&mut patched, &patch).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(patched, pod, "{name}: the patch gives a different pod");
         match case.inject(&pod) {
-            Outcome::Skipped { reason: Skip::AlreadyInjected, warnings } => {
-                assert_eq!(warnings, [""; 0], "{name}: no warning about an injected proxy");
+            Outcome::Skipped { reason: Skip::AlreadyInjected, why } => {
+                assert_eq!(why, None, "{name}: no warning about an injected proxy");
             }
             other => panic!("{name}: injected twice: {other:?}"),
         }
@@ -198,7 +201,7 @@ fn containers_added_by_another_webhook_are_passed_to_the_proxy() {
         let mut added = pod.clone();
         added["spec"]["containers"] = later.clone().into();
         added["metadata"]["labels"]["late"] = "label".into();
-        let Outcome::Injected { pod: refreshed, patch, .. } = case.inject(&added) else {
+        let Outcome::Refreshed { pod: refreshed, patch } = case.inject(&added) else {
             panic!("{name}: not updated");
         };
         let mut patched = added.clone();
