@@ -35,13 +35,14 @@ const ORDERS: [Order; 3] = [
         src: "injector/src",
         library: "weft_injector",
         layers: &[
-            &["annotation", "metrics", "namespace", "patch", "pod", "quantity"],
+            &["annotation", "metrics", "namespace", "patch", "pod", "quantity", "workload"],
             &["annotations", "certificate"],
-            &["refusal", "settings"],
+            &["lookalike", "refusal", "settings"],
             &["decide", "namespaces", "probe"],
             &["mutate"],
             &["refresh"],
             &["lib"],
+            &["warn"],
             &["server"],
             &["app"],
             &["main"],
@@ -163,17 +164,19 @@ const ORDERS: [Order; 3] = [
 ];
 
 /// Modules of pure functions: no client, no runtime, no files, no clock.
-const PURE: [&str; 22] = [
+const PURE: [&str; 24] = [
     "operator/src/compile",
     "operator/src/reconcile/state.rs",
     "operator/src/status.rs",
     "injector/src/annotations.rs",
     "injector/src/decide.rs",
+    "injector/src/lookalike.rs",
     "injector/src/mutate.rs",
     "injector/src/probe.rs",
     "injector/src/quantity.rs",
     "injector/src/refresh.rs",
     "injector/src/settings.rs",
+    "injector/src/warn.rs",
     "proxy/init/src/rules.rs",
     "proxy/src/balance",
     "proxy/src/decide.rs",

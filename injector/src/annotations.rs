@@ -171,7 +171,7 @@ pub(crate) fn items<T>(text: &str, parse: impl Fn(&str) -> Option<T>) -> Option<
 }
 
 /// The first [`QUOTED_VALUE_MAX`] bytes of a name, key or value, for messages.
-fn truncate(value: &str) -> String {
+pub(crate) fn truncate(value: &str) -> String {
     match value.char_indices().map(|(at, _)| at).find(|at| *at >= QUOTED_VALUE_MAX) {
         Some(end) => format!("{}…", &value[..end]),
         None => value.to_owned(),

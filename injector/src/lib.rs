@@ -8,8 +8,9 @@
 //!
 //! [`inject`] is that line as one pure function: the namespace, the pod as the API server sent it and the
 //! installation's configuration go in; a patch, a skip or a refusal comes out. [`namespace`], [`pod`] and [`refusal`]
-//! are what its steps share. The other modules surround it: [`server`] is the HTTP server, [`namespaces`] watches the
-//! namespaces, [`certificate`] keeps the certificate current, [`app`] is the process.
+//! are what its steps share. [`warn`] applies it to the pod templates of workloads, whose authors it warns. The other
+//! modules surround it: [`server`] is the HTTP server, [`namespaces`] watches the namespaces, [`certificate`] keeps the
+//! certificate current, [`app`] is the process.
 //!
 //! The pod is changed as JSON, never as a typed struct, so that fields unknown to this build are kept. It is *read*
 //! as a typed struct.
@@ -19,6 +20,7 @@ pub mod annotations;
 pub mod app;
 pub mod certificate;
 pub mod decide;
+pub mod lookalike;
 pub mod metrics;
 pub mod mutate;
 pub mod namespace;
@@ -31,6 +33,8 @@ pub mod refresh;
 pub mod refusal;
 pub mod server;
 pub mod settings;
+pub mod warn;
+pub mod workload;
 
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;

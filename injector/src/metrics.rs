@@ -17,6 +17,8 @@ const BUCKETS: [f64; 9] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 
 pub struct Metrics {
     /// Answered reviews of pods.
     pub reviews: Family<Review, Counter>,
+    /// Answered reviews of workloads and namespaces.
+    pub warning_reviews: Family<WarningReview, Counter>,
     /// Duration of reviews.
     pub duration: Histogram,
     /// Expiry of the webhook's certificate, in seconds since 1970.
@@ -32,12 +34,24 @@ pub struct Review {
     pub reason: &'static str,
 }
 
+/// Labels of a review of a workload or namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct WarningReview {
+    /// `warned`, `clean`, `unknown` (the namespace could not be read) or `malformed`.
+    pub outcome: &'static str,
+}
+
 // === impl Metrics ===
 
 impl Default for Metrics {
     fn default() -> Self {
         let duration = Histogram::new(BUCKETS);
-        Self { reviews: Family::default(), duration, certificate_expiry: Gauge::default() }
+        Self {
+            reviews: Family::default(),
+            warning_reviews: Family::default(),
+            duration,
+            certificate_expiry: Gauge::default(),
+        }
     }
 }
 
@@ -45,8 +59,10 @@ impl Metrics {
     /// A registry with all of them.
     pub fn registry(&self) -> Arc<Registry> {
         let mut registry = Registry::with_prefix("weft_injector");
-        let Self { reviews, duration, certificate_expiry } = self.clone();
+        let Self { reviews, warning_reviews, duration, certificate_expiry } = self.clone();
         registry.register("reviews", "Admission reviews of pods answered, by outcome and reason", reviews);
+        let help = "Admission reviews of workloads and namespaces answered, by whether their author was warned";
+        registry.register("warning_reviews", help, warning_reviews);
         registry.register_with_unit("review_duration", "Duration of admission reviews", Unit::Seconds, duration);
         let help = "Expiry of the webhook's certificate, in seconds since 1970";
         registry.register("certificate_expiry_timestamp_seconds", help, certificate_expiry);

@@ -1,6 +1,7 @@
-//! The webhook's HTTP server: an AdmissionReview in, an AdmissionReview out. It has no side effects, so a dry run is
-//! handled like any other review. Responses: 200 with allowed or denied for a review, 400 for any other body, 413 for
-//! a body larger than [`BODY_MAX`].
+//! The webhook's HTTP server: an AdmissionReview in, an AdmissionReview out. `POST /inject` reviews new pods, and
+//! patches or refuses them; `POST /warn` reviews workloads and namespaces, and allows all. Neither has side effects, so
+//! a dry run is handled like any other review. Responses: 200 with allowed or denied for a review, 400 for any other
+//! body, 413 for a body larger than [`BODY_MAX`].
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,11 +19,13 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::decide::Skip;
-use crate::metrics::{Metrics, Review};
+use crate::metrics::{Metrics, Review, WarningReview};
+use crate::namespace::Namespace;
 use crate::namespaces::Namespaces;
 use crate::refusal::Refusal;
 use crate::settings::{Installation, ServerVersion};
-use crate::{Outcome, inject};
+use crate::workload::Workload;
+use crate::{Outcome, inject, warn};
 
 /// Maximum number of bytes in a review. The API server accepts objects of at most half of that.
 pub const BODY_MAX: usize = 3 << 20;
@@ -36,6 +39,8 @@ struct Parsed {
     request: AdmissionRequest<DynamicObject>,
     /// The object as JSON, which keeps fields unknown to this build.
     object: Value,
+    /// The object before an update; else null.
+    old: Value,
 }
 
 /// What a pod is called in the log.
@@ -60,15 +65,19 @@ pub struct Webhook {
     pub metrics: Metrics,
 }
 
-/// Serves `POST /inject`.
+/// Serves `POST /inject` and `POST /warn`.
 pub fn router(webhook: Webhook) -> Router {
-    Router::new().route("/inject", post(review_pod)).layer(DefaultBodyLimit::max(BODY_MAX)).with_state(webhook)
+    Router::new()
+        .route("/inject", post(review_pod))
+        .route("/warn", post(warn_author))
+        .layer(DefaultBodyLimit::max(BODY_MAX))
+        .with_state(webhook)
 }
 
 async fn review_pod(State(webhook): State<Webhook>, body: Bytes) -> Response {
     let start = Instant::now();
     let (review, response) = match parse(&body) {
-        Ok(Parsed { request, object }) => {
+        Ok(Parsed { request, object, old: _ }) => {
             let outcome = decide(&webhook, &request, &object).await;
             let (review, response) = respond(&request, &object, outcome);
             (review, Json(response.into_review()).into_response())
@@ -80,16 +89,37 @@ async fn review_pod(State(webhook): State<Webhook>, body: Bytes) -> Response {
     response
 }
 
+async fn warn_author(State(webhook): State<Webhook>, body: Bytes) -> Response {
+    let start = Instant::now();
+    let (outcome, response) = match parse(&body) {
+        Ok(Parsed { request, object, old }) => {
+            let (outcome, warnings) = match warnings(&webhook, &request, &object, &old).await {
+                Ok(warnings) if warnings.is_empty() => ("clean", warnings),
+                Ok(warnings) => ("warned", warnings),
+                Err(refusal) => {
+                    let (ns, name) = (&request.namespace, &request.name);
+                    tracing::warn!(ns, name, why = %refusal, "workload not reviewed");
+                    ("unknown", Vec::new())
+                }
+            };
+            let response = with_warnings(AdmissionResponse::from(&request), warnings);
+            (outcome, Json(response.into_review()).into_response())
+        }
+        Err(why) => ("malformed", malformed(&why)),
+    };
+    webhook.metrics.warning_reviews.get_or_create(&WarningReview { outcome }).inc();
+    webhook.metrics.duration.observe(start.elapsed().as_secs_f64());
+    response
+}
+
 fn parse(body: &[u8]) -> Result<Parsed, String> {
     let mut raw: Value = serde_json::from_slice(body).map_err(|error| error.to_string())?;
     // Taken out first, so that the objects are not deserialized a second time as DynamicObjects.
-    let object = raw.pointer_mut("/request/object").map(Value::take).unwrap_or_default();
-    if let Some(old) = raw.pointer_mut("/request/oldObject") {
-        *old = Value::Null;
-    }
+    let mut take = |pointer| raw.pointer_mut(pointer).map(Value::take).unwrap_or_default();
+    let (object, old) = (take("/request/object"), take("/request/oldObject"));
     let review: AdmissionReview<DynamicObject> = serde_json::from_value(raw).map_err(|error| error.to_string())?;
     let request = review.try_into().map_err(|_| "the field request is missing".to_owned())?;
-    Ok(Parsed { request, object })
+    Ok(Parsed { request, object, old })
 }
 
 fn malformed(why: &str) -> Response {
@@ -113,6 +143,32 @@ async fn decide(webhook: &Webhook, request: &AdmissionRequest<DynamicObject>, po
         None => return Outcome::Refused(Refusal::Random),
     }
     inject(&namespace, pod, &installation)
+}
+
+/// Warnings for the author of a workload or namespace; none for other objects, and for those that a controller made or
+/// that are being deleted.
+async fn warnings(
+    webhook: &Webhook,
+    request: &AdmissionRequest<DynamicObject>,
+    object: &Value,
+    old: &Value,
+) -> Result<Vec<String>, Refusal> {
+    let is_subresource = !request.sub_resource.as_deref().unwrap_or_default().is_empty();
+    let is_deleted = !object["metadata"]["deletionTimestamp"].is_null();
+    if !matches!(request.operation, Operation::Create | Operation::Update) || is_subresource || is_deleted {
+        return Ok(Vec::new());
+    }
+    let (group, resource) = (request.resource.group.as_str(), request.resource.resource.as_str());
+    if (group, resource) == ("", "namespaces") {
+        let Some(new) = Namespace::parse(object) else { return Ok(Vec::new()) };
+        return Ok(warn::namespace(Namespace::parse(old).as_ref(), &new, &webhook.installation()));
+    }
+    let Some(workload) = Workload::parse(group, resource, &request.kind.kind, object) else { return Ok(Vec::new()) };
+    if workload.is_controlled() {
+        return Ok(Vec::new());
+    }
+    let namespace = webhook.namespaces.find(request.namespace.as_deref().unwrap_or_default()).await?;
+    Ok(warn::workload(&namespace, &workload, &webhook.installation()))
 }
 
 /// A random path segment under which a pod's lifecycle hooks are called.

@@ -50,6 +50,8 @@ pub struct Installation {
     pub resources: Resources,
     /// Version of the API server.
     pub server: ServerVersion,
+    /// Namespaces for whose pods the API server does not call the injector.
+    pub excluded_namespaces: Vec<String>,
     /// Secret path segment of the pod's lifecycle hooks, different for each pod.
     pub hook_secret: String,
 }
@@ -125,6 +127,7 @@ impl Settings {
             proxy_version,
             resources,
             server,
+            excluded_namespaces: _,
             hook_secret: _,
         } = installation;
         let mut annotations = Annotations::new(namespace, pod);

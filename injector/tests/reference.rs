@@ -14,7 +14,8 @@ use weft_injector::settings::{Installation, Resources, ServerVersion, Settings};
 const INTRODUCTION: &str = "\
 # Labels and annotations
 
-Labels decide which pods get a proxy, annotations configure it.
+Labels decide which pods get a proxy, annotations configure it. [docs/injection.md](../injection.md) describes what
+happens to pods that get none, and who is told about a mistake.
 
 ";
 
@@ -68,6 +69,22 @@ fn reference_page_is_generated_from_the_table() {
     assert!(found == page, "docs/reference/annotations.md is not what the table says; WEFT_BLESS=1 writes it");
 }
 
+/// The codes are the string literals of the functions `code`.
+#[test]
+fn injection_page_has_every_reason() {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/injection.md")).unwrap();
+    let sources = [include_str!("../src/decide.rs"), include_str!("../src/refusal.rs")];
+    let codes: Vec<&str> = sources
+        .iter()
+        .flat_map(|source| source.split("fn code(").nth(1).unwrap().split("\n    }\n").next().unwrap().lines())
+        .filter_map(|line| line.split('"').nth(1))
+        .collect();
+    assert!(codes.len() >= 18, "{codes:?}");
+    for code in codes {
+        assert!(page.contains(&format!("| `{code}` |")), "docs/injection.md has no row for the reason {code}");
+    }
+}
+
 fn resolve(key: &str, value: &str) -> Result<Settings, String> {
     let installation = Installation {
         proxy_image: "proxy".to_owned(),
@@ -76,6 +93,7 @@ fn resolve(key: &str, value: &str) -> Result<Settings, String> {
         proxy_version: "1".to_owned(),
         resources: Resources::default(),
         server: ServerVersion::parse("1", "33").unwrap(),
+        excluded_namespaces: Vec::new(),
         hook_secret: String::new(),
     };
     let mut pod = Pod::default();

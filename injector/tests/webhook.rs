@@ -12,7 +12,17 @@ use serde_json::{Value, json};
 use tower::ServiceExt;
 use weft_injector::server::BODY_MAX;
 
-use crate::support::{Fixture, patched, pod, review};
+use crate::support::{Fixture, patched, pod, review, review_of};
+
+const DEPLOYMENT: (&str, &str, &str) = ("apps", "deployments", "Deployment");
+const NAMESPACE: (&str, &str, &str) = ("", "namespaces", "Namespace");
+
+/// A Deployment with an invalid annotation on its pods.
+fn deployment() -> Value {
+    let template =
+        json!({ "metadata": { "annotations": { "config.weft.dev/workers": "many" } }, "spec": { "containers": [] } });
+    json!({ "metadata": { "name": "web" }, "spec": { "template": template } })
+}
 
 #[tokio::test]
 async fn review_of_a_new_pod_is_patched_with_a_proxy() {
@@ -113,6 +123,75 @@ async fn warnings_and_refusals_reach_the_user() {
     let response = fixture.review(&review("shop", &odd)).await;
     let warning = response["warnings"][0].as_str().unwrap();
     assert!(warning.len() <= 256, "{} bytes", warning.len());
+}
+
+#[tokio::test]
+async fn authors_of_workloads_are_warned_on_creation_and_update() {
+    let fixture = Fixture::new();
+    let warning = "weft: Deployment web: its pods will be refused: annotation config.weft.dev/workers on the pod is \
+                   \"many\"; use a number of threads from 1 to 64";
+    let mut review = review_of("shop", DEPLOYMENT, &deployment());
+    for operation in ["CREATE", "UPDATE"] {
+        review["request"]["operation"] = json!(operation);
+        assert_eq!(fixture.warnings(&review).await, [warning], "{operation}");
+    }
+    review["request"]["operation"] = json!("DELETE");
+    assert_eq!(fixture.warnings(&review).await, [""; 0], "deletion");
+    review["request"]["operation"] = json!("UPDATE");
+    review["request"]["object"]["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    assert_eq!(fixture.warnings(&review).await, [""; 0], "it is being deleted");
+
+    let mut scale = review_of("shop", DEPLOYMENT, &deployment());
+    scale["request"]["subResource"] = json!("scale");
+    assert_eq!(fixture.warnings(&scale).await, [""; 0], "subresource");
+    let mut owned = deployment();
+    owned["metadata"]["ownerReferences"] =
+        json!([{ "apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "uid": "u", "controller": true }]);
+    let owned = review_of("shop", ("apps", "replicasets", "ReplicaSet"), &owned);
+    assert_eq!(fixture.warnings(&owned).await, [""; 0], "made by a controller");
+    assert_eq!(*fixture.requested_paths.lock().unwrap(), [""; 0], "the namespace is in the watch");
+    let lines = ["warning_reviews_total{outcome=\"warned\"} 2", "warning_reviews_total{outcome=\"clean\"} 4"];
+    for line in lines {
+        assert!(fixture.metrics_text().contains(line), "{line}: {}", fixture.metrics_text());
+    }
+}
+
+#[tokio::test]
+async fn namespace_that_gets_the_label_is_told_to_restart_its_workloads() {
+    let fixture = Fixture::new();
+    let old = json!({ "metadata": { "name": "shop" } });
+    let new = json!({ "metadata": { "name": "shop", "labels": { "weft.dev/inject": "enabled" } } });
+    let mut review = review_of("shop", NAMESPACE, &new);
+    assert_eq!(fixture.warnings(&review).await, [""; 0], "a new namespace has no pods");
+    review["request"]["operation"] = json!("UPDATE");
+    review["request"]["oldObject"] = old;
+    let warnings = fixture.warnings(&review).await;
+    assert!(warnings[0].ends_with("kubectl -n shop rollout restart deployment,statefulset,daemonset"), "{warnings:?}");
+    assert_eq!(*fixture.requested_paths.lock().unwrap(), [""; 0]);
+}
+
+#[tokio::test]
+async fn warnings_never_refuse_and_fit_the_limits_of_the_api_server() {
+    let fixture = Fixture::new();
+    for namespace in ["gone", "", "a/b"] {
+        let review = review_of(namespace, DEPLOYMENT, &deployment());
+        assert_eq!(fixture.warnings(&review).await, [""; 0], "namespace {namespace:?} cannot be read");
+    }
+    for object in [json!(null), json!({}), json!({ "metadata": 1, "spec": 1 }), json!({ "metadata": { "name": 1 } })] {
+        for kind in [DEPLOYMENT, NAMESPACE, ("", "pods", "Pod"), ("x", "things", "Thing")] {
+            fixture.warnings(&review_of("shop", kind, &object)).await;
+        }
+    }
+    let labels: serde_json::Map<String, Value> =
+        (0..20).map(|index| (format!("weft.dev/{}{index}", "ü".repeat(80)), json!("x"))).collect();
+    let mut many = deployment();
+    many["spec"]["template"]["metadata"]["labels"] = labels.into();
+    let warnings = fixture.warnings(&review_of("shop", DEPLOYMENT, &many)).await;
+    assert_eq!(warnings.len(), 5, "{warnings:?}");
+    assert_eq!(warnings[4], "weft: and 17 more");
+    assert!(warnings.iter().all(|warning| warning.len() <= 256), "{warnings:?}");
+    let (status, _) = fixture.post_to("/warn", "{}").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
 }
 
 #[tokio::test]

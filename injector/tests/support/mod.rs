@@ -59,6 +59,7 @@ impl Fixture {
             proxy_version: "1".to_owned(),
             resources: Resources::default(),
             server: ServerVersion::OLDEST,
+            excluded_namespaces: Vec::new(),
             hook_secret: String::new(),
         };
         let metrics = Metrics::default();
@@ -84,6 +85,13 @@ impl Fixture {
 
     pub(crate) async fn review(&self, review: &Value) -> Value {
         self.review_at("/inject", review).await
+    }
+
+    /// The warnings of a review at `/warn`, which is always allowed.
+    pub(crate) async fn warnings(&self, review: &Value) -> Vec<String> {
+        let response = self.review_at("/warn", review).await;
+        assert_eq!((&response["allowed"], response.get("patch")), (&json!(true), None), "{response}");
+        serde_json::from_value(response.get("warnings").cloned().unwrap_or(json!([]))).unwrap()
     }
 
     pub(crate) async fn review_at(&self, path: &str, review: &Value) -> Value {
@@ -123,6 +131,14 @@ pub(crate) fn review(namespace: &str, pod: &Value) -> Value {
             "options": { "kind": "CreateOptions", "apiVersion": "meta.k8s.io/v1" },
         },
     })
+}
+
+/// A review of the creation of an object of any kind.
+pub(crate) fn review_of(namespace: &str, (group, resource, kind): (&str, &str, &str), object: &Value) -> Value {
+    let mut review = review(namespace, object);
+    review["request"]["kind"] = json!({ "group": group, "version": "v1", "kind": kind });
+    review["request"]["resource"] = json!({ "group": group, "version": "v1", "resource": resource });
+    review
 }
 
 /// A pod as a ReplicaSet's controller creates it, without its owner.
