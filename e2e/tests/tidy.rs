@@ -36,13 +36,14 @@ const ORDERS: [Order; 4] = [
         src: "injector/src",
         library: "weft_injector",
         layers: &[
-            &["metrics", "namespace", "patch", "pod", "quantity"],
+            &["annotation", "metrics", "namespace", "patch", "pod", "quantity", "workload"],
             &["annotations", "certificate"],
-            &["refusal", "settings"],
+            &["lookalike", "refusal", "settings"],
             &["decide", "namespaces", "probe"],
             &["mutate"],
             &["refresh"],
             &["lib"],
+            &["warn"],
             &["server"],
             &["app"],
             &["main"],
@@ -172,18 +173,20 @@ const ORDERS: [Order; 4] = [
 ];
 
 /// Modules of pure functions: no client, no runtime, no files, no clock.
-const PURE: [&str; 23] = [
+const PURE: &[&str] = &[
     "operator/src/compile",
     "operator/src/reconcile/state.rs",
     "operator/src/status.rs",
     "injector/src/annotations.rs",
     "injector/src/decide.rs",
+    "injector/src/lookalike.rs",
     "injector/src/mutate.rs",
     "injector/src/probe.rs",
     "injector/src/quantity.rs",
     "injector/src/refresh.rs",
     "injector/src/settings.rs",
     "proxy/balance/src",
+    "injector/src/warn.rs",
     "proxy/init/src/rules.rs",
     "proxy/src/affinity.rs",
     "proxy/src/decide.rs",
