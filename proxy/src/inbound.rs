@@ -6,8 +6,9 @@ use std::sync::Arc;
 use http::{Method, Request, Response, Version};
 use rustls::ServerConfig;
 use tokio::net::TcpStream;
+use weft_codec::detect::Verdict;
+use weft_codec::http1::framing::BadHead;
 
-use crate::detect::Verdict;
 use crate::downstream::Downstream;
 use crate::http::attempt::{LOCAL_CONNECT_TIMEOUT, Plan, Upstream};
 use crate::http::forward::forward;
@@ -16,7 +17,6 @@ use crate::http::incoming::Incoming;
 use crate::http::respond::Answer;
 use crate::http::response_body::ResponseBody;
 use crate::http::{head, serve};
-use crate::http1::framing::BadHead;
 use crate::matcher::RequestHead;
 use crate::path::TooManyReadings;
 use crate::policy::Verdict as PolicyVerdict;

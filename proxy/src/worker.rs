@@ -12,11 +12,11 @@ use hashbrown::HashMap;
 use rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use weft_codec::Tick;
 use weft_config::bootstrap::AccessLog;
 
 use crate::balance::Rng;
 use crate::bootstrap::Timeouts;
-use crate::clock::Tick;
 use crate::filter::rate_limit::Limiters;
 use crate::memory::Memory;
 use crate::table::Cluster;

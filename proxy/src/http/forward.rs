@@ -11,6 +11,7 @@ use http::request::Parts;
 use http::{HeaderMap, Request, Response, StatusCode, Version};
 use http_body::Body;
 use tokio::time::Instant;
+use weft_codec::http1::framing::BadHead;
 
 use super::attempt::{Failure, Plan, Upstream, UpstreamResponse, attempt, drain_body, pick_endpoint};
 use super::guard::RequestGuard;
@@ -25,7 +26,6 @@ use super::retry::{BUDGET, RetryState};
 use super::{hedge, upgrade};
 use crate::balance::affinity::Affinity;
 use crate::direction::Direction;
-use crate::http1::framing::BadHead;
 use crate::reason::{Reason, UNPROCESSED};
 use crate::telemetry::access;
 use crate::upstream::endpoint::Lease;

@@ -14,8 +14,9 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, Method, Request, Uri, Version};
+use weft_codec::http1::framing::{BadHead, framing};
+use weft_codec::{HEADERS_MAX, is_token};
 
-use crate::http1::framing::{BadHead, HEADERS_MAX, framing};
 use crate::reason::{REASON, SOURCE, UNPROCESSED};
 
 /// Hop-by-hop headers.
@@ -415,15 +416,6 @@ fn list_items(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
     value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|item| !item.is_empty())
 }
 
-/// Whether a text is a token (RFC 9110 5.6.2).
-pub(crate) fn is_token(text: &[u8]) -> bool {
-    !text.is_empty() && text.iter().all(|byte| is_token_byte(*byte))
-}
-
-pub(crate) fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
-}
-
 // === impl Names ===
 
 impl Names {
@@ -446,7 +438,7 @@ impl Names {
 /// upstream has no hop-by-hop headers.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn check_laws(bytes: &[u8]) {
-    use crate::http1::parse;
+    use weft_codec::http1::parse;
     if let Ok(Some((_, length))) = parse::response(bytes, &Method::GET) {
         assert!(length <= bytes.len());
     }

@@ -22,8 +22,8 @@ use http::uri::Authority;
 use http_body::Body;
 use http_body_util::BodyExt;
 use tokio::time::Instant;
+use weft_codec::BodyError;
 
-use super::error::BodyError;
 use super::head;
 use super::incoming::Incoming;
 use super::request_body::{REPLAY_BYTES_MAX, RequestBody};

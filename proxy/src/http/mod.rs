@@ -17,7 +17,6 @@
 //! - [`respond`]: the only place where the proxy generates responses.
 //! - [`request_body`]: request bodies that can be replayed.
 //! - [`response_body`]: response bodies that record their end.
-//! - [`error`]: why reading a body failed.
 //! - [`kept`]: the replay buffer of a request body.
 //! - [`mirror`]: copies of requests, for rules with mirrors.
 //! - [`pace`]: the minimum rate of a request body.
@@ -26,7 +25,6 @@
 
 pub(crate) mod attempt;
 mod date;
-pub(crate) mod error;
 pub(crate) mod forward;
 mod from_client;
 pub(crate) mod guard;

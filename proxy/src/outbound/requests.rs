@@ -7,6 +7,7 @@ use http::header::{self, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, Version};
 use tokio::time::Instant;
+use weft_codec::http1::framing::BadHead;
 use weft_config::PathRewrite;
 
 use crate::decide::{Decision, decide, pick};
@@ -20,7 +21,6 @@ use crate::http::mirror::Shadows;
 use crate::http::respond::Answer;
 use crate::http::response_body::ResponseBody;
 use crate::http::{head, tunnel};
-use crate::http1::framing::BadHead;
 use crate::matcher::{PathMatch, RequestHead};
 use crate::reason::Reason;
 use crate::table::route::{Action, Redirect, Rule};

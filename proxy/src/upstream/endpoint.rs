@@ -16,6 +16,7 @@ use futures_util::future::{Either, LocalBoxFuture, Shared};
 use http::request::Parts;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
+use weft_codec::Tick;
 
 use super::error::{LeaseError, SendError};
 use super::http1::{Http1, Upgraded};
@@ -23,7 +24,6 @@ use super::http2::Http2;
 use super::load::{Permit, SharedCluster};
 use crate::balance::PeakEwma;
 use crate::balance::outlier::OutlierStats;
-use crate::clock::Tick;
 use crate::http::incoming::Incoming;
 use crate::http::request_body::{RequestBody, SharedBody};
 use crate::telemetry::alive::{self, Alive, Kind};
