@@ -43,7 +43,7 @@ pub fn chunks(bytes: &[u8]) {
 
 /// The properties of `hpack`.
 pub fn block(bytes: &[u8]) {
-    weft_codec::hpack::check_laws(bytes);
+    weft_codec::hpack::check_properties(bytes);
 }
 
 /// The properties of `http2`.

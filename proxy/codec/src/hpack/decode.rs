@@ -9,18 +9,14 @@
 //! A value that is neither Huffman-coded nor indexed is a slice of the block. An indexed value is copied, so that a
 //! table does not keep blocks alive; the table and the field share the copy.
 
-use std::ops::Range;
-
 use bytes::Bytes;
 
+use super::primitive::Reader;
 use super::table::{Entry, Name, Table};
-use super::{BadBlock, FIELD_OVERHEAD, Field, huffman};
+use super::{BadBlock, FIELD_OVERHEAD, Field};
 
 /// Capacity of the buffer for decoded strings that is kept between blocks: enough for common strings.
 const SCRATCH_KEPT_MAX: usize = 1024;
-
-/// Bytes of an integer after its first. 32 bits need no more, even with leading zeros.
-const CONTINUATIONS_MAX: u32 = 5;
 
 /// Decodes the blocks of one direction of a connection, in their order.
 pub struct Decoder {
@@ -40,18 +36,6 @@ enum Indexing {
     Never,
 }
 
-/// The read position in a block.
-struct Reader<'a> {
-    block: &'a Bytes,
-    at: usize,
-}
-
-/// A string literal of a block.
-struct StringLiteral {
-    range: Range<usize>,
-    is_compressed: bool,
-}
-
 // === impl Decoder ===
 
 impl Decoder {
@@ -63,7 +47,7 @@ impl Decoder {
     /// Decodes a block. Calls `each` with each field and its size, as SETTINGS_MAX_HEADER_LIST_SIZE counts it. An
     /// error is a connection error, and the fields before it are void.
     pub fn decode(&mut self, block: Bytes, mut each: impl FnMut(Field, usize)) -> Result<(), BadBlock> {
-        let mut reader = Reader { block: &block, at: 0 };
+        let mut reader = Reader::new(&block);
         let mut has_fields = false;
         while let Some(first) = reader.next() {
             if first & 0b1000_0000 != 0 {
@@ -131,65 +115,6 @@ impl Decoder {
     }
 }
 
-// === impl Reader ===
-
-impl Reader<'_> {
-    #[inline]
-    fn next(&mut self) -> Option<u8> {
-        let byte = *self.block.get(self.at)?;
-        self.at += 1;
-        Some(byte)
-    }
-
-    /// An integer in the low `prefix` bits of `first` and the bytes after it (RFC 7541 5.1).
-    #[inline]
-    fn integer(&mut self, first: u8, prefix: u32) -> Result<u32, BadBlock> {
-        let most = (1 << prefix) - 1;
-        let value = first & most;
-        if value < most { Ok(value.into()) } else { self.long_integer(most) }
-    }
-
-    fn long_integer(&mut self, prefix: u8) -> Result<u32, BadBlock> {
-        let mut value = u64::from(prefix);
-        for at in 0..CONTINUATIONS_MAX {
-            let byte = self.next().ok_or(BadBlock::Truncated)?;
-            value += u64::from(byte & 0x7f) << (7 * at);
-            if byte & 0x80 == 0 {
-                return u32::try_from(value).map_err(|_| BadBlock::Integer);
-            }
-        }
-        Err(BadBlock::Integer)
-    }
-
-    /// A string literal (RFC 7541 5.2). Its range is within the block.
-    #[inline]
-    fn string(&mut self) -> Result<StringLiteral, BadBlock> {
-        let first = self.next().ok_or(BadBlock::Truncated)?;
-        let length = self.integer(first, 7)? as usize;
-        if length > self.block.len() - self.at {
-            return Err(BadBlock::Truncated);
-        }
-        let range = self.at..self.at + length;
-        self.at = range.end;
-        Ok(StringLiteral { range, is_compressed: first & 0x80 != 0 })
-    }
-}
-
-// === impl StringLiteral ===
-
-impl StringLiteral {
-    /// The string, Huffman-decoded into `scratch` if necessary.
-    #[inline]
-    fn bytes<'a>(&self, block: &'a Bytes, scratch: &'a mut Vec<u8>) -> Result<&'a [u8], BadBlock> {
-        let bytes = &block[self.range.clone()];
-        if !self.is_compressed {
-            return Ok(bytes);
-        }
-        huffman::decode(bytes, scratch)?;
-        Ok(scratch)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use http::{HeaderName, HeaderValue};
@@ -241,34 +166,6 @@ mod tests {
         let (size, size_max, held) = decoder.sizes();
         assert_eq!((held.iter().sum(), held.as_slice()), (size, sizes), "the table after {block}");
         assert!(size <= size_max, "the table is not larger than it may be");
-    }
-
-    /// RFC 7541 C.1, and invalid integers.
-    #[test]
-    fn integers() {
-        for (prefix, bytes, expected) in [
-            (5, "0a", Ok(10)),
-            (5, "1f9a0a", Ok(1337)),
-            (8, "2a", Ok(42)),
-            (5, "ff9a0a", Ok(1337)),
-            (7, "7f00", Ok(127)),
-            (7, "7f8000", Ok(127)),
-            (7, "7f8080808000", Ok(127)),
-            (7, "7f808080808000", Err(BadBlock::Integer)),
-            (4, "0ff0ffffff0f", Ok(u32::MAX)),
-            (4, "0ff1ffffff0f", Err(BadBlock::Integer)),
-            (7, "7fffffffff7f", Err(BadBlock::Integer)),
-            (7, "7fffffffffffffffffff01", Err(BadBlock::Integer)),
-            (7, "7f", Err(BadBlock::Truncated)),
-            (7, "7fffff", Err(BadBlock::Truncated)),
-        ] {
-            let block = hex(bytes);
-            let mut reader = Reader { block: &block, at: 0 };
-            let first = reader.next().expect(bytes);
-            // A prefix of 8 bits is the whole first byte.
-            let found = if prefix == 8 { Ok(first.into()) } else { reader.integer(first, prefix) };
-            assert_eq!(found, expected, "{bytes} with a prefix of {prefix}");
-        }
     }
 
     /// RFC 7541 C.2.

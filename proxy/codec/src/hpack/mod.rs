@@ -1,9 +1,12 @@
 //! HPACK header compression for HTTP/2 (RFC 7541).
 //!
 //! - [`decode`]: header blocks to fields.
-//! - [`encode`]: fields to header blocks.
-//! - [`table`]: the static table, and the dynamic table of a decoder.
-//! - [`huffman`]: decodes Huffman-coded strings.
+//! - `encode`: fields to header blocks.
+//! - `table`: the static table, and the dynamic table of a decoder.
+//! - `encoder_table`: the dynamic table of an encoder.
+//! - `primitive`: integers and string literals.
+//! - `huffman`: decodes Huffman-coded strings.
+//! - `properties`: what holds for any header blocks.
 //!
 //! A block is decoded whole. Frames, streams, and whether the fields make a valid message are up to `http2`. Each
 //! dynamic table holds at most [`TABLE_BYTES_MAX`], or less if the peer's SETTINGS_HEADER_TABLE_SIZE is lower.
@@ -13,13 +16,17 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 
 pub mod decode;
 pub(crate) mod encode;
+mod encoder_table;
 mod huffman;
+mod primitive;
+#[cfg(any(test, fuzzing))]
+mod properties;
 #[cfg(test)]
 mod stories;
 mod table;
 
 #[cfg(any(test, fuzzing))]
-pub use encode::check_laws;
+pub use properties::check_properties;
 
 /// Size of a dynamic table, in bytes. Source: the initial SETTINGS_HEADER_TABLE_SIZE, which gRPC and browsers keep.
 pub const TABLE_BYTES_MAX: usize = 4096;

@@ -13,12 +13,13 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use bytes::{Bytes, BytesMut};
-use http::{HeaderName, HeaderValue, Method, StatusCode};
+use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::decode::Decoder;
 use super::encode::Encoder;
+use super::properties::encode;
+use super::table::Name;
 use super::{Field, TABLE_BYTES_MAX};
 
 const SEED: &str = "7541";
@@ -118,20 +119,13 @@ fn found(field: Field, wanted: Option<&Plain>) -> Plain {
     }
 }
 
-fn encode(encoder: &mut Encoder, Plain(name, value, never): &Plain, out: &mut BytesMut) {
-    let text = || str::from_utf8(value).expect("a pseudo-header is ASCII");
-    match name.as_str() {
-        ":authority" => encoder.authority(text(), out),
-        ":method" => encoder.method(&Method::from_bytes(value).expect("a method"), out),
-        ":path" => encoder.path(text(), out),
-        ":scheme" => encoder.scheme(text(), out),
-        ":status" => encoder.status(StatusCode::from_bytes(value).expect("a status"), out),
-        _ => {
-            let mut header = HeaderValue::from_bytes(value).expect("a value");
-            header.set_sensitive(*never);
-            encoder.header(&HeaderName::from_bytes(name.as_bytes()).expect("a name"), &header, out);
-        }
+/// A field for our encoder.
+fn field(Plain(name, value, never): &Plain) -> Field {
+    let mut field = Name::parse(name.as_bytes()).field(value, || Bytes::copy_from_slice(value));
+    if let Field::Header(_, value) = &mut field {
+        value.set_sensitive(*never);
     }
+    field
 }
 
 #[test]
@@ -178,10 +172,8 @@ fn encoded(blocks: &[Block], reader: Peer) -> Vec<u8> {
             // empty.
             sizes = &sizes[sizes.len().saturating_sub(1)..];
         }
-        let mut bytes = BytesMut::new();
         sizes.iter().for_each(|size| encoder.set_size_max(*size));
-        encoder.begin(&mut bytes);
-        block.fields.iter().for_each(|field| encode(&mut encoder, field, &mut bytes));
+        let bytes = encode(&mut encoder, &block.fields.iter().map(field).collect::<Vec<_>>());
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         let fields: Vec<Value> = block.fields.iter().map(to_json).collect();
         let line = json!({"story": story, "sizes": sizes, "block": hex, "fields": fields});

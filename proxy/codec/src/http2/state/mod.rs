@@ -24,6 +24,7 @@ use super::head;
 use super::limits::{Limits, TooLarge};
 use super::output::Output;
 use super::stream::{CountStreams, HalfState, Stream};
+use crate::hpack::TABLE_BYTES_MAX;
 use crate::hpack::decode::Decoder;
 use crate::hpack::encode::Encoder;
 use crate::tick::Tick;
@@ -226,7 +227,7 @@ impl State {
             count_streams,
             output,
             encoder: Encoder::new(),
-            decoder: Decoder::new(4096),
+            decoder: Decoder::new(TABLE_BYTES_MAX),
             streams: HashMap::default(),
             open: 0,
             send_window: SendWindow::new(WINDOW),
