@@ -48,7 +48,7 @@ pub fn block(bytes: &[u8]) {
 
 /// The properties of `http2`.
 pub fn frames(bytes: &[u8]) {
-    weft_codec::http2::check_laws(bytes);
+    weft_codec::http2::check_properties(bytes);
 }
 
 /// Configuration documents: what was parsed and serialized parses to the same.

@@ -234,7 +234,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         !self.has_buffered() && self.poll_read(&mut cx, &mut byte).is_pending()
     }
 
-    /// Waits until the connection breaks. Buffers up to [`READ`] bytes that the peer sends meanwhile. A FIN does not
+    /// Waits until the connection breaks. Buffers up to [`READ_BYTES`] bytes that the peer sends meanwhile. A FIN does not
     /// count: a client that has sent its last request may close its sending half, and still wait for responses.
     pub fn poll_disconnect(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut buffer = self.buffer.borrow_mut();
