@@ -1,7 +1,7 @@
 //! Fuzz targets for the parsers of untrusted input. Each checks the properties of a module, as its unit tests do. Most
-//! are in `weft_codec`; two modules are compiled from the proxy's source files, without the rest of the proxy, so that
+//! are in `weft_codec`; the others are compiled from the proxy's source files, without the rest of the proxy, so that
 //! an instrumented build takes seconds.
-#![allow(dead_code, reason = "the properties use only a part of each file of the proxy")]
+#![allow(dead_code, unused_imports, reason = "the properties use only a part of each file of the proxy")]
 
 #[path = "../../src/path.rs"]
 mod path;
@@ -10,7 +10,7 @@ mod reason;
 
 #[path = "."]
 mod http {
-    #[path = "../../src/http/head.rs"]
+    #[path = "../../src/http/head/mod.rs"]
     pub(crate) mod head;
 }
 
@@ -33,7 +33,7 @@ pub fn hello(bytes: &[u8]) {
 
 /// The properties of `http/head`.
 pub fn head(bytes: &[u8]) {
-    http::head::check_laws(bytes);
+    http::head::check_properties(bytes);
 }
 
 /// The properties of `http1/decode`.
