@@ -113,7 +113,7 @@ fn is_token(byte: u8) -> bool {
 
 /// A verdict is final: more bytes do not change it.
 #[cfg(any(test, fuzzing))]
-pub fn check_laws(bytes: &[u8]) {
+pub fn check_properties(bytes: &[u8]) {
     let mut known = None;
     for end in 0..=bytes.len() {
         let verdict = detect(&bytes[..end]);
@@ -230,14 +230,14 @@ mod tests {
     #[test]
     fn verdicts_on_seeds_are_final() {
         for bytes in seeds() {
-            check_laws(&bytes);
+            check_properties(&bytes);
         }
     }
 
     proptest::proptest! {
         #[test]
         fn verdicts_on_any_bytes_are_final(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..64)) {
-            check_laws(&bytes);
+            check_properties(&bytes);
         }
 
         /// Detection is no stricter than the request parser.
@@ -256,7 +256,7 @@ mod tests {
 
         #[test]
         fn verdicts_on_http_like_text_are_final(text in "(GET|PRI|P|HTTP)?[ *]?(/|\\*)?[ ]?(HTTP/(1\\.[01]|2\\.0))?[\r\n ]{0,4}(SM)?[\r\n]{0,4}.{0,4}") {
-            check_laws(text.as_bytes());
+            check_properties(text.as_bytes());
         }
     }
 }

@@ -157,7 +157,7 @@ impl<'a> Reader<'a> {
 
 /// A result stays the same when more bytes come, and a name is valid.
 #[cfg(any(test, fuzzing))]
-pub fn check_laws(bytes: &[u8]) {
+pub fn check_properties(bytes: &[u8]) {
     let results = (0..=bytes.len()).map(|end| client_hello(&bytes[..end]));
     let results: Vec<Hello> = results.skip_while(|result| *result == Hello::NeedMore).collect();
     assert!(results.iter().all(|result| *result == results[0]), "{results:?} of {bytes:?}");
@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn known_hellos_give_stable_results() {
         let seeds = seeds();
-        seeds.iter().for_each(|bytes| check_laws(bytes));
+        seeds.iter().for_each(|bytes| check_properties(bytes));
         let names = seeds.iter().filter(|bytes| matches!(client_hello(bytes), Hello::Name(_))).count();
         assert!(names >= 10, "{names} of {} have a name", seeds.len());
     }
@@ -238,7 +238,7 @@ mod tests {
             let whole = client_hello(&bytes);
             for at in 1..message.len() {
                 let two = [records(&message[..at], at), records(&message[at..], message.len())].concat();
-                check_laws(&two);
+                check_properties(&two);
                 assert_eq!(client_hello(&two), whole, "in records of {at} and {} bytes: {bytes:?}", message.len() - at);
                 cut += 1;
             }
@@ -330,7 +330,7 @@ mod tests {
             } else {
                 bytes
             };
-            check_laws(&bytes);
+            check_properties(&bytes);
         }
 
         /// The same for known ClientHellos with bytes changed.
@@ -346,7 +346,7 @@ mod tests {
                     bytes[at] = byte;
                 }
             }
-            check_laws(&bytes);
+            check_properties(&bytes);
         }
     }
 }

@@ -16,19 +16,19 @@ mod http {
 
 /// The properties of `detect`.
 pub fn detect(bytes: &[u8]) {
-    weft_codec::detect::check_laws(bytes);
+    weft_codec::detect::check_properties(bytes);
 }
 
 /// The properties of `path`.
 pub fn path(bytes: &[u8]) {
     if let Ok(path) = str::from_utf8(bytes) {
-        path::check_laws(path);
+        path::check_properties(path);
     }
 }
 
 /// The properties of `sni`.
 pub fn hello(bytes: &[u8]) {
-    weft_codec::sni::check_laws(bytes);
+    weft_codec::sni::check_properties(bytes);
 }
 
 /// The properties of `http/head`.
@@ -38,7 +38,7 @@ pub fn head(bytes: &[u8]) {
 
 /// The properties of `http1/decode`.
 pub fn chunks(bytes: &[u8]) {
-    weft_codec::http1::decode::check_laws(bytes);
+    weft_codec::http1::decode::check_properties(bytes);
 }
 
 /// The properties of `hpack`.

@@ -12,7 +12,7 @@
 
 mod index;
 #[cfg(test)]
-mod laws;
+mod properties;
 pub(crate) mod route;
 pub(crate) mod source;
 pub(crate) mod store;

@@ -143,7 +143,7 @@ fn check_inbound(document: Value) -> bool {
 }
 
 #[test]
-fn seed_documents_hold_the_laws() {
+fn properties_hold_for_seed_documents() {
     let documents: Vec<Value> =
         serde_json::from_str(include_str!("../../tests/corpus/seeds/tables.json")).expect("a list of documents");
     for document in documents {

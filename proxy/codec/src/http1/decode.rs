@@ -233,7 +233,7 @@ fn decode(mut decoder: Decoder, bytes: &[u8], piece: usize) -> Result<(Vec<u8>, 
 
 /// A chunked body decodes the same however it is split, and its data is shorter than its encoding.
 #[cfg(any(test, fuzzing))]
-pub fn check_laws(bytes: &[u8]) {
+pub fn check_properties(bytes: &[u8]) {
     let whole = decode(Decoder::chunked(), bytes, bytes.len().max(1));
     for piece in [1, 2, 7] {
         assert_eq!(decode(Decoder::chunked(), bytes, piece), whole, "in pieces of {piece}");
@@ -302,7 +302,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn split_input_gives_the_same_result(text in "([0-9a-f]{1,2}(;[a-z]{0,3})?\r\n|hello|\r\n|0\r\n|x: y\r\n|[ -~]|\n){0,12}") {
-            check_laws(text.as_bytes());
+            check_properties(text.as_bytes());
         }
     }
 
