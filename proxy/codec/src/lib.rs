@@ -6,11 +6,9 @@
 //! - [`http2`]: HTTP/2 connections (RFC 9113), with [`hpack`] for their header blocks (RFC 7541).
 //! - [`read_buffer`]: the buffer that all connections of a thread read to.
 //!
-//! Both sides of a connection are here: a proxy is a server to its clients and a client to its endpoints. The crate
-//! rejects what is malformed and bounds what a peer can make it hold; which connection is accepted, where a request
-//! goes, what of a message is forwarded and how long a peer may take is up to the caller. It opens no sockets, spawns
-//! no tasks and knows no table, worker, metric or rule: connections are polled by the task that uses them, on any
-//! `AsyncRead + AsyncWrite`. The parsers are pure functions of bytes; `proxy/fuzz` checks their properties.
+//! The crate rejects what is malformed, and bounds what a peer can make it hold. It opens no sockets, spawns no tasks,
+//! and knows no table, worker, metric or rule. Which connection is accepted, where a request goes, what of a message is
+//! forwarded and how long a peer may take is up to the caller, whose task polls the connection.
 
 #![warn(missing_docs)]
 

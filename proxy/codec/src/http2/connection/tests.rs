@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 
@@ -248,6 +249,33 @@ fn graceful_shutdown_answers_requests_in_flight() {
         assert!(poll_fn(|cx| connection.poll_accept(cx)).await.is_none());
         assert_eq!(frames(&mut far, 2).await.iter().map(|it| it.1).collect::<Vec<_>>(), [1, 3]);
         assert_eq!(far.read(&mut [0]).await.expect("read"), 0, "the end");
+    });
+}
+
+thread_local! {
+    static OPEN_STREAMS: Cell<i64> = const { Cell::new(0) };
+}
+
+#[test]
+fn streams_are_counted_until_both_handles_are_dropped() {
+    run(async {
+        let (near, mut far) = duplex(100_000);
+        let count = |by| OPEN_STREAMS.set(OPEN_STREAMS.get() + by);
+        let mut connection = Connection::server(near, LIMITS, count);
+        let heads: Vec<u8> = [1, 3].iter().flat_map(|id| put(frame::HEADERS, 5, *id, &[0x82, 0x84, 0x86])).collect();
+        far.write_all(&[PREFACE, &put(frame::SETTINGS, 0, 0, &[]), &heads].concat()).await.expect("written");
+        let (_, mut sending, receiving) = poll_fn(|cx| connection.poll_accept(cx)).await.expect("a request");
+        let open = poll_fn(|cx| connection.poll_accept(cx)).await.expect("another");
+        assert_eq!(OPEN_STREAMS.get(), 2);
+        sending.respond(StatusCode::OK, &HeaderMap::new(), true).expect("answered");
+        drop(receiving);
+        assert_eq!(OPEN_STREAMS.get(), 2, "one handle is left");
+        drop(sending);
+        assert_eq!(OPEN_STREAMS.get(), 1);
+        drop(connection);
+        assert_eq!(OPEN_STREAMS.get(), 1, "its handles are left");
+        drop(open);
+        assert_eq!(OPEN_STREAMS.get(), 0);
     });
 }
 
