@@ -1,8 +1,8 @@
-//! The read buffer of a worker.
+//! The read buffer of a thread.
 //!
-//! All connections of a worker read to the same buffer, so that it stays in the cache. Most input is parsed and
+//! All connections of a thread read to the same buffer, so that it stays in the cache. Most input is parsed and
 //! consumed before the next read. A reader that keeps a part gets a copy if it is short; if it is long, the reader
-//! gets the buffer itself and the worker goes on with another one.
+//! gets the buffer itself and the thread goes on with another one.
 
 use std::cell::RefCell;
 use std::mem;
@@ -16,7 +16,7 @@ pub const READ_BYTES: usize = 16 * 1024;
 /// A part from this length on takes the buffer instead of a copy. So a kept part holds at most twice its length.
 const KEEP_BYTES_MIN: usize = READ_BYTES / 2;
 
-/// Spare buffers that a worker keeps, 1 MiB together. When every request has a long body, freeing and allocating them
+/// Spare buffers that a thread keeps, 1 MiB together. When every request has a long body, freeing and allocating them
 /// costs more than the memory is worth.
 const SPARE_MAX: usize = 64;
 
@@ -34,7 +34,7 @@ struct KeptPart {
     range: Range<usize>,
 }
 
-/// Lends the worker's read buffer to one reader.
+/// Lends the thread's read buffer to one reader.
 pub fn with_read_buffer<T>(work: impl FnOnce(&mut ReadBuffer) -> T) -> T {
     READ_BUFFER.with_borrow_mut(work)
 }
@@ -49,7 +49,7 @@ impl ReadBuffer {
 
     /// Keeps a part of what was read. The rest of the buffer's content is lost.
     #[inline]
-    pub fn keep(&mut self, range: Range<usize>) -> Bytes {
+    pub(crate) fn keep(&mut self, range: Range<usize>) -> Bytes {
         if range.len() < KEEP_BYTES_MIN {
             return Bytes::copy_from_slice(&self.0[range]);
         }

@@ -1,4 +1,4 @@
-//! HTTP/1.1 messages on both sides of the proxy (RFC 9112).
+//! HTTP/1.1 messages on both sides of a connection (RFC 9112).
 //!
 //! - [`parse`]: the head of a request or a response, and the framing of its body.
 //! - [`framing`]: what headers say about the body's end and the connection's.
@@ -7,7 +7,7 @@
 //! - [`wire`]: a connection that messages are read from and written to.
 //!
 //! All of it runs in the task that handles the message. An idle connection holds no buffer: reads go through a buffer
-//! that all connections of a worker share.
+//! that all connections of a thread share.
 
 pub mod decode;
 pub mod encode;

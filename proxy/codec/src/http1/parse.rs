@@ -1,4 +1,4 @@
-//! Parses message heads and trailers. Ambiguous ones are rejected here, before any rule or policy sees them.
+//! Parses message heads and trailers. Ambiguous ones are rejected here, before anything depends on them.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -165,7 +165,7 @@ fn range_of(bytes: &[u8], part: &[u8]) -> Range<usize> {
 
 /// Headers whose values are slices of `block`, a copy of `bytes`.
 fn headers(parsed: &[Header<'_>], bytes: &[u8], block: &Bytes) -> Result<HeaderMap, BadMessage> {
-    // Two more for headers that the proxy adds.
+    // Two more for headers that a proxy adds.
     let mut headers = HeaderMap::with_capacity(parsed.len() + 2);
     for header in parsed {
         let name =

@@ -78,7 +78,7 @@ impl<S> Wire<S> {
         work(&mut self.stream.borrow_mut())
     }
 
-    /// Queues an interim (1xx) response, unless [`INTERIM_BYTES_MAX`] are waiting.
+    /// Queues an interim (1xx) response, unless 64 KiB of them are waiting.
     pub fn queue_interim(&self, message: BytesMut) {
         let mut interim = self.interim.borrow_mut();
         match &mut *interim {

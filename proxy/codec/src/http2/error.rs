@@ -9,7 +9,7 @@ use crate::limits::HEADERS_MAX;
 
 /// An error code (RFC 9113 7).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Reason(pub u32);
+pub struct Reason(pub(super) u32);
 
 /// Why a stream ended early.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -86,7 +86,7 @@ impl fmt::Display for Reason {
 // === impl Error ===
 
 impl Error {
-    /// The error code to pass on to the other side of the proxy. None where this side rejected what the peer sent, or
+    /// The error code that a proxy passes on to its other side. None where this side rejected what the peer sent, or
     /// no code was sent.
     pub fn reason(&self) -> Option<Reason> {
         match self {

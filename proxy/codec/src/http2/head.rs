@@ -77,8 +77,8 @@ impl Fields {
         }
     }
 
-    /// Whether a response or trailers exceed the limits. For a request, `http::head` checks the number of headers
-    /// after it has joined split cookies.
+    /// Whether a response or trailers exceed the limits. The number of headers of a request is left to the caller, who
+    /// first joins split cookies.
     pub(super) fn is_too_large(&self) -> bool {
         self.is_oversized || self.headers.len() > HEADERS_MAX
     }
