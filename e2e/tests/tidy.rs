@@ -17,7 +17,8 @@ use crate::order::Order;
 use crate::tokens::{first_words, sources, tokenize};
 
 /// The crates of the workspace that each crate may depend on. A new dependency is added here and to ARCHITECTURE.md.
-const DEPENDENCIES: [(&str, &[&str]); 10] = [
+const DEPENDENCIES: [(&str, &[&str]); 11] = [
+    ("weft-balance", &["weft-config"]),
     ("weft-codec", &[]),
     ("weft-config", &[]),
     ("weft-crds", &[]),
@@ -25,13 +26,13 @@ const DEPENDENCIES: [(&str, &[&str]); 10] = [
     ("weft-demo", &[]),
     ("weft-operator", &["weft-config", "weft-crds", "weft-runtime"]),
     ("weft-injector", &["weft-config", "weft-crds", "weft-runtime"]),
-    ("weft-proxy", &["weft-codec", "weft-config", "weft-runtime"]),
+    ("weft-proxy", &["weft-balance", "weft-codec", "weft-config", "weft-runtime"]),
     ("weft-init", &["weft-config", "weft-runtime"]),
     ("weft-e2e", &["weft-config", "weft-crds", "weft-runtime"]),
 ];
 
 /// The layers of modules inside each crate, the lowest first. A file imports only from its own module and lower layers.
-const ORDERS: [Order; 4] = [
+const ORDERS: [Order; 5] = [
     Order {
         src: "injector/src",
         library: "weft_injector",
@@ -60,6 +61,18 @@ const ORDERS: [Order; 4] = [
             &["reconcile"],
             &["app"],
             &["main"],
+        ],
+        circles: &[],
+    },
+    Order {
+        src: "proxy/balance/src",
+        library: "weft_balance",
+        layers: &[
+            &["budget", "ewma", "hash", "outlier", "priority", "rng"],
+            &["slow_start"],
+            &["candidates", "endpoint"],
+            &["pick"],
+            &["lib"],
         ],
         circles: &[],
     },
@@ -96,11 +109,6 @@ const ORDERS: [Order; 4] = [
         library: "weft_proxy",
         layers: &[
             &[
-                "balance",
-                "balance/budget",
-                "balance/hash",
-                "balance/level",
-                "balance/outlier",
                 "clock",
                 "direction",
                 "http",
@@ -121,14 +129,13 @@ const ORDERS: [Order; 4] = [
                 "value",
             ],
             &[
-                "balance/affinity",
-                "balance/slow_start",
+                "affinity",
                 "filter/fraction",
                 "filter/rate_limit",
                 "http/date",
                 "http/head",
                 "telemetry/metrics",
-                "upstream/load",
+                "upstream/shared_cluster",
             ],
             &["filter/cors", "filter/fault", "filter/mirror", "http/interim", "matcher"],
             &["filter", "table/index"],
@@ -141,7 +148,7 @@ const ORDERS: [Order; 4] = [
             &["http/watch", "policy"],
             &["http/from_client", "table"],
             &["http/incoming", "http/request_body", "http/upload", "table/store", "upstream/http1"],
-            &["upstream/http2"],
+            &["http/drain", "table/updater", "upstream/http2"],
             &["upstream/endpoint"],
             &["upstream/fallback_state"],
             &["upstream/cluster"],
@@ -155,7 +162,9 @@ const ORDERS: [Order; 4] = [
             &["http/retry", "http/serve"],
             &["http/hedge"],
             &["http/forward"],
-            &["inbound", "outbound/requests"],
+            &["inbound", "outbound/action"],
+            &["outbound/filters"],
+            &["outbound/requests"],
             &["outbound"],
             &["app"],
             &["main"],
@@ -166,7 +175,7 @@ const ORDERS: [Order; 4] = [
 ];
 
 /// Modules of pure functions: no client, no runtime, no files, no clock.
-const PURE: [&str; 29] = [
+const PURE: [&str; 30] = [
     "operator/src/compile",
     "operator/src/reconcile/state.rs",
     "operator/src/status.rs",
@@ -177,6 +186,7 @@ const PURE: [&str; 29] = [
     "injector/src/quantity.rs",
     "injector/src/refresh.rs",
     "injector/src/settings.rs",
+    "proxy/balance/src",
     "proxy/codec/src/detect.rs",
     "proxy/codec/src/hpack",
     "proxy/codec/src/http1/decode.rs",
@@ -188,7 +198,7 @@ const PURE: [&str; 29] = [
     "proxy/codec/src/http2/head.rs",
     "proxy/codec/src/sni.rs",
     "proxy/init/src/rules.rs",
-    "proxy/src/balance",
+    "proxy/src/affinity.rs",
     "proxy/src/decide.rs",
     "proxy/src/filter/cors.rs",
     "proxy/src/filter/fault.rs",
@@ -288,6 +298,7 @@ fn every_source_file_is_in_a_module_tree() {
         "injector",
         "operator",
         "proxy",
+        "proxy/balance",
         "proxy/codec",
         "proxy/config",
         "proxy/init",

@@ -13,15 +13,15 @@
 //! ```
 //!
 //! Configuration: `table::source` (a watch, or a directory) delivers documents, `table` compiles them, and
-//! `table::store` swaps the snapshot for the next request. Each worker is one thread with its own runtime, listener
+//! `table::updater` swaps the snapshot for the next request. Each worker is one thread with its own runtime, listener
 //! sockets and connection pools; workers share only the snapshot and the counters of limits.
 //!
 //! Bytes become messages, and messages bytes, in the crate `weft_codec`.
 //!
 //! The proxy does not know MeshRoutes: it knows the documents of `weft_config` and quotes the names in them.
 
+mod affinity;
 pub mod app;
-mod balance;
 pub mod bootstrap;
 mod clock;
 mod decide;

@@ -14,8 +14,7 @@ impl Tick {
     /// The time of the kernel's last tick.
     #[inline]
     pub fn now() -> Self {
-        // Linux has the clock since 2.6.32.
-        Self(ClockId::CLOCK_MONOTONIC_COARSE.now().map(Duration::from).unwrap_or_default())
+        Self(read(ClockId::CLOCK_MONOTONIC_COARSE))
     }
 
     /// Time since then.
@@ -23,6 +22,17 @@ impl Tick {
     pub fn elapsed(self) -> Duration {
         Self::now().0.saturating_sub(self.0)
     }
+
+    /// The same by the exact clock, which is on the same scale.
+    pub fn elapsed_exact(self) -> Duration {
+        read(ClockId::CLOCK_MONOTONIC).saturating_sub(self.0)
+    }
+}
+
+#[inline]
+fn read(clock: ClockId) -> Duration {
+    // Linux has both since 2.6.32.
+    clock.now().map(Duration::from).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -42,8 +52,11 @@ mod tests {
         std::thread::sleep(TICKS * 2);
         // In this order, a delay between two lines only widens the expected range.
         let least = after.elapsed();
-        let ticked = tick.elapsed();
+        let (ticked, exact) = (tick.elapsed(), tick.elapsed_exact());
         let most = before.elapsed();
-        assert!(least - TICKS <= ticked && ticked <= most + TICKS, "{ticked:?}, not {least:?} to {most:?}");
+        for elapsed in [ticked, exact] {
+            assert!(least - TICKS <= elapsed && elapsed <= most + TICKS, "{elapsed:?}, not {least:?} to {most:?}");
+        }
+        assert!(tick.elapsed_exact() > exact, "the exact clock does not wait for a tick");
     }
 }

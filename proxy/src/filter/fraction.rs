@@ -1,8 +1,8 @@
 //! The fraction of requests that a filter applies to. Pure: randomness is passed in.
 
+use weft_balance::Rng;
 use weft_config as wire;
 
-use crate::balance::Rng;
 use crate::value::CompileError;
 
 /// A fraction of all requests.

@@ -20,7 +20,7 @@ use weft_codec::{BodyError, INTERIM_MAX};
 
 use super::HEAD_TIMEOUT;
 use super::error::SendError;
-use super::load::Permit;
+use super::shared_cluster::Permit;
 use crate::http::incoming::Incoming;
 use crate::http::request_body::{RequestBody, SharedBody};
 use crate::http::upload;

@@ -20,7 +20,7 @@ use weft_codec::{HEAD_BYTES_MAX, Tick};
 
 use super::HEAD_TIMEOUT;
 use super::error::SendError;
-use super::load::Permit;
+use super::shared_cluster::Permit;
 use crate::http::incoming::Incoming;
 use crate::http::pipe::Pipe;
 use crate::http::request_body::{RequestBody, SharedBody};

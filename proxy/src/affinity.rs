@@ -1,12 +1,13 @@
-//! What ties a request to an endpoint: a hash key, a session cookie or the client's address.
+//! What ties a request to an endpoint: a hash key, a session cookie or the client's address. Pure; balancing itself
+//! (`weft_balance`) knows only the hashes.
 
 use std::net::{IpAddr, SocketAddr};
 
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Uri};
+use weft_balance::hash;
 use weft_config as wire;
 
-use super::hash;
 use crate::query::query_value;
 
 /// What part of a request is its hash key.

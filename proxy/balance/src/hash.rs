@@ -25,7 +25,8 @@ pub(crate) enum Table {
 
 /// A hash that is the same in every proxy and every version: FNV-1a, with the finalizer of MurmurHash3. Not keyed: a
 /// client that chooses its key can choose its endpoint, as hash balancing intends.
-pub(crate) fn hash(bytes: &[u8]) -> u64 {
+#[inline]
+pub fn hash(bytes: &[u8]) -> u64 {
     let mut state = 0xcbf2_9ce4_8422_2325;
     for byte in bytes {
         state = (state ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
@@ -34,7 +35,8 @@ pub(crate) fn hash(bytes: &[u8]) -> u64 {
 }
 
 /// The hash of an address.
-pub(crate) fn of_ip(address: IpAddr) -> u64 {
+#[inline]
+pub fn of_ip(address: IpAddr) -> u64 {
     match address {
         IpAddr::V4(v4) => hash(&v4.octets()),
         IpAddr::V6(v6) => hash(&v6.octets()),
@@ -42,14 +44,17 @@ pub(crate) fn of_ip(address: IpAddr) -> u64 {
 }
 
 /// The id of an endpoint in session cookies. Hashed, so that cookies do not expose pod addresses.
-pub(crate) fn session(address: SocketAddr) -> u64 {
+#[inline]
+pub fn session(address: SocketAddr) -> u64 {
     mix(of_endpoint(address) ^ 0x5e55_1055_e551_0500)
 }
 
+#[inline]
 fn of_endpoint(address: SocketAddr) -> u64 {
     mix(of_ip(address.ip()) ^ u64::from(address.port()))
 }
 
+#[inline]
 fn mix(mut state: u64) -> u64 {
     state = (state ^ (state >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     state = (state ^ (state >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);

@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use hashbrown::{HashMap, HashSet};
 use tokio::sync::Notify;
-
-use crate::balance::budget::Budget;
+use weft_balance::Budget;
 
 /// Client addresses whose last endpoint one cluster remembers. A pod has one address, or one of each family.
 const CLIENTS_MAX: usize = 1024;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use weft_config as wire;
 
-use crate::balance::Rng;
+use crate::rng::Rng;
 
 /// Most endpoints that one request is offered to. If all of them are at a tenth of their share, half of the requests
 /// get to the eighth.
@@ -13,14 +13,15 @@ const OFFERS_MAX: usize = 8;
 
 /// How the share of a new endpoint grows.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct SlowStart {
+pub struct SlowStart {
     window: Duration,
     min_weight: f64,
     exponent: f64,
 }
 
 impl SlowStart {
-    pub(crate) fn compile(start: &wire::SlowStart) -> Self {
+    /// From the document.
+    pub fn compile(start: &wire::SlowStart) -> Self {
         let wire::SlowStart { window_ms, min_percent, aggression_permille } = *start;
         Self {
             window: Duration::from_millis(window_ms),
@@ -30,6 +31,7 @@ impl SlowStart {
     }
 
     /// The weight of an endpoint, relative to its full share, at this age. `None`: the window is over.
+    #[inline]
     pub(crate) fn weight(&self, age: Duration) -> Option<f64> {
         if age >= self.window {
             return None;

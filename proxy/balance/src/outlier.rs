@@ -15,11 +15,12 @@ use weft_config as wire;
 
 /// When an endpoint is ejected, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Settings {
+pub struct Settings {
     consecutive_5xx: u32,
     consecutive_gateway_errors: u32,
     consecutive_local_failures: u32,
-    pub(crate) interval: Duration,
+    /// How often success rates are compared.
+    pub interval: Duration,
     base: Duration,
     max: Duration,
     max_percent: u32,
@@ -28,7 +29,7 @@ pub(crate) struct Settings {
 
 /// The outcome of a request to an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub enum Outcome {
     /// A response other than 5xx.
     Ok,
     /// A 5xx response other than 502, 503 and 504.
@@ -41,7 +42,7 @@ pub(crate) enum Outcome {
 
 /// What ejects an endpoint. The names are those in metrics and logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Detector {
+pub enum Detector {
     Consecutive5xx,
     ConsecutiveGatewayErrors,
     ConsecutiveLocalFailures,
@@ -50,7 +51,7 @@ pub(crate) enum Detector {
 
 /// One endpoint's counts of failures, and its ejection.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct OutlierStats {
+pub struct OutlierStats {
     /// Consecutive failures of each kind; `errors` includes gateway errors.
     errors: u32,
     gateway_errors: u32,
@@ -67,7 +68,8 @@ pub(crate) struct OutlierStats {
 // === impl Settings ===
 
 impl Settings {
-    pub(crate) fn compile(outliers: &wire::Outliers) -> Self {
+    /// From the document.
+    pub fn compile(outliers: &wire::Outliers) -> Self {
         let wire::Outliers {
             consecutive_5xx,
             consecutive_gateway_errors,
@@ -91,23 +93,34 @@ impl Settings {
     }
 
     /// Whether endpoints may be ejected at all.
-    pub(crate) fn is_on(&self) -> bool {
+    pub fn is_on(&self) -> bool {
         self.max_percent > 0
     }
 
+    /// Positions of the endpoints whose success rate in this interval is too far below that of the others.
+    pub fn low_success_rates(&self, endpoints: impl Iterator<Item = OutlierStats>) -> Vec<usize> {
+        let rated: Vec<(usize, f64)> = (endpoints.enumerate())
+            .filter(|(_, stats)| self.has_success_rate(stats))
+            .map(|(at, stats)| (at, stats.success_rate()))
+            .collect();
+        let rates: Vec<f64> = rated.iter().map(|(_, rate)| *rate).collect();
+        let Some(threshold) = self.success_rate_threshold(&rates) else { return Vec::new() };
+        rated.into_iter().filter(|(_, rate)| *rate < threshold).map(|(at, _)| at).collect()
+    }
+
     /// Whether one more of `total` endpoints may be ejected if `ejected` of them are.
-    pub(crate) fn may_eject(&self, ejected: usize, total: usize) -> bool {
+    fn may_eject(&self, ejected: usize, total: usize) -> bool {
         ejected + 1 < total && ejected * 100 < total * self.max_percent as usize
     }
 
     /// Whether an endpoint had enough requests in this interval for a success rate.
-    pub(crate) fn has_success_rate(&self, stats: &OutlierStats) -> bool {
+    fn has_success_rate(&self, stats: &OutlierStats) -> bool {
         self.success_rate.deviations_permille > 0 && stats.requests >= self.success_rate.min_requests.max(1)
     }
 
     /// The success rate below which an endpoint is ejected: the mean less a number of standard deviations. `None`: too
     /// few endpoints have a rate.
-    pub(crate) fn success_rate_threshold(&self, rates: &[f64]) -> Option<f64> {
+    fn success_rate_threshold(&self, rates: &[f64]) -> Option<f64> {
         if rates.is_empty() || rates.len() < self.success_rate.min_endpoints as usize {
             return None;
         }
@@ -121,7 +134,9 @@ impl Settings {
 // === impl Outcome ===
 
 impl Outcome {
-    pub(crate) fn of_status(status: StatusCode) -> Self {
+    /// The outcome of a response with this status.
+    #[inline]
+    pub fn of_status(status: StatusCode) -> Self {
         match status.as_u16() {
             502..=504 => Self::Gateway,
             500..=599 => Self::Error,
@@ -133,7 +148,8 @@ impl Outcome {
 // === impl Detector ===
 
 impl Detector {
-    pub(crate) fn as_str(self) -> &'static str {
+    /// The name in metrics and logs.
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Consecutive5xx => "consecutive-5xx",
             Self::ConsecutiveGatewayErrors => "consecutive-gateway-errors",
@@ -147,7 +163,8 @@ impl Detector {
 
 impl OutlierStats {
     /// Records an outcome. Returns the detector that it trips, whose count restarts at 0.
-    pub(crate) fn record(&mut self, outcome: Outcome, settings: &Settings) -> Option<Detector> {
+    #[inline]
+    pub fn record(&mut self, outcome: Outcome, settings: &Settings) -> Option<Detector> {
         self.requests = self.requests.saturating_add(1);
         match outcome {
             Outcome::Ok => {
@@ -184,12 +201,19 @@ impl OutlierStats {
         tripped
     }
 
-    pub(crate) fn is_ejected(&self) -> bool {
+    /// Whether the endpoint is ejected.
+    #[inline]
+    pub fn is_ejected(&self) -> bool {
         self.until.is_some()
     }
 
-    /// Ejects the endpoint, for longer each time. Returns for how long.
-    pub(crate) fn eject(&mut self, settings: &Settings, now: Duration) -> Duration {
+    /// Ejects the endpoint, for longer each time, while `ejected` of `total` endpoints are. Returns for how long. `None`:
+    /// it is ejected already, or the limit of ejections is reached.
+    pub fn try_eject(&mut self, settings: &Settings, ejected: usize, total: usize, now: Duration) -> Option<Duration> {
+        (!self.is_ejected() && settings.may_eject(ejected, total)).then(|| self.eject(settings, now))
+    }
+
+    fn eject(&mut self, settings: &Settings, now: Duration) -> Duration {
         self.ejections = self.ejections.saturating_add(1);
         let time = settings.base.saturating_mul(self.ejections).min(settings.max);
         self.until = Some(now + time);
@@ -197,7 +221,7 @@ impl OutlierStats {
     }
 
     /// Unejects the endpoint if its ejection time is over. Returns whether it did.
-    pub(crate) fn uneject_if_due(&mut self, now: Duration) -> bool {
+    pub fn uneject_if_due(&mut self, now: Duration) -> bool {
         let is_due = self.until.is_some_and(|until| until <= now);
         if is_due {
             self.uneject();
@@ -206,18 +230,18 @@ impl OutlierStats {
     }
 
     /// Ends the ejection and resets the consecutive failures.
-    pub(crate) fn uneject(&mut self) {
+    pub fn uneject(&mut self) {
         self.until = None;
         (self.errors, self.gateway_errors, self.local_failures) = (0, 0, 0);
     }
 
     /// The share of this interval's requests that succeeded.
-    pub(crate) fn success_rate(&self) -> f64 {
+    fn success_rate(&self) -> f64 {
         f64::from(self.successes) / f64::from(self.requests.max(1))
     }
 
     /// Starts the next interval.
-    pub(crate) fn next_interval(&mut self) {
+    pub fn next_interval(&mut self) {
         (self.requests, self.successes) = (0, 0);
         if !self.is_ejected() {
             self.ejections = self.ejections.saturating_sub(1);
@@ -326,6 +350,28 @@ mod tests {
         assert!((stats.success_rate() - 0.99).abs() < 1e-9);
         stats.next_interval();
         assert!(!settings.has_success_rate(&stats), "each interval starts at 0");
+    }
+
+    #[test]
+    fn low_success_rates_are_found_among_endpoints_with_enough_requests() {
+        let with = |successes, failures| {
+            let mut stats = OutlierStats::default();
+            record(&mut stats, &vec![Outcome::Ok; successes]);
+            record(&mut stats, &vec![Outcome::Error; failures]);
+            stats
+        };
+        let [few, good, bad] = [with(0, 99), with(99, 1), with(60, 40)];
+        let low = |endpoints: &[OutlierStats]| settings().low_success_rates(endpoints.iter().copied());
+        assert_eq!(low(&[few, good, good, good, bad, good, good]), [4]);
+        assert_eq!(low(&[few, good, good, bad, good]), [0; 0], "four with enough requests are too few to compare");
+    }
+
+    #[test]
+    fn an_endpoint_is_ejected_once_at_a_time() {
+        let (mut stats, settings, now) = (OutlierStats::default(), settings(), Duration::ZERO);
+        assert_eq!(stats.try_eject(&settings, 1, 10, now), None, "one of ten is the limit");
+        assert_eq!(stats.try_eject(&settings, 0, 10, now), Some(Duration::from_secs(30)));
+        assert_eq!(stats.try_eject(&settings, 0, 10, now), None, "it is ejected");
     }
 
     #[test]

@@ -30,7 +30,7 @@ const PREPAID_MAX: Duration = Duration::from_secs(10);
 
 /// The token bucket of one Service. Lock-free; concurrent changes by several workers all take effect.
 #[derive(Debug, Default)]
-pub(crate) struct Budget {
+pub struct Budget {
     /// What is missing from the full bucket, so that nothing is written while no request fails.
     spent: AtomicU64,
     /// Until when the minimum was added, or requests added as much: nanoseconds since the process started.
@@ -39,7 +39,8 @@ pub(crate) struct Budget {
 
 impl Budget {
     /// Adds the share of one request, at its first attempt.
-    pub(crate) fn deposit(&self, settings: &RetryBudget) {
+    #[inline]
+    pub fn deposit(&self, settings: &RetryBudget) {
         if self.spent.load(Ordering::Relaxed) == 0 {
             return;
         }
@@ -52,7 +53,7 @@ impl Budget {
     }
 
     /// Takes a token for a retry at `now`, since the process started. Returns whether there was one.
-    pub(crate) fn try_spend(&self, settings: &RetryBudget, now: Duration) -> bool {
+    pub fn try_spend(&self, settings: &RetryBudget, now: Duration) -> bool {
         let (percent, min) = (u64::from(settings.percent), u64::from(settings.min_per_second));
         let (now, prepaid_max) = (nanos(now), nanos(now + PREPAID_MAX));
         // The worker that raises it adds the minimum for the time in between, and no other worker does.
