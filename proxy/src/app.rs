@@ -21,12 +21,12 @@ use tokio::runtime;
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use weft_codec::Tick;
 use weft_runtime::admin::{self, Admin};
 use weft_runtime::readiness::Readiness;
 use weft_runtime::{log, signal};
 
 use crate::bootstrap::{Bootstrap, Source as SourceChoice};
-use crate::clock::Tick;
 use crate::direction::Direction;
 use crate::filter::rate_limit::Limiters;
 use crate::memory::{self, Memory};

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use http::{Method, Request, Response, Version};
 use rustls::ServerConfig;
 use tokio::net::TcpStream;
+use weft_codec::detect::Verdict;
 
-use crate::detect::Verdict;
 use crate::downstream::Downstream;
 use crate::http::attempt::{LOCAL_CONNECT_TIMEOUT, Plan, Upstream};
 use crate::http::forward::forward;

@@ -11,14 +11,14 @@ use std::sync::Arc;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use weft_codec::detect::Verdict;
+use weft_codec::sni::Hello;
 use weft_config::Protocol;
 
 use crate::decide::pick;
-use crate::detect::Verdict;
 use crate::downstream::Downstream;
 use crate::http::serve;
 use crate::reason::Reason;
-use crate::sni::Hello;
 use crate::sniff::{CLIENT_FIRST_TIMEOUT, FirstSpeaker, Peek, Prefixed};
 use crate::stream::Stream;
 use crate::table::route::{Routes, StreamRule, Streams};

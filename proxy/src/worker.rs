@@ -13,10 +13,10 @@ use rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weft_balance::Rng;
+use weft_codec::Tick;
 use weft_config::bootstrap::AccessLog;
 
 use crate::bootstrap::Timeouts;
-use crate::clock::Tick;
 use crate::filter::rate_limit::Limiters;
 use crate::memory::Memory;
 use crate::table::Cluster;

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use http::header::{self, HeaderValue};
 use http::{HeaderMap, Request, Response, StatusCode, Version};
 use http_body::Body;
+use weft_codec::http1::framing::BadHead;
 
 use super::attempt::{
     AttemptResult, Failure, Plan, PreparedRequest, Upstream, UpstreamResponse, attempt, pick_endpoint,
@@ -25,7 +26,6 @@ use super::retry::{AllowedRetry, BUDGET, RetryState};
 use super::{hedge, upgrade};
 use crate::affinity::Affinity;
 use crate::direction::Direction;
-use crate::http1::framing::BadHead;
 use crate::reason::{Reason, UNPROCESSED};
 use crate::telemetry::access;
 use crate::upstream::endpoint::{Endpoint, Lease};

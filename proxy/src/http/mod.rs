@@ -18,7 +18,6 @@
 //! - [`request_body`]: request bodies that can be replayed.
 //! - [`response_body`]: response bodies that record their end.
 //! - [`drain`]: the rest of a response that no client gets.
-//! - [`error`]: why reading a body failed.
 //! - [`kept`]: the replay buffer of a request body.
 //! - [`mirror`]: copies of requests, for rules with mirrors.
 //! - [`pace`]: the minimum rate of a request body.
@@ -28,7 +27,6 @@
 pub(crate) mod attempt;
 mod date;
 mod drain;
-pub(crate) mod error;
 pub(crate) mod forward;
 mod from_client;
 pub(crate) mod guard;

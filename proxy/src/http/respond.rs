@@ -6,11 +6,11 @@
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Response, StatusCode, Version};
+use weft_codec::http1::framing::BadHead;
 
 use super::date;
 use super::guard::RequestGuard;
 use super::response_body::{Content, ResponseBody};
-use crate::http1::framing::BadHead;
 use crate::reason::{REASON, Reason, SOURCE};
 
 /// The status of a gRPC call.

@@ -7,14 +7,14 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep_until};
+use weft_codec::BodyError;
+use weft_codec::http2::SendStream;
 
-use super::error::BodyError;
 use super::guard::RequestGuard;
 use super::incoming::Incoming;
 use super::request_body::strip_trailers;
 use super::upload::Upload;
 use super::watch::OpenRequest;
-use crate::http2::SendStream;
 use crate::tcp::End;
 
 /// What follows the head of a response.

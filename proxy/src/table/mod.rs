@@ -18,9 +18,9 @@ mod cluster;
 mod document;
 mod inbound;
 mod index;
-#[cfg(test)]
-mod laws;
 mod namespace;
+#[cfg(test)]
+mod properties;
 pub(crate) mod route;
 pub(crate) mod source;
 pub(crate) mod store;

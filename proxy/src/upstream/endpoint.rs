@@ -18,12 +18,12 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use weft_balance::outlier::OutlierStats;
 use weft_balance::{EndpointView, PeakEwma};
+use weft_codec::Tick;
 
 use super::error::{LeaseError, SendError};
 use super::http1::{Http1, Upgraded};
 use super::http2::Http2;
 use super::shared_cluster::{Permit, SharedCluster};
-use crate::clock::Tick;
 use crate::http::incoming::Incoming;
 use crate::http::request_body::{RequestBody, SharedBody};
 use crate::telemetry::alive::{self, Alive, Kind};
