@@ -12,6 +12,7 @@ pub(crate) mod rate_limit;
 
 use std::sync::Arc;
 
+use http::header::HeaderName;
 use weft_config as wire;
 
 use self::cors::Cors;
@@ -31,13 +32,8 @@ pub(crate) struct Filters {
 
 impl Filters {
     /// None: the rule has no filters.
-    pub(crate) fn compile(
-        rule_name: &str,
-        cors: Option<wire::Cors>,
-        rate_limit: Option<wire::RateLimit>,
-        fault: wire::Fault,
-        mirrors: Vec<wire::Mirror>,
-    ) -> Result<Option<Box<Self>>, CompileError> {
+    pub(crate) fn compile(rule_name: &str, filters: wire::Filters) -> Result<Option<Box<Self>>, CompileError> {
+        let wire::Filters { cors, rate_limit, fault, mirrors } = filters;
         let cors = cors.map(Cors::compile).transpose()?;
         let fault = Fault::compile(fault)?;
         let mirrors: Vec<_> =
@@ -45,5 +41,10 @@ impl Filters {
         let rate_limit = rate_limit.map(|limit| RateLimit::compile(rule_name, limit)).transpose()?;
         let any = cors.is_some() || rate_limit.is_some() || fault.is_some() || !mirrors.is_empty();
         Ok(any.then(|| Box::new(Self { cors, rate_limit, fault, mirrors })))
+    }
+
+    /// The request headers that the filters read, and that a client must not hide by naming them in `Connection`.
+    pub(crate) fn header_names(&self) -> impl Iterator<Item = &HeaderName> {
+        self.rate_limit.iter().filter_map(RateLimit::key_header)
     }
 }
