@@ -213,8 +213,8 @@ impl Reconciler {
             if !self.may_write(epoch) {
                 return (job, Err(apply::Error::Conflict));
             }
-            let written =
-                apply::document(&self.client, job.kind, &job.scope, &job.next.envelope, job.found.as_ref()).await;
+            let object = render::config_map(job.kind, &job.scope, &job.next.envelope);
+            let written = apply::document(&self.client, object, job.found.as_ref()).await;
             (job, written)
         });
         let results: Vec<_> = futures_util::stream::iter(writes).buffer_unordered(WRITES_MAX).collect().await;
