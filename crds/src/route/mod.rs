@@ -6,12 +6,8 @@ mod filters;
 mod matches;
 mod resilience;
 
-use filters::{ANSWERS_BY_ITSELF, TYPES_ALLOWED_ONCE, TYPES_FOR_CONNECT};
-pub use filters::{
-    Cors, DirectResponse, Fault, FaultAbort, FaultDelay, FilterType, Fraction, Header, HeaderModifier, HttpFilter,
-    MirrorRef, PathModifier, PathModifierType, RateLimit, RateLimitKey, RateLimitKeyType, RequestMirror,
-    RequestRedirect, Scheme, UrlRewrite,
-};
+pub use filters::*;
+use filters::{ANSWERS_BY_ITSELF, FILTERS_MAX, TYPES_ALLOWED_ONCE, TYPES_FOR_CONNECT};
 use kube::{CustomResource, KubeSchema};
 pub use matches::{
     HeaderMatch, HttpMatch, Method, PathMatch, PathMatchType, QueryParamMatch, TlsMatch, ValueMatchType,
@@ -265,7 +261,7 @@ pub struct HttpRule {
     /// Changes to requests and responses, or a response without a backend. Order in the list does not matter: CORS is
     /// applied first, then RateLimit, then Fault, then the others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 11))]
+    #[schemars(length(max = FILTERS_MAX))]
     pub filters: Vec<HttpFilter>,
     /// The Services that requests are sent to, by weight. Requests to a backend that does not exist are answered 500,
     /// to one without ready pods 503.

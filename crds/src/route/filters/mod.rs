@@ -23,6 +23,9 @@ pub use rewrite::{PathModifier, PathModifierType, UrlRewrite};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// Maximum number of filters in a rule: each type once, RequestMirror four times.
+pub(super) const FILTERS_MAX: u32 = 11;
+
 /// CEL: a filter of a rule answers requests without a backend.
 pub(super) const ANSWERS_BY_ITSELF: &str =
     "self.filters.exists(f, f.type == 'RequestRedirect' || f.type == 'DirectResponse')";
