@@ -102,8 +102,6 @@ const ORDERS: [Order; 3] = [
             &[
                 "balance/affinity",
                 "balance/slow_start",
-                "filter/fraction",
-                "filter/rate_limit",
                 "hpack/huffman",
                 "hpack/table",
                 "http/date",
@@ -113,18 +111,7 @@ const ORDERS: [Order; 3] = [
                 "telemetry/metrics",
                 "upstream/load",
             ],
-            &[
-                "detect",
-                "filter/cors",
-                "filter/fault",
-                "filter/mirror",
-                "hpack/decode",
-                "hpack/encode",
-                "http/interim",
-                "http1/decode",
-                "http2/flow",
-                "matcher",
-            ],
+            &["detect", "hpack/decode", "hpack/encode", "http/interim", "http1/decode", "http2/flow", "matcher"],
             &["filter", "http1/wire", "http2/frame", "http2/stream", "table/index"],
             &["http1/encode", "http2/head", "table/route"],
             &["decide", "http2/state"],
@@ -163,10 +150,12 @@ const ORDERS: [Order; 3] = [
 ];
 
 /// Modules of pure functions: no client, no runtime, no files, no clock.
-const PURE: [&str; 22] = [
+const PURE: [&str; 27] = [
     "operator/src/compile",
     "operator/src/reconcile/state.rs",
+    "operator/src/render.rs",
     "operator/src/status.rs",
+    "operator/src/world",
     "injector/src/annotations.rs",
     "injector/src/decide.rs",
     "injector/src/mutate.rs",
@@ -178,14 +167,17 @@ const PURE: [&str; 22] = [
     "proxy/src/balance",
     "proxy/src/decide.rs",
     "proxy/src/detect.rs",
-    "proxy/src/filter/cors.rs",
-    "proxy/src/filter/fault.rs",
-    "proxy/src/filter/rate_limit.rs",
+    "proxy/src/direction.rs",
+    "proxy/src/filter",
     "proxy/src/hpack",
+    "proxy/src/matcher.rs",
     "proxy/src/path.rs",
     "proxy/src/policy.rs",
+    "proxy/src/query.rs",
+    "proxy/src/reason.rs",
     "proxy/src/sni.rs",
     "proxy/src/table/index.rs",
+    "proxy/src/value.rs",
 ];
 
 const IMPURE: [&str; 7] =
