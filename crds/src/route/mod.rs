@@ -7,7 +7,10 @@ mod matches;
 mod resilience;
 
 pub use filters::*;
-use filters::{ANSWERS_BY_ITSELF, FILTERS_MAX, TYPES_ALLOWED_ONCE, TYPES_FOR_CONNECT};
+use filters::{
+    ANSWERS_BY_ITSELF, FILTERS_MAX, TYPES_ALLOWED_ONCE, TYPES_FOR_BACKENDS, TYPES_FOR_BACKENDS_MESSAGE,
+    TYPES_FOR_CONNECT,
+};
 use kube::{CustomResource, KubeSchema};
 pub use matches::{
     HeaderMatch, HttpMatch, Method, PathMatch, PathMatchType, QueryParamMatch, TlsMatch, ValueMatchType,
@@ -210,19 +213,15 @@ pub struct TcpRule {
     validation = Rule::new(format!("!has(self.backendRefs) || size(self.backendRefs) == 0 || {HAS_WEIGHT}"))
         .message("the weights of backendRefs sum to zero: give at least one a weight above 0"),
     validation = Rule::new(format!(
-        "!has(self.filters) || !({ANSWERS_BY_ITSELF} && self.filters.exists(f, f.type == 'URLRewrite'))"
+        "!has(self.filters) || !{ANSWERS_BY_ITSELF} || !self.filters.exists(f, f.type in {TYPES_FOR_BACKENDS})"
     ))
-        .message("URLRewrite cannot be combined with RequestRedirect or DirectResponse: there is no request to send"),
+        .message(TYPES_FOR_BACKENDS_MESSAGE),
     validation = Rule::new(format!(
         "!has(self.filters) || {TYPES_ALLOWED_ONCE}.all(t, self.filters.filter(f, f.type == t).size() <= 1)"
     ))
         .message("a filter type may appear once in a rule, RequestMirror 4 times"),
     validation = Rule::new("!has(self.filters) || self.filters.filter(f, f.type == 'RequestMirror').size() <= 4")
         .message("a rule has at most 4 RequestMirror filters"),
-    validation = Rule::new(format!(
-        "!has(self.filters) || !self.filters.exists(f, f.type == 'RequestMirror') || ({HAS_BACKENDS})"
-    ))
-        .message("RequestMirror has no effect with RequestRedirect or DirectResponse: there is no request to copy"),
     validation = Rule::new(HAS_ONE_ANSWER)
         .message("RequestRedirect and DirectResponse cannot be combined in a rule"),
     validation = Rule::new(PREFIX_IS_MATCHED)

@@ -35,6 +35,12 @@ pub(super) const TYPES_ALLOWED_ONCE: &str = "\
     ['RequestHeaderModifier', 'ResponseHeaderModifier', 'RequestRedirect', 'URLRewrite', 'DirectResponse', 'CORS', \
     'RateLimit', 'Fault']";
 
+/// CEL: types of filters that need a backend, and why they are refused without one. The same types as in
+/// [`FilterType::needs_backend`].
+pub(super) const TYPES_FOR_BACKENDS: &str = "['URLRewrite', 'RequestMirror']";
+pub(super) const TYPES_FOR_BACKENDS_MESSAGE: &str = "\
+    URLRewrite and RequestMirror have no effect with RequestRedirect or DirectResponse: no backend gets the request";
+
 /// CEL: types of filters that apply to CONNECT.
 pub(super) const TYPES_FOR_CONNECT: &str = "['ResponseHeaderModifier', 'RateLimit', 'Fault']";
 
@@ -117,4 +123,11 @@ pub enum FilterType {
     RequestMirror,
     /// Answers 429 above a request rate.
     RateLimit,
+}
+
+impl FilterType {
+    /// Whether the filter has an effect only if a backend gets the request.
+    pub fn needs_backend(self) -> bool {
+        matches!(self, Self::UrlRewrite | Self::RequestMirror)
+    }
 }

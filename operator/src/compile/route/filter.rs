@@ -93,10 +93,11 @@ pub(super) fn compile(
     if mirrors > MIRRORS_MAX {
         return Err(format!("{mirrors} RequestMirror filters: at most {MIRRORS_MAX} are allowed"));
     }
-    if mirrors > 0 && compiled.answer.is_some() {
-        return Err(
-            "RequestMirror has no effect with RequestRedirect or DirectResponse: there is no request to copy".into()
-        );
+    let idle = filters.iter().find(|filter| compiled.answer.is_some() && filter.kind.needs_backend());
+    if let Some(route::HttpFilter { kind, .. }) = idle {
+        return Err(format!(
+            "{kind:?} has no effect with RequestRedirect or DirectResponse: no backend gets the request"
+        ));
     }
     Ok(compiled)
 }
