@@ -20,6 +20,11 @@ impl Tick {
     pub(crate) fn elapsed(self) -> Duration {
         Self::now().0.saturating_sub(self.0)
     }
+
+    /// The same by the exact clock, which is on the same scale.
+    pub(crate) fn elapsed_exact(self) -> Duration {
+        read(ClockId::CLOCK_MONOTONIC).saturating_sub(self.0)
+    }
 }
 
 /// Wall clock time since the Unix epoch.
@@ -28,7 +33,7 @@ pub(crate) fn time_of_day() -> Duration {
 }
 
 fn read(clock: ClockId) -> Duration {
-    // Linux has both clocks since 2.6.32.
+    // Linux has all of them since 2.6.32.
     clock.now().map(Duration::from).unwrap_or_default()
 }
 
@@ -56,9 +61,12 @@ mod tests {
         std::thread::sleep(TICKS * 2);
         // In this order, a delay between two lines only widens the expected range.
         let least = after.elapsed();
-        let ticked = tick.elapsed();
+        let (ticked, exact) = (tick.elapsed(), tick.elapsed_exact());
         let most = before.elapsed();
-        assert!(least - TICKS <= ticked && ticked <= most + TICKS, "{ticked:?}, not {least:?} to {most:?}");
+        for elapsed in [ticked, exact] {
+            assert!(least - TICKS <= elapsed && elapsed <= most + TICKS, "{elapsed:?}, not {least:?} to {most:?}");
+        }
+        assert!(tick.elapsed_exact() > exact, "the exact clock does not wait for a tick");
     }
 
     #[test]

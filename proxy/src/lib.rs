@@ -13,7 +13,7 @@
 //! ```
 //!
 //! Configuration: `table::source` (a watch, or a directory) delivers documents, `table` compiles them, and
-//! `table::store` swaps the snapshot for the next request. Each worker is one thread with its own runtime, listener
+//! `table::updater` swaps the snapshot for the next request. Each worker is one thread with its own runtime, listener
 //! sockets and connection pools; workers share only the snapshot and the counters of limits.
 //!
 //! The proxy does not know MeshRoutes: it knows the documents of `weft_config` and quotes the names in them.

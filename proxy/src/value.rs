@@ -1,6 +1,7 @@
 //! Single values of documents in the form that requests use, and why a document cannot be compiled. Same job as the
 //! module of this name in the operator: one value in, one value or error out.
 
+use std::fmt;
 use std::sync::Arc;
 
 use http::header::{HeaderName, HeaderValue};
@@ -69,6 +70,14 @@ impl Target {
     pub(crate) fn compile(cluster: wire::ClusterRef) -> Self {
         let wire::ClusterRef { namespace, service, port, subset } = cluster;
         Self { namespace: namespace.into(), service: (service.into(), port), subset }
+    }
+}
+
+impl fmt::Display for Target {
+    /// `namespace/service:port`, the name of the cluster.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (service, port) = &self.service;
+        write!(f, "{}/{service}:{port}", self.namespace)
     }
 }
 

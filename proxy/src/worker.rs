@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hashbrown::HashMap;
 use rustls::ServerConfig;
@@ -58,9 +58,7 @@ pub(crate) struct Shared {
     /// Open connections.
     pub(crate) connections: TaskTracker,
     /// When the process started.
-    pub(crate) started: Instant,
-    /// The same, by the coarse clock.
-    pub(crate) started_tick: Tick,
+    pub(crate) started: Tick,
 }
 
 impl Shared {
@@ -135,7 +133,7 @@ impl Worker {
 
     /// Time since the process started, by the coarse clock.
     pub(crate) fn now(&self) -> Duration {
-        self.shared.started_tick.elapsed()
+        self.shared.started.elapsed()
     }
 
     fn sweep(&self) {

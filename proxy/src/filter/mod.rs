@@ -1,8 +1,8 @@
 //! Filters: what a rule does with requests besides picking a backend. Most rules have none and pay one check.
 //!
-//! In this order: [`cors`] responds to preflights and sets headers of other responses; [`rate_limit`] refuses
-//! requests over the limit; [`fault`] delays or aborts requests; [`mirror`] says which requests are copied elsewhere;
-//! then the rule's action runs.
+//! [`cors`] responds to preflights and sets headers of other responses; [`rate_limit`] refuses requests over the limit;
+//! [`fault`] delays or aborts requests; [`mirror`] says which requests are copied elsewhere. `outbound/filters` applies
+//! them, in this order, around the rule's action.
 
 pub(crate) mod cors;
 pub(crate) mod fault;

@@ -3,11 +3,10 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::header::HeaderValue;
 use http::{Request, StatusCode};
 use tokio::time::Instant;
 
-use super::head::{ProtectedHeaders, is_grpc};
+use super::head::{self, ProtectedHeaders};
 use super::incoming::Incoming;
 use super::mirror::Shadows;
 use crate::downstream::Downstream;
@@ -36,15 +35,14 @@ pub(crate) struct RequestGuard {
 }
 
 impl RequestGuard {
-    pub(crate) fn new(downstream: Rc<Downstream>, parts: &Request<Incoming>, host: Option<HeaderValue>) -> Box<Self> {
-        let grpc = is_grpc(parts.headers());
+    pub(crate) fn new(downstream: Rc<Downstream>, request: &Request<Incoming>) -> Box<Self> {
         let log = RequestLog {
             downstream,
             started: Instant::now(),
-            version: parts.version(),
-            method: parts.method().clone(),
-            uri: parts.uri().clone(),
-            host,
+            version: request.version(),
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            host: head::authority(request),
             rule: 0,
             rule_name: None,
             cluster: None,
@@ -58,7 +56,7 @@ impl RequestGuard {
             fault_delay: None,
             body_error: None,
             response_complete: false,
-            grpc,
+            grpc: head::is_grpc(request.headers()),
         };
         Box::new(Self {
             log,

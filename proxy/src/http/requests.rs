@@ -105,7 +105,7 @@ async fn serve_requests<F, R>(
             // Drained between requests: no response is pending.
             if head.is_pending() && draining.get() && !wire.has_buffered() { Poll::Ready(None) } else { head.map(Some) }
         });
-        // Boxed, and freed while the connection is idle. No arm awaits: the future would store the head.
+        // Boxed: short-lived. No arm awaits: the future would store the head.
         let serving = match head.await {
             Some(Ok(head)) => Either::Left(Box::pin(serve_request(wire, head, draining, service))),
             Some(Err(ReadError::Bad(bad))) => {

@@ -42,7 +42,7 @@ const MALFORMED: BadMessage =
 
 /// One request. Ends early when the client resets its stream.
 enum Stream<R> {
-    /// The handler runs. Boxed, and freed once there is a response: a stream spends most of its time sending that.
+    /// The handler runs. Boxed: short-lived, as a stream spends most of its time sending the response.
     Handling(Option<SendStream>, Pin<Box<R>>),
     /// The response body is sent.
     Sending(Pipe<ResponseBody>),

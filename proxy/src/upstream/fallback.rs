@@ -51,9 +51,19 @@ pub(crate) enum Next {
     PickAgain,
 }
 
-/// The reason of the 503 for a request without an endpoint.
+/// The reason of the 503 for a request without an endpoint: `no-endpoints` is decided here and nowhere else.
 pub(crate) fn reason(cluster: &Cluster) -> Reason {
     if cluster.has_endpoints_elsewhere { Reason::NoLocalEndpoints } else { Reason::NoEndpoints }
+}
+
+/// What the 503 says of the backend.
+pub(crate) fn text(reason: Reason, backend: &str) -> String {
+    match reason {
+        Reason::NoLocalEndpoints => {
+            format!("{backend} has no ready endpoint on this node, and internalTrafficPolicy is Local")
+        }
+        _ => format!("{backend} has no ready endpoint"),
+    }
 }
 
 // === impl Fallback ===

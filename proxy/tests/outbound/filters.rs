@@ -90,10 +90,7 @@ fn mirror_to(proxy: &Proxy, subset: &str, more: Value) -> Value {
 
 /// How many mirrored requests had this outcome.
 async fn mirrored(proxy: &Proxy, outcome: &str) -> u64 {
-    let (_, page) = proxy.get(proxy.metrics, "/metrics").await;
-    let label = format!("outcome=\"{outcome}\"");
-    let lines = page.lines().filter(|line| line.starts_with("weft_mirrored_requests_total{") && line.contains(&label));
-    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+    proxy.sum("weft_mirrored_requests_total", &format!("outcome=\"{outcome}\"")).await
 }
 
 /// Waits until `count` mirrored requests had this outcome.
