@@ -24,6 +24,9 @@ pub struct Filters {
     /// Mirrors of forwarded requests.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mirrors: Vec<Mirror>,
+    /// Maximum bytes of a response body of an endpoint; not 0. Absent: no maximum.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub response_body_bytes_max: Option<u64>,
 }
 
 /// CORS settings. In a list, `*` stands alone and means all.

@@ -53,6 +53,7 @@ pub(super) fn compile(
             fault,
             request_mirror,
             rate_limit,
+            response_body_limit,
         } = filter;
         let needed = || format!("a filter of type {kind:?} requires the field of that name");
         match kind {
@@ -86,6 +87,13 @@ pub(super) fn compile(
             }
             FilterType::RateLimit => {
                 compiled.filters.rate_limit = Some(self::rate_limit(rate_limit.as_ref().ok_or_else(needed)?)?);
+            }
+            FilterType::ResponseBodyLimit => {
+                let route::ResponseBodyLimit { max_bytes } = response_body_limit.as_ref().ok_or_else(needed)?;
+                if *max_bytes == 0 {
+                    return Err("responseBodyLimit.maxBytes: 0 allows no response body: give at least 1".into());
+                }
+                compiled.filters.response_body_bytes_max = Some(*max_bytes);
             }
         }
     }
