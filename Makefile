@@ -83,7 +83,7 @@ bench: ## benchmark Weft against Envoy, nginx and haproxy (BENCH_SCENARIOS="h1_s
 	@bench/bench.py --scenarios "$(BENCH_SCENARIOS)" --repetitions $(BENCH_REPS) --seconds $(BENCH_SECS) $(BENCH_ARGS)
 
 gen: ## generate the CRDs from their Rust types
-	@$(cargo) run $(profile) --package weft-crds --bin crdgen -- crds charts/weft-crds/templates
+	@$(cargo) run $(profile) --package weft-crds --bin crdgen -- charts/weft-crds/templates
 
 golden: ## update the expected files of golden tests and the generated references; review the diff as code
 	@WEFT_BLESS=1 $(cargo) test $(profile) --package weft-operator --package weft-injector --package weft-init

@@ -44,6 +44,8 @@ pub(crate) enum Reason {
     Draining,
     /// The endpoint's response is invalid HTTP.
     UpstreamProtocol,
+    /// The endpoint's response exceeds a limit.
+    ResponseTooLarge,
     /// The request timeout expired.
     RequestTimeout,
     /// The attempt timeout expired and no retry was left.
@@ -93,6 +95,7 @@ impl Reason {
             Self::IdleTimeout => "idle-timeout",
             Self::Draining => "draining",
             Self::UpstreamProtocol => "upstream-protocol",
+            Self::ResponseTooLarge => "response-too-large",
             Self::RequestTimeout => "request-timeout",
             Self::AttemptTimeout => "attempt-timeout",
             Self::Overflow => "overflow",
@@ -132,7 +135,9 @@ impl Reason {
             | Self::Overload
             | Self::Fault
             | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
-            Self::UpstreamReset | Self::UpstreamProtocol | Self::DownstreamReset => StatusCode::BAD_GATEWAY,
+            Self::UpstreamReset | Self::UpstreamProtocol | Self::ResponseTooLarge | Self::DownstreamReset => {
+                StatusCode::BAD_GATEWAY
+            }
             Self::RequestTimeout | Self::AttemptTimeout | Self::IdleTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::PolicyDenied | Self::CorsRefused => StatusCode::FORBIDDEN,
             Self::WrongDestination | Self::NoServerName => StatusCode::MISDIRECTED_REQUEST,
@@ -167,7 +172,7 @@ mod tests {
         assert_eq!(ALL.len(), rows.len());
     }
 
-    const ALL: [Reason; 29] = [
+    const ALL: [Reason; 30] = [
         Reason::BadRequest,
         Reason::SlowRequest,
         Reason::ConnectRefused,
@@ -182,6 +187,7 @@ mod tests {
         Reason::IdleTimeout,
         Reason::Draining,
         Reason::UpstreamProtocol,
+        Reason::ResponseTooLarge,
         Reason::RequestTimeout,
         Reason::AttemptTimeout,
         Reason::Overflow,

@@ -27,15 +27,9 @@ pub(crate) enum CompileError {
     /// A status is invalid.
     #[error("invalid status {0}")]
     Status(u16),
-    /// A fraction has the denominator 0.
-    #[error("invalid fraction: the denominator is 0")]
-    Fraction,
-    /// A rate limit admits no request, or more than one in a nanosecond.
-    #[error(
-        "invalid rate limit of {requests} requests in {per_ms} ms with a burst of {burst}: each must be above 0, and the \
-         rate at most one request in a nanosecond"
-    )]
-    RateLimit { requests: u32, per_ms: u64, burst: u32 },
+    /// A filter has an invalid value.
+    #[error("invalid filter: {0}")]
+    Filter(String),
     /// A match refers to a rule that does not exist.
     #[error("a match refers to rule {0}, which does not exist")]
     Rule(usize),

@@ -332,7 +332,7 @@ fn failure_answer(failure: Failure, plan: &Plan<'_>, guard: &RequestGuard) -> Bo
         Failure::SlowRequestBody => (Reason::SlowRequest, "the request body arrives too slowly".to_owned()),
         Failure::Protocol(text) => (Reason::UpstreamProtocol, format!("invalid HTTP response from {target}: {text}")),
         Failure::TooLarge(text) => {
-            (Reason::UpstreamProtocol, format!("response head from {target} is too large: {text}"))
+            (Reason::ResponseTooLarge, format!("response head from {target} is too large: {text}"))
         }
         Failure::AttemptTimeout { .. } => {
             (Reason::AttemptTimeout, format!("{target} did not respond within the attempt timeout"))

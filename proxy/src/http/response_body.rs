@@ -15,6 +15,7 @@ use super::incoming::Incoming;
 use super::request_body::strip_trailers;
 use super::upload::Upload;
 use super::watch::OpenRequest;
+use crate::reason::Reason;
 use crate::tcp::End;
 
 /// What follows the head of a response.
@@ -23,6 +24,8 @@ pub(crate) enum Content {
     Full(Bytes),
     /// The body of an endpoint's response, and when the request timeout expires.
     Incoming(Incoming, Option<Instant>),
+    /// The same, with the maximum number of bytes that are passed on.
+    Limited(Incoming, Option<Instant>, u64),
     /// Nothing: the connection or stream is handed over.
     Handover(Handover),
 }
@@ -32,6 +35,8 @@ pub(crate) struct ResponseBody {
     source: Source,
     /// When the request timeout expires.
     deadline: Option<Instant>,
+    /// With more bytes, the body fails.
+    bytes_max: Option<u64>,
     /// Fires at the deadline. Created on the first wait: most bodies never wait.
     timer: Option<Pin<Box<Sleep>>>,
     /// The unsent rest of the request body. Polled together with this body: see [`Self::poll_upload`].
@@ -65,26 +70,48 @@ pub(crate) enum Handover {
 #[error("the request timeout expired before the response was complete")]
 struct DeadlineError;
 
+/// The body has more bytes than the rule allows.
+#[derive(Debug, thiserror::Error)]
+#[error("the response body is larger than the limit of the rule")]
+struct TooLargeError;
+
 /// The client aborted the request before the response was complete.
 #[derive(Debug, thiserror::Error)]
 #[error("the client aborted the request before the response was complete")]
 struct RequestAbortedError;
+
+// === impl Content ===
+
+impl Content {
+    /// Limits the body of an endpoint's response: with more bytes it fails. Err: its length, known to be larger.
+    pub(crate) fn limit(self, bytes_max: u64) -> Result<Self, u64> {
+        match self {
+            Self::Incoming(body, deadline) => match body.size_hint().exact() {
+                Some(length) if length > bytes_max && !body.is_end_stream() => Err(length),
+                _ => Ok(Self::Limited(body, deadline, bytes_max)),
+            },
+            unlimited => Ok(unlimited),
+        }
+    }
+}
 
 // === impl ResponseBody ===
 
 impl ResponseBody {
     /// The body of a response, which holds the request's guard until both have ended.
     pub(crate) fn new(content: Content, guard: Box<RequestGuard>) -> Self {
+        let bytes_max = if let Content::Limited(_, _, bytes_max) = &content { Some(*bytes_max) } else { None };
         let (source, deadline, upload, has_ended) = match content {
             Content::Full(bytes) if bytes.is_empty() => (Source::Ended, None, None, true),
             Content::Full(bytes) => (Source::Full(bytes), None, None, false),
             Content::Handover(next) => (Source::Handover(next), None, None, true),
-            Content::Incoming(mut body, deadline) => {
+            Content::Incoming(mut body, deadline) | Content::Limited(mut body, deadline, _) => {
                 let (has_ended, upload) = (body.is_end_stream(), body.take_upload());
                 (if has_ended { Source::Ended } else { Source::Incoming(body) }, deadline, upload, has_ended)
             }
         };
-        let mut body = Self { source, deadline, timer: None, upload, guard: Some(guard), open_request: None };
+        let mut body =
+            Self { source, deadline, bytes_max, timer: None, upload, guard: Some(guard), open_request: None };
         if has_ended {
             body.ended();
         }
@@ -148,6 +175,19 @@ impl ResponseBody {
         self.guard = None;
     }
 
+    /// Counts bytes that are passed on. Err: they exceed the limit.
+    fn count(&mut self, bytes: u64) -> Result<(), TooLargeError> {
+        let Some(guard) = &mut self.guard else { return Ok(()) };
+        let total = guard.response_bytes + bytes;
+        if self.bytes_max.is_some_and(|bytes_max| total > bytes_max) {
+            guard.log.reason = Some(Reason::ResponseTooLarge);
+            guard.log.body_error = Some(Reason::ResponseTooLarge.as_str());
+            return Err(TooLargeError);
+        }
+        guard.response_bytes = total;
+        Ok(())
+    }
+
     fn record(&mut self, record: impl FnOnce(&mut RequestGuard)) {
         if let Some(guard) = &mut self.guard {
             record(guard);
@@ -184,7 +224,9 @@ impl Body for ResponseBody {
                 match &frame {
                     Some(Ok(frame)) => {
                         let count = frame.data_ref().map_or(0, |data| data.len() as u64);
-                        this.record(|guard| guard.response_bytes += count);
+                        if let Err(error) = this.count(count) {
+                            return Poll::Ready(Some(Err(error.into())));
+                        }
                     }
                     Some(Err(_)) => this.record(RequestGuard::upstream_reset),
                     None => {}

@@ -2,7 +2,7 @@
 //! request's way and its effect on the response are here.
 
 use http::header::{self, HeaderMap};
-use http::{Request, Version};
+use http::{Method, Request, Response, StatusCode, Version};
 use tokio::time::{Instant, sleep_until};
 
 use super::action;
@@ -16,6 +16,7 @@ use crate::http::head;
 use crate::http::incoming::Incoming;
 use crate::http::mirror::Shadows;
 use crate::http::respond::{Answer, Reply};
+use crate::http::response_body::Content;
 use crate::reason::Reason;
 use crate::table::route::Rule;
 
@@ -27,7 +28,7 @@ pub(super) async fn apply(
     decision: Decision<'_>,
     guard: &mut RequestGuard,
 ) -> Reply {
-    let Filters { cors, rate_limit, fault, mirrors } = filters;
+    let Filters { cors, rate_limit, fault, mirrors, response_body_bytes_max } = filters;
     if let Some(cors) = cors
         && cors::preflight(request.method(), request.headers()).is_some()
     {
@@ -49,7 +50,11 @@ pub(super) async fn apply(
                 guard.mirror(shadows);
             }
         }
-        action::run(request, decision, guard).await
+        let response = action::run(request, decision, guard).await?;
+        match response_body_bytes_max {
+            None => Ok(response),
+            Some(bytes_max) => limit_body(response, *bytes_max, guard),
+        }
     }
     .await;
     let headers = match &mut reply {
@@ -98,4 +103,20 @@ async fn inject(fault: &Fault, rule: &Rule, guard: &mut RequestGuard) -> Result<
     let mut answer = Answer::new(Reason::Fault, "an injected fault of the rule");
     answer.status = Some(status);
     Err(answer)
+}
+
+/// Limits the body of an endpoint's response. Err: its `content-length` is larger.
+fn limit_body(response: Response<Content>, bytes_max: u64, guard: &RequestGuard) -> Reply {
+    // The length in a response to HEAD and in a 304 is that of a body that is not sent.
+    if guard.log.method == Method::HEAD || response.status() == StatusCode::NOT_MODIFIED {
+        return Ok(response);
+    }
+    let (head, content) = response.into_parts();
+    match content.limit(bytes_max) {
+        Ok(content) => Ok(Response::from_parts(head, content)),
+        Err(length) => {
+            let text = format!("the response body has {length} bytes, more than the rule's limit of {bytes_max}");
+            Err(Answer::new(Reason::ResponseTooLarge, text))
+        }
+    }
 }

@@ -345,7 +345,9 @@ fn application_heads_and_trailers_are_bounded() {
                 client.send(format!("GET /head-{size} HTTP/1.1\r\nHost: app\r\n\r\n"));
                 let response = client.response().expect("a response");
                 let text = String::from_utf8_lossy(&response.body).into_owned();
-                assert_eq!(response.status, if is_taken { 200 } else { 502 }, "{direction:?} {size}: {text}");
+                let expected = if is_taken { (200, None) } else { (502, Some("response-too-large")) };
+                let fields = (response.status, response.header("weft-reason"));
+                assert_eq!(fields, expected, "{direction:?} {size}: {text}");
                 assert_eq!(text.contains("larger than 64 KiB"), !is_taken, "{direction:?} {size}: {text}");
                 let mut client = Client::connect(direction.address());
                 client.send(format!("GET /trailers-{size} HTTP/1.1\r\nHost: app\r\n\r\n"));
