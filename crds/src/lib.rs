@@ -23,6 +23,7 @@ pub mod policy;
 pub mod refs;
 pub mod route;
 pub mod status;
+pub mod suggest;
 
 pub use cluster::{MeshCluster, MeshClusterSpec};
 pub use duration::Duration;

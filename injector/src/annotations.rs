@@ -7,6 +7,7 @@ use std::fmt;
 
 use k8s_openapi::api::core::v1::Pod;
 use weft_crds::names::CONFIG_PREFIX;
+use weft_crds::suggest;
 
 use crate::namespace::Namespace;
 
@@ -47,8 +48,6 @@ const LIST_MAX: usize = 100;
 const VALUE_MAX: usize = 4096;
 /// Maximum number of bytes of a value that a message quotes.
 const QUOTED_VALUE_MAX: usize = 64;
-/// Minimum similarity (normalized Levenshtein, 0 to 1) to suggest a known key for an unknown one.
-const SUGGESTION_SIMILARITY_MIN: f64 = 0.6;
 
 /// The annotations of a pod and its namespace, and the errors found so far.
 pub(crate) struct Annotations<'a> {
@@ -98,12 +97,7 @@ impl<'a> Annotations<'a> {
         let keys = keys.chain(self.namespace.keys().map(|key| (*key, AnnotationSource::Namespace)));
         keys.filter(|(key, _)| !KEYS.contains(key))
             .map(|(key, source)| {
-                let nearest = KEYS
-                    .iter()
-                    .map(|known| (strsim::normalized_levenshtein(key, known), known))
-                    .filter(|(similarity, _)| *similarity >= SUGGESTION_SIMILARITY_MIN)
-                    .max_by(|(a, _), (b, _)| a.total_cmp(b));
-                let hint = nearest.map(|(_, known)| format!("; did you mean {CONFIG_PREFIX}{known}?"));
+                let hint = suggest::nearest(key, KEYS).map(|known| format!("; did you mean {CONFIG_PREFIX}{known}?"));
                 format!(
                     "annotation {CONFIG_PREFIX}{} on the {source} is unknown and has no effect{}",
                     truncate(key),
