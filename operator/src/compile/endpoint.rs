@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use crate::world::{Namespace, Pod, Readiness, Service, SliceEndpoint};
+use crate::world::{Namespace, Pod, Readiness, Service, ServicePort, SliceEndpoint};
 
 /// The pod of a usable endpoint, and its state.
 #[derive(Clone, Copy, Default)]
@@ -41,6 +41,13 @@ pub(super) fn endpoint_pod<'a>(
         Readiness::Lost if from_selector && !pod.deleting => Some(EndpointPod { lost: true, ..endpoint_pod }),
         Readiness::Ready | Readiness::Lost | Readiness::NotReady => None,
     }
+}
+
+/// Whether a Service port has an endpoint that may receive traffic.
+pub(super) fn has_endpoints(namespace: &Namespace, service: &Service, port: &ServicePort) -> bool {
+    let slices = namespace.slices_of(&service.key.name);
+    let slices = slices.filter(|slice| slice.ports.iter().any(|candidate| candidate.name == port.name));
+    slices.flat_map(|slice| &slice.endpoints).any(|endpoint| endpoint_pod(namespace, service, endpoint).is_some())
 }
 
 /// Whether endpoints may have this address. Loopback, link-local, multicast and unspecified addresses are rejected: a

@@ -10,7 +10,8 @@ use weft_crds::status::Reason;
 
 use super::compiled::Outcome;
 use super::diagnostic::Diagnostic;
-use super::value;
+use super::effect::selector_keys;
+use super::{missing, value};
 use crate::world::{self, DocumentKind, Kind, Namespace, ObjectId, Pod, Service, TargetPort};
 
 /// Accepted policies, sorted by name.
@@ -35,19 +36,12 @@ pub(super) fn compile(namespace: &Namespace, objects: &mut BTreeMap<ObjectId, Ou
 /// Pods (by UID) with changed labels since injection that a policy selects by: the current values of all labels that
 /// policies select by.
 pub(super) fn relabelled(namespace: &Namespace, policies: &[Policy]) -> BTreeMap<String, BTreeMap<String, String>> {
-    let keys: BTreeSet<&String> = policies
-        .iter()
-        .filter_map(|policy| match &policy.target {
-            Target::Service { selector, ports: _ } => Some(selector.keys()),
-            Target::Namespace | Target::ServiceAccount(_) => None,
-        })
-        .flatten()
-        .collect();
+    let keys: BTreeSet<&str> = policies.iter().flat_map(|policy| selector_keys(&policy.target)).collect();
     let labels = |pod: &Pod| {
-        let selected_by = pod.labels.iter().filter(|(key, _)| keys.contains(key));
+        let selected_by = pod.labels.iter().filter(|(key, _)| keys.contains(key.as_str()));
         selected_by.map(|(key, value)| (key.clone(), value.clone())).collect()
     };
-    let relabelled = namespace.pods.values().filter(|pod| pod.relabelled.iter().any(|key| keys.contains(key)));
+    let relabelled = namespace.pods.values().filter(|pod| pod.relabelled.iter().any(|key| keys.contains(key.as_str())));
     relabelled.map(|pod| (pod.uid.clone(), labels(pod))).collect()
 }
 
@@ -89,10 +83,7 @@ fn target(
         PolicyTargetKind::ServiceAccount => {
             let name = named()?;
             if !namespace.accounts.contains_key(name) {
-                return Err(Diagnostic::refused(
-                    Reason::TargetNotFound,
-                    format!("ServiceAccount {name} does not exist"),
-                ));
+                return Err(Diagnostic::refused(Reason::TargetNotFound, missing::account(namespace, name)));
             }
             Ok(Target::ServiceAccount(name.to_owned()))
         }
@@ -101,7 +92,7 @@ fn target(
             let service = namespace
                 .services
                 .get(name)
-                .ok_or_else(|| Diagnostic::refused(Reason::TargetNotFound, format!("Service {name} does not exist")))?;
+                .ok_or_else(|| Diagnostic::refused(Reason::TargetNotFound, missing::own_service(namespace, name)))?;
             service_target(service, looks_into_http, diagnostics)
         }
     }
@@ -115,6 +106,10 @@ fn service_target(
     let name = &service.key.name;
     if service.external || service.selector.is_empty() {
         let message = format!("Service {name} has no selector: a policy applies to the pods that the Service selects");
+        return Err(Diagnostic::refused(Reason::UnsupportedTarget, message));
+    }
+    if service.ports.is_empty() {
+        let message = format!("Service {name} has no TCP port: a policy applies to TCP connections and HTTP requests");
         return Err(Diagnostic::refused(Reason::UnsupportedTarget, message));
     }
     let opaque: Vec<u16> =

@@ -11,7 +11,7 @@ use weft_crds::status::Reason;
 use super::backend::RuleKind;
 use super::rule::{rule, stream};
 use crate::compile::diagnostic::Diagnostic;
-use crate::compile::value;
+use crate::compile::{missing, value};
 use crate::world::{DocumentKind, Key, Route, World};
 
 /// A Service port that routes are attached to.
@@ -84,9 +84,14 @@ pub(super) fn attach<'a>(
     let key = &route.meta.key;
     let mut unresolved = Vec::new();
     let mut note = |name: &str, found: Vec<(Reason, String)>| {
-        unresolved.extend(
-            found.into_iter().map(|(reason, what)| Diagnostic::unresolved(reason, format!("rule {name}: {what}"))),
-        );
+        unresolved.extend(found.into_iter().map(|(reason, what)| {
+            let message = format!("rule {name}: {what}");
+            match reason {
+                // The Service exists, and may be scaled to zero.
+                Reason::NoEndpoints => Diagnostic::limited(reason, message),
+                _ => Diagnostic::unresolved(reason, message),
+            }
+        }));
     };
     let refused =
         |name: &str, message: String| Diagnostic::refused(Reason::UnsupportedValue, format!("rule {name}: {message}"));
@@ -161,9 +166,8 @@ fn port_keys(
 ) -> Result<Vec<ServicePortKey>, (Reason, String)> {
     let ParentRef { kind: _, namespace, name, port } = parent;
     let key = Key::new(namespace.as_deref().unwrap_or(own), name);
-    let service = world
-        .service(&key.namespace, name)
-        .ok_or_else(|| (Reason::TargetNotFound, format!("Service {key} does not exist")))?;
+    let service =
+        world.service(&key.namespace, name).ok_or_else(|| (Reason::TargetNotFound, missing::service(world, &key)))?;
     if !service.has_address() {
         return Err((Reason::UnsupportedTarget, value::no_address(service)));
     }
@@ -178,9 +182,7 @@ fn port_keys(
     let declared = format!("declared as {carries} (by appProtocol or port name): {rules} apply to it");
     match port {
         Some(port) => {
-            let found = service
-                .port(*port)
-                .ok_or_else(|| (Reason::TargetNotFound, format!("Service {key} has no TCP port {port}")))?;
+            let found = service.port(*port).ok_or_else(|| (Reason::TargetNotFound, missing::port(service, *port)))?;
             if !fits(found.protocol) {
                 return Err((Reason::UnsupportedTarget, format!("port {port} of Service {key} is {declared}")));
             }
