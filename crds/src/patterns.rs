@@ -91,11 +91,30 @@ const RULES: &str = "x-kubernetes-validations";
 pub(crate) fn explain(schema: &mut Value) {
     match schema {
         Value::Object(fields) => {
+            guard_durations(fields);
             add_rule(fields);
             fields.values_mut().for_each(explain);
         }
         Value::Array(items) => items.iter_mut().for_each(explain),
         _ => {}
+    }
+}
+
+/// Lets the rules of an object that compare durations hold if one is no duration: its own rule says so.
+fn guard_durations(fields: &mut Map<String, Value>) {
+    let properties = fields.get("properties").and_then(Value::as_object).into_iter().flatten();
+    let durations = properties.filter(|(_, property)| property["pattern"] == duration::PATTERN);
+    let is_none = |(name, _): (&String, &Value)| {
+        format!(" || (has(self.{name}) && !self.{name}.matches(r\"{}\"))", duration::PATTERN)
+    };
+    let guard: String = durations.map(is_none).collect();
+    for rule in fields.get_mut(RULES).and_then(Value::as_array_mut).into_iter().flatten() {
+        match rule["rule"].as_str() {
+            Some(text) if text.contains("duration(") && !guard.is_empty() => {
+                rule["rule"] = format!("({text}){guard}").into();
+            }
+            _ => {}
+        }
     }
 }
 
@@ -139,6 +158,18 @@ mod tests {
         assert_eq!(timeout[RULES][0]["rule"], matches);
         assert!(timeout[RULES][0]["message"].as_str().unwrap().contains("500ms, 5s, 1m"), "an example");
         assert_eq!(timeout[RULES][1]["rule"], format!("!{matches} || (duration(self) > duration('0s'))"));
+    }
+
+    #[test]
+    fn rule_that_compares_durations_holds_if_one_is_none() {
+        let mut schema = json!({
+            "properties": {"timeout": {"type": "string", "pattern": duration::PATTERN}},
+            "x-kubernetes-validations": [{"rule": "duration(self.timeout) > duration('0s')", "message": "must not be 0"}],
+        });
+        explain(&mut schema);
+        let expected = "(duration(self.timeout) > duration('0s')) || (has(self.timeout) && \
+                        !self.timeout.matches(r\"^([0-9]{1,5}(h|m|s|ms)){1,4}$\"))";
+        assert_eq!(schema[RULES][0]["rule"], expected);
     }
 
     #[test]
