@@ -62,15 +62,15 @@ pub fn next(
     (!same).then(|| Status { observed_generation: Some(generation), conditions: conditions.into() })
 }
 
-/// Whether a status tells more than other words for the same: the spec or the status of a condition changed. The reasons
-/// and messages of conditions may change with every pod, and are written less often.
+/// Whether a status tells more than other words for the same: the spec, or the status or reason of a condition changed. The
+/// messages of conditions may change with every pod, and are written less often.
 pub fn is_prompt(previous: &Status, next: &Status) -> bool {
-    let of = |status: &Status| -> Vec<(String, String)> {
-        let conditions = status.conditions.iter();
-        conditions.map(|condition| (condition.type_.clone(), condition.status.clone())).collect()
+    let is_known = |condition: &Condition| {
+        let same = |before: &&Condition| before.type_ == condition.type_;
+        let before = previous.conditions.iter().find(same);
+        before.is_some_and(|before| (&before.status, &before.reason) == (&condition.status, &condition.reason))
     };
-    let before = of(previous);
-    previous.observed_generation != next.observed_generation || of(next).iter().any(|pair| !before.contains(pair))
+    previous.observed_generation != next.observed_generation || !next.conditions.iter().all(is_known)
 }
 
 /// The reason why an object is not ready; `Pending` while it has no such condition.
@@ -323,6 +323,8 @@ mod tests {
         assert!(is_prompt(&Status::default(), &one), "the first status");
         assert!(!is_prompt(&one, &status(1, &without("a/b-2"))), "another pod");
         assert!(is_prompt(&one, &status(1, &[])), "it is in effect now");
+        let none = [Diagnostic::limited(Reason::NoPods, "it selects no pod")];
+        assert!(is_prompt(&status(1, &none), &status(1, &[])), "another reason, which a column shows");
         assert!(is_prompt(&one, &status(2, &without("a/b-1"))), "the spec changed");
     }
 

@@ -25,7 +25,7 @@ const ROUND_MAX: usize = 64;
 /// Backoff of failed writes: first and longest delay.
 const RETRY_MIN: Duration = Duration::from_millis(250);
 pub(super) const RETRY_MAX: Duration = Duration::from_secs(30);
-/// Minimum time between two status writes of one object, if the status of a condition changes, and if only its reason or
+/// Minimum time between two status writes of one object, if the status or reason of a condition changes, and if only its
 /// message does: the names in a message change with every pod of a rollout.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 const MESSAGE_INTERVAL: Duration = Duration::from_secs(10);

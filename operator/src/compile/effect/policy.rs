@@ -3,13 +3,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use weft_config::{AuthorizationRule, Policy, PortRef, Target};
+use weft_config::{AuthorizationRule, Policy, PortRef, Protocol, Target};
 use weft_crds::status::Reason;
 use weft_crds::suggest::did_you_mean;
 
 use super::pods::{Pods, enable, list};
 use crate::compile::diagnostic::Diagnostic;
 use crate::world::{Namespace, Pod, Service, TargetPort};
+
+/// How many Services a message names.
+const SERVICES_MAX: usize = 5;
 
 /// The pods that a target selects, and what policies with this target have in common.
 pub(super) struct Selection<'a> {
@@ -77,8 +80,28 @@ pub(super) fn check(
     found.extend(excluded(ports.as_ref(), selection));
     if policy.rules.iter().any(looks_into_http) {
         found.extend(opaque(ports.as_ref(), selection));
+        if policy.target == Target::Namespace {
+            found.extend(declared_opaque(namespace));
+        }
     }
     found
+}
+
+/// Ports of Services that carry opaque TCP, for a policy with conditions on HTTP that is about all of them.
+fn declared_opaque(namespace: &Namespace) -> Option<Diagnostic> {
+    let is_opaque = |service: &&Service| service.ports.iter().any(|port| port.protocol == Protocol::Tcp);
+    let mut services = namespace.services.values().filter(is_opaque).map(|service| service.key.name.as_str());
+    let named: Vec<&str> = services.by_ref().take(SERVICES_MAX).collect();
+    let more = match services.count() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let message = format!(
+        "Services have ports that carry opaque TCP: {}{more}: Deny rules with methods, paths or headers refuse every \
+         connection to them, and such Allow rules match none",
+        named.join(", ")
+    );
+    (!named.is_empty()).then(|| Diagnostic::note(message))
 }
 
 fn no_pods(namespace: &Namespace, pods: &Pods<'_>, target: &Target, service: Option<&Service>) -> Diagnostic {
