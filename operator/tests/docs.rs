@@ -237,7 +237,7 @@ fn conditions_page_names_every_condition_and_reason() {
         let body = source.split_once(&format!("pub enum {name} {{")).and_then(|(_, rest)| rest.split_once('}'));
         let variants = body.expect("the enum").0.lines().filter_map(|line| line.trim().strip_suffix(','));
         for variant in variants {
-            let names = page.lines().filter(|line| line.starts_with("| `")).flat_map(|line| words(line));
+            let names = page.lines().filter(|line| line.starts_with("| `")).flat_map(words);
             assert!(names.into_iter().any(|name| name == variant), "docs/conditions.md has no row for {variant}");
         }
     }

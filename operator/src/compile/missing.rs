@@ -5,7 +5,7 @@ use weft_crds::suggest::did_you_mean;
 
 use crate::world::{Key, Namespace, Service, World};
 
-/// Of a Service of any namespace.
+/// Of a Service of any namespace. Names of Services are no secret: every proxy can read the exports.
 pub(super) fn service(world: &World, key: &Key) -> String {
     match world.namespace(&key.namespace).filter(|namespace| namespace.meta.is_some()) {
         Some(namespace) => format!("Service {key} does not exist{}", similar(&key.name, namespace.services.keys())),
