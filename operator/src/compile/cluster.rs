@@ -13,9 +13,8 @@ use weft_crds::status::Reason;
 
 use super::compiled::Outcome;
 use super::diagnostic::{Diagnostic, Severity};
-use super::endpoint::endpoint_pod;
+use super::endpoint::Endpoints;
 use super::precedence::age;
-use super::unused::Endpoints;
 use super::{missing, unused, value};
 use crate::world::{Cluster, Distribution, DocumentKind, Kind, Namespace, ObjectId, Service};
 
@@ -113,15 +112,6 @@ pub(super) fn subsets_of<'a>(
         .iter()
         .filter(|subset| subset.labels.iter().all(|(k, v)| labels.get(k) == Some(v)))
         .map(|s| s.name.as_str())
-}
-
-/// Whether the subset has a pod that may receive traffic of the Service.
-pub(super) fn is_populated(namespace: &Namespace, service: &Service, spec: &MeshClusterSpec, subset: &str) -> bool {
-    let slices = namespace.slices_of(&service.key.name);
-    slices
-        .flat_map(|slice| &slice.endpoints)
-        .filter_map(|endpoint| endpoint_pod(namespace, service, endpoint)?.pod)
-        .any(|pod| subsets_of(spec, &pod.labels).any(|name| name == subset))
 }
 
 fn by_age(namespace: &Namespace) -> Vec<&Cluster> {

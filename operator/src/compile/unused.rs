@@ -1,68 +1,15 @@
 //! Fields of a MeshCluster that have no effect, because of the Service, its pods or other fields.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use weft_config::{ClusterSettings, HashOn, Protocol};
 use weft_crds::MeshClusterSpec;
-use weft_crds::cluster::{OutlierDetection, Subset, TrafficDistribution};
+use weft_crds::cluster::{OutlierDetection, TrafficDistribution};
 use weft_crds::status::Reason;
-use weft_crds::suggest::did_you_mean;
 
 use super::diagnostic::Diagnostic;
-use super::endpoint::endpoint_pod;
-use crate::world::{Namespace, Pod, Service, SliceEndpoint};
-
-/// The usable endpoints of a Service, with their pods.
-pub(super) struct Endpoints<'a>(Vec<(&'a SliceEndpoint, Option<&'a Pod>)>);
-
-// === impl Endpoints ===
-
-impl<'a> Endpoints<'a> {
-    pub(super) fn of(namespace: &'a Namespace, service: &Service) -> Self {
-        let endpoints = namespace.slices_of(&service.key.name).flat_map(|slice| &slice.endpoints);
-        Self(
-            endpoints
-                .filter_map(|endpoint| Some((endpoint, endpoint_pod(namespace, service, endpoint)?.pod)))
-                .collect(),
-        )
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Whether a pod is in the subset.
-    pub(super) fn populate(&self, subset: &Subset) -> bool {
-        self.pods().any(|pod| subset.labels.iter().all(|(key, value)| pod.labels.get(key) == Some(value)))
-    }
-
-    /// The end of a message about labels that no pod has: the values that pods have.
-    pub(super) fn values_instead(&self, labels: &BTreeMap<String, String>) -> String {
-        let hints = labels.iter().filter_map(|(key, value)| {
-            let values: BTreeSet<&str> =
-                self.pods().filter_map(|pod| pod.labels.get(key)).map(String::as_str).collect();
-            if values.contains(value.as_str()) {
-                return None;
-            }
-            if values.is_empty() {
-                let keys: BTreeSet<&str> = self.pods().flat_map(|pod| pod.labels.keys()).map(String::as_str).collect();
-                return Some(format!("no pod has a label {key}{}", did_you_mean(key, keys)));
-            }
-            let values: Vec<String> =
-                values.into_iter().take(VALUES_MAX).map(|value| format!("{key}={value}")).collect();
-            Some(format!("its pods have {}", values.join(", ")))
-        });
-        let hints: Vec<String> = hints.collect();
-        if hints.is_empty() { String::new() } else { format!(" ({})", hints.join("; ")) }
-    }
-
-    fn pods(&self) -> impl Iterator<Item = &'a Pod> {
-        self.0.iter().filter_map(|(_, pod)| *pod)
-    }
-}
-
-/// How many values of a label a message lists.
-const VALUES_MAX: usize = 5;
+use super::endpoint::Endpoints;
+use crate::world::Service;
 
 /// Reports fields of the Service or the MeshCluster that have no effect.
 pub(super) fn check(
@@ -76,7 +23,7 @@ pub(super) fn check(
     found.extend(disabled(spec));
     found.extend(check_port(service, endpoints, spec));
     let distribution = spec.load_balancer.as_ref().and_then(|choice| choice.traffic_distribution);
-    let in_no_zone = !endpoints.is_empty() && endpoints.0.iter().all(|(endpoint, _)| endpoint.zone.is_none());
+    let in_no_zone = !endpoints.is_empty() && !endpoints.has_zones();
     if distribution == Some(TrafficDistribution::PreferSameZone) && in_no_zone {
         found.push(Diagnostic::note(format!(
             "loadBalancer.trafficDistribution has no effect at present: no pod of Service {} is on a node with a zone",

@@ -29,6 +29,9 @@ pub(super) const RETRY_MAX: Duration = Duration::from_secs(30);
 /// message does: the names in a message change with every pod of a rollout.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 const MESSAGE_INTERVAL: Duration = Duration::from_secs(10);
+/// Maximum statuses of all objects in which only a message changes, in one second: one pod may be in the messages of a
+/// thousand policies.
+const MESSAGES_MAX: u32 = 20;
 
 /// State of the loop.
 #[derive(Default)]
@@ -48,6 +51,8 @@ pub(super) struct State {
     /// How many objects were not ready when the gauges were last set.
     pub(super) not_ready: BTreeMap<NotReadyLabels, i64>,
     status_written_at: HashMap<ObjectId, Instant>,
+    /// When the current second of messages began, and how many of it were written.
+    messages: Option<(Instant, u32)>,
     /// Scopes with a status to write at an instant. Unlike `not_before` this delays nothing else.
     status_due: BTreeMap<String, Instant>,
     /// The epoch that `published` and the other caches belong to; `None` on standby.
@@ -134,11 +139,26 @@ impl State {
     /// Whether an object's status may be written now. If not, its scope is due again when it may.
     pub(super) fn may_write_status(&mut self, id: &ObjectId, is_prompt: bool, now: Instant) -> bool {
         let interval = if is_prompt { STATUS_INTERVAL } else { MESSAGE_INTERVAL };
-        let Some(then) = self.status_written_at.get(id).map(|at| *at + interval).filter(|then| *then > now) else {
-            return true;
+        let of_object = self.status_written_at.get(id).map(|at| *at + interval).filter(|then| *then > now);
+        let then = match of_object {
+            None if is_prompt => None,
+            None => self.take_message(now),
+            then => then,
         };
-        self.write_statuses_at(&id.key.namespace, then);
-        false
+        if let Some(then) = then {
+            self.write_statuses_at(&id.key.namespace, then);
+        }
+        then.is_none()
+    }
+
+    /// Counts a status in which only a message changes, or returns when the next may be written.
+    fn take_message(&mut self, now: Instant) -> Option<Instant> {
+        let (since, count) = self.messages.filter(|(since, _)| now < *since + STATUS_INTERVAL).unwrap_or((now, 0));
+        if count == MESSAGES_MAX {
+            return Some(since + STATUS_INTERVAL);
+        }
+        self.messages = Some((since, count + 1));
+        None
     }
 
     pub(super) fn status_written(&mut self, id: ObjectId, now: Instant) {
@@ -334,6 +354,23 @@ mod tests {
         state.schedule(later);
         assert_eq!(state.flush_at, Some(start + MESSAGE_INTERVAL));
         assert!(state.may_write_status(&id, false, start + MESSAGE_INTERVAL));
+    }
+
+    #[test]
+    fn messages_of_many_objects_are_spread_over_time() {
+        let (mut state, start) = (State::new(), Instant::now());
+        let id = |n: u32| ObjectId {
+            kind: crate::world::Kind::Policy,
+            key: crate::world::Key::new("shop", format!("p{n}")),
+        };
+        let written = |state: &mut State, is_prompt, at| {
+            (0..100).filter(|n| state.may_write_status(&id(*n), is_prompt, at)).count()
+        };
+        assert_eq!(written(&mut state, false, start), MESSAGES_MAX as usize);
+        assert_eq!(written(&mut state, true, start), 100, "a status that changed does not wait");
+        assert_eq!(written(&mut state, false, start + STATUS_INTERVAL / 2), 0);
+        assert_eq!(state.status_due["shop"], start + STATUS_INTERVAL);
+        assert_eq!(written(&mut state, false, start + STATUS_INTERVAL), MESSAGES_MAX as usize);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use weft_config::{Backend, BackendTarget, ClusterRef};
 use weft_crds::route;
 use weft_crds::status::Reason;
 
-use crate::compile::endpoint::has_endpoints;
+use crate::compile::endpoint::{Endpoints, has_endpoints};
 use crate::compile::{cluster, missing, value};
 use crate::world::{Key, Service, ServicePort, World};
 
@@ -67,10 +67,11 @@ pub(super) fn resolve(
     }
     let Some(subset) = subset else { return Ok(found(None)) };
     let governing = cluster::governing(namespace, &key.name);
-    let Some(spec) = governing.filter(|spec| spec.subsets.iter().any(|declared| declared.name == subset)) else {
+    let declared = governing.and_then(|spec| spec.subsets.iter().find(|declared| declared.name == subset));
+    let Some(declared) = declared else {
         return Err((Reason::SubsetNotFound, missing::subset(key, subset, governing)));
     };
-    if !is_empty && !cluster::is_populated(namespace, service, spec, subset) {
+    if !is_empty && !Endpoints::of(namespace, service).populate(declared) {
         let message = format!("subset {subset} of Service {key} has no ready pod: {while_empty}");
         unresolved.push((Reason::SubsetNotFound, message));
     }
