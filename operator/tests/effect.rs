@@ -464,6 +464,34 @@ fn missing_names_are_answered_with_similar_ones() {
 }
 
 #[test]
+fn policies_with_http_conditions_are_told_of_opaque_ports() {
+    let mut opaque = pod("web-1", "reviews", true);
+    opaque["spec"]["initContainers"] =
+        json!([{"name": "weft-proxy", "env": [{"name": "WEFT_OPAQUE_PORTS", "value": "9080"}]}]);
+    let target = || json!({"kind": "Namespace"});
+    let database = with(service("shop", "db", "10.0.0.9"), "/spec/ports/0/name", json!("mysql"));
+    for (desc, object, rule, expected) in [
+        (
+            "by annotation",
+            opaque,
+            json!({"action": "Deny", "methods": ["POST"]}),
+            "port 9080 of shop/web-1 carries opaque TCP",
+        ),
+        (
+            "by a Service",
+            database.clone(),
+            json!({"action": "Deny", "methods": ["POST"]}),
+            "Services have ports that carry opaque TCP: db: Deny rules",
+        ),
+        ("without conditions on HTTP", database, json!({"action": "Deny"}), "the object is valid"),
+    ] {
+        let status = status_of(&support::world(&[namespace("shop"), object, policy(target(), json!([rule]))]));
+        let found = condition(&status, "Accepted");
+        assert!(found.contains(expected), "{desc}: {found}");
+    }
+}
+
+#[test]
 fn fields_of_a_cluster_without_effect_are_reported() {
     let tcp = with(reviews(), "/spec/ports/0/name", json!("mysql"));
     for (desc, service, spec, expected) in [

@@ -14,6 +14,10 @@ use super::effect::selector_keys;
 use super::{missing, value};
 use crate::world::{self, DocumentKind, Kind, Namespace, ObjectId, Pod, Service, TargetPort};
 
+/// What conditions on HTTP requests mean where the proxy sees none.
+pub(super) const ON_OPAQUE_TCP: &str =
+    "Deny rules with methods, paths or headers refuse every connection there, and such Allow rules match none";
+
 /// Accepted policies, sorted by name.
 pub(super) fn compile(namespace: &Namespace, objects: &mut BTreeMap<ObjectId, Outcome>) -> Vec<Policy> {
     let mut policies = Vec::new();
@@ -55,16 +59,19 @@ fn check(
         .as_ref()
         .map_err(|error| Diagnostic::refused(Reason::Invalid, format!("the object cannot be parsed: {error}")))?;
     let MeshPolicySpec { target_ref, authorization: Authorization { rules } } = spec;
-    let looks_into_http =
-        rules.iter().any(|rule| !(rule.methods.is_empty() && rule.paths.is_empty() && rule.headers.is_empty()));
-    let target = target(namespace, target_ref, looks_into_http, diagnostics)?;
     let mut compiled = Vec::new();
     for (index, rule) in rules.iter().enumerate() {
         let rule = self::rule(rule)
             .map_err(|message| Diagnostic::refused(Reason::UnsupportedValue, format!("rule {index}: {message}")))?;
         compiled.push(rule);
     }
+    let target = target(namespace, target_ref, looks_into_http(&compiled), diagnostics)?;
     Ok(Policy { name: policy.meta.key.name.clone(), target, rules: compiled })
+}
+
+/// Whether a rule has conditions on HTTP requests.
+pub(super) fn looks_into_http(rules: &[AuthorizationRule]) -> bool {
+    rules.iter().any(|rule| !(rule.methods.is_empty() && rule.paths.is_empty() && rule.headers.is_empty()))
 }
 
 fn target(
@@ -124,8 +131,7 @@ fn service_target(
         }
         let ports: Vec<String> = opaque.iter().map(u16::to_string).collect();
         diagnostics.push(Diagnostic::note(format!(
-            "ports {} of Service {name} carry opaque TCP: Deny rules with methods, paths or headers refuse every connection \
-             to them, and such Allow rules match none",
+            "ports {} of Service {name} carry opaque TCP: {ON_OPAQUE_TCP}",
             ports.join(", ")
         )));
     }

@@ -9,6 +9,7 @@ use weft_crds::suggest::did_you_mean;
 
 use super::pods::{Pods, enable, list};
 use crate::compile::diagnostic::Diagnostic;
+use crate::compile::policy::{ON_OPAQUE_TCP, looks_into_http};
 use crate::world::{Namespace, Pod, Service, TargetPort};
 
 /// How many Services a message names.
@@ -78,7 +79,7 @@ pub(super) fn check(
     };
     let ports = concerned(ports, &policy.rules);
     found.extend(excluded(ports.as_ref(), selection));
-    if policy.rules.iter().any(looks_into_http) {
+    if looks_into_http(&policy.rules) {
         found.extend(opaque(ports.as_ref(), selection));
         if policy.target == Target::Namespace {
             found.extend(declared_opaque(namespace));
@@ -96,11 +97,7 @@ fn declared_opaque(namespace: &Namespace) -> Option<Diagnostic> {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
-    let message = format!(
-        "Services have ports that carry opaque TCP: {}{more}: Deny rules with methods, paths or headers refuse every \
-         connection to them, and such Allow rules match none",
-        named.join(", ")
-    );
+    let message = format!("Services have ports that carry opaque TCP: {}{more}: {ON_OPAQUE_TCP}", named.join(", "));
     (!named.is_empty()).then(|| Diagnostic::note(message))
 }
 
@@ -250,8 +247,7 @@ fn excluded(ports: Option<&BTreeSet<u16>>, selection: &Selection<'_>) -> Option<
 fn opaque(ports: Option<&BTreeSet<u16>>, selection: &Selection<'_>) -> Option<Diagnostic> {
     let (ports, pods) = holding(ports.unwrap_or(&selection.declared), &selection.opaque, Pod::is_opaque)?;
     Some(Diagnostic::note(format!(
-        "port {} of {pods} carries opaque TCP (config.weft.dev/opaque-ports): Deny rules with methods, paths or headers \
-         refuse every connection to it, and such Allow rules match none",
+        "port {} of {pods} carries opaque TCP (config.weft.dev/opaque-ports): {ON_OPAQUE_TCP}",
         numbers(&ports)
     )))
 }
@@ -262,10 +258,6 @@ fn holding(ports: &BTreeSet<u16>, pods: &[&Pod], holds: fn(&Pod, u16) -> bool) -
     let all: BTreeSet<u16> = pods.iter().flat_map(|pod| held(pod)).collect();
     let pods: Vec<&Pod> = pods.iter().copied().filter(|pod| !held(pod).is_empty()).collect();
     (!all.is_empty()).then(|| (all, list(&pods)))
-}
-
-fn looks_into_http(rule: &AuthorizationRule) -> bool {
-    !(rule.methods.is_empty() && rule.paths.is_empty() && rule.headers.is_empty())
 }
 
 fn numbers(ports: &BTreeSet<u16>) -> String {
