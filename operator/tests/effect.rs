@@ -148,6 +148,17 @@ fn policy_is_in_effect_if_every_selected_pod_enforces_it() {
              out, remove the label; shop/web-2: pods with hostNetwork get none",
         ),
         (
+            "a pod that asks for a proxy by its own label",
+            vec![
+                not_enabled(),
+                reviews(),
+                with(web("web-1", false), "/metadata/labels", json!({"app": "reviews", "weft.dev/inject": "true"})),
+                deny_reviews(&[]),
+            ],
+            "False NoProxy: the only pod that it selects has no proxy: shop/web-1: restart it (kubectl rollout restart), new \
+             pods get one",
+        ),
+        (
             "a pod that starts does not count",
             vec![shop(), reviews(), web("web-1", true), starting, deny_reviews(&[])],
             APPLIED,

@@ -86,7 +86,7 @@ impl<'a> Pods<'a> {
         match () {
             () if pod.host_network => Cause::HostNetwork,
             () if pod.is_opted_out() => Cause::OptedOut,
-            () if !self.enabled => Cause::NotEnabled,
+            () if !self.enabled && !pod.is_opted_in() => Cause::NotEnabled,
             () => Cause::NotRestarted,
         }
     }

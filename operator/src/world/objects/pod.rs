@@ -170,6 +170,11 @@ impl Pod {
         self.labels.get(names::INJECT_LABEL).is_some_and(|value| value == "false")
     }
 
+    /// Whether its own label asks for the proxy, whatever its namespace says.
+    pub fn is_opted_in(&self) -> bool {
+        self.labels.get(names::INJECT_LABEL).is_some_and(|value| value == "true")
+    }
+
     /// May receive traffic.
     pub fn serving(&self) -> bool {
         self.readiness == Readiness::Ready && !self.deleting
