@@ -10,7 +10,6 @@ use weft_crds::status::Reason;
 
 use super::compiled::Outcome;
 use super::diagnostic::Diagnostic;
-use super::effect::selector_keys;
 use super::{missing, value};
 use crate::world::{self, DocumentKind, Kind, Namespace, ObjectId, Pod, Service, TargetPort};
 
@@ -67,6 +66,15 @@ fn check(
     }
     let target = target(namespace, target_ref, looks_into_http(&compiled), diagnostics)?;
     Ok(Policy { name: policy.meta.key.name.clone(), target, rules: compiled })
+}
+
+/// Keys of the labels that a target selects by.
+pub(super) fn selector_keys(target: &Target) -> impl Iterator<Item = &str> {
+    let selector = match target {
+        Target::Service { selector, ports: _ } => Some(selector),
+        Target::Namespace | Target::ServiceAccount(_) => None,
+    };
+    selector.into_iter().flat_map(|selector| selector.keys().map(String::as_str))
 }
 
 /// Whether a rule has conditions on HTTP requests.

@@ -18,10 +18,12 @@ use clients::Clients;
 use pods::Pods;
 use policy::Selection;
 use weft_config::Target;
+use weft_crds::refs::ParentRef;
 
 use super::compiled::{Compiled, Outcome};
 use super::diagnostic::Severity;
-use crate::world::{Kind, Namespace, ObjectId, World};
+use super::policy::selector_keys;
+use crate::world::{Key, Kind, Namespace, ObjectId, World};
 
 /// Adds what keeps the accepted objects of a compiled namespace from taking effect to their diagnostics.
 pub(super) fn check(world: &World, name: &str, namespace: &Namespace, compiled: &mut Compiled) {
@@ -34,7 +36,7 @@ pub(super) fn check(world: &World, name: &str, namespace: &Namespace, compiled: 
 
     let mut selections: HashMap<&Target, Selection<'_>> = HashMap::new();
     for policy in &inbound.policies {
-        let id = ObjectId { kind: Kind::Policy, key: crate::world::Key::new(name, &policy.name) };
+        let id = ObjectId { kind: Kind::Policy, key: Key::new(name, &policy.name) };
         let spec = namespace.policies.get(&policy.name).and_then(|object| object.spec.as_ref().ok());
         let service = spec.and_then(|spec| namespace.services.get(spec.target_ref.name.as_deref()?));
         let selection = selections.entry(&policy.target).or_insert_with(|| Selection::new(&pods, &policy.target));
@@ -54,15 +56,6 @@ pub(super) fn check(world: &World, name: &str, namespace: &Namespace, compiled: 
     }
 }
 
-/// Keys of the labels that a target selects by.
-pub(super) fn selector_keys(target: &Target) -> impl Iterator<Item = &str> {
-    let selector = match target {
-        Target::Service { selector, ports: _ } => Some(selector),
-        Target::Namespace | Target::ServiceAccount(_) => None,
-    };
-    selector.into_iter().flat_map(|selector| selector.keys().map(String::as_str))
-}
-
 fn is_accepted(outcome: &Outcome) -> bool {
     !outcome.diagnostics.iter().any(|diagnostic| diagnostic.severity == Severity::Refused)
 }
@@ -70,7 +63,6 @@ fn is_accepted(outcome: &Outcome) -> bool {
 /// Whether all Services that a route is attached to are in other namespaces.
 fn is_consumer(namespace: &Namespace, id: &ObjectId) -> bool {
     let spec = namespace.routes.get(&id.key.name).and_then(|route| route.spec.as_ref().ok());
-    let own =
-        |parent: &weft_crds::refs::ParentRef| parent.namespace.as_ref().is_none_or(|other| *other == id.key.namespace);
+    let own = |parent: &ParentRef| parent.namespace.as_ref().is_none_or(|other| *other == id.key.namespace);
     spec.is_some_and(|spec| !spec.parent_refs.iter().any(own))
 }
