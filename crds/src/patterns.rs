@@ -102,18 +102,29 @@ pub(crate) fn explain(schema: &mut Value) {
 
 /// Lets the rules of an object that compare durations hold if one is no duration: its own rule says so.
 fn guard_durations(fields: &mut Map<String, Value>) {
-    let properties = fields.get("properties").and_then(Value::as_object).into_iter().flatten();
-    let durations = properties.filter(|(_, property)| property["pattern"] == duration::PATTERN);
-    let is_none = |(name, _): (&String, &Value)| {
-        format!(" || (has(self.{name}) && !self.{name}.matches(r\"{}\"))", duration::PATTERN)
-    };
-    let guard: String = durations.map(is_none).collect();
+    let mut durations = Vec::new();
+    find_durations(fields, "self", "", &mut durations);
     for rule in fields.get_mut(RULES).and_then(Value::as_array_mut).into_iter().flatten() {
-        match rule["rule"].as_str() {
-            Some(text) if text.contains("duration(") && !guard.is_empty() => {
-                rule["rule"] = format!("({text}){guard}").into();
-            }
-            _ => {}
+        let text = rule["rule"].as_str().unwrap_or_default();
+        let compared = durations.iter().filter(|(path, _)| text.contains("duration(") && text.contains(path.as_str()));
+        let guard: String = compared.map(|(_, is_none)| format!(" || ({is_none})")).collect();
+        if !guard.is_empty() {
+            rule["rule"] = format!("({text}){guard}").into();
+        }
+    }
+}
+
+/// The durations in an object and the objects in it: how a rule names them, and the condition that one is no duration.
+/// `present`: the condition that the object itself is there.
+fn find_durations(fields: &Map<String, Value>, object: &str, present: &str, found: &mut Vec<(String, String)>) {
+    for (name, property) in fields.get("properties").and_then(Value::as_object).into_iter().flatten() {
+        let path = format!("{object}.{name}");
+        let present = format!("{present}has({path}) && ");
+        if property["pattern"] == duration::PATTERN {
+            let is_none = format!("{present}!{path}.matches(r\"{}\")", duration::PATTERN);
+            found.push((path, is_none));
+        } else if let Some(fields) = property.as_object() {
+            find_durations(fields, &path, &present, found);
         }
     }
 }
@@ -163,12 +174,15 @@ mod tests {
     #[test]
     fn rule_that_compares_durations_holds_if_one_is_none() {
         let mut schema = json!({
-            "properties": {"timeout": {"type": "string", "pattern": duration::PATTERN}},
-            "x-kubernetes-validations": [{"rule": "duration(self.timeout) > duration('0s')", "message": "must not be 0"}],
+            "properties": {
+                "other": {"type": "string", "pattern": duration::PATTERN},
+                "hedge": {"properties": {"after": {"type": "string", "pattern": duration::PATTERN}}},
+            },
+            "x-kubernetes-validations": [{"rule": "duration(self.hedge.after) > duration('0s')", "message": "is 0"}],
         });
         explain(&mut schema);
-        let expected = "(duration(self.timeout) > duration('0s')) || (has(self.timeout) && \
-                        !self.timeout.matches(r\"^([0-9]{1,5}(h|m|s|ms)){1,4}$\"))";
+        let expected = "(duration(self.hedge.after) > duration('0s')) || (has(self.hedge) && has(self.hedge.after) && \
+                        !self.hedge.after.matches(r\"^([0-9]{1,5}(h|m|s|ms)){1,4}$\"))";
         assert_eq!(schema[RULES][0]["rule"], expected);
     }
 
