@@ -38,18 +38,35 @@ use crate::status::Status;
     status = "Status",
     derive = "PartialEq",
     printcolumn(name = "Target", type_ = "string", json_path = ".spec.targetRef.name"),
-    printcolumn(name = "Accepted", type_ = "string", json_path = ".status.conditions[?(@.type==\"Accepted\")].status"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Accepted",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Accepted\")].status",
+        priority = 1
+    ),
     printcolumn(
         name = "Resolved",
         type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"ResolvedRefs\")].status"
+        json_path = ".status.conditions[?(@.type==\"ResolvedRefs\")].status",
+        priority = 1
     ),
     printcolumn(
         name = "Programmed",
         type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Programmed\")].status"
+        json_path = ".status.conditions[?(@.type==\"Programmed\")].status",
+        priority = 1
     ),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "In-Effect",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"InEffect\")].status",
+        priority = 1
+    ),
+    printcolumn(name = "Generation", type_ = "integer", json_path = ".metadata.generation", priority = 1),
+    printcolumn(name = "Observed", type_ = "integer", json_path = ".status.observedGeneration", priority = 1),
     printcolumn(
         name = "Message",
         type_ = "string",
@@ -292,7 +309,7 @@ pub struct Limits {
 
 /// Ejects pods that fail: an ejected pod gets no new requests for a while (see baseEjectionTime). Each proxy counts
 /// only what it sees itself. The last pod is never ejected.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("!has(self.maxEjectionTime) || duration(self.maxEjectionTime) >= duration(has(self.baseEjectionTime) ? self.baseEjectionTime : '30s')")

@@ -19,10 +19,12 @@
 pub mod cluster;
 pub mod duration;
 pub mod names;
+mod patterns;
 pub mod policy;
 pub mod refs;
 pub mod route;
 pub mod status;
+pub mod suggest;
 
 pub use cluster::{MeshCluster, MeshClusterSpec};
 pub use duration::Duration;
@@ -47,7 +49,8 @@ pub fn yaml() -> Vec<(&'static str, String)> {
 }
 
 /// Completes what the derive generates: moves the description of `spec` to the kind itself, removes formats that an
-/// API server does not know, and makes Helm keep the definitions (and with them every object) on uninstall.
+/// API server does not know, gives each pattern a message, and makes Helm keep the definitions (and with them every
+/// object) on uninstall.
 fn finish(mut crd: CustomResourceDefinition) -> Value {
     crd.metadata.annotations.get_or_insert_default().insert("helm.sh/resource-policy".into(), "keep".into());
     let mut crd = serde_json::to_value(crd).expect("a definition is plain data");
@@ -55,6 +58,7 @@ fn finish(mut crd: CustomResourceDefinition) -> Value {
     root["description"] = root["properties"]["spec"]["description"].take();
     root["properties"]["spec"]["description"] = "Desired state.".into();
     drop_unknown_formats(root);
+    patterns::explain(root);
     crd
 }
 

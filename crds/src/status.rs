@@ -14,7 +14,8 @@ pub struct Status {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// Conditions. Accepted: the object is valid and in use. ResolvedRefs: the objects that it references exist.
-    /// Programmed: it is in the configuration that proxies read. Ready: all of these.
+    /// Programmed: it is in the configuration that proxies read. InEffect: the pods that it concerns have a proxy that
+    /// applies it. Ready: all of these; its reason and message are those of the first condition that says something.
     #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -29,6 +30,8 @@ pub enum ConditionType {
     ResolvedRefs,
     /// It is in the configuration that proxies read.
     Programmed,
+    /// The pods that it concerns have a proxy that applies it.
+    InEffect,
     /// All of the above, for tools that know only this condition.
     Ready,
 }
@@ -62,10 +65,20 @@ pub enum Reason {
     Pending,
     /// The namespace's configuration is larger than a ConfigMap may be.
     TooLarge,
+    /// The pods that it concerns have a proxy that applies it.
+    InEffect,
+    /// Pods that it concerns have no proxy.
+    NoProxy,
+    /// It concerns no pod at present.
+    NoPods,
+    /// A Service that it names has no ready pod at present.
+    NoEndpoints,
+    /// Pods have no such port.
+    PortNotFound,
+    /// Pods exclude a port from their proxy.
+    PortExcluded,
     /// Ready: all conditions are true.
     Ready,
-    /// Not ready: another condition says why.
-    NotReady,
 }
 
 impl fmt::Display for ConditionType {

@@ -27,7 +27,8 @@ pub fn echo(namespace: &Namespace) -> Result<Client> {
     namespace.apply(&(workload::server("echo", &["v1", "v2", "v3"]) + SUBSETS))?;
     let client = Client::deploy(namespace)?;
     namespace.wait_ready(&["echo-v1", "echo-v2", "echo-v3"])?;
-    // A ready pod becomes an endpoint a moment later; then its subset is resolved, and then proxies learn of it.
+    // A ready pod becomes an endpoint a moment later; then its subset is resolved (or before, while there is no endpoint at
+    // all), and then proxies learn of it.
     namespace.await_condition("meshcluster", "echo", "ResolvedRefs", "True")?;
     namespace.await_condition("meshcluster", "echo", "Programmed", "True")?;
     each_reachable(namespace, &client, "echo")?;

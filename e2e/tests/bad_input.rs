@@ -132,6 +132,7 @@ fn schema_errors_are_refused_at_apply() -> Result<()> {
                 bad(&format!("- matches: [{{headers: [{{type: RegularExpression, name: a, value: \"(\"}}]}}]\n  {to_echo}\n")),
                 "the regular expression does not compile",
             ),
+            ("a duration without a unit", bad(&format!("- {to_echo}\n  timeouts: {{request: \"5\"}}\n")), "a unit (h, m, s or ms): 500ms, 5s, 1m"),
             ("an invalid duration", bad(&format!("- {to_echo}\n  timeouts: {{request: 2 seconds}}\n")), "spec.http[0].timeouts.request"),
             (
                 "a duration out of range",

@@ -199,6 +199,33 @@ fn lifecycle_hooks_bypass_policy() -> Result<()> {
     })
 }
 
+#[test]
+fn policy_that_pods_do_not_enforce_is_not_ready() -> Result<()> {
+    in_mesh("policy-no-proxy", |ns| {
+        let client = echo(ns)?;
+        let refused = client.get("http://echo:9080/");
+        policy_in_force(ns, SERVICE, "    - {action: Deny}\n", &refused)?;
+        ns.await_condition("meshpolicy", "guard", "Ready", "True")?;
+
+        ns.apply(&App::server("echo", "v2").label("weft.dev/inject", "false").yaml())?;
+        ns.wait_ready(&["echo-v2"])?;
+        let ready = ns.await_condition("meshpolicy", "guard", "Ready", "False")?;
+        ensure!(ready.reason == "NoProxy" && ready.message.contains("1 of 2 pods"), "{ready:?}");
+        ensure!(ready.message.contains(&format!("{}/echo-v2-", ns.name)), "the message names the pod: {ready:?}");
+        ns.delete("deployment", "echo-v2")?;
+        ns.await_condition("meshpolicy", "guard", "Ready", "True")?;
+
+        // A port that the pods do not have.
+        ns.apply(&format!(
+            "apiVersion: weft.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {{name: guard}}\nspec:\n  targetRef: {SERVICE}\n  \
+             authorization: {{rules: [{{action: Deny, ports: [1234]}}]}}\n"
+        ))?;
+        let ready = ns.await_condition("meshpolicy", "guard", "Ready", "False")?;
+        ensure!(ready.reason == "PortNotFound" && ready.message.contains("did you mean"), "{ready:?}");
+        Ok(())
+    })
+}
+
 /// Limit for a change of a pod's labels to take effect. Normally within a second; the rest is for a busy machine.
 const RELABELLED: Duration = Duration::from_secs(5);
 

@@ -2,9 +2,7 @@
 //! texts, and `docs/reference/annotations.md` is generated from it.
 
 use weft_crds::names::CONFIG_PREFIX;
-
-/// Minimum similarity (normalized Levenshtein, 0 to 1) to suggest a known key for an unknown one.
-const SUGGESTION_SIMILARITY_MIN: f64 = 0.6;
+use weft_crds::suggest;
 
 /// An annotation of a pod or its namespace.
 #[derive(Debug)]
@@ -157,12 +155,8 @@ impl Annotation {
 
     /// The known annotation with the most similar key, if one is similar enough.
     pub(crate) fn nearest(key: &str) -> Option<&'static Self> {
-        ANNOTATIONS
-            .into_iter()
-            .map(|known| (strsim::normalized_levenshtein(key, known.key), known))
-            .filter(|(similarity, _)| *similarity >= SUGGESTION_SIMILARITY_MIN)
-            .max_by(|(a, _), (b, _)| a.total_cmp(b))
-            .map(|(_, known)| known)
+        let key = suggest::nearest(key, ANNOTATIONS.iter().map(|known| known.key))?;
+        ANNOTATIONS.into_iter().find(|known| known.key == key)
     }
 }
 

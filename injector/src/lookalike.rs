@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use weft_crds::names::{CONFIG_PREFIX, GROUP, INJECT_ENABLED, INJECT_LABEL, PROXY_VERSION_LABEL, STATUS_ANNOTATION};
+use weft_crds::suggest;
 
 use crate::annotation::{ANNOTATIONS, Annotation};
 use crate::annotations::truncate;
@@ -13,7 +14,7 @@ use crate::namespace::INJECT_DISABLED;
 
 /// The word that marks a key as meant for Weft.
 const WORD: &str = "weft";
-/// Minimum similarity (normalized Levenshtein, 0 to 1) of a key without [`WORD`] to one of ours: about two letters.
+/// Minimum [`suggest::similarity`] of a key without [`WORD`] to one of ours: about two letters.
 const KEY_SIMILARITY_MIN: f64 = 0.85;
 /// Minimum similarity of a name to `inject`.
 const INJECT_SIMILARITY_MIN: f64 = 0.6;
@@ -144,14 +145,14 @@ fn meant(key: &str) -> Option<Meant> {
     let words = |text: &str| text.split(['.', '-', '_']).any(|word| word == WORD);
     let has_word = words(prefix) || prefix.is_empty() && name.split(['.', '-', '_']).next() == Some(WORD);
     if !has_word {
-        let is_near = |known: &str| strsim::normalized_levenshtein(&key, known) >= KEY_SIMILARITY_MIN;
+        let is_near = |known: &str| suggest::similarity(&key, known) >= KEY_SIMILARITY_MIN;
         let annotation = ANNOTATIONS.into_iter().find(|annotation| is_near(&annotation.name()));
         return is_near(INJECT_LABEL).then_some(Meant::Inject).or(annotation.map(Meant::Config));
     }
     // As in weft-inject and inject.weft.dev.
     let name = name.strip_prefix(WORD).map_or(name, |rest| rest.trim_start_matches(['.', '-', '_']));
     let is_inject =
-        |text: &str| text.contains("inject") || strsim::normalized_levenshtein(text, "inject") >= INJECT_SIMILARITY_MIN;
+        |text: &str| text.contains("inject") || suggest::similarity(text, "inject") >= INJECT_SIMILARITY_MIN;
     let config = ANNOTATIONS.into_iter().find(|annotation| annotation.key == name);
     Some(match config.or_else(|| Annotation::nearest(name)) {
         _ if is_inject(name) || prefix.strip_suffix(GROUP).is_some_and(is_inject) => Meant::Inject,

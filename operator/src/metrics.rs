@@ -1,5 +1,6 @@
 //! The operator's metrics: all names, labels and help texts.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -14,6 +15,7 @@ use prometheus_client::registry::Registry;
 #[expect(missing_docs, reason = "the texts are in `register`")]
 pub struct Metrics {
     pub objects: Family<KindLabel, Gauge>,
+    pub objects_not_ready: Family<NotReadyLabels, Gauge>,
     pub dirty: Gauge,
     pub compile_seconds: Histogram,
     pub writes: Family<WriteLabel, Counter>,
@@ -32,6 +34,15 @@ pub struct Metrics {
 pub struct KindLabel {
     /// A kind, plural and in lower case.
     pub kind: String,
+}
+
+/// Labels of objects that are not ready.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
+pub struct NotReadyLabels {
+    /// `MeshCluster`, `MeshPolicy` or `MeshRoute`.
+    pub kind: &'static str,
+    /// Reason of the condition Ready; `Pending` without one.
+    pub reason: String,
 }
 
 /// Label `outcome`.
@@ -57,6 +68,7 @@ impl Metrics {
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self {
             objects: Family::default(),
+            objects_not_ready: Family::default(),
             dirty: Gauge::default(),
             compile_seconds: Histogram::new(exponential_buckets(0.000_05, 4.0, 9)),
             writes: Family::default(),
@@ -71,6 +83,11 @@ impl Metrics {
         };
         let registry = registry.sub_registry_with_prefix("weft_operator");
         registry.register("objects", "Watched objects, by kind", metrics.objects.clone());
+        registry.register(
+            "objects_not_ready",
+            "MeshRoutes, MeshClusters and MeshPolicies whose condition Ready is not True, by kind and reason",
+            metrics.objects_not_ready.clone(),
+        );
         registry.register("dirty_scopes", "Namespaces waiting to be compiled or written", metrics.dirty.clone());
         registry.register("compile_duration_seconds", "Time to compile one namespace", metrics.compile_seconds.clone());
         registry.register("document_writes", "Writes of documents, by document and outcome", metrics.writes.clone());
@@ -103,6 +120,16 @@ impl Metrics {
             metrics.webhook_certificate_expiry.clone(),
         );
         metrics
+    }
+
+    /// Sets how many objects are not ready; series that are not among them end.
+    pub fn set_not_ready(&self, counts: &BTreeMap<NotReadyLabels, i64>, before: &BTreeMap<NotReadyLabels, i64>) {
+        for labels in before.keys().filter(|labels| !counts.contains_key(labels)) {
+            self.objects_not_ready.remove(labels);
+        }
+        for (labels, count) in counts {
+            self.objects_not_ready.get_or_create(labels).set(*count);
+        }
     }
 
     /// Counts the write of a document.

@@ -32,6 +32,15 @@ struct Desired {
     message: String,
 }
 
+// === impl Desired ===
+
+impl Desired {
+    /// Whether it is True without anything to add.
+    fn is_usual(&self) -> bool {
+        matches!(self.reason, Reason::Accepted | Reason::ResolvedRefs | Reason::Programmed | Reason::InEffect)
+    }
+}
+
 /// The status to write, or `None` if the present one is up to date.
 pub fn next(
     previous: &Status,
@@ -43,13 +52,35 @@ pub fn next(
     let accepted = accepted(diagnostics);
     let resolved = resolved(diagnostics);
     let programmed = programmed(&accepted, delivery);
-    let ready = ready([&accepted, &resolved, &programmed]);
-    let conditions = [accepted, resolved, programmed, ready]
+    let in_effect = in_effect(&accepted, diagnostics);
+    let ready = ready([&accepted, &resolved, &programmed, &in_effect]);
+    let conditions = [accepted, resolved, programmed, in_effect, ready]
         .map(|desired| condition(desired, &previous.conditions, generation, now));
     // Ignores conditions of other controllers, and the order in which the API server returns them.
     let is_current = |desired: &Condition| previous.conditions.contains(desired);
     let same = previous.observed_generation == Some(generation) && conditions.iter().all(is_current);
     (!same).then(|| Status { observed_generation: Some(generation), conditions: conditions.into() })
+}
+
+/// Whether a status tells more than other words for the same: the spec, or the status or reason of a condition changed. The
+/// messages of conditions may change with every pod, and are written less often.
+pub fn is_prompt(previous: &Status, next: &Status) -> bool {
+    let is_known = |condition: &Condition| {
+        let same = |before: &&Condition| before.type_ == condition.type_;
+        let before = previous.conditions.iter().find(same);
+        before.is_some_and(|before| (&before.status, &before.reason) == (&condition.status, &condition.reason))
+    };
+    previous.observed_generation != next.observed_generation || !next.conditions.iter().all(is_known)
+}
+
+/// The reason why an object is not ready; `Pending` while it has no such condition.
+pub fn not_ready(status: &Status) -> Option<&str> {
+    let ready = ConditionType::Ready.to_string();
+    match status.conditions.iter().find(|condition| condition.type_ == ready) {
+        Some(condition) if condition.status == "True" => None,
+        Some(condition) => Some(&condition.reason),
+        None => Some("Pending"),
+    }
 }
 
 fn accepted(diagnostics: &[Diagnostic]) -> Desired {
@@ -104,22 +135,37 @@ fn programmed(accepted: &Desired, delivery: &Delivery) -> Desired {
     Desired { kind, status, reason, message: message.clone() }
 }
 
-fn ready(conditions: [&Desired; 3]) -> Desired {
-    let kind = ConditionType::Ready;
-    match conditions.into_iter().find(|desired| desired.status != "True") {
-        Some(first) => Desired {
-            kind,
-            status: "False",
-            reason: Reason::NotReady,
-            message: format!("{} is {}: {}: {}", first.kind, first.status, first.reason, first.message),
-        },
-        None => {
-            let [accepted, ..] = conditions;
-            let message =
-                if accepted.reason == Reason::PartiallyInvalid { accepted.message.clone() } else { String::new() };
-            Desired { kind, status: "True", reason: Reason::Ready, message }
-        }
+fn in_effect(accepted: &Desired, diagnostics: &[Diagnostic]) -> Desired {
+    let kind = ConditionType::InEffect;
+    if accepted.status != "True" {
+        let message = "the object is not accepted".into();
+        return Desired { kind, status: "False", reason: Reason::Invalid, message };
     }
+    if let Some((reason, message)) = summarize(diagnostics, Severity::Ineffective) {
+        return Desired { kind, status: "False", reason, message };
+    }
+    let limited = summarize(diagnostics, Severity::Limited);
+    let (reason, message) =
+        limited.unwrap_or_else(|| (Reason::InEffect, "the pods that it concerns apply it".to_owned()));
+    Desired { kind, status: "True", reason, message }
+}
+
+/// Has the reason of the first condition that says something, so that one column shows it.
+fn ready(conditions: [&Desired; 4]) -> Desired {
+    let kind = ConditionType::Ready;
+    if let Some(first) = conditions.into_iter().find(|desired| desired.status != "True") {
+        let message = format!("{} is {}: {}", first.kind, first.status, first.message);
+        return Desired { kind, status: "False", reason: first.reason, message };
+    }
+    let telling = conditions.into_iter().filter(|desired| !desired.is_usual());
+    let (mut reason, mut messages) = (Reason::Ready, Vec::new());
+    for desired in telling {
+        if messages.is_empty() {
+            reason = desired.reason;
+        }
+        messages.push(desired.message.as_str());
+    }
+    Desired { kind, status: "True", reason, message: messages.join("; ") }
 }
 
 fn condition(desired: Desired, previous: &[Condition], generation: i64, now: Timestamp) -> Condition {
@@ -219,7 +265,67 @@ mod tests {
             ("False", "TargetNotFound")
         );
         assert_eq!(find(&status, "Programmed").status, "False");
-        assert_eq!(find(&status, "Ready").message, "Accepted is False: TargetNotFound: Service a/b does not exist");
+        assert_eq!(find(&status, "InEffect").status, "False");
+        assert_eq!(find(&status, "Ready").reason, "TargetNotFound");
+        assert_eq!(find(&status, "Ready").message, "Accepted is False: Service a/b does not exist");
+    }
+
+    #[test]
+    fn ready_has_the_reason_of_the_first_condition_that_says_something() {
+        let partial = || Diagnostic::partial("rule 1 is not applied");
+        let unresolved = || Diagnostic::unresolved(Reason::BackendNotFound, "Service a/b does not exist");
+        let ineffective = || Diagnostic::ineffective(Reason::NoProxy, "a/b-1 has no proxy");
+        let limited = || Diagnostic::limited(Reason::NoPods, "it selects no pod");
+        for (diagnostics, in_effect, ready) in [
+            (vec![], ("True", "InEffect"), ("True", "Ready", "")),
+            (vec![Diagnostic::note("a note")], ("True", "InEffect"), ("True", "Ready", "")),
+            (
+                vec![partial()],
+                ("True", "InEffect"),
+                ("True", "PartiallyInvalid", "accepted, except: rule 1 is not applied"),
+            ),
+            (vec![limited()], ("True", "NoPods"), ("True", "NoPods", "it selects no pod")),
+            (
+                vec![limited(), ineffective()],
+                ("False", "NoProxy"),
+                ("False", "NoProxy", "InEffect is False: a/b-1 has no proxy"),
+            ),
+            (
+                vec![partial(), limited()],
+                ("True", "NoPods"),
+                ("True", "PartiallyInvalid", "accepted, except: rule 1 is not applied; it selects no pod"),
+            ),
+            (
+                vec![ineffective(), unresolved()],
+                ("False", "NoProxy"),
+                ("False", "BackendNotFound", "ResolvedRefs is False: Service a/b does not exist"),
+            ),
+        ] {
+            let status = next(&Status::default(), 1, &diagnostics, &written(), at(EARLIER)).unwrap();
+            let found = find(&status, "InEffect");
+            assert_eq!((found.status.as_str(), found.reason.as_str()), in_effect, "{diagnostics:?}");
+            let found = find(&status, "Ready");
+            assert_eq!(
+                (found.status.as_str(), found.reason.as_str(), found.message.as_str()),
+                ready,
+                "{diagnostics:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn prompt_is_what_changes_a_status_or_follows_the_spec() {
+        let status = |generation, diagnostics: &[Diagnostic]| {
+            next(&Status::default(), generation, diagnostics, &written(), at(EARLIER)).unwrap()
+        };
+        let without = |pod: &str| [Diagnostic::ineffective(Reason::NoProxy, format!("{pod} has no proxy"))];
+        let one = status(1, &without("a/b-1"));
+        assert!(is_prompt(&Status::default(), &one), "the first status");
+        assert!(!is_prompt(&one, &status(1, &without("a/b-2"))), "another pod");
+        assert!(is_prompt(&one, &status(1, &[])), "it is in effect now");
+        let none = [Diagnostic::limited(Reason::NoPods, "it selects no pod")];
+        assert!(is_prompt(&status(1, &none), &status(1, &[])), "another reason, which a column shows");
+        assert!(is_prompt(&one, &status(2, &without("a/b-1"))), "the spec changed");
     }
 
     #[test]

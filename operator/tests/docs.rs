@@ -227,3 +227,18 @@ fn examples_in_docs_compile() {
     }
     assert!(count > 0, "no page has an example");
 }
+
+#[test]
+fn conditions_page_names_every_condition_and_reason() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let (page, source) = (read("docs/conditions.md"), read("crds/src/status.rs"));
+    for name in ["ConditionType", "Reason"] {
+        let body = source.split_once(&format!("pub enum {name} {{")).and_then(|(_, rest)| rest.split_once('}'));
+        let variants = body.expect("the enum").0.lines().filter_map(|line| line.trim().strip_suffix(','));
+        for variant in variants {
+            let names = page.lines().filter(|line| line.starts_with("| `")).flat_map(words);
+            assert!(names.into_iter().any(|name| name == variant), "docs/conditions.md has no row for {variant}");
+        }
+    }
+}

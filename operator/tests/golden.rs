@@ -90,7 +90,8 @@ fn describe(world: &World) -> String {
             let lines: Vec<String> = status
                 .conditions
                 .iter()
-                .filter(|condition| condition.type_ != "Ready")
+                // Most cases have no pods; tests/effect.rs has those about pods.
+                .filter(|condition| !["Ready", "InEffect"].contains(&condition.type_.as_str()))
                 .map(|condition| {
                     format!("{} {} {}: {}", condition.type_, condition.status, condition.reason, condition.message)
                 })

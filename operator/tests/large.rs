@@ -53,3 +53,48 @@ fn large_namespace_compiles_within_the_limit() {
         assert!(compile_time < LIMIT, "{services} services took {compile_time:?}");
     }
 }
+
+#[test]
+fn policies_of_many_pods_compile_within_the_limit() {
+    let (services, pods) = (500, 20);
+    let mut world = World::default();
+    world.observe(applied(&namespace("shop")));
+    for s in 0..services {
+        let name = format!("service-{s}");
+        world.observe(applied(&service("shop", &name, &format!("10.0.{}.{}", s / 256, s % 256))));
+        for p in 0..pods {
+            let mut pod = pod("shop", &format!("{name}-{p}"), json!({"app": name}));
+            pod["spec"] = json!({"containers": [{"name": "app", "ports": [{"containerPort": 8080}]}]});
+            if p > 0 {
+                pod["metadata"]["labels"]["weft.dev/proxy-version"] = json!("1");
+            }
+            world.observe(applied(&pod));
+        }
+        for (target, name) in [
+            (json!({"kind": "Service", "name": name}), format!("service-{s}")),
+            (json!({"kind": "Namespace"}), format!("all-{s}")),
+        ] {
+            world.observe(applied(&json!({
+                "kind": "MeshPolicy", "metadata": {"namespace": "shop", "name": name},
+                "spec": {"targetRef": target, "authorization": {"rules": [{"action": "Deny", "ports": [8080]}]}},
+            })));
+        }
+    }
+    let started = Instant::now();
+    let compiled = compile::compile(&world, "shop");
+    let compile_time = started.elapsed();
+    let started = Instant::now();
+    let touched = world.observe(applied(&pod("shop", "service-0-0", json!({"app": "changed"}))));
+    let (event_time, events) = (started.elapsed(), touched.scopes.len());
+    println!(
+        "{} policies, {} pods: compiled in {compile_time:?}, one event in {event_time:?}",
+        2 * services,
+        pods * services
+    );
+    let messages =
+        compiled.objects.values().flat_map(|outcome| &outcome.diagnostics).map(|found| found.message.as_str());
+    let without: Vec<&str> = messages.filter(|message| message.contains("no proxy")).collect();
+    assert_eq!(without.len(), 2 * services, "each policy is told of the pods without a proxy");
+    assert!(compile_time < LIMIT, "{compile_time:?}");
+    assert!(events == 1 && event_time < LIMIT / 100, "an event looks at no other pod: {event_time:?}");
+}

@@ -93,6 +93,30 @@ fn zone_of_a_node_marks_namespaces_whose_proxies_need_it() {
 }
 
 #[test]
+fn first_namespace_with_a_proxy_marks_those_with_routes() {
+    let mut world = World::default();
+    for object in [namespace("a"), namespace("b"), namespace("c"), service("a", "web", "10.0.0.1")] {
+        world.observe(applied(&object));
+    }
+    world.observe(applied(&json!({
+        "kind": "MeshCluster", "metadata": {"namespace": "a", "name": "web"}, "spec": {"targetRef": {"name": "web"}},
+    })));
+    let proxied = |namespace: &str, name: &str| pod(namespace, name, json!({"weft.dev/proxy-version": "1"}));
+    assert!(!world.is_meshed_outside("a"));
+    assert_eq!(scopes(&world.observe(applied(&proxied("b", "p1")))), ["a", "b"], "the first in the mesh");
+    assert!(world.is_meshed_outside("a") && !world.is_meshed_outside("b"));
+    assert_eq!(scopes(&world.observe(applied(&proxied("b", "p2")))), ["b"]);
+    assert_eq!(scopes(&world.observe(applied(&proxied("c", "p1")))), ["a", "c"], "now there is one outside of b");
+    let mut leaving = proxied("c", "p1");
+    leaving["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    assert_eq!(scopes(&world.observe(applied(&leaving))), ["a", "c"], "it has no traffic any more");
+    assert_eq!(scopes(&world.observe(deleted(&leaving))), ["c"]);
+    assert_eq!(scopes(&world.observe(deleted(&proxied("b", "p1")))), ["b"]);
+    assert_eq!(scopes(&world.observe(deleted(&proxied("b", "p2")))), ["a", "b"], "the last");
+    assert!(!world.is_meshed_outside("a"));
+}
+
+#[test]
 fn deleted_namespace_leaves_nothing_behind() {
     let mut world = World::default();
     let objects = [namespace("a"), service("a", "x", "10.0.0.1"), pod("a", "p", json!({}))];

@@ -99,18 +99,35 @@ const HEDGE_IS_IN_TIME: &str = "\
     status = "Status",
     derive = "PartialEq",
     printcolumn(name = "Service", type_ = "string", json_path = ".spec.parentRefs[*].name"),
-    printcolumn(name = "Accepted", type_ = "string", json_path = ".status.conditions[?(@.type==\"Accepted\")].status"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Accepted",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Accepted\")].status",
+        priority = 1
+    ),
     printcolumn(
         name = "Resolved",
         type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"ResolvedRefs\")].status"
+        json_path = ".status.conditions[?(@.type==\"ResolvedRefs\")].status",
+        priority = 1
     ),
     printcolumn(
         name = "Programmed",
         type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Programmed\")].status"
+        json_path = ".status.conditions[?(@.type==\"Programmed\")].status",
+        priority = 1
     ),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "In-Effect",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"InEffect\")].status",
+        priority = 1
+    ),
+    printcolumn(name = "Generation", type_ = "integer", json_path = ".metadata.generation", priority = 1),
+    printcolumn(name = "Observed", type_ = "integer", json_path = ".status.observedGeneration", priority = 1),
     printcolumn(
         name = "Message",
         type_ = "string",

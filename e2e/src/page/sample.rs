@@ -80,7 +80,7 @@ pub fn sample() -> Story {
             applied_ms,
             settled_ms: applied_ms + 300.0,
             affects: affects.into_iter().map(|index: usize| names[index].clone()).collect(),
-            weft: "NAMESPACE   NAME                              SERVICE   ACCEPTED   RESOLVED   PROGRAMMED   AGE\nshop        meshroute.weft.dev/reviews        reviews   True       True       True         12s\n\nNAMESPACE   NAME                              TARGET    ACCEPTED   RESOLVED   PROGRAMMED   AGE\nshop        meshcluster.weft.dev/reviews      reviews   True       True       True         40s\n".to_owned(),
+            weft: "NAMESPACE   NAME                              SERVICE   READY   REASON   AGE\nshop        meshroute.weft.dev/reviews        reviews   True    Ready    12s\n\nNAMESPACE   NAME                              TARGET    READY   REASON   AGE\nshop        meshcluster.weft.dev/reviews      reviews   True    Ready    40s\n".to_owned(),
         })
         .collect();
     Story { environment: "Kubernetes v1.36.3, one node, namespace shop".to_owned(), length_ms, streams, steps }

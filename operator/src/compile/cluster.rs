@@ -13,9 +13,9 @@ use weft_crds::status::Reason;
 
 use super::compiled::Outcome;
 use super::diagnostic::{Diagnostic, Severity};
-use super::endpoint::endpoint_pod;
+use super::endpoint::Endpoints;
 use super::precedence::age;
-use super::value;
+use super::{missing, unused, value};
 use crate::world::{Cluster, Distribution, DocumentKind, Kind, Namespace, ObjectId, Service};
 
 /// Default of limits.maxPending if limits.maxConnections is set.
@@ -103,24 +103,6 @@ pub(super) fn distribution(service: &Service, spec: Option<&MeshClusterSpec>) ->
     }
 }
 
-/// Notes on fields of the Service or the MeshCluster that have no effect because of a field of the other.
-fn overruled(service: &Service, spec: &MeshClusterSpec, settings: &ClusterSettings) -> Vec<Diagnostic> {
-    let name = &service.key.name;
-    let distribution = spec.load_balancer.as_ref().and_then(|choice| choice.traffic_distribution);
-    let mut notes = Vec::new();
-    if service.client_ip_seconds.is_some() && (settings.hash_on.is_some() || settings.sticky.is_some()) {
-        notes.push(Diagnostic::note(format!(
-            "sessionAffinity ClientIP of Service {name} has no effect: hashOn or stickySession ties clients to pods"
-        )));
-    }
-    if service.local_only && distribution.is_some() {
-        notes.push(Diagnostic::note(format!(
-            "loadBalancer.trafficDistribution has no effect: internalTrafficPolicy of Service {name} is Local"
-        )));
-    }
-    notes
-}
-
 /// Names of the subsets that a pod with these labels is in.
 pub(super) fn subsets_of<'a>(
     spec: &'a MeshClusterSpec,
@@ -130,15 +112,6 @@ pub(super) fn subsets_of<'a>(
         .iter()
         .filter(|subset| subset.labels.iter().all(|(k, v)| labels.get(k) == Some(v)))
         .map(|s| s.name.as_str())
-}
-
-/// Whether the subset has a pod that may receive traffic of the Service.
-pub(super) fn is_populated(namespace: &Namespace, service: &Service, spec: &MeshClusterSpec, subset: &str) -> bool {
-    let slices = namespace.slices.values().filter(|slice| slice.service == service.key.name);
-    slices
-        .flat_map(|slice| &slice.endpoints)
-        .filter_map(|endpoint| endpoint_pod(namespace, service, endpoint)?.pod)
-        .any(|pod| subsets_of(spec, &pod.labels).any(|name| name == subset))
 }
 
 fn by_age(namespace: &Namespace) -> Vec<&Cluster> {
@@ -163,7 +136,7 @@ fn check<'a>(
     let MeshClusterSpec { target_ref, subsets, .. } = spec;
     let target = &target_ref.name;
     let Some(service) = namespace.services.get(target) else {
-        diagnostics.push(Diagnostic::refused(Reason::TargetNotFound, format!("Service {target} does not exist")));
+        diagnostics.push(Diagnostic::refused(Reason::TargetNotFound, missing::own_service(namespace, target)));
         return None;
     };
     if !service.has_address() {
@@ -177,17 +150,22 @@ fn check<'a>(
             return None;
         }
     };
-    diagnostics.extend(overruled(service, spec, &settings));
-    for subset in subsets {
-        if !is_populated(namespace, service, spec, &subset.name) {
-            diagnostics.push(Diagnostic::unresolved(
-                Reason::SubsetNotFound,
-                format!(
-                    "subset {} selects no ready pod of Service {target}: requests to it are answered 503",
-                    subset.name
-                ),
-            ));
-        }
+    let endpoints = Endpoints::of(namespace, service);
+    diagnostics.extend(unused::check(service, &endpoints, spec, &settings));
+    if endpoints.is_empty() && !subsets.is_empty() {
+        let message = format!("Service {target} has no ready pod: requests to its subsets are answered 503");
+        diagnostics.push(Diagnostic::limited(Reason::NoEndpoints, message));
+        return Some((spec, settings));
+    }
+    for subset in subsets.iter().filter(|subset| !endpoints.populate(subset)) {
+        diagnostics.push(Diagnostic::unresolved(
+            Reason::SubsetNotFound,
+            format!(
+                "subset {} selects no ready pod of Service {target}{}: requests to it are answered 503",
+                subset.name,
+                endpoints.values_instead(&subset.labels)
+            ),
+        ));
     }
     Some((spec, settings))
 }

@@ -22,6 +22,11 @@ pub enum Severity {
     Partial,
     /// It is applied, but a reference does not resolve. ResolvedRefs is False.
     Unresolved,
+    /// It is applied, but not by all pods that it concerns. InEffect is False.
+    Ineffective,
+    /// It is applied as far as the pods that there are at present allow. InEffect is True, with the diagnostic's reason:
+    /// a Service that is scaled to zero is no fault.
+    Limited,
     /// Information only. Accepted is True and its message has it.
     Note,
 }
@@ -42,6 +47,16 @@ impl Diagnostic {
     /// A reference of the object does not resolve.
     pub fn unresolved(reason: Reason, message: impl Into<String>) -> Self {
         Self { severity: Severity::Unresolved, reason, message: message.into() }
+    }
+
+    /// Pods that the object concerns do not apply it.
+    pub fn ineffective(reason: Reason, message: impl Into<String>) -> Self {
+        Self { severity: Severity::Ineffective, reason, message: message.into() }
+    }
+
+    /// The object is applied as far as there are pods.
+    pub fn limited(reason: Reason, message: impl Into<String>) -> Self {
+        Self { severity: Severity::Limited, reason, message: message.into() }
     }
 
     /// Information only.

@@ -2,9 +2,16 @@
 //!
 //! The pod's status is about a second newer than the slice that Kubernetes derives from it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::world::{Namespace, Pod, Readiness, Service, SliceEndpoint};
+use weft_crds::cluster::Subset;
+use weft_crds::suggest::did_you_mean;
+
+use crate::world::{Namespace, Pod, Readiness, Service, ServicePort, SliceEndpoint};
+
+/// How many values of a label a message lists.
+const VALUES_MAX: usize = 5;
 
 /// The pod of a usable endpoint, and its state.
 #[derive(Clone, Copy, Default)]
@@ -15,6 +22,53 @@ pub(super) struct EndpointPod<'a> {
     pub(super) terminating: bool,
     /// Its node is unreachable: used only if no other endpoint is available, terminating ones included.
     pub(super) lost: bool,
+}
+
+/// The endpoints of a Service that may receive traffic, with their pods.
+pub(super) struct Endpoints<'a>(Vec<(&'a SliceEndpoint, Option<&'a Pod>)>);
+
+// === impl Endpoints ===
+
+impl<'a> Endpoints<'a> {
+    pub(super) fn of(namespace: &'a Namespace, service: &Service) -> Self {
+        let endpoints = namespace.slices_of(&service.key.name).flat_map(|slice| &slice.endpoints);
+        let usable = |endpoint| Some((endpoint, endpoint_pod(namespace, service, endpoint)?.pod));
+        Self(endpoints.filter_map(usable).collect())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether one is in a zone.
+    pub(super) fn has_zones(&self) -> bool {
+        self.0.iter().any(|(endpoint, _)| endpoint.zone.is_some())
+    }
+
+    /// Whether a pod is in the subset.
+    pub(super) fn populate(&self, subset: &Subset) -> bool {
+        self.pods().any(|pod| subset.labels.iter().all(|(key, value)| pod.labels.get(key) == Some(value)))
+    }
+
+    /// The end of a message about labels that no pod has: the values that pods have.
+    pub(super) fn values_instead(&self, labels: &BTreeMap<String, String>) -> String {
+        let hints = labels.iter().filter_map(|(key, value)| {
+            let values: BTreeSet<&str> =
+                self.pods().filter_map(|pod| pod.labels.get(key)).map(String::as_str).collect();
+            if values.is_empty() {
+                let keys: BTreeSet<&str> = self.pods().flat_map(|pod| pod.labels.keys()).map(String::as_str).collect();
+                return Some(format!("no pod has a label {key}{}", did_you_mean(key, keys)));
+            }
+            let listed: Vec<String> = values.iter().take(VALUES_MAX).map(|value| format!("{key}={value}")).collect();
+            (!values.contains(value.as_str())).then(|| format!("its pods have {}", listed.join(", ")))
+        });
+        let hints: Vec<String> = hints.collect();
+        if hints.is_empty() { String::new() } else { format!(" ({})", hints.join("; ")) }
+    }
+
+    pub(super) fn pods(&self) -> impl Iterator<Item = &'a Pod> {
+        self.0.iter().filter_map(|(_, pod)| *pod)
+    }
 }
 
 /// The pod of an endpoint; `None` if the endpoint must not be used.
@@ -41,6 +95,13 @@ pub(super) fn endpoint_pod<'a>(
         Readiness::Lost if from_selector && !pod.deleting => Some(EndpointPod { lost: true, ..endpoint_pod }),
         Readiness::Ready | Readiness::Lost | Readiness::NotReady => None,
     }
+}
+
+/// Whether a Service port has an endpoint that may receive traffic.
+pub(super) fn has_endpoints(namespace: &Namespace, service: &Service, port: &ServicePort) -> bool {
+    let slices = namespace.slices_of(&service.key.name);
+    let slices = slices.filter(|slice| slice.ports.iter().any(|candidate| candidate.name == port.name));
+    slices.flat_map(|slice| &slice.endpoints).any(|endpoint| endpoint_pod(namespace, service, endpoint).is_some())
 }
 
 /// Whether endpoints may have this address. Loopback, link-local, multicast and unspecified addresses are rejected: a

@@ -8,6 +8,7 @@
 //!                          consumer routes  └──> Inbound  (i.<ns>)
 //! MeshPolicies, Pods ───────────policy─────────> Inbound
 //! Nodes, Pods ──────────────────zones──────────> Inbound
+//! Pods ─────────────────────────effect─────────> diagnostics: who does not apply an object
 //! ```
 //!
 //! [`compile`] returns the documents and, as diagnostics, what could not be compiled: one invalid object never
@@ -17,11 +18,14 @@
 mod cluster;
 mod compiled;
 mod diagnostic;
+mod effect;
 mod endpoint;
+mod missing;
 mod policy;
 mod precedence;
 mod route;
 mod service;
+mod unused;
 mod value;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,9 +33,10 @@ use std::net::IpAddr;
 
 pub use compiled::{Compiled, Outcome};
 pub use diagnostic::{Diagnostic, Severity};
+use endpoint::has_endpoints;
 use weft_config::{Index, Protocol};
 
-use crate::world::{Namespace, World};
+use crate::world::{Namespace, Slice, TargetPort, World};
 
 /// The part of a namespace that the compilation of other namespaces reads. They are compiled again only when it
 /// changes.
@@ -48,8 +53,17 @@ pub struct Exports {
 /// The part of a Service that other namespaces read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct ServiceExport {
-    ports: Vec<(u16, Protocol)>,
+    ports: Vec<PortExport>,
     subsets: BTreeMap<String, bool>,
+}
+
+/// The part of a Service port that other namespaces read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct PortExport {
+    port: u16,
+    target: TargetPort,
+    protocol: Protocol,
+    has_endpoints: bool,
 }
 
 /// Compiles a namespace.
@@ -58,12 +72,11 @@ pub fn compile(world: &World, name: &str) -> Compiled {
     let Some(namespace) = world.namespace(name) else { return compiled };
     let clusters = cluster::compile(namespace, &mut compiled.objects);
     let mut tables = route::compile(world, name, namespace, &mut compiled);
-    let slices = namespace.slices_by_service();
     for service in namespace.services.values().filter(|service| service.has_address()) {
         let name = service.key.name.as_str();
-        let slices = slices.get(name).map(Vec::as_slice).unwrap_or_default();
+        let slices: Vec<&Slice> = namespace.slices_of(name).collect();
         let exported =
-            service::compile(namespace, service, slices, clusters.get(name), &mut compiled.rejected_addresses);
+            service::compile(namespace, service, &slices, clusters.get(name), &mut compiled.rejected_addresses);
         compiled.export.services.push(exported);
     }
     for service in &mut compiled.export.services {
@@ -75,6 +88,7 @@ pub fn compile(world: &World, name: &str) -> Compiled {
     compiled.inbound.relabelled = policy::relabelled(namespace, &compiled.inbound.policies);
     compiled.inbound.zones = zones(world, namespace);
     compiled.inbound.routes = tables.into_iter().map(|(port_key, table)| port_key.consumer(table)).collect();
+    effect::check(world, name, namespace, &mut compiled);
     compiled
 }
 
@@ -92,16 +106,25 @@ fn zones(world: &World, namespace: &Namespace) -> BTreeMap<String, BTreeSet<Stri
 /// The part of a compiled namespace that other namespaces read.
 pub fn exports(world: &World, name: &str, compiled: &Compiled) -> Exports {
     let mut exports = Exports { in_mesh: world.in_mesh(name), ..Exports::default() };
-    for service in &compiled.export.services {
-        exports.addresses.extend(&service.addresses);
-        let ports = service.ports.iter().map(|port| (port.port, port.protocol)).collect();
-        let populated =
-            |subset: &String| service.ports.iter().flat_map(|port| &port.endpoints).any(|e| e.subsets.contains(subset));
-        let subsets = service.settings.subsets.iter().map(|subset| (subset.clone(), populated(subset))).collect();
-        exports.services.insert(service.name.clone(), ServiceExport { ports, subsets });
+    let Some(namespace) = world.namespace(name) else { return exports };
+    for exported in &compiled.export.services {
+        exports.addresses.extend(&exported.addresses);
+        let Some(service) = namespace.services.get(&exported.name) else { continue };
+        let ports = service.ports.iter().map(|port| PortExport {
+            port: port.port,
+            target: port.target.clone(),
+            protocol: port.protocol,
+            has_endpoints: has_endpoints(namespace, service, port),
+        });
+        let populated = |subset: &String| {
+            exported.ports.iter().flat_map(|port| &port.endpoints).any(|endpoint| endpoint.subsets.contains(subset))
+        };
+        let subsets = exported.settings.subsets.iter().map(|subset| (subset.clone(), populated(subset))).collect();
+        let ports = ports.collect();
+        exports.services.insert(exported.name.clone(), ServiceExport { ports, subsets });
     }
     exports.addresses.sort_unstable();
-    let services = world.namespace(name).into_iter().flat_map(|namespace| namespace.services.values());
+    let services = namespace.services.values();
     exports.without_address =
         services.filter(|service| !service.has_address()).map(|service| service.key.name.clone()).collect();
     exports

@@ -10,8 +10,12 @@ use weft_crds::status::Reason;
 
 use super::compiled::Outcome;
 use super::diagnostic::Diagnostic;
-use super::value;
+use super::{missing, value};
 use crate::world::{self, DocumentKind, Kind, Namespace, ObjectId, Pod, Service, TargetPort};
+
+/// What conditions on HTTP requests mean where the proxy sees none.
+pub(super) const ON_OPAQUE_TCP: &str =
+    "Deny rules with methods, paths or headers refuse every connection there, and such Allow rules match none";
 
 /// Accepted policies, sorted by name.
 pub(super) fn compile(namespace: &Namespace, objects: &mut BTreeMap<ObjectId, Outcome>) -> Vec<Policy> {
@@ -35,19 +39,12 @@ pub(super) fn compile(namespace: &Namespace, objects: &mut BTreeMap<ObjectId, Ou
 /// Pods (by UID) with changed labels since injection that a policy selects by: the current values of all labels that
 /// policies select by.
 pub(super) fn relabelled(namespace: &Namespace, policies: &[Policy]) -> BTreeMap<String, BTreeMap<String, String>> {
-    let keys: BTreeSet<&String> = policies
-        .iter()
-        .filter_map(|policy| match &policy.target {
-            Target::Service { selector, ports: _ } => Some(selector.keys()),
-            Target::Namespace | Target::ServiceAccount(_) => None,
-        })
-        .flatten()
-        .collect();
+    let keys: BTreeSet<&str> = policies.iter().flat_map(|policy| selector_keys(&policy.target)).collect();
     let labels = |pod: &Pod| {
-        let selected_by = pod.labels.iter().filter(|(key, _)| keys.contains(key));
+        let selected_by = pod.labels.iter().filter(|(key, _)| keys.contains(key.as_str()));
         selected_by.map(|(key, value)| (key.clone(), value.clone())).collect()
     };
-    let relabelled = namespace.pods.values().filter(|pod| pod.relabelled.iter().any(|key| keys.contains(key)));
+    let relabelled = namespace.pods.values().filter(|pod| pod.relabelled.iter().any(|key| keys.contains(key.as_str())));
     relabelled.map(|pod| (pod.uid.clone(), labels(pod))).collect()
 }
 
@@ -61,16 +58,28 @@ fn check(
         .as_ref()
         .map_err(|error| Diagnostic::refused(Reason::Invalid, format!("the object cannot be parsed: {error}")))?;
     let MeshPolicySpec { target_ref, authorization: Authorization { rules } } = spec;
-    let looks_into_http =
-        rules.iter().any(|rule| !(rule.methods.is_empty() && rule.paths.is_empty() && rule.headers.is_empty()));
-    let target = target(namespace, target_ref, looks_into_http, diagnostics)?;
     let mut compiled = Vec::new();
     for (index, rule) in rules.iter().enumerate() {
         let rule = self::rule(rule)
             .map_err(|message| Diagnostic::refused(Reason::UnsupportedValue, format!("rule {index}: {message}")))?;
         compiled.push(rule);
     }
+    let target = target(namespace, target_ref, looks_into_http(&compiled), diagnostics)?;
     Ok(Policy { name: policy.meta.key.name.clone(), target, rules: compiled })
+}
+
+/// Keys of the labels that a target selects by.
+pub(super) fn selector_keys(target: &Target) -> impl Iterator<Item = &str> {
+    let selector = match target {
+        Target::Service { selector, ports: _ } => Some(selector),
+        Target::Namespace | Target::ServiceAccount(_) => None,
+    };
+    selector.into_iter().flat_map(|selector| selector.keys().map(String::as_str))
+}
+
+/// Whether a rule has conditions on HTTP requests.
+pub(super) fn looks_into_http(rules: &[AuthorizationRule]) -> bool {
+    rules.iter().any(|rule| !(rule.methods.is_empty() && rule.paths.is_empty() && rule.headers.is_empty()))
 }
 
 fn target(
@@ -89,10 +98,7 @@ fn target(
         PolicyTargetKind::ServiceAccount => {
             let name = named()?;
             if !namespace.accounts.contains_key(name) {
-                return Err(Diagnostic::refused(
-                    Reason::TargetNotFound,
-                    format!("ServiceAccount {name} does not exist"),
-                ));
+                return Err(Diagnostic::refused(Reason::TargetNotFound, missing::account(namespace, name)));
             }
             Ok(Target::ServiceAccount(name.to_owned()))
         }
@@ -101,7 +107,7 @@ fn target(
             let service = namespace
                 .services
                 .get(name)
-                .ok_or_else(|| Diagnostic::refused(Reason::TargetNotFound, format!("Service {name} does not exist")))?;
+                .ok_or_else(|| Diagnostic::refused(Reason::TargetNotFound, missing::own_service(namespace, name)))?;
             service_target(service, looks_into_http, diagnostics)
         }
     }
@@ -117,6 +123,10 @@ fn service_target(
         let message = format!("Service {name} has no selector: a policy applies to the pods that the Service selects");
         return Err(Diagnostic::refused(Reason::UnsupportedTarget, message));
     }
+    if service.ports.is_empty() {
+        let message = format!("Service {name} has no TCP port: a policy applies to TCP connections and HTTP requests");
+        return Err(Diagnostic::refused(Reason::UnsupportedTarget, message));
+    }
     let opaque: Vec<u16> =
         service.ports.iter().filter(|port| port.protocol == Protocol::Tcp).map(|port| port.port).collect();
     if looks_into_http && !opaque.is_empty() {
@@ -129,8 +139,7 @@ fn service_target(
         }
         let ports: Vec<String> = opaque.iter().map(u16::to_string).collect();
         diagnostics.push(Diagnostic::note(format!(
-            "ports {} of Service {name} carry opaque TCP: Deny rules with methods, paths or headers refuse every connection \
-             to them, and such Allow rules match none",
+            "ports {} of Service {name} carry opaque TCP: {ON_OPAQUE_TCP}",
             ports.join(", ")
         )));
     }

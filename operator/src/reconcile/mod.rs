@@ -17,7 +17,7 @@ use futures_util::StreamExt;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::jiff::Timestamp;
 use kube::{Api, Client};
-use state::{INDEX, RETRY_MAX, STATUS_INTERVAL, State, delivered, document_name};
+use state::{INDEX, RETRY_MAX, State, delivered, document_name};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use weft_crds::Status;
@@ -35,6 +35,10 @@ use crate::world::{Access, AccessKind, Change, Document, DocumentKind, Event, Ke
 const EVENTS_MAX: usize = 1024;
 /// Maximum concurrent writes.
 const WRITES_MAX: usize = 8;
+/// Maximum statuses written for one namespace in one round, and when the next round writes the others: a pod can change
+/// the conditions of a thousand policies, and documents have precedence.
+const STATUSES_MAX: usize = 256;
+const STATUSES_INTERVAL: Duration = Duration::from_millis(100);
 /// Interval in which the gauges are updated, also without events.
 const GAUGES_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -96,13 +100,13 @@ impl Reconciler {
                     }
                 }
                 () = sleep_until(flush_at), if flush_at.is_some() => self.flush(&mut state).await,
-                _ = tick.tick() => self.update_gauges(&state),
+                _ = tick.tick() => self.update_gauges(&mut state),
             }
             let epoch = self.lease.borrow_and_update().epoch();
             if state.epoch != epoch {
                 state.reset(epoch, Instant::now());
                 self.report_readiness(&state);
-                self.update_gauges(&state);
+                self.update_gauges(&mut state);
             }
         }
     }
@@ -354,7 +358,8 @@ impl Reconciler {
         }
     }
 
-    /// Writes the statuses that changed, at most one per object and `STATUS_INTERVAL`.
+    /// Writes the statuses that changed, up to a number in one round, and each object's at most so often
+    /// (`State::may_write_status`).
     async fn write_statuses(&self, state: &mut State, scope: &str, compiled: &Compiled, epoch: u64) {
         let now = Instant::now();
         let mut jobs: Vec<(ObjectId, String, Status)> = Vec::new();
@@ -365,10 +370,13 @@ impl Reconciler {
             else {
                 continue;
             };
-            let uid = uid.to_owned();
-            match state.status_written_at.get(id).map(|at| *at + STATUS_INTERVAL).filter(|then| *then > now) {
-                Some(then) => state.requeue_at(scope, then),
-                None => jobs.push((id.clone(), uid, next)),
+            let (uid, is_prompt) = (uid.to_owned(), status::is_prompt(previous, &next));
+            if jobs.len() == STATUSES_MAX {
+                state.write_statuses_at(scope, now + STATUSES_INTERVAL);
+                break;
+            }
+            if state.may_write_status(id, is_prompt, now) {
+                jobs.push((id.clone(), uid, next));
             }
         }
         let writes = jobs.into_iter().map(|(id, uid, next)| async move {
@@ -385,7 +393,7 @@ impl Reconciler {
             match written {
                 Ok(version) => {
                     let revision = version.and_then(|version| version.parse().ok()).unwrap_or_default();
-                    state.status_written_at.insert(id.clone(), Instant::now());
+                    state.status_written(id.clone(), Instant::now());
                     state.world.set_status(&id, next, revision);
                 }
                 // The object was deleted; the watch will report it.
@@ -423,7 +431,10 @@ impl Reconciler {
         self.metrics.leader.set(i64::from(state.epoch.is_some()));
     }
 
-    fn update_gauges(&self, state: &State) {
+    fn update_gauges(&self, state: &mut State) {
+        let not_ready = state.count_not_ready();
+        self.metrics.set_not_ready(&not_ready, &state.not_ready);
+        state.not_ready = not_ready;
         for (kind, count) in state.world.counts() {
             self.metrics
                 .objects

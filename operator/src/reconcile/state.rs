@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use crate::compile::{self, Compiled, Exports, Outcome};
+use crate::metrics::NotReadyLabels;
 use crate::render::Published;
-use crate::status::Delivery;
+use crate::status::{self, Delivery};
 use crate::world::{DocumentKind, Event, ObjectId, WatchedKind, World, documents_namespace};
 
 /// The scope of the index; no namespace has this name.
@@ -24,8 +25,13 @@ const ROUND_MAX: usize = 64;
 /// Backoff of failed writes: first and longest delay.
 const RETRY_MIN: Duration = Duration::from_millis(250);
 pub(super) const RETRY_MAX: Duration = Duration::from_secs(30);
-/// Minimum time between two status writes of one object.
-pub(super) const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+/// Minimum time between two status writes of one object, if the status or reason of a condition changes, and if only its
+/// message does: the names in a message change with every pod of a rollout.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+const MESSAGE_INTERVAL: Duration = Duration::from_secs(10);
+/// Maximum statuses of all objects in which only a message changes, in one second: one pod may be in the messages of a
+/// thousand policies.
+const MESSAGES_MAX: u32 = 20;
 
 /// State of the loop.
 #[derive(Default)]
@@ -42,7 +48,13 @@ pub(super) struct State {
     pub(super) delivery: BTreeMap<(DocumentKind, String), Delivery>,
     exports: BTreeMap<String, Exports>,
     references: BTreeMap<String, BTreeSet<String>>,
-    pub(super) status_written_at: HashMap<ObjectId, Instant>,
+    /// How many objects were not ready when the gauges were last set.
+    pub(super) not_ready: BTreeMap<NotReadyLabels, i64>,
+    status_written_at: HashMap<ObjectId, Instant>,
+    /// When the current second of messages began, and how many of it were written.
+    messages: Option<(Instant, u32)>,
+    /// Scopes with a status to write at an instant. Unlike `not_before` this delays nothing else.
+    status_due: BTreeMap<String, Instant>,
     /// The epoch that `published` and the other caches belong to; `None` on standby.
     pub(super) epoch: Option<u64>,
     /// Time of the next round, if one is scheduled.
@@ -69,7 +81,8 @@ impl State {
             return;
         }
         self.dirty.extend(touched.scopes);
-        if self.flush_at.is_none() {
+        // A retry or a status that is due later does not delay the change.
+        if self.flush_at.is_none_or(|at| at > now + COALESCE_MAX) {
             // The first change after a quiet period is written almost immediately; under constant changes they are
             // coalesced.
             let quiet = self.last_flush.is_none_or(|at| now.duration_since(at) > QUIET);
@@ -95,6 +108,7 @@ impl State {
         self.failures.clear();
         self.not_before.clear();
         self.status_written_at.clear();
+        self.status_due.clear();
         let known = self.world.namespaces().map(|(name, _)| name.clone());
         let written = self.world.documents().map(|(_, namespace, _)| namespace.to_owned());
         self.dirty = known.chain(written).collect();
@@ -104,6 +118,7 @@ impl State {
 
     /// The dirty scopes that are not delayed, at most one round of them.
     pub(super) fn take_due(&mut self, now: Instant) -> Vec<String> {
+        self.dirty.extend(self.status_due.extract_if(.., |_, then| *then <= now).map(|(scope, _)| scope));
         let due = |scope: &&String| self.not_before.get(*scope).is_none_or(|then| *then <= now);
         let scopes: Vec<String> = self.dirty.iter().filter(due).take(ROUND_MAX).cloned().collect();
         for scope in &scopes {
@@ -116,8 +131,44 @@ impl State {
 
     /// Sets the time of the next round, if a scope is dirty.
     pub(super) fn schedule(&mut self, now: Instant) {
-        self.status_written_at.retain(|_, at| now.duration_since(*at) < STATUS_INTERVAL);
-        self.flush_at = self.dirty.iter().map(|scope| self.not_before.get(scope).copied().unwrap_or(now)).min();
+        self.status_written_at.retain(|_, at| now.duration_since(*at) < MESSAGE_INTERVAL);
+        let due = self.dirty.iter().map(|scope| self.not_before.get(scope).copied().unwrap_or(now));
+        self.flush_at = due.chain(self.status_due.values().copied()).min();
+    }
+
+    /// Whether an object's status may be written now. If not, its scope is due again when it may.
+    pub(super) fn may_write_status(&mut self, id: &ObjectId, is_prompt: bool, now: Instant) -> bool {
+        let interval = if is_prompt { STATUS_INTERVAL } else { MESSAGE_INTERVAL };
+        let of_object = self.status_written_at.get(id).map(|at| *at + interval).filter(|then| *then > now);
+        let then = match of_object {
+            None if is_prompt => None,
+            None => self.take_message(now),
+            then => then,
+        };
+        if let Some(then) = then {
+            self.write_statuses_at(&id.key.namespace, then);
+        }
+        then.is_none()
+    }
+
+    /// Counts a status in which only a message changes, or returns when the next may be written.
+    fn take_message(&mut self, now: Instant) -> Option<Instant> {
+        let (since, count) = self.messages.filter(|(since, _)| now < *since + STATUS_INTERVAL).unwrap_or((now, 0));
+        if count == MESSAGES_MAX {
+            return Some(since + STATUS_INTERVAL);
+        }
+        self.messages = Some((since, count + 1));
+        None
+    }
+
+    pub(super) fn status_written(&mut self, id: ObjectId, now: Instant) {
+        self.status_written_at.insert(id, now);
+    }
+
+    /// Has the scope's statuses written at an instant.
+    pub(super) fn write_statuses_at(&mut self, scope: &str, then: Instant) {
+        let due = self.status_due.entry(scope.to_owned()).or_insert(then);
+        *due = (*due).min(then);
     }
 
     /// Compiles a namespace, and marks the namespaces that reference it dirty if its exports changed. `None`: not in
@@ -178,6 +229,17 @@ impl State {
         namespaces.iter().filter_map(generation).collect()
     }
 
+    /// Objects that are not ready, by kind and reason.
+    pub(super) fn count_not_ready(&self) -> BTreeMap<NotReadyLabels, i64> {
+        let mut counts = BTreeMap::new();
+        for (kind, status) in self.world.statuses() {
+            if let Some(reason) = status::not_ready(status) {
+                *counts.entry(NotReadyLabels { kind: kind.as_str(), reason: reason.to_owned() }).or_default() += 1;
+            }
+        }
+        counts
+    }
+
     /// Whether the documents that contain an object have been written.
     pub(super) fn delivery_of(&self, scope: &str, outcome: &Outcome) -> Delivery {
         let mut written = Vec::new();
@@ -198,7 +260,7 @@ impl State {
         self.requeue_at(scope, now + wait);
     }
 
-    pub(super) fn requeue_at(&mut self, scope: &str, then: Instant) {
+    fn requeue_at(&mut self, scope: &str, then: Instant) {
         self.dirty.insert(scope.to_owned());
         let entry = self.not_before.entry(scope.to_owned()).or_insert(then);
         *entry = (*entry).max(then);
@@ -256,6 +318,59 @@ mod tests {
         assert!(state.take_due(Instant::now()).is_empty(), "backing off");
         state.schedule(Instant::now());
         assert!(state.flush_at.is_some_and(|at| at > Instant::now()), "scheduled for later");
+    }
+
+    #[test]
+    fn change_does_not_wait_for_the_retry_of_another_namespace() {
+        let (mut state, now) = (State::new(), Instant::now());
+        for _ in 0..40 {
+            state.retry("failing", now);
+        }
+        state.schedule(now);
+        assert_eq!(state.flush_at, Some(now + RETRY_MAX));
+        let meta = NamespaceMeta { name: "shop".into(), enabled: true };
+        state.observe(Event::Namespace(Change::Apply(meta)), now);
+        assert_eq!(state.flush_at, Some(now + COALESCE_MIN));
+    }
+
+    #[test]
+    fn statuses_are_throttled_and_delay_nothing_else() {
+        let (mut state, start) = (State::new(), Instant::now());
+        let id = ObjectId { kind: crate::world::Kind::Policy, key: crate::world::Key::new("shop", "p") };
+        assert!(state.may_write_status(&id, true, start), "the first");
+        state.status_written(id.clone(), start);
+        let soon = start + Duration::from_millis(500);
+        assert!(!state.may_write_status(&id, false, soon));
+        assert!(!state.may_write_status(&id, true, soon));
+        state.schedule(soon);
+        assert_eq!(state.flush_at, Some(start + STATUS_INTERVAL), "the earlier of both");
+        state.dirty.insert("shop".into());
+        assert_eq!(state.take_due(soon), ["shop"], "a change of the configuration does not wait");
+
+        let later = start + STATUS_INTERVAL;
+        assert_eq!(state.take_due(later), ["shop"]);
+        assert!(state.may_write_status(&id, true, later), "a status changed");
+        assert!(!state.may_write_status(&id, false, later), "only the message changed");
+        state.schedule(later);
+        assert_eq!(state.flush_at, Some(start + MESSAGE_INTERVAL));
+        assert!(state.may_write_status(&id, false, start + MESSAGE_INTERVAL));
+    }
+
+    #[test]
+    fn messages_of_many_objects_are_spread_over_time() {
+        let (mut state, start) = (State::new(), Instant::now());
+        let id = |n: u32| ObjectId {
+            kind: crate::world::Kind::Policy,
+            key: crate::world::Key::new("shop", format!("p{n}")),
+        };
+        let written = |state: &mut State, is_prompt, at| {
+            (0..100).filter(|n| state.may_write_status(&id(*n), is_prompt, at)).count()
+        };
+        assert_eq!(written(&mut state, false, start), MESSAGES_MAX as usize);
+        assert_eq!(written(&mut state, true, start), 100, "a status that changed does not wait");
+        assert_eq!(written(&mut state, false, start + STATUS_INTERVAL / 2), 0);
+        assert_eq!(state.status_due["shop"], start + STATUS_INTERVAL);
+        assert_eq!(written(&mut state, false, start + STATUS_INTERVAL), MESSAGES_MAX as usize);
     }
 
     #[test]

@@ -14,9 +14,9 @@ use std::collections::{BTreeMap, BTreeSet};
 pub use event::{Change, Event, WatchedKind};
 pub use namespace::Namespace;
 pub use objects::{
-    Access, AccessKind, Account, Cluster, Distribution, Document, DocumentKind, Key, Kind, MeshObject, Meta,
-    NamespaceMeta, Node, ObjectId, Pod, Policy, Protocol, Readiness, Route, Service, ServicePort, Slice, SliceEndpoint,
-    SlicePort, TargetPort, documents_namespace,
+    Access, AccessKind, Account, Cluster, ContainerPort, Distribution, Document, DocumentKind, Key, Kind, MeshObject,
+    Meta, NamespaceMeta, Node, ObjectId, Pod, Policy, Protocol, Readiness, Route, Service, ServicePort, Slice,
+    SliceEndpoint, SlicePort, TargetPort, documents_namespace,
 };
 use stored::Stored;
 use weft_crds::Status;
@@ -36,6 +36,8 @@ pub struct World {
     namespaces: BTreeMap<String, Namespace>,
     /// Zones by node name; nodes without a zone are absent.
     zones: BTreeMap<String, String>,
+    /// Namespaces with a pod that has a proxy and may have traffic.
+    meshed: BTreeSet<String>,
     documents: BTreeMap<(DocumentKind, String), Document>,
     access: BTreeMap<(AccessKind, String), Access>,
 }
@@ -83,6 +85,11 @@ impl World {
     /// The zone of a node, if it has one.
     pub fn zone(&self, node: &str) -> Option<&str> {
         self.zones.get(node).map(String::as_str)
+    }
+
+    /// Whether a pod outside of the namespace has a proxy.
+    pub fn is_meshed_outside(&self, name: &str) -> bool {
+        self.meshed.iter().any(|other| other != name)
     }
 
     /// A document as it is in the cluster.
@@ -148,6 +155,16 @@ impl World {
             Kind::Cluster => namespace.clusters.get(&id.key.name).map(of),
             Kind::Policy => namespace.policies.get(&id.key.name).map(of),
         }
+    }
+
+    /// The status of every custom resource.
+    pub fn statuses(&self) -> impl Iterator<Item = (Kind, &Status)> {
+        self.namespaces.values().flat_map(|namespace| {
+            let routes = namespace.routes.values().map(|object| (Kind::Route, &object.status));
+            let clusters = namespace.clusters.values().map(|object| (Kind::Cluster, &object.status));
+            let policies = namespace.policies.values().map(|object| (Kind::Policy, &object.status));
+            routes.chain(clusters).chain(policies)
+        })
     }
 
     /// Stores a status that was just written, before the watch reports it.
@@ -227,15 +244,24 @@ impl World {
                 }
                 if current.is_none_or(|current| !current.same(&object)) {
                     touched.urgent |= current.is_some_and(|current| current.is_urgent(Some(&object)));
-                    touched.scopes.insert(namespace);
+                    touched.scopes.insert(namespace.clone());
                 }
-                map.insert(name, object);
+                let before = map.remove(&name);
+                let current = self.namespaces.entry(namespace.clone()).or_default();
+                if let Some(before) = before {
+                    before.index(current, false);
+                }
+                object.index(current, true);
+                K::map(current).insert(name, object);
+                self.update_meshed(&namespace, touched);
             }
             Change::Delete(Key { namespace, name }) => {
                 let Some(current) = self.namespaces.get_mut(&namespace) else { return };
                 if let Some(object) = K::map(current).remove(&name) {
                     touched.urgent |= object.is_urgent(None);
                     touched.scopes.insert(namespace.clone());
+                    object.index(current, false);
+                    self.update_meshed(&namespace, touched);
                     self.remove_if_empty(&namespace);
                 }
             }
@@ -256,6 +282,25 @@ impl World {
                     self.observe_stored(Change::Apply(object), touched);
                 }
             }
+        }
+    }
+
+    /// If a namespace is now the first with a pod in the mesh, or no longer one, the conditions of routes and clusters
+    /// elsewhere may change.
+    fn update_meshed(&mut self, name: &str, touched: &mut Touched) {
+        let is_meshed = self.namespaces.get(name).is_some_and(|namespace| namespace.meshed > 0);
+        if is_meshed == self.meshed.contains(name) {
+            return;
+        }
+        let before = self.meshed.len();
+        if is_meshed {
+            self.meshed.insert(name.to_owned());
+        } else {
+            self.meshed.remove(name);
+        }
+        if before.min(self.meshed.len()) <= 1 {
+            let concerned = self.namespaces.iter().filter(|(_, namespace)| namespace.has_clients_elsewhere());
+            touched.scopes.extend(concerned.map(|(name, _)| name.clone()));
         }
     }
 

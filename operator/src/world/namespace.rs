@@ -1,6 +1,6 @@
 //! The objects of one namespace.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::objects::{Account, Cluster, NamespaceMeta, Pod, Policy, Route, Service, Slice};
 
@@ -17,23 +17,40 @@ pub struct Namespace {
     pub routes: BTreeMap<String, Route>,
     pub clusters: BTreeMap<String, Cluster>,
     pub policies: BTreeMap<String, Policy>,
+    /// How many pods have a proxy and may have traffic.
+    pub meshed: usize,
+    /// Names of EndpointSlices by Service.
+    slices_of: BTreeMap<String, BTreeSet<String>>,
 }
 
 // === impl Namespace ===
 
 impl Namespace {
-    /// EndpointSlices by Service.
-    pub fn slices_by_service(&self) -> HashMap<&str, Vec<&Slice>> {
-        let mut slices: HashMap<&str, Vec<&Slice>> = HashMap::new();
-        for slice in self.slices.values() {
-            slices.entry(&slice.service).or_default().push(slice);
+    /// The EndpointSlices of a Service.
+    pub fn slices_of(&self, service: &str) -> impl Iterator<Item = &Slice> {
+        self.slices_of.get(service).into_iter().flatten().filter_map(|name| self.slices.get(name))
+    }
+
+    pub(super) fn index_slice(&mut self, slice: &Slice, is_added: bool) {
+        let names = self.slices_of.entry(slice.service.clone()).or_default();
+        if is_added {
+            names.insert(slice.key.name.clone());
+            return;
         }
-        slices
+        names.remove(&slice.key.name);
+        if names.is_empty() {
+            self.slices_of.remove(&slice.service);
+        }
     }
 
     /// The pod of this name, if it has this UID (and is not a successor of the same name).
     pub fn pod(&self, name: &str, uid: &str) -> Option<&Pod> {
         self.pods.get(name).filter(|pod| pod.uid == uid)
+    }
+
+    /// Whether the conditions of its routes or clusters may depend on the pods of other namespaces.
+    pub(super) fn has_clients_elsewhere(&self) -> bool {
+        !(self.routes.is_empty() && self.clusters.is_empty())
     }
 
     /// Whether it is in the mesh by itself: it has the injection label, a Weft object, or a pod with a proxy.

@@ -21,6 +21,8 @@ pub(super) trait Stored: PartialEq + Sized {
     fn is_urgent(&self, _next: Option<&Self>) -> bool {
         false
     }
+    /// Adds it to the namespace's indices, or removes it.
+    fn index(&self, _namespace: &mut Namespace, _is_added: bool) {}
     /// Whether `next` compiles to the same as `self`.
     fn same(&self, next: &Self) -> bool {
         self == next
@@ -50,6 +52,11 @@ impl Stored for Pod {
         let relabelled = next.is_some_and(|next| next.labels != self.labels);
         relabelled || self.serving() && !next.is_some_and(Self::serving)
     }
+    fn index(&self, namespace: &mut Namespace, is_added: bool) {
+        if self.is_meshed() {
+            namespace.meshed = if is_added { namespace.meshed + 1 } else { namespace.meshed.saturating_sub(1) };
+        }
+    }
 }
 
 impl Stored for Slice {
@@ -62,6 +69,9 @@ impl Stored for Slice {
     fn is_urgent(&self, next: Option<&Self>) -> bool {
         let ready = |slice: &Self| slice.endpoints.iter().filter(|endpoint| endpoint.ready).count();
         ready(self) > next.map_or(0, ready)
+    }
+    fn index(&self, namespace: &mut Namespace, is_added: bool) {
+        namespace.index_slice(self, is_added);
     }
 }
 

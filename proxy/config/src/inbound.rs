@@ -44,7 +44,7 @@ pub struct Policy {
 
 /// The pods and ports that a policy applies to. A proxy compares them with its pod's labels and service account from
 /// the bootstrap, and with [`Inbound::relabelled`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Target {
     /// Every pod of the namespace.
@@ -61,7 +61,7 @@ pub enum Target {
 }
 
 /// A port of a pod.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum PortRef {
     /// By number.

@@ -11,8 +11,8 @@ use weft_crds::status::Reason;
 use super::backend::RuleKind;
 use super::rule::{rule, stream};
 use crate::compile::diagnostic::Diagnostic;
-use crate::compile::value;
-use crate::world::{DocumentKind, Key, Route, World};
+use crate::compile::{missing, value};
+use crate::world::{DocumentKind, Key, Route, ServicePort, World};
 
 /// A Service port that routes are attached to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,9 +84,14 @@ pub(super) fn attach<'a>(
     let key = &route.meta.key;
     let mut unresolved = Vec::new();
     let mut note = |name: &str, found: Vec<(Reason, String)>| {
-        unresolved.extend(
-            found.into_iter().map(|(reason, what)| Diagnostic::unresolved(reason, format!("rule {name}: {what}"))),
-        );
+        unresolved.extend(found.into_iter().map(|(reason, what)| {
+            let message = format!("rule {name}: {what}");
+            match reason {
+                // The Service exists, and may be scaled to zero.
+                Reason::NoEndpoints => Diagnostic::limited(reason, message),
+                _ => Diagnostic::unresolved(reason, message),
+            }
+        }));
     };
     let refused =
         |name: &str, message: String| Diagnostic::refused(Reason::UnsupportedValue, format!("rule {name}: {message}"));
@@ -120,11 +125,15 @@ pub(super) fn attach<'a>(
     diagnostics.append(&mut unresolved);
 
     let mut misses: Vec<(Reason, String)> = Vec::new();
+    let mut skipped: BTreeSet<ServicePortKey> = BTreeSet::new();
     let mut attach = |kind: RuleKind, any: bool| {
         let mut port_keys = BTreeSet::new();
         for parent in parent_refs.iter().filter(|_| any) {
             match self::port_keys(world, &key.namespace, parent, kind) {
-                Ok(found) => port_keys.extend(found),
+                Ok(PortKeys { found, others }) => {
+                    port_keys.extend(found);
+                    skipped.extend(others);
+                }
                 // Report an error that both kinds of rules have once.
                 Err(miss) if misses.contains(&miss) => {}
                 Err(miss) => misses.push(miss),
@@ -140,6 +149,13 @@ pub(super) fn attach<'a>(
         return Err(Diagnostic::refused(reason, messages.join("; ")));
     }
     diagnostics.extend(misses.into_iter().map(|(_, message)| Diagnostic::partial(message)));
+    let skipped = skipped.into_iter().filter(|port| !http_ports.contains(port) && !stream_ports.contains(port));
+    diagnostics.extend(skipped.map(|port| {
+        let message =
+            format!("it does not apply to {port}, which is declared (by appProtocol or port name) as another protocol");
+        Diagnostic::note(message)
+    }));
+    diagnostics.extend(http.iter().flat_map(repeated_conditions).map(Diagnostic::note));
     Ok(AttachedRoute {
         route,
         rules,
@@ -152,18 +168,38 @@ pub(super) fn attach<'a>(
     })
 }
 
+/// Conditions on one name of which only the first counts.
+fn repeated_conditions(rule: &route::HttpRule) -> BTreeSet<String> {
+    fn repeated(names: impl Iterator<Item = String>) -> impl Iterator<Item = String> {
+        let mut seen = BTreeSet::new();
+        names.filter(move |name| !seen.insert(name.clone()))
+    }
+    let headers = rule.matches.iter().flat_map(|condition| {
+        let names = condition.headers.iter().map(|header| header.name.to_ascii_lowercase());
+        repeated(names).map(|name| format!("header {name}"))
+    });
+    let queries = rule.matches.iter().flat_map(|condition| {
+        let names = condition.query_params.iter().map(|query| query.name.clone());
+        repeated(names).map(|name| format!("query parameter {name}"))
+    });
+    headers
+        .chain(queries)
+        .map(|what| format!("of several conditions on {what} in one match only the first counts"))
+        .collect()
+}
+
+/// The Service ports of a parentRef that rules of one kind apply to, and the others.
+struct PortKeys {
+    found: Vec<ServicePortKey>,
+    others: Vec<ServicePortKey>,
+}
+
 /// The Service ports of a parentRef that rules of this kind can apply to.
-fn port_keys(
-    world: &World,
-    own: &str,
-    parent: &ParentRef,
-    kind: RuleKind,
-) -> Result<Vec<ServicePortKey>, (Reason, String)> {
+fn port_keys(world: &World, own: &str, parent: &ParentRef, kind: RuleKind) -> Result<PortKeys, (Reason, String)> {
     let ParentRef { kind: _, namespace, name, port } = parent;
     let key = Key::new(namespace.as_deref().unwrap_or(own), name);
-    let service = world
-        .service(&key.namespace, name)
-        .ok_or_else(|| (Reason::TargetNotFound, format!("Service {key} does not exist")))?;
+    let service =
+        world.service(&key.namespace, name).ok_or_else(|| (Reason::TargetNotFound, missing::service(world, &key)))?;
     if !service.has_address() {
         return Err((Reason::UnsupportedTarget, value::no_address(service)));
     }
@@ -178,22 +214,21 @@ fn port_keys(
     let declared = format!("declared as {carries} (by appProtocol or port name): {rules} apply to it");
     match port {
         Some(port) => {
-            let found = service
-                .port(*port)
-                .ok_or_else(|| (Reason::TargetNotFound, format!("Service {key} has no TCP port {port}")))?;
+            let found = service.port(*port).ok_or_else(|| (Reason::TargetNotFound, missing::port(service, *port)))?;
             if !fits(found.protocol) {
                 return Err((Reason::UnsupportedTarget, format!("port {port} of Service {key} is {declared}")));
             }
-            Ok(vec![ServicePortKey { service: key, port: *port }])
+            Ok(PortKeys { found: vec![ServicePortKey { service: key, port: *port }], others: Vec::new() })
         }
         None => {
-            let ports = service.ports.iter().filter(|port| fits(port.protocol));
-            let port_keys: Vec<ServicePortKey> =
-                ports.map(|port| ServicePortKey { service: key.clone(), port: port.port }).collect();
-            if port_keys.is_empty() {
+            let (fitting, others): (Vec<_>, Vec<_>) = service.ports.iter().partition(|port| fits(port.protocol));
+            if fitting.is_empty() {
                 return Err((Reason::UnsupportedTarget, format!("every port of Service {key} is {declared}")));
             }
-            Ok(port_keys)
+            let keys = |ports: Vec<&ServicePort>| {
+                ports.into_iter().map(|port| ServicePortKey { service: key.clone(), port: port.port }).collect()
+            };
+            Ok(PortKeys { found: keys(fitting), others: keys(others) })
         }
     }
 }

@@ -4,8 +4,9 @@ use weft_config::{Backend, BackendTarget, ClusterRef};
 use weft_crds::route;
 use weft_crds::status::Reason;
 
-use crate::compile::{cluster, value};
-use crate::world::{Key, Service, World};
+use crate::compile::endpoint::{Endpoints, has_endpoints};
+use crate::compile::{cluster, missing, value};
+use crate::world::{Key, Service, ServicePort, World};
 
 /// What a rule matches: HTTP requests, or TLS and TCP connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,41 +49,38 @@ pub(super) fn resolve(
     while_empty: &str,
     unresolved: &mut Vec<(Reason, String)>,
 ) -> Result<ClusterRef, (Reason, String)> {
-    let missing = |message: String| (Reason::BackendNotFound, message);
+    let not_found = |message: String| (Reason::BackendNotFound, message);
     let (Some(namespace), Some(service)) = (world.namespace(&key.namespace), world.service(&key.namespace, &key.name))
     else {
-        return Err(missing(format!("Service {key} does not exist")));
+        return Err(not_found(missing::service(world, key)));
     };
-    check_backend(service, port).map_err(missing)?;
+    let service_port = check_backend(service, port).map_err(not_found)?;
     let found = |subset: Option<&str>| ClusterRef {
         namespace: key.namespace.clone(),
         service: key.name.clone(),
         port,
         subset: subset.map(str::to_owned),
     };
-    let Some(subset) = subset else { return Ok(found(None)) };
-    let declared =
-        cluster::governing(namespace, &key.name).filter(|spec| spec.subsets.iter().any(|s| s.name == subset));
-    match declared {
-        None => {
-            Err((Reason::SubsetNotFound, format!("no accepted MeshCluster declares subset {subset} of Service {key}")))
-        }
-        Some(spec) => {
-            if !cluster::is_populated(namespace, service, spec, subset) {
-                let message = format!("subset {subset} of Service {key} has no ready pod: {while_empty}");
-                unresolved.push((Reason::SubsetNotFound, message));
-            }
-            Ok(found(Some(subset)))
-        }
+    let is_empty = !has_endpoints(namespace, service, service_port);
+    if is_empty {
+        unresolved.push((Reason::NoEndpoints, format!("Service {key} has no ready pod at port {port}: {while_empty}")));
     }
+    let Some(subset) = subset else { return Ok(found(None)) };
+    let governing = cluster::governing(namespace, &key.name);
+    let declared = governing.and_then(|spec| spec.subsets.iter().find(|declared| declared.name == subset));
+    let Some(declared) = declared else {
+        return Err((Reason::SubsetNotFound, missing::subset(key, subset, governing)));
+    };
+    if !is_empty && !Endpoints::of(namespace, service).populate(declared) {
+        let message = format!("subset {subset} of Service {key} has no ready pod: {while_empty}");
+        unresolved.push((Reason::SubsetNotFound, message));
+    }
+    Ok(found(Some(subset)))
 }
 
-fn check_backend(service: &Service, port: u16) -> Result<(), String> {
+fn check_backend(service: &Service, port: u16) -> Result<&ServicePort, String> {
     if !service.has_address() {
         return Err(value::no_address(service));
     }
-    match service.port(port) {
-        Some(_) => Ok(()),
-        None => Err(format!("Service {} has no TCP port {port}", service.key)),
-    }
+    service.port(port).ok_or_else(|| missing::port(service, port))
 }

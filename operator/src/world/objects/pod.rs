@@ -10,6 +10,10 @@ use weft_crds::names;
 
 use super::key::Key;
 use super::metadata::{key, label, resource};
+use super::port::is_tcp;
+
+/// The service account of pods that name none.
+const DEFAULT_ACCOUNT: &str = "default";
 
 /// A Pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,12 +30,29 @@ pub struct Pod {
     pub deleting: bool,
     /// Has a proxy.
     pub has_proxy: bool,
-    /// Ports that bypass the proxy, or that it forwards as opaque TCP.
-    pub bypassed: Vec<PortRange>,
+    /// Ports that are excluded from redirection: their connections do not go through the proxy.
+    pub excluded: Vec<PortRange>,
+    /// Ports that the proxy forwards as opaque TCP.
+    pub opaque: Vec<PortRange>,
+    /// Uses the host's network. Such a pod gets no proxy.
+    pub host_network: bool,
+    /// Its service account.
+    pub service_account: String,
+    /// TCP ports that its containers, other than the proxy, declare. They may listen on others.
+    pub ports: Vec<ContainerPort>,
     /// The pod's node; kept only if the pod has a proxy and no pod label tells the proxy its zone.
     pub node: Option<String>,
     /// Keys of labels that changed since the proxy was injected.
     pub relabelled: BTreeSet<String>,
+}
+
+/// A port that a container declares.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ContainerPort {
+    /// Name; empty if it has none.
+    pub name: String,
+    /// Number.
+    pub port: u16,
 }
 
 /// Whether a pod may receive traffic, from its conditions.
@@ -62,6 +83,9 @@ pub struct RawPod {
 #[serde(rename_all = "camelCase")]
 struct RawPodSpec {
     node_name: Option<String>,
+    service_account_name: Option<String>,
+    #[serde(default)]
+    host_network: bool,
     #[serde(default)]
     containers: Vec<RawContainer>,
     #[serde(default)]
@@ -76,6 +100,16 @@ struct RawContainer {
     args: Vec<String>,
     #[serde(default)]
     env: Vec<RawVariable>,
+    #[serde(default)]
+    ports: Vec<RawContainerPort>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawContainerPort {
+    name: Option<String>,
+    container_port: Option<u16>,
+    protocol: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -108,8 +142,37 @@ resource!(RawPod, core::Pod);
 impl Pod {
     /// Whether traffic to this port of the pod goes through its proxy and is not opaque.
     pub fn has_proxy_at(&self, port: u16) -> bool {
-        let is_in = |range: &PortRange| (range.first.get()..=range.last.get()).contains(&port);
-        self.has_proxy && !self.bypassed.iter().any(is_in)
+        self.has_proxy && !self.excludes(port) && !self.is_opaque(port)
+    }
+
+    /// Whether connections to this port are not redirected to its proxy.
+    pub fn excludes(&self, port: u16) -> bool {
+        is_in(&self.excluded, port)
+    }
+
+    /// Whether its proxy forwards connections to this port as opaque TCP.
+    pub fn is_opaque(&self, port: u16) -> bool {
+        is_in(&self.opaque, port)
+    }
+
+    /// Whether it may have traffic: it is ready or lost, and not terminating. Others come and go during a rollout.
+    pub fn counts(&self) -> bool {
+        self.readiness != Readiness::NotReady && !self.deleting
+    }
+
+    /// Whether it may have traffic and has a proxy.
+    pub fn is_meshed(&self) -> bool {
+        self.has_proxy && self.counts()
+    }
+
+    /// Whether its own label keeps the proxy out.
+    pub fn is_opted_out(&self) -> bool {
+        self.labels.get(names::INJECT_LABEL).is_some_and(|value| value == "false")
+    }
+
+    /// Whether its own label asks for the proxy, whatever its namespace says.
+    pub fn is_opted_in(&self) -> bool {
+        self.labels.get(names::INJECT_LABEL).is_some_and(|value| value == "true")
     }
 
     /// May receive traffic.
@@ -132,10 +195,14 @@ impl From<RawPod> for Pod {
             readiness: Readiness::from(&status),
             deleting: metadata.deletion_timestamp.is_some(),
             has_proxy,
-            bypassed: bypassed(&spec),
+            excluded: excluded(&spec),
+            opaque: opaque(&spec),
+            host_network: spec.host_network,
+            ports: ports(&spec),
             relabelled: injected_labels(&spec)
                 .map(|injected| changed_keys(&injected, metadata.labels.as_ref()))
                 .unwrap_or_default(),
+            service_account: spec.service_account_name.unwrap_or_else(|| DEFAULT_ACCOUNT.to_owned()),
             node: spec.node_name.filter(|_| has_proxy && !has_zone_label),
             labels: metadata.labels.unwrap_or_default(),
         }
@@ -144,21 +211,51 @@ impl From<RawPod> for Pod {
 
 /// The proxy container.
 fn proxy(spec: &RawPodSpec) -> Option<&RawContainer> {
-    let mut containers = spec.init_containers.iter().chain(&spec.containers);
-    containers.find(|container| container.name == names::PROXY_CONTAINER)
+    containers(spec).find(|container| container.name == names::PROXY_CONTAINER)
 }
 
-/// Ports whose requests the proxy does not see: excluded from redirection or declared opaque, from the arguments and
-/// environment that the injector set.
-fn bypassed(spec: &RawPodSpec) -> Vec<PortRange> {
-    let ours = [names::INIT_CONTAINER, names::PROXY_CONTAINER];
-    let containers = spec.init_containers.iter().chain(&spec.containers);
-    let lists = containers.filter(|container| ours.contains(&container.name.as_str())).flat_map(|container| {
-        let excluded = container.args.iter().filter_map(|argument| argument.strip_prefix("--exclude-inbound-ports="));
-        let opaque = container.env.iter().filter(|variable| variable.name == bootstrap::ENV_OPAQUE_PORTS);
-        excluded.chain(opaque.filter_map(|variable| variable.value.as_deref()))
+/// Ports that are excluded from redirection, from the arguments that the injector gave to the init container.
+fn excluded(spec: &RawPodSpec) -> Vec<PortRange> {
+    let containers = containers(spec).filter(|container| is_ours(container));
+    let arguments = containers.flat_map(|container| &container.args);
+    ranges(arguments.filter_map(|argument| argument.strip_prefix("--exclude-inbound-ports=")))
+}
+
+/// Ports that are declared opaque, from the environment that the injector gave to the proxy.
+fn opaque(spec: &RawPodSpec) -> Vec<PortRange> {
+    let containers = containers(spec).filter(|container| is_ours(container));
+    let variables = containers.flat_map(|container| &container.env);
+    let variables = variables.filter(|variable| variable.name == bootstrap::ENV_OPAQUE_PORTS);
+    ranges(variables.filter_map(|variable| variable.value.as_deref()))
+}
+
+/// The TCP ports of the containers that are not ours, sorted.
+fn ports(spec: &RawPodSpec) -> Vec<ContainerPort> {
+    let ports = containers(spec).filter(|container| !is_ours(container)).flat_map(|container| &container.ports);
+    let ports = ports.filter(|port| is_tcp(port.protocol.as_deref())).filter_map(|port| {
+        let number = port.container_port.filter(|number| *number != 0)?;
+        Some(ContainerPort { name: port.name.clone().unwrap_or_default(), port: number })
     });
+    let mut ports: Vec<ContainerPort> = ports.collect();
+    ports.sort();
+    ports.dedup();
+    ports
+}
+
+fn containers(spec: &RawPodSpec) -> impl Iterator<Item = &RawContainer> {
+    spec.init_containers.iter().chain(&spec.containers)
+}
+
+fn is_ours(container: &RawContainer) -> bool {
+    [names::INIT_CONTAINER, names::PROXY_CONTAINER].contains(&container.name.as_str())
+}
+
+fn ranges<'a>(lists: impl Iterator<Item = &'a str>) -> Vec<PortRange> {
     lists.flat_map(|list| list.split(',')).filter_map(|item| item.trim().parse().ok()).collect()
+}
+
+fn is_in(ranges: &[PortRange], port: u16) -> bool {
+    ranges.iter().any(|range| (range.first.get()..=range.last.get()).contains(&port))
 }
 
 /// The pod's labels at injection, from the proxy's environment. `None`: no proxy, or an older one that reads its

@@ -134,6 +134,11 @@ impl Service {
         self.ports.iter().find(|candidate| candidate.port == port)
     }
 
+    /// Its TCP port with this target port.
+    pub fn port_with_target(&self, target: u16) -> Option<&ServicePort> {
+        self.ports.iter().find(|candidate| candidate.target == TargetPort::Number(target))
+    }
+
     /// Whether proxies can match its traffic: it has a ClusterIP, and no other service proxy implements it.
     pub fn has_address(&self) -> bool {
         !self.external && !self.served_elsewhere && !self.addresses.is_empty()

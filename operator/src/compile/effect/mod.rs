@@ -1,0 +1,68 @@
+//! Whether accepted objects are in effect: holds each against the pods that there are.
+//!
+//! ```text
+//! Pods ──selection──> policy    every selected pod enforces it
+//!   └───────────────> clients   the pods that send requests apply a route or cluster
+//! ```
+//!
+//! What the pods lack is no fault of the object's own, and it stays in the documents: each finding becomes the condition
+//! InEffect. Only pods that may have traffic count, so that a rollout changes little.
+
+mod clients;
+mod pods;
+mod policy;
+
+use std::collections::{BTreeSet, HashMap};
+
+use clients::Clients;
+use pods::Pods;
+use policy::Selection;
+use weft_config::Target;
+use weft_crds::refs::ParentRef;
+
+use super::compiled::{Compiled, Outcome};
+use super::diagnostic::Severity;
+use super::policy::selector_keys;
+use crate::world::{Key, Kind, Namespace, ObjectId, World};
+
+/// Adds what keeps the accepted objects of a compiled namespace from taking effect to their diagnostics.
+pub(super) fn check(world: &World, name: &str, namespace: &Namespace, compiled: &mut Compiled) {
+    let Compiled { inbound, objects, .. } = compiled;
+    if objects.is_empty() {
+        return;
+    }
+    let keys: BTreeSet<&str> = inbound.policies.iter().flat_map(|policy| selector_keys(&policy.target)).collect();
+    let pods = Pods::new(namespace, &keys);
+
+    let mut selections: HashMap<&Target, Selection<'_>> = HashMap::new();
+    for policy in &inbound.policies {
+        let id = ObjectId { kind: Kind::Policy, key: Key::new(name, &policy.name) };
+        let spec = namespace.policies.get(&policy.name).and_then(|object| object.spec.as_ref().ok());
+        let service = spec.and_then(|spec| namespace.services.get(spec.target_ref.name.as_deref()?));
+        let selection = selections.entry(&policy.target).or_insert_with(|| Selection::new(&pods, &policy.target));
+        let found = policy::check(namespace, &pods, policy, service, selection);
+        objects.entry(id).or_default().diagnostics.extend(found);
+    }
+
+    let elsewhere = world.is_meshed_outside(name);
+    let [of_own, of_any] = [Clients::Own, Clients::Any].map(|clients| clients::check(name, &pods, clients, elsewhere));
+    for (id, outcome) in objects.iter_mut().filter(|(_, outcome)| is_accepted(outcome)) {
+        let found = match id.kind {
+            Kind::Policy => continue,
+            Kind::Route if is_consumer(namespace, id) => &of_own,
+            Kind::Route | Kind::Cluster => &of_any,
+        };
+        outcome.diagnostics.extend(found.clone());
+    }
+}
+
+fn is_accepted(outcome: &Outcome) -> bool {
+    !outcome.diagnostics.iter().any(|diagnostic| diagnostic.severity == Severity::Refused)
+}
+
+/// Whether all Services that a route is attached to are in other namespaces.
+fn is_consumer(namespace: &Namespace, id: &ObjectId) -> bool {
+    let spec = namespace.routes.get(&id.key.name).and_then(|route| route.spec.as_ref().ok());
+    let own = |parent: &ParentRef| parent.namespace.as_ref().is_none_or(|other| *other == id.key.namespace);
+    spec.is_some_and(|spec| !spec.parent_refs.iter().any(own))
+}
