@@ -1,5 +1,6 @@
 //! Installs Weft with its charts, as a user does. Tests share one installation.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -27,6 +28,17 @@ pub fn values() -> Result<std::path::PathBuf> {
     let values = target().join("images/values.yaml");
     ensure!(values.exists(), "no images: run `make images` (which runs e2e/images.sh)");
     Ok(values)
+}
+
+/// Installs the CRD of ReferenceGrant from e2e/manifests, unless the cluster has it.
+pub fn ensure_reference_grants() -> Result<()> {
+    let kubectl = Kubectl::new(Cluster::get()?);
+    let crd = "crd/referencegrants.gateway.networking.k8s.io";
+    if kubectl.run(&["get", crd, "--ignore-not-found", "-o", "name"])?.is_empty() {
+        let path = checkout().join("e2e/manifests/referencegrants.yaml");
+        kubectl.apply(&fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?)?;
+    }
+    kubectl.wait(crd, "condition=Established", Duration::from_secs(READY_SECONDS))
 }
 
 /// Runs Helm and returns its stdout.

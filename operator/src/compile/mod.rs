@@ -31,7 +31,7 @@ pub use compiled::{Compiled, Outcome};
 pub use diagnostic::{Diagnostic, Severity};
 use weft_config::{Index, Protocol};
 
-use crate::world::{Namespace, World};
+use crate::world::{Grant, Namespace, World};
 
 /// The part of a namespace that the compilation of other namespaces reads. They are compiled again only when it
 /// changes.
@@ -43,6 +43,8 @@ pub struct Exports {
     services: BTreeMap<String, ServiceExport>,
     /// Services without a usable ClusterIP: a route that references one gets a diagnostic.
     without_address: BTreeSet<String>,
+    /// ReferenceGrants: which routes of other namespaces may send to its Services.
+    grants: BTreeMap<String, Grant>,
 }
 
 /// The part of a Service that other namespaces read.
@@ -101,6 +103,7 @@ pub fn exports(world: &World, name: &str, compiled: &Compiled) -> Exports {
         exports.services.insert(service.name.clone(), ServiceExport { ports, subsets });
     }
     exports.addresses.sort_unstable();
+    exports.grants = world.namespace(name).map(|namespace| namespace.grants.clone()).unwrap_or_default();
     let services = world.namespace(name).into_iter().flat_map(|namespace| namespace.services.values());
     exports.without_address =
         services.filter(|service| !service.has_address()).map(|service| service.key.name.clone()).collect();

@@ -1,12 +1,12 @@
 //! What watches tell the World.
 
 use super::objects::{
-    Access, AccessKind, Account, Cluster, Document, DocumentKind, Key, NamespaceMeta, Node, Pod, Policy, Route,
+    Access, AccessKind, Account, Cluster, Document, DocumentKind, Grant, Key, NamespaceMeta, Node, Pod, Policy, Route,
     Service, Slice,
 };
 
 /// Kinds that must be listed once before the World is complete; the names that `Event::kind` returns.
-pub const KINDS: [&str; 13] = [
+pub const KINDS: [&str; 14] = [
     "namespaces",
     "services",
     "pods",
@@ -16,6 +16,7 @@ pub const KINDS: [&str; 13] = [
     "meshroutes",
     "meshclusters",
     "meshpolicies",
+    "referencegrants",
     "exports",
     "inbounds",
     "roles",
@@ -47,6 +48,9 @@ pub enum Event {
     Route(Change<Route>),
     Cluster(Change<Cluster>),
     Policy(Change<Policy>),
+    Grant(Change<Grant>),
+    /// The API server has no ReferenceGrants: the Gateway API is not installed.
+    GrantsMissing,
     Document(DocumentKind, Change<Document>),
     Access(AccessKind, Change<Access>),
 }
@@ -69,6 +73,8 @@ impl Event {
             Self::Route(change) => ("meshroutes", is_reset(change)),
             Self::Cluster(change) => ("meshclusters", is_reset(change)),
             Self::Policy(change) => ("meshpolicies", is_reset(change)),
+            Self::Grant(change) => ("referencegrants", is_reset(change)),
+            Self::GrantsMissing => ("referencegrants", true),
             Self::Document(DocumentKind::Inbound, change) => ("inbounds", is_reset(change)),
             Self::Document(DocumentKind::Export | DocumentKind::Index, change) => ("exports", is_reset(change)),
             Self::Access(AccessKind::Role, change) => ("roles", is_reset(change)),

@@ -5,7 +5,7 @@
 use serde_json::{Value, json};
 use weft_crds::{MeshCluster, MeshPolicy, MeshRoute};
 use weft_operator::world::objects::{RawMeshObject, RawNamespace, RawPod, RawService, RawSlice};
-use weft_operator::world::{Account, Change, Event, Key, Node, World};
+use weft_operator::world::{Account, Change, Event, Grant, Key, Node, World};
 
 /// The objects of a file.
 pub(crate) fn manifests(text: &str) -> Vec<Value> {
@@ -40,6 +40,7 @@ pub(crate) fn applied(manifest: &Value) -> Event {
         }
         "MeshRoute" => Event::Route(Change::Apply(read::<RawMeshObject<MeshRoute>>(manifest).read())),
         "MeshCluster" => Event::Cluster(Change::Apply(read::<RawMeshObject<MeshCluster>>(manifest).read())),
+        "ReferenceGrant" => Event::Grant(Change::Apply(Grant::from(read::<kube::api::DynamicObject>(manifest)))),
         "MeshPolicy" => Event::Policy(Change::Apply(read::<RawMeshObject<MeshPolicy>>(manifest).read())),
         other => panic!("kind {other:?} is not watched"),
     }
@@ -58,6 +59,7 @@ pub(crate) fn deleted(manifest: &Value) -> Event {
         "MeshRoute" => Event::Route(Change::Delete(key)),
         "MeshCluster" => Event::Cluster(Change::Delete(key)),
         "MeshPolicy" => Event::Policy(Change::Delete(key)),
+        "ReferenceGrant" => Event::Grant(Change::Delete(key)),
         other => panic!("kind {other:?} is not watched"),
     }
 }

@@ -6,6 +6,7 @@
 mod access;
 mod account;
 mod document;
+mod grant;
 mod key;
 mod mesh_object;
 mod metadata;
@@ -19,6 +20,7 @@ mod slice;
 pub use access::{Access, AccessKind};
 pub use account::Account;
 pub use document::{Document, DocumentKind, documents_namespace};
+pub use grant::Grant;
 pub use key::{Key, Kind, ObjectId};
 pub use mesh_object::{Cluster, MeshObject, Meta, Policy, RawMeshObject, Route};
 pub use namespace::{NamespaceMeta, RawNamespace};
