@@ -56,6 +56,7 @@ const ORDERS: [Order; 3] = [
             &["compile", "watch"],
             &["render", "status", "webhook"],
             &["apply"],
+            &["events"],
             &["reconcile"],
             &["app"],
             &["main"],
@@ -163,8 +164,11 @@ const ORDERS: [Order; 3] = [
 ];
 
 /// Modules of pure functions: no client, no runtime, no files, no clock.
-const PURE: [&str; 22] = [
+const PURE: [&str; 25] = [
     "operator/src/compile",
+    "operator/src/events/budget.rs",
+    "operator/src/events/condition.rs",
+    "operator/src/events/pod.rs",
     "operator/src/reconcile/state.rs",
     "operator/src/status.rs",
     "injector/src/annotations.rs",

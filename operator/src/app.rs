@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use weft_runtime::admin::{self, Admin};
 use weft_runtime::readiness::Readiness;
 
+use crate::events::Recorder;
 use crate::metrics::Metrics;
 use crate::reconcile::Reconciler;
 use crate::{lease, watch, webhook};
@@ -78,6 +79,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
         webhook::run(client.clone(), system_namespace, lease.clone(), metrics.clone(), stop.clone(), tasks.clone());
     tasks.spawn(webhooks);
 
+    let recorder = Recorder::start(client.clone(), name, lease.clone(), metrics.clone(), stop.clone(), &tasks);
+
     tracing::info!(identity, %admin, "started");
     let reconciler = Reconciler {
         client,
@@ -85,6 +88,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
         identity,
         lease,
         metrics,
+        recorder,
         world_part: readiness.part("world"),
         writer_part: readiness.part("writer"),
         stop: stop.clone(),

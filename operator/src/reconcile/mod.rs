@@ -25,6 +25,7 @@ use weft_runtime::readiness::Part;
 
 use crate::apply;
 use crate::compile::{self, Compiled};
+use crate::events::{self, Recorder};
 use crate::lease;
 use crate::metrics::{KindLabel, Metrics, OutcomeLabel};
 use crate::render::{self, Body, Plan, Published};
@@ -50,6 +51,8 @@ pub struct Reconciler {
     pub lease: watch::Receiver<lease::State>,
     /// The operator's metrics.
     pub metrics: Metrics,
+    /// Where Kubernetes Events go.
+    pub recorder: Recorder,
     /// Ready once all kinds have been listed.
     pub world_part: Part,
     /// Ready once this process is leader or standby.
@@ -150,6 +153,7 @@ impl Reconciler {
             if let Some(compiled) = compiled {
                 self.write_statuses(state, scope, compiled, epoch).await;
             }
+            self.recorder.record(state.events_of_pods(scope));
         }
         state.failures.retain(|scope, _| state.dirty.contains(scope));
         let now = Instant::now();
@@ -386,6 +390,9 @@ impl Reconciler {
                 Ok(version) => {
                     let revision = version.and_then(|version| version.parse().ok()).unwrap_or_default();
                     state.status_written_at.insert(id.clone(), Instant::now());
+                    if let Some((.., previous)) = state.world.status(&id) {
+                        self.recorder.record(events::condition::events(&state.world, &id, previous, &next));
+                    }
                     state.world.set_status(&id, next, revision);
                 }
                 // The object was deleted; the watch will report it.

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use crate::compile::{self, Compiled, Exports, Outcome};
+use crate::events;
 use crate::render::Published;
 use crate::status::Delivery;
 use crate::world::{DocumentKind, Event, KINDS, ObjectId, World, documents_namespace};
@@ -43,6 +44,8 @@ pub(super) struct State {
     exports: BTreeMap<String, Exports>,
     references: BTreeMap<String, BTreeSet<String>>,
     pub(super) status_written_at: HashMap<ObjectId, Instant>,
+    /// UIDs of pods without a proxy, and of their workloads, that Events are about; by namespace.
+    told: BTreeMap<String, BTreeSet<String>>,
     /// The epoch that `published` and the other caches belong to; `None` on standby.
     pub(super) epoch: Option<u64>,
     /// Time of the next round, if one is scheduled.
@@ -95,6 +98,7 @@ impl State {
         self.failures.clear();
         self.not_before.clear();
         self.status_written_at.clear();
+        self.told.clear();
         let known = self.world.namespaces().map(|(name, _)| name.clone());
         let written = self.world.documents().map(|(_, namespace, _)| namespace.to_owned());
         self.dirty = known.chain(written).collect();
@@ -189,6 +193,16 @@ impl State {
             }
         }
         Delivery::Written(written.join("; "))
+    }
+
+    /// Events about pods that run without a proxy, each once.
+    pub(super) fn events_of_pods(&mut self, scope: &str) -> Vec<events::Event> {
+        let mut told = self.told.remove(scope).unwrap_or_default();
+        let events = events::pod::events(self.world.namespace(scope), &mut told);
+        if !told.is_empty() {
+            self.told.insert(scope.to_owned(), told);
+        }
+        events
     }
 
     pub(super) fn retry(&mut self, scope: &str, now: Instant) {

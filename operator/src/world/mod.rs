@@ -15,8 +15,8 @@ pub use event::{Change, Event, KINDS};
 pub use namespace::Namespace;
 pub use objects::{
     Access, AccessKind, Account, Cluster, Distribution, Document, DocumentKind, Grant, Key, Kind, MeshObject, Meta,
-    NamespaceMeta, Node, ObjectId, Pod, Policy, Protocol, Readiness, Route, Service, ServicePort, Slice, SliceEndpoint,
-    SlicePort, TargetPort, documents_namespace,
+    NamespaceMeta, Node, ObjectId, Owner, Pod, Policy, Protocol, Readiness, Route, Service, ServicePort, Slice,
+    SliceEndpoint, SlicePort, TargetPort, WithoutProxy, documents_namespace,
 };
 use stored::Stored;
 use weft_crds::Status;

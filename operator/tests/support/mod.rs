@@ -33,7 +33,7 @@ pub(crate) fn applied(manifest: &Value) -> Event {
         "Service" => Event::Service(Change::Apply(read::<RawService>(manifest).into())),
         "Pod" => Event::Pod(Change::Apply(read::<RawPod>(manifest).into())),
         "EndpointSlice" => Event::Slice(Change::Apply(read::<RawSlice>(manifest).into())),
-        "ServiceAccount" => Event::Account(Change::Apply(Account { key: key(manifest) })),
+        "ServiceAccount" => Event::Account(Change::Apply(Account { key: key(manifest), uid: String::new() })),
         "Node" => {
             let zone = manifest["metadata"]["labels"]["topology.kubernetes.io/zone"].as_str().map(str::to_owned);
             Event::Node(Change::Apply(Node { key: key(manifest), zone }))

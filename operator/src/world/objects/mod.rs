@@ -25,6 +25,6 @@ pub use key::{Key, Kind, ObjectId};
 pub use mesh_object::{Cluster, MeshObject, Meta, Policy, RawMeshObject, Route};
 pub use namespace::{NamespaceMeta, RawNamespace};
 pub use node::Node;
-pub use pod::{Pod, RawPod, Readiness};
+pub use pod::{Owner, Pod, RawPod, Readiness, WithoutProxy};
 pub use service::{Distribution, Protocol, RawService, Service, ServicePort, TargetPort};
 pub use slice::{RawSlice, Slice, SliceEndpoint, SlicePort};

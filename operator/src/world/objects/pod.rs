@@ -11,6 +11,9 @@ use weft_crds::names;
 use super::key::Key;
 use super::metadata::{key, label, resource};
 
+/// The kubelet's annotation on the mirror of a static pod.
+const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
+
 /// A Pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pod {
@@ -32,6 +35,30 @@ pub struct Pod {
     pub node: Option<String>,
     /// Keys of labels that changed since the proxy was injected.
     pub relabelled: BTreeSet<String>,
+    /// Set if it runs without a proxy and could have one: it does not opt out, and is not about to end.
+    pub without_proxy: Option<WithoutProxy>,
+}
+
+/// What there is to know about a pod without a proxy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WithoutProxy {
+    /// Uses the network of its node, so that it cannot have a proxy.
+    pub host_network: bool,
+    /// Its controller.
+    pub owner: Option<Owner>,
+}
+
+/// The controller that created an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// As in manifests.
+    pub api_version: String,
+    /// As in manifests.
+    pub kind: String,
+    /// Its name, in the object's namespace.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
 }
 
 /// Whether a pod may receive traffic, from its conditions.
@@ -63,9 +90,17 @@ pub struct RawPod {
 struct RawPodSpec {
     node_name: Option<String>,
     #[serde(default)]
+    host_network: bool,
+    os: Option<RawOs>,
+    #[serde(default)]
     containers: Vec<RawContainer>,
     #[serde(default)]
     init_containers: Vec<RawContainer>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct RawOs {
+    name: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -132,6 +167,7 @@ impl From<RawPod> for Pod {
             readiness: Readiness::from(&status),
             deleting: metadata.deletion_timestamp.is_some(),
             has_proxy,
+            without_proxy: without_proxy(&metadata, &spec, &status).filter(|_| !has_proxy),
             bypassed: bypassed(&spec),
             relabelled: injected_labels(&spec)
                 .map(|injected| changed_keys(&injected, metadata.labels.as_ref()))
@@ -140,6 +176,24 @@ impl From<RawPod> for Pod {
             labels: metadata.labels.unwrap_or_default(),
         }
     }
+}
+
+/// Set unless the pod opts out, ends, or is of a sort that is never injected: for Windows, or the mirror of a static
+/// pod.
+fn without_proxy(metadata: &ObjectMeta, spec: &RawPodSpec, status: &RawPodStatus) -> Option<WithoutProxy> {
+    let ends = metadata.deletion_timestamp.is_some() || has_ended(status);
+    let opts_out = label(metadata, names::INJECT_LABEL) == Some("false");
+    let is_mirror = metadata.annotations.as_ref().is_some_and(|all| all.contains_key(MIRROR_ANNOTATION));
+    let is_linux = spec.os.as_ref().is_none_or(|os| os.name == "linux");
+    let owners = metadata.owner_references.iter().flatten();
+    let owner = owners.filter(|owner| owner.controller == Some(true)).map(|owner| Owner {
+        api_version: owner.api_version.clone(),
+        kind: owner.kind.clone(),
+        name: owner.name.clone(),
+        uid: owner.uid.clone(),
+    });
+    let found = WithoutProxy { host_network: spec.host_network, owner: owner.last() };
+    (is_linux && !(ends || opts_out || is_mirror)).then_some(found)
 }
 
 /// The proxy container.
@@ -168,6 +222,10 @@ fn injected_labels(spec: &RawPodSpec) -> Option<BTreeMap<String, String>> {
     serde_json::from_str(variable.value.as_deref()?).ok()
 }
 
+fn has_ended(status: &RawPodStatus) -> bool {
+    matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
+}
+
 /// Keys of labels whose values differ between injection and now.
 fn changed_keys(injected: &BTreeMap<String, String>, now: Option<&BTreeMap<String, String>>) -> BTreeSet<String> {
     let value = |key: &str| now.and_then(|labels| labels.get(key));
@@ -179,7 +237,7 @@ fn changed_keys(injected: &BTreeMap<String, String>, now: Option<&BTreeMap<Strin
 
 impl From<&RawPodStatus> for Readiness {
     fn from(status: &RawPodStatus) -> Self {
-        if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+        if has_ended(status) {
             return Self::NotReady;
         }
         let condition = |kind: &str| status.conditions.iter().find(|condition| condition.kind == kind);
