@@ -4,13 +4,10 @@ mod support;
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
-use weft_crds::Status;
-use weft_operator::compile::{self, Diagnostic};
+use weft_crds::{Condition, Status};
 use weft_operator::events::{self, Event};
-use weft_operator::status::{self, Delivery};
-use weft_operator::world::{Key, Kind, ObjectId, World};
+use weft_operator::world::{Key, Kind, ObjectId};
 
 use support::{namespace, pod, service};
 
@@ -38,84 +35,100 @@ fn id(kind: Kind, name: &str) -> ObjectId {
     ObjectId { kind, key: Key::new("shop", name) }
 }
 
-/// The status of an object with the diagnostics that the World gives it.
-fn status_of(world: &World, id: &ObjectId, before: &Status, generation: i64) -> Status {
-    let compiled = compile::compile(world, &id.key.namespace);
-    let delivery = Delivery::Written("in x.shop".into());
-    status::next(before, generation, &compiled.objects[id].diagnostics, &delivery, Timestamp::UNIX_EPOCH)
-        .unwrap_or_else(|| before.clone())
+/// A status with these conditions: type, status, reason and message.
+fn status(generation: i64, conditions: &[(&str, &str, &str, &str)]) -> Status {
+    let conditions = conditions.iter().map(|(kind, status, reason, message)| {
+        serde_json::from_value(json!({
+            "type": kind, "status": status, "reason": reason, "message": message,
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }))
+    });
+    let conditions: Result<Vec<Condition>, _> = conditions.collect();
+    Status { observed_generation: Some(generation), conditions: conditions.expect("conditions") }
 }
 
 #[test]
 fn condition_that_turns_false_is_told_on_the_object_and_its_service_and_again_when_it_is_true() {
-    let route = |backend: &str| {
-        let rule = json!({"backendRefs": [{"name": backend, "port": 80}]});
-        let parents = json!([{"name": "web", "port": 80}, {"name": "web"}, {"name": "other", "namespace": "bank"}]);
-        mesh_object("MeshRoute", "web", json!({"parentRefs": parents, "http": [rule]}))
-    };
-    let id = id(Kind::Route, "web");
-    let objects = |backend: &str| {
-        [
-            namespace("shop"),
-            namespace("bank"),
-            with_uid(service("shop", "web", "10.0.0.1")),
-            with_uid(service("bank", "other", "10.0.0.2")),
-            route(backend),
-        ]
-    };
-    let (wrong, right) = (support::world(&objects("webb")), support::world(&objects("web")));
-    let none = Status::default();
-    let bad = status_of(&wrong, &id, &none, 1);
-    let missing = "rule 0: Service shop/webb does not exist: requests to it are answered 500";
-    assert_eq!(
-        shown(&events::condition::events(&wrong, &id, &none, &bad)),
-        [
-            format!("MeshRoute shop/web: Warning BackendNotFound: {missing}"),
-            format!("Service shop/web: Warning BackendNotFound: MeshRoute shop/web: ResolvedRefs is False: {missing}"),
+    let parents = json!([{"name": "web", "port": 80}, {"name": "web"}, {"name": "other", "namespace": "bank"}]);
+    let world = support::world(&[
+        namespace("shop"),
+        namespace("bank"),
+        with_uid(service("shop", "web", "10.0.0.1")),
+        with_uid(service("bank", "other", "10.0.0.2")),
+        mesh_object("MeshRoute", "web", json!({"parentRefs": parents})),
+    ]);
+    let (id, none) = (id(Kind::Route, "web"), Status::default());
+    let told = |before: &Status, after: &Status| shown(&events::condition::events(&world, &id, before, after));
+    let accepted = ("Accepted", "True", "Accepted", "the object is valid");
+    let bad = status(
+        1,
+        &[
+            accepted,
+            ("ResolvedRefs", "False", "BackendNotFound", "Service shop/webb does not exist"),
+            ("Ready", "False", "BackendNotFound", "ResolvedRefs is False: BackendNotFound: ..."),
         ],
-        "once for each object, and nothing in the namespace bank"
     );
-    assert_eq!(shown(&events::condition::events(&wrong, &id, &bad, &bad)), [""; 0], "nothing changed");
-
-    let good = status_of(&right, &id, &bad, 2);
+    let good =
+        status(2, &[accepted, ("ResolvedRefs", "True", "ResolvedRefs", "all resolve"), ("Ready", "True", "Ready", "")]);
     assert_eq!(
-        shown(&events::condition::events(&right, &id, &bad, &good)),
+        told(&none, &bad),
         [
-            "MeshRoute shop/web: Normal ResolvedRefs: all references are resolved",
-            "Service shop/web: Normal ResolvedRefs: MeshRoute shop/web: ResolvedRefs is True: all references are \
-             resolved",
+            "MeshRoute shop/web: Warning BackendNotFound: Service shop/webb does not exist",
+            "Service shop/web: Warning BackendNotFound: MeshRoute shop/web: ResolvedRefs is False: Service shop/webb \
+             does not exist",
+        ],
+        "once for each object, not for Ready, and nothing in the namespace bank"
+    );
+    assert_eq!(told(&bad, &bad), [""; 0], "nothing changed");
+    assert_eq!(
+        told(&bad, &good),
+        [
+            "MeshRoute shop/web: Normal ResolvedRefs: all resolve",
+            "Service shop/web: Normal ResolvedRefs: MeshRoute shop/web: ResolvedRefs is True: all resolve",
         ]
     );
-    assert_eq!(shown(&events::condition::events(&right, &id, &none, &good)), [""; 0], "it was never False");
+    assert_eq!(told(&none, &good), [""; 0], "it was never False");
+}
+
+#[test]
+fn conditions_that_follow_from_another_are_not_told() {
+    let world = support::world(&[namespace("shop"), mesh_object("MeshRoute", "web", json!({"parentRefs": []}))]);
+    let id = id(Kind::Route, "web");
+    let told = |before: &Status, after: &Status| shown(&events::condition::events(&world, &id, before, after));
+    let all = |status: &str| {
+        let [accepted, programmed, ready] =
+            ["Accepted", "Programmed", "Ready"].map(|kind| (kind, status, "Why", "text"));
+        self::status(1, &[accepted, programmed, ready])
+    };
+    assert_eq!(told(&Status::default(), &all("False")), ["MeshRoute shop/web: Warning Why: text"], "Accepted only");
+    assert_eq!(told(&all("False"), &all("True")), ["MeshRoute shop/web: Normal Why: text"]);
+    let only_ready = status(1, &[("Ready", "False", "Why", "a reason of its own")]);
+    assert_eq!(told(&all("True"), &only_ready), ["MeshRoute shop/web: Warning Why: a reason of its own"]);
 }
 
 #[test]
 fn message_that_changes_is_told_again_only_for_a_new_spec() {
-    let id = id(Kind::Route, "web");
     let world = support::world(&[namespace("shop"), mesh_object("MeshRoute", "web", json!({"parentRefs": []}))]);
-    let status = |generation: i64, message: &str| {
-        let diagnostics = [Diagnostic::refused(weft_crds::status::Reason::Conflicted, message)];
-        let delivery = Delivery::Written(String::new());
-        status::next(&Status::default(), generation, &diagnostics, &delivery, Timestamp::UNIX_EPOCH).unwrap_or_default()
-    };
+    let id = id(Kind::Route, "web");
+    let bad = |generation, reason, message| status(generation, &[("ResolvedRefs", "False", reason, message)]);
     let events = |before, after| events::condition::events(&world, &id, &before, &after).len();
-    assert_eq!(events(Status::default(), status(1, "a")), 1, "Programmed and Ready follow from Accepted");
-    assert_eq!(events(status(1, "a"), status(1, "b")), 0, "the message has changed by itself");
-    assert_eq!(events(status(1, "a"), status(2, "a")), 0, "an edit that changed nothing");
-    assert_eq!(events(status(1, "a"), status(2, "b")), 1, "an edit with another mistake");
+    assert_eq!(events(bad(1, "A", "a"), bad(1, "A", "b")), 0, "the message has changed by itself");
+    assert_eq!(events(bad(1, "A", "a"), bad(2, "A", "a")), 0, "an edit that changed nothing");
+    assert_eq!(events(bad(1, "A", "a"), bad(2, "A", "b")), 1, "an edit with another mistake");
+    assert_eq!(events(bad(1, "A", "a"), bad(1, "B", "b")), 1, "another reason");
 }
 
 #[test]
 fn policy_is_told_on_the_service_account_that_it_selects() {
     let spec = json!({
         "targetRef": {"kind": "ServiceAccount", "name": "web"},
-        "authorization": {"rules": [{"action": "Deny", "paths": [{"type": "RegularExpression", "value": "("}]}]},
+        "authorization": {"rules": [{"action": "Deny"}]},
     });
     let account = json!({"kind": "ServiceAccount", "metadata": {"namespace": "shop", "name": "web"}});
     let world = support::world(&[namespace("shop"), account, mesh_object("MeshPolicy", "p", spec)]);
     let id = id(Kind::Policy, "p");
-    let status = status_of(&world, &id, &Status::default(), 1);
-    let events = events::condition::events(&world, &id, &Status::default(), &status);
+    let bad = status(1, &[("Accepted", "False", "UnsupportedValue", "(")]);
+    let events = events::condition::events(&world, &id, &Status::default(), &bad);
     let kinds: Vec<&str> = events.iter().map(|event| event.regarding.kind.as_str()).collect();
     assert_eq!(kinds, ["MeshPolicy", "ServiceAccount"]);
     assert!(events[1].related.as_ref().is_some_and(|related| related.kind == "MeshPolicy"));

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test uses its own part")]
 
+pub(crate) mod api;
+
 use serde_json::{Value, json};
 use weft_crds::{MeshCluster, MeshPolicy, MeshRoute};
 use weft_operator::world::objects::{RawMeshObject, RawNamespace, RawPod, RawService, RawSlice};
