@@ -125,9 +125,16 @@ async fn events_are_bounded_and_only_the_leader_writes() {
     let fixture = fixture(HashMap::new()).await;
     fixture.recorder.record((0..12).map(|_| event("StatefulSet", "db", true)).collect());
     fixture.count("limited", 2).await;
-    // More than the queue holds: the rest is dropped at once.
-    fixture.recorder.record((0..3000).map(|n| event("StatefulSet", &format!("s{n}"), false)).collect());
+    // More than the queue holds: the rest is dropped at once. They wait behind Events about conditions.
+    fixture.recorder.record_pods((0..3000).map(|n| event("StatefulSet", &format!("s{n}"), false)).collect());
     fixture.count("dropped", 1900).await;
+    fixture.recorder.record(vec![event("StatefulSet", "first", true)]);
+    let about_first = |object: &Value| object["regarding"]["name"] == "first";
+    while !fixture.api.lock().expect("not poisoned").objects.values().any(about_first) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let written = fixture.api.lock().expect("not poisoned").objects.len();
+    assert!(written < 500, "it has overtaken the others, not waited for {written}");
     fixture.lease.send_replace(State::Standby);
     fixture.count("standby", 900).await;
 }

@@ -10,7 +10,7 @@ use weft_crds::refs::PolicyTargetKind;
 use weft_crds::status::ConditionType;
 use weft_crds::{Condition, Status};
 
-use super::{Event, Object, Severity};
+use super::event::{Event, Object, Severity};
 use crate::world::{Kind, Namespace, ObjectId, World};
 
 /// Events about the change of an object's status.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use weft_crds::names;
 
-use super::{Event, Object, Severity};
+use super::event::{Event, Object, Severity};
 use crate::world::{Key, Namespace, Owner, Pod, WithoutProxy};
 
 /// Prefix of the names of Kubernetes' own namespaces, which are not injected.

@@ -1,7 +1,8 @@
 //! Writes Events to the API server, in a task of its own.
 //!
-//! Bounded three times: a queue that drops what does not fit, a number of Events for each object, and a pace. All of
-//! them are counted in `weft_operator_events_total`. Only the leader writes.
+//! Bounded three times: queues that drop what does not fit, a number of Events for each object, and a pace. All of them
+//! are counted in `weft_operator_events_total`. Only the leader writes. Events about conditions overtake those about
+//! pods, of which there are many when a large namespace is labelled or an operator starts.
 
 use std::time::{Duration, Instant};
 
@@ -18,13 +19,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::budget::Budget;
-use super::{Event, Object};
+use super::event::{Event, Object};
 use crate::apply::{Error, call};
 use crate::lease;
 use crate::metrics::{Metrics, OutcomeLabel};
 use crate::world::Key;
 
-/// Maximum Events that wait; further ones are dropped.
+/// Maximum Events that wait in each queue; further ones are dropped.
 const QUEUE_MAX: usize = 1024;
 /// Time between two Events: at most 20 a second.
 const PACE: Duration = Duration::from_millis(50);
@@ -32,7 +33,8 @@ const PACE: Duration = Duration::from_millis(50);
 /// The way to the task that writes Events. Clones share it.
 #[derive(Clone)]
 pub struct Recorder {
-    queue: mpsc::Sender<Event>,
+    conditions: mpsc::Sender<Event>,
+    pods: mpsc::Sender<Event>,
     metrics: Metrics,
 }
 
@@ -57,21 +59,31 @@ impl Recorder {
         stop: CancellationToken,
         tasks: &TaskTracker,
     ) -> Self {
-        let (queue, received) = mpsc::channel(QUEUE_MAX);
+        let (conditions, of_conditions) = mpsc::channel(QUEUE_MAX);
+        let (pods, of_pods) = mpsc::channel(QUEUE_MAX);
         let mut pace = interval(PACE);
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let budget = Budget::new(Instant::now());
         let writer = Writer { client, instance, lease, metrics: metrics.clone(), budget, pace };
         tasks.spawn(async move {
-            tokio::select! { () = writer.run(received) => {}, () = stop.cancelled() => {} }
+            tokio::select! { () = writer.run(of_conditions, of_pods) => {}, () = stop.cancelled() => {} }
         });
-        Self { queue, metrics }
+        Self { conditions, pods, metrics }
     }
 
-    /// Queues Events. Never waits.
+    /// Queues Events about conditions. Never waits.
     pub fn record(&self, events: Vec<Event>) {
+        self.queue(&self.conditions, events);
+    }
+
+    /// Queues Events about pods, which are written when no other ones wait. Never waits.
+    pub fn record_pods(&self, events: Vec<Event>) {
+        self.queue(&self.pods, events);
+    }
+
+    fn queue(&self, queue: &mpsc::Sender<Event>, events: Vec<Event>) {
         for event in events {
-            if self.queue.try_send(event).is_err() {
+            if queue.try_send(event).is_err() {
                 self.metrics.events.get_or_create(&OutcomeLabel { outcome: "dropped" }).inc();
             }
         }
@@ -81,8 +93,14 @@ impl Recorder {
 // === impl Writer ===
 
 impl Writer {
-    async fn run(mut self, mut queue: mpsc::Receiver<Event>) {
-        while let Some(event) = queue.recv().await {
+    async fn run(mut self, mut conditions: mpsc::Receiver<Event>, mut pods: mpsc::Receiver<Event>) {
+        loop {
+            let event = tokio::select! {
+                biased;
+                Some(event) = conditions.recv() => event,
+                Some(event) = pods.recv() => event,
+                else => return,
+            };
             let outcome = self.handle(event).await;
             self.metrics.events.get_or_create(&OutcomeLabel { outcome }).inc();
         }

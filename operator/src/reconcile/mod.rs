@@ -10,7 +10,7 @@
 
 mod state;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::StreamExt;
@@ -53,6 +53,8 @@ pub struct Reconciler {
     pub metrics: Metrics,
     /// Where Kubernetes Events go.
     pub recorder: Recorder,
+    /// Namespaces that are never injected: their pods need no Event that says so.
+    pub excluded_namespaces: BTreeSet<String>,
     /// Ready once all kinds have been listed.
     pub world_part: Part,
     /// Ready once this process is leader or standby.
@@ -153,7 +155,9 @@ impl Reconciler {
             if let Some(compiled) = compiled {
                 self.write_statuses(state, scope, compiled, epoch).await;
             }
-            self.recorder.record(state.events_of_pods(scope));
+            if !self.excluded_namespaces.contains(scope) {
+                self.recorder.record_pods(state.events_of_pods(scope));
+            }
         }
         state.failures.retain(|scope, _| state.dirty.contains(scope));
         let now = Instant::now();

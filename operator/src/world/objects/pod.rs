@@ -185,14 +185,14 @@ fn without_proxy(metadata: &ObjectMeta, spec: &RawPodSpec, status: &RawPodStatus
     let opts_out = label(metadata, names::INJECT_LABEL) == Some("false");
     let is_mirror = metadata.annotations.as_ref().is_some_and(|all| all.contains_key(MIRROR_ANNOTATION));
     let is_linux = spec.os.as_ref().is_none_or(|os| os.name == "linux");
-    let owners = metadata.owner_references.iter().flatten();
-    let owner = owners.filter(|owner| owner.controller == Some(true)).map(|owner| Owner {
+    let owner = metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+    let owner = owner.map(|owner| Owner {
         api_version: owner.api_version.clone(),
         kind: owner.kind.clone(),
         name: owner.name.clone(),
         uid: owner.uid.clone(),
     });
-    let found = WithoutProxy { host_network: spec.host_network, owner: owner.last() };
+    let found = WithoutProxy { host_network: spec.host_network, owner };
     (is_linux && !(ends || opts_out || is_mirror)).then_some(found)
 }
 
