@@ -131,6 +131,33 @@ fn bad_values_are_refused() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn proxy_must_not_request_more_than_its_limit() -> Result<()> {
+    let with = |resource: &str, request: &str, limit: &str| {
+        format!("proxy.resources.requests.{resource}={request},proxy.resources.limits.{resource}={limit}")
+    };
+    for (resource, request, limit) in
+        [("cpu", "200m", "0.1"), ("cpu", "2", "1500m"), ("memory", "64Mi", "67M"), ("memory", "1.5Gi", "1024Mi")]
+    {
+        let settings = with(resource, request, limit);
+        let stderr = helm_refused(&["template", "weft", "charts/weft", "--set", &settings])?;
+        let expected = format!(
+            "proxy.resources.requests.{resource} ({request}) is above proxy.resources.limits.{resource} ({limit})"
+        );
+        ensure!(stderr.contains(&expected), "{settings}: {stderr}");
+    }
+    for (resource, request, limit) in [
+        ("cpu", "100m", "0.1"),
+        ("cpu", "2", "2"),
+        ("memory", "64Mi", "68M"),
+        ("memory", "65536Ki", "64Mi"),
+        ("cpu", "2", ""),
+    ] {
+        helm_offline(&["template", "weft", "charts/weft", "--set", &with(resource, request, limit)])?;
+    }
+    Ok(())
+}
+
 /// A schema that accepts any string or object says nothing about a wrong value.
 #[test]
 fn every_value_has_a_type_and_every_string_a_pattern() -> Result<()> {
