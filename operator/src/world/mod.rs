@@ -89,15 +89,19 @@ impl World {
         namespace.services.get(name)
     }
 
+    /// Whether the Namespace object is known.
+    pub fn has_namespace(&self, name: &str) -> bool {
+        self.namespaces.get(name).is_some_and(|namespace| namespace.meta.is_some())
+    }
+
     /// Whether the cluster has the kind ReferenceGrant.
     pub fn has_grants(&self) -> bool {
         self.has_grants
     }
 
-    /// Whether a ReferenceGrant allows MeshRoutes of namespace `from` to refer to a Service of another namespace. None
-    /// does if the Namespace object is not known, as in [`Self::service`].
+    /// Whether a ReferenceGrant allows MeshRoutes of namespace `from` to refer to a Service of another namespace.
     pub fn grants(&self, from: &str, service: &Key) -> bool {
-        let namespace = self.namespaces.get(&service.namespace).filter(|namespace| namespace.meta.is_some());
+        let namespace = self.namespaces.get(&service.namespace);
         namespace.is_some_and(|namespace| namespace.grants.values().any(|grant| grant.permits(from, &service.name)))
     }
 
