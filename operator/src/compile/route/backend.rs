@@ -31,14 +31,15 @@ impl Referrer<'_> {
     }
 
     /// Rejects a reference to another namespace that no ReferenceGrant there allows. A consumer route needs none to
-    /// send the requests for a Service to that same Service. A namespace that does not exist has no Service either,
+    /// send the requests for a Service to that same Service; if it has other parents too, their clients have not chosen
+    /// that Service. A namespace that does not exist has no Service either,
     /// which is the better message.
     fn check_permission(&self, world: &World, service: &Key) -> Result<(), String> {
         let own = &self.key.namespace;
         let is_parent = |parent: &ParentRef| self.service(parent.namespace.as_deref(), &parent.name) == *service;
         if service.namespace == *own
             || !world.has_namespace(&service.namespace)
-            || self.parents.iter().any(is_parent)
+            || self.parents.iter().all(is_parent)
             || world.grants(own, service)
         {
             return Ok(());
