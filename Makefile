@@ -58,7 +58,7 @@ check: ## formatting, lints, the shape of the tree: order of modules, dependenci
 unit: ## tests without a cluster
 	@e2e/packages.sh
 	@cargo test $(profile) --locked --workspace --exclude weft-e2e
-	@cargo test $(profile) --locked --package weft-e2e --lib --test page
+	@cargo test $(profile) --locked --package weft-e2e --lib --test page --test values
 	@python3 -m unittest discover --quiet --start-directory bench
 	@proxy/fuzz/run.sh 5
 
@@ -83,10 +83,11 @@ bench: ## benchmark Weft against Envoy, nginx and haproxy (BENCH_SCENARIOS="h1_s
 	@bench/bench.py --scenarios "$(BENCH_SCENARIOS)" --repetitions $(BENCH_REPS) --seconds $(BENCH_SECS) $(BENCH_ARGS)
 
 gen: ## generate the CRDs from their Rust types
-	@$(cargo) run $(profile) --package weft-crds --bin crdgen -- crds charts/weft-crds/templates
+	@$(cargo) run $(profile) --package weft-crds --bin crdgen -- charts/weft-crds/templates
 
-golden: ## update the expected files of golden tests; review the diff as code
+golden: ## update the expected files of golden tests and the generated references; review the diff as code
 	@WEFT_BLESS=1 $(cargo) test $(profile) --package weft-operator --package weft-injector --package weft-init
+	@WEFT_BLESS=1 $(cargo) test $(profile) --package weft-e2e --test values
 
 deny: ## check licences, bans and sources of dependencies, and advisories if their database can be reached
 	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny

@@ -33,7 +33,7 @@ pub const OPERATOR_MANAGER: &str = "weft-operator";
 pub const LEASE: &str = "weft-operator";
 /// Secret with the webhook's certificate (`ca.crt`, `tls.crt`, `tls.key`), in the system namespace.
 pub const WEBHOOK_SECRET: &str = "weft-injector-tls";
-/// Service of the webhook, in the system namespace, and name of the MutatingWebhookConfiguration.
+/// Service of the webhooks, in the system namespace, and name of their two configurations.
 pub const WEBHOOK: &str = "weft-injector";
 
 /// Name of the proxy container.

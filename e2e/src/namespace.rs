@@ -60,7 +60,7 @@ pub fn in_mesh(test: &str, body: impl FnOnce(&Namespace) -> Result<()>) -> Resul
 pub fn await_quiet() -> Result<()> {
     let kubectl = Kubectl::new(Cluster::get()?);
     eventually("namespaces of earlier tests to be gone", READY, || {
-        let namespaces = kubectl.list("namespaces", "weft.dev/e2e=true")?;
+        let namespaces = kubectl.list("namespaces", "test.example/e2e=true")?;
         let terminating: Vec<_> =
             namespaces.iter().filter(|namespace| !namespace["metadata"]["deletionTimestamp"].is_null()).collect();
         anyhow::ensure!(terminating.is_empty(), "{} are terminating", terminating.len());
@@ -79,10 +79,10 @@ impl Namespace {
         let name = format!("e2e-{test}-{suffix:05x}");
         let label = match mesh {
             Mesh::Inside => "weft.dev/inject: enabled",
-            Mesh::Outside => "weft.dev/e2e-outside: \"true\"",
+            Mesh::Outside => "test.example/outside: \"true\"",
         };
         Kubectl::new(cluster).apply(&format!(
-            "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n  labels:\n    weft.dev/e2e: \"true\"\n    {label}\n"
+            "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n  labels:\n    test.example/e2e: \"true\"\n    {label}\n"
         ))?;
         // From here on drop deletes the namespace, also if the following fails.
         let namespace = Self { kubectl: Kubectl::within(cluster, &name), name, test: test.to_owned(), failed: false };

@@ -140,7 +140,7 @@ impl App {
             out,
             "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {name}}}\nspec:\n  replicas: {replicas}\n  \
              selector: {{matchLabels: {{app: {app}{selector}}}}}\n  template:\n    metadata:\n      \
-             labels: {{app: {app}{labels}}}\n      annotations: {{weft.dev/e2e: \"true\"{annotations}}}\n    spec:\n",
+             labels: {{app: {app}{labels}}}\n      annotations: {{test.example/e2e: \"true\"{annotations}}}\n    spec:\n",
             labels = pairs(&self.labels),
             annotations = pairs(&self.annotations),
         );

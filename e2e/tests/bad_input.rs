@@ -176,7 +176,7 @@ fn schema_errors_are_refused_at_apply() -> Result<()> {
             (
                 "a mirror of a direct response",
                 bad("- filters: [{type: DirectResponse, directResponse: {status: 200}}, {type: RequestMirror, requestMirror: {backendRef: {name: echo, port: 9080}}}]\n"),
-                "there is no request to copy",
+                "no backend gets the request",
             ),
             ("a hedge after 0 s", bad(&format!("- {to_echo}\n  hedge: {{after: 0s}}\n")), "hedge.after must be between 1ms and 1m"),
             ("too many hedges", bad(&format!("- {to_echo}\n  hedge: {{after: 1s, attempts: 4}}\n")), "spec.http[0].hedge.attempts"),

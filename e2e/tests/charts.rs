@@ -227,6 +227,44 @@ fn roles_have_no_wildcards() -> Result<()> {
     Ok(())
 }
 
+/// Webhooks that warn must not get in the way: they are ignored when they do not answer, and soon.
+#[test]
+fn webhooks_that_warn_cannot_refuse_or_delay() -> Result<()> {
+    let objects = rendered("charts/weft", &["--set", "webhook.failurePolicy=Fail"])?;
+    let configurations = objects.iter().filter(|object| object["kind"] == "ValidatingWebhookConfiguration");
+    let mut resources = Vec::new();
+    for configuration in configurations {
+        ensure!(configuration["metadata"]["name"] == "weft-injector", "the operator writes its caBundle by this name");
+        for webhook in configuration["webhooks"].as_array().into_iter().flatten() {
+            ensure!(webhook["failurePolicy"] == "Ignore" && webhook["sideEffects"] == "None", "{webhook}");
+            ensure!(webhook["matchPolicy"] == "Equivalent", "{webhook}");
+            ensure!(webhook["timeoutSeconds"].as_u64().is_some_and(|seconds| seconds <= 2), "{webhook}");
+            ensure!(webhook["clientConfig"]["service"]["path"] == "/warn", "{webhook}");
+            let rules = webhook["rules"].as_array().into_iter().flatten();
+            let of_webhook: Vec<&str> =
+                rules.filter_map(|rule| rule["resources"].as_array()).flatten().filter_map(Value::as_str).collect();
+            let selector = webhook["namespaceSelector"].to_string();
+            let excludes = ["kube-system", SYSTEM].iter().all(|namespace| selector.contains(namespace));
+            ensure!(excludes || of_webhook == ["namespaces"], "{of_webhook:?} of the control plane: {selector}");
+            resources.extend(of_webhook.into_iter().map(str::to_owned));
+        }
+    }
+    resources.sort();
+    let workloads = [
+        "cronjobs",
+        "daemonsets",
+        "deployments",
+        "jobs",
+        "namespaces",
+        "pods",
+        "replicasets",
+        "replicationcontrollers",
+        "statefulsets",
+    ];
+    ensure!(resources == workloads, "{resources:?}");
+    Ok(())
+}
+
 #[test]
 fn pods_meet_pod_security_restricted() -> Result<()> {
     let ns = Namespace::create("charts-restricted", Mesh::Outside)?;

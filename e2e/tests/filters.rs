@@ -1,4 +1,4 @@
-//! Filters of a rule: faults, mirrors, CORS, rate limits.
+//! Filters of a rule: faults, mirrors, CORS, rate limits, limits of response bodies.
 
 use std::time::Duration;
 
@@ -161,6 +161,31 @@ fn requests_beyond_the_rate_limit_get_429() -> Result<()> {
                     ensure!((3000..=3600).contains(&wait) && answer.reason() == Some("rate-limited"), "{answer:?}");
                     ensure!(answer.source() == Some(&format!("MeshRoute/{}/echo/each", ns.name)), "{answer:?}");
                 }
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn responses_beyond_the_body_limit_get_502() -> Result<()> {
+    in_mesh("filters-body", |ns| {
+        let client = mesh::echo(ns)?;
+        let rules = format!(
+            "- name: large\n  matches: [{{path: {{value: /large}}}}]\n  filters: [{{type: ResponseBodyLimit, responseBodyLimit: {{maxBytes: 100000}}}}]\n{TO_V1}- name: rest\n{TO_V1}"
+        );
+        route_in_force(ns, &client, "echo", &rules)?;
+        for http2 in [false, true] {
+            let get = |bytes: u32| {
+                let request = client.get(&format!("http://echo:9080/large?bytes={bytes}"));
+                if http2 { request.http2().send() } else { request.send() }
+            };
+            for round in 0..3 {
+                let answer = get(100_000)?.expect_status(200)?;
+                ensure!(answer.reason().is_none(), "HTTP/2: {http2}, round {round}: {answer:?}");
+                let answer = get(100_001)?.expect_status(502)?;
+                ensure!(answer.reason() == Some("response-too-large"), "HTTP/2: {http2}, round {round}: {answer:?}");
+                ensure!(answer.source() == Some(&format!("MeshRoute/{}/echo/large", ns.name)), "{answer:?}");
             }
         }
         Ok(())

@@ -116,6 +116,73 @@ fn invalid_annotation_refuses_the_pod() -> Result<()> {
     })
 }
 
+/// What kubectl prints of Weft's when a manifest is applied, on stderr.
+fn warned(ns: &Namespace, yaml: &str) -> Result<String> {
+    let output = ns.run_with(&["apply", "--dry-run=server", "-f", "-"], yaml, READY)?;
+    let stderr = output.stderr.clone();
+    output.stdout_of_success("kubectl apply --dry-run=server")?;
+    Ok(stderr.lines().filter(|line| line.contains("weft: ")).collect::<Vec<_>>().join("\n"))
+}
+
+/// Pods of a Deployment are created by its controller, to which the warnings about them go.
+#[test]
+fn kubectl_apply_warns_about_pods_that_will_have_no_proxy() -> Result<()> {
+    let app = || App::server("echo", "v1");
+    let check = |ns: &Namespace, desc: &str, yaml: &str, expected: &str| {
+        // A change of the namespace reaches the injector a moment later.
+        eventually(desc, SOON, || {
+            let printed = warned(ns, yaml)?;
+            ensure!(printed.contains(expected), "{desc}: {printed:?} should contain {expected:?}");
+            ensure!(printed.is_empty() == expected.is_empty(), "{desc}: {printed:?}");
+            Ok(())
+        })
+    };
+    in_mesh("inject-warned", |ns| {
+        check(ns, "pods that get a proxy", &app().yaml(), "")?;
+        let host = app().yaml().replace("\n    spec:\n", "\n    spec:\n      hostNetwork: true\n");
+        check(ns, "hostNetwork", &host, "Deployment echo-v1: no proxy will be added: the pod uses the node's network")?;
+        let value = app().annotation("config.weft.dev/workers", "many").yaml();
+        check(
+            ns,
+            "an invalid value",
+            &value,
+            "Deployment echo-v1: its pods will be refused: annotation config.weft.dev",
+        )?;
+        let key = app().annotation("config.weft.dev/worker", "2").yaml();
+        check(ns, "an unknown annotation", &key, "did you mean config.weft.dev/workers?")?;
+        let job = workload::job("work", &["idle"]).replace("\n    spec:", "\n    spec:\n      hostNetwork: true");
+        check(ns, "hostNetwork in a Job", &job, "Job work: no proxy will be added")
+    })?;
+    let outside = Namespace::create("inject-warned-outside", Mesh::Outside)?;
+    check(&outside, "a namespace outside the mesh", &app().yaml(), "")?;
+    let misspelled = app().label("weft.dev/injcet", "true").yaml();
+    check(&outside, "a misspelled label", &misspelled, "did you mean the label weft.dev/inject=true?")?;
+    let own = app()
+        .yaml()
+        .replace("metadata: {name: echo-v1}", "metadata: {name: echo-v1, labels: {weft.dev/inject: \"true\"}}");
+    check(&outside, "a label on the Deployment", &own, "set it in metadata.labels of the pod template")?;
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: web, labels: {weft.dev/injection: \"true\"}}\nspec:\n  \
+               containers: [{name: app, image: localhost/weft-demo:dev, args: [idle]}]\n";
+    check(&outside, "a misspelled label on a pod", pod, "did you mean the label weft.dev/inject=true?")
+}
+
+#[test]
+fn kubectl_label_namespace_warns_about_the_label() -> Result<()> {
+    let ns = Namespace::create("inject-warned-label", Mesh::Outside)?;
+    for (label, expected) in [
+        ("weft.dev/inject=true", "use \"enabled\" or \"disabled\""),
+        ("weft.dev/injection=enabled", "did you mean the label weft.dev/inject=enabled?"),
+        ("istio-injection=enabled", "did you mean the label weft.dev/inject=enabled?"),
+        ("weft.dev/inject=enabled", "rollout restart deployment,statefulset,daemonset"),
+    ] {
+        let arguments = ["label", "namespace", &ns.name, label, "--dry-run=server"];
+        let output = ns.run_with(&arguments, "", READY)?;
+        ensure!(output.success, "{label}: {}", output.stderr);
+        ensure!(output.stderr.contains(expected), "{label}: {:?} should contain {expected:?}", output.stderr);
+    }
+    Ok(())
+}
+
 #[test]
 fn pod_with_the_proxys_user_is_refused() -> Result<()> {
     in_mesh("inject-proxy-uid", |ns| {

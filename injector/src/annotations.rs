@@ -1,6 +1,6 @@
-//! The annotations that configure a pod's proxy: their keys, their values on a pod and its namespace, and the errors
-//! found in them. An annotation of the pod overrides one of its namespace. [`crate::settings`] gives each its type.
-//! An unknown key only warns and suggests the most similar known key.
+//! The values of annotations on a pod and its namespace, and the errors found in them. An annotation of the pod
+//! overrides one of its namespace. [`crate::settings`] gives each its type. An unknown key only warns and suggests the
+//! most similar known key.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,38 +8,8 @@ use std::fmt;
 use k8s_openapi::api::core::v1::Pod;
 use weft_crds::names::CONFIG_PREFIX;
 
+use crate::annotation::{ANNOTATIONS, Annotation};
 use crate::namespace::Namespace;
-
-/// Every known key, without its prefix.
-pub const KEYS: [&str; 13] = [
-    PROXY_CPU_REQUEST,
-    PROXY_CPU_LIMIT,
-    PROXY_MEMORY_REQUEST,
-    PROXY_MEMORY_LIMIT,
-    PROXY_LOG_LEVEL,
-    ACCESS_LOG,
-    WORKERS,
-    DRAIN_SECONDS,
-    NATIVE_SIDECAR,
-    EXCLUDE_INBOUND_PORTS,
-    EXCLUDE_OUTBOUND_PORTS,
-    EXCLUDE_OUTBOUND_IPS,
-    OPAQUE_PORTS,
-];
-
-pub(crate) const PROXY_CPU_REQUEST: &str = "proxy-cpu-request";
-pub(crate) const PROXY_CPU_LIMIT: &str = "proxy-cpu-limit";
-pub(crate) const PROXY_MEMORY_REQUEST: &str = "proxy-memory-request";
-pub(crate) const PROXY_MEMORY_LIMIT: &str = "proxy-memory-limit";
-pub(crate) const PROXY_LOG_LEVEL: &str = "proxy-log-level";
-pub(crate) const ACCESS_LOG: &str = "access-log";
-pub(crate) const WORKERS: &str = "workers";
-pub(crate) const DRAIN_SECONDS: &str = "drain-seconds";
-pub(crate) const NATIVE_SIDECAR: &str = "native-sidecar";
-pub(crate) const EXCLUDE_INBOUND_PORTS: &str = "exclude-inbound-ports";
-pub(crate) const EXCLUDE_OUTBOUND_PORTS: &str = "exclude-outbound-ports";
-pub(crate) const EXCLUDE_OUTBOUND_IPS: &str = "exclude-outbound-ips";
-pub(crate) const OPAQUE_PORTS: &str = "opaque-ports";
 
 /// Maximum of entries in a list. Each excluded entry is an iptables rule that every new connection traverses.
 const LIST_MAX: usize = 100;
@@ -47,8 +17,6 @@ const LIST_MAX: usize = 100;
 const VALUE_MAX: usize = 4096;
 /// Maximum number of bytes of a value that a message quotes.
 const QUOTED_VALUE_MAX: usize = 64;
-/// Minimum similarity (normalized Levenshtein, 0 to 1) to suggest a known key for an unknown one.
-const SUGGESTION_SIMILARITY_MIN: f64 = 0.6;
 
 /// The annotations of a pod and its namespace, and the errors found so far.
 pub(crate) struct Annotations<'a> {
@@ -59,11 +27,12 @@ pub(crate) struct Annotations<'a> {
 
 /// All invalid annotations of a pod and its namespace, reported at once.
 #[derive(Debug, PartialEq, Eq)]
-pub struct AnnotationErrors(Vec<AnnotationError>);
+pub struct AnnotationErrors(pub Vec<AnnotationError>);
 
+/// One invalid annotation. Displayed with its key, object and value, and the remedy.
 #[derive(Debug, PartialEq, Eq)]
-struct AnnotationError {
-    key: String,
+pub struct AnnotationError {
+    key: &'static str,
     value: String,
     source: AnnotationSource,
     remedy: String,
@@ -96,14 +65,9 @@ impl<'a> Annotations<'a> {
     pub(crate) fn unknown_key_warnings(&self) -> Vec<String> {
         let keys = self.pod.keys().map(|key| (*key, AnnotationSource::Pod));
         let keys = keys.chain(self.namespace.keys().map(|key| (*key, AnnotationSource::Namespace)));
-        keys.filter(|(key, _)| !KEYS.contains(key))
+        keys.filter(|(key, _)| ANNOTATIONS.iter().all(|known| known.key != *key))
             .map(|(key, source)| {
-                let nearest = KEYS
-                    .iter()
-                    .map(|known| (strsim::normalized_levenshtein(key, known), known))
-                    .filter(|(similarity, _)| *similarity >= SUGGESTION_SIMILARITY_MIN)
-                    .max_by(|(a, _), (b, _)| a.total_cmp(b));
-                let hint = nearest.map(|(_, known)| format!("; did you mean {CONFIG_PREFIX}{known}?"));
+                let hint = Annotation::nearest(key).map(|known| format!("; did you mean {}?", known.name()));
                 format!(
                     "annotation {CONFIG_PREFIX}{} on the {source} is unknown and has no effect{}",
                     truncate(key),
@@ -116,14 +80,13 @@ impl<'a> Annotations<'a> {
     /// The parsed value, `None` where the annotation is absent or invalid; an invalid one is recorded as an error.
     pub(crate) fn parse<T>(
         &mut self,
-        key: &'static str,
-        remedy: &str,
+        annotation: &'static Annotation,
         parse: impl FnOnce(&str) -> Option<T>,
     ) -> Option<T> {
-        let (value, source) = self.find(key)?;
+        let (value, source) = self.find(annotation)?;
         let parsed = if value.len() > VALUE_MAX { None } else { parse(value) };
         if parsed.is_none() {
-            self.add_error(key, value, source, remedy);
+            self.add_error(annotation, value, source, &format!("use {}", annotation.values));
         }
         parsed
     }
@@ -131,23 +94,29 @@ impl<'a> Annotations<'a> {
     /// As [`Self::parse`], for a comma-separated list; empty where the annotation is absent or invalid.
     pub(crate) fn parse_list<T>(
         &mut self,
-        key: &'static str,
-        remedy: &str,
+        annotation: &'static Annotation,
         parse: impl Fn(&str) -> Option<T>,
     ) -> Vec<T> {
-        self.parse(key, remedy, |value| items(value, parse)).unwrap_or_default()
+        self.parse(annotation, |value| items(value, parse)).unwrap_or_default()
     }
 
     /// The pod's value, else the namespace's.
-    pub(crate) fn find(&self, key: &str) -> Option<(&'a str, AnnotationSource)> {
+    pub(crate) fn find(&self, annotation: &Annotation) -> Option<(&'a str, AnnotationSource)> {
+        let key = annotation.key;
         let pod = self.pod.get(key).map(|value| (*value, AnnotationSource::Pod));
         pod.or_else(|| self.namespace.get(key).map(|value| (*value, AnnotationSource::Namespace)))
     }
 
     /// Records an invalid value, for [`Self::finish`].
-    pub(crate) fn add_error(&mut self, key: &str, value: &str, source: AnnotationSource, remedy: &str) {
-        let (key, value, remedy) = (key.to_owned(), truncate(value), remedy.to_owned());
-        self.errors.push(AnnotationError { key, value, source, remedy });
+    pub(crate) fn add_error(
+        &mut self,
+        annotation: &'static Annotation,
+        value: &str,
+        source: AnnotationSource,
+        remedy: &str,
+    ) {
+        let (value, remedy) = (truncate(value), remedy.to_owned());
+        self.errors.push(AnnotationError { key: annotation.key, value, source, remedy });
     }
 
     /// Fails if an error was recorded.
@@ -162,11 +131,18 @@ impl std::error::Error for AnnotationErrors {}
 
 impl fmt::Display for AnnotationErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, AnnotationError { key, value, source, remedy }) in self.0.iter().enumerate() {
+        for (index, error) in self.0.iter().enumerate() {
             let separator = if index == 0 { "" } else { ". Also: " };
-            write!(f, "{separator}annotation {CONFIG_PREFIX}{key} on the {source} is {value:?}; {remedy}")?;
+            write!(f, "{separator}{error}")?;
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for AnnotationError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key, value, source, remedy } = self;
+        write!(f, "annotation {CONFIG_PREFIX}{key} on the {source} is {value:?}; {remedy}")
     }
 }
 
@@ -194,8 +170,8 @@ pub(crate) fn items<T>(text: &str, parse: impl Fn(&str) -> Option<T>) -> Option<
     items.filter(|items| items.len() <= LIST_MAX)
 }
 
-/// The first [`QUOTED_VALUE_MAX`] bytes of a value, for messages.
-fn truncate(value: &str) -> String {
+/// The first [`QUOTED_VALUE_MAX`] bytes of a name, key or value, for messages.
+pub(crate) fn truncate(value: &str) -> String {
     match value.char_indices().map(|(at, _)| at).find(|at| *at >= QUOTED_VALUE_MAX) {
         Some(end) => format!("{}…", &value[..end]),
         None => value.to_owned(),

@@ -42,6 +42,9 @@ pub struct Arguments {
     /// Namespace of the Secret with the webhook's certificate.
     #[arg(long, env = "WEFT_SYSTEM_NAMESPACE", default_value = SYSTEM_NAMESPACE)]
     pub system_namespace: String,
+    /// Namespaces, separated by commas, for whose pods the API server does not call the webhook.
+    #[arg(long, env = "WEFT_EXCLUDED_NAMESPACES", value_delimiter = ',')]
+    pub excluded_namespaces: Vec<String>,
     /// Log filter, as in info,weft_injector=debug.
     #[arg(long, env = "WEFT_LOG", default_value = "info")]
     pub log: String,
@@ -114,9 +117,10 @@ pub enum Error {
 
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(arguments: Arguments) -> Result<(), Error> {
-    let Arguments { webhook_address, admin_address, system_namespace, log, log_format, injected } = arguments;
+    let Arguments { webhook_address, admin_address, system_namespace, excluded_namespaces, log, log_format, injected } =
+        arguments;
     weft_runtime::log::init(&log, &log_format)?;
-    let installation = Arc::new(injected.installation()?);
+    let installation = Arc::new(Installation { excluded_namespaces, ..injected.installation()? });
     let stop = weft_runtime::signal::drain().map_err(Error::Signal)?;
     let (readiness, metrics) = (Readiness::default(), Metrics::default());
     let parts = (readiness.part("certificate"), readiness.part("namespaces"), readiness.part("webhook"));
@@ -213,6 +217,7 @@ impl Injected {
             proxy_version: proxy_version.clone(),
             resources,
             server: ServerVersion::OLDEST,
+            excluded_namespaces: Vec::new(),
             hook_secret: String::new(),
         })
     }

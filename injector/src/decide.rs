@@ -4,23 +4,14 @@
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use weft_config::bootstrap::{ADMIN_PORT, HEALTH_PORT, INBOUND_PORT, METRICS_PORT, OUTBOUND_PORT, PROXY_UID};
-use weft_config::bootstrap::{EXPORT_NAMESPACE, INBOUND_NAMESPACE};
-use weft_crds::names::{
-    INIT_CONTAINER, INJECT_ENABLED, INJECT_LABEL, PROXY_CONTAINER, STATUS_ANNOTATION, SYSTEM_NAMESPACE, VOLUMES,
-};
+use weft_crds::names::{INIT_CONTAINER, INJECT_ENABLED, INJECT_LABEL, PROXY_CONTAINER, STATUS_ANNOTATION, VOLUMES};
 
-use crate::namespace::{Namespace, POD_SECURITY_LABEL};
+use crate::namespace::{INJECT_DISABLED, Namespace, POD_SECURITY_LABEL};
 use crate::pod::{containers, is_tcp};
 use crate::refusal::Refusal;
 
-/// Value of [`INJECT_LABEL`] on a namespace that is explicitly outside the mesh.
-const INJECT_DISABLED: &str = "disabled";
 /// The kubelet's annotation on a mirror pod: the API object that reports a static pod.
 const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
-
-/// Namespaces of the cluster and of Weft, which are never injected.
-const SYSTEM_NAMESPACES: [&str; 6] =
-    ["kube-system", "kube-public", "kube-node-lease", SYSTEM_NAMESPACE, EXPORT_NAMESPACE, INBOUND_NAMESPACE];
 
 /// The decision on a pod that may run.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,8 +22,8 @@ pub enum Decision {
     Skip {
         /// The reason.
         reason: Skip,
-        /// A warning for the user, where a proxy was probably expected.
-        warning: Option<String>,
+        /// An explanation with a remedy for the user, where a proxy was probably expected.
+        why: Option<String>,
     },
 }
 
@@ -49,7 +40,7 @@ pub enum Skip {
     HostNetwork,
     /// The pod has a proxy already.
     AlreadyInjected,
-    /// The namespace is one of [`SYSTEM_NAMESPACES`].
+    /// The namespace belongs to the cluster or to Weft.
     SystemNamespace,
     /// A mirror pod of a static pod.
     MirrorPod,
@@ -62,8 +53,8 @@ pub fn decide(namespace: &Namespace, pod: &Pod) -> Result<Decision, Refusal> {
     let spec = pod.spec.as_ref();
     let labels = pod.metadata.labels.as_ref();
     let annotation = |key: &str| pod.metadata.annotations.as_ref().is_some_and(|map| map.contains_key(key));
-    let skip = |reason| Ok(Decision::Skip { reason, warning: None });
-    let skip_and_warn = |reason, warning: String| Ok(Decision::Skip { reason, warning: Some(warning) });
+    let skip = |reason| Ok(Decision::Skip { reason, why: None });
+    let skip_and_say = |reason, why: String| Ok(Decision::Skip { reason, why: Some(why) });
 
     let opted_in = match labels.and_then(|labels| labels.get(INJECT_LABEL)).map(String::as_str) {
         Some("false") => return skip(Skip::PodOptedOut),
@@ -71,21 +62,20 @@ pub fn decide(namespace: &Namespace, pod: &Pod) -> Result<Decision, Refusal> {
         Some(other) => return Err(Refusal::InjectLabel(other.to_owned())),
         None => false,
     };
-    if SYSTEM_NAMESPACES.contains(&namespace.name.as_str()) {
-        let warning = format!("no proxy was added: {}", Skip::SystemNamespace.sentence());
-        return Ok(Decision::Skip { reason: Skip::SystemNamespace, warning: opted_in.then_some(warning) });
+    if namespace.is_system() {
+        let why = opted_in.then(|| Skip::SystemNamespace.sentence().to_owned());
+        return Ok(Decision::Skip { reason: Skip::SystemNamespace, why });
     }
     if !opted_in {
         match namespace.labels.get(INJECT_LABEL).map(String::as_str) {
             Some(INJECT_ENABLED) => {}
             None | Some(INJECT_DISABLED) => return skip(Skip::NamespaceNotEnabled),
             Some(other) => {
-                let warning = format!(
-                    "no proxy was added: label {INJECT_LABEL} on namespace {} is {other:?}, which is unknown; use \
-                     {INJECT_ENABLED:?}",
-                    namespace.name
+                let name = &namespace.name;
+                let why = format!(
+                    "label {INJECT_LABEL} on namespace {name} is {other:?}, which is unknown; use {INJECT_ENABLED:?}"
                 );
-                return skip_and_warn(Skip::NamespaceNotEnabled, warning);
+                return skip_and_say(Skip::NamespaceNotEnabled, why);
             }
         }
     }
@@ -93,16 +83,20 @@ pub fn decide(namespace: &Namespace, pod: &Pod) -> Result<Decision, Refusal> {
         return skip(Skip::MirrorPod);
     }
     if spec.and_then(|spec| spec.os.as_ref()).is_some_and(|os| os.name != "linux") {
-        return skip_and_warn(Skip::NotLinux, format!("no proxy was added: {}", Skip::NotLinux.sentence()));
+        let why = format!("{}; label it {INJECT_LABEL}=false", Skip::NotLinux.sentence());
+        return skip_and_say(Skip::NotLinux, why);
     }
     if spec.and_then(|spec| spec.host_network) == Some(true) {
-        return skip_and_warn(Skip::HostNetwork, format!("no proxy was added: {}", Skip::HostNetwork.sentence()));
+        let why = format!("{}; do without it, or label the pod {INJECT_LABEL}=false", Skip::HostNetwork.sentence());
+        return skip_and_say(Skip::HostNetwork, why);
     }
     if spec.is_some_and(|spec| containers(spec).any(|container| container.name == PROXY_CONTAINER)) {
         // Without the status annotation the container is the user's own, and has the proxy's name by accident.
-        let warning = format!("no proxy was added: the pod has a container called {PROXY_CONTAINER}");
-        let warning = (!annotation(STATUS_ANNOTATION)).then_some(warning);
-        return Ok(Decision::Skip { reason: Skip::AlreadyInjected, warning });
+        let why = format!("the pod has a container called {PROXY_CONTAINER}; rename it");
+        return Ok(Decision::Skip {
+            reason: Skip::AlreadyInjected,
+            why: (!annotation(STATUS_ANNOTATION)).then_some(why),
+        });
     }
     Ok(Decision::Inject)
 }

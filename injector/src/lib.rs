@@ -8,16 +8,19 @@
 //!
 //! [`inject`] is that line as one pure function: the namespace, the pod as the API server sent it and the
 //! installation's configuration go in; a patch, a skip or a refusal comes out. [`namespace`], [`pod`] and [`refusal`]
-//! are what its steps share. The other modules surround it: [`server`] is the HTTP server, [`namespaces`] watches the
-//! namespaces, [`certificate`] keeps the certificate current, [`app`] is the process.
+//! are what its steps share. [`warn`] applies it to the pod templates of workloads, whose authors it warns. The other
+//! modules surround it: [`server`] is the HTTP server, [`namespaces`] watches the namespaces, [`certificate`] keeps the
+//! certificate current, [`app`] is the process.
 //!
 //! The pod is changed as JSON, never as a typed struct, so that fields unknown to this build are kept. It is *read*
 //! as a typed struct.
 
+pub mod annotation;
 pub mod annotations;
 pub mod app;
 pub mod certificate;
 pub mod decide;
+pub mod lookalike;
 pub mod metrics;
 pub mod mutate;
 pub mod namespace;
@@ -30,6 +33,8 @@ pub mod refresh;
 pub mod refusal;
 pub mod server;
 pub mod settings;
+pub mod warn;
+pub mod workload;
 
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
@@ -51,12 +56,19 @@ pub enum Outcome {
         /// Warnings for the user.
         warnings: Vec<String>,
     },
+    /// The pod has its proxy already, which learns what another webhook has added since.
+    Refreshed {
+        /// The updated pod.
+        pod: Value,
+        /// The patch from the original pod to `pod`.
+        patch: json_patch::Patch,
+    },
     /// The pod is admitted unchanged.
     Skipped {
         /// The reason.
         reason: Skip,
-        /// Warnings for the user.
-        warnings: Vec<String>,
+        /// An explanation with a remedy for the user, where a proxy was probably expected.
+        why: Option<String>,
     },
     /// The pod is denied.
     Refused(Refusal),
@@ -69,16 +81,16 @@ pub fn inject(namespace: &Namespace, raw: &Value, installation: &Installation) -
 
 fn try_inject(namespace: &Namespace, raw: &Value, installation: &Installation) -> Result<Outcome, Refusal> {
     let pod: Pod = serde_json::from_value(raw.clone()).map_err(|error| Refusal::Unreadable(error.to_string()))?;
-    if let Decision::Skip { reason, warning } = decide::decide(namespace, &pod)? {
-        // Without a warning the injector added the proxy, and another webhook may have changed the pod since.
-        if (reason, &warning) == (Skip::AlreadyInjected, &None) {
+    if let Decision::Skip { reason, why } = decide::decide(namespace, &pod)? {
+        // Without an explanation the injector added the proxy, and another webhook may have changed the pod since.
+        if (reason, &why) == (Skip::AlreadyInjected, &None) {
             decide::check_user_and_ports(&pod)?;
             if let Some(pod) = refresh::refresh(raw, &pod, &installation.hook_secret)? {
                 let patch = patch::diff(raw, &pod);
-                return Ok(Outcome::Injected { pod, patch, warnings: Vec::new() });
+                return Ok(Outcome::Refreshed { pod, patch });
             }
         }
-        return Ok(Outcome::Skipped { reason, warnings: warning.into_iter().collect() });
+        return Ok(Outcome::Skipped { reason, why });
     }
     decide::check_injectable(namespace, &pod)?;
     let (settings, mut warnings) = Settings::resolve(namespace, &pod, installation)?;

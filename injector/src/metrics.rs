@@ -15,8 +15,10 @@ const BUCKETS: [f64; 9] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 
 /// The injector's metrics. Clones share their values.
 #[derive(Clone)]
 pub struct Metrics {
-    /// Answered admission reviews.
+    /// Answered reviews of pods.
     pub reviews: Family<Review, Counter>,
+    /// Answered reviews of workloads and namespaces.
+    pub warning_reviews: Family<WarningReview, Counter>,
     /// Duration of reviews.
     pub duration: Histogram,
     /// Expiry of the webhook's certificate, in seconds since 1970.
@@ -26,10 +28,17 @@ pub struct Metrics {
 /// Labels of a review.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Review {
-    /// `injected`, `skipped`, `refused` or `malformed`.
+    /// `injected`, `refreshed`, `skipped`, `refused` or `malformed`.
     pub outcome: &'static str,
-    /// Code of the skip or refusal; empty for `injected` and `malformed`.
+    /// Code of the skip or refusal; empty for the other outcomes.
     pub reason: &'static str,
+}
+
+/// Labels of a review of a workload or namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct WarningReview {
+    /// `warned`, `clean`, `unknown` (the namespace could not be read) or `malformed`.
+    pub outcome: &'static str,
 }
 
 // === impl Metrics ===
@@ -37,7 +46,12 @@ pub struct Review {
 impl Default for Metrics {
     fn default() -> Self {
         let duration = Histogram::new(BUCKETS);
-        Self { reviews: Family::default(), duration, certificate_expiry: Gauge::default() }
+        Self {
+            reviews: Family::default(),
+            warning_reviews: Family::default(),
+            duration,
+            certificate_expiry: Gauge::default(),
+        }
     }
 }
 
@@ -45,8 +59,10 @@ impl Metrics {
     /// A registry with all of them.
     pub fn registry(&self) -> Arc<Registry> {
         let mut registry = Registry::with_prefix("weft_injector");
-        let Self { reviews, duration, certificate_expiry } = self.clone();
-        registry.register("reviews", "Admission reviews answered, by outcome and reason", reviews);
+        let Self { reviews, warning_reviews, duration, certificate_expiry } = self.clone();
+        registry.register("reviews", "Admission reviews of pods answered, by outcome and reason", reviews);
+        let help = "Admission reviews of workloads and namespaces answered, by whether their author was warned";
+        registry.register("warning_reviews", help, warning_reviews);
         registry.register_with_unit("review_duration", "Duration of admission reviews", Unit::Seconds, duration);
         let help = "Expiry of the webhook's certificate, in seconds since 1970";
         registry.register("certificate_expiry_timestamp_seconds", help, certificate_expiry);

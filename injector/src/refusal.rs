@@ -35,9 +35,8 @@ pub enum Refusal {
     },
     /// The namespace forbids the init container.
     #[error(
-        "namespace {namespace} enforces Pod Security {level:?} ({POD_SECURITY_LABEL}), which forbids the capability \
-         NET_ADMIN that {INIT_CONTAINER} needs to redirect traffic; set the label to \"privileged\" (warn and audit can \
-         stay), or label the pod {INJECT_LABEL}=false"
+        "namespace {namespace} enforces Pod Security {level:?}, which forbids NET_ADMIN of {INIT_CONTAINER}; label it \
+         {POD_SECURITY_LABEL}=privileged (warn and audit can stay), or the pod {INJECT_LABEL}=false"
     )]
     PodSecurity {
         /// The namespace.
@@ -90,6 +89,14 @@ pub enum Refusal {
 // === impl Refusal ===
 
 impl Refusal {
+    /// The message, one for each invalid annotation.
+    pub fn messages(&self) -> Vec<String> {
+        match self {
+            Self::Annotations(AnnotationErrors(errors)) => errors.iter().map(ToString::to_string).collect(),
+            other => vec![other.to_string()],
+        }
+    }
+
     /// The code in metrics and logs.
     pub fn code(&self) -> &'static str {
         match self {

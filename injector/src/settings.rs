@@ -9,13 +9,13 @@ use std::fmt;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Pod;
 use weft_config::bootstrap::{AccessLog, PortRange};
-use weft_crds::names::CONFIG_PREFIX;
 
-use crate::annotations::{
-    ACCESS_LOG, AnnotationErrors, AnnotationSource, Annotations, DRAIN_SECONDS, EXCLUDE_INBOUND_PORTS,
-    EXCLUDE_OUTBOUND_IPS, EXCLUDE_OUTBOUND_PORTS, NATIVE_SIDECAR, OPAQUE_PORTS, PROXY_CPU_LIMIT, PROXY_CPU_REQUEST,
-    PROXY_LOG_LEVEL, PROXY_MEMORY_LIMIT, PROXY_MEMORY_REQUEST, WORKERS, items, number,
+use crate::annotation::{
+    ACCESS_LOG, Annotation, DRAIN_SECONDS, EXCLUDE_INBOUND_PORTS, EXCLUDE_OUTBOUND_IPS, EXCLUDE_OUTBOUND_PORTS,
+    NATIVE_SIDECAR, OPAQUE_PORTS, PROXY_CPU_LIMIT, PROXY_CPU_REQUEST, PROXY_LOG_LEVEL, PROXY_MEMORY_LIMIT,
+    PROXY_MEMORY_REQUEST, WORKERS,
 };
+use crate::annotations::{AnnotationErrors, AnnotationSource, Annotations, items, number};
 use crate::namespace::Namespace;
 use crate::quantity::Quantity;
 
@@ -35,9 +35,6 @@ const WORKERS_MAX: u16 = 64;
 /// is a tenth of a byte).
 const MEMORY_MIN: Quantity = Quantity::whole(1 << 20);
 
-const PORTS_REMEDY: &str = "use at most 100 ports and ranges with commas between them, as in 22,8000-8010";
-const IPS_REMEDY: &str = "use at most 100 addresses and networks with commas between them, as in 10.0.0.0/8,fd00::/8";
-
 /// The injector's own configuration, the same for every pod but for `hook_secret`.
 #[derive(Clone, Debug)]
 pub struct Installation {
@@ -53,6 +50,8 @@ pub struct Installation {
     pub resources: Resources,
     /// Version of the API server.
     pub server: ServerVersion,
+    /// Namespaces for whose pods the API server does not call the injector.
+    pub excluded_namespaces: Vec<String>,
     /// Secret path segment of the pod's lifecycle hooks, different for each pod.
     pub hook_secret: String,
 }
@@ -128,6 +127,7 @@ impl Settings {
             proxy_version,
             resources,
             server,
+            excluded_namespaces: _,
             hook_secret: _,
         } = installation;
         let mut annotations = Annotations::new(namespace, pod);
@@ -135,12 +135,10 @@ impl Settings {
 
         let resources = resolve_resources(&mut annotations, resources);
         let cpu_limit = resources.cpu_limit.as_deref().and_then(Quantity::parse);
-        let workers = annotations.parse(WORKERS, "use a number of threads from 1 to 64", |value| {
-            number(value).filter(|workers| (1..=WORKERS_MAX).contains(workers))
-        });
-        let drain = annotations.parse(DRAIN_SECONDS, "use a number of seconds from 1 to 86400", |value| {
-            number(value).filter(|seconds| (1..=DRAIN_SECONDS_MAX).contains(seconds))
-        });
+        let workers =
+            annotations.parse(&WORKERS, |value| number(value).filter(|workers| (1..=WORKERS_MAX).contains(workers)));
+        let drain = annotations
+            .parse(&DRAIN_SECONDS, |value| number(value).filter(|seconds| (1..=DRAIN_SECONDS_MAX).contains(seconds)));
         let grace = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
         let (drain_seconds, warning) = limit_drain_seconds(drain, grace.unwrap_or(GRACE_SECONDS_DEFAULT));
         warnings.extend(warning);
@@ -152,25 +150,15 @@ impl Settings {
             proxy_version: proxy_version.clone(),
             native: native(&mut annotations, *server),
             resources,
-            log: annotations.parse(
-                PROXY_LOG_LEVEL,
-                "use off, error, warn, info, debug or trace, or a list as in info,weft_proxy=debug",
-                log_filter,
-            ),
-            access_log: annotations
-                .parse(ACCESS_LOG, "use \"on\", \"failures\" or \"off\"", |value| value.parse().ok()),
+            log: annotations.parse(&PROXY_LOG_LEVEL, log_filter),
+            access_log: annotations.parse(&ACCESS_LOG, |value| value.parse().ok()),
             workers: workers.unwrap_or_else(|| default_workers(cpu_limit)),
             drain_seconds,
-            exclude_inbound_ports: annotations
-                .parse_list(EXCLUDE_INBOUND_PORTS, PORTS_REMEDY, |item| item.parse().ok()),
-            exclude_outbound_ports: annotations
-                .parse_list(EXCLUDE_OUTBOUND_PORTS, PORTS_REMEDY, |item| item.parse().ok()),
-            exclude_outbound_ips: annotations.parse_list(EXCLUDE_OUTBOUND_IPS, IPS_REMEDY, network),
-            opaque_ports: annotations.parse(
-                OPAQUE_PORTS,
-                "use ports with commas between them, as in 3306,5432; empty for none",
-                |value| items(value, |item| number(item).filter(|port| *port != 0u16)),
-            ),
+            exclude_inbound_ports: annotations.parse_list(&EXCLUDE_INBOUND_PORTS, |item| item.parse().ok()),
+            exclude_outbound_ports: annotations.parse_list(&EXCLUDE_OUTBOUND_PORTS, |item| item.parse().ok()),
+            exclude_outbound_ips: annotations.parse_list(&EXCLUDE_OUTBOUND_IPS, network),
+            opaque_ports: annotations
+                .parse(&OPAQUE_PORTS, |value| items(value, |item| number(item).filter(|port| *port != 0u16))),
         };
         annotations.finish()?;
         Ok((settings, warnings))
@@ -179,16 +167,16 @@ impl Settings {
 
 /// Whether the proxy is a native sidecar: as annotated, else if the server has them.
 fn native(annotations: &mut Annotations<'_>, server: ServerVersion) -> bool {
-    let native = annotations.parse(NATIVE_SIDECAR, "use \"auto\", \"true\" or \"false\"", |value| match value {
+    let native = annotations.parse(&NATIVE_SIDECAR, |value| match value {
         "auto" => Some(server >= NATIVE_SINCE),
         "true" => Some(true),
         "false" => Some(false),
         _ => None,
     });
     let native = native.unwrap_or(server >= NATIVE_SINCE);
-    if let (true, Some((value, source))) = (native && server < NATIVE_SINCE, annotations.find(NATIVE_SIDECAR)) {
+    if let (true, Some((value, source))) = (native && server < NATIVE_SINCE, annotations.find(&NATIVE_SIDECAR)) {
         let remedy = format!("use \"auto\": the API server is {server}, and native sidecars came with {NATIVE_SINCE}");
-        annotations.add_error(NATIVE_SIDECAR, value, source, &remedy);
+        annotations.add_error(&NATIVE_SIDECAR, value, source, &remedy);
     }
     native
 }
@@ -197,13 +185,13 @@ fn native(annotations: &mut Annotations<'_>, server: ServerVersion) -> bool {
 fn resolve_resources(annotations: &mut Annotations<'_>, defaults: &Resources) -> Resources {
     let Resources { cpu_request, cpu_limit, memory_request, memory_limit } = defaults;
     let (cpu_request, cpu_limit) =
-        request_and_limit(annotations, (PROXY_CPU_REQUEST, cpu_request), (PROXY_CPU_LIMIT, cpu_limit), |value| {
+        request_and_limit(annotations, (&PROXY_CPU_REQUEST, cpu_request), (&PROXY_CPU_LIMIT, cpu_limit), |value| {
             Quantity::parse(value).filter(|quantity| *quantity > Quantity::whole(0))
         });
     let (memory_request, memory_limit) = request_and_limit(
         annotations,
-        (PROXY_MEMORY_REQUEST, memory_request),
-        (PROXY_MEMORY_LIMIT, memory_limit),
+        (&PROXY_MEMORY_REQUEST, memory_request),
+        (&PROXY_MEMORY_LIMIT, memory_limit),
         |value| Quantity::parse(value).filter(|quantity| *quantity >= MEMORY_MIN),
     );
     Resources { cpu_request, cpu_limit, memory_request, memory_limit }
@@ -211,15 +199,11 @@ fn resolve_resources(annotations: &mut Annotations<'_>, defaults: &Resources) ->
 
 fn request_and_limit(
     annotations: &mut Annotations<'_>,
-    request: (&'static str, &Option<String>),
-    limit: (&'static str, &Option<String>),
+    request: (&'static Annotation, &Option<String>),
+    limit: (&'static Annotation, &Option<String>),
     parse: impl Fn(&str) -> Option<Quantity>,
 ) -> (Option<String>, Option<String>) {
-    let remedy = match request.0 {
-        PROXY_CPU_REQUEST => "use a number of cores, as in 100m or 2",
-        _ => "use a number of bytes from 1Mi, as in 64Mi",
-    };
-    let mut annotated = |key| annotations.parse(key, remedy, |value| Some((value.to_owned(), parse(value)?)));
+    let mut annotated = |annotation| annotations.parse(annotation, |value| Some((value.to_owned(), parse(value)?)));
     let (annotated_request, annotated_limit) = (annotated(request.0), annotated(limit.0));
     let default = |text: &Option<String>| text.clone().and_then(|text| Some((text.clone(), parse(&text)?)));
     let mut low = annotated_request.clone().or_else(|| default(request.1));
@@ -229,7 +213,7 @@ fn request_and_limit(
     {
         match (&annotated_request, &annotated_limit) {
             (Some(_), Some(_)) => {
-                let remedy = format!("make it at most {CONFIG_PREFIX}{}, which is {high_text:?}", limit.0);
+                let remedy = format!("make it at most {}, which is {high_text:?}", limit.0.name());
                 let source = annotations.find(request.0).map_or(AnnotationSource::Pod, |(_, source)| source);
                 let value = low_text.clone();
                 annotations.add_error(request.0, &value, source, &remedy);
@@ -254,8 +238,9 @@ fn limit_drain_seconds(annotated: Option<u32>, grace_seconds: i64) -> (u32, Opti
     match annotated {
         Some(seconds) if i64::from(seconds) > i64::from(most) => {
             let warning = format!(
-                "annotation {CONFIG_PREFIX}{DRAIN_SECONDS} is {seconds}, but the pod is killed {grace_seconds} seconds \
-                 after SIGTERM (terminationGracePeriodSeconds); {most} is used"
+                "annotation {} is {seconds}, but the pod is killed {grace_seconds} seconds after SIGTERM \
+                 (terminationGracePeriodSeconds); {most} is used",
+                DRAIN_SECONDS.name()
             );
             (most, Some(warning))
         }

@@ -1,7 +1,8 @@
 //! Golden pairs, and properties that hold for each of them.
 //!
 //! `golden/<case>.yaml` is a pod with, optionally, its namespace and the API server's version; `<case>.expected.yaml`
-//! is the result. `WEFT_BLESS=1 cargo test -p weft-injector` writes the expected files; review the diff as code.
+//! is the result. `golden/warn-<case>.yaml` has in place of the pod a workload or namespace, whose author is warned.
+//! `WEFT_BLESS=1 cargo test -p weft-injector` writes the expected files; review the diff as code.
 
 #![expect(clippy::unwrap_used, reason = "a test that fails")]
 
@@ -16,7 +17,8 @@ use serde_json::{Value, json};
 use weft_injector::decide::Skip;
 use weft_injector::namespace::Namespace;
 use weft_injector::settings::{Installation, Resources, ServerVersion};
-use weft_injector::{Outcome, inject};
+use weft_injector::workload::Workload;
+use weft_injector::{Outcome, inject, warn};
 
 /// An input file.
 #[derive(Debug, Deserialize)]
@@ -26,7 +28,14 @@ struct Case {
     namespace: NamespaceFile,
     #[serde(default = "current")]
     server: String,
+    #[serde(default)]
     pod: Value,
+    /// A workload or namespace.
+    #[serde(default)]
+    object: Value,
+    /// The namespace before the change.
+    #[serde(default)]
+    old: Value,
 }
 
 #[derive(Debug, Deserialize)]
@@ -46,6 +55,8 @@ struct NamespaceFile {
 struct Expected {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     injected: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    refreshed: Option<Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     skipped: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -83,6 +94,7 @@ fn installation(server: &str) -> Installation {
             ..Resources::default()
         },
         server: ServerVersion::parse(major, minor).unwrap(),
+        excluded_namespaces: vec!["monitoring".to_owned()],
         hook_secret: "0123456789abcdef".to_owned(),
     }
 }
@@ -95,6 +107,20 @@ impl Case {
 
     fn inject(&self, pod: &Value) -> Outcome {
         inject(&self.namespace(), pod, &installation(&self.server))
+    }
+
+    /// The warnings for the author of the object.
+    fn warnings(&self) -> Vec<String> {
+        let installation = installation(&self.server);
+        if self.object["kind"] == "Namespace" {
+            let new = Namespace::parse(&self.object).unwrap();
+            return warn::namespace(Namespace::parse(&self.old).as_ref(), &new, &installation);
+        }
+        let (api_version, kind) = (self.object["apiVersion"].as_str().unwrap(), self.object["kind"].as_str().unwrap());
+        let group = api_version.split_once('/').map_or("", |(group, _)| group);
+        let workload = Workload::parse(group, &format!("{}s", kind.to_lowercase()), kind, &self.object);
+        let workload = workload.filter(|workload| !workload.is_controlled());
+        workload.map(|workload| warn::workload(&self.namespace(), &workload, &installation)).unwrap_or_default()
     }
 }
 
@@ -126,10 +152,14 @@ fn cases() -> impl Iterator<Item = (String, Case)> {
 }
 
 fn outcome(case: &Case) -> Expected {
+    if !case.object.is_null() {
+        return Expected { warnings: case.warnings(), ..Expected::default() };
+    }
     match case.inject(&case.pod) {
         Outcome::Injected { pod, warnings, .. } => Expected { injected: Some(pod), warnings, ..Expected::default() },
-        Outcome::Skipped { reason, warnings } => {
-            Expected { skipped: Some(reason.code().to_owned()), warnings, ..Expected::default() }
+        Outcome::Refreshed { pod, .. } => Expected { refreshed: Some(pod), ..Expected::default() },
+        Outcome::Skipped { reason, why } => {
+            Expected { skipped: Some(reason.code().to_owned()), message: why, ..Expected::default() }
         }
         Outcome::Refused(refusal) => Expected {
             refused: Some(refusal.code().to_owned()),
@@ -166,6 +196,18 @@ fn golden_files_match() {
     assert!(count >= 40, "only {count} cases");
 }
 
+/// The server truncates longer ones, which happens only to long names. `weft: ` precedes each.
+#[test]
+fn warnings_are_few_and_short() {
+    for (name, case) in cases().filter(|(_, case)| !case.object.is_null()) {
+        let warnings = case.warnings();
+        assert!(warnings.len() <= 3, "{name}: {warnings:?}");
+        for warning in warnings.iter().filter(|_| name != "warn-workload-long") {
+            assert!(warning.len() <= 250, "{name}: {} bytes: {warning}", warning.len());
+        }
+    }
+}
+
 #[test]
 fn patch_gives_the_injected_pod_and_a_second_injection_changes_nothing() {
     for (name, case) in cases() {
@@ -174,8 +216,8 @@ fn patch_gives_the_injected_pod_and_a_second_injection_changes_nothing() {
         json_patch::patch(&mut patched, &patch).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(patched, pod, "{name}: the patch gives a different pod");
         match case.inject(&pod) {
-            Outcome::Skipped { reason: Skip::AlreadyInjected, warnings } => {
-                assert_eq!(warnings, [""; 0], "{name}: no warning about an injected proxy");
+            Outcome::Skipped { reason: Skip::AlreadyInjected, why } => {
+                assert_eq!(why, None, "{name}: no warning about an injected proxy");
             }
             other => panic!("{name}: injected twice: {other:?}"),
         }
@@ -198,7 +240,7 @@ fn containers_added_by_another_webhook_are_passed_to_the_proxy() {
         let mut added = pod.clone();
         added["spec"]["containers"] = later.clone().into();
         added["metadata"]["labels"]["late"] = "label".into();
-        let Outcome::Injected { pod: refreshed, patch, .. } = case.inject(&added) else {
+        let Outcome::Refreshed { pod: refreshed, patch } = case.inject(&added) else {
             panic!("{name}: not updated");
         };
         let mut patched = added.clone();
@@ -347,6 +389,10 @@ proptest! {
     #[test]
     fn arbitrary_pods_do_not_panic_and_patches_apply(spec in any_json(), metadata in any_json(), whole in any_json()) {
         let namespace = Namespace { name: shop(), labels: enabled().labels, annotations: BTreeMap::new() };
+        let deployment = json!({ "metadata": metadata, "spec": { "template": { "metadata": spec, "spec": whole } } });
+        if let Some(workload) = Workload::parse("apps", "deployments", "Deployment", &deployment) {
+            warn::workload(&namespace, &workload, &installation("1.33"));
+        }
         for pod in [json!({ "metadata": metadata, "spec": spec }), json!({ "spec": { "containers": [spec] } }), whole] {
             if let Outcome::Injected { pod: mutated, patch, .. } = inject(&namespace, &pod, &installation("1.33")) {
                 let mut patched = pod.clone();

@@ -3,134 +3,25 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that fails")]
 
-use std::sync::{Arc, Mutex};
+mod support;
 
-use axum::Router;
 use axum::body::Body;
-use axum::http::{Request, Response, StatusCode};
-use http_body_util::BodyExt;
-use kube::Client;
-use kube::core::{ObjectMeta, PartialObjectMeta};
-use kube::runtime::reflector;
-use kube::runtime::watcher::Event;
+use axum::http::{Request, StatusCode};
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use tokio::sync::watch;
-use tower::{ServiceExt, service_fn};
-use weft_injector::metrics::Metrics;
-use weft_injector::namespaces::Namespaces;
-use weft_injector::server::{BODY_MAX, Webhook, router};
-use weft_injector::settings::{Installation, Resources, ServerVersion};
+use tower::ServiceExt;
+use weft_injector::server::BODY_MAX;
 
-/// A webhook whose watch has the namespace `shop`, and an API server that has also `fresh`.
-struct Fixture {
-    router: Router,
-    requested_paths: Arc<Mutex<Vec<String>>>,
-    metrics: Metrics,
-}
+use crate::support::{Fixture, patched, pod, review, review_of};
 
-// === impl Fixture ===
+const DEPLOYMENT: (&str, &str, &str) = ("apps", "deployments", "Deployment");
+const NAMESPACE: (&str, &str, &str) = ("", "namespaces", "Namespace");
 
-impl Fixture {
-    fn new() -> Self {
-        let requested_paths: Arc<Mutex<Vec<String>>> = Arc::default();
-        let log = requested_paths.clone();
-        let api_server = service_fn(move |request: Request<kube::client::Body>| {
-            let path = request.uri().path().to_owned();
-            log.lock().unwrap().push(path.clone());
-            async move {
-                let (status, body) = if path == "/api/v1/namespaces/fresh" {
-                    (200, json!({ "metadata": { "name": "fresh", "labels": { "weft.dev/inject": "enabled" } } }))
-                } else {
-                    let status = json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404, "reason": "NotFound", "message": "not found" });
-                    (404, status)
-                };
-                let body = kube::client::Body::from(serde_json::to_vec(&body).unwrap());
-                Ok::<_, std::convert::Infallible>(Response::builder().status(status).body(body).unwrap())
-            }
-        });
-        let (store, mut writer) = reflector::store();
-        let labels = [("weft.dev/inject".to_owned(), "enabled".to_owned())].into();
-        let metadata = ObjectMeta { name: Some("shop".to_owned()), labels: Some(labels), ..ObjectMeta::default() };
-        writer.apply_watcher_event(&Event::Apply(PartialObjectMeta { metadata, ..PartialObjectMeta::default() }));
-
-        let installation = Installation {
-            proxy_image: "proxy".to_owned(),
-            init_image: "init".to_owned(),
-            image_pull_policy: "Never".to_owned(),
-            proxy_version: "1".to_owned(),
-            resources: Resources::default(),
-            server: ServerVersion::OLDEST,
-            hook_secret: String::new(),
-        };
-        let metrics = Metrics::default();
-        let webhook = Webhook {
-            namespaces: Namespaces::new(store, Client::new(api_server, "default")),
-            installation: Arc::new(installation),
-            version: watch::channel(ServerVersion::parse("1", "33")).1,
-            metrics: metrics.clone(),
-        };
-        Self { router: router(webhook), requested_paths, metrics }
-    }
-
-    async fn post(&self, body: impl Into<Body>) -> (StatusCode, Vec<u8>) {
-        let request = Request::post("/inject").header("content-type", "application/json").body(body.into()).unwrap();
-        let response = self.router.clone().oneshot(request).await.unwrap();
-        let status = response.status();
-        (status, response.into_body().collect().await.unwrap().to_bytes().to_vec())
-    }
-
-    async fn review(&self, review: &Value) -> Value {
-        let (status, body) = self.post(review.to_string()).await;
-        assert_eq!(status, StatusCode::OK, "{}", String::from_utf8_lossy(&body));
-        let answer: Value = serde_json::from_slice(&body).unwrap();
-        assert_eq!(
-            (&answer["kind"], &answer["apiVersion"]),
-            (&json!("AdmissionReview"), &json!("admission.k8s.io/v1"))
-        );
-        assert_eq!(answer["response"]["uid"], "the-uid");
-        answer["response"].clone()
-    }
-
-    fn metrics_text(&self) -> String {
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.metrics.registry()).unwrap();
-        text
-    }
-}
-
-fn review(namespace: &str, pod: &Value) -> Value {
-    json!({
-        "kind": "AdmissionReview",
-        "apiVersion": "admission.k8s.io/v1",
-        "request": {
-            "uid": "the-uid",
-            "kind": { "group": "", "version": "v1", "kind": "Pod" },
-            "resource": { "group": "", "version": "v1", "resource": "pods" },
-            "namespace": namespace,
-            "operation": "CREATE",
-            "userInfo": { "username": "system:serviceaccount:kube-system:replicaset-controller" },
-            "object": pod,
-            "oldObject": null,
-            "dryRun": false,
-            "options": { "kind": "CreateOptions", "apiVersion": "meta.k8s.io/v1" },
-        },
-    })
-}
-
-fn pod() -> Value {
-    json!({ "metadata": { "generateName": "web-" }, "spec": { "containers": [{ "name": "web", "image": "web", "future": 1 }] } })
-}
-
-/// Applies the patch in a response to a pod.
-fn patched(response: &Value, pod: &Value) -> Value {
-    assert_eq!(response["patchType"], "JSONPatch");
-    // kube writes the bytes of the patch as an array of numbers, which Go decodes like base64.
-    let bytes: Vec<u8> = serde_json::from_value(response["patch"].clone()).unwrap();
-    let patch: json_patch::Patch = serde_json::from_slice(&bytes).unwrap();
-    let mut pod = pod.clone();
-    json_patch::patch(&mut pod, &patch).unwrap();
-    pod
+/// A Deployment with an invalid annotation on its pods.
+fn deployment() -> Value {
+    let template =
+        json!({ "metadata": { "annotations": { "config.weft.dev/workers": "many" } }, "spec": { "containers": [] } });
+    json!({ "metadata": { "name": "web" }, "spec": { "template": template } })
 }
 
 #[tokio::test]
@@ -216,7 +107,8 @@ async fn warnings_and_refusals_reach_the_user() {
     assert_eq!(response["allowed"], true);
     assert_eq!(
         response["warnings"][0],
-        "weft: no proxy was added: the pod uses the node's network (hostNetwork), which Weft does not redirect"
+        "weft: no proxy was added: the pod uses the node's network (hostNetwork), which Weft does not redirect; \
+         do without it, or label the pod weft.dev/inject=false"
     );
 
     let mut bad = pod();
@@ -231,6 +123,75 @@ async fn warnings_and_refusals_reach_the_user() {
     let response = fixture.review(&review("shop", &odd)).await;
     let warning = response["warnings"][0].as_str().unwrap();
     assert!(warning.len() <= 256, "{} bytes", warning.len());
+}
+
+#[tokio::test]
+async fn authors_of_workloads_are_warned_on_creation_and_update() {
+    let fixture = Fixture::new();
+    let warning = "weft: Deployment web: its pods will be refused: annotation config.weft.dev/workers on the pod is \
+                   \"many\"; use a number of threads from 1 to 64";
+    let mut review = review_of("shop", DEPLOYMENT, &deployment());
+    for operation in ["CREATE", "UPDATE"] {
+        review["request"]["operation"] = json!(operation);
+        assert_eq!(fixture.warnings(&review).await, [warning], "{operation}");
+    }
+    review["request"]["operation"] = json!("DELETE");
+    assert_eq!(fixture.warnings(&review).await, [""; 0], "deletion");
+    review["request"]["operation"] = json!("UPDATE");
+    review["request"]["object"]["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    assert_eq!(fixture.warnings(&review).await, [""; 0], "it is being deleted");
+
+    let mut scale = review_of("shop", DEPLOYMENT, &deployment());
+    scale["request"]["subResource"] = json!("scale");
+    assert_eq!(fixture.warnings(&scale).await, [""; 0], "subresource");
+    let mut owned = deployment();
+    owned["metadata"]["ownerReferences"] =
+        json!([{ "apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "uid": "u", "controller": true }]);
+    let owned = review_of("shop", ("apps", "replicasets", "ReplicaSet"), &owned);
+    assert_eq!(fixture.warnings(&owned).await, [""; 0], "made by a controller");
+    assert_eq!(*fixture.requested_paths.lock().unwrap(), [""; 0], "the namespace is in the watch");
+    let lines = ["warning_reviews_total{outcome=\"warned\"} 2", "warning_reviews_total{outcome=\"clean\"} 4"];
+    for line in lines {
+        assert!(fixture.metrics_text().contains(line), "{line}: {}", fixture.metrics_text());
+    }
+}
+
+#[tokio::test]
+async fn namespace_that_gets_the_label_is_told_to_restart_its_workloads() {
+    let fixture = Fixture::new();
+    let old = json!({ "metadata": { "name": "shop" } });
+    let new = json!({ "metadata": { "name": "shop", "labels": { "weft.dev/inject": "enabled" } } });
+    let mut review = review_of("shop", NAMESPACE, &new);
+    assert_eq!(fixture.warnings(&review).await, [""; 0], "a new namespace has no pods");
+    review["request"]["operation"] = json!("UPDATE");
+    review["request"]["oldObject"] = old;
+    let warnings = fixture.warnings(&review).await;
+    assert!(warnings[0].ends_with("kubectl -n shop rollout restart deployment,statefulset,daemonset"), "{warnings:?}");
+    assert_eq!(*fixture.requested_paths.lock().unwrap(), [""; 0]);
+}
+
+#[tokio::test]
+async fn warnings_never_refuse_and_fit_the_limits_of_the_api_server() {
+    let fixture = Fixture::new();
+    for namespace in ["gone", "", "a/b"] {
+        let review = review_of(namespace, DEPLOYMENT, &deployment());
+        assert_eq!(fixture.warnings(&review).await, [""; 0], "namespace {namespace:?} cannot be read");
+    }
+    for object in [json!(null), json!({}), json!({ "metadata": 1, "spec": 1 }), json!({ "metadata": { "name": 1 } })] {
+        for kind in [DEPLOYMENT, NAMESPACE, ("", "pods", "Pod"), ("x", "things", "Thing")] {
+            fixture.warnings(&review_of("shop", kind, &object)).await;
+        }
+    }
+    let labels: serde_json::Map<String, Value> =
+        (0..20).map(|index| (format!("weft.dev/{}{index}", "ü".repeat(80)), json!("x"))).collect();
+    let mut many = deployment();
+    many["spec"]["template"]["metadata"]["labels"] = labels.into();
+    let warnings = fixture.warnings(&review_of("shop", DEPLOYMENT, &many)).await;
+    assert_eq!(warnings.len(), 5, "{warnings:?}");
+    assert_eq!(warnings[4], "weft: and 17 more");
+    assert!(warnings.iter().all(|warning| warning.len() <= 256), "{warnings:?}");
+    let (status, _) = fixture.post_to("/warn", "{}").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
 }
 
 #[tokio::test]

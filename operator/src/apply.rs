@@ -14,7 +14,7 @@ use kube::{Api, Client, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use weft_config::{Envelope, bootstrap};
+use weft_config::bootstrap;
 use weft_crds::{MeshCluster, MeshPolicy, MeshRoute, Status, names};
 
 use crate::render;
@@ -65,24 +65,19 @@ impl From<kube::Error> for Error {
     }
 }
 
-/// Creates a document, or replaces the one found.
-pub async fn document(
-    client: &Client,
-    kind: DocumentKind,
-    namespace: &str,
-    envelope: &Envelope,
-    found: Option<&Document>,
-) -> Result<Document, Error> {
-    let api = documents(client, kind);
-    let name = kind.name(namespace);
-    let object = render::config_map(kind, namespace, envelope, found.map(|found| found.version.as_str()));
+/// Creates a document's ConfigMap, or replaces the one found.
+pub async fn document(client: &Client, mut object: ConfigMap, found: Option<&Document>) -> Result<Document, Error> {
+    let api = Api::namespaced(client.clone(), object.metadata.namespace.as_deref().unwrap_or_default());
+    let name = object.metadata.name.clone().unwrap_or_default();
     let parameters = PostParams::default();
     let written = match found {
-        Some(found) if !found.immutable => call(api.replace(&name, &parameters, &object)).await,
+        Some(found) if !found.immutable => {
+            object.metadata.resource_version = Some(found.version.clone());
+            call(api.replace(&name, &parameters, &object)).await
+        }
         Some(found) => {
             // An immutable ConfigMap must be deleted and created again.
             call(api.delete(&name, &if_version(&found.version))).await?;
-            let object = render::config_map(kind, namespace, envelope, None);
             call(api.create(&parameters, &object)).await
         }
         None => call(api.create(&parameters, &object)).await,

@@ -181,14 +181,11 @@ pub fn plan(
 
 const CENTURY_MS: u64 = 100 * 365 * 24 * 60 * 60 * 1000;
 
-/// The ConfigMap of a document. `version` is the resourceVersion that it replaces.
-pub fn config_map(kind: DocumentKind, namespace: &str, envelope: &Envelope, version: Option<&str>) -> ConfigMap {
+/// The ConfigMap of a document.
+pub fn config_map(kind: DocumentKind, namespace: &str, envelope: &Envelope) -> ConfigMap {
     let Envelope { data, binary } = envelope.clone();
     ConfigMap {
-        metadata: ObjectMeta {
-            resource_version: version.map(str::to_owned),
-            ..metadata(documents_namespace(kind), &kind.name(namespace))
-        },
+        metadata: metadata(documents_namespace(kind), &kind.name(namespace)),
         data: Some(data),
         binary_data: Some(binary.into_iter().map(|(key, bytes)| (key, ByteString(bytes))).collect()),
         immutable: None,

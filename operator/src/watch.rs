@@ -57,37 +57,27 @@ pub fn start(
     let (events, received) = mpsc::channel(EVENTS_MAX);
     let sink = Sink { events, metrics: metrics.clone(), stop: stop.clone(), tasks: tasks.clone() };
 
-    sink.run(Api::<RawNamespace>::all(client.clone()), "namespaces", From::from, Event::Namespace);
-    sink.run(Api::<RawService>::all(client.clone()), "services", From::from, Event::Service);
-    sink.run(Api::<RawPod>::all(client.clone()), "pods", Pod::from, Event::Pod);
-    sink.run(Api::<RawSlice>::all(client.clone()), "endpointslices", From::from, Event::Slice);
-    sink.run(
-        Api::<kube::core::PartialObjectMeta<ServiceAccount>>::all(client.clone()),
-        "serviceaccounts",
-        From::from,
-        Event::Account,
-    );
+    sink.run(Api::<RawNamespace>::all(client.clone()), From::from, Event::Namespace);
+    sink.run(Api::<RawService>::all(client.clone()), From::from, Event::Service);
+    sink.run(Api::<RawPod>::all(client.clone()), Pod::from, Event::Pod);
+    sink.run(Api::<RawSlice>::all(client.clone()), From::from, Event::Slice);
+    sink.run(Api::<kube::core::PartialObjectMeta<ServiceAccount>>::all(client.clone()), From::from, Event::Account);
     // Metadata only: the status of nodes is large and changes all the time.
-    sink.run(Api::<kube::core::PartialObjectMeta<Node>>::all(client.clone()), "nodes", From::from, Event::Node);
-    sink.run(Api::<RawMeshObject<MeshRoute>>::all(client.clone()), "meshroutes", RawMeshObject::read, Event::Route);
-    sink.run(
-        Api::<RawMeshObject<MeshCluster>>::all(client.clone()),
-        "meshclusters",
-        RawMeshObject::read,
-        Event::Cluster,
-    );
-    sink.run(Api::<RawMeshObject<MeshPolicy>>::all(client.clone()), "meshpolicies", RawMeshObject::read, Event::Policy);
+    sink.run(Api::<kube::core::PartialObjectMeta<Node>>::all(client.clone()), From::from, Event::Node);
+    sink.run(Api::<RawMeshObject<MeshRoute>>::all(client.clone()), RawMeshObject::read, Event::Route);
+    sink.run(Api::<RawMeshObject<MeshCluster>>::all(client.clone()), RawMeshObject::read, Event::Cluster);
+    sink.run(Api::<RawMeshObject<MeshPolicy>>::all(client.clone()), RawMeshObject::read, Event::Policy);
 
     sink.run_grants(client.clone());
 
     let exports = namespaced::<ConfigMap>(client, bootstrap::EXPORT_NAMESPACE);
-    sink.run(exports.clone(), "exports", From::from, |change| Event::Document(DocumentKind::Export, change));
+    sink.run(exports.clone(), From::from, |change| Event::Document(DocumentKind::Export, change));
     let inbound = namespaced::<ConfigMap>(client, bootstrap::INBOUND_NAMESPACE);
-    sink.run(inbound, "inbounds", From::from, |change| Event::Document(DocumentKind::Inbound, change));
+    sink.run(inbound, From::from, |change| Event::Document(DocumentKind::Inbound, change));
     let roles = namespaced::<Role>(client, bootstrap::INBOUND_NAMESPACE);
-    sink.run(roles, "roles", From::from, |change| Event::Access(AccessKind::Role, change));
+    sink.run(roles, From::from, |change| Event::Access(AccessKind::Role, change));
     let bindings = namespaced::<RoleBinding>(client, bootstrap::INBOUND_NAMESPACE);
-    sink.run(bindings, "rolebindings", From::from, |change| Event::Access(AccessKind::Binding, change));
+    sink.run(bindings, From::from, |change| Event::Access(AccessKind::Binding, change));
     received
 }
 
@@ -101,19 +91,14 @@ fn namespaced<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(
 // === impl Sink ===
 
 impl Sink {
-    fn run<R, K>(
-        &self,
-        api: Api<R>,
-        kind: &'static str,
-        trim: fn(R) -> K,
-        event: impl Fn(Change<K>) -> Event + Send + 'static,
-    ) where
+    fn run<R, K>(&self, api: Api<R>, trim: fn(R) -> K, event: impl Fn(Change<K>) -> Event + Send + 'static)
+    where
         R: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
         K: Send + 'static,
     {
         let sink = self.clone();
         self.spawn(async move {
-            sink.forward(api, kind, trim, event, |_| false).await;
+            sink.forward(api, trim, event, |_| false).await;
         });
     }
 
@@ -124,7 +109,7 @@ impl Sink {
             loop {
                 for version in GRANT_VERSIONS {
                     let api = Api::<DynamicObject>::all_with(client.clone(), &Grant::resource(version));
-                    if !sink.forward(api, "referencegrants", Grant::from, Event::Grant, is_not_found).await {
+                    if !sink.forward(api, Grant::from, Event::Grant, is_not_found).await {
                         return;
                     }
                 }
@@ -140,7 +125,6 @@ impl Sink {
     async fn forward<R, K>(
         &self,
         api: Api<R>,
-        kind: &'static str,
         trim: fn(R) -> K,
         event: impl Fn(Change<K>) -> Event,
         ends: fn(&watcher::Error) -> bool,
@@ -148,6 +132,7 @@ impl Sink {
     where
         R: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     {
+        let kind = event(Change::Reset(Vec::new())).kind().0.as_str();
         let mut stream = watcher(api, watcher::Config::default().timeout(WATCH_SECONDS))
             .backoff(watcher::ExponentialBackoff::from(backoff()))
             .boxed();

@@ -1,22 +1,26 @@
-//! The injector's serving certificate and its CA: issued, renewed and repaired here, with the CA in the webhook's
-//! `caBundle`.
+//! The injector's serving certificate and its CA: issued, renewed and repaired here, with the CA in the `caBundle` of
+//! its webhooks.
 //!
 //! ```text
 //! Secret weft-webhook-ca      ca.crt ca.key [previous.crt]     read by the operator only
 //! Secret weft-injector-tls    ca.crt tls.crt tls.key           the injector serves with it
-//! MutatingWebhookConfiguration weft-injector                   only clientConfig.caBundle is written
+//! MutatingWebhookConfiguration weft-injector
+//! ValidatingWebhookConfiguration weft-injector                 only clientConfig.caBundle is written
 //! ```
 //!
 //! Certificates are renewed after two thirds of their lifetime. After a new CA is made, both CAs are trusted until
 //! the old one expires, and the leaf is issued by the new one only when the API server has had time to load it. All
-//! three objects are watched by name, so edits and deletions are repaired immediately.
+//! four objects are watched by name, so edits and deletions are repaired immediately.
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::ByteString;
-use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig,
+};
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
@@ -28,6 +32,7 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
@@ -101,7 +106,13 @@ struct Found {
     ca_is_new: bool,
 }
 
-/// Reconciles the three objects while this process holds the Lease.
+/// A webhook configuration, mutating or validating.
+trait Configuration: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static {
+    /// The webhooks' names and clients.
+    fn clients(&self) -> Vec<(&str, &WebhookClientConfig)>;
+}
+
+/// Reconciles the four objects while this process holds the Lease.
 pub async fn run(
     client: Client,
     namespace: String,
@@ -111,11 +122,13 @@ pub async fn run(
     tasks: TaskTracker,
 ) {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), &namespace);
-    let webhooks: Api<MutatingWebhookConfiguration> = Api::all(client);
+    let mutating: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
+    let validating: Api<ValidatingWebhookConfiguration> = Api::all(client);
     let (changed, mut changes) = mpsc::channel(1);
     watch_one(secrets.clone(), names::WEBHOOK_SECRET, changed.clone(), stop.clone(), &tasks);
     watch_one(secrets.clone(), CA_SECRET, changed.clone(), stop.clone(), &tasks);
-    watch_one(webhooks.clone(), names::WEBHOOK, changed, stop.clone(), &tasks);
+    watch_one(mutating.clone(), names::WEBHOOK, changed.clone(), stop.clone(), &tasks);
+    watch_one(validating.clone(), names::WEBHOOK, changed, stop.clone(), &tasks);
 
     let hosts = hosts(&namespace);
     let mut bundled_at = None;
@@ -141,7 +154,7 @@ pub async fn run(
         if lease.borrow().epoch().is_none() {
             continue;
         }
-        let result = reconcile(&secrets, &webhooks, &hosts, &mut bundled_at);
+        let result = reconcile(&secrets, &mutating, &validating, &hosts, &mut bundled_at);
         let result = tokio::time::timeout(RECONCILE_MAX, result).await.unwrap_or(Err(Error::Timeout));
         match result {
             Ok(next) => {
@@ -166,7 +179,8 @@ struct Next {
 
 async fn reconcile(
     secrets: &Api<Secret>,
-    webhooks: &Api<MutatingWebhookConfiguration>,
+    mutating: &Api<MutatingWebhookConfiguration>,
+    validating: &Api<ValidatingWebhookConfiguration>,
     hosts: &[String],
     bundled_at: &mut Option<(String, tokio::time::Instant)>,
 ) -> Result<Next, Error> {
@@ -193,7 +207,8 @@ async fn reconcile(
         (TLS_KEY, certificates.leaf.key),
     ]);
     write_secret(secrets, names::WEBHOOK_SECRET, tls_secret, tls_data).await?;
-    patch_ca_bundle(webhooks, &bundle).await?;
+    patch_ca_bundle(mutating, &bundle).await?;
+    patch_ca_bundle(validating, &bundle).await?;
     if bundled_at.as_ref().is_none_or(|(known, _)| *known != bundle) {
         *bundled_at = Some((bundle, tokio::time::Instant::now()));
     }
@@ -333,24 +348,25 @@ async fn write_secret(
     Ok(())
 }
 
-/// Sets the webhook's `caBundle`. If the webhook does not exist yet, the watch triggers this again.
-async fn patch_ca_bundle(webhooks: &Api<MutatingWebhookConfiguration>, bundle: &str) -> Result<(), Error> {
-    let Some(found) = webhooks.get_opt(names::WEBHOOK).await? else { return Ok(()) };
+/// Sets the `caBundle` of each webhook. If the configuration does not exist yet, the watch triggers this again.
+async fn patch_ca_bundle<K: Configuration>(configurations: &Api<K>, bundle: &str) -> Result<(), Error> {
+    let Some(found) = configurations.get_opt(names::WEBHOOK).await? else { return Ok(()) };
     let wrong: Vec<_> = found
-        .webhooks
-        .iter()
-        .flatten()
-        .filter(|webhook| webhook.client_config.ca_bundle.as_ref().is_none_or(|current| current.0 != bundle.as_bytes()))
-        .map(|webhook| json!({ "name": webhook.name, "clientConfig": { "caBundle": ByteString(bundle.as_bytes().to_vec()) } }))
+        .clients()
+        .into_iter()
+        .filter(|(_, client)| client.ca_bundle.as_ref().is_none_or(|current| current.0 != bundle.as_bytes()))
+        .map(
+            |(name, _)| json!({ "name": name, "clientConfig": { "caBundle": ByteString(bundle.as_bytes().to_vec()) } }),
+        )
         .collect();
     if wrong.is_empty() {
         return Ok(());
     }
     // A strategic patch would create a removed webhook again, incomplete: the resourceVersion makes it fail instead.
-    let patch = json!({ "metadata": { "resourceVersion": found.metadata.resource_version }, "webhooks": wrong });
+    let patch = json!({ "metadata": { "resourceVersion": found.meta().resource_version }, "webhooks": wrong });
     let parameters = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-    webhooks.patch(names::WEBHOOK, &parameters, &Patch::Strategic(&patch)).await?;
-    tracing::info!(webhook = names::WEBHOOK, "caBundle written");
+    configurations.patch(names::WEBHOOK, &parameters, &Patch::Strategic(&patch)).await?;
+    tracing::info!(kind = %K::kind(&()), name = names::WEBHOOK, "caBundle written");
     Ok(())
 }
 
@@ -360,6 +376,20 @@ fn pair(secret: &Secret, certificate: &str, key: &str) -> Option<Pair> {
 
 fn text(secret: &Secret, key: &str) -> Option<String> {
     String::from_utf8(secret.data.as_ref()?.get(key)?.0.clone()).ok()
+}
+
+// === impl Configuration ===
+
+impl Configuration for MutatingWebhookConfiguration {
+    fn clients(&self) -> Vec<(&str, &WebhookClientConfig)> {
+        self.webhooks.iter().flatten().map(|webhook| (webhook.name.as_str(), &webhook.client_config)).collect()
+    }
+}
+
+impl Configuration for ValidatingWebhookConfiguration {
+    fn clients(&self) -> Vec<(&str, &WebhookClientConfig)> {
+        self.webhooks.iter().flatten().map(|webhook| (webhook.name.as_str(), &webhook.client_config)).collect()
+    }
 }
 
 // === impl Certificates ===

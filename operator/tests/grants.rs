@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weft_operator::metrics::Metrics;
 use weft_operator::watch;
-use weft_operator::world::{Change, Event};
+use weft_operator::world::{Change, Event, WatchedKind};
 
 /// The first event from an API server that has nothing but these lists.
 async fn first_event(lists: HashMap<String, Value>) -> Event {
@@ -27,7 +27,7 @@ async fn first_event(lists: HashMap<String, Value>) -> Event {
 async fn cluster_without_reference_grants_counts_as_listed() {
     let event = first_event(HashMap::new()).await;
     assert!(matches!(event, Event::GrantsMissing), "{event:?}");
-    assert_eq!(event.kind(), ("referencegrants", true));
+    assert_eq!(event.kind(), (WatchedKind::ReferenceGrants, true));
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use std::collections::HashSet;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use prometheus_client::registry::Registry;
@@ -21,21 +21,21 @@ use tokio::runtime;
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use weft_codec::Tick;
 use weft_runtime::admin::{self, Admin};
 use weft_runtime::readiness::Readiness;
 use weft_runtime::{log, signal};
 
 use crate::bootstrap::{Bootstrap, Source as SourceChoice};
-use crate::clock::Tick;
 use crate::direction::Direction;
 use crate::filter::rate_limit::Limiters;
 use crate::memory::{self, Memory};
 use crate::table::source::Source;
-use crate::table::store::Updater;
+use crate::table::updater::Updater;
 use crate::telemetry::alive;
 use crate::telemetry::metrics::{ConfigMetrics, Metrics};
 use crate::upstream::health;
-use crate::upstream::load::SharedClusters;
+use crate::upstream::shared_cluster::SharedClusters;
 use crate::worker::{Shared, Worker};
 use crate::{inbound, listener, outbound, probe};
 
@@ -160,8 +160,7 @@ pub async fn start(
         access_log,
         drain,
         connections: running.connections.clone(),
-        started: Instant::now(),
-        started_tick: Tick::now(),
+        started: Tick::now(),
     });
     tokio::spawn(health::run(shared.clone()));
     let sockets = outbound.sockets.into_iter().zip(inbound.sockets);

@@ -1,35 +1,15 @@
-//! Coarse clock, for durations measured in seconds: the kernel's time of the last tick. It lags by at most one tick
-//! (1 to 10 ms). Reading it costs 7 ns instead of 35 for the exact time (measured in a virtual machine); a request
-//! reads it ten times.
+//! Coarse time of day and time since the start, cheap to read: see [`Tick`].
 
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use nix::time::ClockId;
-
-/// A point in time.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Tick(Duration);
-
-impl Tick {
-    pub(crate) fn now() -> Self {
-        Self(read(ClockId::CLOCK_MONOTONIC_COARSE))
-    }
-
-    /// Time since then.
-    pub(crate) fn elapsed(self) -> Duration {
-        Self::now().0.saturating_sub(self.0)
-    }
-}
+use weft_codec::Tick;
 
 /// Wall clock time since the Unix epoch.
 pub(crate) fn time_of_day() -> Duration {
-    read(ClockId::CLOCK_REALTIME_COARSE)
-}
-
-fn read(clock: ClockId) -> Duration {
-    // Linux has both clocks since 2.6.32.
-    clock.now().map(Duration::from).unwrap_or_default()
+    // Linux has the clock since 2.6.32.
+    ClockId::CLOCK_REALTIME_COARSE.now().map(Duration::from).unwrap_or_default()
 }
 
 /// Seconds since the first call in this process.
@@ -41,25 +21,12 @@ pub(crate) fn uptime_seconds() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Instant, SystemTime, UNIX_EPOCH};
+    use std::time::{SystemTime, UNIX_EPOCH};
 
     use super::*;
 
     /// Much longer than a tick, because ticks are late on a busy machine.
     const TICKS: Duration = Duration::from_millis(200);
-
-    #[test]
-    fn coarse_time_follows_the_exact_time() {
-        let before = Instant::now();
-        let tick = Tick::now();
-        let after = Instant::now();
-        std::thread::sleep(TICKS * 2);
-        // In this order, a delay between two lines only widens the expected range.
-        let least = after.elapsed();
-        let ticked = tick.elapsed();
-        let most = before.elapsed();
-        assert!(least - TICKS <= ticked && ticked <= most + TICKS, "{ticked:?}, not {least:?} to {most:?}");
-    }
 
     #[test]
     fn time_of_day_is_the_system_time() {

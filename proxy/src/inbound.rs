@@ -6,20 +6,19 @@ use std::sync::Arc;
 use http::{Method, Request, Response, Version};
 use rustls::ServerConfig;
 use tokio::net::TcpStream;
+use weft_codec::detect::Verdict;
 
-use crate::detect::Verdict;
 use crate::downstream::Downstream;
 use crate::http::attempt::{LOCAL_CONNECT_TIMEOUT, Plan, Upstream};
 use crate::http::forward::forward;
 use crate::http::guard::RequestGuard;
 use crate::http::incoming::Incoming;
-use crate::http::respond::Answer;
+use crate::http::respond::{Answer, Reply, finish};
 use crate::http::response_body::ResponseBody;
 use crate::http::{head, serve};
-use crate::http1::framing::BadHead;
 use crate::matcher::RequestHead;
 use crate::path::TooManyReadings;
-use crate::policy::Verdict as PolicyVerdict;
+use crate::policy::{Policies, Verdict as PolicyVerdict};
 use crate::reason::Reason;
 use crate::sniff::{CLIENT_FIRST_TIMEOUT, FirstSpeaker, Peek, Prefixed};
 use crate::stream::Stream;
@@ -32,7 +31,7 @@ const READING_BYTES_MAX: usize = 256;
 
 /// Serves one connection.
 pub(crate) async fn handle(downstream: Rc<Downstream>, stream: TcpStream) {
-    // Boxed, and freed once the connection is known to carry HTTP: most connections do, for most of their life.
+    // Boxed: short-lived.
     let Some((stream, http2)) = Box::pin(accept_http(&downstream, stream)).await else { return };
     let connection = downstream.clone();
     serve::serve(stream, http2, downstream, move |request| respond(connection.clone(), request)).await;
@@ -50,7 +49,7 @@ async fn accept_http(downstream: &Rc<Downstream>, stream: TcpStream) -> Option<(
     }
     let (stream, alpn) = match &shared.tls {
         None => (Stream::Plain(stream), None),
-        // Boxed, because few connections need the space.
+        // Boxed: rare.
         Some(config) => Box::pin(accept_tls(downstream, stream, config)).await?,
     };
     let mut stream = Prefixed::new(stream);
@@ -155,56 +154,56 @@ async fn relay_tcp(downstream: &Rc<Downstream>, stream: Prefixed, upstream: Opti
 
 /// Responds to one request.
 async fn respond(downstream: Rc<Downstream>, request: Box<Request<Incoming>>) -> Response<ResponseBody> {
-    let (worker, destination) = (&downstream.worker, downstream.destination);
-    let host = head::authority(&request);
-    let mut guard = RequestGuard::new(downstream.clone(), &request, host.clone());
-    if worker.shared.memory.is_exhausted() {
-        return Answer::new(Reason::Overload, "the memory of the proxy is exhausted").into_response(guard);
+    let mut guard = RequestGuard::new(downstream, &request);
+    let reply = send_to_application(request, &mut guard).await;
+    finish(reply, guard)
+}
+
+async fn send_to_application(request: Box<Request<Incoming>>, guard: &mut RequestGuard) -> Reply {
+    let destination = guard.log.downstream.destination;
+    if guard.worker().shared.memory.is_exhausted() {
+        return Err(Answer::overload());
     }
     if request.method() == Method::CONNECT {
         let text = "CONNECT tunnels are opened by the client's proxy; none is accepted here";
-        return Answer::new(Reason::ConnectRefused, text).into_response(guard);
+        return Err(Answer::new(Reason::ConnectRefused, text));
     }
-    if let Err(BadHead(text)) = head::check(&request) {
-        return Answer::new(Reason::BadRequest, text).into_response(guard);
-    }
-    let inbound = worker.shared.store.load().inbound.clone();
+    head::check(&request).map_err(Answer::bad_request)?;
+    let inbound = guard.worker().shared.store.load().inbound.clone();
+    check_policies(&inbound.policies, &request, guard)?;
+    let plan = Plan {
+        // The path stays as it came: policies allow every reading of it.
+        http2: request.version() == Version::HTTP_2,
+        protected: inbound.policies.protected.as_ref(),
+        ..Plan::new(Upstream::Local(guard.worker().local(destination)))
+    };
+    forward(request, plan, guard).await
+}
+
+/// Err: the answer to a request that policies do not allow.
+fn check_policies(
+    policies: &Policies,
+    request: &Request<Incoming>,
+    guard: &mut RequestGuard,
+) -> Result<(), Box<Answer>> {
     let uri = request.uri();
     let head =
         RequestHead { method: request.method(), path: uri.path(), query: uri.query(), headers: request.headers() };
-    let judged = match inbound.policies.check_request(destination.port(), &head) {
-        Ok(judged) => judged,
-        Err(TooManyReadings) => {
-            let text = "the path has too many possible readings to be checked against policies";
-            return Answer::new(Reason::BadRequest, text).into_response(guard);
-        }
-    };
+    let judged = policies.check_request(guard.log.downstream.destination.port(), &head).map_err(|TooManyReadings| {
+        let text = "the path has too many possible readings to be checked against policies";
+        Answer::new(Reason::BadRequest, text)
+    })?;
     let (rule, text) = match judged.verdict {
-        PolicyVerdict::Allowed => (None, ""),
-        PolicyVerdict::Denied(rule) => (Some(rule), "a policy denies the request"),
-        PolicyVerdict::NotAllowed(rule) => (Some(rule), "no policy allows the request"),
+        PolicyVerdict::Allowed => return Ok(()),
+        PolicyVerdict::Denied(rule) => (rule, "a policy denies the request"),
+        PolicyVerdict::NotAllowed(rule) => (rule, "no policy allows the request"),
     };
-    if let Some(rule) = rule {
-        guard.set_rule(0, rule);
-        let text = match judged.reading {
-            Some(reading) if reading.len() <= READING_BYTES_MAX && reading != head.path => {
-                format!("{text}: its path can be read as {reading}")
-            }
-            _ => text.to_owned(),
-        };
-        return Answer::new(Reason::PolicyDenied, text).into_response(guard);
-    }
-    let plan = Plan {
-        upstream: Upstream::Local(worker.local(destination)),
-        host,
-        // The path as it came: policies allow every reading of it.
-        path: None,
-        http2: request.version() == Version::HTTP_2,
-        rule: None,
-        protected: inbound.policies.protected.as_ref(),
-        request_timeout: None,
-        attempt_timeout: None,
-        retry: None,
+    guard.set_rule(0, rule);
+    let text = match judged.reading {
+        Some(reading) if reading.len() <= READING_BYTES_MAX && reading != head.path => {
+            format!("{text}: its path can be read as {reading}")
+        }
+        _ => text.to_owned(),
     };
-    forward(request, plan, guard).await
+    Err(Answer::new(Reason::PolicyDenied, text))
 }

@@ -6,31 +6,29 @@
 //! listener   accepts connections, up to a limit
 //! downstream the client's address and, by `orig_dst`, the original destination
 //! tls        the handshake, if there is a certificate; the result is a `stream` like any other
-//! detect     HTTP/1.1, HTTP/2 or TCP, from the client's first bytes (`sniff` handles silent clients)
+//! sniff      HTTP/1.1, HTTP/2 or TCP, from the client's first bytes; a silent client waits for its server
 //! outbound   dst -> Service port -> decide -> filter -> backend -> balance -> endpoint    inbound   policy -> the application
 //! http       one request: forward, retry, time out, respond         tcp   relays bytes both ways
 //! telemetry  one access log event
 //! ```
 //!
 //! Configuration: `table::source` (a watch, or a directory) delivers documents, `table` compiles them, and
-//! `table::store` swaps the snapshot for the next request. Each worker is one thread with its own runtime, listener
+//! `table::updater` swaps the snapshot for the next request. Each worker is one thread with its own runtime, listener
 //! sockets and connection pools; workers share only the snapshot and the counters of limits.
+//!
+//! Bytes become messages, and messages bytes, in the crate `weft_codec`.
 //!
 //! The proxy does not know MeshRoutes: it knows the documents of `weft_config` and quotes the names in them.
 
+mod affinity;
 pub mod app;
-mod balance;
 pub mod bootstrap;
 mod clock;
 mod decide;
-mod detect;
 mod direction;
 mod downstream;
 mod filter;
-mod hpack;
 mod http;
-mod http1;
-mod http2;
 mod inbound;
 mod listener;
 mod matcher;
@@ -42,9 +40,7 @@ mod path;
 mod policy;
 mod probe;
 mod query;
-mod read_buffer;
 mod reason;
-mod sni;
 mod sniff;
 mod stream;
 mod table;

@@ -6,8 +6,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-
-use crate::http2::{Reason, RecvStream, SendStream};
+use weft_codec::http2::{Reason, RecvStream, SendStream};
 
 /// Bytes that one write hands over at most.
 const WRITE_MAX: usize = 16 * 1024;

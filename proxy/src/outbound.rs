@@ -1,6 +1,8 @@
 //! Outbound connections, from the containers of this pod: routed if the destination is a Service of the mesh, else
 //! passed through.
 
+mod action;
+mod filters;
 mod requests;
 
 use std::net::SocketAddr;
@@ -9,14 +11,14 @@ use std::sync::Arc;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use weft_codec::detect::Verdict;
+use weft_codec::sni::Hello;
 use weft_config::Protocol;
 
 use crate::decide::pick;
-use crate::detect::Verdict;
 use crate::downstream::Downstream;
 use crate::http::serve;
 use crate::reason::Reason;
-use crate::sni::Hello;
 use crate::sniff::{CLIENT_FIRST_TIMEOUT, FirstSpeaker, Peek, Prefixed};
 use crate::stream::Stream;
 use crate::table::route::{Routes, StreamRule, Streams};
@@ -25,7 +27,7 @@ use crate::tcp;
 use crate::telemetry::access::{self, ConnectionLog};
 use crate::upstream::connect::connect;
 use crate::upstream::endpoint::open;
-use crate::upstream::load::Kind;
+use crate::upstream::shared_cluster::Kind;
 use crate::worker::Worker;
 
 /// Connect timeout for destinations outside the mesh. Source: Istio's default.
@@ -43,7 +45,7 @@ struct Http {
 
 /// Serves one connection.
 pub(crate) async fn handle(downstream: Rc<Downstream>, stream: TcpStream) {
-    // Boxed, and freed once the connection is known to carry HTTP: most connections do, for most of their life.
+    // Boxed: short-lived.
     let Some(Http { stream, http2, port }) = Box::pin(accept_http(&downstream, stream)).await else { return };
     let connection = downstream.clone();
     let handle = move |request| requests::respond(connection.clone(), port.clone(), request);
@@ -62,7 +64,7 @@ async fn accept_http(downstream: &Rc<Downstream>, stream: TcpStream) -> Option<H
             tracing::warn!(src.addr = %peer, dst.addr = %destination, reason = Reason::WrongDestination.as_str(), "connection refused");
             None
         }
-        // Boxed, here and below: most connections carry HTTP and do not need the space of a relay.
+        // Boxed, here and below: rare.
         None => {
             Box::pin(passthrough(downstream, stream)).await;
             None
@@ -133,61 +135,77 @@ async fn by_stream_rules(
     routes: &Routes,
     streams: &Streams,
 ) -> Option<Http> {
-    let idle = downstream.worker.shared.timeouts.idle;
-    let mut log = ConnectionLog::new(downstream);
+    let log = ConnectionLog::new(downstream);
+    let default = streams.default_rule();
     // A port declared as TCP is never treated as HTTP.
-    let is_http = port.protocol != Protocol::Tcp && (!routes.matches.is_empty() || streams.default_rule().is_none());
+    let is_http = port.protocol != Protocol::Tcp && (!routes.matches.is_empty() || default.is_none());
     if !streams.has_sni_rules() && !is_http {
-        relay_by_rule(stream, log, streams.default_rule()).await;
+        relay_by_rule(stream, log, default).await;
         return None;
     }
-    let limit = if streams.default_rule().is_some() { CLIENT_FIRST_TIMEOUT } else { idle };
-    let verdict = match (stream.sniff(limit).await, streams.default_rule()) {
-        (Ok(Peek::Detected(verdict)), _) => verdict,
+    let limit = if default.is_some() { CLIENT_FIRST_TIMEOUT } else { downstream.worker.shared.timeouts.idle };
+    let (stream, log, verdict) = match (stream.sniff(limit).await, default) {
+        (Ok(Peek::Detected(verdict)), _) => (stream, log, verdict),
         // The server may speak first.
-        (Ok(Peek::Silent), Some(rule)) => {
-            let Ok((cluster, subset)) = choose_backend(&downstream.worker, rule).await else {
-                relay_by_rule(stream, log, streams.default_rule()).await;
-                return None;
-            };
-            match Box::pin(await_first_speaker(downstream, &mut stream, &cluster, subset)).await {
-                (FirstSpeaker::Client(verdict), _) => verdict,
-                (FirstSpeaker::Server, upstream) => {
-                    log.rule_name = Some(rule.name.clone());
-                    Box::pin(relay_tcp(stream, log, &cluster, subset, upstream)).await;
-                    return None;
-                }
-                (FirstSpeaker::Neither, _) => return None,
-            }
-        }
+        // Boxed: rare.
+        (Ok(Peek::Silent), Some(rule)) => Box::pin(by_first_speaker(stream, log, rule)).await?,
         _ => return None,
     };
     if is_http && verdict != Verdict::Opaque {
         return Some(Http { stream, http2: verdict == Verdict::Http2, port });
     }
+    by_server_name(stream, log, streams).await;
+    None
+}
+
+/// Waits until a silent client, or the server that the TCP rule selects, sends the first byte. The client: returns its
+/// protocol. The server: relays the connection to its end, and the result is None.
+async fn by_first_speaker(
+    mut stream: Prefixed,
+    mut log: ConnectionLog,
+    rule: &StreamRule,
+) -> Option<(Prefixed, ConnectionLog, Verdict)> {
+    let (cluster, subset) = match choose_backend(&log.downstream.worker, rule).await {
+        Ok(backend) => backend,
+        Err(reason) => {
+            (log.rule_name, log.reason) = (Some(rule.name.clone()), Some(reason));
+            access::connection(log);
+            return None;
+        }
+    };
+    match await_first_speaker(&log.downstream, &mut stream, &cluster, subset).await {
+        (FirstSpeaker::Client(verdict), _) => Some((stream, log, verdict)),
+        (FirstSpeaker::Server, upstream) => {
+            log.rule_name = Some(rule.name.clone());
+            relay_tcp(stream, log, &cluster, subset, upstream).await;
+            None
+        }
+        (FirstSpeaker::Neither, _) => None,
+    }
+}
+
+/// Relays a connection by the server name of its ClientHello, if there are rules for it; what is not TLS by the TCP
+/// rule.
+async fn by_server_name(mut stream: Prefixed, mut log: ConnectionLog, streams: &Streams) {
     let hello = if streams.has_sni_rules() { stream.client_hello().await } else { Ok(Hello::NotTls) };
-    log.reason = match hello {
+    let reason = match hello {
         Ok(Hello::Name(name)) => {
             let rule = streams.sni_rule(&name);
             log.server_name = Some(name);
             if rule.is_some() {
-                relay_by_rule(stream, log, rule).await;
-                return None;
+                return relay_by_rule(stream, log, rule).await;
             }
-            Some(Reason::NoRoute)
+            Reason::NoRoute
         }
-        Ok(Hello::NoName) => Some(Reason::NoServerName),
-        Ok(Hello::NotTls | Hello::NeedMore) => {
-            relay_by_rule(stream, log, streams.default_rule()).await;
-            return None;
-        }
-        Err(_) => return None,
+        Ok(Hello::NoName) => Reason::NoServerName,
+        Ok(Hello::NotTls | Hello::NeedMore) => return relay_by_rule(stream, log, streams.default_rule()).await,
+        Err(_) => return,
     };
+    log.reason = Some(reason);
     access::connection(log);
     // Tells the client in TLS why the connection ends. It is closed whether or not the client reads the alert.
     let _ = stream.write_all(&UNRECOGNIZED_NAME).await;
     let _ = stream.shutdown().await;
-    None
 }
 
 /// Relays a connection to a backend of its rule. None: no rule matches.
@@ -210,7 +228,7 @@ async fn relay_by_rule(stream: Prefixed, mut log: ConnectionLog, rule: Option<&S
 async fn choose_backend<'a>(worker: &Worker, rule: &'a StreamRule) -> Result<(Arc<Cluster>, Option<&'a str>), Reason> {
     let roll = worker.rng.borrow_mut().below(rule.total);
     let target = pick(&rule.backends, roll).target.as_ref().map_err(|_| Reason::BackendNotFound)?;
-    let cluster = worker.shared.store.find_cluster(target).await.ok_or(Reason::NoEndpoints)?;
+    let cluster = worker.shared.store.find_cluster(target).await.ok_or(Reason::ConfigUnavailable)?;
     Ok((cluster, target.subset.as_deref()))
 }
 

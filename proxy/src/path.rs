@@ -158,7 +158,7 @@ fn resolve_dots(path: &str) -> Option<String> {
 
 /// Properties of every path.
 #[cfg(any(test, fuzzing))]
-pub(crate) fn check_laws(path: &str) {
+pub(crate) fn check_properties(path: &str) {
     let form = canonical(path);
     assert_eq!(canonical(&form), form, "{path}: canonical is idempotent");
     let Ok(Readings::Several(readings)) = readings(path) else { return };
@@ -244,21 +244,21 @@ mod tests {
     }
 
     #[test]
-    fn seed_paths_hold_the_laws() {
+    fn properties_hold_for_seed_paths() {
         let paths: Vec<String> =
             serde_json::from_str(include_str!("../tests/corpus/seeds/paths.json")).expect("a list of paths");
-        paths.iter().for_each(|path| check_laws(path));
+        paths.iter().for_each(|path| check_properties(path));
     }
 
     proptest::proptest! {
         #[test]
-        fn laws_of_any_path(path in ".{0,40}") {
-            check_laws(&path);
+        fn properties_hold_for_any_path(path in ".{0,40}") {
+            check_properties(&path);
         }
 
         #[test]
-        fn laws_of_paths_with_dots_and_encodings(path in "(/|\\.|\\.\\.|%2[eEfF5]|%5[cC]|%[0-9a-fA-F]{2}|%|a|;|é|\\\\){0,16}") {
-            check_laws(&format!("/{path}"));
+        fn properties_hold_for_paths_with_dots_and_encodings(path in "(/|\\.|\\.\\.|%2[eEfF5]|%5[cC]|%[0-9a-fA-F]{2}|%|a|;|é|\\\\){0,16}") {
+            check_properties(&format!("/{path}"));
         }
     }
 }

@@ -25,6 +25,9 @@ pub(crate) enum Reason {
     NoRoute,
     /// The selected backend does not exist.
     BackendNotFound,
+    /// The proxy has no configuration of the selected backend: its namespace's document did not arrive or was refused,
+    /// or does not contain it.
+    ConfigUnavailable,
     /// The backend, or its subset, has no ready endpoint.
     NoEndpoints,
     /// The backend has ready endpoints, but none on this pod's node, and `internalTrafficPolicy` is `Local`.
@@ -41,6 +44,8 @@ pub(crate) enum Reason {
     Draining,
     /// The endpoint's response is invalid HTTP.
     UpstreamProtocol,
+    /// The endpoint's response exceeds a limit.
+    ResponseTooLarge,
     /// The request timeout expired.
     RequestTimeout,
     /// The attempt timeout expired and no retry was left.
@@ -81,6 +86,7 @@ impl Reason {
             Self::ConnectRefused => "connect-refused",
             Self::NoRoute => "no-route",
             Self::BackendNotFound => "backend-not-found",
+            Self::ConfigUnavailable => "config-unavailable",
             Self::NoEndpoints => "no-endpoints",
             Self::NoLocalEndpoints => "no-local-endpoints",
             Self::ConnectFailed => "connect-failed",
@@ -89,6 +95,7 @@ impl Reason {
             Self::IdleTimeout => "idle-timeout",
             Self::Draining => "draining",
             Self::UpstreamProtocol => "upstream-protocol",
+            Self::ResponseTooLarge => "response-too-large",
             Self::RequestTimeout => "request-timeout",
             Self::AttemptTimeout => "attempt-timeout",
             Self::Overflow => "overflow",
@@ -120,14 +127,17 @@ impl Reason {
             Self::ConnectRefused => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::BackendNotFound => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::NoEndpoints
+            Self::ConfigUnavailable
+            | Self::NoEndpoints
             | Self::NoLocalEndpoints
             | Self::ConnectFailed
             | Self::Overflow
             | Self::Overload
             | Self::Fault
             | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
-            Self::UpstreamReset | Self::UpstreamProtocol | Self::DownstreamReset => StatusCode::BAD_GATEWAY,
+            Self::UpstreamReset | Self::UpstreamProtocol | Self::ResponseTooLarge | Self::DownstreamReset => {
+                StatusCode::BAD_GATEWAY
+            }
             Self::RequestTimeout | Self::AttemptTimeout | Self::IdleTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::PolicyDenied | Self::CorsRefused => StatusCode::FORBIDDEN,
             Self::WrongDestination | Self::NoServerName => StatusCode::MISDIRECTED_REQUEST,
@@ -136,4 +146,62 @@ impl Reason {
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// docs/reasons.md has a row for each reason, with its status.
+    #[test]
+    fn reasons_are_documented() {
+        let (code, page) = (include_str!("reason.rs"), include_str!("../../docs/reasons.md"));
+        let of_code = code.split("fn as_str").nth(1).and_then(|rest| rest.split("fn ").next()).expect("a function");
+        let names: Vec<&str> = of_code.split('"').skip(1).step_by(2).collect();
+        let rows: Vec<Vec<&str>> = (page.lines().filter(|line| line.starts_with("| `")))
+            .map(|line| line.trim_matches(['|', ' ']).split(" | ").collect())
+            .collect();
+        let documented: Vec<&str> = rows.iter().map(|row| row[0].trim_matches('`')).collect();
+        assert_eq!(documented, names);
+        for (row, reason) in rows.iter().zip(ALL) {
+            assert_eq!(row[0].trim_matches('`'), reason.as_str());
+            if let Ok(status) = row[1].parse::<u16>() {
+                assert_eq!(status, reason.status().as_u16(), "{}", row[0]);
+            }
+        }
+        assert_eq!(ALL.len(), rows.len());
+    }
+
+    const ALL: [Reason; 30] = [
+        Reason::BadRequest,
+        Reason::SlowRequest,
+        Reason::ConnectRefused,
+        Reason::NoRoute,
+        Reason::BackendNotFound,
+        Reason::ConfigUnavailable,
+        Reason::NoEndpoints,
+        Reason::NoLocalEndpoints,
+        Reason::ConnectFailed,
+        Reason::UpstreamReset,
+        Reason::DownstreamReset,
+        Reason::IdleTimeout,
+        Reason::Draining,
+        Reason::UpstreamProtocol,
+        Reason::ResponseTooLarge,
+        Reason::RequestTimeout,
+        Reason::AttemptTimeout,
+        Reason::Overflow,
+        Reason::Overload,
+        Reason::PolicyDenied,
+        Reason::WrongDestination,
+        Reason::DirectResponse,
+        Reason::Redirect,
+        Reason::MaxForwards,
+        Reason::Fault,
+        Reason::CorsPreflight,
+        Reason::CorsRefused,
+        Reason::RateLimited,
+        Reason::NoServerName,
+        Reason::TlsHandshake,
+    ];
 }

@@ -14,9 +14,9 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
+use weft_codec::detect::{Verdict, detect, detect_partial};
+use weft_codec::sni::{Hello, client_hello};
 
-use crate::detect::{Verdict, detect, detect_partial};
-use crate::sni::{Hello, client_hello};
 use crate::stream::Stream;
 use crate::tcp::End;
 

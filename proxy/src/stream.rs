@@ -22,7 +22,7 @@ const READ_MORE_BYTES: usize = 2048;
 /// A byte stream to a peer.
 pub(crate) enum Stream {
     Plain(TcpStream),
-    /// Boxed, because the TLS state is large.
+    /// Boxed: large.
     Tls(Box<TlsStream<TcpStream>>),
     /// One stream of an HTTP/2 connection.
     Multiplexed(Box<Multiplexed>),

@@ -22,9 +22,9 @@ use tokio::io::{AsyncWrite, Interest};
 use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 use tokio_util::sync::CancellationToken;
+use weft_codec::Tick;
+use weft_codec::read_buffer::{READ_BYTES, with_read_buffer};
 
-use crate::clock::Tick;
-use crate::read_buffer::{READ_BYTES, with_read_buffer};
 use crate::stream::Stream;
 
 /// Full reads in a row after which a direction counts as bulk.

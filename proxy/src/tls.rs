@@ -16,8 +16,8 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
+use weft_codec::detect::Verdict;
 
-use crate::detect::Verdict;
 use crate::stream::Stream;
 
 /// ALPN protocols, in order of preference. The application is spoken to in the client's protocol: a client that

@@ -1,6 +1,7 @@
 //! Single values of documents in the form that requests use, and why a document cannot be compiled. Same job as the
 //! module of this name in the operator: one value in, one value or error out.
 
+use std::fmt;
 use std::sync::Arc;
 
 use http::header::{HeaderName, HeaderValue};
@@ -26,15 +27,9 @@ pub(crate) enum CompileError {
     /// A status is invalid.
     #[error("invalid status {0}")]
     Status(u16),
-    /// A fraction has the denominator 0.
-    #[error("invalid fraction: the denominator is 0")]
-    Fraction,
-    /// A rate limit admits no request, or more than one in a nanosecond.
-    #[error(
-        "invalid rate limit of {requests} requests in {per_ms} ms with a burst of {burst}: each must be above 0, and the \
-         rate at most one request in a nanosecond"
-    )]
-    RateLimit { requests: u32, per_ms: u64, burst: u32 },
+    /// A filter has an invalid value.
+    #[error("invalid filter: {0}")]
+    Filter(String),
     /// A match refers to a rule that does not exist.
     #[error("a match refers to rule {0}, which does not exist")]
     Rule(usize),
@@ -75,6 +70,14 @@ impl Target {
     pub(crate) fn compile(cluster: wire::ClusterRef) -> Self {
         let wire::ClusterRef { namespace, service, port, subset } = cluster;
         Self { namespace: namespace.into(), service: (service.into(), port), subset }
+    }
+}
+
+impl fmt::Display for Target {
+    /// `namespace/service:port`, the name of the cluster.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (service, port) = &self.service;
+        write!(f, "{}/{service}:{port}", self.namespace)
     }
 }
 

@@ -6,17 +6,17 @@ use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hashbrown::HashMap;
 use rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use weft_balance::Rng;
+use weft_codec::Tick;
 use weft_config::bootstrap::AccessLog;
 
-use crate::balance::Rng;
 use crate::bootstrap::Timeouts;
-use crate::clock::Tick;
 use crate::filter::rate_limit::Limiters;
 use crate::memory::Memory;
 use crate::table::Cluster;
@@ -25,7 +25,7 @@ use crate::telemetry::alive;
 use crate::telemetry::metrics::{Handles, Metrics};
 use crate::upstream::cluster::ClusterState;
 use crate::upstream::endpoint::Endpoint;
-use crate::upstream::load::SharedClusters;
+use crate::upstream::shared_cluster::SharedClusters;
 
 /// How often idle connections are closed, and ejected endpoints whose ejection is over are returned.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -58,9 +58,7 @@ pub(crate) struct Shared {
     /// Open connections.
     pub(crate) connections: TaskTracker,
     /// When the process started.
-    pub(crate) started: Instant,
-    /// The same, by the coarse clock.
-    pub(crate) started_tick: Tick,
+    pub(crate) started: Tick,
 }
 
 impl Shared {
@@ -135,7 +133,7 @@ impl Worker {
 
     /// Time since the process started, by the coarse clock.
     pub(crate) fn now(&self) -> Duration {
-        self.shared.started_tick.elapsed()
+        self.shared.started.elapsed()
     }
 
     fn sweep(&self) {

@@ -128,6 +128,13 @@ impl Proxy {
         std::fs::rename(path.with_extension("new"), path).expect("renamed");
     }
 
+    /// The sum of a metric's series that have this label.
+    async fn sum(&self, metric: &str, label: &str) -> u64 {
+        let page = self.get(self.metrics, "/metrics").await.1;
+        let lines = page.lines().filter(|line| line.starts_with(&format!("{metric}{{")) && line.contains(label));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+    }
+
     async fn generation(&self) -> u64 {
         let page = self.get(self.metrics, "/metrics").await.1;
         let line = page.lines().find(|line| line.starts_with("weft_config_generation{document=\"x.shop\"}"));

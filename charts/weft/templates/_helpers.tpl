@@ -25,6 +25,11 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 {{- .Values.image.tag | default .Chart.AppVersion -}}
 {{- end -}}
 
+{{- /* Namespaces that are never injected, as JSON. */ -}}
+{{- define "weft.excludedNamespaces" -}}
+{{- append .Values.webhook.excludedNamespaces .Release.Namespace | uniq | sortAlpha | toJson -}}
+{{- end -}}
+
 {{- /* Image of a component: (dict "root" $ "component" "operator"). */ -}}
 {{- define "weft.image" -}}
 {{- with .root.Values.image -}}

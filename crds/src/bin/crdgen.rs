@@ -1,17 +1,19 @@
-//! Writes the CustomResourceDefinitions as YAML: `crdgen DIRECTORY...` writes one file per kind into each directory.
-//! A test compares the committed copies with the types.
+//! Writes the CustomResourceDefinitions as YAML: `crdgen DIRECTORY` writes one file per kind. A test compares the
+//! committed ones with the types.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    for directory in std::env::args_os().skip(1).map(PathBuf::from) {
-        for (name, yaml) in weft_crds::yaml() {
-            let path = directory.join(name);
-            if let Err(error) = std::fs::write(&path, yaml) {
-                eprintln!("{}: {error}", path.display());
-                return ExitCode::FAILURE;
-            }
+    let Some(directory) = std::env::args_os().nth(1).map(PathBuf::from) else {
+        eprintln!("usage: crdgen DIRECTORY");
+        return ExitCode::FAILURE;
+    };
+    for (name, yaml) in weft_crds::yaml() {
+        let path = directory.join(name);
+        if let Err(error) = std::fs::write(&path, yaml) {
+            eprintln!("{}: {error}", path.display());
+            return ExitCode::FAILURE;
         }
     }
     ExitCode::SUCCESS

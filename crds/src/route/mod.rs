@@ -6,11 +6,10 @@ mod filters;
 mod matches;
 mod resilience;
 
-use filters::{ANSWERS_BY_ITSELF, TYPES_ALLOWED_ONCE, TYPES_FOR_CONNECT};
-pub use filters::{
-    Cors, DirectResponse, Fault, FaultAbort, FaultDelay, FilterType, Fraction, Header, HeaderModifier, HttpFilter,
-    MirrorRef, PathModifier, PathModifierType, RateLimit, RateLimitKey, RateLimitKeyType, RequestMirror,
-    RequestRedirect, Scheme, UrlRewrite,
+pub use filters::*;
+use filters::{
+    ANSWERS_BY_ITSELF, FILTERS_MAX, TYPES_ALLOWED_ONCE, TYPES_FOR_BACKENDS, TYPES_FOR_BACKENDS_MESSAGE,
+    TYPES_FOR_CONNECT,
 };
 use kube::{CustomResource, KubeSchema};
 pub use matches::{
@@ -214,19 +213,15 @@ pub struct TcpRule {
     validation = Rule::new(format!("!has(self.backendRefs) || size(self.backendRefs) == 0 || {HAS_WEIGHT}"))
         .message("the weights of backendRefs sum to zero: give at least one a weight above 0"),
     validation = Rule::new(format!(
-        "!has(self.filters) || !({ANSWERS_BY_ITSELF} && self.filters.exists(f, f.type == 'URLRewrite'))"
+        "!has(self.filters) || !{ANSWERS_BY_ITSELF} || !self.filters.exists(f, f.type in {TYPES_FOR_BACKENDS})"
     ))
-        .message("URLRewrite cannot be combined with RequestRedirect or DirectResponse: there is no request to send"),
+        .message(TYPES_FOR_BACKENDS_MESSAGE),
     validation = Rule::new(format!(
         "!has(self.filters) || {TYPES_ALLOWED_ONCE}.all(t, self.filters.filter(f, f.type == t).size() <= 1)"
     ))
         .message("a filter type may appear once in a rule, RequestMirror 4 times"),
     validation = Rule::new("!has(self.filters) || self.filters.filter(f, f.type == 'RequestMirror').size() <= 4")
         .message("a rule has at most 4 RequestMirror filters"),
-    validation = Rule::new(format!(
-        "!has(self.filters) || !self.filters.exists(f, f.type == 'RequestMirror') || ({HAS_BACKENDS})"
-    ))
-        .message("RequestMirror has no effect with RequestRedirect or DirectResponse: there is no request to copy"),
     validation = Rule::new(HAS_ONE_ANSWER)
         .message("RequestRedirect and DirectResponse cannot be combined in a rule"),
     validation = Rule::new(PREFIX_IS_MATCHED)
@@ -265,7 +260,7 @@ pub struct HttpRule {
     /// Changes to requests and responses, or a response without a backend. Order in the list does not matter: CORS is
     /// applied first, then RateLimit, then Fault, then the others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 11))]
+    #[schemars(length(max = FILTERS_MAX))]
     pub filters: Vec<HttpFilter>,
     /// The Services that requests are sent to, by weight. Requests to a backend that does not exist are answered 500,
     /// to one without ready pods 503.

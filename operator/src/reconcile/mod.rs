@@ -30,7 +30,7 @@ use crate::lease;
 use crate::metrics::{KindLabel, Metrics, OutcomeLabel};
 use crate::render::{self, Body, Plan, Published};
 use crate::status::{self, Delivery};
-use crate::world::{Access, AccessKind, Change, Document, DocumentKind, Event, KINDS, Key, ObjectId};
+use crate::world::{Access, AccessKind, Change, Document, DocumentKind, Event, Key, ObjectId, WatchedKind};
 
 /// Maximum events applied before timers are checked again.
 const EVENTS_MAX: usize = 1024;
@@ -221,8 +221,8 @@ impl Reconciler {
             if !self.may_write(epoch) {
                 return (job, Err(apply::Error::Conflict));
             }
-            let written =
-                apply::document(&self.client, job.kind, &job.scope, &job.next.envelope, job.found.as_ref()).await;
+            let object = render::config_map(job.kind, &job.scope, &job.next.envelope);
+            let written = apply::document(&self.client, object, job.found.as_ref()).await;
             (job, written)
         });
         let results: Vec<_> = futures_util::stream::iter(writes).buffer_unordered(WRITES_MAX).collect().await;
@@ -417,7 +417,8 @@ impl Reconciler {
         if state.has_synced() {
             self.world_part.ready();
         } else {
-            let missing: Vec<&str> = KINDS.into_iter().filter(|kind| !state.listed.contains(kind)).collect();
+            let missing = WatchedKind::ALL.iter().filter(|kind| !state.listed.contains(kind));
+            let missing: Vec<&str> = missing.map(|kind| kind.as_str()).collect();
             self.world_part.report(false, &format!("not listed yet: {}", missing.join(", ")));
         }
         let failing = state.failures.len();

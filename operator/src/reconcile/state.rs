@@ -9,7 +9,7 @@ use crate::compile::{self, Compiled, Exports, Outcome};
 use crate::events;
 use crate::render::Published;
 use crate::status::Delivery;
-use crate::world::{DocumentKind, Event, KINDS, ObjectId, World, documents_namespace};
+use crate::world::{DocumentKind, Event, ObjectId, WatchedKind, World, documents_namespace};
 
 /// The scope of the index; no namespace has this name.
 pub(super) const INDEX: &str = "";
@@ -33,7 +33,7 @@ pub(super) const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) struct State {
     pub(super) world: World,
     /// Kinds that have been listed.
-    pub(super) listed: BTreeSet<&'static str>,
+    pub(super) listed: BTreeSet<WatchedKind>,
     /// Scopes to compile and write.
     pub(super) dirty: BTreeSet<String>,
     /// Scopes to skip before an instant: rate limits and backoff.
@@ -85,7 +85,7 @@ impl State {
     }
 
     pub(super) fn has_synced(&self) -> bool {
-        KINDS.iter().all(|kind| self.listed.contains(kind))
+        WatchedKind::ALL.iter().all(|kind| self.listed.contains(kind))
     }
 
     /// On a change of leadership: drops all caches and marks everything dirty, to check what an earlier leader wrote.
@@ -235,10 +235,10 @@ mod tests {
 
     #[test]
     fn state_has_synced_when_every_kind_was_listed() {
-        let (mut state, kinds) = (State::default(), KINDS);
+        let (mut state, kinds) = (State::default(), WatchedKind::ALL);
         let namespaces: Vec<NamespaceMeta> = Vec::new();
         state.observe(Event::Namespace(Change::Reset(namespaces)), Instant::now());
-        assert_eq!(state.listed, BTreeSet::from(["namespaces"]), "the name that the watch uses");
+        assert_eq!(state.listed, BTreeSet::from([WatchedKind::Namespaces]));
         state.listed.extend(kinds.iter().skip(2));
         assert!(!state.has_synced(), "services are missing");
         state.listed.extend(kinds);

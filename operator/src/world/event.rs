@@ -5,23 +5,46 @@ use super::objects::{
     Service, Slice,
 };
 
-/// Kinds that must be listed once before the World is complete; the names that `Event::kind` returns.
-pub const KINDS: [&str; 14] = [
-    "namespaces",
-    "services",
-    "pods",
-    "endpointslices",
-    "serviceaccounts",
-    "nodes",
-    "meshroutes",
-    "meshclusters",
-    "meshpolicies",
-    "referencegrants",
-    "exports",
-    "inbounds",
-    "roles",
-    "rolebindings",
-];
+/// Declares [`WatchedKind`]: its variants, the list of them and their names come from one list.
+macro_rules! watched_kinds {
+    ($($kind:ident => $name:literal,)*) => {
+        /// Kinds that are watched. Each must be listed once before the World is complete.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        #[expect(missing_docs, reason = "one variant for each kind")]
+        pub enum WatchedKind {
+            $($kind,)*
+        }
+
+        impl WatchedKind {
+            /// Every kind.
+            pub const ALL: &[Self] = &[$(Self::$kind,)*];
+
+            /// The name in logs and metrics.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$kind => $name,)*
+                }
+            }
+        }
+    };
+}
+
+watched_kinds! {
+    Namespaces => "namespaces",
+    Services => "services",
+    Pods => "pods",
+    EndpointSlices => "endpointslices",
+    ServiceAccounts => "serviceaccounts",
+    Nodes => "nodes",
+    MeshRoutes => "meshroutes",
+    MeshClusters => "meshclusters",
+    MeshPolicies => "meshpolicies",
+    ReferenceGrants => "referencegrants",
+    Exports => "exports",
+    Inbounds => "inbounds",
+    Roles => "roles",
+    RoleBindings => "rolebindings",
+}
 
 /// A change to objects of one kind.
 #[derive(Clone, Debug)]
@@ -59,26 +82,28 @@ pub enum Event {
 
 impl Event {
     /// The kind, and whether the event is a complete list of it.
-    pub fn kind(&self) -> (&'static str, bool) {
+    pub fn kind(&self) -> (WatchedKind, bool) {
         fn is_reset<K>(change: &Change<K>) -> bool {
             matches!(change, Change::Reset(_))
         }
         match self {
-            Self::Namespace(change) => ("namespaces", is_reset(change)),
-            Self::Service(change) => ("services", is_reset(change)),
-            Self::Pod(change) => ("pods", is_reset(change)),
-            Self::Slice(change) => ("endpointslices", is_reset(change)),
-            Self::Account(change) => ("serviceaccounts", is_reset(change)),
-            Self::Node(change) => ("nodes", is_reset(change)),
-            Self::Route(change) => ("meshroutes", is_reset(change)),
-            Self::Cluster(change) => ("meshclusters", is_reset(change)),
-            Self::Policy(change) => ("meshpolicies", is_reset(change)),
-            Self::Grant(change) => ("referencegrants", is_reset(change)),
-            Self::GrantsMissing => ("referencegrants", true),
-            Self::Document(DocumentKind::Inbound, change) => ("inbounds", is_reset(change)),
-            Self::Document(DocumentKind::Export | DocumentKind::Index, change) => ("exports", is_reset(change)),
-            Self::Access(AccessKind::Role, change) => ("roles", is_reset(change)),
-            Self::Access(AccessKind::Binding, change) => ("rolebindings", is_reset(change)),
+            Self::Namespace(change) => (WatchedKind::Namespaces, is_reset(change)),
+            Self::Service(change) => (WatchedKind::Services, is_reset(change)),
+            Self::Pod(change) => (WatchedKind::Pods, is_reset(change)),
+            Self::Slice(change) => (WatchedKind::EndpointSlices, is_reset(change)),
+            Self::Account(change) => (WatchedKind::ServiceAccounts, is_reset(change)),
+            Self::Node(change) => (WatchedKind::Nodes, is_reset(change)),
+            Self::Route(change) => (WatchedKind::MeshRoutes, is_reset(change)),
+            Self::Cluster(change) => (WatchedKind::MeshClusters, is_reset(change)),
+            Self::Policy(change) => (WatchedKind::MeshPolicies, is_reset(change)),
+            Self::Grant(change) => (WatchedKind::ReferenceGrants, is_reset(change)),
+            Self::GrantsMissing => (WatchedKind::ReferenceGrants, true),
+            Self::Document(DocumentKind::Inbound, change) => (WatchedKind::Inbounds, is_reset(change)),
+            Self::Document(DocumentKind::Export | DocumentKind::Index, change) => {
+                (WatchedKind::Exports, is_reset(change))
+            }
+            Self::Access(AccessKind::Role, change) => (WatchedKind::Roles, is_reset(change)),
+            Self::Access(AccessKind::Binding, change) => (WatchedKind::RoleBindings, is_reset(change)),
         }
     }
 }

@@ -11,7 +11,7 @@ mod stored;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub use event::{Change, Event, KINDS};
+pub use event::{Change, Event, WatchedKind};
 pub use namespace::Namespace;
 pub use objects::{
     Access, AccessKind, Account, Cluster, Distribution, Document, DocumentKind, Grant, Key, Kind, MeshObject, Meta,

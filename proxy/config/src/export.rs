@@ -328,7 +328,7 @@ pub enum HealthCheckKind {
 }
 
 /// Retry budget: how many retries, where rules ask for them, a proxy may add to its requests to a Service. The
-/// proxy's `balance/budget` has the formula.
+/// formula is in `proxy/balance/src/budget.rs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct RetryBudget {

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::route::{ObjectRef, PathMatch, RouteTable, ValueMatch};
+use crate::refs::ObjectRef;
+use crate::route::{PathMatch, RouteTable, ValueMatch};
 
 /// The inbound document of one namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -18,8 +18,10 @@ use serde::Deserialize as _;
 pub mod bootstrap;
 mod envelope;
 mod export;
+mod filters;
 mod inbound;
 mod index;
+mod refs;
 mod route;
 
 pub use envelope::{
@@ -29,12 +31,13 @@ pub use export::{
     Balancer, ClusterSettings, Endpoint, Export, HashOn, HealthCheck, HealthCheckKind, Limits, Locality, Outliers,
     Protocol, RetryBudget, Service, ServicePort, SlowStart, Sticky, SuccessRate,
 };
+pub use filters::*;
 pub use inbound::{Action as PolicyAction, AuthorizationRule, ConsumerRoutes, Inbound, Policy, PortRef, Target};
 pub use index::Index;
+pub use refs::{ClusterRef, ObjectRef};
 pub use route::{
-    Action, Backend, BackendTarget, ClusterRef, Cors, Fault, FaultAbort, FaultDelay, Fraction, HeaderEdit, HeaderValue,
-    Hedge, Match, Mirror, ObjectRef, Origin, PathMatch, PathRewrite, RateLimit, RateLimitKey, Redirect, Respond, Retry,
-    Rewrite, RouteTable, Rule, ServerName, StreamRule, ValueMatch, ValueTest,
+    Action, Backend, BackendTarget, HeaderEdit, HeaderValue, Hedge, Match, PathMatch, PathRewrite, Redirect, Respond,
+    Retry, Rewrite, RouteTable, Rule, ServerName, StreamRule, ValueMatch, ValueTest,
 };
 
 /// Skips a field with the default value, so that a field is written only when it is used. An older proxy can then

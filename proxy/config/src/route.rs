@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::filters::Filters;
+use crate::refs::{ClusterRef, ObjectRef};
 use crate::{compact_vec, is_default};
 
 /// The routes of one port of one Service.
@@ -118,18 +120,9 @@ pub struct Rule {
     /// Edits of the response's headers.
     #[serde(default, skip_serializing_if = "is_default")]
     pub response_headers: HeaderEdit,
-    /// CORS: which origins may call.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cors: Option<Cors>,
-    /// Maximum rate of requests.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rate_limit: Option<RateLimit>,
-    /// Fault injection.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub fault: Fault,
-    /// Mirrors of forwarded requests.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub mirrors: Vec<Mirror>,
+    /// What else is done with its requests; their fields are fields of the rule.
+    #[serde(flatten)]
+    pub filters: Filters,
     /// The action.
     pub action: Action,
     /// Timeout of the whole request, retries included, in milliseconds. Absent: none.
@@ -144,16 +137,6 @@ pub struct Rule {
     /// Hedging. Absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hedge: Option<Hedge>,
-}
-
-/// A reference to an object of the user.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct ObjectRef {
-    /// Namespace.
-    pub namespace: String,
-    /// Name.
-    pub name: String,
 }
 
 /// The action of a rule.
@@ -194,21 +177,6 @@ pub enum BackendTarget {
     Cluster(ClusterRef),
     /// An invalid reference: requests are answered 500 with this reason.
     Invalid(String),
-}
-
-/// A reference to a port of a Service and, if any, a subset of its pods.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct ClusterRef {
-    /// Namespace of the Service.
-    pub namespace: String,
-    /// Name of the Service.
-    pub service: String,
-    /// Port of the Service.
-    pub port: u16,
-    /// The subset. Absent: all pods.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub subset: Option<String>,
 }
 
 /// Header edits: first `remove`, then `set`, then `add`.
@@ -287,125 +255,6 @@ pub struct Respond {
     /// The body; `text/plain` unless the rule sets a content type.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub body: String,
-}
-
-/// CORS settings. In a list, `*` stands alone and means all.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Cors {
-    /// Allowed origins. Absent: all.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub origins: Option<Vec<Origin>>,
-    /// Whether requests may have credentials, such as cookies.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub credentials: bool,
-    /// Allowed methods.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub methods: Vec<String>,
-    /// Allowed request headers.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub headers: Vec<String>,
-    /// Response headers that scripts may read.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub expose: Vec<String>,
-    /// How long a preflight response may be cached, in seconds.
-    pub max_age_s: u32,
-}
-
-/// An allowed origin, or a wildcard for its host.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Origin {
-    /// `http` or `https`.
-    pub scheme: String,
-    /// A host; `*.example` for all hosts below it; `*` for all hosts.
-    pub host: String,
-    /// The port, never left out.
-    pub port: u16,
-}
-
-/// A rate limit: a token bucket that all workers of a proxy share.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct RateLimit {
-    /// Requests in `per_ms`; not 0.
-    pub requests: u32,
-    /// The interval, in milliseconds; not 0.
-    pub per_ms: u64,
-    /// Capacity of the bucket; not 0.
-    pub burst: u32,
-    /// The key: each value has a bucket of its own. Absent: all requests share one bucket.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub key: Option<RateLimitKey>,
-}
-
-/// The key of a rate limit. Requests without it share one bucket.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum RateLimitKey {
-    /// First value of a header; its name in lower case.
-    Header(String),
-    /// First value of a query parameter.
-    Query(String),
-    /// A cookie.
-    Cookie(String),
-    /// The address of the client's connection.
-    SourceAddress,
-}
-
-/// Fault injection. Delay and abort are sampled independently.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Fault {
-    /// Absent: no delay.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub delay: Option<FaultDelay>,
-    /// Absent: no abort.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub abort: Option<FaultAbort>,
-}
-
-/// A delay. It counts against the request timeout, not against that of an attempt.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct FaultDelay {
-    /// The delay, in milliseconds.
-    pub duration_ms: u64,
-    /// The fraction of requests that are delayed.
-    pub share: Fraction,
-}
-
-/// An error response instead of forwarding.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct FaultAbort {
-    /// The status, 400 to 599.
-    pub status: u16,
-    /// The fraction of requests that are aborted.
-    pub share: Fraction,
-}
-
-/// A mirror: copies of requests go to an endpoint of another cluster, and the responses are discarded.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Mirror {
-    /// The cluster that receives the copies.
-    pub target: ClusterRef,
-    /// The fraction of requests that are mirrored.
-    pub share: Fraction,
-    /// A suffix for the host of copies. Absent: none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub host_suffix: Option<String>,
-}
-
-/// A fraction of all requests, sampled at random.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Fraction {
-    /// Numerator.
-    pub numerator: u32,
-    /// Denominator; not 0.
-    pub denominator: u32,
 }
 
 /// Retries of a request.

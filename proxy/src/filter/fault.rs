@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use http::StatusCode;
+use weft_balance::Rng;
 use weft_config as wire;
 
 use super::fraction::Fraction;
-use crate::balance::Rng;
 use crate::value::{CompileError, parse_status};
 
 /// The faults of a rule, each for a fraction of the requests.

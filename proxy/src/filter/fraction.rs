@@ -1,8 +1,8 @@
 //! The fraction of requests that a filter applies to. Pure: randomness is passed in.
 
+use weft_balance::Rng;
 use weft_config as wire;
 
-use crate::balance::Rng;
 use crate::value::CompileError;
 
 /// A fraction of all requests.
@@ -15,7 +15,10 @@ pub(crate) struct Fraction {
 impl Fraction {
     pub(crate) fn compile(fraction: wire::Fraction) -> Result<Self, CompileError> {
         let wire::Fraction { numerator, denominator } = fraction;
-        if denominator == 0 { Err(CompileError::Fraction) } else { Ok(Self { numerator, denominator }) }
+        if denominator == 0 {
+            return Err(CompileError::Filter("a fraction has the denominator 0".into()));
+        }
+        Ok(Self { numerator, denominator })
     }
 
     /// Samples whether the next request is in the fraction.
@@ -44,7 +47,7 @@ mod tests {
         }
         assert!(matches!(
             Fraction::compile(wire::Fraction { numerator: 0, denominator: 0 }),
-            Err(CompileError::Fraction)
+            Err(CompileError::Filter(_))
         ));
     }
 }

@@ -106,7 +106,10 @@ impl RateLimit {
         let wire::RateLimit { requests, per_ms, burst, key } = limit;
         let token_ns = per_ms.saturating_mul(1_000_000).checked_div(requests.into()).unwrap_or(0);
         if token_ns == 0 || burst == 0 {
-            return Err(CompileError::RateLimit { requests, per_ms, burst });
+            return Err(CompileError::Filter(format!(
+                "a rate limit of {requests} requests in {per_ms} ms with a burst of {burst}: each must be above 0, and \
+                 the rate at most one request in a nanosecond"
+            )));
         }
         let key = key.map(|key| {
             Ok::<_, CompileError>(match key {
@@ -438,7 +441,7 @@ mod tests {
     fn invalid_rates_are_refused() {
         for (requests, per_ms, burst) in [(0, 1000, 1), (1, 0, 1), (1, 1000, 0), (u32::MAX, 1, 1)] {
             let wire = wire::RateLimit { requests, per_ms, burst, key: None };
-            assert!(matches!(RateLimit::compile("o", wire), Err(CompileError::RateLimit { .. })));
+            assert!(matches!(RateLimit::compile("o", wire), Err(CompileError::Filter(_))));
         }
     }
 }

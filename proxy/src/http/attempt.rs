@@ -11,21 +11,22 @@ use http::header::HeaderValue;
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{Method, Response, StatusCode};
-use http_body::Body;
 use tokio::time::Instant;
+use weft_balance::outlier::Outcome;
 
+use super::drain::drain;
 use super::head::{ProtectedHeaders, is_grpc};
 use super::incoming::Incoming;
 use super::request_body::SharedBody;
 use super::respond::{GRPC_STATUS, http_status};
-use crate::balance::affinity::Affinity;
-use crate::balance::outlier::Outcome;
-use crate::reason::UNPROCESSED;
+use crate::affinity::Affinity;
+use crate::reason::{Reason, UNPROCESSED};
 use crate::table::route::{Retry, Rule};
 use crate::telemetry::alive;
 use crate::upstream::cluster::ClusterState;
 use crate::upstream::endpoint::{Endpoint, Lease};
 use crate::upstream::error::{LeaseError, SendError};
+use crate::upstream::fallback;
 use crate::worker::Worker;
 
 /// Minimum latency recorded for a failed attempt, so that an endpoint that fails fast is not preferred.
@@ -34,13 +35,17 @@ const FAILURE_LATENCY: Duration = Duration::from_secs(1);
 /// Connect timeout to the application. It runs in this pod, so a healthy one accepts at once.
 pub(crate) const LOCAL_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long an unused response is drained for its connection to be reused.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(250);
+
 /// How long to wait for the trailers of a gRPC response after its head, if its status could cause a retry. A server
 /// that fails a call before its first message sends head and trailers almost at once.
 const TRAILERS_TIMEOUT: Duration = Duration::from_millis(10);
 
 /// How to forward a request.
 pub(crate) struct Plan<'a> {
-    pub(crate) upstream: Upstream,
+    pub(crate) upstream: Upstream<'a>,
+    /// None: the request's own.
     pub(crate) host: Option<HeaderValue>,
     /// None: the request's own.
     pub(crate) path: Option<PathAndQuery>,
@@ -55,14 +60,26 @@ pub(crate) struct Plan<'a> {
 }
 
 /// Where a request is forwarded to.
-pub(crate) enum Upstream {
+pub(crate) enum Upstream<'a> {
     /// An endpoint of a cluster, and of its subset if one is named.
-    Cluster(Rc<ClusterState>, Option<String>),
+    Cluster(Rc<ClusterState>, Option<&'a str>),
     /// The application in this pod.
     Local(Rc<Endpoint>),
 }
 
-/// The result of an attempt. The response is boxed, so that the futures that it passes through do not store it.
+/// A request that is ready to be sent, once or more. Boxed: large.
+pub(super) struct PreparedRequest<'a> {
+    pub(super) worker: Rc<Worker>,
+    pub(super) plan: Plan<'a>,
+    pub(super) parts: Parts,
+    pub(super) body: Rc<SharedBody>,
+    pub(super) deadline: Option<Instant>,
+    /// The protocols of the request's Upgrade header, if it is forwarded.
+    pub(super) upgrade: Option<HeaderValue>,
+    pub(super) affinity: Affinity,
+}
+
+/// The result of an attempt. The response is boxed: large.
 pub(super) type AttemptResult = Result<Box<UpstreamResponse>, Failure>;
 
 /// An endpoint's response, with what decides about retries.
@@ -77,8 +94,8 @@ pub(super) struct UpstreamResponse {
 
 /// Why an attempt got no response.
 pub(super) enum Failure {
-    /// There is no ready endpoint.
-    NoEndpoints,
+    /// There is no ready endpoint, for this reason.
+    NoEndpoints(Reason),
     /// A limit of the cluster is reached.
     Overflow,
     /// Nothing was sent, or the endpoint processed nothing of it.
@@ -111,9 +128,64 @@ pub(super) enum Failure {
     RequestTimeout,
 }
 
+/// How far an attempt came.
+struct Progress {
+    started: Instant,
+    /// It has a connection.
+    leased: Cell<bool>,
+    /// Time to the head of the response.
+    response_latency: Cell<Option<Duration>>,
+}
+
+// === impl Plan ===
+
+impl<'a> Plan<'a> {
+    /// Forwards to this upstream over HTTP/1.1, without a rule.
+    pub(crate) fn new(upstream: Upstream<'a>) -> Self {
+        Self {
+            upstream,
+            host: None,
+            path: None,
+            http2: false,
+            rule: None,
+            protected: None,
+            request_timeout: None,
+            attempt_timeout: None,
+            retry: None,
+        }
+    }
+
+    /// The same, with the timeouts, retries and header edits of a rule.
+    pub(crate) fn by_rule(self, rule: &'a Rule) -> Self {
+        Self {
+            rule: Some(rule),
+            protected: rule.protected.as_ref(),
+            request_timeout: rule.request_timeout,
+            attempt_timeout: rule.attempt_timeout,
+            retry: rule.retry.as_ref(),
+            ..self
+        }
+    }
+}
+
 // === impl UpstreamResponse ===
 
 impl UpstreamResponse {
+    /// Discards a response that no client gets. What is left of it is drained, so that its connection can be reused.
+    /// If the request is not sent completely, the exchange is aborted instead: no task would send the rest.
+    pub(super) fn discard(self) {
+        let Self { response, lease, .. } = self;
+        let mut body = response.into_body();
+        if body.take_upload().is_some() {
+            return;
+        }
+        alive::spawn(async move {
+            if tokio::time::timeout(DRAIN_TIMEOUT, drain(&mut body)).await == Ok(true) {
+                lease.give_back();
+            }
+        });
+    }
+
     /// Whether the endpoint's sidecar says that the application never received the request.
     pub(super) fn is_unprocessed(&self) -> bool {
         self.has_proxy && self.response.headers().contains_key(&UNPROCESSED)
@@ -154,12 +226,11 @@ impl Failure {
 
 /// Picks the endpoint of the next attempt.
 pub(super) fn pick_endpoint(
-    worker: &Worker,
-    plan: &Plan<'_>,
-    affinity: Affinity,
+    request: &PreparedRequest<'_>,
     tried: &mut Vec<SocketAddr>,
     is_retry: bool,
 ) -> Result<Rc<Endpoint>, Failure> {
+    let PreparedRequest { worker, plan, affinity, .. } = request;
     let endpoint = match &plan.upstream {
         Upstream::Local(endpoint) => endpoint.clone(),
         Upstream::Cluster(state, subset) => {
@@ -168,8 +239,8 @@ pub(super) fn pick_endpoint(
                 state.refresh(cluster, worker.now());
             }
             state
-                .pick(subset.as_deref(), tried, affinity, &mut worker.rng.borrow_mut(), worker.now())
-                .map_err(|_| Failure::NoEndpoints)?
+                .pick(*subset, tried, *affinity, &mut worker.rng.borrow_mut(), worker.now())
+                .map_err(|_| Failure::NoEndpoints(fallback::reason(&state.cluster())))?
         }
     };
     tried.push(endpoint.address);
@@ -178,62 +249,12 @@ pub(super) fn pick_endpoint(
 
 /// Sends the request to an endpoint once, and records latency and outcome for balancing and outlier detection. `fresh`:
 /// not on a pooled connection that has been idle.
-pub(super) async fn attempt(
-    worker: &Rc<Worker>,
-    plan: &Plan<'_>,
-    endpoint: Rc<Endpoint>,
-    fresh: bool,
-    parts: &Parts,
-    body: &Rc<SharedBody>,
-    deadline: Option<Instant>,
-) -> AttemptResult {
+pub(super) async fn attempt(request: &PreparedRequest<'_>, endpoint: Rc<Endpoint>, fresh: bool) -> AttemptResult {
     let started = Instant::now();
-    let attempt_deadline = plan.attempt_timeout.map(|timeout| started + timeout);
-    let until = [attempt_deadline, deadline].into_iter().flatten().min();
-    let response_latency = Cell::new(None);
-    let leased = Cell::new(false);
-    let exchange = async {
-        let lease = match &plan.upstream {
-            Upstream::Local(endpoint) => match (!fresh).then(|| endpoint.idle(plan.http2)).flatten() {
-                Some(lease) => Ok(lease),
-                None => Box::pin(connect_local(endpoint, plan.http2)).await,
-            },
-            Upstream::Cluster(state, _) => state.lease(&endpoint, plan.http2, fresh).await,
-        };
-        let lease = lease.map_err(|error| match error {
-            LeaseError::Overflow => Failure::Overflow,
-            other => Failure::Connect { connected: false, closing: false, text: other.to_string() },
-        })?;
-        leased.set(true);
-        let reused = lease.reused;
-        match lease.send(parts, body.body(), Some(body.clone())).await {
-            Ok(response) => {
-                response_latency.set(Some(started.elapsed()));
-                let has_proxy = endpoint.has_proxy.get();
-                let mut response =
-                    Box::new(UpstreamResponse { status: effective_status(&response), response, lease, has_proxy });
-                if response.may_fail_in_trailers(plan.retry, &parts.method, body) {
-                    // Boxed, so that the futures of other requests do not store it.
-                    Box::pin(response.await_trailers(until)).await;
-                }
-                Ok(response)
-            }
-            Err(SendError::Unsent(text)) => {
-                lease.retire();
-                Err(Failure::Connect { connected: true, closing: reused, text })
-            }
-            Err(error @ SendError::GoAway) => {
-                lease.retire();
-                Err(Failure::Connect { connected: true, closing: true, text: error.to_string() })
-            }
-            Err(error @ SendError::Refused) => Err(Failure::Refused(error.to_string())),
-            Err(_) if body.has_failed() => Err(Failure::BadRequestBody),
-            Err(_) if body.is_too_slow() => Err(Failure::SlowRequestBody),
-            Err(SendError::Protocol(text)) => Err(Failure::Protocol(text)),
-            Err(SendError::TooLarge(text)) => Err(Failure::TooLarge(text)),
-            Err(SendError::Reset(text)) => Err(Failure::Reset { reused, text }),
-        }
-    };
+    let progress = Progress { started, leased: Cell::new(false), response_latency: Cell::new(None) };
+    let (attempt_timeout, deadline) = (request.plan.attempt_timeout, request.deadline);
+    let until = [attempt_timeout.map(|timeout| started + timeout), deadline].into_iter().flatten().min();
+    let exchange = exchange(request, &endpoint, fresh, until, &progress);
     let mut outcome = match until {
         None => exchange.await,
         Some(until) => tokio::time::timeout_at(until, exchange).await.unwrap_or_else(|_| {
@@ -241,11 +262,70 @@ pub(super) async fn attempt(
             Err(if is_of_request { Failure::RequestTimeout } else { Failure::AttemptTimeout { connected: true } })
         }),
     };
-    let (latency, now) = (response_latency.get().unwrap_or_else(|| started.elapsed()), worker.now());
+    record(request, &endpoint, &progress, &mut outcome);
+    outcome
+}
+
+/// Leases a connection to the endpoint, sends the request on it, and waits for the head of the response, and for what
+/// else decides about retries, until `until`.
+async fn exchange(
+    request: &PreparedRequest<'_>,
+    endpoint: &Rc<Endpoint>,
+    fresh: bool,
+    until: Option<Instant>,
+    progress: &Progress,
+) -> AttemptResult {
+    let PreparedRequest { plan, parts, body, .. } = request;
+    let lease = match &plan.upstream {
+        Upstream::Local(endpoint) => match (!fresh).then(|| endpoint.idle(plan.http2)).flatten() {
+            Some(lease) => Ok(lease),
+            None => Box::pin(connect_local(endpoint, plan.http2)).await,
+        },
+        Upstream::Cluster(state, _) => state.lease(endpoint, plan.http2, fresh).await,
+    };
+    let lease = lease.map_err(|error| match error {
+        LeaseError::Overflow => Failure::Overflow,
+        other => Failure::Connect { connected: false, closing: false, text: other.to_string() },
+    })?;
+    progress.leased.set(true);
+    let reused = lease.reused;
+    match lease.send(parts, body.body(), Some(body.clone())).await {
+        Ok(response) => {
+            progress.response_latency.set(Some(progress.started.elapsed()));
+            let has_proxy = endpoint.has_proxy.get();
+            let mut response =
+                Box::new(UpstreamResponse { status: effective_status(&response), response, lease, has_proxy });
+            if response.may_fail_in_trailers(plan.retry, &parts.method, body) {
+                // Boxed: rare.
+                Box::pin(response.await_trailers(until)).await;
+            }
+            Ok(response)
+        }
+        Err(SendError::Unsent(text)) => {
+            lease.retire();
+            Err(Failure::Connect { connected: true, closing: reused, text })
+        }
+        Err(error @ SendError::GoAway) => {
+            lease.retire();
+            Err(Failure::Connect { connected: true, closing: true, text: error.to_string() })
+        }
+        Err(error @ SendError::Refused) => Err(Failure::Refused(error.to_string())),
+        Err(_) if body.has_failed() => Err(Failure::BadRequestBody),
+        Err(_) if body.is_too_slow() => Err(Failure::SlowRequestBody),
+        Err(SendError::Protocol(text)) => Err(Failure::Protocol(text)),
+        Err(SendError::TooLarge(text)) => Err(Failure::TooLarge(text)),
+        Err(SendError::Reset(text)) => Err(Failure::Reset { reused, text }),
+    }
+}
+
+/// Records how an attempt ended, for balancing, the fallback and outlier detection.
+fn record(request: &PreparedRequest<'_>, endpoint: &Rc<Endpoint>, progress: &Progress, outcome: &mut AttemptResult) {
+    let (latency, now) =
+        (progress.response_latency.get().unwrap_or_else(|| progress.started.elapsed()), request.worker.now());
     match &outcome {
         Ok(_) | Err(Failure::TooLarge(_)) => endpoint.observe(latency, now),
         Err(
-            Failure::NoEndpoints
+            Failure::NoEndpoints(_)
             | Failure::Overflow
             | Failure::BadRequestBody
             | Failure::SlowRequestBody
@@ -253,22 +333,21 @@ pub(super) async fn attempt(
         ) => {}
         Err(_) => endpoint.observe(FAILURE_LATENCY.max(latency), now),
     }
-    if let Upstream::Cluster(state, _) = &plan.upstream {
-        // An attempt that timed out in the queue for a connection says nothing about the endpoint.
-        let was_queued = !leased.get() && outcome.is_err() && state.cluster().limits.max_connections.is_some();
-        if leased.get() {
-            state.fallback.connected();
-        } else if outcome.is_err() && !was_queued {
-            state.fallback.connect_failed();
-            if let Err(Failure::AttemptTimeout { connected }) = &mut outcome {
-                *connected = false;
-            }
-        }
-        if let Some(outcome) = outlier_outcome(&outcome, was_queued) {
-            state.record(&endpoint, outcome, now);
+    let Upstream::Cluster(state, _) = &request.plan.upstream else { return };
+    let is_leased = progress.leased.get();
+    // An attempt that timed out in the queue for a connection says nothing about the endpoint.
+    let was_queued = !is_leased && outcome.is_err() && state.cluster().limits.max_connections.is_some();
+    if is_leased {
+        state.fallback.connected();
+    } else if outcome.is_err() && !was_queued {
+        state.fallback.connect_failed();
+        if let Err(Failure::AttemptTimeout { connected }) = outcome {
+            *connected = false;
         }
     }
-    outcome
+    if let Some(outcome) = outlier_outcome(outcome, was_queued) {
+        state.record(endpoint, outcome, now);
+    }
 }
 
 /// Connects to the application in this pod. An HTTP/2 connection that is being opened is shared.
@@ -285,7 +364,7 @@ fn outlier_outcome(outcome: &AttemptResult, was_queued: bool) -> Option<Outcome>
     match outcome {
         Ok(response) => Some(Outcome::of_status(response.status)),
         Err(
-            Failure::NoEndpoints
+            Failure::NoEndpoints(_)
             | Failure::Overflow
             | Failure::BadRequestBody
             | Failure::SlowRequestBody
@@ -305,33 +384,6 @@ fn outlier_outcome(outcome: &AttemptResult, was_queued: bool) -> Option<Outcome>
 fn effective_status(response: &Response<Incoming>) -> StatusCode {
     let grpc_status = response.headers().get(&GRPC_STATUS).filter(|_| response.status() == StatusCode::OK);
     grpc_status.and_then(|status| http_status(status.as_bytes())).unwrap_or(response.status())
-}
-
-/// Reads and discards the body of an unused response within limits, so that its connection can be reused. If the
-/// request is not sent completely, the exchange is aborted instead: no task would send the rest.
-pub(super) fn drain_body(response: UpstreamResponse) {
-    const BYTES_MAX: usize = 16 * 1024;
-    const TIMEOUT: Duration = Duration::from_millis(250);
-    let UpstreamResponse { response, lease, .. } = response;
-    let mut body = response.into_body();
-    if body.take_upload().is_some() {
-        return;
-    }
-    alive::spawn(async move {
-        let mut read = 0;
-        let rest = async {
-            while let Some(Ok(frame)) = http_body_util::BodyExt::frame(&mut body).await {
-                read += frame.data_ref().map_or(0, bytes::Bytes::len);
-                if read > BYTES_MAX {
-                    return false;
-                }
-            }
-            body.is_end_stream()
-        };
-        if tokio::time::timeout(TIMEOUT, rest).await == Ok(true) {
-            lease.give_back();
-        }
-    });
 }
 
 #[cfg(test)]

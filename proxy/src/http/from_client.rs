@@ -10,14 +10,14 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use http_body::{Frame, SizeHint};
 use tokio::time::timeout;
+use weft_codec::BodyError;
+use weft_codec::http1::decode::Decoder;
+use weft_codec::http1::encode;
+use weft_codec::http1::framing::Framing;
+use weft_codec::http1::wire::Wire;
 
-use super::error::BodyError;
 use super::interim;
 use super::watch::TimedStream;
-use crate::http1::decode::Decoder;
-use crate::http1::encode;
-use crate::http1::framing::Framing;
-use crate::http1::wire::Wire;
 
 /// How long the unread rest of a request body is drained after the response, so that the connection can be kept alive.
 const BODY_DRAIN_TIMEOUT: Duration = Duration::from_millis(250);

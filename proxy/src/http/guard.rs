@@ -3,11 +3,10 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::header::HeaderValue;
 use http::{Request, StatusCode};
 use tokio::time::Instant;
 
-use super::head::{ProtectedHeaders, is_grpc};
+use super::head::{self, ProtectedHeaders};
 use super::incoming::Incoming;
 use super::mirror::Shadows;
 use crate::downstream::Downstream;
@@ -16,7 +15,7 @@ use crate::telemetry::access::{self, RequestLog};
 use crate::telemetry::alive::{Alive, Kind};
 use crate::telemetry::metrics::FinishedRequest;
 use crate::upstream::endpoint::Lease;
-use crate::upstream::load::Permit;
+use crate::upstream::shared_cluster::Permit;
 use crate::value::RuleName;
 use crate::worker::Worker;
 
@@ -36,15 +35,14 @@ pub(crate) struct RequestGuard {
 }
 
 impl RequestGuard {
-    pub(crate) fn new(downstream: Rc<Downstream>, parts: &Request<Incoming>, host: Option<HeaderValue>) -> Box<Self> {
-        let grpc = is_grpc(parts.headers());
+    pub(crate) fn new(downstream: Rc<Downstream>, request: &Request<Incoming>) -> Box<Self> {
         let log = RequestLog {
             downstream,
             started: Instant::now(),
-            version: parts.version(),
-            method: parts.method().clone(),
-            uri: parts.uri().clone(),
-            host,
+            version: request.version(),
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            host: head::authority(request),
             rule: 0,
             rule_name: None,
             cluster: None,
@@ -58,7 +56,7 @@ impl RequestGuard {
             fault_delay: None,
             body_error: None,
             response_complete: false,
-            grpc,
+            grpc: head::is_grpc(request.headers()),
         };
         Box::new(Self {
             log,

@@ -17,37 +17,17 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use http::Method;
-use http::request::Parts;
 use tokio::time::{Instant, sleep};
 
-use super::attempt::{self, AttemptResult, Plan, Upstream, drain_body, pick_endpoint};
-use super::request_body::SharedBody;
-use super::retry::BUDGET;
-use crate::balance::affinity::Affinity;
-use crate::table::route::{Hedge, Retry};
+use super::attempt::{self, AttemptResult, PreparedRequest, Upstream, pick_endpoint};
+use super::retry::{acquire_hedge, is_good, may_hedge};
+use crate::table::route::Hedge;
 use crate::telemetry::access::RequestLog;
-use crate::upstream::cluster::ClusterState;
 use crate::upstream::endpoint::Endpoint;
-use crate::upstream::load::{Kind, Permit};
-use crate::worker::Worker;
+use crate::upstream::shared_cluster::Permit;
 
 /// The label of a hedge in the metric of retries.
 const HEDGE: &str = "hedge";
-
-/// The label of a hedge that a limit denied.
-const OVERFLOW: &str = "overflow";
-
-/// The request that the attempts of a race send.
-#[derive(Clone, Copy)]
-pub(super) struct HedgedRequest<'a> {
-    pub(super) worker: &'a Rc<Worker>,
-    pub(super) plan: &'a Plan<'a>,
-    /// Not on pooled connections that have been idle.
-    pub(super) fresh: bool,
-    pub(super) parts: &'a Parts,
-    pub(super) body: &'a Rc<SharedBody>,
-}
 
 /// What to do when no good response has arrived in time.
 enum NextAttempt<F> {
@@ -68,30 +48,30 @@ struct RaceResult<T> {
     cancelled: Vec<usize>,
 }
 
-/// Sends a request to `first`, and to further endpoints while no good response arrives.
+/// Sends a request to `first`, and to further endpoints while no good response arrives. `fresh`: not on pooled
+/// connections that have been idle.
 pub(super) async fn attempt(
-    request: HedgedRequest<'_>,
+    request: &PreparedRequest<'_>,
     hedge: &Hedge,
     first: Rc<Endpoint>,
-    affinity: Affinity,
-    deadline: Option<Instant>,
+    fresh: bool,
     tried: &mut Vec<SocketAddr>,
     log: &mut RequestLog,
 ) -> AttemptResult {
-    let HedgedRequest { worker, plan, fresh, parts, body } = request;
+    let (worker, retry) = (&request.worker, request.plan.retry);
     let send = |endpoint: Rc<Endpoint>, permit: Option<Permit>| async move {
         let _permit = permit;
-        attempt::attempt(worker, plan, endpoint, fresh, parts, body, deadline).await
+        attempt::attempt(request, endpoint, fresh).await
     };
     let mut started = vec![(first.clone(), Instant::now())];
     let next = || {
-        if log.hedges == hedge.attempts || !body.can_replay() || !may_hedge(plan.retry, &parts.method) {
+        if log.hedges == hedge.attempts || !may_hedge(request) {
             return NextAttempt::Stop;
         }
-        if !body.is_buffered() {
+        if !request.body.is_buffered() {
             return NextAttempt::NotYet;
         }
-        let Some((endpoint, permit)) = pick_hedge(request, affinity, tried, log) else { return NextAttempt::Stop };
+        let Some((endpoint, permit)) = pick_hedge(request, tried, log) else { return NextAttempt::Stop };
         worker.handles.retried(log.cluster.as_deref(), HEDGE);
         log.attempts += 1;
         log.hedges += 1;
@@ -100,10 +80,10 @@ pub(super) async fn attempt(
     };
     let reject = |outcome: AttemptResult| {
         if let Ok(response) = outcome {
-            drain_body(*response);
+            response.discard();
         }
     };
-    let result = race(send(first, None), hedge.after, next, |outcome| is_good(plan.retry, outcome), reject).await;
+    let result = race(send(first, None), hedge.after, next, |outcome| is_good(outcome, retry), reject).await;
     let RaceResult { outcome, winner, cancelled } = result;
     log.endpoint = Some(started[winner].0.address);
     for (endpoint, since) in cancelled.into_iter().map(|number| &started[number]) {
@@ -114,47 +94,27 @@ pub(super) async fn attempt(
 
 /// Picks an endpoint that has not been sent the request, with a permit to send it there.
 fn pick_hedge(
-    request: HedgedRequest<'_>,
-    affinity: Affinity,
+    request: &PreparedRequest<'_>,
     tried: &mut Vec<SocketAddr>,
     log: &mut RequestLog,
 ) -> Option<(Rc<Endpoint>, Permit)> {
-    let HedgedRequest { worker, plan, .. } = request;
-    let Upstream::Cluster(state, _) = &plan.upstream else { return None };
-    if affinity.is_session() {
-        return None;
-    }
+    let Upstream::Cluster(state, _) = &request.plan.upstream else { return None };
     let before = tried.len();
-    let endpoint = pick_endpoint(worker, plan, affinity, tried, true).ok()?;
+    let endpoint = pick_endpoint(request, tried, true).ok()?;
     // If all endpoints were tried, `pick_endpoint` returns one of them again.
     if tried[..before].contains(&endpoint.address) {
         tried.truncate(before);
         return None;
     }
-    match acquire(worker, state) {
+    match acquire_hedge(&request.worker, state) {
         Ok(permit) => Some((endpoint, permit)),
         Err(why) => {
             tried.truncate(before);
-            worker.handles.retry_refused(log.cluster.as_deref(), why);
+            request.worker.handles.retry_refused(log.cluster.as_deref(), why);
             log.retry_refused = Some(why);
             None
         }
     }
-}
-
-/// A permit for one more attempt, or the label of the limit that denied it.
-fn acquire(worker: &Worker, state: &ClusterState) -> Result<Permit, &'static str> {
-    let permit = state.shared.admit(Kind::Request, state.cluster().limits.max_requests).ok_or(OVERFLOW)?;
-    if state.try_spend_retry(worker.now()) { Ok(permit) } else { Err(BUDGET) }
-}
-
-fn may_hedge(retry: Option<&Retry>, method: &Method) -> bool {
-    retry.map_or_else(|| method.is_idempotent(), |retry| retry.methods.contains(method))
-}
-
-fn is_good(retry: Option<&Retry>, outcome: &AttemptResult) -> bool {
-    let Ok(response) = outcome else { return false };
-    !response.is_unprocessed() && retry.is_none_or(|retry| !retry.codes.contains(&response.status))
 }
 
 /// Runs `first`, and asks `next` for a further attempt each time that no good outcome has arrived for `after`. Returns
@@ -267,15 +227,5 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn race_asks_again_when_a_hedge_cannot_start_yet() {
         assert_eq!(run(&[(500, 200), (10, 201)], 2).await, (201, 1, vec![0], vec![], 160));
-    }
-
-    #[test]
-    fn may_hedge_follows_the_retry_rule_or_idempotence() {
-        let retry = Retry { attempts: 1, codes: Box::default(), methods: Box::new([Method::POST]), backoff: AFTER };
-        for (method, without, with) in
-            [(Method::GET, true, false), (Method::PUT, true, false), (Method::POST, false, true)]
-        {
-            assert_eq!((may_hedge(None, &method), may_hedge(Some(&retry), &method)), (without, with), "{method}");
-        }
     }
 }

@@ -7,11 +7,11 @@ use bytes::Bytes;
 use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
+use weft_codec::BodyError;
+use weft_codec::http2::{self, RecvStream};
 
-use super::error::BodyError;
 use super::from_client::FromClient;
 use super::upload::Upload;
-use crate::http2::{self, RecvStream};
 use crate::upstream::http1::ResponseBody;
 
 /// A body that this proxy receives. The enum is closed: it names each kind of connection that produces bodies. For this

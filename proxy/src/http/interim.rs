@@ -13,9 +13,6 @@ use http::{HeaderMap, HeaderValue, StatusCode, Version};
 
 use super::head;
 
-/// Maximum number of interim responses in one attempt: one a second, as a keep-alive, for more than two hours.
-pub(crate) const INTERIM_MAX: u32 = 10_000;
-
 /// Which interim responses are forwarded to the client of a request.
 #[derive(Debug)]
 pub(crate) struct InterimFilter {

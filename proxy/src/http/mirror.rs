@@ -19,20 +19,17 @@ use bytes::Bytes;
 use http::header::HeaderValue;
 use http::request::Parts;
 use http::uri::Authority;
-use http_body::Body;
-use http_body_util::BodyExt;
 use tokio::time::Instant;
 
-use super::error::BodyError;
+use super::drain::drain;
 use super::head;
-use super::incoming::Incoming;
-use super::request_body::{REPLAY_BYTES_MAX, RequestBody};
-use crate::balance::affinity::Affinity;
+use super::request_body::RequestBody;
+use crate::affinity::Affinity;
 use crate::filter::mirror::Mirror;
 use crate::table::route::Rule;
 use crate::telemetry::alive;
 use crate::upstream::error::LeaseError;
-use crate::upstream::load::Kind;
+use crate::upstream::shared_cluster::Kind;
 use crate::value::RuleName;
 use crate::worker::Worker;
 
@@ -42,9 +39,6 @@ const SHADOWS_MAX: u32 = 100;
 
 /// Timeout of a shadow if the rule has no request timeout. Source: Envoy's default route timeout.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
-
-/// Bytes of a response that are read so that its connection can be reused. After more, the connection is closed.
-const DRAIN_BYTES_MAX: usize = REPLAY_BYTES_MAX;
 
 /// The shadows of one request.
 pub(crate) struct Shadows(Vec<Shadow>);
@@ -70,6 +64,8 @@ enum Outcome {
     BodyNotKept,
     /// Too many shadows in flight, or a limit of the backend's MeshCluster.
     Overflow,
+    /// The proxy has no configuration of the mirror.
+    ConfigUnavailable,
     NoEndpoints,
     /// No connection, or no response.
     Failed,
@@ -146,7 +142,9 @@ impl Shadow {
     async fn exchange(&mut self, body: VecDeque<Bytes>) -> Outcome {
         let Some((mut parts, host)) = self.head.take() else { return Outcome::NotSent };
         let (worker, target) = (&self.worker, &self.mirror.target);
-        let Some(cluster) = worker.shared.store.find_cluster(target).await else { return Outcome::NoEndpoints };
+        let Some(cluster) = worker.shared.store.find_cluster(target).await else {
+            return Outcome::ConfigUnavailable;
+        };
         let http2 = cluster.http2 || self.http2;
         if head::for_upstream(&mut parts, host, None, http2, None).is_err() {
             return Outcome::NotSent;
@@ -168,7 +166,15 @@ impl Shadow {
         let Ok(response) = lease.send(&parts, body, None).await else { return Outcome::Failed };
         endpoint.observe(started.elapsed(), worker.now());
         self.outcome.set(Outcome::Answered);
-        if drain_body(response.into_body()).await {
+        let mut body = response.into_body();
+        let mut upload = body.take_upload();
+        let uploaded = poll_fn(|cx| match &mut upload {
+            None => Poll::Ready(Ok(())),
+            Some(upload) => upload.poll_send(cx).map_err(drop),
+        });
+        let drained = async { if drain(&mut body).await { Ok(()) } else { Err(()) } };
+        // Both must complete; when one cannot, the other is given up too.
+        if tokio::try_join!(uploaded, drained).is_ok() {
             lease.give_back();
         }
         Outcome::Answered
@@ -190,32 +196,13 @@ impl Outcome {
             Self::NotSent => "not-sent",
             Self::BodyNotKept => "body-not-kept",
             Self::Overflow => "overflow",
+            Self::ConfigUnavailable => "config-unavailable",
             Self::NoEndpoints => "no-endpoints",
             Self::Failed => "failed",
             Self::Timeout => "timeout",
             Self::Answered => "answered",
         }
     }
-}
-
-/// Reads a response to its end, and sends the rest of the request. True if both completed.
-async fn drain_body(mut body: Incoming) -> bool {
-    let mut upload = body.take_upload();
-    let uploaded = poll_fn(|cx| upload.as_mut().map_or(Poll::Ready(Ok(())), |upload| upload.poll_send(cx)));
-    let drained = async {
-        let mut bytes = 0;
-        while !body.is_end_stream() {
-            match body.frame().await {
-                None => break,
-                Some(frame) => bytes += frame?.data_ref().map_or(0, Bytes::len),
-            }
-            if bytes > DRAIN_BYTES_MAX {
-                return Err("the response is longer than the limit for draining it".into());
-            }
-        }
-        Ok::<(), BodyError>(())
-    };
-    tokio::try_join!(uploaded, drained).is_ok()
 }
 
 /// Appends a suffix to a host, before its port. If the result is not a valid host, it stays as it is.

@@ -3,9 +3,9 @@
 //! - [`serve`]: the server side of a connection, HTTP/1.1 or HTTP/2, with draining.
 //! - [`watch`]: timeouts of that connection: idle, request head, stalled client, lingering close.
 //! - [`head`]: validation of heads: one authority, one framing, no hop-by-hop headers forwarded.
-//! - [`forward`]: the way of a request to a response: attempts, timeouts, retries.
+//! - [`forward`]: the way of a request to a response: its attempts, and what the client gets of the last one.
 //! - [`attempt`]: one attempt.
-//! - [`retry`]: which attempts are retried.
+//! - [`retry`]: which attempts are retried, and which requests are hedged.
 //! - [`guard`]: what a request holds until it ends, and its record.
 //! - [`hedge`]: concurrent attempts, for rules with `hedge`.
 //! - [`requests`]: the requests of an HTTP/1.1 connection, one after the other.
@@ -14,10 +14,10 @@
 //! - [`incoming`] and [`pipe`]: bodies as received, and as sent on an HTTP/2 stream.
 //! - [`upload`]: the rest of a request body when the response arrives first.
 //! - [`interim`]: interim responses (1xx).
-//! - [`respond`]: the only place where the proxy generates responses.
+//! - [`respond`]: the end of each request's way: the only place where the proxy generates responses.
 //! - [`request_body`]: request bodies that can be replayed.
 //! - [`response_body`]: response bodies that record their end.
-//! - [`error`]: why reading a body failed.
+//! - [`drain`]: the rest of a response that no client gets.
 //! - [`kept`]: the replay buffer of a request body.
 //! - [`mirror`]: copies of requests, for rules with mirrors.
 //! - [`pace`]: the minimum rate of a request body.
@@ -26,7 +26,7 @@
 
 pub(crate) mod attempt;
 mod date;
-pub(crate) mod error;
+mod drain;
 pub(crate) mod forward;
 mod from_client;
 pub(crate) mod guard;

@@ -6,9 +6,8 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::Body;
-
-use super::error::BodyError;
-use crate::http2::{self, Reason, SendStream};
+use weft_codec::BodyError;
+use weft_codec::http2::{self, Reason, SendStream};
 
 /// Sends a body to its end, or until the peer resets the stream. At most one part waits for the peer's window.
 pub(crate) struct Pipe<B> {

@@ -10,8 +10,8 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use http_body::{Body, Frame, SizeHint};
+use weft_codec::BodyError;
 
-use super::error::BodyError;
 use super::head::{self, Names, ProtectedHeaders};
 use super::incoming::Incoming;
 use super::interim::InterimFilter;

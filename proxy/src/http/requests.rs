@@ -15,6 +15,10 @@ use http::{Method, Request, Response, Version};
 use http_body::Body;
 use http_body_util::{BodyExt, Full};
 use tokio::time::{Instant, Sleep, sleep};
+use weft_codec::http1::encode::{self, Outgoing, RequestLine, WriteError};
+use weft_codec::http1::framing::Framing;
+use weft_codec::http1::parse::{self, BadMessage, RequestHead};
+use weft_codec::http1::wire::{ReadError, Wire};
 
 use super::from_client::{BodyReader, FromClient};
 use super::incoming::Incoming;
@@ -22,10 +26,6 @@ use super::response_body::{Handover, ResponseBody};
 use super::watch::{ConnectionTimers, Ended, TimedStream};
 use super::{date, head, respond};
 use crate::downstream::Downstream;
-use crate::http1::encode::{self, Outgoing, RequestLine, WriteError};
-use crate::http1::framing::Framing;
-use crate::http1::parse::{self, BadMessage, RequestHead};
-use crate::http1::wire::{ReadError, Wire};
 use crate::tcp::End;
 use crate::telemetry::access;
 
@@ -105,7 +105,7 @@ async fn serve_requests<F, R>(
             // Drained between requests: no response is pending.
             if head.is_pending() && draining.get() && !wire.has_buffered() { Poll::Ready(None) } else { head.map(Some) }
         });
-        // Boxed, and freed while the connection is idle. No arm awaits: the future would store the head.
+        // Boxed: short-lived. No arm awaits: the future would store the head.
         let serving = match head.await {
             Some(Ok(head)) => Either::Left(Box::pin(serve_request(wire, head, draining, service))),
             Some(Err(ReadError::Bad(bad))) => {

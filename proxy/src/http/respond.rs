@@ -1,19 +1,25 @@
-//! Responses that the proxy generates itself. Each carries the reason (`weft-reason`) and the object and rule that
-//! decided (`weft-source`), in headers and in the access log.
+//! The end of a request's way: its [`Reply`] becomes the response for the client.
+//!
+//! Responses that the proxy generates itself are [`Answer`]s until then. Each carries the reason (`weft-reason`) and
+//! the object and rule that decided (`weft-source`), in headers and in the access log.
 
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Response, StatusCode, Version};
+use weft_codec::http1::framing::BadHead;
 
 use super::date;
 use super::guard::RequestGuard;
-use super::response_body::ResponseBody;
+use super::response_body::{Content, ResponseBody};
 use crate::reason::{REASON, Reason, SOURCE};
 
 /// The status of a gRPC call.
 pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
-/// A response to be generated (Envoy: local reply).
+/// What a request leads to: a response of an endpoint, or an answer of the proxy itself.
+pub(crate) type Reply = Result<Response<Content>, Box<Answer>>;
+
+/// A response to be generated (Envoy: local reply). Boxed: large.
 pub(crate) struct Answer {
     pub(crate) reason: Reason,
     /// None: the reason's default.
@@ -22,19 +28,36 @@ pub(crate) struct Answer {
     pub(crate) body: Bytes,
 }
 
+/// Turns the reply to a request into its response. Every request ends here, so that one place gives the response what
+/// `guard` holds, and records its status and reason.
+pub(crate) fn finish(reply: Reply, mut guard: Box<RequestGuard>) -> Response<ResponseBody> {
+    let response = reply.unwrap_or_else(|answer| answer.into_response(&mut guard));
+    response.map(|content| ResponseBody::new(content, guard))
+}
+
 impl Answer {
     /// An answer with one line of text as its body.
-    pub(crate) fn new(reason: Reason, detail: impl Into<String>) -> Self {
+    pub(crate) fn new(reason: Reason, detail: impl Into<String>) -> Box<Self> {
         let mut line: String = detail.into();
         if !line.is_empty() {
             line.push('\n');
         }
-        Self { reason, status: None, headers: HeaderMap::new(), body: line.into() }
+        Box::new(Self { reason, status: None, headers: HeaderMap::new(), body: line.into() })
+    }
+
+    /// The answer to a request with an invalid head.
+    pub(crate) fn bad_request(BadHead(text): BadHead) -> Box<Self> {
+        Self::new(Reason::BadRequest, text)
+    }
+
+    /// The answer while the proxy is close to its memory limit.
+    pub(crate) fn overload() -> Box<Self> {
+        Self::new(Reason::Overload, "the memory of the proxy is exhausted")
     }
 
     /// The answer to a request with Max-Forwards 0 (RFC 9110 7.6.2). A TRACE is not echoed: its headers may contain
     /// secrets.
-    pub(crate) fn max_forwards_reached(method: &Method) -> Self {
+    pub(crate) fn max_forwards_reached(method: &Method) -> Box<Self> {
         let mut answer = Self::new(Reason::MaxForwards, "");
         if *method == Method::TRACE {
             answer.status = Some(StatusCode::METHOD_NOT_ALLOWED);
@@ -44,7 +67,7 @@ impl Answer {
     }
 
     /// Builds the response. `guard` supplies the rule that decided, and records status and reason.
-    pub(crate) fn into_response(self, mut guard: Box<RequestGuard>) -> Response<ResponseBody> {
+    fn into_response(self, guard: &mut RequestGuard) -> Response<Content> {
         let Self { reason, status, headers, body } = self;
         let status = status.unwrap_or(reason.status());
         guard.set_answer(reason, status);
@@ -69,13 +92,13 @@ impl Answer {
             out.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
             out.insert(GRPC_STATUS, HeaderValue::from_static(grpc_status(status)));
             out.insert("grpc-message", HeaderValue::from_static(reason.as_str()));
-            return response.map(|()| ResponseBody::full(Bytes::new(), guard));
+            return response.map(|()| Content::Full(Bytes::new()));
         }
         *response.status_mut() = status;
         if !body.is_empty() && !response.headers().contains_key(header::CONTENT_TYPE) {
             response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         }
-        response.map(|()| ResponseBody::full(body, guard))
+        response.map(|()| Content::Full(body))
     }
 }
 

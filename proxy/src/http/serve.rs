@@ -39,7 +39,7 @@ where
         let open_request = request_timers.open_request();
         head::normalize(&mut request);
         let is_connect = request.method() == Method::CONNECT;
-        // Boxed, so that each future that it passes through stores a pointer only.
+        // Boxed: large.
         let request = Box::new(request);
         let (handle, downstream) = (handle.clone(), request_downstream.clone());
         async move {
@@ -56,7 +56,7 @@ where
     };
     // A connection error ends the connection; each request logs what the error means for it.
     if http2 {
-        // Boxed, so that an HTTP/1.1 connection's future is not as large as an HTTP/2 connection's.
+        // Boxed: large.
         Either::Left(Box::pin(streams::serve(stream, timers, downstream, service)))
     } else {
         Either::Right(requests::serve(stream, timers, downstream, service))

@@ -11,17 +11,16 @@ use http::header::{self, HeaderValue};
 use http::{Request, Response, StatusCode};
 use http_body::Body;
 use tokio::time::{Instant, Sleep, sleep};
+use weft_codec::http1::parse::BadMessage;
+use weft_codec::http2::{Connection, Limits, Reason, SendStream};
+use weft_codec::{HEAD_BYTES_MAX, Tick};
 
 use super::incoming::Incoming;
 use super::pipe::{Pipe, PipeError};
 use super::response_body::{Handover, ResponseBody};
 use super::watch::{ConnectionTimers, TimedStream};
 use super::{CONNECTION_WINDOW, STREAM_WINDOW, date, respond};
-use crate::clock::Tick;
 use crate::downstream::Downstream;
-use crate::http1::HEAD_BYTES_MAX;
-use crate::http1::parse::BadMessage;
-use crate::http2::{Connection, Limits, Reason, SendStream};
 use crate::telemetry::{access, alive};
 
 /// Limits of one downstream connection.
@@ -42,7 +41,7 @@ const MALFORMED: BadMessage =
 
 /// One request. Ends early when the client resets its stream.
 enum Stream<R> {
-    /// The handler runs. Boxed, and freed once there is a response: a stream spends most of its time sending that.
+    /// The handler runs. Boxed: short-lived, as a stream spends most of its time sending the response.
     Handling(Option<SendStream>, Pin<Box<R>>),
     /// The response body is sent.
     Sending(Pipe<ResponseBody>),
@@ -59,7 +58,7 @@ where
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Response<ResponseBody>> + 'static,
 {
-    let connection = Box::new(Connection::server(stream, LIMITS));
+    let connection = Box::new(Connection::server(stream, LIMITS, alive::count_downstream_streams));
     async move {
         let draining = Cell::new(false);
         let mut accepting = pin!(accept(connection, &timers, &downstream, &draining, &service));

@@ -4,18 +4,21 @@
 //! connected; bytes that the client sends earlier wait. Neither connection returns to a pool. Over HTTP/2 the tunnel is
 //! one stream.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::Either;
 use http::{Request, Response, StatusCode};
+use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 
 use super::guard::RequestGuard;
 use super::incoming::Incoming;
-use super::respond::Answer;
-use super::response_body::{Handover, ResponseBody};
+use super::respond::{Answer, Reply};
+use super::response_body::{Content, Handover};
+use crate::downstream::Downstream;
 use crate::multiplexed::Multiplexed;
 use crate::reason::Reason;
 use crate::stream::Stream;
@@ -25,10 +28,11 @@ use crate::tcp::{self, End};
 use crate::telemetry::access::SERVICE_ADDRESS;
 use crate::telemetry::alive;
 use crate::upstream::connect::connect;
-use crate::upstream::load::Kind;
+use crate::upstream::fallback;
+use crate::upstream::shared_cluster::{Kind, Permit};
 
 /// The answer to a CONNECT that no rule matches.
-pub(crate) fn refusal() -> Answer {
+pub(crate) fn refusal() -> Box<Answer> {
     Answer::new(Reason::ConnectRefused, "no route rule matches this CONNECT: a match with method CONNECT is required")
 }
 
@@ -38,14 +42,14 @@ pub(crate) async fn open(
     cluster: &Arc<Cluster>,
     subset: Option<&str>,
     rule: &Rule,
-    mut guard: Box<RequestGuard>,
-) -> Response<ResponseBody> {
+    guard: &mut RequestGuard,
+) -> Reply {
     let worker = guard.worker().clone();
     let state = worker.cluster(cluster);
     let Some(permit) = state.shared.admit(Kind::Connection, cluster.limits.max_connections) else {
         let text =
             format!("{} has reached maxConnections ({})", cluster.name, cluster.limits.max_connections.unwrap_or(0));
-        return Answer::new(Reason::Overflow, text).into_response(guard);
+        return Err(Answer::new(Reason::Overflow, text));
     };
     let (parts, body) = request.into_parts();
     let affinity = state.affinity(&parts, guard.log.downstream.peer.ip());
@@ -65,16 +69,22 @@ pub(crate) async fn open(
             guard.log.endpoint = endpoint;
             let name = &cluster.name;
             let text = match reason {
-                Reason::NoEndpoints => format!("{name} has no ready endpoint"),
-                Reason::NoLocalEndpoints => {
-                    format!("{name} has no ready endpoint on this node, and internalTrafficPolicy is Local")
-                }
+                Reason::NoEndpoints | Reason::NoLocalEndpoints => fallback::text(reason, name),
                 Reason::RequestTimeout => format!("connecting to {name} timed out"),
                 _ => format!("connecting to {name} failed"),
             };
-            return Answer::new(reason, text).into_response(guard);
+            return Err(Answer::new(reason, text));
         }
     };
+    let handover = spawn_relay(body, upstream, permit, guard.log.downstream.clone());
+    let mut response = Response::new(());
+    rule.response_edit.apply(response.headers_mut());
+    guard.log.status = StatusCode::OK.as_u16();
+    Ok(response.map(|()| Content::Handover(handover)))
+}
+
+/// Starts the task that relays the tunnel, once the client's connection or stream is handed over to it.
+fn spawn_relay(body: Incoming, upstream: TcpStream, permit: Permit, downstream: Rc<Downstream>) -> Handover {
     let (end, handover) = match body {
         Incoming::Http2(body) => {
             let ((next, sent), received) = (oneshot::channel(), body.into_stream());
@@ -87,7 +97,6 @@ pub(crate) async fn open(
             (Either::Right(async { end.await.ok() }), Handover::Connection(next))
         }
     };
-    let downstream = guard.log.downstream.clone();
     alive::spawn(async move {
         // Held for the duration of the tunnel: it counts as a connection of the cluster.
         let _permit = permit;
@@ -98,8 +107,5 @@ pub(crate) async fn open(
             None => Stream::Plain(upstream).abort(),
         }
     });
-    let mut response = Response::new(());
-    rule.response_edit.apply(response.headers_mut());
-    guard.log.status = StatusCode::OK.as_u16();
-    response.map(|()| ResponseBody::handover(handover, guard))
+    handover
 }

@@ -6,7 +6,7 @@ use http::{Response, StatusCode};
 use tokio::sync::oneshot;
 
 use super::guard::RequestGuard;
-use super::response_body::{Handover, ResponseBody};
+use super::response_body::{Content, Handover};
 use crate::stream::Stream;
 use crate::tcp::{self, End};
 use crate::telemetry::alive;
@@ -18,8 +18,8 @@ pub(crate) fn switch(
     mut headers: HeaderMap,
     mut lease: Lease,
     protocol: HeaderValue,
-    mut guard: Box<RequestGuard>,
-) -> Response<ResponseBody> {
+    guard: &mut RequestGuard,
+) -> Response<Content> {
     let upstream = lease.upgrade();
     let (next, end) = oneshot::channel();
     let downstream = guard.log.downstream.clone();
@@ -40,5 +40,5 @@ pub(crate) fn switch(
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     *response.headers_mut() = headers;
     guard.log.status = StatusCode::SWITCHING_PROTOCOLS.as_u16();
-    response.map(|()| ResponseBody::handover(Handover::Connection(next), guard))
+    response.map(|()| Content::Handover(Handover::Connection(next)))
 }

@@ -7,7 +7,8 @@
 
 use std::task::{Context, Poll, ready};
 
-use super::error::BodyError;
+use weft_codec::BodyError;
+
 use super::pipe::{Pipe, PipeError};
 use super::request_body::RequestBody;
 use crate::upstream::http1;

@@ -17,11 +17,11 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
+use weft_codec::Tick;
+use weft_codec::read_buffer::with_read_buffer;
 
 use crate::bootstrap::Timeouts;
-use crate::clock::Tick;
 use crate::memory::Memory;
-use crate::read_buffer::with_read_buffer;
 use crate::sniff::Prefixed;
 
 /// How long a closing connection is read, so that its client gets the response instead of a reset. There is no limit in

@@ -204,11 +204,11 @@ impl StreamRule {
     }
 }
 
-/// The headers that the matches, rate limits and edits of a port use.
+/// The headers that the matches, filters and edits of a port use.
 fn protected_headers(matches: &[Match], rules: &[Rule]) -> Option<ProtectedHeaders> {
     let conditions = matches.iter().flat_map(|condition| condition.headers.iter().map(|(name, _)| name));
-    let keys = rules.iter().filter_map(|rule| rule.filters.as_ref()?.rate_limit.as_ref()?.key_header());
-    let request = conditions.chain(keys).chain(rules.iter().flat_map(|rule| rule.request_edit.names()));
+    let filters = rules.iter().filter_map(|rule| rule.filters.as_ref()).flat_map(|filters| filters.header_names());
+    let request = conditions.chain(filters).chain(rules.iter().flat_map(|rule| rule.request_edit.names()));
     let (request, response) = (Names::of(request), Names::of(rules.iter().flat_map(|rule| rule.response_edit.names())));
     (request.is_some() || response.is_some()).then_some(ProtectedHeaders { request, response })
 }
@@ -229,10 +229,7 @@ impl Rule {
             name,
             request_headers,
             response_headers,
-            cors,
-            rate_limit,
-            fault,
-            mirrors,
+            filters,
             action,
             request_timeout_ms,
             attempt_timeout_ms,
@@ -245,7 +242,7 @@ impl Rule {
             request_edit: Edit::compile(request_headers)?,
             response_edit: Edit::compile(response_headers)?,
             protected: None,
-            filters: Filters::compile(&rule_name.text, cors, rate_limit, fault, mirrors)?,
+            filters: Filters::compile(&rule_name.text, filters)?,
             action: Action::compile(action, &rule_name)?,
             request_timeout: request_timeout_ms.map(Duration::from_millis),
             attempt_timeout: attempt_timeout_ms.map(Duration::from_millis),

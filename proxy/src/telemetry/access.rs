@@ -11,10 +11,10 @@ use std::time::Instant;
 
 use http::header::HeaderValue;
 use http::{Method, Uri, Version};
+use weft_codec::http1::parse::BadMessage;
 use weft_config::bootstrap::AccessLog;
 
 use crate::downstream::Downstream;
-use crate::http1::parse::BadMessage;
 use crate::reason::Reason;
 use crate::tcp::{RelayError, Relayed};
 use crate::value::RuleName;

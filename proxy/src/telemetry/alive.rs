@@ -67,6 +67,16 @@ pub(crate) fn spawn<F: Future + 'static>(future: F) -> JoinHandle<F::Output> {
     tokio::task::spawn_local(Task { future, _alive: Alive::new(Kind::Task) })
 }
 
+/// Adds to the HTTP/2 streams that clients opened.
+pub(crate) fn count_downstream_streams(by: i64) {
+    add(Kind::DownstreamStream, by);
+}
+
+/// Adds to the HTTP/2 streams to endpoints.
+pub(crate) fn count_upstream_streams(by: i64) {
+    add(Kind::UpstreamStream, by);
+}
+
 /// Registers the gauges of this module.
 pub(crate) fn register(registry: &mut Registry) {
     registry.register_collector(Box::new(Process));

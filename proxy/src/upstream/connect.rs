@@ -5,11 +5,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
+use weft_balance::outlier::Outcome;
 
 use super::endpoint::open;
 use super::fallback::{self, Fallback, Next};
-use crate::balance::affinity::Affinity;
-use crate::balance::outlier::Outcome;
+use crate::affinity::Affinity;
 use crate::reason::Reason;
 use crate::table::Cluster;
 use crate::worker::Worker;

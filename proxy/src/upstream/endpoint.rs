@@ -16,14 +16,14 @@ use futures_util::future::{Either, LocalBoxFuture, Shared};
 use http::request::Parts;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
+use weft_balance::outlier::OutlierStats;
+use weft_balance::{EndpointView, PeakEwma};
+use weft_codec::Tick;
 
 use super::error::{LeaseError, SendError};
 use super::http1::{Http1, Upgraded};
 use super::http2::Http2;
-use super::load::{Permit, SharedCluster};
-use crate::balance::PeakEwma;
-use crate::balance::outlier::OutlierStats;
-use crate::clock::Tick;
+use super::shared_cluster::{Permit, SharedCluster};
 use crate::http::incoming::Incoming;
 use crate::http::request_body::{RequestBody, SharedBody};
 use crate::telemetry::alive::{self, Alive, Kind};
@@ -54,7 +54,7 @@ pub(crate) struct Endpoint {
     /// Updated by the cluster.
     pub(crate) outlier_stats: Cell<OutlierStats>,
     /// When its slow start began: it was added, or unejected. `None`: it gets its whole share.
-    pub(crate) joined: Cell<Option<Duration>>,
+    pub(super) joined: Cell<Option<Duration>>,
     /// Idle HTTP/1.1 connections, the newest last.
     idle: RefCell<Vec<Idle>>,
     /// HTTP/2 connections.
@@ -114,12 +114,10 @@ impl Endpoint {
         }
     }
 
-    pub(crate) fn in_flight(&self) -> u32 {
-        self.in_flight.get()
-    }
-
-    pub(crate) fn cost(&self, now: Duration) -> f64 {
-        self.ewma.get().cost(self.in_flight.get(), now)
+    /// What balancing looks at.
+    #[inline]
+    pub(super) fn view(&self) -> EndpointView<'_> {
+        EndpointView { address: self.address, in_flight: self.in_flight.get(), ewma: &self.ewma, joined: &self.joined }
     }
 
     pub(crate) fn observe(&self, sample: Duration, now: Duration) {
@@ -386,7 +384,7 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(1)).await;
                 leases.extend((0..200).map_while(|_| endpoint.idle(true)));
             }
-            assert_eq!((leases.len(), endpoint.in_flight()), (100, 100));
+            assert_eq!((leases.len(), endpoint.in_flight.get()), (100, 100));
         };
         LocalSet::new().run_until(run).await;
     }

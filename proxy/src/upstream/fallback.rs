@@ -51,9 +51,19 @@ pub(crate) enum Next {
     PickAgain,
 }
 
-/// The reason of the 503 for a request without an endpoint.
+/// The reason of the 503 for a request without an endpoint: `no-endpoints` is decided here and nowhere else.
 pub(crate) fn reason(cluster: &Cluster) -> Reason {
     if cluster.has_endpoints_elsewhere { Reason::NoLocalEndpoints } else { Reason::NoEndpoints }
+}
+
+/// What the 503 says of the backend.
+pub(crate) fn text(reason: Reason, backend: &str) -> String {
+    match reason {
+        Reason::NoLocalEndpoints => {
+            format!("{backend} has no ready endpoint on this node, and internalTrafficPolicy is Local")
+        }
+        _ => format!("{backend} has no ready endpoint"),
+    }
 }
 
 // === impl Fallback ===
@@ -94,7 +104,7 @@ impl<'a> Fallback<'a> {
     /// What a request without an endpoint does next. `None`: it fails.
     pub(crate) async fn without_endpoints(&mut self, deadline: Option<Instant>) -> Option<Next> {
         // All endpoints are ejected or unhealthy: the kernel would send the request to one of the same pods.
-        if self.state.cluster().has_endpoints(self.subset) {
+        if self.state.cluster().members.has_any(self.subset) {
             return None;
         }
         if let Some(address) = self.address() {
@@ -110,7 +120,7 @@ impl<'a> Fallback<'a> {
         let cluster = self.state.cluster();
         if !is_connected {
             fallback.deactivate();
-        } else if cluster.has_endpoints(self.subset) && !fallback.is_active() {
+        } else if cluster.members.has_any(self.subset) && !fallback.is_active() {
             tracing::warn!(
                 dst.service = %cluster.name,
                 "cannot connect to any endpoint, sending requests without a subset to the Service's own address"
@@ -125,7 +135,7 @@ impl<'a> Fallback<'a> {
         let address = cluster.address.filter(|address| !shared.is_own(*address))?;
         // With a node-local traffic policy the kernel drops connections if the node has no endpoint, and the client
         // would wait.
-        let is_dropped = cluster.has_endpoints_elsewhere && !cluster.has_endpoints(None);
+        let is_dropped = cluster.has_endpoints_elsewhere && !cluster.members.has_any(None);
         if self.subset.is_some() || is_dropped || std::mem::replace(&mut self.address_tried, true) {
             return None;
         }
@@ -138,15 +148,14 @@ impl<'a> Fallback<'a> {
         let (state, worker, subset) = (self.state, self.worker, self.subset);
         let cluster = state.cluster();
         // No endpoint can join a subset that is not declared.
-        if subset.is_some_and(|name| !cluster.subsets.contains_key(name)) {
+        if subset.is_some_and(|name| !cluster.members.subsets.contains_key(name)) {
             return false;
         }
         let Some(_waiting) = state.fallback.wait(subset, worker.now()) else { return false };
         let until = Instant::now() + WAIT_TIMEOUT;
-        let found = worker
-            .shared
-            .store
-            .find(|table| table.cluster_named(&cluster.name).filter(|cluster| cluster.has_endpoints(subset)).cloned());
+        let found = worker.shared.store.find(|table| {
+            table.cluster_named(&cluster.name).filter(|cluster| cluster.members.has_any(subset)).cloned()
+        });
         match timeout_at(deadline.map_or(until, |deadline| deadline.min(until)), found).await {
             Ok(Some(cluster)) => {
                 state.refresh(&cluster, worker.now());

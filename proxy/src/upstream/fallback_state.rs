@@ -60,7 +60,7 @@ impl FallbackState {
     /// Endpoints were added or removed: requests go to endpoints again, and may wait again where there is one.
     pub(super) fn endpoints_changed(&self, cluster: &Cluster) {
         self.deactivate();
-        self.wait_timed_out_at.borrow_mut().retain(|subset, _| !cluster.has_endpoints(subset.as_deref()));
+        self.wait_timed_out_at.borrow_mut().retain(|subset, _| !cluster.members.has_any(subset.as_deref()));
     }
 
     pub(super) fn close_idle(&self) {

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use hashbrown::HashMap;
 use tokio::task::JoinHandle;
+use weft_balance::Rng;
 use weft_config as wire;
 use weft_config::bootstrap::{Probe, ProbeKind};
 
-use super::load::SharedCluster;
-use crate::balance::Rng;
+use super::shared_cluster::SharedCluster;
 use crate::probe;
 use crate::worker::Shared;
 

@@ -12,19 +12,18 @@ use http::{Method, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
+use weft_codec::http1::decode::Decoder;
+use weft_codec::http1::encode::{self, Outgoing, WriteError};
+use weft_codec::http1::parse::{self, BadMessage};
+use weft_codec::http1::wire::{ReadError, Wire};
+use weft_codec::{BodyError, INTERIM_MAX};
 
 use super::HEAD_TIMEOUT;
 use super::error::SendError;
-use super::load::Permit;
-use crate::http::error::BodyError;
+use super::shared_cluster::Permit;
 use crate::http::incoming::Incoming;
-use crate::http::interim::INTERIM_MAX;
 use crate::http::request_body::{RequestBody, SharedBody};
 use crate::http::upload;
-use crate::http1::decode::Decoder;
-use crate::http1::encode::{self, Outgoing, WriteError};
-use crate::http1::parse::{self, BadMessage};
-use crate::http1::wire::{ReadError, Wire};
 use crate::telemetry::alive::{Alive, Kind};
 
 /// The error of a body that ends too early or too late.

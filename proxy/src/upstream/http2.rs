@@ -15,18 +15,17 @@ use http_body::Body;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
+use weft_codec::http2::{Connection, Error, Limits, Reason, RecvStream, Requests};
+use weft_codec::{HEAD_BYTES_MAX, Tick};
 
 use super::HEAD_TIMEOUT;
 use super::error::SendError;
-use super::load::Permit;
-use crate::clock::Tick;
+use super::shared_cluster::Permit;
 use crate::http::incoming::Incoming;
 use crate::http::pipe::Pipe;
 use crate::http::request_body::{RequestBody, SharedBody};
 use crate::http::upload::Upload;
 use crate::http::{CONNECTION_WINDOW, STREAM_WINDOW};
-use crate::http1::HEAD_BYTES_MAX;
-use crate::http2::{Connection, Error, Limits, Reason, RecvStream, Requests};
 use crate::telemetry::alive::{self, Alive, Kind};
 
 /// Requests on one connection before another is opened, unless the server allows fewer. Source: what common servers
@@ -125,7 +124,7 @@ impl Http2 {
     /// connection with ENHANCE_YOUR_CALM; then no keepalive PINGs are sent.
     pub(crate) fn new(stream: TcpStream, permit: Option<Permit>, no_pings: Rc<Cell<bool>>) -> io::Result<Rc<Self>> {
         SockRef::from(&stream).set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))?;
-        let (connection, requests) = Connection::client(stream, LIMITS);
+        let (connection, requests) = Connection::client(stream, LIMITS, alive::count_upstream_streams);
         let state = Rc::<State>::default();
         let task = drive(connection, state.clone(), no_pings);
         let shared = state.clone();

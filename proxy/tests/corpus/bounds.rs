@@ -11,8 +11,8 @@ use serde_json::json;
 use super::app::{After, App, Reply};
 use super::client::Client;
 use super::frames::{
-    CONTINUATION, DATA, END_HEADERS, END_STREAM, End, GOAWAY, HEADERS, Http2App, PING, PRIORITY, SETTINGS, Wire,
-    application, frame, head, literal,
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, End, GOAWAY, HEADERS, Http2App, PING, PREFACE, PRIORITY, Wire,
+    application, frame, head, literal, settings_frame,
 };
 use super::place::{APP, APP_H2, BOTH, Direction, Options, PROXY_UID, Proxy, in_namespace};
 
@@ -21,12 +21,6 @@ const OK: &[u8] = &[0x88];
 
 /// Error code of RFC 9113 7.
 const ENHANCE_YOUR_CALM: u32 = 11;
-
-fn settings(values: &[(u16, u32)]) -> Vec<u8> {
-    let payload: Vec<u8> =
-        values.iter().flat_map(|(id, value)| [&id.to_be_bytes()[..], &value.to_be_bytes()].concat()).collect();
-    frame(SETTINGS, 0, 0, &payload)
-}
 
 /// Sends one request on a new connection. Returns how it ended, and the response body.
 fn request(direction: Direction, method: &str) -> (End, String) {
@@ -57,7 +51,7 @@ fn incomplete_client_heads_time_out() {
         let app = Http2App::start();
         let timeouts = json!({"head": 1000, "idle": 60_000}).to_string();
         let _proxy = Proxy::with(Options { environment: vec![("WEFT_TIMEOUTS_MS", timeouts)], ..Options::default() });
-        let begun = |rest: &[u8]| [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &settings(&[])[..], rest].concat();
+        let begun = |rest: &[u8]| [PREFACE, &settings_frame(&[])[..], rest].concat();
         let request = head("POST", "/x");
         let (open, block) = (frame(HEADERS, END_HEADERS, 1, &request), frame(HEADERS, 0, 1, &request));
         let more = frame(CONTINUATION, 0, 1, &literal("x-a", "1"));
@@ -111,7 +105,7 @@ fn incomplete_application_heads_time_out() {
         app.reply("/slow", Reply::new("HTTP/1.1 200 OK\r\nX-A: ", After::Hang));
         application(|number, mut wire| {
             // Each request arrives on its own connection.
-            let settled = [settings(&[]), frame(HEADERS, 0, 1, OK)].concat();
+            let settled = [settings_frame(&[]), frame(HEADERS, 0, 1, OK)].concat();
             let variants = [b"".to_vec(), settled.clone(), settled[..settled.len() - 1].to_vec()];
             wire.send(&variants[number as usize % variants.len()]);
             while wire.next() != Err(End::Closed) {}
@@ -159,7 +153,7 @@ fn silent_streams_stay_open_and_hung_servers_are_detected() {
         let hangs = Arc::new(AtomicBool::new(false));
         let hung = hangs.clone();
         application(move |_, mut wire| {
-            wire.send(settings(&[]));
+            wire.send(settings_frame(&[]));
             let mut pinged: Option<Instant> = None;
             while let Some(stream) = wire.request() {
                 if hung.load(Ordering::SeqCst) {
@@ -214,7 +208,7 @@ fn vanished_hosts_are_detected_by_the_kernel() {
         let app = App::start();
         app.reply("/hang", Reply::new("", After::Hang));
         application(|_, mut wire| {
-            wire.send(settings(&[]));
+            wire.send(settings_frame(&[]));
             while let Some(stream) = wire.request() {
                 wire.send(frame(HEADERS, END_HEADERS, stream, OK)).send(frame(DATA, 0, stream, b"a"));
             }
@@ -253,11 +247,11 @@ fn vanished_hosts_are_detected_by_the_kernel() {
 fn requests_use_another_connection_when_a_server_allows_no_streams() {
     in_namespace(module_path!(), "requests_use_another_connection_when_a_server_allows_no_streams", || {
         application(|number, mut wire| {
-            wire.send(settings(&[]));
+            wire.send(settings_frame(&[]));
             let Some(first) = wire.request() else { return };
             // Of each three connections, only the first keeps its stream open.
             let ends = if number % 3 == 0 { 0 } else { END_STREAM };
-            wire.send(frame(HEADERS, END_HEADERS | ends, first, OK)).send(settings(&[(3, 0)]));
+            wire.send(frame(HEADERS, END_HEADERS | ends, first, OK)).send(settings_frame(&[(3, 0)]));
             let begun = Instant::now();
             wire.stream.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
             while begun.elapsed() < Duration::from_secs(3) {
@@ -292,7 +286,7 @@ fn requests_use_another_connection_when_a_server_allows_no_streams() {
 fn requests_beyond_the_last_stream_of_a_goaway_are_retried() {
     in_namespace(module_path!(), "requests_beyond_the_last_stream_of_a_goaway_are_retried", || {
         application(|number, mut wire| {
-            wire.send(settings(&[]));
+            wire.send(settings_frame(&[]));
             while let Some(stream) = wire.request() {
                 if number % 2 == 1 {
                     wire.send(frame(HEADERS, END_HEADERS | END_STREAM, stream, OK));
@@ -330,7 +324,7 @@ fn application_heads_and_trailers_are_bounded() {
         }
         let sizes = [20_000usize, 60_000, 70_000];
         application(move |_, mut wire| {
-            wire.send(settings(&[]));
+            wire.send(settings_frame(&[]));
             while let Some(stream) = wire.request() {
                 // By turns: a large head, large trailers.
                 let number = (stream as usize - 1) / 2;
@@ -351,7 +345,9 @@ fn application_heads_and_trailers_are_bounded() {
                 client.send(format!("GET /head-{size} HTTP/1.1\r\nHost: app\r\n\r\n"));
                 let response = client.response().expect("a response");
                 let text = String::from_utf8_lossy(&response.body).into_owned();
-                assert_eq!(response.status, if is_taken { 200 } else { 502 }, "{direction:?} {size}: {text}");
+                let expected = if is_taken { (200, None) } else { (502, Some("response-too-large")) };
+                let fields = (response.status, response.header("weft-reason"));
+                assert_eq!(fields, expected, "{direction:?} {size}: {text}");
                 assert_eq!(text.contains("larger than 64 KiB"), !is_taken, "{direction:?} {size}: {text}");
                 let mut client = Client::connect(direction.address());
                 client.send(format!("GET /trailers-{size} HTTP/1.1\r\nHost: app\r\n\r\n"));
@@ -404,7 +400,7 @@ fn content_after_bodiless_responses_is_dropped() {
             app.reply(path, Reply::new(format!("HTTP/1.1 {status}\r\nContent-Length: 44\r\n\r\n{evil}"), After::Keep));
         }
         application(|_, mut wire| {
-            wire.send(settings(&[]));
+            wire.send(settings_frame(&[]));
             while let Some(stream) = wire.request() {
                 // By turns 200 (to HEAD), 204, 304.
                 let status = [0x88, 0x89, 0x8b][(stream as usize - 1) / 2 % 3];

@@ -8,27 +8,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
 use http::{HeaderMap, Request, Response};
+use weft_codec::hpack::decode::Decoder;
+use weft_codec::hpack::{Field, TABLE_BYTES_MAX};
+pub(crate) use weft_codec::http2::frame::{
+    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, PRIORITY, RST_STREAM, SETTINGS,
+    WINDOW_UPDATE,
+};
+use weft_codec::http2::frame::{FrameHeader, HEADER_BYTES, put, put_settings};
 
 use super::place::{APP_H2, POD, TIMEOUT};
-
-pub(crate) const DATA: u8 = 0;
-pub(crate) const HEADERS: u8 = 1;
-pub(crate) const PRIORITY: u8 = 2;
-pub(crate) const RST_STREAM: u8 = 3;
-pub(crate) const SETTINGS: u8 = 4;
-pub(crate) const PING: u8 = 6;
-pub(crate) const GOAWAY: u8 = 7;
-pub(crate) const WINDOW_UPDATE: u8 = 8;
-pub(crate) const CONTINUATION: u8 = 9;
-
-pub(crate) const END_STREAM: u8 = 1;
-pub(crate) const ACK: u8 = 1;
-pub(crate) const END_HEADERS: u8 = 4;
-
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// One side of an HTTP/2 connection, read and written as raw frames.
 pub(crate) struct Wire {
@@ -69,11 +60,16 @@ impl End {
 }
 
 pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-    bytes.extend([kind, flags]);
-    bytes.extend(stream.to_be_bytes());
-    bytes.extend_from_slice(payload);
-    bytes
+    let mut bytes = BytesMut::new();
+    put(kind, flags, stream, payload, &mut bytes);
+    bytes.into()
+}
+
+/// A SETTINGS frame with these identifiers and values.
+pub(crate) fn settings_frame(settings: &[(u16, u32)]) -> Vec<u8> {
+    let mut bytes = BytesMut::new();
+    put_settings(settings, &mut bytes);
+    bytes.into()
 }
 
 /// An HPACK integer (RFC 7541 5.1) in the low `bits` of a byte, whose other bits are `prefix`.
@@ -140,12 +136,11 @@ impl Wire {
     /// The next frame, if one arrives within the read timeout.
     pub(crate) fn next(&mut self) -> Result<Frame, End> {
         loop {
-            if let Some(header) = self.buffer.get(..9) {
-                let length = usize::from(header[0]) << 16 | usize::from(header[1]) << 8 | usize::from(header[2]);
-                if self.buffer.len() >= 9 + length {
-                    let bytes: Vec<u8> = self.buffer.drain(..9 + length).collect();
-                    let stream = u32::from_be_bytes([bytes[5] & 0x7f, bytes[6], bytes[7], bytes[8]]);
-                    return Ok(Frame { kind: bytes[3], flags: bytes[4], stream, payload: bytes[9..].to_vec() });
+            if let Some(header) = self.buffer.first_chunk::<HEADER_BYTES>() {
+                let FrameHeader { length, kind, flags, stream } = FrameHeader::parse(*header);
+                if self.buffer.len() >= HEADER_BYTES + length {
+                    let payload = self.buffer.drain(..HEADER_BYTES + length).skip(HEADER_BYTES).collect();
+                    return Ok(Frame { kind, flags, stream, payload });
                 }
             }
             let mut buffer = [0; 64 * 1024];
@@ -270,45 +265,16 @@ fn code(bytes: &[u8]) -> u32 {
     bytes.get(..4).and_then(|bytes| bytes.try_into().ok()).map_or(u32::MAX, u32::from_be_bytes)
 }
 
-/// The `:status` at the beginning of the first header block of a connection. 0: it has none.
-fn status(mut block: &[u8]) -> u16 {
-    // Skips dynamic table size updates.
-    while block.first().is_some_and(|byte| byte & 0xe0 == 0x20) {
-        block = &block[1..];
-    }
-    match block {
-        [indexed, ..] if indexed & 0x80 != 0 => match indexed & 0x7f {
-            at @ 8..=14 => [200, 204, 206, 304, 400, 404, 500][usize::from(at) - 8],
-            _ => 0,
-        },
-        [0x48 | 0x08 | 0x18, length, value @ ..] => {
-            let text = &value[..usize::from(length & 0x7f).min(value.len())];
-            let digits = if length & 0x80 == 0 { text.to_vec() } else { huffman_digits(text) };
-            String::from_utf8(digits).ok().and_then(|digits| digits.parse().ok()).unwrap_or(0)
+/// The `:status` of the first header block of a connection. 0: it has none. In a later block, fields behind it may refer
+/// to table entries that are unknown here.
+fn status(block: &[u8]) -> u16 {
+    let mut status = 0;
+    let _ = Decoder::new(TABLE_BYTES_MAX).decode(Bytes::copy_from_slice(block), |field, _| {
+        if let Field::Status(found) = field {
+            status = found.as_u16();
         }
-        _ => 0,
-    }
-}
-
-/// Decodes three digits in the Huffman code of RFC 7541 B: five bits for 0, 1 and 2, six for the others.
-fn huffman_digits(bytes: &[u8]) -> Vec<u8> {
-    let bits: Vec<u8> = bytes.iter().flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1)).collect();
-    let (mut digits, mut at) = (Vec::new(), 0);
-    while digits.len() < 3 {
-        let read = |count: usize| bits.get(at..at + count).map(|bits| bits.iter().fold(0, |sum, bit| sum * 2 + bit));
-        match (read(5), read(6)) {
-            (Some(digit @ 0..=2), _) => {
-                digits.push(b'0' + digit);
-                at += 5;
-            }
-            (_, Some(digit @ 25..=31)) => {
-                digits.push(b'3' + digit - 25);
-                at += 6;
-            }
-            _ => break,
-        }
-    }
-    digits
+    });
+    status
 }
 
 /// What the application received on one stream.
@@ -415,11 +381,6 @@ impl ScriptedApp {
             }
         }
     }
-}
-
-fn settings_frame(settings: &[(u16, u32)]) -> Vec<u8> {
-    let setting = |(id, value): &(u16, u32)| [&id.to_be_bytes()[..], &value.to_be_bytes()].concat();
-    frame(SETTINGS, 0, 0, &settings.iter().flat_map(setting).collect::<Vec<u8>>())
 }
 
 /// An HTTP/2 application that sends GOAWAY after a number of requests on each connection. It answers those requests,

@@ -25,9 +25,9 @@
 //! | `grpc` | gRPC calls and streams through two proxies |
 //! | `swaps` | requests while the configuration changes |
 //!
-//! `place` has the namespace and the proxy process, `client` and `app` speak HTTP/1.1, `frames` speaks HTTP/2. After
-//! each test the proxy must hold what it held when it started (`place::Resources`): no request, stream, task,
-//! connection or descriptor outlives the clients of the test.
+//! `place` has the namespace and the proxy process, `client` and `app` speak HTTP/1.1, `frames` speaks HTTP/2: valid
+//! frames are laid out by `weft_codec`, malformed bytes by hand. After each test the proxy must hold what it held when
+//! it started (`place::Resources`): no request, stream, task, connection or descriptor outlives the clients of the test.
 //!
 //! The proxy's HTTP/1.1, HTTP/2 and HPACK codecs are its own (ADR 002), so their behavior is tested here too. The
 //! `h2` crate is only a peer, in `frames`, `http2` and `grpc`.

@@ -1,4 +1,7 @@
-//! Filters of a rule: faults, mirroring, CORS, rate limits.
+//! Filters of a rule: faults, mirroring, CORS, rate limits, limits of response bodies.
+
+use http_body::Frame;
+use http_body_util::StreamBody;
 
 use super::*;
 
@@ -90,10 +93,7 @@ fn mirror_to(proxy: &Proxy, subset: &str, more: Value) -> Value {
 
 /// How many mirrored requests had this outcome.
 async fn mirrored(proxy: &Proxy, outcome: &str) -> u64 {
-    let (_, page) = proxy.get(proxy.metrics, "/metrics").await;
-    let label = format!("outcome=\"{outcome}\"");
-    let lines = page.lines().filter(|line| line.starts_with("weft_mirrored_requests_total{") && line.contains(&label));
-    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+    proxy.sum("weft_mirrored_requests_total", &format!("outcome=\"{outcome}\"")).await
 }
 
 /// Waits until `count` mirrored requests had this outcome.
@@ -276,4 +276,106 @@ async fn rate_limits_answer_429() {
     assert_eq!(proxy.send("GET", "/all", &[], "").await.0, 429);
     assert_eq!(proxy.send("GET", "/each", &[("x-caller", "c")], "").await.0, 200);
     assert_eq!(proxy.send("GET", "/each", &[("x-caller", "a")], "").await.0, 429);
+}
+
+/// A backend that answers `/length/N` with N bytes and their `content-length`, `/stream/N` with N bytes without it.
+async fn sized_backend() -> (SocketAddr, Arc<AtomicU32>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let address = listener.local_addr().expect("an address");
+    let connections = Arc::new(AtomicU32::new(0));
+    let accepted = connections.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            accepted.fetch_add(1, Ordering::SeqCst);
+            let service = service_fn(async |request: Request<Incoming>| {
+                let (kind, bytes) = request.uri().path()[1..].split_once('/').expect("a kind and a number");
+                let bytes: usize = bytes.parse().expect("a number");
+                let body = if request.method() == "HEAD" { Vec::new() } else { vec![b'x'; bytes] };
+                // After the first byte a pause, in which the proxy sends the head.
+                let chunks = futures_util::stream::unfold((Bytes::from(body), 1), async |(mut rest, size)| {
+                    tokio::time::sleep(Duration::from_millis(if size == 1 { 0 } else { 20 })).await;
+                    let chunk = rest.split_to(rest.len().min(size));
+                    (!chunk.is_empty()).then(|| (Ok::<_, Infallible>(Frame::data(chunk)), (rest, 16 * 1024)))
+                });
+                let body = StreamBody::new(chunks);
+                let mut response = Response::builder();
+                if kind == "length" {
+                    response = response.header("content-length", bytes);
+                }
+                Ok::<_, Infallible>(response.body(body).expect("a response"))
+            });
+            tokio::spawn(async move {
+                let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+                builder.serve_connection(TokioIo::new(stream), service).await
+            });
+        }
+    });
+    (address, connections)
+}
+
+/// The status, the reason, and the body if it is complete.
+async fn get_over(http2: bool, proxy: &Proxy, method: &str, path: &str) -> (u16, Option<String>, Result<usize, ()>) {
+    let stream = TokioIo::new(TcpStream::connect(proxy.address).await.expect("connects"));
+    let request = Request::builder().method(method).uri(format!("http://reviews.shop{path}"));
+    let request = request.header("host", "reviews.shop").body(Full::new(Bytes::new())).expect("a request");
+    let response = if http2 {
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.expect("handshake");
+        tokio::spawn(connection);
+        sender.send_request(request).await
+    } else {
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.expect("handshake");
+        tokio::spawn(connection);
+        sender.send_request(request).await
+    };
+    let (head, mut body) = response.expect("a response").into_parts();
+    let mut bytes = 0;
+    let body = loop {
+        match body.frame().await {
+            None => break Ok(bytes),
+            Some(Ok(frame)) => bytes += frame.into_data().map_or(0, |data| data.len()),
+            Some(Err(_)) => {
+                assert!(bytes <= 1000, "{bytes} bytes of a body that is cut at 1000");
+                break Err(());
+            }
+        }
+    };
+    (head.status.as_u16(), reason(&head.headers).map(str::to_owned), body)
+}
+
+#[tokio::test]
+async fn response_bodies_beyond_the_limit_are_refused_or_cut() {
+    let too_large = Some("response-too-large".to_owned());
+    let text = "the response body has 1001 bytes, more than the rule's limit of 1000\n";
+    for (http2, protocol) in [(false, "http"), (true, "http2")] {
+        let proxy = Proxy::start(&format!("body-limit-{protocol}")).await;
+        let (v1, connections) = sized_backend().await;
+        let table = routes(forward(&proxy, &[("v1", 1)]), json!({"responseBodyBytesMax": 1000}));
+        proxy.configure(table, protocol, &[(v1, "v1")], json!({"subsets": ["v1"]})).await;
+        for round in 0..3 {
+            for (method, path, status, expected_reason, body) in [
+                ("GET", "/length/1000", 200, None, Ok(1000)),
+                ("GET", "/length/1001", 502, too_large.clone(), Ok(text.len())),
+                ("GET", "/stream/1000", 200, None, Ok(1000)),
+                ("GET", "/stream/1001", 200, None, Err(())),
+                ("GET", "/stream/200000", 200, None, Err(())),
+                ("GET", "/length/0", 200, None, Ok(0)),
+                ("HEAD", "/length/1001", 200, None, Ok(0)),
+            ] {
+                let answer = get_over(http2, &proxy, method, path).await;
+                assert_eq!(answer, (status, expected_reason, body), "{protocol} {method} {path}, round {round}");
+            }
+        }
+        let (_, page) = proxy.get(proxy.metrics, "/metrics").await;
+        let counted = |status: &str| -> u64 {
+            let is_of = |line: &&str| {
+                line.starts_with("weft_requests_total{") && line.contains(status) && line.contains("response-too-large")
+            };
+            page.lines().filter(is_of).filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+        };
+        assert_eq!((counted("\"502\""), counted("\"200\"")), (3, 6), "refused and cut responses: {page}");
+        // A refused or cut response ends an HTTP/1.1 connection, and one stream of an HTTP/2 connection.
+        let expected = if http2 { 1 } else { 10 };
+        assert_eq!(connections.load(Ordering::SeqCst), expected, "{protocol}");
+    }
 }

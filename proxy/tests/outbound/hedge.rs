@@ -78,13 +78,6 @@ fn settings(more: Value) -> Value {
     settings
 }
 
-/// The sum of a counter's series with this label.
-async fn count(proxy: &Proxy, metric: &str, label: &str) -> u64 {
-    let (_, page) = proxy.get(proxy.metrics, "/metrics").await;
-    let lines = page.lines().filter(|line| line.starts_with(metric) && line.contains(label));
-    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
-}
-
 #[tokio::test]
 async fn hedging_avoids_stuck_endpoints_without_ejecting_them() {
     for protocol in ["http", "http2"] {
@@ -101,7 +94,7 @@ async fn hedging_avoids_stuck_endpoints_without_ejecting_them() {
         }
         let seen = seen.load(Ordering::SeqCst);
         assert!(seen >= 8, "{protocol}: the stuck endpoint was asked first {seen} times");
-        assert_eq!(count(&proxy, "weft_retries_total{", "reason=\"hedge\"").await, u64::from(seen), "{protocol}");
+        assert_eq!(proxy.sum("weft_retries_total", "reason=\"hedge\"").await, u64::from(seen), "{protocol}");
         for _ in 0..200 {
             if cancelled.load(Ordering::SeqCst) == seen {
                 break;
@@ -109,7 +102,7 @@ async fn hedging_avoids_stuck_endpoints_without_ejecting_them() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         assert_eq!(cancelled.load(Ordering::SeqCst), seen, "{protocol}: each slow attempt is cancelled");
-        assert_eq!(count(&proxy, "weft_endpoints_ejected{", "").await, 0, "{protocol}");
+        assert_eq!(proxy.sum("weft_endpoints_ejected", "").await, 0, "{protocol}");
     }
 }
 
@@ -139,7 +132,7 @@ async fn only_retryable_requests_are_hedged() {
     }
     for reason in ["budget", "overflow"] {
         let label = format!("reason=\"{reason}\"");
-        assert_eq!(count(&proxy, "weft_retries_refused_total{", &label).await, 1, "{reason}");
+        assert_eq!(proxy.sum("weft_retries_refused_total", &label).await, 1, "{reason}");
     }
     proxy.configure(hedged(&proxy, default()), "http", &endpoints[..1], settings(default())).await;
     asked.store(0, Ordering::SeqCst);

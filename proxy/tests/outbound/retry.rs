@@ -195,3 +195,43 @@ async fn unprocessed_requests_are_retried_on_every_endpoint() {
     assert_eq!(proxy.send("POST", "/", &[], "order").await.0, 503);
     assert_eq!(terminating.iter().map(|seen| seen.load(Ordering::SeqCst)).sum::<u32>(), 9, "each once");
 }
+
+/// An HTTP/1.1 backend that answers its first request with 503 and a body of this length, and counts the connections
+/// that were closed.
+async fn failing_once(length: usize) -> (SocketAddr, Arc<AtomicU32>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let address = listener.local_addr().expect("an address");
+    let (requests, closed) = (Arc::<AtomicU32>::default(), Arc::<AtomicU32>::default());
+    let counted = closed.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (requests, closed) = (requests.clone(), counted.clone());
+            let service = service_fn(move |_: Request<Incoming>| {
+                let is_first = requests.fetch_add(1, Ordering::SeqCst) == 0;
+                let (status, length) = if is_first { (503, length) } else { (200, 0) };
+                let body = Full::new(Bytes::from(vec![b'x'; length]));
+                async move { Response::builder().status(status).body(body) }
+            });
+            tokio::spawn(async move {
+                let _ =
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+                closed.fetch_add(1, Ordering::SeqCst);
+            });
+        }
+    });
+    (address, closed)
+}
+
+#[tokio::test]
+async fn retried_responses_are_drained_up_to_64_kib() {
+    for (length, expected) in [(60 * 1024, 0), (80 * 1024, 1)] {
+        let proxy = Proxy::start(&format!("drain-{length}")).await;
+        let (address, closed) = failing_once(length).await;
+        let table = routes(forward(&proxy, &[("v1", 1)]), retry(&[503], "GET"));
+        proxy.configure(table, "http", &[(address, "v1")], json!({"subsets": ["v1"]})).await;
+        assert_eq!(proxy.send("GET", "/", &[], "").await.0, 200, "{length} bytes");
+        // Longer than draining takes, and shorter than the idle timeout of connections to endpoints.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(closed.load(Ordering::SeqCst), expected, "connections closed after {length} bytes");
+    }
+}

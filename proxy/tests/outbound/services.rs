@@ -61,9 +61,7 @@ async fn refusing_addresses(count: usize) -> Vec<SocketAddr> {
 }
 
 async fn service_address_attempts(proxy: &Proxy) -> u64 {
-    let (_, page) = proxy.get(proxy.metrics, "/metrics").await;
-    let lines = page.lines().filter(|line| line.starts_with("weft_service_address_attempts_total{"));
-    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+    proxy.sum("weft_service_address_attempts_total", "").await
 }
 
 #[tokio::test]
@@ -449,6 +447,45 @@ async fn same_node_is_preferred_then_same_zone() {
             for _ in 0..10 {
                 assert_eq!(proxy.send("GET", "/", &[], "").await.2, expected);
             }
+        }
+    }
+}
+
+/// Namespace `bank` has no document, and that of `park` is refused.
+#[tokio::test]
+async fn backends_without_configuration_are_unavailable() {
+    let proxy = Proxy::start("unconfigured").await;
+    proxy.write("x.park", &json!({"services": 7}));
+    let (v1, _) = backend("v1", ok).await;
+    for (namespace, count) in [("bank", 1), ("park", 2)] {
+        let target = json!({"namespace": namespace, "service": "ledger", "port": 80});
+        let backends = json!([{"weight": 1, "target": {"cluster": target}}]);
+        let action = json!({"forward": {"backends": backends}});
+        proxy.configure(routes(action, json!({})), "http", &[], json!({})).await;
+        let (status, headers, body) = proxy.send("GET", "/", &[], "").await;
+        assert_eq!((status.as_u16(), reason(&headers)), (503, "config-unavailable"), "{namespace}");
+        assert_eq!(body, format!("no configuration of {namespace}/ledger:80 is loaded\n"));
+
+        let mirror = json!({"target": target, "share": {"numerator": 1, "denominator": 1}});
+        let table = routes(forward(&proxy, &[("v1", 1)]), json!({"mirrors": [mirror]}));
+        proxy.configure(table, "http", &[(v1, "v1")], json!({"subsets": ["v1"]})).await;
+        assert_eq!(proxy.send("GET", "/", &[], "").await.0, 200, "{namespace}: a mirror does not fail the request");
+
+        let rule = json!({"route": {"namespace": "shop", "name": "reviews"}, "name": "tcp", "backends": backends});
+        proxy.configure(Some(json!({"tcp": 0, "streams": [rule]})), "tcp", &[], json!({})).await;
+        let mut client = TcpStream::connect(proxy.address).await.expect("connects");
+        client.write_all(b"anything").await.expect("writes");
+        assert_eq!(client.read(&mut [0]).await.unwrap_or(0), 0, "{namespace}: closed");
+        for (metric, label) in [
+            ("weft_tcp_connections_total", "reason=\"config-unavailable\""),
+            ("weft_mirrored_requests_total", "outcome=\"config-unavailable\""),
+        ] {
+            // The copy waits for its namespace too.
+            let begun = Instant::now();
+            while proxy.sum(metric, label).await < count && begun.elapsed() < Duration::from_secs(5) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            assert_eq!(proxy.sum(metric, label).await, count, "{namespace}: {metric}");
         }
     }
 }

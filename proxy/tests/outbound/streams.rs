@@ -61,10 +61,7 @@ fn stream_rule(proxy: &Proxy, name: &str, shares: &[(&str, u32)]) -> Value {
 }
 
 async fn closed_connections(proxy: &Proxy, reason: &str) -> u64 {
-    let (_, page) = proxy.get(proxy.metrics, "/metrics").await;
-    let label = format!("reason=\"{reason}\"");
-    let lines = page.lines().filter(|line| line.starts_with("weft_tcp_connections_total{") && line.contains(&label));
-    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+    proxy.sum("weft_tcp_connections_total", &format!("reason=\"{reason}\"")).await
 }
 
 const ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];

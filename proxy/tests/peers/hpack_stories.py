@@ -1,4 +1,4 @@
-"""HPACK stories with python-hyper's hpack: the same two commands as the Go peer (see proxy/src/hpack/stories.rs).
+"""HPACK stories with python-hyper's hpack: the same two commands as the Go peer (see proxy/codec/src/hpack/stories.rs).
 
 usage: hpack_stories.py encode SEED STORIES BLOCKS     prints one JSON object per line for each block
        hpack_stories.py decode                         reads such lines, and fails at the first that decodes differently

@@ -9,7 +9,7 @@
 //! | `programs` | starts these programs and sends them commands |
 //!
 //! `setup.sh` in this folder builds the programs from the sources beside it, `e2e/packages.sh` installs what they
-//! need, and a test fails where that is missing. `proxy/src/hpack/stories.rs` tests against other HPACK codecs.
+//! need, and a test fails where that is missing. `proxy/codec/src/hpack/stories.rs` tests against other HPACK codecs.
 
 mod grpc;
 mod matrix;

@@ -1,4 +1,5 @@
-//! Filters of HTTP rules, a file each: changes to requests and responses, or a response without a backend.
+//! Filters of HTTP rules: changes to requests and responses, limits, or a response without a backend. A filter has a file
+//! of its own, unless it is one number.
 
 mod cors;
 mod direct_response;
@@ -23,6 +24,9 @@ pub use rewrite::{PathModifier, PathModifierType, UrlRewrite};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// Maximum number of filters in a rule: each type once, RequestMirror four times.
+pub(super) const FILTERS_MAX: u32 = 12;
+
 /// CEL: a filter of a rule answers requests without a backend.
 pub(super) const ANSWERS_BY_ITSELF: &str =
     "self.filters.exists(f, f.type == 'RequestRedirect' || f.type == 'DirectResponse')";
@@ -30,7 +34,14 @@ pub(super) const ANSWERS_BY_ITSELF: &str =
 /// CEL: types of filters that a rule has at most once.
 pub(super) const TYPES_ALLOWED_ONCE: &str = "\
     ['RequestHeaderModifier', 'ResponseHeaderModifier', 'RequestRedirect', 'URLRewrite', 'DirectResponse', 'CORS', \
-    'RateLimit', 'Fault']";
+    'RateLimit', 'Fault', 'ResponseBodyLimit']";
+
+/// CEL: types of filters that need a backend, and why they are refused without one. The same types as in
+/// [`FilterType::needs_backend`].
+pub(super) const TYPES_FOR_BACKENDS: &str = "['URLRewrite', 'RequestMirror', 'ResponseBodyLimit']";
+pub(super) const TYPES_FOR_BACKENDS_MESSAGE: &str = "\
+    URLRewrite, RequestMirror and ResponseBodyLimit have no effect with RequestRedirect or DirectResponse: no backend \
+    gets the request";
 
 /// CEL: types of filters that apply to CONNECT.
 pub(super) const TYPES_FOR_CONNECT: &str = "['ResponseHeaderModifier', 'RateLimit', 'Fault']";
@@ -45,7 +56,8 @@ const FILTER_HAS_FIELD_OF_TYPE: &str = "\
     has(self.cors) == (self.type == 'CORS') && \
     has(self.fault) == (self.type == 'Fault') && \
     has(self.requestMirror) == (self.type == 'RequestMirror') && \
-    has(self.rateLimit) == (self.type == 'RateLimit')";
+    has(self.rateLimit) == (self.type == 'RateLimit') && \
+    has(self.responseBodyLimit) == (self.type == 'ResponseBodyLimit')";
 
 /// A change to requests or responses, or a response without a backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
@@ -59,7 +71,7 @@ pub struct HttpFilter {
     /// change headers. URLRewrite changes host and path of the request that is sent. RequestRedirect and
     /// DirectResponse answer without a backend. CORS answers preflight requests and says which origins may call.
     /// RateLimit answers 429 above a request rate. Fault delays or aborts requests (fault injection). RequestMirror
-    /// sends a copy of requests to another backend.
+    /// sends a copy of requests to another backend. ResponseBodyLimit ends responses of backends that are too large.
     #[serde(rename = "type")]
     pub kind: FilterType,
     /// For type RequestHeaderModifier: changes to the headers of requests.
@@ -89,6 +101,22 @@ pub struct HttpFilter {
     /// For type RateLimit: the maximum request rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
+    /// For type ResponseBodyLimit: the maximum size of response bodies. Default: no limit. A larger response is answered
+    /// 502 if its `content-length` says so, else cut.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub response_body_limit: Option<ResponseBodyLimit>,
+}
+
+/// Maximum size of the response bodies that a backend sends. A response whose `content-length` is larger is answered
+/// 502 with `weft-reason: response-too-large` in its place. A response without `content-length` is cut once it exceeds
+/// the limit: an HTTP/1.1 connection is closed without the last chunk, an HTTP/2 stream is reset, so that no client
+/// takes it for complete. Without this filter there is no limit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ResponseBodyLimit {
+    /// Maximum number of bytes, as they are sent: of a compressed body, the compressed bytes. Example: 1048576 (1 MiB).
+    #[schemars(range(min = 1, max = 1_099_511_627_776_u64))]
+    pub max_bytes: u64,
 }
 
 /// Types of filters.
@@ -114,4 +142,13 @@ pub enum FilterType {
     RequestMirror,
     /// Answers 429 above a request rate.
     RateLimit,
+    /// Ends responses of backends that are too large.
+    ResponseBodyLimit,
+}
+
+impl FilterType {
+    /// Whether the filter has an effect only if a backend gets the request.
+    pub fn needs_backend(self) -> bool {
+        matches!(self, Self::UrlRewrite | Self::RequestMirror | Self::ResponseBodyLimit)
+    }
 }

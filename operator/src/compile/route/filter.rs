@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use weft_config::{
-    Action, Fault, FaultAbort, FaultDelay, Mirror, PathRewrite, RateLimit, Redirect, Respond, Rewrite, Rule,
+    Action, Fault, FaultAbort, FaultDelay, Filters, HeaderEdit, Mirror, PathRewrite, RateLimit, Redirect, Respond,
+    Rewrite,
 };
 use weft_crds::route::{self, FilterType, PathModifierType, Scheme};
 use weft_crds::status::Reason;
@@ -17,60 +18,96 @@ const PER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 const RATE_MAX: u32 = 1_000_000;
 const DELAY_MIN: Duration = Duration::from_millis(1);
 const DELAY_MAX: Duration = Duration::from_secs(5 * 60);
+const MIRRORS_MAX: usize = 4;
 
-pub(super) fn apply_filter(
-    filter: &route::HttpFilter,
+/// The filters of a rule, each where the proxy's rule has it.
+#[derive(Default)]
+pub(super) struct RuleFilters {
+    pub(super) request_headers: HeaderEdit,
+    pub(super) response_headers: HeaderEdit,
+    pub(super) filters: Filters,
+    pub(super) rewrite: Rewrite,
+    /// The action, if the rule answers without a backend.
+    pub(super) answer: Option<Action>,
+}
+
+/// Compiles the filters of a rule. `by_prefix`: every match of the rule has a path prefix. References that do not
+/// resolve are added to `unresolved`.
+pub(super) fn compile(
+    world: &World,
+    route: Referrer<'_>,
+    filters: &[route::HttpFilter],
     by_prefix: bool,
-    rule: &mut Rule,
-    rewrite: &mut Rewrite,
-    answer: &mut Option<Action>,
-) -> Result<(), String> {
-    let route::HttpFilter {
-        kind,
-        request_header_modifier,
-        response_header_modifier,
-        request_redirect,
-        url_rewrite,
-        direct_response,
-        cors,
-        fault,
-        request_mirror: _,
-        rate_limit,
-    } = filter;
-    let needed = || format!("a filter of type {kind:?} requires the field of that name");
-    match kind {
-        FilterType::RequestHeaderModifier => {
-            rule.request_headers = value::header_edit(request_header_modifier.as_ref().ok_or_else(needed)?)?;
+    unresolved: &mut Vec<(Reason, String)>,
+) -> Result<RuleFilters, String> {
+    let mut compiled = RuleFilters::default();
+    for filter in filters {
+        let route::HttpFilter {
+            kind,
+            request_header_modifier,
+            response_header_modifier,
+            request_redirect,
+            url_rewrite,
+            direct_response,
+            cors,
+            fault,
+            request_mirror,
+            rate_limit,
+            response_body_limit,
+        } = filter;
+        let needed = || format!("a filter of type {kind:?} requires the field of that name");
+        match kind {
+            FilterType::RequestHeaderModifier => {
+                let modifier = request_header_modifier.as_ref().ok_or_else(needed)?;
+                compiled.request_headers = value::header_edit(modifier)?;
+            }
+            FilterType::ResponseHeaderModifier => {
+                let modifier = response_header_modifier.as_ref().ok_or_else(needed)?;
+                compiled.response_headers = value::header_edit(modifier)?;
+            }
+            FilterType::UrlRewrite => {
+                let route::UrlRewrite { hostname, path } = url_rewrite.as_ref().ok_or_else(needed)?;
+                let path = path.as_ref().map(|path| path_rewrite(path, by_prefix)).transpose()?;
+                compiled.rewrite = Rewrite { hostname: hostname.clone(), path };
+            }
+            FilterType::RequestRedirect => {
+                let redirect = redirect(request_redirect.as_ref().ok_or_else(needed)?, by_prefix)?;
+                set_answer(&mut compiled.answer, Action::Redirect(redirect))?;
+            }
+            FilterType::DirectResponse => {
+                let route::DirectResponse { status, body } = direct_response.as_ref().ok_or_else(needed)?;
+                let respond = Respond { status: *status, body: body.clone() };
+                set_answer(&mut compiled.answer, Action::Respond(respond))?;
+            }
+            FilterType::Cors => compiled.filters.cors = Some(value::cors(cors.as_ref().ok_or_else(needed)?)?),
+            FilterType::Fault => compiled.filters.fault = self::fault(fault.as_ref().ok_or_else(needed)?)?,
+            FilterType::RequestMirror => {
+                let mirror = request_mirror.as_ref().ok_or_else(needed)?;
+                compiled.filters.mirrors.extend(self::mirror(world, route, mirror, unresolved)?);
+            }
+            FilterType::RateLimit => {
+                compiled.filters.rate_limit = Some(self::rate_limit(rate_limit.as_ref().ok_or_else(needed)?)?);
+            }
+            FilterType::ResponseBodyLimit => {
+                let route::ResponseBodyLimit { max_bytes } = response_body_limit.as_ref().ok_or_else(needed)?;
+                if *max_bytes == 0 {
+                    return Err("responseBodyLimit.maxBytes: 0 allows no response body: give at least 1".into());
+                }
+                compiled.filters.response_body_bytes_max = Some(*max_bytes);
+            }
         }
-        FilterType::ResponseHeaderModifier => {
-            rule.response_headers = value::header_edit(response_header_modifier.as_ref().ok_or_else(needed)?)?;
-        }
-        FilterType::UrlRewrite => {
-            let route::UrlRewrite { hostname, path } = url_rewrite.as_ref().ok_or_else(needed)?;
-            let path = path.as_ref().map(|path| path_rewrite(path, by_prefix)).transpose()?;
-            *rewrite = Rewrite { hostname: hostname.clone(), path };
-        }
-        FilterType::RequestRedirect => {
-            let route::RequestRedirect { scheme, hostname, path, port, status_code } =
-                request_redirect.as_ref().ok_or_else(needed)?;
-            let scheme = scheme.map(|scheme| match scheme {
-                Scheme::Http => "http".to_owned(),
-                Scheme::Https => "https".to_owned(),
-            });
-            let path = path.as_ref().map(|path| path_rewrite(path, by_prefix)).transpose()?;
-            let redirect = Redirect { scheme, hostname: hostname.clone(), port: *port, path, status: *status_code };
-            set_answer(answer, Action::Redirect(redirect))?;
-        }
-        FilterType::DirectResponse => {
-            let route::DirectResponse { status, body } = direct_response.as_ref().ok_or_else(needed)?;
-            set_answer(answer, Action::Respond(Respond { status: *status, body: body.clone() }))?;
-        }
-        FilterType::Cors => rule.cors = Some(value::cors(cors.as_ref().ok_or_else(needed)?)?),
-        FilterType::Fault => rule.fault = self::fault(fault.as_ref().ok_or_else(needed)?)?,
-        FilterType::RequestMirror => return Err(needed()),
-        FilterType::RateLimit => rule.rate_limit = Some(self::rate_limit(rate_limit.as_ref().ok_or_else(needed)?)?),
     }
-    Ok(())
+    let mirrors = compiled.filters.mirrors.len();
+    if mirrors > MIRRORS_MAX {
+        return Err(format!("{mirrors} RequestMirror filters: at most {MIRRORS_MAX} are allowed"));
+    }
+    let idle = filters.iter().find(|filter| compiled.answer.is_some() && filter.kind.needs_backend());
+    if let Some(route::HttpFilter { kind, .. }) = idle {
+        return Err(format!(
+            "{kind:?} has no effect with RequestRedirect or DirectResponse: no backend gets the request"
+        ));
+    }
+    Ok(compiled)
 }
 
 fn set_answer(answer: &mut Option<Action>, action: Action) -> Result<(), String> {
@@ -78,6 +115,16 @@ fn set_answer(answer: &mut Option<Action>, action: Action) -> Result<(), String>
         None => Ok(()),
         Some(_) => Err("RequestRedirect and DirectResponse cannot be combined".into()),
     }
+}
+
+fn redirect(redirect: &route::RequestRedirect, by_prefix: bool) -> Result<Redirect, String> {
+    let route::RequestRedirect { scheme, hostname, path, port, status_code } = redirect;
+    let scheme = scheme.map(|scheme| match scheme {
+        Scheme::Http => "http".to_owned(),
+        Scheme::Https => "https".to_owned(),
+    });
+    let path = path.as_ref().map(|path| path_rewrite(path, by_prefix)).transpose()?;
+    Ok(Redirect { scheme, hostname: hostname.clone(), port: *port, path, status: *status_code })
 }
 
 fn path_rewrite(path: &route::PathModifier, by_prefix: bool) -> Result<PathRewrite, String> {
@@ -124,8 +171,8 @@ fn fault(fault: &route::Fault) -> Result<Fault, String> {
     Ok(Fault { delay: delay.as_ref().map(read_delay).transpose()?, abort: abort.as_ref().map(read_abort).transpose()? })
 }
 
-/// The mirror filter. `None` if its reference does not resolve: requests must not fail because of it.
-pub(super) fn mirror(
+/// A mirror. `None` if its reference does not resolve: requests must not fail because of it.
+fn mirror(
     world: &World,
     route: Referrer<'_>,
     mirror: &route::RequestMirror,

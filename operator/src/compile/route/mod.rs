@@ -76,7 +76,7 @@ fn require(name: &str, port_key: &ServicePortKey, table: &RouteTable, compiled: 
         dependencies.insert(port_key.service.namespace.clone());
     }
     // Mirrored requests may be dropped for a moment, so the documents do not wait for their targets' namespaces.
-    let mirrors = table.rules.iter().flat_map(|rule| &rule.mirrors).map(|mirror| &mirror.target.namespace);
+    let mirrors = table.rules.iter().flat_map(|rule| &rule.filters.mirrors).map(|mirror| &mirror.target.namespace);
     dependencies.extend(mirrors.filter(|namespace| *namespace != name).cloned());
     let of_rules = table.rules.iter().filter_map(|rule| match &rule.action {
         Action::Forward { backends, .. } => Some(backends),

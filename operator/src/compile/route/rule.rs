@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use weft_config::{Action, Fault, HeaderEdit, Hedge, Match, ObjectRef, Retry, Rewrite, Rule, StreamRule};
+use weft_config::{Action, Hedge, Match, ObjectRef, Retry, Rule, StreamRule};
 use weft_crds::route::{self, FilterType, HttpRule, PathMatchType};
 use weft_crds::status::Reason;
 
 use super::backend::{Referrer, RuleKind, backend};
-use super::filter::{apply_filter, mirror};
+use super::filter;
 use crate::compile::value;
 use crate::world::World;
 
@@ -18,7 +18,6 @@ const ATTEMPTS_MAX: u32 = 10;
 const AFTER_MIN: Duration = Duration::from_millis(1);
 const AFTER_MAX: Duration = Duration::from_secs(60);
 const HEDGES_MAX: u32 = 3;
-const MIRRORS_MAX: usize = 4;
 
 /// Compiles an HTTP rule. References that do not resolve are added to `unresolved`.
 pub(super) fn rule(
@@ -32,46 +31,13 @@ pub(super) fn rule(
     if matches.iter().any(matches_connect) {
         check_connect(rule)?;
     }
-    let mut compiled = Rule {
-        route: ObjectRef { namespace: route.key.namespace.clone(), name: route.key.name.clone() },
-        name: name.to_owned(),
-        request_headers: HeaderEdit::default(),
-        response_headers: HeaderEdit::default(),
-        cors: None,
-        rate_limit: None,
-        fault: Fault::default(),
-        mirrors: Vec::new(),
-        action: Action::Forward { backends: Vec::new(), rewrite: Rewrite::default() },
-        request_timeout_ms: None,
-        attempt_timeout_ms: None,
-        retry: None,
-        hedge: None,
-    };
     let by_prefix = !matches.is_empty()
         && matches.iter().all(|m| m.path.as_ref().is_some_and(|path| path.kind == PathMatchType::PathPrefix));
-    let mut rewrite = Rewrite::default();
-    let mut answer = None;
-    for filter in filters {
-        match (filter.kind, &filter.request_mirror) {
-            // The only filter with a reference, which may not resolve.
-            (FilterType::RequestMirror, Some(mirror)) => {
-                compiled.mirrors.extend(self::mirror(world, route, mirror, unresolved)?);
-            }
-            _ => apply_filter(filter, by_prefix, &mut compiled, &mut rewrite, &mut answer)?,
-        }
-    }
-    if compiled.mirrors.len() > MIRRORS_MAX {
-        return Err(format!("{} RequestMirror filters: at most {MIRRORS_MAX} are allowed", compiled.mirrors.len()));
-    }
-    compiled.action = match answer {
+    let filter::RuleFilters { request_headers, response_headers, filters, rewrite, answer } =
+        filter::compile(world, route, filters, by_prefix, unresolved)?;
+    let action = match answer {
         Some(_) if !backend_refs.is_empty() => {
             return Err("a rule with RequestRedirect or DirectResponse has no backend: remove its backendRefs".into());
-        }
-        Some(_) if !compiled.mirrors.is_empty() => {
-            return Err(
-                "RequestMirror has no effect with RequestRedirect or DirectResponse: there is no request to copy"
-                    .into(),
-            );
         }
         Some(answer) => answer,
         None => {
@@ -84,6 +50,18 @@ pub(super) fn rule(
                 .collect();
             Action::Forward { backends, rewrite }
         }
+    };
+    let mut compiled = Rule {
+        route: ObjectRef { namespace: route.key.namespace.clone(), name: route.key.name.clone() },
+        name: name.to_owned(),
+        request_headers,
+        response_headers,
+        filters,
+        action,
+        request_timeout_ms: None,
+        attempt_timeout_ms: None,
+        retry: None,
+        hedge: None,
     };
     if let Some(route::Timeouts { request, backend_request }) = timeouts {
         let limit = |text: &Option<weft_crds::Duration>, field| match text {

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// One header block of a story, which is the sequence of a connection's blocks. See proxy/src/hpack/stories.rs.
+// One header block of a story, which is the sequence of a connection's blocks. See proxy/codec/src/hpack/stories.rs.
 type block struct {
 	Story int `json:"story"`
 	// Table sizes that are set before the block, in order.

@@ -1,4 +1,0 @@
-//! The error of bodies, in both directions.
-
-/// Why reading a body failed.
-pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;

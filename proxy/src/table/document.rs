@@ -1,0 +1,52 @@
+//! Reads a document: checks it and compiles it for this pod, or says why it is refused.
+
+use std::sync::Arc;
+
+use weft_config::{DecodeError, Envelope, Export, Header, Index};
+
+use super::inbound::Inbound;
+use super::namespace::Namespace;
+use super::source::Document;
+use crate::bootstrap::Pod;
+use crate::value::CompileError;
+
+/// A document, compiled.
+pub(super) enum Compiled {
+    Namespace(Arc<Namespace>),
+    Inbound(Arc<Inbound>),
+    Index(Index),
+}
+
+/// Why a document is refused.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Rejection {
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    #[error("the document is for namespace {found:?}")]
+    Namespace { found: String },
+}
+
+pub(super) fn read(pod: &Pod, document: &Document, envelope: &Envelope) -> Result<(Header, Compiled), Rejection> {
+    let check_namespace = |header: &Header, namespace: &str| match header.namespace == namespace {
+        true => Ok(()),
+        false => Err(Rejection::Namespace { found: header.namespace.clone() }),
+    };
+    match document {
+        Document::Export(namespace) => {
+            let (header, export) = envelope.read::<Export>()?;
+            check_namespace(&header, namespace)?;
+            Ok((header, Compiled::Namespace(Arc::new(Namespace::compile(pod, namespace, export)?))))
+        }
+        Document::Inbound(namespace) => {
+            let (header, inbound) = envelope.read::<weft_config::Inbound>()?;
+            check_namespace(&header, namespace)?;
+            Ok((header, Compiled::Inbound(Arc::new(Inbound::compile(pod, inbound)?))))
+        }
+        Document::Index => {
+            let (header, index) = envelope.read::<Index>()?;
+            Ok((header, Compiled::Index(index)))
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! The exported document of a namespace, compiled: the ports of its Services by address, and their clusters by name.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use hashbrown::HashMap;
+use weft_config as wire;
+
+use super::cluster::Cluster;
+use super::route::Routes;
+use crate::bootstrap::Pod;
+use crate::clock::uptime_seconds;
+use crate::value::CompileError;
+
+/// The exported document of a namespace, compiled.
+#[derive(Debug, Default)]
+pub(crate) struct Namespace {
+    pub(super) ports: HashMap<SocketAddr, Arc<Port>>,
+    pub(super) clusters: HashMap<(Arc<str>, u16), Arc<Cluster>>,
+    pub(super) addresses: Vec<IpAddr>,
+    /// When it was last used, as [`uptime_seconds`].
+    pub(crate) last_used: AtomicU64,
+}
+
+/// A port of a Service.
+#[derive(Debug)]
+pub(crate) struct Port {
+    pub(crate) protocol: wire::Protocol,
+    pub(crate) routes: Option<Arc<Routes>>,
+    pub(crate) cluster: Arc<Cluster>,
+}
+
+impl Namespace {
+    /// Compiles an exported document for this pod.
+    pub(crate) fn compile(pod: &Pod, namespace: &str, export: wire::Export) -> Result<Self, CompileError> {
+        let wire::Export { services } = export;
+        let mut compiled = Self { last_used: AtomicU64::new(uptime_seconds()), ..Self::default() };
+        for service in services {
+            let wire::Service { name, addresses, settings, ports } = service;
+            let service: Arc<str> = name.as_str().into();
+            let same_family = |ip: &&IpAddr| pod.ips.iter().any(|own| own.is_ipv4() == ip.is_ipv4());
+            let address = addresses.iter().find(same_family).or(addresses.first());
+            for port in ports {
+                let wire::ServicePort { port: number, protocol, routes, endpoints } = port;
+                let cluster = Cluster::compile(namespace, &name, number, protocol, &settings, pod, endpoints)?;
+                let cluster = Arc::new(Cluster { address: address.map(|ip| SocketAddr::new(*ip, number)), ..cluster });
+                compiled.clusters.insert((service.clone(), number), cluster.clone());
+                let routes = routes.map(Routes::compile).transpose()?.map(Arc::new);
+                let port = Arc::new(Port { protocol, routes, cluster });
+                compiled.ports.extend(addresses.iter().map(|ip| (SocketAddr::new(*ip, number), port.clone())));
+            }
+            compiled.addresses.extend(addresses);
+        }
+        Ok(compiled)
+    }
+}
+
+#[cfg(test)]
+impl Namespace {
+    pub(crate) fn only_cluster(&self) -> Arc<Cluster> {
+        self.clusters.values().next().expect("a cluster").clone()
+    }
+}

@@ -1,0 +1,476 @@
+//! The one task that updates the snapshot of the configuration ([`Store`]).
+//!
+//! Documents come from `source` and, at start, from copies on disk. A document that cannot be used changes nothing:
+//! the last good version stays in use, and metrics and `/readyz` report the error. A deleted document changes nothing
+//! either: an operator that wants a namespace to be empty writes a document that says so.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use weft_config::{Envelope, Header};
+use weft_runtime::readiness::Part;
+
+use super::document::{Compiled, read};
+use super::source::{Document, Event, Source};
+use super::store::Store;
+use super::{Table, cache};
+use crate::bootstrap::Pod;
+use crate::clock::uptime_seconds;
+use crate::telemetry::metrics::ConfigMetrics;
+
+/// Namespaces that are open at once. To open another, the least recently used one is closed. An API server allows a
+/// client 100 streams on a connection.
+const NAMESPACES_MAX: usize = 64;
+
+/// A namespace that was not used for this long is closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// How often idle namespaces are looked for.
+const SWEEP: Duration = Duration::from_secs(30);
+
+/// How long a document waits for other documents that it requires.
+const REQUIRES_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The task that updates the snapshot.
+pub(crate) struct Updater {
+    pod: Pod,
+    source: Source,
+    cache: Option<PathBuf>,
+    store: Arc<Store>,
+    requests: mpsc::Receiver<Arc<str>>,
+    events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
+    documents: BTreeMap<Document, DocumentState>,
+    staged: Vec<Staged>,
+    metrics: ConfigMetrics,
+    part: Part,
+}
+
+/// The state of one document.
+#[derive(Default)]
+struct DocumentState {
+    watch: Option<JoinHandle<()>>,
+    /// The header of the version in use.
+    header: Option<Header>,
+    /// Why the newest version is not in use, if it is not.
+    error: Option<String>,
+    /// The version in use was compiled before the zone of the pod was known.
+    zone_outdated: bool,
+}
+
+/// A document that waits for others.
+struct Staged {
+    document: Document,
+    header: Header,
+    compiled: Compiled,
+    envelope: Envelope,
+    deadline: Instant,
+}
+
+impl Updater {
+    pub(crate) fn new(
+        pod: Pod,
+        source: Source,
+        cache: Option<PathBuf>,
+        metrics: ConfigMetrics,
+        part: Part,
+    ) -> (Arc<Store>, Self) {
+        let (store, requests) = Store::new();
+        let updater = Self {
+            pod,
+            source,
+            cache,
+            store: store.clone(),
+            requests,
+            events: mpsc::channel(64),
+            documents: BTreeMap::new(),
+            staged: Vec::new(),
+            metrics,
+            part,
+        };
+        (store, updater)
+    }
+
+    /// Updates the snapshot forever.
+    pub(crate) async fn run(mut self) {
+        let own = self.pod.namespace.clone();
+        for document in [Document::Index, Document::Export(own.as_str().into()), Document::Inbound(own.as_str().into())]
+        {
+            self.open(document);
+        }
+        self.report();
+        let mut sweep = tokio::time::interval(SWEEP);
+        loop {
+            let deadline = self.staged.iter().map(|staged| staged.deadline).min();
+            tokio::select! {
+                Some(event) = self.events.1.recv() => self.on_event(event),
+                Some(namespace) = self.requests.recv() => self.open(Document::Export(namespace)),
+                _ = sweep.tick() => self.close_idle(),
+                () = sleep_until(deadline) => self.activate_staged(),
+            }
+            self.report();
+        }
+    }
+
+    /// Starts watching a document. Until its first version arrives, the copy on disk is used.
+    fn open(&mut self, document: Document) {
+        if self.documents.contains_key(&document) {
+            return;
+        }
+        self.evict_oldest();
+        self.documents.insert(document.clone(), DocumentState::default());
+        if let Some(envelope) = self.cache.as_deref().and_then(|folder| cache::read(folder, &document)) {
+            self.on_document(&document, envelope);
+        }
+        let watch = self.source.watch(document.clone(), self.events.0.clone());
+        if let Some(state) = self.documents.get_mut(&document) {
+            state.watch = Some(watch);
+        }
+    }
+
+    fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Document(document, envelope) => self.on_document(&document, envelope),
+            Event::NotFound(document) => {
+                let Some(state) = self.documents.get_mut(&document) else { return };
+                state.error = Some("it does not exist".into());
+                let empty = state.header.is_none();
+                // A namespace outside the mesh has no document. An empty one is stored, so that connections do not
+                // wait for it.
+                if let (Document::Export(namespace), true) = (&document, empty)
+                    && *namespace.as_ref() != *self.pod.namespace
+                {
+                    self.store.swap(|table| table.with_namespace(namespace, Some(Arc::default())));
+                }
+            }
+            Event::Disconnected(document, error) => {
+                self.metrics.source_errors.inc();
+                tracing::warn!(%document, %error, "configuration source not reachable");
+                if let Some(state) = self.documents.get_mut(&document) {
+                    state.error = Some(format!("the source is not reachable: {error}"));
+                }
+            }
+        }
+    }
+
+    fn on_document(&mut self, document: &Document, envelope: Envelope) {
+        let Some(state) = self.documents.get_mut(document) else { return };
+        match read(&self.pod, document, &envelope) {
+            Err(rejection) => {
+                tracing::error!(%document, error = %rejection, "configuration refused, the last good version stays in use");
+                state.error = Some(format!("refused: {rejection}"));
+                self.metrics.refusals.inc();
+            }
+            Ok((header, compiled)) => {
+                state.error = None;
+                match &state.header {
+                    Some(current) if *current == header && !state.zone_outdated => return,
+                    Some(current) if current.generation > header.generation => {
+                        state.error = Some(format!("generation {} is older than the one in use", header.generation));
+                        return;
+                    }
+                    _ => {}
+                }
+                state.zone_outdated = false;
+                self.staged.retain(|staged| staged.document != *document);
+                for namespace in header.requires.keys() {
+                    self.open(Document::Export(namespace.as_str().into()));
+                }
+                let deadline = Instant::now() + REQUIRES_TIMEOUT;
+                self.staged.push(Staged { document: document.clone(), header, compiled, envelope, deadline });
+                self.activate_staged();
+            }
+        }
+    }
+
+    /// Activates staged documents whose requirements are met or have timed out. A requirement is met when the
+    /// document is staged, not when it is in use, so that two documents that require each other do not wait forever.
+    fn activate_staged(&mut self) {
+        let now = Instant::now();
+        let generations: BTreeMap<String, u64> = (self.documents.iter())
+            .filter_map(|(document, state)| Some((document, state.header.as_ref()?)))
+            .chain(self.staged.iter().map(|staged| (&staged.document, &staged.header)))
+            .filter_map(|(document, header)| match document {
+                Document::Export(namespace) => Some((namespace.to_string(), header.generation)),
+                _ => None,
+            })
+            .collect();
+        let (due, waiting) = std::mem::take(&mut self.staged).into_iter().partition::<Vec<_>, _>(|staged| {
+            now >= staged.deadline
+                || (staged.header.requires.iter())
+                    .all(|(namespace, wanted)| generations.get(namespace).is_some_and(|have| have >= wanted))
+        });
+        self.staged = waiting;
+        for staged in due {
+            self.activate(staged);
+        }
+    }
+
+    fn activate(&mut self, staged: Staged) {
+        let Staged { document, header, compiled, envelope, .. } = staged;
+        match compiled {
+            Compiled::Namespace(exported) => {
+                let Document::Export(namespace) = &document else { return };
+                self.store.swap(|table| table.with_namespace(namespace, Some(exported)));
+            }
+            Compiled::Inbound(inbound) => {
+                let (dependencies, zone) = (inbound.dependencies.clone(), inbound.zone.clone());
+                self.store.swap(|table| Table { inbound, ..table.clone() });
+                self.set_zone(zone);
+                for namespace in dependencies {
+                    self.open(Document::Export(namespace));
+                }
+            }
+            Compiled::Index(index) => self.store.swap(|table| table.with_index(&index)),
+        }
+        self.metrics.generation(&document.to_string(), header.generation);
+        tracing::info!(%document, generation = header.generation, "configuration in use");
+        if let Some(folder) = &self.cache
+            && let Err(error) = cache::write(folder, &document, &envelope)
+        {
+            tracing::debug!(%document, %error, "cannot write the copy of the configuration");
+        }
+        if let Some(state) = self.documents.get_mut(&document) {
+            state.header = Some(header);
+        }
+    }
+
+    /// Sets the zone of the pod. On a change, exported documents are read again, because they were compiled for the
+    /// old one.
+    fn set_zone(&mut self, zone: Option<String>) {
+        // If the node's label is removed or no longer reported, the node is still where it was.
+        if zone.is_none() || self.pod.zone == zone || self.pod.zone_is_labelled {
+            return;
+        }
+        self.pod.zone = zone;
+        for (document, state) in &mut self.documents {
+            if matches!(document, Document::Export(_)) {
+                state.zone_outdated = true;
+                if let Some(watch) = state.watch.replace(self.source.watch(document.clone(), self.events.0.clone())) {
+                    watch.abort();
+                }
+            }
+        }
+    }
+
+    /// Closes namespaces that were not used for [`IDLE_TIMEOUT`].
+    fn close_idle(&mut self) {
+        let idle_since = uptime_seconds().saturating_sub(IDLE_TIMEOUT.as_secs());
+        let table = self.store.load();
+        for (name, namespace) in &table.namespaces {
+            if namespace.last_used.load(Ordering::Relaxed) < idle_since && self.may_close(&table, name) {
+                self.close(name);
+            }
+        }
+    }
+
+    fn evict_oldest(&mut self) {
+        let table = self.store.load();
+        if table.namespaces.len() < NAMESPACES_MAX {
+            return;
+        }
+        let oldest = (table.namespaces.iter())
+            .filter(|(name, _)| self.may_close(&table, name))
+            .min_by_key(|(_, namespace)| namespace.last_used.load(Ordering::Relaxed));
+        if let Some((name, _)) = oldest {
+            self.close(name);
+        }
+    }
+
+    fn may_close(&self, table: &Table, name: &Arc<str>) -> bool {
+        **name != *self.pod.namespace && !table.inbound.dependencies.contains(name)
+    }
+
+    fn close(&mut self, name: &Arc<str>) {
+        if let Some(state) = self.documents.remove(&Document::Export(name.clone()))
+            && let Some(watch) = state.watch
+        {
+            watch.abort();
+        }
+        self.store.swap(|table| table.with_namespace(name, None));
+    }
+
+    /// Reports the state of each document in `/readyz` and metrics.
+    fn report(&self) {
+        let mut detail = Vec::new();
+        let (mut ready, mut synced) = (true, true);
+        let mut stale = 0;
+        for (document, state) in &self.documents {
+            let own = match document {
+                Document::Index => false,
+                Document::Export(namespace) | Document::Inbound(namespace) => **namespace == *self.pod.namespace,
+            };
+            ready &= !own || state.header.is_some();
+            synced &= !own || state.header.is_some() || state.error.is_some();
+            let generation =
+                state.header.as_ref().map_or("none".into(), |header| format!("generation {}", header.generation));
+            match &state.error {
+                Some(error) if own || state.header.is_some() => {
+                    stale += 1;
+                    detail.push(format!("{document} in use: {generation}; newest: {error}"));
+                }
+                _ => detail.push(format!("{document} in use: {generation}")),
+            }
+        }
+        if synced {
+            self.store.set_synced();
+        }
+        self.metrics.stale.set(stale);
+        self.part.report(ready, &detail.join(", "));
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use http::{HeaderMap, Method};
+    use prometheus_client::registry::Registry;
+    use serde_json::json;
+    use weft_config::Written;
+    use weft_runtime::readiness::Readiness;
+
+    use crate::decide::decide;
+    use crate::matcher::RequestHead;
+    use crate::table::route::Action;
+
+    /// A document whose number of endpoints and response status both follow from its generation.
+    fn document(generation: u64) -> Event {
+        let number = generation % 20;
+        let endpoints: Vec<_> =
+            (0..=number).map(|at| json!({"address": format!("198.18.{}.{}:80", at / 200, at % 200)})).collect();
+        let rule = json!({
+            "route": {"namespace": "shop", "name": "r"}, "name": "0", "action": {"respond": {"status": 200 + number}}
+        });
+        let body = json!({"services": [{"name": "s", "addresses": ["198.19.0.1"], "ports": [
+            {"port": 80, "endpoints": endpoints, "routes": {"matches": [{"rule": 0}], "rules": [rule]}}
+        ]}]});
+        let written = Written { namespace: "shop".into(), generation, ..Written::default() };
+        Event::Document(Document::Export("shop".into()), Envelope::write(written, &body))
+    }
+
+    #[tokio::test]
+    async fn learning_the_zone_recompiles_open_documents() {
+        let folder = std::env::temp_dir().join(format!("weft-zone-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let write = |name: &str, body: serde_json::Value| {
+            let path = folder.join(format!("{name}.json"));
+            std::fs::write(path.with_extension("new"), body.to_string()).expect("written");
+            std::fs::rename(path.with_extension("new"), path).expect("renamed");
+        };
+        let endpoints = json!([{"address": "198.18.0.2:80", "zone": "a"}, {"address": "198.18.0.3:80", "zone": "b"}]);
+        write(
+            "x.shop",
+            json!({"services": [{
+                "name": "s", "addresses": ["198.19.0.1"], "settings": {"preferSameZone": true},
+                "ports": [{"port": 80, "endpoints": endpoints}]
+            }]}),
+        );
+        let pod = Pod { namespace: "shop".into(), node: "node-2".into(), ..Pod::default() };
+        let metrics = ConfigMetrics::new(&mut Registry::default());
+        let readiness = Readiness::default();
+        let source = Source::Directory(folder.clone());
+        let (store, updater) = Updater::new(pod, source, None, metrics, readiness.part("configuration"));
+        let updater = tokio::spawn(updater.run());
+        let priorities = async |expected: &[u8]| {
+            for _ in 0..500 {
+                let table = store.load();
+                let port = table.port("198.19.0.1:80".parse().expect("an address"));
+                if port.is_some_and(|port| *port.cluster.members.priorities == *expected) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            panic!("never {expected:?}");
+        };
+        priorities(&[]).await;
+        write("i.shop", json!({"zones": {"a": ["node-1"], "b": ["node-2"]}}));
+        priorities(&[2, 1]).await;
+        write("i.shop", json!({"zones": {"a": ["node-1", "node-2"]}}));
+        priorities(&[1, 2]).await;
+        write("i.shop", json!({"dependencies": ["bank"]}));
+        while !store.load().inbound.dependencies.iter().any(|name| **name == *"bank") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        priorities(&[1, 2]).await;
+        updater.abort();
+        std::fs::remove_dir_all(folder).expect("removed");
+    }
+
+    /// Every lookup finds the Service, with routes and endpoints of one document.
+    #[test]
+    fn snapshots_are_consistent_under_ten_thousand_updates() {
+        const DOCUMENTS: u64 = 10_000;
+        let folder = std::env::temp_dir().join(format!("weft-store-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let pod = Pod { namespace: "shop".into(), ..Pod::default() };
+        let metrics = ConfigMetrics::new(&mut Registry::default());
+        let part = Readiness::default().part("configuration");
+        let (store, updater) =
+            Updater::new(pod, Source::Directory(folder.join("none")), Some(folder.clone()), metrics, part);
+        let events = updater.events.0.clone();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let (done, keep) = tokio::sync::oneshot::channel::<()>();
+        let updater = std::thread::spawn(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    _ = updater.run() => {}
+                    _ = keep => {}
+                }
+            });
+        });
+        events.blocking_send(document(1)).expect("it listens");
+        let address = "198.19.0.1:80".parse().expect("an address");
+        let begun = Instant::now();
+        while store.load().port(address).is_none() {
+            assert!(begun.elapsed() < Duration::from_secs(5), "the first document is used");
+        }
+        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let readers: Vec<_> = (0..2)
+            .map(|_| {
+                let (store, stop) = (store.clone(), stop.clone());
+                std::thread::spawn(move || {
+                    let headers = HeaderMap::new();
+                    let head = RequestHead { method: &Method::GET, path: "/", query: None, headers: &headers };
+                    let mut looks = 0u64;
+                    while !stop.load(Ordering::Relaxed) {
+                        let table = store.load();
+                        let port = table.port(address).expect("the Service is there all the time");
+                        let decision = decide(port.routes.as_deref().expect("routes"), &head).expect("a rule");
+                        let Action::Respond { status, .. } = decision.rule.action else { panic!("it answers") };
+                        assert_eq!(usize::from(status.as_u16()) - 200 + 1, port.cluster.endpoints.len());
+                        looks += 1;
+                        std::thread::yield_now();
+                    }
+                    looks
+                })
+            })
+            .collect();
+        for generation in 2..=DOCUMENTS {
+            events.blocking_send(document(generation)).expect("it listens");
+        }
+        let last = (DOCUMENTS % 20) as usize + 1;
+        let begun = Instant::now();
+        while store.load().port(address).is_none_or(|port| port.cluster.endpoints.len() != last) {
+            assert!(begun.elapsed() < Duration::from_secs(20), "the last document is used");
+            std::thread::yield_now();
+        }
+        stop.store(true, Ordering::Relaxed);
+        let looks: u64 = readers.into_iter().map(|reader| reader.join().expect("nothing failed")).sum();
+        assert!(looks > DOCUMENTS, "{looks} looks");
+        drop(done);
+        updater.join().expect("it ends");
+        std::fs::remove_dir_all(folder).expect("removed");
+    }
+}
