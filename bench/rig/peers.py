@@ -1,7 +1,6 @@
 """Starts each proxy in a role: writes its configuration, and returns its command line and environment."""
 
 import json
-import os
 import re
 import subprocess
 from dataclasses import dataclass, field
@@ -50,7 +49,7 @@ def _weft(role: str, listen: int, upstream: int, count: int) -> Command | None:
 
 
 def _before(role: str, listen: int, upstream: int, count: int) -> Command | None:
-    return _weft_binary(Path(os.environ["WEFT_PROXY_BEFORE"]), role, listen, upstream, count)
+    return _weft_binary(weft.named("WEFT_PROXY_BEFORE"), role, listen, upstream, count)
 
 
 def _weft_binary(binary: Path, role: str, listen: int, upstream: int, count: int) -> Command | None:

@@ -4,6 +4,7 @@ would set. Nothing is redirected, so the address of the only Service is the prox
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 from rig.envoy import loopback
@@ -32,12 +33,22 @@ LIMITS = {"maxConnections": 100_000, "maxRequests": 100_000, "maxPending": 100_0
 
 def binary() -> Path:
     """The binary that WEFT_PROXY names, or else the release build of this checkout, which is built if it is missing."""
-    if named := os.environ.get("WEFT_PROXY"):
-        return Path(named)
+    if os.environ.get("WEFT_PROXY"):
+        return named("WEFT_PROXY")
     if not _built():
         build = ["cargo", "build", "--quiet", "--locked", "--release", "--package", "weft-proxy"]
         subprocess.run(build, cwd=CHECKOUT, check=True)
     return _built()[-1]
+
+
+def named(variable: str) -> Path:
+    """The program that an environment variable names. Exits with one line if it cannot be started."""
+    path = Path(os.environ.get(variable, ""))
+    if not path.is_file():
+        sys.exit(f"{variable}: {str(path)!r} is not a file: name a binary of weft-proxy")
+    if not os.access(path, os.X_OK):
+        sys.exit(f"{variable}: {str(path)!r} is not executable: chmod +x {path}")
+    return path
 
 
 def _built() -> list[Path]:

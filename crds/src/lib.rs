@@ -4,7 +4,7 @@
 //! MeshRoute    parentRefs -> Service         routes its HTTP requests, TLS and TCP connections
 //!              backendRefs -> Service port, subset of its pods
 //! MeshCluster  targetRef  -> Service         how to send to it: subsets, load balancing, limits, health
-//! MeshPolicy   targetRef  -> Service | ServiceAccount | Namespace     authorization: who may call it
+//! MeshPolicy   targetRef  -> Service | ServiceAccount | Namespace     authorization: which requests it accepts
 //! ```
 //!
 //! Spelling, defaults, precedence and conditions follow the Kubernetes Gateway API where it has the concept. The doc

@@ -16,6 +16,9 @@ use crate::status::Status;
 /// apply to a pod are combined. Opaque TCP never passes a rule with HTTP conditions: a Deny rule whose other
 /// conditions hold refuses it, and an Allow rule does not match it. Probes of the kubelet are always allowed.
 ///
+/// Rules do not match who sends a request: callers have no identity in this version. A header has what the client
+/// wrote into it.
+///
 /// ```yaml
 /// apiVersion: weft.dev/v1alpha1
 /// kind: MeshPolicy

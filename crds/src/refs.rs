@@ -21,7 +21,7 @@ pub struct ParentRef {
     pub kind: ServiceKind,
     /// Namespace of the Service. Default: the route's namespace. A route attached to a Service of another namespace
     /// (a consumer route) applies only to clients in the route's namespace, and overrides the Service's own routes
-    /// for them.
+    /// for them. This needs no ReferenceGrant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub namespace: Option<String>,

@@ -57,6 +57,8 @@ pub enum Reason {
     ResolvedRefs,
     /// A backend does not exist.
     BackendNotFound,
+    /// A backend in another namespace, which no ReferenceGrant of that namespace allows.
+    RefNotPermitted,
     /// A subset does not exist, or selects no pod.
     SubsetNotFound,
     /// It is in the configuration that proxies read.

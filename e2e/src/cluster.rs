@@ -23,8 +23,6 @@ pub struct Cluster {
     pub kubeconfig: PathBuf,
     /// The kubectl binary.
     pub kubectl: PathBuf,
-    /// The helm binary.
-    pub helm: PathBuf,
     embedded: Option<Embedded>,
 }
 
@@ -79,7 +77,6 @@ impl Cluster {
             Ok(path) if !path.is_empty() => Self {
                 kubeconfig: PathBuf::from(path),
                 kubectl: on_path("kubectl").map_or_else(|| build("kubectl"), Ok)?,
-                helm: on_path("helm").map_or_else(|| build("helm"), Ok)?,
                 embedded: None,
             },
             _ => {
@@ -89,7 +86,6 @@ impl Cluster {
                 Self {
                     kubeconfig: PathBuf::from(kubeconfig),
                     kubectl: build("kubectl")?,
-                    helm: build("helm")?,
                     embedded: Some(Embedded { name }),
                 }
             }
@@ -172,6 +168,13 @@ fn script(name: &str, arguments: &[&str]) -> Result<String> {
     command.args(arguments);
     let what = command::describe(&command);
     Ok(command::run(&mut command, "", SCRIPT_LIMIT)?.stdout_of_success(&what)?.trim().to_owned())
+}
+
+/// The helm binary: the one on the `PATH` for a cluster given by `KUBECONFIG`, otherwise the one of the tests. Needs no
+/// cluster.
+pub fn helm() -> Result<PathBuf> {
+    let is_given = std::env::var("KUBECONFIG").is_ok_and(|path| !path.is_empty());
+    on_path("helm").filter(|_| is_given).map_or_else(|| build("helm"), Ok)
 }
 
 /// Path of a program that e2e/cluster/build.sh builds.

@@ -1,5 +1,6 @@
 //! Installs Weft with its charts, as a user does. Tests share one installation.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -7,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use crate::cluster::{Cluster, checkout, target};
+use crate::cluster::{self, Cluster, checkout, target};
 use crate::command;
 use crate::kubectl::Kubectl;
 
@@ -15,6 +16,8 @@ use crate::kubectl::Kubectl;
 pub const SYSTEM: &str = "weft-system";
 /// Helm's timeout for the control plane to be ready.
 const READY_SECONDS: u64 = 180;
+/// Time limit of Helm without a cluster.
+const OFFLINE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Installs or upgrades Weft from charts/, with the images that e2e/images.sh made, once in this process.
 pub fn ensure() -> Result<()> {
@@ -29,26 +32,45 @@ pub fn values() -> Result<std::path::PathBuf> {
     Ok(values)
 }
 
-/// Runs Helm and returns its stdout.
+/// Installs the CRD of ReferenceGrant from e2e/manifests, unless the cluster has it.
+pub fn ensure_reference_grants() -> Result<()> {
+    let kubectl = Kubectl::new(Cluster::get()?);
+    let crd = "crd/referencegrants.gateway.networking.k8s.io";
+    if kubectl.run(&["get", crd, "--ignore-not-found", "-o", "name"])?.is_empty() {
+        let path = checkout().join("e2e/manifests/referencegrants.yaml");
+        kubectl.apply(&fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?)?;
+    }
+    kubectl.wait(crd, "condition=Established", Duration::from_secs(READY_SECONDS))
+}
+
+/// Runs Helm on the cluster and returns its stdout.
 pub fn helm(arguments: &[&str]) -> Result<String> {
-    let (mut command, what) = helm_command(arguments)?;
+    let mut command = helm_command(arguments)?;
+    command.env("KUBECONFIG", &Cluster::get()?.kubeconfig);
+    let what = command::describe(&command);
     command::run(&mut command, "", Duration::from_secs(READY_SECONDS + 60))?.stdout_of_success(&what)
 }
 
-/// Runs Helm, which must fail; returns its stderr.
+/// Runs Helm without a cluster, as for `lint` and `template`, and returns its stdout.
+pub fn helm_offline(arguments: &[&str]) -> Result<String> {
+    let mut command = helm_command(arguments)?;
+    let what = command::describe(&command);
+    command::run(&mut command, "", OFFLINE_LIMIT)?.stdout_of_success(&what)
+}
+
+/// Runs Helm without a cluster, which must fail; returns its stderr.
 pub fn helm_refused(arguments: &[&str]) -> Result<String> {
-    let (mut command, what) = helm_command(arguments)?;
-    let output = command::run(&mut command, "", Duration::from_secs(60))?;
+    let mut command = helm_command(arguments)?;
+    let what = command::describe(&command);
+    let output = command::run(&mut command, "", OFFLINE_LIMIT)?;
     ensure!(!output.success, "`{what}` should fail, but succeeded");
     Ok(output.stderr)
 }
 
-fn helm_command(arguments: &[&str]) -> Result<(Command, String)> {
-    let cluster = Cluster::get()?;
-    let mut command = Command::new(&cluster.helm);
-    command.env("KUBECONFIG", &cluster.kubeconfig).current_dir(checkout()).args(arguments);
-    let what = command::describe(&command);
-    Ok((command, what))
+fn helm_command(arguments: &[&str]) -> Result<Command> {
+    let mut command = Command::new(cluster::helm()?);
+    command.current_dir(checkout()).args(arguments);
+    Ok(command)
 }
 
 fn install() -> Result<()> {

@@ -95,6 +95,12 @@ impl Kubectl {
         Ok(list["items"].as_array().cloned().unwrap_or_default())
     }
 
+    /// The Events that `kubectl describe` shows about an object.
+    pub fn events(&self, object: &str) -> Result<String> {
+        let shown = self.run(&["describe", object])?;
+        Ok(shown.split_once("\nEvents:").map(|(_, events)| events.to_owned()).unwrap_or_default())
+    }
+
     /// `kubectl delete`, without waiting for finalizers.
     pub fn delete(&self, kind: &str, name: &str) -> Result<()> {
         self.run(&["delete", kind, name, "--ignore-not-found", "--wait=false"]).map(drop)

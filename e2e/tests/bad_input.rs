@@ -10,6 +10,7 @@ use weft_e2e::mesh::{self, proxy_metrics, route, route_in_force};
 use weft_e2e::metrics::Metrics;
 use weft_e2e::namespace::{SOON, in_mesh};
 use weft_e2e::wait::{eventually, eventually_every};
+use weft_e2e::workload::Service;
 
 const TO_V1: &str = "- backendRefs: [{name: echo, port: 9080, subset: v1}]\n";
 
@@ -335,6 +336,28 @@ fn semantic_errors_are_reported_as_conditions() -> Result<()> {
         report.expect_none_failed(50)?;
         ensure!(report.share("v1") == 1.0, "the valid route is still in force: {}", report.summary());
         Ok(())
+    })
+}
+
+#[test]
+fn condition_that_turns_false_is_an_event_on_the_route_and_its_service() -> Result<()> {
+    in_mesh("bad-input-events", |ns| {
+        ns.apply(&(Service::new("web").yaml() + &route("web", "- backendRefs: [{name: nosuch, port: 9080}]\n")))?;
+        for object in ["meshroute/web", "service/web"] {
+            eventually(&format!("a Warning on {object}"), SOON, || {
+                let events = ns.events(object)?;
+                let told =
+                    events.contains("Warning") && events.contains("BackendNotFound") && events.contains("nosuch");
+                ensure!(told, "{events}");
+                Ok(())
+            })?;
+        }
+        ns.apply(&route("web", "- backendRefs: [{name: web, port: 9080}]\n"))?;
+        eventually("a Normal Event", SOON, || {
+            let events = ns.events("service/web")?;
+            ensure!(events.contains("Normal") && events.contains("all references are resolved"), "{events}");
+            Ok(())
+        })
     })
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use weft_e2e::Cluster;
 use weft_e2e::cluster::checkout;
-use weft_e2e::install::{self, SYSTEM, helm, helm_refused};
+use weft_e2e::install::{self, SYSTEM, helm_offline, helm_refused};
 use weft_e2e::kubectl::Kubectl;
 use weft_e2e::namespace::{Mesh, Namespace, READY, in_mesh};
 
@@ -14,7 +14,7 @@ const CHARTS: [&str; 2] = ["charts/weft-crds", "charts/weft"];
 
 /// The objects that a chart renders, parsed by kubectl, which fails on invalid manifests.
 fn rendered(chart: &str, settings: &[&str]) -> Result<Vec<Value>> {
-    let yaml = helm(&[&["template", "weft", chart, "--namespace", SYSTEM], settings].concat())?;
+    let yaml = helm_offline(&[&["template", "weft", chart, "--namespace", SYSTEM], settings].concat())?;
     let kubectl = Kubectl::new(Cluster::get()?);
     let output =
         kubectl.run_with(&["create", "--dry-run=client", "--validate=false", "-o", "json", "-f", "-"], &yaml, READY)?;
@@ -39,7 +39,7 @@ fn name(object: &Value) -> String {
 #[test]
 fn charts_pass_lint() -> Result<()> {
     for chart in CHARTS {
-        let stdout = helm(&["lint", "--strict", chart])?;
+        let stdout = helm_offline(&["lint", "--strict", chart])?;
         ensure!(stdout.contains("0 chart(s) failed"), "{chart}: {stdout}");
     }
     Ok(())
@@ -53,7 +53,10 @@ fn rendering_is_deterministic() -> Result<()> {
                 continue;
             }
             let arguments = [&["template", "weft", chart, "--namespace", SYSTEM], settings].concat();
-            ensure!(helm(&arguments)? == helm(&arguments)?, "{chart} {settings:?} renders differently each time");
+            ensure!(
+                helm_offline(&arguments)? == helm_offline(&arguments)?,
+                "{chart} {settings:?} renders differently each time"
+            );
         }
     }
     Ok(())
@@ -72,6 +75,124 @@ fn unknown_values_are_refused() -> Result<()> {
     ] {
         let stderr = helm_refused(&["template", "weft", "charts/weft", "--set", setting])?;
         ensure!(stderr.contains(key), "{setting}: the refusal should name the value: {stderr}");
+    }
+    Ok(())
+}
+
+#[test]
+fn bad_values_are_refused() -> Result<()> {
+    for (setting, key) in [
+        ("proxy.resources.limits.cpu=lots", "cpu"),
+        ("proxy.resources.limits.cpu=0", "cpu"),
+        ("proxy.resources.requests.cpu=1Gi", "cpu"),
+        ("proxy.resources.requests.memory=32", "memory"),
+        ("proxy.resources.requests.memory=100m", "memory"),
+        ("proxy.resources.requests.memory=64MB", "memory"),
+        ("proxy.resources.requests.memory=null", "memory"),
+        ("operator.resources.limits.memory=1M", "memory"),
+        ("operator.resources.limits.memory=", "memory"),
+        ("operator.resources.requests.gpu=1", "gpu"),
+        ("operator.replicas=0", "replicas"),
+        ("operator.replicas=two", "replicas"),
+        ("injector.logLevel=debgu", "logLevel"),
+        ("injector.logLevel=weft_injector=loud", "logLevel"),
+        ("webhook.timeoutSeconds=60", "timeoutSeconds"),
+        ("webhook.excludedNamespaces={Shop}", "excludedNamespaces"),
+        ("image.tag=a:b", "tag"),
+        ("image.registry=/x", "registry"),
+        ("image.digest.proxy=sha256:12", "digest"),
+        ("image.pullPolicy=Sometimes", "pullPolicy"),
+        ("imagePullSecrets[0].name=A B", "imagePullSecrets"),
+        ("commonLabels.a=b c", "commonLabels"),
+        ("podAnnotations.a=1", "podAnnotations"),
+        ("nodeSelector.a=b c", "nodeSelector"),
+        ("priorityClassName=High Priority", "priorityClassName"),
+        ("tolerations[0].operator=Is", "tolerations"),
+        ("podMonitor.interval=30", "podMonitor"),
+        ("networkPolicy.enabled=maybe", "networkPolicy"),
+    ] {
+        let stderr = helm_refused(&["template", "weft", "charts/weft", "--set", setting])?;
+        ensure!(stderr.contains("schema") && stderr.contains(key), "{setting}: it should name the value: {stderr}");
+    }
+    for setting in [
+        "proxy.resources.limits.cpu=2",
+        "proxy.resources.limits.cpu=0.05",
+        "proxy.resources.limits.cpu=1500m",
+        "proxy.resources.limits.memory=0.5Gi",
+        "proxy.resources.limits.memory=65536Ki",
+        "operator.resources.limits.memory=1.5G",
+        "operator.logLevel=info\\,weft_operator=debug",
+        "operator.logLevel=info\\,weft_operator::reconcile[flush{ns=\"shop\"}]=trace",
+        "image.registry=registry.example:5000/mesh",
+        "podLabels.example\\.com/team=mesh",
+    ] {
+        helm_offline(&["template", "weft", "charts/weft", "--set", setting])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn proxy_must_not_request_more_than_its_limit() -> Result<()> {
+    let with = |resource: &str, request: &str, limit: &str| {
+        format!("proxy.resources.requests.{resource}={request},proxy.resources.limits.{resource}={limit}")
+    };
+    for (resource, request, limit) in
+        [("cpu", "200m", "0.1"), ("cpu", "2", "1500m"), ("memory", "64Mi", "67M"), ("memory", "1.5Gi", "1024Mi")]
+    {
+        let settings = with(resource, request, limit);
+        let stderr = helm_refused(&["template", "weft", "charts/weft", "--set", &settings])?;
+        let expected = format!(
+            "proxy.resources.requests.{resource} ({request}) is above proxy.resources.limits.{resource} ({limit})"
+        );
+        ensure!(stderr.contains(&expected), "{settings}: {stderr}");
+    }
+    for (resource, request, limit) in [
+        ("cpu", "100m", "0.1"),
+        ("cpu", "2", "2"),
+        ("memory", "64Mi", "68M"),
+        ("memory", "65536Ki", "64Mi"),
+        ("cpu", "2", ""),
+    ] {
+        helm_offline(&["template", "weft", "charts/weft", "--set", &with(resource, request, limit)])?;
+    }
+    Ok(())
+}
+
+/// A schema that accepts any string or object says nothing about a wrong value.
+#[test]
+fn every_value_has_a_type_and_every_string_a_pattern() -> Result<()> {
+    fn check(schema: &Value, at: &str, loose: &mut Vec<String>) {
+        for (name, part) in schema.as_object().into_iter().flatten() {
+            let at = format!("{at}/{name}");
+            match name.as_str() {
+                "properties" | "definitions" => {
+                    for (name, part) in part.as_object().into_iter().flatten() {
+                        check(part, &format!("{at}/{name}"), loose);
+                    }
+                }
+                "items" | "additionalProperties" if part.is_object() => check(part, &at, loose),
+                _ => {}
+            }
+        }
+        let has = |key: &str| !schema[key].is_null();
+        let known = match schema["type"].as_str() {
+            Some("object") => has("additionalProperties"),
+            Some("array") => has("items"),
+            Some("string") => has("pattern"),
+            _ => has("$ref") || has("enum") || has("type"),
+        };
+        if !known {
+            loose.push(at.to_owned());
+        }
+    }
+    for chart in CHARTS {
+        let path = checkout().join(chart).join("values.schema.json");
+        let schema: Value = serde_json::from_str(&fs::read_to_string(path)?)?;
+        let mut loose = Vec::new();
+        check(&schema, "", &mut loose);
+        // Helm adds the key global; annotations may have any text.
+        loose.retain(|at| at != "/properties/global" && at != "/definitions/annotations/additionalProperties");
+        ensure!(loose.is_empty(), "{chart}: {loose:?}");
     }
     Ok(())
 }

@@ -55,6 +55,24 @@ fn pods_of_unlabelled_namespaces_get_no_proxy() -> Result<()> {
 }
 
 #[test]
+fn pods_created_before_the_label_are_told_with_the_command_that_restarts_them() -> Result<()> {
+    let ns = Namespace::create("inject-events", Mesh::Outside)?;
+    ns.apply(&workload::client())?;
+    ns.wait_ready(&["client"])?;
+    let pod = ns.pod_of("client")?;
+    ns.run(&["label", "namespace", &ns.name, "weft.dev/inject=enabled"])?;
+    let command = format!("kubectl -n {} rollout restart deployment/client", ns.name);
+    for object in [&format!("pod/{pod}"), "deployment/client"] {
+        eventually(&format!("an Event on {object}"), SOON, || {
+            let events = ns.events(object)?;
+            ensure!(events.contains("NoProxy") && events.contains(&command), "{events}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
 fn pod_label_overrides_the_namespace() -> Result<()> {
     in_mesh("inject-pod-label", |ns| {
         ns.apply(&App::server("echo", "out").label("weft.dev/inject", "false").yaml())?;

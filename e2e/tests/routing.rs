@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use weft_e2e::mesh::{self, route_in_force};
+use weft_e2e::install;
+use weft_e2e::mesh::{self, route, route_in_force};
 use weft_e2e::namespace::{Mesh, Namespace, SOON, in_mesh};
 use weft_e2e::traffic::{Client, Request};
 use weft_e2e::wait::eventually;
@@ -212,14 +213,30 @@ fn route_reaches_a_backend_in_another_namespace() -> Result<()> {
         let other = Namespace::create("routing-cross-backend", Mesh::Inside)?;
         other.apply(&workload::server("away", &["v9"]))?;
         other.wait_ready(&["away-v9"])?;
+        install::ensure_reference_grants()?;
         let rules = format!("- backendRefs: [{{name: away, namespace: {}, port: 9080}}]\n", other.name);
-        route_in_force(ns, &client, "echo", &rules)?;
+        ns.apply(&route("echo", &rules))?;
+        let resolved = ns.await_condition("meshroute", "echo", "ResolvedRefs", "False")?;
+        ensure!(resolved.reason == "RefNotPermitted", "no grant allows it: {resolved:?}");
+        eventually("requests to be answered 500", SOON, || {
+            client.get("http://echo:9080/").send()?.expect_status(500).map(drop)
+        })?;
+        other.apply(&format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: ReferenceGrant\nmetadata: {{name: routes}}\nspec:\n  from: \
+             [{{group: weft.dev, kind: MeshRoute, namespace: {}}}]\n  to: [{{group: \"\", kind: Service, name: away}}]\n",
+            ns.name
+        ))?;
+        ns.await_condition("meshroute", "echo", "ResolvedRefs", "True")?;
         // The route may be in force before Kubernetes has created the endpoint in the other namespace.
         eventually("the pod to answer", SOON, || client.get("http://echo:9080/").send()?.expect_status(200).map(drop))?;
         let report = client.load("http://echo:9080/").requests(50).run()?;
         report.expect_none_failed(50)?;
         ensure!(report.share("v9") == 1.0, "every request goes to the other namespace: {}", report.summary());
-        Ok(())
+
+        other.delete("referencegrant", "routes")?;
+        eventually("requests to be answered 500 again", SOON, || {
+            client.get("http://echo:9080/").send()?.expect_status(500).map(drop)
+        })
     })
 }
 

@@ -59,6 +59,7 @@ const ORDERS: [Order; 5] = [
             &["compile", "watch"],
             &["render", "status", "webhook"],
             &["apply"],
+            &["events"],
             &["reconcile"],
             &["app"],
             &["main"],
@@ -170,6 +171,9 @@ const ORDERS: [Order; 5] = [
 /// Modules of pure functions: no client, no runtime, no files, no clock.
 const PURE: &[&str] = &[
     "operator/src/compile",
+    "operator/src/events/budget.rs",
+    "operator/src/events/condition.rs",
+    "operator/src/events/pod.rs",
     "operator/src/reconcile/state.rs",
     "operator/src/render.rs",
     "operator/src/status.rs",

@@ -1,5 +1,6 @@
 //! Starts the parts of the operator and shuts them down in order.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use weft_runtime::admin::{self, Admin};
 use weft_runtime::readiness::Readiness;
 
+use crate::events::Recorder;
 use crate::metrics::Metrics;
 use crate::reconcile::Reconciler;
 use crate::{lease, watch, webhook};
@@ -31,6 +33,8 @@ pub struct Settings {
     pub name: String,
     /// Listen address of `/livez`, `/readyz` and `/metrics`.
     pub admin: SocketAddr,
+    /// Namespaces that are never injected, as in the webhook's configuration.
+    pub excluded_namespaces: BTreeSet<String>,
 }
 
 /// Why the operator could not start.
@@ -50,7 +54,7 @@ pub enum Error {
 /// Runs until `stop`, then shuts down in order: the writer first, then the lease, so that no write happens without
 /// it.
 pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Error> {
-    let Settings { system_namespace, name, admin } = settings;
+    let Settings { system_namespace, name, admin, excluded_namespaces } = settings;
     let mut config = kube::Config::infer().await.map_err(Error::Config)?;
     config.connect_timeout = Some(CONNECT_MAX);
     config.write_timeout = Some(SEND_MAX);
@@ -78,6 +82,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
         webhook::run(client.clone(), system_namespace, lease.clone(), metrics.clone(), stop.clone(), tasks.clone());
     tasks.spawn(webhooks);
 
+    let recorder = Recorder::start(client.clone(), name, lease.clone(), metrics.clone(), stop.clone(), &tasks);
+
     tracing::info!(identity, %admin, "started");
     let reconciler = Reconciler {
         client,
@@ -85,6 +91,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
         identity,
         lease,
         metrics,
+        recorder,
+        excluded_namespaces,
         world_part: readiness.part("world"),
         writer_part: readiness.part("writer"),
         stop: stop.clone(),

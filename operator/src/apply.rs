@@ -186,7 +186,8 @@ fn if_version(version: &str) -> DeleteParams {
     DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() }
 }
 
-async fn call<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
+/// Sends a request with the timeout.
+pub(crate) async fn call<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
     match tokio::time::timeout(CALL_MAX, request).await {
         Ok(answer) => answer.map_err(Error::from),
         Err(_) => Err(Error::Timeout),

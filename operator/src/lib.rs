@@ -4,6 +4,7 @@
 //! ```text
 //! watch ──events──> reconcile ──> World ──> compile ──> render ──> apply   (weft-config/x.<ns>, weft-inbound/i.<ns>)
 //!                       │                      └─ diagnostics ─> status ──> apply   (conditions of the users' objects)
+//!                       │                         └─ events ─> Recorder   (Kubernetes Events)
 //!                       └── lease: the leader writes, the standbys keep their World up to date
 //! ```
 //!
@@ -16,6 +17,7 @@
 pub mod app;
 pub mod apply;
 pub mod compile;
+pub mod events;
 pub mod lease;
 pub mod metrics;
 pub mod reconcile;

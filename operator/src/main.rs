@@ -21,6 +21,9 @@ struct Arguments {
     /// Listen address of /livez, /readyz and /metrics.
     #[arg(long, env = "WEFT_ADMIN_ADDRESS", default_value = "[::]:15020")]
     admin_address: SocketAddr,
+    /// Namespaces that are never injected, separated by commas: there are no Events about their pods.
+    #[arg(long, env = "WEFT_EXCLUDED_NAMESPACES", value_delimiter = ',')]
+    excluded_namespaces: Vec<String>,
     /// Log filter, in the syntax of tracing's EnvFilter. Example: info,weft_operator=debug.
     #[arg(long, env = "WEFT_LOG", default_value = "info")]
     log: String,
@@ -32,12 +35,15 @@ struct Arguments {
 fn main() -> anyhow::Result<()> {
     // Before any TLS connection of this process is made: they all use this provider.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let Arguments { system_namespace, pod_name, admin_address, log, log_format } = Arguments::parse();
+    let Arguments { system_namespace, pod_name, admin_address, excluded_namespaces, log, log_format } =
+        Arguments::parse();
     log::init(&log, &log_format)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let stop = signal::drain().context("cannot install signal handlers")?;
-        app::run(Settings { system_namespace, name: pod_name, admin: admin_address }, stop).await?;
+        let excluded_namespaces = excluded_namespaces.into_iter().collect();
+        let settings = Settings { system_namespace, name: pod_name, admin: admin_address, excluded_namespaces };
+        app::run(settings, stop).await?;
         Ok(())
     })
 }

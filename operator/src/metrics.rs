@@ -22,6 +22,7 @@ pub struct Metrics {
     pub unchanged: Counter,
     pub repairs: Counter,
     pub status_writes: Family<OutcomeLabel, Counter>,
+    pub events: Family<OutcomeLabel, Counter>,
     pub leader: Gauge,
     pub watch_restarts: Family<KindLabel, Counter>,
     pub last_sync: Gauge<f64, AtomicU64>,
@@ -75,6 +76,7 @@ impl Metrics {
             unchanged: Counter::default(),
             repairs: Counter::default(),
             status_writes: Family::default(),
+            events: Family::default(),
             leader: Gauge::default(),
             watch_restarts: Family::default(),
             last_sync: Gauge::default(),
@@ -98,6 +100,12 @@ impl Metrics {
             metrics.repairs.clone(),
         );
         registry.register("status_writes", "Writes of object statuses, by outcome", metrics.status_writes.clone());
+        registry.register(
+            "events",
+            "Kubernetes Events, by outcome: written, repeated, known (exists already), limited (too many about one \
+             object), dropped (the queue is full), standby, or the reason of the failure",
+            metrics.events.clone(),
+        );
         registry.register("leader", "1 while this process is the leader", metrics.leader.clone());
         registry.register(
             "watch_restarts",

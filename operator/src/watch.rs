@@ -4,10 +4,12 @@
 //! is busy the channel fills and the watches wait. A relist is collected and sent as one event.
 
 use std::fmt::Debug;
+use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Node, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use kube::api::DynamicObject;
 use kube::core::NamespaceResourceScope;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
@@ -21,7 +23,7 @@ use weft_runtime::watch::backoff;
 
 use crate::metrics::{KindLabel, Metrics};
 use crate::world::objects::{RawMeshObject, RawNamespace, RawPod, RawService, RawSlice};
-use crate::world::{AccessKind, Change, DocumentKind, Event, Key, Pod};
+use crate::world::{AccessKind, Change, DocumentKind, Event, Grant, Key, Pod};
 
 /// Capacity of the channel: a few seconds of a busy cluster; when it is full the watches wait.
 const EVENTS_MAX: usize = 4096;
@@ -29,6 +31,12 @@ const EVENTS_MAX: usize = 4096;
 /// Timeout of a watch request, in seconds; it is then started again. The API server sends bookmarks about once a
 /// minute.
 const WATCH_SECONDS: u32 = 120;
+
+/// Versions of ReferenceGrant: an older Gateway API has only the second one.
+const GRANT_VERSIONS: [&str; 2] = ["v1", "v1beta1"];
+
+/// Interval in which it is checked whether the API server has ReferenceGrants, while it does not.
+const GRANT_POLL: Duration = Duration::from_secs(5);
 
 /// What each watch needs.
 #[derive(Clone)]
@@ -60,6 +68,8 @@ pub fn start(
     sink.run(Api::<RawMeshObject<MeshCluster>>::all(client.clone()), RawMeshObject::read, Event::Cluster);
     sink.run(Api::<RawMeshObject<MeshPolicy>>::all(client.clone()), RawMeshObject::read, Event::Policy);
 
+    sink.run_grants(client.clone());
+
     let exports = namespaced::<ConfigMap>(client, bootstrap::EXPORT_NAMESPACE);
     sink.run(exports.clone(), From::from, |change| Event::Document(DocumentKind::Export, change));
     let inbound = namespaced::<ConfigMap>(client, bootstrap::INBOUND_NAMESPACE);
@@ -86,43 +96,90 @@ impl Sink {
         R: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
         K: Send + 'static,
     {
-        let Self { events, metrics, stop, tasks } = self.clone();
-        let kind = event(Change::Reset(Vec::new())).kind().0.as_str();
-        let watch = async move {
-            let mut stream = watcher(api, watcher::Config::default().timeout(WATCH_SECONDS))
-                .backoff(watcher::ExponentialBackoff::from(backoff()))
-                .boxed();
-            let mut listed = Vec::new();
+        let sink = self.clone();
+        self.spawn(async move {
+            sink.forward(api, trim, event, |_| false).await;
+        });
+    }
+
+    /// Watches ReferenceGrants, whose CRD may be installed and removed at any time.
+    fn run_grants(&self, client: Client) {
+        let sink = self.clone();
+        self.spawn(async move {
             loop {
-                let change = match stream.try_next().await {
-                    Ok(Some(watcher::Event::Init)) => {
-                        listed = Vec::new();
-                        continue;
+                for version in GRANT_VERSIONS {
+                    let api = Api::<DynamicObject>::all_with(client.clone(), &Grant::resource(version));
+                    if !sink.forward(api, Grant::from, Event::Grant, is_not_found).await {
+                        return;
                     }
-                    Ok(Some(watcher::Event::InitApply(object))) => {
-                        listed.push(trim(object));
-                        continue;
-                    }
-                    Ok(Some(watcher::Event::InitDone)) => Change::Reset(std::mem::take(&mut listed)),
-                    Ok(Some(watcher::Event::Apply(object))) => Change::Apply(trim(object)),
-                    Ok(Some(watcher::Event::Delete(object))) => {
-                        Change::Delete(Key::new(object.namespace().unwrap_or_default(), object.name_any()))
-                    }
-                    Ok(None) => return,
-                    Err(error) => {
-                        tracing::warn!(kind, %error, "watch failed, restarting");
-                        metrics.watch_restarts.get_or_create(&KindLabel { kind: kind.to_owned() }).inc();
-                        continue;
-                    }
-                };
-                if events.send(event(change)).await.is_err() {
+                }
+                if sink.events.send(Event::GrantsMissing).await.is_err() {
                     return;
                 }
+                tokio::time::sleep(GRANT_POLL).await;
             }
-        };
-        tasks.spawn(async move {
+        });
+    }
+
+    /// Sends what a watch reports, until an error for which it `ends` (true) or until nobody receives (false).
+    async fn forward<R, K>(
+        &self,
+        api: Api<R>,
+        trim: fn(R) -> K,
+        event: impl Fn(Change<K>) -> Event,
+        ends: fn(&watcher::Error) -> bool,
+    ) -> bool
+    where
+        R: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+    {
+        let kind = event(Change::Reset(Vec::new())).kind().0.as_str();
+        let mut stream = watcher(api, watcher::Config::default().timeout(WATCH_SECONDS))
+            .backoff(watcher::ExponentialBackoff::from(backoff()))
+            .boxed();
+        let mut listed = Vec::new();
+        loop {
+            let change = match stream.try_next().await {
+                Ok(Some(watcher::Event::Init)) => {
+                    listed = Vec::new();
+                    continue;
+                }
+                Ok(Some(watcher::Event::InitApply(object))) => {
+                    listed.push(trim(object));
+                    continue;
+                }
+                Ok(Some(watcher::Event::InitDone)) => Change::Reset(std::mem::take(&mut listed)),
+                Ok(Some(watcher::Event::Apply(object))) => Change::Apply(trim(object)),
+                Ok(Some(watcher::Event::Delete(object))) => {
+                    Change::Delete(Key::new(object.namespace().unwrap_or_default(), object.name_any()))
+                }
+                Ok(None) => return false,
+                Err(error) if ends(&error) => return true,
+                Err(error) => {
+                    tracing::warn!(kind, %error, "watch failed, restarting");
+                    self.metrics.watch_restarts.get_or_create(&KindLabel { kind: kind.to_owned() }).inc();
+                    continue;
+                }
+            };
+            if self.events.send(event(change)).await.is_err() {
+                return false;
+            }
+        }
+    }
+
+    fn spawn(&self, watch: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
             tokio::select! { () = watch => {}, () = stop.cancelled() => {} }
         });
+    }
+}
+
+/// The API server does not have the kind.
+fn is_not_found(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.is_not_found(),
+        _ => false,
     }
 }
 

@@ -125,12 +125,13 @@ fn check(block: &str) {
     // Objects of the example come later, and so replace the generated ones.
     world.extend(manifests.iter().filter(|manifest| manifest["kind"] == "Service").cloned());
     world.extend(ours.cloned());
+    world.extend(manifests.iter().filter(|manifest| manifest["kind"] == "ReferenceGrant").cloned());
     let world = support::world(&world);
     for namespace in named.keys().map(|(namespace, _)| namespace).collect::<BTreeSet<_>>() {
         for (id, outcome) in compile::compile(&world, namespace).objects {
             for diagnostic in outcome.diagnostics {
                 let bad = matches!(diagnostic.severity, Severity::Refused | Severity::Partial)
-                    || diagnostic.reason == Reason::BackendNotFound;
+                    || matches!(diagnostic.reason, Reason::BackendNotFound | Reason::RefNotPermitted);
                 assert!(!bad, "{id}: {}", diagnostic.message);
             }
         }

@@ -57,6 +57,13 @@ fn objects() -> Vec<Value> {
             "kind": "MeshPolicy", "metadata": {"namespace": "a", "name": "p"},
             "spec": {"targetRef": {"kind": "Service", "name": "web"}, "authorization": {"rules": [{"action": "Deny"}]}},
         }),
+        json!({
+            "kind": "ReferenceGrant", "metadata": {"namespace": "b", "name": "g"},
+            "spec": {
+                "from": [{"group": "weft.dev", "kind": "MeshRoute", "namespace": "a"}],
+                "to": [{"group": "", "kind": "Service"}],
+            },
+        }),
     ]
 }
 
@@ -75,7 +82,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn equal_states_give_equal_bytes(order in Just(objects()).prop_shuffle(), detour in prop::collection::vec(0..17_usize, 0..8)) {
+    fn equal_states_give_equal_bytes(order in Just(objects()).prop_shuffle(), detour in prop::collection::vec(0..18_usize, 0..8)) {
         let expected = all(&support::world(&objects()));
         let mut world = World::default();
         for object in &order {
@@ -96,7 +103,7 @@ proptest! {
     /// As in the reconcile loop: compile the scopes that an event marked, and the referrers of a namespace whose
     /// exports changed.
     #[test]
-    fn marked_scopes_are_sufficient(steps in prop::collection::vec((0..17_usize, any::<bool>()), 1..60)) {
+    fn marked_scopes_are_sufficient(steps in prop::collection::vec((0..18_usize, any::<bool>()), 1..60)) {
         let objects = objects();
         let mut world = World::default();
         let mut cache: BTreeMap<String, (Option<Compiled>, compile::Exports, BTreeSet<String>)> = BTreeMap::new();

@@ -69,6 +69,33 @@ fn list_replaces_all_objects_of_its_kind() {
 }
 
 #[test]
+fn appearance_of_reference_grants_marks_routes_that_need_one() {
+    let mut world = support::world(&[namespace("bank"), namespace("shop"), namespace("web")]);
+    let route = |namespace: &str, backend: serde_json::Value| {
+        json!({
+            "kind": "MeshRoute", "metadata": {"namespace": namespace, "name": "r"},
+            "spec": {"parentRefs": [{"name": "web"}], "http": [{"backendRefs": [backend]}]},
+        })
+    };
+    world.observe(applied(&route("shop", json!({"name": "pay", "namespace": "bank", "port": 80}))));
+    world.observe(applied(&route("web", json!({"name": "web", "port": 80}))));
+    let pay = Key::new("bank", "pay");
+    assert_eq!(scopes(&world.observe(Event::GrantsMissing)), [""; 0], "as before");
+    assert_eq!(scopes(&world.observe(Event::Grant(Change::Reset(Vec::new())))), ["shop"], "the CRD is installed");
+    let grant = json!({
+        "kind": "ReferenceGrant", "metadata": {"namespace": "bank", "name": "g"},
+        "spec": {
+            "from": [{"group": "weft.dev", "kind": "MeshRoute", "namespace": "shop"}],
+            "to": [{"group": "", "kind": "Service"}],
+        },
+    });
+    assert_eq!(scopes(&world.observe(applied(&grant))), ["bank"], "its exports change, which marks shop");
+    assert!(world.grants("shop", &pay) && !world.grants("web", &pay));
+    assert_eq!(scopes(&world.observe(Event::GrantsMissing)), ["bank", "shop"], "the CRD is removed");
+    assert!(!world.grants("shop", &pay));
+}
+
+#[test]
 fn zone_of_a_node_marks_namespaces_whose_proxies_need_it() {
     let mut world = World::default();
     let on = |namespace: &str, labels: serde_json::Value| {

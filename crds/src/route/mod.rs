@@ -302,7 +302,8 @@ pub struct BackendRef {
     /// Kind of the backend. Default: Service.
     #[serde(default)]
     pub kind: ServiceKind,
-    /// Namespace of the Service. Default: the route's namespace.
+    /// Namespace of the Service. Default: the route's namespace. Another namespace must allow it with a
+    /// ReferenceGrant of the Gateway API, from kind MeshRoute of group weft.dev to kind Service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub namespace: Option<String>,

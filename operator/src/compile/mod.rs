@@ -36,7 +36,7 @@ pub use diagnostic::{Diagnostic, Severity};
 use endpoint::has_endpoints;
 use weft_config::{Index, Protocol};
 
-use crate::world::{Namespace, Slice, TargetPort, World};
+use crate::world::{Grant, Namespace, Slice, TargetPort, World};
 
 /// The part of a namespace that the compilation of other namespaces reads. They are compiled again only when it
 /// changes.
@@ -48,6 +48,8 @@ pub struct Exports {
     services: BTreeMap<String, ServiceExport>,
     /// Services without a usable ClusterIP: a route that references one gets a diagnostic.
     without_address: BTreeSet<String>,
+    /// ReferenceGrants: which routes of other namespaces may send to its Services.
+    grants: BTreeMap<String, Grant>,
 }
 
 /// The part of a Service that other namespaces read.
@@ -124,6 +126,7 @@ pub fn exports(world: &World, name: &str, compiled: &Compiled) -> Exports {
         exports.services.insert(exported.name.clone(), ServiceExport { ports, subsets });
     }
     exports.addresses.sort_unstable();
+    exports.grants.clone_from(&namespace.grants);
     let services = namespace.services.values();
     exports.without_address =
         services.filter(|service| !service.has_address()).map(|service| service.key.name.clone()).collect();

@@ -10,7 +10,7 @@
 
 mod state;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::StreamExt;
@@ -25,6 +25,7 @@ use weft_runtime::readiness::Part;
 
 use crate::apply;
 use crate::compile::{self, Compiled};
+use crate::events::{self, Recorder};
 use crate::lease;
 use crate::metrics::{KindLabel, Metrics, OutcomeLabel};
 use crate::render::{self, Body, Plan, Published};
@@ -54,6 +55,10 @@ pub struct Reconciler {
     pub lease: watch::Receiver<lease::State>,
     /// The operator's metrics.
     pub metrics: Metrics,
+    /// Where Kubernetes Events go.
+    pub recorder: Recorder,
+    /// Namespaces that are never injected: their pods need no Event that says so.
+    pub excluded_namespaces: BTreeSet<String>,
     /// Ready once all kinds have been listed.
     pub world_part: Part,
     /// Ready once this process is leader or standby.
@@ -153,6 +158,9 @@ impl Reconciler {
         for (scope, compiled) in &compiled {
             if let Some(compiled) = compiled {
                 self.write_statuses(state, scope, compiled, epoch).await;
+            }
+            if !self.excluded_namespaces.contains(scope) {
+                self.recorder.record_pods(state.events_of_pods(scope));
             }
         }
         state.failures.retain(|scope, _| state.dirty.contains(scope));
@@ -394,6 +402,9 @@ impl Reconciler {
                 Ok(version) => {
                     let revision = version.and_then(|version| version.parse().ok()).unwrap_or_default();
                     state.status_written(id.clone(), Instant::now());
+                    if let Some((.., previous)) = state.world.status(&id) {
+                        self.recorder.record(events::condition::events(&state.world, &id, previous, &next));
+                    }
                     state.world.set_status(&id, next, revision);
                 }
                 // The object was deleted; the watch will report it.

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use crate::compile::{self, Compiled, Exports, Outcome};
+use crate::events;
 use crate::metrics::NotReadyLabels;
 use crate::render::Published;
 use crate::status::{self, Delivery};
@@ -55,6 +56,8 @@ pub(super) struct State {
     messages: Option<(Instant, u32)>,
     /// Scopes with a status to write at an instant. Unlike `not_before` this delays nothing else.
     status_due: BTreeMap<String, Instant>,
+    /// UIDs of pods without a proxy, and of their workloads, that Events are about; by namespace.
+    told: BTreeMap<String, BTreeSet<String>>,
     /// The epoch that `published` and the other caches belong to; `None` on standby.
     pub(super) epoch: Option<u64>,
     /// Time of the next round, if one is scheduled.
@@ -109,6 +112,7 @@ impl State {
         self.not_before.clear();
         self.status_written_at.clear();
         self.status_due.clear();
+        self.told.clear();
         let known = self.world.namespaces().map(|(name, _)| name.clone());
         let written = self.world.documents().map(|(_, namespace, _)| namespace.to_owned());
         self.dirty = known.chain(written).collect();
@@ -251,6 +255,16 @@ impl State {
             }
         }
         Delivery::Written(written.join("; "))
+    }
+
+    /// Events about pods that run without a proxy, each once.
+    pub(super) fn events_of_pods(&mut self, scope: &str) -> Vec<events::Event> {
+        let mut told = self.told.remove(scope).unwrap_or_default();
+        let events = events::pod::events(self.world.namespace(scope), &mut told);
+        if !told.is_empty() {
+            self.told.insert(scope.to_owned(), told);
+        }
+        events
     }
 
     pub(super) fn retry(&mut self, scope: &str, now: Instant) {

@@ -1,7 +1,7 @@
 //! What watches tell the World.
 
 use super::objects::{
-    Access, AccessKind, Account, Cluster, Document, DocumentKind, Key, NamespaceMeta, Node, Pod, Policy, Route,
+    Access, AccessKind, Account, Cluster, Document, DocumentKind, Grant, Key, NamespaceMeta, Node, Pod, Policy, Route,
     Service, Slice,
 };
 
@@ -39,6 +39,7 @@ watched_kinds! {
     MeshRoutes => "meshroutes",
     MeshClusters => "meshclusters",
     MeshPolicies => "meshpolicies",
+    ReferenceGrants => "referencegrants",
     Exports => "exports",
     Inbounds => "inbounds",
     Roles => "roles",
@@ -70,6 +71,9 @@ pub enum Event {
     Route(Change<Route>),
     Cluster(Change<Cluster>),
     Policy(Change<Policy>),
+    Grant(Change<Grant>),
+    /// The API server has no ReferenceGrants: the Gateway API is not installed.
+    GrantsMissing,
     Document(DocumentKind, Change<Document>),
     Access(AccessKind, Change<Access>),
 }
@@ -92,6 +96,8 @@ impl Event {
             Self::Route(change) => (WatchedKind::MeshRoutes, is_reset(change)),
             Self::Cluster(change) => (WatchedKind::MeshClusters, is_reset(change)),
             Self::Policy(change) => (WatchedKind::MeshPolicies, is_reset(change)),
+            Self::Grant(change) => (WatchedKind::ReferenceGrants, is_reset(change)),
+            Self::GrantsMissing => (WatchedKind::ReferenceGrants, true),
             Self::Document(DocumentKind::Inbound, change) => (WatchedKind::Inbounds, is_reset(change)),
             Self::Document(DocumentKind::Export | DocumentKind::Index, change) => {
                 (WatchedKind::Exports, is_reset(change))

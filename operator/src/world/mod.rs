@@ -14,9 +14,9 @@ use std::collections::{BTreeMap, BTreeSet};
 pub use event::{Change, Event, WatchedKind};
 pub use namespace::Namespace;
 pub use objects::{
-    Access, AccessKind, Account, Cluster, ContainerPort, Distribution, Document, DocumentKind, Key, Kind, MeshObject,
-    Meta, NamespaceMeta, Node, ObjectId, Pod, Policy, Protocol, Readiness, Route, Service, ServicePort, Slice,
-    SliceEndpoint, SlicePort, TargetPort, documents_namespace,
+    Access, AccessKind, Account, Cluster, ContainerPort, Distribution, Document, DocumentKind, Grant, Key, Kind,
+    MeshObject, Meta, NamespaceMeta, Node, ObjectId, Owner, Pod, Policy, Protocol, Readiness, Route, Service,
+    ServicePort, Slice, SliceEndpoint, SlicePort, TargetPort, WithoutProxy, documents_namespace,
 };
 use stored::Stored;
 use weft_crds::Status;
@@ -40,6 +40,7 @@ pub struct World {
     meshed: BTreeSet<String>,
     documents: BTreeMap<(DocumentKind, String), Document>,
     access: BTreeMap<(AccessKind, String), Access>,
+    has_grants: bool,
 }
 
 // === impl World ===
@@ -58,6 +59,14 @@ impl World {
             Event::Route(change) => self.observe_stored(change, &mut touched),
             Event::Cluster(change) => self.observe_stored(change, &mut touched),
             Event::Policy(change) => self.observe_stored(change, &mut touched),
+            Event::Grant(change) => {
+                self.set_has_grants(true, &mut touched);
+                self.observe_stored(change, &mut touched);
+            }
+            Event::GrantsMissing => {
+                self.set_has_grants(false, &mut touched);
+                self.observe_stored(Change::<Grant>::Reset(Vec::new()), &mut touched);
+            }
             Event::Document(kind, change) => self.observe_document(kind, change, &mut touched),
             Event::Access(kind, change) => self.observe_access(kind, change, &mut touched),
         }
@@ -80,6 +89,22 @@ impl World {
         let namespace = self.namespaces.get(namespace)?;
         namespace.meta.as_ref()?;
         namespace.services.get(name)
+    }
+
+    /// Whether the Namespace object is known.
+    pub fn has_namespace(&self, name: &str) -> bool {
+        self.namespaces.get(name).is_some_and(|namespace| namespace.meta.is_some())
+    }
+
+    /// Whether the cluster has the kind ReferenceGrant.
+    pub fn has_grants(&self) -> bool {
+        self.has_grants
+    }
+
+    /// Whether a ReferenceGrant allows MeshRoutes of namespace `from` to refer to a Service of another namespace.
+    pub fn grants(&self, from: &str, service: &Key) -> bool {
+        let namespace = self.namespaces.get(&service.namespace);
+        namespace.is_some_and(|namespace| namespace.grants.values().any(|grant| grant.permits(from, &service.name)))
     }
 
     /// The zone of a node, if it has one.
@@ -190,6 +215,7 @@ impl World {
             ("pods", sum(|n| n.pods.len())),
             ("endpointslices", sum(|n| n.slices.len())),
             ("serviceaccounts", sum(|n| n.accounts.len())),
+            ("referencegrants", sum(|n| n.grants.len())),
             ("meshroutes", sum(|n| n.routes.len())),
             ("meshclusters", sum(|n| n.clusters.len())),
             ("meshpolicies", sum(|n| n.policies.len())),
@@ -302,6 +328,18 @@ impl World {
             let concerned = self.namespaces.iter().filter(|(_, namespace)| namespace.has_clients_elsewhere());
             touched.scopes.extend(concerned.map(|(name, _)| name.clone()));
         }
+    }
+
+    /// The conditions of routes that need a grant say whether the kind exists.
+    fn set_has_grants(&mut self, has_grants: bool, touched: &mut Touched) {
+        if self.has_grants == has_grants {
+            return;
+        }
+        self.has_grants = has_grants;
+        let crosses = |(name, namespace): &(&String, &Namespace)| {
+            namespace.referenced_namespaces().any(|other| other != name.as_str())
+        };
+        touched.scopes.extend(self.namespaces.iter().filter(crosses).map(|(name, _)| name.clone()));
     }
 
     fn observe_node(&mut self, change: Change<Node>, touched: &mut Touched) {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::objects::{Account, Cluster, NamespaceMeta, Pod, Policy, Route, Service, Slice};
+use super::objects::{Account, Cluster, Grant, NamespaceMeta, Pod, Policy, Route, Service, Slice};
 
 /// The objects of one namespace, by name.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -17,6 +17,7 @@ pub struct Namespace {
     pub routes: BTreeMap<String, Route>,
     pub clusters: BTreeMap<String, Cluster>,
     pub policies: BTreeMap<String, Policy>,
+    pub grants: BTreeMap<String, Grant>,
     /// How many pods have a proxy and may have traffic.
     pub meshed: usize,
     /// Names of EndpointSlices by Service.

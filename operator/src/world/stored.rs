@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use weft_crds::{MeshClusterSpec, MeshPolicySpec, MeshRouteSpec};
 
 use super::namespace::Namespace;
-use super::objects::{Account, Key, MeshObject, Pod, Service, Slice};
+use super::objects::{Account, Grant, Key, MeshObject, Pod, Service, Slice};
 
 /// A kind that the World stores by namespace and name.
 pub(super) trait Stored: PartialEq + Sized {
@@ -81,6 +81,15 @@ impl Stored for Account {
     }
     fn map(namespace: &mut Namespace) -> &mut BTreeMap<String, Self> {
         &mut namespace.accounts
+    }
+}
+
+impl Stored for Grant {
+    fn key(&self) -> &Key {
+        &self.key
+    }
+    fn map(namespace: &mut Namespace) -> &mut BTreeMap<String, Self> {
+        &mut namespace.grants
     }
 }
 

@@ -2,10 +2,12 @@
 
 #![allow(dead_code, reason = "each test uses its own part")]
 
+pub(crate) mod api;
+
 use serde_json::{Value, json};
 use weft_crds::{MeshCluster, MeshPolicy, MeshRoute};
 use weft_operator::world::objects::{RawMeshObject, RawNamespace, RawPod, RawService, RawSlice};
-use weft_operator::world::{Account, Change, Event, Key, Node, World};
+use weft_operator::world::{Account, Change, Event, Grant, Key, Node, World};
 
 /// The objects of a file.
 pub(crate) fn manifests(text: &str) -> Vec<Value> {
@@ -33,13 +35,14 @@ pub(crate) fn applied(manifest: &Value) -> Event {
         "Service" => Event::Service(Change::Apply(read::<RawService>(manifest).into())),
         "Pod" => Event::Pod(Change::Apply(read::<RawPod>(manifest).into())),
         "EndpointSlice" => Event::Slice(Change::Apply(read::<RawSlice>(manifest).into())),
-        "ServiceAccount" => Event::Account(Change::Apply(Account { key: key(manifest) })),
+        "ServiceAccount" => Event::Account(Change::Apply(Account { key: key(manifest), uid: String::new() })),
         "Node" => {
             let zone = manifest["metadata"]["labels"]["topology.kubernetes.io/zone"].as_str().map(str::to_owned);
             Event::Node(Change::Apply(Node { key: key(manifest), zone }))
         }
         "MeshRoute" => Event::Route(Change::Apply(read::<RawMeshObject<MeshRoute>>(manifest).read())),
         "MeshCluster" => Event::Cluster(Change::Apply(read::<RawMeshObject<MeshCluster>>(manifest).read())),
+        "ReferenceGrant" => Event::Grant(Change::Apply(Grant::from(read::<kube::api::DynamicObject>(manifest)))),
         "MeshPolicy" => Event::Policy(Change::Apply(read::<RawMeshObject<MeshPolicy>>(manifest).read())),
         other => panic!("kind {other:?} is not watched"),
     }
@@ -58,6 +61,7 @@ pub(crate) fn deleted(manifest: &Value) -> Event {
         "MeshRoute" => Event::Route(Change::Delete(key)),
         "MeshCluster" => Event::Cluster(Change::Delete(key)),
         "MeshPolicy" => Event::Policy(Change::Delete(key)),
+        "ReferenceGrant" => Event::Grant(Change::Delete(key)),
         other => panic!("kind {other:?} is not watched"),
     }
 }

@@ -1,4 +1,4 @@
-//! The inbound document of a namespace: who may call its pods, and its consumer routes. Consumer routes are routes of
+//! The inbound document of a namespace: which requests its pods accept, and its consumer routes. Consumer routes are routes of
 //! this namespace for Services of other namespaces; they apply only to clients in this namespace.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -8,7 +8,7 @@ use weft_crds::refs::ParentRef;
 use weft_crds::route;
 use weft_crds::status::Reason;
 
-use super::backend::RuleKind;
+use super::backend::{Referrer, RuleKind};
 use super::rule::{rule, stream};
 use crate::compile::diagnostic::Diagnostic;
 use crate::compile::{missing, value};
@@ -82,6 +82,7 @@ pub(super) fn attach<'a>(
     let MeshRouteSpec { parent_refs, http, tls, tcp } = spec;
 
     let key = &route.meta.key;
+    let referrer = Referrer { key, parents: parent_refs };
     let mut unresolved = Vec::new();
     let mut note = |name: &str, found: Vec<(Reason, String)>| {
         unresolved.extend(found.into_iter().map(|(reason, what)| {
@@ -99,7 +100,7 @@ pub(super) fn attach<'a>(
     for (index, rule) in http.iter().enumerate() {
         let name = rule.name.clone().unwrap_or_else(|| index.to_string());
         let mut found = Vec::new();
-        let compiled = self::rule(world, key, &name, rule, &mut found);
+        let compiled = self::rule(world, referrer, &name, rule, &mut found);
         rules.push(compiled.map_err(|message| refused(&name, message))?);
         note(&name, found);
     }
@@ -108,14 +109,14 @@ pub(super) fn attach<'a>(
         let name = name.clone().unwrap_or_else(|| format!("tls-{index}"));
         let mut found = Vec::new();
         let names = value::server_names(matches).map_err(|message| refused(&name, message))?;
-        let compiled = stream(world, key, &name, backend_refs, &mut found);
+        let compiled = stream(world, referrer, &name, backend_refs, &mut found);
         streams.push((compiled.map_err(|message| refused(&name, message))?, names));
         note(&name, found);
     }
     for (index, route::TcpRule { name, backend_refs }) in tcp.iter().enumerate() {
         let name = name.clone().unwrap_or_else(|| format!("tcp-{index}"));
         let mut found = Vec::new();
-        let compiled = stream(world, key, &name, backend_refs, &mut found);
+        let compiled = stream(world, referrer, &name, backend_refs, &mut found);
         streams.push((compiled.map_err(|message| refused(&name, message))?, Vec::new()));
         note(&name, found);
     }

@@ -1,6 +1,7 @@
-//! References of rules to Services and their subsets.
+//! References of rules to Services and their subsets. One to another namespace needs a ReferenceGrant there.
 
 use weft_config::{Backend, BackendTarget, ClusterRef};
+use weft_crds::refs::ParentRef;
 use weft_crds::route;
 use weft_crds::status::Reason;
 
@@ -15,21 +16,64 @@ pub(super) enum RuleKind {
     Stream,
 }
 
+/// The route that a reference is part of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Referrer<'a> {
+    pub(super) key: &'a Key,
+    pub(super) parents: &'a [ParentRef],
+}
+
+// === impl Referrer ===
+
+impl Referrer<'_> {
+    /// The key of a Service in the given namespace; in the route's own one by default.
+    pub(super) fn service(&self, namespace: Option<&str>, name: &str) -> Key {
+        Key::new(namespace.unwrap_or(&self.key.namespace), name)
+    }
+
+    /// Rejects a reference to another namespace that no ReferenceGrant there allows. A consumer route needs none to
+    /// send the requests for a Service to that same Service; if it has other parents too, their clients have not chosen
+    /// that Service. A namespace that does not exist has no Service either,
+    /// which is the better message.
+    fn check_permission(&self, world: &World, service: &Key) -> Result<(), String> {
+        let own = &self.key.namespace;
+        let is_parent = |parent: &ParentRef| self.service(parent.namespace.as_deref(), &parent.name) == *service;
+        if service.namespace == *own
+            || !world.has_namespace(&service.namespace)
+            || self.parents.iter().all(is_parent)
+            || world.grants(own, service)
+        {
+            return Ok(());
+        }
+        let grant = if world.has_grants() {
+            format!(
+                "and no ReferenceGrant there allows MeshRoutes of namespace {own} to refer to it (create one, or move \
+                 the route there)"
+            )
+        } else {
+            "which needs a ReferenceGrant there, and this cluster does not have that kind (install the CRDs of the \
+             Gateway API, or move the route there)"
+                .to_owned()
+        };
+        Err(format!("Service {service} is in another namespace, {grant}"))
+    }
+}
+
 /// A weighted backend. If its reference does not resolve, only its share of requests fails.
 pub(super) fn backend(
     world: &World,
-    route: &Key,
+    route: Referrer<'_>,
     backend: &route::BackendRef,
     kind: RuleKind,
     unresolved: &mut Vec<(Reason, String)>,
 ) -> Backend {
     let route::BackendRef { kind: _, namespace, name, port, subset, weight } = backend;
-    let key = Key::new(namespace.as_deref().unwrap_or(&route.namespace), name);
+    let key = route.service(namespace.as_deref(), name);
     let (while_missing, while_empty) = match kind {
         RuleKind::Http => ("requests to it are answered 500", "requests to it are answered 503"),
         RuleKind::Stream => ("connections to it are closed", "connections to it are closed"),
     };
-    let target = match resolve(world, &key, *port, subset.as_deref(), while_empty, unresolved) {
+    let target = match resolve(world, route, &key, *port, subset.as_deref(), while_empty, unresolved) {
         Ok(target) => BackendTarget::Cluster(target),
         Err((reason, message)) => {
             unresolved.push((reason, format!("{message}: {while_missing}")));
@@ -43,12 +87,15 @@ pub(super) fn backend(
 /// pod.
 pub(super) fn resolve(
     world: &World,
+    route: Referrer<'_>,
     key: &Key,
     port: u16,
     subset: Option<&str>,
     while_empty: &str,
     unresolved: &mut Vec<(Reason, String)>,
 ) -> Result<ClusterRef, (Reason, String)> {
+    // First, so that the condition does not tell whether the Service exists.
+    route.check_permission(world, key).map_err(|message| (Reason::RefNotPermitted, message))?;
     let not_found = |message: String| (Reason::BackendNotFound, message);
     let (Some(namespace), Some(service)) = (world.namespace(&key.namespace), world.service(&key.namespace, &key.name))
     else {

@@ -9,9 +9,9 @@ use weft_config::{
 use weft_crds::route::{self, FilterType, PathModifierType, Scheme};
 use weft_crds::status::Reason;
 
-use super::backend::resolve;
+use super::backend::{Referrer, resolve};
 use crate::compile::value;
-use crate::world::{Key, World};
+use crate::world::World;
 
 const PER_MIN: Duration = Duration::from_secs(1);
 const PER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -35,7 +35,7 @@ pub(super) struct RuleFilters {
 /// resolve are added to `unresolved`.
 pub(super) fn compile(
     world: &World,
-    route: &Key,
+    route: Referrer<'_>,
     filters: &[route::HttpFilter],
     by_prefix: bool,
     unresolved: &mut Vec<(Reason, String)>,
@@ -174,15 +174,15 @@ fn fault(fault: &route::Fault) -> Result<Fault, String> {
 /// A mirror. `None` if its reference does not resolve: requests must not fail because of it.
 fn mirror(
     world: &World,
-    route: &Key,
+    route: Referrer<'_>,
     mirror: &route::RequestMirror,
     unresolved: &mut Vec<(Reason, String)>,
 ) -> Result<Option<Mirror>, String> {
     let route::RequestMirror { backend_ref, percent, fraction, host_suffix } = mirror;
     let route::MirrorRef { kind: _, namespace, name, port, subset } = backend_ref;
     let share = value::fraction(*percent, fraction.as_ref())?;
-    let key = Key::new(namespace.as_deref().unwrap_or(&route.namespace), name);
-    match resolve(world, &key, *port, subset.as_deref(), "nothing is mirrored to it", unresolved) {
+    let key = route.service(namespace.as_deref(), name);
+    match resolve(world, route, &key, *port, subset.as_deref(), "nothing is mirrored to it", unresolved) {
         Ok(target) => Ok(Some(Mirror { target, share, host_suffix: host_suffix.clone() })),
         Err((reason, message)) => {
             unresolved.push((reason, format!("{message}: nothing is mirrored to it")));

@@ -6,10 +6,10 @@ use weft_config::{Action, Hedge, Match, ObjectRef, Retry, Rule, StreamRule};
 use weft_crds::route::{self, FilterType, HttpRule, PathMatchType};
 use weft_crds::status::Reason;
 
-use super::backend::{RuleKind, backend};
+use super::backend::{Referrer, RuleKind, backend};
 use super::filter;
 use crate::compile::value;
-use crate::world::{Key, World};
+use crate::world::World;
 
 const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 const BACKOFF_MIN: Duration = Duration::from_millis(1);
@@ -22,7 +22,7 @@ const HEDGES_MAX: u32 = 3;
 /// Compiles an HTTP rule. References that do not resolve are added to `unresolved`.
 pub(super) fn rule(
     world: &World,
-    route: &Key,
+    route: Referrer<'_>,
     name: &str,
     rule: &HttpRule,
     unresolved: &mut Vec<(Reason, String)>,
@@ -52,7 +52,7 @@ pub(super) fn rule(
         }
     };
     let mut compiled = Rule {
-        route: ObjectRef { namespace: route.namespace.clone(), name: route.name.clone() },
+        route: ObjectRef { namespace: route.key.namespace.clone(), name: route.key.name.clone() },
         name: name.to_owned(),
         request_headers,
         response_headers,
@@ -85,7 +85,7 @@ pub(super) fn rule(
 /// Compiles a TLS or TCP rule.
 pub(super) fn stream(
     world: &World,
-    route: &Key,
+    route: Referrer<'_>,
     name: &str,
     backend_refs: &[route::BackendRef],
     unresolved: &mut Vec<(Reason, String)>,
@@ -95,7 +95,7 @@ pub(super) fn stream(
     }
     let backend = |backend| self::backend(world, route, backend, RuleKind::Stream, unresolved);
     Ok(StreamRule {
-        route: ObjectRef { namespace: route.namespace.clone(), name: route.name.clone() },
+        route: ObjectRef { namespace: route.key.namespace.clone(), name: route.key.name.clone() },
         name: name.to_owned(),
         backends: backend_refs.iter().map(backend).collect(),
     })

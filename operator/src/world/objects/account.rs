@@ -10,12 +10,14 @@ use super::metadata::key;
 pub struct Account {
     /// Namespace and name.
     pub key: Key,
+    /// UID, for Events about it.
+    pub uid: String,
 }
 
 // === impl Account ===
 
 impl From<kube::core::PartialObjectMeta<core::ServiceAccount>> for Account {
     fn from(object: kube::core::PartialObjectMeta<core::ServiceAccount>) -> Self {
-        Self { key: key(&object.metadata) }
+        Self { key: key(&object.metadata), uid: object.metadata.uid.unwrap_or_default() }
     }
 }

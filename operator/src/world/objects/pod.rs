@@ -15,6 +15,9 @@ use super::port::is_tcp;
 /// The service account of pods that name none.
 const DEFAULT_ACCOUNT: &str = "default";
 
+/// The kubelet's annotation on the mirror of a static pod.
+const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
+
 /// A Pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pod {
@@ -44,6 +47,28 @@ pub struct Pod {
     pub node: Option<String>,
     /// Keys of labels that changed since the proxy was injected.
     pub relabelled: BTreeSet<String>,
+    /// Set if it runs without a proxy and could have one: it does not opt out, and is not about to end.
+    pub without_proxy: Option<WithoutProxy>,
+}
+
+/// What there is to know about a pod without a proxy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WithoutProxy {
+    /// Its controller.
+    pub owner: Option<Owner>,
+}
+
+/// The controller that created an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// As in manifests.
+    pub api_version: String,
+    /// As in manifests.
+    pub kind: String,
+    /// Its name, in the object's namespace.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
 }
 
 /// A port that a container declares.
@@ -86,10 +111,16 @@ struct RawPodSpec {
     service_account_name: Option<String>,
     #[serde(default)]
     host_network: bool,
+    os: Option<RawOs>,
     #[serde(default)]
     containers: Vec<RawContainer>,
     #[serde(default)]
     init_containers: Vec<RawContainer>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct RawOs {
+    name: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -199,6 +230,7 @@ impl From<RawPod> for Pod {
             opaque: opaque(&spec),
             host_network: spec.host_network,
             ports: ports(&spec),
+            without_proxy: without_proxy(&metadata, &spec, &status).filter(|_| !has_proxy),
             relabelled: injected_labels(&spec)
                 .map(|injected| changed_keys(&injected, metadata.labels.as_ref()))
                 .unwrap_or_default(),
@@ -207,6 +239,24 @@ impl From<RawPod> for Pod {
             labels: metadata.labels.unwrap_or_default(),
         }
     }
+}
+
+/// Set unless the pod opts out, ends, or is of a sort that is never injected: for Windows, or the mirror of a static
+/// pod.
+fn without_proxy(metadata: &ObjectMeta, spec: &RawPodSpec, status: &RawPodStatus) -> Option<WithoutProxy> {
+    let ends = metadata.deletion_timestamp.is_some() || has_ended(status);
+    let opts_out = label(metadata, names::INJECT_LABEL) == Some("false");
+    let is_mirror = metadata.annotations.as_ref().is_some_and(|all| all.contains_key(MIRROR_ANNOTATION));
+    let is_linux = spec.os.as_ref().is_none_or(|os| os.name == "linux");
+    let owner = metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+    let owner = owner.map(|owner| Owner {
+        api_version: owner.api_version.clone(),
+        kind: owner.kind.clone(),
+        name: owner.name.clone(),
+        uid: owner.uid.clone(),
+    });
+    let found = WithoutProxy { owner };
+    (is_linux && !(ends || opts_out || is_mirror)).then_some(found)
 }
 
 /// The proxy container.
@@ -265,6 +315,10 @@ fn injected_labels(spec: &RawPodSpec) -> Option<BTreeMap<String, String>> {
     serde_json::from_str(variable.value.as_deref()?).ok()
 }
 
+fn has_ended(status: &RawPodStatus) -> bool {
+    matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
+}
+
 /// Keys of labels whose values differ between injection and now.
 fn changed_keys(injected: &BTreeMap<String, String>, now: Option<&BTreeMap<String, String>>) -> BTreeSet<String> {
     let value = |key: &str| now.and_then(|labels| labels.get(key));
@@ -276,7 +330,7 @@ fn changed_keys(injected: &BTreeMap<String, String>, now: Option<&BTreeMap<Strin
 
 impl From<&RawPodStatus> for Readiness {
     fn from(status: &RawPodStatus) -> Self {
-        if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+        if has_ended(status) {
             return Self::NotReady;
         }
         let condition = |kind: &str| status.conditions.iter().find(|condition| condition.kind == kind);

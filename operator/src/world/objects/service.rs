@@ -22,6 +22,8 @@ const SERVICE_PROXY_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 pub struct Service {
     /// Namespace and name.
     pub key: Key,
+    /// UID, for Events about it.
+    pub uid: String,
     /// ClusterIPs, the primary family first; empty for a headless Service.
     pub addresses: Vec<IpAddr>,
     /// Is of type ExternalName.
@@ -167,6 +169,7 @@ impl From<RawService> for Service {
         ports.sort_by_key(|port| port.port);
         Self {
             key: key(&metadata),
+            uid: metadata.uid.clone().unwrap_or_default(),
             addresses,
             external: kind.as_deref() == Some("ExternalName"),
             selector,

@@ -1,0 +1,18 @@
+//! Kubernetes Events: what `kubectl describe` and `kubectl events` show about an object.
+//!
+//! ```text
+//! conditions before and after a write ──condition──┐
+//! pods of a namespace, those already told ──pod────┴──> Events ──Recorder (bounded, limited)──> API server
+//! ```
+//!
+//! [`condition`] and [`pod`] decide which Events there are, and `budget` how many; all three are pure. [`Recorder`]
+//! writes them, in a task of its own: a slow API server delays no reconciliation.
+
+mod budget;
+pub mod condition;
+mod event;
+pub mod pod;
+mod recorder;
+
+pub use event::{Event, Object, Severity};
+pub use recorder::Recorder;

@@ -1,0 +1,102 @@
+//! An API server that only keeps what it gets.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use kube::{Client, Config};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Objects by path, and the requests: method and path.
+#[derive(Default)]
+pub(crate) struct Api {
+    pub(crate) objects: HashMap<String, Value>,
+    pub(crate) requests: Vec<String>,
+}
+
+impl Api {
+    /// Status and object; `None`: never.
+    fn answer(&mut self, method: &str, path: &str, body: &[u8]) -> Option<(u16, Value)> {
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        let path = path.to_owned();
+        self.requests.push(format!("{method} {path}"));
+        let status = |code: u16, reason: &str| {
+            Some((
+                code,
+                json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": reason}),
+            ))
+        };
+        match method {
+            "POST" => {
+                let object: Value = serde_json::from_slice(body).expect("an object");
+                let key = format!("{path}/{}", object["metadata"]["name"].as_str().expect("a name"));
+                if self.objects.contains_key(&key) {
+                    return status(409, "AlreadyExists");
+                }
+                self.objects.insert(key, object.clone());
+                Some((201, object))
+            }
+            "PATCH" => {
+                let patch: Value = serde_json::from_slice(body).expect("a patch");
+                let object = self.objects.get_mut(&path).expect("an object to patch");
+                object["series"] = patch["series"].clone();
+                Some((200, object.clone()))
+            }
+            _ => match self.objects.get(&path) {
+                Some(_) if query.contains("watch=") => None,
+                Some(object) => Some((200, object.clone())),
+                None => status(404, "NotFound"),
+            },
+        }
+    }
+}
+
+async fn serve(stream: TcpStream, api: Arc<Mutex<Api>>) -> std::io::Result<()> {
+    let mut stream = BufReader::new(stream);
+    loop {
+        let (mut first, mut length) = (String::new(), 0);
+        if stream.read_line(&mut first).await? == 0 {
+            return Ok(());
+        }
+        loop {
+            let mut line = String::new();
+            stream.read_line(&mut line).await?;
+            if line.trim().is_empty() {
+                break;
+            }
+            if let Some((_, value)) =
+                line.split_once(':').filter(|(name, _)| name.eq_ignore_ascii_case("content-length"))
+            {
+                length = value.trim().parse().expect("a number");
+            }
+        }
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body).await?;
+        let mut words = first.split(' ');
+        let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        let answer = api.lock().expect("not poisoned").answer(method, path, &body);
+        let Some((code, answer)) = answer else { return std::future::pending().await };
+        let answer = answer.to_string();
+        let head = format!(
+            "HTTP/1.1 {code} x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{answer}",
+            answer.len()
+        );
+        stream.write_all(head.as_bytes()).await?;
+    }
+}
+
+/// Starts a server with these objects, and a client for it.
+pub(crate) async fn start(objects: HashMap<String, Value>) -> (Arc<Mutex<Api>>, Client) {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let api = Arc::new(Mutex::new(Api { objects, requests: Vec::new() }));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("bound"));
+    let served = api.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(serve(stream, served.clone()));
+        }
+    });
+    (api, Client::try_from(Config::new(url.parse().expect("a URL"))).expect("a client"))
+}
