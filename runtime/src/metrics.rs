@@ -85,11 +85,13 @@ fn status_bytes(name: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::time::{SystemTime, UNIX_EPOCH};
 
     use prometheus_client::encoding::text;
 
     use super::*;
+    use crate::reference::{check, metrics_table};
 
     #[test]
     fn every_process_has_build_and_process_metrics() {
@@ -109,6 +111,12 @@ mod tests {
         assert!((3.0..value("process_max_fds")).contains(&value("process_open_fds")), "{page}");
         let (resident, size) = (value("process_resident_memory_bytes"), value("process_virtual_memory_bytes"));
         assert!(1e5 < resident && resident <= size, "{resident} of {size}");
+    }
+
+    #[test]
+    fn page_of_metrics_lists_those_of_every_process() {
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/metrics.md");
+        check(&page, "process", &metrics_table(&registry("proxy", "0.0.0")));
     }
 
     #[test]
