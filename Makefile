@@ -88,6 +88,7 @@ gen: ## generate the CRDs from their Rust types
 golden: ## update the expected files of golden tests and the generated references; review the diff as code
 	@WEFT_BLESS=1 $(cargo) test $(profile) --package weft-operator --package weft-injector --package weft-init
 	@WEFT_BLESS=1 $(cargo) test $(profile) --package weft-e2e --test values
+	@WEFT_BLESS=1 $(cargo) test $(profile) --package weft-runtime --package weft-proxy --lib page_of_
 
 deny: ## check licences, bans and sources of dependencies, and advisories if their database can be reached
 	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny

@@ -148,7 +148,7 @@ impl Namespace {
                 let metrics = Metrics::parse(&page);
                 let sum = |metric: &str| metrics.sum(metric, &[]);
                 let http1 = metrics.sum("weft_upstream_connections_open", &[("protocol", "http1")]);
-                let connections = sum("weft_upstream_connections_open") + sum("weft_connections_open");
+                let connections = sum("weft_upstream_connections_open") + sum("weft_downstream_connections_open");
                 let held = [
                     ("requests", sum("weft_requests_in_flight")),
                     ("streams", sum("weft_http2_streams_open")),

@@ -372,7 +372,7 @@ fn edited_config_map_is_rejected_and_repaired() -> Result<()> {
         route_in_force(ns, &client, "echo", TO_V1)?;
         let (exports, name) = (exports()?, format!("x.{}", ns.name));
         let refused = |metrics: &Metrics| -> f64 {
-            metrics.with_prefix("weft_config_refusals").iter().map(|sample| sample.value).sum()
+            metrics.with_prefix("weft_config_rejections").iter().map(|sample| sample.value).sum()
         };
         let before = (refused(&proxy_metrics(ns, "client")?), exports.get("configmap", &name)?);
         let load = client.load("http://echo:9080/").rate(100).duration(Duration::from_secs(10)).start()?;

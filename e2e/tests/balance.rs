@@ -37,7 +37,7 @@ fn one_pod_is_excluded(ns: &Namespace, client: &Client) -> Result<()> {
     eventually("the unhealthy pod to be found", SOON, || {
         // Only clusters in use are checked.
         client.get("http://echo:9080/").send()?.expect_status(200)?;
-        let unhealthy = proxy_metrics(ns, "client")?.sum("weft_endpoints_unwell", &[]);
+        let unhealthy = proxy_metrics(ns, "client")?.sum("weft_endpoints_unhealthy", &[]);
         ensure!(unhealthy == 1.0, "{unhealthy} pods are unhealthy");
         Ok(())
     })?;
@@ -59,7 +59,7 @@ fn failing_pod_is_ejected() -> Result<()> {
             report.expect_none_failed(100)?;
             // Checks that the proxy knows the pod already.
             let metrics = proxy_metrics(ns, "client")?;
-            let ejections = metrics.sum("weft_outlier_ejections_total", &[("reason", "consecutive-5xx")]);
+            let ejections = metrics.sum("weft_outlier_ejections_total", &[("detector", "consecutive-5xx")]);
             let ejected = metrics.sum("weft_endpoints_ejected", &[]);
             ensure!(ejections >= 1.0 && ejected >= 1.0, "{:?}", metrics.with_prefix("weft_outlier"));
             Ok(())
@@ -112,7 +112,7 @@ fn each_outlier_detector_ejects_a_failing_pod() -> Result<()> {
             )?;
             let count = || {
                 Ok::<f64, anyhow::Error>(
-                    proxy_metrics(ns, "client")?.sum("weft_outlier_ejections_total", &[("reason", signal)]),
+                    proxy_metrics(ns, "client")?.sum("weft_outlier_ejections_total", &[("detector", signal)]),
                 )
             };
             let before = count()?;
@@ -307,7 +307,7 @@ fn http_health_checks_exclude_unhealthy_pods() -> Result<()> {
             cluster(ns, &format!("  loadBalancer: {{panicThreshold: {threshold}}}\n  {none_healthy}\n"))?;
             eventually(&format!("{status} with a threshold of {threshold} %"), SOON, || {
                 let answer = client.get("http://echo:9080/").send()?.expect_status(status)?;
-                let unhealthy = proxy_metrics(ns, "client")?.sum("weft_endpoints_unwell", &[]);
+                let unhealthy = proxy_metrics(ns, "client")?.sum("weft_endpoints_unhealthy", &[]);
                 ensure!(unhealthy == 2.0, "{unhealthy} pods are unhealthy");
                 ensure!(status == 200 || answer.reason() == Some("no-endpoints"), "{answer:?}");
                 Ok(())
@@ -329,7 +329,7 @@ fn grpc_health_checks_exclude_unhealthy_pods() -> Result<()> {
             report.expect_none_failed(100)?;
             ensure!(report.share("v1") == 1.0, "{}", report.summary());
             // Checks that the proxy knows the pod already.
-            let unhealthy = proxy_metrics(ns, "client")?.sum("weft_endpoints_unwell", &[]);
+            let unhealthy = proxy_metrics(ns, "client")?.sum("weft_endpoints_unhealthy", &[]);
             ensure!(unhealthy == 1.0, "{unhealthy} pods are unhealthy");
             Ok(())
         })

@@ -1,5 +1,6 @@
 //! The charts, with the real Helm and the cluster's real admission.
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -8,6 +9,7 @@ use weft_e2e::Cluster;
 use weft_e2e::cluster::checkout;
 use weft_e2e::install::{self, SYSTEM, helm_offline, helm_refused};
 use weft_e2e::kubectl::Kubectl;
+use weft_e2e::metrics::Metrics;
 use weft_e2e::namespace::{Mesh, Namespace, READY, in_mesh};
 
 const CHARTS: [&str; 2] = ["charts/weft-crds", "charts/weft"];
@@ -304,6 +306,25 @@ fn installed_control_plane_is_ready() -> Result<()> {
         let crd = format!("crd/{kind}.weft.dev");
         Kubectl::new(Cluster::get()?).wait(&crd, "condition=Established", READY)?;
     }
+    Ok(())
+}
+
+#[test]
+fn control_plane_has_build_and_process_metrics() -> Result<()> {
+    let system = Kubectl::within(Cluster::get()?, SYSTEM);
+    let mut components = BTreeSet::new();
+    for pod in system.list("pods", "app.kubernetes.io/part-of=weft")? {
+        let metrics =
+            Metrics::parse(&system.pod_get(pod["metadata"]["name"].as_str().context("a name")?, 15020, "metrics")?);
+        for sample in metrics.with_prefix("weft_build_info") {
+            components.insert(sample.labels["component"].clone());
+        }
+        for metric in ["process_cpu_seconds_total", "process_start_time_seconds", "process_max_fds"] {
+            ensure!(metrics.sum(metric, &[]) > 0.0, "{metric}: {:?}", metrics.with_prefix("process"));
+        }
+    }
+    let expected = ["injector", "operator"].map(str::to_owned).into();
+    ensure!(components == expected, "{components:?}");
     Ok(())
 }
 

@@ -245,17 +245,22 @@ fn corrupt_configuration_is_reported_until_repaired() -> Result<()> {
         route_in_force(ns, &client, "echo", TO_V1)?;
         let exports = Kubectl::within(Cluster::get()?, "weft-config");
         let readiness = || ns.pod_get(&ns.pod_of("client")?, 15021, "readyz");
-        let stale = || Ok::<f64, anyhow::Error>(proxy_metrics(ns, "client")?.sum("weft_config_troubled", &[]));
+        let stale = || Ok::<f64, anyhow::Error>(proxy_metrics(ns, "client")?.sum("weft_config_documents_stale", &[]));
+        let document = format!("x.{}", ns.name);
+        let age = || {
+            let labels = [("document", document.as_str())];
+            Ok::<f64, anyhow::Error>(proxy_metrics(ns, "client")?.sum("weft_config_age_seconds", &labels))
+        };
         let (text, before) = (readiness()?, stale()?);
         ensure!(text.contains("generation") && !text.contains("newest:"), "before the patch /readyz says: {text}");
-        ensure!(before == 0.0, "before the patch the metric is {before}");
+        ensure!(before == 0.0 && age()? == 0.0, "before the patch the metrics are {before} and {}", age()?);
         without("operator", || {
             let patch = r#"{"data":{"header":"{}"}}"#;
             exports.run(&["patch", "configmap", &format!("x.{}", ns.name), "--type=merge", "-p", patch])?;
             eventually("the proxy to report the rejected configuration", SOON, || {
                 let text = readiness()?;
                 ensure!(text.contains(&ns.name) && text.contains("newest:"), "/readyz says: {text}");
-                ensure!(stale()? == 1.0, "the metric is {}", stale()?);
+                ensure!(stale()? == 1.0 && age()? > 0.0, "the metrics are {} and {}", stale()?, age()?);
                 Ok(())
             })?;
             let report = client.load("http://echo:9080/").requests(300).run()?;
@@ -265,7 +270,7 @@ fn corrupt_configuration_is_reported_until_repaired() -> Result<()> {
         })?;
         eventually("the operator to repair it", SOON, || {
             let text = readiness()?;
-            ensure!(!text.contains("newest:") && stale()? == 0.0, "/readyz says: {text}");
+            ensure!(!text.contains("newest:") && stale()? == 0.0 && age()? == 0.0, "/readyz says: {text}");
             Ok(())
         })
     })

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use weft_e2e::mesh::proxy_metrics;
 use weft_e2e::namespace::{Namespace, READY, SOON, in_mesh};
 use weft_e2e::traffic::{Client, Request};
 use weft_e2e::wait::{eventually, eventually_every};
@@ -295,6 +296,35 @@ fn http_allow_rules_deny_opaque_tcp() -> Result<()> {
         eventually("the connection to be refused", SOON, || {
             let answer = client.tcp("db:3306", &ping)?;
             ensure!(answer.error.is_some() && answer.received.is_empty(), "{answer:?}");
+            Ok(())
+        })
+    })
+}
+
+#[test]
+fn denials_are_counted_and_logged_on_both_sides() -> Result<()> {
+    in_mesh("policy-telemetry", |ns| {
+        let client = echo(ns)?;
+        let rules = "    - {action: Deny, paths: [{type: Exact, value: /secret}]}\n";
+        let request = client.get("http://echo:9080/secret").header("x-request-id", "denied-7");
+        policy_in_force(ns, SERVICE, rules, &request)?;
+        let service = format!("{}/echo:9080", ns.name);
+        for (app, metric, error) in [
+            ("echo", "http_server_request_duration_seconds_count", "policy-denied"),
+            ("client", "http_client_request_duration_seconds_count", "403"),
+        ] {
+            let labels = [("service", service.as_str()), ("error_type", error), ("http_response_status_code", "403")];
+            eventually(&format!("the proxy of {app} to count the denial"), SOON, || {
+                let metrics = proxy_metrics(ns, app)?;
+                ensure!(metrics.sum(metric, &labels) >= 1.0, "{:?}", metrics.with_prefix(metric));
+                Ok(())
+            })?;
+        }
+        let reason = "\"upstream_reason\":\"policy-denied\"";
+        eventually("the client's proxy to log the reason of the server's", SOON, || {
+            let log = ns.run(&["logs", &ns.pod_of("client")?, "--container", "weft-proxy", "--tail=50"])?;
+            let line = log.lines().find(|line| line.contains(reason) && line.contains("\"request_id\":\"denied-7\""));
+            ensure!(line.is_some(), "{log}");
             Ok(())
         })
     })

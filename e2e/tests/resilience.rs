@@ -154,7 +154,7 @@ fn overloaded_proxy_refuses_requests_and_survives() -> Result<()> {
         let mut percent: f64 = 0.0;
         eventually("the proxy to refuse", READY, || {
             let metrics = proxy_metrics(ns, "echo")?;
-            percent = percent.max(metrics.sum("weft_memory_percent", &[]));
+            percent = percent.max(metrics.sum("weft_memory_utilization_ratio", &[]) * 100.0);
             ensure!(percent >= 95.0, "{percent} % of the memory limit is in use");
             Ok(())
         })?;

@@ -89,7 +89,8 @@ fn connect_tunnels_need_a_route() -> Result<()> {
         let source = format!("MeshRoute/{}/echo/tunnel", ns.name);
         eventually("the tunnel to be counted", SOON, || {
             let metrics = proxy_metrics(ns, "client")?;
-            let opened = metrics.sum("weft_requests_total", &[("source", &source), ("status", "200")]);
+            let opened =
+                metrics.sum("weft_requests_total", &[("source", &source), ("http_response_status_code", "200")]);
             ensure!(opened == 1.0, "{:?}", metrics.with_prefix("weft_requests"));
             Ok(())
         })?;

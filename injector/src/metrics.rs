@@ -1,4 +1,5 @@
-//! The injector's metrics. Label values are bounded: outcomes and reasons are closed lists.
+//! The injector's metrics. Label values are bounded: outcomes and reasons are closed lists. docs/reference/metrics.md is
+//! generated from them.
 
 use std::sync::Arc;
 
@@ -56,16 +57,41 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// A registry with all of them.
+    /// A registry with all of them, and with those of the process.
     pub fn registry(&self) -> Arc<Registry> {
-        let mut registry = Registry::with_prefix("weft_injector");
+        let mut registry = weft_runtime::metrics::registry("injector", env!("CARGO_PKG_VERSION"));
+        self.register(&mut registry);
+        Arc::new(registry)
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        let registry = registry.sub_registry_with_prefix("weft_injector");
         let Self { reviews, warning_reviews, duration, certificate_expiry } = self.clone();
         registry.register("reviews", "Admission reviews of pods answered, by outcome and reason", reviews);
         let help = "Admission reviews of workloads and namespaces answered, by whether their author was warned";
         registry.register("warning_reviews", help, warning_reviews);
         registry.register_with_unit("review_duration", "Duration of admission reviews", Unit::Seconds, duration);
-        let help = "Expiry of the webhook's certificate, in seconds since 1970";
-        registry.register("certificate_expiry_timestamp_seconds", help, certificate_expiry);
-        Arc::new(registry)
+        let help = "Expiration time of the webhook's certificate, in seconds since 1970";
+        registry.register("webhook_certificate_expiration_timestamp_seconds", help, certificate_expiry);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use weft_runtime::reference::{check, metrics_table};
+
+    use super::*;
+
+    #[test]
+    fn page_of_metrics_lists_those_of_the_injector() {
+        let metrics = Metrics::default();
+        drop(metrics.reviews.get_or_create(&Review { outcome: "injected", reason: "" }));
+        drop(metrics.warning_reviews.get_or_create(&WarningReview { outcome: "warned" }));
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/metrics.md");
+        let mut registry = Registry::default();
+        metrics.register(&mut registry);
+        check(&page, "injector", &metrics_table(&registry));
     }
 }

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Api, Client};
-use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
@@ -60,7 +59,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
     config.write_timeout = Some(SEND_MAX);
     let client = Client::try_from(config).map_err(Error::Client)?;
 
-    let mut registry = Registry::default();
+    let mut registry = weft_runtime::metrics::registry("operator", env!("CARGO_PKG_VERSION"));
     let metrics = Metrics::register(&mut registry);
     let readiness = Readiness::default();
     let listener = TcpListener::bind(admin).await.map_err(|error| Error::Admin(admin, error))?;

@@ -1,4 +1,4 @@
-//! The operator's metrics: all names, labels and help texts.
+//! The operator's metrics: all names, labels and help texts. docs/reference/metrics.md is generated from them.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, AtomicU64};
@@ -26,7 +26,7 @@ pub struct Metrics {
     pub leader: Gauge,
     pub watch_restarts: Family<KindLabel, Counter>,
     pub last_sync: Gauge<f64, AtomicU64>,
-    pub document_bytes_max: Family<KindLabel, Gauge<i64, AtomicI64>>,
+    pub document_bytes_max: Family<DocumentLabel, Gauge<i64, AtomicI64>>,
     pub webhook_certificate_expiry: Gauge,
 }
 
@@ -44,6 +44,13 @@ pub struct NotReadyLabels {
     pub kind: &'static str,
     /// Reason of the condition Ready; `Pending` without one.
     pub reason: String,
+}
+
+/// Label `document`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DocumentLabel {
+    /// `export`, `inbound` or `index`.
+    pub document: &'static str,
 }
 
 /// Label `outcome`.
@@ -114,17 +121,17 @@ impl Metrics {
         );
         registry.register(
             "last_sync_timestamp_seconds",
-            "Time when all documents were last up to date",
+            "Time when all documents were last up to date, in seconds since 1970",
             metrics.last_sync.clone(),
         );
         registry.register(
-            "document_bytes_max",
-            "Size of the largest stored document in bytes, by document",
+            "largest_document_bytes",
+            "Size of the largest stored document in bytes",
             metrics.document_bytes_max.clone(),
         );
         registry.register(
-            "webhook_certificate_expiry_timestamp_seconds",
-            "Expiry time of the webhook's certificate",
+            "webhook_certificate_expiration_timestamp_seconds",
+            "Expiration time of the webhook's certificate, in seconds since 1970",
             metrics.webhook_certificate_expiry.clone(),
         );
         metrics
@@ -143,5 +150,34 @@ impl Metrics {
     /// Counts the write of a document.
     pub fn wrote(&self, document: &'static str, outcome: &'static str) {
         self.writes.get_or_create(&WriteLabel { document, outcome }).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use weft_runtime::reference::{check, metrics_table};
+
+    use super::*;
+
+    #[test]
+    fn page_of_metrics_lists_those_of_the_operator() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let (kind, outcome) = (KindLabel { kind: "services".to_owned() }, OutcomeLabel { outcome: "written" });
+        drop(metrics.objects.get_or_create(&kind));
+        drop(metrics.watch_restarts.get_or_create(&kind));
+        drop(metrics.document_bytes_max.get_or_create(&DocumentLabel { document: "export" }));
+        drop(metrics.status_writes.get_or_create(&outcome));
+        drop(metrics.events.get_or_create(&outcome));
+        drop(
+            metrics
+                .objects_not_ready
+                .get_or_create(&NotReadyLabels { kind: "MeshRoute", reason: "Pending".to_owned() }),
+        );
+        metrics.wrote("export", "written");
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/metrics.md");
+        check(&page, "operator", &metrics_table(&registry));
     }
 }

@@ -15,7 +15,6 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
-use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::runtime;
 use tokio::task::LocalSet;
@@ -24,7 +23,7 @@ use tokio_util::task::TaskTracker;
 use weft_codec::Tick;
 use weft_runtime::admin::{self, Admin};
 use weft_runtime::readiness::Readiness;
-use weft_runtime::{log, signal};
+use weft_runtime::{log, metrics as process_metrics, signal};
 
 use crate::bootstrap::{Bootstrap, Source as SourceChoice};
 use crate::direction::Direction;
@@ -32,8 +31,9 @@ use crate::filter::rate_limit::Limiters;
 use crate::memory::{self, Memory};
 use crate::table::source::Source;
 use crate::table::updater::Updater;
-use crate::telemetry::alive;
-use crate::telemetry::metrics::{ConfigMetrics, Metrics};
+use crate::telemetry::config::ConfigMetrics;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::{alive, sweep};
 use crate::upstream::health;
 use crate::upstream::shared_cluster::SharedClusters;
 use crate::worker::{Shared, Worker};
@@ -96,11 +96,10 @@ pub async fn start(
         cgroup,
         ..
     } = bootstrap;
-    let mut registry = Registry::default();
+    let mut registry = process_metrics::registry("proxy", env!("CARGO_PKG_VERSION"));
     alive::register(&mut registry);
-    let weft = registry.sub_registry_with_prefix("weft");
-    let metrics = Metrics::new(weft);
-    let config_metrics = ConfigMetrics::new(weft);
+    let metrics = Metrics::new(&mut registry);
+    let config_metrics = ConfigMetrics::new(&mut registry);
     let memory = Arc::new(Memory::new(&cgroup));
     tokio::spawn(memory::run(memory.clone(), metrics.memory.clone()));
     let readiness = Readiness::default();
@@ -163,6 +162,7 @@ pub async fn start(
         started: Tick::now(),
     });
     tokio::spawn(health::run(shared.clone()));
+    tokio::spawn(sweep::run(shared.clone()));
     let sockets = outbound.sockets.into_iter().zip(inbound.sockets);
     let workers = sockets
         .enumerate()

@@ -9,7 +9,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::direction::Direction;
 use crate::orig_dst::original_destination;
-use crate::telemetry::metrics::Open;
+use crate::telemetry::handles::Open;
 use crate::worker::Worker;
 
 /// A downstream connection. It counts as open until the last request and the last tunnel on it are over.

@@ -125,18 +125,22 @@ async fn connect_if_allowed(downstream: &Downstream) -> Option<TcpStream> {
 async fn relay_tcp(downstream: &Rc<Downstream>, stream: Prefixed, upstream: Option<TcpStream>) {
     let (shared, destination) = (&downstream.worker.shared, downstream.destination);
     let mut log = ConnectionLog::new(downstream);
+    // Not kept for as long as the connection lasts.
+    let table = shared.store.load();
+    log.cluster = table.own_services.get(&destination.port()).cloned();
+    let denied = match table.inbound.policies.check_tcp(destination.port()) {
+        PolicyVerdict::Allowed => None,
+        PolicyVerdict::Denied(rule) | PolicyVerdict::NotAllowed(rule) => Some(rule.clone()),
+    };
+    drop(table);
     if shared.memory.is_exhausted() {
         log.reason = Some(Reason::Overload);
         return access::connection(log);
     }
-    let inbound = shared.store.load().inbound.clone();
-    match inbound.policies.check_tcp(destination.port()) {
-        PolicyVerdict::Allowed => {}
-        PolicyVerdict::Denied(rule) | PolicyVerdict::NotAllowed(rule) => {
-            log.rule_name = Some(rule.clone());
-            log.reason = Some(Reason::PolicyDenied);
-            return access::connection(log);
-        }
+    if denied.is_some() {
+        log.rule_name = denied;
+        log.reason = Some(Reason::PolicyDenied);
+        return access::connection(log);
     }
     let upstream = match upstream {
         Some(upstream) => Ok(upstream),
@@ -161,6 +165,8 @@ async fn respond(downstream: Rc<Downstream>, request: Box<Request<Incoming>>) ->
 
 async fn send_to_application(request: Box<Request<Incoming>>, guard: &mut RequestGuard) -> Reply {
     let destination = guard.log.downstream.destination;
+    let table = guard.worker().shared.store.load();
+    guard.log.cluster = table.own_services.get(&destination.port()).cloned();
     if guard.worker().shared.memory.is_exhausted() {
         return Err(Answer::overload());
     }
@@ -169,7 +175,8 @@ async fn send_to_application(request: Box<Request<Incoming>>, guard: &mut Reques
         return Err(Answer::new(Reason::ConnectRefused, text));
     }
     head::check(&request).map_err(Answer::bad_request)?;
-    let inbound = guard.worker().shared.store.load().inbound.clone();
+    let inbound = table.inbound.clone();
+    drop(table);
     check_policies(&inbound.policies, &request, guard)?;
     let plan = Plan {
         // The path stays as it came: policies allow every reading of it.
@@ -198,7 +205,7 @@ fn check_policies(
         PolicyVerdict::Denied(rule) => (rule, "a policy denies the request"),
         PolicyVerdict::NotAllowed(rule) => (rule, "no policy allows the request"),
     };
-    guard.set_rule(0, rule);
+    guard.set_rule(rule);
     let text = match judged.reading {
         Some(reading) if reading.len() <= READING_BYTES_MAX && reading != head.path => {
             format!("{text}: its path can be read as {reading}")

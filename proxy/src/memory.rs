@@ -135,8 +135,8 @@ impl Memory {
     }
 }
 
-/// Refreshes `memory` forever.
-pub(crate) async fn run(memory: Arc<Memory>, gauge: Gauge) {
+/// Refreshes `memory` forever, and sets `gauge` to the used share of the limit.
+pub(crate) async fn run(memory: Arc<Memory>, gauge: Gauge<f64, AtomicU64>) {
     let mut below_limit_since = Instant::now();
     loop {
         let percent = memory.refresh();
@@ -144,7 +144,7 @@ pub(crate) async fn run(memory: Arc<Memory>, gauge: Gauge) {
             below_limit_since = Instant::now();
         }
         memory.paused_too_long.store(below_limit_since.elapsed() >= PAUSE_MAX, Ordering::Relaxed);
-        gauge.set(i64::from(percent));
+        gauge.set(f64::from(percent) / 100.0);
         let wakers = std::mem::take(&mut *memory.wakers.lock().unwrap_or_else(PoisonError::into_inner));
         wakers.into_iter().for_each(Waker::wake);
         tokio::time::sleep(if percent < NEAR_PERCENT { PERIOD } else { PERIOD_NEAR }).await;

@@ -92,6 +92,11 @@ impl Policies {
         Ok(Self { rules, protected })
     }
 
+    /// The names of all rules.
+    pub(crate) fn rule_names(&self) -> impl Iterator<Item = &str> {
+        self.rules.iter().map(|rule| rule.name.text.as_str())
+    }
+
     /// Checks an HTTP request to a port.
     pub(crate) fn check_request(
         &self,

@@ -22,7 +22,8 @@ use crate::memory::Memory;
 use crate::table::Cluster;
 use crate::table::store::Store;
 use crate::telemetry::alive;
-use crate::telemetry::metrics::{Handles, Metrics};
+use crate::telemetry::handles::Handles;
+use crate::telemetry::metrics::Metrics;
 use crate::upstream::cluster::ClusterState;
 use crate::upstream::endpoint::Endpoint;
 use crate::upstream::shared_cluster::SharedClusters;
@@ -86,7 +87,7 @@ impl Worker {
     pub(crate) fn new(shared: Arc<Shared>, number: u64) -> Rc<Self> {
         let seed = number ^ u64::from(std::process::id()) << 16;
         let worker = Rc::new(Self {
-            handles: Handles::new(shared.metrics.clone()),
+            handles: Handles::new(shared.metrics.clone(), shared.tls.is_some()),
             shared,
             rng: RefCell::new(Rng::new(seed)),
             shadows_in_flight: Cell::new(0),

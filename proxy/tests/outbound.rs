@@ -36,6 +36,8 @@ mod retry;
 mod services;
 #[path = "outbound/streams.rs"]
 mod streams;
+#[path = "outbound/telemetry.rs"]
+mod telemetry;
 #[path = "outbound/tunnel.rs"]
 mod tunnel;
 
@@ -56,6 +58,10 @@ impl Proxy {
 
     /// Starts a proxy in a pod with a known node, zone and the like.
     async fn start_in(test: &str, pod: Pod) -> Self {
+        Self::start_with(test, pod, AccessLog::Off).await
+    }
+
+    async fn start_with(test: &str, pod: Pod, access_log: AccessLog) -> Self {
         let folder = std::env::temp_dir().join(format!("weft-proxy-{test}-{}", std::process::id()));
         let cache = folder.join("cache");
         std::fs::create_dir_all(&cache).expect("a folder");
@@ -73,7 +79,7 @@ impl Proxy {
             classic: false,
             drain: Duration::from_secs(5),
             log: ("info".into(), "text".into()),
-            access_log: AccessLog::Off,
+            access_log,
             cgroup: folder.join("cgroup"),
         };
         let stop = CancellationToken::new();
@@ -636,7 +642,7 @@ async fn failing_endpoints_are_ejected() {
     let (_, page) = proxy.get(proxy.metrics, "/metrics").await;
     let name = format!("shop/reviews:{}", proxy.address.port());
     for line in [
-        format!("weft_outlier_ejections_total{{service=\"{name}\",reason=\"consecutive-5xx\"}} 1"),
+        format!("weft_outlier_ejections_total{{service=\"{name}\",detector=\"consecutive-5xx\"}} 1"),
         format!("weft_endpoints_ejected{{service=\"{name}\"}} 1"),
     ] {
         assert!(page.lines().any(|printed| printed == line), "{line} is not in {page}");
@@ -724,7 +730,7 @@ async fn health_checks_remove_unhealthy_endpoints() {
     };
     let endpoints = [(v1, ""), (v2, "")];
     proxy.configure(None, "http", &endpoints, settings(json!({"http": {"path": "/health"}}))).await;
-    let name = format!("weft_endpoints_unwell{{service=\"shop/reviews:{}\"}}", proxy.address.port());
+    let name = format!("weft_endpoints_unhealthy{{service=\"shop/reviews:{}\"}}", proxy.address.port());
     let await_unhealthy = async |count: u32| {
         for _ in 0..300 {
             proxy.send("GET", "/", &[], "").await;
@@ -777,7 +783,7 @@ async fn overload_refuses_requests_when_memory_is_short() {
     proxy.send("GET", "/", &[], "").await;
     assert_eq!(seen.requests.load(Ordering::SeqCst), before, "the refused request does not reach the backend");
     used(98);
-    while !proxy.get(proxy.metrics, "/metrics").await.1.contains("weft_memory_percent 98") {
+    while !proxy.get(proxy.metrics, "/metrics").await.1.contains("weft_memory_utilization_ratio 0.98") {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let waiting = tokio::spawn(get_status(proxy.address));

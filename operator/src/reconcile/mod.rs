@@ -27,7 +27,7 @@ use crate::apply;
 use crate::compile::{self, Compiled};
 use crate::events::{self, Recorder};
 use crate::lease;
-use crate::metrics::{KindLabel, Metrics, OutcomeLabel};
+use crate::metrics::{DocumentLabel, KindLabel, Metrics, OutcomeLabel};
 use crate::render::{self, Body, Plan, Published};
 use crate::status::{self, Delivery};
 use crate::world::{Access, AccessKind, Change, Document, DocumentKind, Event, Key, ObjectId, WatchedKind};
@@ -252,7 +252,7 @@ impl Reconciler {
                     let gauge = self
                         .metrics
                         .document_bytes_max
-                        .get_or_create(&KindLabel { kind: kind.as_str().to_owned() })
+                        .get_or_create(&DocumentLabel { document: kind.as_str() })
                         .clone();
                     gauge.set(gauge.get().max(i64::try_from(bytes).unwrap_or(i64::MAX)));
                     state.delivery.insert(slot.clone(), Delivery::Written(delivered(kind, &scope, &next)));

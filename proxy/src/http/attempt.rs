@@ -15,10 +15,10 @@ use tokio::time::Instant;
 use weft_balance::outlier::Outcome;
 
 use super::drain::drain;
-use super::head::{ProtectedHeaders, is_grpc};
+use super::head::{GRPC_STATUS, ProtectedHeaders, is_grpc};
 use super::incoming::Incoming;
 use super::request_body::SharedBody;
-use super::respond::{GRPC_STATUS, http_status};
+use super::respond::http_status;
 use crate::affinity::Affinity;
 use crate::reason::{Reason, UNPROCESSED};
 use crate::table::route::{Retry, Rule};

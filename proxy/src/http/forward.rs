@@ -26,7 +26,7 @@ use super::retry::{AllowedRetry, BUDGET, RetryState};
 use super::{hedge, upgrade};
 use crate::affinity::Affinity;
 use crate::direction::Direction;
-use crate::reason::{Reason, UNPROCESSED};
+use crate::reason::{REASON, Reason, UNPROCESSED};
 use crate::telemetry::access;
 use crate::upstream::endpoint::{Endpoint, Lease};
 use crate::upstream::fallback::{self, Fallback, Next};
@@ -264,6 +264,10 @@ fn client_response(upstream: UpstreamResponse, request: &PreparedRequest<'_>, gu
     let accepted = if is_upgrade { parts.headers.get(header::UPGRADE).cloned() } else { None };
     head::check_response(parts.version, &mut parts.headers)
         .map_err(|BadHead(text)| Answer::new(Reason::UpstreamProtocol, text))?;
+    guard.record_rpc_status(&parts.headers);
+    if let Some(reason) = parts.headers.get(REASON) {
+        guard.log.set_upstream_reason(reason.clone());
+    }
     head::strip_hop_by_hop(&mut parts.headers, plan.protected.and_then(|protected| protected.response.as_ref()));
     if let Some(rule) = plan.rule {
         rule.response_edit.apply(&mut parts.headers);
@@ -318,8 +322,8 @@ fn failure_answer(failure: Failure, plan: &Plan<'_>, guard: &RequestGuard) -> Bo
     let inbound = guard.log.downstream.direction == Direction::Inbound;
     let target = match (&guard.log.cluster, &plan.upstream) {
         (Some(cluster), Upstream::Cluster(_, Some(subset))) => format!("{cluster} subset {subset}"),
-        (Some(cluster), _) => cluster.to_string(),
-        (None, _) => "the application".to_owned(),
+        (Some(cluster), Upstream::Cluster(_, None)) => cluster.to_string(),
+        (None, _) | (_, Upstream::Local(_)) => "the application".to_owned(),
     };
     let (reason, detail) = match failure {
         Failure::NoEndpoints(reason) => (reason, fallback::text(reason, &target)),

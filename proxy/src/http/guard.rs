@@ -3,17 +3,20 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use http::header::HeaderMap;
 use http::{Request, StatusCode};
 use tokio::time::Instant;
+use weft_config::bootstrap::AccessLog;
 
-use super::head::{self, ProtectedHeaders};
+use super::head::{self, GRPC_STATUS, ProtectedHeaders};
 use super::incoming::Incoming;
 use super::mirror::Shadows;
 use crate::downstream::Downstream;
 use crate::reason::Reason;
-use crate::telemetry::access::{self, RequestLog};
+use crate::telemetry::RpcStatus;
+use crate::telemetry::access::{self, LoggedHeaders, RequestLog};
 use crate::telemetry::alive::{Alive, Kind};
-use crate::telemetry::metrics::FinishedRequest;
+use crate::telemetry::handles::FinishedRequest;
 use crate::upstream::endpoint::Lease;
 use crate::upstream::shared_cluster::Permit;
 use crate::value::RuleName;
@@ -36,6 +39,7 @@ pub(crate) struct RequestGuard {
 
 impl RequestGuard {
     pub(crate) fn new(downstream: Rc<Downstream>, request: &Request<Incoming>) -> Box<Self> {
+        let is_logged = downstream.worker.shared.access_log != AccessLog::Off;
         let log = RequestLog {
             downstream,
             started: Instant::now(),
@@ -43,7 +47,6 @@ impl RequestGuard {
             method: request.method().clone(),
             uri: request.uri().clone(),
             host: head::authority(request),
-            rule: 0,
             rule_name: None,
             cluster: None,
             endpoint: None,
@@ -57,6 +60,8 @@ impl RequestGuard {
             body_error: None,
             response_complete: false,
             grpc: head::is_grpc(request.headers()),
+            rpc_status: None,
+            headers: if is_logged { LoggedHeaders::of_request(request.headers()) } else { None },
         };
         Box::new(Self {
             log,
@@ -70,8 +75,7 @@ impl RequestGuard {
     }
 
     /// Records the rule that decided.
-    pub(crate) fn set_rule(&mut self, rule: u64, rule_name: &Arc<RuleName>) {
-        self.log.rule = rule;
+    pub(crate) fn set_rule(&mut self, rule_name: &Arc<RuleName>) {
         self.log.rule_name = Some(rule_name.clone());
     }
 
@@ -103,6 +107,13 @@ impl RequestGuard {
         self.log.status = status.as_u16();
     }
 
+    /// Records the status of a gRPC call, which is in the head of a response without messages, else in the trailers.
+    pub(super) fn record_rpc_status(&mut self, fields: &HeaderMap) {
+        if let Some(status) = fields.get(GRPC_STATUS).filter(|_| self.log.grpc) {
+            self.log.rpc_status = Some(RpcStatus::parse(status.as_bytes()));
+        }
+    }
+
     /// The whole response was sent.
     pub(crate) fn response_completed(&mut self) {
         self.log.response_complete = true;
@@ -117,17 +128,17 @@ impl RequestGuard {
 
     /// Reading the request body failed while the response was being sent.
     pub(crate) fn request_aborted(&mut self) {
-        self.log.body_error = Some("downstream-reset");
+        self.log.body_error = Some(Reason::DownstreamReset);
     }
 
     /// The request timeout expired while the response was being sent.
     pub(crate) fn timed_out(&mut self) {
-        self.log.body_error = Some("request-timeout");
+        self.log.body_error = Some(Reason::RequestTimeout);
     }
 
     /// Reading the response body failed.
     pub(crate) fn upstream_reset(&mut self) {
-        self.log.body_error = Some("upstream-reset");
+        self.log.body_error = Some(Reason::UpstreamReset);
     }
 }
 
@@ -136,11 +147,14 @@ impl Drop for RequestGuard {
         let log = &self.log;
         self.worker().handles.finished(&FinishedRequest {
             direction: log.downstream.direction,
-            rule: log.rule,
-            source: log.rule_name.as_ref().map(|rule_name| rule_name.text.as_str()),
+            method: &log.method,
+            version: log.version,
+            rule_name: log.rule_name.as_ref(),
             service: log.cluster.as_ref(),
             status: log.status,
+            rpc_status: log.rpc_status,
             reason: log.reason,
+            body_error: log.body_error,
             duration: log.started.elapsed(),
         });
         access::request(log, self.response_bytes);

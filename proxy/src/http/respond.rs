@@ -4,17 +4,15 @@
 //! the object and rule that decided (`weft-source`), in headers and in the access log.
 
 use bytes::Bytes;
-use http::header::{self, HeaderName, HeaderValue};
+use http::header::{self, HeaderValue};
 use http::{HeaderMap, Method, Response, StatusCode, Version};
 use weft_codec::http1::framing::BadHead;
 
 use super::date;
 use super::guard::RequestGuard;
+use super::head::GRPC_STATUS;
 use super::response_body::{Content, ResponseBody};
 use crate::reason::{REASON, Reason, SOURCE};
-
-/// The status of a gRPC call.
-pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// What a request leads to: a response of an endpoint, or an answer of the proxy itself.
 pub(crate) type Reply = Result<Response<Content>, Box<Answer>>;
@@ -92,6 +90,7 @@ impl Answer {
             out.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
             out.insert(GRPC_STATUS, HeaderValue::from_static(grpc_status(status)));
             out.insert("grpc-message", HeaderValue::from_static(reason.as_str()));
+            guard.record_rpc_status(out);
             return response.map(|()| Content::Full(Bytes::new()));
         }
         *response.status_mut() = status;

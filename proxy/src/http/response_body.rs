@@ -181,7 +181,7 @@ impl ResponseBody {
         let total = guard.response_bytes + bytes;
         if self.bytes_max.is_some_and(|bytes_max| total > bytes_max) {
             guard.log.reason = Some(Reason::ResponseTooLarge);
-            guard.log.body_error = Some(Reason::ResponseTooLarge.as_str());
+            guard.log.body_error = Some(Reason::ResponseTooLarge);
             return Err(TooLargeError);
         }
         guard.response_bytes = total;
@@ -226,6 +226,9 @@ impl Body for ResponseBody {
                         let count = frame.data_ref().map_or(0, |data| data.len() as u64);
                         if let Err(error) = this.count(count) {
                             return Poll::Ready(Some(Err(error.into())));
+                        }
+                        if let Some(trailers) = frame.trailers_ref() {
+                            this.record(|guard| guard.record_rpc_status(trailers));
                         }
                     }
                     Some(Err(_)) => this.record(RequestGuard::upstream_reset),

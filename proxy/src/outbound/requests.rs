@@ -61,7 +61,7 @@ async fn route(port: Arc<Port>, request: Box<Request<Incoming>>, guard: &mut Req
         let text = format!("no rule of the routes for {} matches the request", port.cluster.name);
         return Err(Answer::new(Reason::NoRoute, text));
     };
-    guard.set_rule(decision.rule.id, &decision.rule.name);
+    guard.set_rule(&decision.rule.name);
     match decision.rule.filters.as_deref() {
         None => action::run(request, decision, guard).await,
         // Boxed: rare.

@@ -4,6 +4,7 @@
 //! Table
 //! ├── addresses      ClusterIP -> namespace, for namespaces that are open or only in the index
 //! ├── namespaces     namespace -> Namespace { ports by (ClusterIP, port), clusters by (service, port) }
+//! ├── own_services   port of this pod -> name of its Service port
 //! └── inbound        Inbound { policies of this pod, consumer routes of its namespace }
 //! ```
 //!
@@ -47,6 +48,8 @@ pub(crate) struct Table {
     pub(crate) addresses: Arc<HashMap<IpAddr, Arc<str>>>,
     /// Open namespaces: those whose documents are watched.
     pub(crate) namespaces: HashMap<Arc<str>, Arc<Namespace>>,
+    /// The name of the cluster of each port of this pod, for metrics and logs.
+    pub(crate) own_services: Arc<HashMap<u16, Arc<str>>>,
     /// Policies and consumer routes of this pod.
     pub(crate) inbound: Arc<Inbound>,
 }
@@ -59,6 +62,7 @@ impl Table {
         if let Some(part) = &part {
             addresses.retain(|_, namespace| namespace != name);
             addresses.extend(part.addresses.iter().map(|ip| (*ip, name.clone())));
+            table.own_services = Arc::new(self.own_services_with(name, part));
         }
         table.addresses = Arc::new(addresses);
         match part {
@@ -66,6 +70,24 @@ impl Table {
             None => table.namespaces.remove(name),
         };
         table
+    }
+
+    /// The Services of this pod's ports after a change of one namespace. A pod that is not ready is in no list of
+    /// endpoints and still serves its Service, so a port keeps its Service until that is deleted.
+    fn own_services_with(&self, name: &Arc<str>, part: &Namespace) -> HashMap<u16, Arc<str>> {
+        let mut own = HashMap::clone(&self.own_services);
+        own.retain(|_, cluster| {
+            split(cluster).is_none_or(|(namespace, service, port)| {
+                *namespace != **name || part.clusters.contains_key(&(Arc::from(service), port))
+            })
+        });
+        for (port, cluster) in &part.own_services {
+            // An equal name is kept, because metrics are cached by its address.
+            if own.get(port) != Some(cluster) {
+                own.insert(*port, cluster.clone());
+            }
+        }
+        own
     }
 
     /// Replaces the addresses of namespaces that are not open.
@@ -115,6 +137,13 @@ impl Table {
         self.namespaces.get(namespace)?.clusters.get(&(Arc::from(service), port))
     }
 
+    /// The names of all rules of routes and policies.
+    pub(crate) fn rule_names(&self) -> impl Iterator<Item = &str> {
+        let of_services = self.namespaces.values().flat_map(|namespace| namespace.ports.values());
+        let routes = of_services.filter_map(|port| port.routes.as_ref()).chain(self.inbound.routes.values());
+        routes.flat_map(|routes| routes.rule_names()).chain(self.inbound.policies.rule_names())
+    }
+
     /// The cluster that a route names.
     pub(crate) fn cluster(&self, target: &Target) -> Option<&Arc<Cluster>> {
         let namespace = self.namespaces.get(&target.namespace)?;
@@ -147,6 +176,64 @@ mod tests {
             ]}]
         }]}))
         .expect("a document")
+    }
+
+    #[test]
+    fn rule_names_are_those_of_routes_and_policies() {
+        let name = |name: &str| serde_json::json!({"namespace": "shop", "name": name});
+        let rule = |route: &str| serde_json::json!({"route": name(route), "name": "0", "action": {"respond": {"status": 200}}});
+        let stream = serde_json::json!({
+            "route": name("tcp"), "name": "0", "backends": [{"weight": 1, "target": {"invalid": "no such Service"}}]
+        });
+        let export = serde_json::json!({"services": [{"name": "reviews", "addresses": ["198.19.0.7"], "ports": [{
+            "port": 80, "routes": {"matches": [{"rule": 0}], "rules": [rule("http")], "tcp": 0, "streams": [stream]}
+        }]}]});
+        let inbound = serde_json::json!({
+            "policies": [{"name": "guard", "target": "namespace", "rules": [{"action": "deny"}]}],
+            "routes": [{
+                "service": {"namespace": "bank", "name": "rates"}, "port": 80,
+                "table": {"matches": [{"rule": 0}], "rules": [rule("consumer")]}
+            }]
+        });
+        let pod = Pod { namespace: "shop".into(), ..Pod::default() };
+        let export = serde_json::from_value(export).expect("a document");
+        let part = Namespace::compile(&pod, "shop", export).expect("compiles");
+        let inbound = Inbound::compile(&pod, serde_json::from_value(inbound).expect("a document")).expect("compiles");
+        let table = Table::default().with_namespace(&"shop".into(), Some(Arc::new(part)));
+        let table = Table { inbound: Arc::new(inbound), ..table };
+        let mut names: Vec<&str> = table.rule_names().collect();
+        names.sort_unstable();
+        let expected =
+            ["MeshPolicy/shop/guard/0", "MeshRoute/shop/consumer/0", "MeshRoute/shop/http/0", "MeshRoute/shop/tcp/0"];
+        assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn ports_of_the_pod_have_the_name_of_their_service() {
+        let pod = Pod { namespace: "shop".into(), ips: vec![[198, 18, 128, 2].into()], ..Pod::default() };
+        let compile = |namespace: &str, services: serde_json::Value| {
+            let export = serde_json::from_value(serde_json::json!({"services": services})).expect("a document");
+            Some(Arc::new(Namespace::compile(&pod, namespace, export).expect("compiles")))
+        };
+        let service = |name: &str, endpoints: &[&str]| {
+            let endpoints: Vec<_> = endpoints.iter().map(|at| serde_json::json!({"address": at})).collect();
+            serde_json::json!({"name": name, "ports": [{"port": 80, "endpoints": endpoints}]})
+        };
+        let (shop, other): (Arc<str>, Arc<str>) = ("shop".into(), "other".into());
+        let (own, elsewhere) = ("198.18.128.2:8080", "198.18.128.3:8080");
+        let name_of = |table: &Table| table.own_services.get(&8080).map(|name| name.to_string());
+        let both = compile(
+            "shop",
+            serde_json::json!([service("a", &[elsewhere]), service("b", &[own]), service("c", &[own])]),
+        );
+        let table = Table::default().with_namespace(&shop, both);
+        assert_eq!(name_of(&table).as_deref(), Some("shop/b:80"), "the first by name");
+        let before = table.own_services[&8080].clone();
+        let table = table.with_namespace(&other, compile("other", serde_json::json!([service("a", &[own])])));
+        let table = table.with_namespace(&shop, compile("shop", serde_json::json!([service("b", &[])])));
+        assert!(Arc::ptr_eq(&table.own_services[&8080], &before), "the pod is not ready: the name is kept");
+        let table = table.with_namespace(&shop, compile("shop", serde_json::json!([service("c", &[elsewhere])])));
+        assert_eq!(name_of(&table), None, "the Service is deleted");
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub(crate) struct Namespace {
     pub(super) ports: HashMap<SocketAddr, Arc<Port>>,
     pub(super) clusters: HashMap<(Arc<str>, u16), Arc<Cluster>>,
     pub(super) addresses: Vec<IpAddr>,
+    /// The name of the cluster of each port on which this pod is an endpoint.
+    pub(super) own_services: HashMap<u16, Arc<str>>,
     /// When it was last used, as [`uptime_seconds`].
     pub(crate) last_used: AtomicU64,
 }
@@ -45,6 +47,12 @@ impl Namespace {
                 let wire::ServicePort { port: number, protocol, routes, endpoints } = port;
                 let cluster = Cluster::compile(namespace, &name, number, protocol, &settings, pod, endpoints)?;
                 let cluster = Arc::new(Cluster { address: address.map(|ip| SocketAddr::new(*ip, number)), ..cluster });
+                if *namespace == *pod.namespace {
+                    for own in cluster.endpoints.iter().filter(|endpoint| pod.ips.contains(&endpoint.ip())) {
+                        // If several Services have the port, it counts for the first by name.
+                        compiled.own_services.entry(own.port()).or_insert_with(|| cluster.name.clone());
+                    }
+                }
                 compiled.clusters.insert((service.clone(), number), cluster.clone());
                 let routes = routes.map(Routes::compile).transpose()?.map(Arc::new);
                 let port = Arc::new(Port { protocol, routes, cluster });

@@ -1,7 +1,6 @@
 //! Compiled routes: regular expressions compiled, header edits parsed, weights summed.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -50,8 +49,6 @@ pub(crate) struct StreamRule {
 /// A rule for requests.
 #[derive(Debug)]
 pub(crate) struct Rule {
-    /// Unique over all tables ever compiled, so that state about a rule is never used for another one.
-    pub(crate) id: u64,
     /// `MeshRoute/namespace/name/rule`.
     pub(crate) name: Arc<RuleName>,
     pub(crate) request_edit: Edit,
@@ -145,6 +142,12 @@ impl Routes {
         Ok(Self { index: Index::build(&matches), matches, rules, streams: Streams::compile(tls, tcp, streams)? })
     }
 
+    /// The names of all rules.
+    pub(crate) fn rule_names(&self) -> impl Iterator<Item = &str> {
+        let streams = self.streams.iter().flat_map(|streams| streams.rules.iter().map(|rule| &rule.name));
+        self.rules.iter().map(|rule| &rule.name).chain(streams).map(|name| name.text.as_str())
+    }
+
     /// The first match for a request with this path and these headers for which `matches` is true.
     pub(crate) fn first(&self, path: &str, headers: &HeaderMap, matches: impl Fn(&Match) -> bool) -> Option<&Match> {
         match &self.index {
@@ -223,7 +226,6 @@ fn total(backends: &[wire::Backend], rule_name: &RuleName) -> Result<u32, Compil
 
 impl Rule {
     fn compile(rule: wire::Rule) -> Result<Self, CompileError> {
-        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let wire::Rule {
             route,
             name,
@@ -238,7 +240,6 @@ impl Rule {
         } = rule;
         let rule_name = RuleName::new("MeshRoute", &route.namespace, &route.name, &name);
         Ok(Self {
-            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             request_edit: Edit::compile(request_headers)?,
             response_edit: Edit::compile(response_headers)?,
             protected: None,

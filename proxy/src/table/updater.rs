@@ -21,7 +21,7 @@ use super::store::Store;
 use super::{Table, cache};
 use crate::bootstrap::Pod;
 use crate::clock::uptime_seconds;
-use crate::telemetry::metrics::ConfigMetrics;
+use crate::telemetry::config::{ConfigMetrics, DocumentMetrics};
 
 /// Namespaces that are open at once. To open another, the least recently used one is closed. An API server allows a
 /// client 100 streams on a connection.
@@ -51,7 +51,6 @@ pub(crate) struct Updater {
 }
 
 /// The state of one document.
-#[derive(Default)]
 struct DocumentState {
     watch: Option<JoinHandle<()>>,
     /// The header of the version in use.
@@ -60,6 +59,8 @@ struct DocumentState {
     error: Option<String>,
     /// The version in use was compiled before the zone of the pod was known.
     zone_outdated: bool,
+    /// Since when it is not known that the version in use is the newest. None: the source has said that it is.
+    unconfirmed_since: Option<Instant>,
 }
 
 /// A document that waits for others.
@@ -122,9 +123,12 @@ impl Updater {
             return;
         }
         self.evict_oldest();
-        self.documents.insert(document.clone(), DocumentState::default());
+        self.documents.insert(document.clone(), DocumentState::opened());
         if let Some(envelope) = self.cache.as_deref().and_then(|folder| cache::read(folder, &document)) {
             self.on_document(&document, envelope);
+            if let Some(state) = self.documents.get_mut(&document) {
+                state.unconfirm();
+            }
         }
         let watch = self.source.watch(document.clone(), self.events.0.clone());
         if let Some(state) = self.documents.get_mut(&document) {
@@ -138,12 +142,13 @@ impl Updater {
             Event::NotFound(document) => {
                 let Some(state) = self.documents.get_mut(&document) else { return };
                 state.error = Some("it does not exist".into());
-                let empty = state.header.is_none();
+                state.unconfirm();
                 // A namespace outside the mesh has no document. An empty one is stored, so that connections do not
                 // wait for it.
-                if let (Document::Export(namespace), true) = (&document, empty)
+                if let (Document::Export(namespace), None) = (&document, &state.header)
                     && *namespace.as_ref() != *self.pod.namespace
                 {
+                    state.unconfirmed_since = None;
                     self.store.swap(|table| table.with_namespace(namespace, Some(Arc::default())));
                 }
             }
@@ -152,6 +157,7 @@ impl Updater {
                 tracing::warn!(%document, %error, "configuration source not reachable");
                 if let Some(state) = self.documents.get_mut(&document) {
                     state.error = Some(format!("the source is not reachable: {error}"));
+                    state.unconfirm();
                 }
             }
         }
@@ -163,14 +169,17 @@ impl Updater {
             Err(rejection) => {
                 tracing::error!(%document, error = %rejection, "configuration refused, the last good version stays in use");
                 state.error = Some(format!("refused: {rejection}"));
-                self.metrics.refusals.inc();
+                state.unconfirm();
+                self.metrics.rejections.inc();
             }
             Ok((header, compiled)) => {
                 state.error = None;
+                state.unconfirmed_since = None;
                 match &state.header {
                     Some(current) if *current == header && !state.zone_outdated => return,
                     Some(current) if current.generation > header.generation => {
                         state.error = Some(format!("generation {} is older than the one in use", header.generation));
+                        state.unconfirm();
                         return;
                     }
                     _ => {}
@@ -227,8 +236,13 @@ impl Updater {
             }
             Compiled::Index(index) => self.store.swap(|table| table.with_index(&index)),
         }
-        self.metrics.generation(&document.to_string(), header.generation);
-        tracing::info!(%document, generation = header.generation, "configuration in use");
+        // What changes elsewhere in the cluster is no news of this pod.
+        let in_use = self.documents.get(&document).and_then(|state| state.header.as_ref());
+        if is_news(&document, in_use, &header) {
+            tracing::info!(%document, generation = header.generation, "configuration in use");
+        } else {
+            tracing::debug!(%document, generation = header.generation, "configuration in use");
+        }
         if let Some(folder) = &self.cache
             && let Err(error) = cache::write(folder, &document, &envelope)
         {
@@ -320,8 +334,35 @@ impl Updater {
             self.store.set_synced();
         }
         self.metrics.stale.set(stale);
+        self.metrics.set_documents(self.documents.iter().map(|(document, state)| {
+            let generation = state.header.as_ref().map(|header| header.generation);
+            (document.to_string(), DocumentMetrics { generation, unconfirmed_since: state.unconfirmed_since })
+        }));
         self.part.report(ready, &detail.join(", "));
     }
+}
+
+// === impl DocumentState ===
+
+impl DocumentState {
+    /// A document that was just opened.
+    fn opened() -> Self {
+        let unconfirmed_since = Some(Instant::now());
+        Self { watch: None, header: None, error: None, zone_outdated: false, unconfirmed_since }
+    }
+
+    /// It is no longer known that the version in use is the newest.
+    fn unconfirm(&mut self) {
+        self.unconfirmed_since.get_or_insert_with(Instant::now);
+    }
+}
+
+/// Whether the log has a new version of a document at its default level: the first of each, and new configuration of
+/// the pods of this namespace, such as policies.
+fn is_news(document: &Document, in_use: Option<&Header>, new: &Header) -> bool {
+    in_use.is_none_or(|in_use| {
+        matches!(document, Document::Inbound(_)) && in_use.config_generation != new.config_generation
+    })
 }
 
 async fn sleep_until(at: Option<Instant>) {
@@ -358,6 +399,23 @@ mod tests {
         ]}]});
         let written = Written { namespace: "shop".into(), generation, ..Written::default() };
         Event::Document(Document::Export("shop".into()), Envelope::write(written, &body))
+    }
+
+    #[test]
+    fn log_has_first_versions_and_configuration_of_this_pods_namespace() {
+        let header = |generation, config_generation| {
+            let written = Written { namespace: "shop".into(), generation, config_generation, ..Written::default() };
+            Envelope::write(written, &json!({})).read::<serde_json::Value>().expect("a header").0
+        };
+        let (export, inbound) = (Document::Export("shop".into()), Document::Inbound("shop".into()));
+        for (document, in_use, new, expected) in [
+            (&export, None, header(7, 7), true),
+            (&export, Some(header(7, 7)), header(8, 8), false),
+            (&inbound, Some(header(7, 7)), header(8, 7), false),
+            (&inbound, Some(header(7, 7)), header(8, 8), true),
+        ] {
+            assert_eq!(is_news(document, in_use.as_ref(), &new), expected, "{document} {in_use:?} {new:?}");
+        }
     }
 
     #[tokio::test]

@@ -1,10 +1,9 @@
-//! Gauges of what exists in this process: tasks, requests, HTTP/2 streams and connections to endpoints, and next to
-//! them the kernel's file descriptors and memory. A count that stays up when no client is connected shows a leak.
+//! Gauges of what exists in this process: tasks, requests, HTTP/2 streams and connections to endpoints. A count that
+//! stays up when no client is connected shows a leak.
 //!
 //! Each thread counts on a cache line of its own; a scrape adds them up.
 
 use std::fmt;
-use std::fs;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -79,7 +78,6 @@ pub(crate) fn count_upstream_streams(by: i64) {
 
 /// Registers the gauges of this module.
 pub(crate) fn register(registry: &mut Registry) {
-    registry.register_collector(Box::new(Process));
     registry.sub_registry_with_prefix("weft").register_collector(Box::new(Totals));
 }
 
@@ -160,30 +158,6 @@ impl Collector for Totals {
     }
 }
 
-/// Gauges of what the kernel counts, under the names that Prometheus client libraries use.
-#[derive(Debug)]
-struct Process;
-
-impl Collector for Process {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let files = fs::read_dir("/proc/self/fd").map_or(0, |files| files.count() as i64);
-        for (name, help, value) in [
-            ("process_open_fds", "Open file descriptors", files),
-            ("process_resident_memory_bytes", "Resident memory in bytes", resident_bytes().unwrap_or(0)),
-        ] {
-            let gauge = ConstGauge::new(value);
-            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
-        }
-        Ok(())
-    }
-}
-
-fn resident_bytes() -> Option<i64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<i64>().ok()? * 1024)
-}
-
 #[cfg(test)]
 mod tests {
     use prometheus_client::encoding::text;
@@ -206,7 +180,5 @@ mod tests {
         assert!(page().contains("weft_http2_streams_open{side=\"upstream\"}"), "{}", page());
         drop(alive);
         assert!(page().contains(&line(0)), "counted by another thread, dropped by this one: {}", page());
-        let files = page().lines().find_map(|line| line.strip_prefix("process_open_fds ")?.parse::<u32>().ok());
-        assert!(files.is_some_and(|files| files > 2), "{files:?}");
     }
 }

@@ -2,4 +2,13 @@
 
 pub(crate) mod access;
 pub(crate) mod alive;
+pub(crate) mod config;
+pub(crate) mod handles;
+mod labels;
 pub(crate) mod metrics;
+#[cfg(test)]
+mod reference;
+mod series;
+pub(crate) mod sweep;
+
+pub(crate) use labels::RpcStatus;

@@ -44,10 +44,15 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             let Some(cluster) = table.cluster_named(&name) else { continue };
             let Some(check) = &cluster.health_check else {
                 state.retain_unhealthy(&[]);
+                shared.metrics.set_healthy(&name, cluster.members.usable);
                 continue;
             };
             state.retain_unhealthy(&cluster.endpoints);
-            shared.metrics.set_unhealthy(&name, state.unhealthy().len());
+            let unhealthy = state.unhealthy();
+            let usable = &cluster.endpoints[..cluster.members.usable];
+            let healthy = usable.iter().filter(|endpoint| !unhealthy.contains(*endpoint)).count();
+            shared.metrics.set_healthy(&name, healthy);
+            shared.metrics.set_unhealthy(&name, unhealthy.len());
             for endpoint in &cluster.endpoints {
                 wanted.insert((name.clone(), *endpoint), (wire::HealthCheck::clone(check), state.clone()));
             }

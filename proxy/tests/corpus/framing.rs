@@ -618,8 +618,11 @@ fn refused_requests_are_answered_counted_and_logged() {
 
             let page = scrape(15020, "/metrics").expect("metrics");
             for (status, expected) in [(400, "2"), (431, "3")] {
-                let labels =
-                    [format!("direction=\"{name}\""), format!("status=\"{status}\""), "reason=\"bad-request\"".into()];
+                let labels = [
+                    format!("direction=\"{name}\""),
+                    format!("http_response_status_code=\"{status}\""),
+                    "reason=\"bad-request\"".into(),
+                ];
                 let mut lines = page.lines().filter(|line| line.starts_with("weft_requests_total{"));
                 let line = lines.find(|line| labels.iter().all(|label| line.contains(label)));
                 let count = line.and_then(|line| line.rsplit(' ').next()).unwrap_or("none");

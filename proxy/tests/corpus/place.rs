@@ -278,7 +278,7 @@ impl Resources {
             descriptors: sum("process_open_fds ") - http1 - http2,
             tasks: sum("weft_tasks_alive ") - http2,
             requests: sum("weft_requests_in_flight "),
-            downstream_connections: sum("weft_connections_open{"),
+            downstream_connections: sum("weft_downstream_connections_open{"),
             downstream_streams: sum("weft_http2_streams_open{side=\"downstream\"}"),
             upstream_streams: sum("weft_http2_streams_open{side=\"upstream\"}"),
             upstream_busy: http1 - sum("weft_upstream_connections_idle "),

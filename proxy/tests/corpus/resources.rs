@@ -369,7 +369,8 @@ fn client_input_does_not_create_metric_series() {
             }
         }
         let after = series();
-        assert!(after < before + 20, "{before} lines of metrics became {after}");
+        // All unknown methods together have one histogram on each side.
+        assert!(after < before + 100, "{before} lines of metrics became {after}");
     });
 }
 

@@ -7,7 +7,7 @@ use super::*;
 
 /// How a gRPC call fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Failure {
+pub(super) enum Failure {
     /// grpc-status is in the response head (Trailers-Only).
     TrailersOnly,
     /// grpc-status is in trailers directly after the head.
@@ -19,7 +19,7 @@ enum Failure {
 }
 
 /// A gRPC backend whose first, third, ... call fails with this status, in this way.
-async fn grpc_backend(status: &'static str, failure: Failure) -> (SocketAddr, Arc<AtomicU32>) {
+pub(super) async fn grpc_backend(status: &'static str, failure: Failure) -> (SocketAddr, Arc<AtomicU32>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let address = listener.local_addr().expect("an address");
     let calls = Arc::<AtomicU32>::default();

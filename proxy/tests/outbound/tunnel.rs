@@ -81,7 +81,7 @@ async fn connect_rules_open_tunnels() {
         let (_, page) = proxy.get(proxy.metrics, "/metrics").await;
         let tunnels = |line: &&str| line.starts_with("weft_requests_total{") && line.contains("reviews/tunnel");
         let line = page.lines().find(tunnels).unwrap_or_default();
-        if line.contains("status=\"200\"") && line.ends_with(" 3") {
+        if line.contains("http_response_status_code=\"200\"") && line.ends_with(" 3") {
             return;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -194,7 +194,7 @@ async fn failed_tunnels_name_the_reason() {
 
 /// Waits until the metrics count this many open client connections.
 async fn await_open_connections(proxy: &Proxy, count: u32) {
-    let line = format!("weft_connections_open{{direction=\"outbound\"}} {count}\n");
+    let line = format!("weft_downstream_connections_open{{direction=\"outbound\"}} {count}\n");
     for _ in 0..200 {
         if proxy.get(proxy.metrics, "/metrics").await.1.contains(&line) {
             return;

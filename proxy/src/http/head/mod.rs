@@ -20,7 +20,7 @@ mod rewrite;
 mod upgrade;
 
 use http::HeaderMap;
-use http::header;
+use http::header::{self, HeaderName};
 
 pub(crate) use check::{MaxForwards, canonical_host, check, check_connect, check_response, max_forwards};
 pub(crate) use hop_by_hop::{strip_hop_by_hop, strip_trailers, strip_weft_headers};
@@ -30,6 +30,9 @@ pub(crate) use names::{Names, ProtectedHeaders, is_same_name};
 pub(crate) use properties::check_properties;
 pub(crate) use rewrite::{authority, for_upstream, normalize};
 pub(crate) use upgrade::{is_requested, wants_upgrade};
+
+/// The status of a gRPC call.
+pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// Whether a message belongs to a gRPC call.
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
