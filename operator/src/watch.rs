@@ -174,11 +174,11 @@ impl Sink {
     }
 }
 
-/// The API server does not have the kind.
+/// The API server does not have the kind. It answers a path of an unknown group with plain text, so only the code tells.
 fn is_not_found(error: &watcher::Error) -> bool {
     match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.is_not_found(),
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 404,
         _ => false,
     }
 }

@@ -53,8 +53,10 @@ async fn accept_http(downstream: &Rc<Downstream>, stream: TcpStream) -> Option<(
         Some(config) => Box::pin(accept_tls(downstream, stream, config)).await?,
     };
     let mut stream = Prefixed::new(stream);
+    let port = destination.port();
+    let is_opaque = shared.opaque_ports.contains(&port) || shared.store.load().is_declared_tcp(port);
     let peek = match alpn {
-        _ if shared.opaque_ports.contains(&destination.port()) => Ok(Peek::Detected(Verdict::Opaque)),
+        _ if is_opaque => Ok(Peek::Detected(Verdict::Opaque)),
         Some(verdict) => Ok(Peek::Detected(verdict)),
         None => stream.sniff(CLIENT_FIRST_TIMEOUT).await,
     };
@@ -127,7 +129,7 @@ async fn relay_tcp(downstream: &Rc<Downstream>, stream: Prefixed, upstream: Opti
     let mut log = ConnectionLog::new(downstream);
     // Not kept for as long as the connection lasts.
     let table = shared.store.load();
-    log.cluster = table.own_services.get(&destination.port()).cloned();
+    log.cluster = table.own_ports.get(&destination.port()).map(|own| own.cluster.clone());
     let denied = match table.inbound.policies.check_tcp(destination.port()) {
         PolicyVerdict::Allowed => None,
         PolicyVerdict::Denied(rule) | PolicyVerdict::NotAllowed(rule) => Some(rule.clone()),
@@ -166,7 +168,7 @@ async fn respond(downstream: Rc<Downstream>, request: Box<Request<Incoming>>) ->
 async fn send_to_application(request: Box<Request<Incoming>>, guard: &mut RequestGuard) -> Reply {
     let destination = guard.log.downstream.destination;
     let table = guard.worker().shared.store.load();
-    guard.log.cluster = table.own_services.get(&destination.port()).cloned();
+    guard.log.cluster = table.own_ports.get(&destination.port()).map(|own| own.cluster.clone());
     if guard.worker().shared.memory.is_exhausted() {
         return Err(Answer::overload());
     }

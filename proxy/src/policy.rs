@@ -125,6 +125,11 @@ impl Policies {
         Ok(RequestVerdict { verdict: Verdict::Allowed, reading: None })
     }
 
+    /// Whether a rule for the port has conditions that only requests can meet.
+    pub(crate) fn has_http_conditions(&self, port: u16) -> bool {
+        self.for_port(port).any(Rule::has_http_conditions)
+    }
+
     /// Checks a TCP connection to a port. A Deny with HTTP conditions counts as matching, an Allow with HTTP
     /// conditions does not.
     pub(crate) fn check_tcp(&self, port: u16) -> Verdict<'_> {

@@ -46,6 +46,8 @@ impl Api {
             _ => match self.objects.get(&path) {
                 Some(_) if query.contains("watch=") => None,
                 Some(object) => Some((200, object.clone())),
+                // As for a path of an unknown group: text instead of a Status.
+                None if path.starts_with("/apis/gateway.") => Some((404, json!("404 page not found"))),
                 None => status(404, "NotFound"),
             },
         }
@@ -77,7 +79,7 @@ async fn serve(stream: TcpStream, api: Arc<Mutex<Api>>) -> std::io::Result<()> {
         let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
         let answer = api.lock().expect("not poisoned").answer(method, path, &body);
         let Some((code, answer)) = answer else { return std::future::pending().await };
-        let answer = answer.to_string();
+        let answer = answer.as_str().map_or_else(|| answer.to_string(), str::to_owned);
         let head = format!(
             "HTTP/1.1 {code} x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{answer}",
             answer.len()

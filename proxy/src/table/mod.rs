@@ -4,7 +4,7 @@
 //! Table
 //! ├── addresses      ClusterIP -> namespace, for namespaces that are open or only in the index
 //! ├── namespaces     namespace -> Namespace { ports by (ClusterIP, port), clusters by (service, port) }
-//! ├── own_services   port of this pod -> name of its Service port
+//! ├── own_ports      port of this pod -> its Service port
 //! └── inbound        Inbound { policies of this pod, consumer routes of its namespace }
 //! ```
 //!
@@ -36,7 +36,7 @@ use weft_config as wire;
 
 pub(crate) use self::cluster::Cluster;
 pub(crate) use self::inbound::Inbound;
-pub(crate) use self::namespace::{Namespace, Port};
+pub(crate) use self::namespace::{Namespace, OwnPort, Port};
 use self::route::Routes;
 use crate::clock::uptime_seconds;
 use crate::value::Target;
@@ -48,8 +48,8 @@ pub(crate) struct Table {
     pub(crate) addresses: Arc<HashMap<IpAddr, Arc<str>>>,
     /// Open namespaces: those whose documents are watched.
     pub(crate) namespaces: HashMap<Arc<str>, Arc<Namespace>>,
-    /// The name of the cluster of each port of this pod, for metrics and logs.
-    pub(crate) own_services: Arc<HashMap<u16, Arc<str>>>,
+    /// The ports of this pod that Services have.
+    pub(crate) own_ports: Arc<HashMap<u16, OwnPort>>,
     /// Policies and consumer routes of this pod.
     pub(crate) inbound: Arc<Inbound>,
 }
@@ -62,7 +62,7 @@ impl Table {
         if let Some(part) = &part {
             addresses.retain(|_, namespace| namespace != name);
             addresses.extend(part.addresses.iter().map(|ip| (*ip, name.clone())));
-            table.own_services = Arc::new(self.own_services_with(name, part));
+            table.own_ports = Arc::new(self.own_ports_with(name, part));
         }
         table.addresses = Arc::new(addresses);
         match part {
@@ -72,22 +72,29 @@ impl Table {
         table
     }
 
-    /// The Services of this pod's ports after a change of one namespace. A pod that is not ready is in no list of
-    /// endpoints and still serves its Service, so a port keeps its Service until that is deleted.
-    fn own_services_with(&self, name: &Arc<str>, part: &Namespace) -> HashMap<u16, Arc<str>> {
-        let mut own = HashMap::clone(&self.own_services);
-        own.retain(|_, cluster| {
-            split(cluster).is_none_or(|(namespace, service, port)| {
-                *namespace != **name || part.clusters.contains_key(&(Arc::from(service), port))
+    /// The ports of this pod after a change of one namespace. A pod that is not ready is in no list of endpoints and
+    /// still serves its Service, so a port keeps its Service until that is deleted.
+    fn own_ports_with(&self, name: &Arc<str>, part: &Namespace) -> HashMap<u16, OwnPort> {
+        let mut own = HashMap::clone(&self.own_ports);
+        own.retain(|_, port| {
+            split(&port.cluster).is_none_or(|(namespace, service, number)| {
+                *namespace != **name || part.clusters.contains_key(&(Arc::from(service), number))
             })
         });
-        for (port, cluster) in &part.own_services {
+        for (number, port) in &part.own_ports {
             // An equal name is kept, because metrics are cached by its address.
-            if own.get(port) != Some(cluster) {
-                own.insert(*port, cluster.clone());
+            match own.get_mut(number) {
+                Some(known) if known.cluster == port.cluster => known.is_tcp = port.is_tcp,
+                _ => drop(own.insert(*number, port.clone())),
             }
         }
         own
+    }
+
+    /// Whether connections to a port of this pod are TCP without detection: its Services declare that, and no policy
+    /// has conditions on requests for it.
+    pub(crate) fn is_declared_tcp(&self, port: u16) -> bool {
+        self.own_ports.get(&port).is_some_and(|own| own.is_tcp) && !self.inbound.policies.has_http_conditions(port)
     }
 
     /// Replaces the addresses of namespaces that are not open.
@@ -221,19 +228,43 @@ mod tests {
         };
         let (shop, other): (Arc<str>, Arc<str>) = ("shop".into(), "other".into());
         let (own, elsewhere) = ("198.18.128.2:8080", "198.18.128.3:8080");
-        let name_of = |table: &Table| table.own_services.get(&8080).map(|name| name.to_string());
+        let name_of = |table: &Table| table.own_ports.get(&8080).map(|own| own.cluster.to_string());
         let both = compile(
             "shop",
             serde_json::json!([service("a", &[elsewhere]), service("b", &[own]), service("c", &[own])]),
         );
         let table = Table::default().with_namespace(&shop, both);
         assert_eq!(name_of(&table).as_deref(), Some("shop/b:80"), "the first by name");
-        let before = table.own_services[&8080].clone();
+        let before = table.own_ports[&8080].cluster.clone();
         let table = table.with_namespace(&other, compile("other", serde_json::json!([service("a", &[own])])));
         let table = table.with_namespace(&shop, compile("shop", serde_json::json!([service("b", &[])])));
-        assert!(Arc::ptr_eq(&table.own_services[&8080], &before), "the pod is not ready: the name is kept");
+        assert!(Arc::ptr_eq(&table.own_ports[&8080].cluster, &before), "the pod is not ready: the name is kept");
         let table = table.with_namespace(&shop, compile("shop", serde_json::json!([service("c", &[elsewhere])])));
         assert_eq!(name_of(&table), None, "the Service is deleted");
+    }
+
+    #[test]
+    fn port_is_declared_tcp_if_all_its_services_say_so_and_no_policy_reads_requests() {
+        let pod = Pod { namespace: "shop".into(), ips: vec![[198, 18, 128, 2].into()], ..Pod::default() };
+        let is_declared = |protocols: &[&str], rule: serde_json::Value| {
+            let services = protocols.iter().enumerate().map(|(number, protocol)| {
+                let port = serde_json::json!({"port": 80, "protocol": protocol, "endpoints": [{"address": "198.18.128.2:3306"}]});
+                serde_json::json!({"name": format!("s{number}"), "ports": [port]})
+            });
+            let export = serde_json::json!({"services": services.collect::<Vec<_>>()});
+            let export = serde_json::from_value(export).expect("a document");
+            let part = Namespace::compile(&pod, "shop", export).expect("compiles");
+            let inbound = serde_json::json!({"policies": [{"name": "p", "target": "namespace", "rules": [rule]}]});
+            let inbound =
+                Inbound::compile(&pod, serde_json::from_value(inbound).expect("a document")).expect("compiles");
+            let table = Table::default().with_namespace(&"shop".into(), Some(Arc::new(part)));
+            Table { inbound: Arc::new(inbound), ..table }.is_declared_tcp(3306)
+        };
+        let allow = || serde_json::json!({"action": "allow"});
+        assert!(is_declared(&["tcp"], allow()) && is_declared(&["tcp", "tcp"], allow()));
+        assert!(!is_declared(&["detect"], allow()) && !is_declared(&["tcp", "http"], allow()));
+        assert!(!is_declared(&[], allow()), "no Service has the port");
+        assert!(!is_declared(&["tcp"], serde_json::json!({"action": "deny", "methods": ["POST"]})));
     }
 
     #[test]

@@ -19,8 +19,8 @@ pub(crate) struct Namespace {
     pub(super) ports: HashMap<SocketAddr, Arc<Port>>,
     pub(super) clusters: HashMap<(Arc<str>, u16), Arc<Cluster>>,
     pub(super) addresses: Vec<IpAddr>,
-    /// The name of the cluster of each port on which this pod is an endpoint.
-    pub(super) own_services: HashMap<u16, Arc<str>>,
+    /// The ports on which this pod is an endpoint.
+    pub(super) own_ports: HashMap<u16, OwnPort>,
     /// When it was last used, as [`uptime_seconds`].
     pub(crate) last_used: AtomicU64,
 }
@@ -31,6 +31,15 @@ pub(crate) struct Port {
     pub(crate) protocol: wire::Protocol,
     pub(crate) routes: Option<Arc<Routes>>,
     pub(crate) cluster: Arc<Cluster>,
+}
+
+/// A port on which this pod is an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OwnPort {
+    /// The name of the cluster, for metrics and logs. If several Services have the port, the first by name.
+    pub(crate) cluster: Arc<str>,
+    /// All of these Services declare TCP.
+    pub(crate) is_tcp: bool,
 }
 
 impl Namespace {
@@ -49,8 +58,9 @@ impl Namespace {
                 let cluster = Arc::new(Cluster { address: address.map(|ip| SocketAddr::new(*ip, number)), ..cluster });
                 if *namespace == *pod.namespace {
                     for own in cluster.endpoints.iter().filter(|endpoint| pod.ips.contains(&endpoint.ip())) {
-                        // If several Services have the port, it counts for the first by name.
-                        compiled.own_services.entry(own.port()).or_insert_with(|| cluster.name.clone());
+                        let is_tcp = protocol == wire::Protocol::Tcp;
+                        let first = || OwnPort { cluster: cluster.name.clone(), is_tcp };
+                        compiled.own_ports.entry(own.port()).or_insert_with(first).is_tcp &= is_tcp;
                     }
                 }
                 compiled.clusters.insert((service.clone(), number), cluster.clone());

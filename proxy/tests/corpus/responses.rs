@@ -2,13 +2,16 @@
 //! another request, and a truncated response never looks complete.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
+use serde_json::{Value, json};
+use weft_config::bootstrap::ENV_POD_IPS;
+
 use super::app::{After, App, Reply};
 use super::client::{Client, ResponseError};
-use super::place::{BOTH, Options, Proxy, in_namespace};
+use super::place::{BOTH, Options, POD, Proxy, SERVICE, TIMEOUT, in_namespace, ip, wait};
 
 fn ask(client: &mut Client, path: &str) -> Result<super::client::Response, ResponseError> {
     client.send(format!("GET {path} HTTP/1.1\r\nHost: app\r\n\r\n"));
@@ -386,6 +389,37 @@ fn refused_connections_are_retried_by_the_client_side_proxy_only() {
         let log = server_side.log();
         let lines = log.lines().filter(|line| line.contains("connect-failed"));
         assert!(lines.clone().all(|line| line.contains("\"attempts\":1,")), "one connection each: {log}");
+    });
+}
+
+/// A port that its Service declares as TCP is not detected on the server's side either: bytes reach the application at
+/// once, also if a request could begin with them. A policy with conditions on requests needs the detection.
+#[test]
+fn declared_tcp_is_relayed_without_detection() {
+    in_namespace(module_path!(), "declared_tcp_is_relayed_without_detection", || {
+        let pod: SocketAddr = (POD, 9083).into();
+        let listener = TcpListener::bind(pod).expect("the port is free");
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.expect("accepted");
+                thread::spawn(move || std::io::copy(&mut stream.try_clone().expect("a descriptor"), &mut stream));
+            }
+        });
+        let echoes = |to: SocketAddr, patience: Duration| {
+            let Ok(mut client) = TcpStream::connect(to) else { return false };
+            client.set_read_timeout(Some(patience)).expect("a timeout");
+            client.write_all(b"GET").expect("sends");
+            client.read_exact(&mut [0; 3]).is_ok()
+        };
+        for (policies, is_detected) in [(json!([]), false), (Value::Null, true)] {
+            let environment = vec![(ENV_POD_IPS, ip(POD))];
+            let proxy = Proxy::with(Options { environment, policies, ..Options::default() });
+            proxy.export(&json!({"services": [{"name": "db", "addresses": [ip(SERVICE)],
+                "ports": [{"port": 83, "protocol": "tcp", "endpoints": [{"address": pod}]}]}]}));
+            let service = (SERVICE, 83).into();
+            wait("the client's side knows the Service", || echoes(service, TIMEOUT));
+            assert_eq!(!echoes(pod, Duration::from_secs(2)), is_detected, "detected for 5 s only for the policy");
+        }
     });
 }
 
