@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! conditions before and after a write ──condition──┐
-//! pods of a namespace, those already told ──pod────┴──> Events ──Recorder (bounded, limited)──> API server
+//! pods of a namespace, reported ones ─────pod────┴──> Events ──Recorder (bounded, limited)──> API server
 //! ```
 //!
 //! [`condition`] and [`pod`] decide which Events there are, and `budget` how many; all three are pure. [`Recorder`]

@@ -1,6 +1,6 @@
 //! Events about pods that run without a proxy in a namespace with the injection label, and about their workloads.
 //!
-//! A pod that opts out by label gets none. Each pod and workload is told once; after a restart of the operator an
+//! A pod that opts out by label gets none. Each pod and workload is reported once; after a restart of the operator an
 //! Event that still exists is left alone (Kubernetes keeps Events for an hour).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,10 +18,10 @@ const TEMPLATE_HASH_LABEL: &str = "pod-template-hash";
 const HOST_NETWORK: &str = "hostNetwork: pods with hostNetwork get no proxy, and no route or policy applies to them; \
                             label the pods weft.dev/inject=false if that is intended";
 
-/// Events about pods and workloads that are not in `told`, workloads first; `told` has their UIDs from then on.
-pub fn events(namespace: Option<&Namespace>, told: &mut BTreeSet<String>) -> Vec<Event> {
+/// Events about pods and workloads that are not in `reported`, workloads first; `reported` has their UIDs from then on.
+pub fn events(namespace: Option<&Namespace>, reported: &mut BTreeSet<String>) -> Vec<Event> {
     let events = namespace.map(without_proxy).unwrap_or_default();
-    let before = std::mem::replace(told, events.keys().map(|(_, uid)| uid.clone()).collect());
+    let before = std::mem::replace(reported, events.keys().map(|(_, uid)| uid.clone()).collect());
     events.into_iter().filter(|((_, uid), _)| !before.contains(uid)).map(|(_, event)| event).collect()
 }
 

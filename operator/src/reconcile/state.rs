@@ -57,7 +57,7 @@ pub(super) struct State {
     /// Scopes with a status to write at an instant. Unlike `not_before` this delays nothing else.
     status_due: BTreeMap<String, Instant>,
     /// UIDs of pods without a proxy, and of their workloads, that Events are about; by namespace.
-    told: BTreeMap<String, BTreeSet<String>>,
+    reported: BTreeMap<String, BTreeSet<String>>,
     /// The epoch that `published` and the other caches belong to; `None` on standby.
     pub(super) epoch: Option<u64>,
     /// Time of the next round, if one is scheduled.
@@ -112,7 +112,7 @@ impl State {
         self.not_before.clear();
         self.status_written_at.clear();
         self.status_due.clear();
-        self.told.clear();
+        self.reported.clear();
         let known = self.world.namespaces().map(|(name, _)| name.clone());
         let written = self.world.documents().map(|(_, namespace, _)| namespace.to_owned());
         self.dirty = known.chain(written).collect();
@@ -259,10 +259,10 @@ impl State {
 
     /// Events about pods that run without a proxy, each once.
     pub(super) fn events_of_pods(&mut self, scope: &str) -> Vec<events::Event> {
-        let mut told = self.told.remove(scope).unwrap_or_default();
-        let events = events::pod::events(self.world.namespace(scope), &mut told);
-        if !told.is_empty() {
-            self.told.insert(scope.to_owned(), told);
+        let mut reported = self.reported.remove(scope).unwrap_or_default();
+        let events = events::pod::events(self.world.namespace(scope), &mut reported);
+        if !reported.is_empty() {
+            self.reported.insert(scope.to_owned(), reported);
         }
         events
     }
