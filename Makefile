@@ -49,11 +49,11 @@ endif
 test: check unit e2e ## all checks and tests, including the end-to-end tests on a real cluster
 	@echo "make test: all passed"
 
-check: ## formatting, lints, the shape of the tree: order of modules, dependencies
+check: ## formatting, lints, the shape of the tree (order of modules, dependencies), links and names in pages
 	@cargo fmt --check
 	@cargo fmt --check --manifest-path bench/Cargo.toml
 	@$(cargo) clippy $(profile) --workspace --all-targets --locked -- --deny warnings
-	@$(cargo) test $(profile) --package weft-e2e --test tidy --locked
+	@$(cargo) test $(profile) --package weft-e2e --test tidy --test docs --locked
 
 unit: ## tests without a cluster
 	@e2e/packages.sh

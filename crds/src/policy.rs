@@ -11,10 +11,11 @@ use crate::status::Status;
 /// Authorization: which requests and connections the pods of a Service, of a ServiceAccount or of a whole namespace
 /// accept. What Istio calls an AuthorizationPolicy.
 ///
-/// A request or connection that matches any Deny rule is refused (HTTP: 403; TCP: the connection is closed). If the
-/// pod and port have Allow rules, one of them must match. Otherwise it is allowed. The rules of all policies that
-/// apply to a pod are combined. Opaque TCP never passes a rule with HTTP conditions: a Deny rule whose other
-/// conditions hold refuses it, and an Allow rule does not match it. Probes of the kubelet are always allowed.
+/// A request or connection that matches any Deny rule is refused (HTTP: 403; TCP: the connection is closed). If a
+/// policy for the pod and port has Allow rules, one of them must match: an Allow rule that names other ports closes
+/// this one. Otherwise it is allowed. The rules of all policies that apply to a pod are combined. Opaque TCP never
+/// passes a rule with HTTP conditions: a Deny rule whose other conditions hold refuses it, and an Allow rule does not
+/// match it. Probes of the kubelet are always allowed.
 ///
 /// Rules do not match who sends a request: callers have no identity in this version. A header has what the client
 /// wrote into it.
@@ -116,7 +117,8 @@ pub struct AuthorizationRule {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub headers: Vec<HeaderMatch>,
-    /// Ports of the pod (not of the Service); any of them matches. Default: all ports.
+    /// Ports of the pod (not of the Service); any of them matches. Default: all ports. An Allow rule with ports closes
+    /// the other ports of the target.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(range(min = 1, max = 65535)))]
     pub ports: Vec<u16>,

@@ -331,43 +331,6 @@ fn every_source_file_is_in_a_module_tree() {
     }
 }
 
-#[test]
-fn docs_name_existing_make_targets_and_files() {
-    let makefile = fs::read_to_string(checkout().join("Makefile")).expect("a Makefile");
-    for page in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"] {
-        let text = fs::read_to_string(checkout().join(page)).unwrap_or_else(|error| panic!("{page}: {error}"));
-        for target in text.split("`make ").skip(1).filter_map(|rest| rest.split(['`', ' ']).next()) {
-            assert!(makefile.contains(&format!("\n{target}:")), "{page} names `make {target}`, which is not a target");
-        }
-        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
-            let local = !link.starts_with("http") && !link.starts_with('#');
-            assert!(!local || checkout().join(link).exists(), "{page} links to {link}, which does not exist");
-        }
-    }
-}
-
-/// Each bound of docs/bounds.md names an existing test, or the reason why it has none.
-#[test]
-fn bounds_page_names_existing_tests() {
-    let page = fs::read_to_string(checkout().join("docs/bounds.md")).expect("a page");
-    let mut tests = 0;
-    for name in page.split('`').skip(1).step_by(2).filter(|code| code.contains("::")) {
-        let (file, test) = name.split_once("::").expect("a file and a test");
-        let path = checkout().join("proxy").join(file);
-        let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert!(text.contains(&format!("fn {test}(")), "docs/bounds.md names {name}, which does not exist");
-        tests += 1;
-    }
-    assert!(tests > 50, "{tests} tests");
-    let rows = page.lines().filter(|line| line.starts_with("| ") && line.matches('|').count() == 6);
-    for row in rows.filter(|row| !row.starts_with("| bound ")) {
-        for cell in row.trim_matches('|').split('|').skip(1) {
-            let has_reason = cell.contains("none") || cell.contains("no test:");
-            assert!(cell.contains("::") || has_reason, "no test and no reason in {cell:?} of {row}");
-        }
-    }
-}
-
 /// The crates of the workspace, as `cargo metadata` describes them.
 fn packages() -> Vec<Value> {
     let output = Command::new(env!("CARGO"))

@@ -203,7 +203,8 @@ fn services_page_covers_every_field_and_names_a_test_for_each() {
     for field in wanted.iter().filter(|field| !inner.contains(&field.as_str())) {
         assert!(named.contains(field.as_str()), "docs/services.md has no row for {field}");
     }
-    let sources = read("proxy/tests/outbound/services.rs");
+    let sources =
+        ["outbound/services.rs", "corpus/responses.rs"].map(|file| read(&format!("proxy/tests/{file}"))).concat();
     // Rows that only start a group have one cell.
     for row in rows.iter().filter(|row| row.len() == 3) {
         let tests: Vec<&str> = words(row[2]).collect();
