@@ -264,8 +264,10 @@ fn client_response(upstream: UpstreamResponse, request: &PreparedRequest<'_>, gu
     let accepted = if is_upgrade { parts.headers.get(header::UPGRADE).cloned() } else { None };
     head::check_response(parts.version, &mut parts.headers)
         .map_err(|BadHead(text)| Answer::new(Reason::UpstreamProtocol, text))?;
-    guard.record_rpc_status(&parts.headers);
-    if let Some(reason) = parts.headers.get(REASON) {
+    if body.is_end_stream() {
+        guard.record_rpc_status(&parts.headers);
+    }
+    if has_proxy && let Some(reason) = parts.headers.get(REASON) {
         guard.log.set_upstream_reason(reason.clone());
     }
     head::strip_hop_by_hop(&mut parts.headers, plan.protected.and_then(|protected| protected.response.as_ref()));

@@ -109,7 +109,9 @@ impl RequestGuard {
 
     /// Records the status of a gRPC call, which is in the head of a response without messages, else in the trailers.
     pub(super) fn record_rpc_status(&mut self, fields: &HeaderMap) {
-        if let Some(status) = fields.get(GRPC_STATUS).filter(|_| self.log.grpc) {
+        if self.log.grpc
+            && let Some(status) = fields.get(GRPC_STATUS)
+        {
             self.log.rpc_status = Some(RpcStatus::parse(status.as_bytes()));
         }
     }
