@@ -2,8 +2,9 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
-use http::{Method, Request, Response, Version};
+use http::{HeaderValue, Method, Request, Response, Version};
 use rustls::ServerConfig;
 use tokio::net::TcpStream;
 use weft_codec::detect::Verdict;
@@ -19,12 +20,15 @@ use crate::http::{head, serve};
 use crate::matcher::RequestHead;
 use crate::path::TooManyReadings;
 use crate::policy::{Policies, Verdict as PolicyVerdict};
-use crate::reason::Reason;
+use crate::reason::{Reason, UNPROCESSED};
 use crate::sniff::{CLIENT_FIRST_TIMEOUT, FirstSpeaker, Peek, Prefixed};
 use crate::stream::Stream;
 use crate::telemetry::access::{self, ConnectionLog};
 use crate::upstream::endpoint::open;
 use crate::{tcp, tls};
+
+/// How long a silent client is waited for, to which policies allow no TCP connection.
+const DENIED_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Longest reading of a path that a 403 response quotes, in bytes.
 const READING_BYTES_MAX: usize = 256;
@@ -58,7 +62,14 @@ async fn accept_http(downstream: &Rc<Downstream>, stream: TcpStream) -> Option<(
     let peek = match alpn {
         _ if is_opaque => Ok(Peek::Detected(Verdict::Opaque)),
         Some(verdict) => Ok(Peek::Detected(verdict)),
-        None => stream.sniff(CLIENT_FIRST_TIMEOUT).await,
+        None => match stream.sniff(CLIENT_FIRST_TIMEOUT).await {
+            // The server is not asked to speak first to this client. It may still send a request that is allowed.
+            Ok(Peek::Silent) if is_tcp_denied(downstream) => match stream.sniff(DENIED_TIMEOUT).await {
+                Ok(Peek::Silent) => Ok(Peek::Detected(Verdict::Opaque)),
+                peek => peek,
+            },
+            peek => peek,
+        },
     };
     let (verdict, upstream) = match peek {
         Ok(Peek::Detected(verdict)) => (verdict, None),
@@ -119,8 +130,14 @@ async fn connect_if_allowed(downstream: &Downstream) -> Option<TcpStream> {
     let inbound = downstream.worker.shared.store.load().inbound.clone();
     match inbound.policies.check_tcp(downstream.destination.port()) {
         PolicyVerdict::Allowed => open(downstream.destination, LOCAL_CONNECT_TIMEOUT).await.ok(),
-        PolicyVerdict::Denied(_) | PolicyVerdict::NotAllowed(_) => None,
+        PolicyVerdict::Denied(_) | PolicyVerdict::NotAllowed(_) | PolicyVerdict::Unknown => None,
     }
+}
+
+/// Whether policies let no TCP connection to the port pass, whichever side speaks first.
+fn is_tcp_denied(downstream: &Downstream) -> bool {
+    let inbound = downstream.worker.shared.store.load().inbound.clone();
+    !matches!(inbound.policies.check_tcp(downstream.destination.port()), PolicyVerdict::Allowed)
 }
 
 /// Relays a TCP connection to the application.
@@ -130,18 +147,17 @@ async fn relay_tcp(downstream: &Rc<Downstream>, stream: Prefixed, upstream: Opti
     // Not kept for as long as the connection lasts.
     let table = shared.store.load();
     log.cluster = table.own_ports.get(&destination.port()).map(|own| own.cluster.clone());
-    let denied = match table.inbound.policies.check_tcp(destination.port()) {
-        PolicyVerdict::Allowed => None,
-        PolicyVerdict::Denied(rule) | PolicyVerdict::NotAllowed(rule) => Some(rule.clone()),
-    };
-    drop(table);
-    if shared.memory.is_exhausted() {
-        log.reason = Some(Reason::Overload);
-        return access::connection(log);
+    match table.inbound.policies.check_tcp(destination.port()) {
+        _ if shared.memory.is_exhausted() => log.reason = Some(Reason::Overload),
+        PolicyVerdict::Allowed => {}
+        PolicyVerdict::Denied(rule) | PolicyVerdict::NotAllowed(rule) => {
+            log.rule_name = Some(rule.clone());
+            log.reason = Some(Reason::PolicyDenied);
+        }
+        PolicyVerdict::Unknown => log.reason = Some(Reason::ConfigUnavailable),
     }
-    if denied.is_some() {
-        log.rule_name = denied;
-        log.reason = Some(Reason::PolicyDenied);
+    drop(table);
+    if log.reason.is_some() {
         return access::connection(log);
     }
     let upstream = match upstream {
@@ -206,6 +222,13 @@ fn check_policies(
         PolicyVerdict::Allowed => return Ok(()),
         PolicyVerdict::Denied(rule) => (rule, "a policy denies the request"),
         PolicyVerdict::NotAllowed(rule) => (rule, "no policy allows the request"),
+        PolicyVerdict::Unknown => {
+            let text =
+                "the policies of this pod are not known: its proxy has not read the configuration of its namespace";
+            let mut answer = Answer::new(Reason::ConfigUnavailable, text);
+            answer.headers.insert(UNPROCESSED, HeaderValue::from_static("true"));
+            return Err(answer);
+        }
     };
     guard.set_rule(rule);
     let text = match judged.reading {

@@ -25,9 +25,11 @@ use crate::value::{CompileError, RuleName, parse_method, parse_name};
 /// matching.
 const ITEMS_MAX: usize = 1000;
 
-/// The policies that target this pod.
+/// The policies that target this pod. The default stands for policies that are not known, and allows nothing.
 #[derive(Debug, Default)]
 pub(crate) struct Policies {
+    /// Set once the document with the policies was read.
+    is_known: bool,
     rules: Vec<Rule>,
     /// The headers in their conditions.
     pub(crate) protected: Option<Arc<ProtectedHeaders>>,
@@ -54,6 +56,8 @@ pub(crate) enum Verdict<'a> {
     Denied(&'a Arc<RuleName>),
     /// There are Allow rules and none matches. Names the first of them.
     NotAllowed(&'a Arc<RuleName>),
+    /// It is not known which policies there are.
+    Unknown,
 }
 
 /// The verdict of the policies on an HTTP request.
@@ -89,7 +93,7 @@ impl Policies {
         }
         let names = Names::of(rules.iter().flat_map(|rule| rule.headers.iter().map(|(name, _)| name)));
         let protected = names.map(|names| Arc::new(ProtectedHeaders { request: Some(names), response: None }));
-        Ok(Self { rules, protected })
+        Ok(Self { is_known: true, rules, protected })
     }
 
     /// The names of all rules.
@@ -137,6 +141,9 @@ impl Policies {
     }
 
     fn verdict(&self, port: u16, denies: impl Fn(&Rule) -> bool, allows: impl Fn(&Rule) -> bool) -> Verdict<'_> {
+        if !self.is_known {
+            return Verdict::Unknown;
+        }
         let (mut first_allow, mut allowed) = (None, false);
         for rule in self.for_port(port) {
             match rule.action {
@@ -335,6 +342,7 @@ mod tests {
             Verdict::Allowed => "allowed".into(),
             Verdict::Denied(by) => format!("denied by {}", by.text),
             Verdict::NotAllowed(by) => format!("not allowed by {}", by.text),
+            Verdict::Unknown => "unknown".into(),
         }
     }
 
@@ -371,6 +379,12 @@ mod tests {
         assert_eq!(describe(&allow.check_tcp(3306)), "allowed");
         assert_eq!(describe(&allow.check_tcp(22)), "not allowed by MeshPolicy/shop/p/0", "a port that no Allow names");
         assert_eq!(describe(&policies(serde_json::json!([])).check_tcp(80)), "allowed");
+    }
+
+    #[test]
+    fn unknown_policies_allow_nothing() {
+        assert_eq!(describe(&Policies::default().check_tcp(80)), "unknown");
+        assert_eq!(describe(&policies(serde_json::json!([])).check_tcp(80)), "allowed", "known to be none");
     }
 
     #[test]

@@ -84,9 +84,9 @@ reasons! {
          it.",
         "The condition ResolvedRefs of the MeshRoute in `weft-source` names the backend. Correct the name, namespace, \
          port or subset.";
-    ConfigUnavailable: "config-unavailable" SERVICE_UNAVAILABLE, "client's" "both",
+    ConfigUnavailable: "config-unavailable" SERVICE_UNAVAILABLE, "both" "both",
         "The proxy has no configuration of the backend: its namespace's document did not arrive, was refused, or does \
-         not contain the Service port.",
+         not contain the Service port. A server's proxy: it has not read which policies there are, and lets nothing pass.",
         "The proxy's log says which document, and why; so does its /readyz.";
     NoEndpoints: "no-endpoints" SERVICE_UNAVAILABLE, "client's" "both",
         "The backend, or its subset, has no ready endpoint.",

@@ -84,6 +84,8 @@ pub(crate) struct Options {
     pub(crate) routes: Option<Value>,
     /// Limit of file descriptors.
     pub(crate) files: Option<u32>,
+    /// Whether the namespace's private document is missing.
+    pub(crate) without_policies: bool,
     /// Whether the endpoints are in the second pod.
     pub(crate) remote: bool,
     /// Whether this is the proxy of the second pod.
@@ -174,9 +176,11 @@ impl Proxy {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir().join(format!("weft-corpus-{}-{count}", std::process::id()));
         fs::create_dir_all(&folder).expect("a folder");
-        let Options { environment, policies, settings, routes, files, remote, second } = options;
+        let Options { environment, policies, settings, routes, files, without_policies, remote, second } = options;
         let uid = if second { SECOND_UID } else { PROXY_UID };
-        write(&folder, "i.shop", &private(policies));
+        if !without_policies {
+            write(&folder, "i.shop", &private(policies));
+        }
         write(&folder, "x.shop", &exported(settings, routes, remote));
         let log = File::create(folder.join("log")).expect("a file");
         let limit = files.map(|files| format!("ulimit -n {files}; ")).unwrap_or_default();
@@ -194,7 +198,8 @@ impl Proxy {
         let child = command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file")).stderr(log).spawn();
         let child = child.expect("the proxy starts");
         let (health, admin_port) = if second { (16021, 16000) } else { (15021, 15000) };
-        wait("the proxy is ready", || scrape(health, "/readyz").is_some_and(|page| page.starts_with("HTTP/1.1 200")));
+        let expected = if without_policies { "HTTP/1.1 503" } else { "HTTP/1.1 200" };
+        wait("the proxy's readiness", || scrape(health, "/readyz").is_some_and(|page| page.starts_with(expected)));
         // The probes answer a moment before the workers have started.
         let mut before = None;
         wait("the proxy's resources are stable", || {

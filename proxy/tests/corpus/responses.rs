@@ -11,7 +11,7 @@ use weft_config::bootstrap::ENV_POD_IPS;
 
 use super::app::{After, App, Reply};
 use super::client::{Client, ResponseError};
-use super::place::{BOTH, Options, POD, Proxy, SERVICE, TIMEOUT, in_namespace, ip, wait};
+use super::place::{BOTH, Direction, Options, POD, Proxy, SERVICE, TIMEOUT, in_namespace, ip, wait};
 
 fn ask(client: &mut Client, path: &str) -> Result<super::client::Response, ResponseError> {
     client.send(format!("GET {path} HTTP/1.1\r\nHost: app\r\n\r\n"));
@@ -420,6 +420,46 @@ fn declared_tcp_is_relayed_without_detection() {
             wait("the client's side knows the Service", || echoes(service, TIMEOUT));
             assert_eq!(!echoes(pod, Duration::from_secs(2)), is_detected, "detected for 5 s only for the policy");
         }
+    });
+}
+
+/// A silent client to which policies allow no TCP connection is refused and logged, though not before it may have sent
+/// a request.
+#[test]
+fn silent_clients_that_policies_deny_are_refused() {
+    in_namespace(module_path!(), "silent_clients_that_policies_deny_are_refused", || {
+        let proxy = Proxy::with(Options {
+            policies: json!([{"name": "p", "target": "namespace", "rules": [{"action": "deny"}]}]),
+            ..Options::default()
+        });
+        let mut client = Client::connect(Direction::Inbound.address());
+        assert!(!client.closes_within(Duration::from_secs(2)), "it may still send a request");
+        assert!(client.closes_within(TIMEOUT));
+        wait("the refusal is logged", || proxy.log().contains("\"policy-denied\""));
+        let mut client = Client::connect(Direction::Inbound.address());
+        thread::sleep(Duration::from_millis(500));
+        client.send("GET / HTTP/1.1\r\nHost: app\r\n\r\n");
+        assert_eq!(client.response().map(|response| response.status), Ok(403));
+    });
+}
+
+/// While it is not known which policies there are, nothing reaches the application.
+#[test]
+fn nothing_passes_while_the_policies_are_unknown() {
+    in_namespace(module_path!(), "nothing_passes_while_the_policies_are_unknown", || {
+        let app = App::start();
+        let proxy = Proxy::with(Options { without_policies: true, ..Options::default() });
+        let mut client = Client::connect(Direction::Inbound.address());
+        client.send("GET / HTTP/1.1\r\nHost: app\r\n\r\n");
+        let response = client.response().expect("a response");
+        assert_eq!((response.status, response.header("weft-reason")), (503, Some("config-unavailable")));
+        let mut client = Client::connect(Direction::Inbound.address());
+        client.send("\x16\x03not HTTP\r\n");
+        assert!(client.closes_within(TIMEOUT));
+        assert_eq!(app.take().len(), 0);
+        drop(client);
+        proxy.write_raw("i.shop", "{}");
+        wait("the policies are known", || super::client::get(Direction::Inbound.address(), "/") == 200);
     });
 }
 
