@@ -116,7 +116,10 @@ fn inject_label_warning(namespace: &Namespace, installation: &Installation) -> O
         ));
     }
     if namespace.is_system() {
-        return Some(format!("label {INJECT_LABEL} has no effect: {}", Skip::SystemNamespace.sentence()));
+        return Some(format!(
+            "label {INJECT_LABEL} has no effect: {}; use a namespace of your own",
+            Skip::SystemNamespace.sentence()
+        ));
     }
     is_excluded(namespace, installation).then(|| {
         format!("label {INJECT_LABEL} has no effect: the namespace is in the chart's webhook.excludedNamespaces")

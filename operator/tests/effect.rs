@@ -145,7 +145,7 @@ fn policy_is_in_effect_if_every_selected_pod_enforces_it() {
                 deny_reviews(&[]),
             ],
             "False NoProxy: 2 of 3 pods that it selects have no proxy: shop/web-1: the pod label weft.dev/inject=false keeps it \
-             out, remove the label; shop/web-2: pods with hostNetwork get none",
+             out, remove the label; shop/web-2: pods with hostNetwork get none, do without it",
         ),
         (
             "a pod that asks for a proxy by its own label",
@@ -519,7 +519,7 @@ fn fields_of_a_cluster_without_effect_are_reported() {
             "fields of outlier detection that is off",
             reviews(),
             json!({"outlierDetection": {"enabled": false, "interval": "5s"}}),
-            "accepted, except: outlierDetection.enabled is false: the other fields of outlierDetection have no effect",
+            "accepted, except: outlierDetection.enabled is false: the other fields of outlierDetection have no effect; remove them",
         ),
         (
             "outlier detection that is off",

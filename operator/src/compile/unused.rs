@@ -80,7 +80,7 @@ fn opaque(service: &Service, spec: &MeshClusterSpec, settings: &ClusterSettings)
 fn disabled(spec: &MeshClusterSpec) -> Option<Diagnostic> {
     let detection = spec.outlier_detection.as_ref().filter(|detection| detection.enabled == Some(false))?;
     let only_off = OutlierDetection { enabled: detection.enabled, ..OutlierDetection::default() };
-    let message = "outlierDetection.enabled is false: the other fields of outlierDetection have no effect";
+    let message = "outlierDetection.enabled is false: the other fields of outlierDetection have no effect; remove them";
     (*detection != only_off).then(|| Diagnostic::partial(message))
 }
 

@@ -208,11 +208,11 @@ fn port_keys(world: &World, own: &str, parent: &ParentRef, kind: RuleKind) -> Re
         RuleKind::Http => protocol != Protocol::Tcp,
         RuleKind::Stream => !matches!(protocol, Protocol::Http | Protocol::Http2),
     };
-    let (carries, rules) = match kind {
-        RuleKind::Http => ("opaque TCP", "no HTTP rules"),
-        RuleKind::Stream => ("HTTP", "no TLS or TCP rules"),
+    let (carries, remedy) = match kind {
+        RuleKind::Http => ("opaque TCP", "only tls and tcp rules apply to it"),
+        RuleKind::Stream => ("HTTP", "only http rules apply to it"),
     };
-    let declared = format!("declared as {carries} (by appProtocol or port name): {rules} apply to it");
+    let declared = format!("declared as {carries} (by appProtocol or port name): {remedy}");
     match port {
         Some(port) => {
             let found = service.port(*port).ok_or_else(|| (Reason::TargetNotFound, missing::port(service, *port)))?;
