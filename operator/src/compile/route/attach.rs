@@ -156,7 +156,7 @@ pub(super) fn attach<'a>(
             format!("it does not apply to {port}, which is declared (by appProtocol or port name) as another protocol");
         Diagnostic::note(message)
     }));
-    diagnostics.extend(http.iter().flat_map(repeated_conditions).map(Diagnostic::note));
+    diagnostics.extend(http.iter().flat_map(repeated_conditions).map(Diagnostic::partial));
     Ok(AttachedRoute {
         route,
         rules,
@@ -185,7 +185,7 @@ fn repeated_conditions(rule: &route::HttpRule) -> BTreeSet<String> {
     });
     headers
         .chain(queries)
-        .map(|what| format!("of several conditions on {what} in one match only the first counts"))
+        .map(|what| format!("of several conditions on {what} in one match only the first counts; remove the others"))
         .collect()
 }
 
