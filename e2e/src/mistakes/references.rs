@@ -221,6 +221,21 @@ fn other_routes() -> Vec<Mistake> {
             &["rule 1 at Service {ns}/same port 80: path prefix /", "rule 0 of the same route matches first; change one of these matches"],
         ),
         Mistake::new(
+            "two conditions on one header",
+            apply(route(
+                "header",
+                "header",
+                "http: [{matches: [{headers: [{name: x-user, value: a}, {name: X-User, value: b}]}], backendRefs: [{name: \
+                 web, port: 80}]}]",
+            )),
+        )
+        .given(service("header", "web"))
+        .limited(
+            "meshroute/header",
+            "PartiallyInvalid",
+            &["of several conditions on header x-user in one match only the first counts", "remove the others"],
+        ),
+        Mistake::new(
             "a regular expression with `\\Q` and `\\E`, which proxies do not know",
             apply(route(
                 "quoted",
@@ -302,6 +317,22 @@ fn clusters() -> Vec<Mistake> {
                 "PartiallyInvalid",
                 &["limits.maxPending has no effect without limits.maxConnections"],
             ),
+        Mistake::new(
+            "zones preferred for a Service whose `internalTrafficPolicy` is `Local`",
+            apply(cluster("local", "local", "loadBalancer: {trafficDistribution: PreferSameZone}")),
+        )
+        .given(service_with(
+            "local",
+            "internalTrafficPolicy: Local, selector: {app: web}, ports: [{port: 80, targetPort: 9080}]",
+        ))
+        .limited(
+            "meshcluster/local",
+            "PartiallyInvalid",
+            &[
+                "loadBalancer.trafficDistribution has no effect: internalTrafficPolicy of Service local is Local",
+                "remove one of the two",
+            ],
+        ),
         Mistake::new(
             "a session cookie on opaque TCP",
             apply(cluster("sticky", "sticky", "loadBalancer: {stickySession: {}}")),

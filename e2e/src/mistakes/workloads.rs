@@ -25,6 +25,8 @@ fn labels() -> Vec<Mistake> {
             "Deployment web: its pods will be refused: label weft.dev/inject on the pod is \"enabled\"",
             "use \"true\" to add the proxy",
         ]),
+        Mistake::new("pod label `weft.dev/inject: true`, without quotes", labelled("weft.dev/inject: true"))
+            .refused(&["cannot unmarshal bool", "metadata.labels of type string"]),
         Mistake::new("the pod label, written as an annotation", annotated("weft.dev/inject: \"true\""))
             .elsewhere()
             .warned(&[
