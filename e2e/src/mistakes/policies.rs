@@ -34,7 +34,7 @@ fn own() -> String {
     server("web") + &out + &bare
 }
 
-/// Policies in the mesh.
+/// Pods that run, and policies for them.
 fn enforced() -> Vec<Mistake> {
     let of_service =
         |name: &str, conditions: &str| apply(deny(name, &format!("kind: Service, name: {name}"), conditions));
@@ -46,6 +46,16 @@ fn enforced() -> Vec<Mistake> {
             "HostNetwork",
             &["pods with hostNetwork get no proxy", "label the pods weft.dev/inject=false if that is intended"],
         ),
+        Mistake::new(
+            "the label of a pod that runs changed",
+            Step::Run("label pods --selector app=web weft.dev/inject=false --overwrite"),
+        )
+        .warned(&["label weft.dev/inject of a pod that runs has no effect", "set it in the pod template"]),
+        Mistake::new(
+            "an annotation of a pod that runs changed",
+            Step::Run("annotate pods --selector app=web config.weft.dev/workers=2 --overwrite"),
+        )
+        .warned(&["annotation config.weft.dev/workers of a pod that runs has no effect", "set it in the pod template"]),
         Mistake::new("a Deny for the Service's port instead of its targetPort", of_service("port", "ports: [80]"))
             .given(service("port", "web"))
             .not_ready(
