@@ -3,6 +3,7 @@
 //! A test makes the mistakes of one group in two namespaces, one after the other, and prints when each was told. It
 //! fails with a list of all that were not, or too late.
 
+use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use weft_e2e::namespace::{Mesh, Namespace, READY};
 use weft_e2e::table;
 use weft_e2e::wait::eventually;
 
-/// An author is told within this time after `kubectl apply`.
+/// An author is told within this time.
 const LIMIT: Duration = Duration::from_secs(2);
 /// How often a mistake is made. The other tests load the same machine, where a process may get no CPU for seconds; what
 /// is late by itself is late twice.
@@ -30,15 +31,8 @@ struct Places {
     other: Namespace,
 }
 
-/// A Kubernetes object as `kubectl get -o wide` shows it.
-#[derive(Debug)]
-struct Row {
-    ready: String,
-    reason: String,
-    message: String,
-    /// `metadata.generation`, and the one that the status is about.
-    generations: [String; 2],
-}
+/// The namespace in which a mistake is made, and the other one.
+type Namespaces<'a> = [&'a Namespace; 2];
 
 // === impl Places ===
 
@@ -59,73 +53,43 @@ impl Places {
         Ok(places)
     }
 
-    /// The namespace in which the mistake is made, and the other one.
-    fn of(&self, mistake: &Mistake) -> [&Namespace; 2] {
+    fn of(&self, mistake: &Mistake) -> Namespaces<'_> {
         if mistake.elsewhere { [&self.other, &self.ns] } else { [&self.ns, &self.other] }
     }
 }
 
-// === impl Row ===
-
-impl Row {
-    /// Reads the header and the only row of a table. Columns are aligned, and a header has no spaces.
-    fn parse(table: &str) -> Result<Self> {
-        let (header, row) = table.split_once('\n').context("a header and a row")?;
-        let starts: Vec<usize> = header
-            .char_indices()
-            .filter(|(at, char)| *char != ' ' && (*at == 0 || header[..*at].ends_with(' ')))
-            .map(|(at, _)| at)
-            .collect();
-        let cell = |name: &str| {
-            let start = *starts.iter().find(|start| header[**start..].split(' ').next() == Some(name))?;
-            let end = starts.iter().copied().find(|other| *other > start).unwrap_or(row.len());
-            Some(row.get(start..end.min(row.len())).unwrap_or_default().trim().to_owned())
-        };
-        let cell = |name: &str| cell(name).with_context(|| format!("no column {name} in {table}"));
-        Ok(Self {
-            ready: cell("READY")?,
-            reason: cell("REASON")?,
-            message: cell("MESSAGE")?,
-            generations: [cell("GENERATION")?, cell("OBSERVED")?],
-        })
-    }
-
-    fn get(namespace: &Namespace, object: &str) -> Result<Self> {
-        let row = Self::parse(&namespace.run(&["get", object, "-o", "wide"])?)?;
-        ensure!(row.generations[0] == row.generations[1], "the status of {object} is older than the object");
-        Ok(row)
-    }
+/// The row of `kubectl get -o wide`, by the names of its columns. Fails if the status is older than the object.
+fn columns(namespace: &Namespace, object: &str) -> Result<BTreeMap<String, String>> {
+    let row = table::first_row(&namespace.run(&["get", object, "-o", "wide"])?)?;
+    ensure!(row.get("GENERATION") == row.get("OBSERVED"), "the status of {object} is older than the object: {row:?}");
+    Ok(row)
 }
 
 /// A text of the table for these namespaces.
-fn fill(text: &str, [ns, other]: [&Namespace; 2]) -> String {
+fn fill(text: &str, [ns, other]: Namespaces<'_>) -> String {
     text.replace("{ns}", &ns.name).replace("{other}", &other.name)
 }
 
-fn run(step: &Step, namespaces: [&Namespace; 2], dry: bool) -> Result<Output> {
+fn run(step: &Step, namespaces: Namespaces<'_>, dry: bool) -> Result<Output> {
     let [ns, other] = namespaces;
-    let (namespace, mut arguments, stdin) = match step {
-        Step::Apply(manifest) => (ns, vec!["apply".to_owned(), "-f".to_owned(), "-".to_owned()], manifest.as_str()),
-        Step::ApplyElsewhere(manifest) => {
-            (other, vec!["apply".to_owned(), "-f".to_owned(), "-".to_owned()], manifest.as_str())
-        }
-        Step::Run(arguments) => (ns, arguments.split(' ').map(|word| fill(word, namespaces)).collect(), ""),
+    let (namespace, arguments, manifest) = match step {
+        Step::Apply(manifest) => (ns, "apply -f -", manifest.as_str()),
+        Step::ApplyElsewhere(manifest) => (other, "apply -f -", manifest.as_str()),
+        Step::Run(arguments) => (ns, *arguments, ""),
     };
-    if dry {
-        arguments.push("--dry-run=server".to_owned());
-    }
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    namespace.run_with(&arguments, &fill(stdin, namespaces), READY)
+    let arguments = fill(arguments, namespaces);
+    let arguments: Vec<&str> = arguments.split(' ').chain(dry.then_some("--dry-run=server")).collect();
+    namespace.run_with(&arguments, &fill(manifest, namespaces), READY)
 }
 
-fn run_well(step: &Step, namespaces: [&Namespace; 2]) -> Result<Output> {
+fn run_well(step: &Step, namespaces: Namespaces<'_>) -> Result<Output> {
     let output = run(step, namespaces, false)?;
     ensure!(output.success, "kubectl fails: {}", output.stderr);
     Ok(output)
 }
 
 /// Fails unless the text has all parts, in their order.
-fn expect(text: &str, told: &Told, namespaces: [&Namespace; 2]) -> Result<()> {
+fn expect(text: &str, told: &Told, namespaces: Namespaces<'_>) -> Result<()> {
     let mut rest = text;
     for part in &told.says {
         let part = fill(part, namespaces);
@@ -136,7 +100,7 @@ fn expect(text: &str, told: &Told, namespaces: [&Namespace; 2]) -> Result<()> {
 }
 
 /// Looks once.
-fn look(told: &Told, output: &Output, namespaces: [&Namespace; 2]) -> Result<()> {
+fn look(told: &Told, output: &Output, namespaces: Namespaces<'_>) -> Result<()> {
     match &told.place {
         Place::Warning => {
             ensure!(output.success, "kubectl fails: {}", output.stderr);
@@ -148,9 +112,9 @@ fn look(told: &Told, output: &Output, namespaces: [&Namespace; 2]) -> Result<()>
             expect(&output.stderr, told, namespaces)
         }
         Place::Columns { object, ready, reason } => {
-            let row = Row::get(namespaces[0], object)?;
-            ensure!(row.ready == *ready && row.reason == *reason, "not {ready} {reason}: {row:?}");
-            expect(&row.message, told, namespaces)
+            let row = columns(namespaces[0], object)?;
+            ensure!(row["READY"] == *ready && row["REASON"] == *reason, "not {ready} {reason}: {row:?}");
+            expect(&row["MESSAGE"], told, namespaces)
         }
         Place::Event { object, reason } => {
             let events = namespaces[0].events(object)?;
@@ -160,11 +124,13 @@ fn look(told: &Told, output: &Output, namespaces: [&Namespace; 2]) -> Result<()>
     }
 }
 
-/// Makes the mistake, and returns when it was told in all places.
-fn make(mistake: &Mistake, namespaces: [&Namespace; 2]) -> Result<Duration> {
+/// Makes the mistake, and returns how long it took until it was told in all places: after kubectl ended, or kubectl
+/// itself if only it tells.
+fn make(mistake: &Mistake, namespaces: Namespaces<'_>) -> Result<Duration> {
     if let Some(given) = &mistake.given {
         run_well(given, namespaces)?;
     }
+    let began = Instant::now();
     let output = run(&mistake.made, namespaces, mistake.is_told_by_kubectl())?;
     let made = output.ended;
     for told in &mistake.told {
@@ -176,11 +142,11 @@ fn make(mistake: &Mistake, namespaces: [&Namespace; 2]) -> Result<Duration> {
             thread::sleep(INTERVAL);
         }
     }
-    Ok(if mistake.is_told_by_kubectl() { Duration::ZERO } else { made.elapsed() })
+    Ok(if mistake.is_told_by_kubectl() { made - began } else { made.elapsed() })
 }
 
 /// As [`make`], again if it was late. What a command changed cannot be made again.
-fn make_in_time(mistake: &Mistake, namespaces: [&Namespace; 2]) -> Result<Duration> {
+fn make_in_time(mistake: &Mistake, namespaces: Namespaces<'_>) -> Result<Duration> {
     let mut result = make(mistake, namespaces);
     for _ in 1..TRIES {
         if matches!(result, Ok(took) if took <= LIMIT) {
@@ -203,7 +169,7 @@ fn make_in_time(mistake: &Mistake, namespaces: [&Namespace; 2]) -> Result<Durati
 }
 
 /// Mends the mistake, if the table says how: then its objects are ready, or say something else.
-fn mend(mistake: &Mistake, namespaces: [&Namespace; 2]) -> Result<()> {
+fn mend(mistake: &Mistake, namespaces: Namespaces<'_>) -> Result<()> {
     if mistake.mended.is_empty() {
         return Ok(());
     }
@@ -213,8 +179,8 @@ fn mend(mistake: &Mistake, namespaces: [&Namespace; 2]) -> Result<()> {
     for told in &mistake.told {
         let Place::Columns { object, reason, .. } = &told.place else { continue };
         eventually(&format!("{object} to be ready"), READY, || {
-            let row = Row::get(namespaces[0], object)?;
-            ensure!(row.ready == "True" && row.reason != *reason, "{row:?}");
+            let row = columns(namespaces[0], object)?;
+            ensure!(row["READY"] == "True" && row["REASON"] != *reason, "{row:?}");
             Ok(())
         })?;
     }
