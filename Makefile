@@ -76,7 +76,8 @@ e2e-installed: e2e-groups
 
 e2e-groups:
 	@cargo test $(profile) --locked --package weft-e2e --test charts --test inject --test routing --test filters --test streams \
-	  --test policy --test resilience --test balance --test services --test bad_input -- --test-threads $(THREADS) --show-output
+	  --test policy --test resilience --test balance --test services --test bad_input \
+	  --test mistakes -- --test-threads $(THREADS) --show-output
 
 bench: ## benchmark Weft against Envoy, nginx and haproxy (BENCH_SCENARIOS="h1_sat mem" BENCH_REPS=5 BENCH_SECS=4)
 	@bench/setup.sh
@@ -87,7 +88,7 @@ gen: ## generate the CRDs from their Rust types
 
 golden: ## update the expected files of golden tests and the generated references; review the diff as code
 	@WEFT_BLESS=1 $(cargo) test $(profile) --package weft-operator --package weft-injector --package weft-init
-	@WEFT_BLESS=1 $(cargo) test $(profile) --package weft-e2e --test values
+	@WEFT_BLESS=1 $(cargo) test $(profile) --package weft-e2e --lib --test values
 	@WEFT_BLESS=1 $(cargo) test $(profile) --package weft-runtime --package weft-proxy --lib page_of_
 
 deny: ## check licences, bans and sources of dependencies, and advisories if their database can be reached

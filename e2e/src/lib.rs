@@ -18,6 +18,7 @@ pub mod install;
 pub mod kubectl;
 pub mod mesh;
 pub mod metrics;
+pub mod mistakes;
 pub mod namespace;
 pub mod page;
 pub mod progress;

@@ -252,6 +252,7 @@ fn webhooks_that_warn_cannot_refuse_or_delay() -> Result<()> {
         }
     }
     resources.sort();
+    resources.dedup();
     let workloads = [
         "cronjobs",
         "daemonsets",

@@ -171,6 +171,7 @@ const ORDERS: [Order; 5] = [
 
 /// Modules of pure functions: no client, no runtime, no files, no clock.
 const PURE: &[&str] = &[
+    "e2e/src/mistakes",
     "operator/src/compile",
     "operator/src/events/budget.rs",
     "operator/src/events/condition.rs",

@@ -163,7 +163,11 @@ async fn warnings(
         let Some(new) = Namespace::parse(object) else { return Ok(Vec::new()) };
         return Ok(warn::namespace(Namespace::parse(old).as_ref(), &new, &webhook.installation()));
     }
-    let Some(workload) = Workload::parse(group, resource, &request.kind.kind, object) else { return Ok(Vec::new()) };
+    let parse = |object| Workload::parse(group, resource, &request.kind.kind, object);
+    let Some(workload) = parse(object) else { return Ok(Vec::new()) };
+    if workload.is_pod() && request.operation == Operation::Update {
+        return Ok(parse(old).map(|old| warn::running_pod(&old, &workload)).unwrap_or_default());
+    }
     if workload.is_controlled() {
         return Ok(Vec::new());
     }

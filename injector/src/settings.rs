@@ -239,8 +239,9 @@ fn limit_drain_seconds(annotated: Option<u32>, grace_seconds: i64) -> (u32, Opti
         Some(seconds) if i64::from(seconds) > i64::from(most) => {
             let warning = format!(
                 "annotation {} is {seconds}, but the pod is killed {grace_seconds} seconds after SIGTERM \
-                 (terminationGracePeriodSeconds); {most} is used",
-                DRAIN_SECONDS.name()
+                 (terminationGracePeriodSeconds): {most} is used; make terminationGracePeriodSeconds at least {}",
+                DRAIN_SECONDS.name(),
+                i64::from(seconds) + DRAIN_MARGIN_SECONDS
             );
             (most, Some(warning))
         }

@@ -4,6 +4,8 @@
 //!
 //! Only what the object has now is judged, so that a warning goes away when its cause does.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use weft_crds::names::{CONFIG_PREFIX, INJECT_ENABLED, INJECT_LABEL};
 
@@ -53,6 +55,25 @@ pub fn workload(namespace: &Namespace, workload: &Workload, installation: &Insta
     warnings.extend(lookalike::warnings(Holder::Workload(&workload.kind), &own_labels, &own_annotations));
     let name = truncate(workload.name());
     warnings.into_iter().map(|warning| format!("{} {name}: {warning}", workload.kind)).collect()
+}
+
+/// Warnings about a pod that runs already, whose proxy was configured when it was created.
+pub fn running_pod(old: &Workload, new: &Workload) -> Vec<String> {
+    let [old, new] = [old, new].map(|pod| (pod.metadata.labels.as_ref(), pod.metadata.annotations.as_ref()));
+    let is_read = |key: &str| key == INJECT_LABEL || key.starts_with(CONFIG_PREFIX);
+    let changed = |form: &str, [old, new]: [Option<&Pairs>; 2]| {
+        let value = |pairs: Option<&Pairs>, key: &str| pairs.and_then(|pairs| pairs.get(key)).cloned();
+        let keys: BTreeSet<&String> = old.into_iter().chain(new).flat_map(BTreeMap::keys).collect();
+        let changed = keys.into_iter().filter(|key| is_read(key) && value(old, key) != value(new, key));
+        let warning = |key: &String| {
+            format!(
+                "{form} {} of a pod that runs has no effect: it is read when a pod is created; set it in the pod template",
+                truncate(key)
+            )
+        };
+        changed.map(warning).collect::<Vec<_>>()
+    };
+    [changed("label", [old.0, new.0]), changed("annotation", [old.1, new.1])].concat()
 }
 
 /// Signs that a proxy was expected in a namespace without the label.
@@ -116,7 +137,10 @@ fn inject_label_warning(namespace: &Namespace, installation: &Installation) -> O
         ));
     }
     if namespace.is_system() {
-        return Some(format!("label {INJECT_LABEL} has no effect: {}", Skip::SystemNamespace.sentence()));
+        return Some(format!(
+            "label {INJECT_LABEL} has no effect: {}; use a namespace of your own",
+            Skip::SystemNamespace.sentence()
+        ));
     }
     is_excluded(namespace, installation).then(|| {
         format!("label {INJECT_LABEL} has no effect: the namespace is in the chart's webhook.excludedNamespaces")

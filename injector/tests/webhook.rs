@@ -157,6 +157,43 @@ async fn authors_of_workloads_are_warned_on_creation_and_update() {
 }
 
 #[tokio::test]
+async fn changes_of_running_pods_that_have_no_effect_are_told() {
+    let fixture = Fixture::new();
+    let pod = |metadata: Value| {
+        let mut pod = pod();
+        pod["metadata"] = metadata;
+        pod["metadata"]["ownerReferences"] =
+            json!([{ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "u", "controller": true }]);
+        pod
+    };
+    let set = |label: &str, annotation: &str| {
+        pod(json!({
+            "labels": { "app": "web", "weft.dev/inject": label },
+            "annotations": { "config.weft.dev/workers": annotation, "other": annotation },
+        }))
+    };
+    let none = || pod(json!({ "labels": { "app": "api" } }));
+    let warning = |what: &str| {
+        format!(
+            "weft: {what} of a pod that runs has no effect: it is read when a pod is created; set it in the pod template"
+        )
+    };
+    let (label, annotation) = (warning("label weft.dev/inject"), warning("annotation config.weft.dev/workers"));
+    for (desc, old, new, expected) in [
+        ("added", none(), set("true", "2"), vec![&label, &annotation]),
+        ("changed", set("true", "1"), set("true", "2"), vec![&annotation]),
+        ("removed", set("true", "2"), none(), vec![&label, &annotation]),
+        ("as before", set("true", "2"), set("true", "2"), vec![]),
+        ("other metadata", pod(json!({})), none(), vec![]),
+    ] {
+        let mut review = review_of("shop", ("", "pods", "Pod"), &new);
+        review["request"]["operation"] = json!("UPDATE");
+        review["request"]["oldObject"] = old;
+        assert_eq!(fixture.warnings(&review).await.iter().collect::<Vec<_>>(), expected, "{desc}");
+    }
+}
+
+#[tokio::test]
 async fn namespace_that_gets_the_label_is_told_to_restart_its_workloads() {
     let fixture = Fixture::new();
     let old = json!({ "metadata": { "name": "shop" } });

@@ -145,7 +145,7 @@ fn policy_is_in_effect_if_every_selected_pod_enforces_it() {
                 deny_reviews(&[]),
             ],
             "False NoProxy: 2 of 3 pods that it selects have no proxy: shop/web-1: the pod label weft.dev/inject=false keeps it \
-             out, remove the label; shop/web-2: pods with hostNetwork get none",
+             out, remove the label; shop/web-2: pods with hostNetwork get none, do without it",
         ),
         (
             "a pod that asks for a proxy by its own label",
@@ -479,6 +479,10 @@ fn policies_with_http_conditions_are_told_of_opaque_ports() {
     let mut opaque = pod("web-1", "reviews", true);
     opaque["spec"]["initContainers"] =
         json!([{"name": "weft-proxy", "env": [{"name": "WEFT_OPAQUE_PORTS", "value": "9080"}]}]);
+    let default = with(pod("web-1", "reviews", true), "/spec/containers/0/ports", json!([{"containerPort": 6379}]));
+    let mut none = default.clone();
+    none["spec"]["initContainers"] =
+        json!([{"name": "weft-proxy", "env": [{"name": "WEFT_OPAQUE_PORTS", "value": ""}]}]);
     let target = || json!({"kind": "Namespace"});
     let database = with(service("shop", "db", "10.0.0.9"), "/spec/ports/0/name", json!("mysql"));
     for (desc, object, rule, expected) in [
@@ -488,6 +492,13 @@ fn policies_with_http_conditions_are_told_of_opaque_ports() {
             json!({"action": "Deny", "methods": ["POST"]}),
             "port 9080 of shop/web-1 carries opaque TCP",
         ),
+        (
+            "by the default of the annotation",
+            default,
+            json!({"action": "Deny", "methods": ["POST"]}),
+            "port 6379 of shop/web-1 carries opaque TCP",
+        ),
+        ("by an empty annotation", none, json!({"action": "Deny", "methods": ["POST"]}), "the object is valid"),
         (
             "by a Service",
             database.clone(),
@@ -519,7 +530,7 @@ fn fields_of_a_cluster_without_effect_are_reported() {
             "fields of outlier detection that is off",
             reviews(),
             json!({"outlierDetection": {"enabled": false, "interval": "5s"}}),
-            "accepted, except: outlierDetection.enabled is false: the other fields of outlierDetection have no effect",
+            "accepted, except: outlierDetection.enabled is false: the other fields of outlierDetection have no effect; remove them",
         ),
         (
             "outlier detection that is off",

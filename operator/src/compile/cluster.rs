@@ -66,7 +66,7 @@ pub(super) fn compile<'a>(
                 diagnostics.push(Diagnostic::refused(
                     Reason::Conflicted,
                     format!(
-                        "Service {target} already has MeshCluster {}, which is older and takes precedence",
+                        "Service {target} already has MeshCluster {}, which is older and takes precedence: merge them",
                         winner.meta.key.name
                     ),
                 ));

@@ -120,7 +120,9 @@ fn service_target(
 ) -> Result<Target, Diagnostic> {
     let name = &service.key.name;
     if service.external || service.selector.is_empty() {
-        let message = format!("Service {name} has no selector: a policy applies to the pods that the Service selects");
+        let message = format!(
+            "Service {name} has no selector, by which a policy finds its pods: target a ServiceAccount or the Namespace"
+        );
         return Err(Diagnostic::refused(Reason::UnsupportedTarget, message));
     }
     if service.ports.is_empty() {
@@ -133,7 +135,7 @@ fn service_target(
         if opaque.len() == service.ports.len() {
             let message = format!(
                 "every port of Service {name} is declared as opaque TCP (by appProtocol or port name), and a \
-                 rule has methods, paths or headers"
+                 rule has methods, paths or headers: remove these, or the declaration"
             );
             return Err(Diagnostic::refused(Reason::UnsupportedTarget, message));
         }

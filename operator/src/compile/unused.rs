@@ -37,18 +37,19 @@ pub(super) fn check(
 fn overruled(service: &Service, spec: &MeshClusterSpec, settings: &ClusterSettings) -> Vec<Diagnostic> {
     let name = &service.key.name;
     let distribution = spec.load_balancer.as_ref().and_then(|choice| choice.traffic_distribution);
-    let mut notes = Vec::new();
+    let mut found = Vec::new();
     if service.client_ip_seconds.is_some() && (settings.hash_on.is_some() || settings.sticky.is_some()) {
-        notes.push(Diagnostic::note(format!(
+        found.push(Diagnostic::note(format!(
             "sessionAffinity ClientIP of Service {name} has no effect: hashOn or stickySession ties clients to pods"
         )));
     }
     if service.local_only && distribution.is_some() {
-        notes.push(Diagnostic::note(format!(
-            "loadBalancer.trafficDistribution has no effect: internalTrafficPolicy of Service {name} is Local"
+        found.push(Diagnostic::partial(format!(
+            "loadBalancer.trafficDistribution has no effect: internalTrafficPolicy of Service {name} is Local; remove one \
+             of the two"
         )));
     }
-    notes
+    found
 }
 
 /// Fields about requests, where the proxy sees none.
@@ -80,7 +81,7 @@ fn opaque(service: &Service, spec: &MeshClusterSpec, settings: &ClusterSettings)
 fn disabled(spec: &MeshClusterSpec) -> Option<Diagnostic> {
     let detection = spec.outlier_detection.as_ref().filter(|detection| detection.enabled == Some(false))?;
     let only_off = OutlierDetection { enabled: detection.enabled, ..OutlierDetection::default() };
-    let message = "outlierDetection.enabled is false: the other fields of outlierDetection have no effect";
+    let message = "outlierDetection.enabled is false: the other fields of outlierDetection have no effect; remove them";
     (*detection != only_off).then(|| Diagnostic::partial(message))
 }
 

@@ -191,16 +191,17 @@ pub(super) fn header_edit(modifier: &route::HeaderModifier) -> Result<HeaderEdit
 
 /// Why a Service without a usable ClusterIP is not supported as a target.
 pub(super) fn no_address(service: &Service) -> String {
+    const LACKS: &str = "has no ClusterIP, by which proxies match its traffic (name a Service with a ClusterIP)";
     let name = &service.key;
     if service.external {
-        format!("Service {name} is of type ExternalName and has no ClusterIP, by which proxies match its traffic")
+        format!("Service {name} is of type ExternalName and {LACKS}")
     } else if service.served_elsewhere {
         format!(
             "Service {name} has the label service.kubernetes.io/service-proxy-name: another service proxy implements it, \
              and Weft passes its traffic through"
         )
     } else {
-        format!("Service {name} is headless and has no ClusterIP, by which proxies match its traffic")
+        format!("Service {name} is headless and {LACKS}")
     }
 }
 

@@ -113,7 +113,7 @@ fn remedy(cause: Cause, pods: &[&Pod]) -> String {
             format!("{}, then {restart}", enable(namespace))
         }
         Cause::OptedOut => format!("the pod label {label}=false keeps it out, remove the label"),
-        Cause::HostNetwork => "pods with hostNetwork get none".to_owned(),
+        Cause::HostNetwork => "pods with hostNetwork get none, do without it".to_owned(),
     }
 }
 

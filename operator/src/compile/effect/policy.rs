@@ -49,7 +49,7 @@ impl<'a> Selection<'a> {
             declared: named.values().flatten().copied().collect(),
             named,
             excluding: proxied(|pod| !pod.excluded.is_empty()),
-            opaque: proxied(|pod| !pod.opaque.is_empty()),
+            opaque: proxied(|pod| pod.opaque.as_ref().is_none_or(|ports| !ports.is_empty())),
             pods: selected,
         }
     }
@@ -247,7 +247,7 @@ fn excluded(ports: Option<&BTreeSet<u16>>, selection: &Selection<'_>) -> Option<
 fn opaque(ports: Option<&BTreeSet<u16>>, selection: &Selection<'_>) -> Option<Diagnostic> {
     let (ports, pods) = holding(ports.unwrap_or(&selection.declared), &selection.opaque, Pod::is_opaque)?;
     Some(Diagnostic::note(format!(
-        "port {} of {pods} carries opaque TCP (config.weft.dev/opaque-ports): {ON_OPAQUE_TCP}",
+        "port {} of {pods} carries opaque TCP (annotation config.weft.dev/opaque-ports, or its default): {ON_OPAQUE_TCP}",
         numbers(&ports)
     )))
 }

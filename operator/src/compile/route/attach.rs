@@ -156,7 +156,7 @@ pub(super) fn attach<'a>(
             format!("it does not apply to {port}, which is declared (by appProtocol or port name) as another protocol");
         Diagnostic::note(message)
     }));
-    diagnostics.extend(http.iter().flat_map(repeated_conditions).map(Diagnostic::note));
+    diagnostics.extend(http.iter().flat_map(repeated_conditions).map(Diagnostic::partial));
     Ok(AttachedRoute {
         route,
         rules,
@@ -185,7 +185,7 @@ fn repeated_conditions(rule: &route::HttpRule) -> BTreeSet<String> {
     });
     headers
         .chain(queries)
-        .map(|what| format!("of several conditions on {what} in one match only the first counts"))
+        .map(|what| format!("of several conditions on {what} in one match only the first counts; remove the others"))
         .collect()
 }
 
@@ -208,11 +208,11 @@ fn port_keys(world: &World, own: &str, parent: &ParentRef, kind: RuleKind) -> Re
         RuleKind::Http => protocol != Protocol::Tcp,
         RuleKind::Stream => !matches!(protocol, Protocol::Http | Protocol::Http2),
     };
-    let (carries, rules) = match kind {
-        RuleKind::Http => ("opaque TCP", "no HTTP rules"),
-        RuleKind::Stream => ("HTTP", "no TLS or TCP rules"),
+    let (carries, remedy) = match kind {
+        RuleKind::Http => ("opaque TCP", "only tls and tcp rules apply to it"),
+        RuleKind::Stream => ("HTTP", "only http rules apply to it"),
     };
-    let declared = format!("declared as {carries} (by appProtocol or port name): {rules} apply to it");
+    let declared = format!("declared as {carries} (by appProtocol or port name): {remedy}");
     match port {
         Some(port) => {
             let found = service.port(*port).ok_or_else(|| (Reason::TargetNotFound, missing::port(service, *port)))?;

@@ -92,10 +92,14 @@ fn conflict(
     let [winner_key, loser_key] = [winner, loser].map(|r| attached[r].route.meta.key.clone());
     attached[loser].conflicting += 1;
     if winner == loser {
-        let message = format!("rule {of} at {port_key}: {what}: rule {by} of the same route matches first");
+        let message = format!(
+            "rule {of} at {port_key}: {what}: rule {by} of the same route matches first; change one of these matches"
+        );
         attached[loser].conflicts.push(Diagnostic::partial(message));
     } else {
-        let message = format!("rule {of} at {port_key}: {what}: MeshRoute {winner_key} (rule {by}) takes precedence");
+        let message = format!(
+            "rule {of} at {port_key}: {what}: MeshRoute {winner_key} (rule {by}) takes precedence; change one of these matches"
+        );
         attached[loser].conflicts.push(Diagnostic::partial(message));
         let note = Diagnostic::note(format!("at {port_key}: {what}: takes precedence over MeshRoute {loser_key}"));
         attached[winner].conflicts.push(note);

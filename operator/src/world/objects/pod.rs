@@ -35,8 +35,8 @@ pub struct Pod {
     pub has_proxy: bool,
     /// Ports that are excluded from redirection: their connections do not go through the proxy.
     pub excluded: Vec<PortRange>,
-    /// Ports that the proxy forwards as opaque TCP.
-    pub opaque: Vec<PortRange>,
+    /// Ports that the proxy forwards as opaque TCP. `None`: its default ones.
+    pub opaque: Option<Vec<PortRange>>,
     /// Uses the host's network. Such a pod gets no proxy.
     pub host_network: bool,
     /// Its service account.
@@ -183,7 +183,10 @@ impl Pod {
 
     /// Whether its proxy forwards connections to this port as opaque TCP.
     pub fn is_opaque(&self, port: u16) -> bool {
-        is_in(&self.opaque, port)
+        match &self.opaque {
+            Some(ports) => is_in(ports, port),
+            None => bootstrap::OPAQUE_PORTS_DEFAULT.contains(&port),
+        }
     }
 
     /// Whether it may have traffic: it is ready or lost, and not terminating. Others come and go during a rollout.
@@ -271,12 +274,12 @@ fn excluded(spec: &RawPodSpec) -> Vec<PortRange> {
     ranges(arguments.filter_map(|argument| argument.strip_prefix("--exclude-inbound-ports=")))
 }
 
-/// Ports that are declared opaque, from the environment that the injector gave to the proxy.
-fn opaque(spec: &RawPodSpec) -> Vec<PortRange> {
+/// Ports that are declared opaque, from the environment that the injector gave to the proxy; `None` if it gave none.
+fn opaque(spec: &RawPodSpec) -> Option<Vec<PortRange>> {
     let containers = containers(spec).filter(|container| is_ours(container));
-    let variables = containers.flat_map(|container| &container.env);
-    let variables = variables.filter(|variable| variable.name == bootstrap::ENV_OPAQUE_PORTS);
-    ranges(variables.filter_map(|variable| variable.value.as_deref()))
+    let mut variables = containers.flat_map(|container| &container.env);
+    let variable = variables.find(|variable| variable.name == bootstrap::ENV_OPAQUE_PORTS)?;
+    Some(ranges(variable.value.as_deref().into_iter()))
 }
 
 /// The TCP ports of the containers that are not ours, sorted.
