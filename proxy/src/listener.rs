@@ -65,12 +65,10 @@ where
         while worker.shared.memory.is_full() && !drain.is_cancelled() {
             tokio::time::sleep(ACCEPT_BACKOFF).await;
         }
-        // First the connections that are queued already: closing the socket would reset them, perhaps with a request
-        // in them.
         let accepted = tokio::select! {
             biased;
             accepted = listener.accept() => accepted,
-            () = drain.cancelled() => return,
+            () = drain.cancelled() => break,
         };
         match accepted {
             Ok((stream, peer)) => {
@@ -86,11 +84,49 @@ where
             }
         }
     }
+    for (stream, peer) in close(listener) {
+        if let Ok(permit) = permits.clone().try_acquire_owned()
+            && let Some(downstream) = Downstream::new(&worker, direction, &stream, peer, permit)
+        {
+            alive::spawn(handle(downstream, stream));
+        }
+    }
+}
+
+/// Closes a listener, and returns the connections in its accept queue: the kernel would reset them, perhaps with a
+/// request in them. The queue is read without the runtime, which may not have heard of the last connections yet.
+fn close(listener: TcpListener) -> Vec<(TcpStream, SocketAddr)> {
+    let mut queued = Vec::new();
+    let Ok(listener) = listener.into_std() else { return queued };
+    while queued.len() < BACKLOG as usize {
+        match listener.accept() {
+            Ok((stream, peer)) => {
+                let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+                queued.extend(stream.ok().map(|stream| (stream, peer)));
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
+            Err(_) => break,
+        }
+    }
+    queued
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn closing_a_listener_returns_the_connections_in_its_queue() {
+        let listener = TcpListener::from_std(bind(0).expect("binds")).expect("listens");
+        let port = listener.local_addr().expect("an address").port();
+        // The test does not await in between, so the runtime has not heard of them.
+        let connect = |_| std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("connects");
+        let clients: Vec<_> = (0..3).map(connect).collect();
+        let mut queued = close(listener);
+        assert_eq!(queued.len(), clients.len());
+        tokio::io::AsyncWriteExt::write_all(&mut queued[0].0, b"x").await.expect("the connection is usable");
+        assert!(std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err(), "closed");
+    }
 
     #[tokio::test]
     async fn accepted_connections_have_nodelay() {
