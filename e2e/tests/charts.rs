@@ -260,6 +260,7 @@ fn webhooks_that_warn_cannot_refuse_or_delay() -> Result<()> {
         "pods",
         "replicasets",
         "replicationcontrollers",
+        "services",
         "statefulsets",
     ];
     ensure!(resources == workloads, "{resources:?}");
