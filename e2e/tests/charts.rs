@@ -262,6 +262,7 @@ fn webhooks_that_warn_cannot_refuse_or_delay() -> Result<()> {
         "pods",
         "replicasets",
         "replicationcontrollers",
+        "services",
         "statefulsets",
     ];
     ensure!(resources == workloads, "{resources:?}");

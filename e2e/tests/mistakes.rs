@@ -145,7 +145,7 @@ fn make(mistake: &Mistake, namespaces: Namespaces<'_>) -> Result<Duration> {
     Ok(if mistake.is_told_by_kubectl() { made - began } else { made.elapsed() })
 }
 
-/// As [`make`], again if it was late. What a command changed cannot be made again.
+/// As [`make`], again if it was late. What a command changed is mended before, or cannot be made again.
 fn make_in_time(mistake: &Mistake, namespaces: Namespaces<'_>) -> Result<Duration> {
     let mut result = make(mistake, namespaces);
     for _ in 1..TRIES {
@@ -159,7 +159,8 @@ fn make_in_time(mistake: &Mistake, namespaces: Namespaces<'_>) -> Result<Duratio
                 let arguments = ["delete", "-f", "-", "--ignore-not-found"];
                 namespaces[0].run_with(&arguments, &manifest, READY)?.stdout_of_success("kubectl delete")?;
             }
-            Step::ApplyElsewhere(_) | Step::Run(_) => break,
+            Step::ApplyElsewhere(_) | Step::Run(_) if mistake.mended.is_empty() => break,
+            Step::ApplyElsewhere(_) | Step::Run(_) => mend(mistake, namespaces)?,
         }
         result = make(mistake, namespaces);
     }

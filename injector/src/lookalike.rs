@@ -39,7 +39,7 @@ pub enum Holder<'a> {
     Namespace,
     /// A pod, or the pod template of a workload.
     Pod,
-    /// A workload of this kind: its own metadata, not that of its pods.
+    /// A workload of this kind, or a Service: its own metadata, not that of its pods.
     Workload(&'a str),
 }
 

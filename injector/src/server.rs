@@ -145,7 +145,7 @@ async fn decide(webhook: &Webhook, request: &AdmissionRequest<DynamicObject>, po
     inject(&namespace, pod, &installation)
 }
 
-/// Warnings for the author of a workload or namespace; none for other objects, and for those that a controller made or
+/// Warnings for the author of a workload, Service or namespace; none for other objects, and for those that a controller made or
 /// that are being deleted.
 async fn warnings(
     webhook: &Webhook,
@@ -162,6 +162,10 @@ async fn warnings(
     if (group, resource) == ("", "namespaces") {
         let Some(new) = Namespace::parse(object) else { return Ok(Vec::new()) };
         return Ok(warn::namespace(Namespace::parse(old).as_ref(), &new, &webhook.installation()));
+    }
+    if (group, resource) == ("", "services") {
+        let metadata: Option<ObjectMeta> = serde_json::from_value(object["metadata"].clone()).ok();
+        return Ok(metadata.map(|metadata| warn::service(&metadata)).unwrap_or_default());
     }
     let parse = |object| Workload::parse(group, resource, &request.kind.kind, object);
     let Some(workload) = parse(object) else { return Ok(Vec::new()) };

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use weft_crds::names::{CONFIG_PREFIX, INJECT_ENABLED, INJECT_LABEL};
 
 use crate::annotations::truncate;
@@ -55,6 +56,15 @@ pub fn workload(namespace: &Namespace, workload: &Workload, installation: &Insta
     warnings.extend(lookalike::warnings(Holder::Workload(&workload.kind), &own_labels, &own_annotations));
     let name = truncate(workload.name());
     warnings.into_iter().map(|warning| format!("{} {name}: {warning}", workload.kind)).collect()
+}
+
+/// Warnings about a Service: labels and annotations that belong on the pods.
+pub fn service(metadata: &ObjectMeta) -> Vec<String> {
+    let none = Pairs::new();
+    let [labels, annotations] = [&metadata.labels, &metadata.annotations].map(|pairs| pairs.as_ref().unwrap_or(&none));
+    let warnings = lookalike::warnings(Holder::Workload("Service"), labels, annotations);
+    let name = truncate(metadata.name.as_deref().unwrap_or_default());
+    warnings.into_iter().map(|warning| format!("Service {name}: {warning}")).collect()
 }
 
 /// Warnings about a pod that runs already, whose proxy was configured when it was created.

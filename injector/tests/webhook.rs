@@ -157,6 +157,28 @@ async fn authors_of_workloads_are_warned_on_creation_and_update() {
 }
 
 #[tokio::test]
+async fn labels_and_annotations_of_services_are_told_to_belong_on_pods() {
+    let fixture = Fixture::new();
+    let service = |metadata: Value| json!({ "metadata": metadata, "spec": { "ports": [{ "port": 80 }] } });
+    let labelled = service(json!({ "name": "web", "labels": { "app": "web", "weft.dev/inject": "true" } }));
+    let annotated = service(json!({ "name": "web", "annotations": { "config.weft.dev/opaque-ports": "6379" } }));
+    for (object, expected) in [
+        (
+            labelled,
+            "weft: Service web: label weft.dev/inject on the Service itself has no effect on its pods; set it in metadata.labels of the pod template",
+        ),
+        (
+            annotated,
+            "weft: Service web: annotation config.weft.dev/opaque-ports on the Service itself has no effect on its pods; set it in metadata.annotations of the pod template",
+        ),
+    ] {
+        assert_eq!(fixture.warnings(&review_of("shop", ("", "services", "Service"), &object)).await, [expected]);
+    }
+    let usual = service(json!({ "name": "web", "labels": { "app": "web" } }));
+    assert_eq!(fixture.warnings(&review_of("shop", ("", "services", "Service"), &usual)).await, [""; 0]);
+}
+
+#[tokio::test]
 async fn changes_of_running_pods_that_have_no_effect_are_told() {
     let fixture = Fixture::new();
     let pod = |metadata: Value| {

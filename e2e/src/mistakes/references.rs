@@ -6,6 +6,8 @@ use crate::namespace::Mesh;
 
 const DECLARED_TCP: &str = "selector: {app: web}, ports: [{port: 80, targetPort: 9080, appProtocol: tcp}]";
 
+const UDP: &str = "selector: {app: web}, ports: [{port: 53, protocol: UDP}]";
+
 pub(super) fn group() -> Group {
     let mut mistakes = parents();
     mistakes.extend(backends());
@@ -74,6 +76,16 @@ fn parents() -> Vec<Mistake> {
             "meshroute/external",
             "UnsupportedTarget",
             &["Service {ns}/external is of type ExternalName", "name a Service with a ClusterIP"],
+        ),
+        Mistake::new(
+            "a route for a Service with a port of UDP",
+            apply(route("datagrams", "datagrams", &to("name: web"))),
+        )
+        .given(service_with("datagrams", UDP))
+        .not_ready(
+            "meshroute/datagrams",
+            "UnsupportedTarget",
+            &["Service {ns}/datagrams has no TCP port", "name a Service that has one"],
         ),
         Mistake::new("`http` rules for a port of opaque TCP", apply(route("opaque", "opaque", &to("name: web"))))
             .given(service_with("opaque", DECLARED_TCP))
@@ -269,6 +281,13 @@ fn clusters() -> Vec<Mistake> {
                 "UnsupportedTarget",
                 &["Service {ns}/headless-2 is headless and has no ClusterIP", "name a Service with a ClusterIP"],
             ),
+        Mistake::new("a MeshCluster for a Service with a port of UDP", apply(cluster("udp", "udp", balancer)))
+            .given(service_with("udp", UDP))
+            .not_ready(
+                "meshcluster/udp",
+                "UnsupportedTarget",
+                &["Service {ns}/udp has no TCP port", "name a Service that has one"],
+            ),
         Mistake::new("a second MeshCluster for a Service", apply(cluster("twice-b", "twice-2", balancer)))
             .given(service("twice-2", "web") + &cluster("twice-a", "twice-2", balancer))
             .not_ready(
@@ -365,6 +384,16 @@ fn policies() -> Vec<Mistake> {
             "meshpolicy/account",
             "TargetNotFound",
             &["ServiceAccount defualt does not exist; did you mean default?", "The policy is not applied"],
+        ),
+        Mistake::new(
+            "a policy for a Service with a port of UDP",
+            apply(deny("guarded", "kind: Service, name: guarded", "")),
+        )
+        .given(service_with("guarded", UDP))
+        .not_ready(
+            "meshpolicy/guarded",
+            "UnsupportedTarget",
+            &["Service guarded has no TCP port", "name a Service that has one"],
         ),
         Mistake::new(
             "a policy for a Service without a selector",

@@ -1,6 +1,6 @@
 //! Workloads whose pods get no proxy, or are refused.
 
-use super::manifest::{CONTAINER, apply, deployment, deployment_of, pod, template, workload};
+use super::manifest::{CONTAINER, apply, deployment, deployment_of, pod, service, template, workload};
 use super::{Group, Mistake, Scene};
 use crate::namespace::Mesh;
 
@@ -45,6 +45,25 @@ fn labels() -> Vec<Mistake> {
         )
         .warned(&[
             "Deployment web: annotation config.weft.dev/workers on the Deployment itself has no effect on its pods",
+            "set it in metadata.annotations of the pod template",
+        ]),
+        Mistake::new(
+            "the label on the Service instead of its pods",
+            apply(service("web", "web").replace("{name: web}", "{name: web, labels: {weft.dev/inject: \"true\"}}")),
+        )
+        .warned(&[
+            "Service web: label weft.dev/inject on the Service itself has no effect on its pods",
+            "set it in metadata.labels of the pod template",
+        ]),
+        Mistake::new(
+            "an annotation on the Service instead of its pods",
+            apply(
+                service("web", "web")
+                    .replace("{name: web}", "{name: web, annotations: {config.weft.dev/opaque-ports: \"6379\"}}"),
+            ),
+        )
+        .warned(&[
+            "Service web: annotation config.weft.dev/opaque-ports on the Service itself has no effect on its pods",
             "set it in metadata.annotations of the pod template",
         ]),
         Mistake::new("an annotation, written as a label", labelled("config.weft.dev/workers: \"2\"")).warned(&[

@@ -143,6 +143,10 @@ fn check<'a>(
         diagnostics.push(Diagnostic::refused(Reason::UnsupportedTarget, value::no_address(service)));
         return None;
     }
+    if service.ports.is_empty() {
+        diagnostics.push(Diagnostic::refused(Reason::UnsupportedTarget, value::no_port(service)));
+        return None;
+    }
     let settings = match settings(spec, diagnostics) {
         Ok(settings) => settings,
         Err(message) => {

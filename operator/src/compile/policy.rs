@@ -126,7 +126,9 @@ fn service_target(
         return Err(Diagnostic::refused(Reason::UnsupportedTarget, message));
     }
     if service.ports.is_empty() {
-        let message = format!("Service {name} has no TCP port: a policy applies to TCP connections and HTTP requests");
+        let message = format!(
+            "Service {name} has no TCP port, and a policy applies to no other protocol: name a Service that has one"
+        );
         return Err(Diagnostic::refused(Reason::UnsupportedTarget, message));
     }
     let opaque: Vec<u16> =

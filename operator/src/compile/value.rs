@@ -205,6 +205,14 @@ pub(super) fn no_address(service: &Service) -> String {
     }
 }
 
+/// Why a Service whose ports are all of UDP or SCTP is not supported as a target.
+pub(super) fn no_port(service: &Service) -> String {
+    format!(
+        "Service {} has no TCP port, and proxies handle no other protocol: name a Service that has one",
+        service.key
+    )
+}
+
 fn header_value(header: &route::Header) -> Result<HeaderValue, String> {
     let route::Header { name, value } = header;
     if !value.bytes().all(|byte| byte == b'\t' || (0x20..=0x7e).contains(&byte)) {

@@ -221,6 +221,7 @@ fn port_keys(world: &World, own: &str, parent: &ParentRef, kind: RuleKind) -> Re
             }
             Ok(PortKeys { found: vec![ServicePortKey { service: key, port: *port }], others: Vec::new() })
         }
+        None if service.ports.is_empty() => Err((Reason::UnsupportedTarget, value::no_port(service))),
         None => {
             let (fitting, others): (Vec<_>, Vec<_>) = service.ports.iter().partition(|port| fits(port.protocol));
             if fitting.is_empty() {
