@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 use std::net::Ipv4Addr;
 use std::sync::OnceLock;
+use std::time::Instant;
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Metadata, Subscriber, span};
@@ -187,7 +188,13 @@ async fn inbound_requests_are_of_the_service_of_the_pod() {
              http_response_status_code=\"200\",error_type=\"\",network_protocol_version=\"1.1\",url_scheme=\"http\"}}"
         )
     };
-    assert_eq!(send(inbound, "GET", "/", &[], "").await.0, 200);
+    proxy.export(&json!({"services": []})).await;
+    // The document with the policies may be read a moment later.
+    let begun = Instant::now();
+    while send(inbound, "GET", "/", &[], "").await.0 != 200 {
+        assert!(begun.elapsed() < Duration::from_secs(5), "the policies are read");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     await_value(&proxy, &count(""), |value| value == 1.0).await;
     proxy.configure(None, "http", &[(application, "")], json!({})).await;
     assert_eq!(send(inbound, "GET", "/", &[], "").await.0, 200);
