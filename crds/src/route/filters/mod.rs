@@ -114,7 +114,7 @@ pub struct HttpFilter {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ResponseBodyLimit {
-    /// Maximum number of bytes, as they are sent: of a compressed body, the compressed bytes. Example: 1048576 (1 MiB).
+    /// Maximum size of the body in bytes, as sent. For a compressed body this is the compressed size. Example: 1048576 (1 MiB).
     #[schemars(range(min = 1, max = 1_099_511_627_776_u64))]
     pub max_bytes: u64,
 }
