@@ -112,6 +112,7 @@ const ORDERS: [Order; 5] = [
         layers: &[
             &[
                 "clock",
+                "cookie",
                 "direction",
                 "http",
                 "http/kept",
@@ -202,6 +203,7 @@ const PURE: &[&str] = &[
     "proxy/codec/src/sni.rs",
     "proxy/init/src/rules.rs",
     "proxy/src/affinity.rs",
+    "proxy/src/cookie.rs",
     "proxy/src/decide.rs",
     "proxy/src/direction.rs",
     "proxy/src/filter",

@@ -3,11 +3,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use http::header::{self, HeaderName, HeaderValue};
+use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, Uri};
 use weft_balance::hash;
 use weft_config as wire;
 
+use crate::cookie::cookie;
 use crate::query::query_value;
 
 /// What part of a request is its hash key.
@@ -97,13 +98,6 @@ impl Sticky {
         let Self { cookie, attributes } = self;
         HeaderValue::try_from(format!("{cookie}={:016x}{attributes}", hash::session(endpoint))).ok()
     }
-}
-
-/// The value of the first cookie with this name.
-fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
-    (headers.get_all(header::COOKIE).iter())
-        .flat_map(|line| line.as_bytes().split(|byte| *byte == b';'))
-        .find_map(|pair| pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"="))
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ mod affinity;
 pub mod app;
 pub mod bootstrap;
 mod clock;
+mod cookie;
 mod decide;
 mod direction;
 mod downstream;

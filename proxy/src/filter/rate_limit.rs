@@ -17,6 +17,7 @@ use http::HeaderMap;
 use http::header::{self, HeaderName, HeaderValue};
 use weft_config as wire;
 
+use crate::cookie::cookie;
 use crate::query::query_value;
 use crate::value::{CompileError, parse_name};
 
@@ -151,12 +152,6 @@ impl RateLimit {
         };
         limiter.take_keyed(self.rate, hash, now)
     }
-}
-
-/// The value of a cookie.
-fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
-    let pairs = headers.get_all(header::COOKIE).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b';'));
-    pairs.map(<[u8]>::trim_ascii).find_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
 }
 
 // === impl Limiters ===
