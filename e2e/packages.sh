@@ -6,6 +6,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/cluster/lib.sh"
 
 need_commands ip:iproute2 iptables-nft-restore:iptables unshare:util-linux gcc:gcc g++:g++ chromium:chromium python3:python3 \
-  node:nodejs javac:openjdk-17-jdk-headless nginx:nginx curl:curl
+  node:nodejs javac:openjdk-17-jdk-headless nginx:nginx curl:curl openssl:openssl
 python3 -c 'import ensurepip' 2>/dev/null || install_packages python3-venv
 "$here/../../proxy/tests/peers/setup.sh" all

@@ -17,14 +17,15 @@ use crate::order::Order;
 use crate::tokens::{first_words, sources, tokenize};
 
 /// The crates of the workspace that each crate may depend on. A new dependency is added here and to ARCHITECTURE.md.
-const DEPENDENCIES: [(&str, &[&str]); 11] = [
+const DEPENDENCIES: [(&str, &[&str]); 12] = [
     ("weft-balance", &["weft-config"]),
     ("weft-codec", &[]),
     ("weft-config", &[]),
     ("weft-crds", &[]),
+    ("weft-identity", &[]),
     ("weft-runtime", &[]),
     ("weft-demo", &[]),
-    ("weft-operator", &["weft-config", "weft-crds", "weft-runtime"]),
+    ("weft-operator", &["weft-config", "weft-crds", "weft-identity", "weft-runtime"]),
     ("weft-injector", &["weft-config", "weft-crds", "weft-runtime"]),
     ("weft-proxy", &["weft-balance", "weft-codec", "weft-config", "weft-runtime"]),
     ("weft-init", &["weft-config", "weft-runtime"]),
@@ -32,7 +33,7 @@ const DEPENDENCIES: [(&str, &[&str]); 11] = [
 ];
 
 /// The layers of modules inside each crate, the lowest first. A file imports only from its own module and lower layers.
-const ORDERS: [Order; 5] = [
+const ORDERS: [Order; 6] = [
     Order {
         src: "injector/src",
         library: "weft_injector",
@@ -102,6 +103,20 @@ const ORDERS: [Order; 5] = [
             &["http2/half", "http2/state/api", "http2/state/frames", "http2/state/task"],
             &["http2/connection"],
             &["http2"],
+            &["lib"],
+        ],
+        circles: &[],
+    },
+    Order {
+        src: "proxy/identity/src",
+        library: "weft_identity",
+        layers: &[
+            &["date", "der", "id", "pem", "provider"],
+            &["certificate", "parsed", "request"],
+            &["authority", "bundle"],
+            &["verify"],
+            &["hostile", "issue", "sign", "tls"],
+            &["signer"],
             &["lib"],
         ],
         circles: &[],
@@ -201,6 +216,7 @@ const PURE: &[&str] = &[
     "proxy/codec/src/http2/frame.rs",
     "proxy/codec/src/http2/head.rs",
     "proxy/codec/src/sni.rs",
+    "proxy/identity/src",
     "proxy/init/src/rules.rs",
     "proxy/src/affinity.rs",
     "proxy/src/cookie.rs",
@@ -258,7 +274,7 @@ fn every_dependency_is_used() {
             if !used.contains(&word) {
                 unused.push(format!("{} does not use its {kind} dependency {name}", package["name"]));
             }
-            named.insert(name.to_owned());
+            named.insert(dependency["rename"].as_str().unwrap_or(name).to_owned());
         }
     }
     let manifest = fs::read_to_string(checkout().join("Cargo.toml")).expect("readable");
@@ -309,6 +325,7 @@ fn every_source_file_is_in_a_module_tree() {
         "proxy/balance",
         "proxy/codec",
         "proxy/config",
+        "proxy/identity",
         "proxy/init",
         "runtime",
     ] {
