@@ -33,6 +33,15 @@ pub const OPERATOR_MANAGER: &str = "weft-operator";
 pub const LEASE: &str = "weft-operator";
 /// Secret with the webhook's certificate (`ca.crt`, `tls.crt`, `tls.key`), in the system namespace.
 pub const WEBHOOK_SECRET: &str = "weft-injector-tls";
+/// Secret with the key that issues certificates to workloads (`tls.crt`, `tls.key`, `ca.crt`, as cert-manager writes
+/// them), in the system namespace. Generated, or brought by the user.
+pub const ISSUER_SECRET: &str = "weft-issuer";
+/// Secret with the generated root (`tls.crt`, `tls.key`), in the system namespace. Absent if the user brings an issuer.
+pub const ROOT_SECRET: &str = "weft-root";
+/// Service of the certificate authority, in the system namespace.
+pub const IDENTITY: &str = "weft-identity";
+/// Service account of the operator, in the system namespace.
+pub const OPERATOR_ACCOUNT: &str = "weft-operator";
 /// Service of the webhooks, in the system namespace, and name of their two configurations.
 pub const WEBHOOK: &str = "weft-injector";
 

@@ -11,10 +11,13 @@ use tokio::net::TcpListener;
 use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use weft_crds::names;
+use weft_identity::{SpiffeId, TrustDomain};
 use weft_runtime::admin::{self, Admin};
 use weft_runtime::readiness::Readiness;
 
 use crate::events::Recorder;
+use crate::identity::{self, Identity};
 use crate::metrics::Metrics;
 use crate::reconcile::Reconciler;
 use crate::{lease, watch, webhook};
@@ -34,6 +37,12 @@ pub struct Settings {
     pub admin: SocketAddr,
     /// Namespaces that are never injected, as in the webhook's configuration.
     pub excluded_namespaces: BTreeSet<String>,
+    /// Listen address of the certificate authority.
+    pub identity: SocketAddr,
+    /// Trust domain of the cluster's identities.
+    pub trust_domain: TrustDomain,
+    /// Lifetime of the certificates of workloads.
+    pub certificate_lifetime: Duration,
 }
 
 /// Why the operator could not start.
@@ -48,12 +57,27 @@ pub enum Error {
     /// The admin address cannot be bound.
     #[error("cannot bind the admin address {0}")]
     Admin(SocketAddr, #[source] std::io::Error),
+    /// The address of the certificate authority cannot be bound.
+    #[error("cannot bind the address of the certificate authority {0}")]
+    Identity(SocketAddr, #[source] std::io::Error),
+    /// The operator has no identity of its own.
+    #[error("the operator's own identity is invalid")]
+    Id(#[from] weft_identity::id::Error),
 }
 
 /// Runs until `stop`, then shuts down in order: the writer first, then the lease, so that no write happens without
 /// it.
 pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Error> {
-    let Settings { system_namespace, name, admin, excluded_namespaces } = settings;
+    let Settings {
+        system_namespace,
+        name,
+        admin,
+        excluded_namespaces,
+        identity: identity_address,
+        trust_domain,
+        certificate_lifetime,
+    } = settings;
+    let own_id = SpiffeId::new(trust_domain.clone(), &system_namespace, names::OPERATOR_ACCOUNT)?;
     let mut config = kube::Config::infer().await.map_err(Error::Config)?;
     config.connect_timeout = Some(CONNECT_MAX);
     config.write_timeout = Some(SEND_MAX);
@@ -70,24 +94,50 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
     let tasks = TaskTracker::new();
     let events = watch::start(&client, &metrics, &stop, &tasks);
 
+    let authority_listener =
+        TcpListener::bind(identity_address).await.map_err(|error| Error::Identity(identity_address, error))?;
+
     // Each process start is a holder of its own, also when the pod's container restarts: its writes get a new epoch.
-    let identity = format!("{name}_{:x}", unix_nanos());
+    let holder_name = format!("{name}_{:x}", unix_nanos());
     let leases: Api<Lease> = Api::namespaced(client.clone(), &system_namespace);
     let (state, lease) = channel::channel(lease::State::default());
     let holding = CancellationToken::new();
-    let holder = tokio::spawn(lease::run(leases.clone(), identity.clone(), state, holding.clone()));
+    let holder = tokio::spawn(lease::run(leases.clone(), holder_name.clone(), state, holding.clone()));
 
-    let webhooks =
-        webhook::run(client.clone(), system_namespace, lease.clone(), metrics.clone(), stop.clone(), tasks.clone());
+    let webhooks = webhook::run(
+        client.clone(),
+        system_namespace.clone(),
+        lease.clone(),
+        metrics.clone(),
+        stop.clone(),
+        tasks.clone(),
+    );
     tasks.spawn(webhooks);
 
     let recorder = Recorder::start(client.clone(), name, lease.clone(), metrics.clone(), stop.clone(), &tasks);
 
-    tracing::info!(identity, %admin, "started");
+    identity::start(
+        Identity {
+            client: client.clone(),
+            namespace: system_namespace,
+            domain: trust_domain,
+            own_id,
+            certificate_lifetime,
+            lease: lease.clone(),
+            recorder: recorder.clone(),
+            metrics: metrics.clone(),
+            part: readiness.part("identity"),
+        },
+        authority_listener,
+        &stop,
+        &tasks,
+    );
+
+    tracing::info!(identity = holder_name, %admin, authority = %identity_address, "started");
     let reconciler = Reconciler {
         client,
         leases,
-        identity,
+        identity: holder_name,
         lease,
         metrics,
         recorder,

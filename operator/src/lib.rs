@@ -12,12 +12,14 @@
 //! namespace marks the scope dirty. Watches only send events; one loop owns the [`world::World`] and all later steps.
 //! [`world`], [`compile`], [`render`] and [`status`] are pure: no client, no clock, no randomness.
 //!
-//! Beside that loop, [`webhook`] maintains the injector's certificate and the webhook's `caBundle`.
+//! Beside that loop, [`webhook`] maintains the injector's certificate and the webhook's `caBundle`, and [`identity`] is
+//! the certificate authority of the mesh.
 
 pub mod app;
 pub mod apply;
 pub mod compile;
 pub mod events;
+pub mod identity;
 pub mod lease;
 pub mod metrics;
 pub mod reconcile;

@@ -1,10 +1,13 @@
 //! The `weft-operator` binary: parses arguments, sets up logging and signals, runs the operator.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
+use weft_config::bootstrap::IDENTITY_PORT;
 use weft_crds::names;
+use weft_identity::TrustDomain;
 use weft_operator::app::{self, Settings};
 use weft_runtime::{log, signal};
 
@@ -24,6 +27,15 @@ struct Arguments {
     /// Namespaces that are never injected, separated by commas: there are no Events about their pods.
     #[arg(long, env = "WEFT_EXCLUDED_NAMESPACES", value_delimiter = ',')]
     excluded_namespaces: Vec<String>,
+    /// Listen address of the certificate authority.
+    #[arg(long, env = "WEFT_IDENTITY_ADDRESS", default_value_t = SocketAddr::from((Ipv6Addr::UNSPECIFIED, IDENTITY_PORT)))]
+    identity_address: SocketAddr,
+    /// Trust domain of the cluster's identities.
+    #[arg(long, env = "WEFT_TRUST_DOMAIN", default_value = "cluster.local")]
+    trust_domain: TrustDomain,
+    /// Lifetime of the certificates of workloads, in seconds: from a minute to 30 days.
+    #[arg(long, env = "WEFT_CERTIFICATE_SECONDS", default_value_t = 24 * 60 * 60, value_parser = clap::value_parser!(u64).range(60..=30 * 24 * 60 * 60))]
+    certificate_seconds: u64,
     /// Log filter, in the syntax of tracing's EnvFilter. Example: info,weft_operator=debug.
     #[arg(long, env = "WEFT_LOG", default_value = "info")]
     log: String,
@@ -35,14 +47,31 @@ struct Arguments {
 fn main() -> anyhow::Result<()> {
     // Before any TLS connection of this process is made: they all use this provider.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let Arguments { system_namespace, pod_name, admin_address, excluded_namespaces, log, log_format } =
-        Arguments::parse();
+    let Arguments {
+        system_namespace,
+        pod_name,
+        admin_address,
+        excluded_namespaces,
+        identity_address,
+        trust_domain,
+        certificate_seconds,
+        log,
+        log_format,
+    } = Arguments::parse();
     log::init(&log, &log_format)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let stop = signal::drain().context("cannot install signal handlers")?;
         let excluded_namespaces = excluded_namespaces.into_iter().collect();
-        let settings = Settings { system_namespace, name: pod_name, admin: admin_address, excluded_namespaces };
+        let settings = Settings {
+            system_namespace,
+            name: pod_name,
+            admin: admin_address,
+            excluded_namespaces,
+            identity: identity_address,
+            trust_domain,
+            certificate_lifetime: Duration::from_secs(certificate_seconds),
+        };
         app::run(settings, stop).await?;
         Ok(())
     })

@@ -28,6 +28,10 @@ pub struct Metrics {
     pub last_sync: Gauge<f64, AtomicU64>,
     pub document_bytes_max: Family<DocumentLabel, Gauge<i64, AtomicI64>>,
     pub webhook_certificate_expiry: Gauge,
+    pub certificates_issued: Counter,
+    pub certificates_refused: Family<ReasonLabel, Counter>,
+    pub issuer_certificate_expiry: Gauge,
+    pub issuer_refused: Gauge,
 }
 
 /// Label `kind`.
@@ -60,6 +64,13 @@ pub struct OutcomeLabel {
     pub outcome: &'static str,
 }
 
+/// Label `reason`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabel {
+    /// One of a closed list.
+    pub reason: &'static str,
+}
+
 /// Labels of a write.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct WriteLabel {
@@ -89,6 +100,10 @@ impl Metrics {
             last_sync: Gauge::default(),
             document_bytes_max: Family::default(),
             webhook_certificate_expiry: Gauge::default(),
+            certificates_issued: Counter::default(),
+            certificates_refused: Family::default(),
+            issuer_certificate_expiry: Gauge::default(),
+            issuer_refused: Gauge::default(),
         };
         let registry = registry.sub_registry_with_prefix("weft_operator");
         registry.register("objects", "Watched objects, by kind", metrics.objects.clone());
@@ -134,6 +149,28 @@ impl Metrics {
             "Expiration time of the webhook's certificate, in seconds since 1970",
             metrics.webhook_certificate_expiry.clone(),
         );
+        registry.register(
+            "certificates_issued",
+            "Certificates issued to workloads by this process",
+            metrics.certificates_issued.clone(),
+        );
+        registry.register(
+            "certificates_refused",
+            "Requests for a certificate that were refused, by reason: no-token, token (not accepted by the API server), \
+             audience, not-an-account, not-a-pod, too-large, request (no valid request), rate-limit, connections (too \
+             many), busy, review (the API server cannot be asked), no-issuer",
+            metrics.certificates_refused.clone(),
+        );
+        registry.register(
+            "issuer_certificate_expiration_timestamp_seconds",
+            "Expiration time of the issuer in use, or of a certificate above it, in seconds since 1970",
+            metrics.issuer_certificate_expiry.clone(),
+        );
+        registry.register(
+            "issuer_refused",
+            "1 while the Secret weft-issuer cannot be used or does not exist; the last good issuer is in use, if any",
+            metrics.issuer_refused.clone(),
+        );
         metrics
     }
 
@@ -177,6 +214,7 @@ mod tests {
                 .get_or_create(&NotReadyLabels { kind: "MeshRoute", reason: "Pending".to_owned() }),
         );
         metrics.wrote("export", "written");
+        drop(metrics.certificates_refused.get_or_create(&ReasonLabel { reason: "token" }));
         let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/metrics.md");
         check(&page, "operator", &metrics_table(&registry));
     }

@@ -20,6 +20,12 @@ pub const ADMIN_PORT: u16 = 15000;
 pub const METRICS_PORT: u16 = 15020;
 /// `GET /readyz` and the pod's own probes and lifecycle hooks, rewritten.
 pub const HEALTH_PORT: u16 = 15021;
+/// Port of the certificate authority in the operator: HTTPS.
+pub const IDENTITY_PORT: u16 = 15012;
+/// `POST` of a certificate signing request in DER, with a service account token as bearer token.
+pub const IDENTITY_PATH: &str = "/v1/certificates";
+/// Audience of the tokens with which certificates are requested.
+pub const IDENTITY_AUDIENCE: &str = "weft-identity";
 
 /// The proxy's user and group. Redirection excludes this user's traffic, so no other container of the pod may run as
 /// it.
@@ -31,6 +37,8 @@ pub const EXPORT_NAMESPACE: &str = "weft-config";
 pub const INBOUND_NAMESPACE: &str = "weft-inbound";
 /// Name of the index.
 pub const INDEX_NAME: &str = "index";
+/// Name of the document with the trust bundle: the roots of each trust domain.
+pub const TRUST_NAME: &str = "trust";
 
 /// The label with the zone: on every node, and on pods if Kubernetes copies it there when they are scheduled (1.35
 /// and newer; 1.33 with the feature gate `PodTopologyLabelsAdmission`).

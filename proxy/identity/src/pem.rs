@@ -15,9 +15,14 @@ pub fn certificates<'a>(chain: impl IntoIterator<Item = &'a CertificateDer<'a>>)
     chain.into_iter().fold(String::new(), |text, certificate| text + &section("CERTIFICATE", certificate))
 }
 
-/// A private key in the format PKCS #8.
-pub fn private_key(pkcs8: &[u8]) -> String {
-    section("PRIVATE KEY", pkcs8)
+/// A private key.
+pub fn private_key(key: &PrivateKeyDer<'_>) -> String {
+    let label = match key {
+        PrivateKeyDer::Sec1(_) => "EC PRIVATE KEY",
+        PrivateKeyDer::Pkcs1(_) => "RSA PRIVATE KEY",
+        _ => "PRIVATE KEY",
+    };
+    section(label, key.secret_der())
 }
 
 /// The certificates of a text, in its order.

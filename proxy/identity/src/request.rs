@@ -10,10 +10,12 @@ use rustls::SignatureScheme;
 use rustls::crypto::aws_lc_rs::sign::any_ecdsa_type;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, alg_id};
 use rustls::sign::{CertifiedKey, SigningKey};
+use serde::{Deserialize, Serialize};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_SIG_ECDSA_WITH_SHA256};
 use x509_parser::prelude::FromDer;
 
+use crate::bundle::TrustBundle;
 use crate::der::{self, sequence, value};
 
 /// Maximum size of a request in bytes: ours have 200.
@@ -28,6 +30,15 @@ pub struct Pending {
 /// A public key whose owner has proven possession of the private key: SubjectPublicKeyInfo, DER.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublicKey(pub(crate) Vec<u8>);
+
+/// What an authority answers, JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The certificate, then those of its issuers without the root, PEM.
+    pub chain: String,
+    /// The roots that the authority trusts.
+    pub bundle: TrustBundle,
+}
 
 /// Why a key pair or a request could not be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

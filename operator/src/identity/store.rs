@@ -1,0 +1,256 @@
+//! Follows the Secrets of the authority and the trust document, in every replica, and writes them while this process is
+//! the leader. All three are watched by name, so that edits and deletions count within a second.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::api::PostParams;
+use kube::{Api, Client};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use weft_config::bootstrap;
+use weft_crds::names;
+use weft_identity::authority::{self, Authority};
+use weft_identity::{TrustDomain, UnixTime, rfc3339};
+use weft_runtime::readiness::Part;
+
+use super::holder::{Change, Holder, Problem};
+use super::lifecycle::{self, Action, Found};
+use super::secret::{self, Issuing};
+use super::trust;
+use crate::apply::{self, call};
+use crate::events::{Event, Object, Recorder, Severity};
+use crate::lease;
+use crate::metrics::Metrics;
+use crate::watch::watch_one;
+use crate::world::{Document, Key};
+
+/// Interval of checks without events: of the issuer's dates.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5 * 60);
+/// Delay after a failure.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// What the store needs.
+pub struct Store {
+    /// Client of the API server.
+    pub client: Client,
+    /// Namespace of the Secrets.
+    pub namespace: String,
+    /// Trust domain of the cluster.
+    pub domain: TrustDomain,
+    /// Whether this process is the leader.
+    pub lease: watch::Receiver<lease::State>,
+    /// Where Events go.
+    pub recorder: Recorder,
+    /// The operator's metrics.
+    pub metrics: Metrics,
+    /// Readiness of this part: there is an issuer.
+    pub part: Part,
+    /// The issuer in use, for the server.
+    pub issuing: watch::Sender<Option<Arc<Issuing>>>,
+}
+
+/// Why a round failed. It is tried again.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("cannot read Secret {0}")]
+    Read(&'static str, #[source] apply::Error),
+    #[error("cannot write Secret {0}")]
+    Write(&'static str, #[source] apply::Error),
+    #[error("cannot read or write the trust document")]
+    Trust(#[source] apply::Error),
+    #[error("cannot make a root or an issuer")]
+    Make(#[from] authority::Error),
+    #[error("Secret {} cannot be used", names::ROOT_SECRET)]
+    Root(#[source] secret::Invalid),
+}
+
+// === impl Store ===
+
+impl Store {
+    /// Follows until `stop`.
+    pub async fn run(mut self, stop: CancellationToken, tasks: TaskTracker) {
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
+        let documents: Api<ConfigMap> = Api::namespaced(self.client.clone(), bootstrap::EXPORT_NAMESPACE);
+        let (changed, mut changes) = mpsc::channel(1);
+        watch_one(secrets.clone(), names::ISSUER_SECRET, changed.clone(), stop.clone(), &tasks);
+        watch_one(secrets.clone(), names::ROOT_SECRET, changed.clone(), stop.clone(), &tasks);
+        watch_one(documents.clone(), bootstrap::TRUST_NAME, changed, stop.clone(), &tasks);
+        self.part.report(false, "there is no issuer yet");
+
+        let mut holder = Holder::new(self.domain.clone());
+        let mut told = false;
+        let mut leading = false;
+        let mut next = Instant::now();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep_until(next) => {}
+                _ = changes.recv() => {}
+                changed = self.lease.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    // The value changes with every renewal; only an acquisition or loss matters.
+                    let now = self.lease.borrow_and_update().epoch().is_some();
+                    if now == std::mem::replace(&mut leading, now) {
+                        continue;
+                    }
+                }
+            }
+            let wait = match self.round(&secrets, &documents, &mut holder, &mut told).await {
+                Ok(()) => CHECK_INTERVAL,
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(error, "cannot reconcile the certificate authority, retrying");
+                    RETRY
+                }
+            };
+            next = Instant::now() + wait;
+        }
+    }
+
+    async fn round(
+        &self,
+        secrets: &Api<Secret>,
+        documents: &Api<ConfigMap>,
+        holder: &mut Holder,
+        told: &mut bool,
+    ) -> Result<(), Error> {
+        let read = |name| async move { call(secrets.get_opt(name)).await.map_err(|error| Error::Read(name, error)) };
+        let found = read(names::ISSUER_SECRET).await?;
+        let document = call(documents.get_opt(bootstrap::TRUST_NAME)).await.map_err(Error::Trust)?.map(Document::from);
+        let published = document.as_ref().and_then(trust::read);
+
+        let now = UnixTime::now();
+        match holder.observe(found.as_ref(), published.as_ref(), now) {
+            Change::None => {}
+            Change::Accepted => self.accepted(holder, found.as_ref(), std::mem::take(told)),
+            Change::Refused(problem) => *told |= self.refused(holder, found.as_ref(), &problem),
+        }
+        self.report(holder);
+
+        let Some(epoch) = self.lease.borrow().epoch() else { return Ok(()) };
+        let root = read(names::ROOT_SECRET).await?;
+        let root = root.as_ref().map(secret::read_root).transpose();
+        // Without its key the issuer lives on: the root is needed only to renew it.
+        let root = if found.is_some() { root.ok().flatten() } else { root.map_err(Error::Root)? };
+        let current = holder.current().cloned();
+        let decision = lifecycle::decide(
+            &Found {
+                domain: &self.domain,
+                has_issuer: found.is_some(),
+                current: current.as_ref().map(|current| &current.issuer),
+                is_current: holder.problem().is_none(),
+                root: root.as_ref().map(|root| &root.certificate),
+                published: published.as_ref(),
+            },
+            now,
+        );
+        match (decision, root) {
+            (Action::MakeRoot, _) => {
+                let root = Authority::root(&self.domain, now)?;
+                self.write(secrets, names::ROOT_SECRET, secret::root(&root)).await?;
+                self.make_issuer(secrets, &root, None, now).await?;
+            }
+            (Action::MakeIssuer, Some(root)) => self.make_issuer(secrets, &root, found.as_ref(), now).await?,
+            _ => {}
+        }
+
+        let Some(current) = current else { return Ok(()) };
+        if let Some(next) = trust::plan(&current.bundle, document.as_ref(), epoch) {
+            apply::document(&self.client, next, document.as_ref()).await.map_err(Error::Trust)?;
+            tracing::info!(document = bootstrap::TRUST_NAME, "trust bundle written");
+        }
+        Ok(())
+    }
+
+    /// Makes an issuer. The watch of its Secret brings it into use, here and in the other replicas.
+    async fn make_issuer(
+        &self,
+        secrets: &Api<Secret>,
+        root: &Authority,
+        found: Option<&Secret>,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let issuer = root.intermediate(&self.domain, now)?;
+        self.write(secrets, names::ISSUER_SECRET, secret::issuer(root, &issuer, found)).await
+    }
+
+    /// Creates a Secret, or replaces the version of it that was read.
+    async fn write(&self, secrets: &Api<Secret>, name: &'static str, secret: Secret) -> Result<(), Error> {
+        let written = match &secret.metadata.resource_version {
+            Some(_) => call(secrets.replace(name, &PostParams::default(), &secret)).await,
+            None => call(secrets.create(&PostParams::default(), &secret)).await,
+        };
+        written.map_err(|error| Error::Write(name, error))?;
+        tracing::info!(secret = name, "generated and written");
+        Ok(())
+    }
+
+    /// Brings the issuer into use; says so in an Event if a problem was `told` before.
+    fn accepted(&self, holder: &Holder, found: Option<&Secret>, told: bool) {
+        let Some(current) = holder.current() else { return };
+        let (issuer, until) = (&current.issuer, rfc3339(current.issuer.not_after()));
+        tracing::info!(serial = issuer.serial(), not_after = until, "issuer in use");
+        self.metrics.issuer_certificate_expiry.set(i64::try_from(issuer.not_after().as_secs()).unwrap_or(i64::MAX));
+        self.issuing.send_if_modified(|sent| {
+            let is_new = sent.as_ref().is_none_or(|sent| !Arc::ptr_eq(sent, current));
+            sent.clone_from(&Some(current.clone()));
+            is_new
+        });
+        if told {
+            let note = format!("certificates are issued by {} until {until}", issuer.serial());
+            self.tell(found, Severity::Normal, "IssuerAccepted", note);
+        }
+    }
+
+    /// Tells a problem. False: there is nobody to tell it to.
+    fn refused(&self, holder: &Holder, found: Option<&Secret>, problem: &Problem) -> bool {
+        let Problem { reason, message } = problem;
+        // At the first start there is no Secret until the leader makes it.
+        if holder.current().is_none() && found.is_none() {
+            tracing::info!(reason, message, "no issuer yet");
+            return false;
+        }
+        tracing::error!(reason, message, "issuer refused, the last good one stays in use");
+        let in_use = holder.current().map_or("no certificates are issued".to_owned(), |current| {
+            let issuer = &current.issuer;
+            format!("the last good issuer {} stays in use until {}", issuer.serial(), rfc3339(issuer.not_after()))
+        });
+        self.tell(found, Severity::Warning, reason, format!("{message} ({in_use})"));
+        true
+    }
+
+    fn tell(&self, found: Option<&Secret>, severity: Severity, reason: &str, note: String) {
+        let Some(uid) = found.and_then(|secret| secret.metadata.uid.clone()) else { return };
+        let regarding = Object {
+            api_version: "v1".to_owned(),
+            kind: "Secret".to_owned(),
+            key: Key::new(&*self.namespace, names::ISSUER_SECRET),
+            uid,
+        };
+        let reason = reason.to_owned();
+        let event = Event { regarding, related: None, severity, reason, action: "ReadIssuer", note, repeats: true };
+        self.recorder.record(vec![event]);
+    }
+
+    fn report(&self, holder: &Holder) {
+        self.metrics.issuer_refused.set(i64::from(holder.problem().is_some()));
+        let problem = holder.problem().map_or(String::new(), |problem| {
+            format!("Secret {}/{} refused: {}", self.namespace, names::ISSUER_SECRET, problem.message)
+        });
+        match holder.current() {
+            Some(current) => {
+                let until = rfc3339(current.issuer.not_after());
+                let state = format!("issuer {} until {until}", current.issuer.serial());
+                let detail = if problem.is_empty() { state } else { format!("{state}; {problem}") };
+                self.part.report(true, &detail);
+            }
+            None => self.part.report(false, &problem),
+        }
+    }
+}
