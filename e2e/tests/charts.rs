@@ -12,6 +12,9 @@ use weft_e2e::kubectl::Kubectl;
 use weft_e2e::metrics::Metrics;
 use weft_e2e::namespace::{Mesh, Namespace, READY, in_mesh};
 
+/// Port of the certificate authority.
+const IDENTITY_PORT: u16 = 15012;
+
 const CHARTS: [&str; 2] = ["charts/weft-crds", "charts/weft"];
 
 /// The objects that a chart renders, parsed by kubectl, which fails on invalid manifests.
@@ -111,6 +114,10 @@ fn bad_values_are_refused() -> Result<()> {
         ("priorityClassName=High Priority", "priorityClassName"),
         ("tolerations[0].operator=Is", "tolerations"),
         ("podMonitor.interval=30", "podMonitor"),
+        ("identity.certificateSeconds=59", "certificateSeconds"),
+        ("identity.certificateSeconds=2592001", "certificateSeconds"),
+        ("identity.certificateSeconds=24h", "certificateSeconds"),
+        ("identity.trustDomain=x", "trustDomain"),
         ("networkPolicy.enabled=maybe", "networkPolicy"),
     ] {
         let stderr = helm_refused(&["template", "weft", "charts/weft", "--set", setting])?;
@@ -226,6 +233,59 @@ fn roles_have_no_wildcards() -> Result<()> {
         }
     }
     ensure!(roles > 0, "the chart has no roles");
+    Ok(())
+}
+
+/// The keys of the certificate authority are read by name, and tokens are only reviewed.
+#[test]
+fn certificate_authority_has_its_own_permissions_and_no_more() -> Result<()> {
+    let objects = rendered("charts/weft", &["--set", "networkPolicy.enabled=true"])?;
+    let mut of_secrets = Vec::new();
+    let mut of_reviews = Vec::new();
+    for object in &objects {
+        for rule in object["rules"].as_array().into_iter().flatten() {
+            let words = |field: &str| -> Vec<&str> {
+                rule[field].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+            };
+            let permission = || (name(object), words("resourceNames").join(" "), words("verbs").join(" "));
+            if words("resources").contains(&"secrets") {
+                of_secrets.push(permission());
+            }
+            if words("resources").contains(&"tokenreviews") {
+                of_reviews.push(permission());
+            }
+        }
+    }
+    let permission = |role: &str, names: &str, verbs: &str| (role.to_owned(), names.to_owned(), verbs.to_owned());
+    of_secrets.sort();
+    let expected = [
+        permission("Role/weft-injector", "weft-injector-tls", "get list watch"),
+        permission("Role/weft-operator", "", "create"),
+        permission(
+            "Role/weft-operator",
+            "weft-injector-tls weft-issuer weft-root weft-webhook-ca",
+            "get list watch update",
+        ),
+    ];
+    ensure!(of_secrets == expected, "{of_secrets:?}");
+    ensure!(of_reviews == [permission("ClusterRole/weft-operator", "", "create")], "{of_reviews:?}");
+
+    let find = |kind: &str, of: &str| objects.iter().find(|object| name(object) == format!("{kind}/{of}"));
+    let service = find("Service", "weft-identity").context("a Service")?;
+    let deployment = find("Deployment", "weft-operator").context("a Deployment")?;
+    let policy = find("NetworkPolicy", "weft-operator").context("a NetworkPolicy")?;
+    ensure!(service["spec"]["ports"][0]["port"] == IDENTITY_PORT, "{service}");
+    let ports = &deployment["spec"]["template"]["spec"]["containers"][0]["ports"];
+    let of_authority = |ports: &Value| {
+        ports.as_array().into_iter().flatten().any(|port| {
+            port["containerPort"] == IDENTITY_PORT && port["name"] == service["spec"]["ports"][0]["targetPort"]
+        })
+    };
+    ensure!(of_authority(ports), "{ports}");
+    let labels = deployment["spec"]["template"]["metadata"]["labels"].as_object().context("labels")?;
+    let selector = service["spec"]["selector"].as_object().context("a selector")?;
+    ensure!(selector.iter().all(|(key, value)| labels.get(key) == Some(value)), "{selector:?} {labels:?}");
+    ensure!(policy["spec"]["ingress"].to_string().contains("\"identity\""), "{policy}");
     Ok(())
 }
 

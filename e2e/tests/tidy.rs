@@ -116,7 +116,7 @@ const ORDERS: [Order; 6] = [
             &["bundle"],
             &["request", "verify"],
             &["authority"],
-            &["hostile", "issue", "sign", "tls"],
+            &["issue", "sign", "tls"],
             &["signer"],
             &["lib"],
         ],

@@ -56,7 +56,7 @@ impl Holder {
     /// Takes the Secret as it is now. `published` is what proxies trust: a new issuer must lead to a root among these.
     pub fn observe(&mut self, secret: Option<&Secret>, published: Option<&TrustBundle>, now: UnixTime) -> Change {
         let found = match secret {
-            None => Err(self.missing()),
+            None => Err(self.missing(published)),
             Some(secret) => self
                 .read(secret, published, now)
                 .map_err(|invalid| Problem { reason: invalid.reason(), message: invalid.to_string() }),
@@ -97,10 +97,16 @@ impl Holder {
         Ok(Some(issuing).filter(|issuing| !self.current.as_ref().is_some_and(|current| current.is_same(issuing))))
     }
 
-    fn missing(&self) -> Problem {
-        let state =
-            if self.current.is_some() { "the last good issuer stays in use" } else { "no certificates are issued" };
-        Problem { reason: "IssuerMissing", message: format!("the Secret does not exist: {state}; create it again") }
+    fn missing(&self, published: Option<&TrustBundle>) -> Problem {
+        let message = match (&self.current, published) {
+            (Some(_), _) => "the Secret does not exist: the last good issuer stays in use; create it again",
+            (None, Some(_)) => {
+                "the Secret does not exist: no certificates are issued; create it again, or delete ConfigMap \
+                 weft-config/trust to begin with a new root"
+            }
+            (None, None) => "the Secret does not exist: no certificates are issued until the leader has made it",
+        };
+        Problem { reason: "IssuerMissing", message: message.to_owned() }
     }
 }
 
