@@ -8,6 +8,7 @@
 mod attach;
 mod backend;
 mod filter;
+mod name;
 mod rule;
 mod table;
 
