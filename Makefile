@@ -70,15 +70,15 @@ e2e: $(cluster) images install e2e-installed ## end-to-end tests on a real clust
 soak: $(cluster) images install ## the e2e-groups repeatedly on busy CPUs; lists the tests that failed (RUNS=20)
 	@e2e/soak.sh $(RUNS)
 
-# The others measure time: they run by themselves, and not in the soak.
+# The others measure time, or replace what all tests use: they run by themselves, and not in the soak.
 e2e-installed: e2e-groups
 	@cargo test $(profile) --locked --package weft-e2e --test mistakes -- --test-threads 2 --show-output
 	@cargo test $(profile) --locked --package weft-e2e --test latency --test demo -- --test-threads 1 --nocapture
-	@cargo test $(profile) --locked --package weft-e2e --test disruption -- --test-threads 1 --nocapture
+	@cargo test $(profile) --locked --package weft-e2e --test disruption --test helm -- --test-threads 1 --nocapture
 
 e2e-groups:
 	@cargo test $(profile) --locked --package weft-e2e --test charts --test inject --test routing --test filters --test streams \
-	  --test policy --test resilience --test balance --test services --test bad_input -- --test-threads $(THREADS) --show-output
+	  --test policy --test resilience --test balance --test services --test bad_input --test apply -- --test-threads $(THREADS) --show-output
 
 bench: ## benchmark Weft against Envoy, nginx and haproxy (BENCH_SCENARIOS="h1_sat mem" BENCH_REPS=5 BENCH_SECS=4)
 	@bench/setup.sh

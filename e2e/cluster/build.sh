@@ -4,7 +4,7 @@
 #   build.sh                builds everything
 #   build.sh --print NAME   builds one part if necessary and prints its path; NAME is one of
 #                           etcd coredns helm kubernetes kubectl forward probe pause.tar coredns.tar probe.tar,
-#                           or h2spec, which only the proxy's tests need
+#                           or h2spec or helm3, which only tests need
 #
 # Parts are cached outside the checkout, in $WEFT_CACHE (~/.cache/weft), each under a hash of its sources. The
 # directory may be deleted while no cluster is running.
@@ -59,6 +59,7 @@ build_part() {
   case $1 in
     kubernetes) build_go kubernetes . "$(kubernetes_stamps)" "about 8 minutes when nothing is cached" ;;
     helm) build_go helm helm.sh/helm/v4/cmd/helm "" "about 3 minutes when nothing is cached" ;;
+    helm3) build_go helm3 helm.sh/helm/v3/cmd/helm "" "about 3 minutes when nothing is cached" ;;
     h2spec) build_go h2spec github.com/summerwind/h2spec/cmd/h2spec "" "" ;;
     etcd | coredns | forward | probe) build_go "$1" . "" "" ;;
     pause) build_pause ;;

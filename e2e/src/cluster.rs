@@ -177,6 +177,11 @@ pub fn helm() -> Result<PathBuf> {
     on_path("helm").filter(|_| is_given).map_or_else(|| build("helm"), Ok)
 }
 
+/// Helm 3, which writes objects in another way than the current Helm.
+pub fn helm3() -> Result<PathBuf> {
+    build("helm3")
+}
+
 /// Path of a program that e2e/cluster/build.sh builds.
 fn build(program: &str) -> Result<PathBuf> {
     script("build.sh", &["--print", program]).map(PathBuf::from)
