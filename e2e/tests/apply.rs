@@ -32,6 +32,7 @@ spec:
     - {type: RateLimit, rateLimit: {requests: 10}}
     - {type: Fault, fault: {delay: {duration: 1s, fraction: {numerator: 1}}}}
     - {type: RequestMirror, requestMirror: {backendRef: {name: echo, port: 9080}}}
+    - {type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /b}}}
     backendRefs: [{name: echo, port: 9080}, {name: echo, port: 9080, subset: v1}]
     retry: {}
     hedge: {after: 1s}
