@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::filters::Filters;
-use crate::refs::{ClusterRef, ObjectRef};
+use crate::refs::{ClusterRef, RouteRef};
 use crate::{compact_vec, is_default};
 
 /// The routes of one port of one Service.
@@ -42,7 +42,7 @@ pub struct ServerName {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct StreamRule {
     /// The user's object.
-    pub route: ObjectRef,
+    pub route: RouteRef,
     /// The rule in it: its name, or its position as `0`, `1`, ...
     pub name: String,
     /// At least one; the weights' sum is not zero. Connections for an invalid backend are closed.
@@ -111,7 +111,7 @@ pub enum ValueTest {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Rule {
     /// The user's object.
-    pub route: ObjectRef,
+    pub route: RouteRef,
     /// The rule in it: its name, or its position as `0`, `1`, ...
     pub name: String,
     /// Edits of the request's headers, before it is forwarded.

@@ -49,7 +49,7 @@ pub(crate) struct StreamRule {
 /// A rule for requests.
 #[derive(Debug)]
 pub(crate) struct Rule {
-    /// `MeshRoute/namespace/name/rule`.
+    /// `Kind/namespace/name/rule`.
     pub(crate) name: Arc<RuleName>,
     pub(crate) request_edit: Edit,
     pub(crate) response_edit: Edit,
@@ -200,7 +200,7 @@ impl Streams {
 impl StreamRule {
     fn compile(rule: wire::StreamRule) -> Result<Self, CompileError> {
         let wire::StreamRule { route, name, backends } = rule;
-        let rule_name = RuleName::new("MeshRoute", &route.namespace, &route.name, &name);
+        let rule_name = RuleName::new(route.kind.as_str(), &route.namespace, &route.name, &name);
         let total = total(&backends, &rule_name)?;
         let backends = backends.into_iter().map(Backend::compile).collect();
         Ok(Self { name: Arc::new(rule_name), backends, total })
@@ -238,7 +238,7 @@ impl Rule {
             retry,
             hedge,
         } = rule;
-        let rule_name = RuleName::new("MeshRoute", &route.namespace, &route.name, &name);
+        let rule_name = RuleName::new(route.kind.as_str(), &route.namespace, &route.name, &name);
         Ok(Self {
             request_edit: Edit::compile(request_headers)?,
             response_edit: Edit::compile(response_headers)?,
