@@ -48,7 +48,7 @@ pub(super) fn check(world: &World, name: &str, namespace: &Namespace, compiled: 
     let [of_own, of_any] = [Clients::Own, Clients::Any].map(|clients| clients::check(name, &pods, clients, elsewhere));
     for (id, outcome) in objects.iter_mut().filter(|(_, outcome)| is_accepted(outcome)) {
         let found = match id.kind {
-            Kind::Policy => continue,
+            Kind::Policy | Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => continue,
             Kind::Route if is_consumer(namespace, id) => &of_own,
             Kind::Route | Kind::Cluster => &of_any,
         };

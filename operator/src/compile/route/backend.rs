@@ -7,7 +7,7 @@ use weft_crds::status::Reason;
 
 use crate::compile::endpoint::{Endpoints, has_endpoints};
 use crate::compile::{cluster, missing, value};
-use crate::world::{Key, Service, ServicePort, World};
+use crate::world::{Key, Kind, Service, ServicePort, World};
 
 /// What a rule matches: HTTP requests, or TLS and TCP connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ impl Referrer<'_> {
         if service.namespace == *own
             || !world.has_namespace(&service.namespace)
             || self.parents.iter().all(is_parent)
-            || world.grants(own, service)
+            || world.grants(Kind::Route, own, service)
         {
             return Ok(());
         }
