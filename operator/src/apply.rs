@@ -8,17 +8,17 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
-use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use weft_config::bootstrap;
-use weft_crds::{MeshCluster, MeshPolicy, MeshRoute, Status, names};
+use weft_crds::{Status, names};
 
 use crate::render;
-use crate::world::{Access, AccessKind, Document, DocumentKind, Kind, ObjectId, documents_namespace};
+use crate::world::{Access, AccessKind, Document, DocumentKind, ObjectId, documents_namespace};
 
 /// Timeout of one call to the API server; then it is retried later.
 const CALL_MAX: Duration = Duration::from_secs(5);
@@ -137,14 +137,10 @@ pub async fn delete_access(client: &Client, kind: AccessKind, namespace: &str) -
 
 /// Writes the status of an object, and returns its new resourceVersion.
 pub async fn status(client: &Client, id: &ObjectId, uid: &str, status: &Status) -> Result<Option<String>, Error> {
-    let resource = match id.kind {
-        Kind::Route => ApiResource::erase::<MeshRoute>(&()),
-        Kind::Cluster => ApiResource::erase::<MeshCluster>(&()),
-        Kind::Policy => ApiResource::erase::<MeshPolicy>(&()),
-    };
+    let resource = id.kind.resource();
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &id.key.namespace, &resource);
     let object = json!({
-        "apiVersion": Kind::api_version(),
+        "apiVersion": resource.api_version,
         "kind": id.kind.as_str(),
         // The uid prevents a write to a new object of the same name.
         "metadata": { "name": id.key.name, "namespace": id.key.namespace, "uid": uid },

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weft_operator::metrics::Metrics;
 use weft_operator::watch;
-use weft_operator::world::{Change, Event, WatchedKind};
+use weft_operator::world::{Change, Event, Kind, WatchedKind};
 
 /// The first event from an API server that has nothing but these lists.
 async fn first_event(lists: HashMap<String, Value>) -> Event {
@@ -46,6 +46,6 @@ async fn grants_are_read_in_the_version_that_the_cluster_has() {
         let Event::Grant(Change::Reset(grants)) = first_event(HashMap::from([(path, list)])).await else {
             panic!("not a list of grants in {version}");
         };
-        assert!(grants.len() == 1 && grants[0].permits("shop", "pay"), "{version}: {grants:?}");
+        assert!(grants.len() == 1 && grants[0].permits(Kind::Route, "shop", "pay"), "{version}: {grants:?}");
     }
 }

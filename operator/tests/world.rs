@@ -4,7 +4,7 @@ mod support;
 
 use serde_json::json;
 use weft_operator::world::objects::{RawPod, RawService};
-use weft_operator::world::{Change, Document, DocumentKind, Event, Key, Node, Pod, Service, Touched, World};
+use weft_operator::world::{Change, Document, DocumentKind, Event, Key, Kind, Node, Pod, Service, Touched, World};
 
 use support::{applied, deleted, namespace, pod, service, slice};
 
@@ -90,9 +90,9 @@ fn appearance_of_reference_grants_marks_routes_that_need_one() {
         },
     });
     assert_eq!(scopes(&world.observe(applied(&grant))), ["bank"], "its exports change, which marks shop");
-    assert!(world.grants("shop", &pay) && !world.grants("web", &pay));
+    assert!(world.grants(Kind::Route, "shop", &pay) && !world.grants(Kind::Route, "web", &pay));
     assert_eq!(scopes(&world.observe(Event::GrantsMissing)), ["bank", "shop"], "the CRD is removed");
-    assert!(!world.grants("shop", &pay));
+    assert!(!world.grants(Kind::Route, "shop", &pay));
 }
 
 #[test]

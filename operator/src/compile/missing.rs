@@ -37,7 +37,8 @@ pub(super) fn port(service: &Service, port: u16) -> String {
 
 /// Of a port of a Service, by its name.
 pub(super) fn port_name(service: &Service, name: &str) -> String {
-    let names: Vec<&str> = service.ports.iter().map(|port| port.name.as_str()).filter(|name| !name.is_empty()).collect();
+    let names: Vec<&str> =
+        service.ports.iter().map(|port| port.name.as_str()).filter(|name| !name.is_empty()).collect();
     let hint = match (did_you_mean(name, names.iter().copied()), &names[..]) {
         (_, []) => ": none of its ports has a name".to_owned(),
         (hint, names) if hint.is_empty() => format!(", only {}", names.join(", ")),

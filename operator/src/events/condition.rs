@@ -22,7 +22,7 @@ pub fn events(world: &World, id: &ObjectId, before: &Status, after: &Status) -> 
         return Vec::new();
     };
     let object = Object {
-        api_version: Kind::api_version(),
+        api_version: id.kind.resource().api_version,
         kind: id.kind.as_str().to_owned(),
         key: id.key.clone(),
         uid: uid.to_owned(),
@@ -113,6 +113,7 @@ fn targets(namespace: &Namespace, id: &ObjectId) -> Vec<Object> {
             });
             target.into_iter().collect()
         }
+        Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => Vec::new(),
     }
 }
 

@@ -1,8 +1,8 @@
 //! What watches tell the World.
 
 use super::objects::{
-    Access, AccessKind, Account, Cluster, Document, DocumentKind, Grant, Key, NamespaceMeta, Node, Pod, Policy, Route,
-    Service, Slice,
+    Access, AccessKind, Account, Cluster, Document, DocumentKind, GatewayRoute, Grant, Key, Kind, NamespaceMeta, Node,
+    Pod, Policy, Route, Service, Slice,
 };
 
 /// Declares [`WatchedKind`]: its variants, the list of them and their names come from one list.
@@ -40,6 +40,10 @@ watched_kinds! {
     MeshClusters => "meshclusters",
     MeshPolicies => "meshpolicies",
     ReferenceGrants => "referencegrants",
+    HttpRoutes => "httproutes",
+    GrpcRoutes => "grpcroutes",
+    TlsRoutes => "tlsroutes",
+    TcpRoutes => "tcproutes",
     Exports => "exports",
     Inbounds => "inbounds",
     Roles => "roles",
@@ -72,6 +76,8 @@ pub enum Event {
     Cluster(Change<Cluster>),
     Policy(Change<Policy>),
     Grant(Change<Grant>),
+    /// Of a kind of the Gateway API.
+    GatewayRoute(Kind, Change<GatewayRoute>),
     /// The API server has no ReferenceGrants: the Gateway API is not installed.
     GrantsMissing,
     Document(DocumentKind, Change<Document>),
@@ -97,6 +103,7 @@ impl Event {
             Self::Cluster(change) => (WatchedKind::MeshClusters, is_reset(change)),
             Self::Policy(change) => (WatchedKind::MeshPolicies, is_reset(change)),
             Self::Grant(change) => (WatchedKind::ReferenceGrants, is_reset(change)),
+            Self::GatewayRoute(kind, change) => (watched(*kind), is_reset(change)),
             Self::GrantsMissing => (WatchedKind::ReferenceGrants, true),
             Self::Document(DocumentKind::Inbound, change) => (WatchedKind::Inbounds, is_reset(change)),
             Self::Document(DocumentKind::Export | DocumentKind::Index, change) => {
@@ -105,5 +112,18 @@ impl Event {
             Self::Access(AccessKind::Role, change) => (WatchedKind::Roles, is_reset(change)),
             Self::Access(AccessKind::Binding, change) => (WatchedKind::RoleBindings, is_reset(change)),
         }
+    }
+}
+
+/// The watch of a kind.
+fn watched(kind: Kind) -> WatchedKind {
+    match kind {
+        Kind::Cluster => WatchedKind::MeshClusters,
+        Kind::Policy => WatchedKind::MeshPolicies,
+        Kind::Route => WatchedKind::MeshRoutes,
+        Kind::HttpRoute => WatchedKind::HttpRoutes,
+        Kind::GrpcRoute => WatchedKind::GrpcRoutes,
+        Kind::TlsRoute => WatchedKind::TlsRoutes,
+        Kind::TcpRoute => WatchedKind::TcpRoutes,
     }
 }

@@ -18,6 +18,7 @@ pub(super) const ATTEMPTS_MAX: u32 = 10;
 const AFTER_MIN: Duration = Duration::from_millis(1);
 const AFTER_MAX: Duration = Duration::from_secs(60);
 const HEDGES_MAX: u32 = 3;
+const MIRRORS_MAX: usize = 4;
 
 /// Compiles an HTTP rule. References that do not resolve are added to `unresolved`.
 pub(super) fn rule(
@@ -35,6 +36,10 @@ pub(super) fn rule(
         && matches.iter().all(|m| m.path.as_ref().is_some_and(|path| path.kind == PathMatchType::PathPrefix));
     let filter::RuleFilters { request_headers, response_headers, filters, rewrite, answer } =
         filter::compile(world, route, filters, by_prefix, unresolved)?;
+    let mirrors = filters.mirrors.len();
+    if mirrors > MIRRORS_MAX {
+        return Err(format!("{mirrors} RequestMirror filters: at most {MIRRORS_MAX} are allowed"));
+    }
     let action = match answer {
         Some(_) if !backend_refs.is_empty() => {
             return Err("a rule with RequestRedirect or DirectResponse has no backend: remove its backendRefs".into());

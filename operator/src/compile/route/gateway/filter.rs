@@ -177,7 +177,8 @@ fn mirror(mirror: &HttpRequestMirrorFilter, findings: &mut Findings) -> Result<O
 }
 
 fn cors(cors: &HttpCorsFilter, findings: &mut Findings) -> route::Cors {
-    let HttpCorsFilter { allow_credentials, allow_headers, allow_methods, allow_origins, expose_headers, max_age } = cors;
+    let HttpCorsFilter { allow_credentials, allow_headers, allow_methods, allow_origins, expose_headers, max_age } =
+        cors;
     let allow_credentials = allow_credentials.unwrap_or(false);
     if allow_origins.is_empty() {
         findings.changed.push("cors.allowOrigins is empty: no origin is allowed".to_owned());

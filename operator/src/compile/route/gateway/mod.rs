@@ -21,7 +21,7 @@ mod stream;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub(super) use parent::AttachedParent;
+pub(super) use parent::{AttachedParent, outcome};
 use weft_crds::status::Reason;
 use weft_gateway_api::{GrpcRouteSpec, HttpRouteSpec, TcpRouteSpec, TlsRouteSpec};
 

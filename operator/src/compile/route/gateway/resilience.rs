@@ -52,13 +52,7 @@ pub(super) fn retry(retry: &HttpRouteRetry, changed: &mut Vec<String>) -> Result
 }
 
 /// A duration in milliseconds, within bounds.
-fn bounded(
-    text: &str,
-    field: &str,
-    min: Duration,
-    max: Duration,
-    changed: &mut Vec<String>,
-) -> Result<u64, String> {
+fn bounded(text: &str, field: &str, min: Duration, max: Duration, changed: &mut Vec<String>) -> Result<u64, String> {
     let written = value::parse_duration(&weft_crds::Duration(text.to_owned()), field)?;
     let found = written.clamp(min, max);
     if found != written {

@@ -176,7 +176,9 @@ fn backend(
             Ok(reference::backend(world, route, &service, of_backend, RuleKind::Http, unresolved))
         }
         Err((reason, message)) => {
-            findings.unresolved.push((reason, format!("{message}: {}", reference::while_missing(route, RuleKind::Http))));
+            findings
+                .unresolved
+                .push((reason, format!("{message}: {}", reference::while_missing(route, RuleKind::Http))));
             Ok(Backend { weight, ..invalid(message) })
         }
     }
