@@ -33,9 +33,8 @@ pub(super) fn settle(attached: &mut [AttachedRoute<'_>]) {
         let (by, of) = (names(attached, &winners), names(attached, &losers));
         for index in losers {
             let why = format!(
-                "it does not apply to {port_key}: {by} takes precedence, because one port has routes of one kind \
-                 (MeshRoute before GRPCRoute, HTTPRoute, TLSRoute, TCPRoute); delete one of them or attach it to \
-                 another port"
+                "it does not apply to {port_key}: {by} takes precedence, because a port has routes of one kind (MeshRoute, \
+                 else GRPCRoute, HTTPRoute, TLSRoute, TCPRoute); delete one of them, or attach it to another port"
             );
             attached[index].detach(&port_key, why);
         }

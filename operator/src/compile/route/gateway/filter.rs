@@ -95,8 +95,8 @@ fn filter(filter: &HttpRouteFilter, findings: &mut Findings) -> Result<Option<ro
 }
 
 fn extension(reference: Option<&LocalObjectReference>) -> String {
-    let names = reference.map(|LocalObjectReference { group, kind, name }| format!(" {kind}.{group} {name}"));
-    format!("type ExtensionRef is not supported: there are no extensions, such as{}", names.unwrap_or_default())
+    let names = reference.map(|LocalObjectReference { group, kind, name }| format!(" ({kind}.{group} {name})"));
+    format!("type ExtensionRef{} is not supported", names.unwrap_or_default())
 }
 
 /// Of several entries for one name, in any letter case, the first counts.

@@ -1,14 +1,13 @@
 //! The rules of HTTPRoutes and GRPCRoutes: matches, filters and backends of requests.
 
-use weft_config::{Action, Backend, BackendTarget, Filters, HeaderEdit, Match, Rewrite, Rule};
+use weft_config::{Action, Backend, BackendTarget, Filters, HeaderEdit, Rewrite, Rule};
 use weft_crds::route::{self, PathMatchType};
-use weft_gateway_api::{GrpcRouteRule, HttpBackendRef, HttpRouteRule};
+use weft_gateway_api::{GrpcRouteMatch, GrpcRouteRule, HttpBackendRef, HttpRouteMatch, HttpRouteRule};
 
 use super::filter::Findings;
 use super::matches::RankedMatch;
 use super::{Rules, backend, filter, matches, resilience};
 use crate::compile::diagnostic::Diagnostic;
-use crate::compile::precedence;
 use crate::compile::route::attach::repeated_conditions;
 use crate::compile::route::attached::HttpRule;
 use crate::compile::route::backend::{self as reference, Referrer, RuleKind};
@@ -36,20 +35,27 @@ impl CompiledRule {
 
 /// Compiles a rule of an HTTPRoute.
 pub(super) fn http(world: &World, route: Referrer<'_>, name: &str, rule: &HttpRouteRule) -> CompiledRule {
-    let matches: Vec<_> = rule.matches.iter().map(matches::http).collect();
+    let any = HttpRouteMatch::default();
+    let matches = or_any(&rule.matches, &any).iter().map(matches::http).collect();
     compile(world, route, name, matches, rule)
 }
 
 /// Compiles a rule of a GRPCRoute, which is one of an HTTPRoute with other matches, and without timeouts and retries.
 pub(super) fn grpc(world: &World, route: Referrer<'_>, name: &str, rule: &GrpcRouteRule) -> CompiledRule {
     let GrpcRouteRule { backend_refs, filters, matches, name: _ } = rule;
-    let matches: Vec<_> = matches.iter().map(matches::grpc).collect();
+    let any = GrpcRouteMatch::default();
+    let matches = or_any(matches, &any).iter().map(matches::grpc).collect();
     let rule = HttpRouteRule {
         backend_refs: backend_refs.iter().map(backend::grpc).collect(),
         filters: filters.iter().map(filter::grpc).collect(),
         ..HttpRouteRule::default()
     };
     compile(world, route, name, matches, &rule)
+}
+
+/// The matches of a rule; without any, one that every request fits.
+fn or_any<'m, M>(matches: &'m [M], any: &'m M) -> &'m [M] {
+    if matches.is_empty() { std::slice::from_ref(any) } else { matches }
 }
 
 /// Compiles a rule with its matches. What is wrong with one of its values makes it answer nothing but errors.
@@ -61,9 +67,6 @@ fn compile(
     rule: &HttpRouteRule,
 ) -> CompiledRule {
     let (mut matched, mut words, mut wrong) = (Vec::new(), Vec::new(), Vec::new());
-    if matches.is_empty() {
-        matched.push((precedence::rank(&Match::default()), Match::default()));
-    }
     for (index, found) in matches.into_iter().enumerate() {
         match found {
             Ok(found) => {
@@ -83,8 +86,8 @@ fn compile(
         diagnostics.push(Diagnostic::partial(format!("rule {name}: {message}: {}", answered(route))));
         forward(route, name, vec![invalid(format!("rule {name} is not valid: {message}"))])
     });
-    let changed = findings.changed.into_iter().map(|message| format!("rule {name}: {message}"));
-    diagnostics.extend(changed.chain(repeated_conditions(&words)).map(Diagnostic::partial));
+    let changed = findings.changed.into_iter().chain(repeated_conditions(&words));
+    diagnostics.extend(changed.map(|message| Diagnostic::partial(format!("rule {name}: {message}"))));
     CompiledRule { rule: HttpRule { rule, matches: matched }, is_unusable, diagnostics }
 }
 
