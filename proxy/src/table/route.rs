@@ -306,6 +306,75 @@ mod tests {
         assert!(matches!(Routes::compile(table), Err(CompileError::Rule(0))));
     }
 
+    fn compile(rules: Vec<wire::Rule>) -> Routes {
+        Routes::compile(wire::RouteTable { rules, ..wire::RouteTable::default() }).expect("compiles")
+    }
+
+    /// A rule with these fields and two backends, the first one with these filters.
+    fn rule(more: serde_json::Value, filters: serde_json::Value) -> wire::Rule {
+        let mut rule = serde_json::json!({
+            "route": {"namespace": "n", "name": "r"}, "name": "0", "action": {"forward": {"backends": [
+                {"weight": 1, "target": {"invalid": "nowhere"}, "filters": filters},
+                {"weight": 1, "target": {"invalid": "nowhere"}}
+            ]}}
+        });
+        rule.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        serde_json::from_value(rule).expect("a rule")
+    }
+
+    #[test]
+    fn requests_pass_the_rule_then_the_backend_and_responses_the_reverse() {
+        let edits = |by: &str| {
+            let edit =
+                serde_json::json!({"set": [{"name": "x-set", "value": by}], "add": [{"name": "x-add", "value": by}]});
+            serde_json::json!({"requestHeaders": edit, "responseHeaders": edit})
+        };
+        let routes = compile(vec![rule(edits("rule"), edits("backend"))]);
+        let rule = &routes.rules[0];
+        let Action::Forward { backends, .. } = &rule.action else { panic!("{rule:?}") };
+        let values = |edit: &dyn Fn(&mut HeaderMap)| {
+            let mut headers = HeaderMap::new();
+            edit(&mut headers);
+            ["x-set", "x-add"].map(|name| {
+                headers.get_all(name).iter().map(|v| v.to_str().expect("text").to_owned()).collect::<Vec<_>>()
+            })
+        };
+        let (own, none) = (backends[0].filters.as_deref(), backends[1].filters.as_deref());
+        assert_eq!(values(&|headers| rule.edit_request(own, headers)), [vec!["backend"], vec!["rule", "backend"]]);
+        assert_eq!(values(&|headers| rule.edit_response(own, headers)), [vec!["rule"], vec!["backend", "rule"]]);
+        assert_eq!(values(&|headers| rule.edit_request(none, headers)), [vec!["rule"], vec!["rule"]]);
+        assert_eq!(values(&|headers| rule.edit_response(none, headers)), [vec!["rule"], vec!["rule"]]);
+    }
+
+    #[test]
+    fn headers_that_backends_edit_are_protected() {
+        let filters = serde_json::json!({
+            "requestHeaders": {"remove": ["x-request"]}, "responseHeaders": {"set": [{"name": "x-response", "value": "1"}]}
+        });
+        let routes = compile(vec![rule(serde_json::json!({}), filters)]);
+        let protected = routes.rules[0].protected.as_deref().expect("protected headers");
+        let has = |names: &Option<Names>, name: &str| {
+            names.as_ref().is_some_and(|names| names.contains(&name.parse().expect("a name")))
+        };
+        assert!(has(&protected.request, "x-request") && !has(&protected.request, "x-response"), "{protected:?}");
+        assert!(has(&protected.response, "x-response") && !has(&protected.response, "x-request"), "{protected:?}");
+    }
+
+    #[test]
+    fn rules_for_connections_have_no_filters_of_backends() {
+        let invalid = serde_json::json!({"invalid": "nowhere"});
+        for (backend, is_valid) in [
+            (serde_json::json!({"weight": 1, "target": invalid}), true),
+            (serde_json::json!({"weight": 1, "target": invalid, "filters": {"rewrite": {"hostname": "h"}}}), false),
+            (serde_json::json!({"weight": 1, "target": {"redirect": {"status": 301}}}), false),
+        ] {
+            let rule =
+                serde_json::json!({"route": {"namespace": "n", "name": "r"}, "name": "0", "backends": [backend]});
+            let table = serde_json::from_value(serde_json::json!({"tcp": 0, "streams": [rule]})).expect("a table");
+            assert_eq!(Routes::compile(table).is_ok(), is_valid, "{backend}");
+        }
+    }
+
     #[test]
     fn server_names_match_exactly_or_by_longest_wildcard() {
         let rule = |name: &str| {
