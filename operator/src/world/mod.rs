@@ -222,6 +222,15 @@ impl World {
         };
     }
 
+    /// Stores the `status.parents` of a route of the Gateway API that were just written, before the watch reports them.
+    pub fn set_parents(&mut self, id: &ObjectId, parents: Vec<ParentStatus>, revision: u64) {
+        let Some(namespace) = self.namespaces.get_mut(&id.key.namespace) else { return };
+        if let Some(route) = namespace.gateway_route_mut(id.kind, &id.key.name) {
+            route.parents = parents;
+            route.meta.revision = route.meta.revision.max(revision);
+        }
+    }
+
     /// Counts by kind, for metrics.
     pub fn counts(&self) -> Vec<(&'static str, usize)> {
         let sum = |count: fn(&Namespace) -> usize| self.namespaces.values().map(count).sum();

@@ -6,7 +6,7 @@ use kube::api::DynamicObject;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use weft_crds::{Condition, names};
+use weft_crds::{Condition, Status, names};
 use weft_gateway_api::{GrpcRouteSpec, HttpRouteSpec, ParentReference, TcpRouteSpec, TlsRouteSpec, VERSION};
 
 use super::key::{Kind, ObjectId};
@@ -114,6 +114,20 @@ impl GatewayRoute {
             ParentStatus::Own(own) if own.parent_ref == *parent => Some(own),
             ParentStatus::Own(_) | ParentStatus::Other(_) => None,
         })
+    }
+}
+
+// === impl OwnStatus ===
+
+impl OwnStatus {
+    /// The `metadata.generation` that the conditions refer to.
+    pub fn observed_generation(&self) -> Option<i64> {
+        self.conditions.first().and_then(|condition| condition.observed_generation)
+    }
+
+    /// The same in the form of Weft's own kinds.
+    pub fn status(&self) -> Status {
+        Status { observed_generation: self.observed_generation(), conditions: self.conditions.clone() }
     }
 }
 
