@@ -20,17 +20,22 @@ pub(super) struct Findings {
     pub(super) unresolved: Vec<(Reason, String)>,
 }
 
-/// The filters of an HTTPRoute's rule or backendRef. An error means that one is not supported.
-pub(super) fn filters(filters: &[HttpRouteFilter], findings: &mut Findings) -> Result<Vec<route::HttpFilter>, String> {
+/// The filters of an HTTPRoute's rule or backendRef, which is the field `at` of the rule. An error means that one is not
+/// supported.
+pub(super) fn filters(
+    at: &str,
+    filters: &[HttpRouteFilter],
+    findings: &mut Findings,
+) -> Result<Vec<route::HttpFilter>, String> {
     let is_answered = filters.iter().any(|filter| filter.r#type == "RequestRedirect");
     let mut translated = Vec::new();
     for (index, filter) in filters.iter().enumerate() {
         if is_answered && filter.r#type == "RequestMirror" {
-            let message = format!("filters[{index}] has no effect: no backend gets a request that is redirected");
+            let message = format!("{at}[{index}] has no effect: no backend gets a request that is redirected");
             findings.changed.push(message);
             continue;
         }
-        let filter = self::filter(filter, findings).map_err(|message| format!("filters[{index}]: {message}"))?;
+        let filter = self::filter(filter, findings).map_err(|message| format!("{at}[{index}]: {message}"))?;
         translated.extend(filter);
     }
     Ok(translated)

@@ -67,9 +67,8 @@ pub(super) fn attach<'a>(world: &World, route: &'a GatewayRoute) -> AttachedRout
     if unusable > 0 && unusable == http.len() {
         refuse_all(&mut diagnostics);
     }
-    diagnostics.extend(unknown_fields.iter().map(|field| {
-        Diagnostic::partial(format!("{field} has no effect: Weft does not support this field; remove it"))
-    }));
+    let unknown = unknown_fields.iter().map(|field| format!("{field}: Weft does not support this field; remove it"));
+    diagnostics.extend(unknown.map(Diagnostic::partial));
     let can_attach = !(http.is_empty() && streams.is_empty());
     let parents: Vec<AttachedParent> = services
         .iter()
