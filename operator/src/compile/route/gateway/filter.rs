@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use weft_crds::route::{self, FilterType, PathModifierType, Scheme};
 use weft_crds::status::Reason;
 use weft_gateway_api::{
-    Fraction, GrpcRouteFilter, HttpCorsFilter, HttpHeader, HttpHeaderFilter, HttpPathModifier, HttpRequestMirrorFilter,
+    Fraction, HttpCorsFilter, HttpHeader, HttpHeaderFilter, HttpPathModifier, HttpRequestMirrorFilter,
     HttpRequestRedirectFilter, HttpRouteFilter, HttpUrlRewriteFilter, LocalObjectReference,
 };
 
@@ -39,20 +39,6 @@ pub(super) fn filters(
         translated.extend(filter);
     }
     Ok(translated)
-}
-
-/// A filter of a GRPCRoute as one of an HTTPRoute.
-pub(super) fn grpc(filter: &GrpcRouteFilter) -> HttpRouteFilter {
-    let GrpcRouteFilter { extension_ref, request_header_modifier, request_mirror, response_header_modifier, r#type } =
-        filter.clone();
-    HttpRouteFilter {
-        extension_ref,
-        request_header_modifier,
-        request_mirror,
-        response_header_modifier,
-        r#type,
-        ..HttpRouteFilter::default()
-    }
 }
 
 /// `None`: a mirror whose reference is of a kind that is not supported; requests must not fail because of it.

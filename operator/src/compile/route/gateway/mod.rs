@@ -13,6 +13,7 @@
 
 mod backend;
 mod filter;
+mod grpc;
 mod matches;
 mod parent;
 mod resilience;
@@ -21,11 +22,12 @@ mod stream;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub(super) use parent::{AttachedParent, outcome};
+pub(super) use parent::outcome;
+use rule::CompiledRule;
 use weft_crds::status::Reason;
 use weft_gateway_api::{GrpcRouteSpec, HttpRouteSpec, TcpRouteSpec, TlsRouteSpec};
 
-use super::attached::{AttachedRoute, HttpRule};
+use super::attached::{AttachedParent, AttachedRoute, HttpRule};
 use super::backend::{Referrer, RuleKind};
 use crate::compile::diagnostic::{Diagnostic, Severity};
 use crate::world::{GatewayRoute, GatewaySpec, Key, World};
@@ -38,6 +40,17 @@ struct Rules {
     /// How many rules answer nothing but errors, because a value in them is not supported.
     unusable: usize,
     diagnostics: Vec<Diagnostic>,
+}
+
+// === impl Rules ===
+
+impl Rules {
+    fn add(&mut self, compiled: CompiledRule) {
+        let CompiledRule { rule, is_unusable, diagnostics } = compiled;
+        self.http.push(rule);
+        self.unusable += usize::from(is_unusable);
+        self.diagnostics.extend(diagnostics);
+    }
 }
 
 /// Compiles a route and finds the Service ports of its parents. A route that is not accepted is attached to no port, and
@@ -72,7 +85,7 @@ pub(super) fn attach<'a>(world: &World, route: &'a GatewayRoute) -> AttachedRout
     let can_attach = !(http.is_empty() && streams.is_empty());
     let parents: Vec<AttachedParent> = services
         .iter()
-        .map(|service| AttachedParent::new(world, own, service, rule_kind, can_attach, diagnostics.clone()))
+        .map(|service| parent::attach(world, own, service, rule_kind, can_attach, diagnostics.clone()))
         .collect();
     let ports: BTreeSet<_> = parents.iter().flat_map(|parent| &parent.port_keys).cloned().collect();
     let (http_ports, stream_ports) = match rule_kind {
@@ -98,7 +111,7 @@ fn http_rules(world: &World, referrer: Referrer<'_>, spec: &HttpRouteSpec) -> Ru
     let mut compiled = begin(hostnames, rules.is_empty());
     for (index, rule) in rules.iter().enumerate() {
         let name = rule.name.clone().unwrap_or_else(|| index.to_string());
-        rule::http(world, referrer, &name, rule).add_to(&mut compiled);
+        compiled.add(rule::http(world, referrer, &name, rule));
     }
     compiled
 }
@@ -108,7 +121,7 @@ fn grpc_rules(world: &World, referrer: Referrer<'_>, spec: &GrpcRouteSpec) -> Ru
     let mut compiled = begin(hostnames, rules.is_empty());
     for (index, rule) in rules.iter().enumerate() {
         let name = rule.name.clone().unwrap_or_else(|| index.to_string());
-        rule::grpc(world, referrer, &name, rule).add_to(&mut compiled);
+        compiled.add(rule::grpc(world, referrer, &name, rule));
     }
     compiled
 }

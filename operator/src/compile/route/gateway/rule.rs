@@ -6,7 +6,7 @@ use weft_gateway_api::{GrpcRouteMatch, GrpcRouteRule, HttpBackendRef, HttpRouteM
 
 use super::filter::Findings;
 use super::matches::RankedMatch;
-use super::{Rules, backend, filter, matches, resilience};
+use super::{backend, filter, grpc, matches, resilience};
 use crate::compile::diagnostic::Diagnostic;
 use crate::compile::route::attach::repeated_conditions;
 use crate::compile::route::attached::HttpRule;
@@ -16,21 +16,10 @@ use crate::world::{Kind, World};
 
 /// A compiled rule, and what is to be said about it.
 pub(super) struct CompiledRule {
-    rule: HttpRule,
+    pub(super) rule: HttpRule,
     /// A value in it is not supported, so that it answers nothing but errors.
-    is_unusable: bool,
-    diagnostics: Vec<Diagnostic>,
-}
-
-// === impl CompiledRule ===
-
-impl CompiledRule {
-    pub(super) fn add_to(self, rules: &mut Rules) {
-        let Self { rule, is_unusable, diagnostics } = self;
-        rules.http.push(rule);
-        rules.unusable += usize::from(is_unusable);
-        rules.diagnostics.extend(diagnostics);
-    }
+    pub(super) is_unusable: bool,
+    pub(super) diagnostics: Vec<Diagnostic>,
 }
 
 /// Compiles a rule of an HTTPRoute.
@@ -46,8 +35,8 @@ pub(super) fn grpc(world: &World, route: Referrer<'_>, name: &str, rule: &GrpcRo
     let any = GrpcRouteMatch::default();
     let matches = or_any(matches, &any).iter().map(matches::grpc).collect();
     let rule = HttpRouteRule {
-        backend_refs: backend_refs.iter().map(backend::grpc).collect(),
-        filters: filters.iter().map(filter::grpc).collect(),
+        backend_refs: backend_refs.iter().map(grpc::backend).collect(),
+        filters: filters.iter().map(grpc::filter).collect(),
         ..HttpRouteRule::default()
     };
     compile(world, route, name, matches, &rule)
