@@ -31,7 +31,7 @@ mod value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-pub use compiled::{Compiled, Outcome};
+pub use compiled::{Compiled, Outcome, ParentOutcome};
 pub use diagnostic::{Diagnostic, Severity};
 use endpoint::has_endpoints;
 use weft_config::{Index, Protocol};

@@ -4,6 +4,7 @@
 //! [`World::observe`] applies an event and returns which namespaces it affected. Pure: no client, no clock. A relist
 //! arrives as one [`Change::Reset`], so the World never holds part of a list.
 
+mod availability;
 mod event;
 mod namespace;
 pub mod objects;
@@ -11,12 +12,14 @@ mod stored;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use availability::{Availability, Unsupported};
 pub use event::{Change, Event, WatchedKind};
 pub use namespace::Namespace;
 pub use objects::{
-    Access, AccessKind, Account, Cluster, ContainerPort, Distribution, Document, DocumentKind, Grant, Key, Kind,
-    MeshObject, Meta, NamespaceMeta, Node, ObjectId, Owner, Pod, Policy, Protocol, Readiness, Route, Service,
-    ServicePort, Slice, SliceEndpoint, SlicePort, TargetPort, WithoutProxy, documents_namespace,
+    Access, AccessKind, Account, Cluster, ContainerPort, Distribution, Document, DocumentKind, GatewayRoute,
+    GatewaySpec, Grant, Key, Kind, MeshObject, Meta, NamespaceMeta, Node, ObjectId, OwnStatus, Owner, ParentStatus,
+    Pod, Policy, Protocol, Readiness, Route, Service, ServicePort, Slice, SliceEndpoint, SlicePort, TargetPort,
+    WithoutProxy, documents_namespace,
 };
 use stored::Stored;
 use weft_crds::Status;
@@ -41,6 +44,8 @@ pub struct World {
     documents: BTreeMap<(DocumentKind, String), Document>,
     access: BTreeMap<(AccessKind, String), Access>,
     has_grants: bool,
+    /// Of the Gateway API's kinds, once it is known.
+    availability: BTreeMap<WatchedKind, Availability>,
 }
 
 // === impl World ===
@@ -51,22 +56,20 @@ impl World {
         let mut touched = Touched::default();
         match event {
             Event::Namespace(change) => self.observe_namespace(change, &mut touched),
-            Event::Service(change) => self.observe_stored(change, &mut touched),
-            Event::Pod(change) => self.observe_stored(change, &mut touched),
-            Event::Slice(change) => self.observe_stored(change, &mut touched),
-            Event::Account(change) => self.observe_stored(change, &mut touched),
+            Event::Service(change) => self.observe_stored(change, |all| &mut all.services, &mut touched),
+            Event::Pod(change) => self.observe_stored(change, |all| &mut all.pods, &mut touched),
+            Event::Slice(change) => self.observe_stored(change, |all| &mut all.slices, &mut touched),
+            Event::Account(change) => self.observe_stored(change, |all| &mut all.accounts, &mut touched),
             Event::Node(change) => self.observe_node(change, &mut touched),
-            Event::Route(change) => self.observe_stored(change, &mut touched),
-            Event::Cluster(change) => self.observe_stored(change, &mut touched),
-            Event::Policy(change) => self.observe_stored(change, &mut touched),
+            Event::Route(change) => self.observe_stored(change, |all| &mut all.routes, &mut touched),
+            Event::Cluster(change) => self.observe_stored(change, |all| &mut all.clusters, &mut touched),
+            Event::Policy(change) => self.observe_stored(change, |all| &mut all.policies, &mut touched),
             Event::Grant(change) => {
                 self.set_has_grants(true, &mut touched);
-                self.observe_stored(change, &mut touched);
+                self.observe_stored(change, |all| &mut all.grants, &mut touched);
             }
-            Event::GrantsMissing => {
-                self.set_has_grants(false, &mut touched);
-                self.observe_stored(Change::<Grant>::Reset(Vec::new()), &mut touched);
-            }
+            Event::Availability(kind, availability) => self.observe_availability(kind, availability, &mut touched),
+            Event::GatewayRoute(kind, change) => self.observe_gateway_route(kind, change, &mut touched),
             Event::Document(kind, change) => self.observe_document(kind, change, &mut touched),
             Event::Access(kind, change) => self.observe_access(kind, change, &mut touched),
         }
@@ -101,10 +104,16 @@ impl World {
         self.has_grants
     }
 
-    /// Whether a ReferenceGrant allows MeshRoutes of namespace `from` to refer to a Service of another namespace.
-    pub fn grants(&self, from: &str, service: &Key) -> bool {
-        let namespace = self.namespaces.get(&service.namespace);
-        namespace.is_some_and(|namespace| namespace.grants.values().any(|grant| grant.permits(from, &service.name)))
+    /// Of each kind of the Gateway API, once it is known, whether the cluster has it.
+    pub fn availability(&self) -> impl Iterator<Item = (WatchedKind, &Availability)> {
+        self.availability.iter().map(|(kind, availability)| (*kind, availability))
+    }
+
+    /// Whether a ReferenceGrant allows routes of this kind and of namespace `from` to refer to a Service of another
+    /// namespace.
+    pub fn grants(&self, kind: Kind, from: &str, service: &Key) -> bool {
+        let Some(namespace) = self.namespaces.get(&service.namespace) else { return false };
+        namespace.grants.values().any(|grant| grant.permits(kind, from, &service.name))
     }
 
     /// The zone of a node, if it has one.
@@ -179,7 +188,13 @@ impl World {
             Kind::Route => namespace.routes.get(&id.key.name).map(of),
             Kind::Cluster => namespace.clusters.get(&id.key.name).map(of),
             Kind::Policy => namespace.policies.get(&id.key.name).map(of),
+            Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => None,
         }
+    }
+
+    /// A route of the Gateway API.
+    pub fn gateway_route(&self, id: &ObjectId) -> Option<&GatewayRoute> {
+        self.namespaces.get(&id.key.namespace)?.gateway_route(id.kind, &id.key.name)
     }
 
     /// The status of every custom resource.
@@ -203,7 +218,17 @@ impl World {
             Kind::Route => namespace.routes.get_mut(&id.key.name).map(|object| set(object, status, revision)),
             Kind::Cluster => namespace.clusters.get_mut(&id.key.name).map(|object| set(object, status, revision)),
             Kind::Policy => namespace.policies.get_mut(&id.key.name).map(|object| set(object, status, revision)),
+            Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => None,
         };
+    }
+
+    /// Stores the `status.parents` of a route of the Gateway API that were just written, before the watch reports them.
+    pub fn set_parents(&mut self, id: &ObjectId, parents: Vec<ParentStatus>, revision: u64) {
+        let Some(namespace) = self.namespaces.get_mut(&id.key.namespace) else { return };
+        if let Some(route) = namespace.gateway_route_mut(id.kind, &id.key.name) {
+            route.parents = parents;
+            route.meta.revision = route.meta.revision.max(revision);
+        }
     }
 
     /// Counts by kind, for metrics.
@@ -216,6 +241,10 @@ impl World {
             ("endpointslices", sum(|n| n.slices.len())),
             ("serviceaccounts", sum(|n| n.accounts.len())),
             ("referencegrants", sum(|n| n.grants.len())),
+            ("httproutes", sum(|n| n.http_routes.len())),
+            ("grpcroutes", sum(|n| n.grpc_routes.len())),
+            ("tlsroutes", sum(|n| n.tls_routes.len())),
+            ("tcproutes", sum(|n| n.tcp_routes.len())),
             ("meshroutes", sum(|n| n.routes.len())),
             ("meshclusters", sum(|n| n.clusters.len())),
             ("meshpolicies", sum(|n| n.policies.len())),
@@ -259,12 +288,41 @@ impl World {
         }
     }
 
-    fn observe_stored<K: Stored>(&mut self, change: Change<K>, touched: &mut Touched) {
+    /// Without a version that Weft reads, there are no grants. Routes of another version are there, with an error.
+    fn observe_availability(&mut self, kind: WatchedKind, availability: Availability, touched: &mut Touched) {
+        let is_missing = availability == Availability::Missing;
+        if kind == WatchedKind::ReferenceGrants && availability != Availability::Served {
+            self.set_has_grants(false, touched);
+            self.observe_stored(Change::Reset(Vec::new()), |all| &mut all.grants, touched);
+        }
+        if let Some(kind) = Kind::GATEWAY.into_iter().find(|route| route.watched() == kind && is_missing) {
+            self.observe_gateway_route(kind, Change::Reset(Vec::new()), touched);
+        }
+        self.availability.insert(kind, availability);
+    }
+
+    fn observe_gateway_route(&mut self, kind: Kind, change: Change<GatewayRoute>, touched: &mut Touched) {
+        match kind {
+            Kind::HttpRoute => self.observe_stored(change, |all| &mut all.http_routes, touched),
+            Kind::GrpcRoute => self.observe_stored(change, |all| &mut all.grpc_routes, touched),
+            Kind::TlsRoute => self.observe_stored(change, |all| &mut all.tls_routes, touched),
+            Kind::TcpRoute => self.observe_stored(change, |all| &mut all.tcp_routes, touched),
+            Kind::Cluster | Kind::Policy | Kind::Route => {}
+        }
+    }
+
+    /// `map`: where a namespace has the objects of the kind.
+    fn observe_stored<K: Stored>(
+        &mut self,
+        change: Change<K>,
+        map: fn(&mut Namespace) -> &mut BTreeMap<String, K>,
+        touched: &mut Touched,
+    ) {
         match change {
             Change::Apply(object) => {
                 let Key { namespace, name } = object.key().clone();
-                let map = K::map(self.namespaces.entry(namespace.clone()).or_default());
-                let current = map.get(&name);
+                let objects = map(self.namespaces.entry(namespace.clone()).or_default());
+                let current = objects.get(&name);
                 if current.is_some_and(|current| current.revision() > object.revision()) {
                     return;
                 }
@@ -272,18 +330,18 @@ impl World {
                     touched.urgent |= current.is_some_and(|current| current.is_urgent(Some(&object)));
                     touched.scopes.insert(namespace.clone());
                 }
-                let before = map.remove(&name);
+                let before = objects.remove(&name);
                 let current = self.namespaces.entry(namespace.clone()).or_default();
                 if let Some(before) = before {
                     before.index(current, false);
                 }
                 object.index(current, true);
-                K::map(current).insert(name, object);
+                map(current).insert(name, object);
                 self.update_meshed(&namespace, touched);
             }
             Change::Delete(Key { namespace, name }) => {
                 let Some(current) = self.namespaces.get_mut(&namespace) else { return };
-                if let Some(object) = K::map(current).remove(&name) {
+                if let Some(object) = map(current).remove(&name) {
                     touched.urgent |= object.is_urgent(None);
                     touched.scopes.insert(namespace.clone());
                     object.index(current, false);
@@ -297,15 +355,15 @@ impl World {
                     .namespaces
                     .iter_mut()
                     .flat_map(|(namespace, current)| {
-                        K::map(current).keys().map(|name| Key::new(namespace, name)).collect::<Vec<_>>()
+                        map(current).keys().map(|name| Key::new(namespace, name)).collect::<Vec<_>>()
                     })
                     .filter(|key| !listed.contains(key))
                     .collect();
                 for key in removed {
-                    self.observe_stored::<K>(Change::Delete(key), touched);
+                    self.observe_stored(Change::Delete(key), map, touched);
                 }
                 for object in objects {
-                    self.observe_stored(Change::Apply(object), touched);
+                    self.observe_stored(Change::Apply(object), map, touched);
                 }
             }
         }
