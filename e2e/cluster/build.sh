@@ -4,7 +4,8 @@
 #   build.sh                builds everything
 #   build.sh --print NAME   builds one part if necessary and prints its path; NAME is one of
 #                           etcd coredns helm kubernetes kubectl forward probe pause.tar coredns.tar probe.tar,
-#                           or h2spec, which only the proxy's tests need
+#                           or of those that only tests of Weft need: h2spec (HTTP/2), argocd, kustomize-controller
+#                           and git-server (GitOps)
 #
 # Parts are cached outside the checkout, in $WEFT_CACHE (~/.cache/weft), each under a hash of its sources. The
 # directory may be deleted while no cluster is running.
@@ -13,7 +14,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 cache=${WEFT_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/weft}
 
-export CGO_ENABLED=0 GOWORK=off GOFLAGS=
+# GOTOOLCHAIN=auto, also where the environment says `local`: a module may need a newer Go than the installed one.
+export CGO_ENABLED=0 GOWORK=off GOFLAGS= GOTOOLCHAIN=auto
 
 # The version that Kubernetes' own build scripts would set: without it the server reports v0.0.0-master+$Format:%H$,
 # which kubectl cannot parse.
@@ -26,6 +28,13 @@ kubernetes_stamps() {
     stamps+=" -X k8s.io/component-base/version.$name"
   done
   echo "$stamps"
+}
+
+# Otherwise it calls itself v99.99.99.
+argocd_stamps() {
+  local version
+  version=$(awk '$1 == "github.com/argoproj/argo-cd/v3" { print $2 }' "$here/components/argocd/go.mod")
+  echo " -X github.com/argoproj/argo-cd/v3/common.version=${version#v}"
 }
 
 main() {
@@ -60,7 +69,11 @@ build_part() {
     kubernetes) build_go kubernetes . "$(kubernetes_stamps)" "about 8 minutes when nothing is cached" ;;
     helm) build_go helm helm.sh/helm/v4/cmd/helm "" "about 3 minutes when nothing is cached" ;;
     h2spec) build_go h2spec github.com/summerwind/h2spec/cmd/h2spec "" "" ;;
-    etcd | coredns | forward | probe) build_go "$1" . "" "" ;;
+    argocd) build_go argocd github.com/argoproj/argo-cd/v3/cmd "$(argocd_stamps)" "about 6 minutes when nothing is cached" ;;
+    kustomize-controller)
+      build_go kustomize-controller github.com/fluxcd/kustomize-controller "" "about 3 minutes when nothing is cached"
+      ;;
+    etcd | coredns | forward | probe | git-server) build_go "$1" . "" "" ;;
     pause) build_pause ;;
     pause.tar | coredns.tar | probe.tar) build_image "${1%.tar}" ;;
     *) die "unknown part: $1" ;;
