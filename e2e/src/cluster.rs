@@ -76,7 +76,7 @@ impl Cluster {
         let cluster = match std::env::var("KUBECONFIG") {
             Ok(path) if !path.is_empty() => Self {
                 kubeconfig: PathBuf::from(path),
-                kubectl: on_path("kubectl").map_or_else(|| build("kubectl"), Ok)?,
+                kubectl: on_path("kubectl").map_or_else(|| part("kubectl"), Ok)?,
                 embedded: None,
             },
             _ => {
@@ -85,7 +85,7 @@ impl Cluster {
                     .context("no cluster: run `make cluster-up`, or set KUBECONFIG")?;
                 Self {
                     kubeconfig: PathBuf::from(kubeconfig),
-                    kubectl: build("kubectl")?,
+                    kubectl: part("kubectl")?,
                     embedded: Some(Embedded { name }),
                 }
             }
@@ -174,11 +174,11 @@ fn script(name: &str, arguments: &[&str]) -> Result<String> {
 /// cluster.
 pub fn helm() -> Result<PathBuf> {
     let is_given = std::env::var("KUBECONFIG").is_ok_and(|path| !path.is_empty());
-    on_path("helm").filter(|_| is_given).map_or_else(|| build("helm"), Ok)
+    on_path("helm").filter(|_| is_given).map_or_else(|| part("helm"), Ok)
 }
 
 /// Path of a program that e2e/cluster/build.sh builds.
-fn build(program: &str) -> Result<PathBuf> {
+pub fn part(program: &str) -> Result<PathBuf> {
     script("build.sh", &["--print", program]).map(PathBuf::from)
 }
 
