@@ -165,7 +165,7 @@ impl Argo {
 
     /// Assesses the health of an object in a file, with the health checks that this project ships.
     pub fn assess(file: &str) -> Result<Health> {
-        let mut argocd = std::process::Command::new(cluster::part("argocd")?);
+        let mut argocd = std::process::Command::new(cluster::build("argocd")?);
         let config = config_map();
         argocd
             .current_dir(checkout())
