@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-down test check unit fuzz e2e e2e-installed e2e-groups conformance conformance-installed \
-  conformance-report soak bench gen golden deny images install cluster-up cluster-down kubeconfig
+  conformance-report gitops soak bench gen golden deny images install cluster-up cluster-down kubeconfig
 
 NAME ?= weft
 # Two nodes, for the tests of topology-aware Services.
@@ -14,6 +14,7 @@ BENCH_REPS ?= 5
 BENCH_SECS ?= 4
 BENCH_ARGS ?=
 FUZZ_SECS ?= 60
+WATCH_SECS ?= 600
 RUNS ?= 20
 # Number of end-to-end tests that run in parallel.
 THREADS ?= 4
@@ -67,6 +68,9 @@ fuzz: ## fuzz the proxy's parsers with libFuzzer (FUZZ_SECS=60 per target)
 	@proxy/fuzz/run.sh $(FUZZ_SECS)
 
 e2e: $(cluster) images install e2e-installed ## end-to-end tests on a real cluster
+
+gitops: ## Argo CD and Flux keep Weft and a shop in sync, on a cluster of its own (WATCH_SECS=600)
+	@e2e/gitops.sh --watch $(WATCH_SECS)
 
 soak: $(cluster) images install ## the e2e-groups repeatedly on busy CPUs; lists the tests that failed (RUNS=20)
 	@e2e/soak.sh $(RUNS)

@@ -41,25 +41,13 @@ main() {
 
 # Manifests of Argo CD and Flux, from the modules that their programs were built from.
 manifests() {
-  local flux sources version
+  local argocd flux
+  argocd=$(dirname "$("$here/build.sh" --print argocd)")
+  flux=$(dirname "$("$here/build.sh" --print kustomize-controller)")
   rm -rf "$out"/{argocd,flux}
   cp --recursive "$root"/e2e/gitops/{argocd,flux} "$out/"
-  cp "$(module argocd github.com/argoproj/argo-cd/v3)/manifests/install.yaml" "$out/argocd/"
-  flux=$(module kustomize-controller github.com/fluxcd/kustomize-controller)
-  cp --recursive "$flux/config" "$out/flux/config"
-  # source-controller itself is not required: only its types are, of the same version.
-  version=$(awk '$1 == "github.com/fluxcd/source-controller/api" { print $2 }' "$here/components/kustomize-controller/go.mod")
-  sources=$(GOTOOLCHAIN=auto go mod download -json "github.com/fluxcd/source-controller@$version" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')
-  cp --recursive "$sources/config/crd/bases" "$out/flux/sources"
-  chmod --recursive u+w "$out"/{argocd,flux}
-}
-
-# module COMPONENT MODULE: prints the folder of a module that a component requires.
-module() {
-  cd "$here/components/$1"
-  export GOTOOLCHAIN=auto
-  go mod download "$2"
-  go list -m -f '{{.Dir}}' "$2"
+  cp "$argocd/install.yaml" "$out/argocd/"
+  cp --recursive "$flux"/{config,sources} "$out/flux/"
 }
 
 # One image for all: Argo CD's manifests start its program under several names, and a shell that copies it.

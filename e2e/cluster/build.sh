@@ -107,8 +107,21 @@ go_build() {
     kubernetes) ln -s kubernetes "$making/kubectl" ;;
     # A certificate and its key, which the suite's manifests name.
     echo) cp "$(module_folder echo istio.io/istio)"/tests/testdata/certs/dns/{cert-chain,key}.pem "$making/echo/" ;;
+    argocd) cp "$(module_folder argocd github.com/argoproj/argo-cd/v3)/manifests/install.yaml" "$making/" ;;
+    kustomize-controller) copy_flux ;;
   esac
   keep
+}
+
+# Beside kustomize-controller: its manifests, and the CRDs of the sources that it watches. source-controller itself is not
+# required, only its types, which have the same versions.
+copy_flux() {
+  local version sources
+  version=$(awk '$1 == "github.com/fluxcd/source-controller/api" { print $2 }' go.mod)
+  sources=$(go mod download -json "github.com/fluxcd/source-controller@$version" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')
+  cp --recursive "$(module_folder kustomize-controller github.com/fluxcd/kustomize-controller)/config" "$making/config"
+  cp --recursive "$sources/config/crd/bases" "$making/sources"
+  chmod --recursive u+w "$making"
 }
 
 build_pause() {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use weft_e2e::cluster::{Cluster, checkout};
 use weft_e2e::docs;
-use weft_e2e::gitops::{Argo, Repository, Results};
+use weft_e2e::gitops::{Argo, Flux, Repository, Results};
 use weft_e2e::install;
 use weft_e2e::kubectl::Kubectl;
 use weft_e2e::traffic::Client;
@@ -23,6 +23,10 @@ const MESH: [&str; 5] = ["mesh", "weft-crds", "weft", "shop", "shop-ssa"];
 const SHOPS: [&str; 2] = ["shop", "shop-ssa"];
 /// Every example of [`PAGES`], applied by the client and by the server.
 const EXAMPLES: [&str; 2] = ["examples", "examples-ssa"];
+/// A file of the repository, a backend in it, and one that does not exist.
+const ROUTE: &str = "shop/reviews.yaml";
+const GOOD: &str = "{name: reviews, port: 9080, subset: v1}";
+const BAD: &str = "{name: reveiws, port: 9080}";
 /// Interval of comparisons without caches.
 const COMPARE: Duration = Duration::from_secs(10);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -40,6 +44,7 @@ fn argo_cd_keeps_weft_and_its_objects_in_sync() -> Result<()> {
     world.heal(&mut results)?;
     world.change_how_charts_are_applied(&mut results)?;
     world.watch(&mut results)?;
+    world.flux(&mut results)?;
     world.prune(&mut results)?;
     results.save()
 }
@@ -108,9 +113,7 @@ impl World {
 
     /// A route to a Service that does not exist.
     fn break_and_fix(&mut self, results: &mut Results) -> Result<()> {
-        let file = "shop/reviews.yaml";
-        let (good, bad) = ("{name: reviews, port: 9080, subset: v1}", "{name: reveiws, port: 9080}");
-        self.git.edit(file, good, bad)?;
+        self.git.edit(ROUTE, GOOD, BAD)?;
         self.commit = self.git.push("a mistake")?;
         results.step("a route with a mistake: Degraded, with Weft's message", MINUTE, || {
             self.argo.await_health(&SHOPS, &self.commit, "Degraded", SOON)?;
@@ -125,7 +128,7 @@ impl World {
             }
             Ok(())
         })?;
-        self.git.edit(file, bad, good)?;
+        self.git.edit(ROUTE, BAD, GOOD)?;
         self.commit = self.git.push("the mistake is corrected")?;
         results.step("the mistake is corrected: Healthy again", MINUTE, || {
             self.argo.await_health(&MESH, &self.commit, "Healthy", SOON)
@@ -200,6 +203,48 @@ impl World {
             Ok(())
         })?;
         self.argo.await_health(&MESH, &self.commit, "Healthy", SOON)
+    }
+
+    /// Another shop, which Flux applies.
+    fn flux(&mut self, results: &mut Results) -> Result<()> {
+        let shop = Kubectl::within(self.cluster, "shop-flux");
+        let versions = || {
+            let columns = "custom-columns=KIND:.kind,NAME:.metadata.name,VERSION:.metadata.resourceVersion";
+            shop.run(&["get", "meshroutes,meshclusters,meshpolicies,deployments,services", "--output", columns])
+        };
+        let flux = results.step("Flux: kustomize-controller is ready", SOON, || Flux::install(self.cluster))?;
+        results.step("Flux: a shop is applied, and Current by kstatus", MINUTE, || {
+            flux.apply_shop()?;
+            flux.offer(&self.git.snapshot(&self.commit)?)?;
+            flux.await_ready(&self.commit, "True", SOON).map(drop)
+        })?;
+        let before = versions()?;
+        results.step("Flux: applied again three times, nothing changes", MINUTE, || {
+            for _ in 0..3 {
+                flux.reconcile(SOON)?;
+            }
+            let after = versions()?;
+            ensure!(before == after, "before:\n{before}\nafter:\n{after}");
+            Ok(())
+        })?;
+        self.git.edit(ROUTE, GOOD, BAD)?;
+        self.commit = self.git.push("a mistake")?;
+        results.step("Flux: a route with a mistake fails the Kustomization", MINUTE, || {
+            flux.offer(&self.git.snapshot(&self.commit)?)?;
+            let ready = flux.await_ready(&self.commit, "False", SOON)?;
+            ensure!(ready.message.contains("MeshRoute/shop-flux/reviews status: 'Failed'"), "{ready:?}");
+            Ok(())
+        })?;
+        self.git.edit(ROUTE, BAD, GOOD)?;
+        self.commit = self.git.push("the mistake is corrected")?;
+        results.step("Flux: the mistake is corrected", MINUTE, || {
+            flux.offer(&self.git.snapshot(&self.commit)?)?;
+            flux.await_ready(&self.commit, "True", SOON).map(drop)
+        })?;
+        results.step("Flux: everything that it applied is pruned", MINUTE, || {
+            flux.delete()?;
+            self.empty("shop-flux", "deployments,pods,services,meshroutes,meshclusters,meshpolicies")
+        })
     }
 
     /// What is removed from Git is removed from the cluster, and in the end all of it.

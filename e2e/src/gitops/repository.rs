@@ -23,6 +23,17 @@ pub struct Repository {
     cluster: &'static Cluster,
 }
 
+/// An archive of a commit, which the Git server serves.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Hash of the commit.
+    pub commit: String,
+    /// Where the archive is, for pods.
+    pub url: String,
+    /// Its SHA-256.
+    pub digest: String,
+}
+
 impl Repository {
     /// Starts the Git server, and an empty clone in `target/gitops/repository`.
     pub fn create(cluster: &'static Cluster) -> Result<Self> {
@@ -77,6 +88,16 @@ impl Repository {
         );
         self.git(&["push", "--quiet", &server, "main"])?;
         Ok(self.git(&["rev-parse", "HEAD"])?.trim().to_owned())
+    }
+
+    /// The archive of a commit. The server makes it with the same program as this machine, so that it has the same bytes.
+    pub fn snapshot(&self, commit: &str) -> Result<Snapshot> {
+        let archive = format!("git archive --format=tar.gz {commit} | sha256sum");
+        let mut shell = Command::new("sh");
+        shell.current_dir(&self.folder).args(["-c", &archive]);
+        let printed = command::run(&mut shell, "", GIT_LIMIT)?.stdout_of_success(&archive)?;
+        let digest = printed.split(' ').next().unwrap_or_default().to_owned();
+        Ok(Snapshot { commit: commit.to_owned(), url: format!("http://git.git.svc/archive/{commit}.tar.gz"), digest })
     }
 
     /// Runs git in the working tree, independent of the user's configuration.

@@ -1,5 +1,5 @@
-// A Git server for one repository, which it creates: clones and fetches over HTTP on port 8080, by git's own CGI program.
-// Commits get in by `git receive-pack` in the pod.
+// A Git server for one repository, which it creates: clones and fetches over HTTP on port 8080, by git's own CGI program,
+// and archives of commits at /archive/COMMIT.tar.gz. Commits get in by `git receive-pack` in the pod.
 //
 //	git-server /srv/mesh.git
 package main
@@ -11,7 +11,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strings"
 )
+
+var commits = regexp.MustCompile("^[0-9a-f]{40}$")
 
 func main() {
 	if len(os.Args) != 2 {
@@ -25,10 +29,23 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	handler := &cgi.Handler{
+	http.HandleFunc("GET /archive/{file}", func(w http.ResponseWriter, r *http.Request) {
+		commit, found := strings.CutSuffix(r.PathValue("file"), ".tar.gz")
+		if !found || !commits.MatchString(commit) {
+			http.NotFound(w, r)
+			return
+		}
+		archive, err := exec.Command(git, "-C", repository, "archive", "--format=tar.gz", commit).Output()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusNotFound)
+			return
+		}
+		w.Write(archive)
+	})
+	http.Handle("/", &cgi.Handler{
 		Path: git,
 		Args: []string{"http-backend"},
 		Env:  []string{"GIT_HTTP_EXPORT_ALL=", "GIT_PROJECT_ROOT=" + filepath.Dir(repository)},
-	}
-	log.Fatal(http.ListenAndServe(":8080", handler))
+	})
+	log.Fatal(http.ListenAndServe(":8080", nil))
 }
