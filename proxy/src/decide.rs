@@ -1,7 +1,8 @@
 //! Route matching: picks the rule for a request from its head and the routes of its port. Pure.
 
 use crate::matcher::{Match, RequestHead, matches};
-use crate::table::route::{Backend, Routes, Rule};
+use crate::table::backend::Backend;
+use crate::table::route::{Routes, Rule};
 
 /// The rule for a request, and the match that led to it.
 #[derive(Clone, Copy, Debug)]

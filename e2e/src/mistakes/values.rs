@@ -90,6 +90,14 @@ fn of_routes() -> Vec<Mistake> {
             apply(route("refused", "web", &format!("http: [{{name: a, {TO_WEB}}}, {{name: a, {TO_WEB}}}]"))),
         )
         .refused(&["spec.http", "rule names must be unique"]),
+        Mistake::new(
+            "two rules without a name",
+            apply(route("refused", "web", &format!("http: [{{{TO_WEB}}}, {{{TO_WEB}}}]"))),
+        )
+        .refused(&[
+            "spec.http[1]: Duplicate value: {\"name\":\"default\"}",
+            "a rule without a name is called default: give each rule a name of its own",
+        ]),
         Mistake::new("a route without rules", apply(weft("MeshRoute", "refused", "parentRefs: [{name: web}]")))
             .refused(&["spec", "a route needs http, tls or tcp rules"]),
     ]

@@ -1,6 +1,6 @@
 //! References of rules to Services and their subsets. One to another namespace needs a ReferenceGrant there.
 
-use weft_config::{Backend, BackendTarget, ClusterRef};
+use weft_config::{Backend, BackendFilters, BackendTarget, ClusterRef, Redirect};
 use weft_crds::refs::ParentRef;
 use weft_crds::route;
 use weft_crds::status::Reason;
@@ -59,11 +59,19 @@ impl Referrer<'_> {
     }
 }
 
+/// The filters of a backend: those that the proxy applies, and the redirect that takes the place of its cluster.
+#[derive(Debug, Default)]
+pub(super) struct OfBackend {
+    pub(super) filters: Option<Box<BackendFilters>>,
+    pub(super) redirect: Option<Redirect>,
+}
+
 /// A weighted backend. If its reference does not resolve, only its share of requests fails.
 pub(super) fn backend(
     world: &World,
     route: Referrer<'_>,
     backend: &route::BackendRef,
+    OfBackend { filters, redirect }: OfBackend,
     kind: RuleKind,
     unresolved: &mut Vec<(Reason, String)>,
 ) -> Backend {
@@ -73,14 +81,21 @@ pub(super) fn backend(
         RuleKind::Http => ("requests to it are answered 500", "requests to it are answered 503"),
         RuleKind::Stream => ("connections to it are closed", "connections to it are closed"),
     };
-    let target = match resolve(world, route, &key, *port, subset.as_deref(), while_empty, unresolved) {
-        Ok(target) => BackendTarget::Cluster(target),
-        Err((reason, message)) => {
+    let mut empty = Vec::new();
+    let resolved = resolve(world, route, &key, *port, subset.as_deref(), while_empty, &mut empty);
+    // A redirect needs no pod.
+    if redirect.is_none() {
+        unresolved.append(&mut empty);
+    }
+    let target = match (resolved, redirect) {
+        (Ok(_), Some(redirect)) => BackendTarget::Redirect(redirect),
+        (Ok(target), None) => BackendTarget::Cluster(target),
+        (Err((reason, message)), _) => {
             unresolved.push((reason, format!("{message}: {while_missing}")));
             BackendTarget::Invalid(message)
         }
     };
-    Backend { weight: *weight, target }
+    Backend { weight: *weight, target, filters }
 }
 
 /// The cluster of a backend reference. `while_empty` is the message's text on what happens while the subset has no

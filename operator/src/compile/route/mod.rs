@@ -8,6 +8,7 @@
 mod attach;
 mod backend;
 mod filter;
+mod name;
 mod rule;
 mod table;
 
@@ -16,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(super) use attach::ServicePortKey;
 use attach::{AttachedRoute, attach};
 use table::table;
-use weft_config::{Action, BackendTarget, RouteTable};
+use weft_config::{Action, Backend, BackendTarget, RouteTable};
 use weft_crds::status::Reason;
 
 use super::compiled::Compiled;
@@ -75,14 +76,17 @@ fn require(name: &str, port_key: &ServicePortKey, table: &RouteTable, compiled: 
     if port_key.service.namespace != name {
         dependencies.insert(port_key.service.namespace.clone());
     }
-    // Mirrored requests may be dropped for a moment, so the documents do not wait for their targets' namespaces.
-    let mirrors = table.rules.iter().flat_map(|rule| &rule.filters.mirrors).map(|mirror| &mirror.target.namespace);
-    dependencies.extend(mirrors.filter(|namespace| *namespace != name).cloned());
     let of_rules = table.rules.iter().filter_map(|rule| match &rule.action {
         Action::Forward { backends, .. } => Some(backends),
         Action::Redirect(_) | Action::Respond(_) => None,
     });
-    for backend in of_rules.chain(table.streams.iter().map(|rule| &rule.backends)).flatten() {
+    let backends: Vec<&Backend> = of_rules.chain(table.streams.iter().map(|rule| &rule.backends)).flatten().collect();
+    // Mirrored requests may be dropped for a moment, so the documents do not wait for their targets' namespaces.
+    let of_backends = backends.iter().filter_map(|backend| backend.filters.as_ref()).map(|filters| &filters.mirrors);
+    let mirrors = table.rules.iter().map(|rule| &rule.filters.mirrors).chain(of_backends).flatten();
+    let mirrored = mirrors.map(|mirror| &mirror.target.namespace).filter(|namespace| *namespace != name);
+    dependencies.extend(mirrored.cloned());
+    for backend in backends {
         let BackendTarget::Cluster(target) = &backend.target else { continue };
         match port_key.document(name) {
             DocumentKind::Inbound => {

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use weft_config::{Action, Hedge, Match, ObjectRef, Retry, Rule, StreamRule};
-use weft_crds::route::{self, FilterType, HttpRule, PathMatchType};
+use weft_config::{Action, Backend, Hedge, Match, ObjectRef, Retry, Rule, StreamRule};
+use weft_crds::route::{self, BackendFilterType, FilterType, HttpRule, PathMatchType};
 use weft_crds::status::Reason;
 
-use super::backend::{Referrer, RuleKind, backend};
+use super::backend::{OfBackend, Referrer, RuleKind, backend};
 use super::filter;
 use crate::compile::value;
 use crate::world::World;
@@ -41,13 +41,13 @@ pub(super) fn rule(
         }
         Some(answer) => answer,
         None => {
-            if backend_refs.iter().all(|backend| backend.weight == 0) {
+            if backend_refs.iter().all(|backend| backend.backend.weight == 0) {
                 return Err("the weights of backendRefs sum to zero: give at least one a weight above 0".into());
             }
             let backends = backend_refs
                 .iter()
-                .map(|backend| self::backend(world, route, backend, RuleKind::Http, unresolved))
-                .collect();
+                .map(|backend| http_backend(world, route, backend, by_prefix, unresolved))
+                .collect::<Result<_, _>>()?;
             Action::Forward { backends, rewrite }
         }
     };
@@ -93,12 +93,27 @@ pub(super) fn stream(
     if backend_refs.iter().all(|backend| backend.weight == 0) {
         return Err("the weights of backendRefs sum to zero: give at least one a weight above 0".into());
     }
-    let backend = |backend| self::backend(world, route, backend, RuleKind::Stream, unresolved);
+    let backend = |backend| self::backend(world, route, backend, OfBackend::default(), RuleKind::Stream, unresolved);
     Ok(StreamRule {
         route: ObjectRef { namespace: route.key.namespace.clone(), name: route.key.name.clone() },
         name: name.to_owned(),
         backends: backend_refs.iter().map(backend).collect(),
     })
+}
+
+/// Compiles a backend of an HTTP rule, with its filters.
+fn http_backend(
+    world: &World,
+    route: Referrer<'_>,
+    backend_ref: &route::HttpBackendRef,
+    by_prefix: bool,
+    unresolved: &mut Vec<(Reason, String)>,
+) -> Result<Backend, String> {
+    let route::HttpBackendRef { backend, filters } = backend_ref;
+    let filters: Vec<_> = filters.iter().map(filter::as_of_rule).collect();
+    let of_backend = filter::compile_of_backend(world, route, &filters, by_prefix, unresolved)
+        .map_err(|message| format!("backendRef {}: {message}", backend.name))?;
+    Ok(self::backend(world, route, backend, of_backend, RuleKind::Http, unresolved))
 }
 
 fn matches_connect(condition: &route::HttpMatch) -> bool {
@@ -107,7 +122,7 @@ fn matches_connect(condition: &route::HttpMatch) -> bool {
 
 /// Rejects fields that do not apply to a CONNECT tunnel.
 fn check_connect(rule: &HttpRule) -> Result<(), String> {
-    let HttpRule { name: _, matches, filters, backend_refs: _, timeouts, retry, hedge } = rule;
+    let HttpRule { name: _, matches, filters, backend_refs, timeouts, retry, hedge } = rule;
     if !matches.iter().all(matches_connect) {
         return Err(
             "a rule that matches CONNECT cannot match other methods: move its other matches to another rule".into()
@@ -122,6 +137,13 @@ fn check_connect(rule: &HttpRule) -> Result<(), String> {
     if let Some(other) = filters.iter().find(|filter| !is_allowed(filter)) {
         let allowed = "only ResponseHeaderModifier, RateLimit and Fault are allowed";
         return Err(format!("a rule that matches CONNECT cannot have a filter of type {:?}: {allowed}", other.kind));
+    }
+    let mut of_backends = backend_refs.iter().flat_map(|backend| &backend.filters).map(|filter| filter.kind);
+    if let Some(kind) = of_backends.find(|kind| *kind != BackendFilterType::ResponseHeaderModifier) {
+        return Err(format!(
+            "in a rule that matches CONNECT, a backendRef cannot have a filter of type {kind:?}: only \
+             ResponseHeaderModifier is allowed"
+        ));
     }
     let field = match timeouts {
         _ if retry.is_some() => Some("retry"),
