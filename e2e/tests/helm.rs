@@ -129,7 +129,7 @@ fn helm_3_and_4_install_upgrade_and_uninstall() -> Result<()> {
         let before = ns.get("meshroute", "echo")?;
         let mut installed_by = cluster::helm()?;
         // The current Helm last: other tests upgrade with it.
-        for helm in [cluster::helm3()?, cluster::helm()?] {
+        for helm in [cluster::build("helm3")?, cluster::helm()?] {
             uninstall(&installed_by)?;
             install::with(&helm)?;
             expect_ca_bundles()?;
