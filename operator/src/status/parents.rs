@@ -4,6 +4,7 @@
 use k8s_openapi::jiff::Timestamp;
 use weft_crds::Condition;
 use weft_crds::status::{ConditionType, Reason};
+use weft_gateway_api::{GROUP, ParentReference};
 
 use super::{Delivery, Desired, accepted, condition, in_effect, is_known, programmed, resolved, summarize};
 use crate::compile::{Diagnostic, ParentOutcome, Severity};
@@ -21,7 +22,13 @@ pub fn next(
     now: Timestamp,
 ) -> Option<Vec<ParentStatus>> {
     let generation = route.meta.generation;
-    let mut missing: Vec<&(&ParentOutcome, Delivery)> = outcomes.iter().collect();
+    let mistaken: Vec<ParentOutcome> = route.mistaken.iter().map(mistaken).collect();
+    let nowhere = Delivery::Pending(String::new());
+    let mut missing: Vec<(&ParentOutcome, &Delivery)> = outcomes
+        .iter()
+        .map(|(outcome, delivery)| (*outcome, delivery))
+        .chain(mistaken.iter().map(|outcome| (outcome, &nowhere)))
+        .collect();
     let mut next = Vec::new();
     for entry in &route.parents {
         let ParentStatus::Own(own) = entry else {
@@ -55,13 +62,23 @@ pub fn is_prompt(route: &GatewayRoute, next: &[ParentStatus]) -> bool {
 
 /// The reason why a route is not ready at one of its Services; `Pending` while it has no status there.
 pub fn not_ready(route: &GatewayRoute) -> Option<&str> {
-    route.services.iter().find_map(|parent| match route.own_status(parent) {
+    route.services.iter().chain(&route.mistaken).find_map(|parent| match route.own_status(parent) {
         Some(own) => {
             let failing = own.conditions.iter().find(|condition| condition.status != "True");
             failing.map(|condition| condition.reason.as_str())
         }
         None => Some("Pending"),
     })
+}
+
+/// The outcome at a parent that was meant to be a Service.
+fn mistaken(parent: &ParentReference) -> ParentOutcome {
+    let message = format!(
+        "parentRef {0}: group {GROUP} has no Service {0}; set group: \"\" to name a Service of Kubernetes",
+        parent.name
+    );
+    let diagnostics = vec![Diagnostic::refused(Reason::NoMatchingParent, message)];
+    ParentOutcome { parent: parent.clone(), documents: [].into(), diagnostics }
 }
 
 /// An entry with the conditions of an outcome, in their present order. Conditions that others added stay.
@@ -121,11 +138,9 @@ fn conditions(diagnostics: &[Diagnostic], delivery: &Delivery) -> Vec<(String, D
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
-    use weft_gateway_api::ParentReference;
-
     use super::*;
     use crate::world::Kind;
+    use serde_json::{Value, json};
 
     const EARLIER: i64 = 1_700_000_000;
     const LATER: i64 = 1_700_000_100;
@@ -211,6 +226,24 @@ mod tests {
         let left = route(3, &[], vec![ParentStatus::Own(own), other("x")]);
         assert_eq!(next_of(&left, &[], EARLIER), Some(vec![other("x")]));
         assert!(is_prompt(&left, &[other("x")]));
+    }
+
+    #[test]
+    fn parent_without_the_group_of_services_is_told_the_remedy() {
+        let object = json!({
+            "metadata": {"namespace": "shop", "name": "r"},
+            "spec": {"parentRefs": [{"group": GROUP, "kind": "Service", "name": "a"}], "rules": [{}]},
+        });
+        let mut route = GatewayRoute::read(Kind::HttpRoute, serde_json::from_value(object).unwrap()).unwrap();
+        let parents = next_of(&route, &[], EARLIER).unwrap();
+        let [ParentStatus::Own(own)] = &parents[..] else { panic!("{parents:?}") };
+        assert_eq!(
+            (own.conditions[0].status.as_str(), own.conditions[0].reason.as_str()),
+            ("False", "NoMatchingParent")
+        );
+        assert!(own.conditions[0].message.contains("set group: \"\""), "{}", own.conditions[0].message);
+        route.parents = parents;
+        assert_eq!((next_of(&route, &[], LATER), not_ready(&route)), (None, Some("NoMatchingParent")));
     }
 
     #[test]
