@@ -56,13 +56,14 @@ impl Rules {
 /// Compiles a route and finds the Service ports of its parents. A route that is not accepted is attached to no port, and
 /// its parents say why.
 pub(super) fn attach<'a>(world: &World, route: &'a GatewayRoute) -> AttachedRoute<'a> {
-    let GatewayRoute { kind, meta, spec, services, unknown_fields, .. } = route;
+    let GatewayRoute { kind, version, meta, spec, services, unknown_fields, .. } = route;
     let own = &meta.key.namespace;
     let parents: Vec<Key> = services.iter().map(|service| parent::service(own, service)).collect();
     let referrer = Referrer { kind: *kind, key: &meta.key, parents: &parents };
     let (rules, rule_kind) = match spec {
         Err(error) => {
-            let message = format!("the object cannot be parsed: {error}");
+            let is_known = version == weft_gateway_api::VERSION;
+            let message = if is_known { format!("the object cannot be parsed: {error}") } else { error.clone() };
             (refuse(Diagnostic::refused(Reason::Invalid, message)), RuleKind::Http)
         }
         Ok(GatewaySpec::Http(spec)) => (http_rules(world, referrer, spec), RuleKind::Http),

@@ -33,7 +33,7 @@ pub(super) fn attach(
             port_keys.extend(found.into_iter().filter(|_| can_attach));
             diagnostics.extend(others.iter().map(ServicePortKey::is_of_another_protocol));
         }
-        Err((reason, message)) => diagnostics.push(Diagnostic::refused(api_reason(reason), message)),
+        Err((reason, message)) => diagnostics.push(Diagnostic::refused(reason, message)),
     }
     AttachedParent { parent: parent.clone(), port_keys, diagnostics }
 }
@@ -89,14 +89,5 @@ fn named<'a>(own: &str, parent: &'a ParentReference) -> Parent<'a> {
         // The schema allows no other numbers. 0 is no port of any Service.
         port: port.map(|port| u16::try_from(port).unwrap_or_default()),
         port_name: section_name.as_deref(),
-    }
-}
-
-/// The API's word for why a parent does not accept a route.
-fn api_reason(reason: Reason) -> Reason {
-    match reason {
-        Reason::TargetNotFound => Reason::NoMatchingParent,
-        Reason::UnsupportedTarget => Reason::UnsupportedValue,
-        other => other,
     }
 }
