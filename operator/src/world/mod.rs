@@ -12,7 +12,7 @@ mod stored;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub use availability::{Availability, Unsupported};
+pub use availability::{Availability, Definition};
 pub use event::{Change, Event, WatchedKind};
 pub use namespace::Namespace;
 pub use objects::{
