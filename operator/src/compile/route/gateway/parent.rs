@@ -33,7 +33,7 @@ pub(super) fn attach(
             port_keys.extend(found.into_iter().filter(|_| can_attach));
             diagnostics.extend(others.iter().map(ServicePortKey::is_of_another_protocol));
         }
-        Err((reason, message)) => diagnostics.push(Diagnostic::refused(api_reason(reason), message)),
+        Err((reason, message)) => diagnostics.push(Diagnostic::refused(reason, message)),
     }
     AttachedParent { parent: parent.clone(), port_keys, diagnostics }
 }
@@ -52,8 +52,8 @@ fn outcome_at(parent: AttachedParent, own: &str, route: &AttachedRoute<'_>) -> P
         refuse(&mut diagnostics, &outranked);
     } else if matches > 0 && matches == conflicting {
         // All its matches conflict: only the conflicts are reported.
-        let messages: Vec<String> = conflicts.into_iter().map(|conflict| conflict.message).collect();
-        refuse(&mut diagnostics, &messages);
+        let lost = conflicts.into_iter().filter(|conflict| conflict.severity == Severity::Partial);
+        refuse(&mut diagnostics, &lost.map(|conflict| conflict.message).collect::<Vec<_>>());
     } else {
         diagnostics.extend(outranked.into_iter().map(Diagnostic::partial));
         diagnostics.extend(conflicts);
@@ -89,14 +89,5 @@ fn named<'a>(own: &str, parent: &'a ParentReference) -> Parent<'a> {
         // The schema allows no other numbers. 0 is no port of any Service.
         port: port.map(|port| u16::try_from(port).unwrap_or_default()),
         port_name: section_name.as_deref(),
-    }
-}
-
-/// The API's word for why a parent does not accept a route.
-fn api_reason(reason: Reason) -> Reason {
-    match reason {
-        Reason::TargetNotFound => Reason::NoMatchingParent,
-        Reason::UnsupportedTarget => Reason::UnsupportedValue,
-        other => other,
     }
 }
