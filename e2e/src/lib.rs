@@ -13,7 +13,10 @@
 pub mod browser;
 pub mod cluster;
 pub mod command;
+pub mod conformance;
 pub mod demo;
+pub mod docs;
+pub mod gitops;
 pub mod install;
 pub mod kubectl;
 pub mod mesh;
