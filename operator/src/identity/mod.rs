@@ -69,7 +69,17 @@ pub fn start(identity: Identity, listener: TcpListener, stop: &CancellationToken
     let Identity { client, namespace, domain, own_id, certificate_lifetime, lease, recorder, metrics, part } = identity;
     let (issuing, in_use) = watch::channel(None);
     let reviews = Reviews::new(client.clone(), domain.clone());
-    let store = Store { client, namespace, domain, lease, recorder, metrics: metrics.clone(), part, issuing };
+    let store = Store {
+        client,
+        namespace,
+        domain,
+        own_id: own_id.clone(),
+        lease,
+        recorder,
+        metrics: metrics.clone(),
+        part,
+        issuing,
+    };
     tasks.spawn(store.run(stop.clone(), tasks.clone()));
 
     let serving = Arc::new(Serving::default());

@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 use weft_config::bootstrap;
 use weft_crds::names;
 use weft_identity::authority::{self, Authority};
-use weft_identity::{TrustDomain, UnixTime, rfc3339};
+use weft_identity::{SpiffeId, TrustDomain, UnixTime, rfc3339};
 use weft_runtime::readiness::Part;
 
 use super::holder::{Change, Holder, Problem};
@@ -41,6 +41,8 @@ pub struct Store {
     pub namespace: String,
     /// Trust domain of the cluster.
     pub domain: TrustDomain,
+    /// The operator's own identity, which signs the trust document.
+    pub own_id: SpiffeId,
     /// Whether this process is the leader.
     pub lease: watch::Receiver<lease::State>,
     /// Where Events go.
@@ -62,6 +64,8 @@ enum Error {
     Write(&'static str, #[source] apply::Error),
     #[error("cannot read or write the trust document")]
     Trust(#[source] apply::Error),
+    #[error(transparent)]
+    Plan(#[from] trust::Error),
     #[error("cannot make a root or an issuer")]
     Make(#[from] authority::Error),
     #[error("Secret {} cannot be used", names::ROOT_SECRET)]
@@ -161,7 +165,7 @@ impl Store {
         }
 
         let Some(current) = current else { return Ok(()) };
-        if let Some(next) = trust::plan(&current.bundle, document.as_ref(), epoch) {
+        if let Some(next) = trust::plan(&current, &self.own_id, document.as_ref(), epoch, now)? {
             apply::document(&self.client, next, document.as_ref()).await.map_err(Error::Trust)?;
             tracing::info!(document = bootstrap::TRUST_NAME, "trust bundle written");
         }

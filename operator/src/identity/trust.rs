@@ -1,32 +1,63 @@
 //! The document with the trust bundle, ConfigMap `weft-config/trust`: what proxies trust, beside what they hold already.
+//! It is signed with a key that the issuer certifies: a proxy takes it if that leads to a root that it holds.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::ObjectMeta;
-use weft_config::{Envelope, Written, bootstrap};
+use weft_config::{DecodeError, Envelope, Header, Written, bootstrap};
 use weft_crds::names;
-use weft_identity::TrustBundle;
+use weft_identity::issue::IssueError;
+use weft_identity::sign::Signature;
+use weft_identity::signer::Signer;
+use weft_identity::{SpiffeId, TrustBundle, UnixTime};
 
+use super::secret::Issuing;
 use crate::world::Document;
+
+/// Why the document cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The issuer does not certify a key that signs.
+    #[error("cannot sign the trust document: {0}")]
+    Sign(#[from] IssueError),
+    /// The header cannot be read back.
+    #[error("cannot sign the trust document: {0}")]
+    Header(#[from] DecodeError),
+}
 
 /// The bundle of a document, if it is intact.
 pub fn read(document: &Document) -> Option<TrustBundle> {
     document.envelope.read().ok().map(|(_, bundle)| bundle)
 }
 
-/// The document to write; `None` if the one found has this bundle already.
-pub fn plan(bundle: &TrustBundle, found: Option<&Document>, epoch: u64) -> Option<ConfigMap> {
-    let is_same = |found: &&Document| found.labelled && read(found).is_some_and(|found| found == *bundle);
+/// The document to write; `None` if the one found has this bundle already, and a signature under this issuer. `own_id`
+/// is the identity that signs.
+pub fn plan(
+    issuing: &Issuing,
+    own_id: &SpiffeId,
+    found: Option<&Document>,
+    epoch: u64,
+    now: UnixTime,
+) -> Result<Option<ConfigMap>, Error> {
+    let header = found.and_then(Document::header);
+    let is_same = |found: &&Document| {
+        found.labelled
+            && read(found).is_some_and(|bundle| bundle == issuing.bundle)
+            && header.as_ref().is_some_and(|header| is_signed(header, issuing, own_id, now))
+    };
     if found.filter(is_same).is_some() {
-        return None;
+        return Ok(None);
     }
-    let generation = found.and_then(Document::header).map_or(1, |header| header.generation.saturating_add(1));
+    // As for other documents: a generation above that of a document which was deleted meanwhile.
+    let generation = header.map_or(0, |header| header.generation.saturating_add(1)).max(now.as_secs() * 1000);
     let written = Written { generation, config_generation: generation, epoch, ..Written::default() };
-    let Envelope { data, binary } = Envelope::write(written, bundle);
+    let signer = Signer::new(&issuing.issuer, own_id, now)?;
+    let sign = |message: &[u8]| signer.sign(message).to_string();
+    let Envelope { data, binary } = Envelope::write(written, &issuing.bundle).signed(bootstrap::TRUST_NAME, sign)?;
     let labels = BTreeMap::from([(names::MANAGED_BY_LABEL.to_owned(), names::MANAGED_BY.to_owned())]);
-    Some(ConfigMap {
+    Ok(Some(ConfigMap {
         metadata: ObjectMeta {
             name: Some(bootstrap::TRUST_NAME.to_owned()),
             namespace: Some(bootstrap::EXPORT_NAMESPACE.to_owned()),
@@ -36,6 +67,15 @@ pub fn plan(bundle: &TrustBundle, found: Option<&Document>, epoch: u64) -> Optio
         data: Some(data),
         binary_data: Some(binary.into_iter().map(|(key, bytes)| (key, ByteString(bytes))).collect()),
         immutable: None,
+    }))
+}
+
+/// Whether the issuer in use has certified the signature. One under an earlier issuer would expire with that one.
+fn is_signed(header: &Header, issuing: &Issuing, own_id: &SpiffeId, now: UnixTime) -> bool {
+    let message = header.signed_bytes(bootstrap::TRUST_NAME);
+    header.signature.parse::<Signature>().is_ok_and(|signature| {
+        signature.issuers() == issuing.issuer.chain()
+            && signature.verify(&message, own_id, &issuing.bundle, now).is_ok()
     })
 }
 
@@ -44,29 +84,88 @@ mod tests {
     use std::time::Duration;
 
     use weft_identity::authority::Authority;
-    use weft_identity::{TrustDomain, UnixTime};
+    use weft_identity::{TrustDomain, pem};
 
     use super::*;
+    use crate::identity::secret;
+
+    const NOW: u64 = 1_800_000_000;
+
+    fn at(seconds: u64) -> UnixTime {
+        UnixTime::since_unix_epoch(Duration::from_secs(seconds))
+    }
+
+    fn domain() -> TrustDomain {
+        "cluster.local".parse().unwrap()
+    }
+
+    fn own_id() -> SpiffeId {
+        "spiffe://cluster.local/ns/weft-system/sa/weft-operator".parse().unwrap()
+    }
+
+    fn new_root() -> Authority {
+        Authority::root(&domain(), at(NOW)).unwrap()
+    }
+
+    /// A new issuer below a root.
+    fn below(root: &Authority) -> Authority {
+        root.intermediate(&domain(), at(NOW)).unwrap()
+    }
+
+    /// An issuer in use with these roots, of which the first is above it.
+    fn issuing(issuer: &Authority, roots: &[&Authority]) -> Issuing {
+        let mut secret = secret::issuer(roots[0], issuer, None);
+        let roots = pem::certificates(roots.iter().map(|root| &root.certificate));
+        secret.data.get_or_insert_default().insert("ca.crt".to_owned(), ByteString(roots.into_bytes()));
+        secret::read_issuer(&secret, &domain(), at(NOW)).unwrap()
+    }
+
+    fn plan_at(issuing: &Issuing, found: Option<&Document>, seconds: u64) -> Option<Document> {
+        plan(issuing, &own_id(), found, 4, at(seconds)).unwrap().map(Document::from)
+    }
 
     #[test]
-    fn document_is_written_when_the_roots_differ_and_only_then() {
-        let domain: TrustDomain = "cluster.local".parse().unwrap();
-        let now = UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000));
-        let [one, other] = [(); 2].map(|()| Authority::root(&domain, now).unwrap().certificate);
-        let bundle = TrustBundle::new(domain.clone(), [one.clone(), other.clone()]).unwrap();
-        let first = Document::from(plan(&bundle, None, 3).unwrap());
-        assert_eq!(read(&first).as_ref(), Some(&bundle));
+    fn document_is_written_when_roots_or_issuer_differ_and_only_then() {
+        let (one, other) = (new_root(), new_root());
+        let issuer = below(&one);
+        let both = issuing(&issuer, &[&one, &other]);
+        let first = plan_at(&both, None, NOW).unwrap();
+        assert_eq!(read(&first).as_ref(), Some(&both.bundle));
         let header = first.header().unwrap();
-        assert_eq!((header.generation, header.epoch, header.namespace.as_str()), (1, 3, ""));
-        let reordered = TrustBundle::new(domain.clone(), [other, one.clone()]).unwrap();
-        assert_eq!(plan(&reordered, Some(&first), 4), None);
+        assert_eq!((header.generation, header.epoch, header.namespace.as_str()), (NOW * 1000, 4, ""));
+        assert!(plan_at(&both, Some(&first), NOW).is_none(), "the same");
+        let reordered = issuing(&issuer, &[&one, &other, &one]);
+        assert!(plan_at(&reordered, Some(&first), NOW).is_none(), "the same roots");
 
-        let smaller = TrustBundle::new(domain, [one]).unwrap();
-        let second = Document::from(plan(&smaller, Some(&first), 4).unwrap());
-        assert_eq!((second.header().unwrap().generation, read(&second)), (2, Some(smaller)));
-        let damaged = Document { envelope: Envelope::default(), ..first.clone() };
-        assert_eq!(read(&damaged), None);
-        assert!(plan(&bundle, Some(&damaged), 4).is_some(), "it is repaired");
-        assert!(plan(&bundle, Some(&Document { labelled: false, ..first }), 4).is_some());
+        let renewed = issuing(&below(&one), &[&one, &other]);
+        let second = plan_at(&renewed, Some(&first), NOW).unwrap();
+        assert_eq!(second.header().unwrap().generation, NOW * 1000 + 1, "another issuer");
+        let smaller = issuing(&below(&one), &[&one]);
+        let third = plan_at(&smaller, Some(&second), NOW).unwrap();
+        assert_eq!(read(&third), Some(smaller.bundle.clone()), "a root less");
+        let again = plan_at(&smaller, None, NOW + 60).unwrap();
+        assert!(again.header().unwrap().generation > third.header().unwrap().generation, "deleted and restored");
+        for (desc, found) in [
+            ("damaged", Document { envelope: Envelope::default(), ..third.clone() }),
+            ("without its label", Document { labelled: false, ..third.clone() }),
+            ("unsigned", Document { envelope: Envelope::write(Written::default(), &smaller.bundle), ..third.clone() }),
+        ] {
+            assert!(plan_at(&smaller, Some(&found), NOW).is_some(), "{desc}: it is repaired");
+        }
+    }
+
+    #[test]
+    fn document_is_signed_by_the_operator_under_the_root_of_its_issuer() {
+        let (one, other) = (new_root(), new_root());
+        let both = issuing(&below(&one), &[&one, &other]);
+        let header = plan_at(&both, None, NOW).unwrap().header().unwrap();
+        let signature: Signature = header.signature.parse().unwrap();
+        let verify = |root: &Authority, name: &str| {
+            let bundle = TrustBundle::new(domain(), [root.certificate.clone()]).unwrap();
+            signature.verify(&header.signed_bytes(name), &own_id(), &bundle, at(NOW))
+        };
+        assert_eq!(verify(&one, "trust"), Ok(()));
+        assert!(verify(&other, "trust").is_err(), "a root that did not sign");
+        assert!(verify(&one, "index").is_err(), "a copy under another name");
     }
 }

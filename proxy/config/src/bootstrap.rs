@@ -26,6 +26,8 @@ pub const IDENTITY_PORT: u16 = 15012;
 pub const IDENTITY_PATH: &str = "/v1/certificates";
 /// Audience of the tokens with which certificates are requested.
 pub const IDENTITY_AUDIENCE: &str = "weft-identity";
+/// The file with such a token. The kubelet replaces it before it expires.
+pub const IDENTITY_TOKEN_FILE: &str = "/var/run/secrets/weft.dev/identity/token";
 
 /// The proxy's user and group. Redirection excludes this user's traffic, so no other container of the pod may run as
 /// it.
@@ -110,6 +112,17 @@ pub const ENV_TIMEOUTS_MS: &str = "WEFT_TIMEOUTS_MS";
 /// Environment: ports without protocol detection, separated by commas. Neither side has to wait for the other to send
 /// first.
 pub const ENV_OPAQUE_PORTS: &str = "WEFT_OPAQUE_PORTS";
+
+/// Environment: URL of the certificate authority, `https://HOST:PORT/PATH`. If it is set, the proxy has an identity, is
+/// not ready before it has the first certificate, and needs the three variables below. Default: no identity.
+pub const ENV_IDENTITY_URL: &str = "WEFT_IDENTITY_URL";
+/// Environment: the SPIFFE id that the authority must prove.
+pub const ENV_IDENTITY_AUTHORITY: &str = "WEFT_IDENTITY_AUTHORITY";
+/// Environment: trust domain of the pod's identity.
+pub const ENV_TRUST_DOMAIN: &str = "WEFT_TRUST_DOMAIN";
+/// Environment: fingerprints of the roots that were trusted when the pod was created, SHA-256 in hexadecimal, separated
+/// by commas. All other trust follows from them.
+pub const ENV_ROOTS: &str = "WEFT_ROOTS";
 
 /// Environment, for the allocator: milliseconds after which freed memory is returned to the kernel. The allocator
 /// checks only when something is freed, so with its own default of a second, the memory of a burst would stay until

@@ -50,7 +50,7 @@ pub struct Header {
     /// Number of times that the writers' lease had changed hands at the time of writing: a deposed writer has a
     /// smaller one.
     pub epoch: u64,
-    /// Signature over the fields above; empty until writers sign.
+    /// The writer's signature of [`Header::signed_bytes`]; empty if the document is not signed.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub signature: String,
 }
@@ -130,6 +130,13 @@ impl Header {
         let text = envelope.data.get(HEADER_KEY).ok_or(DecodeError::Missing(HEADER_KEY))?;
         serde_json::from_str(text).map_err(DecodeError::Header)
     }
+
+    /// What a signature is for: the name of the document, and the header without its signature. The name is in it
+    /// because a document could be copied to another object; the body is, by its hash.
+    pub fn signed_bytes(&self, document: &str) -> Vec<u8> {
+        let unsigned = Self { signature: String::new(), ..self.clone() };
+        [document.as_bytes(), b"\n", &canonical(&unsigned)].concat()
+    }
 }
 
 // === impl Envelope ===
@@ -156,7 +163,7 @@ impl Envelope {
             signature: String::new(),
         };
         let mut envelope = Self::default();
-        envelope.data.insert(HEADER_KEY.into(), String::from_utf8_lossy(&canonical(&header)).into_owned());
+        envelope.data.insert(HEADER_KEY.into(), text(&header));
         match encoding {
             Encoding::Json => {
                 envelope.data.insert(BODY_KEY.into(), String::from_utf8_lossy(bytes).into_owned());
@@ -166,6 +173,14 @@ impl Envelope {
             }
         }
         envelope
+    }
+
+    /// The document with a signature, which `sign` makes of [`Header::signed_bytes`].
+    pub fn signed(mut self, document: &str, sign: impl FnOnce(&[u8]) -> String) -> Result<Self, DecodeError> {
+        let mut header = Header::read(&self)?;
+        header.signature = sign(&header.signed_bytes(document));
+        self.data.insert(HEADER_KEY.into(), text(&header));
+        Ok(self)
     }
 
     /// Reads header and body, and checks the hash.
@@ -198,6 +213,10 @@ impl Envelope {
 /// The canonical bytes of a document.
 fn canonical<T: Serialize>(body: &T) -> Vec<u8> {
     serde_json::to_vec(body).expect("wire documents have string keys and no failing serializers")
+}
+
+fn text(header: &Header) -> String {
+    String::from_utf8_lossy(&canonical(header)).into_owned()
 }
 
 fn sha256(bytes: &[u8]) -> String {
@@ -255,6 +274,22 @@ mod tests {
         *body = body.replace("service-0", "service-1");
         let error = envelope.read::<Export>().expect_err("the hash does not match");
         assert!(matches!(error, DecodeError::Hash { .. }), "{error}");
+    }
+
+    #[test]
+    fn signature_is_for_one_name_and_all_fields_of_the_header() {
+        let envelope = Envelope::write(written(), &export(1));
+        let mut message = Vec::new();
+        let sign = |bytes: &[u8]| {
+            message = bytes.to_vec();
+            "signature".to_owned()
+        };
+        let (header, body): (Header, Export) = envelope.signed("x.shop", sign).expect("signs").read().expect("reads");
+        assert_eq!((header.signature.as_str(), body), ("signature", export(1)));
+        assert_eq!(header.signed_bytes("x.shop"), message, "as the signer saw it");
+        assert_ne!(header.signed_bytes("i.shop"), message, "another document");
+        assert_ne!(Header { generation: 8, ..header.clone() }.signed_bytes("x.shop"), message, "another generation");
+        assert_ne!(Header { sha256: String::new(), ..header }.signed_bytes("x.shop"), message, "another body");
     }
 
     #[test]

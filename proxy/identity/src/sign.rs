@@ -39,6 +39,11 @@ pub enum Error {
 // === impl Signature ===
 
 impl Signature {
+    /// The certificates that certify its key: the issuer's, then those above it, without the root.
+    pub fn issuers(&self) -> &[CertificateDer<'static>] {
+        self.chain.get(1..).unwrap_or_default()
+    }
+
     /// Checks that `signer` has signed `message`.
     pub fn verify(&self, message: &[u8], signer: &SpiffeId, bundle: &TrustBundle, now: UnixTime) -> Result<(), Error> {
         let peer = verify(&self.chain, bundle, Purpose::Documents, now).map_err(Error::Uncertified)?;
