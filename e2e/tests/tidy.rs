@@ -17,7 +17,7 @@ use crate::order::Order;
 use crate::tokens::{first_words, sources, tokenize};
 
 /// The crates of the workspace that each crate may depend on. A new dependency is added here and to ARCHITECTURE.md.
-const DEPENDENCIES: [(&str, &[&str]); 12] = [
+const DEPENDENCIES: [(&str, &[&str]); 13] = [
     ("weft-balance", &["weft-config"]),
     ("weft-codec", &[]),
     ("weft-config", &[]),
@@ -27,8 +27,8 @@ const DEPENDENCIES: [(&str, &[&str]); 12] = [
     ("weft-runtime", &[]),
     ("weft-demo", &[]),
     ("weft-operator", &["weft-config", "weft-crds", "weft-gateway-api", "weft-identity", "weft-runtime"]),
-    ("weft-injector", &["weft-config", "weft-crds", "weft-runtime"]),
-    ("weft-proxy", &["weft-balance", "weft-codec", "weft-config", "weft-runtime"]),
+    ("weft-injector", &["weft-config", "weft-crds", "weft-identity", "weft-runtime"]),
+    ("weft-proxy", &["weft-balance", "weft-codec", "weft-config", "weft-identity", "weft-runtime"]),
     ("weft-init", &["weft-config", "weft-runtime"]),
     ("weft-e2e", &["weft-config", "weft-crds", "weft-runtime"]),
 ];
@@ -144,12 +144,13 @@ const ORDERS: [Order; 6] = [
                 "table/source",
                 "telemetry/alive",
                 "telemetry/config",
+                "telemetry/identity",
                 "telemetry/series",
                 "upstream",
                 "upstream/error",
                 "value",
             ],
-            &["affinity", "http/date", "http/head", "telemetry/labels", "upstream/shared_cluster"],
+            &["affinity", "http/date", "http/head", "identity", "telemetry/labels", "upstream/shared_cluster"],
             &["http/interim", "matcher", "telemetry", "telemetry/metrics"],
             &["filter", "table/edit", "table/index", "telemetry/handles"],
             &["table/backend"],

@@ -10,11 +10,13 @@
 
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
+use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::runtime;
 use tokio::task::LocalSet;
@@ -25,13 +27,19 @@ use weft_runtime::admin::{self, Admin};
 use weft_runtime::readiness::Readiness;
 use weft_runtime::{log, metrics as process_metrics, signal};
 
-use crate::bootstrap::{Bootstrap, Source as SourceChoice};
+use crate::bootstrap::{Bootstrap, Identity, Source as SourceChoice};
+use crate::clock::time_of_day;
 use crate::direction::Direction;
 use crate::filter::rate_limit::Limiters;
+use crate::identity::Slot;
+use crate::identity::authority::Authority;
+use crate::identity::ca::Ca;
+use crate::identity::trust::Trust;
 use crate::memory::{self, Memory};
 use crate::table::source::Source;
 use crate::table::updater::Updater;
 use crate::telemetry::config::ConfigMetrics;
+use crate::telemetry::identity::IdentityMetrics;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{alive, sweep};
 use crate::upstream::health;
@@ -94,6 +102,7 @@ pub async fn start(
         classic,
         access_log,
         cgroup,
+        identity,
         ..
     } = bootstrap;
     let mut registry = process_metrics::registry("proxy", env!("CARGO_PKG_VERSION"));
@@ -109,7 +118,11 @@ pub async fn start(
     };
     let (pod_ips, application) = (pod.ips.clone(), pod.application);
     let cache = matches!(source, Source::Kubernetes(_)).then_some(cache);
-    let (store, updater) = Updater::new(pod, source, cache, config_metrics, readiness.part("configuration"));
+    let trust = match identity {
+        Some(identity) => Some(start_identity(identity, cache.as_deref(), &mut registry, &readiness)?),
+        None => None,
+    };
+    let (store, updater) = Updater::new(pod, trust, source, cache, config_metrics, readiness.part("configuration"));
 
     let (outbound, inbound) = (Listeners::bind(ports.outbound, workers)?, Listeners::bind(ports.inbound, workers)?);
     let metrics_listener = bind_any(ports.metrics).await?;
@@ -175,6 +188,23 @@ pub async fn start(
         })
         .collect::<anyhow::Result<_>>()?;
     Ok(Running { workers, ..running })
+}
+
+/// Starts to request certificates. Returns what documents of roots are held against.
+fn start_identity(
+    identity: Identity,
+    cache: Option<&Path>,
+    registry: &mut Registry,
+    readiness: &Readiness,
+) -> anyhow::Result<Arc<Trust>> {
+    let Identity { url, token, authority, id, roots } = identity;
+    let metrics = IdentityMetrics::new(registry);
+    let trust = Arc::new(Trust::new(id.trust_domain().clone(), authority, roots, cache, metrics.clone()));
+    let authority = Authority::new(&url, token)?;
+    let (slot, part) = (Arc::new(Slot::default()), readiness.part("identity"));
+    let ca = Ca::new(authority, id, trust.clone(), slot, metrics, part, Box::new(time_of_day));
+    tokio::spawn(ca.run());
+    Ok(trust)
 }
 
 impl Running {

@@ -1,7 +1,7 @@
 //! The process's settings, read from the environment once at start. An invalid value is an error here, never replaced
 //! by a default later.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::env;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -12,7 +12,9 @@ use std::time::Duration;
 use rustls::ServerConfig;
 use serde::Deserialize;
 use weft_config::bootstrap::{self as contract, AccessLog, Hooks, Local, Probes};
+use weft_identity::{Fingerprint, SpiffeId, TrustDomain};
 
+use crate::identity::authority::Authority;
 use crate::tls;
 
 /// Everything that does not change while the process runs.
@@ -34,6 +36,8 @@ pub struct Bootstrap {
     pub timeouts: Timeouts,
     /// Destination ports without protocol detection: their connections are TCP.
     pub opaque_ports: HashSet<u16>,
+    /// Where certificates come from. None: the pod has no identity.
+    pub identity: Option<Identity>,
     /// Probes that the proxy makes for the kubelet.
     pub probes: Probes,
     /// Lifecycle hooks that the proxy calls for the kubelet.
@@ -76,6 +80,21 @@ pub struct Pod {
     pub port_names: BTreeMap<String, u16>,
     /// Outside of a pod: the destination of connections made to the inbound port itself. None: they are refused.
     pub application: Option<SocketAddr>,
+}
+
+/// The pod's identity, and the authority that certifies it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// URL of the authority.
+    pub url: String,
+    /// The file with the token for it.
+    pub token: PathBuf,
+    /// Who the authority must prove to be.
+    pub authority: SpiffeId,
+    /// The pod's own identity.
+    pub id: SpiffeId,
+    /// Fingerprints of the roots to begin with.
+    pub roots: BTreeSet<Fingerprint>,
 }
 
 /// The source of configuration.
@@ -161,8 +180,10 @@ impl Bootstrap {
             (ports, tls) = (local_ports(&local, &source)?, local_tls(&local)?);
             pod.application = local.application;
         }
+        let identity = Identity::from_env(&pod)?;
         Ok(Self {
             pod,
+            identity,
             workers: parsed(contract::ENV_WORKERS)?.unwrap_or(1usize).clamp(1, 256),
             source,
             cache: contract::CACHE_DIR.into(),
@@ -207,6 +228,25 @@ impl Pod {
             port_names: json(contract::ENV_PORT_NAMES)?.unwrap_or_default(),
             application: None,
         })
+    }
+}
+
+impl Identity {
+    fn from_env(pod: &Pod) -> Result<Option<Self>, Error> {
+        let name = contract::ENV_IDENTITY_URL;
+        let Some(url) = variable(name) else { return Ok(None) };
+        Authority::new(&url, PathBuf::new()).map_err(|error| invalid(name, &url, error))?;
+        let domain: TrustDomain = required(contract::ENV_TRUST_DOMAIN)?;
+        let account = format!("{}/{}", pod.namespace, pod.service_account);
+        let id = SpiffeId::new(domain, &pod.namespace, &pod.service_account)
+            .map_err(|error| invalid(contract::ENV_SERVICE_ACCOUNT, &account, error))?;
+        let roots: BTreeSet<_> = list(contract::ENV_ROOTS)?.unwrap_or_default().into_iter().collect();
+        // Without roots, any server could be the authority.
+        if roots.is_empty() {
+            return Err(Error::Missing(contract::ENV_ROOTS));
+        }
+        let authority = required(contract::ENV_IDENTITY_AUTHORITY)?;
+        Ok(Some(Self { url, token: contract::IDENTITY_TOKEN_FILE.into(), authority, id, roots }))
     }
 }
 
@@ -332,6 +372,10 @@ fn invalid(name: &'static str, value: &str, reason: impl ToString) -> Error {
 
 fn parsed<T: FromStr<Err: ToString>>(name: &'static str) -> Result<Option<T>, Error> {
     variable(name).map(|value| value.trim().parse().map_err(|error: T::Err| invalid(name, &value, error))).transpose()
+}
+
+fn required<T: FromStr<Err: ToString>>(name: &'static str) -> Result<T, Error> {
+    parsed(name)?.ok_or(Error::Missing(name))
 }
 
 fn list<T: FromStr<Err: ToString>>(name: &'static str) -> Result<Option<Vec<T>>, Error> {

@@ -30,6 +30,7 @@ mod direction;
 mod downstream;
 mod filter;
 mod http;
+mod identity;
 mod inbound;
 mod listener;
 mod matcher;

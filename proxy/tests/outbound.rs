@@ -76,6 +76,7 @@ impl Proxy {
             tls: None,
             timeouts: Default::default(),
             opaque_ports: [].into(),
+            identity: None,
             probes: Default::default(),
             hooks: Default::default(),
             classic: false,

@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use weft_config::{DecodeError, Envelope, Export, Header, Index};
+use weft_identity::{TrustBundle, UnixTime};
 
 use super::inbound::Inbound;
 use super::namespace::Namespace;
 use super::source::Document;
 use crate::bootstrap::Pod;
+use crate::clock::time_of_day;
+use crate::identity::trust::{Refusal, Trust};
 use crate::value::CompileError;
 
 /// A document, compiled.
@@ -15,6 +18,7 @@ pub(super) enum Compiled {
     Namespace(Arc<Namespace>),
     Inbound(Arc<Inbound>),
     Index(Index),
+    Trust(TrustBundle),
 }
 
 /// Why a document is refused.
@@ -26,9 +30,18 @@ pub(super) enum Rejection {
     Compile(#[from] CompileError),
     #[error("the document is for namespace {found:?}")]
     Namespace { found: String },
+    #[error(transparent)]
+    Trust(#[from] Refusal),
+    #[error("this proxy has no identity")]
+    NoIdentity,
 }
 
-pub(super) fn read(pod: &Pod, document: &Document, envelope: &Envelope) -> Result<(Header, Compiled), Rejection> {
+pub(super) fn read(
+    pod: &Pod,
+    trust: Option<&Trust>,
+    document: &Document,
+    envelope: &Envelope,
+) -> Result<(Header, Compiled), Rejection> {
     let check_namespace = |header: &Header, namespace: &str| match header.namespace == namespace {
         true => Ok(()),
         false => Err(Rejection::Namespace { found: header.namespace.clone() }),
@@ -47,6 +60,12 @@ pub(super) fn read(pod: &Pod, document: &Document, envelope: &Envelope) -> Resul
         Document::Index => {
             let (header, index) = envelope.read::<Index>()?;
             Ok((header, Compiled::Index(index)))
+        }
+        Document::Trust => {
+            let trust = trust.ok_or(Rejection::NoIdentity)?;
+            let (header, bundle) = envelope.read::<TrustBundle>()?;
+            trust.check(&header, &bundle, UnixTime::since_unix_epoch(time_of_day()))?;
+            Ok((header, Compiled::Trust(bundle)))
         }
     }
 }

@@ -37,6 +37,8 @@ pub(crate) enum Document {
     Export(Arc<str>),
     /// Policies and consumer routes for the pods of a namespace.
     Inbound(Arc<str>),
+    /// The roots that are trusted.
+    Trust,
 }
 
 /// An event of a source.
@@ -105,7 +107,7 @@ impl Source {
 async fn watch_config_map(client: Client, document: Document, events: mpsc::Sender<Event>) {
     let namespace = match document {
         Document::Inbound(_) => contract::INBOUND_NAMESPACE,
-        Document::Index | Document::Export(_) => contract::EXPORT_NAMESPACE,
+        Document::Index | Document::Export(_) | Document::Trust => contract::EXPORT_NAMESPACE,
     };
     let api: Api<ConfigMap> = Api::namespaced(client, namespace);
     let by_name = watcher::Config::default().fields(&format!("metadata.name={document}"));
@@ -153,7 +155,7 @@ async fn watch_file(directory: PathBuf, document: Document, events: mpsc::Sender
                 Ok(body) => {
                     generation += 1;
                     let namespace = match &document {
-                        Document::Index => String::new(),
+                        Document::Index | Document::Trust => String::new(),
                         Document::Export(namespace) | Document::Inbound(namespace) => namespace.to_string(),
                     };
                     let written =
@@ -180,6 +182,7 @@ impl fmt::Display for Document {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Index => f.write_str(contract::INDEX_NAME),
+            Self::Trust => f.write_str(contract::TRUST_NAME),
             Self::Export(namespace) => f.write_str(&contract::export_name(namespace)),
             Self::Inbound(namespace) => f.write_str(&contract::inbound_name(namespace)),
         }

@@ -15,12 +15,13 @@ use tokio::task::JoinHandle;
 use weft_config::{Envelope, Header};
 use weft_runtime::readiness::Part;
 
-use super::document::{Compiled, read};
+use super::document::{Compiled, Rejection, read};
 use super::source::{Document, Event, Source};
 use super::store::Store;
 use super::{Table, cache};
 use crate::bootstrap::Pod;
 use crate::clock::uptime_seconds;
+use crate::identity::trust::Trust;
 use crate::telemetry::config::{ConfigMetrics, DocumentMetrics};
 
 /// Namespaces that are open at once. To open another, the least recently used one is closed. An API server allows a
@@ -39,6 +40,8 @@ const REQUIRES_TIMEOUT: Duration = Duration::from_secs(5);
 /// The task that updates the snapshot.
 pub(crate) struct Updater {
     pod: Pod,
+    /// The roots that are trusted. None: the pod has no identity.
+    trust: Option<Arc<Trust>>,
     source: Source,
     cache: Option<PathBuf>,
     store: Arc<Store>,
@@ -57,6 +60,8 @@ struct DocumentState {
     header: Option<Header>,
     /// Why the newest version is not in use, if it is not.
     error: Option<String>,
+    /// The newest version, if it was refused for a reason that may pass: roots that are not held, or the clock.
+    refused: Option<Envelope>,
     /// The version in use was compiled before the zone of the pod was known.
     zone_outdated: bool,
     /// Since when it is not known that the version in use is the newest. None: the source has said that it is.
@@ -75,6 +80,7 @@ struct Staged {
 impl Updater {
     pub(crate) fn new(
         pod: Pod,
+        trust: Option<Arc<Trust>>,
         source: Source,
         cache: Option<PathBuf>,
         metrics: ConfigMetrics,
@@ -83,6 +89,7 @@ impl Updater {
         let (store, requests) = Store::new();
         let updater = Self {
             pod,
+            trust,
             source,
             cache,
             store: store.clone(),
@@ -103,6 +110,9 @@ impl Updater {
         {
             self.open(document);
         }
+        if self.trust.is_some() {
+            self.open(Document::Trust);
+        }
         self.report();
         let mut sweep = tokio::time::interval(SWEEP);
         loop {
@@ -110,7 +120,10 @@ impl Updater {
             tokio::select! {
                 Some(event) = self.events.1.recv() => self.on_event(event),
                 Some(namespace) = self.requests.recv() => self.open(Document::Export(namespace)),
-                _ = sweep.tick() => self.close_idle(),
+                _ = sweep.tick() => {
+                    self.close_idle();
+                    self.retry_refused();
+                }
                 () = sleep_until(deadline) => self.activate_staged(),
             }
             self.report();
@@ -165,15 +178,19 @@ impl Updater {
 
     fn on_document(&mut self, document: &Document, envelope: Envelope) {
         let Some(state) = self.documents.get_mut(document) else { return };
-        match read(&self.pod, document, &envelope) {
+        match read(&self.pod, self.trust.as_deref(), document, &envelope) {
             Err(rejection) => {
-                tracing::error!(%document, error = %rejection, "configuration refused, the last good version stays in use");
-                state.error = Some(format!("refused: {rejection}"));
+                let error = format!("refused: {rejection}");
+                if state.error.as_ref() != Some(&error) {
+                    tracing::error!(%document, error = %rejection, "configuration refused, the last good version stays in use");
+                    self.metrics.rejections.inc();
+                }
+                state.error = Some(error);
                 state.unconfirm();
-                self.metrics.rejections.inc();
+                state.refused = matches!(rejection, Rejection::Trust(_)).then_some(envelope);
             }
             Ok((header, compiled)) => {
-                state.error = None;
+                (state.error, state.refused) = (None, None);
                 state.unconfirmed_since = None;
                 match &state.header {
                     Some(current) if *current == header && !state.zone_outdated => return,
@@ -193,6 +210,16 @@ impl Updater {
                 self.staged.push(Staged { document: document.clone(), header, compiled, envelope, deadline });
                 self.activate_staged();
             }
+        }
+    }
+
+    /// Tries again what was refused for a reason that may have passed.
+    fn retry_refused(&mut self) {
+        let refused =
+            |(document, state): (&Document, &mut DocumentState)| Some((document.clone(), state.refused.take()?));
+        let refused: Vec<_> = self.documents.iter_mut().filter_map(refused).collect();
+        for (document, envelope) in refused {
+            self.on_document(&document, envelope);
         }
     }
 
@@ -235,6 +262,11 @@ impl Updater {
                 }
             }
             Compiled::Index(index) => self.store.swap(|table| table.with_index(&index)),
+            Compiled::Trust(bundle) => {
+                if let Some(trust) = &self.trust {
+                    trust.hold(bundle);
+                }
+            }
         }
         // What changes elsewhere in the cluster is no news of this pod.
         let in_use = self.documents.get(&document).and_then(|state| state.header.as_ref());
@@ -315,7 +347,7 @@ impl Updater {
         let mut stale = 0;
         for (document, state) in &self.documents {
             let own = match document {
-                Document::Index => false,
+                Document::Index | Document::Trust => false,
                 Document::Export(namespace) | Document::Inbound(namespace) => **namespace == *self.pod.namespace,
             };
             ready &= !own || state.header.is_some();
@@ -323,7 +355,7 @@ impl Updater {
             let generation =
                 state.header.as_ref().map_or("none".into(), |header| format!("generation {}", header.generation));
             match &state.error {
-                Some(error) if own || state.header.is_some() => {
+                Some(error) if own || *document == Document::Trust || state.header.is_some() => {
                     stale += 1;
                     detail.push(format!("{document} in use: {generation}; newest: {error}"));
                 }
@@ -348,7 +380,7 @@ impl DocumentState {
     /// A document that was just opened.
     fn opened() -> Self {
         let unconfirmed_since = Some(Instant::now());
-        Self { watch: None, header: None, error: None, zone_outdated: false, unconfirmed_since }
+        Self { watch: None, header: None, error: None, refused: None, zone_outdated: false, unconfirmed_since }
     }
 
     /// It is no longer known that the version in use is the newest.
@@ -383,8 +415,10 @@ mod tests {
     use weft_runtime::readiness::Readiness;
 
     use crate::decide::decide;
+    use crate::identity::fake::{OPERATOR, Root, domain, id};
     use crate::matcher::RequestHead;
     use crate::table::route::Action;
+    use crate::telemetry::identity::IdentityMetrics;
 
     /// A document whose number of endpoints and response status both follow from its generation.
     fn document(generation: u64) -> Event {
@@ -439,7 +473,7 @@ mod tests {
         let metrics = ConfigMetrics::new(&mut Registry::default());
         let readiness = Readiness::default();
         let source = Source::Directory(folder.clone());
-        let (store, updater) = Updater::new(pod, source, None, metrics, readiness.part("configuration"));
+        let (store, updater) = Updater::new(pod, None, source, None, metrics, readiness.part("configuration"));
         let updater = tokio::spawn(updater.run());
         let priorities = async |expected: &[u8]| {
             for _ in 0..500 {
@@ -466,6 +500,43 @@ mod tests {
         std::fs::remove_dir_all(folder).expect("removed");
     }
 
+    #[tokio::test]
+    async fn trust_document_that_is_refused_or_older_changes_nothing_and_is_told() {
+        let (root, other) = (Root::new(), Root::new());
+        let mut registry = Registry::default();
+        let metrics = ConfigMetrics::new(&mut registry);
+        let readiness = Readiness::default();
+        let (of_proxy, first) = (id(OPERATOR), root.fingerprints());
+        let trust = Arc::new(Trust::new(domain(), of_proxy, first, None, IdentityMetrics::default()));
+        let source = Source::Directory("/nowhere".into());
+        let part = readiness.part("configuration");
+        let (_store, mut updater) = Updater::new(Pod::default(), Some(trust.clone()), source, None, metrics, part);
+        updater.open(Document::Trust);
+        let document = |generation, signer: &Root, roots: &[&Root]| {
+            let envelope = Envelope::write(Written { generation, ..Written::default() }, &Root::bundle(roots));
+            envelope.signed("trust", |message| signer.sign(OPERATOR, message)).expect("a header")
+        };
+        let both = Root::bundle(&[&root, &other]);
+        for (desc, envelope, expected) in [
+            ("good", document(2, &root, &[&root, &other]), "trust in use: generation 2"),
+            ("older", document(1, &root, &[&root]), "generation 1 is older than the one in use"),
+            ("of a stranger", document(3, &Root::new(), &[&other]), "no root that this proxy holds"),
+            ("damaged", Envelope::default(), "the object has no \"header\""),
+        ] {
+            updater.on_document(&Document::Trust, envelope);
+            updater.report();
+            let detail = readiness.detail();
+            assert!(detail.contains(expected), "{desc}: {detail}");
+            assert_eq!(trust.held().bundle().map(|bundle| (**bundle).clone()), Some(both.clone()), "{desc}");
+        }
+        // It was refused because this proxy did not hold the root yet, and it is not written again when that has changed.
+        let last = Root::new();
+        updater.on_document(&Document::Trust, document(4, &last, &[&last]));
+        trust.hold(Root::bundle(&[&root, &last]));
+        updater.retry_refused();
+        assert_eq!(trust.held().bundle().map(|bundle| (**bundle).clone()), Some(Root::bundle(&[&last])), "tried again");
+    }
+
     /// Every lookup finds the Service, with routes and endpoints of one document.
     #[test]
     fn snapshots_are_consistent_under_ten_thousand_updates() {
@@ -476,7 +547,7 @@ mod tests {
         let metrics = ConfigMetrics::new(&mut Registry::default());
         let part = Readiness::default().part("configuration");
         let (store, updater) =
-            Updater::new(pod, Source::Directory(folder.join("none")), Some(folder.clone()), metrics, part);
+            Updater::new(pod, None, Source::Directory(folder.join("none")), Some(folder.clone()), metrics, part);
         let events = updater.events.0.clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let (done, keep) = tokio::sync::oneshot::channel::<()>();

@@ -4,6 +4,7 @@ pub(crate) mod access;
 pub(crate) mod alive;
 pub(crate) mod config;
 pub(crate) mod handles;
+pub(crate) mod identity;
 mod labels;
 pub(crate) mod metrics;
 #[cfg(test)]

@@ -14,6 +14,7 @@ use weft_runtime::reference::{check, metrics_table};
 use super::access::FIELDS;
 use super::config::{ConfigMetrics, DocumentMetrics};
 use super::handles::{FinishedRequest, Handles};
+use super::identity::IdentityMetrics;
 use super::metrics::Metrics;
 use super::{RpcStatus, alive};
 use crate::direction::Direction;
@@ -31,6 +32,9 @@ fn page_of_metrics_lists_those_of_the_proxy() {
     let metrics = Metrics::new(&mut registry);
     let generation = DocumentMetrics { generation: Some(1), unconfirmed_since: Some(Instant::now()) };
     ConfigMetrics::new(&mut registry).set_documents([("index".to_owned(), generation)].into_iter());
+    let identity = IdentityMetrics::new(&mut registry);
+    identity.failed("refused");
+    identity.refuse_bundle("untrusted");
     let handles = Handles::new(metrics.clone(), false);
     let service: Arc<str> = "shop/reviews:9080".into();
     for direction in [Direction::Inbound, Direction::Outbound] {
