@@ -52,11 +52,13 @@ pub const PROXY_CONTAINER: &str = "weft-proxy";
 /// Name of the init container that redirects traffic.
 pub const INIT_CONTAINER: &str = "weft-init";
 
-/// Names of the volumes of an injected pod.
-pub const VOLUMES: [&str; 3] = [TOKEN_VOLUME, POD_VOLUME, CACHE_VOLUME];
+/// Names that are reserved for volumes of an injected pod.
+pub const VOLUMES: [&str; 4] = [TOKEN_VOLUME, POD_VOLUME, CACHE_VOLUME, IDENTITY_VOLUME];
 /// Name of the volume with the proxy's token for the API server.
 pub const TOKEN_VOLUME: &str = "weft-token";
 /// Name of the volume with the pod's labels.
 pub const POD_VOLUME: &str = "weft-pod";
 /// Name of the volume with the proxy's cached configuration.
 pub const CACHE_VOLUME: &str = "weft-cache";
+/// Name of the volume with the proxy's token for the certificate authority.
+pub const IDENTITY_VOLUME: &str = "weft-identity";

@@ -115,6 +115,7 @@ fn bad_values_are_refused() -> Result<()> {
         ("priorityClassName=High Priority", "priorityClassName"),
         ("tolerations[0].operator=Is", "tolerations"),
         ("podMonitor.interval=30", "podMonitor"),
+        ("identity.enabled=perhaps", "enabled"),
         ("identity.certificateSeconds=59", "certificateSeconds"),
         ("identity.certificateSeconds=2592001", "certificateSeconds"),
         ("identity.certificateSeconds=24h", "certificateSeconds"),
@@ -287,6 +288,26 @@ fn certificate_authority_has_its_own_permissions_and_no_more() -> Result<()> {
     let selector = service["spec"]["selector"].as_object().context("a selector")?;
     ensure!(selector.iter().all(|(key, value)| labels.get(key) == Some(value)), "{selector:?} {labels:?}");
     ensure!(policy["spec"]["ingress"].to_string().contains("\"identity\""), "{policy}");
+    Ok(())
+}
+
+/// Nothing uses identities yet, so pods get none by default.
+#[test]
+fn injector_gives_identities_when_told_and_reads_the_roots_by_name() -> Result<()> {
+    for (settings, expected) in [(&[][..], "false"), (&["--set", "identity.enabled=true"], "true")] {
+        let objects = rendered("charts/weft", settings)?;
+        let deployment = objects.iter().find(|object| name(object) == "Deployment/weft-injector");
+        let containers = &deployment.context("a Deployment")?["spec"]["template"]["spec"]["containers"];
+        let mut variables = containers[0]["env"].as_array().into_iter().flatten();
+        let variable = variables.find(|variable| variable["name"] == "WEFT_IDENTITY").context("a variable")?;
+        ensure!(variable["value"] == expected, "{variable}");
+        let mut roles = objects.iter().filter(|object| name(object) == "Role/weft-injector");
+        let role = roles.find(|role| role["metadata"]["namespace"] == "weft-config").context("a Role")?;
+        let rules = json!([
+            { "apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["trust"], "verbs": ["get", "list", "watch"] }
+        ]);
+        ensure!(role["rules"] == rules, "{role}");
+    }
     Ok(())
 }
 

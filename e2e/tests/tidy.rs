@@ -42,7 +42,7 @@ const ORDERS: [Order; 6] = [
             &["annotation", "metrics", "namespace", "patch", "pod", "quantity", "workload"],
             &["annotations", "certificate"],
             &["lookalike", "refusal", "settings"],
-            &["decide", "namespaces", "probe"],
+            &["decide", "namespaces", "probe", "trust"],
             &["mutate"],
             &["refresh"],
             &["lib"],

@@ -1,6 +1,7 @@
 //! The injector's process: watches, admin server, webhook. The webhook starts last, when certificate and API server
 //! version are known: before that it would refuse pods wrongly.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,9 @@ use kube::runtime::reflector;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use weft_crds::names::SYSTEM_NAMESPACE;
+use weft_config::bootstrap::{IDENTITY_PATH, IDENTITY_PORT};
+use weft_crds::names::{IDENTITY, OPERATOR_ACCOUNT, SYSTEM_NAMESPACE};
+use weft_identity::{SpiffeId, TrustDomain};
 use weft_runtime::admin::{self, Admin};
 use weft_runtime::readiness::Readiness;
 
@@ -22,7 +25,8 @@ use crate::certificate::{self, Certificate};
 use crate::metrics::Metrics;
 use crate::namespaces::{self, Namespaces};
 use crate::server::{self, Webhook};
-use crate::settings::{Installation, Resources, ServerVersion};
+use crate::settings::{Identity, Installation, Resources, ServerVersion};
+use crate::trust;
 
 /// Timeout of a connection's first request.
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -45,6 +49,12 @@ pub struct Arguments {
     /// Namespaces, separated by commas, for whose pods the API server does not call the webhook.
     #[arg(long, env = "WEFT_EXCLUDED_NAMESPACES", value_delimiter = ',')]
     pub excluded_namespaces: Vec<String>,
+    /// Whether pods get an identity: certificates from the operator's authority.
+    #[arg(long, env = "WEFT_IDENTITY", default_value_t = false, action = clap::ArgAction::Set)]
+    pub identity: bool,
+    /// Trust domain of the cluster's identities.
+    #[arg(long, env = "WEFT_TRUST_DOMAIN", default_value = "cluster.local")]
+    pub trust_domain: TrustDomain,
     /// Log filter, as in info,weft_injector=debug.
     #[arg(long, env = "WEFT_LOG", default_value = "info")]
     pub log: String,
@@ -101,6 +111,9 @@ pub enum Error {
         /// What to do.
         remedy: &'static str,
     },
+    /// The operator has no identity.
+    #[error("the identity of the operator is invalid")]
+    Id(#[from] weft_identity::id::Error),
     /// The client of the API server cannot be configured.
     #[error("cannot configure a client for the API server; run in a pod, or set KUBECONFIG")]
     Client(#[source] Box<kube::Error>),
@@ -117,22 +130,37 @@ pub enum Error {
 
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(arguments: Arguments) -> Result<(), Error> {
-    let Arguments { webhook_address, admin_address, system_namespace, excluded_namespaces, log, log_format, injected } =
-        arguments;
+    let Arguments {
+        webhook_address,
+        admin_address,
+        system_namespace,
+        excluded_namespaces,
+        identity,
+        trust_domain,
+        log,
+        log_format,
+        injected,
+    } = arguments;
     weft_runtime::log::init(&log, &log_format)?;
-    let installation = Arc::new(Installation { excluded_namespaces, ..injected.installation()? });
+    let identity = if identity { Some(own_authority(trust_domain, &system_namespace)?) } else { None };
+    let domain = identity.as_ref().map(|identity| identity.trust_domain.clone());
+    let installation = Arc::new(Installation { excluded_namespaces, identity, ..injected.installation()? });
     let stop = weft_runtime::signal::drain().map_err(Error::Signal)?;
     let (readiness, metrics) = (Readiness::default(), Metrics::default());
     let parts = (readiness.part("certificate"), readiness.part("namespaces"), readiness.part("webhook"));
 
     let listener = TcpListener::bind(admin_address).await.map_err(|error| Error::Listen(admin_address, error))?;
-    let admin = admin::router(Admin { readiness, registry: metrics.registry(), log: None });
+    let admin = admin::router(Admin { readiness: readiness.clone(), registry: metrics.registry(), log: None });
     let admin = tokio::spawn(admin::serve(listener, admin, stop.clone()));
 
     let client = Client::try_default().await.map_err(|error| Error::Client(Box::new(error)))?;
     let (certificates, certificate) = watch::channel(None);
     let (versions, version) = watch::channel(None);
+    let (roots, known_roots) = watch::channel(BTreeSet::new());
     let (store, writer) = reflector::store();
+    if let Some(domain) = domain {
+        tokio::spawn(trust::follow(client.clone(), domain, roots, readiness.part("trust")));
+    }
     tokio::spawn(certificate::follow(client.clone(), system_namespace, certificates, parts.0, metrics.clone()));
     tokio::spawn(namespaces::follow(client.clone(), writer, versions, parts.1));
 
@@ -146,7 +174,8 @@ pub async fn run(arguments: Arguments) -> Result<(), Error> {
     };
     let start = tokio::select! { start = certificate_and_version => start, () = stop.cancelled() => None };
     if let Some((first, certificates)) = start {
-        let webhook = Webhook { namespaces: Namespaces::new(store, client), installation, version, metrics };
+        let namespaces = Namespaces::new(store, client);
+        let webhook = Webhook { namespaces, installation, version, roots: known_roots, metrics };
         let listener =
             std::net::TcpListener::bind(webhook_address).map_err(|error| Error::Listen(webhook_address, error))?;
         parts.2.report(true, &format!("listening on {webhook_address}"));
@@ -157,6 +186,13 @@ pub async fn run(arguments: Arguments) -> Result<(), Error> {
     }
     stop.cancelled().await;
     admin.await.map_err(std::io::Error::other).flatten().map_err(|error| Error::Server("admin", error))
+}
+
+/// Identities from the authority of the operator in this namespace.
+fn own_authority(trust_domain: TrustDomain, namespace: &str) -> Result<Identity, Error> {
+    let authority = SpiffeId::new(trust_domain.clone(), namespace, OPERATOR_ACCOUNT)?;
+    let url = format!("https://{IDENTITY}.{namespace}.svc:{IDENTITY_PORT}{IDENTITY_PATH}");
+    Ok(Identity { trust_domain, url, authority, roots: BTreeSet::new() })
 }
 
 /// Serves the webhook until `stop`, always with the newest certificate.
@@ -219,6 +255,7 @@ impl Injected {
             server: ServerVersion::OLDEST,
             excluded_namespaces: Vec::new(),
             hook_secret: String::new(),
+            identity: None,
         })
     }
 }

@@ -9,8 +9,8 @@
 //! [`inject`] is that line as one pure function: the namespace, the pod as the API server sent it and the
 //! installation's configuration go in; a patch, a skip or a refusal comes out. [`namespace`], [`pod`] and [`refusal`]
 //! are what its steps share. [`warn`] applies it to the pod templates of workloads, whose authors it warns. The other
-//! modules surround it: [`server`] is the HTTP server, [`namespaces`] watches the namespaces, [`certificate`] keeps the
-//! certificate current, [`app`] is the process.
+//! modules surround it: [`server`] is the HTTP server, [`namespaces`] watches the namespaces, [`trust`] the roots of the
+//! mesh, [`certificate`] keeps the certificate current, [`app`] is the process.
 //!
 //! The pod is changed as JSON, never as a typed struct, so that fields unknown to this build are kept. It is *read*
 //! as a typed struct.
@@ -33,6 +33,7 @@ pub mod refresh;
 pub mod refusal;
 pub mod server;
 pub mod settings;
+pub mod trust;
 pub mod warn;
 pub mod workload;
 
@@ -94,6 +95,9 @@ fn try_inject(namespace: &Namespace, raw: &Value, installation: &Installation) -
     }
     decide::check_injectable(namespace, &pod)?;
     let (settings, mut warnings) = Settings::resolve(namespace, &pod, installation)?;
+    if settings.identity.as_ref().is_some_and(|identity| identity.roots.is_empty()) {
+        return Err(Refusal::NoRoots);
+    }
     let rewritten = probe::rewrite(&pod, &installation.hook_secret)?;
     if !settings.native {
         warnings.extend(decide::classic_job_warning(&pod));

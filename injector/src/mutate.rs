@@ -4,7 +4,8 @@
 //! ```text
 //!   initContainers:  weft-init, weft-proxy (native), then the pod's own, which are therefore in the mesh too
 //!   containers:      weft-proxy (classic), then the pod's own
-//!   volumes:         weft-token (for the API server), weft-pod (its labels, for the zone), weft-cache (configuration)
+//!   volumes:         weft-token (for the API server), weft-pod (its labels, for the zone), weft-cache (configuration),
+//!                    weft-identity (a token for the certificate authority, if pods have an identity)
 //! ```
 //!
 //! A native proxy is a native sidecar (an init container with `restartPolicy: Always`): its startup probe delays the
@@ -22,25 +23,26 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use weft_config::bootstrap::{
-    CACHE_DIR, ENV_ACCESS_LOG, ENV_CLASSIC, ENV_DRAIN_SECONDS, ENV_HOOKS, ENV_LOG, ENV_NAMESPACE, ENV_NODE,
-    ENV_OPAQUE_PORTS, ENV_POD, ENV_POD_IPS, ENV_POD_LABELS, ENV_POD_UID, ENV_PORT_NAMES, ENV_PROBES, ENV_PURGE_DELAY,
-    ENV_SERVICE_ACCOUNT, ENV_WORKERS, HEALTH_PORT, Hooks, LABELS_FILE, METRICS_PORT, PROXY_UID, PURGE_DELAY_MS, Probes,
-    TOKEN_DIR,
+    CACHE_DIR, ENV_ACCESS_LOG, ENV_CLASSIC, ENV_DRAIN_SECONDS, ENV_HOOKS, ENV_IDENTITY_AUTHORITY, ENV_IDENTITY_URL,
+    ENV_LOG, ENV_NAMESPACE, ENV_NODE, ENV_OPAQUE_PORTS, ENV_POD, ENV_POD_IPS, ENV_POD_LABELS, ENV_POD_UID,
+    ENV_PORT_NAMES, ENV_PROBES, ENV_PURGE_DELAY, ENV_ROOTS, ENV_SERVICE_ACCOUNT, ENV_TRUST_DOMAIN, ENV_WORKERS,
+    HEALTH_PORT, Hooks, IDENTITY_AUDIENCE, IDENTITY_TOKEN_FILE, LABELS_FILE, METRICS_PORT, PROXY_UID, PURGE_DELAY_MS,
+    Probes, TOKEN_DIR,
 };
 use weft_crds::names::{
-    CACHE_VOLUME, INIT_CONTAINER, POD_VOLUME, PROXY_CONTAINER, PROXY_VERSION_LABEL, STATUS_ANNOTATION, TOKEN_VOLUME,
-    VOLUMES,
+    CACHE_VOLUME, IDENTITY_VOLUME, INIT_CONTAINER, POD_VOLUME, PROXY_CONTAINER, PROXY_VERSION_LABEL, STATUS_ANNOTATION,
+    TOKEN_VOLUME,
 };
 
 use crate::pod::is_tcp;
 use crate::probe::{ProbeLocation, Rewritten};
-use crate::settings::{Resources, Settings};
+use crate::settings::{Identity, Resources, Settings};
 
 /// Names of the proxy's ports. Prefixed, because a Service with targetPort "metrics" means the application's port.
 const METRICS_PORT_NAME: &str = "weft-metrics";
 const HEALTH_PORT_NAME: &str = "weft-health";
 
-/// Lifetime of the token. The kubelet renews it after 80 %.
+/// Lifetime of the tokens. The kubelet renews them after 80 %.
 const TOKEN_SECONDS: u32 = 3600;
 /// Size limit of the configuration cache: room for a few dozen documents.
 const CACHE_SIZE: &str = "16Mi";
@@ -57,7 +59,7 @@ struct Status<'a> {
     native: bool,
     init_containers: Vec<&'a str>,
     containers: Vec<&'a str>,
-    volumes: [&'a str; 3],
+    volumes: Vec<&'a str>,
 }
 
 /// Returns the pod with the proxy. `pod` is `raw`, deserialized.
@@ -80,7 +82,7 @@ pub fn mutate(raw: Value, pod: &Pod, settings: &Settings, rewritten: &Rewritten)
     prepend(spec, "initContainers", before);
     prepend(spec, "containers", beside);
     let mut volumes = array(spec, "volumes");
-    volumes.extend(self::volumes());
+    volumes.extend(self::volumes(settings));
     spec.insert("volumes".to_owned(), volumes.into());
 
     let labels = object(&mut mutated, &["metadata", "labels"]);
@@ -151,11 +153,7 @@ fn proxy(pod: &Pod, settings: &Settings, probes: &Probes, hooks: &Hooks) -> Valu
             "seccompProfile": { "type": "RuntimeDefault" },
         },
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [
-            { "name": TOKEN_VOLUME, "mountPath": TOKEN_DIR, "readOnly": true },
-            { "name": POD_VOLUME, "mountPath": directory(LABELS_FILE), "readOnly": true },
-            { "name": CACHE_VOLUME, "mountPath": CACHE_DIR },
-        ],
+        "volumeMounts": mounts(settings),
     });
     if settings.native {
         let native = object(&mut proxy, &[]);
@@ -165,6 +163,18 @@ fn proxy(pod: &Pod, settings: &Settings, probes: &Probes, hooks: &Hooks) -> Valu
         native.insert("startupProbe".to_owned(), startup);
     }
     proxy
+}
+
+fn mounts(settings: &Settings) -> Vec<Value> {
+    let mut mounts = vec![
+        json!({ "name": TOKEN_VOLUME, "mountPath": TOKEN_DIR, "readOnly": true }),
+        json!({ "name": POD_VOLUME, "mountPath": directory(LABELS_FILE), "readOnly": true }),
+        json!({ "name": CACHE_VOLUME, "mountPath": CACHE_DIR }),
+    ];
+    if settings.identity.is_some() {
+        mounts.push(json!({ "name": IDENTITY_VOLUME, "mountPath": directory(IDENTITY_TOKEN_FILE), "readOnly": true }));
+    }
+    mounts
 }
 
 fn environment(pod: &Pod, settings: &Settings, probes: &Probes, hooks: &Hooks) -> Vec<Value> {
@@ -186,6 +196,14 @@ fn environment(pod: &Pod, settings: &Settings, probes: &Probes, hooks: &Hooks) -
         text(ENV_PURGE_DELAY, PURGE_DELAY_MS),
     ];
     environment.extend((!settings.native).then(|| text(ENV_CLASSIC, "true")));
+    if let Some(Identity { trust_domain, url, authority, roots }) = &settings.identity {
+        environment.extend([
+            text(ENV_IDENTITY_URL, url),
+            text(ENV_IDENTITY_AUTHORITY, &authority.to_string()),
+            text(ENV_TRUST_DOMAIN, trust_domain.as_str()),
+            text(ENV_ROOTS, &roots.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")),
+        ]);
+    }
     // Unset where no annotation sets it: the proxy's default may differ by version.
     environment.extend(settings.log.as_ref().map(|log| text(ENV_LOG, log)));
     environment.extend(settings.access_log.map(|log| text(ENV_ACCESS_LOG, log.as_str())));
@@ -226,8 +244,8 @@ fn resources(resources: &Resources) -> Value {
     named.into_iter().filter(|(_, it)| !it.is_empty()).map(|(name, it)| (name.to_owned(), Value::from(it))).collect()
 }
 
-fn volumes() -> [Value; 3] {
-    [
+fn volumes(settings: &Settings) -> Vec<Value> {
+    let mut volumes = vec![
         json!({ "name": TOKEN_VOLUME, "projected": { "sources": [
             { "serviceAccountToken": { "path": "token", "expirationSeconds": TOKEN_SECONDS } },
             { "configMap": { "name": "kube-root-ca.crt", "items": [{ "key": "ca.crt", "path": "ca.crt" }] } },
@@ -236,7 +254,14 @@ fn volumes() -> [Value; 3] {
             { "path": file_name(LABELS_FILE), "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.labels" } },
         ] } }),
         json!({ "name": CACHE_VOLUME, "emptyDir": { "sizeLimit": CACHE_SIZE } }),
-    ]
+    ];
+    if settings.identity.is_some() {
+        let token = json!({ "serviceAccountToken": {
+            "path": file_name(IDENTITY_TOKEN_FILE), "audience": IDENTITY_AUDIENCE, "expirationSeconds": TOKEN_SECONDS,
+        } });
+        volumes.push(json!({ "name": IDENTITY_VOLUME, "projected": { "sources": [token] } }));
+    }
+    volumes
 }
 
 fn status(settings: &Settings) -> Status<'_> {
@@ -246,7 +271,9 @@ fn status(settings: &Settings) -> Status<'_> {
     } else {
         containers.push(PROXY_CONTAINER)
     }
-    Status { version: &settings.proxy_version, native: settings.native, init_containers, containers, volumes: VOLUMES }
+    let mut volumes = vec![TOKEN_VOLUME, POD_VOLUME, CACHE_VOLUME];
+    volumes.extend(settings.identity.is_some().then_some(IDENTITY_VOLUME));
+    Status { version: &settings.proxy_version, native: settings.native, init_containers, containers, volumes }
 }
 
 /// Points a probe or hook at the proxy. Timing, thresholds and unknown fields are kept.

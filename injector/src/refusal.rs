@@ -1,7 +1,7 @@
 //! Why a pod is refused, for every step that can refuse one: a closed list, each with a code (metrics, log) and a
 //! message that names the object, the field and the remedy.
 
-use weft_config::bootstrap::PROXY_UID;
+use weft_config::bootstrap::{EXPORT_NAMESPACE, PROXY_UID, TRUST_NAME};
 use weft_crds::names::{INIT_CONTAINER, INJECT_LABEL};
 
 use crate::annotations::AnnotationErrors;
@@ -73,6 +73,12 @@ pub enum Refusal {
         /// The port.
         port: String,
     },
+    /// There is no root for the pod's identity to begin with.
+    #[error(
+        "the roots of the pod's identity are not known yet, and a pod does not start without: the operator writes them \
+         into ConfigMap {EXPORT_NAMESPACE}/{TRUST_NAME}; try again, and see the injector's /readyz"
+    )]
+    NoRoots,
     /// The operating system gave no random numbers.
     #[error("no random numbers are available for the paths of the pod's lifecycle hooks; try again")]
     Random,
@@ -108,6 +114,7 @@ impl Refusal {
             Self::NameTaken { .. } => "name-taken",
             Self::PortTaken { .. } => "port-taken",
             Self::ProbePort { .. } => "probe-port",
+            Self::NoRoots => "no-roots",
             Self::Random => "random",
             Self::NamespaceUnknown { .. } => "namespace-unknown",
         }

@@ -3,6 +3,7 @@
 //! a dry run is handled like any other review. Responses: 200 with allowed or denied for a review, 400 for any other
 //! body, 413 for a body larger than [`BODY_MAX`].
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,6 +18,7 @@ use kube::core::DynamicObject;
 use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview, Operation};
 use serde_json::Value;
 use tokio::sync::watch;
+use weft_identity::Fingerprint;
 
 use crate::decide::Skip;
 use crate::metrics::{Metrics, Review, WarningReview};
@@ -61,6 +63,8 @@ pub struct Webhook {
     pub installation: Arc<Installation>,
     /// The API server's version, as last read.
     pub version: watch::Receiver<Option<ServerVersion>>,
+    /// The roots of the mesh, as last read.
+    pub roots: watch::Receiver<BTreeSet<Fingerprint>>,
     /// The injector's metrics.
     pub metrics: Metrics,
 }
@@ -255,6 +259,9 @@ impl Webhook {
         let mut installation = (*self.installation).clone();
         if let Some(server) = *self.version.borrow() {
             installation.server = server;
+        }
+        if let Some(identity) = &mut installation.identity {
+            identity.roots.clone_from(&self.roots.borrow());
         }
         installation
     }

@@ -4,11 +4,13 @@
 //!
 //! Image, user, capabilities, commands and volumes are not settings: only the installation chooses them.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Pod;
 use weft_config::bootstrap::{AccessLog, PortRange};
+use weft_identity::{Fingerprint, SpiffeId, TrustDomain};
 
 use crate::annotation::{
     ACCESS_LOG, Annotation, DRAIN_SECONDS, EXCLUDE_INBOUND_PORTS, EXCLUDE_OUTBOUND_IPS, EXCLUDE_OUTBOUND_PORTS,
@@ -54,6 +56,21 @@ pub struct Installation {
     pub excluded_namespaces: Vec<String>,
     /// Secret path segment of the pod's lifecycle hooks, different for each pod.
     pub hook_secret: String,
+    /// How pods get an identity. None: they have none.
+    pub identity: Option<Identity>,
+}
+
+/// How a pod gets its identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Trust domain of the cluster.
+    pub trust_domain: TrustDomain,
+    /// URL of the certificate authority.
+    pub url: String,
+    /// Who the authority is.
+    pub authority: SpiffeId,
+    /// Fingerprints of the roots that are trusted now. Without any, no pod is created.
+    pub roots: BTreeSet<Fingerprint>,
 }
 
 /// Resources of the proxy, as Kubernetes quantities.
@@ -109,6 +126,8 @@ pub struct Settings {
     pub exclude_outbound_ips: Vec<IpNet>,
     /// Ports without protocol detection; `None` for the proxy's default.
     pub opaque_ports: Option<Vec<u16>>,
+    /// How the pod gets its identity; `None` for none.
+    pub identity: Option<Identity>,
 }
 
 // === impl Settings ===
@@ -129,6 +148,7 @@ impl Settings {
             server,
             excluded_namespaces: _,
             hook_secret: _,
+            identity,
         } = installation;
         let mut annotations = Annotations::new(namespace, pod);
         let mut warnings = annotations.unknown_key_warnings();
@@ -159,6 +179,7 @@ impl Settings {
             exclude_outbound_ips: annotations.parse_list(&EXCLUDE_OUTBOUND_IPS, network),
             opaque_ports: annotations
                 .parse(&OPAQUE_PORTS, |value| items(value, |item| number(item).filter(|port| *port != 0u16))),
+            identity: identity.clone(),
         };
         annotations.finish()?;
         Ok((settings, warnings))

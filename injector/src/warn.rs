@@ -14,6 +14,7 @@ use crate::annotations::truncate;
 use crate::decide::{self, Skip};
 use crate::lookalike::{self, Holder, Pairs};
 use crate::namespace::{INJECT_DISABLED, Namespace};
+use crate::refusal::Refusal;
 use crate::settings::{Installation, Settings};
 use crate::workload::Workload;
 use crate::{Outcome, inject};
@@ -31,6 +32,8 @@ pub fn workload(namespace: &Namespace, workload: &Workload, installation: &Insta
             vec!["no proxy was added: the injector did not answer in time; create the pod again".to_owned()]
         }
         Outcome::Injected { warnings, .. } => warnings,
+        // That passes, and is not the author's fault.
+        Outcome::Refused(Refusal::NoRoots) => Vec::new(),
         Outcome::Refused(refusal) => {
             refusal.messages().into_iter().map(|message| format!("its pods will be refused: {message}")).collect()
         }

@@ -14,9 +14,10 @@ use k8s_openapi::api::core::v1::Pod;
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use weft_identity::{SpiffeId, TrustDomain};
 use weft_injector::decide::Skip;
 use weft_injector::namespace::Namespace;
-use weft_injector::settings::{Installation, Resources, ServerVersion};
+use weft_injector::settings::{Identity, Installation, Resources, ServerVersion};
 use weft_injector::workload::Workload;
 use weft_injector::{Outcome, inject, warn};
 
@@ -28,6 +29,8 @@ struct Case {
     namespace: NamespaceFile,
     #[serde(default = "current")]
     server: String,
+    /// Fingerprints of the roots, if pods have an identity.
+    roots: Option<Vec<String>>,
     #[serde(default)]
     pod: Value,
     /// A workload or namespace.
@@ -96,6 +99,7 @@ fn installation(server: &str) -> Installation {
         server: ServerVersion::parse(major, minor).unwrap(),
         excluded_namespaces: vec!["monitoring".to_owned()],
         hook_secret: "0123456789abcdef".to_owned(),
+        identity: None,
     }
 }
 
@@ -106,12 +110,23 @@ impl Case {
     }
 
     fn inject(&self, pod: &Value) -> Outcome {
-        inject(&self.namespace(), pod, &installation(&self.server))
+        inject(&self.namespace(), pod, &self.installation())
+    }
+
+    fn installation(&self) -> Installation {
+        let trust_domain: TrustDomain = "cluster.local".parse().unwrap();
+        let identity = self.roots.clone().map(|roots| Identity {
+            authority: SpiffeId::new(trust_domain.clone(), "weft-system", "weft-operator").unwrap(),
+            trust_domain,
+            url: "https://weft-identity.weft-system.svc:15012/v1/certificates".to_owned(),
+            roots: roots.iter().map(|root| root.parse().unwrap()).collect(),
+        });
+        Installation { identity, ..installation(&self.server) }
     }
 
     /// The warnings for the author of the object.
     fn warnings(&self) -> Vec<String> {
-        let installation = installation(&self.server);
+        let installation = self.installation();
         if self.object["kind"] == "Namespace" {
             let new = Namespace::parse(&self.object).unwrap();
             return warn::namespace(Namespace::parse(&self.old).as_ref(), &new, &installation);

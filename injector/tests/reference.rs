@@ -95,6 +95,7 @@ fn resolve(key: &str, value: &str) -> Result<Settings, String> {
         server: ServerVersion::parse("1", "33").unwrap(),
         excluded_namespaces: Vec::new(),
         hook_secret: String::new(),
+        identity: None,
     };
     let mut pod = Pod::default();
     pod.metadata.annotations = Some([(key.to_owned(), value.to_owned())].into());

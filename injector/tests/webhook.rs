@@ -5,11 +5,14 @@
 
 mod support;
 
+use std::collections::BTreeSet;
+
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tower::ServiceExt;
+use weft_identity::Fingerprint;
 use weft_injector::server::BODY_MAX;
 
 use crate::support::{Fixture, patched, pod, review, review_of};
@@ -278,6 +281,24 @@ async fn malformed_reviews_are_answered_400() {
     assert_eq!(fixture.review(&no_pod).await["allowed"], false, "review without a pod");
     let request = Request::get("/inject").body(Body::empty()).unwrap();
     assert_eq!(fixture.router.clone().oneshot(request).await.unwrap().status(), StatusCode::METHOD_NOT_ALLOWED);
+}
+
+#[tokio::test]
+async fn pods_begin_with_the_roots_of_now_and_none_is_created_without() {
+    let denied = Fixture::with_roots(BTreeSet::new()).review(&review("shop", &pod())).await;
+    let message = denied["status"]["message"].as_str().unwrap_or_default();
+    assert!(denied["allowed"] == false && message.contains("ConfigMap weft-config/trust"), "{denied}");
+    let mut outside = pod();
+    outside["metadata"]["labels"] = json!({ "weft.dev/inject": "false" });
+    let allowed = Fixture::with_roots(BTreeSet::new()).review(&review("shop", &outside)).await;
+    assert_eq!(allowed["allowed"], true, "a pod outside of the mesh");
+
+    let root = Fingerprint::of(b"root");
+    let response = Fixture::with_roots([root].into()).review(&review("shop", &pod())).await;
+    let expected = json!({ "name": "WEFT_ROOTS", "value": root.to_string() });
+    let injected = patched(&response, &pod());
+    let environment = injected["spec"]["initContainers"][1]["env"].as_array().unwrap();
+    assert!(environment.contains(&expected), "{injected}");
 }
 
 proptest! {

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test uses its own part")]
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
@@ -15,10 +16,11 @@ use kube::runtime::watcher::Event;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tower::{ServiceExt, service_fn};
+use weft_identity::{Fingerprint, SpiffeId, TrustDomain};
 use weft_injector::metrics::Metrics;
 use weft_injector::namespaces::Namespaces;
 use weft_injector::server::{Webhook, router};
-use weft_injector::settings::{Installation, Resources, ServerVersion};
+use weft_injector::settings::{Identity, Installation, Resources, ServerVersion};
 
 /// A webhook whose watch has the namespace `shop`, and an API server that has also `fresh`.
 pub(crate) struct Fixture {
@@ -31,6 +33,18 @@ pub(crate) struct Fixture {
 
 impl Fixture {
     pub(crate) fn new() -> Self {
+        Self::with(None, BTreeSet::new())
+    }
+
+    /// A webhook that gives pods an identity which begins with these roots.
+    pub(crate) fn with_roots(roots: BTreeSet<Fingerprint>) -> Self {
+        let trust_domain: TrustDomain = "cluster.local".parse().unwrap();
+        let authority = SpiffeId::new(trust_domain.clone(), "weft-system", "weft-operator").unwrap();
+        let url = "https://weft-identity.weft-system.svc:15012/v1/certificates".to_owned();
+        Self::with(Some(Identity { trust_domain, url, authority, roots: BTreeSet::new() }), roots)
+    }
+
+    fn with(identity: Option<Identity>, roots: BTreeSet<Fingerprint>) -> Self {
         let requested_paths: Arc<Mutex<Vec<String>>> = Arc::default();
         let log = requested_paths.clone();
         let api_server = service_fn(move |request: Request<kube::client::Body>| {
@@ -61,12 +75,14 @@ impl Fixture {
             server: ServerVersion::OLDEST,
             excluded_namespaces: Vec::new(),
             hook_secret: String::new(),
+            identity,
         };
         let metrics = Metrics::default();
         let webhook = Webhook {
             namespaces: Namespaces::new(store, Client::new(api_server, "default")),
             installation: Arc::new(installation),
             version: watch::channel(ServerVersion::parse("1", "33")).1,
+            roots: watch::channel(roots).1,
             metrics: metrics.clone(),
         };
         Self { router: router(webhook), requested_paths, metrics }
