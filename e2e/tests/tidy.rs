@@ -57,7 +57,7 @@ const ORDERS: [Order; 6] = [
         src: "operator/src",
         library: "weft_operator",
         layers: &[
-            &["lease", "lib", "metrics", "world"],
+            &["lease", "lib", "metrics", "signing", "world"],
             &["compile", "watch"],
             &["render", "status", "webhook"],
             &["apply"],
@@ -206,6 +206,7 @@ const PURE: &[&str] = &[
     "operator/src/identity/trust.rs",
     "operator/src/reconcile/state.rs",
     "operator/src/render.rs",
+    "operator/src/signing.rs",
     "operator/src/status",
     "operator/src/world",
     "injector/src/annotations.rs",

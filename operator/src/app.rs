@@ -116,6 +116,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
 
     let recorder = Recorder::start(client.clone(), name, lease.clone(), metrics.clone(), stop.clone(), &tasks);
 
+    let (signs, signing) = channel::channel(None);
     identity::start(
         Identity {
             client: client.clone(),
@@ -127,6 +128,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
             recorder: recorder.clone(),
             metrics: metrics.clone(),
             part: readiness.part("identity"),
+            signing: signs,
         },
         authority_listener,
         &stop,
@@ -139,6 +141,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
         leases,
         identity: holder_name,
         lease,
+        signing,
         metrics,
         recorder,
         excluded_namespaces,

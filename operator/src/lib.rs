@@ -24,6 +24,7 @@ pub mod lease;
 pub mod metrics;
 pub mod reconcile;
 pub mod render;
+pub mod signing;
 pub mod status;
 pub mod watch;
 pub mod webhook;

@@ -2,15 +2,18 @@
 //! is a parameter.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::api::rbac::v1::{PolicyRule, Role, RoleBinding, RoleRef, Subject};
 use kube::api::ObjectMeta;
 use serde::Serialize;
-use weft_config::{BODY_BYTES_MAX, Envelope, Export, Inbound, Index, OBJECT_BYTES_MAX, Written, bootstrap};
+use weft_config::{BODY_BYTES_MAX, Envelope, Export, Header, Inbound, Index, OBJECT_BYTES_MAX, Written, bootstrap};
 use weft_crds::names;
+use weft_identity::UnixTime;
 
+use crate::signing::Signing;
 use crate::world::{Document, DocumentKind, documents_namespace};
 
 /// The body of a document.
@@ -31,6 +34,17 @@ pub struct Published {
     pub written: Written,
     /// The encoded header and body.
     pub envelope: Envelope,
+}
+
+/// Who writes, and when.
+#[derive(Clone, Copy)]
+pub struct Writer<'a> {
+    /// Number of times that the lease had changed hands.
+    pub epoch: u64,
+    /// Time since 1970.
+    pub now_ms: u64,
+    /// What signs. None: there is no issuer yet, and documents are not signed.
+    pub signing: Option<&'a Signing>,
 }
 
 /// The action for a document.
@@ -86,11 +100,12 @@ impl Body {
         }
     }
 
-    fn envelope(&self, written: Written) -> Envelope {
+    fn envelope(&self, written: Written, sign: impl FnOnce(&[u8]) -> String) -> Envelope {
+        let name = self.kind().name(&written.namespace);
         match self {
-            Self::Export(body) => Envelope::write(written, body),
-            Self::Inbound(body) => Envelope::write(written, body),
-            Self::Index(body) => Envelope::write(written, body),
+            Self::Export(body) => Envelope::write_signed(written, body, &name, sign),
+            Self::Inbound(body) => Envelope::write_signed(written, body, &name, sign),
+            Self::Index(body) => Envelope::write_signed(written, body, &name, sign),
         }
     }
 }
@@ -117,6 +132,7 @@ impl Published {
             DocumentKind::Index => document.index().map(|(header, body)| (header, Body::Index(body))),
         }
         .ok()?;
+        let signature = header.signature;
         let written = Written {
             namespace: header.namespace,
             generation: header.generation,
@@ -125,22 +141,22 @@ impl Published {
             epoch: header.epoch,
         };
         // Only if this version would have written exactly the same: no other keys, no other encoding.
-        let envelope = body.envelope(written.clone());
+        let envelope = body.envelope(written.clone(), |_| signature);
         (written.namespace == namespace && envelope == document.envelope).then_some(Self { body, written, envelope })
     }
 }
 
 /// The action for a document. `published` is the one last written or adopted, `found` the one in the cluster,
-/// `requires` the generations of other exports to wait for, `epoch` the writer's, `now_ms` the time since 1970.
+/// `requires` the generations of other exports to wait for.
 pub fn plan(
     namespace: &str,
     body: Body,
     requires: BTreeMap<String, u64>,
     published: Option<&Published>,
     found: Option<&Document>,
-    epoch: u64,
-    now_ms: u64,
+    writer: &Writer<'_>,
 ) -> Plan {
+    let Writer { epoch, now_ms, signing } = *writer;
     let unchanged = published.is_some_and(|published| {
         // Generations of other namespaces change with their pods and cause no write. Only the set of required
         // namespaces counts: the references existed at the generation that the header has.
@@ -149,34 +165,44 @@ pub fn plan(
     let intact = published.is_some_and(|published| {
         found.is_some_and(|found| found.labelled && !found.immutable && found.envelope == published.envelope)
     });
-    if unchanged && intact {
+    let header = found.and_then(Document::header);
+    if unchanged && intact && is_signed(body.kind(), namespace, header.as_ref(), writer) {
         return Plan::Keep;
     }
     let body_bytes = body.bytes();
     if body_bytes > BODY_BYTES_MAX {
         return Plan::TooLarge { bytes: body_bytes, limit: BODY_BYTES_MAX };
     }
-    let header = found.and_then(Document::header);
     let previous =
         |of: fn(&Written) -> u64, stored: Option<u64>| published.map_or(0, |p| of(&p.written)).max(stored.unwrap_or(0));
-    // An edited header may have any generation; one more than a century ahead of the clock is ignored.
-    let plausible = |generation: u64| if generation < now_ms.saturating_add(CENTURY_MS) { generation } else { 0 };
-    let generation = plausible(previous(|w| w.generation, header.as_ref().map(|h| h.generation)));
-    let generation = now_ms.max(generation.saturating_add(1));
+    let generation = next_generation(previous(|w| w.generation, header.as_ref().map(|h| h.generation)), now_ms);
     let config_generation = match published {
         Some(published) if published.body.same_intent(&body) => published.written.config_generation,
-        _ => {
-            let previous = plausible(previous(|w| w.config_generation, header.as_ref().map(|h| h.config_generation)));
-            now_ms.max(previous.saturating_add(1))
-        }
+        _ => next_generation(previous(|w| w.config_generation, header.as_ref().map(|h| h.config_generation)), now_ms),
     };
     let written = Written { namespace: namespace.to_owned(), generation, config_generation, requires, epoch };
-    let envelope = body.envelope(written.clone());
+    let sign = |message: &[u8]| signing.map(|signing| signing.sign(message)).unwrap_or_default();
+    let envelope = body.envelope(written.clone(), sign);
     let bytes = envelope.stored_bytes();
     if bytes > OBJECT_BYTES_MAX {
         return Plan::TooLarge { bytes, limit: OBJECT_BYTES_MAX };
     }
-    Plan::Write { next: Box::new(Published { body, written, envelope }), repair: unchanged }
+    Plan::Write { next: Box::new(Published { body, written, envelope }), repair: unchanged && !intact }
+}
+
+/// Whether a document needs no other signature.
+fn is_signed(kind: DocumentKind, namespace: &str, header: Option<&Header>, writer: &Writer<'_>) -> bool {
+    let now = UnixTime::since_unix_epoch(Duration::from_millis(writer.now_ms));
+    writer
+        .signing
+        .is_none_or(|signing| header.is_some_and(|header| signing.has_signed(&kind.name(namespace), header, now)))
+}
+
+/// A generation above the previous one, and above that of a document which was deleted meanwhile. An edited header may
+/// have any generation; one more than a century ahead of the clock is ignored.
+pub(crate) fn next_generation(previous: u64, now_ms: u64) -> u64 {
+    let plausible = if previous < now_ms.saturating_add(CENTURY_MS) { previous } else { 0 };
+    now_ms.max(plausible.saturating_add(1))
 }
 
 const CENTURY_MS: u64 = 100 * 365 * 24 * 60 * 60 * 1000;

@@ -86,6 +86,7 @@ async fn entries_that_others_wrote_meanwhile_are_kept_and_a_new_leader_writes_no
         client,
         identity: "o".into(),
         lease: leads,
+        signing: watch::channel(None).1,
         metrics,
         recorder,
         excluded_namespaces: BTreeSet::new(),

@@ -41,6 +41,7 @@ use self::store::Store;
 use crate::events::Recorder;
 use crate::lease;
 use crate::metrics::Metrics;
+use crate::signing::Signing;
 
 /// What the authority needs.
 pub struct Identity {
@@ -62,11 +63,14 @@ pub struct Identity {
     pub metrics: Metrics,
     /// Readiness: there is an issuer.
     pub part: Part,
+    /// Where what signs documents goes.
+    pub signing: watch::Sender<Option<Arc<Signing>>>,
 }
 
 /// Starts the authority; `listener` is that of its server.
 pub fn start(identity: Identity, listener: TcpListener, stop: &CancellationToken, tasks: &TaskTracker) {
-    let Identity { client, namespace, domain, own_id, certificate_lifetime, lease, recorder, metrics, part } = identity;
+    let Identity { client, namespace, domain, own_id, certificate_lifetime, lease, recorder, metrics, part, signing } =
+        identity;
     let (issuing, in_use) = watch::channel(None);
     let reviews = Reviews::new(client.clone(), domain.clone());
     let store = Store {
@@ -79,6 +83,7 @@ pub fn start(identity: Identity, listener: TcpListener, stop: &CancellationToken
         metrics: metrics.clone(),
         part,
         issuing,
+        signing,
     };
     tasks.spawn(store.run(stop.clone(), tasks.clone()));
 

@@ -25,6 +25,7 @@ use crate::apply::{self, call};
 use crate::events::{Event, Object, Recorder, Severity};
 use crate::lease;
 use crate::metrics::Metrics;
+use crate::signing::Signing;
 use crate::watch::watch_one;
 use crate::world::{Document, Key};
 
@@ -53,6 +54,8 @@ pub struct Store {
     pub part: Part,
     /// The issuer in use, for the server.
     pub issuing: watch::Sender<Option<Arc<Issuing>>>,
+    /// What signs documents, for the writer.
+    pub signing: watch::Sender<Option<Arc<Signing>>>,
 }
 
 /// Why a round failed. It is tried again.
@@ -64,8 +67,6 @@ enum Error {
     Write(&'static str, #[source] apply::Error),
     #[error("cannot read or write the trust document")]
     Trust(#[source] apply::Error),
-    #[error(transparent)]
-    Plan(#[from] trust::Error),
     #[error("cannot make a root or an issuer")]
     Make(#[from] authority::Error),
     #[error("Secret {} cannot be used", names::ROOT_SECRET)]
@@ -165,7 +166,8 @@ impl Store {
         }
 
         let Some(current) = current else { return Ok(()) };
-        if let Some(next) = trust::plan(&current, &self.own_id, document.as_ref(), epoch, now)? {
+        let Some(signing) = self.signing.borrow().clone() else { return Ok(()) };
+        if let Some(next) = trust::plan(&current.bundle, &signing, document.as_ref(), epoch, now) {
             apply::document(&self.client, next, document.as_ref()).await.map_err(Error::Trust)?;
             tracing::info!(document = bootstrap::TRUST_NAME, "trust bundle written");
         }
@@ -201,11 +203,17 @@ impl Store {
         let (issuer, until) = (&current.issuer, rfc3339(current.issuer.not_after()));
         tracing::info!(serial = issuer.serial(), not_after = until, "issuer in use");
         self.metrics.issuer_certificate_expiry.set(i64::try_from(issuer.not_after().as_secs()).unwrap_or(i64::MAX));
-        self.issuing.send_if_modified(|sent| {
+        let is_new = self.issuing.send_if_modified(|sent| {
             let is_new = sent.as_ref().is_none_or(|sent| !Arc::ptr_eq(sent, current));
             sent.clone_from(&Some(current.clone()));
             is_new
         });
+        if is_new {
+            match Signing::new(issuer, &current.bundle, &self.own_id, UnixTime::now()) {
+                Ok(signing) => drop(self.signing.send_replace(Some(Arc::new(signing)))),
+                Err(error) => tracing::error!(%error, "the issuer cannot certify the key that signs documents"),
+            }
+        }
         if told {
             let note = format!("certificates are issued by {} until {until}", issuer.serial());
             self.tell(found, Severity::Normal, "IssuerAccepted", note);

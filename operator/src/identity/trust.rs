@@ -6,58 +6,42 @@ use std::collections::BTreeMap;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::ObjectMeta;
-use weft_config::{DecodeError, Envelope, Header, Written, bootstrap};
+use weft_config::{Envelope, Written, bootstrap};
 use weft_crds::names;
-use weft_identity::issue::IssueError;
-use weft_identity::sign::Signature;
-use weft_identity::signer::Signer;
-use weft_identity::{SpiffeId, TrustBundle, UnixTime};
+use weft_identity::{TrustBundle, UnixTime};
 
-use super::secret::Issuing;
+use crate::render;
+use crate::signing::Signing;
 use crate::world::Document;
-
-/// Why the document cannot be written.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The issuer does not certify a key that signs.
-    #[error("cannot sign the trust document: {0}")]
-    Sign(#[from] IssueError),
-    /// The header cannot be read back.
-    #[error("cannot sign the trust document: {0}")]
-    Header(#[from] DecodeError),
-}
 
 /// The bundle of a document, if it is intact.
 pub fn read(document: &Document) -> Option<TrustBundle> {
     document.envelope.read().ok().map(|(_, bundle)| bundle)
 }
 
-/// The document to write; `None` if the one found has this bundle already, and a signature under this issuer. `own_id`
-/// is the identity that signs.
+/// The document to write; `None` if the one found has this bundle already, and a signature under this issuer.
 pub fn plan(
-    issuing: &Issuing,
-    own_id: &SpiffeId,
+    bundle: &TrustBundle,
+    signing: &Signing,
     found: Option<&Document>,
     epoch: u64,
     now: UnixTime,
-) -> Result<Option<ConfigMap>, Error> {
+) -> Option<ConfigMap> {
     let header = found.and_then(Document::header);
     let is_same = |found: &&Document| {
         found.labelled
-            && read(found).is_some_and(|bundle| bundle == issuing.bundle)
-            && header.as_ref().is_some_and(|header| is_signed(header, issuing, own_id, now))
+            && read(found).is_some_and(|found| found == *bundle)
+            && header.as_ref().is_some_and(|header| signing.has_signed(bootstrap::TRUST_NAME, header, now))
     };
     if found.filter(is_same).is_some() {
-        return Ok(None);
+        return None;
     }
-    // As for other documents: a generation above that of a document which was deleted meanwhile.
-    let generation = header.map_or(0, |header| header.generation.saturating_add(1)).max(now.as_secs() * 1000);
+    let generation = render::next_generation(header.map_or(0, |header| header.generation), now.as_secs() * 1000);
     let written = Written { generation, config_generation: generation, epoch, ..Written::default() };
-    let signer = Signer::new(&issuing.issuer, own_id, now)?;
-    let sign = |message: &[u8]| signer.sign(message).to_string();
-    let Envelope { data, binary } = Envelope::write(written, &issuing.bundle).signed(bootstrap::TRUST_NAME, sign)?;
+    let sign = |message: &[u8]| signing.sign(message);
+    let Envelope { data, binary } = Envelope::write_signed(written, bundle, bootstrap::TRUST_NAME, sign);
     let labels = BTreeMap::from([(names::MANAGED_BY_LABEL.to_owned(), names::MANAGED_BY.to_owned())]);
-    Ok(Some(ConfigMap {
+    Some(ConfigMap {
         metadata: ObjectMeta {
             name: Some(bootstrap::TRUST_NAME.to_owned()),
             namespace: Some(bootstrap::EXPORT_NAMESPACE.to_owned()),
@@ -67,15 +51,6 @@ pub fn plan(
         data: Some(data),
         binary_data: Some(binary.into_iter().map(|(key, bytes)| (key, ByteString(bytes))).collect()),
         immutable: None,
-    }))
-}
-
-/// Whether the issuer in use has certified the signature. One under an earlier issuer would expire with that one.
-fn is_signed(header: &Header, issuing: &Issuing, own_id: &SpiffeId, now: UnixTime) -> bool {
-    let message = header.signed_bytes(bootstrap::TRUST_NAME);
-    header.signature.parse::<Signature>().is_ok_and(|signature| {
-        signature.issuers() == issuing.issuer.chain()
-            && signature.verify(&message, own_id, &issuing.bundle, now).is_ok()
     })
 }
 
@@ -84,10 +59,11 @@ mod tests {
     use std::time::Duration;
 
     use weft_identity::authority::Authority;
-    use weft_identity::{TrustDomain, pem};
+    use weft_identity::sign::Signature;
+    use weft_identity::{SpiffeId, TrustDomain, pem};
 
     use super::*;
-    use crate::identity::secret;
+    use crate::identity::secret::{self, Issuing};
 
     const NOW: u64 = 1_800_000_000;
 
@@ -121,7 +97,8 @@ mod tests {
     }
 
     fn plan_at(issuing: &Issuing, found: Option<&Document>, seconds: u64) -> Option<Document> {
-        plan(issuing, &own_id(), found, 4, at(seconds)).unwrap().map(Document::from)
+        let signing = Signing::new(&issuing.issuer, &issuing.bundle, &own_id(), at(seconds)).unwrap();
+        plan(&issuing.bundle, &signing, found, 4, at(seconds)).map(Document::from)
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod state;
 mod statuses;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::StreamExt;
@@ -27,7 +28,8 @@ use crate::compile::{self, Compiled};
 use crate::events::Recorder;
 use crate::lease;
 use crate::metrics::{AvailabilityLabels, DocumentLabel, KindLabel, Metrics};
-use crate::render::{self, Body, Plan, Published};
+use crate::render::{self, Body, Plan, Published, Writer};
+use crate::signing::Signing;
 use crate::status::Delivery;
 use crate::world::{Access, AccessKind, Availability, Change, Document, DocumentKind, Event, Key, WatchedKind};
 
@@ -48,6 +50,8 @@ pub struct Reconciler {
     pub identity: String,
     /// Whether this process is the leader.
     pub lease: watch::Receiver<lease::State>,
+    /// What signs documents. None until there is an issuer.
+    pub signing: watch::Receiver<Option<Arc<Signing>>>,
     /// The operator's metrics.
     pub metrics: Metrics,
     /// Where Kubernetes Events go.
@@ -99,6 +103,7 @@ impl Reconciler {
                         return;
                     }
                 }
+                Ok(()) = self.signing.changed() => state.touch_all(Instant::now()),
                 () = sleep_until(flush_at), if flush_at.is_some() => self.flush(&mut state).await,
                 _ = tick.tick() => self.update_gauges(&mut state),
             }
@@ -196,7 +201,9 @@ impl Reconciler {
             state.published.insert(slot.clone(), adopted);
         }
         let published = state.published.get(&slot);
-        match render::plan(scope, body, requires, published, found.as_ref(), epoch, unix_ms()) {
+        let signing = self.signing.borrow().clone();
+        let writer = Writer { epoch, now_ms: unix_ms(), signing: signing.as_deref() };
+        match render::plan(scope, body, requires, published, found.as_ref(), &writer) {
             Plan::Keep => {
                 self.metrics.unchanged.inc();
                 let message = published.map(|published| delivered(kind, scope, published)).unwrap_or_default();

@@ -111,14 +111,21 @@ impl State {
         self.exports.clear();
         self.references.clear();
         self.failures.clear();
+        self.dirty.clear();
         self.not_before.clear();
         self.status_written_at.clear();
         self.status_due.clear();
         self.reported.clear();
         self.reported_definitions.clear();
+        self.touch_all(now);
+    }
+
+    /// Marks everything dirty, because all documents may have to be written again.
+    pub(super) fn touch_all(&mut self, now: Instant) {
         let known = self.world.namespaces().map(|(name, _)| name.clone());
         let written = self.world.documents().map(|(_, namespace, _)| namespace.to_owned());
-        self.dirty = known.chain(written).collect();
+        let scopes: BTreeSet<String> = known.chain(written).collect();
+        self.dirty.extend(scopes);
         self.dirty.insert(INDEX.to_owned());
         self.flush_at = Some(now);
     }

@@ -1,10 +1,27 @@
 use std::net::SocketAddr;
 
 use weft_config::{Endpoint, Service, ServicePort};
+use weft_identity::authority::Authority;
+use weft_identity::issue::Issuer;
+use weft_identity::sign::Signature;
+use weft_identity::{SpiffeId, TrustBundle, TrustDomain};
 
 use super::*;
 
 const NOW: u64 = 1_800_000_000_000;
+
+/// Without signatures.
+fn plan(
+    namespace: &str,
+    body: Body,
+    requires: BTreeMap<String, u64>,
+    published: Option<&Published>,
+    found: Option<&Document>,
+    epoch: u64,
+    now_ms: u64,
+) -> Plan {
+    super::plan(namespace, body, requires, published, found, &Writer { epoch, now_ms, signing: None })
+}
 
 fn export(service: &str, endpoints: u8) -> Body {
     let endpoint = |n| -> Endpoint {
@@ -92,7 +109,7 @@ fn generation_far_in_the_future_is_ignored() {
         written: Written { generation: u64::MAX, config_generation: u64::MAX, ..first().written },
         ..first()
     };
-    let far = Published { envelope: far.body.envelope(far.written.clone()), ..far };
+    let far = Published { envelope: far.body.envelope(far.written.clone(), |_| String::new()), ..far };
     let (next, _) = write(plan("shop", export("web", 1), BTreeMap::new(), None, Some(&found(&far)), 3, NOW));
     assert_eq!((next.written.generation, next.written.config_generation), (NOW, NOW));
 }
@@ -165,4 +182,41 @@ fn a_namespace_may_read_its_own_private_document_only() {
     let binding = role_binding("shop");
     assert_eq!(binding.subjects.unwrap()[0].name, "system:serviceaccounts:shop");
     assert_eq!(binding.role_ref.name, "i.shop");
+}
+
+#[test]
+fn documents_are_signed_again_when_the_issuer_changes_and_only_then() {
+    let domain: TrustDomain = "cluster.local".parse().unwrap();
+    let now = UnixTime::since_unix_epoch(Duration::from_millis(NOW));
+    let root = Authority::root(&domain, now).unwrap();
+    let bundle = TrustBundle::new(domain.clone(), [root.certificate.clone()]).unwrap();
+    let id: SpiffeId = "spiffe://cluster.local/ns/weft-system/sa/weft-operator".parse().unwrap();
+    let issuer = || {
+        let pair = root.intermediate(&domain, now).unwrap();
+        Issuer::new(&[pair.certificate], &pair.key, domain.clone(), &bundle, now).unwrap()
+    };
+    let (one, other) = (issuer(), issuer());
+    let signing = |issuer: &Issuer| Signing::new(issuer, &bundle, &id, now).unwrap();
+    let plan = |published: &Published, found: &Document, signing: &Signing| {
+        let writer = Writer { epoch: 3, now_ms: NOW + 1, signing: Some(signing) };
+        super::plan("shop", export("web", 1), BTreeMap::new(), Some(published), Some(found), &writer)
+    };
+    let unsigned = first();
+    let (signed, repair) = write(plan(&unsigned, &found(&unsigned), &signing(&one)));
+    assert_eq!((repair, signed.written.config_generation), (false, NOW), "the configuration is the same");
+    let header = Header::read(&signed.envelope).unwrap();
+    let signature: Signature = header.signature.parse().unwrap();
+    assert_eq!(signature.verify(&header.signed_bytes("x.shop"), &id, &bundle, now), Ok(()));
+
+    assert_eq!(plan(&signed, &found(&signed), &signing(&one)), Plan::Keep, "another replica, the same issuer");
+    let adopted = Published::adopt(DocumentKind::Export, "shop", &found(&signed)).unwrap();
+    assert_eq!(plan(&adopted, &found(&signed), &signing(&one)), Plan::Keep, "and after a restart");
+    let (again, _) = write(plan(&signed, &found(&signed), &signing(&other)));
+    assert_ne!(Header::read(&again.envelope).unwrap().signature, header.signature);
+
+    let mut forged = found(&signed);
+    let text = forged.envelope.data.get_mut("header").unwrap();
+    *text = text.replace("\"epoch\":3", "\"epoch\":4");
+    let adopted = Published::adopt(DocumentKind::Export, "shop", &forged).unwrap();
+    assert!(matches!(plan(&adopted, &forged, &signing(&one)), Plan::Write { .. }), "an edit breaks the signature");
 }

@@ -92,6 +92,7 @@ async fn replica(
         recorder,
         metrics: metrics.clone(),
         part: readiness.part("identity"),
+        signing: watch::Sender::new(None),
     };
     identity::start(identity, listener, stop, tasks);
     renew(&lease, stop);

@@ -147,11 +147,25 @@ impl Envelope {
         Self::pack(written, &canonical(body))
     }
 
+    /// Like [`Envelope::write`], with a signature, which `sign` makes of [`Header::signed_bytes`].
+    pub fn write_signed<T: Serialize>(
+        written: Written,
+        body: &T,
+        document: &str,
+        sign: impl FnOnce(&[u8]) -> String,
+    ) -> Self {
+        Self::build(written, &canonical(body), |header| sign(&header.signed_bytes(document)))
+    }
+
     /// Like [`Envelope::write`], for a body that is JSON already. The bytes are not checked.
     pub fn pack(written: Written, bytes: &[u8]) -> Self {
+        Self::build(written, bytes, |_| String::new())
+    }
+
+    fn build(written: Written, bytes: &[u8], sign: impl FnOnce(&Header) -> String) -> Self {
         let Written { namespace, generation, config_generation, requires, epoch } = written;
         let encoding = if bytes.len() <= PLAIN_BYTES_MAX { Encoding::Json } else { Encoding::Gzip };
-        let header = Header {
+        let mut header = Header {
             format_version: FORMAT_VERSION,
             namespace,
             generation,
@@ -162,8 +176,9 @@ impl Envelope {
             epoch,
             signature: String::new(),
         };
+        header.signature = sign(&header);
         let mut envelope = Self::default();
-        envelope.data.insert(HEADER_KEY.into(), text(&header));
+        envelope.data.insert(HEADER_KEY.into(), String::from_utf8_lossy(&canonical(&header)).into_owned());
         match encoding {
             Encoding::Json => {
                 envelope.data.insert(BODY_KEY.into(), String::from_utf8_lossy(bytes).into_owned());
@@ -173,14 +188,6 @@ impl Envelope {
             }
         }
         envelope
-    }
-
-    /// The document with a signature, which `sign` makes of [`Header::signed_bytes`].
-    pub fn signed(mut self, document: &str, sign: impl FnOnce(&[u8]) -> String) -> Result<Self, DecodeError> {
-        let mut header = Header::read(&self)?;
-        header.signature = sign(&header.signed_bytes(document));
-        self.data.insert(HEADER_KEY.into(), text(&header));
-        Ok(self)
     }
 
     /// Reads header and body, and checks the hash.
@@ -213,10 +220,6 @@ impl Envelope {
 /// The canonical bytes of a document.
 fn canonical<T: Serialize>(body: &T) -> Vec<u8> {
     serde_json::to_vec(body).expect("wire documents have string keys and no failing serializers")
-}
-
-fn text(header: &Header) -> String {
-    String::from_utf8_lossy(&canonical(header)).into_owned()
 }
 
 fn sha256(bytes: &[u8]) -> String {
@@ -278,13 +281,13 @@ mod tests {
 
     #[test]
     fn signature_is_for_one_name_and_all_fields_of_the_header() {
-        let envelope = Envelope::write(written(), &export(1));
         let mut message = Vec::new();
         let sign = |bytes: &[u8]| {
             message = bytes.to_vec();
             "signature".to_owned()
         };
-        let (header, body): (Header, Export) = envelope.signed("x.shop", sign).expect("signs").read().expect("reads");
+        let envelope = Envelope::write_signed(written(), &export(1), "x.shop", sign);
+        let (header, body): (Header, Export) = envelope.read().expect("reads");
         assert_eq!((header.signature.as_str(), body), ("signature", export(1)));
         assert_eq!(header.signed_bytes("x.shop"), message, "as the signer saw it");
         assert_ne!(header.signed_bytes("i.shop"), message, "another document");

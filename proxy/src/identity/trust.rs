@@ -235,12 +235,9 @@ mod tests {
 
     /// A document as it is read: its header and its roots.
     fn document(signer: Option<(&Root, &str)>, name: &str, roots: &[&Root]) -> (Header, TrustBundle) {
-        let envelope = Envelope::write(Written { generation: 1, ..Written::default() }, &Root::bundle(roots));
-        let signed = match signer {
-            Some((root, signer)) => envelope.signed(name, |message| root.sign(signer, message)).expect("a header"),
-            None => envelope,
-        };
-        signed.read().expect("a document")
+        let sign = |message: &[u8]| signer.map(|(root, signer)| root.sign(signer, message)).unwrap_or_default();
+        let written = Written { generation: 1, ..Written::default() };
+        Envelope::write_signed(written, &Root::bundle(roots), name, sign).read().expect("a document")
     }
 
     fn offer(trust: &Trust, (header, bundle): (Header, TrustBundle)) -> Result<(), &'static str> {

@@ -513,8 +513,8 @@ mod tests {
         let (_store, mut updater) = Updater::new(Pod::default(), Some(trust.clone()), source, None, metrics, part);
         updater.open(Document::Trust);
         let document = |generation, signer: &Root, roots: &[&Root]| {
-            let envelope = Envelope::write(Written { generation, ..Written::default() }, &Root::bundle(roots));
-            envelope.signed("trust", |message| signer.sign(OPERATOR, message)).expect("a header")
+            let written = Written { generation, ..Written::default() };
+            Envelope::write_signed(written, &Root::bundle(roots), "trust", |message| signer.sign(OPERATOR, message))
         };
         let both = Root::bundle(&[&root, &other]);
         for (desc, envelope, expected) in [
