@@ -122,6 +122,8 @@ pub async fn start(
         Some(identity) => Some(start_identity(identity, cache.as_deref(), &mut registry, &readiness)?),
         None => None,
     };
+    // Files are those of whoever starts the proxy, and are not signed.
+    let trust = trust.filter(|_| matches!(source, Source::Kubernetes(_)));
     let (store, updater) = Updater::new(pod, trust, source, cache, config_metrics, readiness.part("configuration"));
 
     let (outbound, inbound) = (Listeners::bind(ports.outbound, workers)?, Listeners::bind(ports.inbound, workers)?);

@@ -53,13 +53,15 @@ struct Saved {
     held: Vec<String>,
 }
 
-/// Why a bundle is not taken. The last good one stays in use.
+/// Why a document is not taken. The last good one stays in use.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refusal {
     #[error("it has no root of trust domain {0}, which is that of this pod")]
     NoRoots(TrustDomain),
     #[error("it is not signed")]
     Unsigned,
+    #[error("no root is known yet by which its signature could be verified")]
+    NotYet,
     #[error(
         "none of the roots that this proxy holds ({held}) is in it or in use: if this change of the roots is intended, \
          restart the pod, which then begins with the new ones"
@@ -113,21 +115,25 @@ impl Trust {
         }
     }
 
+    /// Whether the document `name` with this header was written by the authority. Nothing can be said before the roots
+    /// are known.
+    pub(crate) fn check(&self, name: &str, header: &Header, now: UnixTime) -> Result<(), Refusal> {
+        let bundle = self.held().bundle.ok_or(Refusal::NotYet)?;
+        self.check_signature(name, header, &bundle, now)
+    }
+
     /// Whether the document `trust` with this header may be taken.
-    pub(crate) fn check(&self, header: &Header, bundle: &TrustBundle, now: UnixTime) -> Result<(), Refusal> {
-        let checked = self.check_signature(header, bundle, now);
+    pub(crate) fn check_roots(&self, header: &Header, bundle: &TrustBundle, now: UnixTime) -> Result<(), Refusal> {
+        let checked = self.check_bundle(header, bundle, now);
         if let Err(refusal) = &checked {
             self.metrics.refuse_bundle(refusal.reason());
         }
         checked
     }
 
-    fn check_signature(&self, header: &Header, bundle: &TrustBundle, now: UnixTime) -> Result<(), Refusal> {
+    fn check_bundle(&self, header: &Header, bundle: &TrustBundle, now: UnixTime) -> Result<(), Refusal> {
         if bundle.roots(&self.domain).is_empty() {
             return Err(Refusal::NoRoots(self.domain.clone()));
-        }
-        if header.signature.is_empty() {
-            return Err(Refusal::Unsigned);
         }
         let held = self.held();
         let known = held.bundle.iter().flat_map(|bundle| bundle.roots(&self.domain));
@@ -135,10 +141,16 @@ impl Trust {
         let roots = known.chain(bundle.roots(&self.domain)).filter(|root| held.roots.contains(&root.fingerprint()));
         let roots = TrustBundle::new(self.domain.clone(), roots.map(|root| root.certificate().clone()));
         let roots = roots.map_err(|_| Refusal::NoneHeld { held: list(&held.roots) })?;
-        let message = header.signed_bytes(contract::TRUST_NAME);
+        self.check_signature(contract::TRUST_NAME, header, &roots, now)
+    }
+
+    fn check_signature(&self, name: &str, header: &Header, roots: &TrustBundle, now: UnixTime) -> Result<(), Refusal> {
+        if header.signature.is_empty() {
+            return Err(Refusal::Unsigned);
+        }
         (header.signature.parse::<Signature>())
-            .and_then(|signature| signature.verify(&message, &self.authority, &roots, now))
-            .map_err(|error| Refusal::Signature { held: list(&held.roots), error })
+            .and_then(|signature| signature.verify(&header.signed_bytes(name), &self.authority, roots, now))
+            .map_err(|error| Refusal::Signature { held: list(&self.held().roots), error })
     }
 
     /// Takes the bundle of a document that was checked.
@@ -211,6 +223,7 @@ impl Refusal {
         match self {
             Self::NoRoots(_) => "no-roots",
             Self::Unsigned => "unsigned",
+            Self::NotYet => "not-yet",
             Self::NoneHeld { .. } => "untrusted",
             Self::Signature { error: sign::Error::Uncertified(error), .. } => error.reason(),
             Self::Signature { error: sign::Error::Unreadable | sign::Error::Wrong, .. } => "signature",
@@ -241,7 +254,7 @@ mod tests {
     }
 
     fn offer(trust: &Trust, (header, bundle): (Header, TrustBundle)) -> Result<(), &'static str> {
-        trust.check(&header, &bundle, now()).map_err(|refusal| refusal.reason())?;
+        trust.check_roots(&header, &bundle, now()).map_err(|refusal| refusal.reason())?;
         trust.hold(bundle);
         Ok(())
     }
@@ -280,6 +293,29 @@ mod tests {
     }
 
     #[test]
+    fn documents_are_taken_only_with_a_signature_of_the_authority() {
+        let (held, other) = (Root::new(), Root::new());
+        let signed = |root: &Root, signer: &str, name: &str| document(Some((root, signer)), name, &[root]).0;
+        let trust = trust(held.fingerprints(), None);
+        let check = |header: &Header| trust.check("i.shop", header, now()).map_err(|refusal| refusal.reason());
+        assert_eq!(check(&signed(&held, OPERATOR, "i.shop")), Err("not-yet"), "only a fingerprint is known");
+        trust.hold(Root::bundle(&[&held]));
+        let good = signed(&held, OPERATOR, "i.shop");
+        for (desc, header, expected) in [
+            ("good", good.clone(), Ok(())),
+            ("another generation", Header { generation: 9, ..good.clone() }, Err("signature")),
+            ("another body", Header { sha256: "0".repeat(64), ..good.clone() }, Err("signature")),
+            ("the document of another namespace", signed(&held, OPERATOR, "i.bank"), Err("signature")),
+            ("by a pod", signed(&held, POD, "i.shop"), Err("other-identity")),
+            ("under another root", signed(&other, OPERATOR, "i.shop"), Err("untrusted")),
+            ("not signed", Header { signature: String::new(), ..good.clone() }, Err("unsigned")),
+            ("no signature", Header { signature: "x.y".to_owned(), ..good }, Err("signature")),
+        ] {
+            assert_eq!(check(&header), expected, "{desc}");
+        }
+    }
+
+    #[test]
     fn root_is_replaced_in_two_steps_and_the_old_one_counts_no_more() {
         let (old, new) = (Root::new(), Root::new());
         let trust = trust(old.fingerprints(), None);
@@ -298,7 +334,8 @@ mod tests {
         let started_over = || document(Some((&new, OPERATOR)), "trust", &[&new]);
         let running = trust(old.fingerprints(), Some(&folder));
         assert_eq!(offer(&running, document(Some((&old, OPERATOR)), "trust", &[&old])), Ok(()));
-        let refusal = running.check(&started_over().0, &started_over().1, now()).expect_err("nothing vouches for it");
+        let refusal =
+            running.check_roots(&started_over().0, &started_over().1, now()).expect_err("nothing vouches for it");
         assert!(refusal.to_string().contains("restart the pod"), "{refusal}");
         assert_eq!(running.held().roots, old.fingerprints());
 

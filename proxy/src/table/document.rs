@@ -36,12 +36,16 @@ pub(super) enum Rejection {
     NoIdentity,
 }
 
+/// With roots, only a document that the operator has signed is read.
 pub(super) fn read(
     pod: &Pod,
     trust: Option<&Trust>,
     document: &Document,
     envelope: &Envelope,
 ) -> Result<(Header, Compiled), Rejection> {
+    let now = || UnixTime::since_unix_epoch(time_of_day());
+    let check_signature =
+        |header: &Header| trust.map_or(Ok(()), |trust| trust.check(&document.to_string(), header, now()));
     let check_namespace = |header: &Header, namespace: &str| match header.namespace == namespace {
         true => Ok(()),
         false => Err(Rejection::Namespace { found: header.namespace.clone() }),
@@ -49,22 +53,25 @@ pub(super) fn read(
     match document {
         Document::Export(namespace) => {
             let (header, export) = envelope.read::<Export>()?;
+            check_signature(&header)?;
             check_namespace(&header, namespace)?;
             Ok((header, Compiled::Namespace(Arc::new(Namespace::compile(pod, namespace, export)?))))
         }
         Document::Inbound(namespace) => {
             let (header, inbound) = envelope.read::<weft_config::Inbound>()?;
+            check_signature(&header)?;
             check_namespace(&header, namespace)?;
             Ok((header, Compiled::Inbound(Arc::new(Inbound::compile(pod, inbound)?))))
         }
         Document::Index => {
             let (header, index) = envelope.read::<Index>()?;
+            check_signature(&header)?;
             Ok((header, Compiled::Index(index)))
         }
         Document::Trust => {
             let trust = trust.ok_or(Rejection::NoIdentity)?;
             let (header, bundle) = envelope.read::<TrustBundle>()?;
-            trust.check(&header, &bundle, UnixTime::since_unix_epoch(time_of_day()))?;
+            trust.check_roots(&header, &bundle, now())?;
             Ok((header, Compiled::Trust(bundle)))
         }
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use weft_config::{Envelope, Header};
 use weft_runtime::readiness::Part;
@@ -21,7 +21,7 @@ use super::store::Store;
 use super::{Table, cache};
 use crate::bootstrap::Pod;
 use crate::clock::uptime_seconds;
-use crate::identity::trust::Trust;
+use crate::identity::trust::{Held, Trust};
 use crate::telemetry::config::{ConfigMetrics, DocumentMetrics};
 
 /// Namespaces that are open at once. To open another, the least recently used one is closed. An API server allows a
@@ -105,13 +105,14 @@ impl Updater {
 
     /// Updates the snapshot forever.
     pub(crate) async fn run(mut self) {
+        let mut roots = self.trust.as_ref().map(|trust| trust.subscribe());
+        if let Some(roots) = &mut roots {
+            self.wait_for_roots(roots).await;
+        }
         let own = self.pod.namespace.clone();
         for document in [Document::Index, Document::Export(own.as_str().into()), Document::Inbound(own.as_str().into())]
         {
             self.open(document);
-        }
-        if self.trust.is_some() {
-            self.open(Document::Trust);
         }
         self.report();
         let mut sweep = tokio::time::interval(SWEEP);
@@ -124,9 +125,26 @@ impl Updater {
                     self.close_idle();
                     self.retry_refused();
                 }
+                () = changed(&mut roots) => self.retry_refused(),
                 () = sleep_until(deadline) => self.activate_staged(),
             }
             self.report();
+        }
+    }
+
+    /// Opens the document with the roots, and waits until there are some, from it or from the authority: no other
+    /// document could be verified.
+    async fn wait_for_roots(&mut self, roots: &mut watch::Receiver<Held>) {
+        self.open(Document::Trust);
+        while roots.borrow_and_update().bundle().is_none() {
+            let error = self.documents.get(&Document::Trust).and_then(|state| state.error.clone());
+            let detail = error.map(|error| format!("; document trust: {error}")).unwrap_or_default();
+            self.part.report(false, &format!("waiting for the roots by which documents are verified{detail}"));
+            tokio::select! {
+                Some(event) = self.events.1.recv() => self.on_event(event),
+                changed = roots.changed() => drop(changed),
+                () = tokio::time::sleep(SWEEP) => self.retry_refused(),
+            }
         }
     }
 
@@ -397,6 +415,16 @@ fn is_news(document: &Document, in_use: Option<&Header>, new: &Header) -> bool {
     })
 }
 
+async fn changed(roots: &mut Option<watch::Receiver<Held>>) {
+    let changed = match roots {
+        Some(roots) => roots.changed().await,
+        None => return std::future::pending().await,
+    };
+    if changed.is_err() {
+        std::future::pending().await
+    }
+}
+
 async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -535,6 +563,52 @@ mod tests {
         trust.hold(Root::bundle(&[&root, &last]));
         updater.retry_refused();
         assert_eq!(trust.held().bundle().map(|bundle| (**bundle).clone()), Some(Root::bundle(&[&last])), "tried again");
+    }
+
+    #[tokio::test]
+    async fn documents_wait_for_roots_and_are_read_only_with_a_signature() {
+        let (root, other) = (Root::new(), Root::new());
+        let readiness = Readiness::default();
+        let metrics = ConfigMetrics::new(&mut Registry::default());
+        let trust = Arc::new(Trust::new(domain(), id(OPERATOR), root.fingerprints(), None, IdentityMetrics::default()));
+        let pod = Pod { namespace: "shop".into(), ..Pod::default() };
+        let source = Source::Directory("/nowhere".into());
+        let part = readiness.part("configuration");
+        let (store, updater) = Updater::new(pod, Some(trust.clone()), source, None, metrics, part);
+        let events = updater.events.0.clone();
+        let updater = tokio::spawn(updater.run());
+        let until = async |what: &str, is_so: &dyn Fn() -> bool| {
+            for _ in 0..500 {
+                if is_so() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            panic!("never {what}: {}", readiness.detail());
+        };
+        until("waits", &|| readiness.detail().contains("waiting for the roots")).await;
+        assert!(!readiness.is_ready());
+        trust.begin_with(Root::bundle(&[&root]));
+        until("looks", &|| readiness.detail().contains("x.shop in use: none; newest: it does not exist")).await;
+
+        let address = "198.19.0.1:80".parse().expect("an address");
+        let body = json!({"services": [{"name": "s", "addresses": ["198.19.0.1"], "ports": [{"port": 80}]}]});
+        let send = async |generation, signer: &Root| {
+            let written = Written { namespace: "shop".into(), generation, ..Written::default() };
+            let sign = |message: &[u8]| signer.sign(OPERATOR, message);
+            let envelope = Envelope::write_signed(written, &body, "x.shop", sign);
+            events.send(Event::Document(Document::Export("shop".into()), envelope)).await.expect("it listens");
+        };
+        send(1, &other).await;
+        until("refuses", &|| readiness.detail().contains("x.shop in use: none; newest: refused: no root")).await;
+        assert!(store.load().port(address).is_none());
+        send(1, &root).await;
+        until("reads", &|| store.load().port(address).is_some()).await;
+        send(2, &other).await;
+        until("refuses", &|| readiness.detail().contains("x.shop in use: generation 1; newest: refused")).await;
+        trust.hold(Root::bundle(&[&root, &other]));
+        until("reads it under the new roots", &|| readiness.detail().contains("x.shop in use: generation 2")).await;
+        updater.abort();
     }
 
     /// Every lookup finds the Service, with routes and endpoints of one document.
