@@ -38,6 +38,8 @@ pub struct Peer {
     pub id: SpiffeId,
     /// The root that the chain ends at.
     pub root: Fingerprint,
+    /// When its own certificate expires.
+    pub not_after: UnixTime,
 }
 
 /// Why a chain is refused.
@@ -125,7 +127,8 @@ pub fn verify(
     })?;
     let root = roots.iter().find(|root| *root.anchor() == anchor).map(Root::fingerprint);
     let root = root.ok_or_else(|| Error::Path(domain.clone(), webpki::Error::UnknownIssuer))?;
-    Ok(Peer { id, root })
+    let not_after = Parsed::new(leaf).map_err(|Unreadable| Error::Unreadable(1))?.not_after();
+    Ok(Peer { id, root, not_after })
 }
 
 /// The identity that a certificate names. It is proven only if the chain was verified.
