@@ -15,6 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
+use futures_util::future::join;
 use tokio::net::TcpListener;
 use tokio::runtime;
 use tokio::task::LocalSet;
@@ -28,6 +29,7 @@ use weft_runtime::{log, metrics as process_metrics, signal};
 use crate::bootstrap::{Bootstrap, Source as SourceChoice};
 use crate::direction::Direction;
 use crate::filter::rate_limit::Limiters;
+use crate::identity::Slot;
 use crate::memory::{self, Memory};
 use crate::table::source::Source;
 use crate::table::updater::Updater;
@@ -39,7 +41,7 @@ use crate::upstream::shared_cluster::SharedClusters;
 use crate::worker::{Shared, Worker};
 use crate::{inbound, listener, outbound, probe};
 
-/// How long accepting connections is delayed until the configuration has arrived.
+/// How long accepting connections is delayed until the configuration and the first certificate have arrived.
 const CONFIG_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A running proxy. Dropping it does not stop it.
@@ -84,6 +86,7 @@ pub async fn start(
         pod,
         workers,
         source,
+        identity,
         cache,
         ports,
         tls,
@@ -109,7 +112,9 @@ pub async fn start(
     };
     let (pod_ips, application) = (pod.ips.clone(), pod.application);
     let cache = matches!(source, Source::Kubernetes(_)).then_some(cache);
-    let (store, updater) = Updater::new(pod, source, cache, config_metrics, readiness.part("configuration"));
+    let slot = Arc::new(Slot::new(identity.is_some()));
+    let (store, updater) =
+        Updater::new(pod, source, cache, slot.clone(), config_metrics, readiness.part("configuration"));
 
     let (outbound, inbound) = (Listeners::bind(ports.outbound, workers)?, Listeners::bind(ports.inbound, workers)?);
     let metrics_listener = bind_any(ports.metrics).await?;
@@ -119,7 +124,7 @@ pub async fn start(
     let own_ports: HashSet<u16> =
         [outbound.address.port(), inbound.address.port(), admin_listener.local_addr()?.port()].into();
 
-    let admin = Admin { readiness, registry: Arc::new(registry), log: None };
+    let admin = Admin { readiness: readiness.clone(), registry: Arc::new(registry), log: None };
     let running = Running {
         outbound: outbound.address,
         inbound: inbound.address,
@@ -136,12 +141,22 @@ pub async fn start(
     tokio::spawn(admin::serve(health_listener, health, never.clone()));
     tokio::spawn(admin::serve(admin_listener, admin::router(Admin { log: filter, ..admin }), never));
     tokio::spawn(updater.run());
+    if let Some(identity) = identity {
+        tokio::spawn(identity.run(slot.clone()));
+        let (slot, part) = (slot.clone(), readiness.part("identity"));
+        tokio::spawn(async move {
+            slot.synced().await;
+            part.ready();
+        });
+    }
 
     // Until then, connections wait in the accept queue.
     tokio::select! {
-        () = store.synced() => {}
+        _ = join(store.synced(), slot.synced()) => {}
         () = drain.cancelled() => {}
-        () = tokio::time::sleep(CONFIG_TIMEOUT) => tracing::warn!("no configuration yet, accepting connections without it"),
+        () = tokio::time::sleep(CONFIG_TIMEOUT) => {
+            tracing::warn!("no configuration or no certificate yet, accepting connections without it");
+        }
     }
     let shared = Arc::new(Shared {
         store,
@@ -155,6 +170,7 @@ pub async fn start(
         pod_ips,
         application,
         tls,
+        identity: slot,
         own_ports,
         access_log,
         drain,

@@ -13,7 +13,7 @@ use rustls::ServerConfig;
 use serde::Deserialize;
 use weft_config::bootstrap::{self as contract, AccessLog, Hooks, Local, Probes};
 
-use crate::tls;
+use crate::{identity, tls};
 
 /// Everything that does not change while the process runs.
 #[derive(Clone, Debug)]
@@ -24,6 +24,8 @@ pub struct Bootstrap {
     pub workers: usize,
     /// The source of configuration.
     pub source: Source,
+    /// The source of the proxy's identity. None: it has none.
+    pub identity: Option<identity::source::Source>,
     /// The directory of cached documents. Unused if the source is a directory.
     pub cache: PathBuf,
     /// Ports to listen on.
@@ -165,6 +167,7 @@ impl Bootstrap {
             pod,
             workers: parsed(contract::ENV_WORKERS)?.unwrap_or(1usize).clamp(1, 256),
             source,
+            identity: variable(contract::ENV_IDENTITY).map(|value| parse_identity(&value)).transpose()?,
             cache: contract::CACHE_DIR.into(),
             ports,
             tls,
@@ -279,6 +282,13 @@ fn parse_source(value: &str) -> Result<Source, Error> {
         None if value == "kubernetes" => Ok(Source::Kubernetes),
         Some(("directory", path)) if !path.is_empty() => Ok(Source::Directory(path.into())),
         _ => Err(invalid(contract::ENV_SOURCE, value, "expected \"kubernetes\" or \"directory:PATH\"")),
+    }
+}
+
+fn parse_identity(value: &str) -> Result<identity::source::Source, Error> {
+    match value.split_once(':') {
+        Some(("directory", path)) if !path.is_empty() => Ok(identity::source::Source::Directory(path.into())),
+        _ => Err(invalid(contract::ENV_IDENTITY, value, "expected \"directory:PATH\"")),
     }
 }
 

@@ -71,6 +71,7 @@ impl Proxy {
             pod: Pod { namespace: "shop".into(), ..pod },
             workers: 1,
             source: Source::Directory(folder.clone()),
+            identity: None,
             cache,
             ports: Ports { outbound: 0, inbound: 0, admin: 0, metrics: 0, health: 0 },
             tls: None,

@@ -111,6 +111,10 @@ pub const ENV_TIMEOUTS_MS: &str = "WEFT_TIMEOUTS_MS";
 /// first.
 pub const ENV_OPAQUE_PORTS: &str = "WEFT_OPAQUE_PORTS";
 
+/// Environment: `directory:PATH`: the proxy's identity is in the files `tls.crt`, `tls.key` and `bundle.json` there, and
+/// is read again when they change. For runs outside of a cluster. Default: none.
+pub const ENV_IDENTITY: &str = "WEFT_IDENTITY";
+
 /// Environment, for the allocator: milliseconds after which freed memory is returned to the kernel. The allocator
 /// checks only when something is freed, so with its own default of a second, the memory of a burst would stay until
 /// the next burst.

@@ -21,6 +21,7 @@ use super::store::Store;
 use super::{Table, cache};
 use crate::bootstrap::Pod;
 use crate::clock::uptime_seconds;
+use crate::identity::Slot;
 use crate::telemetry::config::{ConfigMetrics, DocumentMetrics};
 
 /// Namespaces that are open at once. To open another, the least recently used one is closed. An API server allows a
@@ -41,6 +42,7 @@ pub(crate) struct Updater {
     pod: Pod,
     source: Source,
     cache: Option<PathBuf>,
+    identity: Arc<Slot>,
     store: Arc<Store>,
     requests: mpsc::Receiver<Arc<str>>,
     events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
@@ -77,6 +79,7 @@ impl Updater {
         pod: Pod,
         source: Source,
         cache: Option<PathBuf>,
+        identity: Arc<Slot>,
         metrics: ConfigMetrics,
         part: Part,
     ) -> (Arc<Store>, Self) {
@@ -85,6 +88,7 @@ impl Updater {
             pod,
             source,
             cache,
+            identity,
             store: store.clone(),
             requests,
             events: mpsc::channel(64),
@@ -228,6 +232,7 @@ impl Updater {
             }
             Compiled::Inbound(inbound) => {
                 let (dependencies, zone) = (inbound.dependencies.clone(), inbound.zone.clone());
+                self.identity.set_outbound(inbound.mtls.outbound);
                 self.store.swap(|table| Table { inbound, ..table.clone() });
                 self.set_zone(zone);
                 for namespace in dependencies {
@@ -439,7 +444,8 @@ mod tests {
         let metrics = ConfigMetrics::new(&mut Registry::default());
         let readiness = Readiness::default();
         let source = Source::Directory(folder.clone());
-        let (store, updater) = Updater::new(pod, source, None, metrics, readiness.part("configuration"));
+        let (store, updater) =
+            Updater::new(pod, source, None, Arc::new(Slot::new(false)), metrics, readiness.part("configuration"));
         let updater = tokio::spawn(updater.run());
         let priorities = async |expected: &[u8]| {
             for _ in 0..500 {
@@ -475,8 +481,10 @@ mod tests {
         let pod = Pod { namespace: "shop".into(), ..Pod::default() };
         let metrics = ConfigMetrics::new(&mut Registry::default());
         let part = Readiness::default().part("configuration");
-        let (store, updater) =
-            Updater::new(pod, Source::Directory(folder.join("none")), Some(folder.clone()), metrics, part);
+        let (store, updater) = {
+            let (source, cache) = (Source::Directory(folder.join("none")), Some(folder.clone()));
+            Updater::new(pod, source, cache, Arc::new(Slot::new(false)), metrics, part)
+        };
         let events = updater.events.0.clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let (done, keep) = tokio::sync::oneshot::channel::<()>();
