@@ -103,13 +103,9 @@ async fn detect(
     stream: &mut Prefixed,
     is_opaque: bool,
 ) -> Option<(Verdict, Option<Stream>)> {
-    let sniff = async |stream: &mut Prefixed, limit| match is_opaque {
-        true => stream.first_bytes(limit).await,
-        false => stream.sniff(limit).await,
-    };
-    let peek = match sniff(stream, CLIENT_FIRST_TIMEOUT).await {
+    let peek = match stream.peek(CLIENT_FIRST_TIMEOUT, is_opaque).await {
         // The server is not asked to speak first to this client. It may still send a request that is allowed.
-        Ok(Peek::Silent) if is_tcp_denied(downstream) => match sniff(stream, DENIED_TIMEOUT).await {
+        Ok(Peek::Silent) if is_tcp_denied(downstream) => match stream.peek(DENIED_TIMEOUT, is_opaque).await {
             Ok(Peek::Silent) => Ok(Peek::Detected(Verdict::Opaque)),
             peek => peek,
         },
@@ -120,8 +116,7 @@ async fn detect(
         Ok(Peek::Silent) => {
             let connect = async || connect_if_allowed(downstream).await.map(|stream| (stream, ()));
             let idle = downstream.worker.shared.timeouts.idle;
-            match Box::pin(stream.await_first_speaker(idle, connect)).await {
-                (FirstSpeaker::Client(_), _) if is_opaque => Some((Verdict::Opaque, None)),
+            match Box::pin(stream.await_first_speaker(idle, is_opaque, connect)).await {
                 (FirstSpeaker::Client(verdict), _) => Some((verdict, None)),
                 (FirstSpeaker::Server, upstream) => Some((Verdict::Opaque, upstream.map(|(stream, ())| stream))),
                 (FirstSpeaker::Neither, _) => {

@@ -249,7 +249,7 @@ async fn await_first_speaker(
         let connected = connect_tcp(downstream, current.as_ref().unwrap_or(cluster), subset).await;
         connected.ok().map(|Connected { endpoint, stream, security }| (stream, (endpoint, security)))
     };
-    let (first, server) = stream.await_first_speaker(shared.timeouts.idle, connect).await;
+    let (first, server) = stream.await_first_speaker(shared.timeouts.idle, false, connect).await;
     (first, server.map(|(stream, (endpoint, security))| Connected { endpoint, stream, security }))
 }
 

@@ -101,12 +101,18 @@ impl Prefixed {
         Ok(Peek::Detected(Verdict::Opaque))
     }
 
+    /// [`Self::sniff`], or [`Self::first_bytes`] where nothing is to be looked at.
+    pub(crate) async fn peek(&mut self, limit: Duration, is_opaque: bool) -> io::Result<Peek> {
+        if is_opaque { self.first_bytes(limit).await } else { self.sniff(limit).await }
+    }
+
     /// For a silent client: waits until client or server sends the first byte. If `connect` cannot reach the server,
     /// it is tried again every [`RECONNECT_INTERVAL`]: the server may come up, and a client that expects it to speak
-    /// first never sends a byte.
+    /// first never sends a byte. `is_opaque`: the first bytes are not looked at.
     pub(crate) async fn await_first_speaker<T>(
         &mut self,
         timeout: Duration,
+        is_opaque: bool,
         connect: impl AsyncFn() -> Option<(Stream, T)>,
     ) -> (FirstSpeaker, Option<(Stream, T)>) {
         let until = Instant::now() + timeout;
@@ -118,7 +124,7 @@ impl Prefixed {
                     () = tokio::time::sleep_until(until) => return (FirstSpeaker::Neither, None),
                 }
             }
-            match self.sniff(RECONNECT_INTERVAL).await {
+            match self.peek(RECONNECT_INTERVAL, is_opaque).await {
                 Ok(Peek::Detected(verdict)) => return (FirstSpeaker::Client(verdict), None),
                 Ok(Peek::Silent) if Instant::now() < until => {}
                 _ => return (FirstSpeaker::Neither, None),

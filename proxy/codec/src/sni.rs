@@ -260,6 +260,32 @@ mod tests {
         records(&message(Some(&extensions)), RECORD_BYTES_MAX)
     }
 
+    #[test]
+    fn offered_protocols_are_read() {
+        let alpn = |names: &[&str]| {
+            let list =
+                names.iter().flat_map(|name| [&[name.len() as u8], name.as_bytes()].concat()).collect::<Vec<u8>>();
+            extension(16, &[&(list.len() as u16).to_be_bytes(), &list[..]].concat())
+        };
+        let hello = |extensions: &[u8]| records(&message(Some(extensions)), RECORD_BYTES_MAX);
+        let offered = |names: &[&str]| Offer::Protocols(names.iter().map(|name| name.as_bytes().to_vec()).collect());
+        let name = server_name_extension("shop.example");
+        for (desc, bytes, expected) in [
+            ("one", hello(&alpn(&["weft-h2"])), offered(&["weft-h2"])),
+            ("several", hello(&[name.clone(), alpn(&["h2", "http/1.1"])].concat()), offered(&["h2", "http/1.1"])),
+            ("in small records", records(&message(Some(&alpn(&["weft-tcp"]))), 3), offered(&["weft-tcp"])),
+            ("none", hello(&name), offered(&[])),
+            ("no extensions", records(&message(None), 100), offered(&[])),
+            ("a name that is cut off", hello(&extension(16, &[0, 3, 9, b'h', b'2'])), Offer::NotTls),
+            ("a list that is cut off", hello(&extension(16, &[0, 9, 2, b'h', b'2'])), Offer::NotTls),
+            ("HTTP", b"GET / HTTP/1.1\r\n\r\n".to_vec(), Offer::NotTls),
+            ("no bytes", vec![], Offer::NeedMore),
+        ] {
+            assert_eq!(offer(&bytes), expected, "{desc}");
+            check_properties(&bytes);
+        }
+    }
+
     fn seeds() -> Vec<Vec<u8>> {
         let texts: Vec<String> = serde_json::from_str(include_str!("../seeds/hellos.json")).expect("a list of texts");
         // Each character stands for one byte.

@@ -235,7 +235,7 @@ impl Endpoint {
     pub(crate) fn security(&self, is_tls: bool) -> Security {
         match &self.peer {
             Some(_) if is_tls => Security::Mtls,
-            Some(Peer { account: None, .. }) => Security::Plaintext(Why::OutsideMesh),
+            Some(peer) if peer.identity.is_expected() => Security::Plaintext(Why::OutsideMesh),
             _ => Security::Plaintext(Why::NoIdentity),
         }
     }
