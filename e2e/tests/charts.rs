@@ -299,7 +299,7 @@ fn injector_gives_identities_when_told_and_reads_the_roots_by_name() -> Result<(
         let deployment = objects.iter().find(|object| name(object) == "Deployment/weft-injector");
         let containers = &deployment.context("a Deployment")?["spec"]["template"]["spec"]["containers"];
         let mut variables = containers[0]["env"].as_array().into_iter().flatten();
-        let variable = variables.find(|variable| variable["name"] == "WEFT_IDENTITY").context("a variable")?;
+        let variable = variables.find(|variable| variable["name"] == "WEFT_IDENTITY_ENABLED").context("a variable")?;
         ensure!(variable["value"] == expected, "{variable}");
         let mut roles = objects.iter().filter(|object| name(object) == "Role/weft-injector");
         let role = roles.find(|role| role["metadata"]["namespace"] == "weft-config").context("a Role")?;

@@ -50,7 +50,7 @@ pub struct Arguments {
     #[arg(long, env = "WEFT_EXCLUDED_NAMESPACES", value_delimiter = ',')]
     pub excluded_namespaces: Vec<String>,
     /// Whether pods get an identity: certificates from the operator's authority.
-    #[arg(long, env = "WEFT_IDENTITY", default_value_t = false, action = clap::ArgAction::Set)]
+    #[arg(long, env = "WEFT_IDENTITY_ENABLED", default_value_t = false, action = clap::ArgAction::Set)]
     pub identity: bool,
     /// Trust domain of the cluster's identities.
     #[arg(long, env = "WEFT_TRUST_DOMAIN", default_value = "cluster.local")]

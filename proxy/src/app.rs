@@ -16,6 +16,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
+use futures_util::future::join;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::runtime;
@@ -27,13 +28,13 @@ use weft_runtime::admin::{self, Admin};
 use weft_runtime::readiness::Readiness;
 use weft_runtime::{log, metrics as process_metrics, signal};
 
-use crate::bootstrap::{Bootstrap, Identity, Source as SourceChoice};
+use crate::bootstrap::{Bootstrap, Source as SourceChoice};
 use crate::clock::time_of_day;
 use crate::direction::Direction;
 use crate::filter::rate_limit::Limiters;
 use crate::identity::Slot;
-use crate::identity::authority::Authority;
 use crate::identity::ca::Ca;
+use crate::identity::source::{CaSettings, Source as IdentitySource, watch};
 use crate::identity::trust::Trust;
 use crate::memory::{self, Memory};
 use crate::table::source::Source;
@@ -47,7 +48,7 @@ use crate::upstream::shared_cluster::SharedClusters;
 use crate::worker::{Shared, Worker};
 use crate::{inbound, listener, outbound, probe};
 
-/// How long accepting connections is delayed until the configuration has arrived.
+/// How long accepting connections is delayed until the configuration and the first certificate have arrived.
 const CONFIG_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A running proxy. Dropping it does not stop it.
@@ -92,6 +93,7 @@ pub async fn start(
         pod,
         workers,
         source,
+        identity,
         cache,
         ports,
         tls,
@@ -102,7 +104,6 @@ pub async fn start(
         classic,
         access_log,
         cgroup,
-        identity,
         ..
     } = bootstrap;
     let mut registry = process_metrics::registry("proxy", env!("CARGO_PKG_VERSION"));
@@ -118,13 +119,15 @@ pub async fn start(
     };
     let (pod_ips, application) = (pod.ips.clone(), pod.application);
     let cache = matches!(source, Source::Kubernetes(_)).then_some(cache);
+    let slot = Arc::new(Slot::new(identity.is_some()));
     let trust = match identity {
-        Some(identity) => Some(start_identity(identity, cache.as_deref(), &mut registry, &readiness)?),
+        Some(identity) => start_identity(identity, slot.clone(), cache.as_deref(), &mut registry, &readiness),
         None => None,
     };
     // Files are those of whoever starts the proxy, and are not signed.
     let trust = trust.filter(|_| matches!(source, Source::Kubernetes(_)));
-    let (store, updater) = Updater::new(pod, trust, source, cache, config_metrics, readiness.part("configuration"));
+    let part = readiness.part("configuration");
+    let (store, updater) = Updater::new(pod, trust, source, cache, slot.clone(), config_metrics, part);
 
     let (outbound, inbound) = (Listeners::bind(ports.outbound, workers)?, Listeners::bind(ports.inbound, workers)?);
     let metrics_listener = bind_any(ports.metrics).await?;
@@ -134,7 +137,7 @@ pub async fn start(
     let own_ports: HashSet<u16> =
         [outbound.address.port(), inbound.address.port(), admin_listener.local_addr()?.port()].into();
 
-    let admin = Admin { readiness, registry: Arc::new(registry), log: None };
+    let admin = Admin { readiness: readiness.clone(), registry: Arc::new(registry), log: None };
     let running = Running {
         outbound: outbound.address,
         inbound: inbound.address,
@@ -154,9 +157,11 @@ pub async fn start(
 
     // Until then, connections wait in the accept queue.
     tokio::select! {
-        () = store.synced() => {}
+        _ = join(store.synced(), slot.synced()) => {}
         () = drain.cancelled() => {}
-        () = tokio::time::sleep(CONFIG_TIMEOUT) => tracing::warn!("no configuration yet, accepting connections without it"),
+        () = tokio::time::sleep(CONFIG_TIMEOUT) => {
+            tracing::warn!("no configuration or no certificate yet, accepting connections without it");
+        }
     }
     let shared = Arc::new(Shared {
         store,
@@ -170,6 +175,7 @@ pub async fn start(
         pod_ips,
         application,
         tls,
+        identity: slot,
         own_ports,
         access_log,
         drain,
@@ -192,21 +198,33 @@ pub async fn start(
     Ok(Running { workers, ..running })
 }
 
-/// Starts to request certificates. Returns what documents of roots are held against.
+/// Starts the source of the identity. Returns what signatures of documents are held against, if it knows.
 fn start_identity(
-    identity: Identity,
+    source: IdentitySource,
+    slot: Arc<Slot>,
     cache: Option<&Path>,
     registry: &mut Registry,
     readiness: &Readiness,
-) -> anyhow::Result<Arc<Trust>> {
-    let Identity { url, token, authority, id, roots } = identity;
-    let metrics = IdentityMetrics::new(registry);
-    let trust = Arc::new(Trust::new(id.trust_domain().clone(), authority, roots, cache, metrics.clone()));
-    let authority = Authority::new(&url, token)?;
-    let (slot, part) = (Arc::new(Slot::default()), readiness.part("identity"));
-    let ca = Ca::new(authority, id, trust.clone(), slot, metrics, part, Box::new(time_of_day));
-    tokio::spawn(ca.run());
-    Ok(trust)
+) -> Option<Arc<Trust>> {
+    let part = readiness.part("identity");
+    match source {
+        IdentitySource::Directory(directory) => {
+            tokio::spawn(watch(directory, slot.clone()));
+            tokio::spawn(async move {
+                slot.synced().await;
+                part.ready();
+            });
+            None
+        }
+        IdentitySource::Ca(CaSettings { client, authority, id, roots }) => {
+            let metrics = IdentityMetrics::new(registry);
+            let trust = Trust::new(id.trust_domain().clone(), authority, roots, cache, metrics.clone());
+            let trust = Arc::new(trust);
+            let ca = Ca::new(client, id, trust.clone(), slot, metrics, part, Box::new(time_of_day));
+            tokio::spawn(ca.run());
+            Some(trust)
+        }
+    }
 }
 
 impl Running {

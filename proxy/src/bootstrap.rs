@@ -15,7 +15,8 @@ use weft_config::bootstrap::{self as contract, AccessLog, Hooks, Local, Probes};
 use weft_identity::{Fingerprint, SpiffeId, TrustDomain};
 
 use crate::identity::authority::Authority;
-use crate::tls;
+use crate::identity::source::CaSettings;
+use crate::{identity, tls};
 
 /// Everything that does not change while the process runs.
 #[derive(Clone, Debug)]
@@ -26,6 +27,8 @@ pub struct Bootstrap {
     pub workers: usize,
     /// The source of configuration.
     pub source: Source,
+    /// The source of the proxy's identity. None: it has none.
+    pub identity: Option<identity::source::Source>,
     /// The directory of cached documents. Unused if the source is a directory.
     pub cache: PathBuf,
     /// Ports to listen on.
@@ -36,8 +39,6 @@ pub struct Bootstrap {
     pub timeouts: Timeouts,
     /// Destination ports without protocol detection: their connections are TCP.
     pub opaque_ports: HashSet<u16>,
-    /// Where certificates come from. None: the pod has no identity.
-    pub identity: Option<Identity>,
     /// Probes that the proxy makes for the kubelet.
     pub probes: Probes,
     /// Lifecycle hooks that the proxy calls for the kubelet.
@@ -80,21 +81,6 @@ pub struct Pod {
     pub port_names: BTreeMap<String, u16>,
     /// Outside of a pod: the destination of connections made to the inbound port itself. None: they are refused.
     pub application: Option<SocketAddr>,
-}
-
-/// The pod's identity, and the authority that certifies it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// URL of the authority.
-    pub url: String,
-    /// The file with the token for it.
-    pub token: PathBuf,
-    /// Who the authority must prove to be.
-    pub authority: SpiffeId,
-    /// The pod's own identity.
-    pub id: SpiffeId,
-    /// Fingerprints of the roots to begin with.
-    pub roots: BTreeSet<Fingerprint>,
 }
 
 /// The source of configuration.
@@ -180,12 +166,12 @@ impl Bootstrap {
             (ports, tls) = (local_ports(&local, &source)?, local_tls(&local)?);
             pod.application = local.application;
         }
-        let identity = Identity::from_env(&pod)?;
+        let identity = identity_from_env(&pod)?;
         Ok(Self {
             pod,
-            identity,
             workers: parsed(contract::ENV_WORKERS)?.unwrap_or(1usize).clamp(1, 256),
             source,
+            identity,
             cache: contract::CACHE_DIR.into(),
             ports,
             tls,
@@ -228,25 +214,6 @@ impl Pod {
             port_names: json(contract::ENV_PORT_NAMES)?.unwrap_or_default(),
             application: None,
         })
-    }
-}
-
-impl Identity {
-    fn from_env(pod: &Pod) -> Result<Option<Self>, Error> {
-        let name = contract::ENV_IDENTITY_URL;
-        let Some(url) = variable(name) else { return Ok(None) };
-        Authority::new(&url, PathBuf::new()).map_err(|error| invalid(name, &url, error))?;
-        let domain: TrustDomain = required(contract::ENV_TRUST_DOMAIN)?;
-        let account = format!("{}/{}", pod.namespace, pod.service_account);
-        let id = SpiffeId::new(domain, &pod.namespace, &pod.service_account)
-            .map_err(|error| invalid(contract::ENV_SERVICE_ACCOUNT, &account, error))?;
-        let roots: BTreeSet<_> = list(contract::ENV_ROOTS)?.unwrap_or_default().into_iter().collect();
-        // Without roots, any server could be the authority.
-        if roots.is_empty() {
-            return Err(Error::Missing(contract::ENV_ROOTS));
-        }
-        let authority = required(contract::ENV_IDENTITY_AUTHORITY)?;
-        Ok(Some(Self { url, token: contract::IDENTITY_TOKEN_FILE.into(), authority, id, roots }))
     }
 }
 
@@ -320,6 +287,39 @@ fn parse_source(value: &str) -> Result<Source, Error> {
         Some(("directory", path)) if !path.is_empty() => Ok(Source::Directory(path.into())),
         _ => Err(invalid(contract::ENV_SOURCE, value, "expected \"kubernetes\" or \"directory:PATH\"")),
     }
+}
+
+fn identity_from_env(pod: &Pod) -> Result<Option<identity::source::Source>, Error> {
+    match (variable(contract::ENV_IDENTITY), variable(contract::ENV_IDENTITY_URL)) {
+        (None, None) => Ok(None),
+        (Some(value), None) => parse_identity(&value).map(Some),
+        (None, Some(url)) => ca_from_env(pod, &url).map(identity::source::Source::Ca).map(Some),
+        (Some(value), Some(_)) => {
+            let reason = format!("only allowed without {}", contract::ENV_IDENTITY_URL);
+            Err(invalid(contract::ENV_IDENTITY, &value, reason))
+        }
+    }
+}
+
+fn parse_identity(value: &str) -> Result<identity::source::Source, Error> {
+    match value.split_once(':') {
+        Some(("directory", path)) if !path.is_empty() => Ok(identity::source::Source::Directory(path.into())),
+        _ => Err(invalid(contract::ENV_IDENTITY, value, "expected \"directory:PATH\"")),
+    }
+}
+
+fn ca_from_env(pod: &Pod, url: &str) -> Result<CaSettings, Error> {
+    let client = Authority::new(url, contract::IDENTITY_TOKEN_FILE.into())
+        .map_err(|error| invalid(contract::ENV_IDENTITY_URL, url, error))?;
+    let domain: TrustDomain = required(contract::ENV_TRUST_DOMAIN)?;
+    let id = SpiffeId::new(domain, &pod.namespace, &pod.service_account)
+        .map_err(|error| invalid(contract::ENV_SERVICE_ACCOUNT, &pod.service_account, error))?;
+    let roots: BTreeSet<Fingerprint> = list(contract::ENV_ROOTS)?.unwrap_or_default().into_iter().collect();
+    // Without roots, any server could be the authority.
+    if roots.is_empty() {
+        return Err(Error::Missing(contract::ENV_ROOTS));
+    }
+    Ok(CaSettings { client, authority: required(contract::ENV_IDENTITY_AUTHORITY)?, id, roots })
 }
 
 /// A variable that must be set in a pod. Without its labels, for example, a proxy would select the wrong policies.

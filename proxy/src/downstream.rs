@@ -1,14 +1,18 @@
 //! A downstream connection, as shared by everything that serves it.
 
+use std::cell::OnceCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
+use http::HeaderValue;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::task_tracker::TaskTrackerToken;
+use weft_identity::SpiffeId;
 
 use crate::direction::Direction;
 use crate::orig_dst::original_destination;
+use crate::security::{Security, Why};
 use crate::telemetry::handles::Open;
 use crate::worker::Worker;
 
@@ -19,12 +23,40 @@ pub(crate) struct Downstream {
     pub(crate) peer: SocketAddr,
     /// The original destination, before redirection.
     pub(crate) destination: SocketAddr,
+    /// Who the client is, once it has proven that.
+    pub(crate) caller: OnceCell<Box<Caller>>,
     _permit: OwnedSemaphorePermit,
     _tracked: TaskTrackerToken,
     _open: Open,
 }
 
+/// Who the client is, by its certificate.
+pub(crate) struct Caller {
+    pub(crate) id: SpiffeId,
+    /// What the application is told of it: the value of `x-forwarded-client-cert`.
+    pub(crate) header: Option<HeaderValue>,
+}
+
+impl Caller {
+    /// A client that has proven to be `id` to this pod, which is `own`. Source of the form: Envoy.
+    pub(crate) fn new(id: SpiffeId, own: &SpiffeId) -> Self {
+        Self { header: HeaderValue::try_from(format!("By={own};URI={id}")).ok(), id }
+    }
+}
+
 impl Downstream {
+    /// How the connection is secured.
+    pub(crate) fn security(&self) -> Security {
+        let shared = &self.worker.shared;
+        match self.direction {
+            Direction::Outbound => Security::None,
+            Direction::Inbound if self.caller.get().is_some() => Security::Mtls,
+            Direction::Inbound if shared.tls.is_some() => Security::Tls,
+            Direction::Inbound if shared.identity.is_expected() => Security::Plaintext(Why::Permissive),
+            Direction::Inbound => Security::Plaintext(Why::NoIdentity),
+        }
+    }
+
     /// A connection that was just accepted, with its listener's permit. None: it is already closed.
     pub(crate) fn new(
         worker: &Rc<Worker>,
@@ -44,6 +76,7 @@ impl Downstream {
             direction,
             peer: SocketAddr::new(peer.ip().to_canonical(), peer.port()),
             destination,
+            caller: OnceCell::new(),
             _permit: permit,
             _tracked: shared.connections.token(),
             _open: worker.handles.connection(direction),

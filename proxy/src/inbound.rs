@@ -8,8 +8,10 @@ use http::{HeaderValue, Method, Request, Response, Version};
 use rustls::ServerConfig;
 use tokio::net::TcpStream;
 use weft_codec::detect::Verdict;
+use weft_codec::sni::Offer;
+use weft_config::MtlsMode;
 
-use crate::downstream::Downstream;
+use crate::downstream::{Caller, Downstream};
 use crate::http::attempt::{LOCAL_CONNECT_TIMEOUT, Plan, Upstream};
 use crate::http::forward::forward;
 use crate::http::guard::RequestGuard;
@@ -17,12 +19,15 @@ use crate::http::incoming::Incoming;
 use crate::http::respond::{Answer, Reply, finish};
 use crate::http::response_body::ResponseBody;
 use crate::http::{head, serve};
+use crate::identity::Protocol;
 use crate::matcher::RequestHead;
 use crate::path::TooManyReadings;
 use crate::policy::{Policies, Verdict as PolicyVerdict};
 use crate::reason::{Reason, UNPROCESSED};
+use crate::security::Security;
 use crate::sniff::{CLIENT_FIRST_TIMEOUT, FirstSpeaker, Peek, Prefixed};
 use crate::stream::Stream;
+use crate::table::Inbound;
 use crate::telemetry::access::{self, ConnectionLog};
 use crate::upstream::endpoint::open;
 use crate::{tcp, tls};
@@ -57,39 +62,24 @@ async fn accept_http(downstream: &Rc<Downstream>, stream: TcpStream) -> Option<(
         Some(config) => Box::pin(accept_tls(downstream, stream, config)).await?,
     };
     let mut stream = Prefixed::new(stream);
-    let port = destination.port();
-    let is_opaque = shared.opaque_ports.contains(&port) || shared.store.load().is_declared_tcp(port);
-    let peek = match alpn {
-        _ if is_opaque => Ok(Peek::Detected(Verdict::Opaque)),
-        Some(verdict) => Ok(Peek::Detected(verdict)),
-        None => match stream.sniff(CLIENT_FIRST_TIMEOUT).await {
-            // The server is not asked to speak first to this client. It may still send a request that is allowed.
-            Ok(Peek::Silent) if is_tcp_denied(downstream) => match stream.sniff(DENIED_TIMEOUT).await {
-                Ok(Peek::Silent) => Ok(Peek::Detected(Verdict::Opaque)),
-                peek => peek,
-            },
-            peek => peek,
-        },
+    let is_opaque = is_opaque(downstream);
+    let (mut verdict, mut upstream) = match alpn {
+        _ if is_opaque && !shared.identity.is_expected() => (Verdict::Opaque, None),
+        Some(verdict) if !is_opaque => (verdict, None),
+        _ => detect(downstream, &mut stream, is_opaque).await?,
     };
-    let (verdict, upstream) = match peek {
-        Ok(Peek::Detected(verdict)) => (verdict, None),
-        Ok(Peek::Silent) => {
-            let connect = async || connect_if_allowed(downstream).await.map(|stream| (stream, ()));
-            match Box::pin(stream.await_first_speaker(shared.timeouts.idle, connect)).await {
-                (FirstSpeaker::Client(verdict), _) => (verdict, None),
-                (FirstSpeaker::Server, upstream) => (Verdict::Opaque, upstream.map(|(stream, ())| stream)),
-                (FirstSpeaker::Neither, _) => {
-                    stream.close_notify().await;
-                    return None;
-                }
-            }
-        }
-        Ok(Peek::Closed) => {
-            stream.close_notify().await;
-            return None;
-        }
-        Err(_) => return None,
-    };
+    if verdict == Verdict::Opaque && shared.identity.is_expected() && stream.begins_as_tls() {
+        let protocol;
+        (stream, protocol) = accept_proxy(downstream, stream).await?;
+        (verdict, upstream) = match protocol {
+            // The application's own TLS.
+            None => (Verdict::Opaque, None),
+            Some(_) if is_opaque => (Verdict::Opaque, None),
+            Some(Protocol::Http1) => (Verdict::Http1, None),
+            Some(Protocol::Http2) => (Verdict::Http2, None),
+            Some(Protocol::Tcp) => detect(downstream, &mut stream, false).await?,
+        };
+    }
     match verdict {
         Verdict::Http1 => Some((stream, false)),
         Verdict::Http2 => Some((stream, true)),
@@ -100,7 +90,88 @@ async fn accept_http(downstream: &Rc<Downstream>, stream: TcpStream) -> Option<(
     }
 }
 
-/// Makes the TLS handshake. Returns the stream and the protocol agreed on by ALPN, if any. A failed handshake is
+/// Whether connections to the port carry bytes that are not looked at.
+fn is_opaque(downstream: &Downstream) -> bool {
+    let (shared, port) = (&downstream.worker.shared, downstream.destination.port());
+    shared.opaque_ports.contains(&port) || shared.store.load().is_declared_tcp(port)
+}
+
+/// Detects the protocol. Returns the connection to the application too, if that had to be made to find out. None: the
+/// connection is over.
+async fn detect(
+    downstream: &Rc<Downstream>,
+    stream: &mut Prefixed,
+    is_opaque: bool,
+) -> Option<(Verdict, Option<Stream>)> {
+    let peek = match stream.peek(CLIENT_FIRST_TIMEOUT, is_opaque).await {
+        // The server is not asked to speak first to this client. It may still send a request that is allowed.
+        Ok(Peek::Silent) if is_tcp_denied(downstream) => match stream.peek(DENIED_TIMEOUT, is_opaque).await {
+            Ok(Peek::Silent) => Ok(Peek::Detected(Verdict::Opaque)),
+            peek => peek,
+        },
+        peek => peek,
+    };
+    match peek {
+        Ok(Peek::Detected(verdict)) => Some((verdict, None)),
+        Ok(Peek::Silent) => {
+            let connect = async || connect_if_allowed(downstream).await.map(|stream| (stream, ()));
+            let idle = downstream.worker.shared.timeouts.idle;
+            match Box::pin(stream.await_first_speaker(idle, is_opaque, connect)).await {
+                (FirstSpeaker::Client(verdict), _) => Some((verdict, None)),
+                (FirstSpeaker::Server, upstream) => Some((Verdict::Opaque, upstream.map(|(stream, ())| stream))),
+                (FirstSpeaker::Neither, _) => {
+                    stream.close_notify().await;
+                    None
+                }
+            }
+        }
+        Ok(Peek::Closed) => {
+            stream.close_notify().await;
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+/// Makes the handshake with a client that is a proxy of the mesh. Returns the decrypted stream and the protocol in it; or
+/// the stream as it is, if the client is no such proxy. None: the handshake failed, which was logged.
+async fn accept_proxy(downstream: &Rc<Downstream>, mut stream: Prefixed) -> Option<(Prefixed, Option<Protocol>)> {
+    let is_proxy = match stream.offer().await {
+        Ok(Offer::Protocols(offered)) => offered.iter().any(|name| Protocol::of_alpn(name).is_some()),
+        Ok(Offer::NeedMore | Offer::NotTls) => false,
+        Err(_) => return None,
+    };
+    if !is_proxy {
+        return Some((stream, None));
+    }
+    let (socket, hello) = match stream.into_socket() {
+        Ok(parts) => parts,
+        Err(stream) => return Some((stream, None)),
+    };
+    let shared = &downstream.worker.shared;
+    let mut log = ConnectionLog::new(downstream);
+    log.reason = match shared.identity.load() {
+        _ if shared.memory.is_exhausted() => Some(Reason::Overload),
+        None => Some(Reason::NoCertificate),
+        Some(own) => {
+            // Boxed: short-lived.
+            match Box::pin(tls::accept_mutual(socket, &hello, &own, shared.timeouts.head)).await {
+                Ok((stream, protocol, client)) => {
+                    let _ = downstream.caller.set(Box::new(Caller::new(client, &own.id)));
+                    return Some((Prefixed::new(stream), Some(protocol)));
+                }
+                Err(error) => {
+                    log.error = Some(error.into());
+                    Some(Reason::MtlsHandshake)
+                }
+            }
+        }
+    };
+    access::connection(log);
+    None
+}
+
+/// Makes the TLS handshake with a client outside of the mesh. Returns the stream and the protocol agreed on by ALPN, if any. A failed handshake is
 /// logged, and the result is None.
 async fn accept_tls(
     downstream: &Rc<Downstream>,
@@ -116,7 +187,7 @@ async fn accept_tls(
             Ok(accepted) => return Some(accepted),
             Err(error) => {
                 log.reason = Some(Reason::TlsHandshake);
-                log.error = Some(error);
+                log.error = Some(error.into());
             }
         }
     }
@@ -126,22 +197,27 @@ async fn accept_tls(
 
 /// Connects to the application for a client that has not sent anything yet. Does not connect for a client that
 /// policies deny.
-async fn connect_if_allowed(downstream: &Downstream) -> Option<TcpStream> {
-    let inbound = downstream.worker.shared.store.load().inbound.clone();
-    match inbound.policies.check_tcp(downstream.destination.port()) {
-        PolicyVerdict::Allowed => open(downstream.destination, LOCAL_CONNECT_TIMEOUT).await.ok(),
-        PolicyVerdict::Denied(_) | PolicyVerdict::NotAllowed(_) | PolicyVerdict::Unknown => None,
+async fn connect_if_allowed(downstream: &Downstream) -> Option<Stream> {
+    if is_tcp_denied(downstream) {
+        return None;
     }
+    open(downstream.destination, LOCAL_CONNECT_TIMEOUT).await.ok().map(Stream::Plain)
 }
 
-/// Whether policies let no TCP connection to the port pass, whichever side speaks first.
+/// Whether policies or the mode of mutual TLS let no TCP connection to the port pass, whichever side speaks first.
 fn is_tcp_denied(downstream: &Downstream) -> bool {
     let inbound = downstream.worker.shared.store.load().inbound.clone();
-    !matches!(inbound.policies.check_tcp(downstream.destination.port()), PolicyVerdict::Allowed)
+    is_refused_plaintext(downstream, &inbound)
+        || !matches!(inbound.policies.check_tcp(downstream.destination.port()), PolicyVerdict::Allowed)
+}
+
+/// Whether the client has proven no identity where the mode of mutual TLS is Strict.
+fn is_refused_plaintext(downstream: &Downstream, inbound: &Inbound) -> bool {
+    inbound.mtls.inbound == MtlsMode::Strict && downstream.security() != Security::Mtls
 }
 
 /// Relays a TCP connection to the application.
-async fn relay_tcp(downstream: &Rc<Downstream>, stream: Prefixed, upstream: Option<TcpStream>) {
+async fn relay_tcp(downstream: &Rc<Downstream>, stream: Prefixed, upstream: Option<Stream>) {
     let (shared, destination) = (&downstream.worker.shared, downstream.destination);
     let mut log = ConnectionLog::new(downstream);
     // Not kept for as long as the connection lasts.
@@ -149,6 +225,7 @@ async fn relay_tcp(downstream: &Rc<Downstream>, stream: Prefixed, upstream: Opti
     log.cluster = table.own_ports.get(&destination.port()).map(|own| own.cluster.clone());
     match table.inbound.policies.check_tcp(destination.port()) {
         _ if shared.memory.is_exhausted() => log.reason = Some(Reason::Overload),
+        _ if is_refused_plaintext(downstream, &table.inbound) => log.reason = Some(Reason::PlaintextRefused),
         PolicyVerdict::Allowed => {}
         PolicyVerdict::Denied(rule) | PolicyVerdict::NotAllowed(rule) => {
             log.rule_name = Some(rule.clone());
@@ -162,7 +239,7 @@ async fn relay_tcp(downstream: &Rc<Downstream>, stream: Prefixed, upstream: Opti
     }
     let upstream = match upstream {
         Some(upstream) => Ok(upstream),
-        None => open(destination, LOCAL_CONNECT_TIMEOUT).await,
+        None => open(destination, LOCAL_CONNECT_TIMEOUT).await.map(Stream::Plain),
     };
     match upstream {
         Ok(upstream) => {
@@ -181,7 +258,7 @@ async fn respond(downstream: Rc<Downstream>, request: Box<Request<Incoming>>) ->
     finish(reply, guard)
 }
 
-async fn send_to_application(request: Box<Request<Incoming>>, guard: &mut RequestGuard) -> Reply {
+async fn send_to_application(mut request: Box<Request<Incoming>>, guard: &mut RequestGuard) -> Reply {
     let destination = guard.log.downstream.destination;
     let table = guard.worker().shared.store.load();
     guard.log.cluster = table.own_ports.get(&destination.port()).map(|own| own.cluster.clone());
@@ -195,6 +272,15 @@ async fn send_to_application(request: Box<Request<Incoming>>, guard: &mut Reques
     head::check(&request).map_err(Answer::bad_request)?;
     let inbound = table.inbound.clone();
     drop(table);
+    let downstream = &guard.log.downstream;
+    if is_refused_plaintext(downstream, &inbound) {
+        let text = "mutual TLS is required here (mode Strict), and the client proved no identity";
+        return Err(Answer::new(Reason::PlaintextRefused, text));
+    }
+    if downstream.worker.shared.identity.is_expected() {
+        let caller = downstream.caller.get().and_then(|caller| caller.header.clone());
+        head::set_client_certificate(request.headers_mut(), caller);
+    }
     check_policies(&inbound.policies, &request, guard)?;
     let plan = Plan {
         // The path stays as it came: policies allow every reading of it.

@@ -5,7 +5,7 @@
 //! ```text
 //! listener   accepts connections, up to a limit
 //! downstream the client's address and, by `orig_dst`, the original destination
-//! tls        the handshake, if there is a certificate; the result is a `stream` like any other
+//! tls        the handshake, with other proxies of the mesh or by a certificate; the result is a `stream` like any other
 //! sniff      HTTP/1.1, HTTP/2 or TCP, from the client's first bytes; a silent client waits for its server
 //! outbound   dst -> Service port -> decide -> filter -> backend -> balance -> endpoint    inbound   policy -> the application
 //! http       one request: forward, retry, time out, respond         tcp   relays bytes both ways
@@ -28,9 +28,10 @@ mod cookie;
 mod decide;
 mod direction;
 mod downstream;
+mod file;
 mod filter;
 mod http;
-mod identity;
+pub mod identity;
 mod inbound;
 mod listener;
 mod matcher;
@@ -43,6 +44,7 @@ mod policy;
 mod probe;
 mod query;
 mod reason;
+mod security;
 mod sniff;
 mod stream;
 mod table;

@@ -5,7 +5,6 @@ mod action;
 mod filters;
 mod requests;
 
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -19,6 +18,7 @@ use crate::decide::pick;
 use crate::downstream::Downstream;
 use crate::http::serve;
 use crate::reason::Reason;
+use crate::security::Security;
 use crate::sniff::{CLIENT_FIRST_TIMEOUT, FirstSpeaker, Peek, Prefixed};
 use crate::stream::Stream;
 use crate::table::backend::BackendTarget;
@@ -26,7 +26,7 @@ use crate::table::route::{Routes, StreamRule, Streams};
 use crate::table::{Cluster, Port};
 use crate::tcp;
 use crate::telemetry::access::{self, ConnectionLog};
-use crate::upstream::connect::connect;
+use crate::upstream::connect::{Connected, NotConnected, connect};
 use crate::upstream::endpoint::open;
 use crate::upstream::shared_cluster::Kind;
 use crate::worker::Worker;
@@ -241,16 +241,16 @@ async fn await_first_speaker(
     stream: &mut Prefixed,
     cluster: &Arc<Cluster>,
     subset: Option<&str>,
-) -> (FirstSpeaker, Option<(SocketAddr, TcpStream)>) {
+) -> (FirstSpeaker, Option<Connected>) {
     let shared = &downstream.worker.shared;
     let connect = async || {
         // The newest version of the cluster: the configuration may have changed in the meantime.
         let current = shared.store.load().cluster_named(&cluster.name).cloned();
         let connected = connect_tcp(downstream, current.as_ref().unwrap_or(cluster), subset).await;
-        connected.ok().map(|(address, stream)| (stream, address))
+        connected.ok().map(|Connected { endpoint, stream, security }| (stream, (endpoint, security)))
     };
-    let (first, server) = stream.await_first_speaker(shared.timeouts.idle, connect).await;
-    (first, server.map(|(stream, address)| (address, stream)))
+    let (first, server) = stream.await_first_speaker(shared.timeouts.idle, false, connect).await;
+    (first, server.map(|(stream, (endpoint, security))| Connected { endpoint, stream, security }))
 }
 
 /// Connects to an endpoint of a cluster for a TCP connection.
@@ -258,7 +258,7 @@ async fn connect_tcp(
     downstream: &Downstream,
     cluster: &Arc<Cluster>,
     subset: Option<&str>,
-) -> Result<(SocketAddr, TcpStream), (Reason, Option<SocketAddr>)> {
+) -> Result<Connected, NotConnected> {
     let affinity = downstream.worker.cluster(cluster).tcp_affinity(downstream.peer.ip());
     connect(&downstream.worker, cluster, subset, affinity, &mut 0).await
 }
@@ -269,7 +269,7 @@ async fn relay_tcp(
     mut log: ConnectionLog,
     cluster: &Arc<Cluster>,
     subset: Option<&str>,
-    upstream: Option<(SocketAddr, TcpStream)>,
+    upstream: Option<Connected>,
 ) {
     let downstream = log.downstream.clone();
     let shared = &downstream.worker.shared;
@@ -288,14 +288,14 @@ async fn relay_tcp(
         None => connect_tcp(&downstream, cluster, subset).await,
     };
     match connected {
-        Ok((address, upstream)) => {
-            log.endpoint = Some(address);
-            log.via = (Some(address) == cluster.address).then_some(access::SERVICE_ADDRESS);
+        Ok(Connected { endpoint, stream: upstream, security }) => {
+            (log.endpoint, log.security) = (Some(endpoint), security);
+            log.via = (Some(endpoint) == cluster.address).then_some(access::SERVICE_ADDRESS);
             log.relayed(tcp::relay(stream.into_end(), upstream.into(), shared.timeouts.idle, &shared.drain).await);
         }
-        Err((reason, endpoint)) => {
-            log.endpoint = endpoint;
-            log.reason = Some(reason);
+        Err(NotConnected { reason, endpoint, error }) => {
+            (log.endpoint, log.reason) = (endpoint, Some(reason));
+            log.error = error.map(Into::into);
         }
     }
     access::connection(log);
@@ -305,10 +305,11 @@ async fn relay_tcp(
 async fn passthrough(downstream: &Rc<Downstream>, stream: Prefixed) {
     let shared = &downstream.worker.shared;
     let mut log = ConnectionLog::new(downstream);
-    log.endpoint = Some(downstream.destination);
+    (log.endpoint, log.security) = (Some(downstream.destination), Security::Passthrough);
     match open(downstream.destination, PASSTHROUGH_TIMEOUT).await {
         Ok(upstream) => {
-            log.relayed(tcp::relay(stream.into_end(), upstream.into(), shared.timeouts.idle, &shared.drain).await);
+            let upstream = Stream::Plain(upstream).into();
+            log.relayed(tcp::relay(stream.into_end(), upstream, shared.timeouts.idle, &shared.drain).await);
         }
         Err(_) => log.reason = Some(Reason::ConnectFailed),
     }

@@ -125,15 +125,24 @@ async fn serve_probe(
     }
 }
 
-/// Probes the application at an address.
-pub(crate) async fn check(probe: &Probe, address: IpAddr) -> anyhow::Result<()> {
-    check_as(probe, address, &USER_AGENT).await
-}
-
 async fn check_as(probe: &Probe, address: IpAddr, agent: &HeaderValue) -> anyhow::Result<()> {
     let address = SocketAddr::new(address, probe.port);
-    let stream = TcpStream::connect(address).await?;
-    match &probe.kind {
+    check_on(TcpStream::connect(address).await?, address, &probe.kind, agent).await
+}
+
+/// Checks the endpoint at an address, on a connection to it.
+pub(crate) async fn check<S>(stream: S, address: SocketAddr, kind: &ProbeKind) -> anyhow::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    check_on(stream, address, kind, &USER_AGENT).await
+}
+
+async fn check_on<S>(stream: S, address: SocketAddr, kind: &ProbeKind, agent: &HeaderValue) -> anyhow::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    match kind {
         ProbeKind::Tcp => Ok(()),
         ProbeKind::Http { path, https, headers } => {
             let status = match https {
@@ -147,7 +156,10 @@ async fn check_as(probe: &Probe, address: IpAddr, agent: &HeaderValue) -> anyhow
     }
 }
 
-async fn handshake(stream: TcpStream, address: SocketAddr) -> std::io::Result<TlsStream<TcpStream>> {
+async fn handshake<S>(stream: S, address: SocketAddr) -> std::io::Result<TlsStream<S>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let config = insecure_tls_config().map_err(std::io::Error::other)?;
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
     connector.connect(ServerName::IpAddress(address.ip().into()), stream).await
@@ -181,7 +193,10 @@ where
 
 /// One call of `grpc.health.v1.Health/Check`: the request has the service's name in field 1, the response has the
 /// status in field 1, where 1 is SERVING.
-async fn check_grpc(stream: TcpStream, address: SocketAddr, service: &str) -> anyhow::Result<()> {
+async fn check_grpc<S>(stream: S, address: SocketAddr, service: &str) -> anyhow::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let mut message = BytesMut::new();

@@ -161,6 +161,21 @@ reasons! {
     NoServerName: "no-server-name" MISDIRECTED_REQUEST, "client's" "connection",
         "The port has TLS rules, and the TLS client sends no server name (SNI).",
         "Let the client send the name, or add a TCP rule for other connections.";
+    MtlsHandshake: "mtls-handshake" SERVICE_UNAVAILABLE, "both" "both",
+        "The mutual TLS handshake between two proxies failed: one of them refused the certificate of the other, or was cut \
+         off.",
+        "`error` in the access log, or the body of the response, says why ([identity](../identity.md)).";
+    WrongIdentity: "wrong-identity" SERVICE_UNAVAILABLE, "client's" "both",
+        "The endpoint proved another identity than that of its service account. Nothing was sent to it: its address may \
+         belong to another pod by now.",
+        "If it persists, compare the identity in `error` with the service account of the pod at `dst.endpoint`.";
+    PlaintextRefused: "plaintext-refused" FORBIDDEN, "both" "both",
+        "The mode of mutual TLS is Strict. Client's proxy: the endpoint has no identity. Server's: the client did not prove \
+         one.",
+        "Add a proxy to the pod that has none, or set the mode to Permissive ([identity](../identity.md)).";
+    NoCertificate: "no-certificate" SERVICE_UNAVAILABLE, "both" "both",
+        "The proxy has no certificate yet, and the connection is one for mutual TLS.",
+        "The proxy's log says why it gets no certificate.";
     TlsHandshake: "tls-handshake" BAD_REQUEST, "server's" "connection",
         "A TLS handshake failed.",
         "`error` in the access log says why.";

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use weft_codec::detect::{Verdict, detect, detect_partial};
-use weft_codec::sni::{Hello, client_hello};
+use weft_codec::sni::{Hello, Offer, client_hello, offer};
 
 use crate::stream::Stream;
 use crate::tcp::End;
@@ -26,6 +26,9 @@ pub(crate) const CLIENT_FIRST_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// How often a server is connected to again for a silent client, if it could not be reached.
 const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// First byte of a TLS connection: the type of a record with a handshake message.
+const TLS_HANDSHAKE: u8 = 22;
 
 /// How long detection may take, from the client's first byte.
 const DETECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -66,13 +69,9 @@ impl Prefixed {
     /// Reads until the protocol is known. Waits up to `limit` for the first byte, and from there up to
     /// [`DETECT_TIMEOUT`]; then the bytes so far decide.
     pub(crate) async fn sniff(&mut self, limit: Duration) -> io::Result<Peek> {
-        if self.prefix.is_empty() {
-            match tokio::time::timeout(limit, self.read_more()).await {
-                Ok(Ok(0)) => return Ok(Peek::Closed),
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => return Err(error),
-                Err(_) => return Ok(Peek::Silent),
-            }
+        match self.first_bytes(limit).await? {
+            Peek::Detected(_) => {}
+            none => return Ok(none),
         }
         // Counts from the first byte, however late that was.
         let until = Instant::now() + DETECT_TIMEOUT;
@@ -89,24 +88,43 @@ impl Prefixed {
         }
     }
 
+    /// Waits up to `limit` for the first bytes, whatever they are.
+    pub(crate) async fn first_bytes(&mut self, limit: Duration) -> io::Result<Peek> {
+        if self.prefix.is_empty() {
+            match tokio::time::timeout(limit, self.read_more()).await {
+                Ok(Ok(0)) => return Ok(Peek::Closed),
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => return Err(error),
+                Err(_) => return Ok(Peek::Silent),
+            }
+        }
+        Ok(Peek::Detected(Verdict::Opaque))
+    }
+
+    /// [`Self::sniff`], or [`Self::first_bytes`] where nothing is to be looked at.
+    pub(crate) async fn peek(&mut self, limit: Duration, is_opaque: bool) -> io::Result<Peek> {
+        if is_opaque { self.first_bytes(limit).await } else { self.sniff(limit).await }
+    }
+
     /// For a silent client: waits until client or server sends the first byte. If `connect` cannot reach the server,
     /// it is tried again every [`RECONNECT_INTERVAL`]: the server may come up, and a client that expects it to speak
-    /// first never sends a byte.
+    /// first never sends a byte. `is_opaque`: the first bytes are not looked at.
     pub(crate) async fn await_first_speaker<T>(
         &mut self,
         timeout: Duration,
-        connect: impl AsyncFn() -> Option<(TcpStream, T)>,
-    ) -> (FirstSpeaker, Option<(TcpStream, T)>) {
+        is_opaque: bool,
+        connect: impl AsyncFn() -> Option<(Stream, T)>,
+    ) -> (FirstSpeaker, Option<(Stream, T)>) {
         let until = Instant::now() + timeout;
         loop {
-            if let Some(server) = connect().await {
+            if let Some(mut server) = connect().await {
                 tokio::select! {
                     read = self.read_more() => if !matches!(read, Ok(1..)) { return (FirstSpeaker::Neither, None) },
                     _ = server.0.readable() => return (FirstSpeaker::Server, Some(server)),
                     () = tokio::time::sleep_until(until) => return (FirstSpeaker::Neither, None),
                 }
             }
-            match self.sniff(RECONNECT_INTERVAL).await {
+            match self.peek(RECONNECT_INTERVAL, is_opaque).await {
                 Ok(Peek::Detected(verdict)) => return (FirstSpeaker::Client(verdict), None),
                 Ok(Peek::Silent) if Instant::now() < until => {}
                 _ => return (FirstSpeaker::Neither, None),
@@ -121,15 +139,42 @@ impl Prefixed {
 
     /// Reads until the server name (SNI) is known, or it is known that the client does not speak TLS.
     pub(crate) async fn client_hello(&mut self) -> io::Result<Hello> {
+        self.read_hello(client_hello, &Hello::NeedMore, Hello::NotTls).await
+    }
+
+    /// Reads until it is known which protocols a TLS client offers (ALPN), or that it does not speak TLS.
+    pub(crate) async fn offer(&mut self) -> io::Result<Offer> {
+        self.read_hello(offer, &Offer::NeedMore, Offer::NotTls).await
+    }
+
+    /// The socket of a plain stream, and the bytes that were read ahead.
+    pub(crate) fn into_socket(self) -> Result<(TcpStream, BytesMut), Self> {
+        match self.stream {
+            Stream::Plain(socket) => Ok((socket, self.prefix)),
+            stream => Err(Self { stream, prefix: self.prefix }),
+        }
+    }
+
+    /// Whether the bytes read ahead begin as TLS does.
+    pub(crate) fn begins_as_tls(&self) -> bool {
+        self.prefix.first() == Some(&TLS_HANDSHAKE)
+    }
+
+    async fn read_hello<T: PartialEq>(
+        &mut self,
+        parse: impl Fn(&[u8]) -> T,
+        need_more: &T,
+        not_tls: T,
+    ) -> io::Result<T> {
         let until = Instant::now() + DETECT_TIMEOUT;
         loop {
-            match client_hello(&self.prefix) {
-                Hello::NeedMore => {}
-                hello => return Ok(hello),
+            let found = parse(&self.prefix);
+            if found != *need_more {
+                return Ok(found);
             }
-            let Ok(read) = tokio::time::timeout_at(until, self.read_more()).await else { return Ok(Hello::NotTls) };
+            let Ok(read) = tokio::time::timeout_at(until, self.read_more()).await else { return Ok(not_tls) };
             if read? == 0 {
-                return Ok(Hello::NotTls);
+                return Ok(not_tls);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! A connection as a byte stream: a plain socket, TLS, or one HTTP/2 stream. One enum for all, so that the code above
-//! it is not generic. Only this module, `tls` and `http/tunnel` (which make the other two kinds) and `tcp` (which
-//! splices plain sockets) know the difference.
+//! it is not generic. Only this module, those that make the other two kinds (`tls`, `upstream/endpoint`, `http/tunnel`)
+//! and `tcp` (which splices plain sockets) know the difference.
 
 use std::future::poll_fn;
 use std::io;
@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncBufRead, AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
+use tokio_rustls::TlsStream;
 
 use crate::multiplexed::Multiplexed;
 
@@ -49,6 +49,21 @@ impl Stream {
                 .await
             }
         }
+    }
+
+    /// Waits until there is something to read, or the end of the stream.
+    pub(crate) async fn readable(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(stream) => stream.readable().await,
+            Self::Tls(stream) => poll_fn(|cx| Pin::new(&mut **stream).poll_fill_buf(cx).map_ok(drop)).await,
+            // Only downstream, whose bytes are read and not waited for.
+            Self::Multiplexed(_) => Ok(()),
+        }
+    }
+
+    /// Whether it is encrypted.
+    pub(crate) fn is_tls(&self) -> bool {
+        matches!(self, Self::Tls(_))
     }
 
     /// Ends an idle connection cleanly: `close_notify` in TLS, END_STREAM in HTTP/2. A plain socket needs nothing

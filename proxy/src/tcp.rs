@@ -154,10 +154,10 @@ impl Direction {
     }
 }
 
-impl From<TcpStream> for End {
+impl From<Stream> for End {
     /// An end of which nothing was read yet.
-    fn from(stream: TcpStream) -> Self {
-        Self { stream: Stream::Plain(stream), read: Bytes::new() }
+    fn from(stream: Stream) -> Self {
+        Self { stream, read: Bytes::new() }
     }
 }
 
@@ -367,7 +367,9 @@ mod tests {
         let ((client, downstream), (upstream, server)) = tokio::join!(pair(), pair());
         let downstream = End { stream: Stream::Plain(downstream), read: Bytes::from_static(read) };
         let idle = Duration::from_secs(60);
-        (client, server, async move { relay(downstream, upstream.into(), idle, &CancellationToken::new()).await })
+        (client, server, async move {
+            relay(downstream, Stream::Plain(upstream).into(), idle, &CancellationToken::new()).await
+        })
     }
 
     #[tokio::test]

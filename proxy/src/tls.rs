@@ -1,9 +1,9 @@
-//! TLS with downstream: the server configuration and the handshake.
-//!
-//! The certificate is read once, from the files given to [`server`]; there is no notion of identity here. rustls
-//! makes the handshake and buffers at most 64 KiB of an incomplete one; this module adds the timeout.
+//! TLS handshakes: with clients outside of the mesh, by a certificate of files ([`server`], [`accept`]); and between two
+//! proxies, where both prove who they are ([`connect`], [`accept_mutual`]). rustls makes them and buffers at most 64
+//! KiB of an incomplete one; this module adds timeouts.
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,13 +11,18 @@ use std::time::Duration;
 use rustls::CipherSuite::{
     self, TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, TLS13_AES_128_GCM_SHA256,
 };
-use rustls::ServerConfig;
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{AlertDescription, ServerConfig, ServerConnection};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 use weft_codec::detect::Verdict;
+use weft_identity::SpiffeId;
+use weft_identity::verify;
 
+use crate::identity::{Identity, Protocol};
 use crate::stream::Stream;
 
 /// ALPN protocols, in order of preference. The application is spoken to in the client's protocol: a client that
@@ -29,6 +34,9 @@ const PROTOCOLS: [&[u8]; 2] = [b"http/1.1", b"h2"];
 /// handshake.
 const PREFERRED_SUITES: [CipherSuite; 3] =
     [TLS13_AES_128_GCM_SHA256, TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256];
+
+/// How long the proxy reads on after a failed handshake, so that a reset does not discard the alert that says why.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why the certificate and key cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -91,5 +99,123 @@ pub(crate) async fn accept(
         Some(b"h2") => Some(Verdict::Http2),
         _ => None,
     };
-    Ok((Stream::Tls(Box::new(stream)), alpn))
+    Ok((Stream::Tls(Box::new(stream.into())), alpn))
+}
+
+/// Makes the handshake with the proxy of `peer`, and with nobody else.
+pub(crate) async fn connect(
+    stream: TcpStream,
+    own: &Identity,
+    peer: SpiffeId,
+    protocol: Protocol,
+) -> io::Result<TlsStream<TcpStream>> {
+    let config = own.client(peer, protocol).map_err(io::Error::other)?;
+    // rustls asks for a name and does not send it if it is an address. The verifier goes by the identity.
+    let unnamed = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into());
+    let stream = TlsConnector::from(Arc::new(config)).connect(unnamed, stream).await.map_err(readable)?;
+    if stream.get_ref().1.alpn_protocol() != Some(protocol.alpn()) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the peer did not agree to the protocol of the mesh (ALPN)",
+        ));
+    }
+    Ok(stream)
+}
+
+/// Makes the handshake with another proxy, whose ClientHello was read already, within `limit`. Returns the stream, the
+/// protocol in it, and who the client is.
+pub(crate) async fn accept_mutual(
+    stream: TcpStream,
+    hello: &[u8],
+    own: &Identity,
+    limit: Duration,
+) -> io::Result<(Stream, Protocol, SpiffeId)> {
+    let mut unacceptable = None;
+    let read = |session: &mut ServerConnection| unacceptable = read_hello(session, hello).err();
+    let accept = TlsAcceptor::from(own.server.clone()).accept_with(stream, read).into_fallible();
+    // A client that was sent an alert has nothing more to say.
+    let limit = if unacceptable.is_some() { CLOSE_TIMEOUT } else { limit };
+    let stream = match (tokio::time::timeout(limit, accept).await, unacceptable) {
+        (Err(_), None) => {
+            let text = format!("the handshake was not complete within {limit:?}");
+            return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+        }
+        (Ok(Ok(stream)), None) => stream,
+        (Ok(Err((error, stream))), None) => {
+            close(stream).await;
+            return Err(readable(error));
+        }
+        (_, Some(error)) => return Err(readable(error)),
+    };
+    let session = stream.get_ref().1;
+    let protocol = session.alpn_protocol().and_then(Protocol::of_alpn);
+    let leaf = session.peer_certificates().and_then(|chain| chain.first());
+    let (Some(protocol), Some(leaf)) = (protocol, leaf) else {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the peer has no certificate or no protocol of the mesh",
+        ));
+    };
+    let peer = verify::identity(leaf).map_err(io::Error::other)?;
+    Ok((Stream::Tls(Box::new(stream.into())), protocol, peer))
+}
+
+/// Gives a session what was read before it was created.
+fn read_hello(session: &mut ServerConnection, mut hello: &[u8]) -> io::Result<()> {
+    while !hello.is_empty() {
+        if session.read_tls(&mut hello)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        session.process_new_packets().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    }
+    Ok(())
+}
+
+/// Closes a connection after a failed handshake.
+async fn close(mut stream: TcpStream) {
+    let closing = async {
+        let _ = stream.shutdown().await;
+        while matches!(stream.read(&mut [0; 512]).await, Ok(1..)) {}
+    };
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, closing).await;
+}
+
+/// Whether a handshake failed because the peer proved another identity than the expected one.
+pub(crate) fn is_other_identity(error: &io::Error) -> bool {
+    let verified = error.get_ref().and_then(|error| error.downcast_ref());
+    matches!(verified, Some(verify::Error::OtherIdentity { .. }))
+}
+
+/// The error of a handshake, as people should read it: rustls quotes that of a verification in its debug form.
+fn readable(error: io::Error) -> io::Error {
+    match of_rustls(&error).and_then(verify::Error::of_handshake) {
+        Some(refused) => io::Error::new(error.kind(), refused.clone()),
+        None => error,
+    }
+}
+
+/// Whether the peer has refused this side's certificate. In TLS 1.3 a client hears of that when it reads, and the server
+/// has read nothing by then.
+pub(crate) fn is_refusal(error: &io::Error) -> bool {
+    use AlertDescription as Alert;
+    let alert = match of_rustls(error) {
+        Some(rustls::Error::AlertReceived(alert)) => alert,
+        _ => return false,
+    };
+    matches!(
+        alert,
+        Alert::AccessDenied
+            | Alert::BadCertificate
+            | Alert::CertificateExpired
+            | Alert::CertificateRequired
+            | Alert::CertificateRevoked
+            | Alert::CertificateUnknown
+            | Alert::DecryptError
+            | Alert::UnknownCA
+            | Alert::UnsupportedCertificate
+    )
+}
+
+fn of_rustls(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
 }

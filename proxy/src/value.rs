@@ -33,6 +33,9 @@ pub(crate) enum CompileError {
     /// A match refers to a rule that does not exist.
     #[error("a match refers to rule {0}, which does not exist")]
     Rule(usize),
+    /// An endpoint's service account is not a name of one.
+    #[error("invalid service account: {0}")]
+    Account(#[source] weft_identity::id::Error),
     /// The weights of a rule's backends sum to 0.
     #[error("rule {0} has no backend with a weight above 0")]
     Weights(String),

@@ -18,6 +18,7 @@ use weft_config::bootstrap::AccessLog;
 
 use crate::bootstrap::Timeouts;
 use crate::filter::rate_limit::Limiters;
+use crate::identity::Slot;
 use crate::memory::Memory;
 use crate::table::Cluster;
 use crate::table::store::Store;
@@ -51,6 +52,8 @@ pub(crate) struct Shared {
     pub(crate) application: Option<SocketAddr>,
     /// TLS for inbound connections. None: they are not terminated.
     pub(crate) tls: Option<Arc<ServerConfig>>,
+    /// Who this pod is, for mutual TLS with other pods.
+    pub(crate) identity: Arc<Slot>,
     /// Ports of the proxy itself: connections to them are refused.
     pub(crate) own_ports: HashSet<u16>,
     pub(crate) access_log: AccessLog,
@@ -117,8 +120,9 @@ impl Worker {
         cluster: &Arc<Cluster>,
     ) -> Rc<ClusterState> {
         let mut states = states.borrow_mut();
-        let state = (states.entry_ref(&cluster.name))
-            .or_insert_with(|| Rc::new(ClusterState::new(cluster, shared, &self.shared.metrics, self.now())));
+        let state = (states.entry_ref(&cluster.name)).or_insert_with(|| {
+            Rc::new(ClusterState::new(cluster, shared, &self.shared.metrics, &self.shared.identity, self.now()))
+        });
         state.refresh(cluster, self.now());
         state.clone()
     }
@@ -129,7 +133,7 @@ impl Worker {
         if local.len() >= LOCAL_MAX {
             local.clear();
         }
-        local.entry(address).or_insert_with(|| Rc::new(Endpoint::new(address, self.now()))).clone()
+        local.entry(address).or_insert_with(|| Rc::new(Endpoint::new(address, None, self.now()))).clone()
     }
 
     /// Time since the process started, by the coarse clock.

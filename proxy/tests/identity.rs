@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 use weft_proxy::app;
-use weft_proxy::bootstrap::{Bootstrap, Identity, Pod, Ports, Source};
+use weft_proxy::bootstrap::{Bootstrap, Pod, Ports, Source};
+use weft_proxy::identity::authority::Authority;
+use weft_proxy::identity::source::{CaSettings, Source as IdentitySource};
 
 use crate::fake::{Behaviour, Fake, OPERATOR, POD, Root, TOKEN, id, token_file};
 
@@ -64,7 +66,7 @@ impl tracing::Subscriber for Log {
     fn exit(&self, _: &tracing::span::Id) {}
 }
 
-fn bootstrap(folder: &Path, identity: Identity) -> Bootstrap {
+fn bootstrap(folder: &Path, identity: CaSettings) -> Bootstrap {
     let cache = folder.join("cache");
     std::fs::create_dir_all(&cache).expect("a folder");
     for document in ["x.shop", "i.shop", "index"] {
@@ -79,7 +81,7 @@ fn bootstrap(folder: &Path, identity: Identity) -> Bootstrap {
         tls: None,
         timeouts: Default::default(),
         opaque_ports: [].into(),
-        identity: Some(identity),
+        identity: Some(IdentitySource::Ca(identity)),
         probes: Default::default(),
         hooks: Default::default(),
         classic: false,
@@ -118,13 +120,8 @@ async fn id_12_identity_is_told_in_readiness_and_metrics_and_its_secrets_nowhere
     let (root, wrong) = (Root::new(), "eyJ-a-token-that-is-refused");
     let fake = Fake::start(&root, Behaviour { lifetime: Duration::from_secs(4), ..Behaviour::new(&root) }).await;
     let token = token_file("app", wrong);
-    let identity = Identity {
-        url: fake.url(),
-        token: token.clone(),
-        authority: id(OPERATOR),
-        id: id(POD),
-        roots: root.fingerprints(),
-    };
+    let client = Authority::new(&fake.url(), token.clone()).expect("a URL");
+    let identity = CaSettings { client, authority: id(OPERATOR), id: id(POD), roots: root.fingerprints() };
     let bootstrap = bootstrap(&folder, identity);
     let debugged = format!("{bootstrap:?}");
     let stop = CancellationToken::new();

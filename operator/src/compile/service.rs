@@ -109,6 +109,8 @@ fn endpoints(
                 terminating,
                 lost,
                 has_proxy: pod.is_some_and(|pod| pod.has_proxy_at(number)),
+                // Until proxies have identities.
+                service_account: None,
             });
             known.terminating &= terminating;
             known.lost &= lost;

@@ -1,5 +1,6 @@
-//! The server name that a TLS client asks for, from its ClientHello (RFC 8446 4.1.2, RFC 6066 3). Pure: the same
-//! bytes give the same result, however they were split into segments or TLS records.
+//! The server name that a TLS client asks for, and the protocols that it offers, from its ClientHello (RFC 8446 4.1.2,
+//! RFC 6066 3, RFC 7301). Pure: the same bytes give the same result, however they were split into segments or TLS
+//! records.
 
 /// Size of a ClientHello, in bytes. The largest seen, with post-quantum keys and many extensions, have some 4 KiB.
 const HELLO_BYTES_MAX: usize = 16 * 1024;
@@ -15,6 +16,7 @@ const RECORD_BYTES_MAX: usize = 1 << 14;
 const MESSAGE_CLIENT_HELLO: u8 = 1;
 const MESSAGE_HEADER_BYTES: usize = 4;
 const EXTENSION_SERVER_NAME: u16 = 0;
+const EXTENSION_ALPN: u16 = 16;
 const NAME_HOST: u8 = 0;
 /// Longest name in the DNS.
 const NAME_BYTES_MAX: usize = 253;
@@ -32,18 +34,33 @@ pub enum Hello {
     NotTls,
 }
 
-/// Parses all bytes that have arrived.
+/// The protocols that a client offers (ALPN), by the bytes so far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Offer {
+    /// The ClientHello is incomplete.
+    NeedMore,
+    /// Names of protocols, in the client's order; none if it offers none.
+    Protocols(Vec<Vec<u8>>),
+    /// Not TLS, or malformed.
+    NotTls,
+}
+
+/// Parses all bytes that have arrived, for the server name.
 pub fn client_hello(bytes: &[u8]) -> Hello {
-    let message = match message(bytes) {
-        Ok(Some(message)) => message,
-        Ok(None) if bytes.len() >= RECORDS_BYTES_MAX => return Hello::NotTls,
-        Ok(None) => return Hello::NeedMore,
-        Err(NotHello) => return Hello::NotTls,
-    };
-    match server_name(&message) {
-        Some(Some(name)) => Hello::Name(name),
-        Some(None) => Hello::NoName,
-        None => Hello::NotTls,
+    match message(bytes).map(|message| message.map(|message| server_name(&message))) {
+        Ok(None) => Hello::NeedMore,
+        Ok(Some(Some(Some(name)))) => Hello::Name(name),
+        Ok(Some(Some(None))) => Hello::NoName,
+        Ok(Some(None)) | Err(NotHello) => Hello::NotTls,
+    }
+}
+
+/// Parses all bytes that have arrived, for the protocols that are offered.
+pub fn offer(bytes: &[u8]) -> Offer {
+    match message(bytes).map(|message| message.map(|message| protocols(&message))) {
+        Ok(None) => Offer::NeedMore,
+        Ok(Some(Some(protocols))) => Offer::Protocols(protocols),
+        Ok(Some(None)) | Err(NotHello) => Offer::NotTls,
     }
 }
 
@@ -52,6 +69,13 @@ struct NotHello;
 
 /// The ClientHello, assembled from its records, without its header. None: it is incomplete.
 fn message(bytes: &[u8]) -> Result<Option<Vec<u8>>, NotHello> {
+    match assemble(bytes) {
+        Ok(None) if bytes.len() >= RECORDS_BYTES_MAX => Err(NotHello),
+        message => message,
+    }
+}
+
+fn assemble(bytes: &[u8]) -> Result<Option<Vec<u8>>, NotHello> {
     let mut message: Vec<u8> = Vec::new();
     let mut rest = bytes;
     loop {
@@ -93,17 +117,22 @@ fn message(bytes: &[u8]) -> Result<Option<Vec<u8>>, NotHello> {
     }
 }
 
-/// The server name of a ClientHello. The outer None: it is malformed.
-fn server_name(message: &[u8]) -> Option<Option<String>> {
+/// The extensions of a ClientHello. None: it is malformed.
+fn extensions(message: &[u8]) -> Option<Reader<'_>> {
     let mut message = Reader(message);
     message.take(2 + 32)?; // version, random
     message.vector8()?; // session
     message.vector16()?; // cipher suites
     message.vector8()?; // compression
     if message.0.is_empty() {
-        return Some(None);
+        return Some(Reader(&[]));
     }
-    let mut extensions = Reader(message.vector16()?);
+    message.vector16().map(Reader)
+}
+
+/// The server name of a ClientHello. The outer None: it is malformed.
+fn server_name(message: &[u8]) -> Option<Option<String>> {
+    let mut extensions = extensions(message)?;
     while !extensions.0.is_empty() {
         let kind = extensions.number16()?;
         let extension = extensions.vector16()?;
@@ -120,6 +149,24 @@ fn server_name(message: &[u8]) -> Option<Option<String>> {
         }
     }
     Some(None)
+}
+
+/// The protocols that a ClientHello offers. None: it is malformed.
+fn protocols(message: &[u8]) -> Option<Vec<Vec<u8>>> {
+    let mut extensions = extensions(message)?;
+    let mut protocols = Vec::new();
+    while !extensions.0.is_empty() {
+        let kind = extensions.number16()?;
+        let extension = extensions.vector16()?;
+        if kind != EXTENSION_ALPN {
+            continue;
+        }
+        let mut names = Reader(Reader(extension).vector16()?);
+        while !names.0.is_empty() {
+            protocols.push(names.vector8()?.to_vec());
+        }
+    }
+    Some(protocols)
 }
 
 fn host_name(name: &[u8]) -> Option<String> {
@@ -161,6 +208,10 @@ pub fn check_properties(bytes: &[u8]) {
     let results = (0..=bytes.len()).map(|end| client_hello(&bytes[..end]));
     let results: Vec<Hello> = results.skip_while(|result| *result == Hello::NeedMore).collect();
     assert!(results.iter().all(|result| *result == results[0]), "{results:?} of {bytes:?}");
+    let offers = (0..=bytes.len()).map(|end| offer(&bytes[..end]));
+    let offers: Vec<Offer> = offers.skip_while(|offer| *offer == Offer::NeedMore).collect();
+    assert!(offers.iter().all(|offer| *offer == offers[0]), "{offers:?} of {bytes:?}");
+    assert_eq!(offers.len(), results.len(), "both are known with the same byte of {bytes:?}");
     if let Some(Hello::Name(name)) = results.first() {
         assert!((1..=NAME_BYTES_MAX).contains(&name.len()), "{name:?} of {bytes:?}");
         assert!(!name.contains(|letter: char| letter.is_ascii_uppercase() || letter.is_ascii_control()), "{name:?}");
@@ -207,6 +258,32 @@ mod tests {
     fn hello(name: &str) -> Vec<u8> {
         let extensions = [extension(0xff01, &[0]), server_name_extension(name), extension(43, &[2, 3, 4])].concat();
         records(&message(Some(&extensions)), RECORD_BYTES_MAX)
+    }
+
+    #[test]
+    fn offered_protocols_are_read() {
+        let alpn = |names: &[&str]| {
+            let list =
+                names.iter().flat_map(|name| [&[name.len() as u8], name.as_bytes()].concat()).collect::<Vec<u8>>();
+            extension(16, &[&(list.len() as u16).to_be_bytes(), &list[..]].concat())
+        };
+        let hello = |extensions: &[u8]| records(&message(Some(extensions)), RECORD_BYTES_MAX);
+        let offered = |names: &[&str]| Offer::Protocols(names.iter().map(|name| name.as_bytes().to_vec()).collect());
+        let name = server_name_extension("shop.example");
+        for (desc, bytes, expected) in [
+            ("one", hello(&alpn(&["weft-h2"])), offered(&["weft-h2"])),
+            ("several", hello(&[name.clone(), alpn(&["h2", "http/1.1"])].concat()), offered(&["h2", "http/1.1"])),
+            ("in small records", records(&message(Some(&alpn(&["weft-tcp"]))), 3), offered(&["weft-tcp"])),
+            ("none", hello(&name), offered(&[])),
+            ("no extensions", records(&message(None), 100), offered(&[])),
+            ("a name that is cut off", hello(&extension(16, &[0, 3, 9, b'h', b'2'])), Offer::NotTls),
+            ("a list that is cut off", hello(&extension(16, &[0, 9, 2, b'h', b'2'])), Offer::NotTls),
+            ("HTTP", b"GET / HTTP/1.1\r\n\r\n".to_vec(), Offer::NotTls),
+            ("no bytes", vec![], Offer::NeedMore),
+        ] {
+            assert_eq!(offer(&bytes), expected, "{desc}");
+            check_properties(&bytes);
+        }
     }
 
     fn seeds() -> Vec<Vec<u8>> {

@@ -113,6 +113,10 @@ pub const ENV_TIMEOUTS_MS: &str = "WEFT_TIMEOUTS_MS";
 /// first.
 pub const ENV_OPAQUE_PORTS: &str = "WEFT_OPAQUE_PORTS";
 
+/// Environment: `directory:PATH`: the proxy's identity is in the files `tls.crt`, `tls.key` and `bundle.json` there, and
+/// is read again when they change. For runs outside of a cluster. Default: none.
+pub const ENV_IDENTITY: &str = "WEFT_IDENTITY";
+
 /// Environment: URL of the certificate authority, `https://HOST:PORT/PATH`. If it is set, the proxy has an identity, is
 /// not ready before it has the first certificate, and needs the three variables below. Default: no identity.
 pub const ENV_IDENTITY_URL: &str = "WEFT_IDENTITY_URL";

@@ -87,6 +87,9 @@ pub struct Endpoint {
     pub lost: bool,
     /// The pod has a proxy, so the headers that begin with `weft-` in its responses are trusted.
     pub has_proxy: bool,
+    /// The pod's service account, if its proxy proves it. It is in the namespace of the document, and in the trust domain
+    /// of the mesh, which is that of the client. Nobody else is spoken to at this address.
+    pub service_account: Option<Box<str>>,
 }
 
 /// Where an endpoint is, and which clients it is meant for.
@@ -123,6 +126,8 @@ struct FlatEndpoint {
     lost: bool,
     #[serde(default, skip_serializing_if = "is_default")]
     has_proxy: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    service_account: Option<Box<str>>,
 }
 
 /// Settings for traffic to a Service.
@@ -412,17 +417,28 @@ impl Locality {
 
 impl From<FlatEndpoint> for Endpoint {
     fn from(flat: FlatEndpoint) -> Self {
-        let FlatEndpoint { address, subsets, zone, node, for_zones, for_nodes, terminating, lost, has_proxy } = flat;
+        let FlatEndpoint {
+            address,
+            subsets,
+            zone,
+            node,
+            for_zones,
+            for_nodes,
+            terminating,
+            lost,
+            has_proxy,
+            service_account,
+        } = flat;
         let locality = Locality { zone, node, for_zones, for_nodes }.boxed();
-        Self { address, subsets, locality, terminating, lost, has_proxy }
+        Self { address, subsets, locality, terminating, lost, has_proxy, service_account }
     }
 }
 
 impl From<Endpoint> for FlatEndpoint {
     fn from(endpoint: Endpoint) -> Self {
-        let Endpoint { address, subsets, locality, terminating, lost, has_proxy } = endpoint;
+        let Endpoint { address, subsets, locality, terminating, lost, has_proxy, service_account } = endpoint;
         let Locality { zone, node, for_zones, for_nodes } =
             locality.map_or_else(Locality::default, |locality| *locality);
-        Self { address, subsets, zone, node, for_zones, for_nodes, terminating, lost, has_proxy }
+        Self { address, subsets, zone, node, for_zones, for_nodes, terminating, lost, has_proxy, service_account }
     }
 }

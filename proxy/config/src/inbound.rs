@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::is_default;
 use crate::refs::ObjectRef;
 use crate::route::{PathMatch, RouteTable, ValueMatch};
 
@@ -18,6 +19,9 @@ pub struct Inbound {
     /// Sorted by service and port.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<ConsumerRoutes>,
+    /// Mutual TLS of the namespace's pods.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub mtls: Mtls,
     /// Namespaces that pods of this one are known to call: opened at start, before the first request.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dependencies: Vec<String>,
@@ -28,6 +32,29 @@ pub struct Inbound {
     /// select by. Any other pod has the labels it was created with.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub relabelled: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+/// Mutual TLS between pods of the mesh.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Mtls {
+    /// For connections to the pods.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub inbound: MtlsMode,
+    /// For connections from the pods to Services of the mesh.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub outbound: MtlsMode,
+}
+
+/// What is done where a connection would not be encrypted and authenticated by both sides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum MtlsMode {
+    /// Mutual TLS with every peer that has an identity; plaintext with all others.
+    #[default]
+    Permissive,
+    /// Mutual TLS, or no connection.
+    Strict,
 }
 
 /// An authorization policy for the pods that it targets.

@@ -32,7 +32,9 @@ pub use export::{
     Protocol, RetryBudget, Service, ServicePort, SlowStart, Sticky, SuccessRate,
 };
 pub use filters::*;
-pub use inbound::{Action as PolicyAction, AuthorizationRule, ConsumerRoutes, Inbound, Policy, PortRef, Target};
+pub use inbound::{
+    Action as PolicyAction, AuthorizationRule, ConsumerRoutes, Inbound, Mtls, MtlsMode, Policy, PortRef, Target,
+};
 pub use index::Index;
 pub use refs::{ClusterRef, ObjectRef, RouteKind, RouteRef};
 pub use route::{

@@ -19,13 +19,19 @@ const SERVICE_ACCOUNT_BYTES_MAX: usize = 253;
 #[serde(try_from = "String", into = "String")]
 pub struct TrustDomain(Arc<str>);
 
+/// A service account of Kubernetes, cheap to clone: an identity within a trust domain that is not named.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Account {
+    namespace: Arc<str>,
+    name: Arc<str>,
+}
+
 /// The identity of a workload, cheap to clone: `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SpiffeId {
     trust_domain: TrustDomain,
-    namespace: Arc<str>,
-    service_account: Arc<str>,
+    account: Account,
 }
 
 /// Why a text is not an id.
@@ -91,18 +97,32 @@ impl fmt::Display for TrustDomain {
     }
 }
 
+// === impl Account ===
+
+impl Account {
+    /// The account of a namespace and a name.
+    pub fn new(namespace: &str, name: &str) -> Result<Self, Error> {
+        if namespace.len() > NAMESPACE_BYTES_MAX || !is_label(namespace) {
+            return Err(Error::Namespace(namespace.to_owned()));
+        }
+        if name.len() > SERVICE_ACCOUNT_BYTES_MAX || !name.split('.').all(is_label) {
+            return Err(Error::ServiceAccount(name.to_owned()));
+        }
+        Ok(Self { namespace: namespace.into(), name: name.into() })
+    }
+
+    /// Its identity in a trust domain.
+    pub fn in_domain(&self, trust_domain: &TrustDomain) -> SpiffeId {
+        SpiffeId { trust_domain: trust_domain.clone(), account: self.clone() }
+    }
+}
+
 // === impl SpiffeId ===
 
 impl SpiffeId {
     /// The id of a service account.
     pub fn new(trust_domain: TrustDomain, namespace: &str, service_account: &str) -> Result<Self, Error> {
-        if namespace.len() > NAMESPACE_BYTES_MAX || !is_label(namespace) {
-            return Err(Error::Namespace(namespace.to_owned()));
-        }
-        if service_account.len() > SERVICE_ACCOUNT_BYTES_MAX || !service_account.split('.').all(is_label) {
-            return Err(Error::ServiceAccount(service_account.to_owned()));
-        }
-        Ok(Self { trust_domain, namespace: namespace.into(), service_account: service_account.into() })
+        Ok(Self { trust_domain, account: Account::new(namespace, service_account)? })
     }
 
     /// Its trust domain.
@@ -112,12 +132,12 @@ impl SpiffeId {
 
     /// Namespace of the service account.
     pub fn namespace(&self) -> &str {
-        &self.namespace
+        &self.account.namespace
     }
 
     /// Name of the service account.
     pub fn service_account(&self) -> &str {
-        &self.service_account
+        &self.account.name
     }
 }
 
@@ -153,8 +173,8 @@ impl From<SpiffeId> for String {
 
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { trust_domain, namespace, service_account } = self;
-        write!(f, "spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}")
+        let Self { trust_domain, account: Account { namespace, name } } = self;
+        write!(f, "spiffe://{trust_domain}/ns/{namespace}/sa/{name}")
     }
 }
 

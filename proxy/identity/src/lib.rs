@@ -39,5 +39,5 @@ mod hostile;
 
 pub use bundle::{Fingerprint, Root, TrustBundle};
 pub use date::rfc3339;
-pub use id::{SpiffeId, TrustDomain};
+pub use id::{Account, SpiffeId, TrustDomain};
 pub use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};

@@ -107,8 +107,11 @@ pub(super) enum Failure {
         connected: bool,
         /// The connection was closing already, which says nothing about the endpoint.
         closing: bool,
+        reason: Reason,
         text: String,
     },
+    /// This proxy has no certificate yet, which says nothing about the endpoint.
+    NoCertificate(String),
     /// The endpoint says that it did not process the request.
     Refused(String),
     /// The connection or stream ended after something may have been sent.
@@ -290,7 +293,8 @@ async fn exchange(
     };
     let lease = lease.map_err(|error| match error {
         LeaseError::Overflow => Failure::Overflow,
-        other => Failure::Connect { connected: false, closing: false, text: other.to_string() },
+        LeaseError::NoCertificate => Failure::NoCertificate(error.to_string()),
+        other => Failure::Connect { connected: false, closing: false, reason: other.reason(), text: other.to_string() },
     })?;
     progress.leased.set(true);
     let reused = lease.reused;
@@ -308,11 +312,16 @@ async fn exchange(
         }
         Err(SendError::Unsent(text)) => {
             lease.retire();
-            Err(Failure::Connect { connected: true, closing: reused, text })
+            Err(Failure::Connect { connected: true, closing: reused, reason: Reason::ConnectFailed, text })
+        }
+        Err(SendError::Refusal(text)) => {
+            lease.retire();
+            Err(Failure::Connect { connected: false, closing: false, reason: Reason::MtlsHandshake, text })
         }
         Err(error @ SendError::GoAway) => {
             lease.retire();
-            Err(Failure::Connect { connected: true, closing: true, text: error.to_string() })
+            let (reason, text) = (Reason::ConnectFailed, error.to_string());
+            Err(Failure::Connect { connected: true, closing: true, reason, text })
         }
         Err(error @ SendError::Refused) => Err(Failure::Refused(error.to_string())),
         Err(_) if body.has_failed() => Err(Failure::BadRequestBody),
@@ -332,6 +341,7 @@ fn record(request: &PreparedRequest<'_>, endpoint: &Rc<Endpoint>, progress: &Pro
         Err(
             Failure::NoEndpoints(_)
             | Failure::Overflow
+            | Failure::NoCertificate(_)
             | Failure::BadRequestBody
             | Failure::SlowRequestBody
             | Failure::Connect { closing: true, .. },
@@ -371,6 +381,7 @@ fn outlier_outcome(outcome: &AttemptResult, was_queued: bool) -> Option<Outcome>
         Err(
             Failure::NoEndpoints(_)
             | Failure::Overflow
+            | Failure::NoCertificate(_)
             | Failure::BadRequestBody
             | Failure::SlowRequestBody
             | Failure::Connect { closing: true, .. },
@@ -398,13 +409,15 @@ mod tests {
     #[test]
     fn outlier_outcome_ignores_failures_of_client_and_proxy() {
         let text = String::new;
+        let reason = Reason::ConnectFailed;
+        let connect = |closing| Failure::Connect { connected: true, closing, reason, text: text() };
         for (failure, is_recorded) in [
             (Failure::Protocol(text()), true),
             // The limit is the proxy's.
             (Failure::TooLarge(text()), false),
             (Failure::Reset { reused: true, text: text() }, true),
-            (Failure::Connect { connected: true, closing: false, text: text() }, true),
-            (Failure::Connect { connected: true, closing: true, text: text() }, false),
+            (connect(false), true),
+            (connect(true), false),
             (Failure::BadRequestBody, false),
         ] {
             assert_eq!(outlier_outcome(&Err(failure), false).is_some(), is_recorded);

@@ -250,6 +250,9 @@ impl<'a> Attempts<'a> {
 /// Turns the endpoint's response into the client's.
 fn client_response(upstream: UpstreamResponse, request: &PreparedRequest<'_>, guard: &mut RequestGuard) -> Reply {
     let UpstreamResponse { response, lease, has_proxy, .. } = upstream;
+    if let Upstream::Cluster(..) = request.plan.upstream {
+        guard.log.security = lease.security();
+    }
     let plan = &request.plan;
     let (mut parts, mut body) = response.into_parts();
     if request.body.awaits_continue() {
@@ -333,9 +336,9 @@ fn failure_answer(failure: Failure, plan: &Plan<'_>, guard: &RequestGuard) -> Bo
     let (reason, detail) = match failure {
         Failure::NoEndpoints(reason) => (reason, fallback::text(reason, &target)),
         Failure::Overflow => (Reason::Overflow, format!("{target} has reached a limit of its MeshCluster")),
-        Failure::Connect { text, .. } | Failure::Refused(text) => {
-            (Reason::ConnectFailed, format!("connecting to {target} failed: {text}"))
-        }
+        Failure::Connect { reason, text, .. } => (reason, format!("connecting to {target} failed: {text}")),
+        Failure::NoCertificate(text) => (Reason::NoCertificate, format!("connecting to {target} failed: {text}")),
+        Failure::Refused(text) => (Reason::ConnectFailed, format!("connecting to {target} failed: {text}")),
         Failure::Reset { text, .. } => (Reason::UpstreamReset, format!("{target} closed the connection: {text}")),
         Failure::BadRequestBody => (Reason::BadRequest, "the request body is incomplete or malformed".to_owned()),
         Failure::SlowRequestBody => (Reason::SlowRequest, "the request body arrives too slowly".to_owned()),

@@ -41,6 +41,7 @@ impl RequestGuard {
     pub(crate) fn new(downstream: Rc<Downstream>, request: &Request<Incoming>) -> Box<Self> {
         let is_logged = downstream.worker.shared.access_log != AccessLog::Off;
         let log = RequestLog {
+            security: downstream.security(),
             downstream,
             started: Instant::now(),
             version: request.version(),
@@ -149,6 +150,7 @@ impl Drop for RequestGuard {
         let log = &self.log;
         self.worker().handles.finished(&FinishedRequest {
             direction: log.downstream.direction,
+            security: log.security,
             method: &log.method,
             version: log.version,
             rule_name: log.rule_name.as_ref(),

@@ -164,6 +164,7 @@ impl<'a> RetryState<'a> {
             Failure::AttemptTimeout { connected: true } => self.retry_by_rule("timeout", false),
             Failure::NoEndpoints(_)
             | Failure::Overflow
+            | Failure::NoCertificate(_)
             | Failure::BadRequestBody
             | Failure::SlowRequestBody
             | Failure::Protocol(_)

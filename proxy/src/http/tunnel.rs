@@ -10,7 +10,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::Either;
 use http::{Request, Response, StatusCode};
-use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 
@@ -28,7 +27,7 @@ use crate::table::route::Rule;
 use crate::tcp::{self, End};
 use crate::telemetry::access::SERVICE_ADDRESS;
 use crate::telemetry::alive;
-use crate::upstream::connect::connect;
+use crate::upstream::connect::{Connected, NotConnected, connect};
 use crate::upstream::fallback;
 use crate::upstream::shared_cluster::{Kind, Permit};
 
@@ -59,21 +58,28 @@ pub(crate) async fn open(
     let connecting = connect(&worker, cluster, subset, affinity, &mut guard.log.attempts);
     let connected = match rule.request_timeout {
         None => connecting.await,
-        Some(timeout) => timeout_at(started + timeout, connecting).await.unwrap_or(Err((Reason::RequestTimeout, None))),
+        Some(timeout) => timeout_at(started + timeout, connecting).await.unwrap_or(Err(NotConnected {
+            reason: Reason::RequestTimeout,
+            endpoint: None,
+            error: None,
+        })),
     };
     let upstream = match connected {
-        Ok((endpoint, stream)) => {
-            guard.log.endpoint = Some(endpoint);
+        Ok(Connected { endpoint, stream, security }) => {
+            (guard.log.endpoint, guard.log.security) = (Some(endpoint), security);
             guard.log.via = (Some(endpoint) == cluster.address).then_some(SERVICE_ADDRESS);
             stream
         }
-        Err((reason, endpoint)) => {
+        Err(NotConnected { reason, endpoint, error }) => {
             guard.log.endpoint = endpoint;
             let name = &cluster.name;
             let text = match reason {
                 Reason::NoEndpoints | Reason::NoLocalEndpoints => fallback::text(reason, name),
                 Reason::RequestTimeout => format!("connecting to {name} timed out"),
-                _ => format!("connecting to {name} failed"),
+                _ => match error {
+                    Some(error) => format!("connecting to {name} failed: {error}"),
+                    None => format!("connecting to {name} failed"),
+                },
             };
             return Err(Answer::new(reason, text));
         }
@@ -86,7 +92,7 @@ pub(crate) async fn open(
 }
 
 /// Starts the task that relays the tunnel, once the client's connection or stream is handed over to it.
-fn spawn_relay(body: Incoming, upstream: TcpStream, permit: Permit, downstream: Rc<Downstream>) -> Handover {
+fn spawn_relay(body: Incoming, upstream: Stream, permit: Permit, downstream: Rc<Downstream>) -> Handover {
     let (end, handover) = match body {
         Incoming::Http2(body) => {
             let ((next, sent), received) = (oneshot::channel(), body.into_stream());
@@ -106,7 +112,7 @@ fn spawn_relay(body: Incoming, upstream: TcpStream, permit: Permit, downstream: 
         match end.await {
             Some(end) => drop(tcp::relay(end, upstream.into(), shared.timeouts.idle, &shared.drain).await),
             // The client disconnected before the handover.
-            None => Stream::Plain(upstream).abort(),
+            None => upstream.abort(),
         }
     });
     handover

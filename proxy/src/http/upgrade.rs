@@ -7,7 +7,6 @@ use tokio::sync::oneshot;
 
 use super::guard::RequestGuard;
 use super::response_body::{Content, Handover};
-use crate::stream::Stream;
 use crate::tcp::{self, End};
 use crate::telemetry::alive;
 use crate::upstream::endpoint::Lease;
@@ -27,7 +26,7 @@ pub(crate) fn switch(
         // Held for the duration of the relay: counts as in flight at the endpoint and against the connection limit.
         let _lease = lease;
         let (end, Some(Upgraded { stream, read, permit: _permit })) = (end.await, upstream) else { return };
-        let (stream, shared) = (Stream::Plain(stream), &downstream.worker.shared);
+        let shared = &downstream.worker.shared;
         match end {
             Ok(end) => drop(tcp::relay(end, End { stream, read }, shared.timeouts.idle, &shared.drain).await),
             // The client disconnected before the handover.

@@ -27,8 +27,8 @@ const REQUEST_MAX: Duration = Duration::from_secs(15);
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 
 /// Where the authority is, and how this pod proves itself to it.
-#[derive(Clone, Debug)]
-pub(crate) struct Authority {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Authority {
     host: String,
     port: u16,
     path: String,
@@ -38,7 +38,7 @@ pub(crate) struct Authority {
 /// Why a URL is not that of an authority.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("it is not a URL like https://HOST:PORT/PATH")]
-pub(crate) struct UrlError;
+pub struct UrlError;
 
 /// Why there is no answer. None of the texts has the token.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +71,7 @@ struct RefusalBody {
 
 impl Authority {
     /// An authority at a URL; `token` is the file with the token.
-    pub(crate) fn new(url: &str, token: PathBuf) -> Result<Self, UrlError> {
+    pub fn new(url: &str, token: PathBuf) -> Result<Self, UrlError> {
         let url: Uri = url.parse().map_err(|_| UrlError)?;
         let (Some("https"), Some(host)) = (url.scheme_str(), url.host().filter(|host| !host.is_empty())) else {
             return Err(UrlError);

@@ -248,7 +248,7 @@ mod tests {
             let pod = id(POD);
             let trust =
                 Trust::new(pod.trust_domain().clone(), id(OPERATOR), root.fingerprints(), None, metrics.clone());
-            let (trust, slot) = (Arc::new(trust), Arc::new(Slot::default()));
+            let (trust, slot) = (Arc::new(trust), Arc::new(Slot::new(true)));
             let ahead: Arc<AtomicU64> = Arc::default();
             let seconds = ahead.clone();
             let clock = Box::new(move || machine_time() + Duration::from_secs(seconds.load(Ordering::Relaxed)));
@@ -370,7 +370,7 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         assert!(pod.renewals("unreachable") > 0, "a renewal was due: {}", pod.metrics());
-        let fake = Fake::start_at(address, &root, Behaviour { now: machine_time(), ..short }).await;
+        let fake = Fake::start_at(address, &root, short).await;
         pod.until("renewed", |pod| pod.not_after() > Some(first)).await;
         assert!(machine_time().as_secs() < first, "before the first one expired");
         assert_ne!(fake.keys()[0], key, "with a key of its own");
@@ -383,7 +383,7 @@ mod tests {
         let pod = Pod::start(&fake.url(), &root, &token);
         pod.until("certified", |pod| pod.slot.load().is_some()).await;
         let later = machine_time() + 3 * DAY;
-        fake.change(|behaviour| behaviour.now = later);
+        fake.change(|behaviour| behaviour.now = Some(later));
         pod.ahead.store(3 * DAY.as_secs(), Ordering::Relaxed);
         pod.until("certified again", |pod| pod.not_after() > Some(later.as_secs())).await;
         assert_eq!(pod.renewals("issued"), 2);
@@ -401,7 +401,7 @@ mod tests {
             ("two days ahead", now - 2 * DAY, Some(("later; either it was not renewed, or a clock", DAY.as_secs()))),
         ] {
             let root = Root::at(of_authority);
-            let fake = Fake::start(&root, Behaviour { now: of_authority, ..Behaviour::new(&root) }).await;
+            let fake = Fake::start(&root, Behaviour { now: Some(of_authority), ..Behaviour::new(&root) }).await;
             let pod = Pod::start(&fake.url(), &root, &token);
             let Some((expected, seconds)) = expected else {
                 pod.until(desc, |pod| pod.readiness.is_ready()).await;

@@ -1,27 +1,45 @@
-//! Who this pod is: its certificate and key, and the roots that it trusts.
+//! Who this pod is: its certificate and key, the roots that it trusts, and the TLS configurations made of both.
 //!
 //! ```text
-//! authority   one request: token + CSR -> certificate     schedule   when to make one
-//! ca          keeps a certificate, and puts each into the Slot
+//! source      where it comes from: files, or
+//! ca          the certificate authority: authority makes a request, schedule says when
 //! trust       the roots that are held, and what may replace them
 //! ```
 //!
-//! A source puts each new [`Identity`] into the [`Slot`], and connections that are made from then on use it. Open
+//! A [`source`] puts each new [`Identity`] into the [`Slot`], and connections that are made from then on use it. Open
 //! connections keep the one that they were made with.
 
-pub(crate) mod authority;
+pub mod authority;
 pub(crate) mod ca;
 #[cfg(test)]
 pub(crate) mod fake;
 mod schedule;
+pub mod source;
 pub(crate) mod trust;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use arc_swap::ArcSwapOption;
-use rustls::sign::CertifiedKey;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, ServerConfig};
+use tokio_util::sync::CancellationToken;
+use weft_config::MtlsMode;
+use weft_identity::tls::{self, Trust};
 use weft_identity::verify::{self, Purpose};
 use weft_identity::{SpiffeId, TrustBundle, UnixTime};
+
+/// What two proxies of the mesh speak inside of their TLS, by ALPN. A ClientHello without one of these names is the
+/// application's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// Any bytes; the server's proxy detects what they are.
+    Tcp,
+}
 
 /// Who this pod is, and whom it trusts.
 pub(crate) struct Identity {
@@ -29,12 +47,21 @@ pub(crate) struct Identity {
     pub(crate) bundle: Arc<TrustBundle>,
     /// When the certificate expires.
     pub(crate) not_after: UnixTime,
+    /// For connections of other proxies of the mesh.
+    pub(crate) server: Arc<ServerConfig>,
+    certificate: Arc<SingleCertAndKey>,
 }
 
-/// The identity of this pod at present.
-#[derive(Debug, Default)]
+/// The identity of this pod at present, and what is to be done without one.
+#[derive(Debug)]
 pub(crate) struct Slot {
     current: ArcSwapOption<Identity>,
+    /// Cancelled when there is one.
+    synced: CancellationToken,
+    /// This pod has an identity, or will have one when its source has delivered it.
+    is_expected: bool,
+    /// A [`MtlsMode`], or [`UNKNOWN`].
+    outbound: AtomicU8,
 }
 
 /// Why a certificate cannot be used.
@@ -43,6 +70,33 @@ pub(crate) enum Error {
     /// Peers would refuse it.
     #[error("peers would refuse the certificate: {0}")]
     Certificate(#[source] verify::Error),
+    /// rustls refuses it.
+    #[error("the certificate cannot be used in TLS: {0}")]
+    Tls(#[source] rustls::Error),
+}
+
+/// The mode of outbound connections is not known yet.
+const UNKNOWN: u8 = u8::MAX;
+
+// === impl Protocol ===
+
+impl Protocol {
+    /// All, in the order that a server prefers.
+    pub(crate) const ALL: [Self; 3] = [Self::Http1, Self::Http2, Self::Tcp];
+
+    /// Its name in ALPN.
+    pub(crate) fn alpn(self) -> &'static [u8] {
+        match self {
+            Self::Http1 => b"weft-http/1.1",
+            Self::Http2 => b"weft-h2",
+            Self::Tcp => b"weft-tcp",
+        }
+    }
+
+    /// The protocol of a name in ALPN, if it is one of these.
+    pub(crate) fn of_alpn(name: &[u8]) -> Option<Self> {
+        Self::ALL.into_iter().find(|protocol| protocol.alpn() == name)
+    }
 }
 
 // === impl Identity ===
@@ -53,7 +107,15 @@ impl Identity {
     pub(crate) fn new(certified: CertifiedKey, bundle: Arc<TrustBundle>, now: UnixTime) -> Result<Self, Error> {
         verify::verify(&certified.cert, &bundle, Purpose::Client, now).map_err(Error::Certificate)?;
         let own = verify::verify(&certified.cert, &bundle, Purpose::Server, now).map_err(Error::Certificate)?;
-        Ok(Self { id: own.id, bundle, not_after: own.not_after })
+        let certificate = Arc::new(SingleCertAndKey::from(certified));
+        let alpn = Protocol::ALL.map(Protocol::alpn);
+        let server = tls::mutual_server(bundle.clone(), certificate.clone(), &alpn).map_err(Error::Tls)?;
+        Ok(Self { id: own.id, bundle, not_after: own.not_after, server: Arc::new(server), certificate })
+    }
+
+    /// The configuration for a connection to `peer`, and to nobody else.
+    pub(crate) fn client(&self, peer: SpiffeId, protocol: Protocol) -> Result<ClientConfig, rustls::Error> {
+        tls::client(Trust::Bundle(self.bundle.clone()), peer, Some(self.certificate.clone()), &[protocol.alpn()])
     }
 }
 
@@ -66,14 +128,84 @@ impl std::fmt::Debug for Identity {
 // === impl Slot ===
 
 impl Slot {
+    /// Without an identity. `is_expected`: a source will deliver one.
+    pub(crate) fn new(is_expected: bool) -> Self {
+        Self {
+            current: ArcSwapOption::empty(),
+            synced: CancellationToken::new(),
+            is_expected,
+            outbound: AtomicU8::new(UNKNOWN),
+        }
+    }
+
     /// The identity at present.
     pub(crate) fn load(&self) -> Option<Arc<Identity>> {
         self.current.load_full()
+    }
+
+    /// Waits for the first identity, if one is expected.
+    pub(crate) async fn synced(&self) {
+        if self.is_expected {
+            self.synced.cancelled().await;
+        }
+    }
+
+    /// Whether this pod has an identity, or will have one.
+    pub(crate) fn is_expected(&self) -> bool {
+        self.is_expected
     }
 
     /// Replaces the identity.
     pub(crate) fn set(&self, identity: Identity) {
         tracing::info!(id = %identity.id, not_after = weft_identity::rfc3339(identity.not_after), "identity in use");
         self.current.store(Some(Arc::new(identity)));
+        self.synced.cancel();
+    }
+
+    /// Sets the mode of outbound connections.
+    pub(crate) fn set_outbound(&self, mode: MtlsMode) {
+        self.outbound.store(mode as u8, Ordering::Relaxed);
+    }
+
+    /// Whether requests may be sent in plaintext. As long as a pod with an identity does not know its mode, they may
+    /// not: the mode could be Strict.
+    pub(crate) fn may_send_plaintext(&self) -> bool {
+        match self.outbound.load(Ordering::Relaxed) {
+            UNKNOWN => !self.is_expected,
+            mode => mode != MtlsMode::Strict as u8,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plaintext_is_sent_only_in_permissive_mode() {
+        for (desc, is_expected, mode, expected) in [
+            ("no identity, no documents", false, None, true),
+            ("no identity", false, Some(MtlsMode::Permissive), true),
+            ("no identity and Strict", false, Some(MtlsMode::Strict), false),
+            ("mode not known", true, None, false),
+            ("Permissive", true, Some(MtlsMode::Permissive), true),
+            ("Strict", true, Some(MtlsMode::Strict), false),
+        ] {
+            let slot = Slot::new(is_expected);
+            if let Some(mode) = mode {
+                slot.set_outbound(mode);
+            }
+            assert_eq!(slot.may_send_plaintext(), expected, "{desc}");
+        }
+    }
+
+    #[test]
+    fn names_in_alpn_are_told_apart() {
+        for protocol in Protocol::ALL {
+            assert_eq!(Protocol::of_alpn(protocol.alpn()), Some(protocol));
+        }
+        for name in [&b"h2"[..], b"http/1.1", b"", b"weft", b"weft-tcp2", b"Weft-Tcp"] {
+            assert_eq!(Protocol::of_alpn(name), None, "{name:?}");
+        }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use hashbrown::HashMap;
 use weft_balance::{Members, SlowStart, outlier};
 use weft_config as wire;
+use weft_identity::Account;
 
 use crate::affinity::{HashOn, Sticky};
 use crate::bootstrap::Pod;
@@ -42,6 +43,8 @@ pub(crate) struct Cluster {
     pub(crate) members: Members,
     /// Which endpoints are pods with a proxy.
     pub(crate) with_proxy: Box<[bool]>,
+    /// Whom the endpoints prove to be; `None` for those without an identity. Empty: none has one.
+    pub(crate) accounts: Box<[Option<Account>]>,
 }
 
 impl Cluster {
@@ -111,6 +114,7 @@ impl Cluster {
             None => None,
             Some(on) => Some(HashOn::compile(on).ok_or_else(|| CompileError::Header(format!("{on:?}")))?),
         };
+        let accounts = accounts(namespace, &endpoints)?;
         Ok(Self {
             name: format!("{namespace}/{service}:{port}").into(),
             http2: protocol == wire::Protocol::Http2,
@@ -136,10 +140,46 @@ impl Cluster {
                 subsets,
                 priorities: if has_priorities { endpoints.iter().map(priority).collect() } else { Box::default() },
             },
+            accounts,
             with_proxy: endpoints.iter().map(|endpoint| endpoint.has_proxy).collect(),
             endpoints: endpoints.into_iter().map(|endpoint| endpoint.address).collect(),
         })
     }
+}
+
+impl Cluster {
+    /// Whom an endpoint proves to be, by its place in `endpoints`.
+    pub(crate) fn account(&self, at: usize) -> Option<&Account> {
+        self.accounts.get(at)?.as_ref()
+    }
+
+    /// Whom all endpoints prove to be; the inner `None`: none has an identity. The outer one: they differ.
+    pub(crate) fn common_account(&self) -> Option<Option<&Account>> {
+        let Some(first) = self.accounts.first() else { return Some(None) };
+        self.accounts.iter().all(|account| account == first).then_some(first.as_ref())
+    }
+}
+
+/// Whom the endpoints prove to be. Most of them are the same account, which they share.
+fn accounts(namespace: &str, endpoints: &[wire::Endpoint]) -> Result<Box<[Option<Account>]>, CompileError> {
+    if endpoints.iter().all(|endpoint| endpoint.service_account.is_none()) {
+        return Ok(Box::default());
+    }
+    let mut known: HashMap<&str, Account> = HashMap::new();
+    let mut accounts = Vec::with_capacity(endpoints.len());
+    for endpoint in endpoints {
+        accounts.push(match endpoint.service_account.as_deref() {
+            None => None,
+            Some(name) => {
+                if !known.contains_key(name) {
+                    let account = Account::new(namespace, name).map_err(CompileError::Account)?;
+                    known.insert(name, account);
+                }
+                known.get(name).cloned()
+            }
+        });
+    }
+    Ok(accounts.into())
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ pub(crate) struct Inbound {
     pub(crate) policies: Policies,
     /// By namespace, service and port.
     pub(crate) routes: HashMap<(Arc<str>, Arc<str>, u16), Arc<Routes>>,
+    pub(crate) mtls: wire::Mtls,
     pub(crate) dependencies: Vec<Arc<str>>,
     /// The zone of this pod's node, if the document has it.
     pub(crate) zone: Option<String>,
@@ -24,7 +25,7 @@ pub(crate) struct Inbound {
 impl Inbound {
     /// Compiles an inbound document, with the policies that target this pod.
     pub(crate) fn compile(pod: &Pod, inbound: wire::Inbound) -> Result<Self, CompileError> {
-        let wire::Inbound { policies, routes, dependencies, zones, relabelled } = inbound;
+        let wire::Inbound { policies, routes, mtls, dependencies, zones, relabelled } = inbound;
         let mut by_port = HashMap::new();
         for wire::ConsumerRoutes { service, port, table } in routes {
             let key = (service.namespace.as_str().into(), service.name.as_str().into(), port);
@@ -33,6 +34,7 @@ impl Inbound {
         Ok(Self {
             policies: Policies::compile(pod, relabelled.get(&pod.uid).unwrap_or(&pod.labels), policies)?,
             routes: by_port,
+            mtls,
             dependencies: dependencies.iter().map(|name| name.as_str().into()).collect(),
             zone: zones.into_iter().find(|(_, nodes)| nodes.contains(&pod.node)).map(|(zone, _)| zone),
         })

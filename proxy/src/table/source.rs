@@ -2,11 +2,10 @@
 //! behind it is the same for both.
 
 use std::fmt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -20,8 +19,8 @@ use weft_config::bootstrap as contract;
 use weft_config::{Envelope, Written};
 use weft_runtime::watch::Backoff;
 
-/// How often files are checked for changes.
-const POLL: Duration = Duration::from_millis(100);
+use crate::file::{POLL, version};
+
 /// Connect timeout for the API server.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// Write timeout for the API server. There is no read timeout: a watch is silent for up to 290 s, and kube's watcher ends
@@ -169,12 +168,6 @@ async fn watch_file(directory: PathBuf, document: Document, events: mpsc::Sender
         }
         tokio::time::sleep(POLL).await;
     }
-}
-
-/// Identifies the version of a file without reading it. None: there is no file.
-fn version(path: &Path) -> Option<(u64, u64, SystemTime)> {
-    let metadata = std::fs::metadata(path).ok()?;
-    Some((metadata.ino(), metadata.len(), metadata.modified().ok()?))
 }
 
 impl fmt::Display for Document {

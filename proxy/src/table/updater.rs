@@ -21,6 +21,7 @@ use super::store::Store;
 use super::{Table, cache};
 use crate::bootstrap::Pod;
 use crate::clock::uptime_seconds;
+use crate::identity::Slot;
 use crate::identity::trust::{Held, Trust};
 use crate::telemetry::config::{ConfigMetrics, DocumentMetrics};
 
@@ -44,6 +45,7 @@ pub(crate) struct Updater {
     trust: Option<Arc<Trust>>,
     source: Source,
     cache: Option<PathBuf>,
+    identity: Arc<Slot>,
     store: Arc<Store>,
     requests: mpsc::Receiver<Arc<str>>,
     events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
@@ -83,6 +85,7 @@ impl Updater {
         trust: Option<Arc<Trust>>,
         source: Source,
         cache: Option<PathBuf>,
+        identity: Arc<Slot>,
         metrics: ConfigMetrics,
         part: Part,
     ) -> (Arc<Store>, Self) {
@@ -92,6 +95,7 @@ impl Updater {
             trust,
             source,
             cache,
+            identity,
             store: store.clone(),
             requests,
             events: mpsc::channel(64),
@@ -273,6 +277,7 @@ impl Updater {
             }
             Compiled::Inbound(inbound) => {
                 let (dependencies, zone) = (inbound.dependencies.clone(), inbound.zone.clone());
+                self.identity.set_outbound(inbound.mtls.outbound);
                 self.store.swap(|table| Table { inbound, ..table.clone() });
                 self.set_zone(zone);
                 for namespace in dependencies {
@@ -501,7 +506,8 @@ mod tests {
         let metrics = ConfigMetrics::new(&mut Registry::default());
         let readiness = Readiness::default();
         let source = Source::Directory(folder.clone());
-        let (store, updater) = Updater::new(pod, None, source, None, metrics, readiness.part("configuration"));
+        let (part, slot) = (readiness.part("configuration"), Arc::new(Slot::new(false)));
+        let (store, updater) = Updater::new(pod, None, source, None, slot, metrics, part);
         let updater = tokio::spawn(updater.run());
         let priorities = async |expected: &[u8]| {
             for _ in 0..500 {
@@ -538,7 +544,10 @@ mod tests {
         let trust = Arc::new(Trust::new(domain(), of_proxy, first, None, IdentityMetrics::default()));
         let source = Source::Directory("/nowhere".into());
         let part = readiness.part("configuration");
-        let (_store, mut updater) = Updater::new(Pod::default(), Some(trust.clone()), source, None, metrics, part);
+        let (_store, mut updater) = {
+            let slot = Arc::new(Slot::new(true));
+            Updater::new(Pod::default(), Some(trust.clone()), source, None, slot, metrics, part)
+        };
         updater.open(Document::Trust);
         let document = |generation, signer: &Root, roots: &[&Root]| {
             let written = Written { generation, ..Written::default() };
@@ -574,7 +583,10 @@ mod tests {
         let pod = Pod { namespace: "shop".into(), ..Pod::default() };
         let source = Source::Directory("/nowhere".into());
         let part = readiness.part("configuration");
-        let (store, updater) = Updater::new(pod, Some(trust.clone()), source, None, metrics, part);
+        let (store, updater) = {
+            let slot = Arc::new(Slot::new(true));
+            Updater::new(pod, Some(trust.clone()), source, None, slot, metrics, part)
+        };
         let events = updater.events.0.clone();
         let updater = tokio::spawn(updater.run());
         let until = async |what: &str, is_so: &dyn Fn() -> bool| {
@@ -620,8 +632,10 @@ mod tests {
         let pod = Pod { namespace: "shop".into(), ..Pod::default() };
         let metrics = ConfigMetrics::new(&mut Registry::default());
         let part = Readiness::default().part("configuration");
-        let (store, updater) =
-            Updater::new(pod, None, Source::Directory(folder.join("none")), Some(folder.clone()), metrics, part);
+        let (store, updater) = {
+            let (source, cache) = (Source::Directory(folder.join("none")), Some(folder.clone()));
+            Updater::new(pod, None, source, cache, Arc::new(Slot::new(false)), metrics, part)
+        };
         let events = updater.events.0.clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let (done, keep) = tokio::sync::oneshot::channel::<()>();

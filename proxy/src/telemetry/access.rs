@@ -2,7 +2,6 @@
 //! that failed. `source` is the object and rule that decided the outcome, `reason` why the proxy itself responded or
 //! closed. docs/reference/access-log.md has all fields.
 
-use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,9 +14,12 @@ use weft_codec::http1::parse::BadMessage;
 use weft_config::bootstrap::AccessLog;
 
 use super::RpcStatus;
+use super::handles::FinishedConnection;
 use crate::downstream::Downstream;
 use crate::reason::Reason;
+use crate::security::Security;
 use crate::tcp::{RelayError, Relayed};
+use crate::tls;
 use crate::value::RuleName;
 
 /// The value of `via` for the Service's own address (ClusterIP), where the kernel picks the endpoint.
@@ -43,6 +45,19 @@ pub(super) const FIELDS: &[(&str, &str, &str)] = &[
     ("dst.addr", "both", "address that the client connected to, before redirection"),
     ("dst.service", "both", "Service port, `namespace/service:port`; inbound: the one that this pod is an endpoint of"),
     ("dst.endpoint", "both", "address that the request or connection was sent to last"),
+    (
+        "security",
+        "both",
+        "`mtls`: encrypted, and both sides proved who they are; `plaintext`; `passthrough`: not to the mesh; `tls`: by a \
+         certificate of a proxy outside of a pod. Inbound: from the client; outbound: to the endpoint",
+    ),
+    (
+        "plaintext",
+        "both",
+        "why: `permissive`: the client proved no identity, and need not; `outside-mesh`: the endpoint has none; \
+         `no-identity`: this proxy has none",
+    ),
+    ("src.identity", "both", "who the client is, by its certificate; inbound only"),
     ("via", "both", "`service-address`: the Service's own address was used instead of an endpoint"),
     (
         "source",
@@ -82,12 +97,14 @@ pub(crate) struct ConnectionLog {
     pub(crate) downstream: Rc<Downstream>,
     pub(crate) cluster: Option<Arc<str>>,
     pub(crate) endpoint: Option<SocketAddr>,
+    /// Of the connection from downstream if that is from another pod, else of the one to upstream.
+    pub(crate) security: Security,
     /// How the connection was routed, if not by picking an endpoint.
     pub(crate) via: Option<&'static str>,
     pub(crate) rule_name: Option<Arc<RuleName>>,
     pub(crate) reason: Option<Reason>,
-    /// The I/O error behind `reason`, if there is one.
-    pub(crate) error: Option<io::Error>,
+    /// The error behind `reason`, if there is one.
+    pub(crate) error: Option<Box<dyn std::error::Error>>,
     /// The server name (SNI) of a TLS client, if a rule had to match it.
     pub(crate) server_name: Option<String>,
     /// Bytes sent upstream.
@@ -108,6 +125,8 @@ pub(crate) struct RequestLog {
     pub(crate) rule_name: Option<Arc<RuleName>>,
     pub(crate) cluster: Option<Arc<str>>,
     pub(crate) endpoint: Option<SocketAddr>,
+    /// As for connections.
+    pub(crate) security: Security,
     /// How `endpoint` was reached, if the proxy did not pick it.
     pub(crate) via: Option<&'static str>,
     /// All attempts, hedges included.
@@ -146,6 +165,7 @@ impl ConnectionLog {
             downstream: downstream.clone(),
             cluster: None,
             endpoint: None,
+            security: downstream.security(),
             via: None,
             rule_name: None,
             reason: None,
@@ -163,11 +183,13 @@ impl ConnectionLog {
         let Err(error) = outcome else { return };
         let (reason, error) = match error {
             RelayError::Downstream(error) => (Reason::DownstreamReset, Some(error)),
+            // The endpoint's proxy refused this one's certificate.
+            RelayError::Upstream(error) if tls::is_refusal(&error) => (Reason::MtlsHandshake, Some(error)),
             RelayError::Upstream(error) => (Reason::UpstreamReset, Some(error)),
             RelayError::IdleTimeout => (Reason::IdleTimeout, None),
             RelayError::Drained => (Reason::Draining, None),
         };
-        (self.reason, self.error) = (Some(reason), error);
+        (self.reason, self.error) = (Some(reason), error.map(Into::into));
     }
 }
 
@@ -234,6 +256,11 @@ fn trace_id(value: &str) -> Option<&str> {
     is_id.then_some(id)
 }
 
+/// A text that is logged unless it is empty.
+fn text(text: &'static str) -> Option<&'static str> {
+    (!text.is_empty()).then_some(text)
+}
+
 /// Milliseconds, to the microsecond.
 fn milliseconds(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1000.0
@@ -275,6 +302,9 @@ pub(crate) fn request(note: &RequestLog, bytes: u64) {
         response_complete = note.response_complete,
         dst.service = note.cluster.as_deref(),
         dst.endpoint = note.endpoint.map(tracing::field::display),
+        security = text(note.security.as_str()),
+        plaintext = text(note.security.why()),
+        src.identity = downstream.caller.get().map(|caller| tracing::field::display(&caller.id)),
         via = note.via,
         attempts = note.attempts,
         hedges = (note.hedges > 0).then_some(note.hedges),
@@ -288,7 +318,7 @@ pub(crate) fn request(note: &RequestLog, bytes: u64) {
 /// Logs and counts input that is not a valid HTTP request.
 pub(crate) fn refused(downstream: &Downstream, bad: &BadMessage) {
     let status = bad.status.as_u16();
-    downstream.worker.handles.refused(downstream.direction, status);
+    downstream.worker.handles.refused(downstream.direction, downstream.security(), status);
     if !is_logged(downstream.worker.shared.access_log, true) {
         return;
     }
@@ -308,7 +338,14 @@ pub(crate) fn refused(downstream: &Downstream, bad: &BadMessage) {
 pub(crate) fn connection(note: ConnectionLog) {
     let downstream = &note.downstream;
     let service = note.cluster.as_deref();
-    downstream.worker.handles.connection_finished(downstream.direction, service, note.reason, note.sent, note.received);
+    downstream.worker.handles.connection_finished(&FinishedConnection {
+        direction: downstream.direction,
+        service,
+        security: note.security,
+        reason: note.reason,
+        sent: note.sent,
+        received: note.received,
+    });
     if !is_logged(downstream.worker.shared.access_log, note.reason.is_some_and(Reason::is_failure)) {
         return;
     }
@@ -323,6 +360,9 @@ pub(crate) fn connection(note: ConnectionLog) {
         server_name = note.server_name.as_deref(),
         dst.service = note.cluster.as_deref(),
         dst.endpoint = note.endpoint.map(tracing::field::display),
+        security = text(note.security.as_str()),
+        plaintext = text(note.security.why()),
+        src.identity = downstream.caller.get().map(|caller| tracing::field::display(&caller.id)),
         via = note.via,
         sent_bytes = note.sent,
         received_bytes = note.received,

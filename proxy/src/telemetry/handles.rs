@@ -18,6 +18,7 @@ use super::labels::{
 use super::metrics::Metrics;
 use crate::direction::Direction;
 use crate::reason::Reason;
+use crate::security::Security;
 use crate::value::RuleName;
 
 /// Handles that a worker caches. When there are more, it clears the cache.
@@ -36,6 +37,7 @@ pub(crate) struct Handles {
 /// A completed request.
 pub(crate) struct FinishedRequest<'a> {
     pub(crate) direction: Direction,
+    pub(crate) security: Security,
     pub(crate) method: &'a Method,
     pub(crate) version: Version,
     /// The rule that decided, if any did.
@@ -49,6 +51,19 @@ pub(crate) struct FinishedRequest<'a> {
     /// Why the response is incomplete, if it is.
     pub(crate) body_error: Option<Reason>,
     pub(crate) duration: Duration,
+}
+
+/// A TCP connection that was closed or refused.
+pub(crate) struct FinishedConnection<'a> {
+    pub(crate) direction: Direction,
+    pub(crate) service: Option<&'a str>,
+    pub(crate) security: Security,
+    /// Why it did not end by itself, if it did not.
+    pub(crate) reason: Option<Reason>,
+    /// Bytes that it carried upstream.
+    pub(crate) sent: u64,
+    /// Bytes that it carried back.
+    pub(crate) received: u64,
 }
 
 struct DirectionHandle {
@@ -70,6 +85,7 @@ pub(crate) struct Open(Gauge);
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct RequestKey {
     direction: Direction,
+    security: Security,
     method: &'static str,
     version: Version,
     /// The addresses of the names of rule and service.
@@ -123,6 +139,7 @@ impl Handles {
     pub(crate) fn finished(&self, request: &FinishedRequest<'_>) {
         let key = RequestKey {
             direction: request.direction,
+            security: request.security,
             method: labels::method(request.method),
             version: request.version,
             rule: request.rule_name.map_or(0, |name| Arc::as_ptr(name) as usize),
@@ -151,6 +168,7 @@ impl Handles {
             reason: ReasonValue(key.reason),
             http_response_status_code: key.status,
             rpc_status_code: RpcValue(key.rpc_status),
+            security: key.security.into(),
         };
         let of_http = |url_scheme| ServerLabels {
             service,
@@ -173,7 +191,7 @@ impl Handles {
     }
 
     /// Counts input that is not a valid HTTP request.
-    pub(crate) fn refused(&self, direction: Direction, status: u16) {
+    pub(crate) fn refused(&self, direction: Direction, security: Security, status: u16) {
         let labels = RequestLabels {
             direction,
             service: String::new(),
@@ -181,6 +199,7 @@ impl Handles {
             reason: ReasonValue(Some(Reason::BadRequest)),
             http_response_status_code: status,
             rpc_status_code: RpcValue(None),
+            security: security.into(),
         };
         self.metrics.requests.get_or_create(&labels).inc();
     }
@@ -209,20 +228,14 @@ impl Handles {
         self.metrics.service_address.get_or_create(&labels).inc();
     }
 
-    /// Counts a TCP connection that was closed or refused, and the bytes that it carried upstream and back.
-    pub(crate) fn connection_finished(
-        &self,
-        direction: Direction,
-        service: Option<&str>,
-        reason: Option<Reason>,
-        sent: u64,
-        received: u64,
-    ) {
+    /// Counts a TCP connection, and the bytes that it carried.
+    pub(crate) fn connection_finished(&self, connection: &FinishedConnection<'_>) {
+        let FinishedConnection { direction, service, security, reason, sent, received } = *connection;
         let service = service.unwrap_or_default().to_owned();
         let bytes = BytesLabels { direction, service: service.clone() };
         self.metrics.sent.get_or_create(&bytes).inc_by(sent);
         self.metrics.received.get_or_create(&bytes).inc_by(received);
-        let labels = ConnectionLabels { direction, service, reason: ReasonValue(reason) };
+        let labels = ConnectionLabels { direction, service, reason: ReasonValue(reason), security: security.into() };
         self.metrics.connections.get_or_create(&labels).inc();
     }
 }

@@ -11,6 +11,7 @@ use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEn
 
 use crate::direction::Direction;
 use crate::reason::Reason;
+use crate::security::Security;
 
 /// The value for anything that is not in a closed list.
 const OTHER: &str = "_OTHER";
@@ -82,6 +83,16 @@ pub(super) struct RequestLabels {
     pub(super) reason: ReasonValue,
     pub(super) http_response_status_code: u16,
     pub(super) rpc_status_code: RpcValue,
+    #[prometheus(flatten)]
+    pub(super) security: SecurityLabels,
+}
+
+/// How a connection is secured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct SecurityLabels {
+    pub(super) security: &'static str,
+    /// Why it is plaintext.
+    pub(super) plaintext: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -118,6 +129,8 @@ pub(super) struct ConnectionLabels {
     pub(super) direction: Direction,
     pub(super) service: String,
     pub(super) reason: ReasonValue,
+    #[prometheus(flatten)]
+    pub(super) security: SecurityLabels,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -167,6 +180,14 @@ impl RpcStatus {
     /// Whether it is a failure of the server, like a status of 500 or more in HTTP.
     pub(crate) fn is_failure(self) -> bool {
         self.0 == OTHER || RPC_FAILURES.contains(&self.0)
+    }
+}
+
+// === impl SecurityLabels ===
+
+impl From<Security> for SecurityLabels {
+    fn from(security: Security) -> Self {
+        Self { security: security.as_str(), plaintext: security.why() }
     }
 }
 

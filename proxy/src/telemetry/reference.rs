@@ -13,12 +13,13 @@ use weft_runtime::reference::{check, metrics_table};
 
 use super::access::FIELDS;
 use super::config::{ConfigMetrics, DocumentMetrics};
-use super::handles::{FinishedRequest, Handles};
+use super::handles::{FinishedConnection, FinishedRequest, Handles};
 use super::identity::IdentityMetrics;
 use super::metrics::Metrics;
 use super::{RpcStatus, alive};
 use crate::direction::Direction;
 use crate::reason::{Entry, Reason};
+use crate::security::Security;
 use crate::value::RuleName;
 
 fn page(name: &str) -> PathBuf {
@@ -45,7 +46,14 @@ fn page_of_metrics_lists_those_of_the_proxy() {
     handles.retry_refused(name, "budget");
     handles.mirrored(&service, "MeshRoute/shop/reviews/0", "answered");
     handles.by_service_address(&service);
-    handles.connection_finished(Direction::Inbound, name, None, 1, 1);
+    handles.connection_finished(&FinishedConnection {
+        direction: Direction::Inbound,
+        service: name,
+        security: Security::Mtls,
+        reason: None,
+        sent: 1,
+        received: 1,
+    });
     metrics.endpoints(&service).ejected("consecutive-5xx");
     metrics.set_healthy(&service, 1);
     metrics.set_unhealthy(&service, 1);
@@ -120,11 +128,11 @@ fn requests_are_counted_by_rule_and_service() {
     let page = encode();
     for expected in [
         "weft_requests_total{direction=\"inbound\",service=\"shop/reviews:9080\",source=\"MeshPolicy/shop/read-only/0\",\
-         reason=\"\",http_response_status_code=\"403\",rpc_status_code=\"\"} 1\n",
+         reason=\"\",http_response_status_code=\"403\",rpc_status_code=\"\",security=\"mtls\",plaintext=\"\"} 1\n",
         "weft_requests_total{direction=\"inbound\",service=\"shop/reviews:9080\",source=\"MeshPolicy/shop/read-only/1\",\
-         reason=\"\",http_response_status_code=\"403\",rpc_status_code=\"\"} 1\n",
+         reason=\"\",http_response_status_code=\"403\",rpc_status_code=\"\",security=\"mtls\",plaintext=\"\"} 1\n",
         "weft_requests_total{direction=\"outbound\",service=\"shop/reviews:9080\",source=\"\",reason=\"\",\
-         http_response_status_code=\"200\",rpc_status_code=\"UNAVAILABLE\"} 1\n",
+         http_response_status_code=\"200\",rpc_status_code=\"UNAVAILABLE\",security=\"mtls\",plaintext=\"\"} 1\n",
         "http_server_request_duration_seconds_count{service=\"shop/reviews:9080\",http_request_method=\"GET\",\
          http_response_status_code=\"403\",error_type=\"\",network_protocol_version=\"1.1\",url_scheme=\"https\"} 2\n",
         "http_client_request_duration_seconds_count{service=\"shop/reviews:9080\",http_request_method=\"_OTHER\",\
@@ -150,6 +158,7 @@ fn request<'a>(
 ) -> FinishedRequest<'a> {
     FinishedRequest {
         direction,
+        security: Security::Mtls,
         method: &Method::GET,
         version: Version::HTTP_11,
         rule_name,

@@ -13,11 +13,12 @@ use http::request::Parts;
 use weft_balance::outlier::{Detector, Outcome, OutlierStats};
 use weft_balance::{Candidates, Request, Rng, hash};
 
-use super::endpoint::{Endpoint, Lease};
+use super::endpoint::{Endpoint, Lease, Peer};
 use super::error::LeaseError;
 use super::fallback_state::FallbackState;
 use super::shared_cluster::{Kind, SharedCluster, SharedClusters};
 use crate::affinity::Affinity;
+use crate::identity::Slot;
 use crate::table::Cluster;
 use crate::telemetry::metrics::{EndpointHandles, Metrics};
 
@@ -35,6 +36,7 @@ pub(crate) struct ClusterState {
     pub(crate) fallback: FallbackState,
     pub(crate) shared: Arc<SharedCluster>,
     handles: EndpointHandles,
+    identity: Arc<Slot>,
 }
 
 /// No endpoint can be picked.
@@ -42,9 +44,17 @@ pub(crate) struct ClusterState {
 pub(crate) struct NoEndpoints;
 
 impl ClusterState {
-    pub(crate) fn new(cluster: &Arc<Cluster>, shared: &SharedClusters, metrics: &Metrics, now: Duration) -> Self {
+    pub(crate) fn new(
+        cluster: &Arc<Cluster>,
+        shared: &SharedClusters,
+        metrics: &Metrics,
+        identity: &Arc<Slot>,
+        now: Duration,
+    ) -> Self {
+        let endpoint = |(at, address)| Rc::new(Endpoint::new(address, Some(peer(cluster, at, identity)), now));
         let state = Self {
-            endpoints: RefCell::new(cluster.endpoints.iter().map(|at| Rc::new(Endpoint::new(*at, now))).collect()),
+            endpoints: RefCell::new(cluster.endpoints.iter().copied().enumerate().map(endpoint).collect()),
+            identity: identity.clone(),
             cluster: RefCell::new(cluster.clone()),
             candidates: RefCell::default(),
             ejected: Cell::new(0),
@@ -68,17 +78,26 @@ impl ClusterState {
             }
             return;
         }
-        if self.cluster.borrow().endpoints != cluster.endpoints {
+        let is_changed = {
+            let current = self.cluster.borrow();
+            current.endpoints != cluster.endpoints || current.accounts != cluster.accounts
+        };
+        if is_changed {
             let mut endpoints = self.endpoints.borrow_mut();
             let mut known: HashMap<SocketAddr, Rc<Endpoint>> =
                 endpoints.drain(..).map(|endpoint| (endpoint.address, endpoint)).collect();
-            let joined = |at: &SocketAddr| {
-                let endpoint = Rc::new(Endpoint::new(*at, now));
+            let joined = |at: usize| {
+                let peer = peer(cluster, at, &self.identity);
+                let endpoint = Rc::new(Endpoint::new(cluster.endpoints[at], Some(peer), now));
                 endpoint.joined.set(Some(now));
                 endpoint
             };
-            let kept = |at: &SocketAddr| known.remove(at).unwrap_or_else(|| joined(at));
-            *endpoints = cluster.endpoints.iter().map(kept).collect();
+            // Somebody else at the same address is another endpoint, with connections of its own.
+            let kept = |at: usize| {
+                let known = known.remove(&cluster.endpoints[at]);
+                known.filter(|known| known.account() == cluster.account(at)).unwrap_or_else(|| joined(at))
+            };
+            *endpoints = (0..cluster.endpoints.len()).map(kept).collect();
             self.fallback.endpoints_changed(cluster);
         }
         if !cluster.outliers.is_on() {
@@ -300,6 +319,10 @@ impl ClusterState {
     }
 }
 
+fn peer(cluster: &Cluster, at: usize, identity: &Arc<Slot>) -> Peer {
+    Peer { account: cluster.account(at).cloned(), identity: identity.clone() }
+}
+
 /// Changes an endpoint's outlier statistics in place.
 fn with_outlier_stats<T>(endpoint: &Endpoint, change: impl FnOnce(&mut OutlierStats) -> T) -> T {
     let mut stats = endpoint.outlier_stats.get();
@@ -329,7 +352,8 @@ mod tests {
     }
 
     fn state(cluster: &Arc<Cluster>) -> ClusterState {
-        ClusterState::new(cluster, &SharedClusters::default(), &Metrics::new(&mut Registry::default()), Duration::ZERO)
+        let metrics = Metrics::new(&mut Registry::default());
+        ClusterState::new(cluster, &SharedClusters::default(), &metrics, &Arc::new(Slot::new(false)), Duration::ZERO)
     }
 
     /// The state of a cluster with `count` endpoints.
@@ -366,6 +390,31 @@ mod tests {
     const ONE: &str = "198.18.128.1:80";
     const TWO: &str = "198.18.128.2:80";
     const THREE: &str = "198.18.128.3:80";
+
+    /// A pod's address may belong to another pod next: connections of the old one are not used for it.
+    #[test]
+    fn another_identity_at_an_address_is_another_endpoint() {
+        let of = |account: serde_json::Value| {
+            let mut endpoint = serde_json::json!({"address": "198.18.128.2:80"});
+            if !account.is_null() {
+                endpoint["serviceAccount"] = account;
+            }
+            let export =
+                serde_json::json!({"services": [{"name": "s", "ports": [{"port": 80, "endpoints": [endpoint]}]}]});
+            let export = serde_json::from_value(export).expect("a document");
+            Namespace::compile(&Pod::default(), "n", export).expect("compiles").only_cluster()
+        };
+        let state = state(&of("a".into()));
+        let mut before = state.endpoints.borrow()[0].clone();
+        for (account, stays) in [("a".into(), true), ("b".into(), false), (serde_json::Value::Null, false)] {
+            let cluster = of(account);
+            state.refresh(&cluster, Duration::ZERO);
+            let now = state.endpoints.borrow()[0].clone();
+            assert_eq!(Rc::ptr_eq(&before, &now), stays, "{:?}", cluster.account(0));
+            assert_eq!(now.account(), cluster.account(0));
+            before = now;
+        }
+    }
 
     #[test]
     fn endpoints_that_stay_keep_their_state_on_refresh() {

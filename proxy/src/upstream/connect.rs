@@ -4,15 +4,34 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tokio::net::TcpStream;
 use weft_balance::outlier::Outcome;
 
-use super::endpoint::open;
+use super::endpoint::Endpoint;
+use super::error::LeaseError;
 use super::fallback::{self, Fallback, Next};
 use crate::affinity::Affinity;
+use crate::identity::Protocol;
 use crate::reason::Reason;
+use crate::security::Security;
+use crate::stream::Stream;
 use crate::table::Cluster;
 use crate::worker::Worker;
+
+/// A connection to an endpoint.
+pub(crate) struct Connected {
+    pub(crate) endpoint: SocketAddr,
+    pub(crate) stream: Stream,
+    pub(crate) security: Security,
+}
+
+/// Why there is none, with the endpoint that was tried last.
+#[derive(Debug)]
+pub(crate) struct NotConnected {
+    pub(crate) reason: Reason,
+    pub(crate) endpoint: Option<SocketAddr>,
+    /// The error of the last attempt.
+    pub(crate) error: Option<LeaseError>,
+}
 
 /// Connects to an endpoint of a cluster. If that fails, tries others, and finally the Service's own address.
 /// `attempts` counts all of them.
@@ -22,7 +41,7 @@ pub(crate) async fn connect(
     subset: Option<&str>,
     affinity: Affinity,
     attempts: &mut u32,
-) -> Result<(SocketAddr, TcpStream), (Reason, Option<SocketAddr>)> {
+) -> Result<Connected, NotConnected> {
     const ATTEMPTS: usize = 3;
     let state = worker.cluster(cluster);
     let mut fallback = Fallback::new(worker, &state, subset);
@@ -31,13 +50,12 @@ pub(crate) async fn connect(
     loop {
         if let Some(address) = address.take() {
             *attempts += 1;
-            let connected = open(address.address, cluster.connect_timeout).await;
+            let connected = address.open(Protocol::Tcp, cluster.connect_timeout).await;
             fallback.address_tried(connected.is_ok());
-            if let Ok(stream) = connected {
-                return Ok((address.address, stream));
-            }
-            if tried.len() == ATTEMPTS {
-                return Err((Reason::ConnectFailed, Some(address.address)));
+            match connected {
+                Ok(stream) => return Ok(Connected::new(&address, stream)),
+                Err(error) if tried.len() == ATTEMPTS => return Err(NotConnected::new(&address, error)),
+                Err(_) => {}
             }
         }
         let picked = state.pick(subset, &tried, affinity, &mut worker.rng.borrow_mut(), worker.now());
@@ -45,26 +63,47 @@ pub(crate) async fn connect(
             match Box::pin(fallback.without_endpoints(None)).await {
                 Some(Next::ServiceAddress(own)) => address = Some(own),
                 Some(Next::PickAgain) => {}
-                None => return Err((fallback::reason(&state.cluster()), None)),
+                None => {
+                    let reason = fallback::reason(&state.cluster());
+                    return Err(NotConnected { reason, endpoint: None, error: None });
+                }
             }
             continue;
         };
         *attempts += 1;
-        match open(endpoint.address, cluster.connect_timeout).await {
+        match endpoint.open(Protocol::Tcp, cluster.connect_timeout).await {
             Ok(stream) => {
                 state.fallback.connected();
                 state.record(&endpoint, Outcome::Ok, worker.now());
-                return Ok((endpoint.address, stream));
+                return Ok(Connected::new(&endpoint, stream));
             }
-            Err(_) => {
+            // It is the same with every endpoint.
+            Err(error @ LeaseError::NoCertificate) => return Err(NotConnected::new(&endpoint, error)),
+            Err(error) => {
                 state.fallback.connect_failed();
                 state.record(&endpoint, Outcome::Local, worker.now());
                 tried.push(endpoint.address);
                 address = fallback.after_failures(tried.len());
                 if tried.len() == ATTEMPTS && address.is_none() {
-                    return Err((Reason::ConnectFailed, Some(endpoint.address)));
+                    return Err(NotConnected::new(&endpoint, error));
                 }
             }
         }
+    }
+}
+
+// === impl Connected ===
+
+impl Connected {
+    fn new(endpoint: &Endpoint, stream: Stream) -> Self {
+        Self { endpoint: endpoint.address, security: endpoint.security(stream.is_tls()), stream }
+    }
+}
+
+// === impl NotConnected ===
+
+impl NotConnected {
+    fn new(endpoint: &Endpoint, error: LeaseError) -> Self {
+        Self { reason: error.reason(), endpoint: Some(endpoint.address), error: Some(error) }
     }
 }

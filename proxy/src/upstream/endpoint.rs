@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use weft_balance::outlier::OutlierStats;
 use weft_balance::{EndpointView, PeakEwma};
 use weft_codec::Tick;
+use weft_identity::{Account, SpiffeId};
 
 use super::error::{LeaseError, SendError};
 use super::http1::{Http1, Upgraded};
@@ -26,7 +27,11 @@ use super::http2::Http2;
 use super::shared_cluster::{Permit, SharedCluster};
 use crate::http::incoming::Incoming;
 use crate::http::request_body::{RequestBody, SharedBody};
+use crate::identity::{Identity, Protocol, Slot};
+use crate::security::{Security, Why};
+use crate::stream::Stream;
 use crate::telemetry::alive::{self, Alive, Kind};
+use crate::tls;
 
 /// Idle timeout of HTTP/1.1 connections. Shorter than that of common servers, so that the proxy closes first. Source:
 /// Linkerd closes after 3 s.
@@ -44,9 +49,19 @@ const IDLE_MAX: usize = 256;
 /// Requests that may wait for one HTTP/2 connection while it is being opened; further ones open another.
 const OPENING_REQUESTS_MAX: u32 = 100;
 
+/// Who is at the other end of a cluster's connections, and who at this one.
+#[derive(Clone)]
+pub(crate) struct Peer {
+    /// Whom the endpoint must prove to be. None: it has no identity.
+    pub(super) account: Option<Account>,
+    pub(super) identity: Arc<Slot>,
+}
+
 /// An endpoint.
 pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
+    /// None: the application in this pod.
+    peer: Option<Peer>,
     /// It is a pod with a proxy. Set by the cluster.
     pub(crate) has_proxy: Cell<bool>,
     in_flight: Cell<u32>,
@@ -99,9 +114,11 @@ pub(crate) enum Connection {
 // === impl Endpoint ===
 
 impl Endpoint {
-    pub(crate) fn new(address: SocketAddr, now: Duration) -> Self {
+    /// `peer`: None for the application in this pod.
+    pub(crate) fn new(address: SocketAddr, peer: Option<Peer>, now: Duration) -> Self {
         Self {
             address,
+            peer,
             has_proxy: Cell::new(false),
             in_flight: Cell::new(0),
             ewma: Cell::new(PeakEwma::new(now)),
@@ -118,6 +135,11 @@ impl Endpoint {
     #[inline]
     pub(super) fn view(&self) -> EndpointView<'_> {
         EndpointView { address: self.address, in_flight: self.in_flight.get(), ewma: &self.ewma, joined: &self.joined }
+    }
+
+    /// Whom it must prove to be.
+    pub(super) fn account(&self) -> Option<&Account> {
+        self.peer.as_ref()?.account.as_ref()
     }
 
     pub(crate) fn observe(&self, sample: Duration, now: Duration) {
@@ -137,7 +159,8 @@ impl Endpoint {
     pub(crate) fn idle(self: &Rc<Self>, http2: bool) -> Option<Lease> {
         if http2 {
             let shared = self.shared.borrow();
-            let connection = shared.iter().find(|connection| connection.has_capacity())?.clone();
+            let is_usable = |connection: &&Rc<Http2>| connection.has_capacity() && self.may_use(connection.is_tls);
+            let connection = shared.iter().find(is_usable)?.clone();
             return Some(self.lease(Connection::Http2(connection), true));
         }
         let mut idle = self.idle.borrow_mut();
@@ -145,7 +168,8 @@ impl Endpoint {
         if idle.last().is_some_and(|newest| newest.since.elapsed() > IDLE_TIMEOUT) {
             idle.clear();
         }
-        let usable = std::iter::from_fn(|| idle.pop()).find(|idle| idle.connection.is_usable())?;
+        let is_usable = |idle: &Idle| idle.connection.is_usable() && self.may_use(idle.connection.is_tls());
+        let usable = std::iter::from_fn(|| idle.pop()).find(is_usable)?;
         drop(idle);
         Some(self.lease(Connection::Http1(Some(usable.connection)), true))
     }
@@ -188,8 +212,32 @@ impl Endpoint {
             let connected = connected?;
             return Ok(own.take().unwrap_or_else(|| self.lease(Connection::Http2(connected), false)));
         }
-        let connection = Http1::new(open(self.address, timeout).await?, permit);
+        let connection = Http1::new(self.open(Protocol::Http1, timeout).await?, permit);
         Ok(self.lease(Connection::Http1(Some(connection)), false))
+    }
+
+    /// Opens a connection: with mutual TLS if both sides have an identity, else in plaintext, unless this pod's mode is
+    /// Strict.
+    pub(crate) async fn open(&self, protocol: Protocol, timeout: Duration) -> Result<Stream, LeaseError> {
+        match self.peer.as_ref().map_or(Ok(None), Peer::required)? {
+            None => open(self.address, timeout).await.map(Stream::Plain),
+            // Boxed: short-lived.
+            Some(security) => Box::pin(open_tls(self.address, security, protocol, timeout)).await,
+        }
+    }
+
+    /// Whether a request may use an open connection. The mode may have changed since it was made.
+    fn may_use(&self, is_tls: bool) -> bool {
+        is_tls || self.peer.as_ref().is_none_or(|peer| peer.identity.may_send_plaintext())
+    }
+
+    /// How a connection to it is secured.
+    pub(crate) fn security(&self, is_tls: bool) -> Security {
+        match &self.peer {
+            Some(_) if is_tls => Security::Mtls,
+            Some(peer) if peer.identity.is_expected() => Security::Plaintext(Why::OutsideMesh),
+            _ => Security::Plaintext(Why::NoIdentity),
+        }
     }
 
     /// Puts a connection into the pool, or closes it if the pool is full.
@@ -233,9 +281,36 @@ impl Endpoint {
     }
 }
 
+// === impl Peer ===
+
+impl Peer {
+    /// Who must prove what on a new connection. None: it is in plaintext.
+    pub(super) fn required(&self) -> Result<Option<(Arc<Identity>, SpiffeId)>, LeaseError> {
+        match &self.account {
+            // A certificate that is expected and not there yet is no reason for plaintext.
+            Some(account) if self.identity.is_expected() => {
+                let own = self.identity.load().ok_or(LeaseError::NoCertificate)?;
+                let peer = account.in_domain(own.id.trust_domain());
+                Ok(Some((own, peer)))
+            }
+            _ if self.identity.may_send_plaintext() => Ok(None),
+            _ => Err(LeaseError::Plaintext),
+        }
+    }
+}
+
 // === impl Lease ===
 
 impl Lease {
+    /// How its connection is secured.
+    pub(crate) fn security(&self) -> Security {
+        let is_tls = match &self.connection {
+            Connection::Http1(connection) => connection.as_ref().is_some_and(|connection| connection.is_tls()),
+            Connection::Http2(connection) => connection.is_tls,
+        };
+        self.endpoint.security(is_tls)
+    }
+
     /// Notifies requests that wait for a connection when this one returns to the pool.
     pub(crate) fn with_waiters(mut self, cluster: Arc<SharedCluster>) -> Self {
         self.waiters = Some(cluster);
@@ -306,7 +381,7 @@ async fn connect_http2(
     permit: Option<Permit>,
     own: Rc<Cell<Option<Lease>>>,
 ) -> Result<Rc<Http2>, LeaseError> {
-    let stream = open(endpoint.address, timeout).await?;
+    let stream = endpoint.open(Protocol::Http2, timeout).await?;
     let connection = Http2::new(stream, permit, endpoint.no_pings.clone())?;
     own.set(Some(endpoint.lease(Connection::Http2(connection.clone()), false)));
     endpoint.shared.borrow_mut().push(connection.clone());
@@ -323,6 +398,31 @@ pub(crate) async fn open(address: SocketAddr, timeout: Duration) -> Result<TcpSt
         TcpKeepalive::new().with_time(KEEPALIVE_TIME).with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_PROBES);
     SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
     Ok(stream)
+}
+
+/// Opens a TCP connection and makes the handshake, both within `timeout`.
+async fn open_tls(
+    address: SocketAddr,
+    (own, peer): (Arc<Identity>, SpiffeId),
+    protocol: Protocol,
+    timeout: Duration,
+) -> Result<Stream, LeaseError> {
+    let opening = async {
+        let stream = open(address, timeout).await?;
+        let stream = tls::connect(stream, &own, peer, protocol).await.map_err(|error| {
+            let is_other = tls::is_other_identity(&error);
+            let error = Arc::new(error);
+            if is_other { LeaseError::WrongIdentity(error) } else { LeaseError::Handshake(error) }
+        })?;
+        let mut stream = Stream::Tls(Box::new(stream.into()));
+        if protocol == Protocol::Http2 {
+            // The server's first frame says that it has accepted this side's certificate. HTTP/1.1 learns that from the
+            // response; here, several requests would fail together.
+            stream.readable().await.map_err(|error| LeaseError::Handshake(Arc::new(error)))?;
+        }
+        Ok(stream)
+    };
+    tokio::time::timeout(timeout, opening).await.unwrap_or(Err(LeaseError::Timeout(timeout)))
 }
 
 #[cfg(test)]
@@ -343,7 +443,7 @@ mod tests {
     #[tokio::test]
     async fn http2_connections_get_no_more_requests_than_slots() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
-        let endpoint = Rc::new(Endpoint::new(listener.local_addr().expect("an address"), Duration::ZERO));
+        let endpoint = Rc::new(Endpoint::new(listener.local_addr().expect("an address"), None, Duration::ZERO));
         let run = async {
             let mut first = Box::pin(endpoint.connect(true, TIMEOUT, None));
             assert!(poll_fn(|cx| Poll::Ready(first.as_mut().poll(cx).is_pending())).await);
@@ -374,7 +474,7 @@ mod tests {
     #[tokio::test]
     async fn cancelled_connect_releases_its_slot() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
-        let endpoint = Rc::new(Endpoint::new(listener.local_addr().expect("an address"), Duration::ZERO));
+        let endpoint = Rc::new(Endpoint::new(listener.local_addr().expect("an address"), None, Duration::ZERO));
         let run = async {
             let mut first = Box::pin(endpoint.connect(true, TIMEOUT, None));
             assert!(poll_fn(|cx| Poll::Ready(first.as_mut().poll(cx).is_pending())).await);

@@ -4,6 +4,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::reason::Reason;
+
 /// Why a request gets no connection. Cloned for all requests that waited for the same one.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum LeaseError {
@@ -16,6 +18,18 @@ pub(crate) enum LeaseError {
     /// The limit of pending requests is reached.
     #[error("too many requests wait for a connection")]
     Overflow,
+    /// The TLS handshake with the endpoint's proxy failed.
+    #[error("mutual TLS: {0}")]
+    Handshake(#[source] Arc<io::Error>),
+    /// The endpoint proved to be somebody else.
+    #[error("mutual TLS: {0}")]
+    WrongIdentity(#[source] Arc<io::Error>),
+    /// This pod's mode is Strict, and the endpoint has no identity.
+    #[error("the endpoint has no identity, and plaintext is not sent in mode Strict")]
+    Plaintext,
+    /// The endpoint has an identity, and this proxy has no certificate yet.
+    #[error("this proxy has no certificate yet")]
+    NoCertificate,
 }
 
 /// Why a request gets no response.
@@ -24,6 +38,9 @@ pub(crate) enum SendError {
     /// No part of the request was sent.
     #[error("{0}")]
     Unsent(String),
+    /// The endpoint's proxy refused this proxy's certificate, before it read any of the request.
+    #[error("{0}")]
+    Refusal(String),
     /// A GOAWAY without an error says that the server did not process the request.
     #[error("the server closed the connection before it accepted the request")]
     GoAway,
@@ -39,6 +56,20 @@ pub(crate) enum SendError {
     /// The connection or stream ended after a part of the request may have been sent.
     #[error("{0}")]
     Reset(String),
+}
+
+impl LeaseError {
+    /// The reason of the response or of the end of the connection.
+    pub(crate) fn reason(&self) -> Reason {
+        match self {
+            Self::Connect(_) | Self::Timeout(_) => Reason::ConnectFailed,
+            Self::Overflow => Reason::Overflow,
+            Self::Handshake(_) => Reason::MtlsHandshake,
+            Self::WrongIdentity(_) => Reason::WrongIdentity,
+            Self::Plaintext => Reason::PlaintextRefused,
+            Self::NoCertificate => Reason::NoCertificate,
+        }
+    }
 }
 
 impl From<io::Error> for LeaseError {

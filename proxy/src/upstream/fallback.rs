@@ -11,7 +11,8 @@
 //! none can be reached   ClusterIP ── connected ──> further requests go there at once, one every 10 s tries endpoints first
 //! ```
 //!
-//! A request never goes to the address of an endpoint that was removed: another workload may have it by now.
+//! A request never goes to the address of an endpoint that was removed: another workload may have it by now. At the
+//! ClusterIP it demands the identity that all endpoints have; if they have different ones, it does not go there.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use super::cluster::ClusterState;
-use super::endpoint::Endpoint;
+use super::endpoint::{Endpoint, Peer};
 use crate::reason::Reason;
 use crate::table::Cluster;
 use crate::worker::Worker;
@@ -136,11 +137,15 @@ impl<'a> Fallback<'a> {
         // With a node-local traffic policy the kernel drops connections if the node has no endpoint, and the client
         // would wait.
         let is_dropped = cluster.has_endpoints_elsewhere && !cluster.members.has_any(None);
+        // The kernel may pick any of the pods. If they are not one account, nobody could be demanded, and plaintext is no
+        // fallback for mutual TLS.
+        let account = cluster.common_account()?.cloned();
         if self.subset.is_some() || is_dropped || std::mem::replace(&mut self.address_tried, true) {
             return None;
         }
         self.worker.handles.by_service_address(&cluster.name);
-        Some(self.state.fallback.endpoint(address, &cluster, self.worker.now()))
+        let peer = Peer { account, identity: shared.identity.clone() };
+        Some(self.state.fallback.endpoint(address, peer, &cluster, self.worker.now()))
     }
 
     /// Waits until an endpoint is added, at most `WAIT_TIMEOUT`. Returns whether one was.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use hashbrown::HashMap;
 
-use super::endpoint::Endpoint;
+use super::endpoint::{Endpoint, Peer};
 use crate::table::Cluster;
 
 /// Requests of one worker that may wait for endpoints of one cluster at a time.
@@ -84,12 +84,13 @@ impl FallbackState {
         self.service_address.borrow().iter().for_each(|address| address.has_proxy.set(all));
     }
 
-    /// The endpoint for the ClusterIP, made on first use and when the address changes.
-    pub(super) fn endpoint(&self, address: SocketAddr, cluster: &Cluster, now: Duration) -> Rc<Endpoint> {
-        if let Some(endpoint) = self.service_address.borrow().as_ref().filter(|endpoint| endpoint.address == address) {
+    /// The endpoint for the ClusterIP, made on first use and when the address or the identity changes.
+    pub(super) fn endpoint(&self, address: SocketAddr, peer: Peer, cluster: &Cluster, now: Duration) -> Rc<Endpoint> {
+        let is_same = |known: &&Rc<Endpoint>| known.address == address && known.account() == peer.account.as_ref();
+        if let Some(endpoint) = self.service_address.borrow().as_ref().filter(is_same) {
             return endpoint.clone();
         }
-        let endpoint = Rc::new(Endpoint::new(address, now));
+        let endpoint = Rc::new(Endpoint::new(address, Some(peer), now));
         *self.service_address.borrow_mut() = Some(endpoint.clone());
         self.update_has_proxy(cluster);
         endpoint

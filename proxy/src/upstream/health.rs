@@ -11,17 +11,27 @@ use hashbrown::HashMap;
 use tokio::task::JoinHandle;
 use weft_balance::Rng;
 use weft_config as wire;
-use weft_config::bootstrap::{Probe, ProbeKind};
+use weft_config::bootstrap::ProbeKind;
+use weft_identity::Account;
 
+use super::endpoint::{Peer, open};
 use super::shared_cluster::SharedCluster;
-use crate::probe;
+use crate::identity::Protocol;
 use crate::worker::Shared;
+use crate::{probe, tls};
 
 /// How often the set of endpoints to check is brought up to date.
 const UPDATE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The running checks, by cluster and endpoint.
-type Checks = HashMap<(Arc<str>, SocketAddr), (wire::HealthCheck, JoinHandle<()>)>;
+type Checks = HashMap<(Arc<str>, SocketAddr), (wire::HealthCheck, Option<Account>, JoinHandle<()>)>;
+
+/// What is checked, and how.
+struct Target {
+    check: wire::HealthCheck,
+    account: Option<Account>,
+    cluster: Arc<SharedCluster>,
+}
 
 /// The health of one endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +49,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     loop {
         tick.tick().await;
         let table = shared.store.load();
-        let mut wanted: HashMap<(Arc<str>, SocketAddr), (wire::HealthCheck, Arc<SharedCluster>)> = HashMap::new();
+        let mut wanted: HashMap<(Arc<str>, SocketAddr), Target> = HashMap::new();
         for (name, state) in shared.clusters.in_use() {
             let Some(cluster) = table.cluster_named(&name) else { continue };
             let Some(check) = &cluster.health_check else {
@@ -53,36 +63,44 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             let healthy = usable.iter().filter(|endpoint| !unhealthy.contains(*endpoint)).count();
             shared.metrics.set_healthy(&name, healthy);
             shared.metrics.set_unhealthy(&name, unhealthy.len());
-            for endpoint in &cluster.endpoints {
-                wanted.insert((name.clone(), *endpoint), (wire::HealthCheck::clone(check), state.clone()));
+            for (at, endpoint) in cluster.endpoints.iter().enumerate() {
+                let (check, account) = (wire::HealthCheck::clone(check), cluster.account(at).cloned());
+                wanted.insert((name.clone(), *endpoint), Target { check, account, cluster: state.clone() });
             }
         }
-        checks.retain(|key, (check, task)| {
-            let stays = wanted.get(key).is_some_and(|(wanted, _)| wanted == check);
+        checks.retain(|key, (check, account, task)| {
+            let stays = wanted.get(key).is_some_and(|wanted| wanted.check == *check && wanted.account == *account);
             if !stays {
                 task.abort();
             }
             stays
         });
-        for (key, (check, state)) in wanted {
+        for (key, Target { check, account, cluster }) in wanted {
             if !checks.contains_key(&key) {
-                let endpoint = key.1;
-                let task = tokio::spawn(check_endpoint(check.clone(), endpoint, state, Rng::new(rng.next_u64())));
-                checks.insert(key, (check, task));
+                let peer = Peer { account: account.clone(), identity: shared.identity.clone() };
+                let rng = Rng::new(rng.next_u64());
+                let task = tokio::spawn(check_endpoint(check.clone(), key.1, peer, cluster, rng));
+                checks.insert(key, (check, account, task));
             }
         }
     }
 }
 
 /// Checks one endpoint periodically. It counts as healthy until checks fail, because Kubernetes reports it ready.
-async fn check_endpoint(check: wire::HealthCheck, endpoint: SocketAddr, cluster: Arc<SharedCluster>, mut rng: Rng) {
-    let probe = probe_of(&check, endpoint);
+async fn check_endpoint(
+    check: wire::HealthCheck,
+    endpoint: SocketAddr,
+    peer: Peer,
+    cluster: Arc<SharedCluster>,
+    mut rng: Rng,
+) {
+    let (kind, address) = (probe_kind(&check), SocketAddr::new(endpoint.ip(), check.port.unwrap_or(endpoint.port())));
     let (interval, timeout) = (Duration::from_millis(check.interval_ms), Duration::from_millis(check.timeout_ms));
     let mut health = HealthState { is_healthy: !cluster.unhealthy().contains(&endpoint), contrary: 0 };
     // A random delay, so that proxies that start together do not send their checks together.
     tokio::time::sleep(interval.mul_f64(f64::from(rng.below(1_000)) / 1_000.0)).await;
     loop {
-        let answer = tokio::time::timeout(timeout, probe::check(&probe, endpoint.ip())).await;
+        let answer = tokio::time::timeout(timeout, check_once(&kind, address, &peer, timeout)).await;
         let is_healthy = matches!(answer, Ok(Ok(())));
         if health.record(is_healthy, &check) {
             tracing::info!(dst.endpoint = %endpoint, is_healthy, "endpoint health changed");
@@ -93,8 +111,23 @@ async fn check_endpoint(check: wire::HealthCheck, endpoint: SocketAddr, cluster:
     }
 }
 
-fn probe_of(check: &wire::HealthCheck, endpoint: SocketAddr) -> Probe {
-    let kind = match &check.kind {
+/// One check, on a connection like those for requests.
+async fn check_once(kind: &ProbeKind, address: SocketAddr, peer: &Peer, timeout: Duration) -> anyhow::Result<()> {
+    let protocol = match kind {
+        ProbeKind::Http { .. } => Protocol::Http1,
+        ProbeKind::Grpc { .. } => Protocol::Http2,
+        ProbeKind::Tcp => Protocol::Tcp,
+    };
+    let required = peer.required()?;
+    let stream = open(address, timeout).await?;
+    match required {
+        None => probe::check(stream, address, kind).await,
+        Some((own, id)) => probe::check(tls::connect(stream, &own, id, protocol).await?, address, kind).await,
+    }
+}
+
+fn probe_kind(check: &wire::HealthCheck) -> ProbeKind {
+    match &check.kind {
         wire::HealthCheckKind::Http { path, host } => ProbeKind::Http {
             path: path.clone(),
             https: false,
@@ -102,9 +135,7 @@ fn probe_of(check: &wire::HealthCheck, endpoint: SocketAddr) -> Probe {
         },
         wire::HealthCheckKind::Tcp => ProbeKind::Tcp,
         wire::HealthCheckKind::Grpc { service } => ProbeKind::Grpc { service: service.clone() },
-    };
-    // Not used: `check_endpoint` applies the timeout, in milliseconds.
-    Probe { port: check.port.unwrap_or(endpoint.port()), kind, timeout_seconds: 0 }
+    }
 }
 
 // === impl HealthState ===

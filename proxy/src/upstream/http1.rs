@@ -10,7 +10,6 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{Method, Response, StatusCode};
 use http_body::{Frame, SizeHint};
-use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 use weft_codec::http1::decode::Decoder;
 use weft_codec::http1::encode::{self, Outgoing, WriteError};
@@ -24,14 +23,16 @@ use super::shared_cluster::Permit;
 use crate::http::incoming::Incoming;
 use crate::http::request_body::{RequestBody, SharedBody};
 use crate::http::upload;
+use crate::stream::Stream;
 use crate::telemetry::alive::{Alive, Kind};
+use crate::tls;
 
 /// The error of a body that ends too early or too late.
 const WRONG_LENGTH: &str = "the body is not as long as its head says";
 
 /// A connection.
 pub(crate) struct Http1 {
-    wire: Wire<TcpStream>,
+    wire: Wire<Stream>,
     /// The request was sent completely.
     sent: Cell<bool>,
     /// The response was received completely.
@@ -72,7 +73,7 @@ pub(crate) struct ResponseBody {
 
 /// A connection that has switched from HTTP to another protocol.
 pub(crate) struct Upgraded {
-    pub(crate) stream: TcpStream,
+    pub(crate) stream: Stream,
     /// Bytes received after the head.
     pub(crate) read: Bytes,
     pub(crate) permit: Option<Permit>,
@@ -81,7 +82,7 @@ pub(crate) struct Upgraded {
 // === impl Http1 ===
 
 impl Http1 {
-    pub(crate) fn new(stream: TcpStream, permit: Option<Permit>) -> Rc<Self> {
+    pub(crate) fn new(stream: Stream, permit: Option<Permit>) -> Rc<Self> {
         Rc::new(Self {
             wire: Wire::new(stream),
             sent: Cell::new(false),
@@ -95,6 +96,11 @@ impl Http1 {
     /// Whether request and response are complete and the connection may carry another request.
     pub(crate) fn is_free(&self) -> bool {
         self.sent.get() && self.received.get() && self.keep_alive.get() && !self.wire.has_buffered()
+    }
+
+    /// Whether it is encrypted.
+    pub(crate) fn is_tls(&self) -> bool {
+        self.wire.with(|stream| stream.is_tls())
     }
 
     /// Whether the server has neither closed the idle connection nor sent anything on it.
@@ -249,6 +255,7 @@ impl From<ReadError> for SendError {
             ReadError::Closed => {
                 Self::Reset("the server closed the connection before the response was complete".into())
             }
+            ReadError::Io(error) if tls::is_refusal(&error) => Self::Refusal(error.to_string()),
             ReadError::Io(error) => Self::Reset(error.to_string()),
         }
     }

@@ -13,7 +13,6 @@ use http::request::Parts;
 use http::{Method, Response};
 use http_body::Body;
 use socket2::SockRef;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 use weft_codec::http2::{Connection, Error, Limits, Reason, RecvStream, Requests};
 use weft_codec::{HEAD_BYTES_MAX, Tick};
@@ -26,6 +25,7 @@ use crate::http::pipe::Pipe;
 use crate::http::request_body::{RequestBody, SharedBody};
 use crate::http::upload::Upload;
 use crate::http::{CONNECTION_WINDOW, STREAM_WINDOW};
+use crate::stream::Stream;
 use crate::telemetry::alive::{self, Alive, Kind};
 
 /// Requests on one connection before another is opened, unless the server allows fewer. Source: what common servers
@@ -72,6 +72,8 @@ pub(crate) struct Http2 {
     slots: Cell<u32>,
     /// When the last slot was released.
     idle_since: Cell<Tick>,
+    /// It is encrypted.
+    pub(crate) is_tls: bool,
     state: Rc<State>,
 }
 
@@ -122,8 +124,11 @@ enum Liveness {
 impl Http2 {
     /// Starts an HTTP/2 connection, which holds the permit, and its task. `no_pings`: the server has closed a
     /// connection with ENHANCE_YOUR_CALM; then no keepalive PINGs are sent.
-    pub(crate) fn new(stream: TcpStream, permit: Option<Permit>, no_pings: Rc<Cell<bool>>) -> io::Result<Rc<Self>> {
-        SockRef::from(&stream).set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))?;
+    pub(crate) fn new(stream: Stream, permit: Option<Permit>, no_pings: Rc<Cell<bool>>) -> io::Result<Rc<Self>> {
+        if let Some(socket) = stream.socket() {
+            SockRef::from(socket).set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))?;
+        }
+        let is_tls = stream.is_tls();
         let (connection, requests) = Connection::client(stream, LIMITS, alive::count_upstream_streams);
         let state = Rc::<State>::default();
         let task = drive(connection, state.clone(), no_pings);
@@ -135,7 +140,7 @@ impl Http2 {
             drop((permit, alive));
         });
         let idle_since = Cell::new(Tick::now());
-        Ok(Rc::new(Self { requests, slots: Cell::new(0), idle_since, state }))
+        Ok(Rc::new(Self { requests, slots: Cell::new(0), idle_since, is_tls, state }))
     }
 
     /// Whether one more request may use the connection.
@@ -195,7 +200,7 @@ impl Http2 {
 }
 
 /// Runs a connection until either side closes it, keepalive finds the server dead, or a head times out.
-async fn drive(mut connection: Connection<TcpStream>, state: Rc<State>, no_pings: Rc<Cell<bool>>) {
+async fn drive(mut connection: Connection<Stream>, state: Rc<State>, no_pings: Rc<Cell<bool>>) {
     let mut keepalive = Keepalive::default();
     let mut interval = CHECK_INTERVAL;
     let mut check = Instant::now() + interval;

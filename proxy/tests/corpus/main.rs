@@ -34,10 +34,11 @@
 //!
 //! Not tested here, and why:
 //!
-//! - Identities (client certificates, peers in policies): the proxy has none yet. TLS termination is tested in
-//!   `proxy/tests/tls.rs`; it is not for pods yet.
+//! - Identities: mutual TLS between two proxies is tested in `proxy/tests/mtls.rs`, certificates in `proxy/identity`; policies
+//!   know no callers yet. TLS termination outside of a pod is tested in `proxy/tests/tls.rs`.
 //! - The operator, the webhook and the redirection: they have their own tests.
-//! - Headers that proxies add and trust (`x-forwarded-*` and the like): this proxy neither reads nor adds them.
+//! - Headers that proxies add and trust (`x-forwarded-*` and the like): this proxy reads none of them, and adds only
+//!   `x-forwarded-client-cert` (`proxy/tests/mtls.rs`).
 //! - Bodies, globs and names inside expressions in policies: policies have none of them. Fields that an older proxy
 //!   does not know: `proxy/config` refuses them and tests that.
 //! - Compression bombs: the proxy decompresses only its own configuration, which `proxy/config` tests.

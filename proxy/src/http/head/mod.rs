@@ -28,7 +28,7 @@ pub(crate) use list::has_token;
 pub(crate) use names::{Names, ProtectedHeaders, is_same_name};
 #[cfg(fuzzing)]
 pub(crate) use properties::check_properties;
-pub(crate) use rewrite::{authority, for_upstream, normalize};
+pub(crate) use rewrite::{authority, for_upstream, normalize, set_client_certificate};
 pub(crate) use upgrade::{is_requested, wants_upgrade};
 
 /// The status of a gRPC call.

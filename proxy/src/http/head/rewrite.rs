@@ -1,7 +1,7 @@
 //! Rewrites the head of a request: as if every client spoke HTTP/1.1, and for the version of the endpoint.
 
 use bytes::BytesMut;
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{Request, Uri, Version};
@@ -9,7 +9,7 @@ use weft_codec::http1::framing::BadHead;
 
 use super::hop_by_hop::{remove_all, strip_hop_by_hop};
 use super::list::has_token;
-use super::names::Names;
+use super::names::{Names, is_same_name};
 
 /// Gives requests of every version the headers of an HTTP/1.1 request. `:authority`, or the authority of an HTTP/1.0
 /// target, becomes the Host header; Cookie headers that an HTTP/2 client split are joined (RFC 9113 8.2.3 and 8.3.1).
@@ -45,6 +45,18 @@ pub(crate) fn authority<B>(request: &Request<B>) -> Option<HeaderValue> {
     match request.headers().get(header::HOST) {
         Some(host) => Some(host.clone()),
         None => HeaderValue::from_str(request.uri().authority()?.as_str()).ok(),
+    }
+}
+
+/// Tells the application who calls. Source of the name: Envoy.
+const CLIENT_CERTIFICATE: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+
+/// Replaces every copy of `x-forwarded-client-cert` that a client sent, in any spelling that applications cannot tell
+/// apart, by what its connection has proven. Trailers of this name are never forwarded.
+pub(crate) fn set_client_certificate(headers: &mut HeaderMap, caller: Option<HeaderValue>) {
+    remove_all(headers, |name| is_same_name(name, &CLIENT_CERTIFICATE));
+    if let Some(caller) = caller {
+        headers.insert(CLIENT_CERTIFICATE, caller);
     }
 }
 
@@ -89,8 +101,6 @@ pub(crate) fn for_upstream(
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderName;
-
     use super::super::request;
     use super::*;
 
@@ -120,6 +130,25 @@ mod tests {
         for_upstream(&mut parts, host, Some(PathAndQuery::from_static("/c")), true, None).expect("valid");
         assert_eq!(parts.uri, "http://shop/c");
         assert!(!parts.headers.contains_key("host"));
+    }
+
+    #[test]
+    fn id_13_copies_of_the_client_certificate_header_are_replaced() {
+        let names = ["x-forwarded-client-cert", "x_forwarded_client_cert", "X-Forwarded_Client-Cert"];
+        for caller in [None, Some(HeaderValue::from_static("By=a;URI=b"))] {
+            let mut headers = HeaderMap::new();
+            headers.insert("x-forwarded-for", HeaderValue::from_static("192.0.2.1"));
+            for name in names {
+                let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
+                headers.append(&name, HeaderValue::from_static("URI=spiffe://td/ns/a/sa/admin"));
+                headers.append(&name, HeaderValue::from_static(""));
+            }
+            set_client_certificate(&mut headers, caller.clone());
+            let left: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
+            let mut expected = vec![("x-forwarded-for", HeaderValue::from_static("192.0.2.1"))];
+            expected.extend(caller.map(|caller| ("x-forwarded-client-cert", caller)));
+            assert_eq!(left, expected);
+        }
     }
 
     #[test]

@@ -1,0 +1,149 @@
+//! Modes: where plaintext is sent and accepted, and where not.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn id_13_plaintext_passes_in_permissive_mode_and_is_classed() {
+    let ca = Ca::new("cluster.local");
+    let (application, _) = application().await;
+    let server = Proxy::ready(application, Some(&ca.identity(WEB)), json!({})).await;
+    let client = Proxy::ready(free_address(), Some(&ca.identity(CART)), json!({})).await;
+    client.export(json!([endpoint(server.inbound, None)])).await;
+    let (status, _, body) = client.get(&[("x-forwarded-client-cert", CART)]).await;
+    assert_eq!(status, 200);
+    assert!(!body.contains("x-forwarded-client-cert"), "nobody was proven: {body}");
+    let event = |proxy: Vec<Value>| (proxy[0]["security"].clone(), proxy[0]["plaintext"].clone());
+    assert_eq!(event(client.events(1).await), (json!("plaintext"), json!("outside-mesh")));
+    assert_eq!(event(server.events(1).await), (json!("plaintext"), json!("permissive")));
+    let labels = ["security=\"plaintext\"", "plaintext=\"permissive\""];
+    assert_eq!(server.sum("weft_requests_total", &labels).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn id_13_strict_server_refuses_plaintext() {
+    let ca = Ca::new("cluster.local");
+    let (application, heads) = application().await;
+    let server = Proxy::ready(application, Some(&ca.identity(WEB)), strict("inbound")).await;
+    let (status, headers, body) = get(server.inbound, &[]).await;
+    assert_eq!((status.as_u16(), reason(&headers)), (403, "plaintext-refused"), "{body}");
+    assert!(heads.lock().expect("not poisoned").is_empty());
+
+    // TCP, and the TLS of an application.
+    let (raw, connections) = raw_application(async |mut stream: TcpStream| {
+        let _ = stream.write_all(b"welcome").await;
+    })
+    .await;
+    let server = Proxy::ready(raw, Some(&ca.identity(WEB)), strict("inbound")).await;
+    for first in [&b"\0\x01\x02"[..], b"\x16\x03\x01\0\x05hello", b""] {
+        let mut stream = TcpStream::connect(server.inbound).await.expect("connects");
+        stream.write_all(first).await.expect("sent");
+        let mut answer = Vec::new();
+        let _ = tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut answer)).await.expect("it is closed");
+        assert!(answer.is_empty(), "{first:?}: {answer:?}");
+    }
+    assert_eq!(connections.load(Ordering::SeqCst), 0, "the application was not connected to");
+    assert_eq!(server.sum("weft_tcp_connections_total", &["reason=\"plaintext-refused\""]).await, 3);
+}
+
+/// Also if the document loses the endpoint's identity, and for connections that are open already.
+#[tokio::test(flavor = "multi_thread")]
+async fn id_13_strict_client_never_sends_plaintext() {
+    let ca = Ca::new("cluster.local");
+    let (application, heads) = application().await;
+    let server = Proxy::ready(application, Some(&ca.identity(WEB)), json!({})).await;
+    let client = Proxy::ready(free_address(), Some(&ca.identity(CART)), json!({})).await;
+    client.export(json!([endpoint(server.inbound, None)])).await;
+    assert_eq!(client.get(&[]).await.0, 200, "Permissive");
+    write(&client.folder, "i.shop.json", &strict("outbound").to_string());
+    let refused = async || reason(&client.get(&[]).await.1) == "plaintext-refused";
+    wait("the mode is in use", refused).await;
+    let before = heads.lock().expect("not poisoned").len();
+    for protocol in ["detect", "http2", "tcp"] {
+        client.export_as(protocol, json!({}), None, json!([endpoint(server.inbound, None)])).await;
+        if protocol == "tcp" {
+            let mut stream = TcpStream::connect(client.outbound).await.expect("connects");
+            let _ = stream.write_all(b"secret").await;
+            let mut answer = Vec::new();
+            let _ = stream.read_to_end(&mut answer).await;
+            assert!(answer.is_empty());
+        } else {
+            let (status, headers, _) = client.get(&[]).await;
+            assert_eq!((status.as_u16(), reason(&headers)), (403, "plaintext-refused"), "{protocol}");
+        }
+    }
+    assert_eq!(heads.lock().expect("not poisoned").len(), before, "nothing was sent");
+    client.export(json!([endpoint(server.inbound, Some("web"))])).await;
+    assert_eq!(client.get(&[]).await.0, 200, "with an identity again");
+}
+
+/// A proxy that expects a certificate and has none does not fall back to plaintext, in no mode.
+#[tokio::test(flavor = "multi_thread")]
+async fn id_12_nothing_is_sent_before_the_first_certificate() {
+    let ca = Ca::new("cluster.local");
+    let (application, heads) = application().await;
+    let server = Proxy::ready(application, Some(&ca.identity(WEB)), json!({})).await;
+    let empty = folder();
+    let client = Proxy::start(free_address(), Some(&empty), json!({}));
+    wait("the proxy runs", async || client.page("/readyz").await.contains("identity: waiting")).await;
+    assert!(client.page("/readyz").await.starts_with("HTTP/1.1 503"));
+    client.export(json!([endpoint(server.inbound, Some("web"))])).await;
+    let (status, headers, body) = client.get(&[]).await;
+    assert_eq!((status.as_u16(), reason(&headers)), (503, "no-certificate"), "{body}");
+    assert!(heads.lock().expect("not poisoned").is_empty());
+    ca.write(&empty, CART, UnixTime::now(), HOUR);
+    wait("it has an identity", async || client.get(&[]).await.0 == 200).await;
+    client.await_ready().await;
+    assert!(heads.lock().expect("not poisoned")[0].contains_key("x-forwarded-client-cert"));
+
+    // The server likewise: it does not take the connection for the application's TLS.
+    let server = Proxy::start(application, Some(&folder()), json!({}));
+    wait("the proxy runs", async || TcpStream::connect(server.inbound).await.is_ok()).await;
+    client.export(json!([endpoint(server.inbound, Some("web"))])).await;
+    wait("it accepts connections", async || reason(&client.get(&[]).await.1) == "mtls-handshake").await;
+    assert!(server.sum("weft_tcp_connections_total", &["reason=\"no-certificate\""]).await > 0);
+}
+
+/// Files that are half written, or of another key, change nothing; a renewed certificate is used at once, and open
+/// connections go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn id_05_last_good_identity_stays_in_use() {
+    let ca = Ca::new("cluster.local");
+    let (application, _) = application().await;
+    let identity = ca.identity(WEB);
+    let server = Proxy::ready(application, Some(&identity), strict("inbound")).await;
+    let client = Proxy::ready(free_address(), Some(&ca.identity(CART)), json!({})).await;
+    client.export(json!([endpoint(server.inbound, Some("web"))])).await;
+    let other = ca.identity(WEB);
+    let other = |name: &str| std::fs::read_to_string(other.join(name)).expect("a file");
+    for (name, text) in [
+        ("bundle.json", String::new()),
+        ("bundle.json", r#"{"domains":{}}"#.to_owned()),
+        ("tls.crt", String::new()),
+        ("tls.key", "damaged".to_owned()),
+        ("tls.key", other("tls.key")),
+    ] {
+        let good = std::fs::read_to_string(identity.join(name)).expect("a file");
+        let refused = server.log().matches("identity refused").count();
+        write(&identity, name, &text);
+        wait("it is refused", async || server.log().matches("identity refused").count() > refused).await;
+        let stream = TcpStream::connect(server.inbound).await.expect("connects");
+        drop(stream);
+        let (status, _, body) = client.get(&[]).await;
+        assert_eq!(status, 200, "{name} {text:?}: {body}");
+        let (status, headers, _) = get(server.inbound, &[]).await;
+        assert_eq!((status.as_u16(), reason(&headers)), (403, "plaintext-refused"), "{name} {text:?}");
+        write(&identity, name, &good);
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    ca.write(&identity, BANK, UnixTime::now(), HOUR);
+    let in_use = format!("\"id\":\"{BANK}\"");
+    wait("the new one is in use", async || server.log().contains(&in_use)).await;
+    assert_eq!(client.get(&[]).await.0, 200, "on the open connection");
+}
