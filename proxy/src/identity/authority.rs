@@ -50,7 +50,7 @@ pub(crate) enum Error {
     #[error("cannot reach {host}:{port}: {source}")]
     Unreachable { host: String, port: u16, source: io::Error },
     #[error("{host}:{port} does not prove to be the authority: {source}")]
-    Untrusted { host: String, port: u16, source: verify::Error },
+    Untrusted { host: String, port: u16, source: Box<verify::Error> },
     #[error("the connection to the authority failed: {0}")]
     Connection(String),
     #[error("the authority did not answer in time")]
@@ -129,7 +129,7 @@ impl Authority {
         TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| {
             let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
             match inner.and_then(verify::Error::of_handshake) {
-                Some(source) => Error::Untrusted { host, port, source: source.clone() },
+                Some(source) => Error::Untrusted { host, port, source: Box::new(source.clone()) },
                 None => Error::Connection(error.to_string()),
             }
         })

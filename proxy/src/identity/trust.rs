@@ -71,7 +71,7 @@ pub(crate) enum Refusal {
         "no root that this proxy holds ({held}) vouches for it: {error}; if this change of the roots is intended, \
          restart the pod, which then begins with the new ones"
     )]
-    Signature { held: String, error: sign::Error },
+    Signature { held: String, error: Box<sign::Error> },
 }
 
 // === impl Trust ===
@@ -150,7 +150,7 @@ impl Trust {
         }
         (header.signature.parse::<Signature>())
             .and_then(|signature| signature.verify(&header.signed_bytes(name), &self.authority, roots, now))
-            .map_err(|error| Refusal::Signature { held: list(&self.held().roots), error })
+            .map_err(|error| Refusal::Signature { held: list(&self.held().roots), error: Box::new(error) })
     }
 
     /// Takes the bundle of a document that was checked.
@@ -225,8 +225,10 @@ impl Refusal {
             Self::Unsigned => "unsigned",
             Self::NotYet => "not-yet",
             Self::NoneHeld { .. } => "untrusted",
-            Self::Signature { error: sign::Error::Uncertified(error), .. } => error.reason(),
-            Self::Signature { error: sign::Error::Unreadable | sign::Error::Wrong, .. } => "signature",
+            Self::Signature { error, .. } => match &**error {
+                sign::Error::Uncertified(error) => error.reason(),
+                sign::Error::Unreadable | sign::Error::Wrong => "signature",
+            },
         }
     }
 }
