@@ -136,9 +136,10 @@ impl Store {
             Change::Accepted => self.accepted(holder, found.as_ref(), std::mem::take(told)),
             Change::Refused(problem) => *told |= self.refused(holder, found.as_ref(), &problem),
         }
-        self.report(holder);
+        let epoch = self.lease.borrow().epoch();
+        self.report(holder, found.is_none() && epoch.is_none());
 
-        let Some(epoch) = self.lease.borrow().epoch() else { return Ok(()) };
+        let Some(epoch) = epoch else { return Ok(()) };
         let root = read(names::ROOT_SECRET).await?;
         let root = root.as_ref().map(secret::read_root).transpose();
         // Without its key the issuer lives on: the root is needed only to renew it.
@@ -250,7 +251,9 @@ impl Store {
         self.recorder.record(vec![event]);
     }
 
-    fn report(&self, holder: &Holder) {
+    /// `waits`: a standby before the leader has made an issuer. It is ready: the leader may be an operator of a version
+    /// that makes none, which is replaced only when this one is ready.
+    fn report(&self, holder: &Holder, waits: bool) {
         self.metrics.issuer_refused.set(i64::from(holder.problem().is_some()));
         let problem = holder.problem().map_or(String::new(), |problem| {
             format!("Secret {}/{} refused: {}", self.namespace, names::ISSUER_SECRET, problem.message)
@@ -262,7 +265,7 @@ impl Store {
                 let detail = if problem.is_empty() { state } else { format!("{state}; {problem}") };
                 self.part.report(true, &detail);
             }
-            None => self.part.report(false, &problem),
+            None => self.part.report(waits, &problem),
         }
     }
 }

@@ -278,6 +278,21 @@ async fn first_installation_makes_one_root_and_all_replicas_sign() {
     fixture.end().await;
 }
 
+/// Otherwise an upgrade from a version without an authority never ends: its operator leads until the new one is ready.
+#[tokio::test(flavor = "multi_thread")]
+async fn standby_is_ready_before_the_leader_has_made_an_issuer() {
+    let (api, client) = Api::start().await;
+    let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+    let standby = replica(client, State::Standby, Duration::from_secs(86_400), &stop, &tasks).await;
+    until("it is ready", || standby.readiness.is_ready()).await;
+    assert!(api.get(SECRETS, "weft-issuer").is_none(), "a standby makes none");
+    standby.lease.send_replace(leader());
+    until("it makes one as the leader", || api.get(SECRETS, "weft-issuer").is_some()).await;
+    stop.cancel();
+    tasks.close();
+    tasks.wait().await;
+}
+
 /// Reload matrix: changes of the Secret, each seen by three replicas within 10 s.
 #[tokio::test(flavor = "multi_thread")]
 async fn issuers_that_users_bring_are_in_use_in_every_replica_after_each_of_20_changes() {
