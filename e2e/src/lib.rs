@@ -14,6 +14,7 @@ pub mod browser;
 pub mod cluster;
 pub mod command;
 pub mod demo;
+pub mod gateway_api;
 pub mod install;
 pub mod kubectl;
 pub mod mesh;
