@@ -35,6 +35,9 @@ fn rows(mistake: &Mistake, page: &mut String) {
             Place::Columns { object, ready, reason } => {
                 format!("`kubectl get {}`: READY {ready}, `{reason}`", kind(object))
             }
+            Place::Parent { object, condition, status, reason } => {
+                format!("`status.parents` of the `{}`: {condition} {status}, `{reason}`", kind(object))
+            }
             Place::Event { object, reason } => format!("Event on the `{}`: `{reason}`", kind(object)),
         };
         let says = told.says.iter().map(|part| format!("`{part}`")).collect::<Vec<_>>().join(" … ");
