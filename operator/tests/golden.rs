@@ -13,9 +13,9 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use weft_config::{Envelope, Export, Inbound, Written};
 use weft_crds::Status;
-use weft_operator::compile::{self, Compiled};
+use weft_operator::compile::{self, Compiled, Diagnostic, ParentOutcome};
 use weft_operator::status::{self, Delivery};
-use weft_operator::world::World;
+use weft_operator::world::{DocumentKind, World};
 
 const EXPECTED: &str = ".expected.yaml";
 
@@ -82,21 +82,15 @@ fn describe(world: &World) -> String {
             shown.insert("rejectedAddresses".into(), json!(rejected_addresses));
         }
         let mut conditions = Map::new();
-        for (id, outcome) in objects {
-            let documents: Vec<&str> = outcome.documents.iter().map(|kind| kind.as_str()).collect();
-            let delivery = Delivery::Written(format!("in {}", documents.join(" and ")));
-            let status =
-                status::next(&Status::default(), 1, &outcome.diagnostics, &delivery, Timestamp::UNIX_EPOCH).unwrap();
-            let lines: Vec<String> = status
-                .conditions
-                .iter()
-                // Most cases have no pods; tests/effect.rs has those about pods.
-                .filter(|condition| !["Ready", "InEffect"].contains(&condition.type_.as_str()))
-                .map(|condition| {
-                    format!("{} {} {}: {}", condition.type_, condition.status, condition.reason, condition.message)
-                })
-                .collect();
-            conditions.insert(id.to_string(), json!(lines));
+        for (id, outcome) in objects.iter().filter(|(id, _)| !id.kind.is_gateway()) {
+            conditions.insert(id.to_string(), lines(&outcome.documents, &outcome.diagnostics));
+        }
+        let of_routes = objects.iter().flat_map(|(id, outcome)| outcome.parents.iter().map(move |parent| (id, parent)));
+        for (id, ParentOutcome { parent, documents, diagnostics }) in of_routes {
+            let (namespace, name) = (parent.namespace.as_deref().unwrap_or(&id.key.namespace), &parent.name);
+            let section = parent.section_name.iter().cloned().chain(parent.port.map(|port| port.to_string()));
+            let section: String = section.map(|part| format!(" {part}")).collect();
+            conditions.insert(format!("{id} at {namespace}/{name}{section}"), lines(documents, diagnostics));
         }
         if !conditions.is_empty() {
             shown.insert("conditions".into(), Value::Object(conditions));
@@ -105,4 +99,21 @@ fn describe(world: &World) -> String {
     }
     let index = serde_json::to_value(compile::index(world)).unwrap();
     serde_saphyr::to_string(&json!({ "index": index["namespaces"], "namespaces": namespaces })).unwrap()
+}
+
+/// The conditions that follow from these diagnostics.
+fn lines(documents: &BTreeSet<DocumentKind>, diagnostics: &[Diagnostic]) -> Value {
+    let documents: Vec<&str> = documents.iter().map(|kind| kind.as_str()).collect();
+    let delivery = Delivery::Written(format!("in {}", documents.join(" and ")));
+    let status = status::next(&Status::default(), 1, diagnostics, &delivery, Timestamp::UNIX_EPOCH).unwrap();
+    let lines: Vec<String> = status
+        .conditions
+        .iter()
+        // Most cases have no pods; tests/effect.rs has those about pods.
+        .filter(|condition| !["Ready", "InEffect"].contains(&condition.type_.as_str()))
+        .map(|condition| {
+            format!("{} {} {}: {}", condition.type_, condition.status, condition.reason, condition.message)
+        })
+        .collect();
+    json!(lines)
 }

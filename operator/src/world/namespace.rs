@@ -91,8 +91,7 @@ impl Namespace {
         let of_mesh = specs.flat_map(|spec| {
             let parents = spec.parent_refs.iter().filter_map(|parent| parent.namespace.as_deref());
             let backends = spec.backend_refs().filter_map(|backend| backend.namespace.as_deref());
-            let filters = spec.http.iter().flat_map(|rule| &rule.filters);
-            let mirrors = filters.filter_map(|filter| filter.request_mirror.as_ref()?.backend_ref.namespace.as_deref());
+            let mirrors = spec.mirror_refs().filter_map(|mirror| mirror.namespace.as_deref());
             parents.chain(backends).chain(mirrors)
         });
         of_mesh.chain(of_gateway)
