@@ -143,7 +143,11 @@ fn backends() -> Vec<Mistake> {
             apply(http("kinds", &to_backend("kind: Deployment, name: web, port: 80"))),
         )
         .given(service("kinds", "web"))
-        .unresolved("httproute/kinds", "InvalidKind", &["rule 0:", "Deployment", "Service"]),
+        .unresolved(
+            "httproute/kinds",
+            "InvalidKind",
+            &["rule 0: backend web is of kind Deployment, which is not supported: name a Service"],
+        ),
         Mistake::new(
             "a backend in another namespace, without a ReferenceGrant",
             apply(http("abroad", &to_backend("name: stock, namespace: {other}, port: 80"))),
@@ -152,7 +156,11 @@ fn backends() -> Vec<Mistake> {
         .unresolved(
             "httproute/abroad",
             "RefNotPermitted",
-            &["rule 0: Service {other}/stock is in another namespace", "ReferenceGrant", "HTTPRoute"],
+            &[
+                "rule 0: Service {other}/stock is in another namespace",
+                "no ReferenceGrant there allows HTTPRoutes of namespace {ns}",
+                "create one",
+            ],
         ),
         Mistake::new(
             "a GRPCRoute's backend with a typo",
@@ -201,7 +209,7 @@ fn rules() -> Vec<Mistake> {
             apply(http("zero", "rules: [{backendRefs: [{name: web, port: 80, weight: 0}]}, {matches: [{method: GET}], backendRefs: [{name: web, port: 80}]}]")),
         )
         .given(service("zero", "web"))
-        .noted_by_parent("httproute/zero", "PartiallyInvalid", &["rule 0:", "zero"]),
+        .noted_by_parent("httproute/zero", "PartiallyInvalid", &["rule 0: it has no backend with a weight above 0", "its requests are answered 500"]),
         Mistake::new("a regular expression that does not compile", apply(http("regex", &with("matches: [{path: {type: RegularExpression, value: \"/a(\"}}]"))))
             .given(service("regex", "web"))
             .refused_by_parent("httproute/regex", "UnsupportedValue", &["rule 0:", "/a("]),

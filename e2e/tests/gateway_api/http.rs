@@ -151,20 +151,24 @@ fn filters_of_a_backend_apply_to_its_share() -> Result<()> {
             format!(
                 "    filters:\n    - type: RequestHeaderModifier\n      requestHeaderModifier: {{set: [{{name: x-to, \
                  value: {to}}}], remove: [x-not-{to}]}}\n    - type: ResponseHeaderModifier\n      \
-                 responseHeaderModifier: {{add: [{{name: x-from, value: {to}}}]}}\n"
+                 responseHeaderModifier: {{add: [{{name: x-from, value: {to}}}]}}\n    - type: URLRewrite\n      \
+                 urlRewrite: {{hostname: {to}.example, path: {{type: ReplacePrefixMatch, replacePrefixMatch: /{to}}}}}\n"
             )
         };
         let rules = format!(
-            "- filters:\n  - type: RequestHeaderModifier\n    requestHeaderModifier: {{set: [{{name: x-rule, value: \
-             all}}]}}\n  backendRefs:\n  - name: one\n    port: 9080\n    weight: 2\n{}  - name: two\n    port: 9080\n    \
-             weight: 1\n{}  - {{name: echo, port: 9080, weight: 1}}\n",
+            "- matches: [{{path: {{value: /a}}}}]\n  filters:\n  - type: RequestHeaderModifier\n    requestHeaderModifier: \
+             {{set: [{{name: x-rule, value: all}}]}}\n  backendRefs:\n  - name: one\n    port: 9080\n    weight: 2\n{}  - \
+             name: two\n    port: 9080\n    weight: 1\n{}  - {{name: echo, port: 9080, weight: 1}}\n- matches: [{{path: \
+             {{value: /other}}}}]\n  backendRefs:\n  - name: one\n    port: 9080\n    filters:\n    - {{type: RequestMirror, \
+             requestMirror: {{backendRef: {{name: two, port: 9080}}}}}}\n  - name: one\n    port: 9080\n    filters:\n    - \
+             {{type: RequestRedirect, requestRedirect: {{hostname: shop.example}}}}\n",
             filters("one"),
             filters("two")
         );
         in_force(ns, &client, "echo", &rules)?;
         let mut answered = [0_u32; 3];
         eventually("each backend to answer three times", SOON, || {
-            let answer = client.get("http://echo:9080/a").header("x-to", "?").header("x-not-two", "1").send()?;
+            let answer = client.get("http://echo:9080/a/b").header("x-to", "?").header("x-not-two", "1").send()?;
             let answer = answer.expect_status(200)?;
             let seen = answer.json()?;
             let (index, to) = match answer.version() {
@@ -175,10 +179,23 @@ fn filters_of_a_backend_apply_to_its_share() -> Result<()> {
             // The closure is called again after an error, so a wrong answer ends the test instead.
             assert_eq!(seen["headers"]["x-to"], json!([to.unwrap_or("?")]), "{answer:?}");
             assert_eq!(seen["headers"]["x-not-two"].is_null(), to == Some("two"), "{answer:?}");
+            let (path, host) = match to {
+                Some(to) => (format!("/{to}/b"), format!("{to}.example")),
+                None => ("/a/b".to_owned(), "echo:9080".to_owned()),
+            };
+            assert_eq!((&seen["path"], &seen["authority"]), (&json!(path), &json!(host)), "{answer:?}");
             assert_eq!(seen["headers"]["x-rule"], json!(["all"]), "the rule's filter applies to all: {answer:?}");
             assert_eq!(answer.header("x-from"), to, "{answer:?}");
             answered[index] += 1;
             ensure!(answered.iter().all(|count| *count >= 3), "{answered:?}");
+            Ok(())
+        })?;
+        let report = client.load("http://echo:9080/other").requests(400).run()?;
+        let (forwarded, redirected) = (report.status(200), report.status(302));
+        ensure!(forwarded + redirected == 400 && (140..=260).contains(&redirected), "{}", report.summary());
+        eventually("a copy of each request that was forwarded", SOON, || {
+            let seen = client.get("http://two:9080/_seen").send()?.expect_status(200)?.json()?;
+            ensure!(seen["by_path"]["GET /other"] == forwarded, "not {forwarded}: {seen}");
             Ok(())
         })
     })

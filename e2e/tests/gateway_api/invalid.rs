@@ -15,8 +15,8 @@ fn rules_that_cannot_be_applied_answer_500_and_leave_the_others() -> Result<()> 
         let with_extension = format!("{extension}\n  {one}");
         // The rule, its fields, and a part of the message that says what is wrong with it.
         let bad = [
-            ("none", "backendRefs: []", "backend"),
-            ("zero", "backendRefs: [{name: one, port: 9080, weight: 0}]", "zero"),
+            ("none", "backendRefs: []", "no backend with a weight above 0"),
+            ("zero", "backendRefs: [{name: one, port: 9080, weight: 0}]", "no backend with a weight above 0"),
             ("missing", "backendRefs: [{name: nowhere, port: 9080}]", "/nowhere does not exist"),
             ("port", "backendRefs: [{name: one, port: 1234}]", "has no TCP port 1234"),
             ("kind", "backendRefs: [{kind: Volume, name: one, port: 9080}]", "Volume"),
