@@ -209,7 +209,7 @@ fn rules() -> Vec<Mistake> {
             apply(http("zero", "rules: [{backendRefs: [{name: web, port: 80, weight: 0}]}, {matches: [{method: GET}], backendRefs: [{name: web, port: 80}]}]")),
         )
         .given(service("zero", "web"))
-        .noted_by_parent("httproute/zero", "PartiallyInvalid", &["rule 0: it has no backend with a weight above 0", "its requests are answered 500"]),
+        .in_part("httproute/zero", "UnsupportedValue", &["Dropped Rule", "rule 0: it has no backend with a weight above 0", "its requests are answered 500"]),
         Mistake::new("a regular expression that does not compile", apply(http("regex", &with("matches: [{path: {type: RegularExpression, value: \"/a(\"}}]"))))
             .given(service("regex", "web"))
             .refused_by_parent("httproute/regex", "UnsupportedValue", &["rule 0:", "/a("]),

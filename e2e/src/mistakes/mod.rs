@@ -190,6 +190,11 @@ impl Mistake {
         self.told(Place::Parent { object, condition: "Accepted", status: "True", reason }, says)
     }
 
+    /// In `status.parents`, PartiallyInvalid is True.
+    fn in_part(self, object: &'static str, reason: &'static str, says: &[&str]) -> Self {
+        self.told(Place::Parent { object, condition: "PartiallyInvalid", status: "True", reason }, says)
+    }
+
     /// In `status.parents`, ResolvedRefs is False.
     fn unresolved(self, object: &'static str, reason: &'static str, says: &[&str]) -> Self {
         self.told(Place::Parent { object, condition: "ResolvedRefs", status: "False", reason }, says)
