@@ -2,7 +2,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test check unit fuzz e2e e2e-installed e2e-groups soak bench gen gen-gateway golden deny images install cluster-up cluster-down kubeconfig
+.PHONY: help demo demo-down test check unit fuzz e2e e2e-installed e2e-groups conformance conformance-installed \
+  conformance-report soak bench gen gen-gateway golden deny images install cluster-up cluster-down kubeconfig
 
 NAME ?= weft
 # Two nodes, for the tests of topology-aware Services.
@@ -33,8 +34,8 @@ cargo := cargo --quiet
 profile := --profile ci
 
 help: ## list these targets
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
-	@echo; echo "  KUBECONFIG=PATH    as an argument of make: use that cluster instead of a local one"
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+	@echo; echo "  KUBECONFIG=PATH        as an argument of make: use that cluster instead of a local one"
 
 demo: $(cluster) images ## a cluster, Weft, a shop with traffic, routes applied one by one, and a result page
 	@$(cargo) run $(profile) --package weft-e2e --bin weft-e2e-demo
@@ -70,8 +71,16 @@ e2e: $(cluster) images install e2e-installed ## end-to-end tests on a real clust
 soak: $(cluster) images install ## the e2e-groups repeatedly on busy CPUs; lists the tests that failed (RUNS=20)
 	@e2e/soak.sh $(RUNS)
 
+conformance: $(cluster) images install conformance-installed ## the Gateway API's conformance suite and gRPC's interoperability tests, on the cluster
+
+conformance-report: $(cluster) images install ## run the Gateway API's conformance suite, and write its report to docs/conformance
+	@WEFT_BLESS=1 cargo test $(profile) --locked --package weft-e2e --test conformance -- --nocapture
+
+conformance-installed:
+	@cargo test $(profile) --locked --package weft-e2e --test conformance --test interop -- --test-threads 1 --nocapture
+
 # The others measure time: they run by themselves, and not in the soak.
-e2e-installed: e2e-groups
+e2e-installed: e2e-groups conformance-installed
 	@cargo test $(profile) --locked --package weft-e2e --test mistakes -- --test-threads 2 --show-output
 	@cargo test $(profile) --locked --package weft-e2e --test latency --test demo -- --test-threads 1 --nocapture
 	@cargo test $(profile) --locked --package weft-e2e --test disruption -- --test-threads 1 --nocapture

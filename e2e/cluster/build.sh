@@ -4,7 +4,9 @@
 #   build.sh                builds everything
 #   build.sh --print NAME   builds one part if necessary and prints its path; NAME is one of
 #                           etcd coredns helm kubernetes kubectl forward probe pause.tar coredns.tar probe.tar,
-#                           or h2spec, which only the proxy's tests need
+#                           or of those that only tests of Weft need: h2spec (HTTP/2); conformance, conformance.crds
+#                           and echo.tar (the Gateway API's conformance suite, the folder of its CRDs, and its image);
+#                           interop.tar (server and client of gRPC's interoperability tests)
 #
 # Parts are cached outside the checkout, in $WEFT_CACHE (~/.cache/weft), each under a hash of its sources. The
 # directory may be deleted while no cluster is running.
@@ -13,7 +15,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 cache=${WEFT_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/weft}
 
-export CGO_ENABLED=0 GOWORK=off GOFLAGS=
+# GOTOOLCHAIN=auto, also where the environment says `local`: a module may need a newer Go than the installed one.
+export CGO_ENABLED=0 GOWORK=off GOFLAGS= GOTOOLCHAIN=auto
 
 # The version that Kubernetes' own build scripts would set: without it the server reports v0.0.0-master+$Format:%H$,
 # which kubectl cannot parse.
@@ -56,29 +59,43 @@ print_part() {
 
 # Builds a part unless it is cached, and sets `built` to its path.
 build_part() {
+  local image
   case $1 in
-    kubernetes) build_go kubernetes . "$(kubernetes_stamps)" "about 8 minutes when nothing is cached" ;;
-    helm) build_go helm helm.sh/helm/v4/cmd/helm "" "about 3 minutes when nothing is cached" ;;
-    h2spec) build_go h2spec github.com/summerwind/h2spec/cmd/h2spec "" "" ;;
-    etcd | coredns | forward | probe) build_go "$1" . "" "" ;;
+    kubernetes) build_go kubernetes "$(kubernetes_stamps)" "about 8 minutes when nothing is cached" . ;;
+    helm) build_go helm "" "about 3 minutes when nothing is cached" helm.sh/helm/v4/cmd/helm ;;
+    h2spec) build_go h2spec "" "" github.com/summerwind/h2spec/cmd/h2spec ;;
+    conformance) build_go conformance "" "about 4 minutes when nothing is cached" . ;;
+    conformance.crds) build_crds ;;
+    echo) build_go echo "" "about 2 minutes when nothing is cached" istio.io/istio/pkg/test/echo/cmd/{server,client} ;;
+    interop) build_go interop "" "about a minute when nothing is cached" google.golang.org/grpc/interop/{server,client} ;;
+    etcd | coredns | forward | probe) build_go "$1" "" "" . ;;
     pause) build_pause ;;
-    pause.tar | coredns.tar | probe.tar) build_image "${1%.tar}" ;;
+    pause.tar | coredns.tar | probe.tar | interop.tar) build_image "${1%.tar}" "localhost/weft/${1%.tar}:cluster" ;;
+    echo.tar) image=$(echo_image); build_image echo "$image" ;;
     *) die "unknown part: $1" ;;
   esac
 }
 
-# build_go NAME PACKAGE LINK-FLAGS NOTE
+# build_go NAME LINK-FLAGS NOTE PACKAGE...: with several packages, the part is a folder of their programs.
 build_go() {
-  local name=$1 package=$2 flags="-s -w$3" note=$4
+  local name=$1 flags="-s -w$2" note=$3
   # The module's `go` line may select another toolchain, but always the same one for the same sources.
   place "$name" "$flags $(go env GOVERSION)"
-  [[ -e $built ]] || step "building $name${note:+ ($note)}" go_build "$name" "$package" "$flags"
+  [[ -e $built ]] || step "building $name${note:+ ($note)}" go_build "$name" "$flags" "${@:4}"
 }
 
 go_build() {
+  local name=$1 flags=$2 packages=("${@:3}") verb=(build)
   begin
-  (cd "$here/components/$1" && go build -trimpath -ldflags "$3" -o "$making/$1" "$2")
-  [[ $1 != kubernetes ]] || ln -s kubernetes "$making/kubectl"
+  [[ $name != conformance ]] || verb=(test -c) # the suite is a Go test
+  ((${#packages[@]} == 1)) || mkdir "$making/$name"
+  cd "$here/components/$name"
+  go "${verb[@]}" -trimpath -ldflags "$flags" -o "$making/$name" "${packages[@]}"
+  case $name in
+    kubernetes) ln -s kubernetes "$making/kubectl" ;;
+    # A certificate and its key, which the suite's manifests name.
+    echo) cp "$(module_folder echo istio.io/istio)"/tests/testdata/certs/dns/{cert-chain,key}.pem "$making/echo/" ;;
+  esac
   keep
 }
 
@@ -93,22 +110,56 @@ gcc_build() {
   keep
 }
 
-# An image FROM scratch with one program, as an archive that containerd imports.
+build_crds() {
+  place conformance.crds ""
+  [[ -e $built ]] || step "fetching the CRDs of the Gateway API" copy_crds
+}
+
+# The standard channel. The policy that comes with it is left out, because it refuses an older version later on.
+copy_crds() {
+  begin
+  local folder
+  folder=$(module_folder conformance sigs.k8s.io/gateway-api)/config/crd/standard
+  mkdir "$making/conformance.crds"
+  find "$folder" -name '*.yaml' ! -name '*_vap_*' -exec cp {} "$making/conformance.crds/" \;
+  keep
+}
+
+# The name of the image in the suite's manifests for a mesh.
+echo_image() {
+  local folder images
+  folder=$(module_folder conformance sigs.k8s.io/gateway-api/conformance)
+  mapfile -t images < <(awk '$1 == "image:" { print $2 }' "$folder/mesh/manifests.yaml" | sort -u)
+  ((${#images[@]} == 1)) || die "mesh/manifests.yaml of the suite should name one image, not ${#images[@]}: ${images[*]}"
+  echo "${images[0]}"
+}
+
+# module_folder COMPONENT MODULE: prints where the sources of a module of the component are.
+module_folder() {
+  cd "$here/components/$1" && go mod download "$2" && go list -m -f '{{.Dir}}' "$2"
+}
+
+# build_image NAME IMAGE: an image with the part NAME, as an archive that containerd imports. Without a Dockerfile
+# beside its sources it is FROM scratch with one program.
 build_image() {
-  local program
+  local part
   build_part "$1"
-  program=$built
-  place "$1.tar" "$program"
-  [[ -e $built ]] || step "packing the image of $1" pack_image "$1" "$program" "localhost/weft/$1:cluster"
+  part=$built
+  place "$1.tar" "$part $2"
+  [[ -e $built ]] || step "packing the image of $1" pack_image "$1" "$part" "$2"
 }
 
 # buildah's store is in the temporary directory: only the archive is kept.
 pack_image() {
   begin
-  local context=$making/context
+  local context=$making/context dockerfile=$here/components/$1/Dockerfile
   mkdir "$context"
-  cp "$2" "$context/$1"
-  printf 'FROM scratch\nCOPY %s /\nENTRYPOINT ["/%s"]\n' "$1" "$1" >"$context/Dockerfile"
+  cp --recursive "$2" "$context/$1"
+  if [[ -e $dockerfile ]]; then
+    cp "$dockerfile" "$context/"
+  else
+    printf 'FROM scratch\nCOPY %s /\nENTRYPOINT ["/%s"]\n' "$1" "$1" >"$context/Dockerfile"
+  fi
   local buildah=(buildah --storage-driver vfs --root "$making/store" --runroot "$making/run")
   "${buildah[@]}" bud --isolation chroot -t "$3" "$context"
   "${buildah[@]}" push "$3" "oci-archive:$making/$1.tar:$3"
@@ -118,7 +169,7 @@ pack_image() {
 
 # place NAME INPUTS: sets `built` to the path of a part, which depends on its source directory and on INPUTS.
 place() {
-  local sources=$here/components/${1%.tar} key=""
+  local sources=$here/components/${1%%.*} key=""
   key=$({
     echo "$2"
     [[ $1 == *.tar ]] || (cd "$sources" && find . -type f -print0 | sort -z | xargs -0 sha256sum)

@@ -12,9 +12,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use crate::command;
+use crate::{command, progress};
 
+/// Time limit of scripts.
 const SCRIPT_LIMIT: Duration = Duration::from_secs(120);
+/// Time limit of the first build of a program.
+const BUILD_LIMIT: Duration = Duration::from_secs(30 * 60);
 
 /// The cluster under test.
 #[derive(Clone, Debug)]
@@ -61,6 +64,15 @@ impl Cluster {
             "this test stops processes of the cluster, which only the cluster of `make cluster-up` allows: run it \
              without KUBECONFIG",
         )
+    }
+
+    /// Builds an image of e2e/cluster/build.sh (`echo.tar`) and loads it into each node. A cluster given by `KUBECONFIG`
+    /// must have the image already, or be able to pull it.
+    pub fn load_image(&self, part: &str) -> Result<()> {
+        let Some(Embedded { name }) = &self.embedded else { return Ok(()) };
+        let archive = build(part)?;
+        let archive = archive.to_str().with_context(|| format!("{} is not UTF-8", archive.display()))?;
+        progress::step(&format!("loading {part}"), || script("load-image.sh", &["--name", name, archive]).map(drop))
     }
 
     /// Shell command that makes a plain `kubectl` use this cluster.
@@ -164,10 +176,14 @@ impl Drop for StoppedApiServer<'_> {
 
 /// Runs a script of e2e/cluster and returns its stdout.
 fn script(name: &str, arguments: &[&str]) -> Result<String> {
+    script_within(SCRIPT_LIMIT, name, arguments)
+}
+
+fn script_within(limit: Duration, name: &str, arguments: &[&str]) -> Result<String> {
     let mut command = Command::new(checkout().join("e2e/cluster").join(name));
     command.args(arguments);
     let what = command::describe(&command);
-    Ok(command::run(&mut command, "", SCRIPT_LIMIT)?.stdout_of_success(&what)?.trim().to_owned())
+    Ok(command::run(&mut command, "", limit)?.stdout_of_success(&what)?.trim().to_owned())
 }
 
 /// The helm binary: the one on the `PATH` for a cluster given by `KUBECONFIG`, otherwise the one of the tests. Needs no
@@ -177,9 +193,10 @@ pub fn helm() -> Result<PathBuf> {
     on_path("helm").filter(|_| is_given).map_or_else(|| build("helm"), Ok)
 }
 
-/// Path of a program that e2e/cluster/build.sh builds.
-fn build(program: &str) -> Result<PathBuf> {
-    script("build.sh", &["--print", program]).map(PathBuf::from)
+/// Path of a program, an archive or a folder that e2e/cluster/build.sh builds unless it is cached.
+pub fn build(part: &str) -> Result<PathBuf> {
+    let build = || script_within(BUILD_LIMIT, "build.sh", &["--print", part]).map(PathBuf::from);
+    progress::step(&format!("building {part}, unless it is cached"), build)
 }
 
 fn on_path(program: &str) -> Option<PathBuf> {

@@ -43,6 +43,16 @@ pub fn ensure_reference_grants() -> Result<()> {
     kubectl.wait(crd, "condition=Established", Duration::from_secs(READY_SECONDS))
 }
 
+/// Installs the CRDs of the Gateway API's standard channel, in the version of its conformance suite. CRDs of another
+/// version are replaced.
+pub fn ensure_gateway_api() -> Result<()> {
+    let kubectl = Kubectl::new(Cluster::get()?);
+    let folder = cluster::build("conformance.crds")?;
+    // Not a client-side apply: with the annotation that it writes, the CRD of HTTPRoute is close to the limit of 256 KiB.
+    kubectl.run(&["apply", "--server-side", "--force-conflicts", "-f", path(&folder)?])?;
+    kubectl.run(&["wait", "-f", path(&folder)?, "--for=condition=Established", "--timeout=60s"]).map(drop)
+}
+
 /// Runs Helm on the cluster and returns its stdout.
 pub fn helm(arguments: &[&str]) -> Result<String> {
     let mut command = helm_command(arguments)?;

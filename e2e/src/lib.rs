@@ -13,6 +13,7 @@
 pub mod browser;
 pub mod cluster;
 pub mod command;
+pub mod conformance;
 pub mod demo;
 pub mod gateway_api;
 pub mod install;

@@ -1,0 +1,149 @@
+//! The interoperability tests of gRPC, with grpc-go's client and server
+//! (<https://github.com/grpc/grpc/blob/master/doc/interop-test-descriptions.md>), through a client's and a server's proxy.
+
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use weft_e2e::metrics::Metrics;
+use weft_e2e::namespace::{Namespace, READY, SOON, in_mesh};
+use weft_e2e::wait::eventually;
+use weft_e2e::{Cluster, install};
+
+/// The test cases that need neither TLS, credentials nor a resolver of their own.
+const CASES: [&str; 14] = [
+    "empty_unary",
+    "large_unary",
+    "client_streaming",
+    "server_streaming",
+    "ping_pong",
+    "empty_stream",
+    "timeout_on_sleeping_server",
+    "cancel_after_begin",
+    "cancel_after_first_response",
+    "status_code_and_message",
+    "special_status_message",
+    "custom_metadata",
+    "unimplemented_method",
+    UNIMPLEMENTED_SERVICE,
+];
+/// The test case that calls another service than `grpc.testing.TestService`.
+const UNIMPLEMENTED_SERVICE: &str = "unimplemented_service";
+/// Test cases that repeat a call of 266 KiB with a response of 307 KiB, on one connection or on a new one for each call:
+/// name, number of calls, arguments.
+const SOAKS: [(&str, f64, &[&str]); 2] = [
+    ("rpc_soak", 2000.0, &["--soak_iterations=2000", "--soak_num_threads=4"]),
+    ("channel_soak", 500.0, &["--soak_iterations=500"]),
+];
+/// Limits for a busy machine, in place of 10 s and 1 s.
+const SOAK_LIMITS: [&str; 2] =
+    ["--soak_overall_timeout_seconds=100", "--soak_per_iteration_max_acceptable_latency_ms=10000"];
+
+/// The service that the test cases call, but `unimplemented_service`.
+const ROUTE: &str = "
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: GRPCRoute
+metadata: {name: server}
+spec:
+  parentRefs: [{group: '', kind: Service, name: server, port: 10000}]
+  rules:
+  - matches: [{method: {service: grpc.testing.TestService}}]
+    backendRefs: [{name: server, port: 10000}]
+";
+
+/// A Deployment of the server. The client's pod runs a server too, which nothing calls: a pod needs a program that does
+/// not end.
+fn deployment(name: &str, replicas: u32) -> String {
+    format!(
+        "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {name}}}\nspec:\n  replicas: {replicas}\n  selector: \
+         {{matchLabels: {{app: {name}}}}}\n  template:\n    metadata: {{labels: {{app: {name}}}}}\n    spec:\n      containers:\n      \
+         - name: {name}\n        image: localhost/weft/interop:cluster\n        imagePullPolicy: IfNotPresent\n        ports: \
+         [{{containerPort: 10000}}]\n        readinessProbe: {{tcpSocket: {{port: 10000}}, periodSeconds: 1}}\n"
+    )
+}
+
+/// Deploys two servers behind a Service, and a client.
+fn deploy(ns: &Namespace) -> Result<()> {
+    Cluster::get()?.load_image("interop.tar")?;
+    let service = "---\napiVersion: v1\nkind: Service\nmetadata: {name: server}\nspec:\n  selector: {app: server}\n  ports: [{name: \
+                   grpc, port: 10000}]\n";
+    ns.apply(&(deployment("server", 2) + service + &deployment("client", 1)))?;
+    ns.wait_ready(&["server", "client"])
+}
+
+/// Runs all test cases in the client's pod. Each must succeed, through the client's proxy.
+fn run_all(ns: &Namespace) -> Result<()> {
+    for case in CASES {
+        run(ns, case, 1.0, &[])?;
+    }
+    for (case, calls, arguments) in SOAKS {
+        run(ns, case, calls, &[arguments, &SOAK_LIMITS].concat())?;
+    }
+    Ok(())
+}
+
+/// Runs a test case, and waits until the client's proxy has counted at least this number of calls.
+fn run(ns: &Namespace, case: &str, calls: f64, arguments: &[&str]) -> Result<()> {
+    let service = format!("{}/server:10000", ns.name);
+    let counted = || requests(ns, "client", &[("direction", "outbound"), ("service", &service)]);
+    let (before, test_case) = (counted()?, format!("--test_case={case}"));
+    let command = ["exec", "deployment/client", "-c", "client", "--", "/client", "--server_host=server", &test_case];
+    let began = Instant::now();
+    let output = ns.run_with(&[&command, arguments].concat(), "", READY)?;
+    output.stdout_of_success(&format!("/client {test_case}"))?;
+    println!("{case}: {:.1} s", began.elapsed().as_secs_f64());
+    eventually(&format!("{calls} calls of {case} to be counted"), SOON, || {
+        let new = counted()? - before;
+        ensure!(new >= calls, "{new} are");
+        Ok(())
+    })
+}
+
+/// The number of requests in the metrics of the proxies of an app's pods.
+fn requests(ns: &Namespace, app: &str, labels: &[(&str, &str)]) -> Result<f64> {
+    let pages = ns.pods_of(app)?.into_iter().map(|pod| ns.pod_get(&pod, 15020, "metrics"));
+    let sums = pages.map(|page| Ok(Metrics::parse(&page?).sum("weft_requests_total", labels)));
+    sums.sum()
+}
+
+/// The number of calls to `grpc.testing.TestService` that all test cases make, at least: one each.
+fn calls() -> f64 {
+    let cases = CASES.iter().filter(|case| **case != UNIMPLEMENTED_SERVICE).count();
+    SOAKS.iter().map(|(_, calls, _)| calls).sum::<f64>() + cases as f64
+}
+
+#[test]
+fn grpc_interop_cases_pass_without_a_route() -> Result<()> {
+    in_mesh("interop", |ns| {
+        deploy(ns)?;
+        run_all(ns)?;
+        // Through the proxies of the servers too.
+        let inbound = requests(ns, "server", &[("direction", "inbound")])?;
+        ensure!(inbound >= calls(), "{inbound} requests to the servers");
+        Ok(())
+    })
+}
+
+/// The route has no rule for the service of the test case `unimplemented_service`: the proxy responds UNIMPLEMENTED.
+#[test]
+fn grpc_interop_cases_pass_through_a_grpc_route() -> Result<()> {
+    install::ensure_gateway_api()?;
+    in_mesh("interop-route", |ns| {
+        deploy(ns)?;
+        ns.apply(ROUTE)?;
+        let source = format!("GRPCRoute/{}/server/0", ns.name);
+        let routed = || requests(ns, "client", &[("direction", "outbound"), ("source", &source)]);
+        eventually("the client's proxy to use the route", SOON, || {
+            run(ns, "empty_unary", 1.0, &[])?;
+            ensure!(routed()? > 0.0, "no request has the source {source}");
+            Ok(())
+        })?;
+        let before = routed()?;
+        run_all(ns)?;
+        let by_route = routed()? - before;
+        ensure!(by_route >= calls(), "{by_route} requests were decided by {source}, not {}", calls());
+        let answered = requests(ns, "client", &[("reason", "no-route"), ("rpc_status_code", "UNIMPLEMENTED")])?;
+        ensure!(answered == 1.0, "the proxy answered {answered} requests of {UNIMPLEMENTED_SERVICE}");
+        Ok(())
+    })
+}
