@@ -34,6 +34,8 @@ pub enum ConditionType {
     InEffect,
     /// All of the above, for tools that know only this condition.
     Ready,
+    /// Parts of it are not in use: only of a route of the Gateway API, and only while it is true.
+    PartiallyInvalid,
 }
 
 /// Reasons of conditions; those of the Gateway API where it has one.

@@ -1,8 +1,8 @@
 //! Writes to the API server. Each has a timeout and an outcome for metrics; this module makes no decisions.
 //!
 //! Documents are replaced with the resourceVersion that the decision was based on, so that of two concurrent writers
-//! one fails. Conditions use server-side apply with a field manager of their own, so that the fields of other
-//! managers are kept.
+//! one fails. So is the status of the Gateway API's routes. Conditions of other kinds use server-side apply with a field
+//! manager of their own, so that the fields of other managers are kept.
 
 use std::time::Duration;
 
@@ -13,12 +13,14 @@ use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::{Value, json};
 use weft_config::bootstrap;
 use weft_crds::{Status, names};
 
 use crate::render;
-use crate::world::{Access, AccessKind, Document, DocumentKind, ObjectId, documents_namespace};
+use crate::world::{
+    Access, AccessKind, Document, DocumentKind, GatewayRoute, Meta, ObjectId, ParentStatus, documents_namespace,
+};
 
 /// Timeout of one call to the API server; then it is retried later.
 const CALL_MAX: Duration = Duration::from_secs(5);
@@ -149,6 +151,21 @@ pub async fn status(client: &Client, id: &ObjectId, uid: &str, status: &Status) 
     // With force: conditions that another manager took over are taken back.
     let parameters = PatchParams::apply(names::OPERATOR_MANAGER).force();
     let written = call(api.patch_status(&id.key.name, &parameters, &Patch::Apply(&object))).await?;
+    Ok(written.metadata.resource_version)
+}
+
+/// Writes `status.parents` of a route of the Gateway API, if the route is still as it was read, and returns its new
+/// resourceVersion: the list has entries of other controllers too.
+pub async fn parents(client: &Client, route: &GatewayRoute, parents: &[ParentStatus]) -> Result<Option<String>, Error> {
+    let GatewayRoute { kind, version, meta: Meta { key, revision, .. }, .. } = route;
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &key.namespace, &kind.resource_in(version));
+    let parents: Vec<Value> = parents.iter().map(ParentStatus::to_json).collect();
+    let patch = json!({
+        "metadata": { "resourceVersion": revision.to_string() },
+        "status": { "parents": parents },
+    });
+    let parameters = PatchParams { field_manager: Some(names::OPERATOR_MANAGER.to_owned()), ..PatchParams::default() };
+    let written = call(api.patch_status(&key.name, &parameters, &Patch::Merge(&patch))).await?;
     Ok(written.metadata.resource_version)
 }
 

@@ -4,12 +4,19 @@ mod support;
 
 use serde_json::json;
 use weft_operator::world::objects::{RawPod, RawService};
-use weft_operator::world::{Change, Document, DocumentKind, Event, Key, Kind, Node, Pod, Service, Touched, World};
+use weft_operator::world::{
+    Availability, Change, Document, DocumentKind, Event, Key, Kind, Node, Pod, Service, Touched, WatchedKind, World,
+};
 
 use support::{applied, deleted, namespace, pod, service, slice};
 
 fn scopes(touched: &Touched) -> Vec<&str> {
     touched.scopes.iter().map(String::as_str).collect()
+}
+
+/// ReferenceGrants are not installed.
+fn missing() -> Event {
+    Event::Availability(WatchedKind::ReferenceGrants, Availability::Missing)
 }
 
 fn document(name: &str, revision: u64) -> Document {
@@ -80,7 +87,7 @@ fn appearance_of_reference_grants_marks_routes_that_need_one() {
     world.observe(applied(&route("shop", json!({"name": "pay", "namespace": "bank", "port": 80}))));
     world.observe(applied(&route("web", json!({"name": "web", "port": 80}))));
     let pay = Key::new("bank", "pay");
-    assert_eq!(scopes(&world.observe(Event::GrantsMissing)), [""; 0], "as before");
+    assert_eq!(scopes(&world.observe(missing())), [""; 0], "as before");
     assert_eq!(scopes(&world.observe(Event::Grant(Change::Reset(Vec::new())))), ["shop"], "the CRD is installed");
     let grant = json!({
         "kind": "ReferenceGrant", "metadata": {"namespace": "bank", "name": "g"},
@@ -91,7 +98,7 @@ fn appearance_of_reference_grants_marks_routes_that_need_one() {
     });
     assert_eq!(scopes(&world.observe(applied(&grant))), ["bank"], "its exports change, which marks shop");
     assert!(world.grants(Kind::Route, "shop", &pay) && !world.grants(Kind::Route, "web", &pay));
-    assert_eq!(scopes(&world.observe(Event::GrantsMissing)), ["bank", "shop"], "the CRD is removed");
+    assert_eq!(scopes(&world.observe(missing())), ["bank", "shop"], "the CRD is removed");
     assert!(!world.grants(Kind::Route, "shop", &pay));
 }
 

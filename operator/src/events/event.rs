@@ -71,12 +71,20 @@ impl Event {
         format!("{}{suffix}", prefix.trim_end_matches(['-', '.']))
     }
 
+    /// The namespace of the Event: the object's, or `default` if it has none (the API requires that one).
+    pub(super) fn namespace(&self) -> &str {
+        match self.regarding.key.namespace.as_str() {
+            "" => "default",
+            namespace => namespace,
+        }
+    }
+
     /// The object of the API. `instance` is the name of this operator.
     pub(super) fn render(&self, instance: &str, now: Timestamp) -> v1::Event {
         v1::Event {
             metadata: ObjectMeta {
                 name: Some(self.name()),
-                namespace: Some(self.regarding.key.namespace.clone()),
+                namespace: Some(self.namespace().to_owned()),
                 ..ObjectMeta::default()
             },
             regarding: Some(self.regarding.reference()),
@@ -109,7 +117,7 @@ impl Object {
         ObjectReference {
             api_version: Some(api_version.clone()),
             kind: Some(kind.clone()),
-            namespace: Some(key.namespace.clone()),
+            namespace: Some(key.namespace.clone()).filter(|namespace| !namespace.is_empty()),
             name: Some(key.name.clone()),
             uid: Some(uid.clone()),
             ..ObjectReference::default()

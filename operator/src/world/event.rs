@@ -1,5 +1,6 @@
 //! What watches tell the World.
 
+use super::availability::Availability;
 use super::objects::{
     Access, AccessKind, Account, Cluster, Document, DocumentKind, GatewayRoute, Grant, Key, Kind, NamespaceMeta, Node,
     Pod, Policy, Route, Service, Slice,
@@ -78,8 +79,8 @@ pub enum Event {
     Grant(Change<Grant>),
     /// Of a kind of the Gateway API.
     GatewayRoute(Kind, Change<GatewayRoute>),
-    /// The API server has no ReferenceGrants: the Gateway API is not installed.
-    GrantsMissing,
+    /// Of a kind of the Gateway API.
+    Availability(WatchedKind, Availability),
     Document(DocumentKind, Change<Document>),
     Access(AccessKind, Change<Access>),
 }
@@ -103,8 +104,9 @@ impl Event {
             Self::Cluster(change) => (WatchedKind::MeshClusters, is_reset(change)),
             Self::Policy(change) => (WatchedKind::MeshPolicies, is_reset(change)),
             Self::Grant(change) => (WatchedKind::ReferenceGrants, is_reset(change)),
-            Self::GatewayRoute(kind, change) => (watched(*kind), is_reset(change)),
-            Self::GrantsMissing => (WatchedKind::ReferenceGrants, true),
+            Self::GatewayRoute(kind, change) => (kind.watched(), is_reset(change)),
+            // What is not there needs no list.
+            Self::Availability(kind, availability) => (*kind, *availability != Availability::Served),
             Self::Document(DocumentKind::Inbound, change) => (WatchedKind::Inbounds, is_reset(change)),
             Self::Document(DocumentKind::Export | DocumentKind::Index, change) => {
                 (WatchedKind::Exports, is_reset(change))
@@ -115,15 +117,19 @@ impl Event {
     }
 }
 
-/// The watch of a kind.
-fn watched(kind: Kind) -> WatchedKind {
-    match kind {
-        Kind::Cluster => WatchedKind::MeshClusters,
-        Kind::Policy => WatchedKind::MeshPolicies,
-        Kind::Route => WatchedKind::MeshRoutes,
-        Kind::HttpRoute => WatchedKind::HttpRoutes,
-        Kind::GrpcRoute => WatchedKind::GrpcRoutes,
-        Kind::TlsRoute => WatchedKind::TlsRoutes,
-        Kind::TcpRoute => WatchedKind::TcpRoutes,
+// === impl Kind ===
+
+impl Kind {
+    /// The kind of its watch.
+    pub fn watched(self) -> WatchedKind {
+        match self {
+            Self::Cluster => WatchedKind::MeshClusters,
+            Self::Policy => WatchedKind::MeshPolicies,
+            Self::Route => WatchedKind::MeshRoutes,
+            Self::HttpRoute => WatchedKind::HttpRoutes,
+            Self::GrpcRoute => WatchedKind::GrpcRoutes,
+            Self::TlsRoute => WatchedKind::TlsRoutes,
+            Self::TcpRoute => WatchedKind::TcpRoutes,
+        }
     }
 }

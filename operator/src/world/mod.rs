@@ -4,6 +4,7 @@
 //! [`World::observe`] applies an event and returns which namespaces it affected. Pure: no client, no clock. A relist
 //! arrives as one [`Change::Reset`], so the World never holds part of a list.
 
+mod availability;
 mod event;
 mod namespace;
 pub mod objects;
@@ -11,6 +12,7 @@ mod stored;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use availability::{Availability, Unsupported};
 pub use event::{Change, Event, WatchedKind};
 pub use namespace::Namespace;
 pub use objects::{
@@ -42,6 +44,8 @@ pub struct World {
     documents: BTreeMap<(DocumentKind, String), Document>,
     access: BTreeMap<(AccessKind, String), Access>,
     has_grants: bool,
+    /// Of the Gateway API's kinds, once it is known.
+    availability: BTreeMap<WatchedKind, Availability>,
 }
 
 // === impl World ===
@@ -64,10 +68,7 @@ impl World {
                 self.set_has_grants(true, &mut touched);
                 self.observe_stored(change, |all| &mut all.grants, &mut touched);
             }
-            Event::GrantsMissing => {
-                self.set_has_grants(false, &mut touched);
-                self.observe_stored(Change::Reset(Vec::new()), |all| &mut all.grants, &mut touched);
-            }
+            Event::Availability(kind, availability) => self.observe_availability(kind, availability, &mut touched),
             Event::GatewayRoute(kind, change) => self.observe_gateway_route(kind, change, &mut touched),
             Event::Document(kind, change) => self.observe_document(kind, change, &mut touched),
             Event::Access(kind, change) => self.observe_access(kind, change, &mut touched),
@@ -101,6 +102,11 @@ impl World {
     /// Whether the cluster has the kind ReferenceGrant.
     pub fn has_grants(&self) -> bool {
         self.has_grants
+    }
+
+    /// Of each kind of the Gateway API, once it is known, whether the cluster has it.
+    pub fn availability(&self) -> impl Iterator<Item = (WatchedKind, &Availability)> {
+        self.availability.iter().map(|(kind, availability)| (*kind, availability))
     }
 
     /// Whether a ReferenceGrant allows routes of this kind and of namespace `from` to refer to a Service of another
@@ -216,6 +222,15 @@ impl World {
         };
     }
 
+    /// Stores the `status.parents` of a route of the Gateway API that were just written, before the watch reports them.
+    pub fn set_parents(&mut self, id: &ObjectId, parents: Vec<ParentStatus>, revision: u64) {
+        let Some(namespace) = self.namespaces.get_mut(&id.key.namespace) else { return };
+        if let Some(route) = namespace.gateway_route_mut(id.kind, &id.key.name) {
+            route.parents = parents;
+            route.meta.revision = route.meta.revision.max(revision);
+        }
+    }
+
     /// Counts by kind, for metrics.
     pub fn counts(&self) -> Vec<(&'static str, usize)> {
         let sum = |count: fn(&Namespace) -> usize| self.namespaces.values().map(count).sum();
@@ -271,6 +286,19 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Without a version that Weft reads, there are no grants. Routes of another version are there, with an error.
+    fn observe_availability(&mut self, kind: WatchedKind, availability: Availability, touched: &mut Touched) {
+        let is_missing = availability == Availability::Missing;
+        if kind == WatchedKind::ReferenceGrants && availability != Availability::Served {
+            self.set_has_grants(false, touched);
+            self.observe_stored(Change::Reset(Vec::new()), |all| &mut all.grants, touched);
+        }
+        if let Some(kind) = Kind::GATEWAY.into_iter().find(|route| route.watched() == kind && is_missing) {
+            self.observe_gateway_route(kind, Change::Reset(Vec::new()), touched);
+        }
+        self.availability.insert(kind, availability);
     }
 
     fn observe_gateway_route(&mut self, kind: Kind, change: Change<GatewayRoute>, touched: &mut Touched) {

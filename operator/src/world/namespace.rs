@@ -36,6 +36,16 @@ impl Namespace {
         self.slices_of.get(service).into_iter().flatten().filter_map(|name| self.slices.get(name))
     }
 
+    pub(super) fn gateway_route_mut(&mut self, kind: Kind, name: &str) -> Option<&mut GatewayRoute> {
+        match kind {
+            Kind::HttpRoute => self.http_routes.get_mut(name),
+            Kind::GrpcRoute => self.grpc_routes.get_mut(name),
+            Kind::TlsRoute => self.tls_routes.get_mut(name),
+            Kind::TcpRoute => self.tcp_routes.get_mut(name),
+            Kind::Cluster | Kind::Policy | Kind::Route => None,
+        }
+    }
+
     pub(super) fn index_slice(&mut self, slice: &Slice, is_added: bool) {
         let names = self.slices_of.entry(slice.service.clone()).or_default();
         if is_added {

@@ -83,8 +83,9 @@ impl Stored for GatewayRoute {
         self.meta.revision
     }
     fn same(&self, next: &Self) -> bool {
-        let Self { kind: _, meta, spec, services, unknown_fields, namespaces, parents } = self;
-        (spec, services, unknown_fields) == (&next.spec, &next.services, &next.unknown_fields)
+        let Self { kind: _, version, meta, spec, services, unknown_fields, namespaces, parents } = self;
+        *version == next.version
+            && (spec, services, unknown_fields) == (&next.spec, &next.services, &next.unknown_fields)
             && (namespaces, parents) == (&next.namespaces, &next.parents)
             && meta.same(&next.meta)
     }

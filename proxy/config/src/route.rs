@@ -289,11 +289,13 @@ pub struct Respond {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Retry {
-    /// Maximum of retries, not counting the first attempt.
+    /// Maximum of retries, not counting the first attempt. 0: the request is sent to one endpoint, also if no connection
+    /// to it can be made.
     pub attempts: u32,
     /// Statuses that are retried.
     pub codes: Vec<u16>,
-    /// Methods that may be retried after a backend has seen the request.
+    /// Methods that may be retried after a backend has seen the request. Empty: for a status, every method, because the
+    /// backend has rejected the request; for a reset or an attempt that timed out, the idempotent ones.
     pub methods: Vec<String>,
     /// The base backoff before the first retry, in milliseconds; it doubles with each retry, up to ten times the
     /// base.

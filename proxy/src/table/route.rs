@@ -83,8 +83,10 @@ pub(crate) enum Action {
 /// When a request is retried.
 #[derive(Debug)]
 pub(crate) struct Retry {
+    /// 0: the request is sent to one endpoint.
     pub(crate) attempts: u32,
     pub(crate) codes: Box<[StatusCode]>,
+    /// Empty: those that [`covers`](Retry::covers) says.
     pub(crate) methods: Box<[Method]>,
     pub(crate) backoff: Duration,
 }
@@ -285,6 +287,14 @@ impl Action {
 }
 
 impl Retry {
+    /// Whether requests of this method are retried. `is_rejected`: the backend did not process the request.
+    pub(crate) fn covers(&self, method: &Method, is_rejected: bool) -> bool {
+        match &*self.methods {
+            [] => is_rejected || method.is_idempotent(),
+            methods => methods.contains(method),
+        }
+    }
+
     fn compile(retry: wire::Retry) -> Result<Self, CompileError> {
         let wire::Retry { attempts, codes, methods, backoff_ms } = retry;
         Ok(Self {

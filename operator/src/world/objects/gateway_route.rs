@@ -6,8 +6,8 @@ use kube::api::DynamicObject;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use weft_crds::{Condition, names};
-use weft_gateway_api::{GrpcRouteSpec, HttpRouteSpec, ParentReference, TcpRouteSpec, TlsRouteSpec};
+use weft_crds::{Condition, Status, names};
+use weft_gateway_api::{GrpcRouteSpec, HttpRouteSpec, ParentReference, TcpRouteSpec, TlsRouteSpec, VERSION};
 
 use super::key::{Kind, ObjectId};
 use super::mesh_object::Meta;
@@ -18,6 +18,8 @@ use super::mesh_object::Meta;
 pub struct GatewayRoute {
     /// Its kind.
     pub kind: Kind,
+    /// The version of the API in which it was read: `v1`, unless the cluster does not serve that.
+    pub version: String,
     /// Metadata.
     pub meta: Meta,
     /// The spec, or why it does not parse.
@@ -93,7 +95,14 @@ impl GatewayRoute {
             Kind::TcpRoute => parse(spec, GatewaySpec::Tcp, &mut unknown_fields),
             Kind::Cluster | Kind::Policy | Kind::Route => return None,
         };
-        Some(Self { kind, meta: Meta::from(metadata), spec, services, unknown_fields, namespaces, parents })
+        let (version, meta) = (VERSION.to_owned(), Meta::from(metadata));
+        Some(Self { kind, version, meta, spec, services, unknown_fields, namespaces, parents })
+    }
+
+    /// Reads a route in a version that Weft does not read: its spec is this error.
+    pub fn read_unsupported(kind: Kind, version: &str, error: String, object: DynamicObject) -> Option<Self> {
+        let route = Self::read(kind, object)?;
+        Some(Self { version: version.to_owned(), spec: Err(error), unknown_fields: Vec::new(), ..route })
     }
 
     /// Its identity.
@@ -107,6 +116,20 @@ impl GatewayRoute {
             ParentStatus::Own(own) if own.parent_ref == *parent => Some(own),
             ParentStatus::Own(_) | ParentStatus::Other(_) => None,
         })
+    }
+}
+
+// === impl OwnStatus ===
+
+impl OwnStatus {
+    /// The `metadata.generation` that the conditions refer to.
+    pub fn observed_generation(&self) -> Option<i64> {
+        self.conditions.first().and_then(|condition| condition.observed_generation)
+    }
+
+    /// The same in the form of Weft's own kinds.
+    pub fn status(&self) -> Status {
+        Status { observed_generation: self.observed_generation(), conditions: self.conditions.clone() }
     }
 }
 

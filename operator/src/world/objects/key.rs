@@ -84,10 +84,14 @@ impl Kind {
         Self::GATEWAY.contains(&self)
     }
 
-    /// The resource in the API.
+    /// The resource in the API, in the version that Weft reads.
     pub fn resource(self) -> ApiResource {
-        let (group, version) =
-            (self.group(), if self.is_gateway() { weft_gateway_api::VERSION } else { names::VERSION });
+        self.resource_in(if self.is_gateway() { weft_gateway_api::VERSION } else { names::VERSION })
+    }
+
+    /// The resource in another version.
+    pub fn resource_in(self, version: &str) -> ApiResource {
+        let group = self.group();
         ApiResource {
             group: group.to_owned(),
             version: version.to_owned(),

@@ -146,7 +146,14 @@ fn usable(
         backends = vec![invalid(message.to_owned())];
     }
     let mut compiled = Rule { request_headers, response_headers, filters, ..forward(route, name, Vec::new()) };
-    compiled.action = answer.unwrap_or(Action::Forward { backends, rewrite });
+    if let Some(answer) = answer {
+        if timeouts.is_some() || retry.is_some() {
+            let message = "timeouts and retry have no effect: no backend gets a request that is redirected";
+            findings.changed.push(message.to_owned());
+        }
+        return Ok(Rule { action: answer, ..compiled });
+    }
+    compiled.action = Action::Forward { backends, rewrite };
     if let Some(timeouts) = timeouts {
         (compiled.request_timeout_ms, compiled.attempt_timeout_ms) =
             resilience::timeouts(timeouts, &mut findings.changed)?;
