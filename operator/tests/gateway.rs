@@ -160,7 +160,8 @@ proptest! {
 
 #[test]
 fn sixteen_rules_with_128_matches_apply() {
-    let matches = |rule: usize| (0..8).map(move |n| json!({"path": {"type": "Exact", "value": format!("/{rule}/{n}")}}));
+    let matches =
+        |rule: usize| (0..8).map(move |n| json!({"path": {"type": "Exact", "value": format!("/{rule}/{n}")}}));
     let rules: Vec<Value> = (0..15)
         .map(|rule| json!({"matches": matches(rule).collect::<Vec<_>>(), "backendRefs": [{"name": "web", "port": 80}]}))
         .collect();

@@ -63,9 +63,8 @@ mod tests {
 
     #[test]
     fn a_service_of_another_group_is_recognised() {
-        let parent = |value| {
-            serde_json::from_value::<ParentReference>(value).expect("a reference").is_service_of_wrong_group()
-        };
+        let parent =
+            |value| serde_json::from_value::<ParentReference>(value).expect("a reference").is_service_of_wrong_group();
         assert!(parent(json!({"kind": "Service", "name": "web"})));
         assert!(parent(json!({"group": GROUP, "kind": "Service", "name": "web"})));
         assert!(parent(json!({"group": "core", "kind": "Service", "name": "web"})));
