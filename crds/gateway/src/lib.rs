@@ -19,12 +19,6 @@ impl ParentReference {
     pub fn is_service(&self) -> bool {
         self.group.as_deref() == Some("") && self.kind.as_deref() == Some("Service")
     }
-
-    /// Whether it means a core Service, but has another group: without one it is the Gateway API's, and examples of
-    /// Linkerd have `core`. No controller has such a parent, so its author is told.
-    pub fn is_service_of_wrong_group(&self) -> bool {
-        self.kind.as_deref() == Some("Service") && matches!(self.group.as_deref(), None | Some(GROUP | "core"))
-    }
 }
 
 #[cfg(test)]
@@ -58,18 +52,6 @@ mod tests {
         let parent = |value| serde_json::from_value::<ParentReference>(value).expect("a reference").is_service();
         assert!(parent(json!({"group": "", "kind": "Service", "name": "web"})));
         assert!(!parent(json!({"kind": "Service", "name": "web"})), "the group is the Gateway API's by default");
-        assert!(!parent(json!({"name": "web"})), "a Gateway");
-    }
-
-    #[test]
-    fn a_service_of_another_group_is_recognised() {
-        let parent =
-            |value| serde_json::from_value::<ParentReference>(value).expect("a reference").is_service_of_wrong_group();
-        assert!(parent(json!({"kind": "Service", "name": "web"})));
-        assert!(parent(json!({"group": GROUP, "kind": "Service", "name": "web"})));
-        assert!(parent(json!({"group": "core", "kind": "Service", "name": "web"})));
-        assert!(!parent(json!({"group": "", "kind": "Service", "name": "web"})));
-        assert!(!parent(json!({"group": "shop.example", "kind": "Service", "name": "web"})), "of somebody else");
         assert!(!parent(json!({"name": "web"})), "a Gateway");
     }
 }

@@ -33,8 +33,8 @@ pub struct Outcome {
     pub documents: BTreeSet<DocumentKind>,
     /// Errors and notes for its conditions.
     pub diagnostics: Vec<Diagnostic>,
-    /// Of a route of the Gateway API instead: the outcome at each parent that is a core Service, or means one, in the
-    /// order of the spec.
+    /// Of a route of the Gateway API instead: the outcome at each parent that is a core Service, in the order of the
+    /// spec.
     pub parents: Vec<ParentOutcome>,
 }
 

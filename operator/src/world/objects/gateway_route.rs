@@ -24,8 +24,7 @@ pub struct GatewayRoute {
     pub meta: Meta,
     /// The spec, or why it does not parse.
     pub spec: Result<GatewaySpec, String>,
-    /// The parents that are core Services, or mean one and have another group, in the order of the spec, also of a spec
-    /// that does not parse.
+    /// The parents that are core Services, in the order of the spec, also of a spec that does not parse.
     pub services: Vec<ParentReference>,
     /// Paths of fields in the spec that the types do not have, such as `rules[0].filters[1].externalAuth`.
     pub unknown_fields: Vec<String>,
@@ -80,8 +79,7 @@ impl GatewayRoute {
         let spec = &data["spec"];
         let parent_refs =
             list(&spec["parentRefs"]).iter().filter_map(|parent| ParentReference::deserialize(parent).ok());
-        let is_service = |parent: &ParentReference| parent.is_service() || parent.is_service_of_wrong_group();
-        let services: Vec<ParentReference> = parent_refs.filter(is_service).collect();
+        let services: Vec<ParentReference> = parent_refs.filter(ParentReference::is_service).collect();
         if services.is_empty() && !parents.iter().any(|parent| matches!(parent, ParentStatus::Own(_))) {
             return None;
         }

@@ -39,10 +39,7 @@ impl AttachedParent {
             RuleKind::Http => "only TLSRoutes and TCPRoutes apply to it",
             RuleKind::Stream => "only HTTPRoutes and GRPCRoutes apply to it",
         };
-        let found = match parent.is_service() {
-            true => named(own, parent).port_keys(world, kind, remedy),
-            false => Err((Reason::NoMatchingParent, wrong_group(parent))),
-        };
+        let found = named(own, parent).port_keys(world, kind, remedy);
         let mut port_keys = BTreeSet::new();
         match found {
             Ok(PortKeys { found, others }) => {
@@ -91,12 +88,6 @@ pub(in crate::compile::route) fn outcome(mut route: AttachedRoute<'_>) -> Outcom
 fn refuse(diagnostics: &mut Vec<Diagnostic>, messages: &[String]) {
     diagnostics.retain(|diagnostic| diagnostic.severity == Severity::Unresolved);
     diagnostics.push(Diagnostic::refused(Reason::Conflicted, messages.join("; ")));
-}
-
-/// What is wrong with a parent that means a Service.
-fn wrong_group(parent: &ParentReference) -> String {
-    let group = parent.group.as_deref().unwrap_or(weft_gateway_api::GROUP);
-    format!("parentRef {}: the group {group} has no kind Service: set group: \"\"", parent.name)
 }
 
 /// The Service that a parentRef of a route in namespace `own` names.
