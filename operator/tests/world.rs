@@ -192,3 +192,63 @@ fn documents_are_identified_by_name() {
     assert!(world.document(DocumentKind::Index, "").is_none(), "the export watch includes the index");
     assert!(world.document(DocumentKind::Inbound, "shop").is_some(), "inbound documents have a watch of their own");
 }
+
+fn http_route(namespace: &str, name: &str, parent: serde_json::Value) -> serde_json::Value {
+    json!({
+        "kind": "HTTPRoute", "metadata": {"namespace": namespace, "name": name, "resourceVersion": "5"},
+        "spec": {"parentRefs": [parent], "rules": [{"backendRefs": [{"name": "pay", "namespace": "bank", "port": 80}]}]},
+    })
+}
+
+#[test]
+fn routes_of_the_gateway_api_count_if_a_service_is_their_parent() {
+    let mut world = support::world(&[namespace("bank"), namespace("shop")]);
+    let mut edge = http_route("edge", "r", json!({"name": "gateway"}));
+    assert_eq!(world.observe(applied(&edge)), Touched::default(), "a route for a Gateway");
+    assert!(world.namespace("edge").is_none());
+
+    let parent = json!({"group": "", "kind": "Service", "name": "web", "namespace": "shop"});
+    edge["spec"]["parentRefs"] = json!([{"name": "gateway"}, parent]);
+    assert_eq!(scopes(&world.observe(applied(&edge))), ["edge"]);
+    assert_eq!(world.references("edge"), ["bank", "shop"].map(str::to_owned).into());
+    assert!(!world.in_mesh("edge"), "the Namespace is not known");
+    world.observe(applied(&json!({"kind": "Namespace", "metadata": {"name": "edge"}})));
+    assert!(world.in_mesh("edge"), "a route enrolls its namespace");
+    assert_eq!(world.counts().into_iter().find(|(kind, _)| *kind == "httproutes"), Some(("httproutes", 1)));
+    let proxied = pod("shop", "p", json!({"weft.dev/proxy-version": "1"}));
+    assert_eq!(scopes(&world.observe(applied(&proxied))), ["edge", "shop"], "its clients may be elsewhere");
+
+    let mut newer = edge.clone();
+    newer["metadata"]["resourceVersion"] = json!("9");
+    newer["metadata"]["labels"] = json!({"a": "b"});
+    assert_eq!(world.observe(applied(&newer)), Touched::default(), "compiles to the same");
+    let mut stale = edge.clone();
+    stale["metadata"]["resourceVersion"] = json!("7");
+    stale["spec"]["rules"] = json!([]);
+    assert_eq!(world.observe(applied(&stale)), Touched::default(), "older than what is known");
+    newer["metadata"]["resourceVersion"] = json!("10");
+    newer["status"] = json!({"parents": [{"controllerName": "example.com/gateway", "parentRef": {"name": "gateway"}}]});
+    assert_eq!(scopes(&world.observe(applied(&newer))), ["edge"], "what is written must have the entry");
+
+    newer["metadata"]["resourceVersion"] = json!("11");
+    newer["spec"]["parentRefs"] = json!([{"name": "gateway"}]);
+    assert_eq!(scopes(&world.observe(applied(&newer))), ["edge"]);
+    assert!(!world.in_mesh("edge"), "no Service is left");
+}
+
+#[test]
+fn list_of_one_kind_of_the_gateway_api_leaves_the_others() {
+    let parent = || json!({"group": "", "kind": "Service", "name": "web"});
+    let (http, mut grpc) = (http_route("shop", "r", parent()), http_route("shop", "r", parent()));
+    grpc["kind"] = json!("GRPCRoute");
+    let mut world = support::world(&[namespace("shop"), http, grpc]);
+    let kinds = |world: &World| -> Vec<Kind> {
+        world.namespace("shop").into_iter().flat_map(|all| all.gateway_routes()).map(|route| route.kind).collect()
+    };
+    assert_eq!(kinds(&world), [Kind::HttpRoute, Kind::GrpcRoute]);
+    let missing = Event::Availability(WatchedKind::HttpRoutes, Availability::Missing);
+    assert_eq!(scopes(&world.observe(missing)), ["shop"], "the definition is gone");
+    assert_eq!(kinds(&world), [Kind::GrpcRoute]);
+    assert_eq!(scopes(&world.observe(Event::GatewayRoute(Kind::GrpcRoute, Change::Reset(vec![])))), ["shop"]);
+    assert_eq!(kinds(&world), []);
+}

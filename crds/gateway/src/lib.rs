@@ -19,6 +19,12 @@ impl ParentReference {
     pub fn is_service(&self) -> bool {
         self.group.as_deref() == Some("") && self.kind.as_deref() == Some("Service")
     }
+
+    /// Whether it was meant to name a core Service, and names a Service of the Gateway API's own group, which is the
+    /// default and has none.
+    pub fn lacks_core_group(&self) -> bool {
+        self.group.as_deref().unwrap_or(GROUP) == GROUP && self.kind.as_deref() == Some("Service")
+    }
 }
 
 #[cfg(test)]
@@ -49,9 +55,14 @@ mod tests {
 
     #[test]
     fn a_parent_without_group_is_no_service() {
-        let parent = |value| serde_json::from_value::<ParentReference>(value).expect("a reference").is_service();
-        assert!(parent(json!({"group": "", "kind": "Service", "name": "web"})));
-        assert!(!parent(json!({"kind": "Service", "name": "web"})), "the group is the Gateway API's by default");
-        assert!(!parent(json!({"name": "web"})), "a Gateway");
+        let is_service = |value| {
+            let parent: ParentReference = serde_json::from_value(value).expect("a reference");
+            (parent.is_service(), parent.lacks_core_group())
+        };
+        assert_eq!(is_service(json!({"group": "", "kind": "Service", "name": "web"})), (true, false));
+        assert_eq!(is_service(json!({"kind": "Service", "name": "web"})), (false, true), "the default group");
+        assert_eq!(is_service(json!({"group": GROUP, "kind": "Service", "name": "web"})), (false, true), "as stored");
+        assert_eq!(is_service(json!({"group": "example.com", "kind": "Service", "name": "web"})), (false, false));
+        assert_eq!(is_service(json!({"name": "web"})), (false, false), "a Gateway");
     }
 }

@@ -29,7 +29,7 @@ pub fn events(world: &World, id: &ObjectId, before: &Status, after: &Status) -> 
 pub fn events_of_route(world: &World, route: &GatewayRoute, after: &[ParentStatus]) -> Vec<Event> {
     let Some(namespace) = world.namespace(&route.meta.key.namespace) else { return Vec::new() };
     let id = route.id();
-    let mut events = Vec::new();
+    let mut events: Vec<Event> = Vec::new();
     for entry in after {
         let ParentStatus::Own(after) = entry else { continue };
         let before = route.own_status(&after.parent_ref).map(OwnStatus::status).unwrap_or_default();
@@ -39,7 +39,8 @@ pub fn events_of_route(world: &World, route: &GatewayRoute, after: &[ParentStatu
         let after = after.status();
         for event in about(&id, &route.meta.uid, &targets, &changes(&before, &after)) {
             // Several parents may fail for the same reason.
-            if !events.contains(&event) {
+            let is_same = |other: &Event| (&other.regarding, &other.note) == (&event.regarding, &event.note);
+            if !events.iter().any(is_same) {
                 events.push(event);
             }
         }

@@ -168,6 +168,15 @@ mod tests {
     }
 
     #[test]
+    fn events_about_objects_without_a_namespace_are_in_the_default_one() {
+        let mut event = event("httproutes.gateway.networking.k8s.io", "a");
+        event.regarding.key.namespace.clear();
+        let rendered = event.render("weft-operator-1", Timestamp::UNIX_EPOCH);
+        assert_eq!(rendered.metadata.namespace.as_deref(), Some("default"));
+        assert_eq!(rendered.regarding.and_then(|object| object.namespace), None);
+    }
+
+    #[test]
     fn long_notes_are_cut_at_a_character() {
         let rendered = event("web", &"ä".repeat(600)).render("weft-operator-1", Timestamp::UNIX_EPOCH);
         assert_eq!(rendered.note.map(|note| note.len()), Some(1024));

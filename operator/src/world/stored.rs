@@ -83,9 +83,10 @@ impl Stored for GatewayRoute {
         self.meta.revision
     }
     fn same(&self, next: &Self) -> bool {
-        let Self { kind: _, version, meta, spec, services, unknown_fields, namespaces, parents } = self;
+        let Self { kind: _, version, meta, spec, services, mistaken, unknown_fields, namespaces, parents } = self;
         *version == next.version
-            && (spec, services, unknown_fields) == (&next.spec, &next.services, &next.unknown_fields)
+            && (spec, services, mistaken) == (&next.spec, &next.services, &next.mistaken)
+            && *unknown_fields == next.unknown_fields
             && (namespaces, parents) == (&next.namespaces, &next.parents)
             && meta.same(&next.meta)
     }

@@ -26,6 +26,8 @@ pub struct GatewayRoute {
     pub spec: Result<GatewaySpec, String>,
     /// The parents that are core Services, in the order of the spec, also of a spec that does not parse.
     pub services: Vec<ParentReference>,
+    /// The parents that lack `group: ""` and so are no Services: a mistake that nobody else tells.
+    pub mistaken: Vec<ParentReference>,
     /// Paths of fields in the spec that the types do not have, such as `rules[0].filters[1].externalAuth`.
     pub unknown_fields: Vec<String>,
     /// Namespaces that these parents and the rules name.
@@ -77,10 +79,15 @@ impl GatewayRoute {
         let parents: Vec<ParentStatus> =
             list(&data["status"]["parents"]).iter().cloned().map(ParentStatus::from).collect();
         let spec = &data["spec"];
-        let parent_refs =
-            list(&spec["parentRefs"]).iter().filter_map(|parent| ParentReference::deserialize(parent).ok());
-        let services: Vec<ParentReference> = parent_refs.filter(ParentReference::is_service).collect();
-        if services.is_empty() && !parents.iter().any(|parent| matches!(parent, ParentStatus::Own(_))) {
+        let parent_refs: Vec<ParentReference> =
+            list(&spec["parentRefs"]).iter().filter_map(|parent| ParentReference::deserialize(parent).ok()).collect();
+        let mistaken: Vec<ParentReference> =
+            parent_refs.iter().filter(|parent| parent.lacks_core_group()).cloned().collect();
+        let services: Vec<ParentReference> = parent_refs.into_iter().filter(ParentReference::is_service).collect();
+        if services.is_empty()
+            && mistaken.is_empty()
+            && !parents.iter().any(|parent| matches!(parent, ParentStatus::Own(_)))
+        {
             return None;
         }
         let mut namespaces = services.iter().filter_map(|service| service.namespace.clone()).collect();
@@ -94,7 +101,7 @@ impl GatewayRoute {
             Kind::Cluster | Kind::Policy | Kind::Route => return None,
         };
         let (version, meta) = (VERSION.to_owned(), Meta::from(metadata));
-        Some(Self { kind, version, meta, spec, services, unknown_fields, namespaces, parents })
+        Some(Self { kind, version, meta, spec, services, mistaken, unknown_fields, namespaces, parents })
     }
 
     /// Reads a route in a version that Weft does not read: its spec is this error.
@@ -227,6 +234,9 @@ mod tests {
         assert_eq!(read(Kind::HttpRoute, gateway.clone(), status("example.com/gateway")), None);
         let left = read(Kind::HttpRoute, gateway, status(names::CONTROLLER)).expect("has a status to remove");
         assert_eq!(left.services, []);
+        let mistaken = json!({"parentRefs": [{"kind": "Service", "name": "web"}], "rules": [{}]});
+        let mistaken = read(Kind::HttpRoute, mistaken, json!(null)).expect("its status says what is missing");
+        assert_eq!((mistaken.services.len(), mistaken.mistaken.len()), (0, 1));
         let both = json!({"parentRefs": [{"name": "edge"}, service()], "rules": [{}]});
         let both = read(Kind::HttpRoute, both, json!(null)).expect("has a Service");
         assert_eq!(both.services.len(), 1);
