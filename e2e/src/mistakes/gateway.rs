@@ -53,7 +53,7 @@ fn parents() -> Vec<Mistake> {
             .refused_by_parent(
                 "httproute/groupless",
                 "NoMatchingParent",
-                &["parentRef web: the group gateway.networking.k8s.io has no kind Service", "set group: \"\""],
+                &["parentRef web: group gateway.networking.k8s.io has no Service web", "set group: \"\""],
             ),
         Mistake::new(
             "`group: core`, as in Linkerd's examples",
@@ -62,7 +62,7 @@ fn parents() -> Vec<Mistake> {
         .refused_by_parent(
             "httproute/core",
             "NoMatchingParent",
-            &["parentRef web: the group core has no kind Service", "set group: \"\""],
+            &["parentRef web: group core has no Service web", "set group: \"\""],
         ),
         Mistake::new(
             "the targetPort of a parent",
