@@ -1,6 +1,8 @@
 //! Routes of the Gateway API with a Service as parent: manifests, and what Weft writes into `status.parents`.
 
-use anyhow::{Context, Result, ensure};
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, anyhow, ensure};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -29,6 +31,13 @@ pub struct Parent {
     pub controller_name: String,
     /// What that controller says.
     pub conditions: Vec<Condition>,
+}
+
+/// Installs the CRDs of the Gateway API, once in this process.
+pub fn ensure() -> Result<()> {
+    static DONE: OnceLock<Result<(), String>> = OnceLock::new();
+    let install = || install::ensure_gateway_api().map_err(|error| format!("{error:#}"));
+    DONE.get_or_init(install).clone().map_err(|error| anyhow!(error))
 }
 
 /// Installs the CRDs of the Gateway API, unless the cluster has HTTPRoutes.
@@ -60,7 +69,7 @@ pub fn remove_added() -> Result<()> {
 /// Deploys Services `echo`, `one` and `two` with a pod each, whose versions are `v0`, `v1` and `v2`, and a client.
 /// Installs the Gateway API first.
 pub fn servers(namespace: &Namespace) -> Result<Client> {
-    install::ensure_gateway_api()?;
+    ensure()?;
     let servers = [("echo", "v0"), ("one", "v1"), ("two", "v2")];
     namespace.apply(&servers.map(|(name, version)| workload::server(name, &[version])).concat())?;
     let client = Client::deploy(namespace)?;

@@ -338,7 +338,7 @@ fn routes_of_the_gateway_api_stop_and_return_with_their_crds() -> Result<()> {
 #[test]
 fn versions_of_the_gateway_api_that_are_not_read_are_told() -> Result<()> {
     in_mesh("disruption-gateway-version", |ns| {
-        install::ensure_gateway_api()?;
+        gateway_api::ensure()?;
         ns.apply(&Service::new("db").yaml())?;
         ns.apply(&gateway_api::route("TCPRoute", "db", "rules: [{backendRefs: [{name: db, port: 9080}]}]\n"))?;
         await_condition(ns, "tcproute/db", gateway_api::PROGRAMMED, "True")?;

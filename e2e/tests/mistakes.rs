@@ -253,7 +253,7 @@ fn references_that_do_not_resolve() -> Result<()> {
 
 #[test]
 fn routes_of_the_gateway_api() -> Result<()> {
-    install::ensure_gateway_api()?;
+    gateway_api::ensure()?;
     println!("{}", check("gateway")?);
     Ok(())
 }

@@ -5,10 +5,9 @@ use serde_json::{Value, json};
 use weft_e2e::gateway_api::{
     CONTROLLER, PROGRAMMED, Parent, await_condition, await_conditions, parents, route, route_of, servers,
 };
-use weft_e2e::install;
 use weft_e2e::namespace::{SOON, in_mesh};
 use weft_e2e::wait::eventually;
-use weft_e2e::{mesh, workload};
+use weft_e2e::{gateway_api, mesh, workload};
 
 const RULES: &str = "rules:\n- backendRefs: [{name: echo, port: 9080}]\n";
 
@@ -21,7 +20,7 @@ fn entry<'a>(parents: &'a [Parent], name: &str) -> Result<&'a Parent> {
 #[test]
 fn each_service_has_an_entry_and_those_of_others_stay() -> Result<()> {
     in_mesh("gateway-status", |ns| {
-        install::ensure_gateway_api()?;
+        gateway_api::ensure()?;
         ns.apply(&(workload::server("echo", &["v0"]) + &workload::Service::new("second").yaml()))?;
         let service = |name: &str| format!("{{group: \"\", kind: Service, name: {name}}}");
         let gateway = "{name: edge}";

@@ -1,8 +1,7 @@
 //! TLSRoutes (by SNI) and TCPRoutes (by weight).
 
 use anyhow::{Result, ensure};
-use weft_e2e::gateway_api::{PROGRAMMED, await_condition, route};
-use weft_e2e::install;
+use weft_e2e::gateway_api::{self, PROGRAMMED, await_condition, route, route_of};
 use weft_e2e::namespace::{SOON, in_mesh};
 use weft_e2e::traffic::Client;
 use weft_e2e::wait::eventually;
@@ -11,7 +10,7 @@ use weft_e2e::workload::{App, Service};
 #[test]
 fn connections_are_routed_by_server_name_and_weight() -> Result<()> {
     in_mesh("gateway-streams", |ns| {
-        install::ensure_gateway_api()?;
+        gateway_api::ensure()?;
         // Each server sends its name first, then echoes.
         let mut yaml = Service::new("edge").port(8443, 7000).app_protocol("tls").yaml();
         for name in ["one", "two"] {
@@ -26,7 +25,7 @@ fn connections_are_routed_by_server_name_and_weight() -> Result<()> {
         let edge = "[{group: \"\", kind: Service, name: edge}]";
         for (name, host, backend) in [("exact", "one.example", &one), ("wildcard", "\"*.two.example\"", &two)] {
             let fields = format!("hostnames: [{host}]\n{}", to(backend));
-            ns.apply(&weft_e2e::gateway_api::route_of("TLSRoute", name, edge, &fields))?;
+            ns.apply(&route_of("TLSRoute", name, edge, &fields))?;
             await_condition(ns, &format!("tlsroute/{name}"), PROGRAMMED, "True")?;
         }
         ns.apply(&route("TCPRoute", "one", &to(&format!("{{name: one, port: 7000, weight: 0}}, {two}"))))?;
