@@ -96,7 +96,7 @@ fn parents() -> Vec<Mistake> {
             .given(service_with("headless", "clusterIP: None, selector: {app: web}, ports: [{port: 80}]"))
             .refused_by_parent(
                 "httproute/headless",
-                "UnsupportedValue",
+                "NoMatchingParent",
                 &["Service {ns}/headless is headless and has no ClusterIP", "name a Service with a ClusterIP"],
             ),
         Mistake::new(
@@ -264,7 +264,7 @@ fn other_routes() -> Vec<Mistake> {
             ))
             .refused_by_parent(
                 "tcproute/declared",
-                "UnsupportedValue",
+                "NoMatchingParent",
                 &[
                     "every port of Service {ns}/declared is declared as HTTP",
                     "only HTTPRoutes and GRPCRoutes apply to it",
@@ -277,7 +277,7 @@ fn other_routes() -> Vec<Mistake> {
             ))
             .refused_by_parent(
                 "httproute/opaque",
-                "UnsupportedValue",
+                "NoMatchingParent",
                 &[
                     "every port of Service {ns}/opaque is declared as opaque TCP",
                     "only TLSRoutes and TCPRoutes apply to it",

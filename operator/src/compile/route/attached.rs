@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use weft_config::{Match, Rule, StreamRule};
+use weft_gateway_api::ParentReference;
 
-use super::gateway::AttachedParent;
 use super::port::ServicePortKey;
 use crate::compile::diagnostic::Diagnostic;
 use crate::compile::precedence::Rank;
@@ -24,6 +24,16 @@ pub(super) struct AttachedRoute<'a> {
     pub(super) fates: BTreeMap<ServicePortKey, Fate>,
     /// The parents of a Gateway API route; empty for a MeshRoute, whose status does not tell parents apart.
     pub(super) parents: Vec<AttachedParent>,
+}
+
+/// A Service as parent of a route of the Gateway API.
+#[derive(Clone, Debug)]
+pub(super) struct AttachedParent {
+    pub(super) parent: ParentReference,
+    /// The ports that the route is attached to; none if the parent does not accept it.
+    pub(super) port_keys: BTreeSet<ServicePortKey>,
+    /// What is to be said about the route, and about its attachment to this parent.
+    pub(super) diagnostics: Vec<Diagnostic>,
 }
 
 /// A rule for requests, with its matches and their ranks.

@@ -3,7 +3,7 @@
 use weft_crds::refs::ServiceKind;
 use weft_crds::route;
 use weft_crds::status::Reason;
-use weft_gateway_api::{BackendObjectReference, BackendRef, GrpcBackendRef, HttpBackendRef};
+use weft_gateway_api::{BackendObjectReference, BackendRef, HttpBackendRef};
 
 /// The Service that a reference names, with weight 1. An error if it names something else.
 pub(super) fn service(reference: &BackendObjectReference) -> Result<route::BackendRef, (Reason, String)> {
@@ -40,13 +40,6 @@ pub(super) fn port(number: i32) -> Option<u16> {
 /// The weight of a backend; 1 by default.
 pub(super) fn weight(weight: Option<i32>) -> u32 {
     weight.map_or(1, |weight| u32::try_from(weight).unwrap_or(0))
-}
-
-/// A backend of a GRPCRoute as one of an HTTPRoute.
-pub(super) fn grpc(backend: &GrpcBackendRef) -> HttpBackendRef {
-    let GrpcBackendRef { filters, group, kind, name, namespace, port, weight } = backend.clone();
-    let filters = filters.iter().map(super::filter::grpc).collect();
-    HttpBackendRef { filters, group, kind, name, namespace, port, weight }
 }
 
 /// What a backend of an HTTPRoute refers to.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use weft_crds::route::{self, FilterType, PathModifierType, Scheme};
 use weft_crds::status::Reason;
 use weft_gateway_api::{
-    Fraction, GrpcRouteFilter, HttpCorsFilter, HttpHeader, HttpHeaderFilter, HttpPathModifier, HttpRequestMirrorFilter,
+    Fraction, HttpCorsFilter, HttpHeader, HttpHeaderFilter, HttpPathModifier, HttpRequestMirrorFilter,
     HttpRequestRedirectFilter, HttpRouteFilter, HttpUrlRewriteFilter, LocalObjectReference,
 };
 
@@ -20,34 +20,25 @@ pub(super) struct Findings {
     pub(super) unresolved: Vec<(Reason, String)>,
 }
 
-/// The filters of an HTTPRoute's rule or backendRef. An error means that one is not supported.
-pub(super) fn filters(filters: &[HttpRouteFilter], findings: &mut Findings) -> Result<Vec<route::HttpFilter>, String> {
+/// The filters of an HTTPRoute's rule or backendRef, which is the field `at` of the rule. An error means that one is not
+/// supported.
+pub(super) fn filters(
+    at: &str,
+    filters: &[HttpRouteFilter],
+    findings: &mut Findings,
+) -> Result<Vec<route::HttpFilter>, String> {
     let is_answered = filters.iter().any(|filter| filter.r#type == "RequestRedirect");
     let mut translated = Vec::new();
     for (index, filter) in filters.iter().enumerate() {
         if is_answered && filter.r#type == "RequestMirror" {
-            let message = format!("filters[{index}] has no effect: no backend gets a request that is redirected");
+            let message = format!("{at}[{index}] has no effect: no backend gets a request that is redirected");
             findings.changed.push(message);
             continue;
         }
-        let filter = self::filter(filter, findings).map_err(|message| format!("filters[{index}]: {message}"))?;
+        let filter = self::filter(filter, findings).map_err(|message| format!("{at}[{index}]: {message}"))?;
         translated.extend(filter);
     }
     Ok(translated)
-}
-
-/// A filter of a GRPCRoute as one of an HTTPRoute.
-pub(super) fn grpc(filter: &GrpcRouteFilter) -> HttpRouteFilter {
-    let GrpcRouteFilter { extension_ref, request_header_modifier, request_mirror, response_header_modifier, r#type } =
-        filter.clone();
-    HttpRouteFilter {
-        extension_ref,
-        request_header_modifier,
-        request_mirror,
-        response_header_modifier,
-        r#type,
-        ..HttpRouteFilter::default()
-    }
 }
 
 /// `None`: a mirror whose reference is of a kind that is not supported; requests must not fail because of it.

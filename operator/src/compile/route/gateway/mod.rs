@@ -13,6 +13,7 @@
 
 mod backend;
 mod filter;
+mod grpc;
 mod matches;
 mod parent;
 mod resilience;
@@ -21,11 +22,12 @@ mod stream;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub(super) use parent::{AttachedParent, outcome};
+pub(super) use parent::outcome;
+use rule::CompiledRule;
 use weft_crds::status::Reason;
 use weft_gateway_api::{GrpcRouteSpec, HttpRouteSpec, TcpRouteSpec, TlsRouteSpec};
 
-use super::attached::{AttachedRoute, HttpRule};
+use super::attached::{AttachedParent, AttachedRoute, HttpRule};
 use super::backend::{Referrer, RuleKind};
 use crate::compile::diagnostic::{Diagnostic, Severity};
 use crate::world::{GatewayRoute, GatewaySpec, Key, World};
@@ -40,16 +42,28 @@ struct Rules {
     diagnostics: Vec<Diagnostic>,
 }
 
+// === impl Rules ===
+
+impl Rules {
+    fn add(&mut self, compiled: CompiledRule) {
+        let CompiledRule { rule, is_unusable, diagnostics } = compiled;
+        self.http.push(rule);
+        self.unusable += usize::from(is_unusable);
+        self.diagnostics.extend(diagnostics);
+    }
+}
+
 /// Compiles a route and finds the Service ports of its parents. A route that is not accepted is attached to no port, and
 /// its parents say why.
 pub(super) fn attach<'a>(world: &World, route: &'a GatewayRoute) -> AttachedRoute<'a> {
-    let GatewayRoute { kind, meta, spec, services, unknown_fields, .. } = route;
+    let GatewayRoute { kind, version, meta, spec, services, unknown_fields, .. } = route;
     let own = &meta.key.namespace;
     let parents: Vec<Key> = services.iter().map(|service| parent::service(own, service)).collect();
     let referrer = Referrer { kind: *kind, key: &meta.key, parents: &parents };
     let (rules, rule_kind) = match spec {
         Err(error) => {
-            let message = format!("the object cannot be parsed: {error}");
+            let is_known = version == weft_gateway_api::VERSION;
+            let message = if is_known { format!("the object cannot be parsed: {error}") } else { error.clone() };
             (refuse(Diagnostic::refused(Reason::Invalid, message)), RuleKind::Http)
         }
         Ok(GatewaySpec::Http(spec)) => (http_rules(world, referrer, spec), RuleKind::Http),
@@ -67,13 +81,12 @@ pub(super) fn attach<'a>(world: &World, route: &'a GatewayRoute) -> AttachedRout
     if unusable > 0 && unusable == http.len() {
         refuse_all(&mut diagnostics);
     }
-    diagnostics.extend(unknown_fields.iter().map(|field| {
-        Diagnostic::partial(format!("{field} has no effect: Weft does not support this field; remove it"))
-    }));
+    let unknown = unknown_fields.iter().map(|field| format!("{field}: Weft does not support this field; remove it"));
+    diagnostics.extend(unknown.map(Diagnostic::partial));
     let can_attach = !(http.is_empty() && streams.is_empty());
     let parents: Vec<AttachedParent> = services
         .iter()
-        .map(|service| AttachedParent::new(world, own, service, rule_kind, can_attach, diagnostics.clone()))
+        .map(|service| parent::attach(world, own, service, rule_kind, can_attach, diagnostics.clone()))
         .collect();
     let ports: BTreeSet<_> = parents.iter().flat_map(|parent| &parent.port_keys).cloned().collect();
     let (http_ports, stream_ports) = match rule_kind {
@@ -99,7 +112,7 @@ fn http_rules(world: &World, referrer: Referrer<'_>, spec: &HttpRouteSpec) -> Ru
     let mut compiled = begin(hostnames, rules.is_empty());
     for (index, rule) in rules.iter().enumerate() {
         let name = rule.name.clone().unwrap_or_else(|| index.to_string());
-        rule::http(world, referrer, &name, rule).add_to(&mut compiled);
+        compiled.add(rule::http(world, referrer, &name, rule));
     }
     compiled
 }
@@ -109,7 +122,7 @@ fn grpc_rules(world: &World, referrer: Referrer<'_>, spec: &GrpcRouteSpec) -> Ru
     let mut compiled = begin(hostnames, rules.is_empty());
     for (index, rule) in rules.iter().enumerate() {
         let name = rule.name.clone().unwrap_or_else(|| index.to_string());
-        rule::grpc(world, referrer, &name, rule).add_to(&mut compiled);
+        compiled.add(rule::grpc(world, referrer, &name, rule));
     }
     compiled
 }

@@ -6,7 +6,7 @@ use weft_gateway_api::{GrpcRouteMatch, GrpcRouteRule, HttpBackendRef, HttpRouteM
 
 use super::filter::Findings;
 use super::matches::RankedMatch;
-use super::{Rules, backend, filter, matches, resilience};
+use super::{backend, filter, grpc, matches, resilience};
 use crate::compile::diagnostic::Diagnostic;
 use crate::compile::route::attach::repeated_conditions;
 use crate::compile::route::attached::HttpRule;
@@ -16,21 +16,10 @@ use crate::world::{Kind, World};
 
 /// A compiled rule, and what is to be said about it.
 pub(super) struct CompiledRule {
-    rule: HttpRule,
+    pub(super) rule: HttpRule,
     /// A value in it is not supported, so that it answers nothing but errors.
-    is_unusable: bool,
-    diagnostics: Vec<Diagnostic>,
-}
-
-// === impl CompiledRule ===
-
-impl CompiledRule {
-    pub(super) fn add_to(self, rules: &mut Rules) {
-        let Self { rule, is_unusable, diagnostics } = self;
-        rules.http.push(rule);
-        rules.unusable += usize::from(is_unusable);
-        rules.diagnostics.extend(diagnostics);
-    }
+    pub(super) is_unusable: bool,
+    pub(super) diagnostics: Vec<Diagnostic>,
 }
 
 /// Compiles a rule of an HTTPRoute.
@@ -46,8 +35,8 @@ pub(super) fn grpc(world: &World, route: Referrer<'_>, name: &str, rule: &GrpcRo
     let any = GrpcRouteMatch::default();
     let matches = or_any(matches, &any).iter().map(matches::grpc).collect();
     let rule = HttpRouteRule {
-        backend_refs: backend_refs.iter().map(backend::grpc).collect(),
-        filters: filters.iter().map(filter::grpc).collect(),
+        backend_refs: backend_refs.iter().map(grpc::backend).collect(),
+        filters: filters.iter().map(grpc::filter).collect(),
         ..HttpRouteRule::default()
     };
     compile(world, route, name, matches, &rule)
@@ -132,13 +121,13 @@ fn usable(
     let HttpRouteRule { backend_refs, filters, matches: _, name: _, retry, timeouts } = rule;
     check_connect(matches, rule)?;
     let by_prefix = is_by_prefix(matches);
-    let filters = filter::filters(filters, findings)?;
+    let filters = filter::filters("filters", filters, findings)?;
     let RuleFilters { request_headers, response_headers, filters, rewrite, answer } =
         compiled::compile(world, route, &filters, by_prefix, &mut findings.unresolved)?;
     let mut backends = Vec::new();
     for (index, backend_ref) in backend_refs.iter().enumerate() {
-        let backend = self::backend(world, route, backend_ref, by_prefix, findings);
-        backends.push(backend.map_err(|message| format!("backendRefs[{index}]: {message}"))?);
+        let at = format!("backendRefs[{index}].filters");
+        backends.push(backend(world, route, &at, backend_ref, by_prefix, findings)?);
     }
     if answer.is_none() && backends.iter().all(|backend| backend.weight == 0) {
         let message = "it has no backend with a weight above 0";
@@ -168,17 +157,19 @@ fn is_by_prefix(matches: &[route::HttpMatch]) -> bool {
     !matches.is_empty() && matches.iter().all(|found| by_prefix(found) == Some(PathMatchType::PathPrefix))
 }
 
-/// Compiles a backend with its filters. If it is of another kind than Service, only its share of requests fails.
+/// Compiles a backend with its filters, which are the field `at` of the rule. If it is of another kind than Service, only its share of requests fails.
 fn backend(
     world: &World,
     route: Referrer<'_>,
+    at: &str,
     backend_ref: &HttpBackendRef,
     by_prefix: bool,
     findings: &mut Findings,
 ) -> Result<Backend, String> {
     let weight = backend::weight(backend_ref.weight);
-    let filters = filter::filters(&backend_ref.filters, findings)?;
-    let of_backend = compiled::compile_of_backend(world, route, &filters, by_prefix, &mut findings.unresolved)?;
+    let filters = filter::filters(at, &backend_ref.filters, findings)?;
+    let of_backend = compiled::compile_of_backend(world, route, &filters, by_prefix, &mut findings.unresolved)
+        .map_err(|message| format!("{at}: {message}"))?;
     match backend::service(&backend::of_http(backend_ref)) {
         Ok(service) => {
             let service = route::BackendRef { weight, ..service };
