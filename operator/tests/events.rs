@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use weft_crds::{Condition, Status};
 use weft_operator::events::{self, Event};
 use weft_operator::world::{
-    Change, Event as WorldEvent, GatewayRoute, Key, Kind, ObjectId, OwnStatus, ParentStatus, Unsupported,
+    Change, Definition, Event as WorldEvent, GatewayRoute, Key, Kind, ObjectId, OwnStatus, ParentStatus,
 };
 
 use support::{namespace, pod, service};
@@ -280,7 +280,7 @@ fn failure_of_a_route_of_the_gateway_api_is_told_on_it_and_the_service_of_that_p
 #[test]
 fn definition_without_a_known_version_is_told_on_it() {
     let versions = vec!["v1alpha2".to_owned(), "v1alpha3".to_owned()];
-    let event = events::definition::event(&Unsupported { kind: "TLSRoute".into(), uid: "u".into(), versions });
+    let event = events::definition::event(&Definition { kind: "TLSRoute".into(), uid: "u".into(), versions });
     assert_eq!(event.regarding.key, Key::new("", "tlsroutes.gateway.networking.k8s.io"));
     assert!(event.note.contains("TLSRoute as v1alpha2, v1alpha3 only"), "{}", event.note);
 }

@@ -90,6 +90,7 @@ fn definition(kind: &str, versions: &[&str], items: &[Value]) -> HashMap<String,
             "names": {"kind": kind},
             "versions": served.into_iter().chain([json!({"name": "v0", "served": false})]).collect::<Vec<_>>(),
         },
+        "status": {"conditions": [{"type": "Established", "status": "True"}]},
     });
     objects.insert(format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"), definition);
     for version in versions {
@@ -163,6 +164,13 @@ async fn routes_come_and_go_with_their_definition() {
     assert!(routes[0].spec.is_ok() && routes[0].version == "v1", "{routes:?}");
     world.observe(Event::GatewayRoute(kind, Change::Reset(routes)));
     assert!(world.namespace("shop").is_some());
+
+    // An API server that does not serve it (yet).
+    let list = format!("/apis/{GROUP}/v1/httproutes");
+    let served = watches.api.lock().expect("not poisoned").objects.remove(&list).expect("a list");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    watches.api.lock().expect("not poisoned").objects.insert(list, served);
+    assert_eq!(watches.next_routes(kind).await.len(), 1, "without a word of their absence");
 
     watches.install("HTTPRoute", &[], &[]);
     let gone = watches.next(kind.watched()).await;

@@ -3,11 +3,11 @@
 use weft_gateway_api::GROUP;
 
 use super::event::{Event, Object, Severity};
-use crate::world::{Key, Unsupported};
+use crate::world::{Definition, Key};
 
 /// The Event on the definition.
-pub fn event(unsupported: &Unsupported) -> Event {
-    let Unsupported { kind, uid, versions: _ } = unsupported;
+pub fn event(definition: &Definition) -> Event {
+    let Definition { kind, uid, versions: _ } = definition;
     Event {
         regarding: Object {
             api_version: "apiextensions.k8s.io/v1".to_owned(),
@@ -19,7 +19,7 @@ pub fn event(unsupported: &Unsupported) -> Event {
         severity: Severity::Warning,
         reason: "UnsupportedVersion".to_owned(),
         action: "Watch",
-        note: unsupported.message(),
+        note: definition.message(),
         repeats: false,
     }
 }

@@ -10,7 +10,7 @@ use crate::events;
 use crate::metrics::NotReadyLabels;
 use crate::render::Published;
 use crate::status::{self, Delivery};
-use crate::world::{Availability, DocumentKind, Event, ObjectId, Unsupported, WatchedKind, World, documents_namespace};
+use crate::world::{Availability, Definition, DocumentKind, Event, ObjectId, WatchedKind, World, documents_namespace};
 
 /// The scope of the index; no namespace has this name.
 pub(super) const INDEX: &str = "";
@@ -59,7 +59,7 @@ pub(super) struct State {
     /// UIDs of pods without a proxy, and of their workloads, that Events are about; by namespace.
     reported: BTreeMap<String, BTreeSet<String>>,
     /// Definitions of the Gateway API's kinds that Events are about.
-    reported_definitions: BTreeSet<Unsupported>,
+    reported_definitions: BTreeSet<Definition>,
     /// The epoch that `published` and the other caches belong to; `None` on standby.
     pub(super) epoch: Option<u64>,
     /// Time of the next round, if one is scheduled.
@@ -278,7 +278,7 @@ impl State {
     /// Events about definitions that serve no version that Weft reads, each once.
     pub(super) fn events_of_definitions(&mut self) -> Vec<events::Event> {
         let unsupported = self.world.availability().filter_map(|(_, availability)| match availability {
-            Availability::Unsupported(unsupported) => Some(unsupported.clone()),
+            Availability::Unsupported(definition) => Some(definition.clone()),
             Availability::Missing | Availability::Served => None,
         });
         let before = std::mem::replace(&mut self.reported_definitions, unsupported.collect());

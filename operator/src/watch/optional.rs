@@ -1,7 +1,7 @@
 //! Watches of the Gateway API's kinds, which may be installed, changed and removed at any time.
 //!
-//! The CustomResourceDefinition says which versions are served. Without a definition the kind counts as listed and
-//! empty. If it serves no version that Weft reads, its routes are watched nevertheless, so that their status says so.
+//! The CustomResourceDefinition says which versions are served. Without an established definition the kind counts as
+//! listed and empty. If it serves no version that Weft reads, its routes are watched nevertheless, so that their status says so.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use kube::runtime::watcher;
 use kube::{Api, Client};
 
 use super::Sink;
-use crate::world::{Availability, Event, GatewayRoute, Grant, Kind, Unsupported, WatchedKind};
+use crate::world::{Availability, Definition, Event, GatewayRoute, Grant, Kind, WatchedKind};
 
 /// Versions of ReferenceGrant, the preferred one first: the Gateway API before 1.5 has only the second one.
 const GRANT_VERSIONS: [&str; 2] = ["v1", "v1beta1"];
@@ -29,14 +29,6 @@ enum Optional {
     Routes(Kind),
 }
 
-/// What a CustomResourceDefinition says about its kind.
-struct Definition {
-    kind: String,
-    uid: String,
-    /// The versions that are served.
-    versions: Vec<String>,
-}
-
 // === impl Sink ===
 
 impl Sink {
@@ -53,40 +45,49 @@ impl Sink {
         let kind = optional.watched();
         let mut last = None;
         loop {
-            let readable = match definition(client, kind).await {
-                Ok(Some(definition)) => match definition.readable(optional) {
-                    readable if !readable.is_empty() => readable,
-                    _ => {
-                        let unsupported = definition.unsupported();
-                        if !self.tell(kind, Availability::Unsupported(unsupported.clone()), &mut last).await {
+            match definition(client, kind).await {
+                Ok(Some(definition)) => match optional.readable(&definition) {
+                    // While there is a definition, an API server that does not serve it yet changes nothing.
+                    Some(version) => {
+                        if !self.watch_version(client, optional, version, &mut last).await {
+                            return;
+                        }
+                        tokio::time::sleep(RETRY).await;
+                    }
+                    None => {
+                        if !self.tell(kind, Availability::Unsupported(definition.clone()), &mut last).await {
                             return;
                         }
                         tokio::select! {
-                            is_open = self.watch_unsupported(client, optional, &unsupported) => if !is_open { return },
-                            () = until_changed(client, kind, &unsupported) => {}
+                            is_open = self.watch_unsupported(client, optional, &definition) => if !is_open { return },
+                            () = until_changed(client, kind, &definition) => {}
                         }
-                        continue;
+                        tokio::time::sleep(RETRY).await;
                     }
                 },
-                Ok(None) => Vec::new(),
+                Ok(None) => {
+                    if !self.tell(kind, Availability::Missing, &mut last).await {
+                        return;
+                    }
+                    tokio::time::sleep(POLL).await;
+                }
                 // Without the right to read definitions, only attempts tell.
-                Err(kube::Error::Api(status)) if status.is_forbidden() => optional.versions().to_vec(),
+                Err(kube::Error::Api(status)) if status.is_forbidden() => {
+                    for version in optional.versions() {
+                        if !self.watch_version(client, optional, version, &mut last).await {
+                            return;
+                        }
+                    }
+                    if !self.tell(kind, Availability::Missing, &mut last).await {
+                        return;
+                    }
+                    tokio::time::sleep(POLL).await;
+                }
                 Err(error) => {
                     tracing::warn!(kind = kind.as_str(), %error, "cannot read the definition, retrying");
                     tokio::time::sleep(POLL).await;
-                    continue;
-                }
-            };
-            let wait = if readable.is_empty() { POLL } else { RETRY };
-            for version in readable {
-                if !self.watch_version(client, optional, version, &mut last).await {
-                    return;
                 }
             }
-            if !self.tell(kind, Availability::Missing, &mut last).await {
-                return;
-            }
-            tokio::time::sleep(wait).await;
         }
     }
 
@@ -112,12 +113,12 @@ impl Sink {
     }
 
     /// Watches the routes of a version that Weft does not read.
-    async fn watch_unsupported(&self, client: &Client, optional: Optional, unsupported: &Unsupported) -> bool {
-        let (Optional::Routes(kind), Some(version)) = (optional, unsupported.versions.first()) else {
+    async fn watch_unsupported(&self, client: &Client, optional: Optional, definition: &Definition) -> bool {
+        let (Optional::Routes(kind), Some(version)) = (optional, definition.versions.first()) else {
             return std::future::pending().await;
         };
         let api = Api::<DynamicObject>::all_with(client.clone(), &optional.resource(version));
-        let read = |route| GatewayRoute::read_unsupported(kind, version, unsupported.message(), route);
+        let read = |route| GatewayRoute::read_unsupported(kind, version, definition.message(), route);
         self.forward(api, read, move |change| Event::GatewayRoute(kind, change), is_not_found).await
     }
 
@@ -127,8 +128,8 @@ impl Sink {
             return true;
         }
         match &availability {
-            Availability::Unsupported(unsupported) => {
-                tracing::warn!(kind = kind.as_str(), "{}", unsupported.message());
+            Availability::Unsupported(definition) => {
+                tracing::warn!(kind = kind.as_str(), "{}", definition.message());
             }
             _ => tracing::info!(kind = kind.as_str(), state = availability.as_str(), "kind of the Gateway API"),
         }
@@ -154,6 +155,12 @@ impl Optional {
         }
     }
 
+    /// The first served version that Weft reads.
+    fn readable(self, definition: &Definition) -> Option<&'static str> {
+        let is_served = |version: &&str| definition.versions.iter().any(|served| served == version);
+        self.versions().iter().copied().find(is_served)
+    }
+
     fn resource(self, version: &str) -> ApiResource {
         match self {
             Self::Grants => Grant::resource(version),
@@ -162,38 +169,29 @@ impl Optional {
     }
 }
 
-// === impl Definition ===
-
-impl Definition {
-    /// The versions that Weft reads.
-    fn readable(&self, optional: Optional) -> Vec<&'static str> {
-        let is_served = |version: &&str| self.versions.iter().any(|served| served == version);
-        optional.versions().iter().copied().filter(is_served).collect()
-    }
-
-    fn unsupported(self) -> Unsupported {
-        let Self { kind, uid, versions } = self;
-        Unsupported { kind, uid, versions }
-    }
-}
-
-impl From<DynamicObject> for Definition {
-    fn from(object: DynamicObject) -> Self {
-        let spec = &object.data["spec"];
-        let versions = spec["versions"].as_array().into_iter().flatten().filter(|version| version["served"] == true);
-        Self {
-            kind: spec["names"]["kind"].as_str().unwrap_or_default().to_owned(),
-            uid: object.metadata.uid.unwrap_or_default(),
-            versions: versions.filter_map(|version| version["name"].as_str()).map(str::to_owned).collect(),
-        }
-    }
-}
-
-/// The definition of a kind of the Gateway API, if it is installed.
+/// The definition of a kind of the Gateway API, if it is installed, established and serves a version.
 async fn definition(client: &Client, kind: WatchedKind) -> kube::Result<Option<Definition>> {
     let name = format!("{}.{}", kind.as_str(), weft_gateway_api::GROUP);
     let api = Api::<DynamicObject>::all_with(client.clone(), &definitions());
-    Ok(api.get_opt(&name).await?.map(Definition::from))
+    Ok(api.get_opt(&name).await?.filter(is_established).map(read).filter(|definition| !definition.versions.is_empty()))
+}
+
+fn read(object: DynamicObject) -> Definition {
+    let spec = &object.data["spec"];
+    let versions = spec["versions"].as_array().into_iter().flatten().filter(|version| version["served"] == true);
+    Definition {
+        kind: spec["names"]["kind"].as_str().unwrap_or_default().to_owned(),
+        uid: object.metadata.uid.unwrap_or_default(),
+        versions: versions.filter_map(|version| version["name"].as_str()).map(str::to_owned).collect(),
+    }
+}
+
+fn is_established(definition: &DynamicObject) -> bool {
+    let conditions = definition.data["status"]["conditions"].as_array();
+    conditions
+        .into_iter()
+        .flatten()
+        .any(|condition| condition["type"] == "Established" && condition["status"] == "True")
 }
 
 fn definitions() -> ApiResource {
@@ -207,11 +205,11 @@ fn definitions() -> ApiResource {
 }
 
 /// Waits until the definition is gone or serves other versions.
-async fn until_changed(client: &Client, kind: WatchedKind, unsupported: &Unsupported) {
+async fn until_changed(client: &Client, kind: WatchedKind, known: &Definition) {
     loop {
         tokio::time::sleep(POLL).await;
         match definition(client, kind).await {
-            Ok(Some(definition)) if definition.versions == unsupported.versions => {}
+            Ok(Some(definition)) if definition == *known => {}
             Ok(_) => return,
             Err(error) => tracing::warn!(kind = kind.as_str(), %error, "cannot read the definition, retrying"),
         }

@@ -7,14 +7,14 @@ pub enum Availability {
     /// It is not installed.
     Missing,
     /// Its definition serves only versions that Weft does not read.
-    Unsupported(Unsupported),
+    Unsupported(Definition),
     /// In a version that Weft reads.
     Served,
 }
 
-/// A definition that serves only versions that Weft does not read.
+/// What a CustomResourceDefinition says about its kind.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Unsupported {
+pub struct Definition {
     /// The kind, as in manifests.
     pub kind: String,
     /// UID of the CustomResourceDefinition.
@@ -39,10 +39,10 @@ impl Availability {
     }
 }
 
-// === impl Unsupported ===
+// === impl Definition ===
 
-impl Unsupported {
-    /// What is wrong and what to do, for users.
+impl Definition {
+    /// What is wrong and what to do if Weft reads none of the versions, for users.
     pub fn message(&self) -> String {
         let Self { kind, uid: _, versions } = self;
         format!(
