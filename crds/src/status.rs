@@ -51,9 +51,7 @@ pub enum Reason {
     UnsupportedValue,
     /// Not accepted, of a route of the Gateway API: the Service, or its port, does not exist.
     NoMatchingParent,
-    /// Not accepted, of a route of the Gateway API: filters of a rule exclude each other.
-    IncompatibleFilters,
-    /// Not accepted, or in part: an older object has precedence.
+    /// Not accepted, or in part: an older object, or a route of another kind, has precedence.
     Conflicted,
     /// Not accepted: the object cannot be parsed.
     Invalid,
@@ -65,8 +63,6 @@ pub enum Reason {
     BackendNotFound,
     /// A backend of a kind that Weft does not know.
     InvalidKind,
-    /// A backend's port has a protocol that the route cannot send.
-    UnsupportedProtocol,
     /// A backend in another namespace, which no ReferenceGrant of that namespace allows.
     RefNotPermitted,
     /// A subset does not exist, or selects no pod.

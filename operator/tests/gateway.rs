@@ -158,6 +158,78 @@ proptest! {
     }
 }
 
+/// A gRPC match by exact names: service, method, number of headers.
+fn grpc_match() -> impl Strategy<Value = (Option<String>, Option<String>, usize)> {
+    (prop::option::of("[a-c]{1,3}"), prop::option::of("[a-c]{1,3}"), 0..3_usize)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    /// The Gateway API: characters in the service, then in the method, then the number of headers.
+    #[test]
+    fn grpc_matches_are_tried_in_the_order_of_the_api(matches in prop::collection::vec(grpc_match(), 1..8)) {
+        let condition = |(service, method, headers): &(Option<String>, Option<String>, usize)| {
+            let headers: Vec<Value> = (0..*headers).map(|n| json!({"name": format!("x-{n}"), "value": "a"})).collect();
+            match (service, method) {
+                (None, None) => json!({"headers": headers}),
+                _ => json!({"method": {"service": service, "method": method}, "headers": headers}),
+            }
+        };
+        let rules: Vec<Value> = matches
+            .iter()
+            .map(|found| json!({"matches": [condition(found)], "backendRefs": [{"name": "web", "port": 80}]}))
+            .collect();
+        let mut route = http_route("r", json!(rules));
+        route["kind"] = json!("GRPCRoute");
+        let table = table(&compile::compile(&world_with([route]), "shop"));
+        let rule_of = |found: &Value| {
+            let rule = found["rule"].as_u64().and_then(|rule| usize::try_from(rule).ok()).expect("an index");
+            let name = table["rules"][rule]["name"].as_str().expect("a name");
+            matches[name.parse::<usize>().expect("its position")].clone()
+        };
+        let tried: Vec<_> = table["matches"].as_array().expect("matches").iter().map(rule_of).collect();
+        let length = |name: &Option<String>| name.as_ref().map_or(0, String::len);
+        for pair in tried.windows(2) {
+            let [first, second] = [&pair[0], &pair[1]].map(|(service, method, headers)| {
+                (service.is_some() && method.is_some(), length(service), length(method), *headers)
+            });
+            prop_assert!(first >= second, "{:?} before {:?}", pair[0], pair[1]);
+        }
+    }
+}
+
+#[test]
+fn tls_and_tcp_routes_compile_to_what_the_same_mesh_route_does() {
+    let names = json!(["shop.example", "*.shop.example"]);
+    let backends = json!([{"name": "web", "port": 80, "weight": 9}, {"name": "gone", "port": 80, "weight": 1}]);
+    for (kind, gateway, mesh) in [
+        (
+            "TLSRoute",
+            json!({"hostnames": names, "rules": [{"name": "r", "backendRefs": backends}]}),
+            json!({"tls": [{"name": "r", "matches": [{"sni": names}], "backendRefs": backends}]}),
+        ),
+        (
+            "TCPRoute",
+            json!({"rules": [{"name": "r", "backendRefs": backends}]}),
+            json!({"tcp": [{"name": "r", "backendRefs": backends}]}),
+        ),
+    ] {
+        let compiled = |kind: &str, parent: Value, mut spec: Value| {
+            spec["parentRefs"] = json!([parent]);
+            let route = json!({"kind": kind, "metadata": {"namespace": "shop", "name": "r"}, "spec": spec});
+            let mut objects = services();
+            // Not declared as HTTP.
+            objects[1]["spec"]["ports"][0]["name"] = json!("any");
+            let mut table = table(&compile::compile(&support::world(&[objects, vec![route]].concat()), "shop"));
+            table["streams"][0]["route"].as_object_mut().expect("a reference").remove("kind");
+            table
+        };
+        let of_gateway = compiled(kind, json!({"group": "", "kind": "Service", "name": "web"}), gateway);
+        assert_eq!(of_gateway, compiled("MeshRoute", json!({"name": "web"}), mesh), "{kind}");
+    }
+}
+
 #[test]
 fn sixteen_rules_with_128_matches_apply() {
     let matches =

@@ -4,7 +4,7 @@
 //! ```text
 //! Services, EndpointSlices, Pods ──service──┐
 //! MeshClusters ─────────────────cluster─────┼──> Export   (x.<ns>)
-//! MeshRoutes ───────────────────route───────┤
+//! MeshRoutes, HTTPRoutes, ... ──route───────┤
 //!                          consumer routes  └──> Inbound  (i.<ns>)
 //! MeshPolicies, Pods ───────────policy─────────> Inbound
 //! Nodes, Pods ──────────────────zones──────────> Inbound

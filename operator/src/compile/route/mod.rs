@@ -28,7 +28,7 @@ use weft_config::{Action, Backend, BackendTarget, RouteTable};
 use weft_crds::status::Reason;
 
 use super::compiled::{Compiled, Outcome};
-use super::diagnostic::Diagnostic;
+use super::diagnostic::{Diagnostic, Severity};
 use super::precedence::age;
 use crate::world::{DocumentKind, Kind, Namespace, ObjectId, World};
 
@@ -83,12 +83,17 @@ fn record(name: &str, route: AttachedRoute<'_>, outcome: &mut Outcome) {
     }
     if conflicting == matches {
         // All its matches conflict: only the conflicts are reported.
-        let messages: Vec<&str> = conflicts.iter().map(|conflict| conflict.message.as_str()).collect();
-        outcome.diagnostics = vec![Diagnostic::refused(Reason::Conflicted, messages.join("; "))];
+        outcome.diagnostics = vec![Diagnostic::refused(Reason::Conflicted, lost(&conflicts))];
         return;
     }
     outcome.diagnostics.extend(conflicts);
     outcome.documents.extend(documents);
+}
+
+/// The messages of the conflicts that a route lost.
+fn lost(conflicts: &[Diagnostic]) -> String {
+    let lost = conflicts.iter().filter(|conflict| conflict.severity == Severity::Partial);
+    lost.map(|conflict| conflict.message.as_str()).collect::<Vec<_>>().join("; ")
 }
 
 /// Records which other namespaces' exports the documents depend on.

@@ -78,7 +78,10 @@ pub(super) fn grpc(condition: &GrpcRouteMatch) -> Result<RankedMatch, String> {
         GrpcRank::All => (PathMatchType::PathPrefix, "/".to_owned()),
         GrpcRank::Exact => (PathMatchType::Exact, format!("/{}/{}", service.unwrap_or(any), name.unwrap_or(any))),
         GrpcRank::Service => (PathMatchType::PathPrefix, format!("/{}", service.unwrap_or(any))),
-        GrpcRank::Method => (PathMatchType::RegularExpression, format!("/{any}/{}", name.unwrap_or(any))),
+        GrpcRank::Method => {
+            let name = name.map_or_else(|| any.to_owned(), regex::escape);
+            (PathMatchType::RegularExpression, format!("/{any}/{name}"))
+        }
         GrpcRank::Regex => {
             // In groups, so that an alternative in one part does not reach into the other.
             let value = format!("/(?:{})/(?:{})", service.unwrap_or(any), name.unwrap_or(any));

@@ -52,8 +52,8 @@ fn outcome_at(parent: AttachedParent, own: &str, route: &AttachedRoute<'_>) -> P
         refuse(&mut diagnostics, &outranked);
     } else if matches > 0 && matches == conflicting {
         // All its matches conflict: only the conflicts are reported.
-        let messages: Vec<String> = conflicts.into_iter().map(|conflict| conflict.message).collect();
-        refuse(&mut diagnostics, &messages);
+        let lost = conflicts.into_iter().filter(|conflict| conflict.severity == Severity::Partial);
+        refuse(&mut diagnostics, &lost.map(|conflict| conflict.message).collect::<Vec<_>>());
     } else {
         diagnostics.extend(outranked.into_iter().map(Diagnostic::partial));
         diagnostics.extend(conflicts);
