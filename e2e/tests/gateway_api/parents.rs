@@ -62,7 +62,7 @@ fn port_and_section_name_choose_ports_of_the_parent() -> Result<()> {
             "HTTPRoute",
             "by-both",
             &parent("port: 9080, sectionName: both"),
-            &named("no", "name: one"),
+            &named("never", "name: one"),
         ))?;
         let accepted = await_condition(ns, "httproute/by-both", "Accepted", "False")?;
         ensure!(accepted.message.contains("both") && accepted.message.contains("9080"), "{accepted:?}");

@@ -91,13 +91,21 @@ fn one_kind_of_route_applies_to_a_port_and_the_others_name_it() -> Result<()> {
             ("HTTPRoute", to_one.to_owned()),
             ("GRPCRoute", to_one.to_owned()),
         ];
+        // A message alone is updated every 10 seconds.
+        let names = |loser: &str, kind: &str| {
+            let winner = format!("{kind} {}/echo", ns.name);
+            eventually(&format!("the {loser} to name {winner}"), SOON, || {
+                let lost = gateway_api::condition(ns, &format!("{}/echo", loser.to_lowercase()), "Accepted")?;
+                let is_told = lost.reason == "Conflicted" && lost.message.contains(&winner);
+                ensure!(lost.status == "False" && is_told, "{lost:?}");
+                Ok(())
+            })
+        };
         for (index, (kind, fields)) in kinds.iter().enumerate() {
             ns.apply(&route(kind, "echo", fields))?;
             await_condition(ns, &format!("{}/echo", kind.to_lowercase()), "Accepted", "True")?;
             for (loser, _) in &kinds[..index] {
-                let lost = await_condition(ns, &format!("{}/echo", loser.to_lowercase()), "Accepted", "False")?;
-                let winner = format!("{kind} {}/echo", ns.name);
-                ensure!(lost.reason == "Conflicted" && lost.message.contains(&winner), "{loser}, {winner}: {lost:?}");
+                names(loser, kind)?;
                 await_condition(ns, &format!("{}/echo", loser.to_lowercase()), PROGRAMMED, "False")?;
             }
         }
@@ -112,8 +120,7 @@ fn one_kind_of_route_applies_to_a_port_and_the_others_name_it() -> Result<()> {
         };
         answered_by("v2")?;
         for (kind, _) in &kinds {
-            let lost = await_condition(ns, &format!("{}/echo", kind.to_lowercase()), "Accepted", "False")?;
-            ensure!(lost.message.contains(&format!("MeshRoute {}/echo", ns.name)), "{kind}: {lost:?}");
+            names(kind, "MeshRoute")?;
         }
         // Each deletion brings the next kind into force.
         ns.delete("meshroute", "echo")?;
