@@ -24,8 +24,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) use parent::outcome;
 use rule::CompiledRule;
+use weft_config::StreamRule;
 use weft_crds::status::Reason;
-use weft_gateway_api::{GrpcRouteSpec, HttpRouteSpec, TcpRouteSpec, TlsRouteSpec};
+use weft_gateway_api::{
+    BackendRef, GrpcRouteSpec, HttpRouteSpec, TcpRouteRule, TcpRouteSpec, TlsRouteRule, TlsRouteSpec, VERSION,
+};
 
 use super::attached::{AttachedParent, AttachedRoute, HttpRule};
 use super::backend::{Referrer, RuleKind};
@@ -36,7 +39,7 @@ use crate::world::{GatewayRoute, GatewaySpec, Key, World};
 #[derive(Default)]
 struct Rules {
     http: Vec<HttpRule>,
-    streams: Vec<(weft_config::StreamRule, Vec<String>)>,
+    streams: Vec<(StreamRule, Vec<String>)>,
     /// How many rules answer nothing but errors, because a value in them is not supported.
     unusable: usize,
     diagnostics: Vec<Diagnostic>,
@@ -62,18 +65,18 @@ pub(super) fn attach<'a>(world: &World, route: &'a GatewayRoute) -> AttachedRout
     let referrer = Referrer { kind: *kind, key: &meta.key, parents: &parents };
     let (rules, rule_kind) = match spec {
         Err(error) => {
-            let is_known = version == weft_gateway_api::VERSION;
+            let is_known = version == VERSION;
             let message = if is_known { format!("the object cannot be parsed: {error}") } else { error.clone() };
             (refuse(Diagnostic::refused(Reason::Invalid, message)), RuleKind::Http)
         }
         Ok(GatewaySpec::Http(spec)) => (http_rules(world, referrer, spec), RuleKind::Http),
         Ok(GatewaySpec::Grpc(spec)) => (grpc_rules(world, referrer, spec), RuleKind::Http),
         Ok(GatewaySpec::Tls(TlsRouteSpec { hostnames, parent_refs: _, rules })) => {
-            let rules = rules.iter().map(|rule| (rule.name.as_deref(), rule.backend_refs.as_slice()));
+            let rules = rules.iter().map(|TlsRouteRule { name, backend_refs }| (name, backend_refs));
             (stream_rules(world, referrer, hostnames, rules), RuleKind::Stream)
         }
         Ok(GatewaySpec::Tcp(TcpRouteSpec { parent_refs: _, rules })) => {
-            let rules = rules.iter().map(|rule| (rule.name.as_deref(), rule.backend_refs.as_slice()));
+            let rules = rules.iter().map(|TcpRouteRule { name, backend_refs }| (name, backend_refs));
             (stream_rules(world, referrer, &[], rules), RuleKind::Stream)
         }
     };
@@ -146,11 +149,11 @@ fn stream_rules<'r>(
     world: &World,
     referrer: Referrer<'_>,
     hostnames: &[String],
-    rules: impl Iterator<Item = (Option<&'r str>, &'r [weft_gateway_api::BackendRef])>,
+    rules: impl Iterator<Item = (&'r Option<String>, &'r Vec<BackendRef>)>,
 ) -> Rules {
     let mut compiled = Rules::default();
     for (index, (name, backend_refs)) in rules.enumerate() {
-        let name = name.map_or_else(|| index.to_string(), str::to_owned);
+        let name = name.clone().unwrap_or_else(|| index.to_string());
         let rule = stream::rule(world, referrer, &name, backend_refs, &mut compiled.diagnostics);
         let names = hostnames.iter().map(|name| name.to_ascii_lowercase()).collect();
         compiled.streams.push((rule, names));
