@@ -371,3 +371,28 @@ fn versions_of_the_gateway_api_that_are_not_read_are_told() -> Result<()> {
         await_condition(ns, &route("v1"), "Accepted", "True").map(drop)
     })
 }
+
+#[test]
+fn demo_removes_the_gateway_api_if_it_added_it_and_nobody_uses_it() -> Result<()> {
+    in_mesh("disruption-gateway-demo", |ns| {
+        gateway_api::ensure()?;
+        with_other_crds(|kubectl| {
+            let crd = "crd/httproutes.gateway.networking.k8s.io";
+            let is_there = || Ok::<bool, anyhow::Error>(!kubectl.run(&["get", crd, "--ignore-not-found"])?.is_empty());
+            gateway_api::add()?;
+            gateway_api::remove_added()?;
+            ensure!(is_there()?, "it was there before");
+            kubectl.run(&["delete", crd])?;
+            gateway_api::add()?;
+            ns.apply(&gateway_api::route("HTTPRoute", "r", "rules: [{backendRefs: [{name: r, port: 9080}]}]\n"))?;
+            gateway_api::remove_added()?;
+            ensure!(is_there()?, "it is used");
+            ns.run(&["delete", "httproute", "r"])?;
+            eventually("nobody to use it, and the CRDs to be removed", READY, || {
+                gateway_api::remove_added()?;
+                ensure!(!is_there()?, "it is still there");
+                Ok(())
+            })
+        })
+    })
+}
