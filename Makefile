@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-down test check unit fuzz e2e e2e-installed e2e-groups conformance conformance-installed \
-  conformance-report soak bench gen golden deny images install cluster-up cluster-down kubeconfig
+  conformance-report soak bench gen gen-gateway golden deny images install cluster-up cluster-down kubeconfig
 
 NAME ?= weft
 # Two nodes, for the tests of topology-aware Services.
@@ -95,6 +95,9 @@ bench: ## benchmark Weft against Envoy, nginx and haproxy (BENCH_SCENARIOS="h1_s
 
 gen: ## generate the CRDs from their Rust types
 	@$(cargo) run $(profile) --package weft-crds --bin crdgen -- charts/weft-crds/templates
+
+gen-gateway: ## generate the types of the Gateway API's routes from its definitions, with kopium
+	@crds/gateway/generate.sh
 
 golden: ## update the expected files of golden tests and the generated references; review the diff as code
 	@WEFT_BLESS=1 $(cargo) test $(profile) --package weft-operator --package weft-injector --package weft-init

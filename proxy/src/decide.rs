@@ -1,7 +1,8 @@
 //! Route matching: picks the rule for a request from its head and the routes of its port. Pure.
 
 use crate::matcher::{Match, RequestHead, matches};
-use crate::table::route::{Backend, Routes, Rule};
+use crate::table::backend::Backend;
+use crate::table::route::{Routes, Rule};
 
 /// The rule for a request, and the match that led to it.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +32,7 @@ pub(crate) fn pick(backends: &[Backend], mut roll: u32) -> &Backend {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::table::backend::BackendTarget;
     use http::{HeaderMap, Method};
     use proptest::prelude::*;
     use weft_config as wire;
@@ -167,7 +169,7 @@ mod tests {
 
     #[test]
     fn backends_are_picked_by_weight() {
-        let backend = |weight| Backend { weight, target: Err(weight.to_string()) };
+        let backend = |weight| Backend { weight, target: BackendTarget::Invalid(weight.to_string()), filters: None };
         let backends = [backend(1), backend(0), backend(3)];
         let picked: Vec<u32> = (0..4).map(|roll| pick(&backends, roll).weight).collect();
         assert_eq!(picked, [1, 3, 3, 3]);

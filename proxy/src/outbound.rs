@@ -21,6 +21,7 @@ use crate::http::serve;
 use crate::reason::Reason;
 use crate::sniff::{CLIENT_FIRST_TIMEOUT, FirstSpeaker, Peek, Prefixed};
 use crate::stream::Stream;
+use crate::table::backend::BackendTarget;
 use crate::table::route::{Routes, StreamRule, Streams};
 use crate::table::{Cluster, Port};
 use crate::tcp;
@@ -227,7 +228,9 @@ async fn relay_by_rule(stream: Prefixed, mut log: ConnectionLog, rule: Option<&S
 /// Picks a backend of a rule by weight: its cluster and, if any, the subset.
 async fn choose_backend<'a>(worker: &Worker, rule: &'a StreamRule) -> Result<(Arc<Cluster>, Option<&'a str>), Reason> {
     let roll = worker.rng.borrow_mut().below(rule.total);
-    let target = pick(&rule.backends, roll).target.as_ref().map_err(|_| Reason::BackendNotFound)?;
+    let BackendTarget::Cluster(target) = &pick(&rule.backends, roll).target else {
+        return Err(Reason::BackendNotFound);
+    };
     let cluster = worker.shared.store.find_cluster(target).await.ok_or(Reason::ConfigUnavailable)?;
     Ok((cluster, target.subset.as_deref()))
 }

@@ -24,6 +24,8 @@ use weft_config::bootstrap::AccessLog;
 use weft_proxy::app::{self, Running};
 use weft_proxy::bootstrap::{Bootstrap, Pod, Ports, Source};
 
+#[path = "outbound/backends.rs"]
+mod backends;
 #[path = "outbound/filters.rs"]
 mod filters;
 #[path = "outbound/hedge.rs"]

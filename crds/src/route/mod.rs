@@ -2,10 +2,13 @@
 //!
 //! Constants have the longer validation rules of the schema (CEL) and the parts that several rules share.
 
+mod backend;
 mod filters;
 mod matches;
 mod resilience;
 
+pub use backend::{BackendFilter, BackendFilterType, HttpBackendRef};
+use backend::{PREFIX_OF_BACKENDS_IS_MATCHED, backends_fit_connect};
 pub use filters::*;
 use filters::{
     ANSWERS_BY_ITSELF, FILTERS_MAX, TYPES_ALLOWED_ONCE, TYPES_FOR_BACKENDS, TYPES_FOR_BACKENDS_MESSAGE,
@@ -175,10 +178,17 @@ pub struct MeshRouteSpec {
 impl MeshRouteSpec {
     /// The backendRefs of all rules, without those of RequestMirror filters.
     pub fn backend_refs(&self) -> impl Iterator<Item = &BackendRef> {
-        let http = self.http.iter().map(|rule| &rule.backend_refs);
-        let tls = self.tls.iter().map(|rule| &rule.backend_refs);
-        let tcp = self.tcp.iter().map(|rule| &rule.backend_refs);
-        http.chain(tls).chain(tcp).flatten()
+        let http = self.http.iter().flat_map(|rule| &rule.backend_refs).map(|backend| &backend.backend);
+        let tls = self.tls.iter().flat_map(|rule| &rule.backend_refs);
+        let tcp = self.tcp.iter().flat_map(|rule| &rule.backend_refs);
+        http.chain(tls).chain(tcp)
+    }
+
+    /// The backendRefs of all RequestMirror filters, of rules and of their backends.
+    pub fn mirror_refs(&self) -> impl Iterator<Item = &MirrorRef> {
+        let rules = self.http.iter().flat_map(|rule| &rule.filters).map(|filter| &filter.request_mirror);
+        let backends = self.http.iter().flat_map(|rule| &rule.backend_refs).flat_map(|backend| &backend.filters);
+        rules.chain(backends.map(|filter| &filter.request_mirror)).flatten().map(|mirror| &mirror.backend_ref)
     }
 }
 
@@ -263,7 +273,12 @@ pub struct TcpRule {
          !(has(self.retry) || has(self.hedge) || (has(self.timeouts) && has(self.timeouts.backendRequest)))"
     ))
         .message("a rule that matches CONNECT cannot have retry, hedge or timeouts.backendRequest: other pods are \
-                  tried anyway; set connect.timeout in the MeshCluster to limit connection attempts")
+                  tried anyway; set connect.timeout in the MeshCluster to limit connection attempts"),
+    validation = Rule::new(PREFIX_OF_BACKENDS_IS_MATCHED)
+        .message("ReplacePrefixMatch in a filter of a backendRef needs a PathPrefix in every match of the rule"),
+    validation = Rule::new(backends_fit_connect())
+        .message("in a rule that matches CONNECT, backendRefs may only have filters of type ResponseHeaderModifier: a \
+                  tunnel has no request that other filters could change or copy")
 )]
 pub struct HttpRule {
     /// Name of the rule in logs and headers. Default: its position, `0`, `1`, ...
@@ -283,7 +298,7 @@ pub struct HttpRule {
     /// to one without ready pods 503.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
-    pub backend_refs: Vec<BackendRef>,
+    pub backend_refs: Vec<HttpBackendRef>,
     /// Timeouts of requests. For CONNECT: until the tunnel is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<Timeouts>,

@@ -34,10 +34,10 @@ pub use export::{
 pub use filters::*;
 pub use inbound::{Action as PolicyAction, AuthorizationRule, ConsumerRoutes, Inbound, Policy, PortRef, Target};
 pub use index::Index;
-pub use refs::{ClusterRef, ObjectRef};
+pub use refs::{ClusterRef, ObjectRef, RouteKind, RouteRef};
 pub use route::{
-    Action, Backend, BackendTarget, HeaderEdit, HeaderValue, Hedge, Match, PathMatch, PathRewrite, Redirect, Respond,
-    Retry, Rewrite, RouteTable, Rule, ServerName, StreamRule, ValueMatch, ValueTest,
+    Action, Backend, BackendFilters, BackendTarget, HeaderEdit, HeaderValue, Hedge, Match, PathMatch, PathRewrite,
+    Redirect, Respond, Retry, Rewrite, RouteTable, Rule, ServerName, StreamRule, ValueMatch, ValueTest,
 };
 
 /// Skips a field with the default value, so that a field is written only when it is used. An older proxy can then

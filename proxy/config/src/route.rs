@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::filters::Filters;
-use crate::refs::{ClusterRef, ObjectRef};
+use crate::filters::{Cors, Filters, Mirror};
+use crate::refs::{ClusterRef, RouteRef};
 use crate::{compact_vec, is_default};
 
 /// The routes of one port of one Service.
@@ -42,10 +42,11 @@ pub struct ServerName {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct StreamRule {
     /// The user's object.
-    pub route: ObjectRef,
+    pub route: RouteRef,
     /// The rule in it: its name, or its position as `0`, `1`, ...
     pub name: String,
-    /// At least one; the weights' sum is not zero. Connections for an invalid backend are closed.
+    /// At least one, without filters and redirects; the weights' sum is not zero. Connections for an invalid backend are
+    /// closed.
     #[serde(deserialize_with = "compact_vec")]
     pub backends: Vec<Backend>,
 }
@@ -111,7 +112,7 @@ pub enum ValueTest {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Rule {
     /// The user's object.
-    pub route: ObjectRef,
+    pub route: RouteRef,
     /// The rule in it: its name, or its position as `0`, `1`, ...
     pub name: String,
     /// Edits of the request's headers, before it is forwarded.
@@ -167,6 +168,9 @@ pub struct Backend {
     pub weight: u32,
     /// The destination.
     pub target: BackendTarget,
+    /// What is done with its requests alone. Absent: nothing. Boxed: few backends have any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filters: Option<Box<BackendFilters>>,
 }
 
 /// The destination of a backend.
@@ -175,8 +179,32 @@ pub struct Backend {
 pub enum BackendTarget {
     /// A port of a Service.
     Cluster(ClusterRef),
+    /// No backend: requests are answered with this redirect.
+    Redirect(Redirect),
     /// An invalid reference: requests are answered 500 with this reason.
     Invalid(String),
+}
+
+/// The filters of a backend. They apply to the requests for which it was picked: after the filters of the rule to the
+/// request, before them to the response.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct BackendFilters {
+    /// Edits of the request's headers, after those of the rule.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub request_headers: HeaderEdit,
+    /// Edits of the response's headers, before those of the rule.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub response_headers: HeaderEdit,
+    /// Rewrite of authority and path. What it has replaces what the rule's rewrite has.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub rewrite: Rewrite,
+    /// CORS: which origins may call. A preflight picks a backend as any other request does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cors: Option<Cors>,
+    /// Mirrors of its requests, beside those of the rule.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mirrors: Vec<Mirror>,
 }
 
 /// Header edits: first `remove`, then `set`, then `add`.
@@ -261,11 +289,13 @@ pub struct Respond {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Retry {
-    /// Maximum of retries, not counting the first attempt.
+    /// Maximum of retries, not counting the first attempt. 0: the request is sent to one endpoint, also if no connection
+    /// to it can be made.
     pub attempts: u32,
     /// Statuses that are retried.
     pub codes: Vec<u16>,
-    /// Methods that may be retried after a backend has seen the request.
+    /// Methods that may be retried after a backend has seen the request. Empty: for a status, every method, because the
+    /// backend has rejected the request; for a reset or an attempt that timed out, the idempotent ones.
     pub methods: Vec<String>,
     /// The base backoff before the first retry, in milliseconds; it doubles with each retry, up to ten times the
     /// base.

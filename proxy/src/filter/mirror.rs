@@ -1,11 +1,13 @@
-//! The mirror of a rule: where copies of its requests go, and how many. [`crate::http::mirror`] sends them.
+//! The mirror of a rule or backend: where copies of its requests go, and how many. [`crate::http::mirror`] sends them.
+
+use std::sync::Arc;
 
 use weft_config as wire;
 
 use super::fraction::Fraction;
 use crate::value::{CompileError, Target};
 
-/// The mirror of a rule: the target, and the fraction of requests to mirror.
+/// The mirror of a rule or backend: the target, and the fraction of requests to mirror.
 #[derive(Debug)]
 pub(crate) struct Mirror {
     pub(crate) target: Target,
@@ -16,7 +18,12 @@ pub(crate) struct Mirror {
 }
 
 impl Mirror {
-    pub(crate) fn compile(mirror: wire::Mirror) -> Result<Self, CompileError> {
+    /// Compiles the mirrors of a rule or backend.
+    pub(crate) fn compile_each(mirrors: Vec<wire::Mirror>) -> Result<Vec<Arc<Self>>, CompileError> {
+        mirrors.into_iter().map(|mirror| Self::compile(mirror).map(Arc::new)).collect()
+    }
+
+    fn compile(mirror: wire::Mirror) -> Result<Self, CompileError> {
         let wire::Mirror { target, share, host_suffix } = mirror;
         let service = format!("{}/{}:{}", target.namespace, target.service, target.port);
         Ok(Self { target: Target::compile(target), service, share: Fraction::compile(share)?, host_suffix })

@@ -2,7 +2,8 @@
 //!
 //! [`cors`] responds to preflights and sets headers of other responses; [`rate_limit`] refuses requests over the limit;
 //! [`fault`] delays or aborts requests; [`mirror`] says which requests are copied elsewhere. `outbound/filters` applies
-//! them, in this order, around the rule's action. The limit of response bodies is a number, which the body checks.
+//! them, in this order, around the rule's action. The limit of response bodies is a number, which the body checks. A
+//! backend may have some of them too (`table/backend`).
 
 pub(crate) mod cors;
 pub(crate) mod fault;
@@ -38,8 +39,7 @@ impl Filters {
         let wire::Filters { cors, rate_limit, fault, mirrors, response_body_bytes_max } = filters;
         let cors = cors.map(Cors::compile).transpose()?;
         let fault = Fault::compile(fault)?;
-        let mirrors: Vec<_> =
-            mirrors.into_iter().map(|mirror| Mirror::compile(mirror).map(Arc::new)).collect::<Result<_, _>>()?;
+        let mirrors = Mirror::compile_each(mirrors)?;
         let rate_limit = rate_limit.map(|limit| RateLimit::compile(rule_name, limit)).transpose()?;
         if response_body_bytes_max == Some(0) {
             return Err(CompileError::Filter("a response body limit of 0 bytes".into()));

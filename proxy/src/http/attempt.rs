@@ -21,6 +21,7 @@ use super::request_body::SharedBody;
 use super::respond::http_status;
 use crate::affinity::Affinity;
 use crate::reason::{Reason, UNPROCESSED};
+use crate::table::backend::BackendFilters;
 use crate::table::route::{Retry, Rule};
 use crate::telemetry::alive;
 use crate::upstream::cluster::ClusterState;
@@ -52,6 +53,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) http2: bool,
     /// The matching rule, for its header edits and its `hedge`.
     pub(crate) rule: Option<&'a Rule>,
+    /// The filters of the rule's backend, for their header edits.
+    pub(crate) backend: Option<&'a BackendFilters>,
     /// Headers that `Connection` cannot remove and trailers cannot contain.
     pub(crate) protected: Option<&'a Arc<ProtectedHeaders>>,
     pub(crate) request_timeout: Option<Duration>,
@@ -148,6 +151,7 @@ impl<'a> Plan<'a> {
             path: None,
             http2: false,
             rule: None,
+            backend: None,
             protected: None,
             request_timeout: None,
             attempt_timeout: None,
@@ -155,10 +159,11 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// The same, with the timeouts, retries and header edits of a rule.
-    pub(crate) fn by_rule(self, rule: &'a Rule) -> Self {
+    /// The same, with the timeouts, retries and header edits of a rule and its backend.
+    pub(crate) fn by_rule(self, rule: &'a Rule, backend: Option<&'a BackendFilters>) -> Self {
         Self {
             rule: Some(rule),
+            backend,
             protected: rule.protected.as_ref(),
             request_timeout: rule.request_timeout,
             attempt_timeout: rule.attempt_timeout,

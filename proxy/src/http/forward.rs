@@ -87,7 +87,7 @@ fn prepare<'a>(
     head::for_upstream(&mut parts, host, plan.path.clone(), plan.http2, protected).map_err(Answer::bad_request)?;
     // After `for_upstream`, so that a client's `Connection` cannot remove what a rule sets.
     if let Some(rule) = plan.rule {
-        rule.request_edit.apply_to_request(&mut parts.headers);
+        rule.edit_request(plan.backend, &mut parts.headers);
     }
     if let Some(protocol) = &upgrade {
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -222,6 +222,9 @@ impl<'a> Attempts<'a> {
         } else if is_unreachable && let Some(endpoint) = fallback.after_failures(self.tried.len()) {
             self.service_address = Some(endpoint);
         }
+        if self.retries.is_off() {
+            return false;
+        }
         self.service_address.is_some() || self.via_service_address && is_unreachable && self.tried.is_empty()
     }
 
@@ -272,7 +275,7 @@ fn client_response(upstream: UpstreamResponse, request: &PreparedRequest<'_>, gu
     }
     head::strip_hop_by_hop(&mut parts.headers, plan.protected.and_then(|protected| protected.response.as_ref()));
     if let Some(rule) = plan.rule {
-        rule.response_edit.apply(&mut parts.headers);
+        rule.edit_response(plan.backend, &mut parts.headers);
     }
     if is_upgrade {
         return switch_protocols(parts.headers, body, accepted, lease, request, guard);

@@ -84,9 +84,9 @@ impl RequestGuard {
         self.permit = Some(permit);
     }
 
-    /// Mirrors the request when it is sent.
+    /// Mirrors the request when it is sent, beside its other mirrors.
     pub(crate) fn mirror(&mut self, shadows: Box<Shadows>) {
-        self.shadows = Some(shadows);
+        self.shadows = Some(shadows.and(self.shadows.take()));
     }
 
     pub(crate) fn worker(&self) -> &Rc<Worker> {

@@ -19,6 +19,7 @@ use bytes::Bytes;
 use http::header::HeaderValue;
 use http::request::Parts;
 use http::uri::Authority;
+use http::{Request, Version};
 use tokio::time::Instant;
 
 use super::drain::drain;
@@ -77,8 +78,17 @@ enum Outcome {
 // === impl Shadows ===
 
 impl Shadows {
-    /// Samples which mirrors get a shadow of the next request. None: no mirror.
-    pub(crate) fn sample(worker: &Rc<Worker>, mirrors: &[Arc<Mirror>], rule: &Rule, http2: bool) -> Option<Box<Self>> {
+    /// Samples which mirrors get a shadow of a request. None: no mirror.
+    pub(crate) fn sample<B>(
+        worker: &Rc<Worker>,
+        mirrors: &[Arc<Mirror>],
+        rule: &Rule,
+        request: &Request<B>,
+    ) -> Option<Box<Self>> {
+        // An upgraded connection cannot be mirrored: its responses drive the client.
+        if mirrors.is_empty() || head::wants_upgrade(request.version(), request.headers()).is_some() {
+            return None;
+        }
         let mut shadows = Vec::new();
         for mirror in mirrors {
             if !mirror.share.samples(&mut worker.rng.borrow_mut()) {
@@ -95,12 +105,18 @@ impl Shadows {
                 mirror: mirror.clone(),
                 rule_name: rule.name.clone(),
                 timeout: rule.request_timeout.unwrap_or(TIMEOUT_DEFAULT),
-                http2,
+                http2: request.version() == Version::HTTP_2,
                 head: None,
                 outcome: Cell::new(Outcome::NotSent),
             });
         }
         (!shadows.is_empty()).then(|| Box::new(Self(shadows)))
+    }
+
+    /// The same, with further shadows of the same request.
+    pub(crate) fn and(mut self: Box<Self>, others: Option<Box<Self>>) -> Box<Self> {
+        self.0.extend(others.into_iter().flat_map(|others| others.0));
+        self
     }
 
     /// Copies the head of the request as it is sent to its own backend.

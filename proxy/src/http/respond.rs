@@ -33,6 +33,14 @@ pub(crate) fn finish(reply: Reply, mut guard: Box<RequestGuard>) -> Response<Res
     response.map(|content| ResponseBody::new(content, guard))
 }
 
+/// The headers of the response that a reply becomes.
+pub(crate) fn headers_mut(reply: &mut Reply) -> &mut HeaderMap {
+    match reply {
+        Ok(response) => response.headers_mut(),
+        Err(answer) => &mut answer.headers,
+    }
+}
+
 impl Answer {
     /// An answer with one line of text as its body.
     pub(crate) fn new(reason: Reason, detail: impl Into<String>) -> Box<Self> {
@@ -46,6 +54,17 @@ impl Answer {
     /// The answer to a request with an invalid head.
     pub(crate) fn bad_request(BadHead(text): BadHead) -> Box<Self> {
         Self::new(Reason::BadRequest, text)
+    }
+
+    /// The answer to a CORS preflight, with these headers. Err: its origin is not allowed.
+    pub(crate) fn preflight(headers: Result<HeaderMap, HeaderMap>) -> Box<Self> {
+        let (reason, headers) = match headers {
+            Ok(headers) => (Reason::CorsPreflight, headers),
+            Err(headers) => (Reason::CorsRefused, headers),
+        };
+        let mut answer = Self::new(reason, "");
+        answer.headers = headers;
+        answer
     }
 
     /// The answer while the proxy is close to its memory limit.

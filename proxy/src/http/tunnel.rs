@@ -23,6 +23,7 @@ use crate::multiplexed::Multiplexed;
 use crate::reason::Reason;
 use crate::stream::Stream;
 use crate::table::Cluster;
+use crate::table::backend::BackendFilters;
 use crate::table::route::Rule;
 use crate::tcp::{self, End};
 use crate::telemetry::access::SERVICE_ADDRESS;
@@ -42,6 +43,7 @@ pub(crate) async fn open(
     cluster: &Arc<Cluster>,
     subset: Option<&str>,
     rule: &Rule,
+    backend: Option<&BackendFilters>,
     guard: &mut RequestGuard,
 ) -> Reply {
     let worker = guard.worker().clone();
@@ -78,7 +80,7 @@ pub(crate) async fn open(
     };
     let handover = spawn_relay(body, upstream, permit, guard.log.downstream.clone());
     let mut response = Response::new(());
-    rule.response_edit.apply(response.headers_mut());
+    rule.edit_response(backend, response.headers_mut());
     guard.log.status = StatusCode::OK.as_u16();
     Ok(response.map(|()| Content::Handover(handover)))
 }

@@ -1,4 +1,5 @@
-//! The action of a rule: a redirect, a response of its own, or a backend that the request is forwarded to.
+//! The action of a rule: a redirect, a response of its own, or a backend that the request is forwarded to. The filters of
+//! a backend are applied here: they need to know which one was picked.
 
 use std::sync::Arc;
 
@@ -9,26 +10,33 @@ use http::{Method, Request, StatusCode, Uri, Version};
 use weft_config::PathRewrite;
 
 use crate::decide::{Decision, pick};
+use crate::filter::cors;
 use crate::http::attempt::{Plan, Upstream};
 use crate::http::forward::forward;
 use crate::http::guard::RequestGuard;
 use crate::http::incoming::Incoming;
-use crate::http::respond::{Answer, Reply};
+use crate::http::mirror::Shadows;
+use crate::http::respond::{Answer, Reply, headers_mut};
 use crate::http::tunnel;
 use crate::matcher::PathMatch;
 use crate::reason::Reason;
 use crate::table::Cluster;
-use crate::table::route::{Action, Backend, Redirect, Rewrite, Rule};
+use crate::table::backend::{Backend, BackendFilters, BackendTarget, Redirect, Rewrite};
+use crate::table::route::{Action, Rule};
 use crate::upstream::shared_cluster::Kind;
 
 /// Runs the action of the rule that matches a request.
 pub(super) async fn run(request: Box<Request<Incoming>>, decision: Decision<'_>, guard: &mut RequestGuard) -> Reply {
     match &decision.rule.action {
-        Action::Redirect(redirect) => Err(answer_redirect(redirect, decision, guard)),
+        Action::Redirect(redirect) => Err(answer_redirect(redirect, None, decision, guard)),
         Action::Respond { status, body } => Err(answer_directly(*status, body, decision.rule)),
         Action::Forward { backends, total, rewrite } => {
             let backend = pick(backends, guard.worker().rng.borrow_mut().below(*total));
-            send_to_backend(request, backend, rewrite, decision, guard).await
+            match backend.filters.as_deref() {
+                None => send_to_backend(request, backend, rewrite, decision, guard).await,
+                // Boxed: rare.
+                Some(filters) => Box::pin(apply_filters(filters, request, backend, rewrite, decision, guard)).await,
+            }
         }
     }
 }
@@ -51,6 +59,32 @@ pub(super) fn plan<'a>(
     Ok(Plan { http2, ..Plan::new(Upstream::Cluster(state, subset)) })
 }
 
+/// Applies the filters of a backend around sending the request to it, where its header edits and rewrite are applied.
+async fn apply_filters(
+    filters: &BackendFilters,
+    request: Box<Request<Incoming>>,
+    backend: &Backend,
+    rewrite: &Rewrite,
+    decision: Decision<'_>,
+    guard: &mut RequestGuard,
+) -> Reply {
+    let BackendFilters { cors, mirrors, rewrite: _, request_edit: _, response_edit: _ } = filters;
+    if let Some(cors) = cors
+        && cors::preflight(request.method(), request.headers()).is_some()
+    {
+        return Err(Answer::preflight(cors.preflight_headers(request.headers())));
+    }
+    let origin = cors.as_ref().and_then(|_| request.headers().get(header::ORIGIN).cloned());
+    if let Some(shadows) = Shadows::sample(guard.worker(), mirrors, decision.rule, &request) {
+        guard.mirror(shadows);
+    }
+    let mut reply = send_to_backend(request, backend, rewrite, decision, guard).await;
+    if let Some(cors) = cors {
+        cors.apply_to_response(origin.as_ref(), headers_mut(&mut reply));
+    }
+    reply
+}
+
 async fn send_to_backend(
     request: Box<Request<Incoming>>,
     backend: &Backend,
@@ -59,28 +93,41 @@ async fn send_to_backend(
     guard: &mut RequestGuard,
 ) -> Reply {
     let rule = decision.rule;
-    let target = backend.target.as_ref().map_err(|text| Answer::new(Reason::BackendNotFound, text.clone()))?;
+    let target = match &backend.target {
+        BackendTarget::Cluster(target) => target,
+        BackendTarget::Redirect(redirect) => {
+            return Err(answer_redirect(redirect, backend.filters.as_deref(), decision, guard));
+        }
+        BackendTarget::Invalid(text) => return Err(Answer::new(Reason::BackendNotFound, text.clone())),
+    };
     let Some(cluster) = guard.worker().shared.store.find_cluster(target).await else {
         return Err(Answer::new(Reason::ConfigUnavailable, format!("no configuration of {target} is loaded")));
     };
     guard.log.cluster = Some(cluster.name.clone());
-    let subset = target.subset.as_deref();
+    let (subset, filters) = (target.subset.as_deref(), backend.filters.as_deref());
     if request.method() == Method::CONNECT {
         // Boxed: rare.
-        return Box::pin(tunnel::open(request, &cluster, subset, rule, guard)).await;
+        return Box::pin(tunnel::open(request, &cluster, subset, rule, filters, guard)).await;
     }
-    let path = match &rewrite.path {
+    let own = filters.map(|filters| &filters.rewrite);
+    let host = own.and_then(|own| own.hostname.as_ref()).or(rewrite.hostname.as_ref());
+    let path = match own.and_then(|own| own.path.as_ref()).or(rewrite.path.as_ref()) {
         None => None,
         Some(change) => Some(
             rewrite_path(change, decision, &guard.log.uri)
                 .ok_or_else(|| Answer::new(Reason::BadRequest, "the rewritten path is not a valid path"))?,
         ),
     };
-    let plan = plan(&cluster, subset, request.version(), guard)?.by_rule(rule);
-    forward(request, Plan { host: rewrite.hostname.clone(), path, ..plan }, guard).await
+    let plan = plan(&cluster, subset, request.version(), guard)?.by_rule(rule, filters);
+    forward(request, Plan { host: host.cloned(), path, ..plan }, guard).await
 }
 
-fn answer_redirect(redirect: &Redirect, decision: Decision<'_>, guard: &RequestGuard) -> Box<Answer> {
+fn answer_redirect(
+    redirect: &Redirect,
+    backend: Option<&BackendFilters>,
+    decision: Decision<'_>,
+    guard: &RequestGuard,
+) -> Box<Answer> {
     let log = &guard.log;
     let listener_port = log.downstream.destination.port();
     let Some(location) = location(redirect, decision, &log.uri, log.host.as_ref(), listener_port) else {
@@ -89,7 +136,7 @@ fn answer_redirect(redirect: &Redirect, decision: Decision<'_>, guard: &RequestG
     let mut answer = Answer::new(Reason::Redirect, "");
     answer.status = Some(redirect.status);
     answer.headers.insert(header::LOCATION, location);
-    decision.rule.response_edit.apply(&mut answer.headers);
+    decision.rule.edit_response(backend, &mut answer.headers);
     answer
 }
 

@@ -1,21 +1,20 @@
 //! The filters of a rule, around its action. What each filter decides is in [`crate::filter`]; its place in the
 //! request's way and its effect on the response are here.
 
-use http::header::{self, HeaderMap};
-use http::{Method, Request, Response, StatusCode, Version};
+use http::header;
+use http::{Method, Request, Response, StatusCode};
 use tokio::time::{Instant, sleep_until};
 
 use super::action;
 use crate::decide::Decision;
 use crate::filter::Filters;
-use crate::filter::cors::{self, Cors};
+use crate::filter::cors;
 use crate::filter::fault::Fault;
 use crate::filter::rate_limit::{RateLimit, RateLimitStatus};
 use crate::http::guard::RequestGuard;
-use crate::http::head;
 use crate::http::incoming::Incoming;
 use crate::http::mirror::Shadows;
-use crate::http::respond::{Answer, Reply};
+use crate::http::respond::{Answer, Reply, headers_mut};
 use crate::http::response_body::Content;
 use crate::reason::Reason;
 use crate::table::route::Rule;
@@ -32,7 +31,7 @@ pub(super) async fn apply(
     if let Some(cors) = cors
         && cors::preflight(request.method(), request.headers()).is_some()
     {
-        return Err(answer_preflight(cors, request.headers()));
+        return Err(Answer::preflight(cors.preflight_headers(request.headers())));
     }
     let origin = cors.as_ref().and_then(|_| request.headers().get(header::ORIGIN).cloned());
     let limit_status = rate_limit.as_ref().map(|limit| take_token(limit, &request, guard));
@@ -43,12 +42,8 @@ pub(super) async fn apply(
         if let Some(fault) = fault {
             inject(fault, decision.rule, guard).await?;
         }
-        // An upgraded connection cannot be mirrored: its responses drive the client.
-        if !mirrors.is_empty() && head::wants_upgrade(request.version(), request.headers()).is_none() {
-            let http2 = request.version() == Version::HTTP_2;
-            if let Some(shadows) = Shadows::sample(guard.worker(), mirrors, decision.rule, http2) {
-                guard.mirror(shadows);
-            }
+        if let Some(shadows) = Shadows::sample(guard.worker(), mirrors, decision.rule, &request) {
+            guard.mirror(shadows);
         }
         let response = action::run(request, decision, guard).await?;
         match response_body_bytes_max {
@@ -57,10 +52,7 @@ pub(super) async fn apply(
         }
     }
     .await;
-    let headers = match &mut reply {
-        Ok(response) => response.headers_mut(),
-        Err(answer) => &mut answer.headers,
-    };
+    let headers = headers_mut(&mut reply);
     if let Some(status) = limit_status {
         status.add_headers(headers);
     }
@@ -68,16 +60,6 @@ pub(super) async fn apply(
         cors.apply_to_response(origin.as_ref(), headers);
     }
     reply
-}
-
-fn answer_preflight(cors: &Cors, request: &HeaderMap) -> Box<Answer> {
-    let (reason, headers) = match cors.preflight_headers(request) {
-        Ok(headers) => (Reason::CorsPreflight, headers),
-        Err(headers) => (Reason::CorsRefused, headers),
-    };
-    let mut answer = Answer::new(reason, "");
-    answer.headers = headers;
-    answer
 }
 
 fn take_token(limit: &RateLimit, request: &Request<Incoming>, guard: &RequestGuard) -> RateLimitStatus {

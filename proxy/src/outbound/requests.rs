@@ -69,14 +69,14 @@ async fn route(port: Arc<Port>, request: Box<Request<Incoming>>, guard: &mut Req
     }
 }
 
-/// The rule for a request. A CORS preflight is matched as the request that it announces, if that rule has CORS
-/// settings.
+/// The rule for a request. A CORS preflight is matched as the request that it announces, if that rule or a backend of it
+/// has CORS settings.
 fn decide_request<'a>(routes: &'a Routes, request: &Request<Incoming>) -> Option<Decision<'a>> {
     let uri = request.uri();
     let head =
         RequestHead { method: request.method(), path: uri.path(), query: uri.query(), headers: request.headers() };
     let announced = cors::preflight(request.method(), request.headers())
         .and_then(|method| decide(routes, &RequestHead { method: &method, ..head }))
-        .filter(|decision| decision.rule.filters.as_ref().is_some_and(|filters| filters.cors.is_some()));
+        .filter(|decision| decision.rule.has_cors());
     announced.or_else(|| decide(routes, &head))
 }

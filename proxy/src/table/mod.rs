@@ -14,9 +14,11 @@
 //! Compilation is pure and happens once for each document; a request only looks up. A document with an error is
 //! refused as a whole, because leaving out a condition would widen its rule.
 
+pub(crate) mod backend;
 mod cache;
 mod cluster;
 mod document;
+pub(crate) mod edit;
 mod inbound;
 mod index;
 mod namespace;

@@ -5,15 +5,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hashbrown::HashMap;
-use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, Method, StatusCode};
 use weft_config as wire;
 
+use super::backend::{Backend, BackendFilters, BackendTarget, Redirect, Rewrite};
+use super::edit::Edit;
 use super::index::Index;
 use crate::filter::Filters;
-use crate::http::head::{Names, ProtectedHeaders, is_same_name};
+use crate::http::head::{Names, ProtectedHeaders};
 use crate::matcher::Match;
-use crate::value::{CompileError, RuleName, Target, parse_method, parse_name, parse_status, parse_value};
+use crate::value::{CompileError, RuleName, parse_method, parse_status};
 
 /// The routes of one port.
 #[derive(Debug)]
@@ -49,7 +50,7 @@ pub(crate) struct StreamRule {
 /// A rule for requests.
 #[derive(Debug)]
 pub(crate) struct Rule {
-    /// `MeshRoute/namespace/name/rule`.
+    /// `Kind/namespace/name/rule`.
     pub(crate) name: Arc<RuleName>,
     pub(crate) request_edit: Edit,
     pub(crate) response_edit: Edit,
@@ -79,43 +80,13 @@ pub(crate) enum Action {
     },
 }
 
-/// A weighted backend of a rule.
-#[derive(Debug)]
-pub(crate) struct Backend {
-    pub(crate) weight: u32,
-    pub(crate) target: Result<Target, String>,
-}
-
-/// Header edits.
-#[derive(Debug, Default)]
-pub(crate) struct Edit {
-    remove: Box<[HeaderName]>,
-    set: Box<[(HeaderName, HeaderValue)]>,
-    add: Box<[(HeaderName, HeaderValue)]>,
-}
-
-/// Rewrite of authority and path.
-#[derive(Debug, Default)]
-pub(crate) struct Rewrite {
-    pub(crate) hostname: Option<HeaderValue>,
-    pub(crate) path: Option<wire::PathRewrite>,
-}
-
-/// A redirect.
-#[derive(Debug)]
-pub(crate) struct Redirect {
-    pub(crate) scheme: Option<String>,
-    pub(crate) hostname: Option<String>,
-    pub(crate) port: Option<u16>,
-    pub(crate) path: Option<wire::PathRewrite>,
-    pub(crate) status: StatusCode,
-}
-
 /// When a request is retried.
 #[derive(Debug)]
 pub(crate) struct Retry {
+    /// 0: the request is sent to one endpoint.
     pub(crate) attempts: u32,
     pub(crate) codes: Box<[StatusCode]>,
+    /// Empty: those that [`covers`](Retry::covers) says.
     pub(crate) methods: Box<[Method]>,
     pub(crate) backoff: Duration,
 }
@@ -200,9 +171,14 @@ impl Streams {
 impl StreamRule {
     fn compile(rule: wire::StreamRule) -> Result<Self, CompileError> {
         let wire::StreamRule { route, name, backends } = rule;
-        let rule_name = RuleName::new("MeshRoute", &route.namespace, &route.name, &name);
+        let rule_name = RuleName::new(route.kind.as_str(), &route.namespace, &route.name, &name);
         let total = total(&backends, &rule_name)?;
-        let backends = backends.into_iter().map(Backend::compile).collect();
+        let backends: Box<[_]> = backends.into_iter().map(Backend::compile).collect::<Result<_, _>>()?;
+        let is_for_requests =
+            |backend: &Backend| backend.filters.is_some() || matches!(backend.target, BackendTarget::Redirect(_));
+        if backends.iter().any(is_for_requests) {
+            return Err(CompileError::Filter(format!("rule {} is for connections, which have none", rule_name.text)));
+        }
         Ok(Self { name: Arc::new(rule_name), backends, total })
     }
 }
@@ -211,8 +187,12 @@ impl StreamRule {
 fn protected_headers(matches: &[Match], rules: &[Rule]) -> Option<ProtectedHeaders> {
     let conditions = matches.iter().flat_map(|condition| condition.headers.iter().map(|(name, _)| name));
     let filters = rules.iter().filter_map(|rule| rule.filters.as_ref()).flat_map(|filters| filters.header_names());
-    let request = conditions.chain(filters).chain(rules.iter().flat_map(|rule| rule.request_edit.names()));
-    let (request, response) = (Names::of(request), Names::of(rules.iter().flat_map(|rule| rule.response_edit.names())));
+    let of_backends = || rules.iter().flat_map(Rule::backend_filters);
+    let request_edits = rules.iter().map(|rule| &rule.request_edit).chain(of_backends().map(|own| &own.request_edit));
+    let response_edits =
+        rules.iter().map(|rule| &rule.response_edit).chain(of_backends().map(|own| &own.response_edit));
+    let request = Names::of(conditions.chain(filters).chain(request_edits.flat_map(Edit::names)));
+    let response = Names::of(response_edits.flat_map(Edit::names));
     (request.is_some() || response.is_some()).then_some(ProtectedHeaders { request, response })
 }
 
@@ -238,7 +218,7 @@ impl Rule {
             retry,
             hedge,
         } = rule;
-        let rule_name = RuleName::new("MeshRoute", &route.namespace, &route.name, &name);
+        let rule_name = RuleName::new(route.kind.as_str(), &route.namespace, &route.name, &name);
         Ok(Self {
             request_edit: Edit::compile(request_headers)?,
             response_edit: Edit::compile(response_headers)?,
@@ -253,6 +233,38 @@ impl Rule {
             name: Arc::new(rule_name),
         })
     }
+
+    /// Edits the headers of a request: as the rule says, then as its backend says (Linkerd's order; in Envoy the route
+    /// comes last, unless `most_specific_header_mutations_wins`).
+    pub(crate) fn edit_request(&self, backend: Option<&BackendFilters>, headers: &mut HeaderMap) {
+        self.request_edit.apply_to_request(headers);
+        if let Some(backend) = backend {
+            backend.request_edit.apply_to_request(headers);
+        }
+    }
+
+    /// Edits the headers of a response, which passes the filters in the reverse order: as the backend says, then as the
+    /// rule says.
+    pub(crate) fn edit_response(&self, backend: Option<&BackendFilters>, headers: &mut HeaderMap) {
+        if let Some(backend) = backend {
+            backend.response_edit.apply(headers);
+        }
+        self.response_edit.apply(headers);
+    }
+
+    /// Whether it may answer CORS preflights: the rule itself, or one of its backends.
+    pub(crate) fn has_cors(&self) -> bool {
+        self.filters.as_ref().is_some_and(|filters| filters.cors.is_some())
+            || self.backend_filters().any(|filters| filters.cors.is_some())
+    }
+
+    fn backend_filters(&self) -> impl Iterator<Item = &BackendFilters> {
+        let backends: &[Backend] = match &self.action {
+            Action::Forward { backends, .. } => backends,
+            Action::Redirect(_) | Action::Respond { .. } => &[],
+        };
+        backends.iter().filter_map(|backend| backend.filters.as_deref())
+    }
 }
 
 impl Action {
@@ -261,14 +273,12 @@ impl Action {
             wire::Action::Forward { backends, rewrite } => {
                 let total = total(&backends, rule_name)?;
                 Self::Forward {
-                    backends: backends.into_iter().map(Backend::compile).collect(),
+                    backends: backends.into_iter().map(Backend::compile).collect::<Result<_, _>>()?,
                     total,
                     rewrite: Rewrite::compile(rewrite)?,
                 }
             }
-            wire::Action::Redirect(wire::Redirect { scheme, hostname, port, path, status }) => {
-                Self::Redirect(Redirect { scheme, hostname, port, path, status: parse_status(status)? })
-            }
+            wire::Action::Redirect(redirect) => Self::Redirect(Redirect::compile(redirect)?),
             wire::Action::Respond(wire::Respond { status, body }) => {
                 Self::Respond { status: parse_status(status)?, body: body.into() }
             }
@@ -276,25 +286,15 @@ impl Action {
     }
 }
 
-impl Backend {
-    fn compile(backend: wire::Backend) -> Self {
-        let wire::Backend { weight, target } = backend;
-        let target = match target {
-            wire::BackendTarget::Cluster(cluster) => Ok(Target::compile(cluster)),
-            wire::BackendTarget::Invalid(reason) => Err(reason),
-        };
-        Self { weight, target }
-    }
-}
-
-impl Rewrite {
-    fn compile(rewrite: wire::Rewrite) -> Result<Self, CompileError> {
-        let wire::Rewrite { hostname, path } = rewrite;
-        Ok(Self { hostname: hostname.map(|name| parse_value(&name)).transpose()?, path })
-    }
-}
-
 impl Retry {
+    /// Whether requests of this method are retried. `is_rejected`: the backend did not process the request.
+    pub(crate) fn covers(&self, method: &Method, is_rejected: bool) -> bool {
+        match &*self.methods {
+            [] => is_rejected || method.is_idempotent(),
+            methods => methods.contains(method),
+        }
+    }
+
     fn compile(retry: wire::Retry) -> Result<Self, CompileError> {
         let wire::Retry { attempts, codes, methods, backoff_ms } = retry;
         Ok(Self {
@@ -306,56 +306,6 @@ impl Retry {
     }
 }
 
-// === impl Edit ===
-
-impl Edit {
-    fn compile(edit: wire::HeaderEdit) -> Result<Self, CompileError> {
-        let wire::HeaderEdit { remove, set, add } = edit;
-        let pairs = |headers: Vec<wire::HeaderValue>| {
-            headers
-                .into_iter()
-                .map(|wire::HeaderValue { name, value }| Ok((parse_name(&name)?, parse_value(&value)?)))
-                .collect::<Result<Box<[_]>, CompileError>>()
-        };
-        Ok(Self {
-            remove: remove.iter().map(|name| parse_name(name)).collect::<Result<_, _>>()?,
-            set: pairs(set)?,
-            add: pairs(add)?,
-        })
-    }
-
-    /// The headers that the edits change.
-    fn names(&self) -> impl Iterator<Item = &HeaderName> {
-        self.remove.iter().chain(self.set.iter().chain(&self.add).map(|(name, _)| name))
-    }
-
-    /// Applies the edits to a request. Other spellings of a removed or replaced name (`-` and `_`) are removed too.
-    pub(crate) fn apply_to_request(&self, headers: &mut HeaderMap) {
-        let removes = !self.remove.is_empty() || !self.set.is_empty();
-        if removes && headers.keys().any(|name| name.as_str().contains('_')) {
-            let gone = || self.remove.iter().chain(self.set.iter().map(|(name, _)| name));
-            let respelled = |other: &&HeaderName| gone().any(|name| name != *other && is_same_name(name, other));
-            while let Some(name) = headers.keys().find(respelled).cloned() {
-                headers.remove(name);
-            }
-        }
-        self.apply(headers);
-    }
-
-    /// Applies the edits: removes, then sets, then adds.
-    pub(crate) fn apply(&self, headers: &mut HeaderMap) {
-        for name in &self.remove {
-            headers.remove(name);
-        }
-        for (name, value) in &self.set {
-            headers.insert(name.clone(), value.clone());
-        }
-        for (name, value) in &self.add {
-            headers.append(name.clone(), value.clone());
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -364,6 +314,75 @@ mod tests {
     fn matches_without_their_rule_are_refused() {
         let table = wire::RouteTable { matches: vec![wire::Match::default()], ..wire::RouteTable::default() };
         assert!(matches!(Routes::compile(table), Err(CompileError::Rule(0))));
+    }
+
+    fn compile(rules: Vec<wire::Rule>) -> Routes {
+        Routes::compile(wire::RouteTable { rules, ..wire::RouteTable::default() }).expect("compiles")
+    }
+
+    /// A rule with these fields and two backends, the first one with these filters.
+    fn rule(more: serde_json::Value, filters: serde_json::Value) -> wire::Rule {
+        let mut rule = serde_json::json!({
+            "route": {"namespace": "n", "name": "r"}, "name": "0", "action": {"forward": {"backends": [
+                {"weight": 1, "target": {"invalid": "nowhere"}, "filters": filters},
+                {"weight": 1, "target": {"invalid": "nowhere"}}
+            ]}}
+        });
+        rule.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        serde_json::from_value(rule).expect("a rule")
+    }
+
+    #[test]
+    fn requests_pass_the_rule_then_the_backend_and_responses_the_reverse() {
+        let edits = |by: &str| {
+            let edit =
+                serde_json::json!({"set": [{"name": "x-set", "value": by}], "add": [{"name": "x-add", "value": by}]});
+            serde_json::json!({"requestHeaders": edit, "responseHeaders": edit})
+        };
+        let routes = compile(vec![rule(edits("rule"), edits("backend"))]);
+        let rule = &routes.rules[0];
+        let Action::Forward { backends, .. } = &rule.action else { panic!("{rule:?}") };
+        let values = |edit: &dyn Fn(&mut HeaderMap)| {
+            let mut headers = HeaderMap::new();
+            edit(&mut headers);
+            ["x-set", "x-add"].map(|name| {
+                headers.get_all(name).iter().map(|v| v.to_str().expect("text").to_owned()).collect::<Vec<_>>()
+            })
+        };
+        let (own, none) = (backends[0].filters.as_deref(), backends[1].filters.as_deref());
+        assert_eq!(values(&|headers| rule.edit_request(own, headers)), [vec!["backend"], vec!["rule", "backend"]]);
+        assert_eq!(values(&|headers| rule.edit_response(own, headers)), [vec!["rule"], vec!["backend", "rule"]]);
+        assert_eq!(values(&|headers| rule.edit_request(none, headers)), [vec!["rule"], vec!["rule"]]);
+        assert_eq!(values(&|headers| rule.edit_response(none, headers)), [vec!["rule"], vec!["rule"]]);
+    }
+
+    #[test]
+    fn headers_that_backends_edit_are_protected() {
+        let filters = serde_json::json!({
+            "requestHeaders": {"remove": ["x-request"]}, "responseHeaders": {"set": [{"name": "x-response", "value": "1"}]}
+        });
+        let routes = compile(vec![rule(serde_json::json!({}), filters)]);
+        let protected = routes.rules[0].protected.as_deref().expect("protected headers");
+        let has = |names: &Option<Names>, name: &str| {
+            names.as_ref().is_some_and(|names| names.contains(&name.parse().expect("a name")))
+        };
+        assert!(has(&protected.request, "x-request") && !has(&protected.request, "x-response"), "{protected:?}");
+        assert!(has(&protected.response, "x-response") && !has(&protected.response, "x-request"), "{protected:?}");
+    }
+
+    #[test]
+    fn rules_for_connections_have_no_filters_of_backends() {
+        let invalid = serde_json::json!({"invalid": "nowhere"});
+        for (backend, is_valid) in [
+            (serde_json::json!({"weight": 1, "target": invalid}), true),
+            (serde_json::json!({"weight": 1, "target": invalid, "filters": {"rewrite": {"hostname": "h"}}}), false),
+            (serde_json::json!({"weight": 1, "target": {"redirect": {"status": 301}}}), false),
+        ] {
+            let rule =
+                serde_json::json!({"route": {"namespace": "n", "name": "r"}, "name": "0", "backends": [backend]});
+            let table = serde_json::from_value(serde_json::json!({"tcp": 0, "streams": [rule]})).expect("a table");
+            assert_eq!(Routes::compile(table).is_ok(), is_valid, "{backend}");
+        }
     }
 
     #[test]
@@ -400,26 +419,5 @@ mod tests {
         assert_eq!(streams.default_rule().map(|rule| rule.name.text.as_str()), Some("MeshRoute/n/r/3"));
         let stray = wire::RouteTable { tcp: Some(0), ..wire::RouteTable::default() };
         assert!(matches!(Routes::compile(stray), Err(CompileError::Rule(0))));
-    }
-
-    #[test]
-    fn edits_remove_then_set_then_add() {
-        let value = |name: &str, value: &str| wire::HeaderValue { name: name.into(), value: value.into() };
-        let edit = Edit::compile(wire::HeaderEdit {
-            remove: vec!["x-old".into(), "x-both".into()],
-            set: vec![value("x-set", " new\t")],
-            add: vec![value("x-both", "again"), value("x-add", "2")],
-        })
-        .expect("compiles");
-        let mut headers = HeaderMap::new();
-        for (name, value) in [("x-old", "1"), ("x-both", "1"), ("x-set", "a"), ("x-set", "b"), ("x-add", "1")] {
-            headers.append(name, HeaderValue::from_static(value));
-        }
-        edit.apply(&mut headers);
-        let of = |name: &str| headers.get_all(name).iter().map(|v| v.to_str().expect("text")).collect::<Vec<_>>();
-        assert_eq!(of("x-old"), Vec::<&str>::new());
-        assert_eq!(of("x-both"), ["again"]);
-        assert_eq!(of("x-set"), ["new"]);
-        assert_eq!(of("x-add"), ["1", "2"]);
     }
 }

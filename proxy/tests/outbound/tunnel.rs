@@ -58,14 +58,18 @@ async fn connect_rules_open_tunnels() {
     let (v1, requests) = backend("v1", ok).await;
     let (db, connections) = tcp_server().await;
     let more = json!({"responseHeaders": {"set": [{"name": "x-added", "value": "1"}]}});
+    let mut table = with_connect(&proxy, "db", more).expect("a table");
+    table["rules"][1]["action"]["forward"]["backends"][0]["filters"] =
+        json!({"responseHeaders": {"set": [{"name": "x-backend", "value": "db"}]}});
     let endpoints = [(v1, "v1"), (db, "db")];
     let settings = json!({"subsets": ["v1", "db"]});
-    proxy.configure(with_connect(&proxy, "db", more), "http", &endpoints, settings).await;
+    proxy.configure(Some(table), "http", &endpoints, settings).await;
 
     // Bytes sent before the response are the first bytes of the tunnel.
     for early in ["", "early, "] {
         let (mut client, head) = send_head(&proxy, &format!("{TO_DB}{early}")).await;
         assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.contains("x-added: 1\r\n"), "{head}");
+        assert!(head.contains("x-backend: db\r\n"), "{head}");
         assert!(!head.contains("content-length") && !head.contains("transfer-encoding"), "{head}");
         client.write_all(b"late").await.expect("writes");
         client.shutdown().await.expect("ends its half");

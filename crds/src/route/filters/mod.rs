@@ -151,4 +151,9 @@ impl FilterType {
     pub fn needs_backend(self) -> bool {
         matches!(self, Self::UrlRewrite | Self::RequestMirror | Self::ResponseBodyLimit)
     }
+
+    /// Whether a single backend of a rule may have the filter, as in the Gateway API.
+    pub fn fits_backend(self) -> bool {
+        !matches!(self, Self::DirectResponse | Self::Fault | Self::RateLimit | Self::ResponseBodyLimit)
+    }
 }

@@ -1,15 +1,15 @@
-//! The filters of a rule.
+//! The filters of a rule, and those of a backend.
 
 use std::time::Duration;
 
 use weft_config::{
-    Action, Fault, FaultAbort, FaultDelay, Filters, HeaderEdit, Mirror, PathRewrite, RateLimit, Redirect, Respond,
-    Rewrite,
+    Action, BackendFilters, Fault, FaultAbort, FaultDelay, Filters, HeaderEdit, Mirror, PathRewrite, RateLimit,
+    Redirect, Respond, Rewrite,
 };
-use weft_crds::route::{self, FilterType, PathModifierType, Scheme};
+use weft_crds::route::{self, BackendFilterType, FilterType, PathModifierType, Scheme};
 use weft_crds::status::Reason;
 
-use super::backend::{Referrer, resolve};
+use super::backend::{OfBackend, Referrer, resolve};
 use crate::compile::value;
 use crate::world::World;
 
@@ -18,7 +18,6 @@ const PER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 const RATE_MAX: u32 = 1_000_000;
 const DELAY_MIN: Duration = Duration::from_millis(1);
 const DELAY_MAX: Duration = Duration::from_secs(5 * 60);
-const MIRRORS_MAX: usize = 4;
 
 /// The filters of a rule, each where the proxy's rule has it.
 #[derive(Default)]
@@ -97,10 +96,6 @@ pub(super) fn compile(
             }
         }
     }
-    let mirrors = compiled.filters.mirrors.len();
-    if mirrors > MIRRORS_MAX {
-        return Err(format!("{mirrors} RequestMirror filters: at most {MIRRORS_MAX} are allowed"));
-    }
     let idle = filters.iter().find(|filter| compiled.answer.is_some() && filter.kind.needs_backend());
     if let Some(route::HttpFilter { kind, .. }) = idle {
         return Err(format!(
@@ -108,6 +103,60 @@ pub(super) fn compile(
         ));
     }
     Ok(compiled)
+}
+
+/// Compiles the filters of a backend; otherwise as [`compile`].
+pub(super) fn compile_of_backend(
+    world: &World,
+    route: Referrer<'_>,
+    filters: &[route::HttpFilter],
+    by_prefix: bool,
+    unresolved: &mut Vec<(Reason, String)>,
+) -> Result<OfBackend, String> {
+    if let Some(route::HttpFilter { kind, .. }) = filters.iter().find(|filter| !filter.kind.fits_backend()) {
+        return Err(format!("a filter of type {kind:?} applies to a whole rule: move it to the filters of the rule"));
+    }
+    let RuleFilters { request_headers, response_headers, filters, rewrite, answer } =
+        compile(world, route, filters, by_prefix, unresolved)?;
+    let Filters { cors, mirrors, rate_limit: _, fault: _, response_body_bytes_max: _ } = filters;
+    let redirect = match answer {
+        Some(Action::Redirect(redirect)) => Some(redirect),
+        Some(Action::Respond(_) | Action::Forward { .. }) | None => None,
+    };
+    let filters = BackendFilters { request_headers, response_headers, rewrite, cors, mirrors };
+    let filters = (filters != BackendFilters::default()).then(|| Box::new(filters));
+    Ok(OfBackend { filters, redirect })
+}
+
+/// The filter of a backendRef, as a rule would have it.
+pub(super) fn as_of_rule(filter: &route::BackendFilter) -> route::HttpFilter {
+    let route::BackendFilter {
+        kind,
+        request_header_modifier,
+        response_header_modifier,
+        request_redirect,
+        url_rewrite,
+        request_mirror,
+    } = filter.clone();
+    route::HttpFilter {
+        kind: match kind {
+            BackendFilterType::RequestHeaderModifier => FilterType::RequestHeaderModifier,
+            BackendFilterType::ResponseHeaderModifier => FilterType::ResponseHeaderModifier,
+            BackendFilterType::RequestRedirect => FilterType::RequestRedirect,
+            BackendFilterType::UrlRewrite => FilterType::UrlRewrite,
+            BackendFilterType::RequestMirror => FilterType::RequestMirror,
+        },
+        request_header_modifier,
+        response_header_modifier,
+        request_redirect,
+        url_rewrite,
+        request_mirror,
+        direct_response: None,
+        cors: None,
+        fault: None,
+        rate_limit: None,
+        response_body_limit: None,
+    }
 }
 
 fn set_answer(answer: &mut Option<Action>, action: Action) -> Result<(), String> {

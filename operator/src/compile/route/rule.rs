@@ -2,22 +2,23 @@
 
 use std::time::Duration;
 
-use weft_config::{Action, Hedge, Match, ObjectRef, Retry, Rule, StreamRule};
-use weft_crds::route::{self, FilterType, HttpRule, PathMatchType};
+use weft_config::{Action, Backend, Hedge, Match, Retry, Rule, StreamRule};
+use weft_crds::route::{self, BackendFilterType, FilterType, HttpRule, PathMatchType};
 use weft_crds::status::Reason;
 
-use super::backend::{Referrer, RuleKind, backend};
+use super::backend::{OfBackend, Referrer, RuleKind, backend};
 use super::filter;
 use crate::compile::value;
 use crate::world::World;
 
-const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
-const BACKOFF_MIN: Duration = Duration::from_millis(1);
-const BACKOFF_MAX: Duration = Duration::from_secs(60);
-const ATTEMPTS_MAX: u32 = 10;
+pub(super) const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+pub(super) const BACKOFF_MIN: Duration = Duration::from_millis(1);
+pub(super) const BACKOFF_MAX: Duration = Duration::from_secs(60);
+pub(super) const ATTEMPTS_MAX: u32 = 10;
 const AFTER_MIN: Duration = Duration::from_millis(1);
 const AFTER_MAX: Duration = Duration::from_secs(60);
 const HEDGES_MAX: u32 = 3;
+const MIRRORS_MAX: usize = 4;
 
 /// Compiles an HTTP rule. References that do not resolve are added to `unresolved`.
 pub(super) fn rule(
@@ -35,24 +36,28 @@ pub(super) fn rule(
         && matches.iter().all(|m| m.path.as_ref().is_some_and(|path| path.kind == PathMatchType::PathPrefix));
     let filter::RuleFilters { request_headers, response_headers, filters, rewrite, answer } =
         filter::compile(world, route, filters, by_prefix, unresolved)?;
+    let mirrors = filters.mirrors.len();
+    if mirrors > MIRRORS_MAX {
+        return Err(format!("{mirrors} RequestMirror filters: at most {MIRRORS_MAX} are allowed"));
+    }
     let action = match answer {
         Some(_) if !backend_refs.is_empty() => {
             return Err("a rule with RequestRedirect or DirectResponse has no backend: remove its backendRefs".into());
         }
         Some(answer) => answer,
         None => {
-            if backend_refs.iter().all(|backend| backend.weight == 0) {
+            if backend_refs.iter().all(|backend| backend.backend.weight == 0) {
                 return Err("the weights of backendRefs sum to zero: give at least one a weight above 0".into());
             }
             let backends = backend_refs
                 .iter()
-                .map(|backend| self::backend(world, route, backend, RuleKind::Http, unresolved))
-                .collect();
+                .map(|backend| http_backend(world, route, backend, by_prefix, unresolved))
+                .collect::<Result<_, _>>()?;
             Action::Forward { backends, rewrite }
         }
     };
     let mut compiled = Rule {
-        route: ObjectRef { namespace: route.key.namespace.clone(), name: route.key.name.clone() },
+        route: route.route_ref(),
         name: name.to_owned(),
         request_headers,
         response_headers,
@@ -93,12 +98,27 @@ pub(super) fn stream(
     if backend_refs.iter().all(|backend| backend.weight == 0) {
         return Err("the weights of backendRefs sum to zero: give at least one a weight above 0".into());
     }
-    let backend = |backend| self::backend(world, route, backend, RuleKind::Stream, unresolved);
+    let backend = |backend| self::backend(world, route, backend, OfBackend::default(), RuleKind::Stream, unresolved);
     Ok(StreamRule {
-        route: ObjectRef { namespace: route.key.namespace.clone(), name: route.key.name.clone() },
+        route: route.route_ref(),
         name: name.to_owned(),
         backends: backend_refs.iter().map(backend).collect(),
     })
+}
+
+/// Compiles a backend of an HTTP rule, with its filters.
+fn http_backend(
+    world: &World,
+    route: Referrer<'_>,
+    backend_ref: &route::HttpBackendRef,
+    by_prefix: bool,
+    unresolved: &mut Vec<(Reason, String)>,
+) -> Result<Backend, String> {
+    let route::HttpBackendRef { backend, filters } = backend_ref;
+    let filters: Vec<_> = filters.iter().map(filter::as_of_rule).collect();
+    let of_backend = filter::compile_of_backend(world, route, &filters, by_prefix, unresolved)
+        .map_err(|message| format!("backendRef {}: {message}", backend.name))?;
+    Ok(self::backend(world, route, backend, of_backend, RuleKind::Http, unresolved))
 }
 
 fn matches_connect(condition: &route::HttpMatch) -> bool {
@@ -107,7 +127,7 @@ fn matches_connect(condition: &route::HttpMatch) -> bool {
 
 /// Rejects fields that do not apply to a CONNECT tunnel.
 fn check_connect(rule: &HttpRule) -> Result<(), String> {
-    let HttpRule { name: _, matches, filters, backend_refs: _, timeouts, retry, hedge } = rule;
+    let HttpRule { name: _, matches, filters, backend_refs, timeouts, retry, hedge } = rule;
     if !matches.iter().all(matches_connect) {
         return Err(
             "a rule that matches CONNECT cannot match other methods: move its other matches to another rule".into()
@@ -122,6 +142,13 @@ fn check_connect(rule: &HttpRule) -> Result<(), String> {
     if let Some(other) = filters.iter().find(|filter| !is_allowed(filter)) {
         let allowed = "only ResponseHeaderModifier, RateLimit and Fault are allowed";
         return Err(format!("a rule that matches CONNECT cannot have a filter of type {:?}: {allowed}", other.kind));
+    }
+    let mut of_backends = backend_refs.iter().flat_map(|backend| &backend.filters).map(|filter| filter.kind);
+    if let Some(kind) = of_backends.find(|kind| *kind != BackendFilterType::ResponseHeaderModifier) {
+        return Err(format!(
+            "in a rule that matches CONNECT, a backendRef cannot have a filter of type {kind:?}: only \
+             ResponseHeaderModifier is allowed"
+        ));
     }
     let field = match timeouts {
         _ if retry.is_some() => Some("retry"),
@@ -138,7 +165,8 @@ fn check_connect(rule: &HttpRule) -> Result<(), String> {
     }
 }
 
-fn condition(condition: &route::HttpMatch) -> Result<Match, String> {
+/// Compiles the conditions of one match.
+pub(super) fn condition(condition: &route::HttpMatch) -> Result<Match, String> {
     let route::HttpMatch { path, headers, query_params, method } = condition;
     let headers = headers.iter().map(value::header).collect::<Result<_, _>>()?;
     let query = query_params.iter().map(value::query).collect::<Result<_, _>>()?;
