@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-down test check unit fuzz e2e e2e-installed e2e-groups conformance conformance-installed \
-  conformance-report soak bench gen gen-gateway golden deny images install cluster-up cluster-down kubeconfig
+  conformance-report gitops soak bench gen gen-gateway golden deny images install cluster-up cluster-down kubeconfig
 
 NAME ?= weft
 # Two nodes, for the tests of topology-aware Services.
@@ -14,6 +14,7 @@ BENCH_REPS ?= 5
 BENCH_SECS ?= 4
 BENCH_ARGS ?=
 FUZZ_SECS ?= 60
+WATCH_SECS ?= 600
 RUNS ?= 20
 # Number of end-to-end tests that run in parallel.
 THREADS ?= 4
@@ -68,6 +69,9 @@ fuzz: ## fuzz the proxy's parsers with libFuzzer (FUZZ_SECS=60 per target)
 
 e2e: $(cluster) images install e2e-installed ## end-to-end tests on a real cluster
 
+gitops: ## Argo CD and Flux keep Weft and a shop in sync, on a cluster of its own (WATCH_SECS=600)
+	@e2e/gitops.sh --watch $(WATCH_SECS)
+
 soak: $(cluster) images install ## the e2e-groups repeatedly on busy CPUs; lists the tests that failed (RUNS=20)
 	@e2e/soak.sh $(RUNS)
 
@@ -79,15 +83,15 @@ conformance-report: $(cluster) images install ## run the Gateway API's conforman
 conformance-installed:
 	@cargo test $(profile) --locked --package weft-e2e --test conformance --test interop -- --test-threads 1 --nocapture
 
-# The others measure time: they run by themselves, and not in the soak.
+# The others measure time, or replace what all tests use: they run by themselves, and not in the soak.
 e2e-installed: e2e-groups conformance-installed
 	@cargo test $(profile) --locked --package weft-e2e --test mistakes -- --test-threads 2 --show-output
 	@cargo test $(profile) --locked --package weft-e2e --test latency --test demo -- --test-threads 1 --nocapture
-	@cargo test $(profile) --locked --package weft-e2e --test disruption -- --test-threads 1 --nocapture
+	@cargo test $(profile) --locked --package weft-e2e --test disruption --test helm -- --test-threads 1 --nocapture
 
 e2e-groups:
 	@cargo test $(profile) --locked --package weft-e2e --test charts --test inject --test routing --test filters --test streams \
-	  --test policy --test resilience --test balance --test services --test bad_input -- --test-threads $(THREADS) --show-output
+	  --test policy --test resilience --test balance --test services --test bad_input --test apply -- --test-threads $(THREADS) --show-output
 
 bench: ## benchmark Weft against Envoy, nginx and haproxy (BENCH_SCENARIOS="h1_sat mem" BENCH_REPS=5 BENCH_SECS=4)
 	@bench/setup.sh

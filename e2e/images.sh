@@ -53,7 +53,7 @@ main() {
   build_binaries "$profile"
   local name tag
   for name in "${all[@]}"; do prepare "$name"; done
-  tag=dev-$(for name in "${meshed[@]}"; do digest "$name"; done | sha256sum | head -c 12)
+  tag=dev-$(for name in "${meshed[@]}"; do digest "$out/context/$name"; done | sha256sum | head -c 12)
   for name in "${meshed[@]}"; do pack "$name" "$tag"; done
   pack demo dev
   printf 'image:\n  registry: %s\n  tag: %s\n' "$registry" "$tag" >"$out/values.yaml"
@@ -102,28 +102,16 @@ add_iptables() {
   for backend in nft legacy; do
     program=$(command -v "xtables-$backend-multi")
     cp "$program" "$1/usr/sbin/"
+    copy_libraries "$1" "$program"
     for family in iptables ip6tables; do
       for action in "" -save -restore; do
         ln -s "xtables-$backend-multi" "$1/usr/sbin/$family-$backend$action"
       done
     done
-    # The path that ldd prints, not the target of a link: the loader looks for that path.
-    while read -r library; do
-      mkdir -p "$1$(dirname "$library")"
-      cp --dereference "$library" "$1$library"
-    done < <(ldd "$program" | grep --only-matching '/[^ ]*')
   done
   library=$(dirname "$(find /usr/lib* -name libxt_comment.so -print -quit)")
   mkdir -p "$1$library"
   cp --recursive "$library/." "$1$library/"
-}
-
-# Prints a hash of a context's content: names, modes, links and bytes.
-digest() {
-  (cd "$out/context/$1" && {
-    find . -printf '%p %m %l\n' | sort
-    find . -type f -print0 | sort --zero-terminated | xargs --null sha256sum
-  }) | sha256sum
 }
 
 # === archives ===
@@ -131,7 +119,7 @@ digest() {
 # pack NAME TAG: builds the archive unless it exists with the same content and tag.
 pack() {
   local key archive=$out/weft-$1.tar
-  key="$2 $(digest "$1")"
+  key="$2 $(digest "$out/context/$1")"
   [[ -e $archive && -e $archive.key && $(<"$archive.key") == "$key" ]] && return
   rm -f "$archive.key"
   step "packing weft-$1:$2" buildah_pack "$1" "$registry/weft-$1:$2" "$2"

@@ -11,6 +11,9 @@ use crate::duration::Duration;
 use crate::refs::ServiceRef;
 use crate::status::Status;
 
+/// CEL: the policy of a load balancer is one that hashes.
+const HASHES: &str = "has(self.policy) && self.policy in ['RingHash', 'Maglev']";
+
 /// Settings of the traffic to one Service, used by all proxies that send to it: subsets of its pods, load balancing,
 /// connect timeout, limits (circuit breaking), outlier detection, health checks and the retry budget. What Istio
 /// calls a DestinationRule.
@@ -123,9 +126,9 @@ pub struct Subset {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("(self.policy in ['RingHash', 'Maglev']) == has(self.hashOn)")
+    validation = Rule::new(format!("({HASHES}) == has(self.hashOn)"))
         .message("policies RingHash and Maglev require hashOn; remove hashOn for other policies"),
-    validation = Rule::new("!has(self.slowStart) || !(self.policy in ['RingHash', 'Maglev'])")
+    validation = Rule::new(format!("!has(self.slowStart) || !({HASHES})"))
         .message("slowStart has no effect with policies RingHash and Maglev: remove it")
 )]
 pub struct LoadBalancer {

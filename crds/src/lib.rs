@@ -49,8 +49,8 @@ pub fn yaml() -> Vec<(&'static str, String)> {
 }
 
 /// Completes what the derive generates: moves the description of `spec` to the kind itself, removes formats that an
-/// API server does not know, gives each pattern a message, and makes Helm keep the definitions (and with them every
-/// object) on uninstall.
+/// API server does not know and defaults, gives each pattern a message, and makes Helm keep the definitions (and with
+/// them every object) on uninstall.
 fn finish(mut crd: CustomResourceDefinition) -> Value {
     crd.metadata.annotations.get_or_insert_default().insert("helm.sh/resource-policy".into(), "keep".into());
     let mut crd = serde_json::to_value(crd).expect("a definition is plain data");
@@ -58,8 +58,25 @@ fn finish(mut crd: CustomResourceDefinition) -> Value {
     root["description"] = root["properties"]["spec"]["description"].take();
     root["properties"]["spec"]["description"] = "Desired state.".into();
     drop_unknown_formats(root);
+    drop_defaults(root, &[]);
     patterns::explain(root);
     crd
+}
+
+/// Removes the defaults of the types. The operator applies them when it reads an object; what the API server writes
+/// into an object is a difference from its source, for tools that compare the two. Only the keys of lists keep theirs,
+/// which the API server requires of keys that may be left out.
+fn drop_defaults(schema: &mut Value, keys: &[Value]) {
+    for (name, property) in schema.get_mut("properties").and_then(Value::as_object_mut).into_iter().flatten() {
+        if let Some(property) = property.as_object_mut().filter(|_| !keys.iter().any(|key| key == name)) {
+            property.remove("default");
+        }
+        drop_defaults(property, &[]);
+    }
+    let keys = schema.get("x-kubernetes-list-map-keys").and_then(Value::as_array).cloned().unwrap_or_default();
+    if let Some(items) = schema.get_mut("items") {
+        drop_defaults(items, &keys);
+    }
 }
 
 fn drop_unknown_formats(schema: &mut Value) {

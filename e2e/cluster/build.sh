@@ -6,7 +6,8 @@
 #                           etcd coredns helm kubernetes kubectl forward probe pause.tar coredns.tar probe.tar,
 #                           or of those that only tests of Weft need: h2spec (HTTP/2); conformance, conformance.crds
 #                           and echo.tar (the Gateway API's conformance suite, the folder of its CRDs, and its image);
-#                           interop.tar (server and client of gRPC's interoperability tests)
+#                           interop.tar (server and client of gRPC's interoperability tests); argocd,
+#                           kustomize-controller and git-server (GitOps); helm3
 #
 # Parts are cached outside the checkout, in $WEFT_CACHE (~/.cache/weft), each under a hash of its sources. The
 # directory may be deleted while no cluster is running.
@@ -29,6 +30,13 @@ kubernetes_stamps() {
     stamps+=" -X k8s.io/component-base/version.$name"
   done
   echo "$stamps"
+}
+
+# Otherwise it calls itself v99.99.99.
+argocd_stamps() {
+  local version
+  version=$(awk '$1 == "github.com/argoproj/argo-cd/v3" { print $2 }' "$here/components/argocd/go.mod")
+  echo " -X github.com/argoproj/argo-cd/v3/common.version=${version#v}"
 }
 
 main() {
@@ -63,12 +71,17 @@ build_part() {
   case $1 in
     kubernetes) build_go kubernetes "$(kubernetes_stamps)" "about 8 minutes when nothing is cached" . ;;
     helm) build_go helm "" "about 3 minutes when nothing is cached" helm.sh/helm/v4/cmd/helm ;;
+    helm3) build_go helm3 "" "about 3 minutes when nothing is cached" helm.sh/helm/v3/cmd/helm ;;
     h2spec) build_go h2spec "" "" github.com/summerwind/h2spec/cmd/h2spec ;;
     conformance) build_go conformance "" "about 4 minutes when nothing is cached" . ;;
     conformance.crds) build_crds ;;
     echo) build_go echo "" "about 2 minutes when nothing is cached" istio.io/istio/pkg/test/echo/cmd/{server,client} ;;
     interop) build_go interop "" "about a minute when nothing is cached" google.golang.org/grpc/interop/{server,client} ;;
-    etcd | coredns | forward | probe) build_go "$1" "" "" . ;;
+    argocd) build_go argocd "$(argocd_stamps)" "about 6 minutes when nothing is cached" github.com/argoproj/argo-cd/v3/cmd ;;
+    kustomize-controller)
+      build_go kustomize-controller "" "about 3 minutes when nothing is cached" github.com/fluxcd/kustomize-controller
+      ;;
+    etcd | coredns | forward | probe | git-server) build_go "$1" "" "" . ;;
     pause) build_pause ;;
     pause.tar | coredns.tar | probe.tar | interop.tar) build_image "${1%.tar}" "localhost/weft/${1%.tar}:cluster" ;;
     echo.tar) image=$(echo_image); build_image echo "$image" ;;
@@ -95,8 +108,21 @@ go_build() {
     kubernetes) ln -s kubernetes "$making/kubectl" ;;
     # A certificate and its key, which the suite's manifests name.
     echo) cp "$(module_folder echo istio.io/istio)"/tests/testdata/certs/dns/{cert-chain,key}.pem "$making/echo/" ;;
+    argocd) cp "$(module_folder argocd github.com/argoproj/argo-cd/v3)/manifests/install.yaml" "$making/" ;;
+    kustomize-controller) copy_flux ;;
   esac
   keep
+}
+
+# Beside kustomize-controller: its manifests, and the CRDs of the sources that it watches. source-controller itself is not
+# required, only its types, which have the same versions.
+copy_flux() {
+  local version sources
+  version=$(awk '$1 == "github.com/fluxcd/source-controller/api" { print $2 }' go.mod)
+  sources=$(go mod download -json "github.com/fluxcd/source-controller@$version" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')
+  cp --recursive "$(module_folder kustomize-controller github.com/fluxcd/kustomize-controller)/config" "$making/config"
+  cp --recursive "$sources/config/crd/bases" "$making/sources"
+  chmod --recursive u+w "$making"
 }
 
 build_pause() {

@@ -59,6 +59,24 @@ apt_install() {
   apt-get install --yes --no-install-recommends "$@"
 }
 
+# copy_libraries ROOT PROGRAM: copies the shared libraries of a program to the same paths below ROOT, for an image: the
+# paths that ldd prints, not the targets of links, because the loader looks for those paths.
+copy_libraries() {
+  local library
+  while read -r library; do
+    mkdir -p "$1$(dirname "$library")"
+    cp --dereference "$library" "$1$library"
+  done < <(ldd "$2" | grep --only-matching '/[^ ]*')
+}
+
+# Prints a hash of a folder's content: names, modes, links and bytes.
+digest() {
+  (cd "$1" && {
+    find . -printf '%p %m %l\n' | sort
+    find . -type f -print0 | sort --zero-terminated | xargs --null sha256sum
+  }) | sha256sum
+}
+
 # === progress ===
 # Messages go to stderr; stdout is for the output of a script.
 

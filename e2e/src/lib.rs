@@ -15,6 +15,8 @@ pub mod cluster;
 pub mod command;
 pub mod conformance;
 pub mod demo;
+pub mod docs;
+pub mod gitops;
 pub mod install;
 pub mod kubectl;
 pub mod mesh;

@@ -449,7 +449,7 @@ fn oversized_configuration_sets_a_condition_and_is_not_written() -> Result<()> {
             let rules: String = (0..16)
                 .map(|rule| {
                     format!(
-                        "- matches: [{{path: {{type: Exact, value: /big/{number}/{rule}}}}}]\n  filters: [{{type: DirectResponse, directResponse: {{status: \
+                        "- name: rule-{rule}\n  matches: [{{path: {{type: Exact, value: /big/{number}/{rule}}}}}]\n  filters: [{{type: DirectResponse, directResponse: {{status: \
                          200, body: {}}}}}]\n",
                         letters(4000)
                     )

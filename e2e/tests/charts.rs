@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use weft_e2e::Cluster;
 use weft_e2e::cluster::checkout;
+use weft_e2e::docs::manifests;
 use weft_e2e::install::{self, SYSTEM, helm_offline, helm_refused};
 use weft_e2e::kubectl::Kubectl;
 use weft_e2e::metrics::Metrics;
@@ -355,17 +356,6 @@ fn control_plane_has_build_and_process_metrics() -> Result<()> {
     let expected = ["injector", "operator"].map(str::to_owned).into();
     ensure!(components == expected, "{components:?}");
     Ok(())
-}
-
-/// The manifests in the YAML blocks of a Markdown file.
-fn manifests(markdown: &str) -> Vec<String> {
-    markdown
-        .split("```yaml\n")
-        .skip(1)
-        .filter_map(|block| block.split("```").next())
-        .filter(|block| block.contains("apiVersion:"))
-        .map(str::to_owned)
-        .collect()
 }
 
 #[test]

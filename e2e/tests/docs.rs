@@ -195,3 +195,19 @@ fn bounds_page_names_existing_tests() {
         }
     }
 }
+
+/// Users patch Argo CD's ConfigMap with one file; the other has the form of Argo CD's repository.
+#[test]
+fn argo_cd_config_map_has_the_health_check() {
+    let read = |path: &str| fs::read_to_string(checkout().join("crds/argo-cd").join(path)).expect("readable");
+    let lines = |text: &str| text.lines().map(str::trim_end).map(str::to_owned).collect::<Vec<_>>();
+    let config_map = read("argocd-cm.yaml");
+    let (_, rest) = config_map.split_once("&health |\n").expect("a block with an anchor");
+    let (block, keys) = rest.split_once("  resource.").expect("further keys");
+    let block: String = block.lines().map(|line| format!("{}\n", line.strip_prefix("    ").unwrap_or(line))).collect();
+    assert_eq!(lines(&block), lines(&read("resource_customizations/weft.dev/_/health.lua")));
+    for kind in ["MeshCluster", "MeshPolicy", "MeshRoute"] {
+        assert!(config_map.contains(&format!("resource.customizations.health.weft.dev_{kind}: ")), "{kind}");
+    }
+    assert_eq!(keys.matches(": *health").count(), 2, "{keys}");
+}

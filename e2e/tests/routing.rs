@@ -135,19 +135,19 @@ fn header_rewrite_redirect_and_direct_response_filters_apply() -> Result<()> {
         let client = mesh::echo(ns)?;
         let to_v1 = "  backendRefs: [{name: echo, port: 9080, subset: v1}]\n";
         let rules = [
-            "- matches: [{path: {value: /headers}}]\n  filters:\n  - type: RequestHeaderModifier\n    requestHeaderModifier: {set: \
+            "- name: headers\n  matches: [{path: {value: /headers}}]\n  filters:\n  - type: RequestHeaderModifier\n    requestHeaderModifier: {set: \
              [{name: x-set, value: new}], add: [{name: x-add, value: more}], remove: [x-gone]}\n  - type: ResponseHeaderModifier\n    \
              responseHeaderModifier: {set: [{name: x-version, value: hidden}], add: [{name: x-extra, value: \"1\"}], remove: [x-pod]}\n",
             to_v1,
-            "- matches: [{path: {value: /old}}]\n  filters: [{type: URLRewrite, urlRewrite: {hostname: shop.example, path: {type: \
+            "- name: old\n  matches: [{path: {value: /old}}]\n  filters: [{type: URLRewrite, urlRewrite: {hostname: shop.example, path: {type: \
              ReplacePrefixMatch, replacePrefixMatch: /new}}}]\n",
             to_v1,
-            "- matches: [{path: {type: Exact, value: /whole}}]\n  filters: [{type: URLRewrite, urlRewrite: {path: {type: \
+            "- name: whole\n  matches: [{path: {type: Exact, value: /whole}}]\n  filters: [{type: URLRewrite, urlRewrite: {path: {type: \
              ReplaceFullPath, replaceFullPath: /replaced}}}]\n",
             to_v1,
-            "- matches: [{path: {value: /go}}]\n  filters: [{type: RequestRedirect, requestRedirect: {scheme: https, hostname: \
+            "- name: go\n  matches: [{path: {value: /go}}]\n  filters: [{type: RequestRedirect, requestRedirect: {scheme: https, hostname: \
              shop.example, statusCode: 301, path: {type: ReplacePrefixMatch, replacePrefixMatch: /there}}}]\n",
-            "- matches: [{path: {value: /port}}]\n  filters: [{type: RequestRedirect, requestRedirect: {port: 8443}}]\n",
+            "- name: port\n  matches: [{path: {value: /port}}]\n  filters: [{type: RequestRedirect, requestRedirect: {port: 8443}}]\n",
             "- name: tea\n  matches: [{path: {value: /tea}}]\n  filters: [{type: DirectResponse, directResponse: {status: 418, body: \
              \"I am a teapot\"}}]\n",
         ]

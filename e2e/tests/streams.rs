@@ -20,7 +20,7 @@ fn tls_routes_by_sni_and_tcp_by_weight() -> Result<()> {
         let client = Client::deploy(ns)?;
         ns.wait_ready(&["one", "two"])?;
         let route = "apiVersion: weft.dev/v1alpha1\nkind: MeshRoute\nmetadata: {name: edge}\nspec:\n  parentRefs: [{name: edge}]\n  \
-                     tls:\n  - matches: [{sni: [one.example]}]\n    backendRefs: [{name: one, port: 7000}]\n  - matches: [{sni: \
+                     tls:\n  - name: one\n    matches: [{sni: [one.example]}]\n    backendRefs: [{name: one, port: 7000}]\n  - name: two\n    matches: [{sni: \
                      [\"*.two.example\"]}]\n    backendRefs: [{name: two, port: 7000}]\n---\napiVersion: weft.dev/v1alpha1\nkind: \
                      MeshRoute\nmetadata: {name: one}\nspec:\n  parentRefs: [{name: one}]\n  tcp:\n  - backendRefs: [{name: one, port: \
                      7000, weight: 0}, {name: two, port: 7000, weight: 1}]\n";

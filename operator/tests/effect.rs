@@ -355,7 +355,7 @@ fn routes_and_clusters_are_in_effect_if_clients_apply_them() {
         (
             "a backend without endpoints",
             vec![shop(), reviews(), web(true), own()],
-            "True NoEndpoints: rule 0: Service shop/reviews has no ready pod at port 80: requests to it are answered 503",
+            "True NoEndpoints: rule default: Service shop/reviews has no ready pod at port 80: requests to it are answered 503",
         ),
         (
             "subsets of a Service without endpoints",
@@ -478,13 +478,13 @@ fn missing_names_are_answered_with_similar_ones() {
             "backend",
             vec![route(json!({"name": "reviews"}), "reveiws")],
             "ResolvedRefs",
-            "rule 0: Service shop/reveiws does not exist; did you mean reviews?: requests to it are answered 500",
+            "rule default: Service shop/reveiws does not exist; did you mean reviews?: requests to it are answered 500",
         ),
         (
             "subset without a cluster",
             vec![with_subset("stable")],
             "ResolvedRefs",
-            "rule 0: subset stable: Service shop/reviews has no accepted MeshCluster, which would declare it: requests to it \
+            "rule default: subset stable: Service shop/reviews has no accepted MeshCluster, which would declare it: requests to it \
              are answered 500",
         ),
         (
@@ -511,7 +511,7 @@ fn missing_names_are_answered_with_similar_ones() {
     let compiled = compile::compile(&world, "shop");
     let messages: Vec<String> =
         compiled.objects.values().flat_map(|outcome| &outcome.diagnostics).map(|found| found.message.clone()).collect();
-    let expected = "rule 0: the MeshCluster of Service shop/reviews declares no subset stabel; did you mean stable?: requests \
+    let expected = "rule default: the MeshCluster of Service shop/reviews declares no subset stabel; did you mean stable?: requests \
                     to it are answered 500";
     assert!(messages.iter().any(|message| message == expected), "{messages:?}");
 }

@@ -121,7 +121,7 @@ fn rule() -> impl Strategy<Value = Value> {
         ("backendRequest", one_of(&[json!("1s500ms"), json!("0s")])),
     ]);
     let retry = object(vec![("attempts", one_of(&[json!(1), json!(3)])), ("backoff", one_of(&[json!("1m")]))]);
-    let more = object(vec![("timeouts", timeouts), ("retry", retry), ("name", one_of(&[json!("named")]))]);
+    let more = object(vec![("timeouts", timeouts), ("retry", retry)]);
     (list(matches(), 3), filters(false), backends, more).prop_map(|(matches, filters, backends, mut rule)| {
         rule["matches"] = matches;
         rule["filters"] = filters;
@@ -140,7 +140,12 @@ proptest! {
     #[test]
     fn http_route_compiles_to_what_the_same_mesh_route_does(rules in prop::collection::vec(rule(), 1..4)) {
         let compiled = |route| compile::compile(&world_with([route]), "shop");
-        let rules = json!(rules);
+        // Rules without a name are called by their positions in an HTTPRoute, and `default` in a MeshRoute.
+        let named = rules.into_iter().enumerate().map(|(index, mut rule)| {
+            rule["name"] = json!(format!("rule-{index}"));
+            rule
+        });
+        let rules = Value::from_iter(named);
         let (gateway, mesh) = (compiled(http_route("r", rules.clone())), compiled(mesh_route("r", rules)));
         let table = table(&gateway);
         prop_assert!(!table.is_null());

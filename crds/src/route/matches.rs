@@ -11,16 +11,21 @@ const CONNECT_HAS_NO_PATH: &str = "\
 
 /// CEL: some request can have the path.
 const PATH_CAN_MATCH: &str = "\
-    self.type == 'RegularExpression' || !(self.value.contains('//') || self.value.contains('/./') || \
+    (has(self.type) && self.type == 'RegularExpression') || !(self.value.contains('//') || self.value.contains('/./') || \
     self.value.contains('/../') || self.value.endsWith('/.') || self.value.endsWith('/..') || \
     self.value.contains('#') || self.value.contains('?') || self.value.lowerAscii().contains('%2f'))";
 
 /// CEL: a value is given if and only if the type compares with one.
-const VALUE_AS_TYPE_SAYS: &str = "self.type == 'Present' || self.type == 'Absent' ? !has(self.value) : has(self.value)";
+const VALUE_AS_TYPE_SAYS: &str =
+    "has(self.type) && (self.type == 'Present' || self.type == 'Absent') ? !has(self.value) : has(self.value)";
 
 /// CEL: a regular expression compiles; evaluation fails if not.
-const EXPRESSION_COMPILES: &str =
-    "self.type != 'RegularExpression' || !has(self.value) || (''.matches(self.value) ? true : true)";
+const EXPRESSION_COMPILES: &str = "\
+    !has(self.type) || self.type != 'RegularExpression' || !has(self.value) || (''.matches(self.value) ? true : true)";
+
+/// CEL: the same for a path, which always has a value.
+const PATH_EXPRESSION_COMPILES: &str =
+    "!has(self.type) || self.type != 'RegularExpression' || (''.matches(self.value) ? true : true)";
 
 /// Conditions on a request. A request must meet all of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
@@ -52,11 +57,11 @@ pub struct HttpMatch {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.type == 'RegularExpression' || self.value.startsWith('/')")
+    validation = Rule::new("(has(self.type) && self.type == 'RegularExpression') || self.value.startsWith('/')")
         .message("a path starts with /"),
     validation = Rule::new(PATH_CAN_MATCH)
         .message("a path cannot contain //, /./, /../, #, ? or %2F: no request would match it"),
-    validation = Rule::new("self.type != 'RegularExpression' || (''.matches(self.value) ? true : true)")
+    validation = Rule::new(PATH_EXPRESSION_COMPILES)
         .message("the regular expression does not compile")
 )]
 pub struct PathMatch {

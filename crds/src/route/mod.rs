@@ -30,14 +30,26 @@ const HAS_RULES: &str = "\
     (has(self.http) && size(self.http) > 0) || (has(self.tls) && size(self.tls) > 0) || \
     (has(self.tcp) && size(self.tcp) > 0)";
 
-/// CEL: no two rules have one name.
-const NAMES_ARE_UNIQUE: &str = "self.all(a, !has(a.name) || self.exists_one(b, has(b.name) && a.name == b.name))";
+/// CEL: no two rules of a new route have one name. The API server refuses this too, but does not say how a rule without a
+/// name is called.
+const NEW_NAMES_ARE_UNIQUE: &str = "oldSelf.hasValue() || self.all(a, self.exists_one(b, a.name == b.name))";
+
+/// CEL: no two rules of a changed route have one name. Routes that are older than this rule may keep such rules: their
+/// status could not be written otherwise.
+const NAMES_STAY_UNIQUE: &str = "\
+    self.all(a, self.exists_one(b, a.name == b.name)) || !oldSelf.all(a, oldSelf.exists_one(b, a.name == b.name))";
+
+/// Messages of these two.
+const RULE_NAMES: &str =
+    "rule names must be unique, and a rule without a name is called default: give each rule a name of its own";
+const TLS_RULE_NAMES: &str =
+    "rule names must be unique, and a rule without a name is called tls-default: give each rule a name of its own";
 
 /// CEL: a rule has backends.
 const HAS_BACKENDS: &str = "has(self.backendRefs) && size(self.backendRefs) > 0";
 
 /// CEL: a backend has a weight.
-const HAS_WEIGHT: &str = "self.backendRefs.exists(b, b.weight > 0)";
+const HAS_WEIGHT: &str = "self.backendRefs.exists(b, !has(b.weight) || b.weight > 0)";
 
 /// CEL: a rule matches CONNECT.
 const MATCHES_CONNECT: &str = "self.matches.exists(m, has(m.method) && m.method == 'CONNECT')";
@@ -53,7 +65,8 @@ const PREFIX_IS_MATCHED: &str = "\
     (has(f.urlRewrite) && has(f.urlRewrite.path) && f.urlRewrite.path.type == 'ReplacePrefixMatch') || \
     (has(f.requestRedirect) && has(f.requestRedirect.path) && \
     f.requestRedirect.path.type == 'ReplacePrefixMatch')) || \
-    (has(self.matches) && size(self.matches) > 0 && self.matches.all(m, has(m.path) && m.path.type == 'PathPrefix'))";
+    (has(self.matches) && size(self.matches) > 0 && \
+    self.matches.all(m, has(m.path) && (!has(m.path.type) || m.path.type == 'PathPrefix')))";
 
 /// CEL: hedging starts before a timeout ends the request or the attempt. 0s is no timeout.
 const HEDGE_IS_IN_TIME: &str = "\
@@ -74,6 +87,10 @@ const HEDGE_IS_IN_TIME: &str = "\
 /// two routes have equal matches, both get a condition that says so. (These are the rules of the Gateway API's
 /// HTTPRoute.)
 ///
+/// Rules have names. With server-side apply, several managers can share a route, each with rules of its own: a manager
+/// owns the rules that it applied, and new ones are added at the end. The order of rules matters only if they have
+/// equal matches.
+///
 /// The `http` rules are for HTTP requests, the `tls` rules for TLS connections by server name (SNI), the `tcp` rule
 /// for all other connections. The proxy detects the protocol of each connection. A connection that matches no rule is
 /// closed.
@@ -85,7 +102,8 @@ const HEDGE_IS_IN_TIME: &str = "\
 /// spec:
 ///   parentRefs: [{kind: Service, name: reviews}]
 ///   http:
-///   - backendRefs:
+///   - name: canary
+///     backendRefs:
 ///     - {name: reviews, port: 9080, subset: v1, weight: 90}
 ///     - {name: reviews, port: 9080, subset: v2, weight: 10}
 ///     timeouts: {request: 2s}
@@ -150,10 +168,10 @@ pub struct MeshRouteSpec {
     /// Rules for HTTP requests (HTTP/1.1, HTTP/2, gRPC, WebSocket). They do not apply to Service ports that are
     /// declared as opaque TCP (by appProtocol or port name).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     #[x_kube(
-        validation = Rule::new(NAMES_ARE_UNIQUE)
-            .message("rule names must be unique")
+        validation = Rule::new(NEW_NAMES_ARE_UNIQUE).optional_old_self(true).message(RULE_NAMES),
+        validation = Rule::new(NAMES_STAY_UNIQUE).message(RULE_NAMES)
     )]
     pub http: Vec<HttpRule>,
     /// Rules for TLS connections, by the server name that the client asks for (SNI). TLS is not terminated. An exact
@@ -161,17 +179,17 @@ pub struct MeshRouteSpec {
     /// matches no rule, is closed with the TLS alert `unrecognized_name`. They do not apply to Service ports that are
     /// declared as HTTP (by appProtocol or port name).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     #[x_kube(
-        validation = Rule::new(NAMES_ARE_UNIQUE)
-            .message("rule names must be unique")
+        validation = Rule::new(NEW_NAMES_ARE_UNIQUE).optional_old_self(true).message(TLS_RULE_NAMES),
+        validation = Rule::new(NAMES_STAY_UNIQUE).message(TLS_RULE_NAMES)
     )]
     pub tls: Vec<TlsRule>,
     /// The rule for opaque TCP connections. Without `tls` rules it also applies to TLS, and without `http` rules also
     /// to HTTP. If a port has only this rule, protocol detection is off. It does not apply to Service ports that are
     /// declared as HTTP (by appProtocol or port name).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 1))]
+    #[schemars(length(max = 1), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub tcp: Vec<TcpRule>,
 }
 
@@ -200,16 +218,23 @@ impl MeshRouteSpec {
         .message("the weights of backendRefs sum to zero: give at least one a weight above 0")
 )]
 pub struct TlsRule {
-    /// Name of the rule in logs. Default: its position, `tls-0`, `tls-1`, ...
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Name of the rule in logs and conditions, unique among the `tls` rules. Default: `tls-default`; of several rules
+    /// all but one need a name.
+    #[serde(default = "TlsRule::default_name")]
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
-    pub name: Option<String>,
+    pub name: String,
     /// Conditions: a connection matches the rule if it matches any of them.
     #[schemars(length(min = 1, max = 16))]
     pub matches: Vec<TlsMatch>,
     /// The Services that connections are sent to, by weight. The share of a backend that does not exist is closed.
     #[schemars(length(min = 1, max = 16))]
     pub backend_refs: Vec<BackendRef>,
+}
+
+impl TlsRule {
+    fn default_name() -> String {
+        "tls-default".to_owned()
+    }
 }
 
 /// The rule for TCP connections: backends.
@@ -220,13 +245,19 @@ pub struct TlsRule {
         .message("the weights of backendRefs sum to zero: give at least one a weight above 0")
 )]
 pub struct TcpRule {
-    /// Name of the rule in logs. Default: `tcp-0`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Name of the rule in logs and conditions. Default: `tcp-default`.
+    #[serde(default = "TcpRule::default_name")]
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
-    pub name: Option<String>,
+    pub name: String,
     /// The Services that connections are sent to, by weight. The share of a backend that does not exist is closed.
     #[schemars(length(min = 1, max = 16))]
     pub backend_refs: Vec<BackendRef>,
+}
+
+impl TcpRule {
+    fn default_name() -> String {
+        "tcp-default".to_owned()
+    }
 }
 
 /// A rule for HTTP requests: matches, filters, backends, timeouts and retries.
@@ -281,10 +312,11 @@ pub struct TcpRule {
                   tunnel has no request that other filters could change or copy")
 )]
 pub struct HttpRule {
-    /// Name of the rule in logs and headers. Default: its position, `0`, `1`, ...
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Name of the rule in logs, headers and conditions, unique among the `http` rules. Default: `default`; of several
+    /// rules all but one need a name.
+    #[serde(default = "HttpRule::default_name")]
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
-    pub name: Option<String>,
+    pub name: String,
     /// Conditions: a request matches the rule if it matches any of them. Default: every request matches.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
@@ -308,6 +340,12 @@ pub struct HttpRule {
     /// Hedging: sends a request that is not answered in time to another pod as well. Default: off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hedge: Option<Hedge>,
+}
+
+impl HttpRule {
+    fn default_name() -> String {
+        "default".to_owned()
+    }
 }
 
 /// A Service, or a subset of its pods, that gets a share of a rule's requests or connections.

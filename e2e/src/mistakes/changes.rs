@@ -28,12 +28,12 @@ fn mistakes() -> Vec<Mistake> {
             .not_ready(
                 "meshroute/front",
                 "BackendNotFound",
-                &["rule 0: Service {ns}/backend does not exist", "requests to it are answered 500"],
+                &["rule default: Service {ns}/backend does not exist", "requests to it are answered 500"],
             )
             .event(
                 "service/front",
                 "BackendNotFound",
-                &["MeshRoute {ns}/front: ResolvedRefs is False: rule 0: Service {ns}/backend does not exist"],
+                &["MeshRoute {ns}/front: ResolvedRefs is False: rule default: Service {ns}/backend does not exist"],
             )
             .mended(apply(service("backend", "web"))),
         Mistake::new("the port of a backend changed", apply(service_with("ported", &on_port(8080, 9080))))
@@ -41,7 +41,7 @@ fn mistakes() -> Vec<Mistake> {
             .not_ready(
                 "meshroute/ported",
                 "BackendNotFound",
-                &["rule 0: Service {ns}/ported has no TCP port 80", "did you mean 8080?"],
+                &["rule default: Service {ns}/ported has no TCP port 80", "did you mean 8080?"],
             )
             .mended(apply(service("ported", "web"))),
         Mistake::new("a subset renamed, which a route sends to", apply(subset("canary-2")))

@@ -30,7 +30,7 @@ fn mistakes() -> Vec<Mistake> {
             .not_ready(
                 "meshroute/basket",
                 "BackendNotFound",
-                &["rule 0: Service {ns}/checkout does not exist", "requests to it are answered 500"],
+                &["rule default: Service {ns}/checkout does not exist", "requests to it are answered 500"],
             )
             .mended(apply(service("checkout", "web"))),
         Mistake::new("a route before the subset", apply(route("ratings", "ratings", &to("name: ratings, subset: canary"))))
@@ -50,7 +50,7 @@ fn mistakes() -> Vec<Mistake> {
             "meshroute/abroad",
             "RefNotPermitted",
             &[
-                "rule 0: Service {other}/stock is in another namespace",
+                "rule default: Service {other}/stock is in another namespace",
                 "no ReferenceGrant there allows MeshRoutes of namespace {ns} to refer to it (create one",
             ],
         )

@@ -134,17 +134,17 @@ fn backends() -> Vec<Mistake> {
             .not_ready(
                 "meshroute/reviews",
                 "BackendNotFound",
-                &["ResolvedRefs is False: rule 0: Service {ns}/reviws does not exist", "did you mean reviews?"],
+                &["ResolvedRefs is False: rule default: Service {ns}/reviws does not exist", "did you mean reviews?"],
             )
             .event(
                 "meshroute/reviews",
                 "BackendNotFound",
-                &["rule 0: Service {ns}/reviws does not exist", "did you mean reviews?"],
+                &["rule default: Service {ns}/reviws does not exist", "did you mean reviews?"],
             )
             .event(
                 "service/reviews",
                 "BackendNotFound",
-                &["MeshRoute {ns}/reviews: ResolvedRefs is False: rule 0: Service {ns}/reviws does not exist"],
+                &["MeshRoute {ns}/reviews: ResolvedRefs is False: rule default: Service {ns}/reviws does not exist"],
             ),
         Mistake::new(
             "the targetPort of a backend",
@@ -154,7 +154,7 @@ fn backends() -> Vec<Mistake> {
         .not_ready(
             "meshroute/ratings",
             "BackendNotFound",
-            &["rule 0: Service {ns}/ratings has no TCP port 9080", "did you mean 80, whose targetPort is 9080?"],
+            &["rule default: Service {ns}/ratings has no TCP port 9080", "did you mean 80, whose targetPort is 9080?"],
         ),
         Mistake::new(
             "a backend in a namespace that does not exist",
@@ -164,7 +164,7 @@ fn backends() -> Vec<Mistake> {
         .not_ready(
             "meshroute/details",
             "BackendNotFound",
-            &["rule 0: Service nowhere/details does not exist", "there is no namespace nowhere"],
+            &["rule default: Service nowhere/details does not exist", "there is no namespace nowhere"],
         ),
         Mistake::new(
             "a backend in another namespace, without a ReferenceGrant",
@@ -174,7 +174,11 @@ fn backends() -> Vec<Mistake> {
         .not_ready(
             "meshroute/abroad",
             "RefNotPermitted",
-            &["rule 0: Service {other}/stock is in another namespace", "ReferenceGrant there", "move the route there"],
+            &[
+                "rule default: Service {other}/stock is in another namespace",
+                "ReferenceGrant there",
+                "move the route there",
+            ],
         ),
         Mistake::new("a subset with a typo", apply(route("cart", "cart", &to("name: cart, subset: canray"))))
             .given(
@@ -220,17 +224,17 @@ fn other_routes() -> Vec<Mistake> {
             .not_ready(
                 "meshroute/twice-b",
                 "Conflicted",
-                &["rule 0 at Service {ns}/twice port 80: path prefix /", "MeshRoute {ns}/twice-a (rule 0) takes precedence; change one of these matches"],
+                &["rule default at Service {ns}/twice port 80: path prefix /", "MeshRoute {ns}/twice-a (rule default) takes precedence; change one of these matches"],
             ),
         Mistake::new(
             "two rules with the same matches",
-            apply(route("same", "same", "http: [{backendRefs: [{name: web, port: 80}]}, {backendRefs: [{name: same, port: 80}]}]")),
+            apply(route("same", "same", "http: [{name: to-web, backendRefs: [{name: web, port: 80}]}, {name: to-same, backendRefs: [{name: same, port: 80}]}]")),
         )
         .given(service("same", "web"))
         .limited(
             "meshroute/same",
             "PartiallyInvalid",
-            &["rule 1 at Service {ns}/same port 80: path prefix /", "rule 0 of the same route matches first; change one of these matches"],
+            &["rule to-same at Service {ns}/same port 80: path prefix /", "rule to-web of the same route matches first; change one of these matches"],
         ),
         Mistake::new(
             "two conditions on one header",
@@ -260,7 +264,7 @@ fn other_routes() -> Vec<Mistake> {
         .not_ready(
             "meshroute/quoted",
             "UnsupportedValue",
-            &["rule 0: the regular expression", "does not compile: unrecognized escape sequence"],
+            &["rule default: the regular expression", "does not compile: unrecognized escape sequence"],
         ),
     ]
 }

@@ -6,13 +6,17 @@ use serde::{Deserialize, Serialize};
 /// CEL: a list with `*` has no other values.
 const WILDCARD_IS_ALONE: &str = "!('*' in self && self.size() > 1)";
 
+/// CEL: with credentials, the exposed headers are listed.
+const EXPOSES_NO_WILDCARD: &str = "\
+    !(has(self.allowCredentials) && self.allowCredentials && has(self.exposeHeaders) && '*' in self.exposeHeaders)";
+
 /// Which origins may call from a browser (CORS). The proxy answers preflight requests itself: 204, or 403 for an
 /// origin that is not allowed. It adds the CORS headers to all other responses of the rule and removes those that the
 /// backend sent. A preflight request is handled by the rule that matches the request it announces.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("!(self.allowCredentials && has(self.exposeHeaders) && '*' in self.exposeHeaders)")
+    validation = Rule::new(EXPOSES_NO_WILDCARD)
         .message("with allowCredentials, browsers do not treat exposeHeaders '*' as a wildcard: list the headers")
 )]
 pub struct Cors {

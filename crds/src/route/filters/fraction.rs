@@ -11,7 +11,7 @@ pub(super) const PERCENT_OR_FRACTION: &str = "!(has(self.percent) && has(self.fr
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.numerator <= self.denominator")
+    validation = Rule::new("self.numerator <= (has(self.denominator) ? self.denominator : 100)")
         .message("a fraction's numerator must not be greater than its denominator")
 )]
 pub struct Fraction {

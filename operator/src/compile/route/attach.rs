@@ -9,6 +9,7 @@ use weft_crds::status::Reason;
 
 use super::attached::{AttachedRoute, HttpRule};
 use super::backend::{self, Referrer, RuleKind};
+use super::name;
 use super::port::{Parent, PortKeys, ServicePortKey};
 use super::rule::{rule, stream};
 use crate::compile::diagnostic::Diagnostic;
@@ -35,8 +36,8 @@ pub(super) fn attach<'a>(
     let refused =
         |name: &str, message: String| Diagnostic::refused(Reason::UnsupportedValue, format!("rule {name}: {message}"));
     let mut rules = Vec::new();
-    for (index, rule) in http.iter().enumerate() {
-        let name = rule.name.clone().unwrap_or_else(|| index.to_string());
+    let http_names: Vec<&str> = http.iter().map(|rule| rule.name.as_str()).collect();
+    for (name, rule) in name::names(name::HTTP, &http_names, diagnostics).into_iter().zip(http) {
         let mut found = Vec::new();
         let compiled = self::rule(world, referrer, &name, rule, &mut found);
         let (rule, matches) = compiled.map_err(|message| refused(&name, message))?;
@@ -45,20 +46,20 @@ pub(super) fn attach<'a>(
         unresolved.extend(backend::diagnostics(&name, found));
     }
     let mut streams = Vec::new();
-    for (index, route::TlsRule { name, matches, backend_refs }) in tls.iter().enumerate() {
-        let name = name.clone().unwrap_or_else(|| format!("tls-{index}"));
+    let tls_names: Vec<&str> = tls.iter().map(|rule| rule.name.as_str()).collect();
+    let tls_names = name::names(name::TLS, &tls_names, diagnostics);
+    for (name, route::TlsRule { name: _, matches, backend_refs }) in tls_names.into_iter().zip(tls) {
         let mut found = Vec::new();
         let names = value::server_names(matches).map_err(|message| refused(&name, message))?;
         let compiled = stream(world, referrer, &name, backend_refs, &mut found);
         streams.push((compiled.map_err(|message| refused(&name, message))?, names));
         unresolved.extend(backend::diagnostics(&name, found));
     }
-    for (index, route::TcpRule { name, backend_refs }) in tcp.iter().enumerate() {
-        let name = name.clone().unwrap_or_else(|| format!("tcp-{index}"));
+    for route::TcpRule { name, backend_refs } in tcp {
         let mut found = Vec::new();
-        let compiled = stream(world, referrer, &name, backend_refs, &mut found);
-        streams.push((compiled.map_err(|message| refused(&name, message))?, Vec::new()));
-        unresolved.extend(backend::diagnostics(&name, found));
+        let compiled = stream(world, referrer, name, backend_refs, &mut found);
+        streams.push((compiled.map_err(|message| refused(name, message))?, Vec::new()));
+        unresolved.extend(backend::diagnostics(name, found));
     }
     if rules.is_empty() && streams.is_empty() {
         return Err(Diagnostic::refused(Reason::UnsupportedValue, "a route needs http, tls or tcp rules"));

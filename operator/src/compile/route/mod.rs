@@ -14,6 +14,7 @@ mod backend;
 mod filter;
 mod gateway;
 mod kinds;
+mod name;
 mod port;
 mod rule;
 mod table;
