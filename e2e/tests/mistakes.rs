@@ -266,7 +266,7 @@ fn objects_that_pods_do_not_apply() -> Result<()> {
 
 #[test]
 fn objects_applied_before_what_they_need() -> Result<()> {
-    install::ensure_reference_grants()?;
+    install::ensure_gateway_api()?;
     println!("{}", check("order")?);
     Ok(())
 }

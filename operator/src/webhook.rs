@@ -36,6 +36,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weft_crds::names;
@@ -133,11 +134,11 @@ pub async fn run(
     let hosts = hosts(&namespace);
     let mut bundled_at = None;
     let mut writing = false;
-    let mut wait = Duration::ZERO;
+    let mut next = Instant::now();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(wait) => {}
+            () = tokio::time::sleep_until(next) => {}
             _ = changes.recv() => {}
             changed = lease.changed() => {
                 if changed.is_err() {
@@ -150,23 +151,23 @@ pub async fn run(
                 }
             }
         }
-        wait = CHECK_INTERVAL;
+        next = Instant::now() + CHECK_INTERVAL;
         if lease.borrow().epoch().is_none() {
             continue;
         }
         let result = reconcile(&secrets, &mutating, &validating, &hosts, &mut bundled_at);
         let result = tokio::time::timeout(RECONCILE_MAX, result).await.unwrap_or(Err(Error::Timeout));
         match result {
-            Ok(next) => {
-                wait = next.wait;
-                metrics.webhook_certificate_expiry.set(next.expiry);
+            Ok(reconciled) => {
+                next = Instant::now() + reconciled.wait;
+                metrics.webhook_certificate_expiry.set(reconciled.expiry);
             }
             Err(error) => {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
                     "cannot reconcile webhook certificates, retrying"
                 );
-                wait = RETRY;
+                next = Instant::now() + RETRY;
             }
         }
     }
@@ -182,7 +183,7 @@ async fn reconcile(
     mutating: &Api<MutatingWebhookConfiguration>,
     validating: &Api<ValidatingWebhookConfiguration>,
     hosts: &[String],
-    bundled_at: &mut Option<(String, tokio::time::Instant)>,
+    bundled_at: &mut Option<(String, Instant)>,
 ) -> Result<Next, Error> {
     let now = OffsetDateTime::now_utc();
     let ca_secret = secrets.get_opt(CA_SECRET).await?;
@@ -210,7 +211,7 @@ async fn reconcile(
     patch_ca_bundle(mutating, &bundle).await?;
     patch_ca_bundle(validating, &bundle).await?;
     if bundled_at.as_ref().is_none_or(|(known, _)| *known != bundle) {
-        *bundled_at = Some((bundle, tokio::time::Instant::now()));
+        *bundled_at = Some((bundle, Instant::now()));
     }
     Ok(Next { wait: if leaf_pending { CA_PROPAGATION } else { CHECK_INTERVAL }, expiry })
 }
