@@ -1,8 +1,6 @@
 //! Routes of the Gateway API with a Service as parent: manifests, and what Weft writes into `status.parents`.
 
-use std::sync::OnceLock;
-
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -33,13 +31,6 @@ pub struct Parent {
     pub conditions: Vec<Condition>,
 }
 
-/// Installs the CRDs of the Gateway API, once in this process.
-pub fn ensure() -> Result<()> {
-    static DONE: OnceLock<Result<(), String>> = OnceLock::new();
-    let install = || install::ensure_gateway_api().map_err(|error| format!("{error:#}"));
-    DONE.get_or_init(install).clone().map_err(|error| anyhow!(error))
-}
-
 /// Installs the CRDs of the Gateway API, unless the cluster has HTTPRoutes.
 pub fn add() -> Result<()> {
     let kubectl = Kubectl::new(Cluster::get()?);
@@ -47,7 +38,7 @@ pub fn add() -> Result<()> {
     if !kubectl.run(&["get", crd, "--ignore-not-found", "-o", "name"])?.is_empty() {
         return Ok(());
     }
-    install::ensure_gateway_api()?;
+    install::install_gateway_api()?;
     kubectl.run(&["label", crd, ADDED_LABEL]).map(drop)
 }
 
@@ -69,7 +60,7 @@ pub fn remove_added() -> Result<()> {
 /// Deploys Services `echo`, `one` and `two` with a pod each, whose versions are `v0`, `v1` and `v2`, and a client.
 /// Installs the Gateway API first.
 pub fn servers(namespace: &Namespace) -> Result<Client> {
-    ensure()?;
+    install::ensure_gateway_api()?;
     let servers = [("echo", "v0"), ("one", "v1"), ("two", "v2")];
     namespace.apply(&servers.map(|(name, version)| workload::server(name, &[version])).concat())?;
     let client = Client::deploy(namespace)?;

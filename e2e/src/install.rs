@@ -57,6 +57,15 @@ pub fn ensure_gateway_api() -> Result<()> {
         .map_err(|error| anyhow!(error))
 }
 
+/// As [`ensure_gateway_api`], also if this process has installed them before.
+pub fn install_gateway_api() -> Result<()> {
+    let kubectl = Kubectl::new(Cluster::get()?);
+    let folder = cluster::build("conformance.crds")?;
+    // Not a client-side apply: with the annotation that it writes, the CRD of HTTPRoute is close to the limit of 256 KiB.
+    kubectl.run(&["apply", "--server-side", "--force-conflicts", "-f", path(&folder)?])?;
+    kubectl.run(&["wait", "-f", path(&folder)?, "--for=condition=Established", "--timeout=60s"]).map(drop)
+}
+
 /// Runs Helm on the cluster and returns its stdout.
 pub fn helm(arguments: &[&str]) -> Result<String> {
     run(&cluster::helm()?, arguments)
@@ -90,14 +99,6 @@ fn helm_command(helm: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(helm);
     command.current_dir(checkout()).args(arguments);
     command
-}
-
-fn install_gateway_api() -> Result<()> {
-    let kubectl = Kubectl::new(Cluster::get()?);
-    let folder = cluster::build("conformance.crds")?;
-    // Not a client-side apply: with the annotation that it writes, the CRD of HTTPRoute is close to the limit of 256 KiB.
-    kubectl.run(&["apply", "--server-side", "--force-conflicts", "-f", path(&folder)?])?;
-    kubectl.run(&["wait", "-f", path(&folder)?, "--for=condition=Established", "--timeout=60s"]).map(drop)
 }
 
 /// Adds pods, events and logs of the control plane to an error of Helm, whose timeout does not tell what is not ready.

@@ -297,7 +297,7 @@ fn pods_are_not_created_while_the_injector_is_down() -> Result<()> {
 /// Runs `work`, and installs the CRDs of the Gateway API again, also after a failure.
 fn with_other_crds<T>(work: impl FnOnce(&Kubectl) -> Result<T>) -> Result<T> {
     let result = work(&Kubectl::new(Cluster::get()?));
-    install::ensure_gateway_api()?;
+    install::install_gateway_api()?;
     result
 }
 
@@ -338,7 +338,7 @@ fn routes_of_the_gateway_api_stop_and_return_with_their_crds() -> Result<()> {
 #[test]
 fn versions_of_the_gateway_api_that_are_not_read_are_told() -> Result<()> {
     in_mesh("disruption-gateway-version", |ns| {
-        gateway_api::ensure()?;
+        install::ensure_gateway_api()?;
         ns.apply(&Service::new("db").yaml())?;
         ns.apply(&gateway_api::route("TCPRoute", "db", "rules: [{backendRefs: [{name: db, port: 9080}]}]\n"))?;
         // With a version, because kubectl keeps in a file which ones there were.
@@ -375,7 +375,7 @@ fn versions_of_the_gateway_api_that_are_not_read_are_told() -> Result<()> {
 #[test]
 fn demo_removes_the_gateway_api_if_it_added_it_and_nobody_uses_it() -> Result<()> {
     in_mesh("disruption-gateway-demo", |ns| {
-        gateway_api::ensure()?;
+        install::ensure_gateway_api()?;
         with_other_crds(|kubectl| {
             let crd = "crd/httproutes.gateway.networking.k8s.io";
             let is_there = || Ok::<bool, anyhow::Error>(!kubectl.run(&["get", crd, "--ignore-not-found"])?.is_empty());

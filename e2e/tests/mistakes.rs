@@ -253,7 +253,7 @@ fn references_that_do_not_resolve() -> Result<()> {
 
 #[test]
 fn routes_of_the_gateway_api() -> Result<()> {
-    gateway_api::ensure()?;
+    install::ensure_gateway_api()?;
     println!("{}", check("gateway")?);
     Ok(())
 }

@@ -7,7 +7,7 @@ use weft_e2e::gateway_api::{
 };
 use weft_e2e::namespace::{SOON, in_mesh};
 use weft_e2e::wait::eventually;
-use weft_e2e::{gateway_api, mesh, workload};
+use weft_e2e::{gateway_api, install, mesh, workload};
 
 const RULES: &str = "rules:\n- backendRefs: [{name: echo, port: 9080}]\n";
 
@@ -20,7 +20,7 @@ fn entry<'a>(parents: &'a [Parent], name: &str) -> Result<&'a Parent> {
 #[test]
 fn each_service_has_an_entry_and_those_of_others_stay() -> Result<()> {
     in_mesh("gateway-status", |ns| {
-        gateway_api::ensure()?;
+        install::ensure_gateway_api()?;
         ns.apply(&(workload::server("echo", &["v0"]) + &workload::Service::new("second").yaml()))?;
         let service = |name: &str| format!("{{group: \"\", kind: Service, name: {name}}}");
         let gateway = "{name: edge}";

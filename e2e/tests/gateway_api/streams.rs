@@ -1,7 +1,8 @@
 //! TLSRoutes (by SNI) and TCPRoutes (by weight).
 
 use anyhow::{Result, ensure};
-use weft_e2e::gateway_api::{self, PROGRAMMED, await_condition, route, route_of};
+use weft_e2e::gateway_api::{PROGRAMMED, await_condition, route, route_of};
+use weft_e2e::install;
 use weft_e2e::namespace::{SOON, in_mesh};
 use weft_e2e::traffic::Client;
 use weft_e2e::wait::eventually;
@@ -10,7 +11,7 @@ use weft_e2e::workload::{App, Service};
 #[test]
 fn connections_are_routed_by_server_name_and_weight() -> Result<()> {
     in_mesh("gateway-streams", |ns| {
-        gateway_api::ensure()?;
+        install::ensure_gateway_api()?;
         // Each server sends its name first, then echoes.
         let mut yaml = Service::new("edge").port(8443, 7000).app_protocol("tls").yaml();
         for name in ["one", "two"] {
