@@ -58,6 +58,7 @@ pack() {
   cp "$root/e2e/gitops/Dockerfile" "$context/"
   printf 'root:x:0:0::/root:/bin/sh\nargocd:x:999:999::/home/argocd:/bin/sh\n' >"$context/root/etc/passwd"
   cp "${programs[@]}" "$context/root/usr/local/bin/"
+  install "$(dirname "${programs[0]}")/git-verify-wrapper.sh" "$context/root/usr/local/bin/"
   for program in server repo-server application-controller cmp-server k8s-auth; do
     ln -s argocd "$context/root/usr/local/bin/argocd-$program"
   done

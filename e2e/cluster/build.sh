@@ -107,7 +107,8 @@ go_build() {
     kubernetes) ln -s kubernetes "$making/kubectl" ;;
     # A certificate and its key, which the suite's manifests name.
     echo) cp "$(module_folder echo istio.io/istio)"/tests/testdata/certs/dns/{cert-chain,key}.pem "$making/echo/" ;;
-    argocd) cp "$(module_folder argocd github.com/argoproj/argo-cd/v3)/manifests/install.yaml" "$making/" ;;
+    # Its manifests, and a script that the repo-server runs.
+    argocd) cp "$(module_folder argocd github.com/argoproj/argo-cd/v3)"/{manifests/install.yaml,hack/git-verify-wrapper.sh} "$making/" ;;
     kustomize-controller) copy_flux ;;
   esac
   keep
