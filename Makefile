@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-down test check unit fuzz e2e e2e-installed e2e-groups conformance conformance-installed \
-  conformance-report gitops soak bench gen golden deny images install cluster-up cluster-down kubeconfig
+  conformance-report gitops soak bench gen gen-gateway golden deny images install cluster-up cluster-down kubeconfig
 
 NAME ?= weft
 # Two nodes, for the tests of topology-aware Services.
@@ -83,15 +83,15 @@ conformance-report: $(cluster) images install ## run the Gateway API's conforman
 conformance-installed:
 	@cargo test $(profile) --locked --package weft-e2e --test conformance --test interop -- --test-threads 1 --nocapture
 
-# The others measure time: they run by themselves, and not in the soak.
+# The others measure time, or replace what all tests use: they run by themselves, and not in the soak.
 e2e-installed: e2e-groups conformance-installed
 	@cargo test $(profile) --locked --package weft-e2e --test mistakes -- --test-threads 2 --show-output
 	@cargo test $(profile) --locked --package weft-e2e --test latency --test demo -- --test-threads 1 --nocapture
-	@cargo test $(profile) --locked --package weft-e2e --test disruption -- --test-threads 1 --nocapture
+	@cargo test $(profile) --locked --package weft-e2e --test disruption --test helm -- --test-threads 1 --nocapture
 
 e2e-groups:
 	@cargo test $(profile) --locked --package weft-e2e --test charts --test inject --test routing --test filters --test streams \
-	  --test policy --test resilience --test balance --test services --test bad_input -- --test-threads $(THREADS) --show-output
+	  --test policy --test resilience --test balance --test services --test bad_input --test apply -- --test-threads $(THREADS) --show-output
 
 bench: ## benchmark Weft against Envoy, nginx and haproxy (BENCH_SCENARIOS="h1_sat mem" BENCH_REPS=5 BENCH_SECS=4)
 	@bench/setup.sh
@@ -99,6 +99,9 @@ bench: ## benchmark Weft against Envoy, nginx and haproxy (BENCH_SCENARIOS="h1_s
 
 gen: ## generate the CRDs from their Rust types
 	@$(cargo) run $(profile) --package weft-crds --bin crdgen -- charts/weft-crds/templates
+
+gen-gateway: ## generate the types of the Gateway API's routes from its definitions, with kopium
+	@crds/gateway/generate.sh
 
 golden: ## update the expected files of golden tests and the generated references; review the diff as code
 	@WEFT_BLESS=1 $(cargo) test $(profile) --package weft-operator --package weft-injector --package weft-init

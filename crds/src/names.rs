@@ -27,6 +27,8 @@ pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 /// Value of [`MANAGED_BY_LABEL`].
 pub const MANAGED_BY: &str = "weft";
 
+/// `controllerName` of the operator in the statuses of the Gateway API's routes.
+pub const CONTROLLER: &str = "weft.dev/mesh-controller";
 /// Field manager of the operator's writes.
 pub const OPERATOR_MANAGER: &str = "weft-operator";
 /// Lease for the leader election of operators, in the system namespace.

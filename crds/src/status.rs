@@ -34,6 +34,8 @@ pub enum ConditionType {
     InEffect,
     /// All of the above, for tools that know only this condition.
     Ready,
+    /// Parts of it are not in use: only of a route of the Gateway API, and only while it is true.
+    PartiallyInvalid,
 }
 
 /// Reasons of conditions; those of the Gateway API where it has one.
@@ -47,7 +49,9 @@ pub enum Reason {
     UnsupportedTarget,
     /// Not accepted: a value is not supported.
     UnsupportedValue,
-    /// Not accepted, or in part: an older object has precedence.
+    /// Not accepted, of a route of the Gateway API: the Service, or its port, does not exist.
+    NoMatchingParent,
+    /// Not accepted, or in part: an older object, or a route of another kind, has precedence.
     Conflicted,
     /// Not accepted: the object cannot be parsed.
     Invalid,
@@ -57,6 +61,8 @@ pub enum Reason {
     ResolvedRefs,
     /// A backend does not exist.
     BackendNotFound,
+    /// A backend of a kind that Weft does not know.
+    InvalidKind,
     /// A backend in another namespace, which no ReferenceGrant of that namespace allows.
     RefNotPermitted,
     /// A subset does not exist, or selects no pod.

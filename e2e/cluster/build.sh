@@ -7,7 +7,7 @@
 #                           or of those that only tests of Weft need: h2spec (HTTP/2); conformance, conformance.crds
 #                           and echo.tar (the Gateway API's conformance suite, the folder of its CRDs, and its image);
 #                           interop.tar (server and client of gRPC's interoperability tests); argocd,
-#                           kustomize-controller and git-server (GitOps)
+#                           kustomize-controller and git-server (GitOps); helm3
 #
 # Parts are cached outside the checkout, in $WEFT_CACHE (~/.cache/weft), each under a hash of its sources. The
 # directory may be deleted while no cluster is running.
@@ -71,6 +71,7 @@ build_part() {
   case $1 in
     kubernetes) build_go kubernetes "$(kubernetes_stamps)" "about 8 minutes when nothing is cached" . ;;
     helm) build_go helm "" "about 3 minutes when nothing is cached" helm.sh/helm/v4/cmd/helm ;;
+    helm3) build_go helm3 "" "about 3 minutes when nothing is cached" helm.sh/helm/v3/cmd/helm ;;
     h2spec) build_go h2spec "" "" github.com/summerwind/h2spec/cmd/h2spec ;;
     conformance) build_go conformance "" "about 4 minutes when nothing is cached" . ;;
     conformance.crds) build_crds ;;

@@ -22,7 +22,9 @@ const OFFLINE_LIMIT: Duration = Duration::from_secs(60);
 /// Installs or upgrades Weft from charts/, with the images that e2e/images.sh made, once in this process.
 pub fn ensure() -> Result<()> {
     static DONE: OnceLock<Result<(), String>> = OnceLock::new();
-    DONE.get_or_init(|| install().map_err(|error| format!("{error:#}"))).clone().map_err(|error| anyhow!(error))
+    DONE.get_or_init(|| cluster::helm().and_then(|helm| with(&helm)).map_err(|error| format!("{error:#}")))
+        .clone()
+        .map_err(|error| anyhow!(error))
 }
 
 /// The values file with the images to use.
@@ -43,6 +45,21 @@ pub fn ensure_reference_grants() -> Result<()> {
     kubectl.wait(crd, "condition=Established", Duration::from_secs(READY_SECONDS))
 }
 
+/// Installs or upgrades Weft from charts/ with this Helm.
+pub fn with(helm: &Path) -> Result<()> {
+    let values = values()?;
+    let values = path(&values)?;
+    let timeout = format!("{READY_SECONDS}s");
+    let common = ["--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", &timeout];
+    let mut crds = vec!["upgrade", "--install", "weft-crds", "charts/weft-crds"];
+    crds.extend(common);
+    run(helm, &crds).context("installing the CRDs")?;
+    let mut weft = vec!["upgrade", "--install", "weft", "charts/weft", "--values", values];
+    weft.extend(common);
+    run(helm, &weft).map_err(add_diagnostics).context("installing Weft")?;
+    Ok(())
+}
+
 /// Installs the CRDs of the Gateway API's standard channel, in the version of its conformance suite. CRDs of another
 /// version are replaced.
 pub fn ensure_gateway_api() -> Result<()> {
@@ -55,7 +72,12 @@ pub fn ensure_gateway_api() -> Result<()> {
 
 /// Runs Helm on the cluster and returns its stdout.
 pub fn helm(arguments: &[&str]) -> Result<String> {
-    let mut command = helm_command(arguments)?;
+    run(&cluster::helm()?, arguments)
+}
+
+/// Runs this Helm on the cluster and returns its stdout.
+pub fn run(helm: &Path, arguments: &[&str]) -> Result<String> {
+    let mut command = helm_command(helm, arguments);
     command.env("KUBECONFIG", &Cluster::get()?.kubeconfig);
     let what = command::describe(&command);
     command::run(&mut command, "", Duration::from_secs(READY_SECONDS + 60))?.stdout_of_success(&what)
@@ -63,38 +85,24 @@ pub fn helm(arguments: &[&str]) -> Result<String> {
 
 /// Runs Helm without a cluster, as for `lint` and `template`, and returns its stdout.
 pub fn helm_offline(arguments: &[&str]) -> Result<String> {
-    let mut command = helm_command(arguments)?;
+    let mut command = helm_command(&cluster::helm()?, arguments);
     let what = command::describe(&command);
     command::run(&mut command, "", OFFLINE_LIMIT)?.stdout_of_success(&what)
 }
 
 /// Runs Helm without a cluster, which must fail; returns its stderr.
 pub fn helm_refused(arguments: &[&str]) -> Result<String> {
-    let mut command = helm_command(arguments)?;
+    let mut command = helm_command(&cluster::helm()?, arguments);
     let what = command::describe(&command);
     let output = command::run(&mut command, "", OFFLINE_LIMIT)?;
     ensure!(!output.success, "`{what}` should fail, but succeeded");
     Ok(output.stderr)
 }
 
-fn helm_command(arguments: &[&str]) -> Result<Command> {
-    let mut command = Command::new(cluster::helm()?);
+fn helm_command(helm: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(helm);
     command.current_dir(checkout()).args(arguments);
-    Ok(command)
-}
-
-fn install() -> Result<()> {
-    let values = values()?;
-    let values = path(&values)?;
-    let timeout = format!("{READY_SECONDS}s");
-    let common = ["--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", &timeout];
-    let mut crds = vec!["upgrade", "--install", "weft-crds", "charts/weft-crds"];
-    crds.extend(common);
-    helm(&crds).context("installing the CRDs")?;
-    let mut weft = vec!["upgrade", "--install", "weft", "charts/weft", "--values", values];
-    weft.extend(common);
-    helm(&weft).map_err(add_diagnostics).context("installing Weft")?;
-    Ok(())
+    command
 }
 
 /// Adds pods, events and logs of the control plane to an error of Helm, whose timeout does not tell what is not ready.

@@ -230,6 +230,33 @@ fn roles_have_no_wildcards() -> Result<()> {
     Ok(())
 }
 
+/// The Gateway API may be installed at any time, so the rights are there without it.
+#[test]
+fn operator_may_read_routes_of_the_gateway_api_and_write_their_status() -> Result<()> {
+    let objects = rendered("charts/weft", &[])?;
+    let is_role = |object: &&Value| object["kind"] == "ClusterRole" && object["metadata"]["name"] == "weft-operator";
+    let rules = objects.iter().find(is_role).map(|role| &role["rules"]).context("the chart has no such role")?;
+    let has = |list: &Value, word: &str| list.as_array().is_some_and(|words| words.iter().any(|other| other == word));
+    let may = |verb: &str, group: &str, resource: &str, name: &str| {
+        rules.as_array().into_iter().flatten().any(|rule| {
+            let of_name = rule["resourceNames"].is_null() || has(&rule["resourceNames"], name);
+            has(&rule["apiGroups"], group) && has(&rule["resources"], resource) && has(&rule["verbs"], verb) && of_name
+        })
+    };
+    let group = "gateway.networking.k8s.io";
+    for plural in ["grpcroutes", "httproutes", "tcproutes", "tlsroutes", "referencegrants"] {
+        for verb in ["get", "list", "watch"] {
+            ensure!(may(verb, group, plural, "any"), "{verb} {plural}");
+        }
+        let definition = format!("{plural}.{group}");
+        ensure!(may("get", "apiextensions.k8s.io", "customresourcedefinitions", &definition), "{definition}");
+        let status = format!("{plural}/status");
+        ensure!(may("patch", group, &status, "any") == (plural != "referencegrants"), "{status}");
+    }
+    ensure!(!may("get", "apiextensions.k8s.io", "customresourcedefinitions", "any"), "no other definition");
+    Ok(())
+}
+
 /// Webhooks that warn must not get in the way: they are ignored when they do not answer, and soon.
 #[test]
 fn webhooks_that_warn_cannot_refuse_or_delay() -> Result<()> {

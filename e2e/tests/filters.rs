@@ -1,8 +1,8 @@
-//! Filters of a rule: faults, mirrors, CORS, rate limits, limits of response bodies.
+//! Filters of a rule: faults, mirrors, CORS, rate limits, limits of response bodies. Filters of single backends.
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use weft_e2e::mesh::{self, proxy_metrics, route_in_force};
 use weft_e2e::namespace::{SOON, in_mesh};
 use weft_e2e::wait::eventually;
@@ -89,6 +89,66 @@ fn mirrored_requests_do_not_affect_the_response() -> Result<()> {
         let resolved = ns.await_condition("meshroute", "echo", "ResolvedRefs", "False")?;
         ensure!(resolved.reason == "BackendNotFound" && resolved.message.contains("nowhere"), "{resolved:?}");
         client.load("http://echo:9080/nowhere").requests(100).run()?.expect_none_failed(100)
+    })
+}
+
+#[test]
+fn backends_apply_only_their_own_filters() -> Result<()> {
+    in_mesh("filters-backend", |ns| {
+        ns.apply(&workload::server("shadow", &["v9"]))?;
+        let client = mesh::echo(ns)?;
+        ns.wait_ready(&["shadow-v9"])?;
+        mesh::reachable(&client, "shadow")?;
+        let marked = |tag: &str, more: &str| {
+            format!(
+                "[{{type: RequestHeaderModifier, requestHeaderModifier: {{set: [{{name: x-tag, value: {tag}}}]}}}}, \
+                 {{type: ResponseHeaderModifier, responseHeaderModifier: {{set: [{{name: x-tag, value: {tag}}}]}}}}{more}]"
+            )
+        };
+        let rewrite = ", {type: URLRewrite, urlRewrite: {hostname: two.example, path: {type: ReplacePrefixMatch, \
+                       replacePrefixMatch: /two}}}";
+        let mirror = ", {type: RequestMirror, requestMirror: {backendRef: {name: shadow, port: 9080}}}";
+        let redirect = "[{type: RequestRedirect, requestRedirect: {hostname: next.example, statusCode: 301}}]";
+        let rules = [
+            "- name: split\n  matches: [{path: {value: /split}}]\n",
+            "  filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: x-rule, value: all}]}}]\n",
+            "  backendRefs:\n",
+            &format!("  - {{name: echo, port: 9080, subset: v1, filters: {}}}\n", marked("one", mirror)),
+            &format!("  - {{name: echo, port: 9080, subset: v2, filters: {}}}\n", marked("two", rewrite)),
+            "  - {name: echo, port: 9080, subset: v1}\n",
+            &format!("  - {{name: echo, port: 9080, filters: {redirect}}}\n"),
+            "  retry: {attempts: 2, codes: [503]}\n",
+        ]
+        .concat();
+        route_in_force(ns, &client, "echo", &rules)?;
+
+        let mut counts = [0; 4];
+        for _ in 0..80 {
+            let answer = client.get("http://echo:9080/split/a").header("x-tag", "client").send()?;
+            if answer.status == 301 {
+                ensure!(answer.header("location") == Some("http://next.example:9080/split/a"), "{answer:?}");
+                counts[3] += 1;
+                continue;
+            }
+            let answer = answer.expect_status(200)?;
+            let echoed = answer.json()?;
+            let (tag, path, host) = (&echoed["headers"]["x-tag"][0], &echoed["path"], &echoed["authority"]);
+            let case = match (answer.version(), tag.as_str(), answer.header("x-tag"), path.as_str(), host.as_str()) {
+                (Some("v1"), Some("one"), Some("one"), Some("/split/a"), Some("echo:9080")) => 0,
+                (Some("v2"), Some("two"), Some("two"), Some("/two/a"), Some("two.example")) => 1,
+                (Some("v1"), Some("client"), None, Some("/split/a"), Some("echo:9080")) => 2,
+                _ => bail!("filters of another backend: {answer:?}"),
+            };
+            ensure!(echoed["headers"]["x-rule"][0] == "all", "the filters of the rule apply to each: {echoed}");
+            counts[case] += 1;
+        }
+        ensure!(counts.iter().all(|count| *count >= 5), "a quarter of 80 each: {counts:?}");
+        eventually("the copies to arrive", SOON, || {
+            let seen = client.get("http://shadow:9080/_seen").send()?.expect_status(200)?.json()?;
+            let copies = seen["by_path"]["GET /split"].as_u64().unwrap_or(0);
+            ensure!(copies == counts[0], "{copies} copies of {} requests to the first backend", counts[0]);
+            Ok(())
+        })
     })
 }
 

@@ -1,24 +1,26 @@
 //! Writes to the API server. Each has a timeout and an outcome for metrics; this module makes no decisions.
 //!
 //! Documents are replaced with the resourceVersion that the decision was based on, so that of two concurrent writers
-//! one fails. Conditions use server-side apply with a field manager of their own, so that the fields of other
-//! managers are kept.
+//! one fails. So is the status of the Gateway API's routes. Conditions of other kinds use server-side apply with a field
+//! manager of their own, so that the fields of other managers are kept.
 
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
-use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::{Value, json};
 use weft_config::bootstrap;
-use weft_crds::{MeshCluster, MeshPolicy, MeshRoute, Status, names};
+use weft_crds::{Status, names};
 
 use crate::render;
-use crate::world::{Access, AccessKind, Document, DocumentKind, Kind, ObjectId, documents_namespace};
+use crate::world::{
+    Access, AccessKind, Document, DocumentKind, GatewayRoute, Meta, ObjectId, ParentStatus, documents_namespace,
+};
 
 /// Timeout of one call to the API server; then it is retried later.
 const CALL_MAX: Duration = Duration::from_secs(5);
@@ -137,14 +139,10 @@ pub async fn delete_access(client: &Client, kind: AccessKind, namespace: &str) -
 
 /// Writes the status of an object, and returns its new resourceVersion.
 pub async fn status(client: &Client, id: &ObjectId, uid: &str, status: &Status) -> Result<Option<String>, Error> {
-    let resource = match id.kind {
-        Kind::Route => ApiResource::erase::<MeshRoute>(&()),
-        Kind::Cluster => ApiResource::erase::<MeshCluster>(&()),
-        Kind::Policy => ApiResource::erase::<MeshPolicy>(&()),
-    };
+    let resource = id.kind.resource();
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &id.key.namespace, &resource);
     let object = json!({
-        "apiVersion": Kind::api_version(),
+        "apiVersion": resource.api_version,
         "kind": id.kind.as_str(),
         // The uid prevents a write to a new object of the same name.
         "metadata": { "name": id.key.name, "namespace": id.key.namespace, "uid": uid },
@@ -153,6 +151,21 @@ pub async fn status(client: &Client, id: &ObjectId, uid: &str, status: &Status) 
     // With force: conditions that another manager took over are taken back.
     let parameters = PatchParams::apply(names::OPERATOR_MANAGER).force();
     let written = call(api.patch_status(&id.key.name, &parameters, &Patch::Apply(&object))).await?;
+    Ok(written.metadata.resource_version)
+}
+
+/// Writes `status.parents` of a route of the Gateway API, if the route is still as it was read, and returns its new
+/// resourceVersion: the list has entries of other controllers too.
+pub async fn parents(client: &Client, route: &GatewayRoute, parents: &[ParentStatus]) -> Result<Option<String>, Error> {
+    let GatewayRoute { kind, version, meta: Meta { key, revision, .. }, .. } = route;
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &key.namespace, &kind.resource_in(version));
+    let parents: Vec<Value> = parents.iter().map(ParentStatus::to_json).collect();
+    let patch = json!({
+        "metadata": { "resourceVersion": revision.to_string() },
+        "status": { "parents": parents },
+    });
+    let parameters = PatchParams { field_manager: Some(names::OPERATOR_MANAGER.to_owned()), ..PatchParams::default() };
+    let written = call(api.patch_status(&key.name, &parameters, &Patch::Merge(&patch))).await?;
     Ok(written.metadata.resource_version)
 }
 

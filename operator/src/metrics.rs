@@ -28,6 +28,16 @@ pub struct Metrics {
     pub last_sync: Gauge<f64, AtomicU64>,
     pub document_bytes_max: Family<DocumentLabel, Gauge<i64, AtomicI64>>,
     pub webhook_certificate_expiry: Gauge,
+    pub gateway_api_kinds: Family<AvailabilityLabels, Gauge>,
+}
+
+/// Labels of a kind of the Gateway API.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct AvailabilityLabels {
+    /// A kind, plural and in lower case.
+    pub kind: &'static str,
+    /// `missing`, `unsupported` or `served`.
+    pub state: &'static str,
 }
 
 /// Label `kind`.
@@ -40,9 +50,9 @@ pub struct KindLabel {
 /// Labels of objects that are not ready.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
 pub struct NotReadyLabels {
-    /// `MeshCluster`, `MeshPolicy` or `MeshRoute`.
+    /// `MeshCluster`, `MeshPolicy`, `MeshRoute` or a route of the Gateway API, such as `HTTPRoute`.
     pub kind: &'static str,
-    /// Reason of the condition Ready; `Pending` without one.
+    /// Reason of the condition; `Pending` without one.
     pub reason: String,
 }
 
@@ -89,12 +99,14 @@ impl Metrics {
             last_sync: Gauge::default(),
             document_bytes_max: Family::default(),
             webhook_certificate_expiry: Gauge::default(),
+            gateway_api_kinds: Family::default(),
         };
         let registry = registry.sub_registry_with_prefix("weft_operator");
         registry.register("objects", "Watched objects, by kind", metrics.objects.clone());
         registry.register(
             "objects_not_ready",
-            "MeshRoutes, MeshClusters and MeshPolicies whose condition Ready is not True, by kind and reason",
+            "Objects whose condition Ready is not True, or routes of the Gateway API of which another condition is not, by \
+             kind and reason",
             metrics.objects_not_ready.clone(),
         );
         registry.register("dirty_scopes", "Namespaces waiting to be compiled or written", metrics.dirty.clone());
@@ -133,6 +145,12 @@ impl Metrics {
             "webhook_certificate_expiration_timestamp_seconds",
             "Expiration time of the webhook's certificate, in seconds since 1970",
             metrics.webhook_certificate_expiry.clone(),
+        );
+        registry.register(
+            "gateway_api_kinds",
+            "1 for the state of each kind of the Gateway API: missing (not installed), unsupported (its \
+             CustomResourceDefinition serves no version that Weft reads) or served",
+            metrics.gateway_api_kinds.clone(),
         );
         metrics
     }
@@ -176,6 +194,7 @@ mod tests {
                 .objects_not_ready
                 .get_or_create(&NotReadyLabels { kind: "MeshRoute", reason: "Pending".to_owned() }),
         );
+        drop(metrics.gateway_api_kinds.get_or_create(&AvailabilityLabels { kind: "httproutes", state: "served" }));
         metrics.wrote("export", "written");
         let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/metrics.md");
         check(&page, "operator", &metrics_table(&registry));

@@ -1,5 +1,5 @@
-//! Every example in the documentation parses and compiles without errors, and docs/services.md covers every field of
-//! Services and EndpointSlices.
+//! Every example in the documentation parses and compiles without errors. docs/services.md covers every field of
+//! Services and EndpointSlices, docs/gateway-api.md every field of the Gateway API's routes.
 //!
 //! An example is a block of YAML with complete objects. Services that its objects reference but that it does not
 //! define are added to the World.
@@ -14,6 +14,7 @@ use serde::de::{Deserialize, Deserializer, Visitor};
 use serde_json::{Value, json};
 use weft_crds::status::Reason;
 use weft_crds::{MeshCluster, MeshPolicy, MeshRoute};
+use weft_gateway_api as gateway;
 use weft_operator::compile::{self, Severity};
 
 /// Pages with examples: the README and all of `docs/`.
@@ -108,7 +109,8 @@ fn check(block: &str) {
         );
         check_fields(manifest);
     }
-    let ours = manifests.iter().filter(|manifest| manifest["apiVersion"] == "weft.dev/v1alpha1");
+    let is_route = |manifest: &Value| manifest["kind"].as_str().is_some_and(|kind| kind.ends_with("Route"));
+    let ours = manifests.iter().filter(|manifest| manifest["apiVersion"] == "weft.dev/v1alpha1" || is_route(manifest));
     let mut named = BTreeMap::new();
     for manifest in ours.clone() {
         services(&manifest["spec"], &support::key(manifest).namespace, &mut named);
@@ -129,7 +131,8 @@ fn check(block: &str) {
     let world = support::world(&world);
     for namespace in named.keys().map(|(namespace, _)| namespace).collect::<BTreeSet<_>>() {
         for (id, outcome) in compile::compile(&world, namespace).objects {
-            for diagnostic in outcome.diagnostics {
+            let of_parents = outcome.parents.into_iter().flat_map(|parent| parent.diagnostics);
+            for diagnostic in outcome.diagnostics.into_iter().chain(of_parents) {
                 let bad = matches!(diagnostic.severity, Severity::Refused | Severity::Partial)
                     || matches!(diagnostic.reason, Reason::BackendNotFound | Reason::RefNotPermitted);
                 assert!(!bad, "{id}: {}", diagnostic.message);
@@ -178,18 +181,83 @@ fn words(cell: &str) -> impl Iterator<Item = &str> {
     cell.split('`').skip(1).step_by(2)
 }
 
+/// The cells of each row of a table whose first cell begins with a word in backquotes.
+fn rows(page: &str) -> Vec<Vec<&str>> {
+    let rows = page.lines().filter(|line| line.starts_with("| `"));
+    rows.map(|line| line.trim_matches('|').split(" | ").collect()).collect()
+}
+
+/// Names of fields with a prefix.
+fn slice(prefix: &str, fields: Vec<&str>) -> Vec<String> {
+    fields.iter().map(|field| format!("{prefix}{field}")).collect()
+}
+
+#[test]
+fn gateway_api_page_covers_every_field_and_names_a_test_for_each() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let page = std::fs::read_to_string(root.join("docs/gateway-api.md")).expect("readable");
+    let (_, table) = page.split_once("## Fields").expect("the table");
+    let (table, _) = table.split_once("## Status").expect("the next part");
+    let rows = rows(table);
+    let named: BTreeSet<&str> = rows.iter().flat_map(|row| words(row[0])).collect();
+    let backend = fields::<gateway::HttpBackendRef>();
+    let mut wanted: Vec<String> = Vec::new();
+    for (prefix, fields) in [
+        ("", fields::<gateway::HttpRouteSpec>()),
+        ("", fields::<gateway::GrpcRouteSpec>()),
+        ("", fields::<gateway::TlsRouteSpec>()),
+        ("", fields::<gateway::TcpRouteSpec>()),
+        ("parentRefs.", fields::<gateway::ParentReference>()),
+        ("", fields::<gateway::HttpRouteRule>()),
+        ("", fields::<gateway::GrpcRouteRule>()),
+        ("", fields::<gateway::TlsRouteRule>()),
+        ("", fields::<gateway::TcpRouteRule>()),
+        ("backendRefs.", backend),
+        ("backendRefs.", fields::<gateway::GrpcBackendRef>()),
+        ("backendRefs.", fields::<gateway::BackendRef>()),
+        ("matches.", fields::<gateway::HttpRouteMatch>()),
+        ("matches.", fields::<gateway::GrpcRouteMatch>()),
+        ("headers.", fields::<gateway::HttpHeaderMatch>()),
+        ("headers.", fields::<gateway::GrpcHeaderMatch>()),
+        ("queryParams.", fields::<gateway::HttpQueryParamMatch>()),
+        ("path.", fields::<gateway::HttpPathMatch>()),
+        ("path.", fields::<gateway::HttpPathModifier>()),
+        ("method.", fields::<gateway::GrpcMethodMatch>()),
+        ("filters.", fields::<gateway::HttpRouteFilter>()),
+        ("filters.", fields::<gateway::GrpcRouteFilter>()),
+        ("", fields::<gateway::HttpHeaderFilter>()),
+        ("requestMirror.", fields::<gateway::HttpRequestMirrorFilter>()),
+        ("fraction.", fields::<gateway::Fraction>()),
+        ("requestRedirect.", fields::<gateway::HttpRequestRedirectFilter>()),
+        ("urlRewrite.", fields::<gateway::HttpUrlRewriteFilter>()),
+        ("cors.", fields::<gateway::HttpCorsFilter>()),
+        ("timeouts.", fields::<gateway::HttpRouteTimeouts>()),
+        ("retry.", fields::<gateway::HttpRouteRetry>()),
+    ] {
+        wanted.extend(slice(prefix, fields));
+    }
+    // Fields with a row for each of their own fields; `name` is that of a rule.
+    let inner = ["timeouts", "retry", "name"];
+    for field in wanted.iter().filter(|field| !inner.contains(&field.as_str())) {
+        assert!(named.contains(field.as_str()), "docs/gateway-api.md has no row for {field}");
+    }
+    for row in rows.iter().filter(|row| row.len() == 3) {
+        let tests: Vec<&str> = words(row[2]).collect();
+        assert!(!tests.is_empty(), "no test holds the row {}", row[0]);
+        for test in tests {
+            let is_golden = root.join(format!("operator/tests/golden/{test}.yaml")).is_file();
+            assert!(is_golden, "{}: there is no test {test}", row[0]);
+        }
+    }
+}
+
 #[test]
 fn services_page_covers_every_field_and_names_a_test_for_each() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
     let page = read("docs/services.md");
-    let rows: Vec<Vec<&str>> = (page.lines().filter(|line| line.starts_with("| `")))
-        .map(|line| line.trim_matches('|').split(" | ").collect())
-        .collect();
+    let rows = rows(&page);
     let named: BTreeSet<&str> = rows.iter().flat_map(|row| words(row[0])).collect();
-    let slice = |prefix: &str, fields: Vec<&str>| -> Vec<String> {
-        fields.iter().map(|field| format!("{prefix}{field}")).collect()
-    };
     let conditions = slice("endpoints.conditions.", fields::<discovery::EndpointConditions>());
     let hints = slice("endpoints.hints.", fields::<discovery::EndpointHints>());
     let mut wanted = slice("", fields::<core::ServiceSpec>());

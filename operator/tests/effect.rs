@@ -372,6 +372,48 @@ fn routes_and_clusters_are_in_effect_if_clients_apply_them() {
 }
 
 #[test]
+fn each_parent_of_a_gateway_route_is_told_of_its_own_clients() {
+    let parent =
+        |name: &str, namespace: &str| json!({"group": "", "kind": "Service", "name": name, "namespace": namespace});
+    let route = json!({
+        "kind": "HTTPRoute", "metadata": {"namespace": "shop", "name": "r"},
+        "spec": {
+            "parentRefs": [parent("reviews", "shop"), parent("api", "front"), parent("gone", "shop")],
+            "rules": [{"backendRefs": [{"name": "reviews", "port": 80}]}],
+        },
+    });
+    let mut client = pod("client", "client", true);
+    client["metadata"]["namespace"] = json!("front");
+    let world = support::world(&[
+        json!({"kind": "Namespace", "metadata": {"name": "shop"}}),
+        reviews(),
+        slice("shop", "reviews", &[("web-1", "10.1.0.1")]),
+        pod("web-1", "reviews", false),
+        namespace("front"),
+        service("front", "api", "10.0.1.1"),
+        client,
+        route,
+    ]);
+    let compiled = compile::compile(&world, "shop");
+    let outcome = compiled.objects.values().next().expect("the route");
+    let delivery = Delivery::Written("in a document".into());
+    let in_effect: Vec<String> = outcome
+        .parents
+        .iter()
+        .map(|parent| status::next(&Status::default(), 1, &parent.diagnostics, &delivery, Timestamp::UNIX_EPOCH))
+        .map(|status| condition(&status.expect("a status"), "InEffect"))
+        .collect();
+    for (found, expected) in in_effect.iter().zip([
+        "True NoProxy: it applies only to clients in other namespaces",
+        "False NoProxy: no client applies it, and it is for clients in its own namespace only",
+        "False Invalid: the object is not accepted",
+    ]) {
+        assert!(found.starts_with(expected), "{found}");
+    }
+    assert_eq!(in_effect.len(), 3);
+}
+
+#[test]
 fn missing_names_are_answered_with_similar_ones() {
     let shop = || namespace("shop");
     let robot = json!({"kind": "ServiceAccount", "metadata": {"namespace": "shop", "name": "robot"}});

@@ -7,7 +7,9 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 use weft_crds::{Condition, Status};
 use weft_operator::events::{self, Event};
-use weft_operator::world::{Key, Kind, ObjectId};
+use weft_operator::world::{
+    Change, Definition, Event as WorldEvent, GatewayRoute, Key, Kind, ObjectId, OwnStatus, ParentStatus,
+};
 
 use support::{namespace, pod, service};
 
@@ -226,4 +228,59 @@ fn pods_that_need_no_proxy_are_not_told() {
     assert_eq!(events::pod::events(world.namespace("shop"), &mut BTreeSet::new()), [], "not in the mesh");
     let world = support::world(&[namespace("kube-system"), pod("kube-system", "p", json!({}))]);
     assert_eq!(events::pod::events(world.namespace("kube-system"), &mut BTreeSet::new()), [], "never injected");
+}
+
+#[test]
+fn failure_of_a_route_of_the_gateway_api_is_told_on_it_and_the_service_of_that_parent() {
+    let parents = json!([
+        {"group": "", "kind": "Service", "name": "web"},
+        {"group": "", "kind": "Service", "name": "api"},
+        {"group": "", "kind": "Service", "name": "other", "namespace": "bank"},
+    ]);
+    let object = with_uid(json!({"metadata": {"namespace": "shop", "name": "r"}, "spec": {"parentRefs": parents}}));
+    let object = serde_json::from_value(object).expect("an object");
+    let mut route = GatewayRoute::read(Kind::HttpRoute, object).expect("has Services");
+    let mut world = support::world(&[
+        namespace("shop"),
+        namespace("bank"),
+        with_uid(service("shop", "web", "10.0.0.1")),
+        with_uid(service("shop", "api", "10.0.0.2")),
+        with_uid(service("bank", "other", "10.0.0.3")),
+    ]);
+    world.observe(WorldEvent::GatewayRoute(Kind::HttpRoute, Change::Apply(route.clone())));
+    let entry = |at: usize, conditions: &[(&str, &str, &str, &str)]| {
+        let conditions = status(1, conditions).conditions;
+        ParentStatus::Own(OwnStatus { parent_ref: route.services[at].clone(), conditions })
+    };
+    let unresolved = ("ResolvedRefs", "False", "BackendNotFound", "Service shop/x does not exist");
+    let fine = ("ResolvedRefs", "True", "ResolvedRefs", "all references are resolved");
+    let after = vec![entry(0, &[unresolved]), entry(1, &[fine]), entry(2, &[unresolved])];
+    let told = events::condition::events_of_route(&world, &route, &after);
+    assert_eq!(told[0].regarding.api_version, "gateway.networking.k8s.io/v1");
+    assert_eq!(
+        shown(&told),
+        [
+            "HTTPRoute shop/r: Warning BackendNotFound: Service shop/x does not exist",
+            "Service shop/web: Warning BackendNotFound: HTTPRoute shop/r: ResolvedRefs is False: Service shop/x does not exist",
+        ]
+    );
+
+    let again = vec![entry(0, &[fine]), entry(1, &[fine]), entry(2, &[unresolved])];
+    route.parents = after;
+    let told = events::condition::events_of_route(&world, &route, &again);
+    assert_eq!(
+        shown(&told),
+        [
+            "HTTPRoute shop/r: Normal ResolvedRefs: all references are resolved",
+            "Service shop/web: Normal ResolvedRefs: HTTPRoute shop/r: ResolvedRefs is True: all references are resolved",
+        ]
+    );
+}
+
+#[test]
+fn definition_without_a_known_version_is_told_on_it() {
+    let versions = vec!["v1alpha2".to_owned(), "v1alpha3".to_owned()];
+    let event = events::definition::event(&Definition { kind: "TLSRoute".into(), uid: "u".into(), versions });
+    assert_eq!(event.regarding.key, Key::new("", "tlsroutes.gateway.networking.k8s.io"));
+    assert!(event.note.contains("TLSRoute as v1alpha2, v1alpha3 only"), "{}", event.note);
 }

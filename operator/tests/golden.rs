@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use weft_config::{Envelope, Export, Inbound, Written};
-use weft_crds::Status;
+use weft_crds::{Condition, Status};
 use weft_operator::compile::{self, Compiled};
 use weft_operator::status::{self, Delivery};
-use weft_operator::world::World;
+use weft_operator::world::{DocumentKind, OwnStatus, ParentStatus, World};
 
 const EXPECTED: &str = ".expected.yaml";
 
@@ -83,20 +83,23 @@ fn describe(world: &World) -> String {
         }
         let mut conditions = Map::new();
         for (id, outcome) in objects {
-            let documents: Vec<&str> = outcome.documents.iter().map(|kind| kind.as_str()).collect();
-            let delivery = Delivery::Written(format!("in {}", documents.join(" and ")));
-            let status =
-                status::next(&Status::default(), 1, &outcome.diagnostics, &delivery, Timestamp::UNIX_EPOCH).unwrap();
-            let lines: Vec<String> = status
-                .conditions
-                .iter()
-                // Most cases have no pods; tests/effect.rs has those about pods.
-                .filter(|condition| !["Ready", "InEffect"].contains(&condition.type_.as_str()))
-                .map(|condition| {
-                    format!("{} {} {}: {}", condition.type_, condition.status, condition.reason, condition.message)
-                })
-                .collect();
-            conditions.insert(id.to_string(), json!(lines));
+            let Some(route) = world.gateway_route(id) else {
+                let delivery = written_in(&outcome.documents);
+                let status =
+                    status::next(&Status::default(), 1, &outcome.diagnostics, &delivery, Timestamp::UNIX_EPOCH)
+                        .unwrap();
+                conditions.insert(id.to_string(), lines(&status.conditions));
+                continue;
+            };
+            let outcomes: Vec<_> =
+                outcome.parents.iter().map(|parent| (parent, written_in(&parent.documents))).collect();
+            for entry in status::parents::next(route, &outcomes, Timestamp::UNIX_EPOCH).unwrap_or_default() {
+                let ParentStatus::Own(OwnStatus { parent_ref: parent, conditions: found }) = entry else { continue };
+                let namespace = parent.namespace.as_deref().unwrap_or(&id.key.namespace);
+                let section = parent.section_name.iter().cloned().chain(parent.port.map(|port| port.to_string()));
+                let section: String = section.map(|part| format!(" {part}")).collect();
+                conditions.insert(format!("{id} at {namespace}/{}{section}", parent.name), lines(&found));
+            }
         }
         if !conditions.is_empty() {
             shown.insert("conditions".into(), Value::Object(conditions));
@@ -105,4 +108,21 @@ fn describe(world: &World) -> String {
     }
     let index = serde_json::to_value(compile::index(world)).unwrap();
     serde_saphyr::to_string(&json!({ "index": index["namespaces"], "namespaces": namespaces })).unwrap()
+}
+
+fn written_in(documents: &BTreeSet<DocumentKind>) -> Delivery {
+    let documents: Vec<&str> = documents.iter().map(|kind| kind.as_str()).collect();
+    Delivery::Written(format!("in {}", documents.join(" and ")))
+}
+
+fn lines(conditions: &[Condition]) -> Value {
+    let lines: Vec<String> = conditions
+        .iter()
+        // Most cases have no pods; tests/effect.rs has those about pods.
+        .filter(|condition| !["Ready", "InEffect", "weft.dev/InEffect"].contains(&condition.type_.as_str()))
+        .map(|condition| {
+            format!("{} {} {}: {}", condition.type_, condition.status, condition.reason, condition.message)
+        })
+        .collect();
+    json!(lines)
 }

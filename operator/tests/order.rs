@@ -13,12 +13,25 @@ use weft_operator::world::World;
 
 use support::{applied, deleted, namespace, pod, service, slice};
 
+/// How many there are.
+const OBJECTS: usize = 23;
+
 fn objects() -> Vec<Value> {
     let route = |namespace: &str, name: &str, created: u32, parent: Value, path: &str, backend: Value| {
         json!({
             "kind": "MeshRoute",
             "metadata": {"namespace": namespace, "name": name, "creationTimestamp": format!("2026-01-0{created}T00:00:00Z")},
             "spec": {"parentRefs": [parent], "http": [{"matches": [{"path": {"value": path}}], "backendRefs": [backend]}]},
+        })
+    };
+    let gateway_route = |kind: &str, namespace: &str, name: &str, mut parents: Value, backend: Value| {
+        for parent in parents.as_array_mut().expect("a list") {
+            parent["group"] = json!("");
+            parent["kind"] = json!("Service");
+        }
+        json!({
+            "kind": kind, "metadata": {"namespace": namespace, "name": name},
+            "spec": {"parentRefs": parents, "rules": [{"backendRefs": [backend]}]},
         })
     };
     let cluster = |name: &str, created: u32, version: &str| {
@@ -60,10 +73,36 @@ fn objects() -> Vec<Value> {
         json!({
             "kind": "ReferenceGrant", "metadata": {"namespace": "b", "name": "g"},
             "spec": {
-                "from": [{"group": "weft.dev", "kind": "MeshRoute", "namespace": "a"}],
+                "from": [
+                    {"group": "weft.dev", "kind": "MeshRoute", "namespace": "a"},
+                    {"group": "gateway.networking.k8s.io", "kind": "GRPCRoute", "namespace": "a"},
+                ],
                 "to": [{"group": "", "kind": "Service"}],
             },
         }),
+        // Beside r1 to r3, for a Service of its own, and for one of another namespace.
+        gateway_route(
+            "HTTPRoute",
+            "a",
+            "h1",
+            json!([{"name": "web"}, {"name": "api"}]),
+            json!({"name": "web", "port": 80}),
+        ),
+        gateway_route(
+            "HTTPRoute",
+            "b",
+            "h2",
+            json!([{"name": "web", "namespace": "a"}]),
+            json!({"name": "web", "namespace": "a", "port": 80}),
+        ),
+        gateway_route(
+            "GRPCRoute",
+            "a",
+            "g1",
+            json!([{"name": "api"}]),
+            json!({"name": "web", "namespace": "b", "port": 80}),
+        ),
+        gateway_route("TCPRoute", "b", "t1", json!([{"name": "web"}]), json!({"name": "web", "port": 80})),
     ]
 }
 
@@ -82,7 +121,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn equal_states_give_equal_bytes(order in Just(objects()).prop_shuffle(), detour in prop::collection::vec(0..18_usize, 0..8)) {
+    fn equal_states_give_equal_bytes(order in Just(objects()).prop_shuffle(), detour in prop::collection::vec(0..OBJECTS, 0..8)) {
         let expected = all(&support::world(&objects()));
         let mut world = World::default();
         for object in &order {
@@ -103,7 +142,7 @@ proptest! {
     /// As in the reconcile loop: compile the scopes that an event marked, and the referrers of a namespace whose
     /// exports changed.
     #[test]
-    fn marked_scopes_are_sufficient(steps in prop::collection::vec((0..18_usize, any::<bool>()), 1..60)) {
+    fn marked_scopes_are_sufficient(steps in prop::collection::vec((0..OBJECTS, any::<bool>()), 1..80)) {
         let objects = objects();
         let mut world = World::default();
         let mut cache: BTreeMap<String, (Option<Compiled>, compile::Exports, BTreeSet<String>)> = BTreeMap::new();

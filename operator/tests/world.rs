@@ -4,12 +4,19 @@ mod support;
 
 use serde_json::json;
 use weft_operator::world::objects::{RawPod, RawService};
-use weft_operator::world::{Change, Document, DocumentKind, Event, Key, Node, Pod, Service, Touched, World};
+use weft_operator::world::{
+    Availability, Change, Document, DocumentKind, Event, Key, Kind, Node, Pod, Service, Touched, WatchedKind, World,
+};
 
 use support::{applied, deleted, namespace, pod, service, slice};
 
 fn scopes(touched: &Touched) -> Vec<&str> {
     touched.scopes.iter().map(String::as_str).collect()
+}
+
+/// ReferenceGrants are not installed.
+fn missing() -> Event {
+    Event::Availability(WatchedKind::ReferenceGrants, Availability::Missing)
 }
 
 fn document(name: &str, revision: u64) -> Document {
@@ -80,7 +87,7 @@ fn appearance_of_reference_grants_marks_routes_that_need_one() {
     world.observe(applied(&route("shop", json!({"name": "pay", "namespace": "bank", "port": 80}))));
     world.observe(applied(&route("web", json!({"name": "web", "port": 80}))));
     let pay = Key::new("bank", "pay");
-    assert_eq!(scopes(&world.observe(Event::GrantsMissing)), [""; 0], "as before");
+    assert_eq!(scopes(&world.observe(missing())), [""; 0], "as before");
     assert_eq!(scopes(&world.observe(Event::Grant(Change::Reset(Vec::new())))), ["shop"], "the CRD is installed");
     let grant = json!({
         "kind": "ReferenceGrant", "metadata": {"namespace": "bank", "name": "g"},
@@ -90,9 +97,9 @@ fn appearance_of_reference_grants_marks_routes_that_need_one() {
         },
     });
     assert_eq!(scopes(&world.observe(applied(&grant))), ["bank"], "its exports change, which marks shop");
-    assert!(world.grants("shop", &pay) && !world.grants("web", &pay));
-    assert_eq!(scopes(&world.observe(Event::GrantsMissing)), ["bank", "shop"], "the CRD is removed");
-    assert!(!world.grants("shop", &pay));
+    assert!(world.grants(Kind::Route, "shop", &pay) && !world.grants(Kind::Route, "web", &pay));
+    assert_eq!(scopes(&world.observe(missing())), ["bank", "shop"], "the CRD is removed");
+    assert!(!world.grants(Kind::Route, "shop", &pay));
 }
 
 #[test]
@@ -184,4 +191,64 @@ fn documents_are_identified_by_name() {
     world.observe(Event::Document(DocumentKind::Export, Change::Reset(vec![document("x.shop", 1)])));
     assert!(world.document(DocumentKind::Index, "").is_none(), "the export watch includes the index");
     assert!(world.document(DocumentKind::Inbound, "shop").is_some(), "inbound documents have a watch of their own");
+}
+
+fn http_route(namespace: &str, name: &str, parent: serde_json::Value) -> serde_json::Value {
+    json!({
+        "kind": "HTTPRoute", "metadata": {"namespace": namespace, "name": name, "resourceVersion": "5"},
+        "spec": {"parentRefs": [parent], "rules": [{"backendRefs": [{"name": "pay", "namespace": "bank", "port": 80}]}]},
+    })
+}
+
+#[test]
+fn routes_of_the_gateway_api_count_if_a_service_is_their_parent() {
+    let mut world = support::world(&[namespace("bank"), namespace("shop")]);
+    let mut edge = http_route("edge", "r", json!({"name": "gateway"}));
+    assert_eq!(world.observe(applied(&edge)), Touched::default(), "a route for a Gateway");
+    assert!(world.namespace("edge").is_none());
+
+    let parent = json!({"group": "", "kind": "Service", "name": "web", "namespace": "shop"});
+    edge["spec"]["parentRefs"] = json!([{"name": "gateway"}, parent]);
+    assert_eq!(scopes(&world.observe(applied(&edge))), ["edge"]);
+    assert_eq!(world.references("edge"), ["bank", "shop"].map(str::to_owned).into());
+    assert!(!world.in_mesh("edge"), "the Namespace is not known");
+    world.observe(applied(&json!({"kind": "Namespace", "metadata": {"name": "edge"}})));
+    assert!(world.in_mesh("edge"), "a route enrolls its namespace");
+    assert_eq!(world.counts().into_iter().find(|(kind, _)| *kind == "httproutes"), Some(("httproutes", 1)));
+    let proxied = pod("shop", "p", json!({"weft.dev/proxy-version": "1"}));
+    assert_eq!(scopes(&world.observe(applied(&proxied))), ["edge", "shop"], "its clients may be elsewhere");
+
+    let mut newer = edge.clone();
+    newer["metadata"]["resourceVersion"] = json!("9");
+    newer["metadata"]["labels"] = json!({"a": "b"});
+    assert_eq!(world.observe(applied(&newer)), Touched::default(), "compiles to the same");
+    let mut stale = edge.clone();
+    stale["metadata"]["resourceVersion"] = json!("7");
+    stale["spec"]["rules"] = json!([]);
+    assert_eq!(world.observe(applied(&stale)), Touched::default(), "older than what is known");
+    newer["metadata"]["resourceVersion"] = json!("10");
+    newer["status"] = json!({"parents": [{"controllerName": "example.com/gateway", "parentRef": {"name": "gateway"}}]});
+    assert_eq!(scopes(&world.observe(applied(&newer))), ["edge"], "what is written must have the entry");
+
+    newer["metadata"]["resourceVersion"] = json!("11");
+    newer["spec"]["parentRefs"] = json!([{"name": "gateway"}]);
+    assert_eq!(scopes(&world.observe(applied(&newer))), ["edge"]);
+    assert!(!world.in_mesh("edge"), "no Service is left");
+}
+
+#[test]
+fn list_of_one_kind_of_the_gateway_api_leaves_the_others() {
+    let parent = || json!({"group": "", "kind": "Service", "name": "web"});
+    let (http, mut grpc) = (http_route("shop", "r", parent()), http_route("shop", "r", parent()));
+    grpc["kind"] = json!("GRPCRoute");
+    let mut world = support::world(&[namespace("shop"), http, grpc]);
+    let kinds = |world: &World| -> Vec<Kind> {
+        world.namespace("shop").into_iter().flat_map(|all| all.gateway_routes()).map(|route| route.kind).collect()
+    };
+    assert_eq!(kinds(&world), [Kind::HttpRoute, Kind::GrpcRoute]);
+    let missing = Event::Availability(WatchedKind::HttpRoutes, Availability::Missing);
+    assert_eq!(scopes(&world.observe(missing)), ["shop"], "the definition is gone");
+    assert_eq!(kinds(&world), [Kind::GrpcRoute]);
+    assert_eq!(scopes(&world.observe(Event::GatewayRoute(Kind::GrpcRoute, Change::Reset(vec![])))), ["shop"]);
+    assert_eq!(kinds(&world), []);
 }

@@ -32,6 +32,7 @@ pub(crate) fn pick(backends: &[Backend], mut roll: u32) -> &Backend {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::table::backend::BackendTarget;
     use http::{HeaderMap, Method};
     use proptest::prelude::*;
     use weft_config as wire;
@@ -168,7 +169,7 @@ mod tests {
 
     #[test]
     fn backends_are_picked_by_weight() {
-        let backend = |weight| Backend { weight, target: Err(weight.to_string()) };
+        let backend = |weight| Backend { weight, target: BackendTarget::Invalid(weight.to_string()), filters: None };
         let backends = [backend(1), backend(0), backend(3)];
         let picked: Vec<u32> = (0..4).map(|roll| pick(&backends, roll).weight).collect();
         assert_eq!(picked, [1, 3, 3, 3]);

@@ -5,7 +5,7 @@ use http::header::HeaderName;
 
 /// On a response that a proxy generated: the reason.
 pub(crate) const REASON: HeaderName = HeaderName::from_static("weft-reason");
-/// On a response that a proxy generated: the object and the rule that decided, `MeshRoute/namespace/name/rule`.
+/// On a response that a proxy generated: the object and the rule that decided, `Kind/namespace/name/rule`.
 pub(crate) const SOURCE: HeaderName = HeaderName::from_static("weft-source");
 /// On a response that the backend's sidecar generated: the backend never received the request, so a retry is safe for
 /// any method.

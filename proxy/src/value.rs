@@ -38,7 +38,7 @@ pub(crate) enum CompileError {
     Weights(String),
 }
 
-/// The object and the rule in it that decided, as in `weft-source`: `MeshRoute/namespace/name/rule`.
+/// The object and the rule in it that decided, as in `weft-source`: `Kind/namespace/name/rule`.
 #[derive(Debug)]
 pub(crate) struct RuleName {
     pub(crate) text: String,

@@ -102,7 +102,8 @@ const HEDGE_IS_IN_TIME: &str = "\
 /// spec:
 ///   parentRefs: [{kind: Service, name: reviews}]
 ///   http:
-///   - backendRefs:
+///   - name: canary
+///     backendRefs:
 ///     - {name: reviews, port: 9080, subset: v1, weight: 90}
 ///     - {name: reviews, port: 9080, subset: v2, weight: 10}
 ///     timeouts: {request: 2s}

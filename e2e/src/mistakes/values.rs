@@ -10,6 +10,7 @@ const A_DURATION: &str = "must be whole numbers with a unit (h, m, s or ms): 500
 pub(super) fn group() -> Group {
     let mut mistakes = of_routes();
     mistakes.extend(of_filters());
+    mistakes.extend(of_backend_filters());
     mistakes.extend(of_clusters());
     mistakes.extend(of_policies());
     Group { name: "values", title: "Values that are refused", mesh: Mesh::Outside, scene: Scene::default(), mistakes }
@@ -137,6 +138,55 @@ fn of_filters() -> Vec<Mistake> {
             "spec.http[0].filters[0].rateLimit.key",
             "types Header, QueryParam and Cookie require a name; remove name for SourceAddress",
         ]),
+    ]
+}
+
+/// A route with one HTTP rule, whose only backend has these filters.
+fn backend_filters(name: &str, fields: &str, filters: &str) -> Mistake {
+    ruled(name, &format!("{fields}backendRefs: [{{name: web, port: 80, filters: [{filters}]}}]"))
+}
+
+fn of_backend_filters() -> Vec<Mistake> {
+    const REDIRECT: &str = "{type: RequestRedirect, requestRedirect: {hostname: shop.example}}";
+    const REWRITE: &str = "{type: URLRewrite, urlRewrite: {hostname: shop.example}}";
+    const PREFIX: &str = "{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /v2}}}";
+    vec![
+        backend_filters("a rate limit for one backend", "", "{type: RateLimit, rateLimit: {requests: 1}}").refused(&[
+            "spec.http[0].backendRefs[0].filters[0].type: Unsupported value: \"RateLimit\"",
+            "supported values:",
+            "\"RequestHeaderModifier\"",
+        ]),
+        backend_filters("two filters of one type for a backend", "", &format!("{REWRITE}, {REWRITE}"))
+            .refused(&["spec.http[0].backendRefs[0].filters", "a filter type may appear once in a backendRef"]),
+        backend_filters("a rewrite of requests that a backend redirects", "", &format!("{REWRITE}, {REDIRECT}"))
+            .refused(&[
+                "spec.http[0].backendRefs[0].filters",
+                "RequestHeaderModifier, URLRewrite and RequestMirror have no effect with RequestRedirect",
+            ]),
+        backend_filters("a backend's filter without the field of its type", "", "{type: RequestMirror}")
+            .refused(&["spec.http[0].backendRefs[0].filters[0]", "a filter has exactly the field that its type names"]),
+        backend_filters(
+            "a backend that replaces a prefix that no match has",
+            "matches: [{path: {type: Exact, value: /v1}}], ",
+            PREFIX,
+        )
+        .refused(&[
+            "spec.http[0]",
+            "ReplacePrefixMatch in a filter of a backendRef needs a PathPrefix in every match of the rule",
+        ]),
+        backend_filters("a backend that rewrites a tunnel", "matches: [{method: CONNECT}], ", REWRITE).refused(&[
+            "spec.http[0]",
+            "in a rule that matches CONNECT, backendRefs may only have filters of type ResponseHeaderModifier",
+        ]),
+        Mistake::new(
+            "a filter for a backend of TCP connections",
+            apply(route(
+                "refused",
+                "web",
+                &format!("tcp: [{{backendRefs: [{{name: web, port: 80, filters: [{REWRITE}]}}]}}]"),
+            )),
+        )
+        .refused(&["unknown field \"spec.tcp[0].backendRefs[0].filters\""]),
     ]
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use weft_config::{Export, Inbound};
+use weft_gateway_api::ParentReference;
 
 use super::diagnostic::Diagnostic;
 use crate::world::{DocumentKind, ObjectId};
@@ -29,6 +30,20 @@ pub struct Compiled {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
     /// The documents that contain it.
+    pub documents: BTreeSet<DocumentKind>,
+    /// Errors and notes for its conditions.
+    pub diagnostics: Vec<Diagnostic>,
+    /// Of a route of the Gateway API instead: the outcome at each parent that is a core Service, in the order of the
+    /// spec.
+    pub parents: Vec<ParentOutcome>,
+}
+
+/// The outcome of compiling a route of the Gateway API for one parent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParentOutcome {
+    /// The parentRef, as in the spec.
+    pub parent: ParentReference,
+    /// The documents that contain the route for this parent.
     pub documents: BTreeSet<DocumentKind>,
     /// Errors and notes for its conditions.
     pub diagnostics: Vec<Diagnostic>,

@@ -35,6 +35,18 @@ pub(super) fn port(service: &Service, port: u16) -> String {
     format!("Service {} has no TCP port {port}{hint}", service.key)
 }
 
+/// Of a port of a Service, by its name.
+pub(super) fn port_name(service: &Service, name: &str) -> String {
+    let names: Vec<&str> =
+        service.ports.iter().map(|port| port.name.as_str()).filter(|name| !name.is_empty()).collect();
+    let hint = match (did_you_mean(name, names.iter().copied()), &names[..]) {
+        (_, []) => ": none of its ports has a name".to_owned(),
+        (hint, names) if hint.is_empty() => format!(", only {}", names.join(", ")),
+        (hint, _) => hint,
+    };
+    format!("Service {} has no TCP port with the name {name}{hint}", service.key)
+}
+
 /// Of a subset. `spec`: the Service's MeshCluster.
 pub(super) fn subset(key: &Key, subset: &str, spec: Option<&MeshClusterSpec>) -> String {
     let Some(spec) = spec else {

@@ -4,7 +4,7 @@
 //! ```text
 //! Services, EndpointSlices, Pods ──service──┐
 //! MeshClusters ─────────────────cluster─────┼──> Export   (x.<ns>)
-//! MeshRoutes ───────────────────route───────┤
+//! MeshRoutes, HTTPRoutes, ... ──route───────┤
 //!                          consumer routes  └──> Inbound  (i.<ns>)
 //! MeshPolicies, Pods ───────────policy─────────> Inbound
 //! Nodes, Pods ──────────────────zones──────────> Inbound
@@ -31,7 +31,7 @@ mod value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-pub use compiled::{Compiled, Outcome};
+pub use compiled::{Compiled, Outcome, ParentOutcome};
 pub use diagnostic::{Diagnostic, Severity};
 use endpoint::has_endpoints;
 use weft_config::{Index, Protocol};

@@ -27,9 +27,14 @@ const FRAMING_HEADERS: &[&str] = &[
     "http2-settings",
 ];
 
+/// A duration as the Gateway API writes it.
+pub(super) fn parse_duration(text: &weft_crds::Duration, field: &str) -> Result<Duration, String> {
+    text.parse().map_err(|error| format!("{field}: {error}"))
+}
+
 /// A duration between two bounds, in milliseconds.
 pub(super) fn duration(text: &weft_crds::Duration, field: &str, min: Duration, max: Duration) -> Result<u64, String> {
-    let duration = text.parse().map_err(|error| format!("{field}: {error}"))?;
+    let duration = parse_duration(text, field)?;
     if duration < min || duration > max {
         return Err(format!("{field}: {} is not between {} ms and {} ms", text.0, min.as_millis(), max.as_millis()));
     }
@@ -65,7 +70,6 @@ pub(super) fn cors(cors: &route::Cors) -> Result<Cors, String> {
         );
     }
     let origins = match allow_origins.as_slice() {
-        [] => return Err("cors.allowOrigins is empty".into()),
         [any] if any == "*" => None,
         origins => Some(origins.iter().map(|text| origin(text)).collect::<Result<_, _>>()?),
     };

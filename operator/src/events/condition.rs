@@ -9,9 +9,10 @@ use std::collections::BTreeMap;
 use weft_crds::refs::PolicyTargetKind;
 use weft_crds::status::ConditionType;
 use weft_crds::{Condition, Status};
+use weft_gateway_api::ParentReference;
 
 use super::event::{Event, Object, Severity};
-use crate::world::{Kind, Namespace, ObjectId, World};
+use crate::world::{GatewayRoute, Kind, Namespace, ObjectId, OwnStatus, ParentStatus, World};
 
 /// Events about the change of an object's status.
 pub fn events(world: &World, id: &ObjectId, before: &Status, after: &Status) -> Vec<Event> {
@@ -21,19 +22,46 @@ pub fn events(world: &World, id: &ObjectId, before: &Status, after: &Status) -> 
     else {
         return Vec::new();
     };
+    about(id, uid, &targets(namespace, id), &changes)
+}
+
+/// Events about the change of `status.parents` of a route of the Gateway API.
+pub fn events_of_route(world: &World, route: &GatewayRoute, after: &[ParentStatus]) -> Vec<Event> {
+    let Some(namespace) = world.namespace(&route.meta.key.namespace) else { return Vec::new() };
+    let id = route.id();
+    let mut events: Vec<Event> = Vec::new();
+    for entry in after {
+        let ParentStatus::Own(after) = entry else { continue };
+        let before = route.own_status(&after.parent_ref).map(OwnStatus::status).unwrap_or_default();
+        let ParentReference { namespace: parent, name, .. } = &after.parent_ref;
+        let is_own = parent.as_ref().is_none_or(|parent| *parent == id.key.namespace);
+        let targets: Vec<Object> = service(namespace, name).filter(|_| is_own).into_iter().collect();
+        let after = after.status();
+        for event in about(&id, &route.meta.uid, &targets, &changes(&before, &after)) {
+            // Several parents may fail for the same reason.
+            let is_same = |other: &Event| (&other.regarding, &other.note) == (&event.regarding, &event.note);
+            if !events.iter().any(is_same) {
+                events.push(event);
+            }
+        }
+    }
+    events
+}
+
+/// Events about conditions of an object, on the object and on its targets.
+fn about(id: &ObjectId, uid: &str, targets: &[Object], changes: &[(Severity, &Condition)]) -> Vec<Event> {
     let object = Object {
-        api_version: Kind::api_version(),
+        api_version: id.kind.resource().api_version,
         kind: id.kind.as_str().to_owned(),
         key: id.key.clone(),
         uid: uid.to_owned(),
     };
-    let targets = targets(namespace, id);
     let mut events = Vec::new();
     for (severity, condition) in changes {
         let event = |regarding: &Object, related: Option<&Object>, note: String| Event {
             regarding: regarding.clone(),
             related: related.cloned(),
-            severity,
+            severity: *severity,
             reason: condition.reason.clone(),
             action: "WriteStatus",
             note,
@@ -113,6 +141,8 @@ fn targets(namespace: &Namespace, id: &ObjectId) -> Vec<Object> {
             });
             target.into_iter().collect()
         }
+        // They have a status for each target.
+        Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => Vec::new(),
     }
 }
 

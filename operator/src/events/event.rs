@@ -71,12 +71,20 @@ impl Event {
         format!("{}{suffix}", prefix.trim_end_matches(['-', '.']))
     }
 
+    /// The namespace of the Event: the object's, or `default` if it has none (the API requires that one).
+    pub(super) fn namespace(&self) -> &str {
+        match self.regarding.key.namespace.as_str() {
+            "" => "default",
+            namespace => namespace,
+        }
+    }
+
     /// The object of the API. `instance` is the name of this operator.
     pub(super) fn render(&self, instance: &str, now: Timestamp) -> v1::Event {
         v1::Event {
             metadata: ObjectMeta {
                 name: Some(self.name()),
-                namespace: Some(self.regarding.key.namespace.clone()),
+                namespace: Some(self.namespace().to_owned()),
                 ..ObjectMeta::default()
             },
             regarding: Some(self.regarding.reference()),
@@ -109,7 +117,7 @@ impl Object {
         ObjectReference {
             api_version: Some(api_version.clone()),
             kind: Some(kind.clone()),
-            namespace: Some(key.namespace.clone()),
+            namespace: Some(key.namespace.clone()).filter(|namespace| !namespace.is_empty()),
             name: Some(key.name.clone()),
             uid: Some(uid.clone()),
             ..ObjectReference::default()
@@ -157,6 +165,15 @@ mod tests {
         let long = format!("{}-{}", "a".repeat(235), "b".repeat(17));
         let name = event(&long, "a").name();
         assert!(name.len() <= NAME_BYTES_MAX && !name.contains("-."), "{name}");
+    }
+
+    #[test]
+    fn events_about_objects_without_a_namespace_are_in_the_default_one() {
+        let mut event = event("httproutes.gateway.networking.k8s.io", "a");
+        event.regarding.key.namespace.clear();
+        let rendered = event.render("weft-operator-1", Timestamp::UNIX_EPOCH);
+        assert_eq!(rendered.metadata.namespace.as_deref(), Some("default"));
+        assert_eq!(rendered.regarding.and_then(|object| object.namespace), None);
     }
 
     #[test]

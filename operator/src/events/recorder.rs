@@ -130,7 +130,7 @@ impl Writer {
 
 /// Creates the Event, or counts up an equal one.
 async fn write(client: &Client, event: &Event, instance: &str) -> Result<&'static str, Error> {
-    let api: Api<v1::Event> = Api::namespaced(client.clone(), &event.regarding.key.namespace);
+    let api: Api<v1::Event> = Api::namespaced(client.clone(), event.namespace());
     match call(api.create(&PostParams::default(), &event.render(instance, Timestamp::now()))).await {
         Ok(_) => Ok("written"),
         // It exists.

@@ -9,37 +9,32 @@
 //! of a namespace change, the namespaces that reference it are compiled again.
 
 mod state;
+mod statuses;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::StreamExt;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::jiff::Timestamp;
 use kube::{Api, Client};
 use state::{INDEX, RETRY_MAX, State, delivered, document_name};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use weft_crds::Status;
 use weft_runtime::readiness::Part;
 
 use crate::apply;
 use crate::compile::{self, Compiled};
-use crate::events::{self, Recorder};
+use crate::events::Recorder;
 use crate::lease;
-use crate::metrics::{DocumentLabel, KindLabel, Metrics, OutcomeLabel};
+use crate::metrics::{AvailabilityLabels, DocumentLabel, KindLabel, Metrics};
 use crate::render::{self, Body, Plan, Published};
-use crate::status::{self, Delivery};
-use crate::world::{Access, AccessKind, Change, Document, DocumentKind, Event, Key, ObjectId, WatchedKind};
+use crate::status::Delivery;
+use crate::world::{Access, AccessKind, Availability, Change, Document, DocumentKind, Event, Key, WatchedKind};
 
 /// Maximum events applied before timers are checked again.
 const EVENTS_MAX: usize = 1024;
 /// Maximum concurrent writes.
 const WRITES_MAX: usize = 8;
-/// Maximum statuses written for one namespace in one round, and when the next round writes the others: a pod can change
-/// the conditions of a thousand policies, and documents have precedence.
-const STATUSES_MAX: usize = 256;
-const STATUSES_INTERVAL: Duration = Duration::from_millis(100);
 /// Interval in which the gauges are updated, also without events.
 const GAUGES_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -366,57 +361,6 @@ impl Reconciler {
         }
     }
 
-    /// Writes the statuses that changed, up to a number in one round, and each object's at most so often
-    /// (`State::may_write_status`).
-    async fn write_statuses(&self, state: &mut State, scope: &str, compiled: &Compiled, epoch: u64) {
-        let now = Instant::now();
-        let mut jobs: Vec<(ObjectId, String, Status)> = Vec::new();
-        for (id, outcome) in &compiled.objects {
-            let Some((uid, generation, previous)) = state.world.status(id) else { continue };
-            let delivery = state.delivery_of(scope, outcome);
-            let Some(next) = status::next(previous, generation, &outcome.diagnostics, &delivery, Timestamp::now())
-            else {
-                continue;
-            };
-            let (uid, is_prompt) = (uid.to_owned(), status::is_prompt(previous, &next));
-            if jobs.len() == STATUSES_MAX {
-                state.write_statuses_at(scope, now + STATUSES_INTERVAL);
-                break;
-            }
-            if state.may_write_status(id, is_prompt, now) {
-                jobs.push((id.clone(), uid, next));
-            }
-        }
-        let writes = jobs.into_iter().map(|(id, uid, next)| async move {
-            let written = match self.may_write(epoch) {
-                true => apply::status(&self.client, &id, &uid, &next).await,
-                false => Err(apply::Error::Conflict),
-            };
-            (id, next, written)
-        });
-        let results: Vec<_> = futures_util::stream::iter(writes).buffer_unordered(WRITES_MAX).collect().await;
-        for (id, next, written) in results {
-            let outcome = written.as_ref().map_or_else(apply::Error::reason, |_| "written");
-            self.metrics.status_writes.get_or_create(&OutcomeLabel { outcome }).inc();
-            match written {
-                Ok(version) => {
-                    let revision = version.and_then(|version| version.parse().ok()).unwrap_or_default();
-                    state.status_written(id.clone(), Instant::now());
-                    if let Some((.., previous)) = state.world.status(&id) {
-                        self.recorder.record(events::condition::events(&state.world, &id, previous, &next));
-                    }
-                    state.world.set_status(&id, next, revision);
-                }
-                // The object was deleted; the watch will report it.
-                Err(apply::Error::NotFound) => {}
-                Err(error) => {
-                    tracing::warn!(object = %id, %error, "cannot write status, retrying");
-                    state.retry(scope, Instant::now());
-                }
-            }
-        }
-    }
-
     fn may_write(&self, epoch: u64) -> bool {
         self.lease.borrow().epoch() == Some(epoch)
     }
@@ -451,6 +395,16 @@ impl Reconciler {
                 .objects
                 .get_or_create(&KindLabel { kind: kind.to_owned() })
                 .set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        for (kind, availability) in state.world.availability() {
+            for name in Availability::STATES {
+                let labels = AvailabilityLabels { kind: kind.as_str(), state: name };
+                let gauge = self.metrics.gateway_api_kinds.get_or_create(&labels);
+                gauge.set(i64::from(availability.as_str() == name));
+            }
+        }
+        if state.epoch.is_some() {
+            self.recorder.record(state.events_of_definitions());
         }
         if state.epoch.is_some() && state.has_synced() && state.dirty.is_empty() {
             self.metrics.last_sync.set(Duration::from_millis(unix_ms()).as_secs_f64());

@@ -5,12 +5,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
-use crate::compile::{self, Compiled, Exports, Outcome};
+use crate::compile::{self, Compiled, Exports};
 use crate::events;
 use crate::metrics::NotReadyLabels;
 use crate::render::Published;
 use crate::status::{self, Delivery};
-use crate::world::{DocumentKind, Event, ObjectId, WatchedKind, World, documents_namespace};
+use crate::world::{Availability, Definition, DocumentKind, Event, ObjectId, WatchedKind, World, documents_namespace};
 
 /// The scope of the index; no namespace has this name.
 pub(super) const INDEX: &str = "";
@@ -58,6 +58,8 @@ pub(super) struct State {
     status_due: BTreeMap<String, Instant>,
     /// UIDs of pods without a proxy, and of their workloads, that Events are about; by namespace.
     reported: BTreeMap<String, BTreeSet<String>>,
+    /// Definitions of the Gateway API's kinds that Events are about.
+    reported_definitions: BTreeSet<Definition>,
     /// The epoch that `published` and the other caches belong to; `None` on standby.
     pub(super) epoch: Option<u64>,
     /// Time of the next round, if one is scheduled.
@@ -113,6 +115,7 @@ impl State {
         self.status_written_at.clear();
         self.status_due.clear();
         self.reported.clear();
+        self.reported_definitions.clear();
         let known = self.world.namespaces().map(|(name, _)| name.clone());
         let written = self.world.documents().map(|(_, namespace, _)| namespace.to_owned());
         self.dirty = known.chain(written).collect();
@@ -235,19 +238,24 @@ impl State {
 
     /// Objects that are not ready, by kind and reason.
     pub(super) fn count_not_ready(&self) -> BTreeMap<NotReadyLabels, i64> {
-        let mut counts = BTreeMap::new();
+        let mut not_ready = Vec::new();
         for (kind, status) in self.world.statuses() {
-            if let Some(reason) = status::not_ready(status) {
-                *counts.entry(NotReadyLabels { kind: kind.as_str(), reason: reason.to_owned() }).or_default() += 1;
-            }
+            not_ready.extend(status::not_ready(status).map(|reason| (kind, reason)));
+        }
+        for route in self.world.namespaces().flat_map(|(_, namespace)| namespace.gateway_routes()) {
+            not_ready.extend(status::parents::not_ready(route).map(|reason| (route.kind, reason)));
+        }
+        let mut counts = BTreeMap::new();
+        for (kind, reason) in not_ready {
+            *counts.entry(NotReadyLabels { kind: kind.as_str(), reason: reason.to_owned() }).or_default() += 1;
         }
         counts
     }
 
     /// Whether the documents that contain an object have been written.
-    pub(super) fn delivery_of(&self, scope: &str, outcome: &Outcome) -> Delivery {
+    pub(super) fn delivery_of(&self, scope: &str, documents: &BTreeSet<DocumentKind>) -> Delivery {
         let mut written = Vec::new();
-        for kind in &outcome.documents {
+        for kind in documents {
             match self.delivery.get(&(*kind, scope.to_owned())) {
                 Some(Delivery::Written(message)) => written.push(message.clone()),
                 Some(other) => return other.clone(),
@@ -265,6 +273,16 @@ impl State {
             self.reported.insert(scope.to_owned(), reported);
         }
         events
+    }
+
+    /// Events about definitions that serve no version that Weft reads, each once.
+    pub(super) fn events_of_definitions(&mut self) -> Vec<events::Event> {
+        let unsupported = self.world.availability().filter_map(|(_, availability)| match availability {
+            Availability::Unsupported(definition) => Some(definition.clone()),
+            Availability::Missing | Availability::Served => None,
+        });
+        let before = std::mem::replace(&mut self.reported_definitions, unsupported.collect());
+        self.reported_definitions.difference(&before).map(events::definition::event).collect()
     }
 
     pub(super) fn retry(&mut self, scope: &str, now: Instant) {

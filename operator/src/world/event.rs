@@ -1,8 +1,9 @@
 //! What watches tell the World.
 
+use super::availability::Availability;
 use super::objects::{
-    Access, AccessKind, Account, Cluster, Document, DocumentKind, Grant, Key, NamespaceMeta, Node, Pod, Policy, Route,
-    Service, Slice,
+    Access, AccessKind, Account, Cluster, Document, DocumentKind, GatewayRoute, Grant, Key, Kind, NamespaceMeta, Node,
+    Pod, Policy, Route, Service, Slice,
 };
 
 /// Declares [`WatchedKind`]: its variants, the list of them and their names come from one list.
@@ -40,6 +41,10 @@ watched_kinds! {
     MeshClusters => "meshclusters",
     MeshPolicies => "meshpolicies",
     ReferenceGrants => "referencegrants",
+    HttpRoutes => "httproutes",
+    GrpcRoutes => "grpcroutes",
+    TlsRoutes => "tlsroutes",
+    TcpRoutes => "tcproutes",
     Exports => "exports",
     Inbounds => "inbounds",
     Roles => "roles",
@@ -72,8 +77,10 @@ pub enum Event {
     Cluster(Change<Cluster>),
     Policy(Change<Policy>),
     Grant(Change<Grant>),
-    /// The API server has no ReferenceGrants: the Gateway API is not installed.
-    GrantsMissing,
+    /// Of a kind of the Gateway API.
+    GatewayRoute(Kind, Change<GatewayRoute>),
+    /// Of a kind of the Gateway API.
+    Availability(WatchedKind, Availability),
     Document(DocumentKind, Change<Document>),
     Access(AccessKind, Change<Access>),
 }
@@ -97,13 +104,32 @@ impl Event {
             Self::Cluster(change) => (WatchedKind::MeshClusters, is_reset(change)),
             Self::Policy(change) => (WatchedKind::MeshPolicies, is_reset(change)),
             Self::Grant(change) => (WatchedKind::ReferenceGrants, is_reset(change)),
-            Self::GrantsMissing => (WatchedKind::ReferenceGrants, true),
+            Self::GatewayRoute(kind, change) => (kind.watched(), is_reset(change)),
+            // What is not there needs no list.
+            Self::Availability(kind, availability) => (*kind, *availability != Availability::Served),
             Self::Document(DocumentKind::Inbound, change) => (WatchedKind::Inbounds, is_reset(change)),
             Self::Document(DocumentKind::Export | DocumentKind::Index, change) => {
                 (WatchedKind::Exports, is_reset(change))
             }
             Self::Access(AccessKind::Role, change) => (WatchedKind::Roles, is_reset(change)),
             Self::Access(AccessKind::Binding, change) => (WatchedKind::RoleBindings, is_reset(change)),
+        }
+    }
+}
+
+// === impl Kind ===
+
+impl Kind {
+    /// The kind of its watch.
+    pub fn watched(self) -> WatchedKind {
+        match self {
+            Self::Cluster => WatchedKind::MeshClusters,
+            Self::Policy => WatchedKind::MeshPolicies,
+            Self::Route => WatchedKind::MeshRoutes,
+            Self::HttpRoute => WatchedKind::HttpRoutes,
+            Self::GrpcRoute => WatchedKind::GrpcRoutes,
+            Self::TlsRoute => WatchedKind::TlsRoutes,
+            Self::TcpRoute => WatchedKind::TcpRoutes,
         }
     }
 }

@@ -4,6 +4,8 @@
 //! [`World::observe`] applies an event and returns which namespaces it affected. Pure: no client, no clock. A relist
 //! arrives as one [`Change::Reset`], so the World never holds part of a list.
 
+mod availability;
+mod documents;
 mod event;
 mod namespace;
 pub mod objects;
@@ -11,12 +13,14 @@ mod stored;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use availability::{Availability, Definition};
 pub use event::{Change, Event, WatchedKind};
 pub use namespace::Namespace;
 pub use objects::{
-    Access, AccessKind, Account, Cluster, ContainerPort, Distribution, Document, DocumentKind, Grant, Key, Kind,
-    MeshObject, Meta, NamespaceMeta, Node, ObjectId, Owner, Pod, Policy, Protocol, Readiness, Route, Service,
-    ServicePort, Slice, SliceEndpoint, SlicePort, TargetPort, WithoutProxy, documents_namespace,
+    Access, AccessKind, Account, Cluster, ContainerPort, Distribution, Document, DocumentKind, GatewayRoute,
+    GatewaySpec, Grant, Key, Kind, MeshObject, Meta, NamespaceMeta, Node, ObjectId, OwnStatus, Owner, ParentStatus,
+    Pod, Policy, Protocol, Readiness, Route, Service, ServicePort, Slice, SliceEndpoint, SlicePort, TargetPort,
+    WithoutProxy, documents_namespace,
 };
 use stored::Stored;
 use weft_crds::Status;
@@ -41,6 +45,8 @@ pub struct World {
     documents: BTreeMap<(DocumentKind, String), Document>,
     access: BTreeMap<(AccessKind, String), Access>,
     has_grants: bool,
+    /// Of the Gateway API's kinds, once it is known.
+    availability: BTreeMap<WatchedKind, Availability>,
 }
 
 // === impl World ===
@@ -51,22 +57,20 @@ impl World {
         let mut touched = Touched::default();
         match event {
             Event::Namespace(change) => self.observe_namespace(change, &mut touched),
-            Event::Service(change) => self.observe_stored(change, &mut touched),
-            Event::Pod(change) => self.observe_stored(change, &mut touched),
-            Event::Slice(change) => self.observe_stored(change, &mut touched),
-            Event::Account(change) => self.observe_stored(change, &mut touched),
+            Event::Service(change) => self.observe_stored(change, |all| &mut all.services, &mut touched),
+            Event::Pod(change) => self.observe_stored(change, |all| &mut all.pods, &mut touched),
+            Event::Slice(change) => self.observe_stored(change, |all| &mut all.slices, &mut touched),
+            Event::Account(change) => self.observe_stored(change, |all| &mut all.accounts, &mut touched),
             Event::Node(change) => self.observe_node(change, &mut touched),
-            Event::Route(change) => self.observe_stored(change, &mut touched),
-            Event::Cluster(change) => self.observe_stored(change, &mut touched),
-            Event::Policy(change) => self.observe_stored(change, &mut touched),
+            Event::Route(change) => self.observe_stored(change, |all| &mut all.routes, &mut touched),
+            Event::Cluster(change) => self.observe_stored(change, |all| &mut all.clusters, &mut touched),
+            Event::Policy(change) => self.observe_stored(change, |all| &mut all.policies, &mut touched),
             Event::Grant(change) => {
                 self.set_has_grants(true, &mut touched);
-                self.observe_stored(change, &mut touched);
+                self.observe_stored(change, |all| &mut all.grants, &mut touched);
             }
-            Event::GrantsMissing => {
-                self.set_has_grants(false, &mut touched);
-                self.observe_stored(Change::<Grant>::Reset(Vec::new()), &mut touched);
-            }
+            Event::Availability(kind, availability) => self.observe_availability(kind, availability, &mut touched),
+            Event::GatewayRoute(kind, change) => self.observe_gateway_route(kind, change, &mut touched),
             Event::Document(kind, change) => self.observe_document(kind, change, &mut touched),
             Event::Access(kind, change) => self.observe_access(kind, change, &mut touched),
         }
@@ -101,10 +105,16 @@ impl World {
         self.has_grants
     }
 
-    /// Whether a ReferenceGrant allows MeshRoutes of namespace `from` to refer to a Service of another namespace.
-    pub fn grants(&self, from: &str, service: &Key) -> bool {
-        let namespace = self.namespaces.get(&service.namespace);
-        namespace.is_some_and(|namespace| namespace.grants.values().any(|grant| grant.permits(from, &service.name)))
+    /// Of each kind of the Gateway API, once it is known, whether the cluster has it.
+    pub fn availability(&self) -> impl Iterator<Item = (WatchedKind, &Availability)> {
+        self.availability.iter().map(|(kind, availability)| (*kind, availability))
+    }
+
+    /// Whether a ReferenceGrant allows routes of this kind and of namespace `from` to refer to a Service of another
+    /// namespace.
+    pub fn grants(&self, kind: Kind, from: &str, service: &Key) -> bool {
+        let Some(namespace) = self.namespaces.get(&service.namespace) else { return false };
+        namespace.grants.values().any(|grant| grant.permits(kind, from, &service.name))
     }
 
     /// The zone of a node, if it has one.
@@ -115,21 +125,6 @@ impl World {
     /// Whether a pod outside of the namespace has a proxy.
     pub fn is_meshed_outside(&self, name: &str) -> bool {
         self.meshed.iter().any(|other| other != name)
-    }
-
-    /// A document as it is in the cluster.
-    pub fn document(&self, kind: DocumentKind, namespace: &str) -> Option<&Document> {
-        self.documents.get(&(kind, namespace.to_owned()))
-    }
-
-    /// All documents as they are in the cluster, with the namespace that their name refers to.
-    pub fn documents(&self) -> impl Iterator<Item = (DocumentKind, &str, &Document)> {
-        self.documents.iter().map(|((kind, namespace), document)| (*kind, namespace.as_str(), document))
-    }
-
-    /// The Role or RoleBinding for the inbound document of a namespace, as it is in the cluster.
-    pub fn access(&self, kind: AccessKind, namespace: &str) -> Option<&Access> {
-        self.access.get(&(kind, namespace.to_owned()))
     }
 
     /// All namespaces in the mesh.
@@ -179,7 +174,13 @@ impl World {
             Kind::Route => namespace.routes.get(&id.key.name).map(of),
             Kind::Cluster => namespace.clusters.get(&id.key.name).map(of),
             Kind::Policy => namespace.policies.get(&id.key.name).map(of),
+            Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => None,
         }
+    }
+
+    /// A route of the Gateway API.
+    pub fn gateway_route(&self, id: &ObjectId) -> Option<&GatewayRoute> {
+        self.namespaces.get(&id.key.namespace)?.gateway_route(id.kind, &id.key.name)
     }
 
     /// The status of every custom resource.
@@ -203,7 +204,17 @@ impl World {
             Kind::Route => namespace.routes.get_mut(&id.key.name).map(|object| set(object, status, revision)),
             Kind::Cluster => namespace.clusters.get_mut(&id.key.name).map(|object| set(object, status, revision)),
             Kind::Policy => namespace.policies.get_mut(&id.key.name).map(|object| set(object, status, revision)),
+            Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => None,
         };
+    }
+
+    /// Stores the `status.parents` of a route of the Gateway API that were just written, before the watch reports them.
+    pub fn set_parents(&mut self, id: &ObjectId, parents: Vec<ParentStatus>, revision: u64) {
+        let Some(namespace) = self.namespaces.get_mut(&id.key.namespace) else { return };
+        if let Some(route) = namespace.gateway_route_mut(id.kind, &id.key.name) {
+            route.parents = parents;
+            route.meta.revision = route.meta.revision.max(revision);
+        }
     }
 
     /// Counts by kind, for metrics.
@@ -216,6 +227,10 @@ impl World {
             ("endpointslices", sum(|n| n.slices.len())),
             ("serviceaccounts", sum(|n| n.accounts.len())),
             ("referencegrants", sum(|n| n.grants.len())),
+            ("httproutes", sum(|n| n.http_routes.len())),
+            ("grpcroutes", sum(|n| n.grpc_routes.len())),
+            ("tlsroutes", sum(|n| n.tls_routes.len())),
+            ("tcproutes", sum(|n| n.tcp_routes.len())),
             ("meshroutes", sum(|n| n.routes.len())),
             ("meshclusters", sum(|n| n.clusters.len())),
             ("meshpolicies", sum(|n| n.policies.len())),
@@ -259,12 +274,41 @@ impl World {
         }
     }
 
-    fn observe_stored<K: Stored>(&mut self, change: Change<K>, touched: &mut Touched) {
+    /// Without a version that Weft reads, there are no grants. Routes of another version are there, with an error.
+    fn observe_availability(&mut self, kind: WatchedKind, availability: Availability, touched: &mut Touched) {
+        let is_missing = availability == Availability::Missing;
+        if kind == WatchedKind::ReferenceGrants && availability != Availability::Served {
+            self.set_has_grants(false, touched);
+            self.observe_stored(Change::Reset(Vec::new()), |all| &mut all.grants, touched);
+        }
+        if let Some(kind) = Kind::GATEWAY.into_iter().find(|route| route.watched() == kind && is_missing) {
+            self.observe_gateway_route(kind, Change::Reset(Vec::new()), touched);
+        }
+        self.availability.insert(kind, availability);
+    }
+
+    fn observe_gateway_route(&mut self, kind: Kind, change: Change<GatewayRoute>, touched: &mut Touched) {
+        match kind {
+            Kind::HttpRoute => self.observe_stored(change, |all| &mut all.http_routes, touched),
+            Kind::GrpcRoute => self.observe_stored(change, |all| &mut all.grpc_routes, touched),
+            Kind::TlsRoute => self.observe_stored(change, |all| &mut all.tls_routes, touched),
+            Kind::TcpRoute => self.observe_stored(change, |all| &mut all.tcp_routes, touched),
+            Kind::Cluster | Kind::Policy | Kind::Route => {}
+        }
+    }
+
+    /// `map`: where a namespace has the objects of the kind.
+    fn observe_stored<K: Stored>(
+        &mut self,
+        change: Change<K>,
+        map: fn(&mut Namespace) -> &mut BTreeMap<String, K>,
+        touched: &mut Touched,
+    ) {
         match change {
             Change::Apply(object) => {
                 let Key { namespace, name } = object.key().clone();
-                let map = K::map(self.namespaces.entry(namespace.clone()).or_default());
-                let current = map.get(&name);
+                let objects = map(self.namespaces.entry(namespace.clone()).or_default());
+                let current = objects.get(&name);
                 if current.is_some_and(|current| current.revision() > object.revision()) {
                     return;
                 }
@@ -272,18 +316,18 @@ impl World {
                     touched.urgent |= current.is_some_and(|current| current.is_urgent(Some(&object)));
                     touched.scopes.insert(namespace.clone());
                 }
-                let before = map.remove(&name);
+                let before = objects.remove(&name);
                 let current = self.namespaces.entry(namespace.clone()).or_default();
                 if let Some(before) = before {
                     before.index(current, false);
                 }
                 object.index(current, true);
-                K::map(current).insert(name, object);
+                map(current).insert(name, object);
                 self.update_meshed(&namespace, touched);
             }
             Change::Delete(Key { namespace, name }) => {
                 let Some(current) = self.namespaces.get_mut(&namespace) else { return };
-                if let Some(object) = K::map(current).remove(&name) {
+                if let Some(object) = map(current).remove(&name) {
                     touched.urgent |= object.is_urgent(None);
                     touched.scopes.insert(namespace.clone());
                     object.index(current, false);
@@ -297,15 +341,15 @@ impl World {
                     .namespaces
                     .iter_mut()
                     .flat_map(|(namespace, current)| {
-                        K::map(current).keys().map(|name| Key::new(namespace, name)).collect::<Vec<_>>()
+                        map(current).keys().map(|name| Key::new(namespace, name)).collect::<Vec<_>>()
                     })
                     .filter(|key| !listed.contains(key))
                     .collect();
                 for key in removed {
-                    self.observe_stored::<K>(Change::Delete(key), touched);
+                    self.observe_stored(Change::Delete(key), map, touched);
                 }
                 for object in objects {
-                    self.observe_stored(Change::Apply(object), touched);
+                    self.observe_stored(Change::Apply(object), map, touched);
                 }
             }
         }
@@ -379,82 +423,6 @@ impl World {
         touched
             .scopes
             .extend(self.namespaces.iter().filter(|(_, namespace)| on(namespace)).map(|(name, _)| name.clone()));
-    }
-
-    /// `kind` is the kind of the watch: the watch of exports includes the index.
-    fn observe_document(&mut self, kind: DocumentKind, change: Change<Document>, touched: &mut Touched) {
-        match change {
-            Change::Apply(document) => {
-                // Other ConfigMaps in the namespace are ignored.
-                let Some(slot) = kind.slot(&document.name) else { return };
-                let current = self.documents.get(&slot);
-                if current.is_some_and(|current| current.revision > document.revision) || current == Some(&document) {
-                    return;
-                }
-                touched.scopes.insert(slot.1.clone());
-                self.documents.insert(slot, document);
-            }
-            Change::Delete(key) => {
-                if let Some(slot) = kind.slot(&key.name)
-                    && self.documents.remove(&slot).is_some()
-                {
-                    touched.scopes.insert(slot.1);
-                }
-            }
-            Change::Reset(documents) => {
-                let listed: BTreeSet<&str> = documents.iter().map(|document| document.name.as_str()).collect();
-                let removed: Vec<String> = self
-                    .documents
-                    .iter()
-                    .filter(|((other, _), document)| {
-                        documents_namespace(*other) == documents_namespace(kind)
-                            && !listed.contains(document.name.as_str())
-                    })
-                    .map(|(_, document)| document.name.clone())
-                    .collect();
-                for name in removed {
-                    self.observe_document(kind, Change::Delete(Key::new("", name)), touched);
-                }
-                for document in documents {
-                    self.observe_document(kind, Change::Apply(document), touched);
-                }
-            }
-        }
-    }
-
-    fn observe_access(&mut self, kind: AccessKind, change: Change<Access>, touched: &mut Touched) {
-        match change {
-            Change::Apply(access) => {
-                let Some(namespace) = DocumentKind::Inbound.namespace_of(&access.name) else { return };
-                let key = (kind, namespace.clone());
-                if self.access.get(&key) != Some(&access) {
-                    self.access.insert(key, access);
-                    touched.scopes.insert(namespace);
-                }
-            }
-            Change::Delete(key) => {
-                if let Some(namespace) = DocumentKind::Inbound.namespace_of(&key.name)
-                    && self.access.remove(&(kind, namespace.clone())).is_some()
-                {
-                    touched.scopes.insert(namespace);
-                }
-            }
-            Change::Reset(all) => {
-                let listed: BTreeSet<&str> = all.iter().map(|access| access.name.as_str()).collect();
-                let removed: Vec<String> = self
-                    .access
-                    .iter()
-                    .filter(|((other, _), access)| *other == kind && !listed.contains(access.name.as_str()))
-                    .map(|(_, access)| access.name.clone())
-                    .collect();
-                for name in removed {
-                    self.observe_access(kind, Change::Delete(Key::new("", name)), touched);
-                }
-                for access in all {
-                    self.observe_access(kind, Change::Apply(access), touched);
-                }
-            }
-        }
     }
 
     fn remove_if_empty(&mut self, name: &str) {

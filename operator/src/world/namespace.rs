@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::objects::{Account, Cluster, Grant, NamespaceMeta, Pod, Policy, Route, Service, Slice};
+use super::objects::{Account, Cluster, GatewayRoute, Grant, Kind, NamespaceMeta, Pod, Policy, Route, Service, Slice};
 
 /// The objects of one namespace, by name.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -17,6 +17,10 @@ pub struct Namespace {
     pub routes: BTreeMap<String, Route>,
     pub clusters: BTreeMap<String, Cluster>,
     pub policies: BTreeMap<String, Policy>,
+    pub http_routes: BTreeMap<String, GatewayRoute>,
+    pub grpc_routes: BTreeMap<String, GatewayRoute>,
+    pub tls_routes: BTreeMap<String, GatewayRoute>,
+    pub tcp_routes: BTreeMap<String, GatewayRoute>,
     pub grants: BTreeMap<String, Grant>,
     /// How many pods have a proxy and may have traffic.
     pub meshed: usize,
@@ -32,6 +36,16 @@ impl Namespace {
         self.slices_of.get(service).into_iter().flatten().filter_map(|name| self.slices.get(name))
     }
 
+    pub(super) fn gateway_route_mut(&mut self, kind: Kind, name: &str) -> Option<&mut GatewayRoute> {
+        match kind {
+            Kind::HttpRoute => self.http_routes.get_mut(name),
+            Kind::GrpcRoute => self.grpc_routes.get_mut(name),
+            Kind::TlsRoute => self.tls_routes.get_mut(name),
+            Kind::TcpRoute => self.tcp_routes.get_mut(name),
+            Kind::Cluster | Kind::Policy | Kind::Route => None,
+        }
+    }
+
     pub(super) fn index_slice(&mut self, slice: &Slice, is_added: bool) {
         let names = self.slices_of.entry(slice.service.clone()).or_default();
         if is_added {
@@ -44,6 +58,23 @@ impl Namespace {
         }
     }
 
+    /// The Gateway API's routes of all kinds.
+    pub fn gateway_routes(&self) -> impl Iterator<Item = &GatewayRoute> {
+        let Self { http_routes, grpc_routes, tls_routes, tcp_routes, .. } = self;
+        [http_routes, grpc_routes, tls_routes, tcp_routes].into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// A route of the Gateway API.
+    pub fn gateway_route(&self, kind: Kind, name: &str) -> Option<&GatewayRoute> {
+        match kind {
+            Kind::HttpRoute => self.http_routes.get(name),
+            Kind::GrpcRoute => self.grpc_routes.get(name),
+            Kind::TlsRoute => self.tls_routes.get(name),
+            Kind::TcpRoute => self.tcp_routes.get(name),
+            Kind::Cluster | Kind::Policy | Kind::Route => None,
+        }
+    }
+
     /// The pod of this name, if it has this UID (and is not a successor of the same name).
     pub fn pod(&self, name: &str, uid: &str) -> Option<&Pod> {
         self.pods.get(name).filter(|pod| pod.uid == uid)
@@ -51,23 +82,28 @@ impl Namespace {
 
     /// Whether the conditions of its routes or clusters may depend on the pods of other namespaces.
     pub(super) fn has_clients_elsewhere(&self) -> bool {
-        !(self.routes.is_empty() && self.clusters.is_empty())
+        !(self.routes.is_empty() && self.clusters.is_empty()) || self.gateway_routes().next().is_some()
     }
 
-    /// Whether it is in the mesh by itself: it has the injection label, a Weft object, or a pod with a proxy.
+    /// Whether it is in the mesh by itself: it has the injection label, a Weft object, a route of the Gateway API with a
+    /// Service as parent, or a pod with a proxy.
     pub(super) fn is_enrolled(&self) -> bool {
         self.meta.as_ref().is_some_and(|meta| meta.enabled)
             || !(self.routes.is_empty() && self.clusters.is_empty() && self.policies.is_empty())
+            || self.gateway_routes().next().is_some()
             || self.pods.values().any(|pod| pod.has_proxy)
     }
 
     /// Namespaces that its routes reference.
     pub(super) fn referenced_namespaces(&self) -> impl Iterator<Item = &str> {
-        self.routes.values().filter_map(|route| route.spec.as_ref().ok()).flat_map(|spec| {
+        let of_gateway = self.gateway_routes().flat_map(|route| route.namespaces.iter().map(String::as_str));
+        let specs = self.routes.values().filter_map(|route| route.spec.as_ref().ok());
+        let of_mesh = specs.flat_map(|spec| {
             let parents = spec.parent_refs.iter().filter_map(|parent| parent.namespace.as_deref());
             let backends = spec.backend_refs().filter_map(|backend| backend.namespace.as_deref());
             let mirrors = spec.mirror_refs().filter_map(|mirror| mirror.namespace.as_deref());
             parents.chain(backends).chain(mirrors)
-        })
+        });
+        of_mesh.chain(of_gateway)
     }
 }

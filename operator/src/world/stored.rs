@@ -1,16 +1,13 @@
-//! How the World stores the kinds of a namespace, and which changes to them are urgent.
-
-use std::collections::BTreeMap;
+//! How the World compares the kinds of a namespace, and which changes to them are urgent.
 
 use weft_crds::{MeshClusterSpec, MeshPolicySpec, MeshRouteSpec};
 
 use super::namespace::Namespace;
-use super::objects::{Account, Grant, Key, MeshObject, Pod, Service, Slice};
+use super::objects::{Account, GatewayRoute, Grant, Key, MeshObject, Pod, Service, Slice};
 
 /// A kind that the World stores by namespace and name.
 pub(super) trait Stored: PartialEq + Sized {
     fn key(&self) -> &Key;
-    fn map(namespace: &mut Namespace) -> &mut BTreeMap<String, Self>;
     /// The resourceVersion as a number, to ignore watch events older than our own writes; 0 for kinds that the
     /// operator does not write.
     fn revision(&self) -> u64 {
@@ -35,17 +32,11 @@ impl Stored for Service {
     fn key(&self) -> &Key {
         &self.key
     }
-    fn map(namespace: &mut Namespace) -> &mut BTreeMap<String, Self> {
-        &mut namespace.services
-    }
 }
 
 impl Stored for Pod {
     fn key(&self) -> &Key {
         &self.key
-    }
-    fn map(namespace: &mut Namespace) -> &mut BTreeMap<String, Self> {
-        &mut namespace.pods
     }
     fn is_urgent(&self, next: Option<&Self>) -> bool {
         // A policy that selects by labels must apply before traffic that follows the new labels.
@@ -63,9 +54,6 @@ impl Stored for Slice {
     fn key(&self) -> &Key {
         &self.key
     }
-    fn map(namespace: &mut Namespace) -> &mut BTreeMap<String, Self> {
-        &mut namespace.slices
-    }
     fn is_urgent(&self, next: Option<&Self>) -> bool {
         let ready = |slice: &Self| slice.endpoints.iter().filter(|endpoint| endpoint.ready).count();
         ready(self) > next.map_or(0, ready)
@@ -79,28 +67,36 @@ impl Stored for Account {
     fn key(&self) -> &Key {
         &self.key
     }
-    fn map(namespace: &mut Namespace) -> &mut BTreeMap<String, Self> {
-        &mut namespace.accounts
-    }
 }
 
 impl Stored for Grant {
     fn key(&self) -> &Key {
         &self.key
     }
-    fn map(namespace: &mut Namespace) -> &mut BTreeMap<String, Self> {
-        &mut namespace.grants
+}
+
+impl Stored for GatewayRoute {
+    fn key(&self) -> &Key {
+        &self.meta.key
+    }
+    fn revision(&self) -> u64 {
+        self.meta.revision
+    }
+    fn same(&self, next: &Self) -> bool {
+        let Self { kind: _, version, meta, spec, services, mistaken, unknown_fields, namespaces, parents } = self;
+        *version == next.version
+            && (spec, services, mistaken) == (&next.spec, &next.services, &next.mistaken)
+            && *unknown_fields == next.unknown_fields
+            && (namespaces, parents) == (&next.namespaces, &next.parents)
+            && meta.same(&next.meta)
     }
 }
 
 macro_rules! stored_mesh_object {
-    ($spec:ty, $map:ident) => {
+    ($spec:ty) => {
         impl Stored for MeshObject<$spec> {
             fn key(&self) -> &Key {
                 &self.meta.key
-            }
-            fn map(namespace: &mut Namespace) -> &mut BTreeMap<String, Self> {
-                &mut namespace.$map
             }
             fn revision(&self) -> u64 {
                 self.meta.revision
@@ -113,6 +109,6 @@ macro_rules! stored_mesh_object {
     };
 }
 
-stored_mesh_object!(MeshRouteSpec, routes);
-stored_mesh_object!(MeshClusterSpec, clusters);
-stored_mesh_object!(MeshPolicySpec, policies);
+stored_mesh_object!(MeshRouteSpec);
+stored_mesh_object!(MeshClusterSpec);
+stored_mesh_object!(MeshPolicySpec);

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use kube::{Client, Config};
 use serde_json::{Value, json};
@@ -16,7 +17,7 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    /// Status and object; `None`: never.
+    /// Status and object; `None`: nothing until the object is removed.
     fn answer(&mut self, method: &str, path: &str, body: &[u8]) -> Option<(u16, Value)> {
         let (path, query) = path.split_once('?').unwrap_or((path, ""));
         let path = path.to_owned();
@@ -40,7 +41,17 @@ impl Api {
             "PATCH" => {
                 let patch: Value = serde_json::from_slice(body).expect("a patch");
                 let object = self.objects.get_mut(&path).expect("an object to patch");
-                object["series"] = patch["series"].clone();
+                if path.ends_with("/status") {
+                    let version = &mut object["metadata"]["resourceVersion"];
+                    if *version != patch["metadata"]["resourceVersion"] {
+                        return status(409, "Conflict");
+                    }
+                    let next = version.as_str().and_then(|version| version.parse::<u64>().ok()).expect("a number") + 1;
+                    *version = json!(next.to_string());
+                    object["status"] = patch["status"].clone();
+                } else {
+                    object["series"] = patch["series"].clone();
+                }
                 Some((200, object.clone()))
             }
             _ => match self.objects.get(&path) {
@@ -78,7 +89,13 @@ async fn serve(stream: TcpStream, api: Arc<Mutex<Api>>) -> std::io::Result<()> {
         let mut words = first.split(' ');
         let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
         let answer = api.lock().expect("not poisoned").answer(method, path, &body);
-        let Some((code, answer)) = answer else { return std::future::pending().await };
+        let Some((code, answer)) = answer else {
+            let path = path.split('?').next().unwrap_or_default();
+            while api.lock().expect("not poisoned").objects.contains_key(path) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            return Ok(());
+        };
         let answer = answer.as_str().map_or_else(|| answer.to_string(), str::to_owned);
         let head = format!(
             "HTTP/1.1 {code} x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{answer}",

@@ -4,10 +4,11 @@
 
 pub(crate) mod api;
 
+use kube::api::DynamicObject;
 use serde_json::{Value, json};
 use weft_crds::{MeshCluster, MeshPolicy, MeshRoute};
 use weft_operator::world::objects::{RawMeshObject, RawNamespace, RawPod, RawService, RawSlice};
-use weft_operator::world::{Account, Change, Event, Grant, Key, Node, World};
+use weft_operator::world::{Account, Change, Event, GatewayRoute, Grant, Key, Kind, Node, World};
 
 /// The objects of a file.
 pub(crate) fn manifests(text: &str) -> Vec<Value> {
@@ -42,7 +43,15 @@ pub(crate) fn applied(manifest: &Value) -> Event {
         }
         "MeshRoute" => Event::Route(Change::Apply(read::<RawMeshObject<MeshRoute>>(manifest).read())),
         "MeshCluster" => Event::Cluster(Change::Apply(read::<RawMeshObject<MeshCluster>>(manifest).read())),
-        "ReferenceGrant" => Event::Grant(Change::Apply(Grant::from(read::<kube::api::DynamicObject>(manifest)))),
+        kind @ ("HTTPRoute" | "GRPCRoute" | "TLSRoute" | "TCPRoute") => {
+            let kind = gateway_kind(kind);
+            let change = match GatewayRoute::read(kind, read::<DynamicObject>(manifest)) {
+                Some(route) => Change::Apply(route),
+                None => Change::Delete(key(manifest)),
+            };
+            Event::GatewayRoute(kind, change)
+        }
+        "ReferenceGrant" => Event::Grant(Change::Apply(Grant::from(read::<DynamicObject>(manifest)))),
         "MeshPolicy" => Event::Policy(Change::Apply(read::<RawMeshObject<MeshPolicy>>(manifest).read())),
         other => panic!("kind {other:?} is not watched"),
     }
@@ -62,8 +71,16 @@ pub(crate) fn deleted(manifest: &Value) -> Event {
         "MeshCluster" => Event::Cluster(Change::Delete(key)),
         "MeshPolicy" => Event::Policy(Change::Delete(key)),
         "ReferenceGrant" => Event::Grant(Change::Delete(key)),
+        kind @ ("HTTPRoute" | "GRPCRoute" | "TLSRoute" | "TCPRoute") => {
+            Event::GatewayRoute(gateway_kind(kind), Change::Delete(key))
+        }
         other => panic!("kind {other:?} is not watched"),
     }
+}
+
+/// A kind of the Gateway API by its name in manifests.
+pub(crate) fn gateway_kind(name: &str) -> Kind {
+    Kind::GATEWAY.into_iter().find(|kind| kind.as_str() == name).expect("a kind of the Gateway API")
 }
 
 /// Namespace and name of a manifest.

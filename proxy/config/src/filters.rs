@@ -150,7 +150,7 @@ pub struct Fraction {
 
 #[cfg(test)]
 mod tests {
-    use crate::Rule;
+    use crate::{Backend, Rule};
 
     #[test]
     fn fields_of_filters_are_fields_of_the_rule() {
@@ -161,6 +161,19 @@ mod tests {
         let rule: Rule = serde_json::from_str(text).expect("a rule");
         assert_eq!(rule.filters.rate_limit.as_ref().map(|limit| limit.requests), Some(5));
         assert_eq!(serde_json::to_string(&rule).expect("JSON"), text);
+    }
+
+    #[test]
+    fn backends_without_filters_are_written_as_before() {
+        let bare = r#"{"weight":1,"target":{"invalid":"why"}}"#;
+        let backend: Backend = serde_json::from_str(bare).expect("a backend");
+        assert_eq!((serde_json::to_string(&backend).expect("JSON").as_str(), &backend.filters), (bare, &None));
+        let text = r#"{"weight":1,"target":{"redirect":{"status":301}},"filters":{"rewrite":{"hostname":"h"}}}"#;
+        let backend: Backend = serde_json::from_str(text).expect("a backend");
+        assert_eq!(serde_json::to_string(&backend).expect("JSON"), text);
+        let unknown = text.replace("rewrite", "rateLimit");
+        let error = serde_json::from_str::<Backend>(&unknown).expect_err("a filter of rules").to_string();
+        assert!(error.contains("unknown field `rateLimit`"), "{error}");
     }
 
     /// Serde documents `flatten` with `deny_unknown_fields` as unsupported; in the enclosing struct alone it works.

@@ -34,7 +34,7 @@ pub use export::{
 pub use filters::*;
 pub use inbound::{Action as PolicyAction, AuthorizationRule, ConsumerRoutes, Inbound, Policy, PortRef, Target};
 pub use index::Index;
-pub use refs::{ClusterRef, ObjectRef};
+pub use refs::{ClusterRef, ObjectRef, RouteKind, RouteRef};
 pub use route::{
     Action, Backend, BackendFilters, BackendTarget, HeaderEdit, HeaderValue, Hedge, Match, PathMatch, PathRewrite,
     Redirect, Respond, Retry, Rewrite, RouteTable, Rule, ServerName, StreamRule, ValueMatch, ValueTest,

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::filters::{Cors, Filters, Mirror};
-use crate::refs::{ClusterRef, ObjectRef};
+use crate::refs::{ClusterRef, RouteRef};
 use crate::{compact_vec, is_default};
 
 /// The routes of one port of one Service.
@@ -42,7 +42,7 @@ pub struct ServerName {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct StreamRule {
     /// The user's object.
-    pub route: ObjectRef,
+    pub route: RouteRef,
     /// The rule in it: its name, or its position as `0`, `1`, ...
     pub name: String,
     /// At least one, without filters and redirects; the weights' sum is not zero. Connections for an invalid backend are
@@ -112,7 +112,7 @@ pub enum ValueTest {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Rule {
     /// The user's object.
-    pub route: ObjectRef,
+    pub route: RouteRef,
     /// The rule in it: its name, or its position as `0`, `1`, ...
     pub name: String,
     /// Edits of the request's headers, before it is forwarded.
@@ -289,11 +289,13 @@ pub struct Respond {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Retry {
-    /// Maximum of retries, not counting the first attempt.
+    /// Maximum of retries, not counting the first attempt. 0: the request is sent to one endpoint, also if no connection
+    /// to it can be made.
     pub attempts: u32,
     /// Statuses that are retried.
     pub codes: Vec<u16>,
-    /// Methods that may be retried after a backend has seen the request.
+    /// Methods that may be retried after a backend has seen the request. Empty: for a status, every method, because the
+    /// backend has rejected the request; for a reset or an attempt that timed out, the idempotent ones.
     pub methods: Vec<String>,
     /// The base backoff before the first retry, in milliseconds; it doubles with each retry, up to ten times the
     /// base.

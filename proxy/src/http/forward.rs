@@ -222,6 +222,9 @@ impl<'a> Attempts<'a> {
         } else if is_unreachable && let Some(endpoint) = fallback.after_failures(self.tried.len()) {
             self.service_address = Some(endpoint);
         }
+        if self.retries.is_off() {
+            return false;
+        }
         self.service_address.is_some() || self.via_service_address && is_unreachable && self.tried.is_empty()
     }
 

@@ -12,6 +12,9 @@
 //! | a reset, an attempt timeout, or a status that the rule lists, also as the equivalent of a gRPC status | by the rule's `retry`, for its methods |
 //! | no response yet | by the rule's `hedge` ([`hedge`](super::hedge)) |
 //!
+//! A rule whose `retry` allows no attempts turns all of this off but for connections that were closing, which took nothing
+//! of the request. A `retry` without methods is for statuses of every method, and for idempotent methods otherwise.
+//!
 //! After a failure because the server closed an idle connection, the retry uses a new connection: other idle ones may
 //! be closed too. A POST that may have been sent is not retried (RFC 9110 9.2.2); its client gets 502 with
 //! `weft-reason: upstream-reset`. A POST that was not sent, because the end of the connection was seen in time, is
@@ -102,7 +105,8 @@ impl<'a> RetryState<'a> {
     ) -> Option<AllowedRetry> {
         self.budget_exhausted = false;
         self.via_service_address = via_service_address;
-        if !self.request.body.can_replay() {
+        let was_closing = matches!(outcome, Err(Failure::Connect { closing: true, .. }));
+        if !self.request.body.can_replay() || self.is_off() && !was_closing {
             return None;
         }
         let label = match outcome {
@@ -114,6 +118,11 @@ impl<'a> RetryState<'a> {
         (!is_late).then_some(AllowedRetry { label, backoff })
     }
 
+    /// Whether the rule says that the request is sent to one endpoint only.
+    pub(super) fn is_off(&self) -> bool {
+        self.request.plan.retry.is_some_and(|retry| retry.attempts == 0)
+    }
+
     /// Whether a response is discarded and the request retried: the label of the retry.
     fn after_response(&mut self, response: &UpstreamResponse, tried: &[SocketAddr]) -> Option<&'static str> {
         match flaw(response, self.request.plan.retry)? {
@@ -122,7 +131,7 @@ impl<'a> RetryState<'a> {
                 let max = if has_untried { UNPROCESSED_RETRIES_MAX } else { TRANSPARENT_RETRIES_MAX };
                 self.retry_transparently_up_to(max, "unprocessed")
             }
-            Flaw::Status => self.retry_by_rule("status"),
+            Flaw::Status => self.retry_by_rule("status", true),
         }
     }
 
@@ -142,17 +151,17 @@ impl<'a> RetryState<'a> {
             // A server that closes connections after some requests each may close several under one request.
             Failure::Connect { closing: true, .. } => self
                 .retry_transparently_up_to(UNPROCESSED_RETRIES_MAX, "connect")
-                .or_else(|| self.retry_by_rule("connect")),
+                .or_else(|| self.retry_by_rule("connect", true)),
             Failure::Connect { .. } | Failure::Refused(_) => {
-                self.retry_transparently("connect").or_else(|| self.retry_by_rule("connect"))
+                self.retry_transparently("connect").or_else(|| self.retry_by_rule("connect", true))
             }
             Failure::Reset { reused, .. } => self
-                .retry_by_rule("reset")
+                .retry_by_rule("reset", false)
                 .or_else(|| if *reused && is_idempotent { self.retry_transparently("reset") } else { None }),
             Failure::AttemptTimeout { connected: false } => {
-                self.retry_transparently("connect").or_else(|| self.retry_by_rule("timeout"))
+                self.retry_transparently("connect").or_else(|| self.retry_by_rule("timeout", true))
             }
-            Failure::AttemptTimeout { connected: true } => self.retry_by_rule("timeout"),
+            Failure::AttemptTimeout { connected: true } => self.retry_by_rule("timeout", false),
             Failure::NoEndpoints(_)
             | Failure::Overflow
             | Failure::BadRequestBody
@@ -175,10 +184,11 @@ impl<'a> RetryState<'a> {
         })
     }
 
-    /// A retry by the rule, if its methods, its attempts and the retry budget allow it.
-    fn retry_by_rule(&mut self, label: &'static str) -> Option<&'static str> {
+    /// A retry by the rule, if its methods, its attempts and the retry budget allow it. `is_rejected`: the backend did
+    /// not process the request.
+    fn retry_by_rule(&mut self, label: &'static str, is_rejected: bool) -> Option<&'static str> {
         let PreparedRequest { worker, plan, parts, .. } = self.request;
-        plan.retry.filter(|retry| retry.methods.contains(&parts.method))?;
+        plan.retry.filter(|retry| retry.covers(&parts.method, is_rejected))?;
         let left = self.rule_retries_left.checked_sub(1)?;
         if let Upstream::Cluster(state, _) = &plan.upstream
             && !state.try_spend_retry(worker.now())
@@ -239,7 +249,7 @@ pub(super) fn may_hedge(request: &PreparedRequest<'_>) -> bool {
 
 /// The methods that the rule's `retry` lists; without it, the idempotent ones.
 fn is_hedged_method(retry: Option<&Retry>, method: &Method) -> bool {
-    retry.map_or_else(|| method.is_idempotent(), |retry| retry.methods.contains(method))
+    retry.map_or_else(|| method.is_idempotent(), |retry| retry.covers(method, false))
 }
 
 /// Whether an outcome ends the race of hedges: a response that is not retried.

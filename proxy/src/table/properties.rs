@@ -10,6 +10,22 @@ use crate::bootstrap::Pod;
 use crate::decide::decide;
 use crate::matcher::RequestHead;
 
+/// Backends with every kind of target and every filter.
+fn backends() -> Value {
+    let cluster = json!({"namespace": "n", "service": "s", "port": 80, "subset": "v1"});
+    let filters = json!({
+        "requestHeaders": {"remove": ["x-d"]}, "responseHeaders": {"add": [{"name": "x-e", "value": "1"}]},
+        "rewrite": {"path": {"prefix": "/y"}},
+        "cors": {"origins": [{"scheme": "https", "host": "*.h", "port": 443}], "maxAgeS": 1},
+        "mirrors": [{"target": cluster, "share": {"numerator": 1, "denominator": 2}}]
+    });
+    json!([
+        {"weight": 9, "target": {"cluster": cluster}, "filters": filters},
+        {"weight": 1, "target": {"redirect": {"hostname": "h", "path": {"prefix": "/z"}, "status": 302}}},
+        {"weight": 1, "target": {"invalid": "why"}}
+    ])
+}
+
 /// A document that uses every field.
 fn export() -> Value {
     json!({"services": [{
@@ -27,7 +43,7 @@ fn export() -> Value {
                     {"route": {"namespace": "n", "name": "r"}, "name": "0", "requestTimeoutMs": 1, "attemptTimeoutMs": 1,
                      "requestHeaders": {"remove": ["x-a"], "set": [{"name": "x-b", "value": "1"}], "add": [{"name": "x-c", "value": "1"}]}, "responseHeaders": {"remove": ["x-a"]},
                      "retry": {"attempts": 2, "codes": [503], "methods": ["GET"], "backoffMs": 25},
-                     "action": {"forward": {"backends": [{"weight": 9, "target": {"cluster": {"namespace": "n", "service": "s", "port": 80, "subset": "v1"}}}, {"weight": 1, "target": {"invalid": "why"}}], "rewrite": {"hostname": "h", "path": {"prefix": "/x"}}}}},
+                     "action": {"forward": {"backends": backends(), "rewrite": {"hostname": "h", "path": {"prefix": "/x"}}}}},
                     {"route": {"namespace": "n", "name": "r"}, "name": "1", "action": {"redirect": {"scheme": "https", "hostname": "h", "port": 1, "path": {"full": "/"}, "status": 301}}},
                     {"route": {"namespace": "n", "name": "r"}, "name": "2", "action": {"respond": {"status": 418, "body": "tea"}}}
                 ]

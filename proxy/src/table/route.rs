@@ -50,7 +50,7 @@ pub(crate) struct StreamRule {
 /// A rule for requests.
 #[derive(Debug)]
 pub(crate) struct Rule {
-    /// `MeshRoute/namespace/name/rule`.
+    /// `Kind/namespace/name/rule`.
     pub(crate) name: Arc<RuleName>,
     pub(crate) request_edit: Edit,
     pub(crate) response_edit: Edit,
@@ -83,8 +83,10 @@ pub(crate) enum Action {
 /// When a request is retried.
 #[derive(Debug)]
 pub(crate) struct Retry {
+    /// 0: the request is sent to one endpoint.
     pub(crate) attempts: u32,
     pub(crate) codes: Box<[StatusCode]>,
+    /// Empty: those that [`covers`](Retry::covers) says.
     pub(crate) methods: Box<[Method]>,
     pub(crate) backoff: Duration,
 }
@@ -169,7 +171,7 @@ impl Streams {
 impl StreamRule {
     fn compile(rule: wire::StreamRule) -> Result<Self, CompileError> {
         let wire::StreamRule { route, name, backends } = rule;
-        let rule_name = RuleName::new("MeshRoute", &route.namespace, &route.name, &name);
+        let rule_name = RuleName::new(route.kind.as_str(), &route.namespace, &route.name, &name);
         let total = total(&backends, &rule_name)?;
         let backends: Box<[_]> = backends.into_iter().map(Backend::compile).collect::<Result<_, _>>()?;
         let is_for_requests =
@@ -216,7 +218,7 @@ impl Rule {
             retry,
             hedge,
         } = rule;
-        let rule_name = RuleName::new("MeshRoute", &route.namespace, &route.name, &name);
+        let rule_name = RuleName::new(route.kind.as_str(), &route.namespace, &route.name, &name);
         Ok(Self {
             request_edit: Edit::compile(request_headers)?,
             response_edit: Edit::compile(response_headers)?,
@@ -285,6 +287,14 @@ impl Action {
 }
 
 impl Retry {
+    /// Whether requests of this method are retried. `is_rejected`: the backend did not process the request.
+    pub(crate) fn covers(&self, method: &Method, is_rejected: bool) -> bool {
+        match &*self.methods {
+            [] => is_rejected || method.is_idempotent(),
+            methods => methods.contains(method),
+        }
+    }
+
     fn compile(retry: wire::Retry) -> Result<Self, CompileError> {
         let wire::Retry { attempts, codes, methods, backoff_ms } = retry;
         Ok(Self {
@@ -304,6 +314,75 @@ mod tests {
     fn matches_without_their_rule_are_refused() {
         let table = wire::RouteTable { matches: vec![wire::Match::default()], ..wire::RouteTable::default() };
         assert!(matches!(Routes::compile(table), Err(CompileError::Rule(0))));
+    }
+
+    fn compile(rules: Vec<wire::Rule>) -> Routes {
+        Routes::compile(wire::RouteTable { rules, ..wire::RouteTable::default() }).expect("compiles")
+    }
+
+    /// A rule with these fields and two backends, the first one with these filters.
+    fn rule(more: serde_json::Value, filters: serde_json::Value) -> wire::Rule {
+        let mut rule = serde_json::json!({
+            "route": {"namespace": "n", "name": "r"}, "name": "0", "action": {"forward": {"backends": [
+                {"weight": 1, "target": {"invalid": "nowhere"}, "filters": filters},
+                {"weight": 1, "target": {"invalid": "nowhere"}}
+            ]}}
+        });
+        rule.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        serde_json::from_value(rule).expect("a rule")
+    }
+
+    #[test]
+    fn requests_pass_the_rule_then_the_backend_and_responses_the_reverse() {
+        let edits = |by: &str| {
+            let edit =
+                serde_json::json!({"set": [{"name": "x-set", "value": by}], "add": [{"name": "x-add", "value": by}]});
+            serde_json::json!({"requestHeaders": edit, "responseHeaders": edit})
+        };
+        let routes = compile(vec![rule(edits("rule"), edits("backend"))]);
+        let rule = &routes.rules[0];
+        let Action::Forward { backends, .. } = &rule.action else { panic!("{rule:?}") };
+        let values = |edit: &dyn Fn(&mut HeaderMap)| {
+            let mut headers = HeaderMap::new();
+            edit(&mut headers);
+            ["x-set", "x-add"].map(|name| {
+                headers.get_all(name).iter().map(|v| v.to_str().expect("text").to_owned()).collect::<Vec<_>>()
+            })
+        };
+        let (own, none) = (backends[0].filters.as_deref(), backends[1].filters.as_deref());
+        assert_eq!(values(&|headers| rule.edit_request(own, headers)), [vec!["backend"], vec!["rule", "backend"]]);
+        assert_eq!(values(&|headers| rule.edit_response(own, headers)), [vec!["rule"], vec!["backend", "rule"]]);
+        assert_eq!(values(&|headers| rule.edit_request(none, headers)), [vec!["rule"], vec!["rule"]]);
+        assert_eq!(values(&|headers| rule.edit_response(none, headers)), [vec!["rule"], vec!["rule"]]);
+    }
+
+    #[test]
+    fn headers_that_backends_edit_are_protected() {
+        let filters = serde_json::json!({
+            "requestHeaders": {"remove": ["x-request"]}, "responseHeaders": {"set": [{"name": "x-response", "value": "1"}]}
+        });
+        let routes = compile(vec![rule(serde_json::json!({}), filters)]);
+        let protected = routes.rules[0].protected.as_deref().expect("protected headers");
+        let has = |names: &Option<Names>, name: &str| {
+            names.as_ref().is_some_and(|names| names.contains(&name.parse().expect("a name")))
+        };
+        assert!(has(&protected.request, "x-request") && !has(&protected.request, "x-response"), "{protected:?}");
+        assert!(has(&protected.response, "x-response") && !has(&protected.response, "x-request"), "{protected:?}");
+    }
+
+    #[test]
+    fn rules_for_connections_have_no_filters_of_backends() {
+        let invalid = serde_json::json!({"invalid": "nowhere"});
+        for (backend, is_valid) in [
+            (serde_json::json!({"weight": 1, "target": invalid}), true),
+            (serde_json::json!({"weight": 1, "target": invalid, "filters": {"rewrite": {"hostname": "h"}}}), false),
+            (serde_json::json!({"weight": 1, "target": {"redirect": {"status": 301}}}), false),
+        ] {
+            let rule =
+                serde_json::json!({"route": {"namespace": "n", "name": "r"}, "name": "0", "backends": [backend]});
+            let table = serde_json::from_value(serde_json::json!({"tcp": 0, "streams": [rule]})).expect("a table");
+            assert_eq!(Routes::compile(table).is_ok(), is_valid, "{backend}");
+        }
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub(super) const FIELDS: &[(&str, &str, &str)] = &[
     (
         "source",
         "both",
-        "object and rule that decided: `MeshRoute/namespace/name/rule`, `MeshPolicy/namespace/name/rule`",
+        "object and rule that decided, as `MeshRoute/namespace/name/rule`; an HTTPRoute, MeshPolicy, ... likewise",
     ),
     ("reason", "both", "why this proxy responded itself, or closed the connection ([reasons](reasons.md))"),
     ("upstream_reason", "request", "why the proxy beside the endpoint responded itself ([reasons](reasons.md))"),

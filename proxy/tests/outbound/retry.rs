@@ -235,3 +235,76 @@ async fn retried_responses_are_drained_up_to_64_kib() {
         assert_eq!(closed.load(Ordering::SeqCst), expected, "connections closed after {length} bytes");
     }
 }
+
+/// The `retry` of an HTTPRoute names no methods.
+#[tokio::test]
+async fn retry_without_methods_is_for_statuses_of_every_method_and_resets_of_idempotent_ones() {
+    for (method, resets, sent) in [("GET", false, 2), ("POST", false, 2), ("GET", true, 2), ("POST", true, 1)] {
+        let proxy = Proxy::start(&format!("retry-any-{method}-{resets}")).await;
+        let (address, requests) = resetting_or_503_once(resets).await;
+        let retry = json!({"retry": {"attempts": 1, "codes": [503], "methods": [], "backoffMs": 1}});
+        proxy
+            .configure(
+                routes(forward(&proxy, &[("v1", 1)]), retry),
+                "http",
+                &[(address, "v1")],
+                json!({"subsets": ["v1"]}),
+            )
+            .await;
+        let expected = if sent == 2 { 200 } else { 502 };
+        assert_eq!(proxy.send(method, "/", &[], "x").await.0, expected, "{method}, resets: {resets}");
+        assert_eq!(requests.load(Ordering::SeqCst), sent, "{method}, resets: {resets}");
+    }
+}
+
+#[tokio::test]
+async fn retry_with_no_attempts_sends_a_request_to_one_endpoint() {
+    let proxy = Proxy::start("retry-off").await;
+    let (v1, _) = backend("v1", ok).await;
+    let gone = TcpListener::bind("127.0.0.1:0").await.expect("binds").local_addr().expect("an address");
+    let settings = json!({"balancer": "roundRobin", "subsets": ["v1"], "outliers": {"consecutiveLocalFailures": 0}});
+    for (attempts, failures) in [(1, 0), (0, 5)] {
+        let retry = json!({"retry": {"attempts": attempts, "codes": [503], "methods": [], "backoffMs": 1}});
+        let table = routes(forward(&proxy, &[("v1", 1)]), retry);
+        proxy.configure(table, "http", &[(gone, "v1"), (v1, "v1")], settings.clone()).await;
+        let mut failed = 0;
+        for _ in 0..10 {
+            let (status, headers, _) = proxy.send("GET", "/", &[], "").await;
+            if status != 200 {
+                assert_eq!((status.as_u16(), headers["weft-reason"].to_str().expect("text")), (503, "connect-failed"));
+                failed += 1;
+            }
+        }
+        assert_eq!(failed, failures, "{attempts} attempts: every second request goes to the endpoint that is gone");
+    }
+}
+
+/// A backend that resets the connection after its first request, or answers it 503.
+async fn resetting_or_503_once(resets: bool) -> (SocketAddr, Arc<AtomicU32>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let address = listener.local_addr().expect("an address");
+    let requests = Arc::<AtomicU32>::default();
+    let counted = requests.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let requests = counted.clone();
+            tokio::spawn(async move {
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let requests = requests.clone();
+                    async move {
+                        let _ = request.into_body().collect().await;
+                        let is_first = requests.fetch_add(1, Ordering::SeqCst) == 0;
+                        if is_first && resets {
+                            return Err(std::io::Error::other("reset"));
+                        }
+                        let response = Response::builder().status(if is_first { 503 } else { 200 });
+                        Ok(response.body(Full::new(Bytes::new())).expect("a response"))
+                    }
+                });
+                let _ =
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            });
+        }
+    });
+    (address, requests)
+}

@@ -20,8 +20,8 @@ use policy::Selection;
 use weft_config::Target;
 use weft_crds::refs::ParentRef;
 
-use super::compiled::{Compiled, Outcome};
-use super::diagnostic::Severity;
+use super::compiled::Compiled;
+use super::diagnostic::{Diagnostic, Severity};
 use super::policy::selector_keys;
 use crate::world::{Key, Kind, Namespace, ObjectId, World};
 
@@ -46,18 +46,27 @@ pub(super) fn check(world: &World, name: &str, namespace: &Namespace, compiled: 
 
     let elsewhere = world.is_meshed_outside(name);
     let [of_own, of_any] = [Clients::Own, Clients::Any].map(|clients| clients::check(name, &pods, clients, elsewhere));
-    for (id, outcome) in objects.iter_mut().filter(|(_, outcome)| is_accepted(outcome)) {
+    for (id, outcome) in objects {
         let found = match id.kind {
             Kind::Policy => continue,
+            Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => {
+                for parent in outcome.parents.iter_mut().filter(|parent| is_accepted(&parent.diagnostics)) {
+                    let is_own = parent.parent.namespace.as_ref().is_none_or(|namespace| namespace == name);
+                    parent.diagnostics.extend(if is_own { of_any.clone() } else { of_own.clone() });
+                }
+                continue;
+            }
             Kind::Route if is_consumer(namespace, id) => &of_own,
             Kind::Route | Kind::Cluster => &of_any,
         };
-        outcome.diagnostics.extend(found.clone());
+        if is_accepted(&outcome.diagnostics) {
+            outcome.diagnostics.extend(found.clone());
+        }
     }
 }
 
-fn is_accepted(outcome: &Outcome) -> bool {
-    !outcome.diagnostics.iter().any(|diagnostic| diagnostic.severity == Severity::Refused)
+fn is_accepted(diagnostics: &[Diagnostic]) -> bool {
+    !diagnostics.iter().any(|diagnostic| diagnostic.severity == Severity::Refused)
 }
 
 /// Whether all Services that a route is attached to are in other namespaces.

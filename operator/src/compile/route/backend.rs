@@ -1,13 +1,13 @@
 //! References of rules to Services and their subsets. One to another namespace needs a ReferenceGrant there.
 
-use weft_config::{Backend, BackendFilters, BackendTarget, ClusterRef, Redirect};
-use weft_crds::refs::ParentRef;
+use weft_config::{Backend, BackendFilters, BackendTarget, ClusterRef, Redirect, RouteKind, RouteRef};
 use weft_crds::route;
 use weft_crds::status::Reason;
 
+use crate::compile::diagnostic::Diagnostic;
 use crate::compile::endpoint::{Endpoints, has_endpoints};
 use crate::compile::{cluster, missing, value};
-use crate::world::{Key, Service, ServicePort, World};
+use crate::world::{Key, Kind, Service, ServicePort, World};
 
 /// What a rule matches: HTTP requests, or TLS and TCP connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,13 +19,27 @@ pub(super) enum RuleKind {
 /// The route that a reference is part of.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Referrer<'a> {
+    pub(super) kind: Kind,
     pub(super) key: &'a Key,
-    pub(super) parents: &'a [ParentRef],
+    /// The Services that it is attached to.
+    pub(super) parents: &'a [Key],
 }
 
 // === impl Referrer ===
 
 impl Referrer<'_> {
+    /// The reference that the proxy's rules have.
+    pub(super) fn route_ref(&self) -> RouteRef {
+        let kind = match self.kind {
+            Kind::GrpcRoute => RouteKind::GrpcRoute,
+            Kind::HttpRoute => RouteKind::HttpRoute,
+            Kind::TlsRoute => RouteKind::TlsRoute,
+            Kind::TcpRoute => RouteKind::TcpRoute,
+            Kind::Route | Kind::Cluster | Kind::Policy => RouteKind::MeshRoute,
+        };
+        RouteRef { kind, namespace: self.key.namespace.clone(), name: self.key.name.clone() }
+    }
+
     /// The key of a Service in the given namespace; in the route's own one by default.
     pub(super) fn service(&self, namespace: Option<&str>, name: &str) -> Key {
         Key::new(namespace.unwrap_or(&self.key.namespace), name)
@@ -33,22 +47,21 @@ impl Referrer<'_> {
 
     /// Rejects a reference to another namespace that no ReferenceGrant there allows. A consumer route needs none to
     /// send the requests for a Service to that same Service; if it has other parents too, their clients have not chosen
-    /// that Service. A namespace that does not exist has no Service either,
-    /// which is the better message.
+    /// that Service. A namespace that does not exist has no Service either, which is the better message.
     fn check_permission(&self, world: &World, service: &Key) -> Result<(), String> {
         let own = &self.key.namespace;
-        let is_parent = |parent: &ParentRef| self.service(parent.namespace.as_deref(), &parent.name) == *service;
         if service.namespace == *own
             || !world.has_namespace(&service.namespace)
-            || self.parents.iter().all(is_parent)
-            || world.grants(own, service)
+            || self.parents.iter().all(|parent| parent == service)
+            || world.grants(self.kind, own, service)
         {
             return Ok(());
         }
         let grant = if world.has_grants() {
             format!(
-                "and no ReferenceGrant there allows MeshRoutes of namespace {own} to refer to it (create one, or move \
-                 the route there)"
+                "and no ReferenceGrant there allows {}s of namespace {own} to refer to it (create one, or move the route \
+                 there)",
+                self.kind.as_str()
             )
         } else {
             "which needs a ReferenceGrant there, and this cluster does not have that kind (install the CRDs of the \
@@ -77,10 +90,7 @@ pub(super) fn backend(
 ) -> Backend {
     let route::BackendRef { kind: _, namespace, name, port, subset, weight } = backend;
     let key = route.service(namespace.as_deref(), name);
-    let (while_missing, while_empty) = match kind {
-        RuleKind::Http => ("requests to it are answered 500", "requests to it are answered 503"),
-        RuleKind::Stream => ("connections to it are closed", "connections to it are closed"),
-    };
+    let (while_missing, while_empty) = (while_missing(route, kind), while_empty(route, kind));
     let mut empty = Vec::new();
     let resolved = resolve(world, route, &key, *port, subset.as_deref(), while_empty, &mut empty);
     // A redirect needs no pod.
@@ -96,6 +106,24 @@ pub(super) fn backend(
         }
     };
     Backend { weight: *weight, target, filters }
+}
+
+/// What happens to the share of a backend that does not resolve.
+pub(super) fn while_missing(route: Referrer<'_>, kind: RuleKind) -> &'static str {
+    match kind {
+        RuleKind::Http if route.kind == Kind::GrpcRoute => "calls to it are answered UNAVAILABLE",
+        RuleKind::Http => "requests to it are answered 500",
+        RuleKind::Stream => "connections to it are closed",
+    }
+}
+
+/// What happens to the share of a backend that has no pod.
+fn while_empty(route: Referrer<'_>, kind: RuleKind) -> &'static str {
+    match kind {
+        RuleKind::Http if route.kind == Kind::GrpcRoute => "calls to it are answered UNAVAILABLE",
+        RuleKind::Http => "requests to it are answered 503",
+        RuleKind::Stream => "connections to it are closed",
+    }
 }
 
 /// The cluster of a backend reference. `while_empty` is the message's text on what happens while the subset has no
@@ -138,6 +166,18 @@ pub(super) fn resolve(
         unresolved.push((Reason::SubsetNotFound, message));
     }
     Ok(found(Some(subset)))
+}
+
+/// What was found about the references of a rule, as diagnostics.
+pub(super) fn diagnostics(rule: &str, unresolved: Vec<(Reason, String)>) -> impl Iterator<Item = Diagnostic> {
+    unresolved.into_iter().map(move |(reason, what)| {
+        let message = format!("rule {rule}: {what}");
+        match reason {
+            // The Service exists, and may be scaled to zero.
+            Reason::NoEndpoints => Diagnostic::limited(reason, message),
+            _ => Diagnostic::unresolved(reason, message),
+        }
+    })
 }
 
 fn check_backend(service: &Service, port: u16) -> Result<&ServicePort, String> {

@@ -18,7 +18,6 @@ const PER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 const RATE_MAX: u32 = 1_000_000;
 const DELAY_MIN: Duration = Duration::from_millis(1);
 const DELAY_MAX: Duration = Duration::from_secs(5 * 60);
-const MIRRORS_MAX: usize = 4;
 
 /// The filters of a rule, each where the proxy's rule has it.
 #[derive(Default)]
@@ -96,10 +95,6 @@ pub(super) fn compile(
                 compiled.filters.response_body_bytes_max = Some(*max_bytes);
             }
         }
-    }
-    let mirrors = compiled.filters.mirrors.len();
-    if mirrors > MIRRORS_MAX {
-        return Err(format!("{mirrors} RequestMirror filters: at most {MIRRORS_MAX} are allowed"));
     }
     let idle = filters.iter().find(|filter| compiled.answer.is_some() && filter.kind.needs_backend());
     if let Some(route::HttpFilter { kind, .. }) = idle {

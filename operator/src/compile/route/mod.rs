@@ -1,29 +1,37 @@
-//! MeshRoutes: their Service ports (parentRefs), their rules, and conflicts between routes with equal matches.
+//! Routes: their Service ports (parentRefs), their rules, which kind of route a port has, and conflicts between routes
+//! with equal matches.
 //!
 //! ```text
-//! MeshRoute ──attach──> AttachedRoute: Service ports, rules ──table──> RouteTable of a Service port
-//!                └─> rule ─> filter ─> backend
+//! MeshRoute ───────attach──> rule ─> filter ─> backend ──┐
+//!                                                        ├─> AttachedRoute ──kinds──> ──table──> RouteTable
+//! HTTPRoute, GRPCRoute, ───> gateway ────────────────────┘                            of a Service port
+//! TLSRoute, TCPRoute
 //! ```
 
 mod attach;
+mod attached;
 mod backend;
 mod filter;
+mod gateway;
+mod kinds;
 mod name;
+mod port;
 mod rule;
 mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub(super) use attach::ServicePortKey;
-use attach::{AttachedRoute, attach};
+use attach::attach;
+use attached::AttachedRoute;
+pub(super) use port::ServicePortKey;
 use table::table;
 use weft_config::{Action, Backend, BackendTarget, RouteTable};
 use weft_crds::status::Reason;
 
-use super::compiled::Compiled;
-use super::diagnostic::Diagnostic;
+use super::compiled::{Compiled, Outcome};
+use super::diagnostic::{Diagnostic, Severity};
 use super::precedence::age;
-use crate::world::{DocumentKind, Kind, Namespace, ObjectId, Route, World};
+use crate::world::{DocumentKind, Kind, Namespace, ObjectId, World};
 
 /// The route tables by Service port: ports of the namespace's own Services, and ports of other namespaces' Services
 /// for the clients in this namespace (consumer routes).
@@ -33,17 +41,18 @@ pub(super) fn compile(
     namespace: &Namespace,
     compiled: &mut Compiled,
 ) -> BTreeMap<ServicePortKey, RouteTable> {
-    let mut routes: Vec<&Route> = namespace.routes.values().collect();
-    routes.sort_by_key(|route| age(&route.meta));
-
     let mut attached = Vec::new();
-    for route in routes {
-        let outcome = compiled.objects.entry(id(route)).or_default();
+    for route in namespace.routes.values() {
+        let id = ObjectId { kind: Kind::Route, key: route.meta.key.clone() };
+        let outcome = compiled.objects.entry(id).or_default();
         match attach(world, route, &mut outcome.diagnostics) {
             Ok(found) => attached.push(found),
             Err(refused) => outcome.diagnostics.push(refused),
         }
     }
+    attached.extend(namespace.gateway_routes().map(|route| gateway::attach(world, route)));
+    attached.sort_by_key(|route| age(route.meta));
+    kinds::settle(&mut attached);
     let port_keys: BTreeSet<ServicePortKey> = attached.iter().flat_map(AttachedRoute::port_keys).cloned().collect();
     let tables: BTreeMap<ServicePortKey, RouteTable> = port_keys
         .into_iter()
@@ -51,23 +60,41 @@ pub(super) fn compile(
         .filter(|(_, t)| !t.matches.is_empty() || !t.streams.is_empty())
         .collect();
 
-    for attached in attached {
-        let documents: BTreeSet<DocumentKind> = attached.port_keys().map(|port_key| port_key.document(name)).collect();
-        let AttachedRoute { route, matches, conflicting, conflicts, .. } = attached;
-        let outcome = compiled.objects.entry(id(route)).or_default();
-        if conflicting == matches {
-            // All its matches conflict: only the conflicts are reported.
-            let messages: Vec<&str> = conflicts.iter().map(|conflict| conflict.message.as_str()).collect();
-            outcome.diagnostics = vec![Diagnostic::refused(Reason::Conflicted, messages.join("; "))];
-            continue;
+    for route in attached {
+        let outcome = compiled.objects.entry(route.id()).or_default();
+        match route.kind {
+            Kind::Route => record(name, route, outcome),
+            _ => *outcome = gateway::outcome(route),
         }
-        outcome.diagnostics.extend(conflicts);
-        outcome.documents.extend(documents);
     }
     for (port_key, table) in &tables {
         require(name, port_key, table, compiled);
     }
     tables
+}
+
+/// Adds to the outcome of a MeshRoute what became of it.
+fn record(name: &str, route: AttachedRoute<'_>, outcome: &mut Outcome) {
+    let documents: BTreeSet<DocumentKind> = route.port_keys().map(|port_key| port_key.document(name)).collect();
+    let (mut matches, mut conflicting, mut conflicts) = (0, 0, Vec::new());
+    for fate in route.fates.into_values() {
+        matches += fate.matches;
+        conflicting += fate.conflicting;
+        conflicts.extend(fate.conflicts);
+    }
+    if conflicting == matches {
+        // All its matches conflict: only the conflicts are reported.
+        outcome.diagnostics = vec![Diagnostic::refused(Reason::Conflicted, lost(&conflicts))];
+        return;
+    }
+    outcome.diagnostics.extend(conflicts);
+    outcome.documents.extend(documents);
+}
+
+/// The messages of the conflicts that a route lost.
+fn lost(conflicts: &[Diagnostic]) -> String {
+    let lost = conflicts.iter().filter(|conflict| conflict.severity == Severity::Partial);
+    lost.map(|conflict| conflict.message.as_str()).collect::<Vec<_>>().join("; ")
 }
 
 /// Records which other namespaces' exports the documents depend on.
@@ -102,8 +129,4 @@ fn require(name: &str, port_key: &ServicePortKey, table: &RouteTable, compiled: 
         }
     }
     compiled.inbound.dependencies = dependencies.into_iter().collect();
-}
-
-fn id(route: &Route) -> ObjectId {
-    ObjectId { kind: Kind::Route, key: route.meta.key.clone() }
 }

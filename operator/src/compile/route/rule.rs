@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use weft_config::{Action, Backend, Hedge, Match, ObjectRef, Retry, Rule, StreamRule};
+use weft_config::{Action, Backend, Hedge, Match, Retry, Rule, StreamRule};
 use weft_crds::route::{self, BackendFilterType, FilterType, HttpRule, PathMatchType};
 use weft_crds::status::Reason;
 
@@ -11,13 +11,14 @@ use super::filter;
 use crate::compile::value;
 use crate::world::World;
 
-const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
-const BACKOFF_MIN: Duration = Duration::from_millis(1);
-const BACKOFF_MAX: Duration = Duration::from_secs(60);
-const ATTEMPTS_MAX: u32 = 10;
+pub(super) const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+pub(super) const BACKOFF_MIN: Duration = Duration::from_millis(1);
+pub(super) const BACKOFF_MAX: Duration = Duration::from_secs(60);
+pub(super) const ATTEMPTS_MAX: u32 = 10;
 const AFTER_MIN: Duration = Duration::from_millis(1);
 const AFTER_MAX: Duration = Duration::from_secs(60);
 const HEDGES_MAX: u32 = 3;
+const MIRRORS_MAX: usize = 4;
 
 /// Compiles an HTTP rule. References that do not resolve are added to `unresolved`.
 pub(super) fn rule(
@@ -35,6 +36,10 @@ pub(super) fn rule(
         && matches.iter().all(|m| m.path.as_ref().is_some_and(|path| path.kind == PathMatchType::PathPrefix));
     let filter::RuleFilters { request_headers, response_headers, filters, rewrite, answer } =
         filter::compile(world, route, filters, by_prefix, unresolved)?;
+    let mirrors = filters.mirrors.len();
+    if mirrors > MIRRORS_MAX {
+        return Err(format!("{mirrors} RequestMirror filters: at most {MIRRORS_MAX} are allowed"));
+    }
     let action = match answer {
         Some(_) if !backend_refs.is_empty() => {
             return Err("a rule with RequestRedirect or DirectResponse has no backend: remove its backendRefs".into());
@@ -52,7 +57,7 @@ pub(super) fn rule(
         }
     };
     let mut compiled = Rule {
-        route: ObjectRef { namespace: route.key.namespace.clone(), name: route.key.name.clone() },
+        route: route.route_ref(),
         name: name.to_owned(),
         request_headers,
         response_headers,
@@ -95,7 +100,7 @@ pub(super) fn stream(
     }
     let backend = |backend| self::backend(world, route, backend, OfBackend::default(), RuleKind::Stream, unresolved);
     Ok(StreamRule {
-        route: ObjectRef { namespace: route.key.namespace.clone(), name: route.key.name.clone() },
+        route: route.route_ref(),
         name: name.to_owned(),
         backends: backend_refs.iter().map(backend).collect(),
     })
@@ -160,7 +165,8 @@ fn check_connect(rule: &HttpRule) -> Result<(), String> {
     }
 }
 
-fn condition(condition: &route::HttpMatch) -> Result<Match, String> {
+/// Compiles the conditions of one match.
+pub(super) fn condition(condition: &route::HttpMatch) -> Result<Match, String> {
     let route::HttpMatch { path, headers, query_params, method } = condition;
     let headers = headers.iter().map(value::header).collect::<Result<_, _>>()?;
     let query = query_params.iter().map(value::query).collect::<Result<_, _>>()?;

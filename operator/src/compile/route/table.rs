@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use weft_config::{Match, RouteTable, ServerName};
 
-use super::attach::{AttachedRoute, ServicePortKey};
+use super::attached::AttachedRoute;
+use super::port::ServicePortKey;
 use crate::compile::diagnostic::Diagnostic;
 use crate::compile::precedence::{self, Rank};
 
@@ -13,8 +14,8 @@ pub(super) fn table(port_key: &ServicePortKey, attached: &mut [AttachedRoute<'_>
     // Indices: the route (sorted by age and name), its rule, the rule's match.
     let mut all: Vec<(Rank, [usize; 3])> = Vec::new();
     for (r, route) in attached.iter().enumerate().filter(|(_, route)| route.http_ports.contains(port_key)) {
-        for (n, (_, matches)) in route.rules.iter().enumerate() {
-            all.extend(matches.iter().enumerate().map(|(m, condition)| (precedence::rank(condition), [r, n, m])));
+        for (n, rule) in route.rules.iter().enumerate() {
+            all.extend(rule.matches.iter().enumerate().map(|(m, (rank, _))| (*rank, [r, n, m])));
         }
     }
     all.sort();
@@ -23,26 +24,21 @@ pub(super) fn table(port_key: &ServicePortKey, attached: &mut [AttachedRoute<'_>
     let mut taken: BTreeMap<String, [usize; 2]> = BTreeMap::new();
     let mut rules: BTreeMap<[usize; 2], usize> = BTreeMap::new();
     for (_, [r, n, m]) in all {
-        let (rule, matches) = &attached[r].rules[n];
-        let condition = &matches[m];
-        let rule_name = rule.name.clone();
-        attached[r].matches += 1;
-        match taken.get(&precedence::canonical(&attached[r].rules[n].1[m])) {
-            None => {
-                let condition = &attached[r].rules[n].1[m];
-                taken.insert(precedence::canonical(condition), [r, n]);
-                let index = *rules.entry([r, n]).or_insert_with(|| {
-                    table.rules.push(attached[r].rules[n].0.clone());
-                    table.rules.len() - 1
-                });
-                table.matches.push(Match { rule: index, ..condition.clone() });
-            }
-            Some(&[winner, winner_rule]) => {
-                let what = precedence::describe(condition);
-                let by = attached[winner].rules[winner_rule].0.name.clone();
-                conflict(port_key, attached, [winner, r], [&by, &rule_name], &what);
-            }
+        attached[r].fate(port_key).matches += 1;
+        let (_, condition) = &attached[r].rules[n].matches[m];
+        let canonical = precedence::canonical(condition);
+        if let Some(&[winner, winner_rule]) = taken.get(&canonical) {
+            let what = precedence::describe(condition);
+            let [by, of] = [[winner, winner_rule], [r, n]].map(|[r, n]| attached[r].rules[n].rule.name.clone());
+            conflict(port_key, attached, [winner, r], [&by, &of], &what);
+            continue;
         }
+        taken.insert(canonical, [r, n]);
+        let rule = *rules.entry([r, n]).or_insert_with(|| {
+            table.rules.push(attached[r].rules[n].rule.clone());
+            table.rules.len() - 1
+        });
+        table.matches.push(Match { rule, ..condition.clone() });
     }
     streams(port_key, attached, &mut table);
     table
@@ -61,7 +57,7 @@ fn streams(port_key: &ServicePortKey, attached: &mut [AttachedRoute<'_>], table:
     let mut taken: BTreeMap<Option<String>, [usize; 2]> = BTreeMap::new();
     let mut indices: BTreeMap<[usize; 2], usize> = BTreeMap::new();
     for (name, [r, n]) in all {
-        attached[r].matches += 1;
+        attached[r].fate(port_key).matches += 1;
         if let Some(&[winner, winner_rule]) = taken.get(&name) {
             let what = name.map_or_else(|| "TCP connections".to_owned(), |name| format!("server name {name}"));
             let [by, of] = [[winner, winner_rule], [r, n]].map(|[r, n]| attached[r].streams[n].0.name.clone());
@@ -89,19 +85,20 @@ fn conflict(
     [by, of]: [&str; 2],
     what: &str,
 ) {
-    let [winner_key, loser_key] = [winner, loser].map(|r| attached[r].route.meta.key.clone());
-    attached[loser].conflicting += 1;
+    let [winner_name, loser_name] = [winner, loser].map(|r| attached[r].to_string());
+    let fate = attached[loser].fate(port_key);
+    fate.conflicting += 1;
     if winner == loser {
         let message = format!(
             "rule {of} at {port_key}: {what}: rule {by} of the same route matches first; change one of these matches"
         );
-        attached[loser].conflicts.push(Diagnostic::partial(message));
+        fate.conflicts.push(Diagnostic::partial(message));
     } else {
         let message = format!(
-            "rule {of} at {port_key}: {what}: MeshRoute {winner_key} (rule {by}) takes precedence; change one of these matches"
+            "rule {of} at {port_key}: {what}: {winner_name} (rule {by}) takes precedence; change one of these matches"
         );
-        attached[loser].conflicts.push(Diagnostic::partial(message));
-        let note = Diagnostic::note(format!("at {port_key}: {what}: takes precedence over MeshRoute {loser_key}"));
-        attached[winner].conflicts.push(note);
+        fate.conflicts.push(Diagnostic::partial(message));
+        let note = Diagnostic::note(format!("at {port_key}: {what}: takes precedence over {loser_name}"));
+        attached[winner].fate(port_key).conflicts.push(note);
     }
 }

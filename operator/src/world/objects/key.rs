@@ -1,5 +1,6 @@
 //! What identifies an object: namespace, name, and for custom resources the kind.
 
+use kube::api::ApiResource;
 use weft_crds::names;
 
 /// Namespace and name of an object.
@@ -20,6 +21,14 @@ pub enum Kind {
     Policy,
     /// MeshRoute.
     Route,
+    /// HTTPRoute of the Gateway API.
+    HttpRoute,
+    /// GRPCRoute of the Gateway API.
+    GrpcRoute,
+    /// TLSRoute of the Gateway API.
+    TlsRoute,
+    /// TCPRoute of the Gateway API.
+    TcpRoute,
 }
 
 /// Identifies a custom resource.
@@ -49,18 +58,53 @@ impl std::fmt::Display for Key {
 // === impl Kind ===
 
 impl Kind {
+    /// The kinds of the Gateway API.
+    pub const GATEWAY: [Self; 4] = [Self::HttpRoute, Self::GrpcRoute, Self::TlsRoute, Self::TcpRoute];
+
     /// The `kind` in manifests.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Cluster => "MeshCluster",
             Self::Policy => "MeshPolicy",
             Self::Route => "MeshRoute",
+            Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
+            Self::TlsRoute => "TLSRoute",
+            Self::TcpRoute => "TCPRoute",
         }
     }
 
-    /// `apiVersion` of the kind.
-    pub fn api_version() -> String {
-        format!("{}/{}", names::GROUP, names::VERSION)
+    /// API group of the kind.
+    pub fn group(self) -> &'static str {
+        if self.is_gateway() { weft_gateway_api::GROUP } else { names::GROUP }
+    }
+
+    /// Whether it is a kind of the Gateway API.
+    pub fn is_gateway(self) -> bool {
+        Self::GATEWAY.contains(&self)
+    }
+
+    /// The resource in the API, in the version that Weft reads.
+    pub fn resource(self) -> ApiResource {
+        self.resource_in(if self.is_gateway() { weft_gateway_api::VERSION } else { names::VERSION })
+    }
+
+    /// The resource in another version.
+    pub fn resource_in(self, version: &str) -> ApiResource {
+        let group = self.group();
+        ApiResource {
+            group: group.to_owned(),
+            version: version.to_owned(),
+            api_version: format!("{group}/{version}"),
+            kind: self.as_str().to_owned(),
+            plural: self.plural(),
+        }
+    }
+
+    /// The name of the resource in the API: in lower case and plural.
+    pub fn plural(self) -> String {
+        let kind = self.as_str().to_ascii_lowercase();
+        kind.strip_suffix('y').map_or_else(|| format!("{kind}s"), |stem| format!("{stem}ies"))
     }
 }
 

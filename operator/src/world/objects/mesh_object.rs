@@ -70,21 +70,26 @@ impl Meta {
     }
 }
 
+impl From<ObjectMeta> for Meta {
+    fn from(metadata: ObjectMeta) -> Self {
+        Self {
+            key: key(&metadata),
+            uid: metadata.uid.unwrap_or_default(),
+            generation: metadata.generation.unwrap_or_default(),
+            created: metadata.creation_timestamp.map_or(0, |time| time.0.as_second()),
+            revision: revision(metadata.resource_version.as_deref()),
+        }
+    }
+}
+
 // === impl RawMeshObject ===
 
 impl<K> RawMeshObject<K> {
     /// Parses the spec and the status.
     pub fn read<S: DeserializeOwned>(self) -> MeshObject<S> {
         let Self { metadata, spec, status, kind: _ } = self;
-        let meta = Meta {
-            key: key(&metadata),
-            uid: metadata.uid.unwrap_or_default(),
-            generation: metadata.generation.unwrap_or_default(),
-            created: metadata.creation_timestamp.map_or(0, |time| time.0.as_second()),
-            revision: revision(metadata.resource_version.as_deref()),
-        };
         MeshObject {
-            meta,
+            meta: Meta::from(metadata),
             spec: serde_json::from_value(spec).map_err(|error| error.to_string()),
             // A status that does not parse was not written by this operator.
             status: serde_json::from_value(status).unwrap_or_default(),

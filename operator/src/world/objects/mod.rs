@@ -6,6 +6,7 @@
 mod access;
 mod account;
 mod document;
+mod gateway_route;
 mod grant;
 mod key;
 mod mesh_object;
@@ -20,6 +21,7 @@ mod slice;
 pub use access::{Access, AccessKind};
 pub use account::Account;
 pub use document::{Document, DocumentKind, documents_namespace};
+pub use gateway_route::{GatewayRoute, GatewaySpec, OwnStatus, ParentStatus};
 pub use grant::Grant;
 pub use key::{Key, Kind, ObjectId};
 pub use mesh_object::{Cluster, MeshObject, Meta, Policy, RawMeshObject, Route};

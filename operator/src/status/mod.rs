@@ -4,6 +4,8 @@
 //! A condition keeps its `lastTransitionTime` while its status is unchanged. If no condition changes, nothing is
 //! written.
 
+pub mod parents;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use weft_crds::status::{ConditionType, Reason};
@@ -55,7 +57,7 @@ pub fn next(
     let in_effect = in_effect(&accepted, diagnostics);
     let ready = ready([&accepted, &resolved, &programmed, &in_effect]);
     let conditions = [accepted, resolved, programmed, in_effect, ready]
-        .map(|desired| condition(desired, &previous.conditions, generation, now));
+        .map(|desired| condition(desired.kind.to_string(), desired, &previous.conditions, generation, now));
     // Ignores conditions of other controllers, and the order in which the API server returns them.
     let is_current = |desired: &Condition| previous.conditions.contains(desired);
     let same = previous.observed_generation == Some(generation) && conditions.iter().all(is_current);
@@ -65,12 +67,14 @@ pub fn next(
 /// Whether a status tells more than other words for the same: the spec, or the status or reason of a condition changed. The
 /// messages of conditions may change with every pod, and are written less often.
 pub fn is_prompt(previous: &Status, next: &Status) -> bool {
-    let is_known = |condition: &Condition| {
-        let same = |before: &&Condition| before.type_ == condition.type_;
-        let before = previous.conditions.iter().find(same);
-        before.is_some_and(|before| (&before.status, &before.reason) == (&condition.status, &condition.reason))
-    };
+    let is_known = |condition: &Condition| is_known(&previous.conditions, condition);
     previous.observed_generation != next.observed_generation || !next.conditions.iter().all(is_known)
+}
+
+/// Whether there was a condition with the same status and reason.
+fn is_known(previous: &[Condition], condition: &Condition) -> bool {
+    let before = previous.iter().find(|before| before.type_ == condition.type_);
+    before.is_some_and(|before| (&before.status, &before.reason) == (&condition.status, &condition.reason))
 }
 
 /// The reason why an object is not ready; `Pending` while it has no such condition.
@@ -168,12 +172,12 @@ fn ready(conditions: [&Desired; 4]) -> Desired {
     Desired { kind, status: "True", reason, message: messages.join("; ") }
 }
 
-fn condition(desired: Desired, previous: &[Condition], generation: i64, now: Timestamp) -> Condition {
-    let Desired { kind, status, reason, message } = desired;
-    let kind = kind.to_string();
+/// `name`: what the condition's type is called on the object.
+fn condition(name: String, desired: Desired, previous: &[Condition], generation: i64, now: Timestamp) -> Condition {
+    let Desired { kind: _, status, reason, message } = desired;
     let since = previous
         .iter()
-        .find(|condition| condition.type_ == kind && condition.status == status)
+        .find(|condition| condition.type_ == name && condition.status == status)
         // Kubernetes stores whole seconds.
         .map_or_else(
             || Time(Timestamp::from_second(now.as_second()).unwrap_or(now)),
@@ -185,7 +189,7 @@ fn condition(desired: Desired, previous: &[Condition], generation: i64, now: Tim
         observed_generation: Some(generation),
         reason: reason.to_string(),
         status: status.to_owned(),
-        type_: kind,
+        type_: name,
     }
 }
 

@@ -3,13 +3,13 @@
 //! Each watch only converts objects to the World's trimmed types and sends them to one bounded channel. When the loop
 //! is busy the channel fills and the watches wait. A relist is collected and sent as one event.
 
+mod optional;
+
 use std::fmt::Debug;
-use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Node, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
-use kube::api::DynamicObject;
 use kube::core::NamespaceResourceScope;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
@@ -23,7 +23,7 @@ use weft_runtime::watch::backoff;
 
 use crate::metrics::{KindLabel, Metrics};
 use crate::world::objects::{RawMeshObject, RawNamespace, RawPod, RawService, RawSlice};
-use crate::world::{AccessKind, Change, DocumentKind, Event, Grant, Key, Pod};
+use crate::world::{AccessKind, Change, DocumentKind, Event, Key, Pod};
 
 /// Capacity of the channel: a few seconds of a busy cluster; when it is full the watches wait.
 const EVENTS_MAX: usize = 4096;
@@ -31,12 +31,6 @@ const EVENTS_MAX: usize = 4096;
 /// Timeout of a watch request, in seconds; it is then started again. The API server sends bookmarks about once a
 /// minute.
 const WATCH_SECONDS: u32 = 120;
-
-/// Versions of ReferenceGrant: an older Gateway API has only the second one.
-const GRANT_VERSIONS: [&str; 2] = ["v1", "v1beta1"];
-
-/// Interval in which it is checked whether the API server has ReferenceGrants, while it does not.
-const GRANT_POLL: Duration = Duration::from_secs(5);
 
 /// What each watch needs.
 #[derive(Clone)]
@@ -68,7 +62,7 @@ pub fn start(
     sink.run(Api::<RawMeshObject<MeshCluster>>::all(client.clone()), RawMeshObject::read, Event::Cluster);
     sink.run(Api::<RawMeshObject<MeshPolicy>>::all(client.clone()), RawMeshObject::read, Event::Policy);
 
-    sink.run_grants(client.clone());
+    sink.run_gateway_api(client);
 
     let exports = namespaced::<ConfigMap>(client, bootstrap::EXPORT_NAMESPACE);
     sink.run(exports.clone(), From::from, |change| Event::Document(DocumentKind::Export, change));
@@ -98,34 +92,16 @@ impl Sink {
     {
         let sink = self.clone();
         self.spawn(async move {
-            sink.forward(api, trim, event, |_| false).await;
+            sink.forward(api, |object| Some(trim(object)), event, |_| false).await;
         });
     }
 
-    /// Watches ReferenceGrants, whose CRD may be installed and removed at any time.
-    fn run_grants(&self, client: Client) {
-        let sink = self.clone();
-        self.spawn(async move {
-            loop {
-                for version in GRANT_VERSIONS {
-                    let api = Api::<DynamicObject>::all_with(client.clone(), &Grant::resource(version));
-                    if !sink.forward(api, Grant::from, Event::Grant, is_not_found).await {
-                        return;
-                    }
-                }
-                if sink.events.send(Event::GrantsMissing).await.is_err() {
-                    return;
-                }
-                tokio::time::sleep(GRANT_POLL).await;
-            }
-        });
-    }
-
-    /// Sends what a watch reports, until an error for which it `ends` (true) or until nobody receives (false).
+    /// Sends what a watch reports, until an error for which it `ends` (true) or until nobody receives (false). An object
+    /// of which `trim` leaves nothing counts as deleted.
     async fn forward<R, K>(
         &self,
         api: Api<R>,
-        trim: fn(R) -> K,
+        trim: impl Fn(R) -> Option<K>,
         event: impl Fn(Change<K>) -> Event,
         ends: fn(&watcher::Error) -> bool,
     ) -> bool
@@ -144,14 +120,15 @@ impl Sink {
                     continue;
                 }
                 Ok(Some(watcher::Event::InitApply(object))) => {
-                    listed.push(trim(object));
+                    listed.extend(trim(object));
                     continue;
                 }
                 Ok(Some(watcher::Event::InitDone)) => Change::Reset(std::mem::take(&mut listed)),
-                Ok(Some(watcher::Event::Apply(object))) => Change::Apply(trim(object)),
-                Ok(Some(watcher::Event::Delete(object))) => {
-                    Change::Delete(Key::new(object.namespace().unwrap_or_default(), object.name_any()))
+                Ok(Some(watcher::Event::Apply(object))) => {
+                    let key = key(&object);
+                    trim(object).map_or(Change::Delete(key), Change::Apply)
                 }
+                Ok(Some(watcher::Event::Delete(object))) => Change::Delete(key(&object)),
                 Ok(None) => return false,
                 Err(error) if ends(&error) => return true,
                 Err(error) => {
@@ -174,13 +151,8 @@ impl Sink {
     }
 }
 
-/// The API server does not have the kind. It answers a path of an unknown group with plain text, so only the code tells.
-fn is_not_found(error: &watcher::Error) -> bool {
-    match error {
-        watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 404,
-        _ => false,
-    }
+fn key(object: &impl ResourceExt) -> Key {
+    Key::new(object.namespace().unwrap_or_default(), object.name_any())
 }
 
 /// Watches one object by name, and only signals that it changed.
