@@ -16,7 +16,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::watch;
 use weft_crds::names::WEBHOOK_SECRET;
 use weft_runtime::readiness::Part;
-use weft_runtime::watch::backoff;
+use weft_runtime::watch::Backoff;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::metrics::Metrics;
@@ -68,14 +68,7 @@ pub async fn follow(
     let config = Config::default().fields(&format!("metadata.name={WEBHOOK_SECRET}"));
     let secret_name = format!("{namespace}/{WEBHOOK_SECRET}");
     part.report(false, &format!("waiting for the operator to create Secret {secret_name}"));
-    follow_events(
-        watcher(secrets, config).backoff(watcher::ExponentialBackoff::from(backoff())),
-        &secret_name,
-        sender,
-        part,
-        metrics,
-    )
-    .await;
+    follow_events(watcher(secrets, config).backoff(Backoff::default()), &secret_name, sender, part, metrics).await;
 }
 
 async fn follow_events(

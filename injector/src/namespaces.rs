@@ -10,11 +10,11 @@ use k8s_openapi::api::core::v1;
 use kube::core::PartialObjectMeta;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{self, ObjectRef, Store};
-use kube::runtime::watcher::{self, Config, Event, watcher};
+use kube::runtime::watcher::{Config, Event, watcher};
 use kube::{Api, Client};
 use tokio::sync::{Semaphore, watch};
 use weft_runtime::readiness::Part;
-use weft_runtime::watch::backoff;
+use weft_runtime::watch::Backoff;
 
 use crate::namespace::Namespace;
 use crate::refusal::Refusal;
@@ -77,7 +77,7 @@ pub async fn follow(
     part: Part,
 ) {
     let api: Api<Meta> = Api::all(client.clone());
-    let events = watcher(api, Config::default()).backoff(watcher::ExponentialBackoff::from(backoff())).reflect(writer);
+    let events = watcher(api, Config::default()).backoff(Backoff::default()).reflect(writer);
     let mut events = std::pin::pin!(events);
     while let Some(event) = events.next().await {
         match event {

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weft_config::bootstrap;
 use weft_crds::{MeshCluster, MeshPolicy, MeshRoute};
-use weft_runtime::watch::backoff;
+use weft_runtime::watch::Backoff;
 
 use crate::metrics::{KindLabel, Metrics};
 use crate::world::objects::{RawMeshObject, RawNamespace, RawPod, RawService, RawSlice};
@@ -109,9 +109,8 @@ impl Sink {
         R: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     {
         let kind = event(Change::Reset(Vec::new())).kind().0.as_str();
-        let mut stream = watcher(api, watcher::Config::default().timeout(WATCH_SECONDS))
-            .backoff(watcher::ExponentialBackoff::from(backoff()))
-            .boxed();
+        let mut stream =
+            watcher(api, watcher::Config::default().timeout(WATCH_SECONDS)).backoff(Backoff::default()).boxed();
         let mut listed = Vec::new();
         loop {
             let change = match stream.try_next().await {
@@ -162,7 +161,7 @@ where
 {
     let config = watcher::Config::default().timeout(WATCH_SECONDS).fields(&format!("metadata.name={name}"));
     let watch = async move {
-        let mut stream = watcher(api, config).backoff(watcher::ExponentialBackoff::from(backoff())).boxed();
+        let mut stream = watcher(api, config).backoff(Backoff::default()).boxed();
         loop {
             match stream.try_next().await {
                 // If the channel is full, a signal is pending already.

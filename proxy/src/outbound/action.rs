@@ -104,22 +104,35 @@ async fn send_to_backend(
         return Err(Answer::new(Reason::ConfigUnavailable, format!("no configuration of {target} is loaded")));
     };
     guard.log.cluster = Some(cluster.name.clone());
-    let (subset, filters) = (target.subset.as_deref(), backend.filters.as_deref());
+    let subset = target.subset.as_deref();
     if request.method() == Method::CONNECT {
         // Boxed: rare.
-        return Box::pin(tunnel::open(request, &cluster, subset, rule, filters, guard)).await;
+        return Box::pin(tunnel::open(request, &cluster, subset, rule, backend.filters.as_deref(), guard)).await;
     }
-    let own = filters.map(|filters| &filters.rewrite);
-    let host = own.and_then(|own| own.hostname.as_ref()).or(rewrite.hostname.as_ref());
-    let path = match own.and_then(|own| own.path.as_ref()).or(rewrite.path.as_ref()) {
+    let change = backend.filters.as_deref().map(|filters| &filters.rewrite);
+    let plan = plan(&cluster, subset, request.version(), guard)?.by_rule(rule, backend.filters.as_deref());
+    // A statement of its own: the future would keep what `?` took the plan from.
+    let plan = rewritten(plan, rewrite, change, decision, &guard.log.uri)?;
+    forward(request, plan, guard).await
+}
+
+/// Rewrites the authority and path of a request as its rule says, and its backend where that says anything.
+fn rewritten<'a>(
+    plan: Plan<'a>,
+    rule: &Rewrite,
+    backend: Option<&Rewrite>,
+    decision: Decision<'_>,
+    uri: &Uri,
+) -> Result<Plan<'a>, Box<Answer>> {
+    let host = backend.and_then(|own| own.hostname.as_ref()).or(rule.hostname.as_ref());
+    let path = match backend.and_then(|own| own.path.as_ref()).or(rule.path.as_ref()) {
         None => None,
         Some(change) => Some(
-            rewrite_path(change, decision, &guard.log.uri)
+            rewrite_path(change, decision, uri)
                 .ok_or_else(|| Answer::new(Reason::BadRequest, "the rewritten path is not a valid path"))?,
         ),
     };
-    let plan = plan(&cluster, subset, request.version(), guard)?.by_rule(rule, filters);
-    forward(request, Plan { host: host.cloned(), path, ..plan }, guard).await
+    Ok(Plan { host: host.cloned(), path, ..plan })
 }
 
 fn answer_redirect(

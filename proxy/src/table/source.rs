@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use weft_config::bootstrap as contract;
 use weft_config::{Envelope, Written};
-use weft_runtime::watch::backoff;
+use weft_runtime::watch::Backoff;
 
 /// How often files are checked for changes.
 const POLL: Duration = Duration::from_millis(100);
@@ -109,7 +109,7 @@ async fn watch_config_map(client: Client, document: Document, events: mpsc::Send
     };
     let api: Api<ConfigMap> = Api::namespaced(client, namespace);
     let by_name = watcher::Config::default().fields(&format!("metadata.name={document}"));
-    let mut stream = pin!(watcher(api, by_name).backoff(watcher::ExponentialBackoff::from(backoff())));
+    let mut stream = pin!(watcher(api, by_name).backoff(Backoff::default()));
     let mut found = false;
     while let Some(event) = stream.next().await {
         let event = match event {
