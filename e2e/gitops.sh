@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs the GitOps test on a cluster of its own, which it removes at the end: Argo CD installs Weft and a shop from a Git
-# repository and keeps them in sync, and Flux's kustomize-controller another shop (e2e/tests/gitops.rs). Leaves the times in target/gitops/results.md.
+# repository and keeps them in sync, and Flux's kustomize-controller another shop (e2e/tests/gitops.rs). The table of
+# docs/gitops.md is then in target/gitops/results.md.
 #
 #   gitops.sh [--watch SECONDS]     how long nothing may go out of sync; default 600
 #   gitops.sh --keep                leaves the cluster running
@@ -32,11 +33,12 @@ main() {
   manifests
   step "packing the image of Argo CD, git and Redis" pack
   [[ -n $keep ]] || trap '"$here/down.sh" --name "$cluster"' EXIT
+  "$here/down.sh" --name "$cluster" # one that was kept
   "$here/up.sh" --name "$cluster"
   "$here/load-image.sh" --name "$cluster" "$out/gitops.tar"
   "$root/e2e/images.sh" --load "$cluster" >/dev/null
   WEFT_CLUSTER=$cluster WEFT_WATCH_SECONDS=$watch env --unset KUBECONFIG \
-    cargo test --profile ci --locked --manifest-path "$root/Cargo.toml" --package weft-e2e --test gitops -- --ignored --nocapture
+    cargo test --profile ci --locked --manifest-path "$root/Cargo.toml" --package weft-e2e --test gitops -- --nocapture
 }
 
 # Manifests of Argo CD and Flux, from the modules that their programs were built from.

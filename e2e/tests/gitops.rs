@@ -44,12 +44,11 @@ const ROUTES: [(&str, &str, &str, &str, &str); 2] = [
 const COMPARE: Duration = Duration::from_secs(10);
 /// Comparisons, however short the watch: each of its disturbances is followed by some.
 const ROUNDS_MIN: u32 = 9;
-const MINUTE: Duration = Duration::from_secs(240);
+const MINUTE: Duration = Duration::from_secs(60);
 /// Time limit of steps that have no stricter one.
 const SOON: Duration = Duration::from_secs(180);
 
 #[test]
-#[ignore = "takes a quarter of an hour, on a cluster of its own: make gitops"]
 fn argo_cd_keeps_weft_and_its_objects_in_sync() -> Result<()> {
     let cluster = Cluster::get()?;
     let mut results = Results::default();
@@ -65,7 +64,6 @@ fn argo_cd_keeps_weft_and_its_objects_in_sync() -> Result<()> {
 }
 
 #[test]
-#[ignore = "needs Argo CD's program: make gitops"]
 fn health_check_tells_each_state() -> Result<()> {
     let folder = "crds/argo-cd/resource_customizations/weft.dev/_";
     let tests = read(&format!("{folder}/health_test.yaml"))?;
