@@ -208,7 +208,8 @@ impl World {
             std::env::var("WEFT_WATCH_SECONDS").context("WEFT_WATCH_SECONDS is not set: run e2e/gitops.sh")?;
         let watched = Duration::from_secs(seconds.parse().context("WEFT_WATCH_SECONDS")?);
         let applications = [&MESH[..], &EXAMPLES].concat();
-        let before = self.synced_at(&applications)?;
+        self.argo.await_health(&MESH, &self.commit, "Healthy", SOON)?;
+        let (before, bundle) = (self.synced_at(&applications)?, self.ca_bundle()?);
         let what = format!("nothing goes out of sync, compared each {} s", COMPARE.as_secs());
         results.step(&what, watched + SOON, || {
             let began = Instant::now();
@@ -229,6 +230,7 @@ impl World {
             }
             let after = self.synced_at(&applications)?;
             ensure!(before == after, "something was applied again: {before:?} before, {after:?} after");
+            ensure!(self.ca_bundle()? != bundle, "the operator did not write a new caBundle");
             Ok(())
         })?;
         self.argo.await_health(&MESH, &self.commit, "Healthy", SOON)
@@ -293,7 +295,12 @@ impl World {
         self.commit = self.git.push("one shop less")?;
         results.step("an Application removed from Git: its pods and objects are gone", MINUTE, || {
             self.argo.await_health(&["mesh"], &self.commit, "Healthy", SOON)?;
-            self.empty("shop-ssa", "deployments,pods,services,meshroutes,meshclusters,meshpolicies,httproutes")
+            self.empty("shop-ssa", "deployments,pods,services,meshroutes,meshclusters,meshpolicies,httproutes")?;
+            eventually("nothing of it in the proxies' configuration", SOON, || {
+                let document = Kubectl::within(self.cluster, "weft-config").get("configmap", "x.shop-ssa")?;
+                ensure!(document["data"]["body"] == "{}", "{document}");
+                Ok(())
+            })
         })?;
         results.step("everything is deleted: of Weft only the CRDs are left, as the chart says", 2 * MINUTE, || {
             for name in ["examples", "examples-ssa", "mesh"] {
@@ -313,6 +320,11 @@ impl World {
 
     fn synced_at(&self, names: &[&str]) -> Result<BTreeMap<String, String>> {
         names.iter().map(|name| Ok(((*name).to_owned(), self.argo.application(name)?.synced_at))).collect()
+    }
+
+    fn ca_bundle(&self) -> Result<String> {
+        let path = "jsonpath={.webhooks[*].clientConfig.caBundle}";
+        self.system().run(&["get", "mutatingwebhookconfiguration", "weft-injector", "--output", path])
     }
 
     /// Waits until a request of each shop's client gets a response with the header.
