@@ -91,7 +91,8 @@ e2e-installed: e2e-groups conformance-installed
 
 e2e-groups:
 	@cargo test $(profile) --locked --package weft-e2e --test charts --test inject --test routing --test filters --test streams \
-	  --test policy --test resilience --test balance --test services --test bad_input --test apply -- --test-threads $(THREADS) --show-output
+	  --test policy --test resilience --test balance --test services --test bad_input --test apply --test gateway_api \
+	  -- --test-threads $(THREADS) --show-output
 
 bench: ## benchmark Weft against Envoy, nginx and haproxy (BENCH_SCENARIOS="h1_sat mem" BENCH_REPS=5 BENCH_SECS=4)
 	@bench/setup.sh

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs the GitOps test on a cluster of its own, which it removes at the end: Argo CD installs Weft and a shop from a Git
-# repository and keeps them in sync, and Flux's kustomize-controller another shop (e2e/tests/gitops.rs). Leaves the times in target/gitops/results.md.
+# repository and keeps them in sync, and Flux's kustomize-controller another shop (e2e/tests/gitops.rs). The table of
+# docs/gitops.md is then in target/gitops/results.md.
 #
 #   gitops.sh [--watch SECONDS]     how long nothing may go out of sync; default 600
 #   gitops.sh --keep                leaves the cluster running
@@ -32,11 +33,12 @@ main() {
   manifests
   step "packing the image of Argo CD, git and Redis" pack
   [[ -n $keep ]] || trap '"$here/down.sh" --name "$cluster"' EXIT
+  "$here/down.sh" --name "$cluster" # one that was kept
   "$here/up.sh" --name "$cluster"
   "$here/load-image.sh" --name "$cluster" "$out/gitops.tar"
   "$root/e2e/images.sh" --load "$cluster" >/dev/null
   WEFT_CLUSTER=$cluster WEFT_WATCH_SECONDS=$watch env --unset KUBECONFIG \
-    cargo test --profile ci --locked --manifest-path "$root/Cargo.toml" --package weft-e2e --test gitops -- --ignored --nocapture
+    cargo test --profile ci --locked --manifest-path "$root/Cargo.toml" --package weft-e2e --test gitops -- --nocapture
 }
 
 # Manifests of Argo CD and Flux, from the modules that their programs were built from.
@@ -58,6 +60,7 @@ pack() {
   cp "$root/e2e/gitops/Dockerfile" "$context/"
   printf 'root:x:0:0::/root:/bin/sh\nargocd:x:999:999::/home/argocd:/bin/sh\n' >"$context/root/etc/passwd"
   cp "${programs[@]}" "$context/root/usr/local/bin/"
+  install "$(dirname "${programs[0]}")/git-verify-wrapper.sh" "$context/root/usr/local/bin/"
   for program in server repo-server application-controller cmp-server k8s-auth; do
     ln -s argocd "$context/root/usr/local/bin/argocd-$program"
   done

@@ -77,7 +77,9 @@ build_part() {
     conformance.crds) build_crds ;;
     echo) build_go echo "" "about 2 minutes when nothing is cached" istio.io/istio/pkg/test/echo/cmd/{server,client} ;;
     interop) build_go interop "" "about a minute when nothing is cached" google.golang.org/grpc/interop/{server,client} ;;
-    argocd) build_go argocd "$(argocd_stamps)" "about 6 minutes when nothing is cached" github.com/argoproj/argo-cd/v3/cmd ;;
+    argocd)
+      build_go argocd "$(argocd_stamps)" "about 6 minutes when nothing is cached" github.com/argoproj/argo-cd/v3/cmd
+      ;;
     kustomize-controller)
       build_go kustomize-controller "" "about 3 minutes when nothing is cached" github.com/fluxcd/kustomize-controller
       ;;
@@ -108,14 +110,21 @@ go_build() {
     kubernetes) ln -s kubernetes "$making/kubectl" ;;
     # A certificate and its key, which the suite's manifests name.
     echo) cp "$(module_folder echo istio.io/istio)"/tests/testdata/certs/dns/{cert-chain,key}.pem "$making/echo/" ;;
-    argocd) cp "$(module_folder argocd github.com/argoproj/argo-cd/v3)/manifests/install.yaml" "$making/" ;;
+    argocd) copy_argocd ;;
     kustomize-controller) copy_flux ;;
   esac
   keep
 }
 
-# Beside kustomize-controller: its manifests, and the CRDs of the sources that it watches. source-controller itself is not
-# required, only its types, which have the same versions.
+# Beside argocd: its manifests, and a script that the repo-server runs.
+copy_argocd() {
+  local folder
+  folder=$(module_folder argocd github.com/argoproj/argo-cd/v3)
+  cp "$folder/manifests/install.yaml" "$folder/hack/git-verify-wrapper.sh" "$making/"
+}
+
+# Beside kustomize-controller: its manifests, and the CRDs of the sources that it watches. The module requires
+# only the types of source-controller, which have the same version.
 copy_flux() {
   local version sources
   version=$(awk '$1 == "github.com/fluxcd/source-controller/api" { print $2 }' go.mod)

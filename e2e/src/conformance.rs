@@ -40,7 +40,7 @@ pub const ROOT: &str = "TestConformance";
 pub struct Outcome {
     /// How it ended.
     pub verdict: Verdict,
-    /// Its duration.
+    /// Its duration, or that of its slowest subtest: Go does not count the time in which subtests run in parallel.
     pub seconds: f64,
 }
 
@@ -64,7 +64,16 @@ pub struct Results(pub BTreeMap<String, Outcome>);
 impl Results {
     /// Reads the output of the suite with `-test.v`. Subtests of its tests are not listed.
     pub fn parse(output: &str) -> Self {
-        Self(output.lines().filter_map(outcome).collect())
+        let (tests, subtests): (Vec<_>, Vec<_>) =
+            output.lines().filter_map(outcome).partition(|(name, _)| !name.contains('/'));
+        let mut tests: BTreeMap<String, Outcome> =
+            tests.into_iter().map(|(name, outcome)| (name.to_owned(), outcome)).collect();
+        for (name, subtest) in subtests {
+            if let Some(test) = name.split('/').next().and_then(|test| tests.get_mut(test)) {
+                test.seconds = test.seconds.max(subtest.seconds);
+            }
+        }
+        Self(tests)
     }
 
     /// What is wrong with the run, one line for each test: a test of [`TESTS`] did not pass, or another one ran.
@@ -103,8 +112,8 @@ impl std::fmt::Display for Verdict {
     }
 }
 
-/// Reads `    --- PASS: TestConformance/MeshBasic (0.12s)`.
-fn outcome(line: &str) -> Option<(String, Outcome)> {
+/// Reads `    --- PASS: TestConformance/MeshBasic (0.12s)`, of a test or a subtest.
+fn outcome(line: &str) -> Option<(&str, Outcome)> {
     let (verdict, rest) = line.trim_start().strip_prefix("--- ")?.split_once(": ")?;
     let verdict = match verdict {
         "PASS" => Verdict::Passed,
@@ -114,7 +123,7 @@ fn outcome(line: &str) -> Option<(String, Outcome)> {
     };
     let (name, seconds) = rest.strip_prefix(ROOT)?.strip_prefix('/')?.split_once(" (")?;
     let seconds = seconds.strip_suffix("s)")?.parse().ok()?;
-    (!name.contains('/')).then(|| (name.to_owned(), Outcome { verdict, seconds }))
+    Some((name, Outcome { verdict, seconds }))
 }
 
 #[cfg(test)]
@@ -131,15 +140,15 @@ mod tests {
     }
 
     #[test]
-    fn results_are_those_of_the_tests_without_their_subtests() {
+    fn results_are_those_of_the_tests_with_the_time_of_their_subtests() {
         let output = "=== RUN   TestConformance/MeshBasic\n    apply.go:277: --- PASS: not a result\n--- FAIL: TestConformance \
                       (31.00s)\n    --- PASS: TestConformance/MeshBasic (0.12s)\n        --- PASS: \
                       TestConformance/MeshBasic/a_request (0.10s)\n    --- SKIP: TestConformance/TCPRoute (0.00s)\n    --- FAIL: \
-                      TestConformance/MeshPorts (5.20s)\n        --- FAIL: TestConformance/MeshPorts/0 (5.10s)\n";
+                      TestConformance/MeshPorts (0.20s)\n        --- FAIL: TestConformance/MeshPorts/0 (5.10s)\n";
         let expected = [
             ("MeshBasic", Verdict::Passed, 0.12),
             ("TCPRoute", Verdict::Skipped, 0.0),
-            ("MeshPorts", Verdict::Failed, 5.2),
+            ("MeshPorts", Verdict::Failed, 5.1),
         ];
         let expected = expected.map(|(test, verdict, seconds)| (test.to_owned(), Outcome { verdict, seconds }));
         assert_eq!(Results::parse(output), Results(expected.into()));

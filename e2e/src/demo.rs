@@ -1,8 +1,8 @@
 //! The demo: traffic to a small shop while routes are applied one after another, and a page with the clients' results.
 //!
 //! ```text
-//! before        | 1 all v1      | 2 90/10       | 3 beta to v3  | 4 timeout     | 5 retries
-//! load, 4 times | load, 4 times | ...              each phase is one run of `weft-demo load` per client;
+//! before        | 1 all v1      | 2 90/10       | 3 beta to v3  | 4 timeout     | ...
+//! load, 5 times | load, 5 times | ...              each phase is one run of `weft-demo load` per client;
 //!               ^ apply         ^ apply            phases follow each other without a pause
 //! ```
 //!
@@ -17,8 +17,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::cluster::{Cluster, checkout};
+use crate::gateway_api;
 use crate::install::SYSTEM;
-use crate::kubectl::Kubectl;
+use crate::kubectl::{Condition, Kubectl};
 use crate::namespace::READY;
 use crate::page::{self, Answer, Outcome, Row, Step, Story, Stream, millis, summarise};
 use crate::progress::{say, step};
@@ -64,6 +65,7 @@ struct Visitor {
 /// A change, and its expected effect.
 struct Change {
     file: &'static str,
+    kind: &'static str,
     object: &'static str,
     label: &'static str,
     title: &'static str,
@@ -85,7 +87,7 @@ enum Expected {
 const QUICK: Duration = Duration::ZERO;
 const SLOW: Duration = Duration::from_millis(2500);
 
-const VISITORS: [Visitor; 4] = [
+const VISITORS: [Visitor; 5] = [
     Visitor {
         name: "reviews, any visitor",
         url: "http://reviews:9080/",
@@ -111,11 +113,20 @@ const VISITORS: [Visitor; 4] = [
         concurrency: 8,
         expected_latency: QUICK,
     },
+    Visitor {
+        name: "ratings",
+        url: "http://ratings:9080/",
+        header: None,
+        rate: 20,
+        concurrency: 8,
+        expected_latency: QUICK,
+    },
 ];
 
-const CHANGES: [Change; 5] = [
+const CHANGES: [Change; 6] = [
     Change {
         file: "01-all-v1.yaml",
+        kind: "meshroute",
         object: "reviews",
         label: "all to v1",
         title: "All requests to reviews go to v1",
@@ -123,6 +134,7 @@ const CHANGES: [Change; 5] = [
     },
     Change {
         file: "02-canary-90-10.yaml",
+        kind: "meshroute",
         object: "reviews",
         label: "90/10",
         title: "A tenth of the requests to reviews goes to v2",
@@ -130,6 +142,7 @@ const CHANGES: [Change; 5] = [
     },
     Change {
         file: "03-beta-header.yaml",
+        kind: "meshroute",
         object: "reviews",
         label: "beta to v3",
         title: "Requests with x-user: beta go to v3, all others to v1",
@@ -137,6 +150,7 @@ const CHANGES: [Change; 5] = [
     },
     Change {
         file: "04-timeout.yaml",
+        kind: "meshroute",
         object: "slow",
         label: "2 s timeout",
         title: "Requests to slow, which takes 5 s, time out after 2 s",
@@ -144,10 +158,19 @@ const CHANGES: [Change; 5] = [
     },
     Change {
         file: "05-retries.yaml",
+        kind: "meshroute",
         object: "flaky",
         label: "retries",
         title: "Failed requests to flaky, every third one, are retried",
         affects: &[(3, Expected::All("v1"))],
+    },
+    Change {
+        file: "06-http-route.yaml",
+        kind: "httproute",
+        object: "ratings",
+        label: "HTTPRoute",
+        title: "An HTTPRoute of the Gateway API sends all requests to ratings to another Service, with v2",
+        affects: &[(4, Expected::All("v2"))],
     },
 ];
 
@@ -161,6 +184,7 @@ struct Run {
 pub fn run(options: &Options) -> Result<Story> {
     let cluster = Cluster::get()?;
     step("installing Weft", crate::install::ensure)?;
+    step("installing the CRDs of the Gateway API, unless there are some", gateway_api::add)?;
     let shop = Kubectl::within(cluster, &options.namespace);
     step("deploying the shop", || deploy(&shop, &options.namespace))?;
     let client = Client::of(&shop, "client");
@@ -199,7 +223,8 @@ pub fn remove(options: &Options) -> Result<()> {
             "--ignore-not-found",
         ])?;
         run(&["delete", "namespace", SYSTEM, "--ignore-not-found"])
-    })
+    })?;
+    step("removing the CRDs of the Gateway API, if the demo installed them", gateway_api::remove_added)
 }
 
 fn deploy(shop: &Kubectl, namespace: &str) -> Result<()> {
@@ -209,7 +234,7 @@ fn deploy(shop: &Kubectl, namespace: &str) -> Result<()> {
     let folder = checkout().join("e2e/demo");
     shop.apply(&read(&folder.join("shop.yaml"))?)?;
     // Routes of an earlier run would hide the effect of each change.
-    shop.run(&["delete", "meshroutes", "--all"])?;
+    shop.run(&["delete", "meshroutes,httproutes", "--all"])?;
     shop.apply(&read(&folder.join("routes/00-subsets.yaml"))?)?;
     shop.run_with(&["wait", "deployment", "--all", "--for=condition=Available", "--timeout=120s"], "", READY)?
         .stdout_of_success("kubectl wait deployment --all")?;
@@ -311,13 +336,14 @@ fn apply(shop: &Kubectl, change: &Change, start: Instant) -> Result<Step> {
     shop.apply(&yaml)?;
     let applied_ms = start.elapsed().as_secs_f64() * 1000.0;
     let every = Duration::from_millis(50);
-    eventually_every(every, &format!("meshroute/{} to be in force", change.object), PROGRAMMED_TIMEOUT, || {
-        let found = shop.condition("meshroute", change.object, "Programmed")?;
+    eventually_every(every, &format!("{} to be in force", change.object), PROGRAMMED_TIMEOUT, || {
+        let found = change.programmed(shop)?;
         ensure!(found.status == "True", "{found:?}");
         Ok(())
     })?;
     let settled_ms = (start.elapsed() + SETTLE).as_secs_f64() * 1000.0;
-    let weft = shop.run(&["get", "weft", "-A"])?;
+    let status_command = change.status_command();
+    let status = shop.run(&status_command.split(' ').collect::<Vec<_>>())?;
     say(&format!("\n{}\n$ kubectl apply -f e2e/demo/routes/{}", change.title, change.file));
     Ok(Step {
         label: change.label.to_owned(),
@@ -326,7 +352,8 @@ fn apply(shop: &Kubectl, change: &Change, start: Instant) -> Result<Step> {
         applied_ms,
         settled_ms,
         affects: change.affects.iter().map(|(visitor, _)| VISITORS[*visitor].name.to_owned()).collect(),
-        weft,
+        status_command: format!("kubectl {status_command}"),
+        status,
     })
 }
 
@@ -352,8 +379,9 @@ fn report(change: &Change, story: &Story) -> Vec<String> {
             failures.push(format!("{}, {}: {error:#}", change.title, stream.name));
         }
     }
-    let weft = story.steps.last().map(|step| step.weft.as_str()).unwrap_or_default();
-    say(&format!("{}$ kubectl get weft -A\n{weft}", table::text(&rows)));
+    let last = story.steps.last();
+    let status = last.map(|step| format!("$ {}\n{}", step.status_command, step.status)).unwrap_or_default();
+    say(&format!("{}{status}", table::text(&rows)));
     for line in &failures {
         say(&format!("UNEXPECTED: {line}"));
     }
@@ -418,6 +446,25 @@ impl Visitor {
 impl Change {
     fn affects(&self, visitor: usize) -> bool {
         self.affects.iter().any(|(affected, _)| *affected == visitor)
+    }
+
+    /// The condition that says whether proxies read the change.
+    fn programmed(&self, shop: &Kubectl) -> Result<Condition> {
+        match self.kind {
+            "meshroute" => shop.condition(self.kind, self.object, "Programmed"),
+            kind => gateway_api::condition(shop, &format!("{kind}/{}", self.object), gateway_api::PROGRAMMED),
+        }
+    }
+
+    /// Arguments of kubectl that show the statuses of this kind.
+    fn status_command(&self) -> &'static str {
+        match self.kind {
+            "meshroute" => "get weft -A",
+            _ => {
+                "get httproutes -A -o custom-columns=NAMESPACE:.metadata.namespace,NAME:.metadata.name,\
+                 CONDITIONS:.status.parents[*].conditions[*].type,STATUS:.status.parents[*].conditions[*].status"
+            }
+        }
     }
 }
 

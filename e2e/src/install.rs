@@ -1,6 +1,5 @@
 //! Installs Weft with its charts, as a user does. Tests share one installation.
 
-use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -34,17 +33,6 @@ pub fn values() -> Result<std::path::PathBuf> {
     Ok(values)
 }
 
-/// Installs the CRD of ReferenceGrant from e2e/manifests, unless the cluster has it.
-pub fn ensure_reference_grants() -> Result<()> {
-    let kubectl = Kubectl::new(Cluster::get()?);
-    let crd = "crd/referencegrants.gateway.networking.k8s.io";
-    if kubectl.run(&["get", crd, "--ignore-not-found", "-o", "name"])?.is_empty() {
-        let path = checkout().join("e2e/manifests/referencegrants.yaml");
-        kubectl.apply(&fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?)?;
-    }
-    kubectl.wait(crd, "condition=Established", Duration::from_secs(READY_SECONDS))
-}
-
 /// Installs or upgrades Weft from charts/ with this Helm.
 pub fn with(helm: &Path) -> Result<()> {
     let values = values()?;
@@ -60,9 +48,17 @@ pub fn with(helm: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Installs the CRDs of the Gateway API's standard channel, in the version of its conformance suite. CRDs of another
-/// version are replaced.
+/// Installs the CRDs of the Gateway API's standard channel, in the version of its conformance suite, once in this process.
+/// CRDs of another version are replaced.
 pub fn ensure_gateway_api() -> Result<()> {
+    static DONE: OnceLock<Result<(), String>> = OnceLock::new();
+    DONE.get_or_init(|| install_gateway_api().map_err(|error| format!("{error:#}")))
+        .clone()
+        .map_err(|error| anyhow!(error))
+}
+
+/// As [`ensure_gateway_api`], also if this process has installed them before.
+pub fn install_gateway_api() -> Result<()> {
     let kubectl = Kubectl::new(Cluster::get()?);
     let folder = cluster::build("conformance.crds")?;
     // Not a client-side apply: with the annotation that it writes, the CRD of HTTPRoute is close to the limit of 256 KiB.

@@ -16,6 +16,7 @@ pub mod command;
 pub mod conformance;
 pub mod demo;
 pub mod docs;
+pub mod gateway_api;
 pub mod gitops;
 pub mod install;
 pub mod kubectl;

@@ -27,8 +27,8 @@ const RESULTS: &str = "docs/conformance/results.md";
 const INTRODUCTION: &str = "\
 # Results of the conformance tests
 
-Each test of the suite for a mesh, in the run that wrote the [report](README.md). The seconds contain the time in which
-the objects of the test take effect.
+Each test of the suite for a mesh, in the run that wrote the [report](README.md). The seconds are those of the test or
+of its slowest subtest, with the time in which its objects take effect.
 ";
 
 /// The namespaces of the suite. They are deleted before the suite runs, in case that a run was interrupted, and at the
@@ -83,8 +83,9 @@ fn weft_passes_each_test_for_a_mesh() -> Result<()> {
 
     let found = Results::parse(&output.stdout);
     print!("{}", table::text(&found.rows()));
-    let problems = found.problems();
-    ensure!(problems.is_empty() && output.success, "{}\nits output is in {}", problems.join("\n"), log.display());
+    let (problems, log) = (found.problems(), log.display());
+    ensure!(problems.is_empty(), "{}\nthe output of the suite is in {log}", problems.join("\n"));
+    ensure!(output.success, "the suite failed outside of its tests: its output is in {log}");
     let report = fs::read_to_string(&report).context("reading the report")?;
     published(&report, &found)
 }

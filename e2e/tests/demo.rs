@@ -17,7 +17,7 @@ fn demo_page_shows_each_change() -> Result<()> {
         let answers: usize = story.streams.iter().map(|stream| stream.answers.len()).sum();
         ensure!(answers > 1000, "only {answers} requests were sent");
         ensure!(shown.answers == answers, "{answers} answers, and {} points", shown.answers);
-        ensure!(shown.applies == 5 && story.steps.len() == 5, "five changes, and {} marks", shown.applies);
+        ensure!(shown.applies == 6 && story.steps.len() == 6, "six changes, and {} marks", shown.applies);
         browser::screenshot(&html, &folder.join("page.png"), 1280, 2400)
     })
 }

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use weft_e2e::Cluster;
-use weft_e2e::install::SYSTEM;
+use weft_e2e::gateway_api::{self, await_condition};
+use weft_e2e::install::{self, SYSTEM};
 use weft_e2e::kubectl::Kubectl;
 use weft_e2e::mesh::{self, proxy_metrics, route_in_force};
 use weft_e2e::namespace::{Namespace, READY, SOON, in_mesh};
@@ -290,5 +291,108 @@ fn pods_are_not_created_while_the_injector_is_down() -> Result<()> {
             Ok(())
         })?;
         ns.wait_ready(&["echo-v1"])
+    })
+}
+
+/// Runs `work`, and installs the CRDs of the Gateway API again, also after a failure.
+fn with_other_crds<T>(work: impl FnOnce(&Kubectl) -> Result<T>) -> Result<T> {
+    let result = work(&Kubectl::new(Cluster::get()?));
+    install::install_gateway_api()?;
+    result
+}
+
+/// How often the operator's containers were started again.
+fn operator_restarts() -> Result<u64> {
+    let pods = system()?.list("pods", "app.kubernetes.io/component=operator")?;
+    let statuses = pods.iter().filter_map(|pod| pod["status"]["containerStatuses"].as_array()).flatten();
+    Ok(statuses.filter_map(|status| status["restartCount"].as_u64()).sum())
+}
+
+#[test]
+fn routes_of_the_gateway_api_stop_and_return_with_their_crds() -> Result<()> {
+    in_mesh("disruption-gateway-api", |ns| {
+        let client = gateway_api::servers(ns)?;
+        let to_one = "- backendRefs: [{name: one, port: 9080}]\n";
+        gateway_api::in_force(ns, &client, "echo", to_one)?;
+        route_in_force(ns, &client, "one", "- backendRefs: [{name: two, port: 9080}]\n")?;
+        let restarts = operator_restarts()?;
+        let load = client.load("http://echo:9080/").rate(50).duration(Duration::from_secs(30)).start()?;
+        with_other_crds(|kubectl| {
+            kubectl.delete("crd", "httproutes.gateway.networking.k8s.io")?;
+            eventually("requests to go to the Service's own pods", SOON, || {
+                let answer = client.get("http://echo:9080/").send()?.expect_status(200)?;
+                ensure!(answer.version() == Some("v0"), "{answer:?}");
+                Ok(())
+            })?;
+            let answer = client.get("http://one:9080/").send()?.expect_status(200)?;
+            ensure!(answer.version() == Some("v2"), "the MeshRoute stays in force: {answer:?}");
+            Ok(())
+        })?;
+        gateway_api::in_force(ns, &client, "echo", to_one)?;
+        load.finish()?.expect_none_failed(1_000)?;
+        ensure!(operator_restarts()? == restarts, "the operator was restarted");
+        Ok(())
+    })
+}
+
+#[test]
+fn versions_of_the_gateway_api_that_are_not_read_are_told() -> Result<()> {
+    in_mesh("disruption-gateway-version", |ns| {
+        install::ensure_gateway_api()?;
+        ns.apply(&Service::new("db").yaml())?;
+        ns.apply(&gateway_api::route("TCPRoute", "db", "rules: [{backendRefs: [{name: db, port: 9080}]}]\n"))?;
+        // With a version, because kubectl keeps in a file which ones there were.
+        let route = |version: &str| format!("tcproutes.{version}.gateway.networking.k8s.io/db");
+        await_condition(ns, &route("v1"), gateway_api::PROGRAMMED, "True")?;
+        with_other_crds(|kubectl| {
+            let name = "tcproutes.gateway.networking.k8s.io";
+            let versions = kubectl.get("crd", name)?["spec"]["versions"].take();
+            let versions = versions.as_array().context("a CRD has versions")?;
+            let serve = |(index, version): (usize, &serde_json::Value)| {
+                let path = format!("/spec/versions/{index}/served");
+                serde_json::json!({"op": "replace", "path": path, "value": version["name"] == "v1alpha2"})
+            };
+            let patch = serde_json::Value::from_iter(versions.iter().enumerate().map(serve)).to_string();
+            kubectl.run(&["patch", "crd", name, "--type=json", "-p", &patch])?;
+            let accepted = await_condition(ns, &route("v1alpha2"), "Accepted", "False")?;
+            let says = &accepted.message;
+            ensure!(says.contains("v1alpha2") && says.contains("install"), "{accepted:?}");
+            eventually("an Event on the CRD", SOON, || {
+                let events = Kubectl::within(Cluster::get()?, "default").run(&[
+                    "get",
+                    "events",
+                    "--field-selector",
+                    &format!("involvedObject.name={name}"),
+                ])?;
+                ensure!(events.contains("UnsupportedVersion"), "{events}");
+                Ok(())
+            })
+        })?;
+        await_condition(ns, &route("v1"), "Accepted", "True").map(drop)
+    })
+}
+
+#[test]
+fn demo_removes_the_gateway_api_if_it_added_it_and_nobody_uses_it() -> Result<()> {
+    in_mesh("disruption-gateway-demo", |ns| {
+        install::ensure_gateway_api()?;
+        with_other_crds(|kubectl| {
+            let crd = "crd/httproutes.gateway.networking.k8s.io";
+            let is_there = || Ok::<bool, anyhow::Error>(!kubectl.run(&["get", crd, "--ignore-not-found"])?.is_empty());
+            gateway_api::add()?;
+            gateway_api::remove_added()?;
+            ensure!(is_there()?, "it was there before");
+            kubectl.run(&["delete", crd])?;
+            gateway_api::add()?;
+            ns.apply(&gateway_api::route("HTTPRoute", "r", "rules: [{backendRefs: [{name: r, port: 9080}]}]\n"))?;
+            gateway_api::remove_added()?;
+            ensure!(is_there()?, "it is used");
+            ns.run(&["delete", "httproute", "r"])?;
+            eventually("nobody to use it, and the CRDs to be removed", READY, || {
+                gateway_api::remove_added()?;
+                ensure!(!is_there()?, "it is still there");
+                Ok(())
+            })
+        })
     })
 }

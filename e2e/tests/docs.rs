@@ -211,3 +211,12 @@ fn argo_cd_config_map_has_the_health_check() {
     }
     assert_eq!(keys.matches(": *health").count(), 2, "{keys}");
 }
+
+/// The expressions of the page are those of the test with Flux.
+#[test]
+fn flux_health_checks_of_the_page_are_tested() {
+    let read = |path: &str| fs::read_to_string(checkout().join(path)).expect("readable");
+    let tested = read("e2e/gitops/flux/shop.yaml");
+    let (_, expressions) = tested.split_once("  healthCheckExprs:\n").expect("health checks at the end");
+    assert!(read("docs/gitops.md").contains(expressions), "{expressions}");
+}

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use weft_e2e::command::Output;
+use weft_e2e::gateway_api;
 use weft_e2e::install;
 use weft_e2e::mistakes::{self, Group, Mistake, Place, Scene, Step, Told};
 use weft_e2e::namespace::{Mesh, Namespace, READY};
@@ -116,6 +117,11 @@ fn look(told: &Told, output: &Output, namespaces: Namespaces<'_>) -> Result<()> 
             ensure!(row["READY"] == *ready && row["REASON"] == *reason, "not {ready} {reason}: {row:?}");
             expect(&row["MESSAGE"], told, namespaces)
         }
+        Place::Parent { object, condition, status, reason } => {
+            let found = gateway_api::condition(namespaces[0], object, condition)?;
+            ensure!(found.status == *status && found.reason == *reason, "not {status} {reason}: {found:?}");
+            expect(&found.message, told, namespaces)
+        }
         Place::Event { object, reason } => {
             let events = namespaces[0].events(object)?;
             let line = events.lines().find(|line| line.contains("Warning") && line.contains(reason));
@@ -178,12 +184,17 @@ fn mend(mistake: &Mistake, namespaces: Namespaces<'_>) -> Result<()> {
         run_well(step, namespaces)?;
     }
     for told in &mistake.told {
-        let Place::Columns { object, reason, .. } = &told.place else { continue };
-        eventually(&format!("{object} to be ready"), READY, || {
-            let row = columns(namespaces[0], object)?;
-            ensure!(row["READY"] == "True" && row["REASON"] != *reason, "{row:?}");
-            Ok(())
-        })?;
+        match &told.place {
+            Place::Columns { object, reason, .. } => eventually(&format!("{object} to be ready"), READY, || {
+                let row = columns(namespaces[0], object)?;
+                ensure!(row["READY"] == "True" && row["REASON"] != *reason, "{row:?}");
+                Ok(())
+            })?,
+            Place::Parent { object, condition, .. } => {
+                gateway_api::await_condition(namespaces[0], object, condition, "True")?;
+            }
+            Place::Warning | Place::Refusal | Place::Event { .. } => {}
+        }
     }
     Ok(())
 }
@@ -241,6 +252,13 @@ fn references_that_do_not_resolve() -> Result<()> {
 }
 
 #[test]
+fn routes_of_the_gateway_api() -> Result<()> {
+    install::ensure_gateway_api()?;
+    println!("{}", check("gateway")?);
+    Ok(())
+}
+
+#[test]
 fn objects_that_pods_do_not_apply() -> Result<()> {
     println!("{}", check("policies")?);
     Ok(())
@@ -248,7 +266,7 @@ fn objects_that_pods_do_not_apply() -> Result<()> {
 
 #[test]
 fn objects_applied_before_what_they_need() -> Result<()> {
-    install::ensure_reference_grants()?;
+    install::ensure_gateway_api()?;
     println!("{}", check("order")?);
     Ok(())
 }

@@ -213,7 +213,7 @@ fn route_reaches_a_backend_in_another_namespace() -> Result<()> {
         let other = Namespace::create("routing-cross-backend", Mesh::Inside)?;
         other.apply(&workload::server("away", &["v9"]))?;
         other.wait_ready(&["away-v9"])?;
-        install::ensure_reference_grants()?;
+        install::ensure_gateway_api()?;
         let rules = format!("- backendRefs: [{{name: away, namespace: {}, port: 9080}}]\n", other.name);
         ns.apply(&route("echo", &rules))?;
         let resolved = ns.await_condition("meshroute", "echo", "ResolvedRefs", "False")?;

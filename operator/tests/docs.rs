@@ -2,7 +2,8 @@
 //! Services and EndpointSlices, docs/gateway-api.md every field of the Gateway API's routes.
 //!
 //! An example is a block of YAML with complete objects. Services that its objects reference but that it does not
-//! define are added to the World.
+//! define are added to the World. A block whose fence begins with [`FOREIGN`] has objects of another mesh, which are not
+//! compiled.
 
 mod support;
 
@@ -17,10 +18,17 @@ use weft_crds::{MeshCluster, MeshPolicy, MeshRoute};
 use weft_gateway_api as gateway;
 use weft_operator::compile::{self, Severity};
 
+/// The fence of an example of Weft.
+const OWN: &str = "```yaml";
+
+/// The fence of an example of another mesh.
+const FOREIGN: &str = "```yaml foreign";
+
 /// Pages with examples: the README and all of `docs/`.
 fn pages() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let docs = std::fs::read_dir(root.join("docs")).expect("a folder").map(|entry| entry.expect("an entry").path());
+    let docs = ["docs", "docs/guides"].map(|folder| std::fs::read_dir(root.join(folder)).expect("a folder"));
+    let docs = docs.into_iter().flatten().map(|entry| entry.expect("an entry").path());
     let mut pages: Vec<PathBuf> =
         docs.filter(|path| path.extension().is_some_and(|extension| extension == "md")).collect();
     pages.push(root.join("README.md"));
@@ -28,12 +36,12 @@ fn pages() -> Vec<PathBuf> {
     pages
 }
 
-/// The YAML blocks of a page, each with the number of its first line.
-fn blocks(page: &str) -> Vec<(usize, String)> {
+/// The blocks of a page with this fence, each with the number of its first line.
+fn blocks(page: &str, fence: &str) -> Vec<(usize, String)> {
     let mut blocks = Vec::new();
     let mut lines = page.lines().enumerate();
     while let Some((number, line)) = lines.next() {
-        if line.trim_start() == "```yaml" {
+        if line.trim_start() == fence {
             let text: Vec<&str> =
                 lines.by_ref().map(|(_, line)| line).take_while(|line| line.trim_start() != "```").collect();
             blocks.push((number + 2, text.join("\n")));
@@ -109,15 +117,15 @@ fn check(block: &str) {
         );
         check_fields(manifest);
     }
-    let is_route = |manifest: &Value| manifest["kind"].as_str().is_some_and(|kind| kind.ends_with("Route"));
-    let ours = manifests.iter().filter(|manifest| manifest["apiVersion"] == "weft.dev/v1alpha1" || is_route(manifest));
+    let ours: Vec<&Value> = manifests.iter().filter(|manifest| is_read(manifest)).collect();
     let mut named = BTreeMap::new();
-    for manifest in ours.clone() {
+    for manifest in &ours {
         services(&manifest["spec"], &support::key(manifest).namespace, &mut named);
     }
-    let mut world: Vec<Value> = Vec::new();
+    let of_objects = ours.iter().map(|manifest| support::key(manifest).namespace);
+    let namespaces: BTreeSet<String> = named.keys().map(|(namespace, _)| namespace.clone()).chain(of_objects).collect();
+    let mut world: Vec<Value> = namespaces.iter().map(|namespace| support::namespace(namespace)).collect();
     for (number, ((namespace, name), ports)) in named.iter().enumerate() {
-        world.push(support::namespace(namespace));
         let ports = if ports.is_empty() { &BTreeSet::from([9080]) } else { ports };
         let ports: Vec<Value> = ports.iter().map(|port| json!({"name": format!("p{port}"), "port": port})).collect();
         let mut service = support::service(namespace, name, &format!("10.0.0.{}", number + 1));
@@ -125,19 +133,43 @@ fn check(block: &str) {
         world.push(service);
     }
     // Objects of the example come later, and so replace the generated ones.
-    world.extend(manifests.iter().filter(|manifest| manifest["kind"] == "Service").cloned());
-    world.extend(ours.cloned());
+    for (number, service) in manifests.iter().filter(|manifest| manifest["kind"] == "Service").enumerate() {
+        let mut service = service.clone();
+        // As the API server does.
+        if service["spec"]["clusterIP"].is_null() {
+            service["spec"]["clusterIP"] = format!("10.0.1.{}", number + 1).into();
+        }
+        world.push(service);
+    }
+    world.extend(ours.iter().copied().cloned());
     world.extend(manifests.iter().filter(|manifest| manifest["kind"] == "ReferenceGrant").cloned());
     let world = support::world(&world);
-    for namespace in named.keys().map(|(namespace, _)| namespace).collect::<BTreeSet<_>>() {
-        for (id, outcome) in compile::compile(&world, namespace).objects {
+    let mut compiled = 0;
+    for namespace in namespaces {
+        for (id, outcome) in compile::compile(&world, &namespace).objects {
+            compiled += 1;
             let of_parents = outcome.parents.into_iter().flat_map(|parent| parent.diagnostics);
             for diagnostic in outcome.diagnostics.into_iter().chain(of_parents) {
-                let bad = matches!(diagnostic.severity, Severity::Refused | Severity::Partial)
-                    || matches!(diagnostic.reason, Reason::BackendNotFound | Reason::RefNotPermitted);
+                // Subsets select no pod: there are none.
+                let bad = match diagnostic.severity {
+                    Severity::Refused | Severity::Partial => true,
+                    Severity::Unresolved => diagnostic.reason != Reason::SubsetNotFound,
+                    Severity::Ineffective | Severity::Limited | Severity::Note => false,
+                };
                 assert!(!bad, "{id}: {}", diagnostic.message);
             }
         }
+    }
+    assert_eq!(compiled, ours.len(), "an object has no parent or target that Weft knows: {block}");
+}
+
+/// Whether Weft compiles the object.
+fn is_read(manifest: &Value) -> bool {
+    let kind = manifest["kind"].as_str().unwrap_or_default();
+    match manifest["apiVersion"].as_str().unwrap_or_default() {
+        "weft.dev/v1alpha1" => true,
+        "gateway.networking.k8s.io/v1" => ["HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute"].contains(&kind),
+        _ => false,
     }
 }
 
@@ -289,13 +321,40 @@ fn examples_in_docs_compile() {
     let mut count = 0;
     for path in pages() {
         let page = std::fs::read_to_string(&path).expect("readable");
-        for (line, block) in blocks(&page) {
+        for (line, block) in blocks(&page, OWN) {
             println!("{}:{line}", path.display());
             check(&block);
             count += 1;
         }
     }
     assert!(count > 0, "no page has an example");
+}
+
+/// So that no example of Weft is exempt, and each foreign one is YAML.
+#[test]
+fn foreign_examples_are_of_other_meshes() {
+    let mut count = 0;
+    for path in pages() {
+        let page = std::fs::read_to_string(&path).expect("readable");
+        let fences = page.lines().map(str::trim).filter(|line| line.starts_with(OWN));
+        for fence in fences {
+            assert!([OWN, FOREIGN].contains(&fence), "{}: {fence} is neither {OWN} nor {FOREIGN}", path.display());
+        }
+        for (line, block) in blocks(&page, FOREIGN) {
+            let at = format!("{}:{line}", path.display());
+            for manifest in support::manifests(&block) {
+                assert!(
+                    manifest["kind"].is_string() && manifest["apiVersion"] != "weft.dev/v1alpha1",
+                    "{at}: {manifest}"
+                );
+                let marks = ["istio.io/", "linkerd.io/"];
+                let text = manifest.to_string();
+                assert!(marks.iter().any(|mark| text.contains(mark)), "{at}: nothing of another mesh: {manifest}");
+            }
+            count += 1;
+        }
+    }
+    assert!(count > 10, "{count} foreign examples");
 }
 
 #[test]

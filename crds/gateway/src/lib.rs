@@ -20,10 +20,10 @@ impl ParentReference {
         self.group.as_deref() == Some("") && self.kind.as_deref() == Some("Service")
     }
 
-    /// Whether it was meant to name a core Service, and names a Service of the Gateway API's own group, which is the
-    /// default and has none.
+    /// Whether it was meant to name a core Service, and names a Service of a group that has none: the Gateway API's own,
+    /// which is the default, or `core`, which examples of Linkerd have.
     pub fn lacks_core_group(&self) -> bool {
-        self.group.as_deref().unwrap_or(GROUP) == GROUP && self.kind.as_deref() == Some("Service")
+        matches!(self.group.as_deref(), None | Some(GROUP | "core")) && self.kind.as_deref() == Some("Service")
     }
 }
 
@@ -62,6 +62,7 @@ mod tests {
         assert_eq!(is_service(json!({"group": "", "kind": "Service", "name": "web"})), (true, false));
         assert_eq!(is_service(json!({"kind": "Service", "name": "web"})), (false, true), "the default group");
         assert_eq!(is_service(json!({"group": GROUP, "kind": "Service", "name": "web"})), (false, true), "as stored");
+        assert_eq!(is_service(json!({"group": "core", "kind": "Service", "name": "web"})), (false, true), "of Linkerd");
         assert_eq!(is_service(json!({"group": "example.com", "kind": "Service", "name": "web"})), (false, false));
         assert_eq!(is_service(json!({"name": "web"})), (false, false), "a Gateway");
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::cluster::{self, Cluster, checkout, target};
@@ -98,7 +98,11 @@ impl Argo {
         eventually(&format!("{names:?} to be Synced and {health}"), limit, || {
             for name in names {
                 let found = self.application(name)?;
-                ensure!(found.revision == commit, "{name} is at another commit than {commit}: {found:?}");
+                if found.revision != commit {
+                    // A comparison that had begun before the commit may have answered the first request.
+                    self.refresh(&[*name], "normal")?;
+                    bail!("{name} is at another commit than {commit}: {found:?}");
+                }
                 ensure!(found.sync == "Synced" && found.health == health, "{name}: {found:?}");
             }
             Ok(())

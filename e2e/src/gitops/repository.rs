@@ -90,7 +90,7 @@ impl Repository {
         Ok(self.git(&["rev-parse", "HEAD"])?.trim().to_owned())
     }
 
-    /// The archive of a commit. The server makes it with the same program as this machine, so that it has the same bytes.
+    /// The archive of a commit. The server makes it with the same program as this machine: it has the same bytes.
     pub fn snapshot(&self, commit: &str) -> Result<Snapshot> {
         let archive = format!("git archive --format=tar.gz {commit} | sha256sum");
         let mut shell = Command::new("sh");

@@ -38,6 +38,14 @@ pub(super) fn weft(kind: &str, name: &str, spec: &str) -> String {
     format!("---\napiVersion: weft.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n")
 }
 
+/// A route of the Gateway API, with its parentRefs and the other fields of its spec.
+pub(super) fn gateway_route(kind: &str, name: &str, parents: &str, fields: &str) -> String {
+    format!(
+        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec: {{parentRefs: \
+         [{parents}], {fields}}}\n"
+    )
+}
+
 /// A Service with port 80, whose targetPort is the one of [`server`], for the pods with the label `app`.
 pub(super) fn service(name: &str, app: &str) -> String {
     service_with(name, &format!("selector: {{app: {app}}}, ports: [{{port: 80, targetPort: {PORT}}}]"))

@@ -6,6 +6,7 @@
 
 mod annotations;
 mod changes;
+mod gateway;
 mod manifest;
 mod namespaces;
 mod order;
@@ -98,6 +99,17 @@ pub enum Place {
         /// REASON.
         reason: &'static str,
     },
+    /// A condition in `status.parents` of a route of the Gateway API.
+    Parent {
+        /// `kind/name`.
+        object: &'static str,
+        /// The condition's type.
+        condition: &'static str,
+        /// Its status.
+        status: &'static str,
+        /// Its reason.
+        reason: &'static str,
+    },
     /// An Event that `kubectl describe` shows.
     Event {
         /// `kind/name`.
@@ -115,6 +127,7 @@ pub fn groups() -> Vec<Group> {
         annotations::group(),
         values::group(),
         references::group(),
+        gateway::group(),
         policies::group(),
         order::group(),
         changes::group(),
@@ -165,6 +178,26 @@ impl Mistake {
     /// READY is True, and the other columns say what is missing.
     fn limited(self, object: &'static str, reason: &'static str, says: &[&str]) -> Self {
         self.told(Place::Columns { object, ready: "True", reason }, says)
+    }
+
+    /// In `status.parents`, Accepted is False.
+    fn refused_by_parent(self, object: &'static str, reason: &'static str, says: &[&str]) -> Self {
+        self.told(Place::Parent { object, condition: "Accepted", status: "False", reason }, says)
+    }
+
+    /// In `status.parents`, Accepted is True, and its message says what has no effect.
+    fn noted_by_parent(self, object: &'static str, reason: &'static str, says: &[&str]) -> Self {
+        self.told(Place::Parent { object, condition: "Accepted", status: "True", reason }, says)
+    }
+
+    /// In `status.parents`, PartiallyInvalid is True.
+    fn in_part(self, object: &'static str, reason: &'static str, says: &[&str]) -> Self {
+        self.told(Place::Parent { object, condition: "PartiallyInvalid", status: "True", reason }, says)
+    }
+
+    /// In `status.parents`, ResolvedRefs is False.
+    fn unresolved(self, object: &'static str, reason: &'static str, says: &[&str]) -> Self {
+        self.told(Place::Parent { object, condition: "ResolvedRefs", status: "False", reason }, says)
     }
 
     fn event(self, object: &'static str, reason: &'static str, says: &[&str]) -> Self {

@@ -9,8 +9,9 @@ const INTRODUCTION: &str = "\
 
 Each row is a mistake, and what Weft or the API server says about it within two seconds: what is wrong, and the remedy.
 `kubectl` prints warnings and refusals while it does what it was told. `kubectl get` shows the columns READY and REASON
-of an object, and with `-o wide` the message ([conditions.md](conditions.md)). `kubectl describe` shows Events
-([events.md](events.md)). What was applied before what it needs becomes ready as soon as that is there.
+of an object, and with `-o wide` the message ([conditions.md](conditions.md)). Routes of the Gateway API have conditions
+for each parent, in `status.parents`. `kubectl describe` shows Events ([events.md](events.md)). What was applied before
+what it needs becomes ready as soon as that is there.
 
 Names are those of the tests: `make e2e` makes each of these mistakes on a cluster.
 ";
@@ -34,6 +35,9 @@ fn rows(mistake: &Mistake, page: &mut String) {
             Place::Refusal => "`kubectl`: refused".to_owned(),
             Place::Columns { object, ready, reason } => {
                 format!("`kubectl get {}`: READY {ready}, `{reason}`", kind(object))
+            }
+            Place::Parent { object, condition, status, reason } => {
+                format!("`status.parents` of the `{}`: {condition} {status}, `{reason}`", kind(object))
             }
             Place::Event { object, reason } => format!("Event on the `{}`: `{reason}`", kind(object)),
         };

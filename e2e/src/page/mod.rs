@@ -73,8 +73,10 @@ pub struct Step {
     pub settled_ms: f64,
     /// Names of the affected streams, whose shares are written into the plot.
     pub affects: Vec<String>,
-    /// Output of `kubectl get weft -A`.
-    pub weft: String,
+    /// The command that shows the statuses of the objects.
+    pub status_command: String,
+    /// Its output.
+    pub status: String,
 }
 
 // === impl Outcome ===
@@ -227,10 +229,11 @@ fn steps(story: &Story, out: &mut String) {
         let _ = write!(
             out,
             "</table>\n</div>\n<div class=\"applied\"><h4>Applied manifest</h4>\n<pre tabindex=\"0\">{yaml}</pre></div></div>\n\
-             <details><summary>Output of <code>kubectl get weft -A</code></summary>\n<pre tabindex=\"0\">{weft}</pre></details>\n\
+             <details><summary>Output of <code>{command}</code></summary>\n<pre tabindex=\"0\">{status}</pre></details>\n\
              </article>\n",
             yaml = escape(step.yaml.trim()),
-            weft = escape(step.weft.trim_end()),
+            command = escape(&step.status_command),
+            status = escape(step.status.trim_end()),
         );
     }
     out.push_str("</section>\n");

@@ -80,7 +80,8 @@ pub fn sample() -> Story {
             applied_ms,
             settled_ms: applied_ms + 300.0,
             affects: affects.into_iter().map(|index: usize| names[index].clone()).collect(),
-            weft: "NAMESPACE   NAME                              SERVICE   READY   REASON   AGE\nshop        meshroute.weft.dev/reviews        reviews   True    Ready    12s\n\nNAMESPACE   NAME                              TARGET    READY   REASON   AGE\nshop        meshcluster.weft.dev/reviews      reviews   True    Ready    40s\n".to_owned(),
+            status_command: "kubectl get weft -A".to_owned(),
+            status: "NAMESPACE   NAME                              SERVICE   READY   REASON   AGE\nshop        meshroute.weft.dev/reviews        reviews   True    Ready    12s\n\nNAMESPACE   NAME                              TARGET    READY   REASON   AGE\nshop        meshcluster.weft.dev/reviews      reviews   True    Ready    40s\n".to_owned(),
         })
         .collect();
     Story { environment: "Kubernetes v1.36.3, one node, namespace shop".to_owned(), length_ms, streams, steps }

@@ -73,8 +73,9 @@ pub fn not_ready(route: &GatewayRoute) -> Option<&str> {
 
 /// The outcome at a parent that was meant to be a Service.
 fn mistaken(parent: &ParentReference) -> ParentOutcome {
+    let group = parent.group.as_deref().unwrap_or(GROUP);
     let message = format!(
-        "parentRef {0}: group {GROUP} has no Service {0}; set group: \"\" to name a Service of Kubernetes",
+        "parentRef {0}: group {group} has no Service {0}; set group: \"\" to name a Service of Kubernetes",
         parent.name
     );
     let diagnostics = vec![Diagnostic::refused(Reason::NoMatchingParent, message)];

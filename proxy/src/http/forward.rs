@@ -15,7 +15,7 @@ use super::attempt::{
     AttemptResult, Failure, Plan, PreparedRequest, Upstream, UpstreamResponse, attempt, pick_endpoint,
 };
 use super::guard::RequestGuard;
-use super::head::{self, MaxForwards};
+use super::head::{self, GRPC_STATUS, MaxForwards};
 use super::incoming::Incoming;
 use super::interim::{self, InterimFilter};
 use super::pace::UploadRate;
@@ -30,6 +30,9 @@ use crate::reason::{REASON, Reason, UNPROCESSED};
 use crate::telemetry::access;
 use crate::upstream::endpoint::{Endpoint, Lease};
 use crate::upstream::fallback::{self, Fallback, Next};
+
+/// The gRPC status DEADLINE_EXCEEDED.
+const DEADLINE_EXCEEDED: HeaderValue = HeaderValue::from_static("4");
 
 /// The attempts of a request, one after the other.
 struct Attempts<'a> {
@@ -136,7 +139,14 @@ async fn send(prepared: Box<PreparedRequest<'_>>, guard: &mut RequestGuard) -> R
     }
     match outcome {
         Ok(response) => client_response(*response, &prepared, guard),
-        Err(failure) => Err(failure_answer(failure, &prepared.plan, guard)),
+        Err(failure) => {
+            let is_reset = matches!(failure, Failure::Reset { .. });
+            let mut answer = failure_answer(failure, &prepared.plan, guard);
+            if is_reset && guard.is_grpc() && is_past_deadline(&prepared.parts.headers, guard) {
+                answer.headers.insert(GRPC_STATUS, DEADLINE_EXCEEDED);
+            }
+            Err(answer)
+        }
     }
 }
 
@@ -323,6 +333,12 @@ fn strip_weft_headers(headers: &mut HeaderMap, has_proxy: bool) {
     } else {
         head::strip_weft_headers(headers);
     }
+}
+
+/// Whether a gRPC call has taken longer than its client allows. A server that ends such a call resets its stream, and the
+/// client, whose own timer may be late, would take another status for an answer of the server.
+fn is_past_deadline(headers: &HeaderMap, guard: &RequestGuard) -> bool {
+    head::grpc_timeout(headers).is_some_and(|timeout| guard.log.started.elapsed() >= timeout)
 }
 
 /// The answer to a request that failed.

@@ -107,7 +107,9 @@ impl Answer {
         if guard.is_grpc() && is_error {
             // gRPC clients read the status from here: a trailers-only response is a head without a body.
             out.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            out.insert(GRPC_STATUS, HeaderValue::from_static(grpc_status(status)));
+            if !out.contains_key(GRPC_STATUS) {
+                out.insert(GRPC_STATUS, HeaderValue::from_static(grpc_status(status)));
+            }
             out.insert("grpc-message", HeaderValue::from_static(reason.as_str()));
             guard.record_rpc_status(out);
             return response.map(|()| Content::Full(Bytes::new()));

@@ -201,6 +201,12 @@ impl Server {
                 let mut stream = respond.send_response(response, false)?;
                 stream.send_trailers(trailers("8", "enough"))?;
             }
+            // Ends the call as grpc-go does when its deadline has passed before the handler responded.
+            "/t/Expire" => {
+                while messages.next().await?.is_some() {}
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                respond.send_reset(h2::Reason::CANCEL);
+            }
             "/t/Sleep" => {
                 let mut stream = respond.send_response(response, false)?;
                 return Err(std::future::poll_fn(|cx| stream.poll_reset(cx)).await?.into());
@@ -367,6 +373,23 @@ fn grpc_calls_and_streams_pass_two_proxies() {
     });
 }
 
+/// The client's own timer may end later than the server's, and then it takes the status that it gets.
+#[test]
+fn grpc_calls_that_the_server_ends_at_their_deadline_have_exceeded_it() {
+    in_namespace(module_path!(), "grpc_calls_that_the_server_ends_at_their_deadline_have_exceeded_it", || {
+        run(async |_, mut client| {
+            for (timeout, status) in [("50m", "4"), ("50000u", "4"), ("10S", "14"), ("x", "14")] {
+                let (first, _, _) = client.exchange("Expire", &[("grpc-timeout", timeout)], &[1]).await;
+                assert_eq!(
+                    (&first["grpc-status"], &first["grpc-message"]),
+                    (&HeaderValue::from_static(status), &HeaderValue::from_static("upstream-reset")),
+                    "{timeout}"
+                );
+            }
+        });
+    });
+}
+
 #[test]
 fn grpc_cancellations_and_early_responses_pass_two_proxies() {
     in_namespace(module_path!(), "grpc_cancellations_and_early_responses_pass_two_proxies", || {
@@ -401,7 +424,7 @@ fn grpc_cancellations_and_early_responses_pass_two_proxies() {
                 .filter_map(|head| head.get("grpc-timeout").cloned())
                 .collect();
             assert_eq!(timeouts, ["100m"], "forwarded unchanged");
-            // Proxies do not parse grpc-timeout, so an invalid one changes nothing.
+            // An invalid one changes nothing.
             for timeout in ["99999999H", "999999999999999999S", "x", ""] {
                 let (_, _, last) = client.exchange("Unary", &[("grpc-timeout", timeout)], &[1]).await;
                 assert_eq!(last["grpc-status"], "0", "{timeout}");

@@ -19,6 +19,8 @@ mod properties;
 mod rewrite;
 mod upgrade;
 
+use std::time::Duration;
+
 use http::HeaderMap;
 use http::header::{self, HeaderName};
 
@@ -34,9 +36,30 @@ pub(crate) use upgrade::{is_requested, wants_upgrade};
 /// The status of a gRPC call.
 pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
+/// Digits of a `grpc-timeout`.
+const GRPC_TIMEOUT_DIGITS_MAX: usize = 8;
+
 /// Whether a message belongs to a gRPC call.
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// The time that a gRPC client gives its call. None: no limit, or not a valid one. Source: "Timeout" in gRPC over HTTP/2.
+pub(crate) fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let (unit, digits) = headers.get("grpc-timeout")?.as_bytes().split_last()?;
+    if digits.len() > GRPC_TIMEOUT_DIGITS_MAX || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let count: u64 = str::from_utf8(digits).ok()?.parse().ok()?;
+    match unit {
+        b'H' => Some(Duration::from_secs(count * 3600)),
+        b'M' => Some(Duration::from_secs(count * 60)),
+        b'S' => Some(Duration::from_secs(count)),
+        b'm' => Some(Duration::from_millis(count)),
+        b'u' => Some(Duration::from_micros(count)),
+        b'n' => Some(Duration::from_nanos(count)),
+        _ => None,
+    }
 }
 
 /// A request with these headers.

@@ -30,11 +30,12 @@ pub(super) fn filters(
     let is_answered = filters.iter().any(|filter| filter.r#type == "RequestRedirect");
     let mut translated = Vec::new();
     for (index, filter) in filters.iter().enumerate() {
-        if is_answered && filter.r#type == "RequestMirror" {
+        if is_answered && ["RequestHeaderModifier", "RequestMirror"].contains(&filter.r#type.as_str()) {
             let message = format!("{at}[{index}] has no effect: no backend gets a request that is redirected");
             findings.changed.push(message);
             continue;
         }
+        findings.changed.extend(repeated_names(filter).map(|message| format!("{at}[{index}].{message}")));
         let filter = self::filter(filter, findings).map_err(|message| format!("{at}[{index}]: {message}"))?;
         translated.extend(filter);
     }
@@ -88,6 +89,27 @@ fn filter(filter: &HttpRouteFilter, findings: &mut Findings) -> Result<Option<ro
 fn extension(reference: Option<&LocalObjectReference>) -> String {
     let names = reference.map(|LocalObjectReference { group, kind, name }| format!(" ({kind}.{group} {name})"));
     format!("type ExtensionRef{} is not supported", names.unwrap_or_default())
+}
+
+/// Names of headers that have several entries in one list; names are compared in any letter case.
+fn repeated_names(filter: &HttpRouteFilter) -> impl Iterator<Item = String> {
+    let modifiers = [
+        ("requestHeaderModifier", &filter.request_header_modifier),
+        ("responseHeaderModifier", &filter.response_header_modifier),
+    ];
+    let mut repeated = Vec::new();
+    for (field, modifier) in modifiers {
+        let Some(HttpHeaderFilter { add, remove: _, set }) = modifier else { continue };
+        for (list, headers) in [("set", set), ("add", add)] {
+            let mut seen = BTreeSet::new();
+            let names = headers.iter().map(|header| header.name.to_ascii_lowercase());
+            let others = names.filter(|name| !seen.insert(name.clone())).collect::<BTreeSet<_>>();
+            repeated.extend(others.into_iter().map(|name| {
+                format!("{field}.{list}: of several entries for {name} only the first counts; remove the others")
+            }));
+        }
+    }
+    repeated.into_iter()
 }
 
 /// Of several entries for one name, in any letter case, the first counts.

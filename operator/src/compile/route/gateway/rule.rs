@@ -127,6 +127,9 @@ fn usable(
     let mut backends = Vec::new();
     for (index, backend_ref) in backend_refs.iter().enumerate() {
         let at = format!("backendRefs[{index}].filters");
+        if filters.cors.is_some() && backend_ref.filters.iter().any(|filter| filter.r#type == "CORS") {
+            findings.changed.push(format!("{at}: CORS has no effect beside that of the rule"));
+        }
         backends.push(backend(world, route, &at, backend_ref, by_prefix, findings)?);
     }
     if answer.is_none() && backends.iter().all(|backend| backend.weight == 0) {
