@@ -217,6 +217,42 @@ mod tests {
     }
 
     #[test]
+    fn accounts_stay_with_their_endpoints_and_are_common_only_if_all_are_equal() {
+        let cluster = |accounts: &[Option<&str>]| {
+            let endpoint = |(at, account): (usize, &Option<&str>)| {
+                // Lost ones are sorted to the end.
+                let mut endpoint = serde_json::json!({"address": format!("198.18.128.{}:80", at + 2), "lost": at == 0});
+                if let Some(account) = account {
+                    endpoint["serviceAccount"] = (*account).into();
+                }
+                endpoint
+            };
+            let endpoints: Vec<_> = accounts.iter().enumerate().map(endpoint).collect();
+            let export =
+                serde_json::json!({"services": [{"name": "s", "ports": [{"port": 80, "endpoints": endpoints}]}]});
+            let export = serde_json::from_value(export).expect("a document");
+            Namespace::compile(&Pod::default(), "n", export).map(|namespace| namespace.only_cluster())
+        };
+        let account = |name: &str| Account::new("n", name).expect("an account");
+        let found = cluster(&[Some("a"), Some("b"), None]).expect("compiles");
+        let accounts: Vec<_> = (0..3).map(|at| found.account(at).cloned()).collect();
+        assert_eq!(accounts, [Some(account("b")), None, Some(account("a"))]);
+        for (accounts, expected) in [
+            (&[][..], Some(None)),
+            (&[None, None], Some(None)),
+            (&[Some("a"), Some("a")], Some(Some(account("a")))),
+            (&[Some("a"), Some("b")], None),
+            (&[Some("a"), None], None),
+            (&[None, Some("a")], None),
+        ] {
+            let cluster = cluster(accounts).expect("compiles");
+            assert_eq!(cluster.common_account().map(|account| account.cloned()), expected, "{accounts:?}");
+        }
+        let error = cluster(&[Some("A/b")]).expect_err("not a name").to_string();
+        assert!(error.contains("A/b"), "{error}");
+    }
+
+    #[test]
     fn terminating_endpoints_rank_between_ready_and_lost_ones() {
         let cluster = |endpoints: serde_json::Value, settings: serde_json::Value| {
             let export = serde_json::json!({"services": [{
