@@ -17,7 +17,7 @@ use crate::order::Order;
 use crate::tokens::{first_words, sources, tokenize};
 
 /// The crates of the workspace that each crate may depend on. A new dependency is added here and to ARCHITECTURE.md.
-const DEPENDENCIES: [(&str, &[&str]); 12] = [
+const DEPENDENCIES: [(&str, &[&str]); 13] = [
     ("weft-balance", &["weft-config"]),
     ("weft-codec", &[]),
     ("weft-config", &[]),

@@ -3,7 +3,7 @@
 /// How a connection is secured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) enum Security {
-    /// There is no connection.
+    /// There is no connection, or it was refused.
     #[default]
     None,
     /// Encrypted, and both sides have proven who they are.
