@@ -25,6 +25,8 @@ pub(crate) enum Why {
     Permissive,
     /// The endpoint has no identity.
     OutsideMesh,
+    /// The endpoint is this pod itself.
+    SamePod,
 }
 
 // === impl Security ===
@@ -47,6 +49,7 @@ impl Security {
             Self::Plaintext(Why::NoIdentity) => "no-identity",
             Self::Plaintext(Why::Permissive) => "permissive",
             Self::Plaintext(Why::OutsideMesh) => "outside-mesh",
+            Self::Plaintext(Why::SamePod) => "same-pod",
             Self::None | Self::Mtls | Self::Tls | Self::Passthrough => "",
         }
     }

@@ -45,6 +45,9 @@ pub(crate) struct Cluster {
     pub(crate) with_proxy: Box<[bool]>,
     /// Whom the endpoints prove to be; `None` for those without an identity. Empty: none has one.
     pub(crate) accounts: Box<[Option<Account>]>,
+    /// Which endpoint is this pod itself. Connections to it do not leave the pod, and reach the application and not its
+    /// proxy (weft-init).
+    pub(super) own: Option<usize>,
 }
 
 impl Cluster {
@@ -141,6 +144,7 @@ impl Cluster {
                 priorities: if has_priorities { endpoints.iter().map(priority).collect() } else { Box::default() },
             },
             accounts,
+            own: endpoints.iter().position(|endpoint| pod.ips.contains(&endpoint.address.ip())),
             with_proxy: endpoints.iter().map(|endpoint| endpoint.has_proxy).collect(),
             endpoints: endpoints.into_iter().map(|endpoint| endpoint.address).collect(),
         })
@@ -148,6 +152,11 @@ impl Cluster {
 }
 
 impl Cluster {
+    /// Whether an endpoint is this pod itself, by its place in `endpoints`.
+    pub(crate) fn is_own(&self, at: usize) -> bool {
+        self.own == Some(at)
+    }
+
     /// Whom an endpoint proves to be, by its place in `endpoints`.
     pub(crate) fn account(&self, at: usize) -> Option<&Account> {
         self.accounts.get(at)?.as_ref()

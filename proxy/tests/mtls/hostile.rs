@@ -37,6 +37,17 @@ async fn id_13_request_for_one_identity_never_reaches_another() {
     assert!(client.sum("weft_retries_total", &["connect"]).await > 0, "it was tried");
     assert_eq!(other.sum("weft_requests_total", &[]).await, 0);
 
+    // Also over HTTP/2 and in TCP relays, on a new connection each: the client's proxy relays the request as bytes.
+    let both = json!([endpoint(server.inbound, Some("web")), endpoint(other.inbound, Some("web"))]);
+    for protocol in ["http2", "tcp"] {
+        client.export_as(protocol, json!({}), None, both.clone()).await;
+        for number in 0..50 {
+            let (status, headers, body) = client.get(&[]).await;
+            assert_eq!(status, 200, "{protocol} {number}: {} {body}", reason(&headers));
+        }
+    }
+    assert!(wrong_heads.lock().expect("not poisoned").is_empty(), "nothing reached the wrong pod");
+
     client.export_as("detect", json!({}), None, json!([endpoint(other.inbound, Some("web"))])).await;
     let (status, headers, body) = client.get(&[]).await;
     assert_eq!((status.as_u16(), reason(&headers)), (503, "wrong-identity"), "{body}");
@@ -92,6 +103,37 @@ async fn id_06_expired_certificates_are_refused_by_both_sides() {
         }
         assert!(heads.lock().expect("not poisoned").is_empty(), "{expires}");
     }
+}
+
+/// In TLS 1.3 a client learns that it was refused when it reads, and may have sent a request by then. Nobody has read it: it
+/// goes to another endpoint, also if it is a POST.
+#[tokio::test(flavor = "multi_thread")]
+async fn request_that_was_sent_with_a_refused_certificate_is_sent_elsewhere() {
+    let (own, other) = (Ca::new("cluster.local"), Ca::new("cluster.local"));
+    let domain = own.issuer.trust_domain().clone();
+    let roots = [&own, &other].map(|ca| ca.bundle.roots(&domain)[0].certificate().clone());
+    let both = TrustBundle::new(domain, roots).expect("a bundle");
+    let identity = own.identity(CART);
+    write(&identity, "bundle.json", &serde_json::to_string(&both).expect("JSON"));
+    let ((accepting, _), (refusing, refusing_heads)) = (application().await, application().await);
+    let accepting = Proxy::ready(accepting, Some(&own.identity(WEB)), json!({})).await;
+    // It is trusted by the client, and does not trust the client.
+    let refusing = Proxy::ready(refusing, Some(&other.identity(WEB)), json!({})).await;
+    let client = Proxy::ready(free_address(), Some(&identity), json!({})).await;
+    let endpoints = json!([endpoint(accepting.inbound, Some("web")), endpoint(refusing.inbound, Some("web"))]);
+    for protocol in ["detect", "http2"] {
+        client.export_as(protocol, json!({}), None, endpoints.clone()).await;
+        for number in 0..30 {
+            let mut stream = TcpStream::connect(client.outbound).await.expect("connects");
+            let request = "POST / HTTP/1.1\r\nhost: web\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello";
+            stream.write_all(request.as_bytes()).await.expect("sent");
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.expect("a response");
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{protocol} {number}: {answer}");
+        }
+    }
+    assert!(refusing.sum("weft_tcp_connections_total", &["mtls-handshake"]).await > 0, "it was tried");
+    assert!(refusing_heads.lock().expect("not poisoned").is_empty());
 }
 
 /// A peer with the right certificate that agrees to no protocol, one that answers in plaintext, and one that closes: the
