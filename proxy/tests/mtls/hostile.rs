@@ -186,6 +186,44 @@ async fn id_13_stripped_alpn_and_plaintext_servers_get_nothing() {
     assert_eq!(String::from_utf8_lossy(&heard.lock().expect("not poisoned")), "");
 }
 
+/// A client that stops after its ClientHello, and a server that never answers one.
+#[tokio::test(flavor = "multi_thread")]
+async fn handshakes_time_out() {
+    let ca = Ca::new("cluster.local");
+    let (application, _) = application().await;
+    let environment = [("WEFT_TIMEOUTS_MS", r#"{"head":300}"#)];
+    let server = Proxy::with(application, Some(&ca.identity(WEB)), json!({}), &environment);
+    let client = Proxy::start(free_address(), Some(&ca.identity(CART)), json!({}));
+    server.await_ready().await;
+    client.await_ready().await;
+
+    let trust = Trust::Bundle(Arc::new(ca.bundle.clone()));
+    let config = tls::client(trust, WEB.parse().expect("an id"), None, &[b"weft-h2"]).expect("a configuration");
+    let name = std::net::IpAddr::from([127, 0, 0, 1]).into();
+    let mut session = rustls::ClientConnection::new(Arc::new(config), name).expect("a session");
+    let mut hello = Vec::new();
+    session.write_tls(&mut hello).expect("a ClientHello");
+    let mut stream = TcpStream::connect(server.inbound).await.expect("connects");
+    stream.write_all(&hello).await.expect("sent");
+    let begun = Instant::now();
+    let _ = tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut Vec::new())).await.expect("it is closed");
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    let counted = async || server.sum("weft_tcp_connections_total", &["mtls-handshake"]).await == 1;
+    wait("it is counted", counted).await;
+
+    let (silent, connections) = raw_application(async |_stream| std::future::pending().await).await;
+    let both = json!([endpoint(silent, Some("web")), endpoint(server.inbound, Some("web"))]);
+    let settings = json!({"connectTimeoutMs": 300, "balancer": "roundRobin"});
+    client.export_as("detect", settings.clone(), None, both).await;
+    for _ in 0..4 {
+        assert_eq!(client.get(&[]).await.0, 200, "the other endpoint");
+    }
+    assert!(connections.load(Ordering::SeqCst) > 0, "it was tried");
+    client.export_as("detect", settings, None, json!([endpoint(silent, Some("web"))])).await;
+    let (status, headers, body) = client.get(&[]).await;
+    assert_eq!((status.as_u16(), reason(&headers)), (503, "connect-failed"), "{body}");
+}
+
 /// Post-quantum keys make a ClientHello longer than a segment, so it may come in any pieces.
 #[tokio::test(flavor = "multi_thread")]
 async fn client_hello_may_be_cut_at_every_byte() {
