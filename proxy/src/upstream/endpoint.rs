@@ -422,13 +422,7 @@ async fn open_tls(
             let error = Arc::new(error);
             if is_other { LeaseError::WrongIdentity(error) } else { LeaseError::Handshake(error) }
         })?;
-        let mut stream = Stream::Tls(Box::new(stream.into()));
-        if protocol == Protocol::Http2 {
-            // The server's first frame says that it has accepted this side's certificate. HTTP/1.1 learns that from the
-            // response; here, several requests would fail together.
-            stream.readable().await.map_err(|error| LeaseError::Handshake(Arc::new(error)))?;
-        }
-        Ok(stream)
+        Ok(Stream::Tls(Box::new(stream.into())))
     };
     tokio::time::timeout(timeout, opening).await.unwrap_or(Err(LeaseError::Timeout(timeout)))
 }

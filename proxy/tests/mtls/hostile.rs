@@ -55,6 +55,58 @@ async fn id_13_request_for_one_identity_never_reaches_another() {
     assert!(wrong_heads.lock().expect("not poisoned").is_empty());
 }
 
+/// Pods come and go, and addresses are used again before the client's proxy hears of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn id_13_reused_addresses_get_nothing_of_their_former_owners() {
+    const ROUNDS: usize = 20;
+    let ca = Ca::new("cluster.local");
+    let ((right, _), (wrong, wrong_heads)) = (application().await, application().await);
+    let (client, server) = pair(&ca, right, json!({})).await;
+    let identities = [ca.identity(WEB), ca.identity(BANK)];
+    let address = free_address();
+    // Otherwise an endpoint that fails is not tried again for half a minute.
+    let settings = json!({"balancer": "roundRobin", "outliers": {"consecutiveLocalFailures": 0}});
+    let endpoints = json!([endpoint(server.inbound, Some("web")), endpoint(address, Some("web"))]);
+    client.export_as("detect", settings, None, endpoints).await;
+    let done = Arc::new(AtomicU32::new(0));
+    let senders: Vec<_> = (0..4)
+        .map(|_| {
+            let (done, address) = (done.clone(), client.outbound);
+            tokio::spawn(async move {
+                let mut sent = 0;
+                while done.load(Ordering::SeqCst) == 0 {
+                    // A request that is in flight when its pod is killed may fail; it must not reach another one.
+                    get(address, &[]).await;
+                    sent += 1;
+                }
+                sent
+            })
+        })
+        .collect();
+    for round in 0..ROUNDS {
+        // The same address: first of the pod that the client's proxy knows, then of another one, which is refused.
+        let owner = Proxy::at(address, right, Some(&identities[0]), json!({}), &[]);
+        owner.await_ready().await;
+        let served = async || owner.sum("weft_requests_total", &["security=\"mtls\""]).await > 0;
+        wait(&format!("round {round}: the pod gets requests"), served).await;
+        drop(owner);
+        let other = Proxy::at(address, wrong, Some(&identities[1]), json!({}), &[]);
+        other.await_ready().await;
+        let tried = async || other.sum("weft_tcp_connections_total", &["mtls-handshake"]).await > 0;
+        wait(&format!("round {round}: the other pod is tried"), tried).await;
+        assert_eq!(client.get(&[]).await.0, 200);
+        drop(other);
+    }
+    done.store(1, Ordering::SeqCst);
+    let mut sent = 0;
+    for sender in senders {
+        sent += sender.await.expect("no panic");
+    }
+    assert!(sent > ROUNDS, "{sent} requests");
+    assert!(wrong_heads.lock().expect("not poisoned").is_empty(), "of {sent} requests");
+    eprintln!("{sent} requests");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn id_01_other_trust_domains_and_unknown_roots_are_refused() {
     let ca = Ca::new("cluster.local");
