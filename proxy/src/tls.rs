@@ -112,7 +112,7 @@ pub(crate) async fn connect(
     let config = own.client(peer, protocol).map_err(io::Error::other)?;
     // rustls asks for a name and does not send it if it is an address. The verifier goes by the identity.
     let unnamed = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into());
-    let mut stream = TlsConnector::from(Arc::new(config)).connect(unnamed, stream).await.map_err(readable)?;
+    let mut stream = TlsConnector::from(config).connect(unnamed, stream).await.map_err(readable)?;
     if stream.get_ref().1.alpn_protocol() != Some(protocol.alpn()) {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
