@@ -435,6 +435,16 @@ mod tests {
     }
 
     #[test]
+    fn identities_are_read_from_directories_only() {
+        let parsed = parse_identity("directory:/tmp/x").ok();
+        assert_eq!(parsed, Some(identity::source::Source::Directory("/tmp/x".into())));
+        for value in ["/tmp/x", "directory:", "spire:/run/x"] {
+            let error = parse_identity(value).expect_err("unknown").to_string();
+            assert!(error.contains("WEFT_IDENTITY") && error.contains("directory:PATH"), "{error}");
+        }
+    }
+
+    #[test]
     fn ports_are_configurable_only_outside_of_a_pod() {
         let local: Local =
             serde_json::from_str(r#"{"inboundPort": 9000, "application": "127.0.0.1:8080"}"#).expect("it is one");

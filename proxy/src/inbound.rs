@@ -150,6 +150,7 @@ async fn accept_proxy(downstream: &Rc<Downstream>, mut stream: Prefixed) -> Opti
     };
     let shared = &downstream.worker.shared;
     let mut log = ConnectionLog::new(downstream);
+    log.security = Security::None;
     log.reason = match shared.identity.load() {
         _ if shared.memory.is_exhausted() => Some(Reason::Overload),
         None => Some(Reason::NoCertificate),
@@ -171,8 +172,8 @@ async fn accept_proxy(downstream: &Rc<Downstream>, mut stream: Prefixed) -> Opti
     None
 }
 
-/// Makes the TLS handshake with a client outside of the mesh. Returns the stream and the protocol agreed on by ALPN, if any. A failed handshake is
-/// logged, and the result is None.
+/// Makes the TLS handshake with a client outside of the mesh. Returns the stream and the protocol agreed on by ALPN, if
+/// any. A failed handshake is logged, and the result is None.
 async fn accept_tls(
     downstream: &Rc<Downstream>,
     stream: TcpStream,
@@ -225,7 +226,9 @@ async fn relay_tcp(downstream: &Rc<Downstream>, stream: Prefixed, upstream: Opti
     log.cluster = table.own_ports.get(&destination.port()).map(|own| own.cluster.clone());
     match table.inbound.policies.check_tcp(destination.port()) {
         _ if shared.memory.is_exhausted() => log.reason = Some(Reason::Overload),
-        _ if is_refused_plaintext(downstream, &table.inbound) => log.reason = Some(Reason::PlaintextRefused),
+        _ if is_refused_plaintext(downstream, &table.inbound) => {
+            (log.reason, log.security) = (Some(Reason::PlaintextRefused), Security::None);
+        }
         PolicyVerdict::Allowed => {}
         PolicyVerdict::Denied(rule) | PolicyVerdict::NotAllowed(rule) => {
             log.rule_name = Some(rule.clone());
@@ -274,6 +277,7 @@ async fn send_to_application(mut request: Box<Request<Incoming>>, guard: &mut Re
     drop(table);
     let downstream = &guard.log.downstream;
     if is_refused_plaintext(downstream, &inbound) {
+        guard.log.security = Security::None;
         let text = "mutual TLS is required here (mode Strict), and the client proved no identity";
         return Err(Answer::new(Reason::PlaintextRefused, text));
     }

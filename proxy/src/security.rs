@@ -3,7 +3,7 @@
 /// How a connection is secured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) enum Security {
-    /// There is no connection.
+    /// There is no connection, or it was refused.
     #[default]
     None,
     /// Encrypted, and both sides have proven who they are.
@@ -25,6 +25,8 @@ pub(crate) enum Why {
     Permissive,
     /// The endpoint has no identity.
     OutsideMesh,
+    /// The endpoint is this pod itself.
+    SamePod,
 }
 
 // === impl Security ===
@@ -47,6 +49,7 @@ impl Security {
             Self::Plaintext(Why::NoIdentity) => "no-identity",
             Self::Plaintext(Why::Permissive) => "permissive",
             Self::Plaintext(Why::OutsideMesh) => "outside-mesh",
+            Self::Plaintext(Why::SamePod) => "same-pod",
             Self::None | Self::Mtls | Self::Tls | Self::Passthrough => "",
         }
     }

@@ -153,3 +153,14 @@ impl AsyncWrite for Stream {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every connection holds one, and plain ones are most.
+    #[test]
+    fn stream_is_as_small_as_a_socket() {
+        assert_eq!(size_of::<Stream>(), size_of::<TcpStream>());
+    }
+}

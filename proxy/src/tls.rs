@@ -14,7 +14,7 @@ use rustls::CipherSuite::{
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{AlertDescription, ServerConfig, ServerConnection};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -112,12 +112,17 @@ pub(crate) async fn connect(
     let config = own.client(peer, protocol).map_err(io::Error::other)?;
     // rustls asks for a name and does not send it if it is an address. The verifier goes by the identity.
     let unnamed = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into());
-    let stream = TlsConnector::from(Arc::new(config)).connect(unnamed, stream).await.map_err(readable)?;
+    let mut stream = TlsConnector::from(config).connect(unnamed, stream).await.map_err(readable)?;
     if stream.get_ref().1.alpn_protocol() != Some(protocol.alpn()) {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             "the peer did not agree to the protocol of the mesh (ALPN)",
         ));
+    }
+    // The server's first frame says that it has accepted this side's certificate. In HTTP/1.1 the response says so; here,
+    // several requests would fail together.
+    if protocol == Protocol::Http2 && stream.fill_buf().await?.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the peer closed the connection after the handshake"));
     }
     Ok(stream)
 }

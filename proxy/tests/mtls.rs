@@ -98,7 +98,18 @@ impl Proxy {
     }
 
     fn with(application: SocketAddr, identity: Option<&Path>, private: Value, environment: &[(&str, &str)]) -> Self {
-        let [outbound, inbound, metrics] = [(); 3].map(|()| free_address());
+        Self::at(free_address(), application, identity, private, environment)
+    }
+
+    /// Starts a proxy with this inbound port.
+    fn at(
+        inbound: SocketAddr,
+        application: SocketAddr,
+        identity: Option<&Path>,
+        private: Value,
+        environment: &[(&str, &str)],
+    ) -> Self {
+        let (outbound, metrics) = (free_address(), free_address());
         let folder = folder();
         write(&folder, "i.shop.json", &private.to_string());
         write(&folder, "x.shop.json", "{}");

@@ -442,3 +442,28 @@ impl From<Endpoint> for FlatEndpoint {
         Self { address, subsets, zone, node, for_zones, for_nodes, terminating, lost, has_proxy, service_account }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_without_an_identity_are_written_as_before() {
+        let endpoint = |account: Option<&str>| Endpoint {
+            address: SocketAddr::from(([198, 18, 0, 2], 80)),
+            subsets: vec![],
+            locality: None,
+            terminating: false,
+            lost: false,
+            has_proxy: true,
+            service_account: account.map(Into::into),
+        };
+        for (account, text) in [
+            (None, r#"{"address":"198.18.0.2:80","hasProxy":true}"#),
+            (Some("web"), r#"{"address":"198.18.0.2:80","hasProxy":true,"serviceAccount":"web"}"#),
+        ] {
+            assert_eq!(serde_json::to_string(&endpoint(account)).expect("writes"), text);
+            assert_eq!(serde_json::from_str::<Endpoint>(text).expect("reads"), endpoint(account));
+        }
+    }
+}

@@ -139,3 +139,21 @@ pub struct ConsumerRoutes {
     /// The routes. They replace those of the Service.
     pub table: RouteTable,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_of_mutual_tls_are_written_only_if_strict() {
+        for (inbound, outbound, text) in [
+            (MtlsMode::Permissive, MtlsMode::Permissive, "{}"),
+            (MtlsMode::Strict, MtlsMode::Permissive, r#"{"mtls":{"inbound":"strict"}}"#),
+            (MtlsMode::Permissive, MtlsMode::Strict, r#"{"mtls":{"outbound":"strict"}}"#),
+        ] {
+            let document = Inbound { mtls: Mtls { inbound, outbound }, ..Inbound::default() };
+            assert_eq!(serde_json::to_string(&document).expect("writes"), text);
+            assert_eq!(serde_json::from_str::<Inbound>(text).expect("reads"), document);
+        }
+    }
+}

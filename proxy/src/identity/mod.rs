@@ -17,10 +17,11 @@ mod schedule;
 pub mod source;
 pub(crate) mod trust;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwapOption;
+use hashbrown::HashMap;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ServerConfig};
 use tokio_util::sync::CancellationToken;
@@ -31,7 +32,7 @@ use weft_identity::{SpiffeId, TrustBundle, UnixTime};
 
 /// What two proxies of the mesh speak inside of their TLS, by ALPN. A ClientHello without one of these names is the
 /// application's own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Protocol {
     /// HTTP/1.1.
     Http1,
@@ -50,6 +51,8 @@ pub(crate) struct Identity {
     /// For connections of other proxies of the mesh.
     pub(crate) server: Arc<ServerConfig>,
     certificate: Arc<SingleCertAndKey>,
+    /// For connections to each peer. Connections share them: each would hold as much memory again.
+    clients: Mutex<HashMap<(SpiffeId, Protocol), Arc<ClientConfig>>>,
 }
 
 /// The identity of this pod at present, and what is to be done without one.
@@ -74,6 +77,9 @@ pub(crate) enum Error {
     #[error("the certificate cannot be used in TLS: {0}")]
     Tls(#[source] rustls::Error),
 }
+
+/// Configurations for peers that are kept. A pod has fewer; when there are more, all are made again.
+const CLIENTS_MAX: usize = 1024;
 
 /// The mode of outbound connections is not known yet.
 const UNKNOWN: u8 = u8::MAX;
@@ -110,12 +116,31 @@ impl Identity {
         let certificate = Arc::new(SingleCertAndKey::from(certified));
         let alpn = Protocol::ALL.map(Protocol::alpn);
         let server = tls::mutual_server(bundle.clone(), certificate.clone(), &alpn).map_err(Error::Tls)?;
-        Ok(Self { id: own.id, bundle, not_after: own.not_after, server: Arc::new(server), certificate })
+        Ok(Self {
+            id: own.id,
+            bundle,
+            not_after: own.not_after,
+            server: Arc::new(server),
+            certificate,
+            clients: Mutex::default(),
+        })
     }
 
     /// The configuration for a connection to `peer`, and to nobody else.
-    pub(crate) fn client(&self, peer: SpiffeId, protocol: Protocol) -> Result<ClientConfig, rustls::Error> {
-        tls::client(Trust::Bundle(self.bundle.clone()), peer, Some(self.certificate.clone()), &[protocol.alpn()])
+    pub(crate) fn client(&self, peer: SpiffeId, protocol: Protocol) -> Result<Arc<ClientConfig>, rustls::Error> {
+        // No critical section leaves the map half changed: it is usable after a panic.
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (peer, protocol);
+        if let Some(client) = clients.get(&key) {
+            return Ok(client.clone());
+        }
+        let (trust, own) = (Trust::Bundle(self.bundle.clone()), self.certificate.clone());
+        let client = Arc::new(tls::client(trust, key.0.clone(), Some(own), &[protocol.alpn()])?);
+        if clients.len() >= CLIENTS_MAX {
+            clients.clear();
+        }
+        clients.insert(key, client.clone());
+        Ok(client)
     }
 }
 
@@ -179,6 +204,13 @@ impl Slot {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use weft_identity::TrustDomain;
+    use weft_identity::authority::Authority;
+    use weft_identity::issue::Issuer;
+    use weft_identity::request::{self, Pending};
+
     use super::*;
 
     #[test]
@@ -197,6 +229,47 @@ mod tests {
             }
             assert_eq!(slot.may_send_plaintext(), expected, "{desc}");
         }
+    }
+
+    /// An identity that an authority of its own issued at `from`, for an hour, as seen at `now`.
+    fn issued(from: UnixTime, now: UnixTime) -> Result<Identity, Error> {
+        let domain: TrustDomain = "cluster.local".parse().expect("a domain");
+        let root = Authority::root(&domain, from).expect("a root");
+        let bundle = TrustBundle::new(domain.clone(), [root.certificate.clone()]).expect("a bundle");
+        let issuer = Issuer::new(&[root.certificate], &root.key, domain, &bundle, from).expect("an issuer");
+        let pending = Pending::generate().expect("a key");
+        let key = request::read(pending.request()).expect("a request");
+        let id = "spiffe://cluster.local/ns/shop/sa/web".parse().expect("an id");
+        let issued = issuer.issue(&key, &id, from, Duration::from_secs(3600)).expect("issued");
+        Identity::new(pending.certified(issued.chain).expect("a pair"), Arc::new(bundle), now)
+    }
+
+    #[test]
+    fn expired_certificate_is_no_identity() {
+        let at = |hours: u64| UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000 + hours * 3600));
+        let identity = issued(at(0), at(0)).expect("valid");
+        assert_eq!(identity.id.to_string(), "spiffe://cluster.local/ns/shop/sa/web");
+        assert_eq!(identity.not_after.as_secs(), at(1).as_secs());
+        let error = issued(at(0), at(2)).expect_err("expired").to_string();
+        assert!(error.contains("expired at"), "{error}");
+    }
+
+    #[test]
+    fn connections_to_one_peer_share_a_configuration() {
+        let identity = issued(UnixTime::now(), UnixTime::now()).expect("valid");
+        let client = |account: &str, protocol| {
+            let peer = format!("spiffe://cluster.local/ns/shop/sa/{account}").parse().expect("an id");
+            identity.client(peer, protocol).expect("a configuration")
+        };
+        let first = client("a", Protocol::Http1);
+        assert!(Arc::ptr_eq(&first, &client("a", Protocol::Http1)));
+        for other in [client("b", Protocol::Http1), client("a", Protocol::Tcp)] {
+            assert!(!Arc::ptr_eq(&first, &other));
+        }
+        for account in 0..CLIENTS_MAX + 10 {
+            client(&format!("sa-{account}"), Protocol::Http1);
+        }
+        assert!(identity.clients.lock().expect("not poisoned").len() <= CLIENTS_MAX);
     }
 
     #[test]

@@ -45,6 +45,9 @@ pub(crate) struct Cluster {
     pub(crate) with_proxy: Box<[bool]>,
     /// Whom the endpoints prove to be; `None` for those without an identity. Empty: none has one.
     pub(crate) accounts: Box<[Option<Account>]>,
+    /// Which endpoint is this pod itself. Connections to it do not leave the pod, and reach the application and not its
+    /// proxy (weft-init).
+    pub(super) own: Option<usize>,
 }
 
 impl Cluster {
@@ -141,6 +144,7 @@ impl Cluster {
                 priorities: if has_priorities { endpoints.iter().map(priority).collect() } else { Box::default() },
             },
             accounts,
+            own: endpoints.iter().position(|endpoint| pod.ips.contains(&endpoint.address.ip())),
             with_proxy: endpoints.iter().map(|endpoint| endpoint.has_proxy).collect(),
             endpoints: endpoints.into_iter().map(|endpoint| endpoint.address).collect(),
         })
@@ -148,6 +152,11 @@ impl Cluster {
 }
 
 impl Cluster {
+    /// Whether an endpoint is this pod itself, by its place in `endpoints`.
+    pub(crate) fn is_own(&self, at: usize) -> bool {
+        self.own == Some(at)
+    }
+
     /// Whom an endpoint proves to be, by its place in `endpoints`.
     pub(crate) fn account(&self, at: usize) -> Option<&Account> {
         self.accounts.get(at)?.as_ref()
@@ -214,6 +223,42 @@ mod tests {
         let all =
             cluster(serde_json::json!(addresses.map(|address| serde_json::json!({"address": address, "lost": true}))));
         assert_eq!(all.members.usable, 3);
+    }
+
+    #[test]
+    fn accounts_stay_with_their_endpoints_and_are_common_only_if_all_are_equal() {
+        let cluster = |accounts: &[Option<&str>]| {
+            let endpoint = |(at, account): (usize, &Option<&str>)| {
+                // Lost ones are sorted to the end.
+                let mut endpoint = serde_json::json!({"address": format!("198.18.128.{}:80", at + 2), "lost": at == 0});
+                if let Some(account) = account {
+                    endpoint["serviceAccount"] = (*account).into();
+                }
+                endpoint
+            };
+            let endpoints: Vec<_> = accounts.iter().enumerate().map(endpoint).collect();
+            let export =
+                serde_json::json!({"services": [{"name": "s", "ports": [{"port": 80, "endpoints": endpoints}]}]});
+            let export = serde_json::from_value(export).expect("a document");
+            Namespace::compile(&Pod::default(), "n", export).map(|namespace| namespace.only_cluster())
+        };
+        let account = |name: &str| Account::new("n", name).expect("an account");
+        let found = cluster(&[Some("a"), Some("b"), None]).expect("compiles");
+        let accounts: Vec<_> = (0..3).map(|at| found.account(at).cloned()).collect();
+        assert_eq!(accounts, [Some(account("b")), None, Some(account("a"))]);
+        for (accounts, expected) in [
+            (&[][..], Some(None)),
+            (&[None, None], Some(None)),
+            (&[Some("a"), Some("a")], Some(Some(account("a")))),
+            (&[Some("a"), Some("b")], None),
+            (&[Some("a"), None], None),
+            (&[None, Some("a")], None),
+        ] {
+            let cluster = cluster(accounts).expect("compiles");
+            assert_eq!(cluster.common_account().map(|account| account.cloned()), expected, "{accounts:?}");
+        }
+        let error = cluster(&[Some("A/b")]).expect_err("not a name").to_string();
+        assert!(error.contains("A/b"), "{error}");
     }
 
     #[test]

@@ -55,7 +55,7 @@ pub(super) const FIELDS: &[(&str, &str, &str)] = &[
         "plaintext",
         "both",
         "why: `permissive`: the client proved no identity, and need not; `outside-mesh`: the endpoint has none; \
-         `no-identity`: this proxy has none",
+         `same-pod`: it does not leave the pod; `no-identity`: this proxy has none",
     ),
     ("src.identity", "both", "who the client is, by its certificate; inbound only"),
     ("via", "both", "`service-address`: the Service's own address was used instead of an endpoint"),

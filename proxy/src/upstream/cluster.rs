@@ -51,7 +51,7 @@ impl ClusterState {
         identity: &Arc<Slot>,
         now: Duration,
     ) -> Self {
-        let endpoint = |(at, address)| Rc::new(Endpoint::new(address, Some(peer(cluster, at, identity)), now));
+        let endpoint = |(at, address)| Rc::new(Endpoint::new(address, Peer::of(cluster, at, identity), now));
         let state = Self {
             endpoints: RefCell::new(cluster.endpoints.iter().copied().enumerate().map(endpoint).collect()),
             identity: identity.clone(),
@@ -87,15 +87,17 @@ impl ClusterState {
             let mut known: HashMap<SocketAddr, Rc<Endpoint>> =
                 endpoints.drain(..).map(|endpoint| (endpoint.address, endpoint)).collect();
             let joined = |at: usize| {
-                let peer = peer(cluster, at, &self.identity);
-                let endpoint = Rc::new(Endpoint::new(cluster.endpoints[at], Some(peer), now));
+                let peer = Peer::of(cluster, at, &self.identity);
+                let endpoint = Rc::new(Endpoint::new(cluster.endpoints[at], peer, now));
                 endpoint.joined.set(Some(now));
                 endpoint
             };
             // Somebody else at the same address is another endpoint, with connections of its own.
             let kept = |at: usize| {
                 let known = known.remove(&cluster.endpoints[at]);
-                known.filter(|known| known.account() == cluster.account(at)).unwrap_or_else(|| joined(at))
+                known
+                    .filter(|known| cluster.is_own(at) || known.account() == cluster.account(at))
+                    .unwrap_or_else(|| joined(at))
             };
             *endpoints = (0..cluster.endpoints.len()).map(kept).collect();
             self.fallback.endpoints_changed(cluster);
@@ -319,10 +321,6 @@ impl ClusterState {
     }
 }
 
-fn peer(cluster: &Cluster, at: usize, identity: &Arc<Slot>) -> Peer {
-    Peer { account: cluster.account(at).cloned(), identity: identity.clone() }
-}
-
 /// Changes an endpoint's outlier statistics in place.
 fn with_outlier_stats<T>(endpoint: &Endpoint, change: impl FnOnce(&mut OutlierStats) -> T) -> T {
     let mut stats = endpoint.outlier_stats.get();
@@ -390,6 +388,21 @@ mod tests {
     const ONE: &str = "198.18.128.1:80";
     const TWO: &str = "198.18.128.2:80";
     const THREE: &str = "198.18.128.3:80";
+
+    /// A connection from the proxy to its own pod reaches the application, which speaks no mutual TLS.
+    #[test]
+    fn own_pod_is_no_peer() {
+        let endpoints = ["198.18.128.2:80", "198.18.128.3:80"]
+            .map(|address| serde_json::json!({"address": address, "serviceAccount": "a"}));
+        let export = serde_json::json!({"services": [{"name": "s", "ports": [{"port": 80, "endpoints": endpoints}]}]});
+        let export = serde_json::from_value(export).expect("a document");
+        let pod = Pod { namespace: "n".into(), ips: vec![[198, 18, 128, 3].into()], ..Pod::default() };
+        let cluster = Namespace::compile(&pod, "n", export).expect("compiles").only_cluster();
+        let identity = Arc::new(Slot::new(true));
+        let accounts = [0, 1].map(|at| Peer::of(&cluster, at, &identity).and_then(|peer| peer.account));
+        assert_eq!(accounts, [cluster.account(0).cloned(), None]);
+        assert!(cluster.account(0).is_some());
+    }
 
     /// A pod's address may belong to another pod next: connections of the old one are not used for it.
     #[test]

@@ -30,6 +30,7 @@ use crate::http::request_body::{RequestBody, SharedBody};
 use crate::identity::{Identity, Protocol, Slot};
 use crate::security::{Security, Why};
 use crate::stream::Stream;
+use crate::table::Cluster;
 use crate::telemetry::alive::{self, Alive, Kind};
 use crate::tls;
 
@@ -60,7 +61,7 @@ pub(crate) struct Peer {
 /// An endpoint.
 pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
-    /// None: the application in this pod.
+    /// None: it is in this pod.
     peer: Option<Peer>,
     /// It is a pod with a proxy. Set by the cluster.
     pub(crate) has_proxy: Cell<bool>,
@@ -114,7 +115,7 @@ pub(crate) enum Connection {
 // === impl Endpoint ===
 
 impl Endpoint {
-    /// `peer`: None for the application in this pod.
+    /// `peer`: None for what is in this pod.
     pub(crate) fn new(address: SocketAddr, peer: Option<Peer>, now: Duration) -> Self {
         Self {
             address,
@@ -234,9 +235,10 @@ impl Endpoint {
     /// How a connection to it is secured.
     pub(crate) fn security(&self, is_tls: bool) -> Security {
         match &self.peer {
+            None => Security::Plaintext(Why::SamePod),
             Some(_) if is_tls => Security::Mtls,
             Some(peer) if peer.identity.is_expected() => Security::Plaintext(Why::OutsideMesh),
-            _ => Security::Plaintext(Why::NoIdentity),
+            Some(_) => Security::Plaintext(Why::NoIdentity),
         }
     }
 
@@ -284,6 +286,12 @@ impl Endpoint {
 // === impl Peer ===
 
 impl Peer {
+    /// The peer at an endpoint of a cluster. None: this pod itself.
+    pub(super) fn of(cluster: &Cluster, at: usize, identity: &Arc<Slot>) -> Option<Self> {
+        let account = cluster.account(at).cloned();
+        (!cluster.is_own(at)).then(|| Self { account, identity: identity.clone() })
+    }
+
     /// Who must prove what on a new connection. None: it is in plaintext.
     pub(super) fn required(&self) -> Result<Option<(Arc<Identity>, SpiffeId)>, LeaseError> {
         match &self.account {
@@ -414,13 +422,7 @@ async fn open_tls(
             let error = Arc::new(error);
             if is_other { LeaseError::WrongIdentity(error) } else { LeaseError::Handshake(error) }
         })?;
-        let mut stream = Stream::Tls(Box::new(stream.into()));
-        if protocol == Protocol::Http2 {
-            // The server's first frame says that it has accepted this side's certificate. HTTP/1.1 learns that from the
-            // response; here, several requests would fail together.
-            stream.readable().await.map_err(|error| LeaseError::Handshake(Arc::new(error)))?;
-        }
-        Ok(stream)
+        Ok(Stream::Tls(Box::new(stream.into())))
     };
     tokio::time::timeout(timeout, opening).await.unwrap_or(Err(LeaseError::Timeout(timeout)))
 }

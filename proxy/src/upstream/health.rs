@@ -30,6 +30,7 @@ type Checks = HashMap<(Arc<str>, SocketAddr), (wire::HealthCheck, Option<Account
 struct Target {
     check: wire::HealthCheck,
     account: Option<Account>,
+    peer: Option<Peer>,
     cluster: Arc<SharedCluster>,
 }
 
@@ -65,7 +66,8 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             shared.metrics.set_unhealthy(&name, unhealthy.len());
             for (at, endpoint) in cluster.endpoints.iter().enumerate() {
                 let (check, account) = (wire::HealthCheck::clone(check), cluster.account(at).cloned());
-                wanted.insert((name.clone(), *endpoint), Target { check, account, cluster: state.clone() });
+                let peer = Peer::of(cluster, at, &shared.identity);
+                wanted.insert((name.clone(), *endpoint), Target { check, account, peer, cluster: state.clone() });
             }
         }
         checks.retain(|key, (check, account, task)| {
@@ -75,9 +77,8 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             }
             stays
         });
-        for (key, Target { check, account, cluster }) in wanted {
+        for (key, Target { check, account, peer, cluster }) in wanted {
             if !checks.contains_key(&key) {
-                let peer = Peer { account: account.clone(), identity: shared.identity.clone() };
                 let rng = Rng::new(rng.next_u64());
                 let task = tokio::spawn(check_endpoint(check.clone(), key.1, peer, cluster, rng));
                 checks.insert(key, (check, account, task));
@@ -90,7 +91,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
 async fn check_endpoint(
     check: wire::HealthCheck,
     endpoint: SocketAddr,
-    peer: Peer,
+    peer: Option<Peer>,
     cluster: Arc<SharedCluster>,
     mut rng: Rng,
 ) {
@@ -100,7 +101,7 @@ async fn check_endpoint(
     // A random delay, so that proxies that start together do not send their checks together.
     tokio::time::sleep(interval.mul_f64(f64::from(rng.below(1_000)) / 1_000.0)).await;
     loop {
-        let answer = tokio::time::timeout(timeout, check_once(&kind, address, &peer, timeout)).await;
+        let answer = tokio::time::timeout(timeout, check_once(&kind, address, peer.as_ref(), timeout)).await;
         let is_healthy = matches!(answer, Ok(Ok(())));
         if health.record(is_healthy, &check) {
             tracing::info!(dst.endpoint = %endpoint, is_healthy, "endpoint health changed");
@@ -112,13 +113,18 @@ async fn check_endpoint(
 }
 
 /// One check, on a connection like those for requests.
-async fn check_once(kind: &ProbeKind, address: SocketAddr, peer: &Peer, timeout: Duration) -> anyhow::Result<()> {
+async fn check_once(
+    kind: &ProbeKind,
+    address: SocketAddr,
+    peer: Option<&Peer>,
+    timeout: Duration,
+) -> anyhow::Result<()> {
     let protocol = match kind {
         ProbeKind::Http { .. } => Protocol::Http1,
         ProbeKind::Grpc { .. } => Protocol::Http2,
         ProbeKind::Tcp => Protocol::Tcp,
     };
-    let required = peer.required()?;
+    let required = peer.map_or(Ok(None), Peer::required)?;
     let stream = open(address, timeout).await?;
     match required {
         None => probe::check(stream, address, kind).await,

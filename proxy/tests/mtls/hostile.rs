@@ -37,11 +37,74 @@ async fn id_13_request_for_one_identity_never_reaches_another() {
     assert!(client.sum("weft_retries_total", &["connect"]).await > 0, "it was tried");
     assert_eq!(other.sum("weft_requests_total", &[]).await, 0);
 
+    // Also over HTTP/2 and in TCP relays, on a new connection each: the client's proxy relays the request as bytes.
+    let both = json!([endpoint(server.inbound, Some("web")), endpoint(other.inbound, Some("web"))]);
+    for protocol in ["http2", "tcp"] {
+        client.export_as(protocol, json!({}), None, both.clone()).await;
+        for number in 0..50 {
+            let (status, headers, body) = client.get(&[]).await;
+            assert_eq!(status, 200, "{protocol} {number}: {} {body}", reason(&headers));
+        }
+    }
+    assert!(wrong_heads.lock().expect("not poisoned").is_empty(), "nothing reached the wrong pod");
+
     client.export_as("detect", json!({}), None, json!([endpoint(other.inbound, Some("web"))])).await;
     let (status, headers, body) = client.get(&[]).await;
     assert_eq!((status.as_u16(), reason(&headers)), (503, "wrong-identity"), "{body}");
     assert!(body.contains(BANK) && body.contains(WEB), "it names who is there and who should be: {body}");
     assert!(wrong_heads.lock().expect("not poisoned").is_empty());
+}
+
+/// Pods come and go, and addresses are used again before the client's proxy hears of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn id_13_reused_addresses_get_nothing_of_their_former_owners() {
+    const ROUNDS: usize = 20;
+    let ca = Ca::new("cluster.local");
+    let ((right, _), (wrong, wrong_heads)) = (application().await, application().await);
+    let (client, server) = pair(&ca, right, json!({})).await;
+    let identities = [ca.identity(WEB), ca.identity(BANK)];
+    let address = free_address();
+    // Otherwise an endpoint that fails is not tried again for half a minute.
+    let settings = json!({"balancer": "roundRobin", "outliers": {"consecutiveLocalFailures": 0}});
+    let endpoints = json!([endpoint(server.inbound, Some("web")), endpoint(address, Some("web"))]);
+    client.export_as("detect", settings, None, endpoints).await;
+    let done = Arc::new(AtomicU32::new(0));
+    let senders: Vec<_> = (0..4)
+        .map(|_| {
+            let (done, address) = (done.clone(), client.outbound);
+            tokio::spawn(async move {
+                let mut sent = 0;
+                while done.load(Ordering::SeqCst) == 0 {
+                    // A request that is in flight when its pod is killed may fail; it must not reach another one.
+                    get(address, &[]).await;
+                    sent += 1;
+                }
+                sent
+            })
+        })
+        .collect();
+    for round in 0..ROUNDS {
+        // The same address: first of the pod that the client's proxy knows, then of another one, which is refused.
+        let owner = Proxy::at(address, right, Some(&identities[0]), json!({}), &[]);
+        owner.await_ready().await;
+        let served = async || owner.sum("weft_requests_total", &["security=\"mtls\""]).await > 0;
+        wait(&format!("round {round}: the pod gets requests"), served).await;
+        drop(owner);
+        let other = Proxy::at(address, wrong, Some(&identities[1]), json!({}), &[]);
+        other.await_ready().await;
+        let tried = async || other.sum("weft_tcp_connections_total", &["mtls-handshake"]).await > 0;
+        wait(&format!("round {round}: the other pod is tried"), tried).await;
+        assert_eq!(client.get(&[]).await.0, 200);
+        drop(other);
+    }
+    done.store(1, Ordering::SeqCst);
+    let mut sent = 0;
+    for sender in senders {
+        sent += sender.await.expect("no panic");
+    }
+    assert!(sent > ROUNDS, "{sent} requests");
+    assert!(wrong_heads.lock().expect("not poisoned").is_empty(), "of {sent} requests");
+    eprintln!("{sent} requests");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -94,6 +157,37 @@ async fn id_06_expired_certificates_are_refused_by_both_sides() {
     }
 }
 
+/// In TLS 1.3 a client learns that it was refused when it reads, and may have sent a request by then. Nobody has read it: it
+/// goes to another endpoint, also if it is a POST.
+#[tokio::test(flavor = "multi_thread")]
+async fn request_that_was_sent_with_a_refused_certificate_is_sent_elsewhere() {
+    let (own, other) = (Ca::new("cluster.local"), Ca::new("cluster.local"));
+    let domain = own.issuer.trust_domain().clone();
+    let roots = [&own, &other].map(|ca| ca.bundle.roots(&domain)[0].certificate().clone());
+    let both = TrustBundle::new(domain, roots).expect("a bundle");
+    let identity = own.identity(CART);
+    write(&identity, "bundle.json", &serde_json::to_string(&both).expect("JSON"));
+    let ((accepting, _), (refusing, refusing_heads)) = (application().await, application().await);
+    let accepting = Proxy::ready(accepting, Some(&own.identity(WEB)), json!({})).await;
+    // It is trusted by the client, and does not trust the client.
+    let refusing = Proxy::ready(refusing, Some(&other.identity(WEB)), json!({})).await;
+    let client = Proxy::ready(free_address(), Some(&identity), json!({})).await;
+    let endpoints = json!([endpoint(accepting.inbound, Some("web")), endpoint(refusing.inbound, Some("web"))]);
+    for protocol in ["detect", "http2"] {
+        client.export_as(protocol, json!({}), None, endpoints.clone()).await;
+        for number in 0..30 {
+            let mut stream = TcpStream::connect(client.outbound).await.expect("connects");
+            let request = "POST / HTTP/1.1\r\nhost: web\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello";
+            stream.write_all(request.as_bytes()).await.expect("sent");
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.expect("a response");
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{protocol} {number}: {answer}");
+        }
+    }
+    assert!(refusing.sum("weft_tcp_connections_total", &["mtls-handshake"]).await > 0, "it was tried");
+    assert!(refusing_heads.lock().expect("not poisoned").is_empty());
+}
+
 /// A peer with the right certificate that agrees to no protocol, one that answers in plaintext, and one that closes: the
 /// client's proxy sends them no request, whatever its mode.
 #[tokio::test(flavor = "multi_thread")]
@@ -142,6 +236,44 @@ async fn id_13_stripped_alpn_and_plaintext_servers_get_nothing() {
     }
     assert!(connections.load(Ordering::SeqCst) > 0);
     assert_eq!(String::from_utf8_lossy(&heard.lock().expect("not poisoned")), "");
+}
+
+/// A client that stops after its ClientHello, and a server that never answers one.
+#[tokio::test(flavor = "multi_thread")]
+async fn handshakes_time_out() {
+    let ca = Ca::new("cluster.local");
+    let (application, _) = application().await;
+    let environment = [("WEFT_TIMEOUTS_MS", r#"{"head":300}"#)];
+    let server = Proxy::with(application, Some(&ca.identity(WEB)), json!({}), &environment);
+    let client = Proxy::start(free_address(), Some(&ca.identity(CART)), json!({}));
+    server.await_ready().await;
+    client.await_ready().await;
+
+    let trust = Trust::Bundle(Arc::new(ca.bundle.clone()));
+    let config = tls::client(trust, WEB.parse().expect("an id"), None, &[b"weft-h2"]).expect("a configuration");
+    let name = std::net::IpAddr::from([127, 0, 0, 1]).into();
+    let mut session = rustls::ClientConnection::new(Arc::new(config), name).expect("a session");
+    let mut hello = Vec::new();
+    session.write_tls(&mut hello).expect("a ClientHello");
+    let mut stream = TcpStream::connect(server.inbound).await.expect("connects");
+    stream.write_all(&hello).await.expect("sent");
+    let begun = Instant::now();
+    let _ = tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut Vec::new())).await.expect("it is closed");
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    let counted = async || server.sum("weft_tcp_connections_total", &["mtls-handshake"]).await == 1;
+    wait("it is counted", counted).await;
+
+    let (silent, connections) = raw_application(async |_stream| std::future::pending().await).await;
+    let both = json!([endpoint(silent, Some("web")), endpoint(server.inbound, Some("web"))]);
+    let settings = json!({"connectTimeoutMs": 300, "balancer": "roundRobin"});
+    client.export_as("detect", settings.clone(), None, both).await;
+    for _ in 0..4 {
+        assert_eq!(client.get(&[]).await.0, 200, "the other endpoint");
+    }
+    assert!(connections.load(Ordering::SeqCst) > 0, "it was tried");
+    client.export_as("detect", settings, None, json!([endpoint(silent, Some("web"))])).await;
+    let (status, headers, body) = client.get(&[]).await;
+    assert_eq!((status.as_u16(), reason(&headers)), (503, "connect-failed"), "{body}");
 }
 
 /// Post-quantum keys make a ClientHello longer than a segment, so it may come in any pieces.

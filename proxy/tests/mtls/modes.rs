@@ -110,6 +110,29 @@ async fn id_12_nothing_is_sent_before_the_first_certificate() {
     assert!(server.sum("weft_tcp_connections_total", &["reason=\"no-certificate\""]).await > 0);
 }
 
+/// A Strict server refuses plaintext checks too.
+#[tokio::test(flavor = "multi_thread")]
+async fn health_checks_prove_who_they_are() {
+    let ca = Ca::new("cluster.local");
+    let (application, heads) = application().await;
+    let (client, server) = pair(&ca, application, strict("inbound")).await;
+    let wrong = Proxy::ready(application, Some(&ca.identity(BANK)), json!({})).await;
+    let check = json!({
+        "kind": {"http": {"path": "/healthz"}}, "intervalMs": 50, "timeoutMs": 1000, "unhealthyAfter": 1, "healthyAfter": 1
+    });
+    let endpoints = json!([endpoint(server.inbound, Some("web")), endpoint(wrong.inbound, Some("web"))]);
+    client.export_as("detect", json!({"healthCheck": check}), None, endpoints).await;
+    // Clusters are checked once they are in use.
+    assert_eq!(client.get(&[]).await.0, 200);
+    let unhealthy = async || client.sum("weft_endpoints_unhealthy", &[]).await == 1;
+    wait("the endpoint that is somebody else is unhealthy", unhealthy).await;
+    assert_eq!(client.sum("weft_endpoints_healthy", &[]).await, 1);
+    let checked = |head: &HeaderMap| head.get("user-agent").is_some_and(|agent| agent == "weft-probe");
+    let seen = || heads.lock().expect("not poisoned").iter().filter(|head| checked(head)).count();
+    wait("checks arrive", async || seen() > 3).await;
+    assert_eq!(server.sum("weft_requests_total", &["plaintext-refused"]).await, 0);
+}
+
 /// Files that are half written, or of another key, change nothing; a renewed certificate is used at once, and open
 /// connections go on.
 #[tokio::test(flavor = "multi_thread")]

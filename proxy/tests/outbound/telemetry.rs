@@ -144,7 +144,7 @@ async fn grpc_status_of_trailers_is_counted_and_logged() {
     for (status, count) in [("UNAVAILABLE", 2.0), ("OK", 2.0)] {
         let labels = format!(
             "direction=\"outbound\",service=\"{service}\",source=\"\",reason=\"\",http_response_status_code=\"200\",\
-             rpc_status_code=\"{status}\""
+             rpc_status_code=\"{status}\",security=\"plaintext\",plaintext=\"no-identity\""
         );
         await_value(&proxy, &format!("weft_requests_total{{{labels}}}"), |value| value == count).await;
     }
