@@ -3,6 +3,9 @@
 # repository and keeps them in sync, and Flux's kustomize-controller another shop (e2e/tests/gitops.rs). The table of
 # docs/gitops.md is then in target/gitops/results.md.
 #
+# Not at the same time as tests on another cluster from the same checkout: both install the images of target/images, and
+# a build for one cluster gives them a tag that the other has not loaded.
+#
 #   gitops.sh [--watch SECONDS]     how long nothing may go out of sync; default 600
 #   gitops.sh --keep                leaves the cluster running
 set -euo pipefail

@@ -105,7 +105,7 @@ pub(super) fn attach<'a>(
         streams,
         http_ports,
         stream_ports,
-        fates: BTreeMap::new(),
+        attachments: BTreeMap::new(),
         parents: Vec::new(),
     })
 }

@@ -21,7 +21,7 @@ pub(super) struct AttachedRoute<'a> {
     pub(super) http_ports: BTreeSet<ServicePortKey>,
     pub(super) stream_ports: BTreeSet<ServicePortKey>,
     /// What became of it at each port.
-    pub(super) fates: BTreeMap<ServicePortKey, Fate>,
+    pub(super) attachments: BTreeMap<ServicePortKey, Attachment>,
     /// The parents of a Gateway API route; empty for a MeshRoute, whose status does not tell parents apart.
     pub(super) parents: Vec<AttachedParent>,
 }
@@ -45,7 +45,7 @@ pub(super) struct HttpRule {
 
 /// What became of a route at one Service port.
 #[derive(Debug, Default)]
-pub(super) struct Fate {
+pub(super) struct Attachment {
     /// Number of its matches, and how many of them an older route or earlier rule already has.
     pub(super) matches: usize,
     pub(super) conflicting: usize,
@@ -63,15 +63,15 @@ impl AttachedRoute<'_> {
     }
 
     /// What became of it at a port.
-    pub(super) fn fate(&mut self, port_key: &ServicePortKey) -> &mut Fate {
-        self.fates.entry(port_key.clone()).or_default()
+    pub(super) fn attachment(&mut self, port_key: &ServicePortKey) -> &mut Attachment {
+        self.attachments.entry(port_key.clone()).or_default()
     }
 
     /// Takes it off a port, where routes of another kind take precedence.
     pub(super) fn detach(&mut self, port_key: &ServicePortKey, why: String) {
         self.http_ports.remove(port_key);
         self.stream_ports.remove(port_key);
-        self.fate(port_key).outranked = Some(why);
+        self.attachment(port_key).outranked = Some(why);
     }
 
     pub(super) fn id(&self) -> ObjectId {

@@ -40,7 +40,7 @@ pub(super) fn settle(attached: &mut [AttachedRoute<'_>]) {
         }
         for index in winners {
             let note = Diagnostic::note(format!("at {port_key}: takes precedence over {of}"));
-            attached[index].fate(&port_key).conflicts.push(note);
+            attached[index].attachment(&port_key).conflicts.push(note);
         }
     }
 }

@@ -77,10 +77,10 @@ pub(super) fn compile(
 fn record(name: &str, route: AttachedRoute<'_>, outcome: &mut Outcome) {
     let documents: BTreeSet<DocumentKind> = route.port_keys().map(|port_key| port_key.document(name)).collect();
     let (mut matches, mut conflicting, mut conflicts) = (0, 0, Vec::new());
-    for fate in route.fates.into_values() {
-        matches += fate.matches;
-        conflicting += fate.conflicting;
-        conflicts.extend(fate.conflicts);
+    for attachment in route.attachments.into_values() {
+        matches += attachment.matches;
+        conflicting += attachment.conflicting;
+        conflicts.extend(attachment.conflicts);
     }
     if conflicting == matches {
         // All its matches conflict: only the conflicts are reported.

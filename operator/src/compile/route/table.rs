@@ -24,7 +24,7 @@ pub(super) fn table(port_key: &ServicePortKey, attached: &mut [AttachedRoute<'_>
     let mut taken: BTreeMap<String, [usize; 2]> = BTreeMap::new();
     let mut rules: BTreeMap<[usize; 2], usize> = BTreeMap::new();
     for (_, [r, n, m]) in all {
-        attached[r].fate(port_key).matches += 1;
+        attached[r].attachment(port_key).matches += 1;
         let (_, condition) = &attached[r].rules[n].matches[m];
         let canonical = precedence::canonical(condition);
         if let Some(&[winner, winner_rule]) = taken.get(&canonical) {
@@ -57,7 +57,7 @@ fn streams(port_key: &ServicePortKey, attached: &mut [AttachedRoute<'_>], table:
     let mut taken: BTreeMap<Option<String>, [usize; 2]> = BTreeMap::new();
     let mut indices: BTreeMap<[usize; 2], usize> = BTreeMap::new();
     for (name, [r, n]) in all {
-        attached[r].fate(port_key).matches += 1;
+        attached[r].attachment(port_key).matches += 1;
         if let Some(&[winner, winner_rule]) = taken.get(&name) {
             let what = name.map_or_else(|| "TCP connections".to_owned(), |name| format!("server name {name}"));
             let [by, of] = [[winner, winner_rule], [r, n]].map(|[r, n]| attached[r].streams[n].0.name.clone());
@@ -86,19 +86,19 @@ fn conflict(
     what: &str,
 ) {
     let [winner_name, loser_name] = [winner, loser].map(|r| attached[r].to_string());
-    let fate = attached[loser].fate(port_key);
-    fate.conflicting += 1;
+    let attachment = attached[loser].attachment(port_key);
+    attachment.conflicting += 1;
     if winner == loser {
         let message = format!(
             "rule {of} at {port_key}: {what}: rule {by} of the same route matches first; change one of these matches"
         );
-        fate.conflicts.push(Diagnostic::partial(message));
+        attachment.conflicts.push(Diagnostic::partial(message));
     } else {
         let message = format!(
             "rule {of} at {port_key}: {what}: {winner_name} (rule {by}) takes precedence; change one of these matches"
         );
-        fate.conflicts.push(Diagnostic::partial(message));
+        attachment.conflicts.push(Diagnostic::partial(message));
         let note = Diagnostic::note(format!("at {port_key}: {what}: takes precedence over {loser_name}"));
-        attached[winner].fate(port_key).conflicts.push(note);
+        attached[winner].attachment(port_key).conflicts.push(note);
     }
 }

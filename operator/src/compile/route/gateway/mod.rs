@@ -96,7 +96,16 @@ pub(super) fn attach<'a>(world: &World, route: &'a GatewayRoute) -> AttachedRout
         RuleKind::Http => (ports, BTreeSet::new()),
         RuleKind::Stream => (BTreeSet::new(), ports),
     };
-    AttachedRoute { kind: *kind, meta, rules: http, streams, http_ports, stream_ports, fates: BTreeMap::new(), parents }
+    AttachedRoute {
+        kind: *kind,
+        meta,
+        rules: http,
+        streams,
+        http_ports,
+        stream_ports,
+        attachments: BTreeMap::new(),
+        parents,
+    }
 }
 
 fn refuse(refused: Diagnostic) -> Rules {

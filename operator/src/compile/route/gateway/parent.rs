@@ -42,11 +42,11 @@ pub(super) fn attach(
 fn outcome_at(parent: AttachedParent, own: &str, route: &AttachedRoute<'_>) -> ParentOutcome {
     let AttachedParent { parent, port_keys, mut diagnostics } = parent;
     let kept: BTreeSet<&ServicePortKey> = route.port_keys().filter(|key| port_keys.contains(key)).collect();
-    let fates = || port_keys.iter().filter_map(|port_key| route.fates.get(port_key));
-    let outranked: Vec<String> = fates().filter_map(|fate| fate.outranked.clone()).collect();
-    let conflicts: Vec<Diagnostic> = fates().flat_map(|fate| &fate.conflicts).cloned().collect();
+    let attachments = || port_keys.iter().filter_map(|port_key| route.attachments.get(port_key));
+    let outranked: Vec<String> = attachments().filter_map(|attachment| attachment.outranked.clone()).collect();
+    let conflicts: Vec<Diagnostic> = attachments().flat_map(|attachment| &attachment.conflicts).cloned().collect();
     let (matches, conflicting) =
-        fates().fold((0, 0), |(all, lost), fate| (all + fate.matches, lost + fate.conflicting));
+        attachments().fold((0, 0), |(all, lost), attachment| (all + attachment.matches, lost + attachment.conflicting));
     let mut documents = BTreeSet::new();
     if !port_keys.is_empty() && kept.is_empty() {
         refuse(&mut diagnostics, &outranked);
