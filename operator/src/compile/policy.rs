@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use weft_config::{AuthorizationRule, Policy, PolicyAction, PortRef, Protocol, Target};
 use weft_crds::MeshPolicySpec;
-use weft_crds::policy::{self, Action, Authorization};
+use weft_crds::policy::{self, Action};
 use weft_crds::refs::{PolicyTargetKind, PolicyTargetRef};
 use weft_crds::status::Reason;
 
@@ -24,6 +24,9 @@ pub(super) fn compile(namespace: &Namespace, objects: &mut BTreeMap<ObjectId, Ou
         let outcome = objects.entry(ObjectId { kind: Kind::Policy, key: policy.meta.key.clone() }).or_default();
         match check(namespace, policy, &mut outcome.diagnostics) {
             Ok(compiled) => {
+                if compiled.rules.is_empty() {
+                    continue;
+                }
                 outcome.documents.insert(DocumentKind::Inbound);
                 policies.push(compiled);
             }
@@ -57,7 +60,8 @@ fn check(
         .spec
         .as_ref()
         .map_err(|error| Diagnostic::refused(Reason::Invalid, format!("the object cannot be parsed: {error}")))?;
-    let MeshPolicySpec { target_ref, authorization: Authorization { rules } } = spec;
+    let MeshPolicySpec { target_ref, mtls: _, authorization } = spec;
+    let rules = authorization.as_ref().map(|authorization| &authorization.rules[..]).unwrap_or_default();
     let mut compiled = Vec::new();
     for (index, rule) in rules.iter().enumerate() {
         let rule = self::rule(rule)

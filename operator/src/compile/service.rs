@@ -45,7 +45,7 @@ pub(super) fn compile(
     };
     let ports = service.ports.iter().map(|port| {
         let endpoints = endpoints(namespace, slices, service, port, governed, &topology, rejected_addresses);
-        wire::ServicePort { port: port.port, protocol: port.protocol, routes: None, endpoints }
+        wire::ServicePort { port: port.port, protocol: port.protocol, mtls: None, routes: None, endpoints }
     });
     let mut ports: Vec<wire::ServicePort> = ports.collect();
     ports.dedup_by_key(|port| port.port);
