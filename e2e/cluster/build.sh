@@ -244,7 +244,7 @@ keep() {
 need_packages() {
   local missing=()
   need_commands containerd:containerd runc:runc iptables:iptables nft:nftables conntrack:conntrack buildah:buildah \
-    gcc:gcc openssl:openssl ip:iproute2 sysctl:procps umount:mount
+    gcc:gcc openssl:openssl ip:iproute2 sysctl:procps umount:mount tcpdump:tcpdump
   [[ -e /usr/lib/cni/ptp || -e /opt/cni/bin/ptp ]] || missing+=(containernetworking-plugins)
   [[ -e /etc/containers/policy.json ]] || missing+=(golang-github-containers-common)
   echo 'int main(void) { return 0; }' | gcc -static -x c -o /dev/null - 2>/dev/null || missing+=(libc6-dev)

@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use weft_e2e::metrics::Metrics;
+use weft_e2e::mesh::requests;
 use weft_e2e::namespace::{Namespace, READY, SOON, in_mesh};
 use weft_e2e::wait::eventually;
 use weft_e2e::{Cluster, install, table};
@@ -101,13 +101,6 @@ fn await_counted(ns: &Namespace, app: &str, labels: &[(&str, &str)]) -> Result<(
         ensure!(found >= calls, "there are {found}");
         Ok(())
     })
-}
-
-/// The number of requests in the metrics of the proxies of an app's pods.
-fn requests(ns: &Namespace, app: &str, labels: &[(&str, &str)]) -> Result<f64> {
-    let pages = ns.pods_of(app)?.into_iter().map(|pod| ns.pod_get(&pod, 15020, "metrics"));
-    let sums = pages.map(|page| Ok(Metrics::parse(&page?).sum("weft_requests_total", labels)));
-    sums.sum()
 }
 
 #[test]
