@@ -2,14 +2,20 @@
 //! These tests replace what all others use, so they run alone and one at a time: `cargo test -p weft-e2e --test authority
 //! -- --test-threads 1`.
 
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use weft_e2e::Cluster;
+use weft_e2e::command;
 use weft_e2e::install::{SYSTEM, with_settings, without};
 use weft_e2e::kubectl::Kubectl;
 use weft_e2e::mesh::{proxy_metrics, requests, sum};
+use weft_e2e::metrics::Metrics;
 use weft_e2e::namespace::{Namespace, READY, SOON, in_mesh};
 use weft_e2e::traffic::Client;
 use weft_e2e::wait::eventually;
@@ -64,9 +70,8 @@ fn certificates_of_a_minute_are_renewed_and_no_request_fails() -> Result<()> {
                 let left = proxy_metrics(ns, app)?.sum(EXPIRY, &[]) - now();
                 ensure!(left > 0.0 && left <= LIFETIME.as_secs_f64(), "the certificate of {app} has {left} s left");
             }
-            let seconds = format!("{}", TRAFFIC.as_secs());
             // A response that takes as long as everything else, on one stream.
-            let url = format!("http://echo:9080/large?bytes={seconds}&each=1s");
+            let url = format!("http://echo:9080/large?bytes={}&each=1s", TRAFFIC.as_secs());
             let stream = client.load(&url).with(&["--http2", "--concurrency", "1", "--timeout", "200s"]).requests(1);
             let stream = stream.limit(TRAFFIC * 2).start()?;
             let requests_of =
@@ -75,7 +80,7 @@ fn certificates_of_a_minute_are_renewed_and_no_request_fails() -> Result<()> {
                 (requests_of(&client), requests_of(&client).with(&["--connection-per-request", "--http2"]));
             let (kept, anew) = (kept.start()?, anew.start()?);
             without("operator", || {
-                std::thread::sleep(AWAY);
+                thread::sleep(AWAY);
                 Ok(())
             })?;
             for (what, load) in [("requests", kept), ("requests on new connections", anew)] {
@@ -103,17 +108,15 @@ fn pods_trust_new_roots_after_the_documented_steps() -> Result<()> {
         let client = echo(ns)?;
         let (system, config) = (system()?, Kubectl::within(Cluster::get()?, "weft-config"));
         let trust = || Ok::<Value, anyhow::Error>(config.get("configmap", "trust")?["data"].clone());
-        let before = trust()?;
+        let (before, old) = (trust()?, roots_of_the_injector(&system)?);
         system.run(&["delete", "secret", "weft-root", "weft-issuer"])?;
         system.run(&["rollout", "restart", "deployment/weft-operator"])?;
         system.rolled_out("deployment/weft-operator", READY)?;
         config.run(&["delete", "configmap", "trust"])?;
-        let roots = eventually("the operator to write the new roots", SOON, || {
-            let roots = trust()?;
-            ensure!(roots != before, "the roots are the old ones");
-            Ok(roots)
+        eventually("the operator to write the new roots", SOON, || {
+            ensure!(trust()? != before, "the roots are the old ones");
+            Ok(())
         })?;
-        println!("the new document has {} bytes", roots.to_string().len());
 
         // A pod that runs refuses them, says so, and is served as before.
         eventually("the pods to refuse roots that no root of theirs has signed", SOON, || {
@@ -125,7 +128,11 @@ fn pods_trust_new_roots_after_the_documented_steps() -> Result<()> {
         ensure!(line.starts_with("identity: ready"), "{line}");
         client.load("http://echo:9080/").requests(100).run()?.expect_none_failed(100)?;
 
-        await_new_roots_of_the_injector(&system, ns)?;
+        eventually("the injector to have the new roots", SOON, || {
+            let found = roots_of_the_injector(&system)?;
+            ensure!(found != old, "it has {found}");
+            Ok(())
+        })?;
         ns.run(&["rollout", "restart", "deployment"])?;
         ns.wait_ready(&["echo-v1", "client"])?;
         eventually("the old pods to be gone", READY, || {
@@ -141,17 +148,78 @@ fn pods_trust_new_roots_after_the_documented_steps() -> Result<()> {
     })
 }
 
-/// Waits until a pod that is created gets a certificate: until the injector has read the new roots, it gets none.
-fn await_new_roots_of_the_injector(system: &Kubectl, ns: &Namespace) -> Result<()> {
-    let injectors = system.list("pods", "app.kubernetes.io/component=injector")?;
-    let injector =
-        injectors.first().and_then(|pod| pod["metadata"]["name"].as_str()).context("there is an injector")?;
-    let _ = ns;
-    eventually("the injector to have the new roots", SOON, || {
-        let text = system.pod_get(injector, 15020, "readyz")?;
-        ensure!(text.lines().any(|line| line.starts_with("trust: ready")), "{text}");
+/// A Secret that cannot be used is told where its author looks, the last good issuer goes on, and the Secret is kept.
+#[test]
+fn bad_issuers_are_told_and_the_last_good_one_goes_on() -> Result<()> {
+    in_mesh("authority-issuer", |ns| {
+        let client = echo(ns)?;
+        let system = system()?;
+        let good = system.get("secret", "weft-issuer")?["data"].clone();
+        let foreign = foreign_issuer(&ns.directory()?)?;
+        let cases = [
+            ("IssuerInvalid", json!({"stringData": {"tls.crt": "no certificate"}})),
+            ("IssuerInvalid", json!({"stringData": {"tls.key": ""}})),
+            ("IssuerNotYetTrusted", json!({"stringData": foreign})),
+        ];
+        let result = cases.iter().try_for_each(|(reason, patch)| -> Result<()> {
+            system.run(&["patch", "secret", "weft-issuer", "--type=merge", "-p", &patch.to_string()])?;
+            await_issuer(&system, 1.0).with_context(|| reason.to_string())?;
+            eventually(&format!("an Event {reason}"), SOON, || {
+                let events = system.events("secret/weft-issuer")?;
+                ensure!(events.contains(reason), "{events}");
+                Ok(())
+            })?;
+            // A pod that is created now still gets a certificate.
+            ns.run(&["rollout", "restart", "deployment/echo-v1"])?;
+            ns.wait_ready(&["echo-v1"])?;
+            client.load("http://echo:9080/").requests(100).run()?.expect_none_failed(100)?;
+            system.run(&[
+                "patch",
+                "secret",
+                "weft-issuer",
+                "--type=merge",
+                "-p",
+                &json!({"data": good}).to_string(),
+            ])?;
+            await_issuer(&system, 0.0)
+        });
+        system.run(&["patch", "secret", "weft-issuer", "--type=merge", "-p", &json!({"data": good}).to_string()])?;
+        result
+    })
+}
+
+/// Waits until the operator refuses the issuer's Secret (1), or uses it (0).
+fn await_issuer(system: &Kubectl, refused: f64) -> Result<()> {
+    eventually(&format!("weft_operator_issuer_refused to be {refused}"), SOON, || {
+        let operators = system.list("pods", "app.kubernetes.io/component=operator")?;
+        let operator =
+            operators.first().and_then(|pod| pod["metadata"]["name"].as_str()).context("no operator runs")?;
+        let metrics = Metrics::parse(&system.pod_get(operator, 15020, "metrics")?);
+        let found = metrics.sum("weft_operator_issuer_refused", &[]);
+        ensure!(found == refused, "it is {found}");
         Ok(())
     })
+}
+
+/// The content of a Secret with a root that no pod trusts.
+fn foreign_issuer(folder: &Path) -> Result<Value> {
+    let (key, certificate) = (folder.join("tls.key"), folder.join("tls.crt"));
+    let mut openssl = Command::new("openssl");
+    openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]);
+    openssl.args(["-days", "30", "-subj", "/CN=foreign", "-addext", "keyUsage=critical,keyCertSign"]);
+    openssl.arg("-keyout").arg(&key).arg("-out").arg(&certificate);
+    command::run(&mut openssl, "", SOON)?.stdout_of_success("openssl req")?;
+    let certificate = fs::read_to_string(certificate)?;
+    Ok(json!({"tls.crt": certificate, "ca.crt": certificate, "tls.key": fs::read_to_string(key)?}))
+}
+
+/// The line `trust` of `/readyz` of the injector, with the fingerprints of the roots that new pods get.
+fn roots_of_the_injector(system: &Kubectl) -> Result<String> {
+    let injectors = system.list("pods", "app.kubernetes.io/component=injector")?;
+    let injector = injectors.first().and_then(|pod| pod["metadata"]["name"].as_str()).context("no injector runs")?;
+    let text = system.pod_get(injector, 15020, "readyz")?;
+    let line = text.lines().find(|line| line.starts_with("trust: ready")).map(str::to_owned);
+    line.with_context(|| format!("the injector has no roots: {text}"))
 }
 
 fn now() -> f64 {
