@@ -16,6 +16,7 @@
 use serde::Deserialize as _;
 
 pub mod bootstrap;
+mod callers;
 mod envelope;
 mod export;
 mod filters;
@@ -24,6 +25,7 @@ mod index;
 mod refs;
 mod route;
 
+pub use callers::{PlaintextCaller, PlaintextCallers};
 pub use envelope::{
     BODY_BYTES_MAX, DecodeError, Encoding, Envelope, FORMAT_VERSION, Header, OBJECT_BYTES_MAX, Written,
 };

@@ -35,6 +35,8 @@ pub(crate) struct Cluster {
     pub(crate) client_ip: Option<Duration>,
     /// The Service's own address, for which the kernel (kube-proxy) picks the endpoint.
     pub(crate) address: Option<SocketAddr>,
+    /// Mode of mutual TLS that policies set for the port. None: that of this pod holds.
+    pub(crate) mtls: Option<wire::MtlsMode>,
     /// Ready endpoints first, then terminating ones, then those whose node is unreachable.
     pub(crate) endpoints: Box<[SocketAddr]>,
     /// There are endpoints on other nodes, but only those on this node may be used.
@@ -135,8 +137,9 @@ impl Cluster {
             health_check: health_check.clone().map(Box::new),
             retry_budget: *retry_budget,
             client_ip: client_ip_seconds.map(|seconds| Duration::from_secs(seconds.into())),
-            // Set by the caller, which knows the Service.
+            // Set by the caller, which knows the Service and its port.
             address: None,
+            mtls: None,
             has_endpoints_elsewhere,
             members: Members {
                 usable: endpoints.partition_point(|endpoint| Some(rank(endpoint)) == best),
