@@ -29,7 +29,7 @@ pub(crate) struct Downstream {
     /// Why plaintext of the client is accepted.
     plaintext: Cell<Why>,
     /// Set for a caller that Strict would refuse. Boxed: few are.
-    call: Cell<Option<Box<OpenCall>>>,
+    recorded: Cell<Option<Box<OpenCall>>>,
     _permit: OwnedSemaphorePermit,
     _tracked: TaskTrackerToken,
     _open: Open,
@@ -66,22 +66,22 @@ impl Downstream {
     pub(crate) fn set_plaintext(&self, why: Why) {
         self.plaintext.set(why);
         if why != Why::Permissive {
-            self.end_call();
+            self.end_record();
         }
     }
 
     /// Records a client whose plaintext was let pass, if Strict would refuse it.
-    pub(crate) fn record_call(&self) {
+    pub(crate) fn record_caller(&self) {
         if self.security() == Security::Plaintext(Why::Permissive) {
             let (ip, port) = (self.peer.ip(), self.destination.port());
             let begin = || Box::new(self.worker.shared.callers.begin(ip, port, self.worker.now()));
-            self.call.set(Some(self.call.take().unwrap_or_else(begin)));
+            self.recorded.set(Some(self.recorded.take().unwrap_or_else(begin)));
         }
     }
 
-    fn end_call(&self) {
-        if let Some(call) = self.call.take() {
-            call.end(self.worker.now());
+    fn end_record(&self) {
+        if let Some(recorded) = self.recorded.take() {
+            recorded.end(self.worker.now());
         }
     }
 
@@ -106,7 +106,7 @@ impl Downstream {
             destination,
             caller: OnceCell::new(),
             plaintext: Cell::new(Why::Permissive),
-            call: Cell::new(None),
+            recorded: Cell::new(None),
             _permit: permit,
             _tracked: shared.connections.token(),
             _open: worker.handles.connection(direction),
@@ -116,6 +116,6 @@ impl Downstream {
 
 impl Drop for Downstream {
     fn drop(&mut self) {
-        self.end_call();
+        self.end_record();
     }
 }

@@ -247,7 +247,7 @@ async fn relay_tcp(downstream: &Rc<Downstream>, stream: Prefixed, upstream: Opti
         return access::connection(log);
     }
     log.security = downstream.security();
-    downstream.record_call();
+    downstream.record_caller();
     let upstream = match upstream {
         Some(upstream) => Ok(upstream),
         None => open(destination, LOCAL_CONNECT_TIMEOUT).await.map(Stream::Plain),
@@ -295,7 +295,7 @@ async fn send_to_application(mut request: Box<Request<Incoming>>, guard: &mut Re
         head::set_client_certificate(request.headers_mut(), caller);
     }
     check_policies(&inbound.policies, &request, guard)?;
-    guard.log.downstream.record_call();
+    guard.log.downstream.record_caller();
     let plan = Plan {
         // The path stays as it came: policies allow every reading of it.
         http2: request.version() == Version::HTTP_2,

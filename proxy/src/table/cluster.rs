@@ -45,6 +45,8 @@ pub(crate) struct Cluster {
     pub(crate) members: Members,
     /// Which endpoints are pods with a proxy.
     pub(crate) with_proxy: Box<[bool]>,
+    /// Which endpoints are pods that exclude the port from their proxy.
+    pub(crate) excluding: Box<[bool]>,
     /// Whom the endpoints prove to be; `None` for those without an identity. Empty: none has one.
     pub(crate) accounts: Box<[Option<Account>]>,
     /// Which endpoint is this pod itself. Connections to it do not leave the pod, and reach the application and not its
@@ -149,6 +151,7 @@ impl Cluster {
             accounts,
             own: endpoints.iter().position(|endpoint| pod.ips.contains(&endpoint.address.ip())),
             with_proxy: endpoints.iter().map(|endpoint| endpoint.has_proxy).collect(),
+            excluding: endpoints.iter().map(|endpoint| endpoint.excluded).collect(),
             endpoints: endpoints.into_iter().map(|endpoint| endpoint.address).collect(),
         })
     }

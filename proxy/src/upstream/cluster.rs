@@ -117,11 +117,12 @@ impl ClusterState {
         }
     }
 
-    /// Sets which endpoints are pods with a proxy, and the mode of mutual TLS.
+    /// Sets what may change of endpoints that stay.
     fn update_endpoints(&self) {
         let cluster = self.cluster.borrow();
-        for (endpoint, has_proxy) in self.endpoints.borrow().iter().zip(&cluster.with_proxy) {
-            endpoint.has_proxy.set(*has_proxy);
+        for (at, endpoint) in self.endpoints.borrow().iter().enumerate() {
+            endpoint.has_proxy.set(cluster.with_proxy[at]);
+            endpoint.is_excluded.set(cluster.excluding[at]);
             endpoint.mode.set(cluster.mtls);
         }
         self.fallback.update_address(&cluster);

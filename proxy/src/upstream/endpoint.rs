@@ -66,6 +66,8 @@ pub(crate) struct Endpoint {
     peer: Option<Peer>,
     /// It is a pod with a proxy. Set by the cluster.
     pub(crate) has_proxy: Cell<bool>,
+    /// Its pod excludes the port from its proxy. Set by the cluster.
+    pub(super) is_excluded: Cell<bool>,
     /// Mode of mutual TLS that policies set for its port. None: that of this pod holds. Set by the cluster.
     pub(super) mode: Cell<Option<MtlsMode>>,
     in_flight: Cell<u32>,
@@ -124,6 +126,7 @@ impl Endpoint {
             address,
             peer,
             has_proxy: Cell::new(false),
+            is_excluded: Cell::new(false),
             mode: Cell::new(None),
             in_flight: Cell::new(0),
             ewma: Cell::new(PeakEwma::new(now)),
@@ -240,8 +243,9 @@ impl Endpoint {
         match &self.peer {
             None => Security::Plaintext(Why::SamePod),
             Some(_) if is_tls => Security::Mtls,
-            Some(peer) if peer.identity.is_expected() => Security::Plaintext(Why::OutsideMesh),
-            Some(_) => Security::Plaintext(Why::NoIdentity),
+            Some(peer) if !peer.identity.is_expected() => Security::Plaintext(Why::NoIdentity),
+            Some(_) if self.is_excluded.get() => Security::Plaintext(Why::Excluded),
+            Some(_) => Security::Plaintext(Why::OutsideMesh),
         }
     }
 

@@ -24,6 +24,9 @@ async fn id_13_plaintext_passes_in_permissive_mode_and_is_classed() {
     assert_eq!(event(server.events(1).await), (json!("plaintext"), json!("permissive")));
     let labels = ["security=\"plaintext\"", "plaintext=\"permissive\""];
     assert_eq!(server.sum("weft_requests_total", &labels).await, 1);
+    client.export(json!([{"address": server.inbound, "excluded": true}])).await;
+    assert_eq!(client.get(&[]).await.0, 200);
+    assert_eq!(client.events(2).await[1]["plaintext"], "excluded");
 }
 
 #[tokio::test(flavor = "multi_thread")]
