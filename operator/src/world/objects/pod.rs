@@ -35,6 +35,8 @@ pub struct Pod {
     pub deleting: bool,
     /// Has a proxy.
     pub has_proxy: bool,
+    /// Its addresses, until it has ended. With `host_network`, those of its node.
+    pub addresses: Vec<IpAddr>,
     /// Its proxy proves the identity of its service account. Without one, it may have a proxy all the same.
     pub has_identity: bool,
     /// The addresses at which its proxy proves its identity: from when Kubernetes has assigned them, so also before it
@@ -252,6 +254,7 @@ impl From<RawPod> for Pod {
             readiness: Readiness::from(&status),
             deleting: metadata.deletion_timestamp.is_some(),
             has_proxy,
+            addresses: if has_ended(&status) { Vec::new() } else { addresses(&status) },
             has_identity,
             identified: if has_identity && !has_ended(&status) { addresses(&status) } else { Vec::new() },
             created: metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
