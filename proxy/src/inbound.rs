@@ -9,7 +9,6 @@ use rustls::ServerConfig;
 use tokio::net::TcpStream;
 use weft_codec::detect::Verdict;
 use weft_codec::sni::Offer;
-use weft_config::MtlsMode;
 
 use crate::downstream::{Caller, Downstream};
 use crate::http::attempt::{LOCAL_CONNECT_TIMEOUT, Plan, Upstream};
@@ -212,9 +211,16 @@ fn is_tcp_denied(downstream: &Downstream) -> bool {
         || !matches!(inbound.policies.check_tcp(downstream.destination.port()), PolicyVerdict::Allowed)
 }
 
-/// Whether the client has proven no identity where the mode of mutual TLS is Strict.
+/// Whether the client has proven no identity, and the mode of the port accepts no plaintext from it.
 fn is_refused_plaintext(downstream: &Downstream, inbound: &Inbound) -> bool {
-    inbound.mtls.inbound == MtlsMode::Strict && downstream.security() != Security::Mtls
+    if downstream.security() == Security::Mtls {
+        return false;
+    }
+    match inbound.modes.accepts_plaintext(downstream.destination.port(), downstream.peer.ip()) {
+        Some(why) => downstream.set_plaintext(why),
+        None => return true,
+    }
+    false
 }
 
 /// Relays a TCP connection to the application.
@@ -240,6 +246,8 @@ async fn relay_tcp(downstream: &Rc<Downstream>, stream: Prefixed, upstream: Opti
     if log.reason.is_some() {
         return access::connection(log);
     }
+    log.security = downstream.security();
+    downstream.record_caller();
     let upstream = match upstream {
         Some(upstream) => Ok(upstream),
         None => open(destination, LOCAL_CONNECT_TIMEOUT).await.map(Stream::Plain),
@@ -281,11 +289,13 @@ async fn send_to_application(mut request: Box<Request<Incoming>>, guard: &mut Re
         let text = "mutual TLS is required here (mode Strict), and the client proved no identity";
         return Err(Answer::new(Reason::PlaintextRefused, text));
     }
+    guard.log.security = downstream.security();
     if downstream.worker.shared.identity.is_expected() {
         let caller = downstream.caller.get().and_then(|caller| caller.header.clone());
         head::set_client_certificate(request.headers_mut(), caller);
     }
     check_policies(&inbound.policies, &request, guard)?;
+    guard.log.downstream.record_caller();
     let plan = Plan {
         // The path stays as it came: policies allow every reading of it.
         http2: request.version() == Version::HTTP_2,

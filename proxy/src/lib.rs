@@ -23,6 +23,7 @@
 mod affinity;
 pub mod app;
 pub mod bootstrap;
+mod callers;
 mod clock;
 mod cookie;
 mod decide;
@@ -36,6 +37,7 @@ mod inbound;
 mod listener;
 mod matcher;
 mod memory;
+mod mode;
 mod multiplexed;
 mod orig_dst;
 mod outbound;

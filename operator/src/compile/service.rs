@@ -109,6 +109,7 @@ fn endpoints(
                 terminating,
                 lost,
                 has_proxy: pod.is_some_and(|pod| pod.has_proxy_at(number)),
+                excluded: pod.is_some_and(|pod| pod.has_identity && pod.excludes(number)),
                 // Until proxies have identities. Where there is no proxy at the port, there never is one.
                 service_account: None,
             });

@@ -5,6 +5,7 @@
 //! arrives as one [`Change::Reset`], so the World never holds part of a list.
 
 mod availability;
+mod callers;
 mod documents;
 mod event;
 mod namespace;
@@ -14,6 +15,7 @@ mod stored;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use availability::{Availability, Definition};
+pub use callers::{Answer, Asked, Caller};
 pub use event::{Change, Event, WatchedKind};
 pub use namespace::Namespace;
 pub use objects::{
@@ -45,6 +47,8 @@ pub struct World {
     documents: BTreeMap<(DocumentKind, String), Document>,
     access: BTreeMap<(AccessKind, String), Access>,
     has_grants: bool,
+    /// What proxies say of plaintext callers.
+    asked: callers::Answers,
     /// Of the Gateway API's kinds, once it is known.
     availability: BTreeMap<WatchedKind, Availability>,
 }

@@ -286,7 +286,10 @@ mod tests {
 
     #[test]
     fn index_names_namespaces_to_open() {
-        let index = wire::Index { namespaces: [("bank".to_owned(), vec!["198.19.0.9".parse().expect("ip")])].into() };
+        let index = wire::Index {
+            namespaces: [("bank".to_owned(), vec!["198.19.0.9".parse().expect("ip")])].into(),
+            ..wire::Index::default()
+        };
         let table = Table::default().with_index(&index);
         assert_eq!(table.unopened("198.19.0.9".parse().expect("ip")).map(|name| &**name), Some("bank"));
         let name: Arc<str> = "bank".into();

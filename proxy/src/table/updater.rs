@@ -277,7 +277,7 @@ impl Updater {
             }
             Compiled::Inbound(inbound) => {
                 let (dependencies, zone) = (inbound.dependencies.clone(), inbound.zone.clone());
-                self.identity.set_outbound(inbound.mtls.outbound);
+                self.identity.set_outbound(inbound.outbound);
                 self.store.swap(|table| Table { inbound, ..table.clone() });
                 self.set_zone(zone);
                 for namespace in dependencies {

@@ -1,10 +1,12 @@
 //! Pods, and what their containers say about the proxy in them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as core;
 use kube::api::ObjectMeta;
 use serde::Deserialize;
+use weft_config::Prefix;
 use weft_config::bootstrap::{self, PortRange};
 use weft_crds::names;
 
@@ -33,6 +35,15 @@ pub struct Pod {
     pub deleting: bool,
     /// Has a proxy.
     pub has_proxy: bool,
+    /// Its addresses, until it has ended. With `host_network`, those of its node.
+    pub addresses: Vec<IpAddr>,
+    /// Its proxy proves the identity of its service account. Without one, it may have a proxy all the same.
+    pub has_identity: bool,
+    /// The addresses at which its proxy proves its identity: from when Kubernetes has assigned them, so also before it
+    /// is ready, until it has ended. Empty for other pods. Sorted.
+    pub identified: Vec<IpAddr>,
+    /// When it was created, in seconds since 1970.
+    pub created: i64,
     /// Ports that are excluded from redirection: their connections do not go through the proxy.
     pub excluded: Vec<PortRange>,
     /// Ports that the proxy forwards as opaque TCP. `None`: its default ones.
@@ -155,6 +166,14 @@ struct RawPodStatus {
     phase: Option<String>,
     #[serde(default)]
     conditions: Vec<RawCondition>,
+    #[serde(rename = "podIPs", default)]
+    ips: Vec<RawIp>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct RawIp {
+    #[serde(default)]
+    ip: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -179,6 +198,11 @@ impl Pod {
     /// Whether connections to this port are not redirected to its proxy.
     pub fn excludes(&self, port: u16) -> bool {
         is_in(&self.excluded, port)
+    }
+
+    /// The prefixes of the addresses at which its proxy proves its identity.
+    pub fn prefixes(&self) -> BTreeSet<Prefix> {
+        self.identified.iter().copied().map(Prefix::of).collect()
     }
 
     /// Whether its proxy forwards connections to this port as opaque TCP.
@@ -222,6 +246,7 @@ impl From<RawPod> for Pod {
         // Label and annotation can be removed while the pod runs, its containers cannot.
         let marked = annotated || label(&metadata, names::PROXY_VERSION_LABEL).is_some();
         let has_proxy = marked || proxy(&spec).is_some();
+        let has_identity = has_proxy && !spec.host_network && has_identity(&spec);
         let has_zone_label = label(&metadata, bootstrap::ZONE_LABEL).is_some_and(|zone| !zone.is_empty());
         Self {
             key: key(&metadata),
@@ -229,6 +254,10 @@ impl From<RawPod> for Pod {
             readiness: Readiness::from(&status),
             deleting: metadata.deletion_timestamp.is_some(),
             has_proxy,
+            addresses: if has_ended(&status) { Vec::new() } else { addresses(&status) },
+            has_identity,
+            identified: if has_identity && !has_ended(&status) { addresses(&status) } else { Vec::new() },
+            created: metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
             excluded: excluded(&spec),
             opaque: opaque(&spec),
             host_network: spec.host_network,
@@ -265,6 +294,19 @@ fn without_proxy(metadata: &ObjectMeta, spec: &RawPodSpec, status: &RawPodStatus
 /// The proxy container.
 fn proxy(spec: &RawPodSpec) -> Option<&RawContainer> {
     containers(spec).find(|container| container.name == names::PROXY_CONTAINER)
+}
+
+/// Whether the injector has told the proxy where to get a certificate. Containers cannot be changed while the pod runs.
+fn has_identity(spec: &RawPodSpec) -> bool {
+    proxy(spec).is_some_and(|proxy| proxy.env.iter().any(|variable| variable.name == bootstrap::ENV_IDENTITY_URL))
+}
+
+/// What Kubernetes has assigned.
+fn addresses(status: &RawPodStatus) -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = status.ips.iter().filter_map(|assigned| assigned.ip.parse().ok()).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
 }
 
 /// Ports that are excluded from redirection, from the arguments that the injector gave to the init container.
@@ -308,7 +350,7 @@ fn ranges<'a>(lists: impl Iterator<Item = &'a str>) -> Vec<PortRange> {
 }
 
 fn is_in(ranges: &[PortRange], port: u16) -> bool {
-    ranges.iter().any(|range| (range.first.get()..=range.last.get()).contains(&port))
+    ranges.iter().any(|range| range.contains(port))
 }
 
 /// The pod's labels at injection, from the proxy's environment. `None`: no proxy, or an older one that reads its
