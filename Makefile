@@ -87,12 +87,12 @@ conformance-installed:
 e2e-installed: e2e-groups conformance-installed
 	@cargo test $(profile) --locked --package weft-e2e --test mistakes -- --test-threads 2 --show-output
 	@cargo test $(profile) --locked --package weft-e2e --test latency --test demo -- --test-threads 1 --nocapture
-	@cargo test $(profile) --locked --package weft-e2e --test disruption --test helm -- --test-threads 1 --nocapture
+	@cargo test $(profile) --locked --package weft-e2e --test disruption --test authority --test helm -- --test-threads 1 --nocapture
 
 e2e-groups:
 	@cargo test $(profile) --locked --package weft-e2e --test charts --test inject --test routing --test filters --test streams \
-	  --test policy --test resilience --test balance --test services --test bad_input --test apply --test gateway_api \
-	  -- --test-threads $(THREADS) --show-output
+	  --test policy --test identity --test resilience --test balance --test services --test bad_input --test apply \
+	  --test gateway_api -- --test-threads $(THREADS) --show-output
 
 bench: ## benchmark Weft against Envoy, nginx and haproxy (BENCH_SCENARIOS="h1_sat mem" BENCH_REPS=5 BENCH_SECS=4)
 	@bench/setup.sh
