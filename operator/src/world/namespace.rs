@@ -42,7 +42,7 @@ impl Namespace {
             Kind::GrpcRoute => self.grpc_routes.get_mut(name),
             Kind::TlsRoute => self.tls_routes.get_mut(name),
             Kind::TcpRoute => self.tcp_routes.get_mut(name),
-            Kind::Cluster | Kind::Policy | Kind::Route => None,
+            Kind::Cluster | Kind::Mesh | Kind::Policy | Kind::Route => None,
         }
     }
 
@@ -71,7 +71,7 @@ impl Namespace {
             Kind::GrpcRoute => self.grpc_routes.get(name),
             Kind::TlsRoute => self.tls_routes.get(name),
             Kind::TcpRoute => self.tcp_routes.get(name),
-            Kind::Cluster | Kind::Policy | Kind::Route => None,
+            Kind::Cluster | Kind::Mesh | Kind::Policy | Kind::Route => None,
         }
     }
 

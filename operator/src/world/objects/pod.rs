@@ -33,6 +33,8 @@ pub struct Pod {
     pub deleting: bool,
     /// Has a proxy.
     pub has_proxy: bool,
+    /// Its proxy proves the pod's service account, by a certificate of the operator's authority.
+    pub has_identity: bool,
     /// Ports that are excluded from redirection: their connections do not go through the proxy.
     pub excluded: Vec<PortRange>,
     /// Ports that the proxy forwards as opaque TCP. `None`: its default ones.
@@ -176,6 +178,12 @@ impl Pod {
         self.has_proxy && !self.excludes(port) && !self.is_opaque(port)
     }
 
+    /// The service account that its proxy proves to clients of this port, opaque ports included. `None`: a client finds no
+    /// proxy there, or one without identity.
+    pub fn identity_at(&self, port: u16) -> Option<&str> {
+        (self.has_proxy && self.has_identity && !self.excludes(port)).then_some(&self.service_account)
+    }
+
     /// Whether connections to this port are not redirected to its proxy.
     pub fn excludes(&self, port: u16) -> bool {
         is_in(&self.excluded, port)
@@ -229,6 +237,7 @@ impl From<RawPod> for Pod {
             readiness: Readiness::from(&status),
             deleting: metadata.deletion_timestamp.is_some(),
             has_proxy,
+            has_identity: has_identity(&spec),
             excluded: excluded(&spec),
             opaque: opaque(&spec),
             host_network: spec.host_network,
@@ -265,6 +274,12 @@ fn without_proxy(metadata: &ObjectMeta, spec: &RawPodSpec, status: &RawPodStatus
 /// The proxy container.
 fn proxy(spec: &RawPodSpec) -> Option<&RawContainer> {
     containers(spec).find(|container| container.name == names::PROXY_CONTAINER)
+}
+
+/// Whether the injector gave the proxy an identity. Unlike labels and annotations, the environment of a container cannot
+/// change while the pod exists.
+fn has_identity(spec: &RawPodSpec) -> bool {
+    proxy(spec).is_some_and(|proxy| proxy.env.iter().any(|variable| variable.name == bootstrap::ENV_IDENTITY_URL))
 }
 
 /// Ports that are excluded from redirection, from the arguments that the injector gave to the init container.
