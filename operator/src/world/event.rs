@@ -2,8 +2,8 @@
 
 use super::availability::Availability;
 use super::objects::{
-    Access, AccessKind, Account, Cluster, Document, DocumentKind, GatewayRoute, Grant, Key, Kind, Mesh, NamespaceMeta, Node,
-    Pod, Policy, Route, Service, Slice,
+    Access, AccessKind, Account, Cluster, Document, DocumentKind, GatewayRoute, Grant, Key, Kind, Mesh, NamespaceMeta,
+    Node, Pod, Policy, Route, Service, Slice,
 };
 
 /// Declares [`WatchedKind`]: its variants, the list of them and their names come from one list.

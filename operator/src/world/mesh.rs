@@ -46,7 +46,7 @@ impl World {
         }
         touched.scopes.insert(SCOPE.to_owned());
         let mode = match self.meshes.get(weft_crds::mesh::NAME).map(|mesh| &mesh.spec) {
-            Some(Ok(spec)) => spec.mtls.as_ref().map(|mtls| mtls.mode).unwrap_or_default(),
+            Some(Ok(spec)) => spec.mode(),
             Some(Err(_)) => self.mode,
             None => Mode::default(),
         };

@@ -34,7 +34,7 @@ pub use export::{
 pub use filters::*;
 pub use inbound::{
     Action as PolicyAction, AuthorizationRule, ConsumerRoutes, Inbound, Mtls, MtlsMode, MtlsPolicy, MtlsPort, Policy,
-    PortRef, Target,
+    PortRef, Source, Target,
 };
 pub use index::Index;
 pub use refs::{ClusterRef, ObjectRef, RouteKind, RouteRef};
