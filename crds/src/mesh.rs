@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::status::Status;
 
+/// The name of the only Mesh.
+pub const NAME: &str = "weft";
 /// The trust domain without a Mesh.
 pub const TRUST_DOMAIN: &str = "cluster.local";
 /// Trust domains: parts of lower case letters, digits, dashes and underscores. Source: the SPIFFE ID specification.
@@ -103,4 +105,18 @@ pub enum Mode {
     Permissive,
     /// Mutual TLS, or no connection.
     Strict,
+}
+
+// === impl MeshSpec ===
+
+impl MeshSpec {
+    /// The default mode of mutual TLS.
+    pub fn mode(&self) -> Mode {
+        self.mtls.as_ref().map(|mtls| mtls.mode).unwrap_or_default()
+    }
+
+    /// The further roots, in PEM.
+    pub fn roots(&self) -> &[String] {
+        self.trust.as_ref().map(|trust| &trust.roots[..]).unwrap_or_default()
+    }
 }

@@ -208,7 +208,7 @@ async fn connect_if_allowed(downstream: &Downstream) -> Option<Stream> {
 fn is_tcp_denied(downstream: &Downstream) -> bool {
     let inbound = downstream.worker.shared.store.load().inbound.clone();
     is_refused_plaintext(downstream, &inbound)
-        || !matches!(inbound.policies.check_tcp(downstream.destination.port()), PolicyVerdict::Allowed)
+        || !matches!(inbound.policies.check_tcp(downstream.call()), PolicyVerdict::Allowed)
 }
 
 /// Whether the client has proven no identity, and the mode of the port accepts no plaintext from it.
@@ -230,7 +230,7 @@ async fn relay_tcp(downstream: &Rc<Downstream>, stream: Prefixed, upstream: Opti
     // Not kept for as long as the connection lasts.
     let table = shared.store.load();
     log.cluster = table.own_ports.get(&destination.port()).map(|own| own.cluster.clone());
-    match table.inbound.policies.check_tcp(destination.port()) {
+    match table.inbound.policies.check_tcp(downstream.call()) {
         _ if shared.memory.is_exhausted() => log.reason = Some(Reason::Overload),
         _ if is_refused_plaintext(downstream, &table.inbound) => {
             (log.reason, log.security) = (Some(Reason::PlaintextRefused), Security::None);
@@ -314,7 +314,7 @@ fn check_policies(
     let uri = request.uri();
     let head =
         RequestHead { method: request.method(), path: uri.path(), query: uri.query(), headers: request.headers() };
-    let judged = policies.check_request(guard.log.downstream.destination.port(), &head).map_err(|TooManyReadings| {
+    let judged = policies.check_request(guard.log.downstream.call(), &head).map_err(|TooManyReadings| {
         let text = "the path has too many possible readings to be checked against policies";
         Answer::new(Reason::BadRequest, text)
     })?;

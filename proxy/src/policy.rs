@@ -1,8 +1,11 @@
 //! Authorization: which calls policies allow to this pod. Pure: policies and a call in, verdict out.
 //!
-//! A matching Deny beats every Allow. If an Allow targets the port, only calls that an Allow matches pass; otherwise
-//! every call passes. A rule with HTTP conditions never allows a TCP connection, because nothing checks the
-//! conditions there.
+//! A matching Deny beats every Allow. If an Allow targets the port, or a policy's default is Deny, only calls that an
+//! Allow matches pass; otherwise every call passes. A rule with HTTP conditions never allows a TCP connection, because
+//! nothing checks the conditions there.
+//!
+//! Rules name callers by the service account of their certificate, and by nothing else. What is not known of a caller is
+//! read against it: without an account it matches only a Deny that names who is exempt from it.
 //!
 //! Applications interpret some paths and headers in several ways ("readings"). A Deny matches a request if it matches
 //! any reading, an Allow only if it matches all of them. The readings of a path are in [`path`], those of headers and
@@ -14,6 +17,7 @@ use std::sync::Arc;
 use http::Method;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use weft_config as wire;
+use weft_identity::Account;
 
 use crate::bootstrap::Pod;
 use crate::http::head::{Names, ProtectedHeaders, is_same_name};
@@ -28,9 +32,10 @@ const ITEMS_MAX: usize = 1000;
 /// The policies that target this pod. The default stands for policies that are not known, and allows nothing.
 #[derive(Debug, Default)]
 pub(crate) struct Policies {
-    /// Set once the document with the policies was read.
-    is_known: bool,
+    /// What they were compiled from. None: the document with the policies was not read yet.
+    source: Option<Vec<wire::Policy>>,
     rules: Vec<Rule>,
+    defaults: Vec<DefaultDeny>,
     /// The headers in their conditions.
     pub(crate) protected: Option<Arc<ProtectedHeaders>>,
 }
@@ -42,9 +47,37 @@ struct Rule {
     /// Ports of the policy's target. None: all.
     target_ports: Option<Vec<u16>>,
     ports: Vec<u16>,
+    /// Empty: everybody.
+    from: Box<[Source]>,
     methods: Vec<Method>,
     paths: Vec<PathMatch>,
     headers: Box<[(HeaderName, ValueTest)]>,
+}
+
+/// Callers. An empty list always matches.
+#[derive(Debug)]
+struct Source {
+    accounts: Box<[Account]>,
+    not_accounts: Box<[Account]>,
+    namespaces: Box<[Box<str>]>,
+    not_namespaces: Box<[Box<str>]>,
+}
+
+/// A policy that refuses what no Allow matches.
+#[derive(Debug)]
+struct DefaultDeny {
+    name: Arc<RuleName>,
+    /// Ports of the policy's target. None: all.
+    target_ports: Option<Vec<u16>>,
+}
+
+/// Where a call goes, and who calls.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Call<'a> {
+    /// Port of the pod.
+    pub(crate) port: u16,
+    /// The account that the caller has proven to be, in the trust domain of this pod.
+    pub(crate) caller: Option<&'a Account>,
 }
 
 /// The verdict of the policies on a call.
@@ -54,7 +87,8 @@ pub(crate) enum Verdict<'a> {
     Allowed,
     /// This Deny rule matches.
     Denied(&'a Arc<RuleName>),
-    /// There are Allow rules and none matches. Names the first of them.
+    /// Only what an Allow rule matches is allowed, and none matches. Names the first Allow rule, or the policy whose
+    /// default it is.
     NotAllowed(&'a Arc<RuleName>),
     /// It is not known which policies there are.
     Unknown,
@@ -75,16 +109,23 @@ impl Policies {
         labels: &BTreeMap<String, String>,
         policies: Vec<wire::Policy>,
     ) -> Result<Self, CompileError> {
-        let mut rules = Vec::new();
-        for wire::Policy { name, target, rules: wire_rules } in policies {
-            let Some(target_ports) = target_ports_of(pod, labels, &target) else { continue };
+        let (mut rules, mut defaults, mut source) = (Vec::new(), Vec::new(), Vec::new());
+        for policy in policies {
+            let Some(target_ports) = target_ports_of(pod, labels, &policy.target) else { continue };
+            source.push(policy.clone());
+            let wire::Policy { name, target: _, default_deny, rules: wire_rules } = policy;
+            let rule_name = |rule: &str| Arc::new(RuleName::new("MeshPolicy", &pod.namespace, &name, rule));
+            if default_deny {
+                defaults.push(DefaultDeny { name: rule_name("default"), target_ports: target_ports.clone() });
+            }
             for (at, rule) in wire_rules.into_iter().enumerate() {
-                let wire::AuthorizationRule { action, methods, paths, headers, ports } = rule;
+                let wire::AuthorizationRule { action, from, methods, paths, headers, ports } = rule;
                 rules.push(Rule {
-                    name: Arc::new(RuleName::new("MeshPolicy", &pod.namespace, &name, &at.to_string())),
+                    name: rule_name(&at.to_string()),
                     action,
                     target_ports: target_ports.clone(),
                     ports,
+                    from: from.into_iter().map(Source::compile).collect::<Result<_, _>>()?,
                     methods: methods.iter().map(|method| parse_method(method)).collect::<Result<_, _>>()?,
                     paths: paths.into_iter().map(compile_path).collect::<Result<_, _>>()?,
                     headers: headers.into_iter().map(compile_header).collect::<Result<_, _>>()?,
@@ -93,22 +134,28 @@ impl Policies {
         }
         let names = Names::of(rules.iter().flat_map(|rule| rule.headers.iter().map(|(name, _)| name)));
         let protected = names.map(|names| Arc::new(ProtectedHeaders { request: Some(names), response: None }));
-        Ok(Self { is_known: true, rules, protected })
+        Ok(Self { source: Some(source), rules, defaults, protected })
     }
 
-    /// The names of all rules.
+    /// Whether every call gets the same verdict as from `other`, because both were compiled from the same policies.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.source == other.source
+    }
+
+    /// The names of all rules, and those of the defaults.
     pub(crate) fn rule_names(&self) -> impl Iterator<Item = &str> {
-        self.rules.iter().map(|rule| rule.name.text.as_str())
+        let of_rules = self.rules.iter().map(|rule| &rule.name);
+        of_rules.chain(self.defaults.iter().map(|default| &default.name)).map(|name| name.text.as_str())
     }
 
-    /// Checks an HTTP request to a port.
+    /// Checks an HTTP request.
     pub(crate) fn check_request(
         &self,
-        port: u16,
+        call: Call<'_>,
         head: &RequestHead<'_>,
     ) -> Result<RequestVerdict<'_>, TooManyReadings> {
-        let of = |head: &RequestHead<'_>| self.verdict(port, |rule| rule.denies(head), |rule| rule.allows(head));
-        let readings = match self.for_port(port).any(|rule| !rule.paths.is_empty()) {
+        let of = |head: &RequestHead<'_>| self.verdict(call, |rule| rule.denies(head), |rule| rule.allows(head));
+        let readings = match self.for_port(call.port).any(|rule| !rule.paths.is_empty()) {
             true => path::readings(head.path)?,
             false => Readings::One(head.path),
         };
@@ -117,7 +164,8 @@ impl Policies {
             Readings::Several(readings) => readings,
         };
         // The path as it came first: a regular expression may be written for it.
-        if let Some(rule) = self.for_port(port).find(|rule| !rule.is_allow() && rule.denies(head)) {
+        let denies = |rule: &&Rule| !rule.is_allow() && rule.names(call.caller) && rule.denies(head);
+        if let Some(rule) = self.for_port(call.port).find(denies) {
             return Ok(RequestVerdict { verdict: Verdict::Denied(&rule.name), reading: None });
         }
         for reading in readings {
@@ -134,38 +182,43 @@ impl Policies {
         self.for_port(port).any(Rule::has_http_conditions)
     }
 
-    /// Checks a TCP connection to a port. A Deny with HTTP conditions counts as matching, an Allow with HTTP
-    /// conditions does not.
-    pub(crate) fn check_tcp(&self, port: u16) -> Verdict<'_> {
-        self.verdict(port, |_| true, |rule| !rule.has_http_conditions())
+    /// Checks a TCP connection. A Deny with HTTP conditions counts as matching, an Allow with HTTP conditions does not.
+    pub(crate) fn check_tcp(&self, call: Call<'_>) -> Verdict<'_> {
+        self.verdict(call, |_| true, |rule| !rule.has_http_conditions())
     }
 
-    fn verdict(&self, port: u16, denies: impl Fn(&Rule) -> bool, allows: impl Fn(&Rule) -> bool) -> Verdict<'_> {
-        if !self.is_known {
+    /// `denies` and `allows`: whether a rule that names the caller matches the rest of the call.
+    fn verdict(&self, call: Call<'_>, denies: impl Fn(&Rule) -> bool, allows: impl Fn(&Rule) -> bool) -> Verdict<'_> {
+        if self.source.is_none() {
             return Verdict::Unknown;
         }
+        let Call { port, caller } = call;
         let (mut first_allow, mut allowed) = (None, false);
         for rule in self.for_port(port) {
             match rule.action {
-                wire::PolicyAction::Deny if denies(rule) => return Verdict::Denied(&rule.name),
+                wire::PolicyAction::Deny if rule.names(caller) && denies(rule) => return Verdict::Denied(&rule.name),
                 wire::PolicyAction::Deny => {}
                 wire::PolicyAction::Allow => {
                     first_allow = first_allow.or(Some(&rule.name));
-                    allowed = allowed || allows(rule);
+                    allowed = allowed || rule.names(caller) && allows(rule);
                 }
             }
         }
+        if allowed {
+            return Verdict::Allowed;
+        }
+        let default = || self.defaults.iter().find(|default| has_port(&default.target_ports, port));
         // An Allow for other ports of the pod closes this port too, unless its target does not have this port.
-        first_allow = first_allow.or_else(|| self.targeting(port).find(|rule| rule.is_allow()).map(|rule| &rule.name));
-        match first_allow {
-            Some(rule) if !allowed => Verdict::NotAllowed(rule),
-            _ => Verdict::Allowed,
+        let elsewhere = || self.targeting(port).find(|rule| rule.is_allow()).map(|rule| &rule.name);
+        match first_allow.or_else(|| default().map(|default| &default.name)).or_else(elsewhere) {
+            Some(rule) => Verdict::NotAllowed(rule),
+            None => Verdict::Allowed,
         }
     }
 
     /// Rules whose target has the port.
     fn targeting(&self, port: u16) -> impl Iterator<Item = &Rule> {
-        self.rules.iter().filter(move |rule| rule.target_ports.as_ref().is_none_or(|ports| ports.contains(&port)))
+        self.rules.iter().filter(move |rule| has_port(&rule.target_ports, port))
     }
 
     /// Rules that may match a call to the port.
@@ -181,6 +234,15 @@ impl Rule {
 
     fn has_http_conditions(&self) -> bool {
         !(self.methods.is_empty() && self.paths.is_empty() && self.headers.is_empty())
+    }
+
+    /// Whether the rule is about the caller.
+    fn names(&self, caller: Option<&Account>) -> bool {
+        self.from.is_empty()
+            || self.from.iter().any(|source| match caller {
+                Some(account) => source.includes(account),
+                None => !self.is_allow() && source.is_exemption(),
+            })
     }
 
     /// Whether a Deny matches a request: it matches any of its readings.
@@ -204,6 +266,41 @@ impl Rule {
             && (self.paths.is_empty() || self.paths.iter().any(|path| path.matches(head.path)))
             && self.headers.iter().all(|(name, test)| all_readings_match(head.headers, name, test))
     }
+}
+
+impl Source {
+    fn compile(source: wire::Source) -> Result<Self, CompileError> {
+        let wire::Source { service_accounts, not_service_accounts, namespaces, not_namespaces } = source;
+        let account = |account: wire::ObjectRef| Account::new(&account.namespace, &account.name);
+        let accounts = |accounts: Vec<wire::ObjectRef>| -> Result<_, CompileError> {
+            accounts.into_iter().map(account).collect::<Result<_, _>>().map_err(CompileError::Account)
+        };
+        let names = |names: Vec<String>| names.into_iter().map(String::into_boxed_str).collect();
+        Ok(Self {
+            accounts: accounts(service_accounts)?,
+            not_accounts: accounts(not_service_accounts)?,
+            namespaces: names(namespaces),
+            not_namespaces: names(not_namespaces),
+        })
+    }
+
+    fn includes(&self, account: &Account) -> bool {
+        let is_in = |names: &[Box<str>]| names.iter().any(|name| **name == *account.namespace());
+        (self.accounts.is_empty() || self.accounts.contains(account))
+            && (self.namespaces.is_empty() || is_in(&self.namespaces))
+            && !self.not_accounts.contains(account)
+            && !is_in(&self.not_namespaces)
+    }
+
+    /// Whether it names only who is exempt.
+    fn is_exemption(&self) -> bool {
+        self.accounts.is_empty() && self.namespaces.is_empty()
+    }
+}
+
+/// Whether a target has the port. None: it has all ports.
+fn has_port(ports: &Option<Vec<u16>>, port: u16) -> bool {
+    ports.as_ref().is_none_or(|ports| ports.contains(&port))
 }
 
 /// Whether a header condition matches any reading of the header: a value, an item of one, all values joined, or the
@@ -337,8 +434,13 @@ mod tests {
         }
         let method = Method::from_bytes(method.as_bytes()).expect("method");
         let head = RequestHead { method: &method, path, query: None, headers: &map };
-        let judged = policies.check_request(port, &head).expect("few readings");
+        let judged = policies.check_request(call(port), &head).expect("few readings");
         assert_eq!(describe(&judged.verdict), expected, "{method} {path} {headers:?} on {port}");
+    }
+
+    /// A call without identity.
+    fn call(port: u16) -> Call<'static> {
+        Call { port, caller: None }
     }
 
     fn describe(verdict: &Verdict<'_>) -> String {
@@ -376,19 +478,23 @@ mod tests {
     fn tcp_is_denied_where_rules_have_http_conditions() {
         let deny = policies(serde_json::json!([{"name": "p", "target": "namespace", "rules": [
             {"action": "deny", "methods": ["POST"]}]}]));
-        assert_eq!(describe(&deny.check_tcp(80)), "denied by MeshPolicy/shop/p/0");
+        assert_eq!(describe(&deny.check_tcp(call(80))), "denied by MeshPolicy/shop/p/0");
         let allow = policies(serde_json::json!([{"name": "p", "target": "namespace", "rules": [
             {"action": "allow", "methods": ["GET"], "ports": [80]}, {"action": "allow", "ports": [3306]}]}]));
-        assert_eq!(describe(&allow.check_tcp(80)), "not allowed by MeshPolicy/shop/p/0");
-        assert_eq!(describe(&allow.check_tcp(3306)), "allowed");
-        assert_eq!(describe(&allow.check_tcp(22)), "not allowed by MeshPolicy/shop/p/0", "a port that no Allow names");
-        assert_eq!(describe(&policies(serde_json::json!([])).check_tcp(80)), "allowed");
+        assert_eq!(describe(&allow.check_tcp(call(80))), "not allowed by MeshPolicy/shop/p/0");
+        assert_eq!(describe(&allow.check_tcp(call(3306))), "allowed");
+        assert_eq!(
+            describe(&allow.check_tcp(call(22))),
+            "not allowed by MeshPolicy/shop/p/0",
+            "a port that no Allow names"
+        );
+        assert_eq!(describe(&policies(serde_json::json!([])).check_tcp(call(80))), "allowed");
     }
 
     #[test]
     fn unknown_policies_allow_nothing() {
-        assert_eq!(describe(&Policies::default().check_tcp(80)), "unknown");
-        assert_eq!(describe(&policies(serde_json::json!([])).check_tcp(80)), "allowed", "known to be none");
+        assert_eq!(describe(&Policies::default().check_tcp(call(80))), "unknown");
+        assert_eq!(describe(&policies(serde_json::json!([])).check_tcp(call(80))), "allowed", "known to be none");
     }
 
     #[test]
@@ -403,7 +509,7 @@ mod tests {
         for (port, expected) in
             [(8080, "denied by MeshPolicy/shop/mine/0"), (9090, "denied by MeshPolicy/shop/mine/0"), (7070, "allowed")]
         {
-            assert_eq!(describe(&policies.check_tcp(port)), expected, "port {port}");
+            assert_eq!(describe(&policies.check_tcp(call(port))), expected, "port {port}");
         }
     }
 
@@ -498,7 +604,7 @@ mod tests {
             let passes = |path: &str| {
                 let headers = HeaderMap::new();
                 let head = RequestHead { method: &Method::GET, path, query: None, headers: &headers };
-                compiled.check_request(80, &head).is_ok_and(|judged| matches!(judged.verdict, Verdict::Allowed))
+                compiled.check_request(call(80), &head).is_ok_and(|judged| matches!(judged.verdict, Verdict::Allowed))
             };
             let has = |deny: bool| rules.iter().any(|(other, _)| *other == deny);
             let under = |path: &str, deny: bool| rules.iter().any(|(other, prefix)| *other == deny && is_under(path, prefix));
@@ -523,7 +629,7 @@ mod tests {
             [("/private", None), ("/private;x", Some("/private")), ("/x/..;/private", Some("/private")), ("/a;x", None)]
         {
             let head = RequestHead { method: &Method::GET, path, query: None, headers: &headers };
-            let judged = policies.check_request(80, &head).expect("few readings");
+            let judged = policies.check_request(call(80), &head).expect("few readings");
             assert_eq!(judged.reading.as_deref(), expected, "{path}");
         }
     }

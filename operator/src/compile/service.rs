@@ -110,8 +110,7 @@ fn endpoints(
                 lost,
                 has_proxy: pod.is_some_and(|pod| pod.has_proxy_at(number)),
                 excluded: pod.is_some_and(|pod| pod.has_identity && pod.excludes(number)),
-                // Until proxies have identities. Where there is no proxy at the port, there never is one.
-                service_account: None,
+                service_account: pod.and_then(|pod| pod.identity_at(number)).map(Box::from),
             });
             known.terminating &= terminating;
             known.lost &= lost;

@@ -38,7 +38,7 @@ pub use export::{
 pub use filters::*;
 pub use inbound::{
     Action as PolicyAction, AuthorizationRule, ConsumerRoutes, Inbound, Mtls, MtlsMode, MtlsPolicy, MtlsPort, Policy,
-    PortRef, Target,
+    PortRef, Source, Target,
 };
 pub use index::Index;
 pub use pods::{PodIdentity, Pods, Prefix, PrefixError};

@@ -49,6 +49,7 @@ impl Inbound {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::{Call, Verdict};
 
     #[test]
     fn zone_is_taken_from_the_inbound_document() {
@@ -78,7 +79,8 @@ mod tests {
             let labels = role.map(|role| ("role".to_owned(), role.to_owned())).into_iter().collect();
             let pod = Pod { uid: "u-1".into(), labels, ..Pod::default() };
             let inbound = Inbound::compile(&pod, document(relabelled)).expect("compiles");
-            matches!(inbound.policies.check_tcp(8080), crate::policy::Verdict::Denied(_))
+            let call = Call { port: 8080, caller: None };
+            matches!(inbound.policies.check_tcp(call), Verdict::Denied(_))
         };
         for (desc, role, relabelled, expected) in [
             ("never changed", None, serde_json::json!({}), false),
