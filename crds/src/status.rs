@@ -34,6 +34,8 @@ pub enum ConditionType {
     InEffect,
     /// All of the above, for tools that know only this condition.
     Ready,
+    /// Nobody calls the pods in plaintext whom the mode Strict would refuse. Not part of Ready.
+    StrictReady,
     /// Parts of it are not in use: only of a route of the Gateway API, and only while it is true.
     PartiallyInvalid,
 }
@@ -89,6 +91,12 @@ pub enum Reason {
     PortNotFound,
     /// Pods exclude a port from their proxy.
     PortExcluded,
+    /// StrictReady: nobody calls in plaintext.
+    NoPlaintextCallers,
+    /// Not StrictReady: clients call in plaintext.
+    PlaintextCallers,
+    /// It is not known whether StrictReady: pods could not be asked.
+    PodsNotAsked,
     /// Ready: all conditions are true.
     Ready,
 }
