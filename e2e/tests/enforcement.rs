@@ -10,23 +10,20 @@ use weft_e2e::kubectl::Kubectl;
 use weft_e2e::namespace::{Mesh, Namespace, READY, SOON, in_mesh};
 use weft_e2e::traffic::Client;
 use weft_e2e::wait::eventually;
-use weft_e2e::workload::{App, Service};
+use weft_e2e::workload::{App, PORT, Service};
 
 /// Denied requests during restarts.
-const DENIED: u64 = 100_000;
-const DENY_ALL: &str = "apiVersion: weft.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {name: guard}\nspec:\n  targetRef: {kind: Namespace}\n  \
+const REQUESTS: u64 = 100_000;
+const DENY: &str = "apiVersion: weft.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {name: guard}\nspec:\n  targetRef: {kind: Namespace}\n  \
                         authorization: {rules: [{action: Deny, paths: [{type: PathPrefix, value: /no}]}]}\n";
 
-/// A server whose namespace denies the path `/no`, with two pods, and a client outside of the mesh, whose connections go from
+/// A server whose namespace denies the path `/no`, and a client outside of the mesh, whose connections go from
 /// the kernel's Service address directly to the pods.
 fn denied(ns: &Namespace, outside: &Namespace, server: App) -> Result<Client> {
     ns.apply(&(Service::new("echo").yaml() + &server.yaml()))?;
     let client = Client::deploy(outside)?;
     ns.wait_ready(&["echo-v1"])?;
-    ns.program(
-        &DENY_ALL.replace("{kind: Namespace}", &format!("{{kind: Namespace, name: {}}}", ns.name)),
-        &["meshpolicy/guard"],
-    )?;
+    ns.program(DENY, &["meshpolicy/guard"])?;
     let request = client.get(&url(ns));
     eventually("the policy to be in force", SOON, || {
         // In both pods.
@@ -42,7 +39,7 @@ fn url(ns: &Namespace) -> String {
 /// CP-11: 0 requests pass while proxies are killed, pods are replaced (with new iptables rules) and the operator is killed.
 #[test]
 fn denied_requests_stay_denied_during_restarts() -> Result<()> {
-    let requests = std::env::var("WEFT_DENIED_REQUESTS").map_or(Ok(DENIED), |number| number.parse())?;
+    let requests = std::env::var("WEFT_DENIED_REQUESTS").map_or(Ok(REQUESTS), |number| number.parse())?;
     let embedded = Cluster::get()?.embedded()?;
     in_mesh("enforcement-restarts", |ns| {
         let outside = Namespace::create("enforcement-client", Mesh::Outside)?;
@@ -90,7 +87,7 @@ fn denied_requests_stay_denied_until_the_last_pod_of_a_deleted_namespace_is_gone
     // By its address: the Service may be deleted before the pod.
     let pod = ns.pod_of("echo")?;
     let address = ns.get("pod", &pod)?["status"]["podIP"].as_str().context("the pod has an address")?.to_owned();
-    let direct = format!("http://{address}:{}/no", weft_e2e::workload::PORT);
+    let direct = format!("http://{address}:{PORT}/no");
     client.get(&direct).send()?.expect_status(403)?;
     let mut load = client.load(&direct).rate(100).duration(READY / 2).start()?;
     Kubectl::new(Cluster::get()?).run(&["delete", "namespace", &ns.name, "--wait=false"])?;
