@@ -107,7 +107,7 @@ gen-gateway: ## generate the types of the Gateway API's routes from its definiti
 
 golden: ## update the expected files of golden tests and the generated references; review the diff as code
 	@WEFT_BLESS=1 $(cargo) test $(profile) --package weft-operator --package weft-injector --package weft-init
-	@WEFT_BLESS=1 $(cargo) test $(profile) --package weft-e2e --lib --test values --test rbac
+	@WEFT_BLESS=1 $(cargo) test $(profile) --package weft-e2e --lib --test values --test rbac --test docs
 	@WEFT_BLESS=1 $(cargo) test $(profile) --package weft-runtime --package weft-proxy --lib page_of_
 
 deny: ## check licences, bans and sources of dependencies, and advisories if their database can be reached
