@@ -14,6 +14,8 @@ use weft_identity::{TrustBundle, TrustDomain, UnixTime, bundle, pem};
 const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
 const ROOTS: &str = "ca.crt";
+/// The fields of an issuer's Secret.
+pub const FIELDS: [&str; 3] = [CERTIFICATE, KEY, ROOTS];
 const TYPE: &str = "kubernetes.io/tls";
 
 /// An issuer, and the roots that are trusted with it.
@@ -31,7 +33,7 @@ pub struct Issuing {
 #[derive(Debug, thiserror::Error)]
 pub enum Invalid {
     /// A field is missing or empty.
-    #[error("{0} is missing: a Secret as cert-manager writes it has tls.crt, tls.key and ca.crt")]
+    #[error("{0} is missing: an issuer has tls.crt, tls.key and ca.crt, as cert-manager writes them")]
     Missing(&'static str),
     /// A field is no PEM.
     #[error("{0} is not PEM")]
