@@ -16,6 +16,7 @@ pub struct Status {
     /// Conditions. Accepted: the object is valid and in use. ResolvedRefs: the objects that it references exist.
     /// Programmed: it is in the configuration that proxies read. InEffect: the pods that it concerns have a proxy that
     /// applies it. Ready: all of these; its reason and message are those of the first condition that says something.
+    /// StrictReady, of objects about mutual TLS: nobody calls in plaintext whom the mode Strict would refuse.
     #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

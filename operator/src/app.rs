@@ -9,7 +9,7 @@ use std::time::Duration;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Api, Client};
 use tokio::net::TcpListener;
-use tokio::sync::watch as channel;
+use tokio::sync::{mpsc, watch as channel};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weft_crds::names;
@@ -21,7 +21,7 @@ use crate::events::Recorder;
 use crate::identity::{self, Identity};
 use crate::metrics::Metrics;
 use crate::reconcile::Reconciler;
-use crate::{lease, watch, webhook};
+use crate::{callers, lease, watch, webhook};
 
 /// Timeouts of connecting and of sending to the API server.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
@@ -122,6 +122,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
     );
     tasks.spawn(webhooks);
 
+    let (to_ask, targets) = channel::channel(Vec::new());
+    let (answer, answers) = mpsc::channel(1);
+    tasks.spawn(callers::run(targets, answer, stop.clone()));
+
     let recorder = Recorder::start(client.clone(), name, lease.clone(), metrics.clone(), stop.clone(), &tasks);
 
     let (signs, signing) = channel::channel(None);
@@ -153,6 +157,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
         signing,
         metrics,
         recorder,
+        to_ask,
+        answers,
         excluded_namespaces,
         world_part,
         writer_part,

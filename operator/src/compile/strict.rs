@@ -144,7 +144,11 @@ impl Strictness {
             };
             let first = callers.iter().take(NAMED_MAX).map(caller).collect();
             let who = named(first, callers.len());
-            let mut message = format!("Strict would refuse {} callers of the last 10 minutes: {who}", callers.len());
+            let count = match callers.len() {
+                1 => "a caller".to_owned(),
+                count => format!("{count} callers"),
+            };
+            let mut message = format!("Strict would refuse {count} of the last 10 minutes: {who}");
             if !unknown.is_empty() {
                 message = format!("{message}; {}", not_asked());
             }

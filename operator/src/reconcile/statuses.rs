@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use k8s_openapi::jiff::Timestamp;
-use weft_crds::Status;
+use weft_crds::{Status, mesh};
 use weft_identity::UnixTime;
 
 use super::state::{INDEX, State};
@@ -57,7 +57,9 @@ impl Reconciler {
             let (uid, generation, previous) = state.world.status(id)?;
             let is_programmed = status::is_programmed(previous, generation);
             let delivery = state.delivery_of_mesh(is_programmed);
-            let status = status::next_of_mesh(previous, generation, &outcome.diagnostics, &delivery, time)?;
+            let mut diagnostics = outcome.diagnostics.clone();
+            diagnostics.extend((id.key.name == mesh::NAME).then(|| state.strictness().diagnostic()));
+            let status = status::next_of_mesh(previous, generation, &diagnostics, &delivery, time)?;
             let is_prompt = status::is_prompt(previous, &status);
             Some(Next { id: id.clone(), status: NextStatus::Own { uid: uid.to_owned(), status }, is_prompt })
         });

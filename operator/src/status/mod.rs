@@ -55,7 +55,7 @@ pub fn next(
     let resolved = resolved(diagnostics);
     let programmed = programmed(&accepted, delivery);
     let in_effect = in_effect(&accepted, diagnostics);
-    complete(previous, generation, vec![accepted, resolved, programmed, in_effect], now)
+    complete(previous, generation, vec![accepted, resolved, programmed, in_effect], diagnostics, now)
 }
 
 /// The status of a Mesh, which refers to no object and concerns all pods.
@@ -68,12 +68,19 @@ pub fn next_of_mesh(
 ) -> Option<Status> {
     let accepted = accepted(diagnostics);
     let programmed = programmed(&accepted, delivery);
-    complete(previous, generation, vec![accepted, programmed], now)
+    complete(previous, generation, vec![accepted, programmed], diagnostics, now)
 }
 
-/// With the condition Ready.
-fn complete(previous: &Status, generation: i64, mut desired: Vec<Desired>, now: Timestamp) -> Option<Status> {
+/// With the condition Ready, and StrictReady if there is anything to say about that.
+fn complete(
+    previous: &Status,
+    generation: i64,
+    mut desired: Vec<Desired>,
+    diagnostics: &[Diagnostic],
+    now: Timestamp,
+) -> Option<Status> {
     desired.push(ready(&desired));
+    desired.extend(strict_ready(diagnostics));
     let conditions = desired
         .into_iter()
         .map(|desired| condition(desired.kind.to_string(), desired, &previous.conditions, generation, now));
@@ -179,6 +186,16 @@ fn in_effect(accepted: &Desired, diagnostics: &[Diagnostic]) -> Desired {
     let (reason, message) =
         limited.unwrap_or_else(|| (Reason::InEffect, "the pods that it concerns apply it".to_owned()));
     Desired { kind, status: "True", reason, message }
+}
+
+fn strict_ready(diagnostics: &[Diagnostic]) -> Option<Desired> {
+    let (reason, message) = summarize(diagnostics, Severity::StrictReady)?;
+    let status = match reason {
+        Reason::NoPlaintextCallers => "True",
+        Reason::PlaintextCallers => "False",
+        _ => "Unknown",
+    };
+    Some(Desired { kind: ConditionType::StrictReady, status, reason, message })
 }
 
 /// Has the reason of the first condition that says something, so that one column shows it.
