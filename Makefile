@@ -60,12 +60,13 @@ check: ## formatting, lints, the shape of the tree (order of modules, dependenci
 unit: ## tests without a cluster
 	@e2e/packages.sh
 	@cargo test $(profile) --locked --workspace --exclude weft-e2e
-	@cargo test $(profile) --locked --package weft-e2e --lib --test page --test values
+	@cargo test $(profile) --locked --package weft-e2e --lib --test page --test values --test rbac
 	@python3 -m unittest discover --quiet --start-directory bench
 	@proxy/fuzz/run.sh 5
 
-fuzz: ## fuzz the proxy's parsers with libFuzzer (FUZZ_SECS=60 per target)
+fuzz: ## fuzz the proxy's parsers with libFuzzer (FUZZ_SECS=60 per target), and the ports of operator and injector
 	@proxy/fuzz/run.sh $(FUZZ_SECS)
+	@WEFT_HOSTILE_MIB=1024 cargo test $(profile) --locked --package weft-operator --package weft-injector --test ports -- --nocapture
 
 e2e: $(cluster) images install e2e-installed ## end-to-end tests on a real cluster
 
@@ -87,7 +88,7 @@ conformance-installed:
 e2e-installed: e2e-groups conformance-installed
 	@cargo test $(profile) --locked --package weft-e2e --test mistakes -- --test-threads 2 --show-output
 	@cargo test $(profile) --locked --package weft-e2e --test latency --test demo -- --test-threads 1 --nocapture
-	@cargo test $(profile) --locked --package weft-e2e --test disruption --test authority --test helm -- --test-threads 1 --nocapture
+	@cargo test $(profile) --locked --package weft-e2e --test disruption --test enforcement --test authority --test helm -- --test-threads 1 --nocapture
 
 e2e-groups:
 	@cargo test $(profile) --locked --package weft-e2e --test charts --test inject --test routing --test filters --test streams \
@@ -106,7 +107,7 @@ gen-gateway: ## generate the types of the Gateway API's routes from its definiti
 
 golden: ## update the expected files of golden tests and the generated references; review the diff as code
 	@WEFT_BLESS=1 $(cargo) test $(profile) --package weft-operator --package weft-injector --package weft-init
-	@WEFT_BLESS=1 $(cargo) test $(profile) --package weft-e2e --lib --test values
+	@WEFT_BLESS=1 $(cargo) test $(profile) --package weft-e2e --lib --test values --test rbac --test docs
 	@WEFT_BLESS=1 $(cargo) test $(profile) --package weft-runtime --package weft-proxy --lib page_of_
 
 deny: ## check licences, bans and sources of dependencies, and advisories if their database can be reached

@@ -35,6 +35,11 @@ pub const TRUST_DOMAIN_PATTERN: &str = "^[a-z0-9_-]+(\\.[a-z0-9_-]+)*$";
     validation = Rule::new("self.metadata.name == 'weft'").message("there is one Mesh, named weft: set metadata.name: weft"),
     printcolumn(name = "TrustDomain", type_ = "string", json_path = ".spec.trustDomain"),
     printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mtls.mode"),
+    printcolumn(
+        name = "Strict-Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"StrictReady\")].status"
+    ),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
@@ -56,6 +61,12 @@ pub const TRUST_DOMAIN_PATTERN: &str = "^[a-z0-9_-]+(\\.[a-z0-9_-]+)*$";
         name = "Message",
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Ready\")].message",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Strict-Message",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"StrictReady\")].message",
         priority = 1
     )
 )]

@@ -63,6 +63,11 @@ const NAMESPACE: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
     derive = "PartialEq",
     printcolumn(name = "Target", type_ = "string", json_path = ".spec.targetRef.kind"),
     printcolumn(name = "Name", type_ = "string", json_path = ".spec.targetRef.name"),
+    printcolumn(
+        name = "Strict-Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"StrictReady\")].status"
+    ),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
@@ -96,6 +101,12 @@ const NAMESPACE: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
         name = "Message",
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Ready\")].message",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Strict-Message",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"StrictReady\")].message",
         priority = 1
     )
 )]

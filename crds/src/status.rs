@@ -16,6 +16,7 @@ pub struct Status {
     /// Conditions. Accepted: the object is valid and in use. ResolvedRefs: the objects that it references exist.
     /// Programmed: it is in the configuration that proxies read. InEffect: the pods that it concerns have a proxy that
     /// applies it. Ready: all of these; its reason and message are those of the first condition that says something.
+    /// StrictReady, of objects about mutual TLS: nobody calls in plaintext whom the mode Strict would refuse.
     #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -34,6 +35,8 @@ pub enum ConditionType {
     InEffect,
     /// All of the above, for tools that know only this condition.
     Ready,
+    /// Nobody calls the pods in plaintext whom the mode Strict would refuse. Not part of Ready.
+    StrictReady,
     /// Parts of it are not in use: only of a route of the Gateway API, and only while it is true.
     PartiallyInvalid,
 }
@@ -89,6 +92,12 @@ pub enum Reason {
     PortNotFound,
     /// Pods exclude a port from their proxy.
     PortExcluded,
+    /// StrictReady: nobody calls in plaintext.
+    NoPlaintextCallers,
+    /// Not StrictReady: clients call in plaintext.
+    PlaintextCallers,
+    /// It is not known whether StrictReady: pods could not be asked.
+    PodsNotAsked,
     /// Ready: all conditions are true.
     Ready,
 }

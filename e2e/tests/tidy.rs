@@ -59,7 +59,7 @@ const ORDERS: [Order; 6] = [
         layers: &[
             &["lease", "lib", "metrics", "signing", "world"],
             &["compile", "watch"],
-            &["render", "status", "webhook"],
+            &["callers", "render", "status", "webhook"],
             &["apply"],
             &["events"],
             &["identity", "reconcile"],

@@ -6,7 +6,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that fails")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use weft_identity::{SpiffeId, TrustDomain};
 use weft_injector::decide::Skip;
 use weft_injector::namespace::Namespace;
-use weft_injector::settings::{Identity, Installation, Resources, ServerVersion};
+use weft_injector::settings::{Identity, Installation, Resources, ServerVersion, Trust};
 use weft_injector::workload::Workload;
 use weft_injector::{Outcome, inject, warn};
 
@@ -114,12 +114,14 @@ impl Case {
     }
 
     fn installation(&self) -> Installation {
-        let trust_domain: TrustDomain = "cluster.local".parse().unwrap();
-        let identity = self.roots.clone().map(|roots| Identity {
-            authority: SpiffeId::new(trust_domain.clone(), "weft-system", "weft-operator").unwrap(),
-            trust_domain,
-            url: "https://weft-identity.weft-system.svc:15012/v1/certificates".to_owned(),
-            roots: roots.iter().map(|root| root.parse().unwrap()).collect(),
+        let domain: TrustDomain = "cluster.local".parse().unwrap();
+        let identity = self.roots.clone().map(|roots| {
+            let authority = SpiffeId::new(domain.clone(), "weft-system", "weft-operator").unwrap();
+            let roots: BTreeSet<_> = roots.iter().map(|root| root.parse().unwrap()).collect();
+            Identity {
+                url: "https://weft-identity.weft-system.svc:15012/v1/certificates".to_owned(),
+                trust: (!roots.is_empty()).then_some(Trust { domain, authority, roots }),
+            }
         });
         Installation { identity, ..installation(&self.server) }
     }
@@ -184,6 +186,7 @@ fn outcome(case: &Case) -> Expected {
     }
 }
 
+/// CP-07: one result for each way around the webhook, among 170 cases.
 #[test]
 fn golden_files_match() {
     let bless = std::env::var_os("WEFT_BLESS").is_some();
@@ -223,6 +226,7 @@ fn warnings_are_few_and_short() {
     }
 }
 
+/// CP-07: f(f(x)) = f(x).
 #[test]
 fn patch_gives_the_injected_pod_and_a_second_injection_changes_nothing() {
     for (name, case) in cases() {
@@ -336,6 +340,7 @@ fn remove_unknown_fields(value: &mut Value) -> usize {
     }
 }
 
+/// CP-06: whatever the pod asks for.
 #[test]
 fn injected_containers_use_known_fields_and_meet_pod_security_restricted() {
     for (name, case) in cases() {
@@ -401,6 +406,7 @@ fn any_json() -> impl Strategy<Value = Value> {
 }
 
 proptest! {
+    /// CP-01: the answer is built from types, never from text.
     #[test]
     fn arbitrary_pods_do_not_panic_and_patches_apply(spec in any_json(), metadata in any_json(), whole in any_json()) {
         let namespace = Namespace { name: shop(), labels: enabled().labels, annotations: BTreeMap::new() };
@@ -417,6 +423,7 @@ proptest! {
         }
     }
 
+    /// CP-01, CP-06: quotes, newlines, `$()` and braces in keys and values.
     #[test]
     fn arbitrary_annotations_cannot_change_image_command_or_inject_arguments(key in "[a-z-]{1,24}|workers|opaque-ports|exclude-outbound-ips|proxy-cpu-limit|proxy-log-level", value in "\\PC{0,40}|[0-9,.:/a-fMGimk-]{0,20}|[$(){}'\";\n]{0,10}") {
         let namespace = Namespace { name: shop(), labels: enabled().labels, annotations: BTreeMap::new() };

@@ -2,17 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Api, Client};
 use tokio::net::TcpListener;
-use tokio::sync::watch as channel;
+use tokio::sync::{mpsc, watch as channel};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weft_crds::names;
-use weft_identity::{SpiffeId, TrustDomain};
+use weft_identity::SpiffeId;
 use weft_runtime::admin::{self, Admin};
 use weft_runtime::readiness::Readiness;
 
@@ -20,7 +21,7 @@ use crate::events::Recorder;
 use crate::identity::{self, Identity};
 use crate::metrics::Metrics;
 use crate::reconcile::Reconciler;
-use crate::{lease, watch, webhook};
+use crate::{callers, lease, watch, webhook};
 
 /// Timeouts of connecting and of sending to the API server.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
@@ -39,8 +40,8 @@ pub struct Settings {
     pub excluded_namespaces: BTreeSet<String>,
     /// Listen address of the certificate authority.
     pub identity: SocketAddr,
-    /// Trust domain of the cluster's identities.
-    pub trust_domain: TrustDomain,
+    /// Where the issuer is, if not in its Secret.
+    pub issuer_directory: Option<PathBuf>,
     /// Lifetime of the certificates of workloads.
     pub certificate_lifetime: Duration,
 }
@@ -74,10 +75,9 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
         admin,
         excluded_namespaces,
         identity: identity_address,
-        trust_domain,
+        issuer_directory,
         certificate_lifetime,
     } = settings;
-    let own_id = SpiffeId::new(trust_domain.clone(), &system_namespace, names::OPERATOR_ACCOUNT)?;
     let mut config = kube::Config::infer().await.map_err(Error::Config)?;
     config.connect_timeout = Some(CONNECT_MAX);
     config.write_timeout = Some(SEND_MAX);
@@ -86,10 +86,18 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
     let mut registry = weft_runtime::metrics::registry("operator", env!("CARGO_PKG_VERSION"));
     let metrics = Metrics::register(&mut registry);
     let readiness = Readiness::default();
+    let [identity_part, world_part, writer_part] = ["identity", "world", "writer"].map(|name| readiness.part(name));
     let listener = TcpListener::bind(admin).await.map_err(|error| Error::Admin(admin, error))?;
     let router = admin::router(Admin { readiness: readiness.clone(), registry: Arc::new(registry), log: None });
     let serving = CancellationToken::new();
     let server = tokio::spawn(admin::serve(listener, router, serving.clone()));
+
+    identity_part.report(false, "the trust domain is not known yet");
+    let trust_domain = tokio::select! {
+        domain = identity::domain::in_force(&client) => domain,
+        () = stop.cancelled() => return Ok(()),
+    };
+    let own_id = SpiffeId::new(trust_domain.clone(), &system_namespace, names::OPERATOR_ACCOUNT)?;
 
     let tasks = TaskTracker::new();
     let events = watch::start(&client, &metrics, &stop, &tasks);
@@ -114,6 +122,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
     );
     tasks.spawn(webhooks);
 
+    let (to_ask, targets) = channel::channel(Vec::new());
+    let (answer, answers) = mpsc::channel(1);
+    tasks.spawn(callers::run(targets, answer, stop.clone()));
+
     let recorder = Recorder::start(client.clone(), name, lease.clone(), metrics.clone(), stop.clone(), &tasks);
 
     let (signs, signing) = channel::channel(None);
@@ -121,13 +133,14 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
         Identity {
             client: client.clone(),
             namespace: system_namespace,
+            directory: issuer_directory,
             domain: trust_domain,
             own_id,
             certificate_lifetime,
             lease: lease.clone(),
             recorder: recorder.clone(),
             metrics: metrics.clone(),
-            part: readiness.part("identity"),
+            part: identity_part,
             signing: signs,
         },
         authority_listener,
@@ -144,9 +157,11 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
         signing,
         metrics,
         recorder,
+        to_ask,
+        answers,
         excluded_namespaces,
-        world_part: readiness.part("world"),
-        writer_part: readiness.part("writer"),
+        world_part,
+        writer_part,
         stop: stop.clone(),
     };
     reconciler.run(events).await;

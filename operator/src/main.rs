@@ -1,13 +1,13 @@
 //! The `weft-operator` binary: parses arguments, sets up logging and signals, runs the operator.
 
 use std::net::{Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
 use weft_config::bootstrap::IDENTITY_PORT;
 use weft_crds::names;
-use weft_identity::TrustDomain;
 use weft_operator::app::{self, Settings};
 use weft_runtime::{log, signal};
 
@@ -30,9 +30,9 @@ struct Arguments {
     /// Listen address of the certificate authority.
     #[arg(long, env = "WEFT_IDENTITY_ADDRESS", default_value_t = SocketAddr::from((Ipv6Addr::UNSPECIFIED, IDENTITY_PORT)))]
     identity_address: SocketAddr,
-    /// Trust domain of the cluster's identities.
-    #[arg(long, env = "WEFT_TRUST_DOMAIN", default_value = "cluster.local")]
-    trust_domain: TrustDomain,
+    /// Directory with the issuer: tls.crt, tls.key and ca.crt, reread when they change. Default: Secret weft-issuer.
+    #[arg(long, env = "WEFT_ISSUER_DIR")]
+    issuer_dir: Option<PathBuf>,
     /// Lifetime of the certificates of workloads, in seconds: from a minute to 30 days.
     #[arg(long, env = "WEFT_CERTIFICATE_SECONDS", default_value_t = 24 * 60 * 60, value_parser = clap::value_parser!(u64).range(60..=30 * 24 * 60 * 60))]
     certificate_seconds: u64,
@@ -53,7 +53,7 @@ fn main() -> anyhow::Result<()> {
         admin_address,
         excluded_namespaces,
         identity_address,
-        trust_domain,
+        issuer_dir,
         certificate_seconds,
         log,
         log_format,
@@ -69,7 +69,7 @@ fn main() -> anyhow::Result<()> {
             admin: admin_address,
             excluded_namespaces,
             identity: identity_address,
-            trust_domain,
+            issuer_directory: issuer_dir,
             certificate_lifetime: Duration::from_secs(certificate_seconds),
         };
         app::run(settings, stop).await?;

@@ -10,6 +10,7 @@
 //! MeshPolicies, Mesh, Pods ─────mtls───────────> Inbound, Export
 //! Nodes, Pods ──────────────────zones──────────> Inbound
 //! Pods ─────────────────────────effect─────────> diagnostics: who does not apply an object
+//! what proxies have seen ───────strict─────────> diagnostics: whom the mode Strict would refuse
 //! ```
 //!
 //! [`compile`] returns the documents and, as diagnostics, what could not be compiled: one invalid object never
@@ -29,6 +30,7 @@ mod precedence;
 mod route;
 mod service;
 mod source;
+mod strict;
 mod unused;
 mod value;
 
@@ -39,6 +41,7 @@ pub use compiled::{Compiled, Outcome, ParentOutcome};
 pub use diagnostic::{Diagnostic, Severity};
 use endpoint::has_endpoints;
 pub use mesh::{compile as mesh, missing_roots};
+pub use strict::Strictness;
 use weft_config::{Index, Protocol};
 
 use crate::world::{Grant, Namespace, Slice, TargetPort, World};
@@ -99,6 +102,7 @@ pub fn compile(world: &World, name: &str) -> Compiled {
     compiled.inbound.zones = zones(world, namespace);
     compiled.inbound.routes = tables.into_iter().map(|(port_key, table)| port_key.consumer(table)).collect();
     effect::check(world, name, namespace, &mut compiled);
+    strict::check(world, name, namespace, &mut compiled);
     compiled
 }
 

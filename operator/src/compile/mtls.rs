@@ -45,8 +45,8 @@ fn port(entry: &PortTls, diagnostics: &mut Vec<Diagnostic>) -> MtlsPort {
         match text.parse::<IpNet>() {
             Ok(block) => ip_blocks.push(block.trunc().to_string()),
             Err(_) => diagnostics.push(Diagnostic::partial(format!(
-                "mtls: port {port}: ipBlocks: {text:?} is no block of addresses, and nobody may use plaintext because of \
-                 it: write an address and the length of a prefix, as in 198.18.0.0/15, 10.0.0.7/32 or 2001:db8::/32"
+                "mtls: port {port}: ipBlocks: {text:?} is no block of addresses, and those that it means may use no \
+                 plaintext: write an address and the length of a prefix, as in 198.18.0.0/15, 10.0.0.7/32 or 2001:db8::/32"
             ))),
         }
     }

@@ -91,10 +91,12 @@ fn changes<'a>(before: &'a Status, after: &'a Status) -> Vec<(Severity, &'a Cond
 /// The conditions that are False by themselves, by type: Ready only repeats the others, and the others of an object
 /// that is not accepted follow from that.
 fn failures(status: &Status) -> BTreeMap<&str, &Condition> {
+    // Clients that call in plaintext are no fault of the object.
+    let strict = ConditionType::StrictReady.to_string();
     let mut failures: BTreeMap<&str, &Condition> = status
         .conditions
         .iter()
-        .filter(|condition| condition.status == "False")
+        .filter(|condition| condition.status == "False" && condition.type_ != strict)
         .map(|condition| (condition.type_.as_str(), condition))
         .collect();
     let [accepted, ready] = [ConditionType::Accepted, ConditionType::Ready].map(|kind| kind.to_string());

@@ -3,16 +3,23 @@
 //! Pure: no client; the time is a parameter.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::compile::{self, Compiled, Exports};
+use weft_config::bootstrap;
+
+use crate::callers::Target;
+use crate::compile::{self, Compiled, Exports, Strictness};
 use crate::events;
 use crate::metrics::NotReadyLabels;
 use crate::render::Published;
 use crate::status::{self, Delivery};
-use crate::world::{Availability, Definition, DocumentKind, Event, ObjectId, WatchedKind, World, documents_namespace};
+use crate::world::{
+    Answer, Availability, Definition, DocumentKind, Event, Key, ObjectId, Touched, WatchedKind, World,
+    documents_namespace,
+};
 
-/// The scope of the index; no namespace has this name.
+/// The scope of the index and of the Mesh; no namespace has this name.
 pub(super) const INDEX: &str = "";
 
 /// Coalescing delay of the first change after a quiet period.
@@ -49,6 +56,10 @@ pub(super) struct State {
     pub(super) delivery: BTreeMap<(DocumentKind, String), Delivery>,
     exports: BTreeMap<String, Exports>,
     references: BTreeMap<String, BTreeSet<String>>,
+    /// Pods that accept plaintext, and what is known of their callers; by namespace.
+    plaintext: BTreeMap<String, (Vec<Key>, Strictness)>,
+    /// Namespaces whose documents do not have the default mode of mutual TLS yet.
+    without_mode: BTreeSet<String>,
     /// How many objects were not ready when the gauges were last set.
     pub(super) not_ready: BTreeMap<NotReadyLabels, i64>,
     status_written_at: HashMap<ObjectId, Instant>,
@@ -81,7 +92,22 @@ impl State {
         if reset {
             self.listed.insert(kind);
         }
+        let mode = self.world.mode();
         let touched = self.world.observe(event);
+        if mode != self.world.mode() {
+            self.without_mode.extend(touched.scopes.iter().filter(|scope| *scope != INDEX).cloned());
+        }
+        self.touch(touched, now);
+    }
+
+    /// Takes what the proxies of all asked pods have answered.
+    pub(super) fn observe_callers(&mut self, answers: Vec<Answer>, now: Instant) {
+        let touched = self.world.observe_callers(answers);
+        self.touch(touched, now);
+    }
+
+    /// Marks namespaces dirty, and schedules a round.
+    fn touch(&mut self, touched: Touched, now: Instant) {
         if touched.scopes.is_empty() {
             return;
         }
@@ -110,6 +136,7 @@ impl State {
         self.delivery.clear();
         self.exports.clear();
         self.references.clear();
+        self.plaintext.clear();
         self.failures.clear();
         self.dirty.clear();
         self.not_before.clear();
@@ -118,6 +145,8 @@ impl State {
         self.reported.clear();
         self.reported_definitions.clear();
         self.touch_all(now);
+        // What an earlier leader has written is not known.
+        self.without_mode = self.dirty.iter().filter(|scope| *scope != INDEX).cloned().collect();
     }
 
     /// Marks everything dirty, because all documents may have to be written again.
@@ -128,6 +157,33 @@ impl State {
         self.dirty.extend(scopes);
         self.dirty.insert(INDEX.to_owned());
         self.flush_at = Some(now);
+    }
+
+    /// Notes that a namespace's documents were compiled with the default mode of mutual TLS, and written if they are to be.
+    pub(super) fn mode_written(&mut self, scope: &str) {
+        let inbound = (DocumentKind::Inbound, scope.to_owned());
+        let is_written = self.delivery.get(&inbound).is_none_or(|delivery| matches!(delivery, Delivery::Written(_)));
+        if is_written && self.without_mode.remove(scope) && self.without_mode.is_empty() {
+            self.dirty.insert(INDEX.to_owned());
+        }
+    }
+
+    /// Whether all documents have what the Mesh says. `is_programmed`: they did at this generation, which a restart of the
+    /// operator does not change.
+    pub(super) fn delivery_of_mesh(&self, is_programmed: bool) -> Delivery {
+        let roots = compile::missing_roots(&self.world);
+        match self.without_mode.first().filter(|_| !is_programmed) {
+            Some(namespace) => Delivery::Pending(format!(
+                "{} namespaces do not have the mode yet, first {namespace}",
+                self.without_mode.len()
+            )),
+            None if roots > 0 => Delivery::Pending(format!(
+                "{roots} roots are not in {}/{} yet",
+                bootstrap::EXPORT_NAMESPACE,
+                bootstrap::TRUST_NAME
+            )),
+            None => Delivery::Written("all namespaces have the mode, and all proxies may trust the roots".to_owned()),
+        }
     }
 
     /// The dirty scopes that are not delayed, at most one round of them.
@@ -202,11 +258,36 @@ impl State {
         let references = self.world.references(scope);
         let before = self.references.insert(scope.to_owned(), references.clone()).unwrap_or_default();
         self.dirty.extend(before.symmetric_difference(&references).filter(|other| *other != scope).cloned());
+        let plaintext = compiled.as_ref().map(|compiled| (compiled.permissive.clone(), compiled.strictness.clone()));
+        let before = self.plaintext.insert(scope.to_owned(), plaintext.clone().unwrap_or_default());
+        // The Mesh's status is about all namespaces.
+        if before.unwrap_or_default().1 != plaintext.unwrap_or_default().1 {
+            self.dirty.insert(INDEX.to_owned());
+        }
         if compiled.is_none() {
             self.exports.remove(scope);
             self.references.remove(scope);
+            self.plaintext.remove(scope);
         }
         compiled
+    }
+
+    /// What is known of plaintext callers where only the Mesh decides.
+    pub(super) fn strictness(&self) -> Strictness {
+        let mut all = Strictness::default();
+        self.plaintext.values().for_each(|(_, strictness)| all.merge(strictness));
+        all
+    }
+
+    /// The pods to ask for their plaintext callers.
+    pub(super) fn to_ask(&self) -> Vec<Target> {
+        let pods = self.plaintext.values().flat_map(|(pods, _)| pods);
+        let target = |key: &Key| {
+            let pod = self.world.namespace(&key.namespace)?.pods.get(&key.name)?;
+            let address = SocketAddr::new(*pod.addresses.first()?, bootstrap::METRICS_PORT);
+            Some(Target { pod: key.clone(), uid: pod.uid.clone(), address })
+        };
+        pods.filter_map(target).collect()
     }
 
     /// Scopes in write order: each level after those that it references. Scopes that reference each other share a
