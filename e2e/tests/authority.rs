@@ -165,7 +165,7 @@ fn bad_issuers_are_told_and_the_last_good_one_goes_on() -> Result<()> {
             system.run(&["patch", "secret", "weft-issuer", "--type=merge", "-p", &patch.to_string()])?;
             await_issuer(&system, 1.0).with_context(|| reason.to_string())?;
             eventually(&format!("an Event {reason}"), SOON, || {
-                let events = system.events("secret/weft-issuer")?;
+                let events = system.run(&["events", "--for", "secret/weft-issuer"])?;
                 ensure!(events.contains(reason), "{events}");
                 Ok(())
             })?;

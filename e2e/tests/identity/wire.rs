@@ -95,31 +95,27 @@ fn bytes_between_two_pods_cannot_be_read() -> Result<()> {
     })
 }
 
-/// Neither pod is refused: the mode is Permissive.
+/// Nobody is refused: the mode is Permissive.
 #[test]
-fn pods_outside_of_the_mesh_are_reached_and_served_in_plaintext() -> Result<()> {
+fn pods_without_a_proxy_are_reached_and_served_in_plaintext() -> Result<()> {
     let outside = Namespace::create("identity-plain", Mesh::Outside)?;
-    outside.apply(&server("legacy"))?;
     let stranger = Client::deploy(&outside)?;
-    outside.wait_ready(&["legacy-v1"])?;
     in_mesh("identity-mixed", |ns| {
-        ns.apply(&server("echo"))?;
+        let bare = Service::new("bare").yaml() + &App::server("bare", "v1").label("weft.dev/inject", "false").yaml();
+        ns.apply(&(server("echo") + &bare))?;
         let client = client(ns, "web")?;
-        ns.wait_ready(&["echo-v1"])?;
-        let get = |client: &Client, server: &str, ns: &Namespace| -> Result<()> {
-            let url = format!("http://{server}.{}:9080/", ns.name);
+        ns.wait_ready(&["echo-v1", "bare-v1"])?;
+        for (client, url) in [(&client, "http://bare:9080/"), (&stranger, &format!("http://echo.{}:9080/", ns.name))] {
             eventually(&format!("a response from {url}"), READY, || {
-                let answer = client.get(&url).send()?.expect_status(200)?;
+                let answer = client.get(url).send()?.expect_status(200)?;
                 ensure!(received(&answer)?.is_empty(), "nobody proved an identity: {answer:?}");
                 Ok(())
-            })
-        };
-        get(&client, "legacy", &outside)?;
-        get(&stranger, "echo", ns)?;
+            })?;
+        }
         eventually("the proxies to say why the connections were plaintext", SOON, || {
             let plaintext = |app, why| requests(ns, app, &[("security", "plaintext"), ("plaintext", why)]);
-            let (to_legacy, from_stranger) = (plaintext("web", "outside-mesh")?, plaintext("echo", "permissive")?);
-            ensure!(to_legacy >= 1.0 && from_stranger >= 1.0, "{to_legacy} and {from_stranger} requests");
+            let (to_bare, from_stranger) = (plaintext("web", "outside-mesh")?, plaintext("echo", "permissive")?);
+            ensure!(to_bare >= 1.0 && from_stranger >= 1.0, "{to_bare} and {from_stranger} requests");
             Ok(())
         })
     })
