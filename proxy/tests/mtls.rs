@@ -29,10 +29,17 @@ use weft_identity::authority::Authority;
 use weft_identity::issue::Issuer;
 use weft_identity::{SpiffeId, TrustBundle, TrustDomain, UnixTime, pem, request};
 
+use crate::fake::{Fake, Root};
+
+#[allow(dead_code, reason = "other tests use the rest")]
+#[path = "../src/identity/fake.rs"]
+mod fake;
 #[path = "mtls/hostile.rs"]
 mod hostile;
 #[path = "mtls/modes.rs"]
 mod modes;
+#[path = "mtls/renewal.rs"]
+mod renewal;
 #[path = "mtls/streams.rs"]
 mod streams;
 
@@ -101,6 +108,27 @@ impl Proxy {
         Self::at(free_address(), application, identity, private, environment)
     }
 
+    /// Starts a proxy that gets its certificates from an authority, which issues to a service account of namespace `shop`.
+    fn certified(
+        authority: &Fake,
+        root: &Root,
+        account: &str,
+        application: SocketAddr,
+        private: Value,
+        environment: &[(&str, &str)],
+    ) -> Self {
+        let roots: Vec<String> = root.fingerprints().iter().map(ToString::to_string).collect();
+        let (url, roots) = (authority.url(), roots.join(","));
+        let own = [
+            ("WEFT_IDENTITY_URL", &*url),
+            ("WEFT_IDENTITY_AUTHORITY", fake::OPERATOR),
+            ("WEFT_TRUST_DOMAIN", "cluster.local"),
+            ("WEFT_ROOTS", &roots),
+            ("WEFT_SERVICE_ACCOUNT", account),
+        ];
+        Self::with(application, None, private, &[&own, environment].concat())
+    }
+
     /// Starts a proxy with this inbound port.
     fn at(
         inbound: SocketAddr,
@@ -113,9 +141,10 @@ impl Proxy {
         let folder = folder();
         write(&folder, "i.shop.json", &private.to_string());
         write(&folder, "x.shop.json", "{}");
+        write(&folder, "token", fake::TOKEN);
         let local = json!({
             "outboundPort": outbound.port(), "inboundPort": inbound.port(), "metricsPort": metrics.port(),
-            "application": application
+            "application": application, "token": folder.join("token")
         });
         let mut command = Command::new(env!("CARGO_BIN_EXE_weft-proxy"));
         command.env_clear().stdin(Stdio::null()).envs([

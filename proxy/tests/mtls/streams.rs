@@ -32,7 +32,7 @@ async fn echoes(stream: impl AsyncRead + AsyncWrite) {
     assert!(received == sent, "{} of {} bytes, or others", received.len(), sent.len());
 }
 
-async fn echo(mut stream: TcpStream) {
+pub(crate) async fn echo(mut stream: TcpStream) {
     let (mut read, mut write) = stream.split();
     let _ = tokio::io::copy(&mut read, &mut write).await;
     let _ = write.shutdown().await;
