@@ -40,6 +40,8 @@ mod hostile;
 mod modes;
 #[path = "mtls/renewal.rs"]
 mod renewal;
+#[path = "mtls/reuse.rs"]
+mod reuse;
 #[path = "mtls/streams.rs"]
 mod streams;
 

@@ -56,8 +56,9 @@ async fn echo_application() -> SocketAddr {
         if stream.peek(&mut first).await.is_ok_and(|read| read == 1) && first == [0] {
             return streams::echo(stream).await;
         }
-        let echo =
-            service_fn(async |request: Request<Incoming>| Ok::<_, Infallible>(Response::new(request.into_body())));
+        let answer =
+            |request: Request<Incoming>| std::future::ready(Ok::<_, Infallible>(Response::new(request.into_body())));
+        let echo = service_fn(answer);
         let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
         let _ = server.serve_connection(TokioIo::new(stream), echo).await;
     })
