@@ -44,6 +44,8 @@ mod modes;
 mod renewal;
 #[path = "mtls/reuse.rs"]
 mod reuse;
+#[path = "mtls/secrets.rs"]
+mod secrets;
 #[path = "mtls/streams.rs"]
 mod streams;
 
@@ -99,6 +101,8 @@ struct Proxy {
     outbound: SocketAddr,
     inbound: SocketAddr,
     metrics: SocketAddr,
+    health: SocketAddr,
+    admin: SocketAddr,
     folder: PathBuf,
 }
 
@@ -141,14 +145,14 @@ impl Proxy {
         private: Value,
         environment: &[(&str, &str)],
     ) -> Self {
-        let (outbound, metrics) = (free_address(), free_address());
+        let [outbound, metrics, health, admin] = [(); 4].map(|()| free_address());
         let folder = folder();
         write(&folder, "i.shop.json", &private.to_string());
         write(&folder, "x.shop.json", "{}");
         write(&folder, "token", fake::TOKEN);
         let local = json!({
             "outboundPort": outbound.port(), "inboundPort": inbound.port(), "metricsPort": metrics.port(),
-            "application": application, "token": folder.join("token")
+            "healthPort": health.port(), "adminPort": admin.port(), "application": application, "token": folder.join("token")
         });
         let mut command = Command::new(env!("CARGO_BIN_EXE_weft-proxy"));
         command.env_clear().stdin(Stdio::null()).envs([
@@ -163,7 +167,7 @@ impl Proxy {
         command.envs(environment.iter().copied());
         let log = std::fs::File::create(folder.join("log")).expect("a file");
         let child = command.stdout(log).spawn().expect("the proxy starts");
-        Self { child, outbound, inbound, metrics, folder }
+        Self { child, outbound, inbound, metrics, health, admin, folder }
     }
 
     /// The same, once it is ready.
@@ -207,12 +211,7 @@ impl Proxy {
     }
 
     async fn page(&self, path: &str) -> String {
-        let Ok(mut stream) = TcpStream::connect(self.metrics).await else { return String::new() };
-        let head = format!("GET {path} HTTP/1.1\r\nhost: proxy\r\nconnection: close\r\n\r\n");
-        let mut page = String::new();
-        let _ = stream.write_all(head.as_bytes()).await;
-        let _ = stream.read_to_string(&mut page).await;
-        page
+        page(self.metrics, path).await
     }
 
     fn log(&self) -> String {
@@ -286,6 +285,16 @@ fn free_address() -> SocketAddr {
             return address;
         }
     }
+}
+
+/// The response of a proxy's own server. Empty: there is none.
+async fn page(address: SocketAddr, path: &str) -> String {
+    let Ok(mut stream) = TcpStream::connect(address).await else { return String::new() };
+    let head = format!("GET {path} HTTP/1.1\r\nhost: proxy\r\nconnection: close\r\n\r\n");
+    let mut page = String::new();
+    let _ = stream.write_all(head.as_bytes()).await;
+    let _ = stream.read_to_string(&mut page).await;
+    page
 }
 
 async fn wait(what: &str, holds: impl AsyncFn() -> bool) {
