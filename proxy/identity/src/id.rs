@@ -195,6 +195,7 @@ mod tests {
 
     use super::*;
 
+    /// ID-03
     #[test]
     fn id_03_ids_that_are_not_canonical_are_refused() {
         let long_namespace = format!("spiffe://td/ns/{}/sa/b", "a".repeat(64));

@@ -1,5 +1,5 @@
-//! Certificates that live for seconds or a minute: two proxies renew theirs again and again, under traffic of every kind,
-//! and nothing fails. The authority signs as the operator does.
+//! Certificates that live for seconds or a minute: two proxies renew theirs again and again, under traffic of every
+//! kind, and nothing fails. The authority signs as the operator does.
 
 use std::sync::atomic::AtomicU64;
 
@@ -259,6 +259,59 @@ async fn run(lifetime: Duration, length: Duration) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_request_fails_while_certificates_are_renewed() {
     println!("{}", run(Duration::from_secs(8), Duration::from_secs(20)).await);
+}
+
+/// An authority that cannot ask the API server, or is not there, for more than half of the life of a certificate: nobody
+/// notices. When the certificate has expired, clients of new connections are told so, and the pod stays ready. When the
+/// authority is back, all goes on within five seconds.
+#[tokio::test(flavor = "multi_thread")]
+async fn authority_may_be_away_until_certificates_expire() {
+    const LIFETIME: Duration = Duration::from_secs(8);
+    let root = Root::new();
+    let behaviour = |account| Behaviour { issued_id: id(account), lifetime: LIFETIME, ..Behaviour::new(&root) };
+    let (of_server, of_client) = (Fake::start(&root, behaviour(WEB)).await, Fake::start(&root, behaviour(CART)).await);
+    let server = Proxy::certified(&of_server, &root, "web", echo_application().await, strict("inbound"), &[]);
+    let client = Proxy::certified(&of_client, &root, "cart", free_address(), strict("outbound"), &[]);
+    server.await_ready().await;
+    client.await_ready().await;
+    client.export(json!([endpoint(server.inbound, Some("web"))])).await;
+    let expiry = async |proxy: &Proxy| -> u64 {
+        let page = proxy.page("/metrics").await;
+        let line = page.lines().find_map(|line| line.strip_prefix("weft_identity_expiry_timestamp_seconds "));
+        line.and_then(|text| text.parse::<f64>().ok()).expect("a time") as u64
+    };
+
+    let (address, seen) = (client.outbound, Arc::new(Seen::default()));
+    let clients = [tokio::spawn(requests(address, PACE, seen.clone())), tokio::spawn(relays(address, seen.clone()))];
+    let (first, of_first) = (expiry(&client).await, expiry(&server).await);
+    wait("new certificates", async || expiry(&client).await > first && expiry(&server).await > of_first).await;
+    for refusal in [Some((503, "the API server cannot be asked".to_owned())), None] {
+        for authority in [&of_server, &of_client] {
+            authority.change(|behaviour| behaviour.refusal = refusal.clone());
+        }
+        sleep(LIFETIME.mul_f64(0.7)).await;
+    }
+    let failed = seen.failed.lock().expect("not poisoned").clone();
+    assert!(failed.is_empty() && client.sum("weft_identity_renewals_total", &["unavailable"]).await > 0, "{failed:?}");
+    for client in clients {
+        client.abort();
+    }
+
+    let of_authority = of_client.stop().await;
+    let ends = expiry(&client).await + 22;
+    sleep(Duration::from_secs(ends - UnixTime::now().as_secs())).await;
+    let (status, headers, body) = client.get(&[]).await;
+    assert_eq!((status.as_u16(), reason(&headers)), (503, "no-certificate"), "{body}");
+    assert!(body.contains("the certificate of this proxy expired at "), "{body}");
+    let page = client.page("/readyz").await;
+    assert!(
+        page.starts_with("HTTP/1.1 200 ") && page.contains("expired at") && page.contains("cannot reach"),
+        "{page}"
+    );
+    let back = Instant::now();
+    let _of_client = Fake::start_at(of_authority, &root, behaviour(CART)).await;
+    wait("requests are served", async || client.get(&[]).await.0 == 200).await;
+    assert!(back.elapsed() < Duration::from_secs(5), "{:?}", back.elapsed());
 }
 
 /// Certificates of a minute, for `WEFT_SOAK_MINUTES`.
