@@ -38,6 +38,8 @@ mod certificates;
 mod fake;
 #[path = "mtls/hostile.rs"]
 mod hostile;
+#[path = "mtls/http_details.rs"]
+mod http_details;
 #[path = "mtls/modes.rs"]
 mod modes;
 #[path = "mtls/renewal.rs"]
