@@ -118,7 +118,7 @@ const ORDERS: [Order; 6] = [
             &["request", "verify"],
             &["authority"],
             &["issue", "sign", "tls"],
-            &["signer"],
+            &["properties", "signer"],
             &["lib"],
         ],
         circles: &[],
