@@ -29,6 +29,8 @@ use weft_identity::authority::Authority;
 use weft_identity::issue::Issuer;
 use weft_identity::{SpiffeId, TrustBundle, TrustDomain, UnixTime, pem, request};
 
+#[path = "mtls/authorization.rs"]
+mod authorization;
 #[path = "mtls/hostile.rs"]
 mod hostile;
 #[path = "mtls/modes.rs"]
