@@ -128,6 +128,7 @@ const ORDERS: [Order; 6] = [
         library: "weft_proxy",
         layers: &[
             &[
+                "changes",
                 "clock",
                 "cookie",
                 "direction",
@@ -178,6 +179,7 @@ const ORDERS: [Order; 6] = [
             &["upstream/cluster"],
             &["worker"],
             &["downstream", "http/mirror", "telemetry/sweep", "upstream/fallback", "upstream/health"],
+            &["judge"],
             &["listener", "telemetry/access", "upstream/connect"],
             &["http/guard"],
             &["http/response_body"],

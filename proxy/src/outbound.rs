@@ -5,6 +5,7 @@ mod action;
 mod filters;
 mod requests;
 
+use std::future::pending;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -291,7 +292,9 @@ async fn relay_tcp(
         Ok(Connected { endpoint, stream: upstream, security }) => {
             (log.endpoint, log.security) = (Some(endpoint), security);
             log.via = (Some(endpoint) == cluster.address).then_some(access::SERVICE_ADDRESS);
-            log.relayed(tcp::relay(stream.into_end(), upstream.into(), shared.timeouts.idle, &shared.drain).await);
+            log.relayed(
+                tcp::relay(stream.into_end(), upstream.into(), shared.timeouts.idle, &shared.drain, pending()).await,
+            );
         }
         Err(NotConnected { reason, endpoint, error }) => {
             (log.endpoint, log.reason) = (endpoint, Some(reason));
@@ -309,7 +312,7 @@ async fn passthrough(downstream: &Rc<Downstream>, stream: Prefixed) {
     match open(downstream.destination, PASSTHROUGH_TIMEOUT).await {
         Ok(upstream) => {
             let upstream = Stream::Plain(upstream).into();
-            log.relayed(tcp::relay(stream.into_end(), upstream, shared.timeouts.idle, &shared.drain).await);
+            log.relayed(tcp::relay(stream.into_end(), upstream, shared.timeouts.idle, &shared.drain, pending()).await);
         }
         Err(_) => log.reason = Some(Reason::ConnectFailed),
     }

@@ -33,7 +33,7 @@ pub(crate) enum CompileError {
     /// A match refers to a rule that does not exist.
     #[error("a match refers to rule {0}, which does not exist")]
     Rule(usize),
-    /// An endpoint's service account is not a name of one.
+    /// The service account of an endpoint or of a caller is not a name of one.
     #[error("invalid service account: {0}")]
     Account(#[source] weft_identity::id::Error),
     /// The weights of a rule's backends sum to 0.

@@ -31,6 +31,8 @@ use weft_identity::{SpiffeId, TrustBundle, TrustDomain, UnixTime, pem, request};
 
 use crate::fake::{Fake, Root};
 
+#[path = "mtls/authorization.rs"]
+mod authorization;
 #[path = "mtls/certificates.rs"]
 mod certificates;
 #[allow(dead_code, reason = "other tests use the rest")]

@@ -33,7 +33,7 @@ pub use export::{
 };
 pub use filters::*;
 pub use inbound::{
-    Action as PolicyAction, AuthorizationRule, ConsumerRoutes, Inbound, Mtls, MtlsMode, Policy, PortRef, Target,
+    Action as PolicyAction, AuthorizationRule, ConsumerRoutes, Inbound, Mtls, MtlsMode, Policy, PortRef, Source, Target,
 };
 pub use index::Index;
 pub use refs::{ClusterRef, ObjectRef, RouteKind, RouteRef};
