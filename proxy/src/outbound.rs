@@ -1,5 +1,5 @@
 //! Outbound connections, from the containers of this pod: routed if the destination is a Service of the mesh, else
-//! passed through.
+//! passed on to the address that they were made to.
 
 mod action;
 mod filters;
@@ -18,7 +18,6 @@ use crate::decide::pick;
 use crate::downstream::Downstream;
 use crate::http::serve;
 use crate::reason::Reason;
-use crate::security::Security;
 use crate::sniff::{CLIENT_FIRST_TIMEOUT, FirstSpeaker, Peek, Prefixed};
 use crate::stream::Stream;
 use crate::table::backend::BackendTarget;
@@ -27,12 +26,9 @@ use crate::table::{Cluster, Port};
 use crate::tcp;
 use crate::telemetry::access::{self, ConnectionLog};
 use crate::upstream::connect::{Connected, NotConnected, connect};
-use crate::upstream::endpoint::open;
+use crate::upstream::pod::{Reached, reach};
 use crate::upstream::shared_cluster::Kind;
 use crate::worker::Worker;
-
-/// Connect timeout for destinations outside the mesh. Source: Istio's default.
-const PASSTHROUGH_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// The fatal TLS alert `unrecognized_name` (RFC 6066 3).
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
@@ -67,7 +63,7 @@ async fn accept_http(downstream: &Rc<Downstream>, stream: TcpStream) -> Option<H
         }
         // Boxed, here and below: rare.
         None => {
-            Box::pin(passthrough(downstream, stream)).await;
+            Box::pin(relay_to_address(downstream, stream)).await;
             None
         }
         Some(port) => {
@@ -301,17 +297,19 @@ async fn relay_tcp(
     access::connection(log);
 }
 
-/// Relays a TCP connection to its original destination outside the mesh.
-async fn passthrough(downstream: &Rc<Downstream>, stream: Prefixed) {
+/// Relays a connection to the address that it was made to, which is not a Service's.
+async fn relay_to_address(downstream: &Rc<Downstream>, stream: Prefixed) {
     let shared = &downstream.worker.shared;
     let mut log = ConnectionLog::new(downstream);
-    (log.endpoint, log.security) = (Some(downstream.destination), Security::Passthrough);
-    match open(downstream.destination, PASSTHROUGH_TIMEOUT).await {
-        Ok(upstream) => {
-            let upstream = Stream::Plain(upstream).into();
-            log.relayed(tcp::relay(stream.into_end(), upstream, shared.timeouts.idle, &shared.drain).await);
+    log.endpoint = Some(downstream.destination);
+    match reach(&downstream.worker, downstream.destination).await {
+        Ok(Reached { stream: upstream, security, identity }) => {
+            (log.security, log.server) = (security, identity.map(Box::new));
+            log.relayed(tcp::relay(stream.into_end(), upstream.into(), shared.timeouts.idle, &shared.drain).await);
         }
-        Err(_) => log.reason = Some(Reason::ConnectFailed),
+        Err(NotConnected { reason, error, .. }) => {
+            (log.reason, log.error) = (Some(reason), error.map(Into::into));
+        }
     }
     access::connection(log);
 }
