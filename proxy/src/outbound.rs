@@ -5,6 +5,7 @@ mod action;
 mod filters;
 mod requests;
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -56,14 +57,16 @@ async fn accept_http(downstream: &Rc<Downstream>, stream: TcpStream) -> Option<H
     let port = worker.shared.store.find_port(*destination).await;
     let stream = Prefixed::new(Stream::Plain(stream));
     match port {
-        // Not redirected but made to the proxy's own port: passing it through would loop.
-        None if worker.shared.is_own(*destination) => {
-            tracing::warn!(src.addr = %peer, dst.addr = %destination, reason = Reason::WrongDestination.as_str(), "connection refused");
-            None
-        }
-        // Boxed, here and below: rare.
         None => {
-            Box::pin(relay_to_address(downstream, stream)).await;
+            // A connection to the proxy's own port was not redirected, and one from here to there would loop.
+            let is_own = worker.shared.is_own(*destination);
+            match if is_own { worker.shared.destination } else { Some(*destination) } {
+                // Boxed, here and below: rare.
+                Some(address) => Box::pin(relay_to_address(downstream, stream, address)).await,
+                None => {
+                    tracing::warn!(src.addr = %peer, dst.addr = %destination, reason = Reason::WrongDestination.as_str(), "connection refused");
+                }
+            }
             None
         }
         Some(port) => {
@@ -297,12 +300,12 @@ async fn relay_tcp(
     access::connection(log);
 }
 
-/// Relays a connection to the address that it was made to, which is not a Service's.
-async fn relay_to_address(downstream: &Rc<Downstream>, stream: Prefixed) {
+/// Relays a connection to an address that is not a Service's.
+async fn relay_to_address(downstream: &Rc<Downstream>, stream: Prefixed, address: SocketAddr) {
     let shared = &downstream.worker.shared;
     let mut log = ConnectionLog::new(downstream);
-    log.endpoint = Some(downstream.destination);
-    match reach(&downstream.worker, downstream.destination).await {
+    log.endpoint = Some(address);
+    match reach(&downstream.worker, address).await {
         Ok(Reached { stream: upstream, security, identity }) => {
             (log.security, log.server) = (security, identity.map(Box::new));
             log.relayed(tcp::relay(stream.into_end(), upstream.into(), shared.timeouts.idle, &shared.drain).await);

@@ -33,6 +33,8 @@ use weft_identity::{SpiffeId, TrustBundle, TrustDomain, UnixTime, pem, request};
 mod hostile;
 #[path = "mtls/modes.rs"]
 mod modes;
+#[path = "mtls/pods.rs"]
+mod pods;
 #[path = "mtls/streams.rs"]
 mod streams;
 
@@ -109,14 +111,29 @@ impl Proxy {
         private: Value,
         environment: &[(&str, &str)],
     ) -> Self {
+        Self::spawn(inbound, json!({"application": application}), identity, private, environment)
+    }
+
+    /// Starts a proxy that connects its outbound connections to an address, as if clients had connected there.
+    fn to(destination: SocketAddr, identity: Option<&Path>, private: Value) -> Self {
+        Self::spawn(free_address(), json!({"destination": destination}), identity, private, &[])
+    }
+
+    /// `local`: the settings of a proxy outside of a pod, without its ports.
+    fn spawn(
+        inbound: SocketAddr,
+        mut local: Value,
+        identity: Option<&Path>,
+        private: Value,
+        environment: &[(&str, &str)],
+    ) -> Self {
         let (outbound, metrics) = (free_address(), free_address());
         let folder = folder();
         write(&folder, "i.shop.json", &private.to_string());
         write(&folder, "x.shop.json", "{}");
-        let local = json!({
-            "outboundPort": outbound.port(), "inboundPort": inbound.port(), "metricsPort": metrics.port(),
-            "application": application
-        });
+        for (name, address) in [("outboundPort", outbound), ("inboundPort", inbound), ("metricsPort", metrics)] {
+            local[name] = json!(address.port());
+        }
         let mut command = Command::new(env!("CARGO_BIN_EXE_weft-proxy"));
         command.env_clear().stdin(Stdio::null()).envs([
             ("WEFT_NAMESPACE", "shop"),

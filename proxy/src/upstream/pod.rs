@@ -71,7 +71,9 @@ pub(crate) async fn reach(worker: &Worker, address: SocketAddr) -> Result<Reache
             Ok(stream) => return Ok(Reached { security: endpoint.security(stream.is_tls()), stream, identity }),
             Err(error) => error,
         };
-        let is_other = matches!(error, LeaseError::WrongIdentity(_) | LeaseError::Handshake(_));
+        // A pod without a proxy may refuse a handshake, or wait for more of it.
+        let is_other =
+            matches!(error, LeaseError::WrongIdentity(_) | LeaseError::Handshake(_) | LeaseError::Timeout(_));
         let next = if is_other && is_first { shared.store.find_successor(address, &occupant).await } else { None };
         let Some(next) = next else { return Err(failed(address, error)) };
         (occupant, is_first) = (next, false);
