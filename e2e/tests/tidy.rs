@@ -181,7 +181,7 @@ const ORDERS: [Order; 6] = [
             &["downstream", "http/mirror", "telemetry/sweep", "upstream/fallback", "upstream/health"],
             &["judge"],
             &["listener", "telemetry/access", "upstream/connect"],
-            &["http/guard"],
+            &["http/guard", "upstream/pod"],
             &["http/response_body"],
             &["http/respond", "http/upgrade"],
             &["http/attempt", "http/requests", "http/streams", "http/tunnel"],

@@ -120,7 +120,7 @@ pub async fn start(
         SourceChoice::Kubernetes => Source::kubernetes()?,
         SourceChoice::Directory(path) => Source::Directory(path),
     };
-    let (pod_ips, application) = (pod.ips.clone(), pod.application);
+    let (pod_ips, application, destination) = (pod.ips.clone(), pod.application, pod.destination);
     let cache = matches!(source, Source::Kubernetes(_)).then_some(cache);
     let slot = Arc::new(Slot::new(identity.is_some()));
     let trust = match identity {
@@ -177,6 +177,7 @@ pub async fn start(
         opaque_ports,
         pod_ips,
         application,
+        destination,
         tls,
         identity: slot,
         own_ports,

@@ -81,6 +81,9 @@ pub struct Pod {
     pub port_names: BTreeMap<String, u16>,
     /// Outside of a pod: the destination of connections made to the inbound port itself. None: they are refused.
     pub application: Option<SocketAddr>,
+    /// Outside of a pod: the destination of connections made to the outbound port itself, if no Service has its address.
+    /// None: they are refused.
+    pub destination: Option<SocketAddr>,
 }
 
 /// The source of configuration.
@@ -164,7 +167,7 @@ impl Bootstrap {
         let (mut ports, mut tls, mut token) = (Ports::default(), None, contract::IDENTITY_TOKEN_FILE.into());
         if let Some(local) = json::<Local>(contract::ENV_LOCAL)? {
             (ports, tls) = (local_ports(&local, &source)?, local_tls(&local)?);
-            pod.application = local.application;
+            (pod.application, pod.destination) = (local.application, local.destination);
             token = local.token.unwrap_or(token);
         }
         let identity = identity_from_env(&pod, token)?;
@@ -214,6 +217,7 @@ impl Pod {
             labels: required_in_pod(source, contract::ENV_POD_LABELS, json(contract::ENV_POD_LABELS)?)?,
             port_names: json(contract::ENV_PORT_NAMES)?.unwrap_or_default(),
             application: None,
+            destination: None,
         })
     }
 }

@@ -44,6 +44,8 @@ mod hostile;
 mod http_details;
 #[path = "mtls/modes.rs"]
 mod modes;
+#[path = "mtls/pods.rs"]
+mod pods;
 #[path = "mtls/renewal.rs"]
 mod renewal;
 #[path = "mtls/reuse.rs"]
@@ -149,15 +151,37 @@ impl Proxy {
         private: Value,
         environment: &[(&str, &str)],
     ) -> Self {
+        Self::spawn(inbound, json!({"application": application}), identity, private, environment)
+    }
+
+    /// Starts a proxy that connects its outbound connections to an address, as if clients had connected there.
+    fn to(destination: SocketAddr, identity: Option<&Path>, private: Value) -> Self {
+        Self::spawn(free_address(), json!({"destination": destination}), identity, private, &[])
+    }
+
+    /// `local`: the settings of a proxy outside of a pod, without its ports.
+    fn spawn(
+        inbound: SocketAddr,
+        mut local: Value,
+        identity: Option<&Path>,
+        private: Value,
+        environment: &[(&str, &str)],
+    ) -> Self {
         let [outbound, metrics, health, admin] = [(); 4].map(|()| free_address());
         let folder = folder();
         write(&folder, "i.shop.json", &private.to_string());
         write(&folder, "x.shop.json", "{}");
         write(&folder, "token", fake::TOKEN);
-        let local = json!({
-            "outboundPort": outbound.port(), "inboundPort": inbound.port(), "metricsPort": metrics.port(),
-            "healthPort": health.port(), "adminPort": admin.port(), "application": application, "token": folder.join("token")
-        });
+        local["token"] = json!(folder.join("token"));
+        for (name, address) in [
+            ("outboundPort", outbound),
+            ("inboundPort", inbound),
+            ("metricsPort", metrics),
+            ("healthPort", health),
+            ("adminPort", admin),
+        ] {
+            local[name] = json!(address.port());
+        }
         let mut command = Command::new(env!("CARGO_BIN_EXE_weft-proxy"));
         command.env_clear().stdin(Stdio::null()).envs([
             ("WEFT_NAMESPACE", "shop"),

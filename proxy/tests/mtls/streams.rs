@@ -19,7 +19,7 @@ fn bulk() -> Vec<u8> {
 }
 
 /// Sends bulk through an echo and back, then the end of the stream.
-async fn echoes(stream: impl AsyncRead + AsyncWrite) {
+pub(crate) async fn echoes(stream: impl AsyncRead + AsyncWrite) {
     let (mut read, mut write) = tokio::io::split(stream);
     let sent = bulk();
     let sending = async {
@@ -32,6 +32,7 @@ async fn echoes(stream: impl AsyncRead + AsyncWrite) {
     assert!(received == sent, "{} of {} bytes, or others", received.len(), sent.len());
 }
 
+/// Sends back what it receives.
 pub(crate) async fn echo(mut stream: TcpStream) {
     let (mut read, mut write) = stream.split();
     let _ = tokio::io::copy(&mut read, &mut write).await;
