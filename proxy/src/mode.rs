@@ -19,7 +19,7 @@ use crate::value::CompileError;
 const MAPPED_BITS: u8 = 96;
 
 /// The modes of this pod's ports.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub(crate) struct Modes {
     /// Of ports that no policy names.
     otherwise: Plaintext,

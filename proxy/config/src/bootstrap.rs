@@ -180,11 +180,15 @@ pub struct Local {
     pub health_port: u16,
     /// Destination of connections to the inbound port. Absent: they are refused.
     pub application: Option<SocketAddr>,
+    /// Destination of connections to the outbound port that is no Service's. Absent: they are refused.
+    pub destination: Option<SocketAddr>,
     /// The file with the certificate for the inbound port and its issuers, in PEM. Clients must speak TLS 1.3 or 1.2;
     /// the application gets the decrypted HTTP/1.1, HTTP/2 or TCP. Absent: TLS is not terminated.
     pub certificate: Option<PathBuf>,
     /// The file with the private key, in PEM. Certificate and key are set together.
     pub key: Option<PathBuf>,
+    /// Instead of [`IDENTITY_TOKEN_FILE`].
+    pub token: Option<PathBuf>,
 }
 
 /// The path on [`HEALTH_PORT`] of the probe with this key.

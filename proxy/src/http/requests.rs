@@ -22,10 +22,11 @@ use weft_codec::http1::wire::{ReadError, Wire};
 
 use super::from_client::{BodyReader, FromClient};
 use super::incoming::Incoming;
-use super::response_body::{Handover, ResponseBody};
+use super::response_body::{Handover, RefusedError, ResponseBody};
 use super::watch::{ConnectionTimers, Ended, TimedStream};
 use super::{date, head, respond};
 use crate::downstream::Downstream;
+use crate::judge;
 use crate::tcp::End;
 use crate::telemetry::access;
 
@@ -76,7 +77,8 @@ where
         let draining = Cell::new(false);
         let idle_wire = Rc::downgrade(&wire);
         let mut serving = pin!(serve_requests(wire, &downstream, &draining, &service));
-        let ended = timers.run(serving.as_mut(), &downstream.worker.shared.drain, &draining).await;
+        let ended =
+            timers.run(serving.as_mut(), &downstream.worker.shared.drain, &draining, downstream.changes()).await;
         if ended == Ended::TimedOut
             && timers.is_idle()
             && let Some(wire) = idle_wire.upgrade()
@@ -95,12 +97,16 @@ async fn serve_requests<F, R>(
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Response<ResponseBody>>,
 {
+    let seen = Cell::new(downstream.worker.changes.seen());
     let last_action = loop {
         if wire.has_buffered() {
             // The head arrived during the previous request; its timeout starts now.
             wire.with(|stream| stream.head_started());
         }
         let head = poll_fn(|cx| {
+            if judge::is_over(downstream, &seen) {
+                draining.set(true);
+            }
             let head = wire.poll_head(cx, parse::request);
             // Drained between requests: no response is pending.
             if head.is_pending() && draining.get() && !wire.has_buffered() { Poll::Ready(None) } else { head.map(Some) }
@@ -239,6 +245,9 @@ fn poll_response_and_upload(
     is_upload_first: &mut bool,
     cx: &mut Context<'_>,
 ) -> Poll<Result<(), WriteError>> {
+    if response.body_mut().is_refused() {
+        return Poll::Ready(Err(WriteError::Body(Some(RefusedError.into()))));
+    }
     *is_upload_first = !*is_upload_first;
     let before = if *is_upload_first { response.body_mut().poll_upload(cx) } else { Poll::Pending };
     let sent = response.poll_send(wire, cx)?;

@@ -21,6 +21,7 @@ use super::response_body::{Handover, ResponseBody};
 use super::watch::{ConnectionTimers, TimedStream};
 use super::{CONNECTION_WINDOW, STREAM_WINDOW, date, respond};
 use crate::downstream::Downstream;
+use crate::judge;
 use crate::telemetry::{access, alive};
 
 /// Limits of one downstream connection.
@@ -62,7 +63,7 @@ where
     async move {
         let draining = Cell::new(false);
         let mut accepting = pin!(accept(connection, &timers, &downstream, &draining, &service));
-        timers.run(accepting.as_mut(), &downstream.worker.shared.drain, &draining).await;
+        timers.run(accepting.as_mut(), &downstream.worker.shared.drain, &draining, downstream.changes()).await;
     }
 }
 
@@ -77,9 +78,17 @@ async fn accept<F, R>(
     R: Future<Output = Response<ResponseBody>> + 'static,
 {
     let mut is_shutting_down = false;
+    let seen = Cell::new(downstream.worker.changes.seen());
     let mut timer: Option<Pin<Box<Sleep>>> = None;
     loop {
         let accepted = poll_fn(|cx| {
+            if downstream.worker.changes.seen() != seen.get() {
+                // Each judges its request again.
+                connection.wake_streams();
+            }
+            if judge::is_over(downstream, &seen) {
+                draining.set(true);
+            }
             if draining.get() && !is_shutting_down {
                 is_shutting_down = true;
                 connection.graceful_shutdown();
@@ -146,6 +155,10 @@ impl<R: Future<Output = Response<ResponseBody>>> Future for Stream<R> {
             }
         }
         let Self::Sending(pipe) = &mut *self else { return Poll::Ready(()) };
+        if pipe.body_mut().is_refused() {
+            pipe.reset(Reason::INADEQUATE_SECURITY);
+            return Poll::Ready(());
+        }
         // Polled even if the client does not read the response: it may send all of its request first.
         let uploaded = pipe.body_mut().poll_upload(cx);
         match ready!(pipe.poll_send(cx)) {

@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 
 use crate::*;
 
+/// ID-13
 #[tokio::test(flavor = "multi_thread")]
 async fn id_13_plaintext_passes_in_permissive_mode_and_is_classed() {
     let ca = Ca::new("cluster.local");
@@ -29,6 +30,7 @@ async fn id_13_plaintext_passes_in_permissive_mode_and_is_classed() {
     assert_eq!(client.events(2).await[1]["plaintext"], "excluded");
 }
 
+/// ID-13
 #[tokio::test(flavor = "multi_thread")]
 async fn id_13_strict_server_refuses_plaintext() {
     let ca = Ca::new("cluster.local");
@@ -55,7 +57,7 @@ async fn id_13_strict_server_refuses_plaintext() {
     assert_eq!(server.sum("weft_tcp_connections_total", &["reason=\"plaintext-refused\""]).await, 3);
 }
 
-/// Also if the document loses the endpoint's identity, and for connections that are open already.
+/// ID-13: also if the document loses the endpoint's identity, and for connections that are open already.
 #[tokio::test(flavor = "multi_thread")]
 async fn id_13_strict_client_never_sends_plaintext() {
     let ca = Ca::new("cluster.local");
@@ -86,7 +88,7 @@ async fn id_13_strict_client_never_sends_plaintext() {
     assert_eq!(client.get(&[]).await.0, 200, "with an identity again");
 }
 
-/// A proxy that expects a certificate and has none does not fall back to plaintext, in no mode.
+/// ID-12: a proxy that expects a certificate and has none does not fall back to plaintext, in no mode.
 #[tokio::test(flavor = "multi_thread")]
 async fn id_12_nothing_is_sent_before_the_first_certificate() {
     let ca = Ca::new("cluster.local");
@@ -136,7 +138,7 @@ async fn health_checks_prove_who_they_are() {
     assert_eq!(server.sum("weft_requests_total", &["plaintext-refused"]).await, 0);
 }
 
-/// Files that are half written, or of another key, change nothing; a renewed certificate is used at once, and open
+/// ID-05: files that are half written, or of another key, change nothing; a renewed certificate is used at once, and open
 /// connections go on.
 #[tokio::test(flavor = "multi_thread")]
 async fn id_05_last_good_identity_stays_in_use() {
@@ -168,10 +170,60 @@ async fn id_05_last_good_identity_stays_in_use() {
         write(&identity, name, &good);
         tokio::time::sleep(Duration::from_millis(150)).await;
     }
+    for name in ["bundle.json", "tls.crt", "tls.key"] {
+        let good = std::fs::read_to_string(identity.join(name)).expect("a file");
+        let refused = server.log().matches("identity refused").count();
+        std::fs::remove_file(identity.join(name)).expect("removed");
+        wait("it is refused", async || server.log().matches("identity refused").count() > refused).await;
+        assert_eq!(client.get(&[]).await.0, 200, "without {name}");
+        assert_eq!(reason(&get(server.inbound, &[]).await.1), "plaintext-refused", "without {name}");
+        write(&identity, name, &good);
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
     ca.write(&identity, BANK, UnixTime::now(), HOUR);
     let in_use = format!("\"id\":\"{BANK}\"");
     wait("the new one is in use", async || server.log().contains(&in_use)).await;
     assert_eq!(client.get(&[]).await.0, 200, "on the open connection");
+}
+
+/// ID-05: a proxy that finds no roots when it starts is not ready, and accepts no connection of another proxy: it is never
+/// one that demands no certificate. ID-10: without fingerprints of the roots, it does not start.
+#[tokio::test(flavor = "multi_thread")]
+async fn id_05_proxy_without_roots_serves_nobody() {
+    let ca = Ca::new("cluster.local");
+    let (application, heads) = application().await;
+    let client = Proxy::ready(free_address(), Some(&ca.identity(CART)), json!({})).await;
+    for (desc, bundle) in [
+        ("no file", None),
+        ("an empty file", Some("")),
+        ("no trust domain", Some(r#"{"domains":{}}"#)),
+        ("no root", Some(r#"{"domains":{"cluster.local":[]}}"#)),
+        (
+            "a damaged root",
+            Some(r#"{"domains":{"cluster.local":["-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"]}}"#),
+        ),
+        ("half of the file", Some(r#"{"domains":{"cluster.local":["-----BEGIN CERT"#)),
+    ] {
+        let identity = ca.identity(WEB);
+        std::fs::remove_file(identity.join("bundle.json")).expect("removed");
+        if let Some(bundle) = bundle {
+            write(&identity, "bundle.json", bundle);
+        }
+        let server = Proxy::start(application, Some(&identity), strict("inbound"));
+        wait("it is refused", async || server.log().contains("identity refused")).await;
+        assert!(server.page("/readyz").await.starts_with("HTTP/1.1 503 "), "{desc}");
+        client.export(json!([endpoint(server.inbound, Some("web"))])).await;
+        wait("it accepts connections", async || TcpStream::connect(server.inbound).await.is_ok()).await;
+        let (status, headers, body) = client.get(&[]).await;
+        assert_eq!(status, 503, "{desc}: {} {body}", reason(&headers));
+    }
+    assert!(heads.lock().expect("not poisoned").is_empty());
+
+    let (root, no_roots) = (Root::new(), [("WEFT_ROOTS", "")]);
+    let authority = Fake::start(&root, fake::Behaviour::new(&root)).await;
+    let mut proxy = Proxy::certified(&authority, &root, "web", application, json!({}), &no_roots);
+    let status = tokio::task::block_in_place(|| proxy.child.wait()).expect("it ends");
+    assert_eq!((status.success(), authority.requests()), (false, 0));
 }
 
 /// The private document of a Strict namespace that declares a port for plaintext from these addresses.
@@ -317,4 +369,59 @@ async fn plaintext_callers_are_reported_and_no_others() {
     drop(plain);
     wait("the connection ends", async || callers(&server).await == caller(0)).await;
     assert_eq!(server.sum("weft_requests_total", &["plaintext=\"permissive\""]).await, 3);
+}
+
+/// Of a port that becomes Strict, and of no other connection: requests in flight, idle HTTP/1.1 and HTTP/2 connections,
+/// and TCP.
+#[tokio::test(flavor = "multi_thread")]
+async fn id_13_plaintext_connections_end_within_2_s_when_their_port_becomes_strict() {
+    let ca = Ca::new("cluster.local");
+    let (application, _) = application().await;
+    let (client, server) = pair(&ca, application, json!({})).await;
+    let mut idle = TcpStream::connect(server.inbound).await.expect("connects");
+    idle.write_all(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n").await.expect("sent");
+    assert!(idle.read(&mut [0; 4096]).await.is_ok_and(|count| count > 0));
+    let mut uploading = TcpStream::connect(server.inbound).await.expect("connects");
+    uploading.write_all(b"POST / HTTP/1.1\r\nhost: web\r\ncontent-length: 9\r\n\r\n").await.expect("sent");
+    let http2 = TcpStream::connect(server.inbound).await.expect("connects");
+    let (mut sender, http2) = h2::client::handshake(http2).await.expect("HTTP/2");
+    let http2 = tokio::spawn(http2);
+    let request = Request::get("http://web/").body(()).expect("a request");
+    let (response, _) = sender.send_request(request, true).expect("sent");
+    assert_eq!(response.await.expect("a response").status(), 200);
+    let mut mutual = TcpStream::connect(client.outbound).await.expect("connects");
+    mutual.write_all(b"POST / HTTP/1.1\r\nhost: web\r\ncontent-length: 2\r\n\r\no").await.expect("sent");
+
+    let (echo, _) = raw_application(async |mut stream: TcpStream| {
+        let mut bytes = [0; 64];
+        while let Ok(count @ 1..) = stream.read(&mut bytes).await {
+            let _ = stream.write_all(&bytes[..count]).await;
+        }
+    })
+    .await;
+    let tcp = Proxy::ready(echo, Some(&ca.identity(WEB)), json!({})).await;
+    let mut relayed = TcpStream::connect(tcp.inbound).await.expect("connects");
+    relayed.write_all(b"\0\x01").await.expect("sent");
+    relayed.read_exact(&mut [0; 2]).await.expect("an echo");
+
+    let open = async || server.sum("weft_downstream_connections_open", &["inbound"]).await;
+    wait("the upload has begun", async || server.sum("weft_requests_in_flight", &[]).await > 0 || open().await >= 4)
+        .await;
+    let begun = Instant::now();
+    write(&server.folder, "i.shop.json", &strict("inbound").to_string());
+    write(&tcp.folder, "i.shop.json", &strict("inbound").to_string());
+    let mut rest = Vec::new();
+    for (desc, stream) in [("idle", &mut idle), ("TCP", &mut relayed), ("in flight", &mut uploading)] {
+        let _ = tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut rest)).await.expect("it ends");
+        assert!(begun.elapsed() < Duration::from_secs(2), "{desc}: {:?}", begun.elapsed());
+    }
+    drop((idle, uploading, relayed));
+    tokio::time::timeout(TIMEOUT, http2).await.expect("it ends").expect("no panic").expect("GOAWAY, and no error");
+    assert!(begun.elapsed() < Duration::from_secs(2), "HTTP/2: {:?}", begun.elapsed());
+    assert_eq!(tcp.sum("weft_tcp_connections_total", &["reason=\"plaintext-refused\""]).await, 1);
+
+    mutual.write_all(b"k").await.expect("sent");
+    let count = mutual.read(&mut [0; 12]).await.expect("a response");
+    assert_eq!(count, 12, "mutual TLS goes on");
+    assert_eq!(client.get(&[]).await.0, 200);
 }

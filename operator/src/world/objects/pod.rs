@@ -17,6 +17,10 @@ use super::port::is_tcp;
 /// The service account of pods that name none.
 const DEFAULT_ACCOUNT: &str = "default";
 
+/// Ranges of excluded ports that a pod may have in a document of pods. One with more is called as if it had no identity:
+/// it cannot make the document too large for the other pods in it.
+const EXCLUDED_MAX: usize = 64;
+
 /// The kubelet's annotation on the mirror of a static pod.
 const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 
@@ -40,7 +44,7 @@ pub struct Pod {
     /// Its proxy proves the identity of its service account. Without one, it may have a proxy all the same.
     pub has_identity: bool,
     /// The addresses at which its proxy proves its identity: from when Kubernetes has assigned them, so also before it
-    /// is ready, until it has ended. Empty for other pods. Sorted.
+    /// is ready, until it has ended. Sorted; empty for other pods, and with more than 64 ranges of excluded ports.
     pub identified: Vec<IpAddr>,
     /// When it was created, in seconds since 1970.
     pub created: i64,
@@ -211,6 +215,12 @@ impl Pod {
         self.identified.iter().copied().map(Prefix::of).collect()
     }
 
+    /// Whether `next` says the same of who is at which address.
+    pub fn has_same_identity(&self, next: &Self) -> bool {
+        let of = |pod: &Self| (pod.uid.clone(), pod.service_account.clone(), pod.created, pod.deleting);
+        (&self.identified, &self.excluded) == (&next.identified, &next.excluded) && of(self) == of(next)
+    }
+
     /// Whether its proxy forwards connections to this port as opaque TCP.
     pub fn is_opaque(&self, port: u16) -> bool {
         match &self.opaque {
@@ -253,6 +263,8 @@ impl From<RawPod> for Pod {
         let marked = annotated || label(&metadata, names::PROXY_VERSION_LABEL).is_some();
         let has_proxy = marked || proxy(&spec).is_some();
         let has_identity = has_proxy && !spec.host_network && has_identity(&spec);
+        let excluded = excluded(&spec);
+        let is_identified = has_identity && !has_ended(&status) && excluded.len() <= EXCLUDED_MAX;
         let has_zone_label = label(&metadata, bootstrap::ZONE_LABEL).is_some_and(|zone| !zone.is_empty());
         Self {
             key: key(&metadata),
@@ -262,9 +274,9 @@ impl From<RawPod> for Pod {
             has_proxy,
             addresses: if has_ended(&status) { Vec::new() } else { addresses(&status) },
             has_identity,
-            identified: if has_identity && !has_ended(&status) { addresses(&status) } else { Vec::new() },
+            identified: if is_identified { addresses(&status) } else { Vec::new() },
             created: metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
-            excluded: excluded(&spec),
+            excluded,
             opaque: opaque(&spec),
             host_network: spec.host_network,
             ports: ports(&spec),
@@ -315,11 +327,24 @@ fn addresses(status: &RawPodStatus) -> Vec<IpAddr> {
     addresses
 }
 
-/// Ports that are excluded from redirection, from the arguments that the injector gave to the init container.
+/// Ports that are excluded from redirection, from the arguments that the injector gave to the init container, in as few
+/// ranges as possible, sorted.
 fn excluded(spec: &RawPodSpec) -> Vec<PortRange> {
     let containers = containers(spec).filter(|container| is_ours(container));
     let arguments = containers.flat_map(|container| &container.args);
-    ranges(arguments.filter_map(|argument| argument.strip_prefix("--exclude-inbound-ports=")))
+    merged(ranges(arguments.filter_map(|argument| argument.strip_prefix("--exclude-inbound-ports="))))
+}
+
+fn merged(mut ranges: Vec<PortRange>) -> Vec<PortRange> {
+    ranges.sort_unstable();
+    ranges.dedup_by(|next, previous| {
+        let touches = u32::from(next.first.get()) <= u32::from(previous.last.get()) + 1;
+        if touches {
+            previous.last = previous.last.max(next.last);
+        }
+        touches
+    });
+    ranges
 }
 
 /// Ports that are declared opaque, from the environment that the injector gave to the proxy; `None` if it gave none.
@@ -393,6 +418,26 @@ impl From<&RawPodStatus> for Readiness {
             (true, _) => Self::Ready,
             (false, true) if ready.is_some() && !gated => Self::Lost,
             (false, _) => Self::NotReady,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn excluded_ports_are_merged() {
+        for (given, expected) in [
+            (&[][..], &[][..]),
+            (&["22", "22"], &["22"]),
+            (&["8000-8010", "22", "8005-8020", "8021"], &["22", "8000-8021"]),
+            (&["1-65535", "65535", "80"], &["1-65535"]),
+            (&["80", "82"], &["80", "82"]),
+        ] {
+            let read =
+                |ranges: &[&str]| -> Vec<PortRange> { ranges.iter().map(|range| range.parse().unwrap()).collect() };
+            assert_eq!(merged(read(given)), read(expected), "{given:?}");
         }
     }
 }
