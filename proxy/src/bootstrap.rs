@@ -164,12 +164,13 @@ impl Bootstrap {
             Some(value) => parse_source(&value)?,
         };
         let mut pod = Pod::from_env(&source)?;
-        let (mut ports, mut tls) = (Ports::default(), None);
+        let (mut ports, mut tls, mut token) = (Ports::default(), None, contract::IDENTITY_TOKEN_FILE.into());
         if let Some(local) = json::<Local>(contract::ENV_LOCAL)? {
             (ports, tls) = (local_ports(&local, &source)?, local_tls(&local)?);
             (pod.application, pod.destination) = (local.application, local.destination);
+            token = local.token.unwrap_or(token);
         }
-        let identity = identity_from_env(&pod)?;
+        let identity = identity_from_env(&pod, token)?;
         Ok(Self {
             pod,
             workers: parsed(contract::ENV_WORKERS)?.unwrap_or(1usize).clamp(1, 256),
@@ -293,11 +294,11 @@ fn parse_source(value: &str) -> Result<Source, Error> {
     }
 }
 
-fn identity_from_env(pod: &Pod) -> Result<Option<identity::source::Source>, Error> {
+fn identity_from_env(pod: &Pod, token: PathBuf) -> Result<Option<identity::source::Source>, Error> {
     match (variable(contract::ENV_IDENTITY), variable(contract::ENV_IDENTITY_URL)) {
         (None, None) => Ok(None),
         (Some(value), None) => parse_identity(&value).map(Some),
-        (None, Some(url)) => ca_from_env(pod, &url).map(identity::source::Source::Ca).map(Some),
+        (None, Some(url)) => ca_from_env(pod, &url, token).map(identity::source::Source::Ca).map(Some),
         (Some(value), Some(_)) => {
             let reason = format!("only allowed without {}", contract::ENV_IDENTITY_URL);
             Err(invalid(contract::ENV_IDENTITY, &value, reason))
@@ -312,9 +313,8 @@ fn parse_identity(value: &str) -> Result<identity::source::Source, Error> {
     }
 }
 
-fn ca_from_env(pod: &Pod, url: &str) -> Result<CaSettings, Error> {
-    let client = Authority::new(url, contract::IDENTITY_TOKEN_FILE.into())
-        .map_err(|error| invalid(contract::ENV_IDENTITY_URL, url, error))?;
+fn ca_from_env(pod: &Pod, url: &str, token: PathBuf) -> Result<CaSettings, Error> {
+    let client = Authority::new(url, token).map_err(|error| invalid(contract::ENV_IDENTITY_URL, url, error))?;
     let domain: TrustDomain = required(contract::ENV_TRUST_DOMAIN)?;
     let id = SpiffeId::new(domain, &pod.namespace, &pod.service_account)
         .map_err(|error| invalid(contract::ENV_SERVICE_ACCOUNT, &pod.service_account, error))?;

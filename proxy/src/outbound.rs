@@ -5,6 +5,7 @@ mod action;
 mod filters;
 mod requests;
 
+use std::future::pending;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -290,7 +291,9 @@ async fn relay_tcp(
         Ok(Connected { endpoint, stream: upstream, security }) => {
             (log.endpoint, log.security) = (Some(endpoint), security);
             log.via = (Some(endpoint) == cluster.address).then_some(access::SERVICE_ADDRESS);
-            log.relayed(tcp::relay(stream.into_end(), upstream.into(), shared.timeouts.idle, &shared.drain).await);
+            log.relayed(
+                tcp::relay(stream.into_end(), upstream.into(), shared.timeouts.idle, &shared.drain, pending()).await,
+            );
         }
         Err(NotConnected { reason, endpoint, error }) => {
             (log.endpoint, log.reason) = (endpoint, Some(reason));
@@ -308,7 +311,8 @@ async fn relay_to_address(downstream: &Rc<Downstream>, stream: Prefixed, address
     match reach(&downstream.worker, address).await {
         Ok(Reached { stream: upstream, security, identity }) => {
             (log.security, log.server) = (security, identity.map(Box::new));
-            log.relayed(tcp::relay(stream.into_end(), upstream.into(), shared.timeouts.idle, &shared.drain).await);
+            let upstream = upstream.into();
+            log.relayed(tcp::relay(stream.into_end(), upstream, shared.timeouts.idle, &shared.drain, pending()).await);
         }
         Err(NotConnected { reason, error, .. }) => {
             (log.reason, log.error) = (Some(reason), error.map(Into::into));

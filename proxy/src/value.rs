@@ -37,7 +37,7 @@ pub(crate) enum CompileError {
     /// An address in a document of pods is that of another prefix.
     #[error("{address} is not in {prefix}")]
     Address { address: IpAddr, prefix: Prefix },
-    /// A service account of an endpoint or a pod is not a name of one.
+    /// The service account of an endpoint, a pod or a caller is not a name of one.
     #[error("invalid service account: {0}")]
     Account(#[source] weft_identity::id::Error),
     /// The weights of a rule's backends sum to 0.

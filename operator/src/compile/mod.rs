@@ -27,6 +27,7 @@ mod policy;
 mod precedence;
 mod route;
 mod service;
+mod source;
 mod unused;
 mod value;
 
@@ -89,7 +90,7 @@ pub fn compile(world: &World, name: &str) -> Compiled {
             port.routes = tables.remove(&route::ServicePortKey::new(name, &service.name, port.port));
         }
     }
-    compiled.inbound.policies = policy::compile(namespace, &mut compiled.objects);
+    compiled.inbound.policies = policy::compile(world, namespace, &mut compiled.objects);
     compiled.inbound.relabelled = policy::relabelled(namespace, &compiled.inbound.policies);
     compiled.inbound.zones = zones(world, namespace);
     compiled.inbound.routes = tables.into_iter().map(|(port_key, table)| port_key.consumer(table)).collect();

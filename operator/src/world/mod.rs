@@ -58,11 +58,17 @@ impl World {
     pub fn observe(&mut self, event: Event) -> Touched {
         let mut touched = Touched::default();
         match event {
-            Event::Namespace(change) => self.observe_namespace(change, &mut touched),
+            Event::Namespace(change) => {
+                self.observe_namespace(change, &mut touched);
+                self.touch_those_that_name(&mut touched);
+            }
             Event::Service(change) => self.observe_stored(change, |all| &mut all.services, &mut touched),
             Event::Pod(change) => self.observe_stored(change, |all| &mut all.pods, &mut touched),
             Event::Slice(change) => self.observe_stored(change, |all| &mut all.slices, &mut touched),
-            Event::Account(change) => self.observe_stored(change, |all| &mut all.accounts, &mut touched),
+            Event::Account(change) => {
+                self.observe_stored(change, |all| &mut all.accounts, &mut touched);
+                self.touch_those_that_name(&mut touched);
+            }
             Event::Node(change) => self.observe_node(change, &mut touched),
             Event::Route(change) => self.observe_stored(change, |all| &mut all.routes, &mut touched),
             Event::Cluster(change) => self.observe_stored(change, |all| &mut all.clusters, &mut touched),
@@ -437,6 +443,14 @@ impl World {
         touched
             .scopes
             .extend(self.namespaces.iter().filter(|(_, namespace)| on(namespace)).map(|(name, _)| name.clone()));
+    }
+
+    /// Marks the namespaces whose policies name callers of the marked ones: their conditions say whether these exist.
+    fn touch_those_that_name(&self, touched: &mut Touched) {
+        let names = |namespace: &Namespace| namespace.callers().any(|caller| touched.scopes.contains(caller));
+        let concerned: Vec<String> =
+            self.namespaces.iter().filter(|(_, namespace)| names(namespace)).map(|(name, _)| name.clone()).collect();
+        touched.scopes.extend(concerned);
     }
 
     fn remove_if_empty(&mut self, name: &str) {

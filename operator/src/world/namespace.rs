@@ -119,6 +119,18 @@ impl Namespace {
         });
         of_mesh.chain(of_gateway)
     }
+
+    /// Other namespaces whose service accounts its policies name.
+    pub(super) fn callers(&self) -> impl Iterator<Item = &str> {
+        let specs = self.policies.values().filter_map(|policy| policy.spec.as_ref().ok());
+        let rules = specs.flat_map(|spec| &spec.authorization.rules);
+        rules.flat_map(|rule| rule.from.iter().flatten()).flat_map(|source| {
+            let accounts = source.service_accounts.iter().chain(&source.not_service_accounts);
+            let of_accounts = accounts.filter_map(|account| Some(account.split_once('/')?.0));
+            let namespaces = source.namespaces.iter().chain(&source.not_namespaces).map(String::as_str);
+            of_accounts.chain(namespaces)
+        })
+    }
 }
 
 /// Adds a name to an index, or removes it.

@@ -185,6 +185,8 @@ pub struct Local {
     pub certificate: Option<PathBuf>,
     /// The file with the private key, in PEM. Certificate and key are set together.
     pub key: Option<PathBuf>,
+    /// Instead of [`IDENTITY_TOKEN_FILE`].
+    pub token: Option<PathBuf>,
 }
 
 /// The path on [`HEALTH_PORT`] of the probe with this key.

@@ -35,7 +35,7 @@ pub use export::{
 };
 pub use filters::*;
 pub use inbound::{
-    Action as PolicyAction, AuthorizationRule, ConsumerRoutes, Inbound, Mtls, MtlsMode, Policy, PortRef, Target,
+    Action as PolicyAction, AuthorizationRule, ConsumerRoutes, Inbound, Mtls, MtlsMode, Policy, PortRef, Source, Target,
 };
 pub use index::Index;
 pub use pods::{PodIdentity, Pods, Prefix, PrefixError};

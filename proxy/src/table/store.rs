@@ -118,6 +118,11 @@ impl Store {
         }
     }
 
+    /// Is notified of each later snapshot.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
     /// Replaces the snapshot. Only the updater does.
     pub(super) fn swap(&self, change: impl FnOnce(&Table) -> Table) {
         self.table.store(Arc::new(change(&self.table.load())));

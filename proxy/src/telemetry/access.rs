@@ -17,6 +17,7 @@ use weft_identity::SpiffeId;
 use super::RpcStatus;
 use super::handles::FinishedConnection;
 use crate::downstream::Downstream;
+use crate::judge::Refusal;
 use crate::reason::Reason;
 use crate::security::Security;
 use crate::tcp::{RelayError, Relayed};
@@ -186,6 +187,11 @@ impl ConnectionLog {
         }
     }
 
+    /// Records why the connection is not, or no longer, allowed.
+    pub(crate) fn refused(&mut self, refusal: &Refusal) {
+        (self.reason, self.rule_name) = (Some(refusal.reason()), refusal.rule_name().cloned());
+    }
+
     /// Records the result of the relay.
     pub(crate) fn relayed(&mut self, Relayed { sent, received, outcome }: Relayed) {
         (self.sent, self.received) = (sent, received);
@@ -196,6 +202,7 @@ impl ConnectionLog {
             RelayError::Upstream(error) if tls::is_refusal(&error) => (Reason::MtlsHandshake, Some(error)),
             RelayError::Upstream(error) => (Reason::UpstreamReset, Some(error)),
             RelayError::IdleTimeout => (Reason::IdleTimeout, None),
+            RelayError::Refused => (Reason::PolicyDenied, None),
             RelayError::Drained => (Reason::Draining, None),
         };
         (self.reason, self.error) = (Some(reason), error.map(Into::into));
