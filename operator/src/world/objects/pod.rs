@@ -17,9 +17,9 @@ use super::port::is_tcp;
 /// The service account of pods that name none.
 const DEFAULT_ACCOUNT: &str = "default";
 
-/// Ranges of excluded ports that a pod may have in a document of pods. One with more is called as if it had no identity:
-/// it cannot make the document too large for the other pods in it.
-const EXCLUDED_MAX: usize = 64;
+/// Ranges of excluded ports that a pod may have in a document of pods: as many as the injector accepts. One with more is
+/// called as if it had no identity: it cannot make the document too large for the other pods in it.
+const EXCLUDED_MAX: usize = 100;
 
 /// The kubelet's annotation on the mirror of a static pod.
 const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
@@ -44,7 +44,7 @@ pub struct Pod {
     /// Its proxy proves the identity of its service account. Without one, it may have a proxy all the same.
     pub has_identity: bool,
     /// The addresses at which its proxy proves its identity: from when Kubernetes has assigned them, so also before it
-    /// is ready, until it has ended. Sorted; empty for other pods, and with more than 64 ranges of excluded ports.
+    /// is ready, until it has ended. Sorted; empty for other pods, and with more than 100 ranges of excluded ports.
     pub identified: Vec<IpAddr>,
     /// When it was created, in seconds since 1970.
     pub created: i64,
