@@ -92,6 +92,8 @@ async fn rules_name_callers_of_tcp_connections_too() {
     let events = server.events(2).await;
     let denied: Vec<_> = events.iter().filter(is_denied).collect();
     assert_eq!(denied.len(), 1, "{events:?}");
+    let labels = ["reason=\"policy-denied\"", "source=\"MeshPolicy/shop/callers/0\""];
+    assert_eq!(server.sum("weft_tcp_connections_total", &labels).await, 1);
     assert_eq!((&denied[0]["src.identity"], &denied[0]["source"]), (&json!(BANK), &json!("MeshPolicy/shop/callers/0")));
 }
 
