@@ -51,6 +51,8 @@ pub(crate) struct Shared {
     pub(crate) pod_ips: Vec<IpAddr>,
     /// Destination of inbound connections that were not redirected. Only outside of a pod.
     pub(crate) application: Option<SocketAddr>,
+    /// Destination of outbound connections that were not redirected, and are to no Service. Only outside of a pod.
+    pub(crate) destination: Option<SocketAddr>,
     /// TLS for inbound connections. None: they are not terminated.
     pub(crate) tls: Option<Arc<ServerConfig>>,
     /// Who this pod is, for mutual TLS with other pods.

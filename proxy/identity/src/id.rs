@@ -205,6 +205,7 @@ mod tests {
 
     use super::*;
 
+    /// ID-03: one spelling for each identity.
     #[test]
     fn id_03_ids_that_are_not_canonical_are_refused() {
         let long_namespace = format!("spiffe://td/ns/{}/sa/b", "a".repeat(64));

@@ -296,7 +296,7 @@ async fn exchange(
     };
     let lease = lease.map_err(|error| match error {
         LeaseError::Overflow => Failure::Overflow,
-        LeaseError::NoCertificate => Failure::NoCertificate(error.to_string()),
+        LeaseError::NoCertificate(_) => Failure::NoCertificate(error.to_string()),
         other => Failure::Connect { connected: false, closing: false, reason: other.reason(), text: other.to_string() },
     })?;
     progress.leased.set(true);

@@ -12,6 +12,7 @@ use http::header::{HeaderMap, HeaderValue};
 use http::{Method, Uri, Version};
 use weft_codec::http1::parse::BadMessage;
 use weft_config::bootstrap::AccessLog;
+use weft_identity::SpiffeId;
 
 use super::RpcStatus;
 use super::handles::FinishedConnection;
@@ -59,6 +60,11 @@ pub(super) const FIELDS: &[(&str, &str, &str)] = &[
          `same-pod`: it does not leave the pod; `no-identity`: this proxy has none",
     ),
     ("src.identity", "both", "who the client is, by its certificate; inbound only"),
+    (
+        "dst.identity",
+        "connection",
+        "who the pod is, by its certificate; outbound, if the client connected to its address",
+    ),
     ("via", "both", "`service-address`: the Service's own address was used instead of an endpoint"),
     (
         "source",
@@ -100,6 +106,8 @@ pub(crate) struct ConnectionLog {
     pub(crate) endpoint: Option<SocketAddr>,
     /// Of the connection from downstream if that is from another pod, else of the one to upstream.
     pub(crate) security: Security,
+    /// Who is at the endpoint, if that is an address that the client connected to and has proven it.
+    pub(crate) server: Option<Box<SpiffeId>>,
     /// How the connection was routed, if not by picking an endpoint.
     pub(crate) via: Option<&'static str>,
     pub(crate) rule_name: Option<Arc<RuleName>>,
@@ -167,6 +175,7 @@ impl ConnectionLog {
             cluster: None,
             endpoint: None,
             security: downstream.security(),
+            server: None,
             via: None,
             rule_name: None,
             reason: None,
@@ -371,6 +380,7 @@ pub(crate) fn connection(note: ConnectionLog) {
         security = text(note.security.as_str()),
         plaintext = text(note.security.why()),
         src.identity = downstream.caller.get().map(|caller| tracing::field::display(&caller.id)),
+        dst.identity = note.server.as_ref().map(tracing::field::display),
         via = note.via,
         sent_bytes = note.sent,
         received_bytes = note.received,
