@@ -179,6 +179,31 @@ fn first_namespace_with_a_proxy_marks_those_with_routes() {
 }
 
 #[test]
+fn account_marks_the_namespaces_whose_policies_name_it() {
+    let policy = |namespace: &str, from: serde_json::Value| {
+        let rules = json!([{"action": "Deny", "from": from}]);
+        applied(&json!({
+            "kind": "MeshPolicy", "metadata": {"namespace": namespace, "name": "p"},
+            "spec": {"targetRef": {"kind": "Namespace"}, "authorization": {"rules": rules}}
+        }))
+    };
+    let account = json!({"kind": "ServiceAccount", "metadata": {"namespace": "bank", "name": "teller"}});
+    let mut world = World::default();
+    for name in ["shop", "lab", "bank", "farm"] {
+        world.observe(applied(&namespace(name)));
+    }
+    world.observe(policy("shop", json!([{"serviceAccounts": ["bank/teller"]}])));
+    world.observe(policy("lab", json!([{"notNamespaces": ["bank"]}])));
+    world.observe(policy("farm", json!([{"serviceAccounts": ["teller"]}, {"namespaces": ["shop"]}])));
+    assert_eq!(scopes(&world.observe(applied(&account))), ["bank", "lab", "shop"]);
+    assert_eq!(scopes(&world.observe(applied(&account))), [""; 0], "nothing changed");
+    assert_eq!(scopes(&world.observe(deleted(&account))), ["bank", "lab", "shop"]);
+    assert_eq!(scopes(&world.observe(applied(&namespace("x")))), ["x"], "no policy names it");
+    world.observe(policy("farm", json!([{"namespaces": ["baank"]}])));
+    assert_eq!(scopes(&world.observe(applied(&namespace("y")))), ["farm", "y"], "it may be the one that was meant");
+}
+
+#[test]
 fn deleted_namespace_leaves_nothing_behind() {
     let mut world = World::default();
     let objects = [namespace("a"), service("a", "x", "10.0.0.1"), pod("a", "p", json!({}))];

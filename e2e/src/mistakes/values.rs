@@ -224,6 +224,13 @@ fn of_clusters() -> Vec<Mistake> {
 fn of_policies() -> Vec<Mistake> {
     let policy = |name: &str, spec: &str| Mistake::new(name, apply(weft("MeshPolicy", "refused", spec)));
     let rules = "authorization: {rules: [{action: Deny}]}";
+    let caller = |name: &str, account: &str| {
+        let from = format!("from: [{{serviceAccounts: [\"{account}\"]}}]");
+        Mistake::new(name, apply(deny("refused", "kind: Namespace", &from))).refused(&[
+            "spec.authorization.rules[0].from[0].serviceAccounts[0]",
+            "must be a service account, as namespace/name, or as name in the policy's own namespace: shop/web, web",
+        ])
+    };
     vec![
         policy(
             "a Namespace as the target, with a name",
@@ -244,12 +251,19 @@ fn of_policies() -> Vec<Mistake> {
                 "supported values: \"Allow\", \"Deny\"",
             ]),
         policy("no rules", "targetRef: {kind: Namespace}, authorization: {rules: []}")
-            .refused(&["spec.authorization.rules", "should have at least 1 items"]),
+            .refused(&["spec.authorization", "give at least one rule, or default: Deny, which refuses everything"]),
         Mistake::new(
             "a caller's identity, as in Istio",
             apply(deny("refused", "kind: Namespace", "from: [{source: {principals: [shop]}}]")),
         )
-        .refused(&["unknown field \"spec.authorization.rules[0].from\""]),
+        .refused(&["unknown field \"spec.authorization.rules[0].from[0].source\""]),
+        caller("a caller as SPIFFE id", "spiffe://cluster.local/ns/shop/sa/web"),
+        caller("a caller as the user name of Kubernetes", "system:serviceaccount:shop:web"),
+        caller("a caller with an asterisk", "shop/*"),
+        Mistake::new("`from` without callers", apply(deny("refused", "kind: Namespace", "from: []")))
+            .refused(&["spec.authorization.rules[0].from", "should have at least 1 items"]),
+        Mistake::new("an entry of `from` without callers", apply(deny("refused", "kind: Namespace", "from: [{}]")))
+            .refused(&["spec.authorization.rules[0].from[0]", "To match everybody, leave out from"]),
         Mistake::new("a port's name instead of its number", apply(deny("refused", "kind: Namespace", "ports: [http]")))
             .refused(&["spec.authorization.rules[0].ports[0]", "must be of type integer"]),
     ]

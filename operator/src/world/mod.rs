@@ -471,9 +471,14 @@ impl World {
             .extend(self.namespaces.iter().filter(|(_, namespace)| on(namespace)).map(|(name, _)| name.clone()));
     }
 
-    /// Marks the namespaces whose policies name callers of the marked ones: their conditions say whether these exist.
+    /// Marks the namespaces whose policies name callers of the marked ones, or of namespaces that do not exist: their
+    /// conditions say whether these exist, and which name was probably meant.
     fn touch_those_that_name(&self, touched: &mut Touched) {
-        let names = |namespace: &Namespace| namespace.callers().any(|caller| touched.scopes.contains(caller));
+        if touched.scopes.is_empty() {
+            return;
+        }
+        let is_concerned = |caller: &str| touched.scopes.contains(caller) || !self.has_namespace(caller);
+        let names = |namespace: &Namespace| namespace.callers().any(is_concerned);
         let concerned: Vec<String> =
             self.namespaces.iter().filter(|(_, namespace)| names(namespace)).map(|(name, _)| name.clone()).collect();
         touched.scopes.extend(concerned);

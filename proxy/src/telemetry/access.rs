@@ -359,6 +359,7 @@ pub(crate) fn connection(note: ConnectionLog) {
         direction: downstream.direction,
         service,
         security: note.security,
+        rule_name: note.rule_name.as_ref(),
         reason: note.reason,
         sent: note.sent,
         received: note.received,
