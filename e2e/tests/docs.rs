@@ -207,7 +207,7 @@ fn checks_of(name: &str, documentation: &str) -> Vec<String> {
     };
     let (before, _) = documentation.split_once(':').unwrap_or_default();
     let words: Vec<&str> = before.split(", ").collect();
-    let documented = if words.iter().all(|word| is_check(&word)) { words } else { Vec::new() };
+    let documented = if words.iter().all(is_check) { words } else { Vec::new() };
     let named = name.get(..5).map(|prefix| prefix.to_uppercase().replace('_', "-")).unwrap_or_default();
     let mut checks: Vec<String> = documented.into_iter().map(str::to_owned).collect();
     checks.extend(Some(named).filter(|named| is_check(&named.as_str()) && !checks.contains(named)));
@@ -281,7 +281,8 @@ fn security_checks_name_their_tests() {
         fs::write(&path, &written).expect("written");
     }
     let page = fs::read_to_string(&path).expect("a page");
-    assert!(page == written, "{CHECKS} does not name the tests that there are: `make golden` writes it\n{written}");
+    let differs = page.lines().zip(written.lines()).find(|(found, expected)| found != expected);
+    assert!(page == written, "{CHECKS} does not name the tests that there are: `make golden` writes it\n{differs:?}");
 }
 
 /// Users patch Argo CD's ConfigMap with one file; the other has the form of Argo CD's repository.
