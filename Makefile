@@ -75,6 +75,7 @@ gitops: ## Argo CD and Flux keep Weft and a shop in sync, on a cluster of its ow
 
 soak: $(cluster) images install ## the e2e-groups repeatedly on busy CPUs; lists the tests that failed (RUNS=20)
 	@e2e/soak.sh $(RUNS)
+	@WEFT_DENIED_REQUESTS=1000000 cargo test $(profile) --locked --package weft-e2e --test enforcement -- --test-threads 1 --nocapture
 
 conformance: $(cluster) images install conformance-installed ## the Gateway API's conformance suite and gRPC's interoperability tests, on the cluster
 
