@@ -82,6 +82,7 @@ gitops: ## Argo CD and Flux keep Weft and a shop in sync, on a cluster of its ow
 
 soak: $(cluster) images install ## the e2e-groups repeatedly on busy CPUs; lists the tests that failed (RUNS=20)
 	@e2e/soak.sh $(RUNS)
+	@WEFT_DENIED_REQUESTS=1000000 cargo test $(profile) --locked --package weft-e2e --test enforcement -- --test-threads 1 --nocapture
 
 soak-identity: ## certificates that live for a minute are renewed, while traffic goes between two proxies (MINUTES=60)
 	@WEFT_SOAK_MINUTES=$(MINUTES) cargo test $(profile) --locked --workspace --exclude weft-e2e --test mtls -- \
