@@ -16,7 +16,7 @@ use weft_e2e::install::{SYSTEM, with_settings, without};
 use weft_e2e::kubectl::Kubectl;
 use weft_e2e::mesh::{proxy_metrics, requests, sum};
 use weft_e2e::metrics::Metrics;
-use weft_e2e::namespace::{Namespace, READY, SOON, in_mesh};
+use weft_e2e::namespace::{Mesh, Namespace, READY, SOON, in_mesh};
 use weft_e2e::traffic::Client;
 use weft_e2e::wait::eventually;
 use weft_e2e::workload::{App, Service};
@@ -185,6 +185,38 @@ fn bad_issuers_are_told_and_the_last_good_one_goes_on() -> Result<()> {
         });
         system.run(&["patch", "secret", "weft-issuer", "--type=merge", "-p", &json!({"data": good}).to_string()])?;
         result
+    })
+}
+
+/// The Mesh is the default of all namespaces, and cannot change the trust domain.
+#[test]
+fn mesh_sets_the_default_mode_but_not_another_trust_domain() -> Result<()> {
+    let outside = Namespace::create("authority-stranger", Mesh::Outside)?;
+    let stranger = Client::deploy(&outside)?;
+    in_mesh("authority-mesh", |ns| {
+        let client = echo(ns)?;
+        let url = format!("http://echo.{}:9080/", ns.name);
+        stranger.get(&url).send()?.expect_status(200)?;
+        let mesh = |spec: &str| {
+            format!("apiVersion: weft.dev/v1alpha1\nkind: Mesh\nmetadata: {{name: weft}}\nspec: {{{spec}}}\n")
+        };
+        let result = (|| {
+            ns.program(&mesh("mtls: {mode: Strict}"), &["mesh/weft"])?;
+            eventually("plaintext to be refused everywhere", SOON, || {
+                stranger.get(&url).send()?.expect_status(403).map(drop)
+            })?;
+            encrypted(ns, &client)?;
+
+            ns.apply(&mesh("trustDomain: shop.example, mtls: {mode: Permissive}"))?;
+            let accepted = ns.await_condition("mesh", "weft", "Accepted", "False")?;
+            let expected = "spec.trustDomain: shop.example is not in force, but cluster.local";
+            ensure!(accepted.message.contains(expected), "{accepted:?}");
+            client.load("http://echo:9080/").requests(100).run()?.expect_none_failed(100)?;
+            encrypted(ns, &client)
+        })();
+        ns.run(&["delete", "mesh", "weft", "--ignore-not-found"])?;
+        result?;
+        eventually("plaintext to be accepted again", SOON, || stranger.get(&url).send()?.expect_status(200).map(drop))
     })
 }
 

@@ -1,5 +1,6 @@
 //! The interoperability tests of gRPC, with grpc-go's client and server
-//! (<https://github.com/grpc/grpc/blob/master/doc/interop-test-descriptions.md>), through a client's and a server's proxy.
+//! (<https://github.com/grpc/grpc/blob/master/doc/interop-test-descriptions.md>), through a client's and a server's proxy,
+//! with mutual TLS between them.
 
 use std::time::Instant;
 
@@ -108,8 +109,9 @@ fn grpc_interop_cases_pass_without_a_route() -> Result<()> {
     in_mesh("interop", |ns| {
         deploy(ns)?;
         print!("{}", run_all(ns)?);
-        await_counted(ns, "client", &[("direction", "outbound"), ("service", &format!("{}/server:10000", ns.name))])?;
-        await_counted(ns, "server", &[("direction", "inbound")])
+        let service = format!("{}/server:10000", ns.name);
+        await_counted(ns, "client", &[("direction", "outbound"), ("service", &service), ("security", "mtls")])?;
+        await_counted(ns, "server", &[("direction", "inbound"), ("security", "mtls")])
     })
 }
 
