@@ -10,7 +10,8 @@ use crate::page::Traffic;
 use crate::progress::say;
 use crate::table;
 
-/// Requests that the proxies of the shop's pods have counted: sent, by Service, and received.
+/// Requests that the proxies of the shop's pods have counted: sent, by Service, and received. Of those that a proxy
+/// answered by itself, as after a timeout, it does not know the connection; the other side counts them, if they came there.
 pub(super) fn counted(shop: &Kubectl) -> Result<Vec<Traffic>> {
     let mut counts = BTreeMap::<(bool, String, Option<String>), [f64; 2]>::new();
     for pod in shop.list("pods", "app")? {
@@ -18,6 +19,9 @@ pub(super) fn counted(shop: &Kubectl) -> Result<Vec<Traffic>> {
         let metrics = Metrics::parse(&shop.pod_get(&text("/metadata/name"), 15020, "metrics")?);
         for sample in metrics.0.iter().filter(|sample| sample.name == "weft_requests_total") {
             let label = |label: &str| sample.labels.get(label).map(String::as_str).unwrap_or_default();
+            if label("security").is_empty() {
+                continue;
+            }
             let is_received = label("direction") == "inbound";
             let service = label("service").split(['/', ':']).nth(1).filter(|_| !is_received).map(str::to_owned);
             let count = counts.entry((is_received, text("/metadata/labels/app"), service)).or_default();
