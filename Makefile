@@ -2,8 +2,9 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test check unit fuzz e2e e2e-installed e2e-groups conformance conformance-installed \
-  conformance-report gitops soak bench gen gen-gateway golden deny images install cluster-up cluster-down kubeconfig
+.PHONY: help demo demo-down test check unit unit-crates fuzz e2e e2e-installed e2e-groups conformance conformance-installed \
+  conformance-report gitops soak soak-identity bench gen gen-gateway golden deny images install cluster-up cluster-down \
+  kubeconfig
 
 NAME ?= weft
 # Two nodes, for the tests of topology-aware Services.
@@ -16,6 +17,7 @@ BENCH_ARGS ?=
 FUZZ_SECS ?= 60
 WATCH_SECS ?= 600
 RUNS ?= 20
+MINUTES ?= 60
 # Number of end-to-end tests that run in parallel.
 THREADS ?= 4
 
@@ -59,6 +61,11 @@ check: ## formatting, lints, the shape of the tree (order of modules, dependenci
 
 unit: ## tests without a cluster
 	@e2e/packages.sh
+	@cargo test $(profile) --locked --workspace --exclude weft-e2e --no-run
+	@# Beside each other: the soak waits most of its five minutes.
+	@$(MAKE) --no-print-directory --jobs 2 unit-crates soak-identity MINUTES=5
+
+unit-crates:
 	@cargo test $(profile) --locked --workspace --exclude weft-e2e
 	@cargo test $(profile) --locked --package weft-e2e --lib --test page --test values --test rbac
 	@python3 -m unittest discover --quiet --start-directory bench
@@ -75,6 +82,10 @@ gitops: ## Argo CD and Flux keep Weft and a shop in sync, on a cluster of its ow
 
 soak: $(cluster) images install ## the e2e-groups repeatedly on busy CPUs; lists the tests that failed (RUNS=20)
 	@e2e/soak.sh $(RUNS)
+
+soak-identity: ## certificates that live for a minute are renewed, while traffic goes between two proxies (MINUTES=60)
+	@WEFT_SOAK_MINUTES=$(MINUTES) cargo test $(profile) --locked --workspace --exclude weft-e2e --test mtls -- \
+	  --ignored --nocapture renewal::soak
 
 conformance: $(cluster) images install conformance-installed ## the Gateway API's conformance suite and gRPC's interoperability tests, on the cluster
 

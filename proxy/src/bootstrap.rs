@@ -81,6 +81,9 @@ pub struct Pod {
     pub port_names: BTreeMap<String, u16>,
     /// Outside of a pod: the destination of connections made to the inbound port itself. None: they are refused.
     pub application: Option<SocketAddr>,
+    /// Outside of a pod: the destination of connections made to the outbound port itself, if no Service has its address.
+    /// None: they are refused.
+    pub destination: Option<SocketAddr>,
 }
 
 /// The source of configuration.
@@ -161,12 +164,13 @@ impl Bootstrap {
             Some(value) => parse_source(&value)?,
         };
         let mut pod = Pod::from_env(&source)?;
-        let (mut ports, mut tls) = (Ports::default(), None);
+        let (mut ports, mut tls, mut token) = (Ports::default(), None, contract::IDENTITY_TOKEN_FILE.into());
         if let Some(local) = json::<Local>(contract::ENV_LOCAL)? {
             (ports, tls) = (local_ports(&local, &source)?, local_tls(&local)?);
-            pod.application = local.application;
+            (pod.application, pod.destination) = (local.application, local.destination);
+            token = local.token.unwrap_or(token);
         }
-        let identity = identity_from_env(&pod)?;
+        let identity = identity_from_env(&pod, token)?;
         Ok(Self {
             pod,
             workers: parsed(contract::ENV_WORKERS)?.unwrap_or(1usize).clamp(1, 256),
@@ -213,6 +217,7 @@ impl Pod {
             labels: required_in_pod(source, contract::ENV_POD_LABELS, json(contract::ENV_POD_LABELS)?)?,
             port_names: json(contract::ENV_PORT_NAMES)?.unwrap_or_default(),
             application: None,
+            destination: None,
         })
     }
 }
@@ -289,11 +294,11 @@ fn parse_source(value: &str) -> Result<Source, Error> {
     }
 }
 
-fn identity_from_env(pod: &Pod) -> Result<Option<identity::source::Source>, Error> {
+fn identity_from_env(pod: &Pod, token: PathBuf) -> Result<Option<identity::source::Source>, Error> {
     match (variable(contract::ENV_IDENTITY), variable(contract::ENV_IDENTITY_URL)) {
         (None, None) => Ok(None),
         (Some(value), None) => parse_identity(&value).map(Some),
-        (None, Some(url)) => ca_from_env(pod, &url).map(identity::source::Source::Ca).map(Some),
+        (None, Some(url)) => ca_from_env(pod, &url, token).map(identity::source::Source::Ca).map(Some),
         (Some(value), Some(_)) => {
             let reason = format!("only allowed without {}", contract::ENV_IDENTITY_URL);
             Err(invalid(contract::ENV_IDENTITY, &value, reason))
@@ -308,9 +313,8 @@ fn parse_identity(value: &str) -> Result<identity::source::Source, Error> {
     }
 }
 
-fn ca_from_env(pod: &Pod, url: &str) -> Result<CaSettings, Error> {
-    let client = Authority::new(url, contract::IDENTITY_TOKEN_FILE.into())
-        .map_err(|error| invalid(contract::ENV_IDENTITY_URL, url, error))?;
+fn ca_from_env(pod: &Pod, url: &str, token: PathBuf) -> Result<CaSettings, Error> {
+    let client = Authority::new(url, token).map_err(|error| invalid(contract::ENV_IDENTITY_URL, url, error))?;
     let domain: TrustDomain = required(contract::ENV_TRUST_DOMAIN)?;
     let id = SpiffeId::new(domain, &pod.namespace, &pod.service_account)
         .map_err(|error| invalid(contract::ENV_SERVICE_ACCOUNT, &pod.service_account, error))?;

@@ -10,6 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use weft_identity::{Account, SpiffeId};
 
+use crate::changes::Changes;
 use crate::direction::Direction;
 use crate::orig_dst::original_destination;
 use crate::policy::Call;
@@ -57,6 +58,11 @@ impl Downstream {
     /// The call that policies judge: to which port, and by whom.
     pub(crate) fn call(&self) -> Call<'_> {
         Call { port: self.destination.port(), caller: self.caller.get().and_then(|caller| caller.account()) }
+    }
+
+    /// The changes after which its calls are judged again.
+    pub(crate) fn changes(&self) -> Option<&Rc<Changes>> {
+        (self.direction == Direction::Inbound).then_some(&self.worker.changes)
     }
 
     /// How the connection is secured.

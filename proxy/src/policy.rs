@@ -509,6 +509,130 @@ mod tests {
         }
     }
 
+    #[test]
+    fn default_of_deny_refuses_what_no_allow_matches_on_the_ports_of_its_target() {
+        let allow = serde_json::json!({"action": "allow", "methods": ["GET"], "ports": [80]});
+        let policies = policies(serde_json::json!([
+            {"name": "closed", "target": {"service": {"selector": {"app": "reviews"}, "ports": [80, 81]}},
+             "defaultDeny": true, "rules": []},
+            {"name": "readers", "target": {"service": {"selector": {"app": "reviews"}, "ports": [80]}}, "rules": [allow]}
+        ]));
+        check(&policies, 80, "GET", "/", &[], "allowed");
+        check(&policies, 80, "POST", "/", &[], "not allowed by MeshPolicy/shop/readers/0");
+        check(&policies, 81, "GET", "/", &[], "not allowed by MeshPolicy/shop/closed/default");
+        check(&policies, 82, "GET", "/", &[], "allowed");
+        assert_eq!(describe(&policies.check_tcp(call(81))), "not allowed by MeshPolicy/shop/closed/default");
+        let names: Vec<&str> = policies.rule_names().collect();
+        assert_eq!(names, ["MeshPolicy/shop/readers/0", "MeshPolicy/shop/closed/default"]);
+    }
+
+    #[test]
+    fn caller_without_identity_matches_only_a_deny_with_exemptions() {
+        let web = || serde_json::json!([{"namespace": "shop", "name": "web"}]);
+        for (from, denied, allowed) in [
+            (serde_json::json!({"serviceAccounts": web()}), false, false),
+            (serde_json::json!({"namespaces": ["shop"]}), false, false),
+            (serde_json::json!({"notServiceAccounts": web()}), true, false),
+            (serde_json::json!({"notNamespaces": ["shop"]}), true, false),
+            (serde_json::json!({"notNamespaces": ["shop"], "notServiceAccounts": web()}), true, false),
+            (serde_json::json!({"namespaces": ["shop"], "notServiceAccounts": web()}), false, false),
+        ] {
+            let is_allowed = |action: &str| {
+                let policies = policies(serde_json::json!([{"name": "p", "target": "namespace", "rules": [
+                    {"action": action, "from": [from]}]}]));
+                matches!(policies.check_tcp(call(80)), Verdict::Allowed)
+            };
+            assert_eq!((!is_allowed("deny"), is_allowed("allow")), (denied, allowed), "{from}");
+        }
+    }
+
+    /// Namespaces and service accounts whose names contain, begin or end each other, and would be confused if they were
+    /// joined to one text with any of the characters that names can have.
+    const ACCOUNTS: [(&str, &str); 9] = [
+        ("a", "b-c"),
+        ("a-b", "c"),
+        ("a", "b.c"),
+        ("a-b", "c.d"),
+        ("a-b-c", "d"),
+        ("a", "b"),
+        ("a", "b-c.d"),
+        ("b", "a"),
+        ("ab", "c"),
+    ];
+
+    fn some_accounts() -> impl Strategy<Value = Vec<(&'static str, &'static str)>> {
+        prop::collection::vec(prop::sample::select(&ACCOUNTS[..]), 0..3)
+    }
+
+    proptest! {
+        /// Callers are compared by namespace and name, each as a whole, for requests and connections alike.
+        #[test]
+        fn rules_match_the_callers_that_they_name(
+            caller in prop::option::of(prop::sample::select(&ACCOUNTS[..])),
+            rules in prop::collection::vec(
+                (any::<bool>(), prop::collection::vec(prop::array::uniform4(some_accounts()), 0..3)), 0..4),
+            default_deny in any::<bool>(),
+        ) {
+            let object = |(namespace, name): &(&str, &str)| serde_json::json!({"namespace": namespace, "name": name});
+            let objects = |accounts: &[(&str, &str)]| accounts.iter().map(object).collect::<Vec<_>>();
+            let namespaces = |accounts: &[(&'static str, &str)]| accounts.iter().map(|(name, _)| *name).collect::<Vec<_>>();
+            // An entry names somebody, as the operator makes sure.
+            let entries = |from: &[[Vec<(&'static str, &'static str)>; 4]]| -> Vec<_> {
+                from.iter().filter(|lists| lists.iter().any(|list| !list.is_empty())).cloned().collect()
+            };
+            let source = |[is, is_not, of, not_of]: &[Vec<(&'static str, &'static str)>; 4]| serde_json::json!({
+                "serviceAccounts": objects(is), "notServiceAccounts": objects(is_not),
+                "namespaces": namespaces(of), "notNamespaces": namespaces(not_of),
+            });
+            let compiled = policies(serde_json::json!([{
+                "name": "p", "target": "namespace", "defaultDeny": default_deny,
+                "rules": rules.iter().map(|(deny, from)| serde_json::json!({
+                    "action": if *deny { "deny" } else { "allow" },
+                    "from": entries(from).iter().map(source).collect::<Vec<_>>(),
+                })).collect::<Vec<_>>(),
+            }]));
+            let names = |deny: bool, from: &[[Vec<(&'static str, &'static str)>; 4]]| {
+                let entries = entries(from);
+                entries.is_empty() || entries.iter().any(|[is, is_not, of, not_of]| match caller {
+                    None => deny && is.is_empty() && of.is_empty(),
+                    Some(caller) => {
+                        (is.is_empty() || is.contains(&caller))
+                            && !is_not.contains(&caller)
+                            && (of.is_empty() || namespaces(of).contains(&caller.0))
+                            && !namespaces(not_of).contains(&caller.0)
+                    }
+                })
+            };
+            let denied = rules.iter().any(|(deny, from)| *deny && names(true, from));
+            let allowed = rules.iter().any(|(deny, from)| !*deny && names(false, from));
+            let is_open = !default_deny && rules.iter().all(|(deny, _)| *deny);
+            let expected = !denied && (allowed || is_open);
+            let account = caller.map(|(namespace, name)| Account::new(namespace, name).expect("an account"));
+            let call = Call { port: 80, caller: account.as_ref() };
+            prop_assert_eq!(matches!(compiled.check_tcp(call), Verdict::Allowed), expected);
+            let headers = HeaderMap::new();
+            let head = RequestHead { method: &Method::GET, path: "/", query: None, headers: &headers };
+            let judged = compiled.check_request(call, &head).expect("few readings");
+            prop_assert_eq!(matches!(judged.verdict, Verdict::Allowed), expected);
+        }
+    }
+
+    #[test]
+    fn policies_are_the_same_if_they_select_the_pod_with_the_same_rules() {
+        let one = |rules: serde_json::Value| {
+            policies(serde_json::json!([
+                {"name": "p", "target": "namespace", "rules": rules},
+                {"name": "other", "target": {"serviceAccount": "ratings"}, "rules": rules}
+            ]))
+        };
+        let deny = || serde_json::json!([{"action": "deny", "ports": [80]}]);
+        assert!(one(deny()).is_same(&one(deny())));
+        let own = policies(serde_json::json!([{"name": "p", "target": "namespace", "rules": deny()}]));
+        assert!(one(deny()).is_same(&own), "policies for other pods do not count");
+        assert!(!one(deny()).is_same(&one(serde_json::json!([{"action": "deny"}]))));
+        assert!(!policies(serde_json::json!([])).is_same(&Policies::default()), "known, and not known");
+    }
+
     fn decoded(path: &str) -> String {
         let (bytes, mut octets, mut at) = (path.as_bytes(), Vec::new(), 0);
         while at < bytes.len() {

@@ -9,6 +9,7 @@
 //! MeshPolicies, Pods ───────────policy─────────> Inbound
 //! MeshPolicies, Mesh, Pods ─────mtls───────────> Inbound, Export
 //! Nodes, Pods ──────────────────zones──────────> Inbound
+//! Pods ─────────────────────────pods───────────> Pods     (p.<prefix>)
 //! Pods ─────────────────────────effect─────────> diagnostics: who does not apply an object
 //! ```
 //!
@@ -24,6 +25,7 @@ mod endpoint;
 mod mesh;
 mod missing;
 mod mtls;
+mod pods;
 mod policy;
 mod precedence;
 mod route;
@@ -39,6 +41,7 @@ pub use compiled::{Compiled, Outcome, ParentOutcome};
 pub use diagnostic::{Diagnostic, Severity};
 use endpoint::has_endpoints;
 pub use mesh::{compile as mesh, missing_roots};
+pub use pods::pods;
 use weft_config::{Index, Protocol};
 
 use crate::world::{Grant, Namespace, Slice, TargetPort, World};
@@ -141,9 +144,9 @@ pub fn exports(world: &World, name: &str, compiled: &Compiled) -> Exports {
     exports
 }
 
-/// Compiles the index of all namespaces in the mesh.
+/// Compiles the index of all namespaces in the mesh, and of all prefixes with pods.
 pub fn index(world: &World) -> Index {
-    let mut index = Index::default();
+    let mut index = Index { prefixes: world.prefixes(), ..Index::default() };
     for name in world.mesh() {
         let Some(namespace) = world.namespace(&name) else { continue };
         let services = namespace.services.values().filter(|service| service.has_address());

@@ -9,7 +9,7 @@ use kube::api::ObjectMeta;
 use weft_crds::names;
 use weft_identity::authority::Authority;
 use weft_identity::issue::{self, Issuer};
-use weft_identity::{CertificateDer, TrustBundle, TrustDomain, UnixTime, bundle, pem};
+use weft_identity::{CertificateDer, TrustBundle, TrustDomain, UnixTime, bundle, pem, verify};
 
 const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
@@ -38,13 +38,13 @@ pub enum Invalid {
     #[error("{0} is missing: an issuer has tls.crt, tls.key and ca.crt, as cert-manager writes them")]
     Missing(&'static str),
     /// A field is no PEM.
-    #[error("{0} is not PEM")]
+    #[error("{0} is not PEM: put the whole file into it, with its BEGIN and END lines")]
     Pem(&'static str),
     /// A root is none.
-    #[error("ca.crt: {0}")]
+    #[error("ca.crt: {0} (it must have the certificates of the roots)")]
     Roots(#[source] bundle::Error),
     /// The pair cannot issue under these roots.
-    #[error("tls.crt and tls.key: {0}")]
+    #[error("tls.crt and tls.key: {0}{remedy}", remedy = remedy(.0))]
     Issuer(#[source] issue::Error),
     /// Proxies do not trust the root.
     #[error(
@@ -55,6 +55,21 @@ pub enum Invalid {
         /// Fingerprint of the root.
         root: String,
     },
+}
+
+/// What to do about a pair that cannot issue, if its error does not say it.
+fn remedy(error: &issue::Error) -> &'static str {
+    match error {
+        issue::Error::Unreadable(_) => "; put the whole certificate into tls.crt",
+        issue::Error::Pair => "; both must be those of one issuer",
+        issue::Error::NotAnAuthority => "; request a certificate of an authority (isCA: true)",
+        issue::Error::Expired(_) => "; renew it",
+        issue::Error::Refused(verify::Error::Expired { .. }) => {
+            "; if it is the root, bring an issuer below another one"
+        }
+        issue::Error::Refused(_) => "; ca.crt must have the root of tls.crt, and tls.crt all that is between them",
+        issue::Error::Key | issue::Error::Sign(_) => "",
+    }
 }
 
 /// Reads an issuer, and tries it.

@@ -24,6 +24,8 @@ pub use objects::{
     TargetPort, WithoutProxy, documents_namespace,
 };
 use stored::Stored;
+use weft_config::Prefix;
+use weft_config::bootstrap::pods_name;
 use weft_crds::Status;
 use weft_crds::mesh::Mode;
 use weft_identity::TrustBundle;
@@ -31,7 +33,7 @@ use weft_identity::TrustBundle;
 /// The effect of an event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Touched {
-    /// Namespaces to recompile.
+    /// Namespaces to recompile, and the names of documents of pods.
     pub scopes: BTreeSet<String>,
     /// Write without further coalescing: proxies must stop using an endpoint, or a policy may apply to another pod.
     pub urgent: bool,
@@ -133,6 +135,16 @@ impl World {
     pub fn grants(&self, kind: Kind, from: &str, service: &Key) -> bool {
         let Some(namespace) = self.namespaces.get(&service.namespace) else { return false };
         namespace.grants.values().any(|grant| grant.permits(kind, from, &service.name))
+    }
+
+    /// The prefixes of addresses of pods with an identity.
+    pub fn prefixes(&self) -> BTreeSet<Prefix> {
+        self.namespaces.values().flat_map(Namespace::prefixes).collect()
+    }
+
+    /// The pods with an identity and an address with this prefix.
+    pub fn pods_in(&self, prefix: Prefix) -> impl Iterator<Item = &Pod> {
+        self.namespaces.values().flat_map(move |namespace| namespace.pods_in(prefix))
     }
 
     /// The zone of a node, if it has one.
@@ -344,6 +356,7 @@ impl World {
                     touched.urgent |= current.is_some_and(|current| current.is_urgent(Some(&object)));
                     touched.scopes.insert(namespace.clone());
                 }
+                touched.scopes.extend(K::touched_prefixes(current, Some(&object)).into_iter().map(pods_name));
                 let before = objects.remove(&name);
                 let current = self.namespaces.entry(namespace.clone()).or_default();
                 if let Some(before) = before {
@@ -358,6 +371,7 @@ impl World {
                 if let Some(object) = map(current).remove(&name) {
                     touched.urgent |= object.is_urgent(None);
                     touched.scopes.insert(namespace.clone());
+                    touched.scopes.extend(K::touched_prefixes(Some(&object), None).into_iter().map(pods_name));
                     object.index(current, false);
                     self.update_meshed(&namespace, touched);
                     self.remove_if_empty(&namespace);

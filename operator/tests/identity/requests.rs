@@ -32,7 +32,7 @@ async fn id_08_tokens_that_prove_no_pod_get_no_certificate_not_even_over_loopbac
         ("unknown", 401, "token", "invalid bearer token"),
         ("expired", 401, "token", "token has expired"),
         ("deleted-pod", 401, "token", "not found"),
-        ("other-audience", 401, "audience", "not for the audience weft-identity"),
+        ("other-audience", 401, "audience", "not for the audience weft-identity: project one for it into the pod"),
         ("legacy", 403, "not-a-pod", "not bound to a pod"),
         ("node", 403, "not-an-account", "system:node:node-1"),
         ("", 401, "no-token", "Authorization: Bearer"),
@@ -100,14 +100,14 @@ async fn id_09_requests_decide_nothing_but_the_key() {
     let mut forged = good.clone();
     *forged.last_mut().expect("bytes") ^= 1;
     for (desc, body, expected) in [
-        ("nothing", vec![], 400),
-        ("no proof of possession", forged, 400),
-        ("16 KiB and one byte", vec![0; 16 * 1024 + 1], 413),
-        ("16 MiB", vec![0; 16 << 20], 413),
+        ("nothing", vec![], (400, "not a certificate signing request in DER")),
+        ("no proof of possession", forged, (400, "not made with its key")),
+        ("16 KiB and one byte", vec![0; 16 * 1024 + 1], (413, "larger than 16384 bytes")),
+        ("16 MiB", vec![0; 16 << 20], (413, "larger than 16384 bytes")),
     ] {
         let (status, error) = fetch(LOOPBACK, address, root, head, &body).await.expect("a response");
-        assert_eq!(status, expected, "{desc}: {error}");
-        assert!(error.contains("\"error\""), "{desc}: {error}");
+        assert_eq!(status, expected.0, "{desc}: {error}");
+        assert!(error.contains("\"error\"") && error.contains(expected.1), "{desc}: {error}");
     }
     // Another identity, a CA and a lifetime of years are asked for; the token decides.
     let key = rcgen::KeyPair::generate().expect("a key");

@@ -39,6 +39,11 @@ impl Inbound {
             zone: zones.into_iter().find(|(_, nodes)| nodes.contains(&pod.node)).map(|(zone, _)| zone),
         })
     }
+
+    /// Whether every inbound call gets the same verdict from both, because policies and modes are the same.
+    pub(crate) fn judges_as(&self, other: &Self) -> bool {
+        self.mtls == other.mtls && self.policies.is_same(&other.policies)
+    }
 }
 
 #[cfg(test)]
