@@ -8,7 +8,7 @@ use tokio_util::task::TaskTracker;
 use weft_config::{Envelope, Written};
 use weft_identity::authority::Authority;
 use weft_identity::verify::{Purpose, verify};
-use weft_identity::{Fingerprint, TrustBundle, UnixTime, pem};
+use weft_identity::{Fingerprint, TrustBundle, TrustDomain, UnixTime, pem};
 use weft_operator::lease::State;
 
 use crate::api::{Api, CONFIG_MAPS, MESHES, SECRETS};
@@ -108,7 +108,7 @@ async fn roots_of_the_mesh_are_trusted_and_a_list_with_a_wrong_one_changes_nothi
     put(json!([text(&further)]));
     until("both roots are in the document", || trusts(&both)).await;
     let (_, answer) = fixture.request(0, root, "web").await;
-    assert_eq!(answer.map(|answer| answer.bundle), fixture.bundle(), "and in the answers of the authority");
+    assert_eq!(answer.ok().map(|answer| answer.bundle), fixture.bundle(), "and in the answers of the authority");
     put(json!([text(&other), "x"]));
     // The next round of the leader writes the document again.
     fixture.api.put(CONFIG_MAPS, "trust", None);
@@ -118,16 +118,39 @@ async fn roots_of_the_mesh_are_trusted_and_a_list_with_a_wrong_one_changes_nothi
     fixture.end().await;
 }
 
+/// The trust document of another trust domain.
+fn of_another_domain() -> Value {
+    let other: TrustDomain = "other.example".parse().expect("a domain");
+    let root = Authority::root(&other, UnixTime::now()).expect("a root");
+    let bundle = TrustBundle::new(other, [root.certificate]).expect("a bundle");
+    let Envelope { data, .. } = Envelope::write(Written::default(), &bundle);
+    json!({"metadata": {"name": "trust", "namespace": "weft-config"}, "data": data})
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn replica_stops_if_another_trust_domain_is_in_force() {
+    let (api, client) = Api::start().await;
+    let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+    let written = of_another_domain();
+    api.put(CONFIG_MAPS, "trust", Some(written.clone()));
+    let _replica = replica(client, leader(), None, &stop, &tasks).await;
+    until("it stops", || stop.is_cancelled()).await;
+    assert_eq!(api.get(CONFIG_MAPS, "trust").expect("a ConfigMap")["data"], written["data"], "it overwrites nothing");
+    assert!(api.get(SECRETS, "weft-root").is_none(), "and makes no root");
+    tasks.close();
+    tasks.wait().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leader_repairs_a_document_in_which_somebody_changed_the_trust_domain() {
     let fixture = fixture(1).await;
-    let other = Authority::root(&"other.example".parse().expect("a domain"), UnixTime::now()).expect("a root");
-    let bundle = TrustBundle::new("other.example".parse().expect("a domain"), [other.certificate]).expect("a bundle");
-    let Envelope { data, .. } = Envelope::write(Written::default(), &bundle);
-    let written = json!({"metadata": {"name": "trust", "namespace": "weft-config"}, "data": data});
-    fixture.api.put(CONFIG_MAPS, "trust", Some(written.clone()));
-    until("it stops", || fixture.stop.is_cancelled()).await;
-    let found = fixture.api.get(CONFIG_MAPS, "trust").expect("a ConfigMap");
-    assert_eq!(found["data"], written["data"], "it does not overwrite the document");
+    let root = fixture.root().await;
+    fixture.api.put(CONFIG_MAPS, "trust", Some(of_another_domain()));
+    until("the document is repaired", || {
+        fixture.bundle().is_some_and(|bundle| bundle.only_domain() == Some(&domain()))
+    })
+    .await;
+    assert_eq!(fixture.root().await, root);
+    assert!(!fixture.stop.is_cancelled());
     fixture.end().await;
 }
