@@ -239,7 +239,9 @@ impl World {
             object.meta.revision = object.meta.revision.max(revision);
         }
         if id.kind == Kind::Mesh {
-            self.meshes.get_mut(&id.key.name).map(|object| set(object, status, revision));
+            if let Some(object) = self.meshes.get_mut(&id.key.name) {
+                set(object, status, revision);
+            }
             return;
         }
         let Some(namespace) = self.namespaces.get_mut(&id.key.namespace) else { return };
