@@ -167,7 +167,9 @@ impl Store {
             return Err(Error::OtherDomain { in_force: in_force.clone(), own: self.domain.clone() });
         }
         let mesh = domain::read_mesh(&self.client).await.map_err(Error::Mesh)?;
-        holder.trust(trust::further_roots(mesh.as_ref(), published.as_ref(), &self.domain));
+        let in_use = holder.current().map(|current| &current.bundle).or(published.as_ref());
+        let further = trust::further_roots(mesh.as_ref(), in_use, &self.domain);
+        holder.trust(further);
 
         let now = UnixTime::now();
         match holder.observe(found.as_ref(), published.as_ref(), now) {

@@ -175,10 +175,10 @@ impl State {
     pub(super) fn delivery_of_mesh(&self, is_programmed: bool) -> Delivery {
         let roots = compile::missing_roots(&self.world);
         match self.without_mode.first().filter(|_| !is_programmed) {
-            Some(namespace) => Delivery::Pending(format!(
-                "{} namespaces do not have the mode yet, first {namespace}",
-                self.without_mode.len()
-            )),
+            Some(namespace) => {
+                let count = self.without_mode.len();
+                Delivery::Pending(format!("namespaces do not have the mode yet: {namespace}, {count} in all"))
+            }
             None if roots > 0 => Delivery::Pending(format!(
                 "{roots} roots are not in {}/{} yet",
                 bootstrap::EXPORT_NAMESPACE,
@@ -420,7 +420,10 @@ pub(super) fn delivered(kind: DocumentKind, scope: &str, published: &Published) 
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::world::objects::RawMeshObject;
     use crate::world::{Change, NamespaceMeta};
 
     #[test]
@@ -447,6 +450,39 @@ mod tests {
         assert_eq!(state.levels(set(&["a", "b", "c", "d"])), [vec!["c", "d"], vec!["b"], vec!["a"]]);
         state.references.insert("c".into(), set(&["a"]));
         assert_eq!(state.levels(set(&["a", "b", "c", "d"])), [vec!["d"], vec!["a", "b", "c"]], "a cycle ends");
+    }
+
+    #[test]
+    fn mesh_is_programmed_when_every_namespace_was_written_with_its_mode() {
+        let now = Instant::now();
+        let mut state = State::new();
+        for name in ["a", "b"] {
+            state.observe(Event::Namespace(Change::Apply(NamespaceMeta { name: name.into(), enabled: true })), now);
+        }
+        let written = |state: &mut State, scope: &str, delivery| {
+            state.delivery.insert((DocumentKind::Inbound, scope.to_owned()), delivery);
+            state.mode_written(scope);
+        };
+        assert!(matches!(state.delivery_of_mesh(false), Delivery::Written(_)), "nothing to write");
+        let mesh = json!({"metadata": {"name": "weft"}, "spec": {"mtls": {"mode": "Strict"}}});
+        let mesh: RawMeshObject<weft_crds::Mesh> = serde_json::from_value(mesh).unwrap();
+        state.observe(Event::Mesh(Change::Apply(mesh.read())), now);
+        assert_eq!(
+            state.delivery_of_mesh(false),
+            Delivery::Pending("namespaces do not have the mode yet: a, 2 in all".into())
+        );
+        state.dirty.clear();
+        written(&mut state, "a", Delivery::Written("in i.a".into()));
+        written(&mut state, "b", Delivery::Pending("a conflict".into()));
+        assert_eq!(
+            state.delivery_of_mesh(false),
+            Delivery::Pending("namespaces do not have the mode yet: b, 1 in all".into())
+        );
+        assert!(matches!(state.delivery_of_mesh(true), Delivery::Written(_)), "they had it before a restart");
+        assert!(state.dirty.is_empty());
+        written(&mut state, "b", Delivery::Written("in i.b".into()));
+        assert!(matches!(state.delivery_of_mesh(false), Delivery::Written(_)));
+        assert_eq!(state.dirty, set(&[INDEX]), "its status is to be written");
     }
 
     #[test]
