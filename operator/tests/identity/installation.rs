@@ -108,7 +108,7 @@ async fn roots_of_the_mesh_are_trusted_and_a_list_with_a_wrong_one_changes_nothi
     put(json!([text(&further)]));
     until("both roots are in the document", || trusts(&both)).await;
     let (_, answer) = fixture.request(0, root, "web").await;
-    assert_eq!(answer.map(|answer| answer.bundle), fixture.bundle(), "and in the answers of the authority");
+    assert_eq!(answer.ok().map(|answer| answer.bundle), fixture.bundle(), "and in the answers of the authority");
     put(json!([text(&other), "x"]));
     // The next round of the leader writes the document again.
     fixture.api.put(CONFIG_MAPS, "trust", None);
