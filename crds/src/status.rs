@@ -79,6 +79,8 @@ pub enum Reason {
     InEffect,
     /// Pods that it concerns have no proxy.
     NoProxy,
+    /// Pods that must prove who they are were created without identity.
+    NoIdentity,
     /// It concerns no pod at present.
     NoPods,
     /// A Service that it names has no ready pod at present.

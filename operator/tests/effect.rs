@@ -230,17 +230,17 @@ fn policy_is_in_effect_if_pods_have_its_ports() {
         (
             "the port of the Service",
             vec![shop(), reviews(), web(), deny_reviews(&[80])],
-            "False PortNotFound: rule 0: no pod listens on 80: rules name ports of pods; did you mean 9080?",
+            "False PortNotFound: rule 0: no pod listens on 80: policies name ports of pods; did you mean 9080?",
         ),
         (
             "the port of the Service, before there are pods",
             vec![shop(), reviews(), deny_reviews(&[80])],
-            "False PortNotFound: rule 0: no pod listens on 80: rules name ports of pods; did you mean 9080?",
+            "False PortNotFound: rule 0: no pod listens on 80: policies name ports of pods; did you mean 9080?",
         ),
         (
             "a port that no pod has",
             vec![shop(), reviews(), web(), deny_reviews(&[9080, 7777])],
-            "False PortNotFound: rule 0: no pod listens on 7777: rules name ports of pods; did you mean 9080?",
+            "False PortNotFound: rule 0: no pod listens on 7777: policies name ports of pods; did you mean 9080?",
         ),
         (
             "a port of the pods that is no target port",
@@ -258,7 +258,7 @@ fn policy_is_in_effect_if_pods_have_its_ports() {
         (
             "a Service port, in a policy for the namespace",
             vec![shop(), reviews(), web(), whole(&[80])],
-            "False PortNotFound: rule 0: no pod listens on 80: rules name ports of pods; did you mean 9080?",
+            "False PortNotFound: rule 0: no pod listens on 80: policies name ports of pods; did you mean 9080?",
         ),
         (
             "an undeclared port, in a policy for the namespace",

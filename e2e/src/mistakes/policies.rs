@@ -61,7 +61,7 @@ fn enforced() -> Vec<Mistake> {
             .not_ready(
                 "meshpolicy/port",
                 "PortNotFound",
-                &["InEffect is False: rule 0: no pod listens on 80: rules name ports of pods", "did you mean 9080?"],
+                &["InEffect is False: rule 0: no pod listens on 80: policies name ports of pods", "did you mean 9080?"],
             )
             .event(
                 "service/port",
@@ -73,7 +73,7 @@ fn enforced() -> Vec<Mistake> {
             .not_ready(
                 "meshpolicy/nobody",
                 "PortNotFound",
-                &["rule 0: no pod listens on 7777: rules name ports of pods", "did you mean 9080?"],
+                &["rule 0: no pod listens on 7777: policies name ports of pods", "did you mean 9080?"],
             ),
         Mistake::new("a Deny for a Service whose targetPort no pod names", of_service("named", ""))
             .given(service_with("named", "selector: {app: web}, ports: [{port: 80, targetPort: mian}]"))

@@ -7,6 +7,7 @@
 //! MeshRoutes, HTTPRoutes, ... ──route───────┤
 //!                          consumer routes  └──> Inbound  (i.<ns>)
 //! MeshPolicies, Pods ───────────policy─────────> Inbound
+//! MeshPolicies, Mesh, Pods ─────mtls───────────> Inbound, Export
 //! Nodes, Pods ──────────────────zones──────────> Inbound
 //! Pods ─────────────────────────pods───────────> Pods     (p.<prefix>)
 //! Pods ─────────────────────────effect─────────> diagnostics: who does not apply an object
@@ -21,7 +22,9 @@ mod compiled;
 mod diagnostic;
 mod effect;
 mod endpoint;
+mod mesh;
 mod missing;
+mod mtls;
 mod pods;
 mod policy;
 mod precedence;
@@ -37,6 +40,7 @@ use std::net::IpAddr;
 pub use compiled::{Compiled, Outcome, ParentOutcome};
 pub use diagnostic::{Diagnostic, Severity};
 use endpoint::has_endpoints;
+pub use mesh::{compile as mesh, missing_roots};
 pub use pods::pods;
 use weft_config::{Index, Protocol};
 
@@ -90,8 +94,11 @@ pub fn compile(world: &World, name: &str) -> Compiled {
             port.routes = tables.remove(&route::ServicePortKey::new(name, &service.name, port.port));
         }
     }
-    compiled.inbound.policies = policy::compile(world, namespace, &mut compiled.objects);
-    compiled.inbound.relabelled = policy::relabelled(namespace, &compiled.inbound.policies);
+    let policy::Accepted { authorization, mtls } = policy::compile(world, namespace, &mut compiled.objects);
+    compiled.inbound.policies = authorization;
+    compiled.inbound.mtls = mtls::of_namespace(world.mode(), mtls);
+    mtls::set_ports(namespace, &compiled.inbound.mtls.policies, world.mode(), &mut compiled.export.services);
+    compiled.inbound.relabelled = policy::relabelled(namespace, &compiled.inbound);
     compiled.inbound.zones = zones(world, namespace);
     compiled.inbound.routes = tables.into_iter().map(|(port_key, table)| port_key.consumer(table)).collect();
     effect::check(world, name, namespace, &mut compiled);

@@ -17,12 +17,9 @@ use crate::world::{GatewayRoute, Kind, Namespace, ObjectId, OwnStatus, ParentSta
 /// Events about the change of an object's status.
 pub fn events(world: &World, id: &ObjectId, before: &Status, after: &Status) -> Vec<Event> {
     let changes = changes(before, after);
-    let (Some(namespace), Some((uid, ..)), false) =
-        (world.namespace(&id.key.namespace), world.status(id), changes.is_empty())
-    else {
-        return Vec::new();
-    };
-    about(id, uid, &targets(namespace, id), &changes)
+    let (Some((uid, ..)), false) = (world.status(id), changes.is_empty()) else { return Vec::new() };
+    let targets = world.namespace(&id.key.namespace).map(|namespace| targets(namespace, id));
+    about(id, uid, &targets.unwrap_or_default(), &changes)
 }
 
 /// Events about the change of `status.parents` of a route of the Gateway API.
@@ -141,8 +138,8 @@ fn targets(namespace: &Namespace, id: &ObjectId) -> Vec<Object> {
             });
             target.into_iter().collect()
         }
-        // They have a status for each target.
-        Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => Vec::new(),
+        // A Mesh has no target, and routes of the Gateway API have a status for each.
+        Kind::Mesh | Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => Vec::new(),
     }
 }
 

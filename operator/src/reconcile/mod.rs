@@ -162,6 +162,12 @@ impl Reconciler {
                 None => self.remove(state, scope, epoch).await,
             }
         }
+        for scope in compiled.keys() {
+            state.mode_written(scope);
+        }
+        if with_index {
+            self.write_statuses_of_meshes(state, epoch).await;
+        }
         for (scope, compiled) in &compiled {
             if let Some(compiled) = compiled {
                 self.write_statuses(state, scope, compiled, epoch).await;

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
-use weft_config::bootstrap::pods_name;
+use weft_config::bootstrap::{self, pods_name};
 use weft_config::{Index, Prefix};
 
 use crate::compile::{self, Compiled, Exports};
@@ -15,7 +15,7 @@ use crate::render::{Body, Published};
 use crate::status::{self, Delivery};
 use crate::world::{Availability, Definition, DocumentKind, Event, ObjectId, WatchedKind, World, documents_namespace};
 
-/// The scope of the index; no namespace has this name.
+/// The scope of the index and of the Mesh; no namespace has this name.
 pub(super) const INDEX: &str = "";
 
 /// Coalescing delay of the first change after a quiet period.
@@ -52,6 +52,8 @@ pub(super) struct State {
     pub(super) delivery: BTreeMap<(DocumentKind, String), Delivery>,
     exports: BTreeMap<String, Exports>,
     references: BTreeMap<String, BTreeSet<String>>,
+    /// Namespaces whose documents do not have the default mode of mutual TLS yet.
+    without_mode: BTreeSet<String>,
     /// How many objects were not ready when the gauges were last set.
     pub(super) not_ready: BTreeMap<NotReadyLabels, i64>,
     status_written_at: HashMap<ObjectId, Instant>,
@@ -84,7 +86,11 @@ impl State {
         if reset {
             self.listed.insert(kind);
         }
+        let mode = self.world.mode();
         let touched = self.world.observe(event);
+        if mode != self.world.mode() {
+            self.without_mode.extend(touched.scopes.iter().filter(|scope| *scope != INDEX).cloned());
+        }
         if touched.scopes.is_empty() {
             return;
         }
@@ -121,6 +127,8 @@ impl State {
         self.reported.clear();
         self.reported_definitions.clear();
         self.touch_all(now);
+        // What an earlier leader has written is not known.
+        self.without_mode = self.dirty.iter().filter(|scope| *scope != INDEX).cloned().collect();
     }
 
     /// Marks everything dirty, because all documents may have to be written again.
@@ -132,6 +140,33 @@ impl State {
         self.dirty.extend(scopes);
         self.dirty.insert(INDEX.to_owned());
         self.flush_at = Some(now);
+    }
+
+    /// Notes that a namespace's documents were compiled with the default mode of mutual TLS, and written if they are to be.
+    pub(super) fn mode_written(&mut self, scope: &str) {
+        let inbound = (DocumentKind::Inbound, scope.to_owned());
+        let is_written = self.delivery.get(&inbound).is_none_or(|delivery| matches!(delivery, Delivery::Written(_)));
+        if is_written && self.without_mode.remove(scope) && self.without_mode.is_empty() {
+            self.dirty.insert(INDEX.to_owned());
+        }
+    }
+
+    /// Whether all documents have what the Mesh says. `is_programmed`: they did at this generation, which a restart of the
+    /// operator does not change.
+    pub(super) fn delivery_of_mesh(&self, is_programmed: bool) -> Delivery {
+        let roots = compile::missing_roots(&self.world);
+        match self.without_mode.first().filter(|_| !is_programmed) {
+            Some(namespace) => Delivery::Pending(format!(
+                "{} namespaces do not have the mode yet, first {namespace}",
+                self.without_mode.len()
+            )),
+            None if roots > 0 => Delivery::Pending(format!(
+                "{roots} roots are not in {}/{} yet",
+                bootstrap::EXPORT_NAMESPACE,
+                bootstrap::TRUST_NAME
+            )),
+            None => Delivery::Written("all namespaces have the mode, and all proxies may trust the roots".to_owned()),
+        }
     }
 
     /// The dirty scopes that are not delayed, at most one round of them.

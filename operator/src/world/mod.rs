@@ -7,6 +7,7 @@
 mod availability;
 mod documents;
 mod event;
+mod mesh;
 mod namespace;
 pub mod objects;
 mod stored;
@@ -18,14 +19,16 @@ pub use event::{Change, Event, WatchedKind};
 pub use namespace::Namespace;
 pub use objects::{
     Access, AccessKind, Account, Cluster, ContainerPort, Distribution, Document, DocumentKind, GatewayRoute,
-    GatewaySpec, Grant, Key, Kind, MeshObject, Meta, NamespaceMeta, Node, ObjectId, OwnStatus, Owner, ParentStatus,
-    Pod, Policy, Protocol, Readiness, Route, Service, ServicePort, Slice, SliceEndpoint, SlicePort, TargetPort,
-    WithoutProxy, documents_namespace,
+    GatewaySpec, Grant, Key, Kind, Mesh, MeshObject, Meta, NamespaceMeta, Node, ObjectId, OwnStatus, Owner,
+    ParentStatus, Pod, Policy, Protocol, Readiness, Route, Service, ServicePort, Slice, SliceEndpoint, SlicePort,
+    TargetPort, WithoutProxy, documents_namespace,
 };
 use stored::Stored;
 use weft_config::Prefix;
 use weft_config::bootstrap::pods_name;
 use weft_crds::Status;
+use weft_crds::mesh::Mode;
+use weft_identity::TrustBundle;
 
 /// The effect of an event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,6 +50,11 @@ pub struct World {
     documents: BTreeMap<(DocumentKind, String), Document>,
     access: BTreeMap<(AccessKind, String), Access>,
     has_grants: bool,
+    /// By name. One counts.
+    meshes: BTreeMap<String, Mesh>,
+    /// The default mode of mutual TLS.
+    mode: Mode,
+    trust: Option<TrustBundle>,
     /// Of the Gateway API's kinds, once it is known.
     availability: BTreeMap<WatchedKind, Availability>,
 }
@@ -70,6 +78,7 @@ impl World {
                 self.touch_those_that_name(&mut touched);
             }
             Event::Node(change) => self.observe_node(change, &mut touched),
+            Event::Mesh(change) => self.observe_mesh(change, &mut touched),
             Event::Route(change) => self.observe_stored(change, |all| &mut all.routes, &mut touched),
             Event::Cluster(change) => self.observe_stored(change, |all| &mut all.clusters, &mut touched),
             Event::Policy(change) => self.observe_stored(change, |all| &mut all.policies, &mut touched),
@@ -79,7 +88,10 @@ impl World {
             }
             Event::Availability(kind, availability) => self.observe_availability(kind, availability, &mut touched),
             Event::GatewayRoute(kind, change) => self.observe_gateway_route(kind, change, &mut touched),
-            Event::Document(kind, change) => self.observe_document(kind, change, &mut touched),
+            Event::Document(kind, change) => {
+                self.observe_trust(&change, &mut touched);
+                self.observe_document(kind, change, &mut touched);
+            }
             Event::Access(kind, change) => self.observe_access(kind, change, &mut touched),
         }
         touched
@@ -187,12 +199,15 @@ impl World {
         fn of<S>(object: &MeshObject<S>) -> (&str, i64, &Status) {
             (&object.meta.uid, object.meta.generation, &object.status)
         }
+        if id.kind == Kind::Mesh {
+            return self.meshes.get(&id.key.name).map(of);
+        }
         let namespace = self.namespaces.get(&id.key.namespace)?;
         match id.kind {
             Kind::Route => namespace.routes.get(&id.key.name).map(of),
             Kind::Cluster => namespace.clusters.get(&id.key.name).map(of),
             Kind::Policy => namespace.policies.get(&id.key.name).map(of),
-            Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => None,
+            Kind::Mesh | Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => None,
         }
     }
 
@@ -203,12 +218,14 @@ impl World {
 
     /// The status of every custom resource.
     pub fn statuses(&self) -> impl Iterator<Item = (Kind, &Status)> {
-        self.namespaces.values().flat_map(|namespace| {
+        let meshes = self.meshes.values().map(|object| (Kind::Mesh, &object.status));
+        let namespaced = self.namespaces.values().flat_map(|namespace| {
             let routes = namespace.routes.values().map(|object| (Kind::Route, &object.status));
             let clusters = namespace.clusters.values().map(|object| (Kind::Cluster, &object.status));
             let policies = namespace.policies.values().map(|object| (Kind::Policy, &object.status));
             routes.chain(clusters).chain(policies)
-        })
+        });
+        meshes.chain(namespaced)
     }
 
     /// Stores a status that was just written, before the watch reports it.
@@ -217,12 +234,16 @@ impl World {
             object.status = status;
             object.meta.revision = object.meta.revision.max(revision);
         }
+        if id.kind == Kind::Mesh {
+            self.meshes.get_mut(&id.key.name).map(|object| set(object, status, revision));
+            return;
+        }
         let Some(namespace) = self.namespaces.get_mut(&id.key.namespace) else { return };
         match id.kind {
             Kind::Route => namespace.routes.get_mut(&id.key.name).map(|object| set(object, status, revision)),
             Kind::Cluster => namespace.clusters.get_mut(&id.key.name).map(|object| set(object, status, revision)),
             Kind::Policy => namespace.policies.get_mut(&id.key.name).map(|object| set(object, status, revision)),
-            Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => None,
+            Kind::Mesh | Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => None,
         };
     }
 
@@ -249,6 +270,7 @@ impl World {
             ("grpcroutes", sum(|n| n.grpc_routes.len())),
             ("tlsroutes", sum(|n| n.tls_routes.len())),
             ("tcproutes", sum(|n| n.tcp_routes.len())),
+            ("meshes", self.meshes.len()),
             ("meshroutes", sum(|n| n.routes.len())),
             ("meshclusters", sum(|n| n.clusters.len())),
             ("meshpolicies", sum(|n| n.policies.len())),
@@ -311,7 +333,7 @@ impl World {
             Kind::GrpcRoute => self.observe_stored(change, |all| &mut all.grpc_routes, touched),
             Kind::TlsRoute => self.observe_stored(change, |all| &mut all.tls_routes, touched),
             Kind::TcpRoute => self.observe_stored(change, |all| &mut all.tcp_routes, touched),
-            Kind::Cluster | Kind::Policy | Kind::Route => {}
+            Kind::Cluster | Kind::Mesh | Kind::Policy | Kind::Route => {}
         }
     }
 

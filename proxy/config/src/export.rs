@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::inbound::MtlsMode;
 use crate::route::RouteTable;
 use crate::{compact_vec, is_default};
 
@@ -45,6 +46,9 @@ pub struct ServicePort {
     /// The protocol of the port.
     #[serde(default, skip_serializing_if = "is_default")]
     pub protocol: Protocol,
+    /// Mode of mutual TLS that policies set for the port. Absent: they set none, and that of the client holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtls: Option<MtlsMode>,
     /// Routes of the Service's own namespace. Absent: every request goes to `endpoints`. Present: a request that no
     /// match accepts is answered 404.
     #[serde(default, skip_serializing_if = "Option::is_none")]

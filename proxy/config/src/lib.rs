@@ -35,7 +35,8 @@ pub use export::{
 };
 pub use filters::*;
 pub use inbound::{
-    Action as PolicyAction, AuthorizationRule, ConsumerRoutes, Inbound, Mtls, MtlsMode, Policy, PortRef, Source, Target,
+    Action as PolicyAction, AuthorizationRule, ConsumerRoutes, Inbound, Mtls, MtlsMode, MtlsPolicy, MtlsPort, Policy,
+    PortRef, Source, Target,
 };
 pub use index::Index;
 pub use pods::{PodIdentity, Pods, Prefix, PrefixError};

@@ -53,7 +53,7 @@ impl Namespace {
             let same_family = |ip: &&IpAddr| pod.ips.iter().any(|own| own.is_ipv4() == ip.is_ipv4());
             let address = addresses.iter().find(same_family).or(addresses.first());
             for port in ports {
-                let wire::ServicePort { port: number, protocol, routes, endpoints } = port;
+                let wire::ServicePort { port: number, protocol, mtls: _, routes, endpoints } = port;
                 let cluster = Cluster::compile(namespace, &name, number, protocol, &settings, pod, endpoints)?;
                 let cluster = Arc::new(Cluster { address: address.map(|ip| SocketAddr::new(*ip, number)), ..cluster });
                 if *namespace == *pod.namespace {

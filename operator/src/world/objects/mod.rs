@@ -24,7 +24,7 @@ pub use document::{Document, DocumentKind, documents_namespace};
 pub use gateway_route::{GatewayRoute, GatewaySpec, OwnStatus, ParentStatus};
 pub use grant::Grant;
 pub use key::{Key, Kind, ObjectId};
-pub use mesh_object::{Cluster, MeshObject, Meta, Policy, RawMeshObject, Route};
+pub use mesh_object::{Cluster, Mesh, MeshObject, Meta, Policy, RawMeshObject, Route};
 pub use namespace::{NamespaceMeta, RawNamespace};
 pub use node::Node;
 pub use pod::{ContainerPort, Owner, Pod, RawPod, Readiness, WithoutProxy};

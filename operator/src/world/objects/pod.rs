@@ -197,6 +197,12 @@ impl Pod {
         self.has_proxy && !self.excludes(port) && !self.is_opaque(port)
     }
 
+    /// The service account that its proxy proves to clients of this port, opaque ports included. `None`: a client finds no
+    /// proxy there, or one without identity.
+    pub fn identity_at(&self, port: u16) -> Option<&str> {
+        (self.has_proxy && self.has_identity && !self.excludes(port)).then_some(&self.service_account)
+    }
+
     /// Whether connections to this port are not redirected to its proxy.
     pub fn excludes(&self, port: u16) -> bool {
         is_in(&self.excluded, port)
