@@ -290,10 +290,10 @@ fn argo_cd_config_map_has_the_health_check() {
     let (block, keys) = rest.split_once("  resource.").expect("further keys");
     let block: String = block.lines().map(|line| format!("{}\n", line.strip_prefix("    ").unwrap_or(line))).collect();
     assert_eq!(lines(&block), lines(&read("resource_customizations/weft.dev/_/health.lua")));
-    for kind in ["MeshCluster", "MeshPolicy", "MeshRoute"] {
+    for kind in ["Mesh", "MeshCluster", "MeshPolicy", "MeshRoute"] {
         assert!(config_map.contains(&format!("resource.customizations.health.weft.dev_{kind}: ")), "{kind}");
     }
-    assert_eq!(keys.matches(": *health").count(), 2, "{keys}");
+    assert_eq!(keys.matches(": *health").count(), 3, "{keys}");
 }
 
 /// The expressions of the page are those of the test with Flux.

@@ -118,7 +118,7 @@ const ORDERS: [Order; 6] = [
             &["request", "verify"],
             &["authority"],
             &["issue", "sign", "tls"],
-            &["properties", "signer"],
+            &["signer"],
             &["lib"],
         ],
         circles: &[],

@@ -1,4 +1,4 @@
-//! The operator: compiles MeshRoutes, MeshClusters, MeshPolicies, Services, EndpointSlices and pods to the documents
+//! The operator: compiles MeshRoutes, MeshClusters, MeshPolicies, the Mesh, Services, EndpointSlices and pods to the documents
 //! that proxies read.
 //!
 //! ```text

@@ -11,7 +11,7 @@ use weft_crds::names;
 use weft_operator::app::{self, Settings};
 use weft_runtime::{log, signal};
 
-/// Watches MeshRoutes, MeshClusters, MeshPolicies, Services and pods, and writes the configuration that proxies read.
+/// Watches MeshRoutes, MeshClusters, MeshPolicies, the Mesh, Services and pods, and writes the configuration that proxies read.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {

@@ -3,6 +3,9 @@
 mod support;
 
 use serde_json::json;
+use weft_config::{Envelope, Written};
+use weft_crds::mesh::Mode;
+use weft_identity::{TrustBundle, UnixTime};
 use weft_operator::world::objects::{RawPod, RawService};
 use weft_operator::world::{
     Availability, Change, Document, DocumentKind, Event, Key, Kind, Node, Pod, Service, Touched, WatchedKind, World,
@@ -304,4 +307,48 @@ fn list_of_one_kind_of_the_gateway_api_leaves_the_others() {
     assert_eq!(kinds(&world), [Kind::GrpcRoute]);
     assert_eq!(scopes(&world.observe(Event::GatewayRoute(Kind::GrpcRoute, Change::Reset(vec![])))), ["shop"]);
     assert_eq!(kinds(&world), []);
+}
+
+#[test]
+fn mode_of_the_mesh_touches_every_namespace_and_one_that_does_not_parse_changes_nothing() {
+    let mesh = |name: &str, spec: serde_json::Value| json!({"kind": "Mesh", "metadata": {"name": name}, "spec": spec});
+    let strict = json!({"mtls": {"mode": "Strict"}});
+    let mut world = support::world(&[namespace("shop"), namespace("web")]);
+    for (desc, event, touched, mode) in [
+        ("no mode", applied(&mesh("weft", json!({}))), vec![""], Mode::Permissive),
+        ("Strict", applied(&mesh("weft", strict.clone())), vec!["", "shop", "web"], Mode::Strict),
+        (
+            "another field",
+            applied(&mesh("weft", json!({"mtls": {"mode": "Strict"}, "trustDomain": "a"}))),
+            vec![""],
+            Mode::Strict,
+        ),
+        ("nonsense", applied(&mesh("weft", json!({"mtls": 7}))), vec![""], Mode::Strict),
+        (
+            "a Mesh with another name",
+            applied(&mesh("shop", json!({"mtls": {"mode": "Permissive"}}))),
+            vec![""],
+            Mode::Strict,
+        ),
+        ("deleted", deleted(&mesh("weft", strict)), vec!["", "shop", "web"], Mode::Permissive),
+    ] {
+        assert_eq!(scopes(&world.observe(event)), touched, "{desc}");
+        assert_eq!(world.mode(), mode, "{desc}");
+    }
+}
+
+#[test]
+fn trust_document_is_taken_if_it_is_intact() {
+    let root = weft_identity::authority::Authority::root(&"cluster.local".parse().expect("a domain"), UnixTime::now());
+    let root = root.expect("a root").certificate;
+    let bundle = TrustBundle::new("cluster.local".parse().expect("a domain"), [root]).expect("a bundle");
+    let intact = Document { envelope: Envelope::write(Written::default(), &bundle), ..document("trust", 2) };
+    let mut world = World::default();
+    let event = |document: &Document| Event::Document(DocumentKind::Export, Change::Apply(document.clone()));
+    assert_eq!(scopes(&world.observe(event(&document("trust", 1)))), [""; 0], "damaged");
+    assert_eq!(scopes(&world.observe(event(&intact))), [""]);
+    assert_eq!(scopes(&world.observe(event(&intact))), [""; 0], "the same");
+    world.observe(event(&document("trust", 3)));
+    world.observe(Event::Document(DocumentKind::Export, Change::Delete(Key::new("", "trust"))));
+    assert_eq!(world.trust(), Some(&bundle), "damaged, then deleted: the last good one stays");
 }

@@ -7,7 +7,7 @@ use weft_config::{Export, Inbound};
 use weft_gateway_api::ParentReference;
 
 use super::diagnostic::Diagnostic;
-use super::strict::Strictness;
+use super::strictness::Strictness;
 use crate::world::{DocumentKind, Key, ObjectId};
 
 /// The compiled configuration of one namespace.

@@ -33,6 +33,7 @@ mod route;
 mod service;
 mod source;
 mod strict;
+mod strictness;
 mod unused;
 mod value;
 
@@ -44,7 +45,7 @@ pub use diagnostic::{Diagnostic, Severity};
 use endpoint::has_endpoints;
 pub use mesh::{compile as mesh, missing_roots};
 pub use pods::pods;
-pub use strict::Strictness;
+pub use strictness::Strictness;
 use weft_config::{Index, Protocol};
 
 use crate::world::{Grant, Namespace, Slice, TargetPort, World};

@@ -161,13 +161,16 @@ impl Store {
         let document = call(documents.get_opt(bootstrap::TRUST_NAME)).await.map_err(Error::Trust)?.map(Document::from);
         let published = document.as_ref().and_then(trust::read);
 
-        if let Some(in_force) = published.as_ref().and_then(TrustBundle::only_domain)
-            && *in_force != self.domain
-        {
+        let other = published.as_ref().and_then(TrustBundle::only_domain).filter(|in_force| **in_force != self.domain);
+        // The leader that has issued certificates has written the domain: somebody else has changed the document since.
+        let is_mine = holder.current().is_some() && self.lease.borrow().epoch().is_some();
+        if let Some(in_force) = other.filter(|_| !is_mine) {
             return Err(Error::OtherDomain { in_force: in_force.clone(), own: self.domain.clone() });
         }
         let mesh = domain::read_mesh(&self.client).await.map_err(Error::Mesh)?;
-        holder.trust(trust::further_roots(mesh.as_ref(), published.as_ref(), &self.domain));
+        let in_use = holder.current().map(|current| &current.bundle).or(published.as_ref());
+        let further = trust::further_roots(mesh.as_ref(), in_use, &self.domain);
+        holder.trust(further);
 
         let now = UnixTime::now();
         match holder.observe(found.as_ref(), published.as_ref(), now) {

@@ -19,10 +19,10 @@ pub fn read(document: &Document) -> Option<TrustBundle> {
     document.envelope.read().ok().map(|(_, bundle)| bundle)
 }
 
-/// The roots of the Mesh. If one of them cannot be read, those that are published: the last good ones are among them.
+/// The roots of the Mesh. If one of them cannot be read, those in use: the last good ones are among them.
 pub fn further_roots(
     mesh: Option<&Mesh>,
-    published: Option<&TrustBundle>,
+    in_use: Option<&TrustBundle>,
     domain: &TrustDomain,
 ) -> Vec<CertificateDer<'static>> {
     let Some(mesh) = mesh else { return Vec::new() };
@@ -30,7 +30,7 @@ pub fn further_roots(
         let texts = spec.roots().iter().map(|text| Root::read(text).ok());
         Some(texts.collect::<Option<Vec<_>>>()?.into_iter().flatten().collect())
     });
-    let last_good = || published.map(|published| published.roots(domain).to_vec()).unwrap_or_default();
+    let last_good = || in_use.map(|bundle| bundle.roots(domain).to_vec()).unwrap_or_default();
     let roots: Vec<Root> = read.unwrap_or_else(last_good);
     roots.iter().map(|root| root.certificate().clone()).collect()
 }
@@ -151,9 +151,9 @@ mod tests {
     }
 
     #[test]
-    fn roots_of_a_mesh_that_cannot_be_read_are_those_that_are_published() {
+    fn roots_of_a_mesh_that_cannot_be_read_are_those_in_use() {
         let [ours, further, new] = [(); 3].map(|()| new_root());
-        let published = TrustBundle::new(domain(), [&ours, &further].map(|root| root.certificate.clone())).unwrap();
+        let in_use = TrustBundle::new(domain(), [&ours, &further].map(|root| root.certificate.clone())).unwrap();
         let text = |root: &Authority| pem::certificates([&root.certificate]);
         let mesh = |roots: Value| -> Mesh {
             let object = json!({"metadata": {"name": "weft"}, "spec": {"trust": {"roots": roots}}});
@@ -170,7 +170,7 @@ mod tests {
                 certificates.iter().map(|certificate| certificate.to_vec()).collect::<BTreeSet<_>>()
             };
             let expected = expected.into_iter().map(|root| root.certificate.clone()).collect();
-            let found = further_roots(mesh.as_ref(), Some(&published), &domain());
+            let found = further_roots(mesh.as_ref(), Some(&in_use), &domain());
             assert_eq!(sorted(found), sorted(expected), "{desc}");
         }
     }

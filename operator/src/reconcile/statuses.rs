@@ -21,6 +21,8 @@ use crate::world::{GatewayRoute, ObjectId, ParentStatus};
 /// the conditions of a thousand policies, and documents have precedence.
 const STATUSES_MAX: usize = 256;
 const STATUSES_INTERVAL: Duration = Duration::from_millis(100);
+/// When a Mesh with roots is looked at again: they expire.
+const ROOTS_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
 /// A status to write.
 struct Next {
@@ -65,6 +67,9 @@ impl Reconciler {
         });
         let changed: Vec<Next> = changed.collect();
         self.write_changed(state, INDEX, changed, epoch).await;
+        if state.world.meshes().any(|mesh| mesh.spec.as_ref().is_ok_and(|spec| !spec.roots().is_empty())) {
+            state.write_statuses_at(INDEX, Instant::now() + ROOTS_INTERVAL);
+        }
     }
 
     async fn write_changed(&self, state: &mut State, scope: &str, changed: Vec<Next>, epoch: u64) {

@@ -362,6 +362,22 @@ mod tests {
     }
 
     #[test]
+    fn mesh_has_no_conditions_about_references_and_pods() {
+        let status = next_of_mesh(&Status::default(), 1, &[], &written(), at(EARLIER)).unwrap();
+        let kinds: Vec<&str> = status.conditions.iter().map(|condition| condition.type_.as_str()).collect();
+        assert_eq!(kinds, ["Accepted", "Programmed", "Ready"]);
+        assert_eq!(find(&status, "Ready").status, "True");
+        assert!(is_programmed(&status, 1) && !is_programmed(&status, 2));
+        let pending = Delivery::Pending("2 namespaces do not have the mode yet".into());
+        let status = next_of_mesh(&status, 2, &[], &pending, at(LATER)).unwrap();
+        assert_eq!(
+            (find(&status, "Ready").status.as_str(), find(&status, "Ready").reason.as_str()),
+            ("False", "Pending")
+        );
+        assert!(!is_programmed(&status, 2));
+    }
+
+    #[test]
     fn prompt_is_what_changes_a_status_or_follows_the_spec() {
         let status = |generation, diagnostics: &[Diagnostic]| {
             next(&Status::default(), generation, diagnostics, &written(), at(EARLIER)).unwrap()

@@ -16,14 +16,13 @@ mod stored;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use availability::{Availability, Definition};
-pub use callers::{Answer, Asked, Caller};
 pub use event::{Change, Event, WatchedKind};
 pub use namespace::Namespace;
 pub use objects::{
-    Access, AccessKind, Account, Cluster, ContainerPort, Distribution, Document, DocumentKind, GatewayRoute,
-    GatewaySpec, Grant, Key, Kind, Mesh, MeshObject, Meta, NamespaceMeta, Node, ObjectId, OwnStatus, Owner,
-    ParentStatus, Pod, Policy, Protocol, Readiness, Route, Service, ServicePort, Slice, SliceEndpoint, SlicePort,
-    TargetPort, WithoutProxy, documents_namespace,
+    Access, AccessKind, Account, Answer, Answers, Asked, Caller, Cluster, ContainerPort, Distribution, Document,
+    DocumentKind, GatewayRoute, GatewaySpec, Grant, Key, Kind, Mesh, MeshObject, Meta, NamespaceMeta, Node, ObjectId,
+    OwnStatus, Owner, ParentStatus, Pod, Policy, Protocol, Readiness, Route, Service, ServicePort, Slice,
+    SliceEndpoint, SlicePort, TargetPort, WithoutProxy, documents_namespace,
 };
 use stored::Stored;
 use weft_config::Prefix;
@@ -53,7 +52,7 @@ pub struct World {
     access: BTreeMap<(AccessKind, String), Access>,
     has_grants: bool,
     /// What proxies say of plaintext callers.
-    asked: callers::Answers,
+    asked: Answers,
     /// By name. One counts.
     meshes: BTreeMap<String, Mesh>,
     /// The default mode of mutual TLS.
@@ -239,7 +238,9 @@ impl World {
             object.meta.revision = object.meta.revision.max(revision);
         }
         if id.kind == Kind::Mesh {
-            self.meshes.get_mut(&id.key.name).map(|object| set(object, status, revision));
+            if let Some(object) = self.meshes.get_mut(&id.key.name) {
+                set(object, status, revision);
+            }
             return;
         }
         let Some(namespace) = self.namespaces.get_mut(&id.key.namespace) else { return };

@@ -64,6 +64,7 @@ pub(crate) fn nothing() -> Vec<Event> {
         Event::Slice(Change::Reset(vec![])),
         Event::Account(Change::Reset(vec![])),
         Event::Node(Change::Reset(vec![])),
+        Event::Mesh(Change::Reset(vec![])),
         Event::Route(Change::Reset(vec![])),
         Event::Cluster(Change::Reset(vec![])),
         Event::Policy(Change::Reset(vec![])),

@@ -624,9 +624,9 @@ mod tests {
             updater.open(Document::Pods(prefix(number)));
             arrives(&mut updater, number);
         }
-        for (number, pods) in &store.load().pods {
-            // The third was used least recently.
-            pods.last_used.store(if *number == prefix(3) { 1 } else { 2 }, Ordering::Relaxed);
+        for (open, pods) in &store.load().pods {
+            // The third was used least recently, and the others will be used more recently than those that are opened.
+            pods.last_used.store(if *open == prefix(3) { 0 } else { u64::MAX }, Ordering::Relaxed);
         }
         let (third, other) = (Document::Pods(prefix(3)), Document::Pods(prefix(50)));
         assert!(cache::read(&folder, &third).is_some());

@@ -186,8 +186,8 @@ async fn id_05_last_good_identity_stays_in_use() {
     assert_eq!(client.get(&[]).await.0, 200, "on the open connection");
 }
 
-/// ID-05: a proxy that finds no roots when it starts is not ready, and accepts no connection of another proxy: it is never
-/// one that demands no certificate. ID-10: without fingerprints of the roots, it does not start.
+/// ID-05, ID-10: a proxy that finds no roots when it starts is not ready, and accepts no connection of another proxy: it is
+/// never one that demands no certificate. Without fingerprints of the roots, it does not start.
 #[tokio::test(flavor = "multi_thread")]
 async fn id_05_proxy_without_roots_serves_nobody() {
     let ca = Ca::new("cluster.local");

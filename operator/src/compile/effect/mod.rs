@@ -37,8 +37,10 @@ pub(super) fn check(world: &World, name: &str, namespace: &Namespace, compiled: 
     let keys: BTreeSet<&str> = targets(inbound).flat_map(selector_keys).collect();
     let pods = Pods::new(namespace, &keys);
 
-    let selections: HashMap<&Target, Selection<'_>> =
-        targets(inbound).map(|target| (target, Selection::new(&pods, target))).collect();
+    let mut selections: HashMap<&Target, Selection<'_>> = HashMap::new();
+    for target in targets(inbound) {
+        selections.entry(target).or_insert_with(|| Selection::new(&pods, target));
+    }
     let mut add = |policy: &str, found: Vec<Diagnostic>| {
         let id = ObjectId { kind: Kind::Policy, key: Key::new(name, policy) };
         objects.entry(id).or_default().diagnostics.extend(found);

@@ -4,9 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use weft_config::{MtlsMode, MtlsPolicy, MtlsPort, Target};
+use weft_crds::status::Reason;
 
 use super::policy::Selection;
-use crate::compile::diagnostic::Diagnostic;
+use crate::compile::diagnostic::{Diagnostic, Severity};
 use crate::compile::mtls::{Decision, Workload, is_for_namespace, mode};
 use crate::world::Pod;
 
@@ -145,13 +146,15 @@ impl Findings<'_> {
         });
         let winners = winners.into_iter().map(|(port, name)| {
             let place = port.map_or_else(|| "mtls".to_owned(), |port| format!("mtls: port {port}"));
-            Diagnostic::note(format!("{place}: MeshPolicy {name} is Strict for the same pods, and wins"))
+            let message = format!("{place}: MeshPolicy {name} is Strict for the same pods, and wins");
+            Diagnostic { severity: Severity::Partial, reason: Reason::Conflicted, message }
         });
         let declared = match declared.len() {
             0 => None,
             1 => Some("1 port accepts plaintext by declaration".to_owned()),
             count => Some(format!("{count} ports accept plaintext by declaration")),
         };
-        refused.chain(winners).chain(declared.map(Diagnostic::note)).collect()
+        let declared = declared.map(|message| Diagnostic::limited(Reason::PlaintextDeclared, message));
+        refused.chain(winners).chain(declared).collect()
     }
 }

@@ -5,6 +5,7 @@
 
 mod access;
 mod account;
+mod caller;
 mod document;
 mod gateway_route;
 mod grant;
@@ -20,6 +21,7 @@ mod slice;
 
 pub use access::{Access, AccessKind};
 pub use account::Account;
+pub use caller::{Answer, Answers, Asked, Caller};
 pub use document::{Document, DocumentKind, documents_namespace};
 pub use gateway_route::{GatewayRoute, GatewaySpec, OwnStatus, ParentStatus};
 pub use grant::Grant;

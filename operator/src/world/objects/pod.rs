@@ -217,8 +217,9 @@ impl Pod {
 
     /// Whether `next` says the same of who is at which address.
     pub fn has_same_identity(&self, next: &Self) -> bool {
-        let of = |pod: &Self| (pod.uid.clone(), pod.service_account.clone(), pod.created, pod.deleting);
-        (&self.identified, &self.excluded) == (&next.identified, &next.excluded) && of(self) == of(next)
+        (&self.identified, &self.excluded, &self.uid) == (&next.identified, &next.excluded, &next.uid)
+            && (&self.service_account, self.created, self.deleting)
+                == (&next.service_account, next.created, next.deleting)
     }
 
     /// Whether its proxy forwards connections to this port as opaque TCP.
