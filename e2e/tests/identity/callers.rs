@@ -68,7 +68,7 @@ fn only_the_named_service_accounts_may_call() -> Result<()> {
     })
 }
 
-/// ID-11 of the reliability checks.
+/// ID-11: open connections that are now denied are closed within two seconds, and no others.
 #[test]
 fn tightened_policies_close_connections_that_are_now_denied() -> Result<()> {
     in_mesh("callers-open", |ns| {

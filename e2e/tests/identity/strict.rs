@@ -27,6 +27,7 @@ fn address(ns: &Namespace, app: &str) -> Result<String> {
     pod["status"]["podIP"].as_str().map(str::to_owned).context("the pod has an address")
 }
 
+/// ID-13: no plaintext gets in, neither through the Service nor at the pod's address.
 #[test]
 fn strict_refuses_plaintext_and_admits_identified_callers() -> Result<()> {
     let outside = Namespace::create("strict-outside", Mesh::Outside)?;
@@ -61,7 +62,7 @@ fn strict_refuses_plaintext_and_admits_identified_callers() -> Result<()> {
     })
 }
 
-/// A pod that is ready is told to Strict clients too, but one without a proxy has no identity.
+/// ID-13: a pod that is ready is told to Strict clients too, but one without a proxy has no identity.
 #[test]
 fn strict_clients_send_nothing_to_services_in_plaintext() -> Result<()> {
     in_mesh("strict-client", |ns| {

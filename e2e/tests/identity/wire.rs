@@ -63,7 +63,7 @@ fn applications_read_who_calls_and_no_forged_copy() -> Result<()> {
     })
 }
 
-/// A client outside of the mesh sends the same request, which shows that the capture would see it.
+/// ID-13: a client outside of the mesh sends the same request, which shows that the capture would see it.
 #[test]
 fn bytes_between_two_pods_cannot_be_read() -> Result<()> {
     let embedded = Cluster::get()?.embedded()?;
