@@ -15,8 +15,10 @@ use crate::changes::Changes;
 use crate::direction::Direction;
 use crate::orig_dst::original_destination;
 use crate::policy::Call;
+use crate::reason::Reason;
 use crate::security::{Security, Why};
 use crate::telemetry::handles::Open;
+use crate::value::RuleName;
 use crate::worker::Worker;
 
 /// A downstream connection. It counts as open until the last request and the last tunnel on it are over.
@@ -53,6 +55,15 @@ impl Caller {
         Self { header, is_of_domain: id.trust_domain() == own.trust_domain(), id }
     }
 
+    /// Its name in metrics: `namespace/service account`, or the whole identity if it is of another trust domain.
+    pub(crate) fn label(&self) -> String {
+        if self.is_of_domain {
+            format!("{}/{}", self.id.namespace(), self.id.service_account())
+        } else {
+            self.id.to_string()
+        }
+    }
+
     /// The service account that policies know it by. None: it is of another trust domain, whose accounts are others.
     pub(crate) fn account(&self) -> Option<&Account> {
         self.is_of_domain.then(|| self.id.account())
@@ -79,6 +90,14 @@ impl Downstream {
             Direction::Inbound if shared.tls.is_some() => Security::Tls,
             Direction::Inbound if shared.identity.is_expected() => Security::Plaintext(self.plaintext.get()),
             Direction::Inbound => Security::Plaintext(Why::NoIdentity),
+        }
+    }
+
+    /// Counts an inbound call that has ended, by its caller, if `reason` is that a rule denied it.
+    pub(crate) fn count_denied(&self, reason: Option<Reason>, rule_name: Option<&RuleName>) {
+        if let (Direction::Inbound, Some(Reason::PolicyDenied), Some(rule_name)) = (self.direction, reason, rule_name) {
+            let caller = self.caller.get().map(|caller| caller.label()).unwrap_or_default();
+            self.worker.handles.denied(rule_name, caller);
         }
     }
 

@@ -287,7 +287,8 @@ async fn send_to_application(mut request: Box<Request<Incoming>>, guard: &mut Re
         if let Some(rule_name) = refused.refusal.rule_name() {
             guard.set_rule(rule_name);
         }
-        return Err(Answer::refused(&refused, request.uri().path()));
+        let caller = guard.log.downstream.caller.get().map(|caller| &**caller);
+        return Err(Answer::refused(&refused, request.uri().path(), caller));
     }
     guard.log.security = downstream.security();
     guard.log.downstream.record_caller();

@@ -7,6 +7,8 @@ use http::header::HeaderName;
 pub(crate) const REASON: HeaderName = HeaderName::from_static("weft-reason");
 /// On a response that a proxy generated: the object and the rule that decided, `Kind/namespace/name/rule`.
 pub(crate) const SOURCE: HeaderName = HeaderName::from_static("weft-source");
+/// On the answer to a request that policies deny: the identity that the caller has proven. Absent if it has proven none.
+pub(crate) const CALLER: HeaderName = HeaderName::from_static("weft-caller");
 /// On a response that the backend's sidecar generated: the backend never received the request, so a retry is safe for
 /// any method.
 pub(crate) const UNPROCESSED: HeaderName = HeaderName::from_static("weft-unprocessed");

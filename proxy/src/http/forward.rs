@@ -132,7 +132,8 @@ async fn send(mut prepared: Box<PreparedRequest<'_>>, guard: &mut RequestGuard) 
             Ok(outcome) => outcome,
             Err(refused) => {
                 guard.log.rule_name = refused.refusal.rule_name().cloned();
-                return Err(Answer::refused(&refused, prepared.parts.uri.path()));
+                let caller = downstream.caller.get().map(|caller| &**caller);
+                return Err(Answer::refused(&refused, prepared.parts.uri.path(), caller));
             }
         };
         if attempts.falls_back(&outcome) {

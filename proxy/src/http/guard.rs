@@ -190,6 +190,7 @@ impl Drop for RequestGuard {
             body_error: log.body_error,
             duration: log.started.elapsed(),
         });
+        log.downstream.count_denied(log.reason, log.rule_name.as_deref());
         access::request(log, self.response_bytes);
     }
 }

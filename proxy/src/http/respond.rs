@@ -12,8 +12,9 @@ use super::date;
 use super::guard::RequestGuard;
 use super::head::GRPC_STATUS;
 use super::response_body::{Content, ResponseBody};
+use crate::downstream::Caller;
 use crate::judge::{Refusal, RefusedRequest};
-use crate::reason::{REASON, Reason, SOURCE, UNPROCESSED};
+use crate::reason::{CALLER, REASON, Reason, SOURCE, UNPROCESSED};
 
 /// Longest reading of a path that a 403 response quotes, in bytes.
 const READING_BYTES_MAX: usize = 256;
@@ -71,8 +72,9 @@ impl Answer {
         answer
     }
 
-    /// The answer to an inbound request that is not allowed. `path`: its path.
-    pub(crate) fn refused(refused: &RefusedRequest, path: &str) -> Box<Self> {
+    /// The answer to an inbound request that is not allowed. `path`: its path; `caller`: who the client is, if it has proven
+    /// that.
+    pub(crate) fn refused(refused: &RefusedRequest, path: &str, caller: Option<&Caller>) -> Box<Self> {
         let RefusedRequest { refusal, reading } = refused;
         let text = match refusal {
             Refusal::Plaintext => "mutual TLS is required here (mode Strict), and the client proved no identity",
@@ -89,6 +91,11 @@ impl Answer {
             }
             _ => Self::new(refusal.reason(), text),
         };
+        if let (Some(_), Some(caller)) = (refusal.rule_name(), caller)
+            && let Ok(id) = HeaderValue::try_from(caller.id.to_string())
+        {
+            answer.headers.insert(CALLER, id);
+        }
         if matches!(refusal, Refusal::Unknown) {
             answer.headers.insert(UNPROCESSED, HeaderValue::from_static("true"));
         }

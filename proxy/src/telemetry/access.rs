@@ -364,6 +364,7 @@ pub(crate) fn connection(note: ConnectionLog) {
         sent: note.sent,
         received: note.received,
     });
+    downstream.count_denied(note.reason, note.rule_name.as_deref());
     if !is_logged(downstream.worker.shared.access_log, note.reason.is_some_and(Reason::is_failure)) {
         return;
     }

@@ -12,8 +12,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
 use super::labels::{
-    self, BytesLabels, CauseLabels, ClientLabels, ConnectionLabels, DirectionLabels, ErrorType, MirrorLabels,
-    ReasonValue, RequestLabels, RpcStatus, RpcValue, ServerLabels, ServiceLabels,
+    self, BytesLabels, CauseLabels, ClientLabels, ConnectionLabels, DeniedLabels, DirectionLabels, ErrorType,
+    MirrorLabels, ReasonValue, RequestLabels, RpcStatus, RpcValue, ServerLabels, ServiceLabels,
 };
 use super::metrics::Metrics;
 use crate::direction::Direction;
@@ -23,6 +23,9 @@ use crate::value::RuleName;
 
 /// Handles that a worker caches. When there are more, it clears the cache.
 const HANDLES_MAX: usize = 4096;
+
+/// Series of denied calls. When there are more, further callers are counted as one.
+const DENIED_MAX: usize = 1024;
 
 /// One worker's handles.
 pub(crate) struct Handles {
@@ -203,6 +206,15 @@ impl Handles {
             security: security.into(),
         };
         self.metrics.requests.get_or_create(&labels).inc();
+    }
+
+    /// Counts a request or connection that a policy denied. `caller`: empty if it has not proven who it is.
+    pub(crate) fn denied(&self, rule_name: &RuleName, mut caller: String) {
+        let denied = &self.metrics.denied;
+        if denied.len() >= DENIED_MAX {
+            caller = labels::OTHER.to_owned();
+        }
+        denied.get_or_create(&DeniedLabels { source: rule_name.text.clone(), caller }).inc();
     }
 
     /// Counts a retry or a hedged attempt.

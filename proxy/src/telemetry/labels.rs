@@ -14,7 +14,7 @@ use crate::reason::Reason;
 use crate::security::Security;
 
 /// The value for anything that is not in a closed list.
-const OTHER: &str = "_OTHER";
+pub(super) const OTHER: &str = "_OTHER";
 
 /// The names of gRPC statuses, in the order of their numbers. Source: google/rpc/code.proto.
 const RPC_STATUSES: [&str; 17] = [
@@ -99,6 +99,12 @@ pub(super) struct SecurityLabels {
 pub(super) struct CauseLabels {
     pub(super) service: String,
     pub(super) reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct DeniedLabels {
+    pub(super) source: String,
+    pub(super) caller: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

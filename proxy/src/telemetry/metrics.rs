@@ -12,8 +12,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::labels::{
-    BytesLabels, CauseLabels, ClientLabels, ConnectionLabels, DetectorLabels, DirectionLabels, MirrorLabels,
-    RequestLabels, ServerLabels, ServiceLabels,
+    BytesLabels, CauseLabels, ClientLabels, ConnectionLabels, DeniedLabels, DetectorLabels, DirectionLabels,
+    MirrorLabels, RequestLabels, ServerLabels, ServiceLabels,
 };
 use super::series::Series;
 
@@ -30,6 +30,7 @@ pub(crate) struct Metrics {
     pub(super) retries_refused: Series<CauseLabels, Counter>,
     pub(super) mirrored: Series<MirrorLabels, Counter>,
     pub(super) service_address: Series<ServiceLabels, Counter>,
+    pub(super) denied: Series<DeniedLabels, Counter>,
     ejections: Series<DetectorLabels, Counter>,
     ejected: Series<ServiceLabels, Gauge>,
     healthy: Series<ServiceLabels, Gauge>,
@@ -65,6 +66,7 @@ impl Metrics {
             retries_refused: Series::default(),
             mirrored: Series::default(),
             service_address: Series::default(),
+            denied: Series::default(),
             ejections: Series::default(),
             ejected: Series::default(),
             healthy: Series::default(),
@@ -84,6 +86,7 @@ impl Metrics {
             retries_refused,
             mirrored,
             service_address,
+            denied,
             ejections,
             ejected,
             healthy,
@@ -121,6 +124,7 @@ impl Metrics {
             "Attempts sent to the Service's own address (ClusterIP), because no endpoint could be used",
             service_address,
         );
+        registry.register("denied_calls", "Requests and connections that policies denied, by rule and caller", denied);
         registry.register("outlier_ejections", "Ejections of endpoints by outlier detection, by detector", ejections);
         registry.register("endpoints_ejected", "Endpoints ejected by outlier detection, summed over workers", ejected);
         registry.register(
@@ -157,6 +161,7 @@ impl Metrics {
         self.requests.for_each(|labels| add(&labels.source));
         self.mirrored.for_each(|labels| add(&labels.source));
         self.connections.for_each(|labels| add(&labels.source));
+        self.denied.for_each(|labels| add(&labels.source));
         sources
     }
 
@@ -170,6 +175,7 @@ impl Metrics {
             retries_refused,
             mirrored,
             service_address,
+            denied,
             ejections,
             ejected,
             healthy,
@@ -191,6 +197,7 @@ impl Metrics {
         retries_refused.sweep(|labels| is_service(&labels.service));
         mirrored.sweep(|labels| is_service(&labels.service) && is_source(&labels.source));
         service_address.sweep(|labels| is_service(&labels.service));
+        denied.sweep(|labels| is_source(&labels.source));
         ejections.sweep(|labels| is_service(&labels.service));
         ejected.sweep(|labels| is_service(&labels.service));
         healthy.sweep(|labels| is_service(&labels.service));

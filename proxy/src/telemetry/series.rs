@@ -40,6 +40,11 @@ impl<L: Clone + Eq + Hash, M: Clone> Series<L, M> {
         metric
     }
 
+    /// How many series there are.
+    pub(crate) fn len(&self) -> usize {
+        self.lock().len()
+    }
+
     /// Calls `each` with the labels of each series.
     pub(crate) fn for_each(&self, each: impl FnMut(&L)) {
         self.lock().keys().for_each(each);

@@ -54,11 +54,14 @@ async fn rules_name_callers_by_their_certificates_and_by_nothing_else() {
 
     assert_eq!(cart.get(&[]).await.0, 200);
     let copy = format!("By={WEB};URI={CART}");
-    for (desc, address) in [("another account", bank.outbound), ("no identity", server.inbound)] {
+    for (desc, address, caller) in
+        [("another account", bank.outbound, Some(BANK)), ("no identity", server.inbound, None)]
+    {
         let (status, headers, body) = get(address, &[("x-forwarded-client-cert", &copy)]).await;
         assert_eq!((status.as_u16(), reason(&headers)), (403, "policy-denied"), "{desc}");
         assert_eq!(headers["weft-source"], "MeshPolicy/shop/callers/0", "{desc}");
-        assert!(!body.contains("cart") && !body.contains("bank"), "{desc}: {body}");
+        assert_eq!(headers.get("weft-caller").map(|id| id.to_str().expect("text")), caller, "{desc}");
+        assert!(!body.contains("cart"), "{desc}: {body}");
     }
     assert_eq!(heads.lock().expect("not poisoned").len(), 1, "the application got one request");
 
@@ -68,6 +71,10 @@ async fn rules_name_callers_by_their_certificates_and_by_nothing_else() {
     assert_eq!(seen, [(Some(CART), None), (Some(BANK), rule), (None, rule)]);
     let labels = ["reason=\"policy-denied\"", "source=\"MeshPolicy/shop/callers/0\""];
     assert_eq!(server.sum("weft_requests_total", &labels).await, 2);
+    for caller in ["shop/bank", ""] {
+        let labels = [labels[1], &format!("caller=\"{caller}\"")];
+        assert_eq!(server.sum("weft_denied_calls_total", &labels).await, 1, "{caller:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -94,6 +101,7 @@ async fn rules_name_callers_of_tcp_connections_too() {
     assert_eq!(denied.len(), 1, "{events:?}");
     let labels = ["reason=\"policy-denied\"", "source=\"MeshPolicy/shop/callers/0\""];
     assert_eq!(server.sum("weft_tcp_connections_total", &labels).await, 1);
+    assert_eq!(server.sum("weft_denied_calls_total", &[labels[1], "caller=\"shop/bank\""]).await, 1);
     assert_eq!((&denied[0]["src.identity"], &denied[0]["source"]), (&json!(BANK), &json!("MeshPolicy/shop/callers/0")));
 }
 
