@@ -45,6 +45,7 @@ fn page_of_metrics_lists_those_of_the_proxy() {
     handles.retried(name, "hedge");
     handles.retry_refused(name, "budget");
     handles.mirrored(&service, "MeshRoute/shop/reviews/0", "answered");
+    handles.denied(&RuleName::new("MeshPolicy", "shop", "read-only", "0"), String::new());
     handles.by_service_address(&service);
     handles.connection_finished(&FinishedConnection {
         direction: Direction::Inbound,
