@@ -35,6 +35,8 @@ pub struct Bootstrap {
     pub ports: Ports,
     /// TLS for the inbound port, only outside of a pod. None: inbound connections are not terminated.
     pub tls: Option<Arc<ServerConfig>>,
+    /// Whether all TLS on the inbound port is mutual, only outside of a pod. See [`Local::mutual_tls`].
+    pub mutual_tls: bool,
     /// Timeouts towards clients.
     pub timeouts: Timeouts,
     /// Destination ports without protocol detection: their connections are TCP.
@@ -161,12 +163,16 @@ impl Bootstrap {
             Some(value) => parse_source(&value)?,
         };
         let mut pod = Pod::from_env(&source)?;
-        let (mut ports, mut tls) = (Ports::default(), None);
+        let identity = identity_from_env(&pod)?;
+        let (mut ports, mut tls, mut mutual_tls) = (Ports::default(), None, false);
         if let Some(local) = json::<Local>(contract::ENV_LOCAL)? {
             (ports, tls) = (local_ports(&local, &source)?, local_tls(&local)?);
-            pod.application = local.application;
+            (pod.application, mutual_tls) = (local.application, local.mutual_tls);
+            if mutual_tls && (tls.is_some() || identity.is_none()) {
+                let reason = format!("mutualTls needs {} and no certificate of its own", contract::ENV_IDENTITY);
+                return Err(invalid(contract::ENV_LOCAL, &format!("{local:?}"), reason));
+            }
         }
-        let identity = identity_from_env(&pod)?;
         Ok(Self {
             pod,
             workers: parsed(contract::ENV_WORKERS)?.unwrap_or(1usize).clamp(1, 256),
@@ -175,6 +181,7 @@ impl Bootstrap {
             cache: contract::CACHE_DIR.into(),
             ports,
             tls,
+            mutual_tls,
             timeouts: json::<TimeoutsMs>(contract::ENV_TIMEOUTS_MS)?.unwrap_or_default().into(),
             opaque_ports: list(contract::ENV_OPAQUE_PORTS)?
                 .map_or_else(|| contract::OPAQUE_PORTS_DEFAULT.iter().copied().collect(), HashSet::from_iter),

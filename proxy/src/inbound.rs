@@ -134,21 +134,24 @@ async fn detect(
 }
 
 /// Makes the handshake with a client that is a proxy of the mesh. Returns the decrypted stream and the protocol in it; or
-/// the stream as it is, if the client is no such proxy. None: the handshake failed, which was logged.
+/// the stream as it is, if the client is no such proxy and needs not prove an identity. None: the handshake failed, which
+/// was logged.
 async fn accept_proxy(downstream: &Rc<Downstream>, mut stream: Prefixed) -> Option<(Prefixed, Option<Protocol>)> {
-    let is_proxy = match stream.offer().await {
-        Ok(Offer::Protocols(offered)) => offered.iter().any(|name| Protocol::of_alpn(name).is_some()),
+    let shared = &downstream.worker.shared;
+    let is_mutual = match stream.offer().await {
+        Ok(Offer::Protocols(offered)) => {
+            shared.mutual_tls || offered.iter().any(|name| Protocol::of_alpn(name).is_some())
+        }
         Ok(Offer::NeedMore | Offer::NotTls) => false,
         Err(_) => return None,
     };
-    if !is_proxy {
+    if !is_mutual {
         return Some((stream, None));
     }
     let (socket, hello) = match stream.into_socket() {
         Ok(parts) => parts,
         Err(stream) => return Some((stream, None)),
     };
-    let shared = &downstream.worker.shared;
     let mut log = ConnectionLog::new(downstream);
     log.security = Security::None;
     log.reason = match shared.identity.load() {

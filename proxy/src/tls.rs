@@ -153,7 +153,8 @@ pub(crate) async fn accept_mutual(
         (_, Some(error)) => return Err(readable(error)),
     };
     let session = stream.get_ref().1;
-    let protocol = session.alpn_protocol().and_then(Protocol::of_alpn);
+    // A client that names none is no proxy of the mesh.
+    let protocol = session.alpn_protocol().map_or(Some(Protocol::Tcp), Protocol::of_alpn);
     let leaf = session.peer_certificates().and_then(|chain| chain.first());
     let (Some(protocol), Some(leaf)) = (protocol, leaf) else {
         return Err(io::Error::new(
