@@ -2,8 +2,9 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test check unit fuzz e2e e2e-installed e2e-groups conformance conformance-installed \
-  conformance-report gitops soak bench gen gen-gateway golden deny images install cluster-up cluster-down kubeconfig
+.PHONY: help demo demo-down test check unit unit-crates fuzz e2e e2e-installed e2e-groups conformance conformance-installed \
+  conformance-report gitops soak soak-identity bench gen gen-gateway golden deny images install cluster-up cluster-down \
+  kubeconfig
 
 NAME ?= weft
 # Two nodes, for the tests of topology-aware Services.
@@ -16,6 +17,7 @@ BENCH_ARGS ?=
 FUZZ_SECS ?= 60
 WATCH_SECS ?= 600
 RUNS ?= 20
+MINUTES ?= 60
 # Number of end-to-end tests that run in parallel.
 THREADS ?= 4
 
@@ -59,13 +61,19 @@ check: ## formatting, lints, the shape of the tree (order of modules, dependenci
 
 unit: ## tests without a cluster
 	@e2e/packages.sh
+	@cargo test $(profile) --locked --workspace --exclude weft-e2e --no-run
+	@# Beside each other: the soak waits most of its five minutes.
+	@$(MAKE) --no-print-directory --jobs 2 unit-crates soak-identity MINUTES=5
+
+unit-crates:
 	@cargo test $(profile) --locked --workspace --exclude weft-e2e
-	@cargo test $(profile) --locked --package weft-e2e --lib --test page --test values
+	@cargo test $(profile) --locked --package weft-e2e --lib --test page --test values --test rbac
 	@python3 -m unittest discover --quiet --start-directory bench
 	@proxy/fuzz/run.sh 5
 
-fuzz: ## fuzz the proxy's parsers with libFuzzer (FUZZ_SECS=60 per target)
+fuzz: ## fuzz the proxy's parsers with libFuzzer (FUZZ_SECS=60 per target), and the ports of operator and injector
 	@proxy/fuzz/run.sh $(FUZZ_SECS)
+	@WEFT_HOSTILE_MIB=1024 cargo test $(profile) --locked --package weft-operator --package weft-injector --test ports -- --nocapture
 
 e2e: $(cluster) images install e2e-installed ## end-to-end tests on a real cluster
 
@@ -74,6 +82,10 @@ gitops: ## Argo CD and Flux keep Weft and a shop in sync, on a cluster of its ow
 
 soak: $(cluster) images install ## the e2e-groups repeatedly on busy CPUs; lists the tests that failed (RUNS=20)
 	@e2e/soak.sh $(RUNS)
+
+soak-identity: ## certificates that live for a minute are renewed, while traffic goes between two proxies (MINUTES=60)
+	@WEFT_SOAK_MINUTES=$(MINUTES) cargo test $(profile) --locked --workspace --exclude weft-e2e --test mtls -- \
+	  --ignored --nocapture renewal::soak
 
 conformance: $(cluster) images install conformance-installed ## the Gateway API's conformance suite and gRPC's interoperability tests, on the cluster
 
@@ -87,7 +99,7 @@ conformance-installed:
 e2e-installed: e2e-groups conformance-installed
 	@cargo test $(profile) --locked --package weft-e2e --test mistakes -- --test-threads 2 --show-output
 	@cargo test $(profile) --locked --package weft-e2e --test latency --test demo -- --test-threads 1 --nocapture
-	@cargo test $(profile) --locked --package weft-e2e --test disruption --test helm -- --test-threads 1 --nocapture
+	@cargo test $(profile) --locked --package weft-e2e --test disruption --test enforcement --test helm -- --test-threads 1 --nocapture
 
 e2e-groups:
 	@cargo test $(profile) --locked --package weft-e2e --test charts --test inject --test routing --test filters --test streams \
@@ -106,7 +118,7 @@ gen-gateway: ## generate the types of the Gateway API's routes from its definiti
 
 golden: ## update the expected files of golden tests and the generated references; review the diff as code
 	@WEFT_BLESS=1 $(cargo) test $(profile) --package weft-operator --package weft-injector --package weft-init
-	@WEFT_BLESS=1 $(cargo) test $(profile) --package weft-e2e --lib --test values
+	@WEFT_BLESS=1 $(cargo) test $(profile) --package weft-e2e --lib --test values --test rbac --test docs
 	@WEFT_BLESS=1 $(cargo) test $(profile) --package weft-runtime --package weft-proxy --lib page_of_
 
 deny: ## check licences, bans and sources of dependencies, and advisories if their database can be reached

@@ -7,7 +7,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::duration;
+use crate::{duration, policy};
 
 /// How the values of a pattern are checked.
 enum Check {
@@ -18,7 +18,7 @@ enum Check {
 }
 
 /// Each pattern with its check and its message, which has examples.
-const PATTERNS: [(&str, Check, &str); 14] = [
+const PATTERNS: [(&str, Check, &str); 15] = [
     (duration::PATTERN, Check::Matches, "must be whole numbers with a unit (h, m, s or ms): 500ms, 5s, 1m, 1m30s"),
     (
         "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
@@ -29,6 +29,11 @@ const PATTERNS: [(&str, Check, &str); 14] = [
         "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
         Check::Matches,
         "must be lower case letters, digits and dashes, with a letter or digit at both ends: checkout-v2",
+    ),
+    (
+        policy::ACCOUNT,
+        Check::Matches,
+        "must be a service account, as namespace/name, or as name in the policy's own namespace: shop/web, web",
     ),
     (
         "^[-a-z0-9.]*[a-z0-9]$",

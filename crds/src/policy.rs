@@ -8,6 +8,19 @@ use crate::refs::PolicyTargetRef;
 use crate::route::{HeaderMatch, Method, PathMatch};
 use crate::status::Status;
 
+/// CEL: something is refused, or rules say what is allowed.
+const HAS_EFFECT: &str = "(has(self.rules) && size(self.rules) > 0) || (has(self.default) && self.default == 'Deny')";
+
+/// CEL: an entry says who.
+const NAMES_CALLERS: &str =
+    "has(self.serviceAccounts) || has(self.notServiceAccounts) || has(self.namespaces) || has(self.notNamespaces)";
+
+/// A service account: namespace/name, or name.
+pub(crate) const ACCOUNT: &str = "^([a-z0-9]([-a-z0-9]*[a-z0-9])?/)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?$";
+
+/// The name of a namespace.
+const NAMESPACE: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
+
 /// Authorization: which requests and connections the pods of a Service, of a ServiceAccount or of a whole namespace
 /// accept. What Istio calls an AuthorizationPolicy.
 ///
@@ -17,18 +30,19 @@ use crate::status::Status;
 /// passes a rule with HTTP conditions: a Deny rule whose other conditions hold refuses it, and an Allow rule does not
 /// match it. Probes of the kubelet are always allowed.
 ///
-/// Rules do not match who sends a request: callers have no identity in this version. A header has what the client
-/// wrote into it.
+/// `from` names callers by the service account in the certificate of their proxy. A header, in contrast, has what the
+/// client wrote into it.
 ///
 /// ```yaml
 /// apiVersion: weft.dev/v1alpha1
 /// kind: MeshPolicy
-/// metadata: {name: read-only, namespace: shop}
+/// metadata: {name: readers, namespace: shop}
 /// spec:
 ///   targetRef: {kind: Service, name: reviews}
 ///   authorization:
+///     default: Deny
 ///     rules:
-///     - {action: Deny, methods: [POST, PUT, DELETE], paths: [{type: PathPrefix, value: /admin}]}
+///     - {action: Allow, from: [{serviceAccounts: [web]}], methods: [GET, HEAD]}
 /// ```
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
@@ -88,11 +102,19 @@ pub struct MeshPolicySpec {
 }
 
 /// Which requests and connections are allowed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new(HAS_EFFECT).message("give at least one rule, or default: Deny, which refuses everything"))]
 pub struct Authorization {
-    /// The rules. Their order does not matter: any Deny rule that matches overrides all Allow rules.
-    #[schemars(length(min = 1, max = 32))]
+    /// What happens to requests and connections that no rule matches: Allow or Deny. Deny refuses them on all ports of
+    /// the target, also if no policy has an Allow rule. Default: Allow; but if a policy has Allow rules for the pod and
+    /// port, one of them must match.
+    #[serde(default, skip_serializing_if = "Action::is_allow")]
+    pub default: Action,
+    /// The rules. Their order does not matter: any Deny rule that matches overrides all Allow rules. May be left out if
+    /// the default is Deny.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
     pub rules: Vec<AuthorizationRule>,
 }
 
@@ -102,6 +124,10 @@ pub struct Authorization {
 pub struct AuthorizationRule {
     /// What happens to a request or connection that matches: Allow or Deny.
     pub action: Action,
+    /// Who calls; any entry matches. Default: everybody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 8))]
+    pub from: Option<Vec<Source>>,
     /// HTTP methods; any of them matches. Deny rules ignore letter case.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
@@ -124,11 +150,48 @@ pub struct AuthorizationRule {
     pub ports: Vec<u16>,
 }
 
-/// What happens to a request or connection that matches a rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// Who calls. All fields that are set must hold.
+///
+/// A caller is the service account in the certificate with which its proxy has proven who it is, and nothing else: no
+/// address, and no header. A caller without a certificate of this trust domain (plaintext, for example from a pod
+/// without a proxy) matches no entry with `serviceAccounts` or `namespaces`. An entry that has only the negated fields
+/// matches it in a Deny rule, and does not match it in an Allow rule.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new(NAMES_CALLERS).message("name callers in each entry of from: serviceAccounts, notServiceAccounts, namespaces or notNamespaces. To match everybody, leave out from"))]
+pub struct Source {
+    /// Service accounts, as namespace/name, or as name in the policy's own namespace; any of them matches.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 317), regex(pattern = ACCOUNT)))]
+    pub service_accounts: Vec<String>,
+    /// Service accounts that do not match.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 317), regex(pattern = ACCOUNT)))]
+    pub not_service_accounts: Vec<String>,
+    /// Namespaces, all of whose service accounts match; any of them matches.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 63), regex(pattern = NAMESPACE)))]
+    pub namespaces: Vec<String>,
+    /// Namespaces, none of whose service accounts match.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 63), regex(pattern = NAMESPACE)))]
+    pub not_namespaces: Vec<String>,
+}
+
+/// Allow or Deny.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Action {
     /// It is allowed, unless another rule denies it.
+    #[default]
     Allow,
     /// It is refused.
     Deny,
+}
+
+// === impl Action ===
+
+impl Action {
+    fn is_allow(&self) -> bool {
+        *self == Self::Allow
+    }
 }

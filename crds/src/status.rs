@@ -61,6 +61,8 @@ pub enum Reason {
     ResolvedRefs,
     /// A backend does not exist.
     BackendNotFound,
+    /// A caller that a policy's rule names, a service account or namespace, does not exist.
+    CallerNotFound,
     /// A backend of a kind that Weft does not know.
     InvalidKind,
     /// A backend in another namespace, which no ReferenceGrant of that namespace allows.

@@ -196,6 +196,94 @@ fn bounds_page_names_existing_tests() {
     }
 }
 
+const CHECKS: &str = "docs/security-checks.md";
+
+/// The security checks that a function is a test of: in the first line of its documentation (`ID-01, ID-02: ...`) or at the
+/// begin of its name (`id_01_...`).
+fn checks_of(name: &str, documentation: &str) -> Vec<String> {
+    let is_check = |word: &&str| {
+        let number = word.strip_prefix("ID-").or_else(|| word.strip_prefix("CP-")).unwrap_or_default();
+        number.len() == 2 && number.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    let (before, _) = documentation.split_once(':').unwrap_or_default();
+    let words: Vec<&str> = before.split(", ").collect();
+    let documented = if words.iter().all(|word| is_check(&word)) { words } else { Vec::new() };
+    let named = name.get(..5).map(|prefix| prefix.to_uppercase().replace('_', "-")).unwrap_or_default();
+    let mut checks: Vec<String> = documented.into_iter().map(str::to_owned).collect();
+    checks.extend(Some(named).filter(|named| is_check(&named.as_str()) && !checks.contains(named)));
+    checks
+}
+
+/// The tests of each security check, as `path::function`.
+fn tests_of_checks() -> BTreeMap<String, BTreeSet<String>> {
+    fn collect(folder: &Path, tests: &mut BTreeMap<String, BTreeSet<String>>) {
+        for path in fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()) {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if path.is_dir() && !path.is_symlink() && name != "target" && !name.starts_with('.') {
+                collect(&path, tests);
+            } else if name.ends_with(".rs") {
+                let text = fs::read_to_string(&path).expect("readable");
+                let file = path.strip_prefix(checkout()).expect("below it").display();
+                let mut documentation = None;
+                for line in text.lines().map(str::trim) {
+                    if let Some(first) = line.strip_prefix("/// ") {
+                        documentation.get_or_insert(first);
+                        continue;
+                    }
+                    let function = line.trim_start_matches("async ").strip_prefix("fn ");
+                    if let Some(function) = function.and_then(|rest| rest.split(['(', '<']).next()) {
+                        for check in checks_of(function, documentation.unwrap_or_default()) {
+                            tests.entry(check).or_default().insert(format!("{file}::{function}"));
+                        }
+                    }
+                    if !line.starts_with("#[") {
+                        documentation = None;
+                    }
+                }
+            }
+        }
+    }
+    let mut tests = BTreeMap::new();
+    collect(checkout(), &mut tests);
+    tests
+}
+
+/// Every check has a test, and the page names all of them.
+#[test]
+fn security_checks_name_their_tests() {
+    let path = checkout().join(CHECKS);
+    let page = fs::read_to_string(&path).expect("a page");
+    let mut tests = tests_of_checks();
+    let mut rows = 0;
+    let written: String = page
+        .lines()
+        .map(|line| {
+            let is_row = line.starts_with("| ID-") || line.starts_with("| CP-");
+            let Some((cells, _)) = line.trim_end_matches('|').trim_end().rsplit_once('|').filter(|_| is_row) else {
+                return format!("{line}\n");
+            };
+            rows += 1;
+            let check = cells[2..7].to_owned();
+            let tests = tests.remove(&check).unwrap_or_default();
+            let is_open = cells.contains("| Not in this version: ");
+            assert_eq!(
+                tests.is_empty(),
+                is_open,
+                "{check}: it has a test, or is \"Not in this version: \" and has none"
+            );
+            let names = tests.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+            format!("{cells}| {}{}|\n", names, if names.is_empty() { "" } else { " " })
+        })
+        .collect();
+    assert_eq!(rows, 26, "ID-01 to ID-13 and CP-01 to CP-13");
+    assert!(tests.is_empty(), "{CHECKS} has no rows for {:?}", tests.keys());
+    if std::env::var_os("WEFT_BLESS").is_some() {
+        fs::write(&path, &written).expect("written");
+    }
+    let page = fs::read_to_string(&path).expect("a page");
+    assert!(page == written, "{CHECKS} does not name the tests that there are: `make golden` writes it\n{written}");
+}
+
 /// Users patch Argo CD's ConfigMap with one file; the other has the form of Argo CD's repository.
 #[test]
 fn argo_cd_config_map_has_the_health_check() {

@@ -102,6 +102,7 @@ fn clients_outside_the_mesh_reach_pods_inside() -> Result<()> {
     })
 }
 
+/// CP-06: on a cluster.
 #[test]
 fn invalid_annotation_refuses_the_pod() -> Result<()> {
     in_mesh("inject-bad-annotation", |ns| {

@@ -230,6 +230,7 @@ fn policy_that_pods_do_not_enforce_is_not_ready() -> Result<()> {
 /// Limit for a change of a pod's labels to take effect. Normally within a second; the rest is for a busy machine.
 const RELABELLED: Duration = Duration::from_secs(5);
 
+/// CP-05: a label that is edited after admission counts as it is at the API server.
 #[test]
 fn policies_follow_label_changes_of_running_pods() -> Result<()> {
     in_mesh("policy-labels", |ns| {

@@ -206,6 +206,7 @@ fn deleting_a_route_restores_the_default() -> Result<()> {
     })
 }
 
+/// CP-03: only with a ReferenceGrant.
 #[test]
 fn route_reaches_a_backend_in_another_namespace() -> Result<()> {
     in_mesh("routing-cross", |ns| {
@@ -240,6 +241,7 @@ fn route_reaches_a_backend_in_another_namespace() -> Result<()> {
     })
 }
 
+/// CP-03: on a cluster.
 #[test]
 fn consumer_route_applies_only_to_its_own_namespace() -> Result<()> {
     in_mesh("routing-consumer", |ns| {

@@ -118,7 +118,7 @@ const ORDERS: [Order; 6] = [
             &["request", "verify"],
             &["authority"],
             &["issue", "sign", "tls"],
-            &["signer"],
+            &["properties", "signer"],
             &["lib"],
         ],
         circles: &[],
@@ -128,6 +128,7 @@ const ORDERS: [Order; 6] = [
         library: "weft_proxy",
         layers: &[
             &[
+                "changes",
                 "clock",
                 "cookie",
                 "direction",
@@ -178,8 +179,9 @@ const ORDERS: [Order; 6] = [
             &["upstream/cluster"],
             &["worker"],
             &["downstream", "http/mirror", "telemetry/sweep", "upstream/fallback", "upstream/health"],
+            &["judge"],
             &["listener", "telemetry/access", "upstream/connect"],
-            &["http/guard"],
+            &["http/guard", "upstream/pod"],
             &["http/response_body"],
             &["http/respond", "http/upgrade"],
             &["http/attempt", "http/requests", "http/streams", "http/tunnel"],

@@ -196,7 +196,7 @@ fn own_authority(trust_domain: TrustDomain, namespace: &str) -> Result<Identity,
 }
 
 /// Serves the webhook until `stop`, always with the newest certificate.
-async fn serve(
+pub async fn serve(
     listener: std::net::TcpListener,
     router: Router,
     first: Certificate,

@@ -184,6 +184,7 @@ fn outcome(case: &Case) -> Expected {
     }
 }
 
+/// CP-07: one result for each way around the webhook, among 170 cases.
 #[test]
 fn golden_files_match() {
     let bless = std::env::var_os("WEFT_BLESS").is_some();
@@ -223,6 +224,7 @@ fn warnings_are_few_and_short() {
     }
 }
 
+/// CP-07: f(f(x)) = f(x).
 #[test]
 fn patch_gives_the_injected_pod_and_a_second_injection_changes_nothing() {
     for (name, case) in cases() {
@@ -336,6 +338,7 @@ fn remove_unknown_fields(value: &mut Value) -> usize {
     }
 }
 
+/// CP-06: whatever the pod asks for.
 #[test]
 fn injected_containers_use_known_fields_and_meet_pod_security_restricted() {
     for (name, case) in cases() {
@@ -401,6 +404,7 @@ fn any_json() -> impl Strategy<Value = Value> {
 }
 
 proptest! {
+    /// CP-01: the answer is built from types, never from text.
     #[test]
     fn arbitrary_pods_do_not_panic_and_patches_apply(spec in any_json(), metadata in any_json(), whole in any_json()) {
         let namespace = Namespace { name: shop(), labels: enabled().labels, annotations: BTreeMap::new() };
@@ -417,6 +421,7 @@ proptest! {
         }
     }
 
+    /// CP-01, CP-06: quotes, newlines, `$()` and braces in keys and values.
     #[test]
     fn arbitrary_annotations_cannot_change_image_command_or_inject_arguments(key in "[a-z-]{1,24}|workers|opaque-ports|exclude-outbound-ips|proxy-cpu-limit|proxy-log-level", value in "\\PC{0,40}|[0-9,.:/a-fMGimk-]{0,20}|[$(){}'\";\n]{0,10}") {
         let namespace = Namespace { name: shop(), labels: enabled().labels, annotations: BTreeMap::new() };

@@ -70,6 +70,7 @@ async fn unreadable_namespace_refuses_the_pod_with_the_api_servers_error() {
     assert!(message.contains("namespace \"gone\"") && message.contains("not found"), "{message}");
 }
 
+/// CP-01: a review cannot make the webhook ask for another path of the API server.
 #[tokio::test]
 async fn invalid_namespace_name_is_refused_without_a_request() {
     let fixture = Fixture::new();
@@ -79,6 +80,7 @@ async fn invalid_namespace_name_is_refused_without_a_request() {
     assert_eq!(*fixture.requested_paths.lock().unwrap(), [""; 0]);
 }
 
+/// CP-07: updates, deletions and ephemeral containers change nothing.
 #[tokio::test]
 async fn only_pod_creations_are_injected() {
     let fixture = Fixture::new();
@@ -256,6 +258,7 @@ async fn warnings_never_refuse_and_fit_the_limits_of_the_api_server() {
     assert_eq!(status, StatusCode::BAD_REQUEST);
 }
 
+/// CP-01: called by anyone with anything.
 #[tokio::test]
 async fn malformed_reviews_are_answered_400() {
     let fixture = Fixture::new();
@@ -283,6 +286,7 @@ async fn malformed_reviews_are_answered_400() {
     assert_eq!(fixture.router.clone().oneshot(request).await.unwrap().status(), StatusCode::METHOD_NOT_ALLOWED);
 }
 
+/// ID-10: a pod that would trust any authority is not created.
 #[tokio::test]
 async fn pods_begin_with_the_roots_of_now_and_none_is_created_without() {
     let denied = Fixture::with_roots(BTreeSet::new()).review(&review("shop", &pod())).await;
@@ -302,6 +306,7 @@ async fn pods_begin_with_the_roots_of_now_and_none_is_created_without() {
 }
 
 proptest! {
+    /// CP-01: bytes of all kinds.
     #[test]
     fn arbitrary_bytes_are_answered_200_or_400(body in prop::collection::vec(any::<u8>(), 0..200), at in 0usize..700, byte: u8) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,6 +40,8 @@ pub struct Settings {
     pub excluded_namespaces: BTreeSet<String>,
     /// Listen address of the certificate authority.
     pub identity: SocketAddr,
+    /// Where the issuer is, if not in its Secret.
+    pub issuer_directory: Option<PathBuf>,
     /// Trust domain of the cluster's identities.
     pub trust_domain: TrustDomain,
     /// Lifetime of the certificates of workloads.
@@ -74,6 +77,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
         admin,
         excluded_namespaces,
         identity: identity_address,
+        issuer_directory,
         trust_domain,
         certificate_lifetime,
     } = settings;
@@ -121,6 +125,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
         Identity {
             client: client.clone(),
             namespace: system_namespace,
+            directory: issuer_directory,
             domain: trust_domain,
             own_id,
             certificate_lifetime,

@@ -1,6 +1,7 @@
 //! The `weft-operator` binary: parses arguments, sets up logging and signals, runs the operator.
 
 use std::net::{Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -30,6 +31,9 @@ struct Arguments {
     /// Listen address of the certificate authority.
     #[arg(long, env = "WEFT_IDENTITY_ADDRESS", default_value_t = SocketAddr::from((Ipv6Addr::UNSPECIFIED, IDENTITY_PORT)))]
     identity_address: SocketAddr,
+    /// Directory with the issuer: tls.crt, tls.key and ca.crt, reread when they change. Default: Secret weft-issuer.
+    #[arg(long, env = "WEFT_ISSUER_DIR")]
+    issuer_dir: Option<PathBuf>,
     /// Trust domain of the cluster's identities.
     #[arg(long, env = "WEFT_TRUST_DOMAIN", default_value = "cluster.local")]
     trust_domain: TrustDomain,
@@ -53,6 +57,7 @@ fn main() -> anyhow::Result<()> {
         admin_address,
         excluded_namespaces,
         identity_address,
+        issuer_dir,
         trust_domain,
         certificate_seconds,
         log,
@@ -69,6 +74,7 @@ fn main() -> anyhow::Result<()> {
             admin: admin_address,
             excluded_namespaces,
             identity: identity_address,
+            issuer_directory: issuer_dir,
             trust_domain,
             certificate_lifetime: Duration::from_secs(certificate_seconds),
         };

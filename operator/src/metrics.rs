@@ -63,7 +63,7 @@ pub struct NotReadyLabels {
 /// Label `document`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct DocumentLabel {
-    /// `export`, `inbound` or `index`.
+    /// `export`, `inbound`, `pods` or `index`.
     pub document: &'static str,
 }
 
@@ -84,7 +84,7 @@ pub struct ReasonLabel {
 /// Labels of a write.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct WriteLabel {
-    /// `export`, `inbound` or `index`.
+    /// `export`, `inbound`, `pods` or `index`.
     pub document: &'static str,
     /// `written`, or the reason of the failure.
     pub outcome: &'static str,

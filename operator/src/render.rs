@@ -9,7 +9,9 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::api::rbac::v1::{PolicyRule, Role, RoleBinding, RoleRef, Subject};
 use kube::api::ObjectMeta;
 use serde::Serialize;
-use weft_config::{BODY_BYTES_MAX, Envelope, Export, Header, Inbound, Index, OBJECT_BYTES_MAX, Written, bootstrap};
+use weft_config::{
+    BODY_BYTES_MAX, Envelope, Export, Header, Inbound, Index, OBJECT_BYTES_MAX, Pods, Written, bootstrap,
+};
 use weft_crds::names;
 use weft_identity::UnixTime;
 
@@ -22,6 +24,7 @@ use crate::world::{Document, DocumentKind, documents_namespace};
 pub enum Body {
     Export(Export),
     Inbound(Inbound),
+    Pods(Pods),
     Index(Index),
 }
 
@@ -76,15 +79,17 @@ impl Body {
         match self {
             Self::Export(_) => DocumentKind::Export,
             Self::Inbound(_) => DocumentKind::Inbound,
+            Self::Pods(_) => DocumentKind::Pods,
             Self::Index(_) => DocumentKind::Index,
         }
     }
 
-    /// Whether the users' configuration is the same: everything but endpoints, zones and pod labels.
+    /// Whether the users' configuration is the same: everything but endpoints, zones, labels and addresses of pods.
     fn same_intent(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Export(a), Self::Export(b)) => without_endpoints(a.clone()) == without_endpoints(b.clone()),
             (Self::Inbound(a), Self::Inbound(b)) => without_pods(a.clone()) == without_pods(b.clone()),
+            (Self::Pods(_), Self::Pods(_)) => true,
             _ => self == other,
         }
     }
@@ -96,6 +101,7 @@ impl Body {
         match self {
             Self::Export(body) => length(body),
             Self::Inbound(body) => length(body),
+            Self::Pods(body) => length(body),
             Self::Index(body) => length(body),
         }
     }
@@ -105,6 +111,7 @@ impl Body {
         match self {
             Self::Export(body) => Envelope::write_signed(written, body, &name, sign),
             Self::Inbound(body) => Envelope::write_signed(written, body, &name, sign),
+            Self::Pods(body) => Envelope::write_signed(written, body, &name, sign),
             Self::Index(body) => Envelope::write_signed(written, body, &name, sign),
         }
     }
@@ -129,6 +136,7 @@ impl Published {
         let (header, body) = match kind {
             DocumentKind::Export => document.export().map(|(header, body)| (header, Body::Export(body))),
             DocumentKind::Inbound => document.inbound().map(|(header, body)| (header, Body::Inbound(body))),
+            DocumentKind::Pods => document.pods().map(|(header, body)| (header, Body::Pods(body))),
             DocumentKind::Index => document.index().map(|(header, body)| (header, Body::Index(body))),
         }
         .ok()?;

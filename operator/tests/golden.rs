@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Map, Value, json};
-use weft_config::{Envelope, Export, Inbound, Written};
+use weft_config::{Envelope, Export, Inbound, Pods, Written};
 use weft_crds::{Condition, Status};
 use weft_operator::compile::{self, Compiled};
 use weft_operator::status::{self, Delivery};
@@ -107,7 +107,18 @@ fn describe(world: &World) -> String {
         namespaces.insert(name, Value::Object(shown));
     }
     let index = serde_json::to_value(compile::index(world)).unwrap();
-    serde_saphyr::to_string(&json!({ "index": index["namespaces"], "namespaces": namespaces })).unwrap()
+    let mut shown = json!({ "index": index["namespaces"], "namespaces": namespaces });
+    let pods = world.prefixes().into_iter().map(|prefix| {
+        let body = compile::pods(world, prefix);
+        assert_eq!(Envelope::write(Written::default(), &body).read::<Pods>().unwrap().1, body, "reads back");
+        (prefix.to_string(), serde_json::to_value(body).unwrap()["pods"].clone())
+    });
+    let pods: Map<String, Value> = pods.collect();
+    if !pods.is_empty() {
+        assert_eq!(index["prefixes"], json!(pods.keys().collect::<Vec<_>>()), "the index lists them");
+        shown["pods"] = Value::Object(pods);
+    }
+    serde_saphyr::to_string(&shown).unwrap()
 }
 
 fn written_in(documents: &BTreeSet<DocumentKind>) -> Delivery {

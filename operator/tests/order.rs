@@ -7,14 +7,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use weft_config::{Envelope, Written};
+use weft_config::bootstrap::{pods_name, prefix_of_name};
+use weft_config::{Envelope, Pods, Written};
 use weft_operator::compile::{self, Compiled};
 use weft_operator::world::World;
 
-use support::{applied, deleted, namespace, pod, service, slice};
+use support::{applied, deleted, identified, namespace, pod, service, slice};
 
 /// How many there are.
-const OBJECTS: usize = 23;
+const OBJECTS: usize = 26;
 
 fn objects() -> Vec<Value> {
     let route = |namespace: &str, name: &str, created: u32, parent: Value, path: &str, backend: Value| {
@@ -51,6 +52,10 @@ fn objects() -> Vec<Value> {
         pod("a", "web-2", json!({"app": "web", "version": "2"})),
         pod("a", "client-1", json!({"app": "client", "weft.dev/proxy-version": "1"})),
         pod("b", "other-1", json!({"app": "web", "weft.dev/proxy-version": "1"})),
+        // The second and the third claim one address.
+        identified("a", "db-0", "db", "10.2.0.1"),
+        identified("a", "db-1", "db", "10.2.0.2"),
+        identified("b", "new", "new", "10.2.0.2"),
         slice("a", "web", &[("web-2", "10.1.0.2"), ("web-1", "10.1.0.1")]),
         slice("b", "web", &[("other-1", "10.1.1.1")]),
         cluster("one", 2, "1"),
@@ -110,6 +115,10 @@ fn all(world: &World) -> BTreeMap<String, Compiled> {
     world.mesh().into_iter().map(|name| (name.clone(), compile::compile(world, &name))).collect()
 }
 
+fn all_pods(world: &World) -> BTreeMap<String, Pods> {
+    world.prefixes().into_iter().map(|prefix| (pods_name(prefix), compile::pods(world, prefix))).collect()
+}
+
 fn bytes(compiled: &BTreeMap<String, Compiled>) -> Vec<Envelope> {
     let envelopes = compiled.values().flat_map(|compiled| {
         [Envelope::write(Written::default(), &compiled.export), Envelope::write(Written::default(), &compiled.inbound)]
@@ -137,6 +146,7 @@ proptest! {
         let found = all(&world);
         prop_assert_eq!(bytes(&found), bytes(&expected));
         prop_assert_eq!(found, expected);
+        prop_assert_eq!(all_pods(&world), all_pods(&support::world(&objects())));
     }
 
     /// As in the reconcile loop: compile the scopes that an event marked, and the referrers of a namespace whose
@@ -145,11 +155,16 @@ proptest! {
     fn marked_scopes_are_sufficient(steps in prop::collection::vec((0..OBJECTS, any::<bool>()), 1..80)) {
         let objects = objects();
         let mut world = World::default();
+        let mut pods: BTreeMap<String, Pods> = BTreeMap::new();
         let mut cache: BTreeMap<String, (Option<Compiled>, compile::Exports, BTreeSet<String>)> = BTreeMap::new();
         for (index, there) in steps {
             let event = if there { applied(&objects[index]) } else { deleted(&objects[index]) };
             let mut dirty = world.observe(event).scopes;
             while let Some(scope) = dirty.pop_first() {
+                if let Some(prefix) = prefix_of_name(&scope) {
+                    pods.insert(scope, compile::pods(&world, prefix));
+                    continue;
+                }
                 let compiled = world.in_mesh(&scope).then(|| compile::compile(&world, &scope));
                 let exports = compiled.as_ref().map(|compiled| compile::exports(&world, &scope, compiled)).unwrap_or_default();
                 let references = world.references(&scope);
@@ -163,6 +178,8 @@ proptest! {
             let found: BTreeMap<String, Compiled> =
                 cache.iter().filter_map(|(name, (compiled, ..))| Some((name.clone(), compiled.clone()?))).collect();
             prop_assert_eq!(found, all(&world));
+            pods.retain(|_, document| !document.pods.is_empty());
+            prop_assert_eq!(&pods, &all_pods(&world));
         }
     }
 }

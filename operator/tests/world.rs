@@ -8,7 +8,7 @@ use weft_operator::world::{
     Availability, Change, Document, DocumentKind, Event, Key, Kind, Node, Pod, Service, Touched, WatchedKind, World,
 };
 
-use support::{applied, deleted, namespace, pod, service, slice};
+use support::{applied, deleted, identified, namespace, pod, service, slice};
 
 fn scopes(touched: &Touched) -> Vec<&str> {
     touched.scopes.iter().map(String::as_str).collect()
@@ -51,6 +51,34 @@ fn endpoints_that_stop_serving_are_urgent() {
 
     world.observe(applied(&slice("shop", "web", &[("web-1", "10.1.0.1"), ("web-2", "10.1.0.2")])));
     assert!(world.observe(applied(&slice("shop", "web", &[("web-1", "10.1.0.1")]))).urgent);
+}
+
+/// Of all documents of pods, only those whose pods changed are compiled again.
+#[test]
+fn only_changes_of_who_is_where_mark_documents_of_pods() {
+    let mut world = World::default();
+    let mut db = identified("shop", "db-0", "db", "10.1.2.3");
+    assert_eq!(scopes(&world.observe(applied(&db))), ["p.10.1.2.0", "shop"]);
+    assert_eq!(scopes(&world.observe(applied(&identified("bank", "db-0", "db", "10.1.9.3")))), ["bank", "p.10.1.9.0"]);
+    db["status"]["phase"] = json!("Running");
+    assert_eq!(scopes(&world.observe(applied(&db))), [""; 0]);
+    db["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}]);
+    assert_eq!(scopes(&world.observe(applied(&db))), ["shop"], "ready or not is the same");
+    db["status"]["podIPs"] = json!([{"ip": "10.1.3.3"}, {"ip": "fd00::3"}]);
+    let moved = ["p.10.1.2.0", "p.10.1.3.0", "p.fd00-0-0-0-0-0-0-0", "shop"];
+    assert_eq!(scopes(&world.observe(applied(&db))), moved, "the node was started again");
+    db["status"]["phase"] = json!("Failed");
+    let ended = ["p.10.1.3.0", "p.fd00-0-0-0-0-0-0-0", "shop"];
+    assert_eq!(scopes(&world.observe(applied(&db))), ended, "its addresses are free for others");
+    assert_eq!(scopes(&world.observe(deleted(&db))), ["shop"]);
+    let prefixes: Vec<String> = world.prefixes().into_iter().map(|prefix| prefix.to_string()).collect();
+    assert_eq!(prefixes, ["10.1.9.0/24"]);
+    let mut excluding = identified("bank", "db-0", "db", "10.1.9.3");
+    let ports: Vec<String> = (1..=65).map(|port| (2 * port).to_string()).collect();
+    excluding["spec"]["containers"] =
+        json!([{"name": "weft-init", "args": [format!("--exclude-inbound-ports={}", ports.join(","))]}]);
+    world.observe(applied(&excluding));
+    assert!(world.prefixes().is_empty(), "a pod with more ranges of excluded ports than fit into a document");
 }
 
 #[test]

@@ -10,7 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 seconds=${1:-10}
 targets=("${@:2}")
-[[ ${#targets[@]} -gt 0 ]] || targets=(detect path hello head chunks block frames table)
+[[ ${#targets[@]} -gt 0 ]] || targets=(detect path hello head chunks block frames table identity)
 host=$(rustc -vV | sed -n 's/^host: //p')
 built=../../target/fuzz
 found=$built/corpus

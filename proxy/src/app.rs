@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use futures_util::future::join;
+use nix::sys::prctl;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::runtime;
@@ -69,6 +70,8 @@ pub struct Running {
 pub fn run(bootstrap: Bootstrap) -> anyhow::Result<()> {
     // Dependencies may link a second provider; this one is used.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    // The private key is in memory: it is in no core dump, and no other process of the same user may read it.
+    prctl::set_dumpable(false).context("cannot protect the memory of the process")?;
     let filter = log::init(&bootstrap.log.0, &bootstrap.log.1)?;
     let control = runtime::Builder::new_current_thread().enable_all().build()?;
     control.block_on(async {
@@ -118,7 +121,7 @@ pub async fn start(
         SourceChoice::Kubernetes => Source::kubernetes()?,
         SourceChoice::Directory(path) => Source::Directory(path),
     };
-    let (pod_ips, application) = (pod.ips.clone(), pod.application);
+    let (pod_ips, application, destination) = (pod.ips.clone(), pod.application, pod.destination);
     let cache = matches!(source, Source::Kubernetes(_)).then_some(cache);
     let slot = Arc::new(Slot::new(identity.is_some()));
     let trust = match identity {
@@ -175,6 +178,7 @@ pub async fn start(
         opaque_ports,
         pod_ips,
         application,
+        destination,
         tls,
         mutual_tls,
         identity: slot,

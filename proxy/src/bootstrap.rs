@@ -83,6 +83,9 @@ pub struct Pod {
     pub port_names: BTreeMap<String, u16>,
     /// Outside of a pod: the destination of connections made to the inbound port itself. None: they are refused.
     pub application: Option<SocketAddr>,
+    /// Outside of a pod: the destination of connections made to the outbound port itself, if no Service has its address.
+    /// None: they are refused.
+    pub destination: Option<SocketAddr>,
 }
 
 /// The source of configuration.
@@ -163,15 +166,18 @@ impl Bootstrap {
             Some(value) => parse_source(&value)?,
         };
         let mut pod = Pod::from_env(&source)?;
-        let identity = identity_from_env(&pod)?;
         let (mut ports, mut tls, mut mutual_tls) = (Ports::default(), None, false);
+        let mut token = contract::IDENTITY_TOKEN_FILE.into();
         if let Some(local) = json::<Local>(contract::ENV_LOCAL)? {
             (ports, tls) = (local_ports(&local, &source)?, local_tls(&local)?);
-            (pod.application, mutual_tls) = (local.application, local.mutual_tls);
-            if mutual_tls && (tls.is_some() || identity.is_none()) {
-                let reason = format!("mutualTls needs {} and no certificate of its own", contract::ENV_IDENTITY);
-                return Err(invalid(contract::ENV_LOCAL, &format!("{local:?}"), reason));
-            }
+            (pod.application, pod.destination) = (local.application, local.destination);
+            mutual_tls = local.mutual_tls;
+            token = local.token.unwrap_or(token);
+        }
+        let identity = identity_from_env(&pod, token)?;
+        if mutual_tls && (tls.is_some() || identity.is_none()) {
+            let reason = format!("mutualTls needs {} and excludes a certificate", contract::ENV_IDENTITY);
+            return Err(invalid(contract::ENV_LOCAL, "mutualTls", reason));
         }
         Ok(Self {
             pod,
@@ -220,6 +226,7 @@ impl Pod {
             labels: required_in_pod(source, contract::ENV_POD_LABELS, json(contract::ENV_POD_LABELS)?)?,
             port_names: json(contract::ENV_PORT_NAMES)?.unwrap_or_default(),
             application: None,
+            destination: None,
         })
     }
 }
@@ -296,11 +303,11 @@ fn parse_source(value: &str) -> Result<Source, Error> {
     }
 }
 
-fn identity_from_env(pod: &Pod) -> Result<Option<identity::source::Source>, Error> {
+fn identity_from_env(pod: &Pod, token: PathBuf) -> Result<Option<identity::source::Source>, Error> {
     match (variable(contract::ENV_IDENTITY), variable(contract::ENV_IDENTITY_URL)) {
         (None, None) => Ok(None),
         (Some(value), None) => parse_identity(&value).map(Some),
-        (None, Some(url)) => ca_from_env(pod, &url).map(identity::source::Source::Ca).map(Some),
+        (None, Some(url)) => ca_from_env(pod, &url, token).map(identity::source::Source::Ca).map(Some),
         (Some(value), Some(_)) => {
             let reason = format!("only allowed without {}", contract::ENV_IDENTITY_URL);
             Err(invalid(contract::ENV_IDENTITY, &value, reason))
@@ -315,9 +322,8 @@ fn parse_identity(value: &str) -> Result<identity::source::Source, Error> {
     }
 }
 
-fn ca_from_env(pod: &Pod, url: &str) -> Result<CaSettings, Error> {
-    let client = Authority::new(url, contract::IDENTITY_TOKEN_FILE.into())
-        .map_err(|error| invalid(contract::ENV_IDENTITY_URL, url, error))?;
+fn ca_from_env(pod: &Pod, url: &str, token: PathBuf) -> Result<CaSettings, Error> {
+    let client = Authority::new(url, token).map_err(|error| invalid(contract::ENV_IDENTITY_URL, url, error))?;
     let domain: TrustDomain = required(contract::ENV_TRUST_DOMAIN)?;
     let id = SpiffeId::new(domain, &pod.namespace, &pod.service_account)
         .map_err(|error| invalid(contract::ENV_SERVICE_ACCOUNT, &pod.service_account, error))?;

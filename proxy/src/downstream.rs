@@ -8,10 +8,12 @@ use http::HeaderValue;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::task_tracker::TaskTrackerToken;
-use weft_identity::SpiffeId;
+use weft_identity::{Account, SpiffeId};
 
+use crate::changes::Changes;
 use crate::direction::Direction;
 use crate::orig_dst::original_destination;
+use crate::policy::Call;
 use crate::security::{Security, Why};
 use crate::telemetry::handles::Open;
 use crate::worker::Worker;
@@ -33,6 +35,8 @@ pub(crate) struct Downstream {
 /// Who the client is, by its certificate.
 pub(crate) struct Caller {
     pub(crate) id: SpiffeId,
+    /// Whether it is of the trust domain of this pod.
+    is_of_domain: bool,
     /// What the application is told of it: the value of `x-forwarded-client-cert`.
     pub(crate) header: Option<HeaderValue>,
 }
@@ -40,11 +44,27 @@ pub(crate) struct Caller {
 impl Caller {
     /// A client that has proven to be `id` to this pod, which is `own`. Source of the form: Envoy.
     pub(crate) fn new(id: SpiffeId, own: &SpiffeId) -> Self {
-        Self { header: HeaderValue::try_from(format!("By={own};URI={id}")).ok(), id }
+        let header = HeaderValue::try_from(format!("By={own};URI={id}")).ok();
+        Self { header, is_of_domain: id.trust_domain() == own.trust_domain(), id }
+    }
+
+    /// The service account that policies know it by. None: it is of another trust domain, whose accounts are others.
+    pub(crate) fn account(&self) -> Option<&Account> {
+        self.is_of_domain.then(|| self.id.account())
     }
 }
 
 impl Downstream {
+    /// The call that policies judge: to which port, and by whom.
+    pub(crate) fn call(&self) -> Call<'_> {
+        Call { port: self.destination.port(), caller: self.caller.get().and_then(|caller| caller.account()) }
+    }
+
+    /// The changes after which its calls are judged again.
+    pub(crate) fn changes(&self) -> Option<&Rc<Changes>> {
+        (self.direction == Direction::Inbound).then_some(&self.worker.changes)
+    }
+
     /// How the connection is secured.
     pub(crate) fn security(&self) -> Security {
         let shared = &self.worker.shared;
@@ -81,5 +101,20 @@ impl Downstream {
             _tracked: shared.connections.token(),
             _open: worker.handles.connection(direction),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn caller_of_another_trust_domain_has_no_account() {
+        let id = |domain: &str| -> SpiffeId { format!("spiffe://{domain}/ns/shop/sa/web").parse().expect("an id") };
+        let account = |domain| Caller::new(id(domain), &id("cluster.local")).account().cloned();
+        assert_eq!(account("cluster.local"), Some(id("cluster.local").account().clone()));
+        for other in ["cluster.localhost", "cluster", "local", "other.local"] {
+            assert_eq!(account(other), None, "{other}");
+        }
     }
 }

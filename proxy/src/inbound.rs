@@ -1,15 +1,15 @@
 //! Inbound connections, to this pod: checked against policies, then forwarded to the application.
 
+use std::cell::{Cell, OnceCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderValue, Method, Request, Response, Version};
+use http::{Method, Request, Response, Version};
 use rustls::ServerConfig;
 use tokio::net::TcpStream;
 use weft_codec::detect::Verdict;
 use weft_codec::sni::Offer;
-use weft_config::MtlsMode;
 
 use crate::downstream::{Caller, Downstream};
 use crate::http::attempt::{LOCAL_CONNECT_TIMEOUT, Plan, Upstream};
@@ -20,10 +20,8 @@ use crate::http::respond::{Answer, Reply, finish};
 use crate::http::response_body::ResponseBody;
 use crate::http::{head, serve};
 use crate::identity::Protocol;
-use crate::matcher::RequestHead;
-use crate::path::TooManyReadings;
-use crate::policy::{Policies, Verdict as PolicyVerdict};
-use crate::reason::{Reason, UNPROCESSED};
+use crate::judge::{self, Refusal};
+use crate::reason::Reason;
 use crate::security::Security;
 use crate::sniff::{CLIENT_FIRST_TIMEOUT, FirstSpeaker, Peek, Prefixed};
 use crate::stream::Stream;
@@ -34,9 +32,6 @@ use crate::{tcp, tls};
 
 /// How long a silent client is waited for, to which policies allow no TCP connection.
 const DENIED_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Longest reading of a path that a 403 response quotes, in bytes.
-const READING_BYTES_MAX: usize = 256;
 
 /// Serves one connection.
 pub(crate) async fn handle(downstream: Rc<Downstream>, stream: TcpStream) {
@@ -210,34 +205,26 @@ async fn connect_if_allowed(downstream: &Downstream) -> Option<Stream> {
 
 /// Whether policies or the mode of mutual TLS let no TCP connection to the port pass, whichever side speaks first.
 fn is_tcp_denied(downstream: &Downstream) -> bool {
-    let inbound = downstream.worker.shared.store.load().inbound.clone();
-    is_refused_plaintext(downstream, &inbound)
-        || !matches!(inbound.policies.check_tcp(downstream.destination.port()), PolicyVerdict::Allowed)
-}
-
-/// Whether the client has proven no identity where the mode of mutual TLS is Strict.
-fn is_refused_plaintext(downstream: &Downstream, inbound: &Inbound) -> bool {
-    inbound.mtls.inbound == MtlsMode::Strict && downstream.security() != Security::Mtls
+    judge::connection(downstream, &downstream.worker.shared.store.load().inbound).is_err()
 }
 
 /// Relays a TCP connection to the application.
 async fn relay_tcp(downstream: &Rc<Downstream>, stream: Prefixed, upstream: Option<Stream>) {
     let (shared, destination) = (&downstream.worker.shared, downstream.destination);
     let mut log = ConnectionLog::new(downstream);
+    let seen = downstream.worker.changes.seen();
     // Not kept for as long as the connection lasts.
     let table = shared.store.load();
     log.cluster = table.own_ports.get(&destination.port()).map(|own| own.cluster.clone());
-    match table.inbound.policies.check_tcp(destination.port()) {
+    match judge::connection(downstream, &table.inbound) {
         _ if shared.memory.is_exhausted() => log.reason = Some(Reason::Overload),
-        _ if is_refused_plaintext(downstream, &table.inbound) => {
-            (log.reason, log.security) = (Some(Reason::PlaintextRefused), Security::None);
+        Err(refusal) => {
+            if matches!(refusal, Refusal::Plaintext) {
+                log.security = Security::None;
+            }
+            log.refused(&refusal);
         }
-        PolicyVerdict::Allowed => {}
-        PolicyVerdict::Denied(rule) | PolicyVerdict::NotAllowed(rule) => {
-            log.rule_name = Some(rule.clone());
-            log.reason = Some(Reason::PolicyDenied);
-        }
-        PolicyVerdict::Unknown => log.reason = Some(Reason::ConfigUnavailable),
+        Ok(()) => {}
     }
     drop(table);
     if log.reason.is_some() {
@@ -250,7 +237,16 @@ async fn relay_tcp(downstream: &Rc<Downstream>, stream: Prefixed, upstream: Opti
     match upstream {
         Ok(upstream) => {
             log.endpoint = Some(destination);
-            log.relayed(tcp::relay(stream.into_end(), upstream.into(), shared.timeouts.idle, &shared.drain).await);
+            let refusal = OnceCell::new();
+            let refused = async {
+                let judge = |inbound: &Inbound| judge::connection(downstream, inbound);
+                let _ = refusal.set(judge::refused(downstream, seen, judge).await);
+            };
+            let idle = shared.timeouts.idle;
+            log.relayed(tcp::relay(stream.into_end(), upstream.into(), idle, &shared.drain, refused).await);
+            if let Some(refusal) = refusal.get() {
+                log.refused(refusal);
+            }
         }
         Err(_) => log.reason = Some(Reason::ConnectFailed),
     }
@@ -266,6 +262,7 @@ async fn respond(downstream: Rc<Downstream>, request: Box<Request<Incoming>>) ->
 
 async fn send_to_application(mut request: Box<Request<Incoming>>, guard: &mut RequestGuard) -> Reply {
     let destination = guard.log.downstream.destination;
+    let seen = guard.worker().changes.seen();
     let table = guard.worker().shared.store.load();
     guard.log.cluster = table.own_ports.get(&destination.port()).map(|own| own.cluster.clone());
     if guard.worker().shared.memory.is_exhausted() {
@@ -279,56 +276,26 @@ async fn send_to_application(mut request: Box<Request<Incoming>>, guard: &mut Re
     let inbound = table.inbound.clone();
     drop(table);
     let downstream = &guard.log.downstream;
-    if is_refused_plaintext(downstream, &inbound) {
-        guard.log.security = Security::None;
-        let text = "mutual TLS is required here (mode Strict), and the client proved no identity";
-        return Err(Answer::new(Reason::PlaintextRefused, text));
-    }
     if downstream.worker.shared.identity.is_expected() {
         let caller = downstream.caller.get().and_then(|caller| caller.header.clone());
         head::set_client_certificate(request.headers_mut(), caller);
     }
-    check_policies(&inbound.policies, &request, guard)?;
+    let (method, uri, headers) = (request.method(), request.uri(), request.headers());
+    if let Err(refused) = judge::request(downstream, &inbound, method, uri, headers) {
+        if matches!(refused.refusal, Refusal::Plaintext) {
+            guard.log.security = Security::None;
+        }
+        if let Some(rule_name) = refused.refusal.rule_name() {
+            guard.set_rule(rule_name);
+        }
+        return Err(Answer::refused(&refused, request.uri().path()));
+    }
     let plan = Plan {
         // The path stays as it came: policies allow every reading of it.
         http2: request.version() == Version::HTTP_2,
         protected: inbound.policies.protected.as_ref(),
+        judged: Some(Cell::new(seen)),
         ..Plan::new(Upstream::Local(guard.worker().local(destination)))
     };
     forward(request, plan, guard).await
-}
-
-/// Err: the answer to a request that policies do not allow.
-fn check_policies(
-    policies: &Policies,
-    request: &Request<Incoming>,
-    guard: &mut RequestGuard,
-) -> Result<(), Box<Answer>> {
-    let uri = request.uri();
-    let head =
-        RequestHead { method: request.method(), path: uri.path(), query: uri.query(), headers: request.headers() };
-    let judged = policies.check_request(guard.log.downstream.destination.port(), &head).map_err(|TooManyReadings| {
-        let text = "the path has too many possible readings to be checked against policies";
-        Answer::new(Reason::BadRequest, text)
-    })?;
-    let (rule, text) = match judged.verdict {
-        PolicyVerdict::Allowed => return Ok(()),
-        PolicyVerdict::Denied(rule) => (rule, "a policy denies the request"),
-        PolicyVerdict::NotAllowed(rule) => (rule, "no policy allows the request"),
-        PolicyVerdict::Unknown => {
-            let text =
-                "the policies of this pod are not known: its proxy has not read the configuration of its namespace";
-            let mut answer = Answer::new(Reason::ConfigUnavailable, text);
-            answer.headers.insert(UNPROCESSED, HeaderValue::from_static("true"));
-            return Err(answer);
-        }
-    };
-    guard.set_rule(rule);
-    let text = match judged.reading {
-        Some(reading) if reading.len() <= READING_BYTES_MAX && reading != head.path => {
-            format!("{text}: its path can be read as {reading}")
-        }
-        _ => text.to_owned(),
-    };
-    Err(Answer::new(Reason::PolicyDenied, text))
 }

@@ -23,6 +23,7 @@
 mod affinity;
 pub mod app;
 pub mod bootstrap;
+mod changes;
 mod clock;
 mod cookie;
 mod decide;
@@ -33,6 +34,7 @@ mod filter;
 mod http;
 pub mod identity;
 mod inbound;
+mod judge;
 mod listener;
 mod matcher;
 mod memory;

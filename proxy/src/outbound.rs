@@ -1,10 +1,12 @@
 //! Outbound connections, from the containers of this pod: routed if the destination is a Service of the mesh, else
-//! passed through.
+//! passed on to the address that they were made to.
 
 mod action;
 mod filters;
 mod requests;
 
+use std::future::pending;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -18,7 +20,6 @@ use crate::decide::pick;
 use crate::downstream::Downstream;
 use crate::http::serve;
 use crate::reason::Reason;
-use crate::security::Security;
 use crate::sniff::{CLIENT_FIRST_TIMEOUT, FirstSpeaker, Peek, Prefixed};
 use crate::stream::Stream;
 use crate::table::backend::BackendTarget;
@@ -27,12 +28,9 @@ use crate::table::{Cluster, Port};
 use crate::tcp;
 use crate::telemetry::access::{self, ConnectionLog};
 use crate::upstream::connect::{Connected, NotConnected, connect};
-use crate::upstream::endpoint::open;
+use crate::upstream::pod::{Reached, reach};
 use crate::upstream::shared_cluster::Kind;
 use crate::worker::Worker;
-
-/// Connect timeout for destinations outside the mesh. Source: Istio's default.
-const PASSTHROUGH_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// The fatal TLS alert `unrecognized_name` (RFC 6066 3).
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
@@ -60,14 +58,16 @@ async fn accept_http(downstream: &Rc<Downstream>, stream: TcpStream) -> Option<H
     let port = worker.shared.store.find_port(*destination).await;
     let stream = Prefixed::new(Stream::Plain(stream));
     match port {
-        // Not redirected but made to the proxy's own port: passing it through would loop.
-        None if worker.shared.is_own(*destination) => {
-            tracing::warn!(src.addr = %peer, dst.addr = %destination, reason = Reason::WrongDestination.as_str(), "connection refused");
-            None
-        }
-        // Boxed, here and below: rare.
         None => {
-            Box::pin(passthrough(downstream, stream)).await;
+            // A connection to the proxy's own port was not redirected, and one from here to there would loop.
+            let is_own = worker.shared.is_own(*destination);
+            match if is_own { worker.shared.destination } else { Some(*destination) } {
+                // Boxed, here and below: rare.
+                Some(address) => Box::pin(relay_to_address(downstream, stream, address)).await,
+                None => {
+                    tracing::warn!(src.addr = %peer, dst.addr = %destination, reason = Reason::WrongDestination.as_str(), "connection refused");
+                }
+            }
             None
         }
         Some(port) => {
@@ -291,7 +291,9 @@ async fn relay_tcp(
         Ok(Connected { endpoint, stream: upstream, security }) => {
             (log.endpoint, log.security) = (Some(endpoint), security);
             log.via = (Some(endpoint) == cluster.address).then_some(access::SERVICE_ADDRESS);
-            log.relayed(tcp::relay(stream.into_end(), upstream.into(), shared.timeouts.idle, &shared.drain).await);
+            log.relayed(
+                tcp::relay(stream.into_end(), upstream.into(), shared.timeouts.idle, &shared.drain, pending()).await,
+            );
         }
         Err(NotConnected { reason, endpoint, error }) => {
             (log.endpoint, log.reason) = (endpoint, Some(reason));
@@ -301,17 +303,20 @@ async fn relay_tcp(
     access::connection(log);
 }
 
-/// Relays a TCP connection to its original destination outside the mesh.
-async fn passthrough(downstream: &Rc<Downstream>, stream: Prefixed) {
+/// Relays a connection to an address that is not a Service's.
+async fn relay_to_address(downstream: &Rc<Downstream>, stream: Prefixed, address: SocketAddr) {
     let shared = &downstream.worker.shared;
     let mut log = ConnectionLog::new(downstream);
-    (log.endpoint, log.security) = (Some(downstream.destination), Security::Passthrough);
-    match open(downstream.destination, PASSTHROUGH_TIMEOUT).await {
-        Ok(upstream) => {
-            let upstream = Stream::Plain(upstream).into();
-            log.relayed(tcp::relay(stream.into_end(), upstream, shared.timeouts.idle, &shared.drain).await);
+    log.endpoint = Some(address);
+    match reach(&downstream.worker, address).await {
+        Ok(Reached { stream: upstream, security, identity }) => {
+            (log.security, log.server) = (security, identity.map(Box::new));
+            let upstream = upstream.into();
+            log.relayed(tcp::relay(stream.into_end(), upstream, shared.timeouts.idle, &shared.drain, pending()).await);
         }
-        Err(_) => log.reason = Some(Reason::ConnectFailed),
+        Err(NotConnected { reason, error, .. }) => {
+            (log.reason, log.error) = (Some(reason), error.map(Into::into));
+        }
     }
     access::connection(log);
 }

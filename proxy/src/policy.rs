@@ -1,8 +1,11 @@
 //! Authorization: which calls policies allow to this pod. Pure: policies and a call in, verdict out.
 //!
-//! A matching Deny beats every Allow. If an Allow targets the port, only calls that an Allow matches pass; otherwise
-//! every call passes. A rule with HTTP conditions never allows a TCP connection, because nothing checks the
-//! conditions there.
+//! A matching Deny beats every Allow. If an Allow targets the port, or a policy's default is Deny, only calls that an
+//! Allow matches pass; otherwise every call passes. A rule with HTTP conditions never allows a TCP connection, because
+//! nothing checks the conditions there.
+//!
+//! Rules name callers by the service account of their certificate, and by nothing else. What is not known of a caller is
+//! read against it: without an account it matches only a Deny that names who is exempt from it.
 //!
 //! Applications interpret some paths and headers in several ways ("readings"). A Deny matches a request if it matches
 //! any reading, an Allow only if it matches all of them. The readings of a path are in [`path`], those of headers and
@@ -14,6 +17,7 @@ use std::sync::Arc;
 use http::Method;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use weft_config as wire;
+use weft_identity::Account;
 
 use crate::bootstrap::Pod;
 use crate::http::head::{Names, ProtectedHeaders, is_same_name};
@@ -28,9 +32,10 @@ const ITEMS_MAX: usize = 1000;
 /// The policies that target this pod. The default stands for policies that are not known, and allows nothing.
 #[derive(Debug, Default)]
 pub(crate) struct Policies {
-    /// Set once the document with the policies was read.
-    is_known: bool,
+    /// What they were compiled from. None: the document with the policies was not read yet.
+    source: Option<Vec<wire::Policy>>,
     rules: Vec<Rule>,
+    defaults: Vec<DefaultDeny>,
     /// The headers in their conditions.
     pub(crate) protected: Option<Arc<ProtectedHeaders>>,
 }
@@ -42,9 +47,37 @@ struct Rule {
     /// Ports of the policy's target. None: all.
     target_ports: Option<Vec<u16>>,
     ports: Vec<u16>,
+    /// Empty: everybody.
+    from: Box<[Source]>,
     methods: Vec<Method>,
     paths: Vec<PathMatch>,
     headers: Box<[(HeaderName, ValueTest)]>,
+}
+
+/// Callers. An empty list always matches.
+#[derive(Debug)]
+struct Source {
+    accounts: Box<[Account]>,
+    not_accounts: Box<[Account]>,
+    namespaces: Box<[Box<str>]>,
+    not_namespaces: Box<[Box<str>]>,
+}
+
+/// A policy that refuses what no Allow matches.
+#[derive(Debug)]
+struct DefaultDeny {
+    name: Arc<RuleName>,
+    /// Ports of the policy's target. None: all.
+    target_ports: Option<Vec<u16>>,
+}
+
+/// Where a call goes, and who calls.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Call<'a> {
+    /// Port of the pod.
+    pub(crate) port: u16,
+    /// The account that the caller has proven to be, in the trust domain of this pod.
+    pub(crate) caller: Option<&'a Account>,
 }
 
 /// The verdict of the policies on a call.
@@ -54,7 +87,8 @@ pub(crate) enum Verdict<'a> {
     Allowed,
     /// This Deny rule matches.
     Denied(&'a Arc<RuleName>),
-    /// There are Allow rules and none matches. Names the first of them.
+    /// Only what an Allow rule matches is allowed, and none matches. Names the first Allow rule, or the policy whose
+    /// default it is.
     NotAllowed(&'a Arc<RuleName>),
     /// It is not known which policies there are.
     Unknown,
@@ -75,16 +109,23 @@ impl Policies {
         labels: &BTreeMap<String, String>,
         policies: Vec<wire::Policy>,
     ) -> Result<Self, CompileError> {
-        let mut rules = Vec::new();
-        for wire::Policy { name, target, rules: wire_rules } in policies {
-            let Some(target_ports) = target_ports_of(pod, labels, &target) else { continue };
+        let (mut rules, mut defaults, mut source) = (Vec::new(), Vec::new(), Vec::new());
+        for policy in policies {
+            let Some(target_ports) = target_ports_of(pod, labels, &policy.target) else { continue };
+            source.push(policy.clone());
+            let wire::Policy { name, target: _, default_deny, rules: wire_rules } = policy;
+            let rule_name = |rule: &str| Arc::new(RuleName::new("MeshPolicy", &pod.namespace, &name, rule));
+            if default_deny {
+                defaults.push(DefaultDeny { name: rule_name("default"), target_ports: target_ports.clone() });
+            }
             for (at, rule) in wire_rules.into_iter().enumerate() {
-                let wire::AuthorizationRule { action, methods, paths, headers, ports } = rule;
+                let wire::AuthorizationRule { action, from, methods, paths, headers, ports } = rule;
                 rules.push(Rule {
-                    name: Arc::new(RuleName::new("MeshPolicy", &pod.namespace, &name, &at.to_string())),
+                    name: rule_name(&at.to_string()),
                     action,
                     target_ports: target_ports.clone(),
                     ports,
+                    from: from.into_iter().map(Source::compile).collect::<Result<_, _>>()?,
                     methods: methods.iter().map(|method| parse_method(method)).collect::<Result<_, _>>()?,
                     paths: paths.into_iter().map(compile_path).collect::<Result<_, _>>()?,
                     headers: headers.into_iter().map(compile_header).collect::<Result<_, _>>()?,
@@ -93,22 +134,28 @@ impl Policies {
         }
         let names = Names::of(rules.iter().flat_map(|rule| rule.headers.iter().map(|(name, _)| name)));
         let protected = names.map(|names| Arc::new(ProtectedHeaders { request: Some(names), response: None }));
-        Ok(Self { is_known: true, rules, protected })
+        Ok(Self { source: Some(source), rules, defaults, protected })
     }
 
-    /// The names of all rules.
+    /// Whether every call gets the same verdict as from `other`, because both were compiled from the same policies.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.source == other.source
+    }
+
+    /// The names of all rules, and those of the defaults.
     pub(crate) fn rule_names(&self) -> impl Iterator<Item = &str> {
-        self.rules.iter().map(|rule| rule.name.text.as_str())
+        let of_rules = self.rules.iter().map(|rule| &rule.name);
+        of_rules.chain(self.defaults.iter().map(|default| &default.name)).map(|name| name.text.as_str())
     }
 
-    /// Checks an HTTP request to a port.
+    /// Checks an HTTP request.
     pub(crate) fn check_request(
         &self,
-        port: u16,
+        call: Call<'_>,
         head: &RequestHead<'_>,
     ) -> Result<RequestVerdict<'_>, TooManyReadings> {
-        let of = |head: &RequestHead<'_>| self.verdict(port, |rule| rule.denies(head), |rule| rule.allows(head));
-        let readings = match self.for_port(port).any(|rule| !rule.paths.is_empty()) {
+        let of = |head: &RequestHead<'_>| self.verdict(call, |rule| rule.denies(head), |rule| rule.allows(head));
+        let readings = match self.for_port(call.port).any(|rule| !rule.paths.is_empty()) {
             true => path::readings(head.path)?,
             false => Readings::One(head.path),
         };
@@ -117,7 +164,8 @@ impl Policies {
             Readings::Several(readings) => readings,
         };
         // The path as it came first: a regular expression may be written for it.
-        if let Some(rule) = self.for_port(port).find(|rule| !rule.is_allow() && rule.denies(head)) {
+        let denies = |rule: &&Rule| !rule.is_allow() && rule.names(call.caller) && rule.denies(head);
+        if let Some(rule) = self.for_port(call.port).find(denies) {
             return Ok(RequestVerdict { verdict: Verdict::Denied(&rule.name), reading: None });
         }
         for reading in readings {
@@ -134,38 +182,43 @@ impl Policies {
         self.for_port(port).any(Rule::has_http_conditions)
     }
 
-    /// Checks a TCP connection to a port. A Deny with HTTP conditions counts as matching, an Allow with HTTP
-    /// conditions does not.
-    pub(crate) fn check_tcp(&self, port: u16) -> Verdict<'_> {
-        self.verdict(port, |_| true, |rule| !rule.has_http_conditions())
+    /// Checks a TCP connection. A Deny with HTTP conditions counts as matching, an Allow with HTTP conditions does not.
+    pub(crate) fn check_tcp(&self, call: Call<'_>) -> Verdict<'_> {
+        self.verdict(call, |_| true, |rule| !rule.has_http_conditions())
     }
 
-    fn verdict(&self, port: u16, denies: impl Fn(&Rule) -> bool, allows: impl Fn(&Rule) -> bool) -> Verdict<'_> {
-        if !self.is_known {
+    /// `denies` and `allows`: whether a rule that names the caller matches the rest of the call.
+    fn verdict(&self, call: Call<'_>, denies: impl Fn(&Rule) -> bool, allows: impl Fn(&Rule) -> bool) -> Verdict<'_> {
+        if self.source.is_none() {
             return Verdict::Unknown;
         }
+        let Call { port, caller } = call;
         let (mut first_allow, mut allowed) = (None, false);
         for rule in self.for_port(port) {
             match rule.action {
-                wire::PolicyAction::Deny if denies(rule) => return Verdict::Denied(&rule.name),
+                wire::PolicyAction::Deny if rule.names(caller) && denies(rule) => return Verdict::Denied(&rule.name),
                 wire::PolicyAction::Deny => {}
                 wire::PolicyAction::Allow => {
                     first_allow = first_allow.or(Some(&rule.name));
-                    allowed = allowed || allows(rule);
+                    allowed = allowed || rule.names(caller) && allows(rule);
                 }
             }
         }
+        if allowed {
+            return Verdict::Allowed;
+        }
+        let default = || self.defaults.iter().find(|default| has_port(&default.target_ports, port));
         // An Allow for other ports of the pod closes this port too, unless its target does not have this port.
-        first_allow = first_allow.or_else(|| self.targeting(port).find(|rule| rule.is_allow()).map(|rule| &rule.name));
-        match first_allow {
-            Some(rule) if !allowed => Verdict::NotAllowed(rule),
-            _ => Verdict::Allowed,
+        let elsewhere = || self.targeting(port).find(|rule| rule.is_allow()).map(|rule| &rule.name);
+        match first_allow.or_else(|| default().map(|default| &default.name)).or_else(elsewhere) {
+            Some(rule) => Verdict::NotAllowed(rule),
+            None => Verdict::Allowed,
         }
     }
 
     /// Rules whose target has the port.
     fn targeting(&self, port: u16) -> impl Iterator<Item = &Rule> {
-        self.rules.iter().filter(move |rule| rule.target_ports.as_ref().is_none_or(|ports| ports.contains(&port)))
+        self.rules.iter().filter(move |rule| has_port(&rule.target_ports, port))
     }
 
     /// Rules that may match a call to the port.
@@ -181,6 +234,15 @@ impl Rule {
 
     fn has_http_conditions(&self) -> bool {
         !(self.methods.is_empty() && self.paths.is_empty() && self.headers.is_empty())
+    }
+
+    /// Whether the rule is about the caller.
+    fn names(&self, caller: Option<&Account>) -> bool {
+        self.from.is_empty()
+            || self.from.iter().any(|source| match caller {
+                Some(account) => source.includes(account),
+                None => !self.is_allow() && source.is_exemption(),
+            })
     }
 
     /// Whether a Deny matches a request: it matches any of its readings.
@@ -204,6 +266,41 @@ impl Rule {
             && (self.paths.is_empty() || self.paths.iter().any(|path| path.matches(head.path)))
             && self.headers.iter().all(|(name, test)| all_readings_match(head.headers, name, test))
     }
+}
+
+impl Source {
+    fn compile(source: wire::Source) -> Result<Self, CompileError> {
+        let wire::Source { service_accounts, not_service_accounts, namespaces, not_namespaces } = source;
+        let account = |account: wire::ObjectRef| Account::new(&account.namespace, &account.name);
+        let accounts = |accounts: Vec<wire::ObjectRef>| -> Result<_, CompileError> {
+            accounts.into_iter().map(account).collect::<Result<_, _>>().map_err(CompileError::Account)
+        };
+        let names = |names: Vec<String>| names.into_iter().map(String::into_boxed_str).collect();
+        Ok(Self {
+            accounts: accounts(service_accounts)?,
+            not_accounts: accounts(not_service_accounts)?,
+            namespaces: names(namespaces),
+            not_namespaces: names(not_namespaces),
+        })
+    }
+
+    fn includes(&self, account: &Account) -> bool {
+        let is_in = |names: &[Box<str>]| names.iter().any(|name| **name == *account.namespace());
+        (self.accounts.is_empty() || self.accounts.contains(account))
+            && (self.namespaces.is_empty() || is_in(&self.namespaces))
+            && !self.not_accounts.contains(account)
+            && !is_in(&self.not_namespaces)
+    }
+
+    /// Whether it names only who is exempt.
+    fn is_exemption(&self) -> bool {
+        self.accounts.is_empty() && self.namespaces.is_empty()
+    }
+}
+
+/// Whether a target has the port. None: it has all ports.
+fn has_port(ports: &Option<Vec<u16>>, port: u16) -> bool {
+    ports.as_ref().is_none_or(|ports| ports.contains(&port))
 }
 
 /// Whether a header condition matches any reading of the header: a value, an item of one, all values joined, or the
@@ -333,8 +430,13 @@ mod tests {
         }
         let method = Method::from_bytes(method.as_bytes()).expect("method");
         let head = RequestHead { method: &method, path, query: None, headers: &map };
-        let judged = policies.check_request(port, &head).expect("few readings");
+        let judged = policies.check_request(call(port), &head).expect("few readings");
         assert_eq!(describe(&judged.verdict), expected, "{method} {path} {headers:?} on {port}");
+    }
+
+    /// A call without identity.
+    fn call(port: u16) -> Call<'static> {
+        Call { port, caller: None }
     }
 
     fn describe(verdict: &Verdict<'_>) -> String {
@@ -372,19 +474,23 @@ mod tests {
     fn tcp_is_denied_where_rules_have_http_conditions() {
         let deny = policies(serde_json::json!([{"name": "p", "target": "namespace", "rules": [
             {"action": "deny", "methods": ["POST"]}]}]));
-        assert_eq!(describe(&deny.check_tcp(80)), "denied by MeshPolicy/shop/p/0");
+        assert_eq!(describe(&deny.check_tcp(call(80))), "denied by MeshPolicy/shop/p/0");
         let allow = policies(serde_json::json!([{"name": "p", "target": "namespace", "rules": [
             {"action": "allow", "methods": ["GET"], "ports": [80]}, {"action": "allow", "ports": [3306]}]}]));
-        assert_eq!(describe(&allow.check_tcp(80)), "not allowed by MeshPolicy/shop/p/0");
-        assert_eq!(describe(&allow.check_tcp(3306)), "allowed");
-        assert_eq!(describe(&allow.check_tcp(22)), "not allowed by MeshPolicy/shop/p/0", "a port that no Allow names");
-        assert_eq!(describe(&policies(serde_json::json!([])).check_tcp(80)), "allowed");
+        assert_eq!(describe(&allow.check_tcp(call(80))), "not allowed by MeshPolicy/shop/p/0");
+        assert_eq!(describe(&allow.check_tcp(call(3306))), "allowed");
+        assert_eq!(
+            describe(&allow.check_tcp(call(22))),
+            "not allowed by MeshPolicy/shop/p/0",
+            "a port that no Allow names"
+        );
+        assert_eq!(describe(&policies(serde_json::json!([])).check_tcp(call(80))), "allowed");
     }
 
     #[test]
     fn unknown_policies_allow_nothing() {
-        assert_eq!(describe(&Policies::default().check_tcp(80)), "unknown");
-        assert_eq!(describe(&policies(serde_json::json!([])).check_tcp(80)), "allowed", "known to be none");
+        assert_eq!(describe(&Policies::default().check_tcp(call(80))), "unknown");
+        assert_eq!(describe(&policies(serde_json::json!([])).check_tcp(call(80))), "allowed", "known to be none");
     }
 
     #[test]
@@ -399,8 +505,132 @@ mod tests {
         for (port, expected) in
             [(8080, "denied by MeshPolicy/shop/mine/0"), (9090, "denied by MeshPolicy/shop/mine/0"), (7070, "allowed")]
         {
-            assert_eq!(describe(&policies.check_tcp(port)), expected, "port {port}");
+            assert_eq!(describe(&policies.check_tcp(call(port))), expected, "port {port}");
         }
+    }
+
+    #[test]
+    fn default_of_deny_refuses_what_no_allow_matches_on_the_ports_of_its_target() {
+        let allow = serde_json::json!({"action": "allow", "methods": ["GET"], "ports": [80]});
+        let policies = policies(serde_json::json!([
+            {"name": "closed", "target": {"service": {"selector": {"app": "reviews"}, "ports": [80, 81]}},
+             "defaultDeny": true, "rules": []},
+            {"name": "readers", "target": {"service": {"selector": {"app": "reviews"}, "ports": [80]}}, "rules": [allow]}
+        ]));
+        check(&policies, 80, "GET", "/", &[], "allowed");
+        check(&policies, 80, "POST", "/", &[], "not allowed by MeshPolicy/shop/readers/0");
+        check(&policies, 81, "GET", "/", &[], "not allowed by MeshPolicy/shop/closed/default");
+        check(&policies, 82, "GET", "/", &[], "allowed");
+        assert_eq!(describe(&policies.check_tcp(call(81))), "not allowed by MeshPolicy/shop/closed/default");
+        let names: Vec<&str> = policies.rule_names().collect();
+        assert_eq!(names, ["MeshPolicy/shop/readers/0", "MeshPolicy/shop/closed/default"]);
+    }
+
+    #[test]
+    fn caller_without_identity_matches_only_a_deny_with_exemptions() {
+        let web = || serde_json::json!([{"namespace": "shop", "name": "web"}]);
+        for (from, denied, allowed) in [
+            (serde_json::json!({"serviceAccounts": web()}), false, false),
+            (serde_json::json!({"namespaces": ["shop"]}), false, false),
+            (serde_json::json!({"notServiceAccounts": web()}), true, false),
+            (serde_json::json!({"notNamespaces": ["shop"]}), true, false),
+            (serde_json::json!({"notNamespaces": ["shop"], "notServiceAccounts": web()}), true, false),
+            (serde_json::json!({"namespaces": ["shop"], "notServiceAccounts": web()}), false, false),
+        ] {
+            let is_allowed = |action: &str| {
+                let policies = policies(serde_json::json!([{"name": "p", "target": "namespace", "rules": [
+                    {"action": action, "from": [from]}]}]));
+                matches!(policies.check_tcp(call(80)), Verdict::Allowed)
+            };
+            assert_eq!((!is_allowed("deny"), is_allowed("allow")), (denied, allowed), "{from}");
+        }
+    }
+
+    /// Namespaces and service accounts whose names contain, begin or end each other, and would be confused if they were
+    /// joined to one text with any of the characters that names can have.
+    const ACCOUNTS: [(&str, &str); 9] = [
+        ("a", "b-c"),
+        ("a-b", "c"),
+        ("a", "b.c"),
+        ("a-b", "c.d"),
+        ("a-b-c", "d"),
+        ("a", "b"),
+        ("a", "b-c.d"),
+        ("b", "a"),
+        ("ab", "c"),
+    ];
+
+    fn some_accounts() -> impl Strategy<Value = Vec<(&'static str, &'static str)>> {
+        prop::collection::vec(prop::sample::select(&ACCOUNTS[..]), 0..3)
+    }
+
+    proptest! {
+        /// Callers are compared by namespace and name, each as a whole, for requests and connections alike.
+        #[test]
+        fn rules_match_the_callers_that_they_name(
+            caller in prop::option::of(prop::sample::select(&ACCOUNTS[..])),
+            rules in prop::collection::vec(
+                (any::<bool>(), prop::collection::vec(prop::array::uniform4(some_accounts()), 0..3)), 0..4),
+            default_deny in any::<bool>(),
+        ) {
+            let object = |(namespace, name): &(&str, &str)| serde_json::json!({"namespace": namespace, "name": name});
+            let objects = |accounts: &[(&str, &str)]| accounts.iter().map(object).collect::<Vec<_>>();
+            let namespaces = |accounts: &[(&'static str, &str)]| accounts.iter().map(|(name, _)| *name).collect::<Vec<_>>();
+            // An entry names somebody, as the operator makes sure.
+            let entries = |from: &[[Vec<(&'static str, &'static str)>; 4]]| -> Vec<_> {
+                from.iter().filter(|lists| lists.iter().any(|list| !list.is_empty())).cloned().collect()
+            };
+            let source = |[is, is_not, of, not_of]: &[Vec<(&'static str, &'static str)>; 4]| serde_json::json!({
+                "serviceAccounts": objects(is), "notServiceAccounts": objects(is_not),
+                "namespaces": namespaces(of), "notNamespaces": namespaces(not_of),
+            });
+            let compiled = policies(serde_json::json!([{
+                "name": "p", "target": "namespace", "defaultDeny": default_deny,
+                "rules": rules.iter().map(|(deny, from)| serde_json::json!({
+                    "action": if *deny { "deny" } else { "allow" },
+                    "from": entries(from).iter().map(source).collect::<Vec<_>>(),
+                })).collect::<Vec<_>>(),
+            }]));
+            let names = |deny: bool, from: &[[Vec<(&'static str, &'static str)>; 4]]| {
+                let entries = entries(from);
+                entries.is_empty() || entries.iter().any(|[is, is_not, of, not_of]| match caller {
+                    None => deny && is.is_empty() && of.is_empty(),
+                    Some(caller) => {
+                        (is.is_empty() || is.contains(&caller))
+                            && !is_not.contains(&caller)
+                            && (of.is_empty() || namespaces(of).contains(&caller.0))
+                            && !namespaces(not_of).contains(&caller.0)
+                    }
+                })
+            };
+            let denied = rules.iter().any(|(deny, from)| *deny && names(true, from));
+            let allowed = rules.iter().any(|(deny, from)| !*deny && names(false, from));
+            let is_open = !default_deny && rules.iter().all(|(deny, _)| *deny);
+            let expected = !denied && (allowed || is_open);
+            let account = caller.map(|(namespace, name)| Account::new(namespace, name).expect("an account"));
+            let call = Call { port: 80, caller: account.as_ref() };
+            prop_assert_eq!(matches!(compiled.check_tcp(call), Verdict::Allowed), expected);
+            let headers = HeaderMap::new();
+            let head = RequestHead { method: &Method::GET, path: "/", query: None, headers: &headers };
+            let judged = compiled.check_request(call, &head).expect("few readings");
+            prop_assert_eq!(matches!(judged.verdict, Verdict::Allowed), expected);
+        }
+    }
+
+    #[test]
+    fn policies_are_the_same_if_they_select_the_pod_with_the_same_rules() {
+        let one = |rules: serde_json::Value| {
+            policies(serde_json::json!([
+                {"name": "p", "target": "namespace", "rules": rules},
+                {"name": "other", "target": {"serviceAccount": "ratings"}, "rules": rules}
+            ]))
+        };
+        let deny = || serde_json::json!([{"action": "deny", "ports": [80]}]);
+        assert!(one(deny()).is_same(&one(deny())));
+        let own = policies(serde_json::json!([{"name": "p", "target": "namespace", "rules": deny()}]));
+        assert!(one(deny()).is_same(&own), "policies for other pods do not count");
+        assert!(!one(deny()).is_same(&one(serde_json::json!([{"action": "deny"}]))));
+        assert!(!policies(serde_json::json!([])).is_same(&Policies::default()), "known, and not known");
     }
 
     fn decoded(path: &str) -> String {
@@ -494,7 +724,7 @@ mod tests {
             let passes = |path: &str| {
                 let headers = HeaderMap::new();
                 let head = RequestHead { method: &Method::GET, path, query: None, headers: &headers };
-                compiled.check_request(80, &head).is_ok_and(|judged| matches!(judged.verdict, Verdict::Allowed))
+                compiled.check_request(call(80), &head).is_ok_and(|judged| matches!(judged.verdict, Verdict::Allowed))
             };
             let has = |deny: bool| rules.iter().any(|(other, _)| *other == deny);
             let under = |path: &str, deny: bool| rules.iter().any(|(other, prefix)| *other == deny && is_under(path, prefix));
@@ -519,7 +749,7 @@ mod tests {
             [("/private", None), ("/private;x", Some("/private")), ("/x/..;/private", Some("/private")), ("/a;x", None)]
         {
             let head = RequestHead { method: &Method::GET, path, query: None, headers: &headers };
-            let judged = policies.check_request(80, &head).expect("few readings");
+            let judged = policies.check_request(call(80), &head).expect("few readings");
             assert_eq!(judged.reading.as_deref(), expected, "{path}");
         }
     }

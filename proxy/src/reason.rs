@@ -174,8 +174,8 @@ reasons! {
          one.",
         "Add a proxy to the pod that has none, or set the mode to Permissive ([identity](../identity.md)).";
     NoCertificate: "no-certificate" SERVICE_UNAVAILABLE, "both" "both",
-        "The proxy has no certificate yet, and the connection is one for mutual TLS.",
-        "The proxy's log says why it gets no certificate.";
+        "The proxy has no certificate yet, or it has expired, and the connection is one for mutual TLS.",
+        "The proxy's log and `/readyz` on its port 15021 say why it gets no certificate ([identity](../identity.md)).";
     TlsHandshake: "tls-handshake" BAD_REQUEST, "server's" "connection",
         "A TLS handshake failed.",
         "`error` in the access log says why.";

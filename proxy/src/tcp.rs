@@ -61,6 +61,8 @@ pub(crate) enum RelayError {
     Upstream(io::Error),
     /// No byte moved within the idle timeout.
     IdleTimeout,
+    /// It is no longer allowed.
+    Refused,
     /// The process stops.
     Drained,
 }
@@ -73,8 +75,14 @@ enum Direction {
     ToDownstream,
 }
 
-/// Relays until both directions are closed, or no byte has moved for `idle`.
-pub(crate) async fn relay(downstream: End, upstream: End, idle: Duration, drain: &CancellationToken) -> Relayed {
+/// Relays until both directions are closed, no byte has moved for `idle`, or `refused` completes.
+pub(crate) async fn relay(
+    downstream: End,
+    upstream: End,
+    idle: Duration,
+    drain: &CancellationToken,
+    refused: impl Future<Output = ()>,
+) -> Relayed {
     let (sent, received, active) = (Cell::new(0), Cell::new(0), Cell::new(Tick::now()));
     let count = |total: &Cell<u64>, bytes: usize| {
         total.set(total.get() + bytes as u64);
@@ -85,6 +93,7 @@ pub(crate) async fn relay(downstream: End, upstream: End, idle: Duration, drain:
         tokio::select! {
             () = idle_timeout(&active, idle) => RelayError::IdleTimeout,
             () = drained(drain) => RelayError::Drained,
+            () = refused => RelayError::Refused,
         }
     };
     // Directions that ended cleanly.
@@ -352,6 +361,8 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
+    use std::future::pending;
+
     use super::*;
 
     /// Two sockets that are connected to each other.
@@ -368,7 +379,7 @@ mod tests {
         let downstream = End { stream: Stream::Plain(downstream), read: Bytes::from_static(read) };
         let idle = Duration::from_secs(60);
         (client, server, async move {
-            relay(downstream, Stream::Plain(upstream).into(), idle, &CancellationToken::new()).await
+            relay(downstream, Stream::Plain(upstream).into(), idle, &CancellationToken::new(), pending()).await
         })
     }
 

@@ -2,11 +2,12 @@
 //! module of this name in the operator: one value in, one value or error out.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::header::{HeaderName, HeaderValue};
 use http::{Method, StatusCode};
-use weft_config as wire;
+use weft_config::{self as wire, Prefix};
 
 /// Why a document that parses cannot be compiled.
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +34,10 @@ pub(crate) enum CompileError {
     /// A match refers to a rule that does not exist.
     #[error("a match refers to rule {0}, which does not exist")]
     Rule(usize),
-    /// An endpoint's service account is not a name of one.
+    /// An address in a document of pods is that of another prefix.
+    #[error("{address} is not in {prefix}")]
+    Address { address: IpAddr, prefix: Prefix },
+    /// The service account of an endpoint, a pod or a caller is not a name of one.
     #[error("invalid service account: {0}")]
     Account(#[source] weft_identity::id::Error),
     /// The weights of a rule's backends sum to 0.

@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use weft_codec::Tick;
 use weft_config::bootstrap::AccessLog;
 
 use crate::bootstrap::Timeouts;
+use crate::changes::Changes;
 use crate::filter::rate_limit::Limiters;
 use crate::identity::Slot;
 use crate::memory::Memory;
@@ -50,6 +51,8 @@ pub(crate) struct Shared {
     pub(crate) pod_ips: Vec<IpAddr>,
     /// Destination of inbound connections that were not redirected. Only outside of a pod.
     pub(crate) application: Option<SocketAddr>,
+    /// Destination of outbound connections that were not redirected, and are to no Service. Only outside of a pod.
+    pub(crate) destination: Option<SocketAddr>,
     /// TLS for inbound connections. None: they are not terminated.
     pub(crate) tls: Option<Arc<ServerConfig>>,
     /// Whether inbound TLS is mutual also with clients that are no proxies. Only outside of a pod.
@@ -81,6 +84,8 @@ pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) rng: RefCell<Rng>,
     pub(crate) handles: Handles,
+    /// Changes to what inbound calls are allowed.
+    pub(crate) changes: Rc<Changes>,
     /// Mirrored requests in flight.
     pub(crate) shadows_in_flight: Cell<u32>,
     clusters: RefCell<HashMap<Arc<str>, Rc<ClusterState>>>,
@@ -95,12 +100,14 @@ impl Worker {
             handles: Handles::new(shared.metrics.clone(), shared.tls.is_some()),
             shared,
             rng: RefCell::new(Rng::new(seed)),
+            changes: Rc::default(),
             shadows_in_flight: Cell::new(0),
             clusters: RefCell::default(),
             mirrors: RefCell::default(),
             local: RefCell::default(),
         });
         alive::spawn(sweep(Rc::downgrade(&worker)));
+        alive::spawn(announce_changes(worker.shared.store.clone(), Rc::downgrade(&worker)));
         worker
     }
 
@@ -157,7 +164,21 @@ impl Worker {
     }
 }
 
-async fn sweep(worker: std::rc::Weak<Worker>) {
+/// Tells a worker of each change to what inbound calls are allowed.
+async fn announce_changes(store: Arc<Store>, worker: Weak<Worker>) {
+    let mut snapshots = store.subscribe();
+    let mut before = store.load().inbound.clone();
+    while snapshots.changed().await.is_ok() {
+        let inbound = store.load().inbound.clone();
+        if !Arc::ptr_eq(&before, &inbound) && !before.judges_as(&inbound) {
+            let Some(worker) = worker.upgrade() else { return };
+            worker.changes.announce();
+        }
+        before = inbound;
+    }
+}
+
+async fn sweep(worker: Weak<Worker>) {
     loop {
         tokio::time::sleep(SWEEP).await;
         match worker.upgrade() {

@@ -112,7 +112,7 @@ async fn until(what: &str, mut is_so: impl FnMut() -> Option<String>) -> String 
     }
 }
 
-/// In a process of its own, because it sees the log of all threads.
+/// ID-12: in a process of its own, because it sees the log of all threads.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn id_12_identity_is_told_in_readiness_and_metrics_and_its_secrets_nowhere() {
     let log = Log::default();

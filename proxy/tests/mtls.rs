@@ -29,10 +29,29 @@ use weft_identity::authority::Authority;
 use weft_identity::issue::Issuer;
 use weft_identity::{SpiffeId, TrustBundle, TrustDomain, UnixTime, pem, request};
 
+use crate::fake::{Fake, Root};
+
+#[path = "mtls/authorization.rs"]
+mod authorization;
+#[path = "mtls/certificates.rs"]
+mod certificates;
+#[allow(dead_code, reason = "other tests use the rest")]
+#[path = "../src/identity/fake.rs"]
+mod fake;
 #[path = "mtls/hostile.rs"]
 mod hostile;
+#[path = "mtls/http_details.rs"]
+mod http_details;
 #[path = "mtls/modes.rs"]
 mod modes;
+#[path = "mtls/pods.rs"]
+mod pods;
+#[path = "mtls/renewal.rs"]
+mod renewal;
+#[path = "mtls/reuse.rs"]
+mod reuse;
+#[path = "mtls/secrets.rs"]
+mod secrets;
 #[path = "mtls/streams.rs"]
 mod streams;
 
@@ -88,6 +107,8 @@ struct Proxy {
     outbound: SocketAddr,
     inbound: SocketAddr,
     metrics: SocketAddr,
+    health: SocketAddr,
+    admin: SocketAddr,
     folder: PathBuf,
 }
 
@@ -101,6 +122,27 @@ impl Proxy {
         Self::at(free_address(), application, identity, private, environment)
     }
 
+    /// Starts a proxy that gets its certificates from an authority, which issues to a service account of namespace `shop`.
+    fn certified(
+        authority: &Fake,
+        root: &Root,
+        account: &str,
+        application: SocketAddr,
+        private: Value,
+        environment: &[(&str, &str)],
+    ) -> Self {
+        let roots: Vec<String> = root.fingerprints().iter().map(ToString::to_string).collect();
+        let (url, roots) = (authority.url(), roots.join(","));
+        let own = [
+            ("WEFT_IDENTITY_URL", &*url),
+            ("WEFT_IDENTITY_AUTHORITY", fake::OPERATOR),
+            ("WEFT_TRUST_DOMAIN", "cluster.local"),
+            ("WEFT_ROOTS", &roots),
+            ("WEFT_SERVICE_ACCOUNT", account),
+        ];
+        Self::with(application, None, private, &[&own, environment].concat())
+    }
+
     /// Starts a proxy with this inbound port.
     fn at(
         inbound: SocketAddr,
@@ -109,14 +151,37 @@ impl Proxy {
         private: Value,
         environment: &[(&str, &str)],
     ) -> Self {
-        let (outbound, metrics) = (free_address(), free_address());
+        Self::spawn(inbound, json!({"application": application}), identity, private, environment)
+    }
+
+    /// Starts a proxy that connects its outbound connections to an address, as if clients had connected there.
+    fn to(destination: SocketAddr, identity: Option<&Path>, private: Value) -> Self {
+        Self::spawn(free_address(), json!({"destination": destination}), identity, private, &[])
+    }
+
+    /// `local`: the settings of a proxy outside of a pod, without its ports.
+    fn spawn(
+        inbound: SocketAddr,
+        mut local: Value,
+        identity: Option<&Path>,
+        private: Value,
+        environment: &[(&str, &str)],
+    ) -> Self {
+        let [outbound, metrics, health, admin] = [(); 4].map(|()| free_address());
         let folder = folder();
         write(&folder, "i.shop.json", &private.to_string());
         write(&folder, "x.shop.json", "{}");
-        let local = json!({
-            "outboundPort": outbound.port(), "inboundPort": inbound.port(), "metricsPort": metrics.port(),
-            "application": application
-        });
+        write(&folder, "token", fake::TOKEN);
+        local["token"] = json!(folder.join("token"));
+        for (name, address) in [
+            ("outboundPort", outbound),
+            ("inboundPort", inbound),
+            ("metricsPort", metrics),
+            ("healthPort", health),
+            ("adminPort", admin),
+        ] {
+            local[name] = json!(address.port());
+        }
         let mut command = Command::new(env!("CARGO_BIN_EXE_weft-proxy"));
         command.env_clear().stdin(Stdio::null()).envs([
             ("WEFT_NAMESPACE", "shop"),
@@ -130,7 +195,7 @@ impl Proxy {
         command.envs(environment.iter().copied());
         let log = std::fs::File::create(folder.join("log")).expect("a file");
         let child = command.stdout(log).spawn().expect("the proxy starts");
-        Self { child, outbound, inbound, metrics, folder }
+        Self { child, outbound, inbound, metrics, health, admin, folder }
     }
 
     /// The same, once it is ready.
@@ -174,12 +239,7 @@ impl Proxy {
     }
 
     async fn page(&self, path: &str) -> String {
-        let Ok(mut stream) = TcpStream::connect(self.metrics).await else { return String::new() };
-        let head = format!("GET {path} HTTP/1.1\r\nhost: proxy\r\nconnection: close\r\n\r\n");
-        let mut page = String::new();
-        let _ = stream.write_all(head.as_bytes()).await;
-        let _ = stream.read_to_string(&mut page).await;
-        page
+        page(self.metrics, path).await
     }
 
     fn log(&self) -> String {
@@ -253,6 +313,16 @@ fn free_address() -> SocketAddr {
             return address;
         }
     }
+}
+
+/// The response of a proxy's own server. Empty: there is none.
+async fn page(address: SocketAddr, path: &str) -> String {
+    let Ok(mut stream) = TcpStream::connect(address).await else { return String::new() };
+    let head = format!("GET {path} HTTP/1.1\r\nhost: proxy\r\nconnection: close\r\n\r\n");
+    let mut page = String::new();
+    let _ = stream.write_all(head.as_bytes()).await;
+    let _ = stream.read_to_string(&mut page).await;
+    page
 }
 
 async fn wait(what: &str, holds: impl AsyncFn() -> bool) {

@@ -19,6 +19,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::connections::Bounded;
 use crate::log::Filter;
 use crate::readiness::Readiness;
 
@@ -47,9 +48,9 @@ pub fn router(admin: Admin) -> Router {
     router.with_state(admin)
 }
 
-/// Serves a router until `stop`, then completes open requests.
+/// Serves a router until `stop`, then completes open requests. Connections are [`Bounded`].
 pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) -> std::io::Result<()> {
-    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
+    axum::serve(Bounded::new(listener), router).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
 async fn readyz(State(admin): State<Admin>) -> (StatusCode, String) {

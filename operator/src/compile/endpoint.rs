@@ -120,6 +120,7 @@ pub(super) fn is_allowed(address: IpAddr) -> bool {
 mod tests {
     use super::*;
 
+    /// CP-13: EndpointSlices of a user cannot point to the node or its metadata.
     #[test]
     fn loopback_and_link_local_addresses_are_rejected() {
         for (address, allowed) in [

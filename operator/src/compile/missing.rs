@@ -7,7 +7,7 @@ use crate::world::{Key, Namespace, Service, World};
 
 /// Of a Service of any namespace. Names of Services are no secret: every proxy can read the exports.
 pub(super) fn service(world: &World, key: &Key) -> String {
-    match world.namespace(&key.namespace).filter(|namespace| namespace.meta.is_some()) {
+    match existing(world, &key.namespace) {
         Some(namespace) => format!("Service {key} does not exist{}", similar(&key.name, namespace.services.keys())),
         None => format!("Service {key} does not exist: there is no namespace {}", key.namespace),
     }
@@ -21,6 +21,24 @@ pub(super) fn own_service(namespace: &Namespace, name: &str) -> String {
 /// Of a ServiceAccount.
 pub(super) fn account(namespace: &Namespace, name: &str) -> String {
     format!("ServiceAccount {name} does not exist{}", similar(name, namespace.accounts.keys()))
+}
+
+/// Of a ServiceAccount of any namespace, if it does not exist.
+pub(super) fn caller(world: &World, key: &Key) -> Option<String> {
+    let message = match existing(world, &key.namespace) {
+        Some(namespace) if namespace.accounts.contains_key(&key.name) => return None,
+        Some(namespace) => similar(&key.name, namespace.accounts.keys()),
+        None => format!(": there is no namespace {}{}", key.namespace, similar_namespace(world, &key.namespace)),
+    };
+    Some(format!("ServiceAccount {key} does not exist{message}"))
+}
+
+/// Of a namespace, if it does not exist.
+pub(super) fn namespace(world: &World, name: &str) -> Option<String> {
+    match existing(world, name) {
+        Some(_) => None,
+        None => Some(format!("namespace {name} does not exist{}", similar_namespace(world, name))),
+    }
 }
 
 /// Of a port of a Service.
@@ -59,6 +77,14 @@ pub(super) fn subset(key: &Key, subset: &str, spec: Option<&MeshClusterSpec>) ->
         (hint, _) => hint,
     };
     format!("the MeshCluster of Service {key} declares no subset {subset}{hint}")
+}
+
+fn existing<'a>(world: &'a World, name: &str) -> Option<&'a Namespace> {
+    world.namespace(name).filter(|namespace| namespace.meta.is_some())
+}
+
+fn similar_namespace(world: &World, name: &str) -> String {
+    similar(name, world.namespaces().filter(|(_, namespace)| namespace.meta.is_some()).map(|(name, _)| name))
 }
 
 fn similar<'a>(name: &str, known: impl Iterator<Item = &'a String>) -> String {

@@ -8,6 +8,7 @@
 //!                          consumer routes  └──> Inbound  (i.<ns>)
 //! MeshPolicies, Pods ───────────policy─────────> Inbound
 //! Nodes, Pods ──────────────────zones──────────> Inbound
+//! Pods ─────────────────────────pods───────────> Pods     (p.<prefix>)
 //! Pods ─────────────────────────effect─────────> diagnostics: who does not apply an object
 //! ```
 //!
@@ -21,10 +22,12 @@ mod diagnostic;
 mod effect;
 mod endpoint;
 mod missing;
+mod pods;
 mod policy;
 mod precedence;
 mod route;
 mod service;
+mod source;
 mod unused;
 mod value;
 
@@ -34,6 +37,7 @@ use std::net::IpAddr;
 pub use compiled::{Compiled, Outcome, ParentOutcome};
 pub use diagnostic::{Diagnostic, Severity};
 use endpoint::has_endpoints;
+pub use pods::pods;
 use weft_config::{Index, Protocol};
 
 use crate::world::{Grant, Namespace, Slice, TargetPort, World};
@@ -86,7 +90,7 @@ pub fn compile(world: &World, name: &str) -> Compiled {
             port.routes = tables.remove(&route::ServicePortKey::new(name, &service.name, port.port));
         }
     }
-    compiled.inbound.policies = policy::compile(namespace, &mut compiled.objects);
+    compiled.inbound.policies = policy::compile(world, namespace, &mut compiled.objects);
     compiled.inbound.relabelled = policy::relabelled(namespace, &compiled.inbound.policies);
     compiled.inbound.zones = zones(world, namespace);
     compiled.inbound.routes = tables.into_iter().map(|(port_key, table)| port_key.consumer(table)).collect();
@@ -133,9 +137,9 @@ pub fn exports(world: &World, name: &str, compiled: &Compiled) -> Exports {
     exports
 }
 
-/// Compiles the index of all namespaces in the mesh.
+/// Compiles the index of all namespaces in the mesh, and of all prefixes with pods.
 pub fn index(world: &World) -> Index {
-    let mut index = Index::default();
+    let mut index = Index { prefixes: world.prefixes(), ..Index::default() };
     for name in world.mesh() {
         let Some(namespace) = world.namespace(&name) else { continue };
         let services = namespace.services.values().filter(|service| service.has_address());

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use weft_config::{AuthorizationRule, Policy, PolicyAction, PortRef, Protocol, Target};
+use weft_config::{AuthorizationRule, Policy, PolicyAction, PortRef, Protocol, Source, Target};
 use weft_crds::MeshPolicySpec;
 use weft_crds::policy::{self, Action, Authorization};
 use weft_crds::refs::{PolicyTargetKind, PolicyTargetRef};
@@ -10,19 +10,19 @@ use weft_crds::status::Reason;
 
 use super::compiled::Outcome;
 use super::diagnostic::Diagnostic;
-use super::{missing, value};
-use crate::world::{self, DocumentKind, Kind, Namespace, ObjectId, Pod, Service, TargetPort};
+use super::{missing, source, value};
+use crate::world::{self, DocumentKind, Kind, Namespace, ObjectId, Pod, Service, TargetPort, World};
 
 /// What conditions on HTTP requests mean where the proxy sees none.
 pub(super) const ON_OPAQUE_TCP: &str =
     "Deny rules with methods, paths or headers refuse every connection there, and such Allow rules match none";
 
 /// Accepted policies, sorted by name.
-pub(super) fn compile(namespace: &Namespace, objects: &mut BTreeMap<ObjectId, Outcome>) -> Vec<Policy> {
+pub(super) fn compile(world: &World, namespace: &Namespace, objects: &mut BTreeMap<ObjectId, Outcome>) -> Vec<Policy> {
     let mut policies = Vec::new();
     for policy in namespace.policies.values() {
         let outcome = objects.entry(ObjectId { kind: Kind::Policy, key: policy.meta.key.clone() }).or_default();
-        match check(namespace, policy, &mut outcome.diagnostics) {
+        match check(world, namespace, policy, &mut outcome.diagnostics) {
             Ok(compiled) => {
                 outcome.documents.insert(DocumentKind::Inbound);
                 policies.push(compiled);
@@ -49,6 +49,7 @@ pub(super) fn relabelled(namespace: &Namespace, policies: &[Policy]) -> BTreeMap
 }
 
 fn check(
+    world: &World,
     namespace: &Namespace,
     policy: &world::Policy,
     diagnostics: &mut Vec<Diagnostic>,
@@ -57,15 +58,18 @@ fn check(
         .spec
         .as_ref()
         .map_err(|error| Diagnostic::refused(Reason::Invalid, format!("the object cannot be parsed: {error}")))?;
-    let MeshPolicySpec { target_ref, authorization: Authorization { rules } } = spec;
+    let MeshPolicySpec { target_ref, authorization: Authorization { default, rules } } = spec;
+    let own = &policy.meta.key.namespace;
     let mut compiled = Vec::new();
     for (index, rule) in rules.iter().enumerate() {
-        let rule = self::rule(rule)
+        let rule = source::compile(world, own, rule.from.as_deref(), index, diagnostics)
+            .and_then(|from| self::rule(rule, from))
             .map_err(|message| Diagnostic::refused(Reason::UnsupportedValue, format!("rule {index}: {message}")))?;
         compiled.push(rule);
     }
     let target = target(namespace, target_ref, looks_into_http(&compiled), diagnostics)?;
-    Ok(Policy { name: policy.meta.key.name.clone(), target, rules: compiled })
+    let default_deny = *default == Action::Deny;
+    Ok(Policy { name: policy.meta.key.name.clone(), target, default_deny, rules: compiled })
 }
 
 /// Keys of the labels that a target selects by.
@@ -160,9 +164,10 @@ fn service_target(
     Ok(Target::Service { selector: service.selector.clone(), ports })
 }
 
-fn rule(rule: &policy::AuthorizationRule) -> Result<AuthorizationRule, String> {
-    let policy::AuthorizationRule { action, methods, paths, headers, ports } = rule;
+fn rule(rule: &policy::AuthorizationRule, from: Vec<Source>) -> Result<AuthorizationRule, String> {
+    let policy::AuthorizationRule { action, from: _, methods, paths, headers, ports } = rule;
     Ok(AuthorizationRule {
+        from,
         action: match action {
             Action::Allow => PolicyAction::Allow,
             Action::Deny => PolicyAction::Deny,

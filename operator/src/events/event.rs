@@ -157,6 +157,7 @@ mod tests {
         }
     }
 
+    /// CP-04: names that are cut end with a hash.
     #[test]
     fn equal_events_have_equal_names_within_the_limit() {
         assert_eq!(event("web", "a").name(), event("web", "a").name());

@@ -89,6 +89,7 @@ mod tests {
         assert_eq!(verdict(|_| {}), Ok("spiffe://cluster.local/ns/shop/sa/web web-7d9".to_owned()));
     }
 
+    /// ID-08: audience, binding, node, expired, deleted pod, names with more parts.
     #[test]
     fn id_08_only_tokens_of_this_audience_that_are_bound_to_a_pod_are_accepted() {
         let remove = |key: &'static str| {
@@ -121,6 +122,7 @@ mod tests {
         assert_eq!(caller(None, &"cluster.local".parse().unwrap()).map_err(|refusal| refusal.reason()), Err("review"));
     }
 
+    /// ID-08: an API server that is asked without an audience accepts tokens for itself.
     #[test]
     fn id_08_question_names_the_audience() {
         assert_eq!(review("t").spec.audiences, Some(vec!["weft-identity".to_owned()]));

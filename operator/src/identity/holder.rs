@@ -142,6 +142,27 @@ mod tests {
         secret.data.get_or_insert_default().insert(field.to_owned(), ByteString(text.as_bytes().to_vec()));
     }
 
+    /// The Secret of an issuer that is valid, below a root that is not: another library makes it.
+    fn below_expired_root() -> Secret {
+        let authority = |name: &str, until| {
+            let mut params = rcgen::CertificateParams::default();
+            params.distinguished_name.push(rcgen::DnType::CommonName, name);
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+            (params.not_before, params.not_after) =
+                (rcgen::date_time_ymd(2020, 1, 1), rcgen::date_time_ymd(until, 1, 1));
+            (params, rcgen::KeyPair::generate().unwrap())
+        };
+        let ((root, root_key), (own, own_key)) = (authority("root", 2021), authority("own", 2040));
+        let root_pem = root.self_signed(&root_key).unwrap().pem();
+        let own_pem = own.signed_by(&own_key, &rcgen::Issuer::new(root, root_key)).unwrap().pem();
+        let mut secret = Secret::default();
+        for (field, text) in [("tls.crt", own_pem), ("tls.key", own_key.serialize_pem()), ("ca.crt", root_pem)] {
+            set(&mut secret, field, &text);
+        }
+        secret
+    }
+
     fn bundle(roots: &[&Authority]) -> TrustBundle {
         TrustBundle::new(domain(), roots.iter().map(|root| root.certificate.clone())).unwrap()
     }
@@ -228,15 +249,21 @@ mod tests {
         };
         let cut = &text(&good, "tls.crt")[..200];
         for (desc, secret, expected) in [
-            ("no data", without, "tls.crt is missing"),
+            ("no data", without, "tls.crt is missing: an issuer has"),
             ("no roots", change("ca.crt", ""), "ca.crt is missing"),
             ("roots of another kind", change("ca.crt", "x"), "ca.crt: trust domain cluster.local has no root"),
-            ("a damaged certificate", change("tls.crt", cut), "tls.crt is not PEM"),
-            ("a damaged key", change("tls.key", "x"), "tls.key is not PEM"),
-            ("the key of another", change("tls.key", &text(&of_other, "tls.key")), "that of the private key"),
+            ("a damaged certificate", change("tls.crt", cut), "tls.crt is not PEM: put the whole file"),
+            ("a damaged key", change("tls.key", "x"), "tls.key is not PEM: put the whole file"),
+            ("the key of another", change("tls.key", &text(&of_other, "tls.key")), "both must be those of one issuer"),
             ("the certificate of another", change("tls.crt", &text(&of_other, "tls.crt")), "that of the private key"),
-            ("the roots of another", change("ca.crt", &text(&of_other, "ca.crt")), "does not lead to a root"),
-            ("expired", expired, "expired at 2024-11-13T22:13:20Z"),
+            (
+                "the roots of another",
+                change("ca.crt", &text(&of_other, "ca.crt")),
+                "ca.crt must have the root of tls.crt",
+            ),
+            ("expired", expired, "expired at 2024-11-13T22:13:20Z; renew it"),
+            ("a root that expired", below_expired_root(), "it expired at 2021-01-01T00:00:00Z"),
+            ("the same, remedy", below_expired_root(), "bring an issuer below another one"),
             ("another root altogether", of_other.clone(), "put that root into ca.crt beside the old one first"),
         ] {
             let (mut holder, _) = holding(&root);

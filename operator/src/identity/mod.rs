@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! Secret weft-issuer ──> secret ──> holder ──> authority (in every replica) ──> server: token + CSR -> certificate
+//! or files of a directory ──┘
 //! Secret weft-root ─────────> lifecycle ──> store writes Secrets (leader)
 //!                                       └─> trust ──> ConfigMap weft-config/trust (leader)
 //! ```
@@ -13,6 +14,7 @@
 
 pub mod caller;
 pub mod fairness;
+pub mod files;
 pub mod holder;
 pub mod lifecycle;
 pub mod refusal;
@@ -23,6 +25,7 @@ pub mod serving;
 pub mod store;
 pub mod trust;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,6 +52,8 @@ pub struct Identity {
     pub client: Client,
     /// Namespace of the Secrets.
     pub namespace: String,
+    /// Where the issuer is, if not in its Secret.
+    pub directory: Option<PathBuf>,
     /// Trust domain of the cluster.
     pub domain: TrustDomain,
     /// The operator's own identity.
@@ -69,13 +74,25 @@ pub struct Identity {
 
 /// Starts the authority; `listener` is that of its server.
 pub fn start(identity: Identity, listener: TcpListener, stop: &CancellationToken, tasks: &TaskTracker) {
-    let Identity { client, namespace, domain, own_id, certificate_lifetime, lease, recorder, metrics, part, signing } =
-        identity;
+    let Identity {
+        client,
+        namespace,
+        directory,
+        domain,
+        own_id,
+        certificate_lifetime,
+        lease,
+        recorder,
+        metrics,
+        part,
+        signing,
+    } = identity;
     let (issuing, in_use) = watch::channel(None);
     let reviews = Reviews::new(client.clone(), domain.clone());
     let store = Store {
         client,
         namespace,
+        directory,
         domain,
         own_id: own_id.clone(),
         lease,

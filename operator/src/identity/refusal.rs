@@ -15,7 +15,7 @@ pub enum Refusal {
     #[error("the token is not accepted: {0}")]
     Token(String),
     /// The token is for another audience.
-    #[error("the token is not for the audience {0}")]
+    #[error("the token is not for the audience {0}: project one for it into the pod")]
     Audience(&'static str),
     /// The token is that of a user or a node.
     #[error("the token is that of {0}, which is no service account")]
@@ -24,7 +24,10 @@ pub enum Refusal {
     #[error("the token is not bound to a pod: project it into the pod")]
     NotAPod,
     /// The body is too large.
-    #[error("the body is larger than {} bytes", request::REQUEST_BYTES_MAX)]
+    #[error(
+        "the body is larger than {} bytes: a request with a key of ECDSA P-256 has some hundred",
+        request::REQUEST_BYTES_MAX
+    )]
     TooLarge,
     /// The body is no acceptable request.
     #[error("{0}")]

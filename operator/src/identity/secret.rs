@@ -9,11 +9,13 @@ use kube::api::ObjectMeta;
 use weft_crds::names;
 use weft_identity::authority::Authority;
 use weft_identity::issue::{self, Issuer};
-use weft_identity::{TrustBundle, TrustDomain, UnixTime, bundle, pem};
+use weft_identity::{TrustBundle, TrustDomain, UnixTime, bundle, pem, verify};
 
 const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
 const ROOTS: &str = "ca.crt";
+/// The fields of an issuer's Secret.
+pub const FIELDS: [&str; 3] = [CERTIFICATE, KEY, ROOTS];
 const TYPE: &str = "kubernetes.io/tls";
 
 /// An issuer, and the roots that are trusted with it.
@@ -31,16 +33,16 @@ pub struct Issuing {
 #[derive(Debug, thiserror::Error)]
 pub enum Invalid {
     /// A field is missing or empty.
-    #[error("{0} is missing: a Secret as cert-manager writes it has tls.crt, tls.key and ca.crt")]
+    #[error("{0} is missing: an issuer has tls.crt, tls.key and ca.crt, as cert-manager writes them")]
     Missing(&'static str),
     /// A field is no PEM.
-    #[error("{0} is not PEM")]
+    #[error("{0} is not PEM: put the whole file into it, with its BEGIN and END lines")]
     Pem(&'static str),
     /// A root is none.
-    #[error("ca.crt: {0}")]
+    #[error("ca.crt: {0} (it must have the certificates of the roots)")]
     Roots(#[source] bundle::Error),
     /// The pair cannot issue under these roots.
-    #[error("tls.crt and tls.key: {0}")]
+    #[error("tls.crt and tls.key: {0}{remedy}", remedy = remedy(.0))]
     Issuer(#[source] issue::Error),
     /// Proxies do not trust the root.
     #[error(
@@ -51,6 +53,21 @@ pub enum Invalid {
         /// Fingerprint of the root.
         root: String,
     },
+}
+
+/// What to do about a pair that cannot issue, if its error does not say it.
+fn remedy(error: &issue::Error) -> &'static str {
+    match error {
+        issue::Error::Unreadable(_) => "; put the whole certificate into tls.crt",
+        issue::Error::Pair => "; both must be those of one issuer",
+        issue::Error::NotAnAuthority => "; request a certificate of an authority (isCA: true)",
+        issue::Error::Expired(_) => "; renew it",
+        issue::Error::Refused(verify::Error::Expired { .. }) => {
+            "; if it is the root, bring an issuer below another one"
+        }
+        issue::Error::Refused(_) => "; ca.crt must have the root of tls.crt, and tls.crt all that is between them",
+        issue::Error::Key | issue::Error::Sign(_) => "",
+    }
 }
 
 /// Reads an issuer, and tries it.

@@ -1,6 +1,8 @@
 //! Follows the Secrets of the authority and the trust document, in every replica, and writes them while this process is
-//! the leader. All three are watched by name, so that edits and deletions count within a second.
+//! the leader. All three are watched by name, so that edits and deletions count within a second. An issuer that is in the
+//! files of a directory is never generated.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,9 +16,10 @@ use tokio_util::task::TaskTracker;
 use weft_config::bootstrap;
 use weft_crds::names;
 use weft_identity::authority::{self, Authority};
-use weft_identity::{SpiffeId, TrustDomain, UnixTime, rfc3339};
+use weft_identity::{SpiffeId, TrustBundle, TrustDomain, UnixTime, rfc3339};
 use weft_runtime::readiness::Part;
 
+use super::files;
 use super::holder::{Change, Holder, Problem};
 use super::lifecycle::{self, Action, Found};
 use super::secret::{self, Issuing};
@@ -40,6 +43,8 @@ pub struct Store {
     pub client: Client,
     /// Namespace of the Secrets.
     pub namespace: String,
+    /// Where the issuer is, if not in its Secret.
+    pub directory: Option<PathBuf>,
     /// Trust domain of the cluster.
     pub domain: TrustDomain,
     /// The operator's own identity, which signs the trust document.
@@ -81,8 +86,12 @@ impl Store {
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
         let documents: Api<ConfigMap> = Api::namespaced(self.client.clone(), bootstrap::EXPORT_NAMESPACE);
         let (changed, mut changes) = mpsc::channel(1);
-        watch_one(secrets.clone(), names::ISSUER_SECRET, changed.clone(), stop.clone(), &tasks);
-        watch_one(secrets.clone(), names::ROOT_SECRET, changed.clone(), stop.clone(), &tasks);
+        let files =
+            self.directory.clone().map(|directory| files::follow(directory, changed.clone(), stop.clone(), &tasks));
+        if files.is_none() {
+            watch_one(secrets.clone(), names::ISSUER_SECRET, changed.clone(), stop.clone(), &tasks);
+            watch_one(secrets.clone(), names::ROOT_SECRET, changed.clone(), stop.clone(), &tasks);
+        }
         watch_one(documents.clone(), bootstrap::TRUST_NAME, changed, stop.clone(), &tasks);
         self.part.report(false, "there is no issuer yet");
 
@@ -106,7 +115,8 @@ impl Store {
                     }
                 }
             }
-            let wait = match self.round(&secrets, &documents, &mut holder, &mut told).await {
+            let files = files.as_ref().map(|files| files.borrow().clone());
+            let wait = match self.round(&secrets, files, &documents, &mut holder, &mut told).await {
                 Ok(()) => CHECK_INTERVAL,
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
@@ -118,15 +128,21 @@ impl Store {
         }
     }
 
+    /// `files`: the issuer, if it is in a directory; `Some(None)` before that was read.
     async fn round(
         &self,
         secrets: &Api<Secret>,
+        files: Option<Option<Secret>>,
         documents: &Api<ConfigMap>,
         holder: &mut Holder,
         told: &mut bool,
     ) -> Result<(), Error> {
-        let read = |name| async move { call(secrets.get_opt(name)).await.map_err(|error| Error::Read(name, error)) };
-        let found = read(names::ISSUER_SECRET).await?;
+        let is_generated = files.is_none();
+        let found = match files {
+            Some(None) => return Ok(()),
+            Some(files) => files,
+            None => read(secrets, names::ISSUER_SECRET).await?,
+        };
         let document = call(documents.get_opt(bootstrap::TRUST_NAME)).await.map_err(Error::Trust)?.map(Document::from);
         let published = document.as_ref().and_then(trust::read);
 
@@ -140,30 +156,10 @@ impl Store {
         self.report(holder, found.is_none() && epoch.is_none());
 
         let Some(epoch) = epoch else { return Ok(()) };
-        let root = read(names::ROOT_SECRET).await?;
-        let root = root.as_ref().map(secret::read_root).transpose();
-        // Without its key the issuer lives on: the root is needed only to renew it.
-        let root = if found.is_some() { root.ok().flatten() } else { root.map_err(Error::Root)? };
         let current = holder.current().cloned();
-        let decision = lifecycle::decide(
-            &Found {
-                domain: &self.domain,
-                has_issuer: found.is_some(),
-                current: current.as_ref().map(|current| &current.issuer),
-                is_current: holder.problem().is_none(),
-                root: root.as_ref().map(|root| &root.certificate),
-                published: published.as_ref(),
-            },
-            now,
-        );
-        match (decision, root) {
-            (Action::MakeRoot, _) => {
-                let root = Authority::root(&self.domain, now)?;
-                self.write(secrets, names::ROOT_SECRET, secret::root(&root)).await?;
-                self.make_issuer(secrets, &root, None, now).await?;
-            }
-            (Action::MakeIssuer, Some(root)) => self.make_issuer(secrets, &root, found.as_ref(), now).await?,
-            _ => {}
+        if is_generated {
+            let is_current = holder.problem().is_none();
+            self.generate(secrets, found.as_ref(), current.as_deref(), is_current, published.as_ref(), now).await?;
         }
 
         let Some(current) = current else { return Ok(()) };
@@ -173,6 +169,42 @@ impl Store {
             tracing::info!(document = bootstrap::TRUST_NAME, "trust bundle written");
         }
         Ok(())
+    }
+
+    /// Makes the root or the issuer, where nobody else may.
+    async fn generate(
+        &self,
+        secrets: &Api<Secret>,
+        found: Option<&Secret>,
+        current: Option<&Issuing>,
+        is_current: bool,
+        published: Option<&TrustBundle>,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let root = read(secrets, names::ROOT_SECRET).await?;
+        let root = root.as_ref().map(secret::read_root).transpose();
+        // Without its key the issuer lives on: the root is needed only to renew it.
+        let root = if found.is_some() { root.ok().flatten() } else { root.map_err(Error::Root)? };
+        let decision = lifecycle::decide(
+            &Found {
+                domain: &self.domain,
+                has_issuer: found.is_some(),
+                current: current.map(|current| &current.issuer),
+                is_current,
+                root: root.as_ref().map(|root| &root.certificate),
+                published,
+            },
+            now,
+        );
+        match (decision, root) {
+            (Action::MakeRoot, _) => {
+                let root = Authority::root(&self.domain, now)?;
+                self.write(secrets, names::ROOT_SECRET, secret::root(&root)).await?;
+                self.make_issuer(secrets, &root, None, now).await
+            }
+            (Action::MakeIssuer, Some(root)) => self.make_issuer(secrets, &root, found, now).await,
+            _ => Ok(()),
+        }
     }
 
     /// Makes an issuer. The watch of its Secret brings it into use, here and in the other replicas.
@@ -229,7 +261,7 @@ impl Store {
             tracing::info!(reason, message, "no issuer yet");
             return false;
         }
-        tracing::error!(reason, message, "issuer refused, the last good one stays in use");
+        tracing::error!(place = self.place(), reason, message, "issuer refused, the last good one stays in use");
         let in_use = holder.current().map_or("no certificates are issued".to_owned(), |current| {
             let issuer = &current.issuer;
             format!("the last good issuer {} stays in use until {}", issuer.serial(), rfc3339(issuer.not_after()))
@@ -251,13 +283,20 @@ impl Store {
         self.recorder.record(vec![event]);
     }
 
+    /// Where the issuer is, for people.
+    fn place(&self) -> String {
+        match &self.directory {
+            Some(directory) => format!("directory {}", directory.display()),
+            None => format!("Secret {}/{}", self.namespace, names::ISSUER_SECRET),
+        }
+    }
+
     /// `waits`: a standby before the leader has made an issuer. It is ready: the leader may be an operator of a version
     /// that makes none, which is replaced only when this one is ready.
     fn report(&self, holder: &Holder, waits: bool) {
         self.metrics.issuer_refused.set(i64::from(holder.problem().is_some()));
-        let problem = holder.problem().map_or(String::new(), |problem| {
-            format!("Secret {}/{} refused: {}", self.namespace, names::ISSUER_SECRET, problem.message)
-        });
+        let problem =
+            holder.problem().map_or(String::new(), |problem| format!("{} refused: {}", self.place(), problem.message));
         match holder.current() {
             Some(current) => {
                 let until = rfc3339(current.issuer.not_after());
@@ -268,4 +307,8 @@ impl Store {
             None => self.part.report(waits, &problem),
         }
     }
+}
+
+async fn read(secrets: &Api<Secret>, name: &'static str) -> Result<Option<Secret>, Error> {
+    call(secrets.get_opt(name)).await.map_err(|error| Error::Read(name, error))
 }

@@ -6,8 +6,10 @@
 //! writes.
 //!
 //! Order: a namespace that others reference is written before them, so that the references resolve. When the exports
-//! of a namespace change, the namespaces that reference it are compiled again.
+//! of a namespace change, the namespaces that reference it are compiled again. Documents of pods follow those of
+//! namespaces, so that a pod applies its policies before clients learn of it, and the index follows both.
 
+mod pods;
 mod state;
 mod statuses;
 
@@ -21,10 +23,11 @@ use kube::{Api, Client};
 use state::{INDEX, RETRY_MAX, State, delivered, document_name};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use weft_config::bootstrap::prefix_of_name;
 use weft_runtime::readiness::Part;
 
 use crate::apply;
-use crate::compile::{self, Compiled};
+use crate::compile::Compiled;
 use crate::events::Recorder;
 use crate::lease;
 use crate::metrics::{AvailabilityLabels, DocumentLabel, KindLabel, Metrics};
@@ -121,10 +124,14 @@ impl Reconciler {
         let Some(epoch) = self.lease.borrow().epoch() else { return };
         let scopes = state.take_due(Instant::now());
         let mut compiled: BTreeMap<String, Option<Compiled>> = BTreeMap::new();
-        let mut with_index = false;
+        let (mut with_index, mut prefixes) = (false, Vec::new());
         for scope in scopes {
             if scope == INDEX {
                 with_index = true;
+                continue;
+            }
+            if let Some(prefix) = prefix_of_name(&scope) {
+                prefixes.push(prefix);
                 continue;
             }
             let started = Instant::now();
@@ -132,8 +139,6 @@ impl Reconciler {
             self.metrics.compile_seconds.observe(started.elapsed().as_secs_f64());
             compiled.insert(scope, result);
         }
-        with_index |= state.dirty.remove(INDEX);
-
         for level in state.levels(compiled.keys().cloned().collect()) {
             let mut jobs = Vec::new();
             for scope in &level {
@@ -143,12 +148,14 @@ impl Reconciler {
             }
             self.write(state, jobs, epoch).await;
         }
-        if with_index {
+        let without_pods = self.write_pods(state, prefixes, epoch).await;
+        if with_index | state.dirty.remove(INDEX) {
             let mut jobs = Vec::new();
-            let body = Body::Index(compile::index(&state.world));
+            let body = Body::Index(state.index());
             self.plan(state, INDEX, body, BTreeMap::new(), epoch, &mut jobs);
             self.write(state, jobs, epoch).await;
         }
+        self.remove_pods(state, without_pods, epoch).await;
         for (scope, compiled) in &compiled {
             match compiled {
                 Some(_) => self.grant(state, scope, epoch).await,
@@ -329,27 +336,7 @@ impl Reconciler {
     /// Deletes the documents and access of a namespace that left the mesh.
     async fn remove(&self, state: &mut State, scope: &str, epoch: u64) {
         for kind in [DocumentKind::Export, DocumentKind::Inbound] {
-            let slot = (kind, scope.to_owned());
-            state.published.remove(&slot);
-            state.delivery.remove(&slot);
-            let Some(found) = state.world.document(kind, scope).filter(|found| found.labelled).cloned() else {
-                continue;
-            };
-            if !self.may_write(epoch) {
-                return;
-            }
-            match apply::delete_document(&self.client, kind, scope, &found).await {
-                Ok(()) => {
-                    self.metrics.wrote(kind.as_str(), "deleted");
-                    tracing::info!(document = %document_name(kind, scope), "namespace left the mesh, document deleted");
-                    state.world.observe(Event::Document(kind, Change::Delete(Key::new("", kind.name(scope)))));
-                }
-                Err(error) => {
-                    self.metrics.wrote(kind.as_str(), error.reason());
-                    tracing::warn!(document = %document_name(kind, scope), %error, "cannot delete document, retrying");
-                    state.retry(scope, Instant::now());
-                }
-            }
+            self.delete(state, kind, scope, epoch).await;
         }
         for kind in [AccessKind::Role, AccessKind::Binding] {
             if !state.world.access(kind, scope).is_some_and(|access| access.labelled) || !self.may_write(epoch) {
@@ -364,6 +351,26 @@ impl Reconciler {
                     tracing::warn!(ns = scope, ?kind, %error, "cannot delete RBAC object, retrying");
                     state.retry(scope, Instant::now());
                 }
+            }
+        }
+    }
+
+    async fn delete(&self, state: &mut State, kind: DocumentKind, scope: &str, epoch: u64) {
+        let slot = (kind, scope.to_owned());
+        state.published.remove(&slot);
+        state.delivery.remove(&slot);
+        let found = state.world.document(kind, scope).filter(|found| found.labelled && self.may_write(epoch)).cloned();
+        let Some(found) = found else { return };
+        match apply::delete_document(&self.client, kind, scope, &found).await {
+            Ok(()) => {
+                self.metrics.wrote(kind.as_str(), "deleted");
+                tracing::info!(document = %document_name(kind, scope), "document deleted, nothing needs it any more");
+                state.world.observe(Event::Document(kind, Change::Delete(Key::new("", kind.name(scope)))));
+            }
+            Err(error) => {
+                self.metrics.wrote(kind.as_str(), error.reason());
+                tracing::warn!(document = %document_name(kind, scope), %error, "cannot delete document, retrying");
+                state.retry(scope, Instant::now());
             }
         }
     }

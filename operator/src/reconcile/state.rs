@@ -5,10 +5,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
+use weft_config::bootstrap::pods_name;
+use weft_config::{Index, Prefix};
+
 use crate::compile::{self, Compiled, Exports};
 use crate::events;
 use crate::metrics::NotReadyLabels;
-use crate::render::Published;
+use crate::render::{Body, Published};
 use crate::status::{self, Delivery};
 use crate::world::{Availability, Definition, DocumentKind, Event, ObjectId, WatchedKind, World, documents_namespace};
 
@@ -124,7 +127,8 @@ impl State {
     pub(super) fn touch_all(&mut self, now: Instant) {
         let known = self.world.namespaces().map(|(name, _)| name.clone());
         let written = self.world.documents().map(|(_, namespace, _)| namespace.to_owned());
-        let scopes: BTreeSet<String> = known.chain(written).collect();
+        let prefixes = self.world.prefixes().into_iter().map(pods_name);
+        let scopes: BTreeSet<String> = known.chain(written).chain(prefixes).collect();
         self.dirty.extend(scopes);
         self.dirty.insert(INDEX.to_owned());
         self.flush_at = Some(now);
@@ -207,6 +211,26 @@ impl State {
             self.references.remove(scope);
         }
         compiled
+    }
+
+    /// The index. Of prefixes, it lists those whose documents exist.
+    pub(super) fn index(&self) -> Index {
+        let mut index = compile::index(&self.world);
+        index.prefixes.retain(|prefix| self.is_to_list(*prefix));
+        index
+    }
+
+    /// Whether the index is to list a prefix.
+    pub(super) fn is_to_list(&self, prefix: Prefix) -> bool {
+        self.world.pods_in(prefix).next().is_some()
+            && self.world.document(DocumentKind::Pods, &pods_name(prefix)).is_some()
+    }
+
+    /// Whether the index that was last written lists a prefix.
+    pub(super) fn is_listed(&self, prefix: Prefix) -> bool {
+        let published = self.published.get(&(DocumentKind::Index, INDEX.to_owned()));
+        published
+            .is_some_and(|published| matches!(&published.body, Body::Index(index) if index.prefixes.contains(&prefix)))
     }
 
     /// Scopes in write order: each level after those that it references. Scopes that reference each other share a

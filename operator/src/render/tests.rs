@@ -173,6 +173,7 @@ fn document_above_the_size_limit_is_not_written() {
     assert!(bytes > limit);
 }
 
+/// CP-09: by RBAC, for each namespace.
 #[test]
 fn a_namespace_may_read_its_own_private_document_only() {
     let role = role("shop");

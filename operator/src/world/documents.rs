@@ -24,7 +24,7 @@ impl World {
         self.access.get(&(kind, namespace.to_owned()))
     }
 
-    /// `kind` is the kind of the watch: the watch of exports includes the index.
+    /// `kind` is the kind of the watch: the watch of exports includes the documents of pods and the index.
     pub(super) fn observe_document(&mut self, kind: DocumentKind, change: Change<Document>, touched: &mut Touched) {
         match change {
             Change::Apply(document) => {

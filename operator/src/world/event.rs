@@ -108,7 +108,7 @@ impl Event {
             // What is not there needs no list.
             Self::Availability(kind, availability) => (*kind, *availability != Availability::Served),
             Self::Document(DocumentKind::Inbound, change) => (WatchedKind::Inbounds, is_reset(change)),
-            Self::Document(DocumentKind::Export | DocumentKind::Index, change) => {
+            Self::Document(DocumentKind::Export | DocumentKind::Pods | DocumentKind::Index, change) => {
                 (WatchedKind::Exports, is_reset(change))
             }
             Self::Access(AccessKind::Role, change) => (WatchedKind::Roles, is_reset(change)),

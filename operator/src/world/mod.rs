@@ -23,12 +23,14 @@ pub use objects::{
     WithoutProxy, documents_namespace,
 };
 use stored::Stored;
+use weft_config::Prefix;
+use weft_config::bootstrap::pods_name;
 use weft_crds::Status;
 
 /// The effect of an event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Touched {
-    /// Namespaces to recompile.
+    /// Namespaces to recompile, and the names of documents of pods.
     pub scopes: BTreeSet<String>,
     /// Write without further coalescing: proxies must stop using an endpoint, or a policy may apply to another pod.
     pub urgent: bool,
@@ -56,11 +58,17 @@ impl World {
     pub fn observe(&mut self, event: Event) -> Touched {
         let mut touched = Touched::default();
         match event {
-            Event::Namespace(change) => self.observe_namespace(change, &mut touched),
+            Event::Namespace(change) => {
+                self.observe_namespace(change, &mut touched);
+                self.touch_those_that_name(&mut touched);
+            }
             Event::Service(change) => self.observe_stored(change, |all| &mut all.services, &mut touched),
             Event::Pod(change) => self.observe_stored(change, |all| &mut all.pods, &mut touched),
             Event::Slice(change) => self.observe_stored(change, |all| &mut all.slices, &mut touched),
-            Event::Account(change) => self.observe_stored(change, |all| &mut all.accounts, &mut touched),
+            Event::Account(change) => {
+                self.observe_stored(change, |all| &mut all.accounts, &mut touched);
+                self.touch_those_that_name(&mut touched);
+            }
             Event::Node(change) => self.observe_node(change, &mut touched),
             Event::Route(change) => self.observe_stored(change, |all| &mut all.routes, &mut touched),
             Event::Cluster(change) => self.observe_stored(change, |all| &mut all.clusters, &mut touched),
@@ -115,6 +123,16 @@ impl World {
     pub fn grants(&self, kind: Kind, from: &str, service: &Key) -> bool {
         let Some(namespace) = self.namespaces.get(&service.namespace) else { return false };
         namespace.grants.values().any(|grant| grant.permits(kind, from, &service.name))
+    }
+
+    /// The prefixes of addresses of pods with an identity.
+    pub fn prefixes(&self) -> BTreeSet<Prefix> {
+        self.namespaces.values().flat_map(Namespace::prefixes).collect()
+    }
+
+    /// The pods with an identity and an address with this prefix.
+    pub fn pods_in(&self, prefix: Prefix) -> impl Iterator<Item = &Pod> {
+        self.namespaces.values().flat_map(move |namespace| namespace.pods_in(prefix))
     }
 
     /// The zone of a node, if it has one.
@@ -316,6 +334,7 @@ impl World {
                     touched.urgent |= current.is_some_and(|current| current.is_urgent(Some(&object)));
                     touched.scopes.insert(namespace.clone());
                 }
+                touched.scopes.extend(K::touched_prefixes(current, Some(&object)).into_iter().map(pods_name));
                 let before = objects.remove(&name);
                 let current = self.namespaces.entry(namespace.clone()).or_default();
                 if let Some(before) = before {
@@ -330,6 +349,7 @@ impl World {
                 if let Some(object) = map(current).remove(&name) {
                     touched.urgent |= object.is_urgent(None);
                     touched.scopes.insert(namespace.clone());
+                    touched.scopes.extend(K::touched_prefixes(Some(&object), None).into_iter().map(pods_name));
                     object.index(current, false);
                     self.update_meshed(&namespace, touched);
                     self.remove_if_empty(&namespace);
@@ -423,6 +443,14 @@ impl World {
         touched
             .scopes
             .extend(self.namespaces.iter().filter(|(_, namespace)| on(namespace)).map(|(name, _)| name.clone()));
+    }
+
+    /// Marks the namespaces whose policies name callers of the marked ones: their conditions say whether these exist.
+    fn touch_those_that_name(&self, touched: &mut Touched) {
+        let names = |namespace: &Namespace| namespace.callers().any(|caller| touched.scopes.contains(caller));
+        let concerned: Vec<String> =
+            self.namespaces.iter().filter(|(_, namespace)| names(namespace)).map(|(name, _)| name.clone()).collect();
+        touched.scopes.extend(concerned);
     }
 
     fn remove_if_empty(&mut self, name: &str) {

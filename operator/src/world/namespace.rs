@@ -1,6 +1,9 @@
 //! The objects of one namespace.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+
+use weft_config::Prefix;
 
 use super::objects::{Account, Cluster, GatewayRoute, Grant, Kind, NamespaceMeta, Pod, Policy, Route, Service, Slice};
 
@@ -24,6 +27,8 @@ pub struct Namespace {
     pub grants: BTreeMap<String, Grant>,
     /// How many pods have a proxy and may have traffic.
     pub meshed: usize,
+    /// Names of the pods with an identity by the prefixes of their addresses.
+    pods_in: BTreeMap<Prefix, BTreeSet<String>>,
     /// Names of EndpointSlices by Service.
     slices_of: BTreeMap<String, BTreeSet<String>>,
 }
@@ -34,6 +39,22 @@ impl Namespace {
     /// The EndpointSlices of a Service.
     pub fn slices_of(&self, service: &str) -> impl Iterator<Item = &Slice> {
         self.slices_of.get(service).into_iter().flatten().filter_map(|name| self.slices.get(name))
+    }
+
+    /// The prefixes of addresses of pods with an identity.
+    pub(super) fn prefixes(&self) -> impl Iterator<Item = Prefix> {
+        self.pods_in.keys().copied()
+    }
+
+    /// The pods with an identity and an address with this prefix.
+    pub(super) fn pods_in(&self, prefix: Prefix) -> impl Iterator<Item = &Pod> {
+        self.pods_in.get(&prefix).into_iter().flatten().filter_map(|name| self.pods.get(name))
+    }
+
+    pub(super) fn index_pod(&mut self, pod: &Pod, is_added: bool) {
+        for prefix in pod.prefixes() {
+            index(&mut self.pods_in, prefix, &pod.key.name, is_added);
+        }
     }
 
     pub(super) fn gateway_route_mut(&mut self, kind: Kind, name: &str) -> Option<&mut GatewayRoute> {
@@ -47,15 +68,7 @@ impl Namespace {
     }
 
     pub(super) fn index_slice(&mut self, slice: &Slice, is_added: bool) {
-        let names = self.slices_of.entry(slice.service.clone()).or_default();
-        if is_added {
-            names.insert(slice.key.name.clone());
-            return;
-        }
-        names.remove(&slice.key.name);
-        if names.is_empty() {
-            self.slices_of.remove(&slice.service);
-        }
+        index(&mut self.slices_of, slice.service.clone(), &slice.key.name, is_added);
     }
 
     /// The Gateway API's routes of all kinds.
@@ -105,5 +118,31 @@ impl Namespace {
             parents.chain(backends).chain(mirrors)
         });
         of_mesh.chain(of_gateway)
+    }
+
+    /// Other namespaces whose service accounts its policies name.
+    pub(super) fn callers(&self) -> impl Iterator<Item = &str> {
+        let specs = self.policies.values().filter_map(|policy| policy.spec.as_ref().ok());
+        let rules = specs.flat_map(|spec| &spec.authorization.rules);
+        rules.flat_map(|rule| rule.from.iter().flatten()).flat_map(|source| {
+            let accounts = source.service_accounts.iter().chain(&source.not_service_accounts);
+            let of_accounts = accounts.filter_map(|account| Some(account.split_once('/')?.0));
+            let namespaces = source.namespaces.iter().chain(&source.not_namespaces).map(String::as_str);
+            of_accounts.chain(namespaces)
+        })
+    }
+}
+
+/// Adds a name to an index, or removes it.
+fn index<K: Ord>(names: &mut BTreeMap<K, BTreeSet<String>>, key: K, name: &str, is_added: bool) {
+    if is_added {
+        names.entry(key).or_default().insert(name.to_owned());
+        return;
+    }
+    if let Entry::Occupied(mut entry) = names.entry(key) {
+        entry.get_mut().remove(name);
+        if entry.get().is_empty() {
+            entry.remove();
+        }
     }
 }

@@ -1,5 +1,8 @@
 //! How the World compares the kinds of a namespace, and which changes to them are urgent.
 
+use std::collections::BTreeSet;
+
+use weft_config::Prefix;
 use weft_crds::{MeshClusterSpec, MeshPolicySpec, MeshRouteSpec};
 
 use super::namespace::Namespace;
@@ -17,6 +20,10 @@ pub(super) trait Stored: PartialEq + Sized {
     /// may make a policy apply to a pod.
     fn is_urgent(&self, _next: Option<&Self>) -> bool {
         false
+    }
+    /// The prefixes of addresses whose documents of pods a change from `before` to `after` affects.
+    fn touched_prefixes(_before: Option<&Self>, _after: Option<&Self>) -> BTreeSet<Prefix> {
+        BTreeSet::new()
     }
     /// Adds it to the namespace's indices, or removes it.
     fn index(&self, _namespace: &mut Namespace, _is_added: bool) {}
@@ -43,7 +50,14 @@ impl Stored for Pod {
         let relabelled = next.is_some_and(|next| next.labels != self.labels);
         relabelled || self.serving() && !next.is_some_and(Self::serving)
     }
+    fn touched_prefixes(before: Option<&Self>, after: Option<&Self>) -> BTreeSet<Prefix> {
+        if before.is_some_and(|before| after.is_some_and(|after| before.has_same_identity(after))) {
+            return BTreeSet::new();
+        }
+        before.into_iter().chain(after).flat_map(Self::prefixes).collect()
+    }
     fn index(&self, namespace: &mut Namespace, is_added: bool) {
+        namespace.index_pod(self, is_added);
         if self.is_meshed() {
             namespace.meshed = if is_added { namespace.meshed + 1 } else { namespace.meshed.saturating_sub(1) };
         }

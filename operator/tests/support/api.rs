@@ -14,6 +14,8 @@ use tokio::net::{TcpListener, TcpStream};
 pub(crate) struct Api {
     pub(crate) objects: HashMap<String, Value>,
     pub(crate) requests: Vec<String>,
+    /// The path to which writes fail.
+    pub(crate) broken: Option<String>,
 }
 
 impl Api {
@@ -28,7 +30,19 @@ impl Api {
                 json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": reason}),
             ))
         };
+        if method != "GET" && self.broken.as_ref() == Some(&path) {
+            return status(500, "InternalError");
+        }
         match method {
+            "PUT" => {
+                let object: Value = serde_json::from_slice(body).expect("an object");
+                self.objects.insert(path, object.clone());
+                Some((200, object))
+            }
+            "DELETE" => match self.objects.remove(&path) {
+                Some(object) => Some((200, object)),
+                None => status(404, "NotFound"),
+            },
             "POST" => {
                 let object: Value = serde_json::from_slice(body).expect("an object");
                 let key = format!("{path}/{}", object["metadata"]["name"].as_str().expect("a name"));
@@ -108,7 +122,7 @@ async fn serve(stream: TcpStream, api: Arc<Mutex<Api>>) -> std::io::Result<()> {
 /// Starts a server with these objects, and a client for it.
 pub(crate) async fn start(objects: HashMap<String, Value>) -> (Arc<Mutex<Api>>, Client) {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let api = Arc::new(Mutex::new(Api { objects, requests: Vec::new() }));
+    let api = Arc::new(Mutex::new(Api { objects, ..Api::default() }));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("bound"));
     let served = api.clone();

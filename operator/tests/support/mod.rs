@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test uses its own part")]
 
 pub(crate) mod api;
+pub(crate) mod reconcile;
 
 use kube::api::DynamicObject;
 use serde_json::{Value, json};
@@ -107,6 +108,17 @@ pub(crate) fn pod(namespace: &str, name: &str, labels: Value) -> Value {
     json!({
         "kind": "Pod", "metadata": {"namespace": namespace, "name": name, "uid": format!("uid-{name}"), "labels": labels},
         "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
+    })
+}
+
+/// A pod that is starting, whose proxy has an identity.
+pub(crate) fn identified(namespace: &str, name: &str, account: &str, address: &str) -> Value {
+    let url =
+        json!({"name": "WEFT_IDENTITY_URL", "value": "https://weft-identity.weft-system.svc:15012/v1/certificates"});
+    json!({
+        "kind": "Pod", "metadata": {"namespace": namespace, "name": name, "uid": format!("uid-{name}")},
+        "spec": {"serviceAccountName": account, "initContainers": [{"name": "weft-proxy", "env": [url]}]},
+        "status": {"phase": "Pending", "podIPs": [{"ip": address}]}
     })
 }
 

@@ -370,18 +370,29 @@ mod tests {
         assert_eq!(client_hello(&records[..RECORDS_BYTES_MAX]), Hello::NotTls);
     }
 
+    /// The ClientHello of rustls, with post-quantum keys: it is longer than a segment, so it comes in pieces, and is known
+    /// with its last byte.
     #[test]
-    fn rustls_client_hello_is_parsed() {
-        let config = rustls::ClientConfig::builder_with_provider(rustls::crypto::aws_lc_rs::default_provider().into())
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_root_certificates(rustls::RootCertStore::empty())
-            .with_no_client_auth();
+    fn post_quantum_client_hello_is_known_when_it_is_complete() {
+        let mut config =
+            rustls::ClientConfig::builder_with_provider(rustls::crypto::aws_lc_rs::default_provider().into())
+                .with_safe_default_protocol_versions()
+                .expect("versions")
+                .with_root_certificates(rustls::RootCertStore::empty())
+                .with_no_client_auth();
+        config.alpn_protocols = vec![b"weft-h2".to_vec()];
         let server = "shop.example".try_into().expect("a name");
         let mut client = rustls::ClientConnection::new(config.into(), server).expect("a client");
         let mut bytes = Vec::new();
         client.write_tls(&mut bytes).expect("writes");
+        assert!(bytes.len() > 1200, "{} bytes: it has post-quantum keys", bytes.len());
+        for end in 0..bytes.len() {
+            assert_eq!(client_hello(&bytes[..end]), Hello::NeedMore, "after {end} of {}", bytes.len());
+            assert_eq!(offer(&bytes[..end]), Offer::NeedMore, "after {end} of {}", bytes.len());
+        }
         assert_eq!(client_hello(&bytes), name("shop.example"));
+        assert_eq!(offer(&bytes), Offer::Protocols(vec![b"weft-h2".to_vec()]));
+        check_properties(&bytes);
     }
 
     proptest! {

@@ -3,12 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+use crate::pods::Prefix;
 
 /// Port to which outbound connections of the pod's containers are redirected.
 pub const OUTBOUND_PORT: u16 = 15001;
@@ -33,7 +35,7 @@ pub const IDENTITY_TOKEN_FILE: &str = "/var/run/secrets/weft.dev/identity/token"
 /// it.
 pub const PROXY_UID: i64 = 15015;
 
-/// Namespace of the exported documents and the index.
+/// Namespace of the exported documents, the documents of pods, and the index.
 pub const EXPORT_NAMESPACE: &str = "weft-config";
 /// Namespace of the inbound documents.
 pub const INBOUND_NAMESPACE: &str = "weft-inbound";
@@ -54,6 +56,22 @@ pub fn export_name(namespace: &str) -> String {
 /// Name of the inbound document of a namespace.
 pub fn inbound_name(namespace: &str) -> String {
     format!("i.{namespace}")
+}
+
+/// Name of the document of the pods whose addresses have a prefix: `p.10.1.2.0`, `p.fd00-0-0-0-0-0-0-1200`.
+pub fn pods_name(prefix: Prefix) -> String {
+    match prefix.first() {
+        IpAddr::V4(first) => format!("p.{first}"),
+        IpAddr::V6(first) => format!("p.{}", first.segments().map(|segment| format!("{segment:x}")).join("-")),
+    }
+}
+
+/// The prefix of the document of this name, if it is one of pods.
+pub fn prefix_of_name(name: &str) -> Option<Prefix> {
+    let first = name.strip_prefix("p.")?;
+    let address =
+        first.parse::<IpAddr>().ok().or_else(|| first.replace('-', ":").parse::<Ipv6Addr>().ok().map(Into::into));
+    address.map(Prefix::of).filter(|prefix| pods_name(*prefix) == name)
 }
 
 /// The directory with a token for the API server (`token`) and the API server's CA (`ca.crt`).
@@ -160,6 +178,8 @@ pub struct Local {
     pub health_port: u16,
     /// Destination of connections to the inbound port. Absent: they are refused.
     pub application: Option<SocketAddr>,
+    /// Destination of connections to the outbound port that is no Service's. Absent: they are refused.
+    pub destination: Option<SocketAddr>,
     /// The file with the certificate for the inbound port and its issuers, in PEM. Clients must speak TLS 1.3 or 1.2;
     /// the application gets the decrypted HTTP/1.1, HTTP/2 or TCP. Absent: TLS is not terminated.
     pub certificate: Option<PathBuf>,
@@ -169,6 +189,8 @@ pub struct Local {
     /// the names in their ClientHello say (ALPN). By default, the TLS of others is the application's own. Needs
     /// [`ENV_IDENTITY`], and excludes a certificate.
     pub mutual_tls: bool,
+    /// Instead of [`IDENTITY_TOKEN_FILE`].
+    pub token: Option<PathBuf>,
 }
 
 /// The path on [`HEALTH_PORT`] of the probe with this key.
@@ -248,8 +270,9 @@ pub struct Hook {
 }
 
 /// A port, or a range of ports with both ends included: `22`, `8000-8010`. Used in the annotations that exclude ports
-/// from redirection and in the arguments of `weft-init`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// from redirection, in the arguments of `weft-init`, and in documents of pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct PortRange {
     /// The lowest port.
     pub first: NonZeroU16,
@@ -315,6 +338,27 @@ impl FromStr for PortRange {
         };
         let (first, last) = (port(first)?, port(last)?);
         if first > last { Err(error()) } else { Ok(Self { first, last }) }
+    }
+}
+
+impl PortRange {
+    /// Whether a port is in it.
+    pub fn contains(&self, port: u16) -> bool {
+        (self.first.get()..=self.last.get()).contains(&port)
+    }
+}
+
+impl TryFrom<String> for PortRange {
+    type Error = PortRangeError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<PortRange> for String {
+    fn from(range: PortRange) -> Self {
+        range.to_string()
     }
 }
 

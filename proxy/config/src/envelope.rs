@@ -34,7 +34,7 @@ const BODY_GZIP_KEY: &str = "body.gz";
 pub struct Header {
     /// [`FORMAT_VERSION`] of the writer.
     pub format_version: u32,
-    /// The namespace of the document; empty for the index.
+    /// The namespace of the document; empty for the index. For a document of pods: its name.
     pub namespace: String,
     /// Increases with every write, also when the object is deleted and restored.
     pub generation: u64,

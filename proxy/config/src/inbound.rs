@@ -65,6 +65,9 @@ pub struct Policy {
     pub name: String,
     /// The pods and, if any, the ports that it applies to.
     pub target: Target,
+    /// A call that no rule matches is refused, whichever policy the rule is of.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub default_deny: bool,
     /// In the user's order.
     pub rules: Vec<AuthorizationRule>,
 }
@@ -103,6 +106,9 @@ pub enum PortRef {
 pub struct AuthorizationRule {
     /// The action if they match.
     pub action: Action,
+    /// Who calls; any of them matches.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub from: Vec<Source>,
     /// Methods; any of them matches.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub methods: Vec<String>,
@@ -115,6 +121,26 @@ pub struct AuthorizationRule {
     /// Ports of the pod; any of them matches.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<u16>,
+}
+
+/// Callers, by the service account that they have proven to be, in the trust domain of the pod. All conditions must
+/// match; an empty one always does, and at least one is not empty. A caller that has proven nothing matches no condition
+/// that names what it must be. If only the negated ones are set, a Deny matches such a caller, and an Allow does not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Source {
+    /// Service accounts; it is any of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub service_accounts: Vec<ObjectRef>,
+    /// Service accounts; it is none of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_service_accounts: Vec<ObjectRef>,
+    /// Namespaces; its service account is of any of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub namespaces: Vec<String>,
+    /// Namespaces; its service account is of none of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_namespaces: Vec<String>,
 }
 
 /// The action of a rule. A matching Deny beats every Allow; if there is an Allow, only calls that an Allow matches

@@ -6,7 +6,8 @@
 //! ```text
 //! ConfigMap weft-config/x.<ns>     Header + Export    services of <ns>: addresses, routes, endpoints
 //! ConfigMap weft-inbound/i.<ns>    Header + Inbound   policies for the pods of <ns>; routes of <ns> for other namespaces
-//! ConfigMap weft-config/index      Header + Index     ClusterIP -> namespace, for services not opened yet
+//! ConfigMap weft-config/p.<prefix> Header + Pods      identities of the pods whose addresses have a prefix
+//! ConfigMap weft-config/index      Header + Index     ClusterIP -> namespace, and prefixes, for what is not opened yet
 //! ```
 //!
 //! Each document is stored in an [`Envelope`]: a readable header and the body. The body's hash is in the header, so
@@ -21,6 +22,7 @@ mod export;
 mod filters;
 mod inbound;
 mod index;
+mod pods;
 mod refs;
 mod route;
 
@@ -33,9 +35,10 @@ pub use export::{
 };
 pub use filters::*;
 pub use inbound::{
-    Action as PolicyAction, AuthorizationRule, ConsumerRoutes, Inbound, Mtls, MtlsMode, Policy, PortRef, Target,
+    Action as PolicyAction, AuthorizationRule, ConsumerRoutes, Inbound, Mtls, MtlsMode, Policy, PortRef, Source, Target,
 };
 pub use index::Index;
+pub use pods::{PodIdentity, Pods, Prefix, PrefixError};
 pub use refs::{ClusterRef, ObjectRef, RouteKind, RouteRef};
 pub use route::{
     Action, Backend, BackendFilters, BackendTarget, HeaderEdit, HeaderValue, Hedge, Match, PathMatch, PathRewrite,

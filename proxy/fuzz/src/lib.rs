@@ -1,6 +1,6 @@
 //! Fuzz targets for the parsers of untrusted input. Each checks the properties of a module, as its unit tests do. Most
-//! are in `weft_codec`; the others are compiled from the proxy's source files, without the rest of the proxy, so that
-//! an instrumented build takes seconds.
+//! are in `weft_codec` and `weft_identity`; the others are compiled from the proxy's source files, without the rest of
+//! the proxy, so that an instrumented build takes seconds once the cryptographic library is there.
 #![allow(dead_code, unused_imports, reason = "the properties use only a part of each file of the proxy")]
 
 #[path = "../../src/path.rs"]
@@ -49,6 +49,13 @@ pub fn block(bytes: &[u8]) {
 /// The properties of `http2`.
 pub fn frames(bytes: &[u8]) {
     weft_codec::http2::check_properties(bytes);
+}
+
+/// The properties of `weft_identity`, at a time at which the certificates of the corpus are valid; and trust bundles.
+pub fn identity(bytes: &[u8]) {
+    let now = weft_identity::UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_800_000_000));
+    weft_identity::properties::check_properties(bytes, now);
+    round_trip::<weft_identity::TrustBundle>(bytes);
 }
 
 /// Configuration documents: what was parsed and serialized parses to the same.

@@ -282,6 +282,7 @@ mod tests {
         assert_eq!(serde_json::from_str::<TrustBundle>(&text).unwrap(), bundle);
     }
 
+    /// ID-05: empty, damaged or without a root for the trust domain.
     #[test]
     fn id_05_bundles_without_usable_roots_are_refused() {
         let ca = Ca::root("a");

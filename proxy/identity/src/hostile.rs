@@ -129,6 +129,7 @@ fn chain_of_a_workload_is_accepted_in_both_directions() {
     check("as issued", |_| {}, "ok", "ok");
 }
 
+/// ID-01: a root signs for its own trust domain only, in both directions.
 #[test]
 fn id_01_certificates_of_another_trust_domain_are_refused() {
     let other = "spiffe://other.example/ns/shop/sa/web";
@@ -148,6 +149,7 @@ fn id_01_certificates_of_another_trust_domain_are_refused() {
     assert_eq!(theirs.id.to_string(), other);
 }
 
+/// ID-02: zero, two or three URIs are refused; a DNS name beside the one URI is ignored.
 #[test]
 fn id_02_exactly_one_uri_is_accepted_and_other_names_are_ignored() {
     let dns = || SanType::DnsName("web.shop.svc".try_into().unwrap());
@@ -165,6 +167,7 @@ fn id_02_exactly_one_uri_is_accepted_and_other_names_are_ignored() {
     }
 }
 
+/// ID-03: in DNS names, mail addresses and otherNames, with NUL bytes, wildcards, escapes, ports and paths.
 #[test]
 fn id_03_ids_in_other_names_and_in_other_spellings_are_refused() {
     let text = || ID.try_into().unwrap();
@@ -201,6 +204,7 @@ fn id_03_ids_in_other_names_and_in_other_spellings_are_refused() {
     check("as the common name", common_name, "no-identity", "no-identity");
 }
 
+/// ID-06: extended key usage, key usage, CA bit, expired, not yet valid.
 #[test]
 fn id_06_leafs_with_wrong_usages_or_dates_are_refused() {
     use ExtendedKeyUsagePurpose::{Any, ClientAuth, CodeSigning, ServerAuth};
@@ -238,6 +242,7 @@ fn id_06_leafs_with_wrong_usages_or_dates_are_refused() {
     }
 }
 
+/// ID-06: intermediates without CA bit, key usage or path length.
 #[test]
 fn id_06_authorities_that_must_not_issue_are_refused() {
     let root = Ca::root("root");
@@ -267,6 +272,7 @@ fn id_06_authorities_that_must_not_issue_are_refused() {
     assert_eq!(verdicts(&chain_of(&servers), &root.bundle(), now()), ("ok", "untrusted"), "limited to servers");
 }
 
+/// ID-06: self-signed with the subject of the root, and damaged signatures.
 #[test]
 fn id_06_chains_without_a_trusted_root_are_refused() {
     let (root, imposter) = (Ca::root("root"), Ca::root("root"));
@@ -304,6 +310,7 @@ fn id_06_chains_without_a_trusted_root_are_refused() {
     assert_eq!(verdicts(&long, &root.bundle(), now()), ("unreadable", "unreadable"), "too many certificates");
 }
 
+/// ID-06: the end of a root counts too.
 #[test]
 fn id_06_root_that_expired_is_trusted_no_more() {
     let root = Ca::root_with("root", |root| root.not_after = date(NOW));
@@ -312,6 +319,7 @@ fn id_06_root_that_expired_is_trusted_no_more() {
     assert_eq!(verdicts(&[leaf], &root.bundle(), at(NOW + 21)), ("expired", "expired"));
 }
 
+/// ID-07: constraints on URIs are not what keeps trust domains apart.
 #[test]
 fn id_07_trust_domain_is_checked_here_and_uri_constraints_only_make_webpki_stricter() {
     // webpki does not implement constraints on URIs, and refuses what they apply to. Names of URIs are kept apart by

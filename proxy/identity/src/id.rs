@@ -111,6 +111,11 @@ impl Account {
         Ok(Self { namespace: namespace.into(), name: name.into() })
     }
 
+    /// Its namespace.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
     /// Its identity in a trust domain.
     pub fn in_domain(&self, trust_domain: &TrustDomain) -> SpiffeId {
         SpiffeId { trust_domain: trust_domain.clone(), account: self.clone() }
@@ -128,6 +133,11 @@ impl SpiffeId {
     /// Its trust domain.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
+    }
+
+    /// Its service account.
+    pub fn account(&self) -> &Account {
+        &self.account
     }
 
     /// Namespace of the service account.
@@ -195,6 +205,7 @@ mod tests {
 
     use super::*;
 
+    /// ID-03: one spelling for each identity.
     #[test]
     fn id_03_ids_that_are_not_canonical_are_refused() {
         let long_namespace = format!("spiffe://td/ns/{}/sa/b", "a".repeat(64));

@@ -26,6 +26,8 @@ pub mod id;
 pub mod issue;
 mod parsed;
 pub mod pem;
+#[cfg(any(test, fuzzing))]
+pub mod properties;
 mod provider;
 pub mod request;
 pub mod sign;

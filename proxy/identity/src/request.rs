@@ -149,6 +149,7 @@ mod tests {
         assert_eq!(one.certified(vec![ca.leaf(|_| {}).0]).map(drop), Err(OtherKey));
     }
 
+    /// ID-09: bad signatures, RSA keys of any size, weak and unknown curves.
     #[test]
     fn id_09_requests_without_proof_of_possession_or_with_other_keys_are_refused() {
         let good = Pending::generate().unwrap().request().to_vec();
@@ -177,6 +178,7 @@ mod tests {
         }
     }
 
+    /// ID-09, ID-02: names, extensions and CA:TRUE of a request.
     #[test]
     fn id_09_whatever_else_a_request_asks_for_is_ignored() {
         let request = rcgen_request(&rcgen::PKCS_ECDSA_P256_SHA256, |params| {

@@ -309,6 +309,7 @@ mod tests {
         assert_eq!(Error::of_handshake(&error).map(Error::reason), Some("untrusted"));
     }
 
+    /// ID-01: in the handshake.
     #[test]
     fn id_01_client_of_another_root_is_refused() {
         let (ca, stranger) = (ca(), Ca::root("stranger"));
@@ -318,6 +319,7 @@ mod tests {
         assert_eq!(Error::of_handshake(&error).map(Error::reason), Some("untrusted"));
     }
 
+    /// ID-05: there is no mode without client authentication.
     #[test]
     fn id_05_client_without_a_certificate_is_refused() {
         let ca = ca();
@@ -333,6 +335,7 @@ mod tests {
         );
     }
 
+    /// ID-04: a ticket or early data cannot outlive a change of trust.
     #[test]
     fn id_04_connections_are_never_resumed_and_carry_no_early_data() {
         let ca = ca();

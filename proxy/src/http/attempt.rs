@@ -57,6 +57,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) backend: Option<&'a BackendFilters>,
     /// Headers that `Connection` cannot remove and trailers cannot contain.
     pub(crate) protected: Option<&'a Arc<ProtectedHeaders>>,
+    /// Of an inbound request: the changes after which it was judged last.
+    pub(crate) judged: Option<Cell<u64>>,
     pub(crate) request_timeout: Option<Duration>,
     pub(crate) attempt_timeout: Option<Duration>,
     pub(crate) retry: Option<&'a Retry>,
@@ -156,6 +158,7 @@ impl<'a> Plan<'a> {
             rule: None,
             backend: None,
             protected: None,
+            judged: None,
             request_timeout: None,
             attempt_timeout: None,
             retry: None,
@@ -293,7 +296,7 @@ async fn exchange(
     };
     let lease = lease.map_err(|error| match error {
         LeaseError::Overflow => Failure::Overflow,
-        LeaseError::NoCertificate => Failure::NoCertificate(error.to_string()),
+        LeaseError::NoCertificate(_) => Failure::NoCertificate(error.to_string()),
         other => Failure::Connect { connected: false, closing: false, reason: other.reason(), text: other.to_string() },
     })?;
     progress.leased.set(true);

@@ -3,8 +3,11 @@
 //!
 //! A request for which there is no endpoint, or none that can be connected to, is handled by [`fallback`].
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::Poll;
 
 use http::header::{self, HeaderValue};
 use http::{HeaderMap, Request, Response, StatusCode, Version};
@@ -26,7 +29,10 @@ use super::retry::{AllowedRetry, BUDGET, RetryState};
 use super::{hedge, upgrade};
 use crate::affinity::Affinity;
 use crate::direction::Direction;
+use crate::downstream::Downstream;
+use crate::judge::{self, RefusedRequest};
 use crate::reason::{REASON, Reason, UNPROCESSED};
+use crate::table::Inbound;
 use crate::telemetry::access;
 use crate::upstream::endpoint::{Endpoint, Lease};
 use crate::upstream::fallback::{self, Fallback, Next};
@@ -117,11 +123,18 @@ fn prepare<'a>(
 }
 
 /// Sends a request, until an attempt succeeds or is not retried.
-async fn send(prepared: Box<PreparedRequest<'_>>, guard: &mut RequestGuard) -> Reply {
+async fn send(mut prepared: Box<PreparedRequest<'_>>, guard: &mut RequestGuard) -> Reply {
+    let downstream = guard.log.downstream.clone();
     let mut attempts = Attempts::new(&prepared);
     let outcome = loop {
         guard.log.attempts += 1;
-        let outcome = attempts.next(guard).await;
+        let outcome = match while_allowed(&prepared, &downstream, attempts.next(guard)).await {
+            Ok(outcome) => outcome,
+            Err(refused) => {
+                guard.log.rule_name = refused.refusal.rule_name().cloned();
+                return Err(Answer::refused(&refused, prepared.parts.uri.path()));
+            }
+        };
         if attempts.falls_back(&outcome) {
             continue;
         }
@@ -138,7 +151,14 @@ async fn send(prepared: Box<PreparedRequest<'_>>, guard: &mut RequestGuard) -> R
         guard.log.retry_refused = Some(BUDGET);
     }
     match outcome {
-        Ok(response) => client_response(*response, &prepared, guard),
+        Ok(response) => {
+            let reply = client_response(*response, &prepared, guard);
+            if let (Some(seen), Ok(_)) = (&prepared.plan.judged, &reply) {
+                let seen = seen.get();
+                guard.judge_again(std::mem::take(&mut prepared.parts.headers), seen);
+            }
+            reply
+        }
         Err(failure) => {
             let is_reset = matches!(failure, Failure::Reset { .. });
             let mut answer = failure_answer(failure, &prepared.plan, guard);
@@ -148,6 +168,25 @@ async fn send(prepared: Box<PreparedRequest<'_>>, guard: &mut RequestGuard) -> R
             Err(answer)
         }
     }
+}
+
+/// Waits for an attempt. Err: an inbound request is no longer allowed. The task is woken by changes.
+async fn while_allowed(
+    request: &PreparedRequest<'_>,
+    downstream: &Downstream,
+    attempt: impl Future<Output = AttemptResult>,
+) -> Result<AttemptResult, RefusedRequest> {
+    let PreparedRequest { plan, parts, .. } = request;
+    let mut attempt = pin!(attempt);
+    poll_fn(|cx| {
+        if let Poll::Ready(outcome) = attempt.as_mut().poll(cx) {
+            return Poll::Ready(Ok(outcome));
+        }
+        let Some(seen) = &plan.judged else { return Poll::Pending };
+        let judge = |inbound: &Inbound| judge::request(downstream, inbound, &parts.method, &parts.uri, &parts.headers);
+        judge::again(downstream, seen, judge).map_or(Poll::Pending, |refused| Poll::Ready(Err(refused)))
+    })
+    .await
 }
 
 // === impl Attempts ===
@@ -318,7 +357,8 @@ fn switch_protocols(
             // The lease must hold the last reference to the connection.
             drop(body);
             let protocol = accepted.unwrap_or_else(|| requested.clone());
-            return Ok(upgrade::switch(headers, lease, protocol, guard));
+            let judged = request.plan.judged.as_ref().map(|seen| (request.parts.headers.clone(), seen.get()));
+            return Ok(upgrade::switch(headers, lease, protocol, judged, guard));
         }
         Some(_) => "the endpoint upgraded to a protocol that was not requested",
         None => "the endpoint upgraded the connection without a request, or before it received all of the request",

@@ -1,5 +1,6 @@
 //! What a request holds until it ends, and its record for metrics and the access log.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -12,7 +13,9 @@ use super::head::{self, GRPC_STATUS, ProtectedHeaders};
 use super::incoming::Incoming;
 use super::mirror::Shadows;
 use crate::downstream::Downstream;
+use crate::judge::{self, RefusedRequest};
 use crate::reason::Reason;
+use crate::table::Inbound;
 use crate::telemetry::RpcStatus;
 use crate::telemetry::access::{self, LoggedHeaders, RequestLog};
 use crate::telemetry::alive::{Alive, Kind};
@@ -34,7 +37,17 @@ pub(crate) struct RequestGuard {
     pub(super) shadows: Option<Box<Shadows>>,
     /// Fields that are removed from the response's trailers.
     pub(super) protected: Option<Arc<ProtectedHeaders>>,
+    /// If an inbound request is judged again while its response is sent.
+    judged: Option<Judged>,
     _alive: Alive,
+}
+
+/// What the judgement of a request needs besides its record.
+struct Judged {
+    /// As they were sent to the application.
+    headers: HeaderMap,
+    /// The changes after which it was judged last.
+    seen: Cell<u64>,
 }
 
 impl RequestGuard {
@@ -71,6 +84,7 @@ impl RequestGuard {
             permit: None,
             shadows: None,
             protected: None,
+            judged: None,
             _alive: Alive::new(Kind::Request),
         })
     }
@@ -88,6 +102,21 @@ impl RequestGuard {
     /// Mirrors the request when it is sent, beside its other mirrors.
     pub(crate) fn mirror(&mut self, shadows: Box<Shadows>) {
         self.shadows = Some(shadows.and(self.shadows.take()));
+    }
+
+    /// The request is judged again after changes beyond those in `seen`.
+    pub(super) fn judge_again(&mut self, headers: HeaderMap, seen: u64) {
+        self.judged = Some(Judged { headers, seen: Cell::new(seen) });
+    }
+
+    /// Whether the request is no longer allowed, which is recorded as the reason why its response breaks off.
+    pub(super) fn is_refused(&mut self) -> bool {
+        let Self { log, judged: Some(Judged { headers, seen }), .. } = self else { return false };
+        let judge = |inbound: &Inbound| judge::request(&log.downstream, inbound, &log.method, &log.uri, headers);
+        let Some(RefusedRequest { refusal, .. }) = judge::again(&log.downstream, seen, judge) else { return false };
+        log.rule_name = refusal.rule_name().cloned();
+        log.body_error = Some(refusal.reason());
+        true
     }
 
     pub(crate) fn worker(&self) -> &Rc<Worker> {

@@ -40,6 +40,11 @@ impl<B> Pipe<B> {
         &mut self.body
     }
 
+    /// Resets the stream.
+    pub(crate) fn reset(&mut self, reason: Reason) {
+        self.stream.reset(reason);
+    }
+
     /// Waits until the stream is reset.
     pub(crate) fn poll_reset(&mut self, cx: &Context<'_>) -> Poll<()> {
         self.stream.poll_error(cx).map(drop)

@@ -22,7 +22,7 @@ use weft_codec::http1::wire::{ReadError, Wire};
 
 use super::from_client::{BodyReader, FromClient};
 use super::incoming::Incoming;
-use super::response_body::{Handover, ResponseBody};
+use super::response_body::{Handover, RefusedError, ResponseBody};
 use super::watch::{ConnectionTimers, Ended, TimedStream};
 use super::{date, head, respond};
 use crate::downstream::Downstream;
@@ -76,7 +76,8 @@ where
         let draining = Cell::new(false);
         let idle_wire = Rc::downgrade(&wire);
         let mut serving = pin!(serve_requests(wire, &downstream, &draining, &service));
-        let ended = timers.run(serving.as_mut(), &downstream.worker.shared.drain, &draining).await;
+        let ended =
+            timers.run(serving.as_mut(), &downstream.worker.shared.drain, &draining, downstream.changes()).await;
         if ended == Ended::TimedOut
             && timers.is_idle()
             && let Some(wire) = idle_wire.upgrade()
@@ -239,6 +240,9 @@ fn poll_response_and_upload(
     is_upload_first: &mut bool,
     cx: &mut Context<'_>,
 ) -> Poll<Result<(), WriteError>> {
+    if response.body_mut().is_refused() {
+        return Poll::Ready(Err(WriteError::Body(Some(RefusedError.into()))));
+    }
     *is_upload_first = !*is_upload_first;
     let before = if *is_upload_first { response.body_mut().poll_upload(cx) } else { Poll::Pending };
     let sent = response.poll_send(wire, cx)?;

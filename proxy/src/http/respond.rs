@@ -12,7 +12,11 @@ use super::date;
 use super::guard::RequestGuard;
 use super::head::GRPC_STATUS;
 use super::response_body::{Content, ResponseBody};
-use crate::reason::{REASON, Reason, SOURCE};
+use crate::judge::{Refusal, RefusedRequest};
+use crate::reason::{REASON, Reason, SOURCE, UNPROCESSED};
+
+/// Longest reading of a path that a 403 response quotes, in bytes.
+const READING_BYTES_MAX: usize = 256;
 
 /// What a request leads to: a response of an endpoint, or an answer of the proxy itself.
 pub(crate) type Reply = Result<Response<Content>, Box<Answer>>;
@@ -64,6 +68,30 @@ impl Answer {
         };
         let mut answer = Self::new(reason, "");
         answer.headers = headers;
+        answer
+    }
+
+    /// The answer to an inbound request that is not allowed. `path`: its path.
+    pub(crate) fn refused(refused: &RefusedRequest, path: &str) -> Box<Self> {
+        let RefusedRequest { refusal, reading } = refused;
+        let text = match refusal {
+            Refusal::Plaintext => "mutual TLS is required here (mode Strict), and the client proved no identity",
+            Refusal::Denied(_) => "a policy denies the request",
+            Refusal::NotAllowed(_) => "no policy allows the request",
+            Refusal::Unknown => {
+                "the policies of this pod are not known: its proxy has not read the configuration of its namespace"
+            }
+            Refusal::TooManyReadings => "the path has too many possible readings to be checked against policies",
+        };
+        let mut answer = match reading {
+            Some(reading) if reading.len() <= READING_BYTES_MAX && reading != path => {
+                Self::new(refusal.reason(), format!("{text}: its path can be read as {reading}"))
+            }
+            _ => Self::new(refusal.reason(), text),
+        };
+        if matches!(refusal, Refusal::Unknown) {
+            answer.headers.insert(UNPROCESSED, HeaderValue::from_static("true"));
+        }
         answer
     }
 

@@ -75,6 +75,11 @@ struct DeadlineError;
 #[error("the response body is larger than the limit of the rule")]
 struct TooLargeError;
 
+/// The request is no longer allowed.
+#[derive(Debug, thiserror::Error)]
+#[error("the request is no longer allowed")]
+pub(super) struct RefusedError;
+
 /// The client aborted the request before the response was complete.
 #[derive(Debug, thiserror::Error)]
 #[error("the client aborted the request before the response was complete")]
@@ -116,6 +121,11 @@ impl ResponseBody {
             body.ended();
         }
         body
+    }
+
+    /// Whether the request is no longer allowed, which is recorded.
+    pub(super) fn is_refused(&mut self) -> bool {
+        self.guard.as_mut().is_some_and(|guard| guard.is_refused())
     }
 
     pub(super) fn take_handover(&mut self) -> Option<Handover> {

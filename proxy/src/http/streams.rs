@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
+use std::mem;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -62,7 +63,7 @@ where
     async move {
         let draining = Cell::new(false);
         let mut accepting = pin!(accept(connection, &timers, &downstream, &draining, &service));
-        timers.run(accepting.as_mut(), &downstream.worker.shared.drain, &draining).await;
+        timers.run(accepting.as_mut(), &downstream.worker.shared.drain, &draining, downstream.changes()).await;
     }
 }
 
@@ -77,12 +78,18 @@ async fn accept<F, R>(
     R: Future<Output = Response<ResponseBody>> + 'static,
 {
     let mut is_shutting_down = false;
+    let mut seen = downstream.worker.changes.seen();
     let mut timer: Option<Pin<Box<Sleep>>> = None;
     loop {
         let accepted = poll_fn(|cx| {
             if draining.get() && !is_shutting_down {
                 is_shutting_down = true;
                 connection.graceful_shutdown();
+            }
+            let now = downstream.worker.changes.seen();
+            if mem::replace(&mut seen, now) != now {
+                // Each judges its request again.
+                connection.wake_streams();
             }
             let mut accepted = connection.poll_accept(cx);
             while accepted.is_pending() && connection.is_read_closed() {
@@ -146,6 +153,10 @@ impl<R: Future<Output = Response<ResponseBody>>> Future for Stream<R> {
             }
         }
         let Self::Sending(pipe) = &mut *self else { return Poll::Ready(()) };
+        if pipe.body_mut().is_refused() {
+            pipe.reset(Reason::INADEQUATE_SECURITY);
+            return Poll::Ready(());
+        }
         // Polled even if the client does not read the response: it may send all of its request first.
         let uploaded = pipe.body_mut().poll_upload(cx);
         match ready!(pipe.poll_send(cx)) {

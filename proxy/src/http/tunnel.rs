@@ -4,6 +4,7 @@
 //! connected; bytes that the client sends earlier wait. Neither connection returns to a pool. Over HTTP/2 the tunnel is
 //! one stream.
 
+use std::future::pending;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -110,7 +111,7 @@ fn spawn_relay(body: Incoming, upstream: Stream, permit: Permit, downstream: Rc<
         let _permit = permit;
         let shared = &downstream.worker.shared;
         match end.await {
-            Some(end) => drop(tcp::relay(end, upstream.into(), shared.timeouts.idle, &shared.drain).await),
+            Some(end) => drop(tcp::relay(end, upstream.into(), shared.timeouts.idle, &shared.drain, pending()).await),
             // The client disconnected before the handover.
             None => upstream.abort(),
         }

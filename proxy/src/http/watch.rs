@@ -21,6 +21,7 @@ use weft_codec::Tick;
 use weft_codec::read_buffer::with_read_buffer;
 
 use crate::bootstrap::Timeouts;
+use crate::changes::Changes;
 use crate::memory::Memory;
 use crate::sniff::Prefixed;
 
@@ -150,20 +151,23 @@ impl ConnectionTimers {
         !is_active && self.open_requests.get() == 0
     }
 
-    /// Runs a connection until it completes or a timeout expires. Sets `draining` when the process shuts down.
+    /// Runs a connection until it completes or a timeout expires. Sets `draining` when the process shuts down. Polls the
+    /// connection again at each of the `changes`.
     pub(crate) async fn run<C: Future>(
         &self,
         mut connection: Pin<&mut C>,
         drain: &CancellationToken,
         draining: &Cell<bool>,
+        changes: Option<&Rc<Changes>>,
     ) -> Ended {
         let mut timer = pin!(sleep_until(self.deadline()));
         let mut drained = pin!(drain.cancelled());
-        let mut is_registered = false;
+        let (mut is_registered, mut _registration) = (false, None);
         poll_fn(|cx| {
             // Polled once to register the waker; afterwards `is_cancelled` is cheaper.
             if !is_registered {
                 is_registered = true;
+                _registration = changes.map(|changes| changes.register(cx.waker().clone()));
                 draining.set(drained.as_mut().poll(cx).is_ready());
             } else if !draining.get() {
                 draining.set(drain.is_cancelled());

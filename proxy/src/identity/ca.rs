@@ -289,6 +289,7 @@ mod tests {
         }
     }
 
+    /// ID-12
     #[tokio::test]
     async fn id_12_pod_is_not_ready_before_the_first_certificate_and_stays_ready_after_it() {
         let (root, token) = (Root::new(), token_file("first", TOKEN));
@@ -313,6 +314,7 @@ mod tests {
         assert!(pod.readiness.is_ready(), "the pods of a Service are not all taken out of it");
     }
 
+    /// ID-10
     #[tokio::test]
     async fn id_10_token_is_sent_only_to_the_authority_under_a_root_that_is_held() {
         let (root, stranger, token) = (Root::new(), Root::new(), token_file("stranger", TOKEN));
@@ -329,6 +331,7 @@ mod tests {
         }
     }
 
+    /// ID-08
     #[tokio::test]
     async fn id_08_refused_token_is_told_and_the_file_is_read_again() {
         let (root, token) = (Root::new(), token_file("refused", "eyJ-of-somebody-else"));

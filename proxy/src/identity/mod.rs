@@ -126,6 +126,11 @@ impl Identity {
         })
     }
 
+    /// Whether peers whose clocks are right refuse the certificate, because it has expired.
+    pub(crate) fn is_expired(&self, now: UnixTime) -> bool {
+        self.not_after.as_secs() + verify::CLOCK_SKEW.as_secs() < now.as_secs()
+    }
+
     /// The configuration for a connection to `peer`, and to nobody else.
     pub(crate) fn client(&self, peer: SpiffeId, protocol: Protocol) -> Result<Arc<ClientConfig>, rustls::Error> {
         // No critical section leaves the map half changed: it is usable after a panic.
@@ -250,6 +255,8 @@ mod tests {
         let identity = issued(at(0), at(0)).expect("valid");
         assert_eq!(identity.id.to_string(), "spiffe://cluster.local/ns/shop/sa/web");
         assert_eq!(identity.not_after.as_secs(), at(1).as_secs());
+        let after = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(at(1).as_secs() + seconds));
+        assert!(!identity.is_expired(after(20)) && identity.is_expired(after(21)), "peers tolerate 20 s");
         let error = issued(at(0), at(2)).expect_err("expired").to_string();
         assert!(error.contains("expired at"), "{error}");
     }

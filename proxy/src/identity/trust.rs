@@ -261,6 +261,7 @@ mod tests {
         Ok(())
     }
 
+    /// ID-05, ID-10: new roots count only with a signature under one that is held.
     #[test]
     fn roots_are_taken_only_under_a_root_that_is_held() {
         let (held, other) = (Root::new(), Root::new());
@@ -294,6 +295,7 @@ mod tests {
         }
     }
 
+    /// CP-09: who can write ConfigMaps configures no proxy.
     #[test]
     fn documents_are_taken_only_with_a_signature_of_the_authority() {
         let (held, other) = (Root::new(), Root::new());

@@ -20,6 +20,12 @@ pub(super) fn write(folder: &Path, document: &Document, envelope: &Envelope) -> 
     std::fs::rename(temporary, path)
 }
 
+/// Removes the copy of a document, if there is one.
+pub(super) fn remove(folder: &Path, document: &Document) {
+    // What is left is replaced when the document is opened again.
+    let _ = std::fs::remove_file(path(folder, document));
+}
+
 fn path(folder: &Path, document: &Document) -> PathBuf {
     folder.join(format!("{document}.json"))
 }

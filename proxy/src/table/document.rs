@@ -7,6 +7,7 @@ use weft_identity::{TrustBundle, UnixTime};
 
 use super::inbound::Inbound;
 use super::namespace::Namespace;
+use super::pods::Pods;
 use super::source::Document;
 use crate::bootstrap::Pod;
 use crate::clock::time_of_day;
@@ -17,6 +18,7 @@ use crate::value::CompileError;
 pub(super) enum Compiled {
     Namespace(Arc<Namespace>),
     Inbound(Arc<Inbound>),
+    Pods(Arc<Pods>),
     Index(Index),
     Trust(TrustBundle),
 }
@@ -62,6 +64,12 @@ pub(super) fn read(
             check_signature(&header)?;
             check_namespace(&header, namespace)?;
             Ok((header, Compiled::Inbound(Arc::new(Inbound::compile(pod, inbound)?))))
+        }
+        Document::Pods(prefix) => {
+            let (header, pods) = envelope.read::<weft_config::Pods>()?;
+            check_signature(&header)?;
+            check_namespace(&header, &document.to_string())?;
+            Ok((header, Compiled::Pods(Arc::new(Pods::compile(*prefix, pods)?))))
         }
         Document::Index => {
             let (header, index) = envelope.read::<Index>()?;

@@ -39,11 +39,17 @@ impl Inbound {
             zone: zones.into_iter().find(|(_, nodes)| nodes.contains(&pod.node)).map(|(zone, _)| zone),
         })
     }
+
+    /// Whether every inbound call gets the same verdict from both, because policies and modes are the same.
+    pub(crate) fn judges_as(&self, other: &Self) -> bool {
+        self.mtls == other.mtls && self.policies.is_same(&other.policies)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::{Call, Verdict};
 
     #[test]
     fn zone_is_taken_from_the_inbound_document() {
@@ -73,7 +79,8 @@ mod tests {
             let labels = role.map(|role| ("role".to_owned(), role.to_owned())).into_iter().collect();
             let pod = Pod { uid: "u-1".into(), labels, ..Pod::default() };
             let inbound = Inbound::compile(&pod, document(relabelled)).expect("compiles");
-            matches!(inbound.policies.check_tcp(8080), crate::policy::Verdict::Denied(_))
+            let call = Call { port: 8080, caller: None };
+            matches!(inbound.policies.check_tcp(call), Verdict::Denied(_))
         };
         for (desc, role, relabelled, expected) in [
             ("never changed", None, serde_json::json!({}), false),

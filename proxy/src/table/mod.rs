@@ -4,6 +4,8 @@
 //! Table
 //! ├── addresses      ClusterIP -> namespace, for namespaces that are open or only in the index
 //! ├── namespaces     namespace -> Namespace { ports by (ClusterIP, port), clusters by (service, port) }
+//! ├── prefixes       prefixes of addresses with a document of pods
+//! ├── pods           prefix -> Pods { accounts by address }, for those that are open
 //! ├── own_ports      port of this pod -> its Service port
 //! └── inbound        Inbound { policies of this pod, consumer routes of its namespace }
 //! ```
@@ -22,6 +24,7 @@ pub(crate) mod edit;
 mod inbound;
 mod index;
 mod namespace;
+pub(crate) mod pods;
 #[cfg(test)]
 mod properties;
 pub(crate) mod route;
@@ -33,12 +36,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use hashbrown::HashMap;
-use weft_config as wire;
+use hashbrown::{HashMap, HashSet};
+use weft_config::{self as wire, Prefix};
 
 pub(crate) use self::cluster::Cluster;
 pub(crate) use self::inbound::Inbound;
 pub(crate) use self::namespace::{Namespace, OwnPort, Port};
+pub(crate) use self::pods::{Occupant, Pods};
 use self::route::Routes;
 use crate::clock::uptime_seconds;
 use crate::value::Target;
@@ -50,6 +54,10 @@ pub(crate) struct Table {
     pub(crate) addresses: Arc<HashMap<IpAddr, Arc<str>>>,
     /// Open namespaces: those whose documents are watched.
     pub(crate) namespaces: HashMap<Arc<str>, Arc<Namespace>>,
+    /// Prefixes of addresses with a document of pods.
+    pub(crate) prefixes: Arc<HashSet<Prefix>>,
+    /// Those of them that are open.
+    pub(crate) pods: HashMap<Prefix, Arc<Pods>>,
     /// The ports of this pod that Services have.
     pub(crate) own_ports: Arc<HashMap<u16, OwnPort>>,
     /// Policies and consumer routes of this pod.
@@ -99,7 +107,17 @@ impl Table {
         self.own_ports.get(&port).is_some_and(|own| own.is_tcp) && !self.inbound.policies.has_http_conditions(port)
     }
 
-    /// Replaces the addresses of namespaces that are not open.
+    /// Replaces or removes the pods with a prefix.
+    pub(crate) fn with_pods(&self, prefix: Prefix, part: Option<Arc<Pods>>) -> Self {
+        let mut table = self.clone();
+        match part {
+            Some(part) => table.pods.insert(prefix, part),
+            None => table.pods.remove(&prefix),
+        };
+        table
+    }
+
+    /// Replaces the addresses of namespaces that are not open, and the prefixes.
     pub(crate) fn with_index(&self, index: &wire::Index) -> Self {
         let mut addresses = HashMap::new();
         for (namespace, ips) in &index.namespaces {
@@ -110,7 +128,8 @@ impl Table {
         for (name, namespace) in &self.namespaces {
             addresses.extend(namespace.addresses.iter().map(|ip| (*ip, name.clone())));
         }
-        Self { addresses: Arc::new(addresses), ..self.clone() }
+        let prefixes = Arc::new(index.prefixes.iter().copied().collect());
+        Self { addresses: Arc::new(addresses), prefixes, ..self.clone() }
     }
 
     /// The Service port at an address, if its namespace is open.
@@ -124,6 +143,17 @@ impl Table {
     pub(crate) fn unopened(&self, address: IpAddr) -> Option<&Arc<str>> {
         let namespace = self.addresses.get(&address)?;
         (!self.namespaces.contains_key(namespace)).then_some(namespace)
+    }
+
+    /// Who is at an address that is not a Service's.
+    pub(crate) fn occupant(&self, address: SocketAddr) -> Occupant {
+        let prefix = Prefix::of(address.ip());
+        if !self.prefixes.contains(&prefix) {
+            return Occupant::Stranger;
+        }
+        let Some(pods) = self.pods.get(&prefix) else { return Occupant::Unknown(prefix) };
+        pods.last_used.store(uptime_seconds(), Ordering::Relaxed);
+        pods.at(address)
     }
 
     /// The routes of a port for clients in this pod: consumer routes of their own namespace, else those of the
@@ -285,8 +315,27 @@ mod tests {
     }
 
     #[test]
+    fn occupants_are_known_once_the_document_of_their_prefix_is_open() {
+        let address = "198.18.3.7:5432".parse().expect("address");
+        assert_eq!(Table::default().occupant(address), Occupant::Stranger, "the prefix is not listed");
+        let prefix = Prefix::of("198.18.3.7".parse().expect("ip"));
+        let table = Table::default().with_index(&wire::Index { prefixes: [prefix].into(), ..wire::Index::default() });
+        assert_eq!(table.occupant(address), Occupant::Unknown(prefix));
+        assert_eq!(table.occupant("198.18.4.7:80".parse().expect("address")), Occupant::Stranger);
+        let document = serde_json::json!({"pods": {"198.18.3.7": {"namespace": "shop", "serviceAccount": "db"}}});
+        let pods = Pods::compile(prefix, serde_json::from_value(document).expect("a document")).expect("compiles");
+        let table = table.with_pods(prefix, Some(Arc::new(pods)));
+        assert!(matches!(table.occupant(address), Occupant::Pod(_)));
+        assert_eq!(table.with_index(&wire::Index::default()).occupant(address), Occupant::Stranger, "no longer listed");
+        assert_eq!(table.with_pods(prefix, None).occupant(address), Occupant::Unknown(prefix));
+    }
+
+    #[test]
     fn index_names_namespaces_to_open() {
-        let index = wire::Index { namespaces: [("bank".to_owned(), vec!["198.19.0.9".parse().expect("ip")])].into() };
+        let index = wire::Index {
+            namespaces: [("bank".to_owned(), vec!["198.19.0.9".parse().expect("ip")])].into(),
+            ..wire::Index::default()
+        };
         let table = Table::default().with_index(&index);
         assert_eq!(table.unopened("198.19.0.9".parse().expect("ip")).map(|name| &**name), Some("bank"));
         let name: Arc<str> = "bank".into();

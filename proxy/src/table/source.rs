@@ -16,7 +16,7 @@ use rustls::pki_types::pem::PemObject;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use weft_config::bootstrap as contract;
-use weft_config::{Envelope, Written};
+use weft_config::{Envelope, Prefix, Written};
 use weft_runtime::watch::Backoff;
 
 use crate::file::{POLL, version};
@@ -36,6 +36,8 @@ pub(crate) enum Document {
     Export(Arc<str>),
     /// Policies and consumer routes for the pods of a namespace.
     Inbound(Arc<str>),
+    /// The identities of pods whose addresses have a prefix.
+    Pods(Prefix),
     /// The roots that are trusted.
     Trust,
 }
@@ -106,7 +108,7 @@ impl Source {
 async fn watch_config_map(client: Client, document: Document, events: mpsc::Sender<Event>) {
     let namespace = match document {
         Document::Inbound(_) => contract::INBOUND_NAMESPACE,
-        Document::Index | Document::Export(_) | Document::Trust => contract::EXPORT_NAMESPACE,
+        Document::Index | Document::Export(_) | Document::Pods(_) | Document::Trust => contract::EXPORT_NAMESPACE,
     };
     let api: Api<ConfigMap> = Api::namespaced(client, namespace);
     let by_name = watcher::Config::default().fields(&format!("metadata.name={document}"));
@@ -156,6 +158,7 @@ async fn watch_file(directory: PathBuf, document: Document, events: mpsc::Sender
                     let namespace = match &document {
                         Document::Index | Document::Trust => String::new(),
                         Document::Export(namespace) | Document::Inbound(namespace) => namespace.to_string(),
+                        Document::Pods(_) => document.to_string(),
                     };
                     let written =
                         Written { namespace, generation, config_generation: generation, ..Written::default() };
@@ -178,6 +181,7 @@ impl fmt::Display for Document {
             Self::Trust => f.write_str(contract::TRUST_NAME),
             Self::Export(namespace) => f.write_str(&contract::export_name(namespace)),
             Self::Inbound(namespace) => f.write_str(&contract::inbound_name(namespace)),
+            Self::Pods(prefix) => f.write_str(&contract::pods_name(*prefix)),
         }
     }
 }

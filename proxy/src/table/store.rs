@@ -8,13 +8,18 @@ use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Cluster, Port, Table};
+use super::source::Document;
+use super::{Cluster, Occupant, Port, Table};
 use crate::value::Target;
 
-/// How long a connection waits for its namespace to be opened. Then it is passed through without routes.
+/// How long a connection waits for the document of its namespace or prefix to be opened. Then it is passed through
+/// without routes, or as what may be sent in plaintext.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Length of the queue of namespaces to open.
+/// How long a connection waits for the news that another pod has the address of a pod that proved to be somebody else.
+const NEWS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Length of the queue of documents to open.
 const REQUESTS_MAX: usize = 1024;
 
 /// The current snapshot. Shared by all workers.
@@ -23,12 +28,12 @@ pub(crate) struct Store {
     table: ArcSwap<Table>,
     changed: watch::Sender<()>,
     synced: CancellationToken,
-    open: mpsc::Sender<Arc<str>>,
+    open: mpsc::Sender<Document>,
 }
 
 impl Store {
-    /// An empty store, and the namespaces that its users ask to be opened.
-    pub(super) fn new() -> (Arc<Self>, mpsc::Receiver<Arc<str>>) {
+    /// An empty store, and the documents that its users ask to be opened.
+    pub(super) fn new() -> (Arc<Self>, mpsc::Receiver<Document>) {
         let (open, requests) = mpsc::channel(REQUESTS_MAX);
         let (table, changed, synced) = (ArcSwap::default(), watch::Sender::new(()), CancellationToken::new());
         (Arc::new(Self { table, changed, synced, open }), requests)
@@ -46,7 +51,7 @@ impl Store {
 
     /// Opens a namespace and waits for it, up to [`OPEN_TIMEOUT`].
     pub(crate) async fn open(&self, namespace: &Arc<str>) {
-        if self.open.try_send(namespace.clone()).is_err() {
+        if self.open.try_send(Document::Export(namespace.clone())).is_err() {
             return;
         }
         let opened = self.find(|table| table.namespaces.contains_key(namespace).then_some(()));
@@ -63,6 +68,31 @@ impl Store {
             return self.load().port(destination).cloned();
         }
         table.port(destination).cloned()
+    }
+
+    /// Who is at an address that is not a Service's. Opens the document of its prefix first if necessary, and waits for it,
+    /// up to [`OPEN_TIMEOUT`].
+    pub(crate) async fn find_occupant(&self, address: SocketAddr) -> Occupant {
+        let occupant = self.load().occupant(address);
+        let Occupant::Unknown(prefix) = occupant else { return occupant };
+        if self.open.try_send(Document::Pods(prefix)).is_err() {
+            return occupant;
+        }
+        let known = self
+            .find(|table| Some(table.occupant(address)).filter(|occupant| !matches!(occupant, Occupant::Unknown(_))));
+        match tokio::time::timeout(OPEN_TIMEOUT, known).await {
+            Ok(Some(known)) => known,
+            _ => {
+                tracing::warn!(%prefix, "identities of the pods with this prefix did not arrive in time");
+                occupant
+            }
+        }
+    }
+
+    /// Who is at an address now, where `before` was. Waits for the news, up to [`NEWS_TIMEOUT`]. None: there was none.
+    pub(crate) async fn find_successor(&self, address: SocketAddr, before: &Occupant) -> Option<Occupant> {
+        let next = self.find(|table| Some(table.occupant(address)).filter(|occupant| occupant != before));
+        tokio::time::timeout(NEWS_TIMEOUT, next).await.ok().flatten()
     }
 
     /// The cluster that a route names. Opens its namespace first if necessary.
@@ -86,6 +116,11 @@ impl Store {
             }
             changed.changed().await.ok()?;
         }
+    }
+
+    /// Is notified of each later snapshot.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     /// Replaces the snapshot. Only the updater does.

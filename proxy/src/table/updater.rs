@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use weft_config::{Envelope, Header};
+use weft_config::{Envelope, Header, Prefix};
 use weft_runtime::readiness::Part;
 
 use super::document::{Compiled, Rejection, read};
@@ -25,11 +25,12 @@ use crate::identity::Slot;
 use crate::identity::trust::{Held, Trust};
 use crate::telemetry::config::{ConfigMetrics, DocumentMetrics};
 
-/// Namespaces that are open at once. To open another, the least recently used one is closed. An API server allows a
-/// client 100 streams on a connection.
+/// Namespaces and prefixes that are open at once. To open another, the least recently used one is closed. An API server
+/// allows a client 100 streams on a connection.
 const NAMESPACES_MAX: usize = 64;
+const PREFIXES_MAX: usize = 24;
 
-/// A namespace that was not used for this long is closed.
+/// A namespace or prefix that was not used for this long is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// How often idle namespaces are looked for.
@@ -47,7 +48,7 @@ pub(crate) struct Updater {
     cache: Option<PathBuf>,
     identity: Arc<Slot>,
     store: Arc<Store>,
-    requests: mpsc::Receiver<Arc<str>>,
+    requests: mpsc::Receiver<Document>,
     events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
     documents: BTreeMap<Document, DocumentState>,
     staged: Vec<Staged>,
@@ -57,6 +58,8 @@ pub(crate) struct Updater {
 
 /// The state of one document.
 struct DocumentState {
+    /// When it was opened, as [`uptime_seconds`].
+    opened: u64,
     watch: Option<JoinHandle<()>>,
     /// The header of the version in use.
     header: Option<Header>,
@@ -124,7 +127,7 @@ impl Updater {
             let deadline = self.staged.iter().map(|staged| staged.deadline).min();
             tokio::select! {
                 Some(event) = self.events.1.recv() => self.on_event(event),
-                Some(namespace) = self.requests.recv() => self.open(Document::Export(namespace)),
+                Some(document) = self.requests.recv() => self.open(document),
                 _ = sweep.tick() => {
                     self.close_idle();
                     self.retry_refused();
@@ -157,7 +160,13 @@ impl Updater {
         if self.documents.contains_key(&document) {
             return;
         }
-        self.evict_oldest();
+        match &document {
+            Document::Export(_) => self.evict_namespace(),
+            // The index may have changed since the connection looked.
+            Document::Pods(prefix) if !self.store.load().prefixes.contains(prefix) => return,
+            Document::Pods(_) => self.evict_prefix(),
+            Document::Index | Document::Inbound(_) | Document::Trust => {}
+        }
         self.documents.insert(document.clone(), DocumentState::opened());
         if let Some(envelope) = self.cache.as_deref().and_then(|folder| cache::read(folder, &document)) {
             self.on_document(&document, envelope);
@@ -284,7 +293,19 @@ impl Updater {
                     self.open(Document::Export(namespace));
                 }
             }
-            Compiled::Index(index) => self.store.swap(|table| table.with_index(&index)),
+            Compiled::Pods(pods) => {
+                let Document::Pods(prefix) = document else { return };
+                self.store.swap(|table| table.with_pods(prefix, Some(pods)));
+            }
+            Compiled::Index(index) => {
+                self.store.swap(|table| table.with_index(&index));
+                let is_gone = |prefix: &Prefix| !index.prefixes.contains(prefix);
+                self.prefixes()
+                    .filter(is_gone)
+                    .collect::<Vec<_>>()
+                    .into_iter()
+                    .for_each(|prefix| self.close_prefix(prefix));
+            }
             Compiled::Trust(bundle) => {
                 if let Some(trust) = &self.trust {
                     trust.hold(bundle);
@@ -326,7 +347,7 @@ impl Updater {
         }
     }
 
-    /// Closes namespaces that were not used for [`IDLE_TIMEOUT`].
+    /// Closes namespaces and prefixes that were not used for [`IDLE_TIMEOUT`].
     fn close_idle(&mut self) {
         let idle_since = uptime_seconds().saturating_sub(IDLE_TIMEOUT.as_secs());
         let table = self.store.load();
@@ -335,9 +356,11 @@ impl Updater {
                 self.close(name);
             }
         }
+        let prefixes: Vec<Prefix> = self.prefixes().filter(|prefix| self.last_used(*prefix) < idle_since).collect();
+        prefixes.into_iter().for_each(|prefix| self.close_prefix(prefix));
     }
 
-    fn evict_oldest(&mut self) {
+    fn evict_namespace(&mut self) {
         let table = self.store.load();
         if table.namespaces.len() < NAMESPACES_MAX {
             return;
@@ -350,17 +373,53 @@ impl Updater {
         }
     }
 
+    fn evict_prefix(&mut self) {
+        if self.prefixes().count() < PREFIXES_MAX {
+            return;
+        }
+        if let Some(oldest) = self.prefixes().min_by_key(|prefix| self.last_used(*prefix)) {
+            self.close_prefix(oldest);
+        }
+    }
+
+    /// The prefixes that are open, also those whose documents have not arrived.
+    fn prefixes(&self) -> impl Iterator<Item = Prefix> {
+        self.documents.keys().filter_map(|document| match document {
+            Document::Pods(prefix) => Some(*prefix),
+            _ => None,
+        })
+    }
+
+    /// When an open prefix was last used, as [`uptime_seconds`].
+    fn last_used(&self, prefix: Prefix) -> u64 {
+        let table = self.store.load();
+        let used = table.pods.get(&prefix).map(|pods| pods.last_used.load(Ordering::Relaxed));
+        used.or_else(|| Some(self.documents.get(&Document::Pods(prefix))?.opened)).unwrap_or_default()
+    }
+
     fn may_close(&self, table: &Table, name: &Arc<str>) -> bool {
         **name != *self.pod.namespace && !table.inbound.dependencies.contains(name)
     }
 
     fn close(&mut self, name: &Arc<str>) {
-        if let Some(state) = self.documents.remove(&Document::Export(name.clone()))
-            && let Some(watch) = state.watch
-        {
+        self.end_watch(&Document::Export(name.clone()));
+        self.store.swap(|table| table.with_namespace(name, None));
+    }
+
+    fn close_prefix(&mut self, prefix: Prefix) {
+        let document = Document::Pods(prefix);
+        self.end_watch(&document);
+        self.store.swap(|table| table.with_pods(prefix, None));
+        // There are more prefixes than namespaces, and their documents soon become outdated.
+        if let Some(folder) = &self.cache {
+            cache::remove(folder, &document);
+        }
+    }
+
+    fn end_watch(&mut self, document: &Document) {
+        if let Some(watch) = self.documents.remove(document).and_then(|state| state.watch) {
             watch.abort();
         }
-        self.store.swap(|table| table.with_namespace(name, None));
     }
 
     /// Reports the state of each document in `/readyz` and metrics.
@@ -370,7 +429,7 @@ impl Updater {
         let mut stale = 0;
         for (document, state) in &self.documents {
             let own = match document {
-                Document::Index | Document::Trust => false,
+                Document::Index | Document::Pods(_) | Document::Trust => false,
                 Document::Export(namespace) | Document::Inbound(namespace) => **namespace == *self.pod.namespace,
             };
             ready &= !own || state.header.is_some();
@@ -403,7 +462,8 @@ impl DocumentState {
     /// A document that was just opened.
     fn opened() -> Self {
         let unconfirmed_since = Some(Instant::now());
-        Self { watch: None, header: None, error: None, refused: None, zone_outdated: false, unconfirmed_since }
+        let opened = uptime_seconds();
+        Self { opened, watch: None, header: None, error: None, refused: None, zone_outdated: false, unconfirmed_since }
     }
 
     /// It is no longer known that the version in use is the newest.

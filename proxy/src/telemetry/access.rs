@@ -12,10 +12,12 @@ use http::header::{HeaderMap, HeaderValue};
 use http::{Method, Uri, Version};
 use weft_codec::http1::parse::BadMessage;
 use weft_config::bootstrap::AccessLog;
+use weft_identity::SpiffeId;
 
 use super::RpcStatus;
 use super::handles::FinishedConnection;
 use crate::downstream::Downstream;
+use crate::judge::Refusal;
 use crate::reason::Reason;
 use crate::security::Security;
 use crate::tcp::{RelayError, Relayed};
@@ -58,6 +60,11 @@ pub(super) const FIELDS: &[(&str, &str, &str)] = &[
          `same-pod`: it does not leave the pod; `no-identity`: this proxy has none",
     ),
     ("src.identity", "both", "who the client is, by its certificate; inbound only"),
+    (
+        "dst.identity",
+        "connection",
+        "who the pod is, by its certificate; outbound, if the client connected to its address",
+    ),
     ("via", "both", "`service-address`: the Service's own address was used instead of an endpoint"),
     (
         "source",
@@ -99,6 +106,8 @@ pub(crate) struct ConnectionLog {
     pub(crate) endpoint: Option<SocketAddr>,
     /// Of the connection from downstream if that is from another pod, else of the one to upstream.
     pub(crate) security: Security,
+    /// Who is at the endpoint, if that is an address that the client connected to and has proven it.
+    pub(crate) server: Option<Box<SpiffeId>>,
     /// How the connection was routed, if not by picking an endpoint.
     pub(crate) via: Option<&'static str>,
     pub(crate) rule_name: Option<Arc<RuleName>>,
@@ -166,6 +175,7 @@ impl ConnectionLog {
             cluster: None,
             endpoint: None,
             security: downstream.security(),
+            server: None,
             via: None,
             rule_name: None,
             reason: None,
@@ -175,6 +185,11 @@ impl ConnectionLog {
             received: 0,
             started: Instant::now(),
         }
+    }
+
+    /// Records why the connection is not, or no longer, allowed.
+    pub(crate) fn refused(&mut self, refusal: &Refusal) {
+        (self.reason, self.rule_name) = (Some(refusal.reason()), refusal.rule_name().cloned());
     }
 
     /// Records the result of the relay.
@@ -187,6 +202,7 @@ impl ConnectionLog {
             RelayError::Upstream(error) if tls::is_refusal(&error) => (Reason::MtlsHandshake, Some(error)),
             RelayError::Upstream(error) => (Reason::UpstreamReset, Some(error)),
             RelayError::IdleTimeout => (Reason::IdleTimeout, None),
+            RelayError::Refused => (Reason::PolicyDenied, None),
             RelayError::Drained => (Reason::Draining, None),
         };
         (self.reason, self.error) = (Some(reason), error.map(Into::into));
@@ -363,6 +379,7 @@ pub(crate) fn connection(note: ConnectionLog) {
         security = text(note.security.as_str()),
         plaintext = text(note.security.why()),
         src.identity = downstream.caller.get().map(|caller| tracing::field::display(&caller.id)),
+        dst.identity = note.server.as_ref().map(tracing::field::display),
         via = note.via,
         sent_bytes = note.sent,
         received_bytes = note.received,

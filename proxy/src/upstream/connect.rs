@@ -78,7 +78,7 @@ pub(crate) async fn connect(
                 return Ok(Connected::new(&endpoint, stream));
             }
             // It is the same with every endpoint.
-            Err(error @ LeaseError::NoCertificate) => return Err(NotConnected::new(&endpoint, error)),
+            Err(error @ LeaseError::NoCertificate(_)) => return Err(NotConnected::new(&endpoint, error)),
             Err(error) => {
                 state.fallback.connect_failed();
                 state.record(&endpoint, Outcome::Local, worker.now());

@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 use weft_balance::outlier::OutlierStats;
 use weft_balance::{EndpointView, PeakEwma};
 use weft_codec::Tick;
-use weft_identity::{Account, SpiffeId};
+use weft_identity::{Account, SpiffeId, UnixTime};
 
 use super::error::{LeaseError, SendError};
 use super::http1::{Http1, Upgraded};
@@ -297,7 +297,10 @@ impl Peer {
         match &self.account {
             // A certificate that is expected and not there yet is no reason for plaintext.
             Some(account) if self.identity.is_expected() => {
-                let own = self.identity.load().ok_or(LeaseError::NoCertificate)?;
+                let own = self.identity.load().ok_or(LeaseError::NoCertificate(None))?;
+                if own.is_expired(UnixTime::now()) {
+                    return Err(LeaseError::NoCertificate(Some(own.not_after)));
+                }
                 let peer = account.in_domain(own.id.trust_domain());
                 Ok(Some((own, peer)))
             }

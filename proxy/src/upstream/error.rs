@@ -4,6 +4,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use weft_identity::{UnixTime, rfc3339};
+
 use crate::reason::Reason;
 
 /// Why a request gets no connection. Cloned for all requests that waited for the same one.
@@ -27,9 +29,10 @@ pub(crate) enum LeaseError {
     /// This pod's mode is Strict, and the endpoint has no identity.
     #[error("the endpoint has no identity, and plaintext is not sent in mode Strict")]
     Plaintext,
-    /// The endpoint has an identity, and this proxy has no certificate yet.
-    #[error("this proxy has no certificate yet")]
-    NoCertificate,
+    /// The endpoint has an identity, and this proxy has no certificate that it would accept: None yet, or it expired at
+    /// this time.
+    #[error("{}", no_certificate(*_0))]
+    NoCertificate(Option<UnixTime>),
 }
 
 /// Why a request gets no response.
@@ -67,8 +70,15 @@ impl LeaseError {
             Self::Handshake(_) => Reason::MtlsHandshake,
             Self::WrongIdentity(_) => Reason::WrongIdentity,
             Self::Plaintext => Reason::PlaintextRefused,
-            Self::NoCertificate => Reason::NoCertificate,
+            Self::NoCertificate(_) => Reason::NoCertificate,
         }
+    }
+}
+
+fn no_certificate(expired: Option<UnixTime>) -> String {
+    match expired {
+        None => "this proxy has no certificate yet".to_owned(),
+        Some(at) => format!("the certificate of this proxy expired at {}, and there is no newer one", rfc3339(at)),
     }
 }
 

@@ -14,6 +14,7 @@ mod fallback_state;
 pub(crate) mod health;
 pub(crate) mod http1;
 pub(crate) mod http2;
+pub(crate) mod pod;
 pub(crate) mod shared_cluster;
 
 use std::time::Duration;

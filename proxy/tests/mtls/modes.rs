@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 
 use crate::*;
 
+/// ID-13
 #[tokio::test(flavor = "multi_thread")]
 async fn id_13_plaintext_passes_in_permissive_mode_and_is_classed() {
     let ca = Ca::new("cluster.local");
@@ -26,6 +27,7 @@ async fn id_13_plaintext_passes_in_permissive_mode_and_is_classed() {
     assert_eq!(server.sum("weft_requests_total", &labels).await, 1);
 }
 
+/// ID-13
 #[tokio::test(flavor = "multi_thread")]
 async fn id_13_strict_server_refuses_plaintext() {
     let ca = Ca::new("cluster.local");
@@ -52,7 +54,7 @@ async fn id_13_strict_server_refuses_plaintext() {
     assert_eq!(server.sum("weft_tcp_connections_total", &["reason=\"plaintext-refused\""]).await, 3);
 }
 
-/// Also if the document loses the endpoint's identity, and for connections that are open already.
+/// ID-13: also if the document loses the endpoint's identity, and for connections that are open already.
 #[tokio::test(flavor = "multi_thread")]
 async fn id_13_strict_client_never_sends_plaintext() {
     let ca = Ca::new("cluster.local");
@@ -83,7 +85,7 @@ async fn id_13_strict_client_never_sends_plaintext() {
     assert_eq!(client.get(&[]).await.0, 200, "with an identity again");
 }
 
-/// A proxy that expects a certificate and has none does not fall back to plaintext, in no mode.
+/// ID-12: a proxy that expects a certificate and has none does not fall back to plaintext, in no mode.
 #[tokio::test(flavor = "multi_thread")]
 async fn id_12_nothing_is_sent_before_the_first_certificate() {
     let ca = Ca::new("cluster.local");
@@ -133,7 +135,7 @@ async fn health_checks_prove_who_they_are() {
     assert_eq!(server.sum("weft_requests_total", &["plaintext-refused"]).await, 0);
 }
 
-/// Files that are half written, or of another key, change nothing; a renewed certificate is used at once, and open
+/// ID-05: files that are half written, or of another key, change nothing; a renewed certificate is used at once, and open
 /// connections go on.
 #[tokio::test(flavor = "multi_thread")]
 async fn id_05_last_good_identity_stays_in_use() {
@@ -165,8 +167,58 @@ async fn id_05_last_good_identity_stays_in_use() {
         write(&identity, name, &good);
         tokio::time::sleep(Duration::from_millis(150)).await;
     }
+    for name in ["bundle.json", "tls.crt", "tls.key"] {
+        let good = std::fs::read_to_string(identity.join(name)).expect("a file");
+        let refused = server.log().matches("identity refused").count();
+        std::fs::remove_file(identity.join(name)).expect("removed");
+        wait("it is refused", async || server.log().matches("identity refused").count() > refused).await;
+        assert_eq!(client.get(&[]).await.0, 200, "without {name}");
+        assert_eq!(reason(&get(server.inbound, &[]).await.1), "plaintext-refused", "without {name}");
+        write(&identity, name, &good);
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
     ca.write(&identity, BANK, UnixTime::now(), HOUR);
     let in_use = format!("\"id\":\"{BANK}\"");
     wait("the new one is in use", async || server.log().contains(&in_use)).await;
     assert_eq!(client.get(&[]).await.0, 200, "on the open connection");
+}
+
+/// ID-05: a proxy that finds no roots when it starts is not ready, and accepts no connection of another proxy: it is never
+/// one that demands no certificate. ID-10: without fingerprints of the roots, it does not start.
+#[tokio::test(flavor = "multi_thread")]
+async fn id_05_proxy_without_roots_serves_nobody() {
+    let ca = Ca::new("cluster.local");
+    let (application, heads) = application().await;
+    let client = Proxy::ready(free_address(), Some(&ca.identity(CART)), json!({})).await;
+    for (desc, bundle) in [
+        ("no file", None),
+        ("an empty file", Some("")),
+        ("no trust domain", Some(r#"{"domains":{}}"#)),
+        ("no root", Some(r#"{"domains":{"cluster.local":[]}}"#)),
+        (
+            "a damaged root",
+            Some(r#"{"domains":{"cluster.local":["-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"]}}"#),
+        ),
+        ("half of the file", Some(r#"{"domains":{"cluster.local":["-----BEGIN CERT"#)),
+    ] {
+        let identity = ca.identity(WEB);
+        std::fs::remove_file(identity.join("bundle.json")).expect("removed");
+        if let Some(bundle) = bundle {
+            write(&identity, "bundle.json", bundle);
+        }
+        let server = Proxy::start(application, Some(&identity), strict("inbound"));
+        wait("it is refused", async || server.log().contains("identity refused")).await;
+        assert!(server.page("/readyz").await.starts_with("HTTP/1.1 503 "), "{desc}");
+        client.export(json!([endpoint(server.inbound, Some("web"))])).await;
+        wait("it accepts connections", async || TcpStream::connect(server.inbound).await.is_ok()).await;
+        let (status, headers, body) = client.get(&[]).await;
+        assert_eq!(status, 503, "{desc}: {} {body}", reason(&headers));
+    }
+    assert!(heads.lock().expect("not poisoned").is_empty());
+
+    let (root, no_roots) = (Root::new(), [("WEFT_ROOTS", "")]);
+    let authority = Fake::start(&root, fake::Behaviour::new(&root)).await;
+    let mut proxy = Proxy::certified(&authority, &root, "web", application, json!({}), &no_roots);
+    let status = tokio::task::block_in_place(|| proxy.child.wait()).expect("it ends");
+    assert_eq!((status.success(), authority.requests()), (false, 0));
 }

@@ -19,7 +19,7 @@ fn bulk() -> Vec<u8> {
 }
 
 /// Sends bulk through an echo and back, then the end of the stream.
-async fn echoes(stream: impl AsyncRead + AsyncWrite) {
+pub(crate) async fn echoes(stream: impl AsyncRead + AsyncWrite) {
     let (mut read, mut write) = tokio::io::split(stream);
     let sent = bulk();
     let sending = async {
@@ -32,7 +32,8 @@ async fn echoes(stream: impl AsyncRead + AsyncWrite) {
     assert!(received == sent, "{} of {} bytes, or others", received.len(), sent.len());
 }
 
-async fn echo(mut stream: TcpStream) {
+/// Sends back what it receives.
+pub(crate) async fn echo(mut stream: TcpStream) {
     let (mut read, mut write) = stream.split();
     let _ = tokio::io::copy(&mut read, &mut write).await;
     let _ = write.shutdown().await;
@@ -132,7 +133,8 @@ async fn tcp_goes_through_and_either_side_may_speak_first() {
     }
 }
 
-/// Plaintext clients of a Permissive server: nothing changes for them but the time that a server waits for its client.
+/// ID-13: plaintext clients of a Permissive server: nothing changes for them but the time that a server waits for its
+/// client.
 #[tokio::test(flavor = "multi_thread")]
 async fn id_13_plaintext_tcp_passes_in_permissive_mode_whoever_speaks_first() {
     let ca = Ca::new("cluster.local");
@@ -162,7 +164,7 @@ async fn id_13_plaintext_tcp_passes_in_permissive_mode_whoever_speaks_first() {
     }
 }
 
-/// The application's own TLS is passed on as it is: inside of mutual TLS, and from plaintext clients.
+/// ID-13: the application's own TLS is passed on as it is: inside of mutual TLS, and from plaintext clients.
 #[tokio::test(flavor = "multi_thread")]
 async fn id_13_tls_of_the_application_is_passed_on() {
     let certified = rcgen::generate_simple_self_signed(["web".to_owned()]).expect("a certificate");

@@ -1,7 +1,7 @@
 //! Documents: the ConfigMaps that proxies read.
 
 use k8s_openapi::api::core::v1 as core;
-use weft_config::{DecodeError, Envelope, Export, Header, Inbound, Index, bootstrap};
+use weft_config::{DecodeError, Envelope, Export, Header, Inbound, Index, Pods, bootstrap};
 use weft_crds::names;
 
 use super::metadata::{label, revision};
@@ -13,6 +13,8 @@ pub enum DocumentKind {
     Export,
     /// `weft-inbound/i.<ns>`.
     Inbound,
+    /// `weft-config/p.<prefix>`; in place of a namespace, its name.
+    Pods,
     /// `weft-config/index`, of namespace "".
     Index,
 }
@@ -42,6 +44,7 @@ impl DocumentKind {
         match self {
             Self::Export => bootstrap::export_name(namespace),
             Self::Inbound => bootstrap::inbound_name(namespace),
+            Self::Pods => namespace.to_owned(),
             Self::Index => bootstrap::INDEX_NAME.to_owned(),
         }
     }
@@ -51,6 +54,7 @@ impl DocumentKind {
         match self {
             Self::Export => name.strip_prefix("x.").filter(|rest| !rest.is_empty()).map(str::to_owned),
             Self::Inbound => name.strip_prefix("i.").filter(|rest| !rest.is_empty()).map(str::to_owned),
+            Self::Pods => bootstrap::prefix_of_name(name).map(|_| name.to_owned()),
             Self::Index => (name == bootstrap::INDEX_NAME).then(String::new),
         }
     }
@@ -59,7 +63,7 @@ impl DocumentKind {
     /// this one.
     pub fn slot(self, name: &str) -> Option<(Self, String)> {
         let kinds: &[Self] = match self {
-            Self::Export | Self::Index => &[Self::Export, Self::Index],
+            Self::Export | Self::Pods | Self::Index => &[Self::Export, Self::Pods, Self::Index],
             Self::Inbound => &[Self::Inbound],
         };
         kinds.iter().find_map(|kind| Some((*kind, kind.namespace_of(name)?)))
@@ -70,6 +74,7 @@ impl DocumentKind {
         match self {
             Self::Export => "export",
             Self::Inbound => "inbound",
+            Self::Pods => "pods",
             Self::Index => "index",
         }
     }
@@ -78,7 +83,7 @@ impl DocumentKind {
 /// The namespace in which documents of a kind are stored.
 pub fn documents_namespace(kind: DocumentKind) -> &'static str {
     match kind {
-        DocumentKind::Export | DocumentKind::Index => bootstrap::EXPORT_NAMESPACE,
+        DocumentKind::Export | DocumentKind::Pods | DocumentKind::Index => bootstrap::EXPORT_NAMESPACE,
         DocumentKind::Inbound => bootstrap::INBOUND_NAMESPACE,
     }
 }
@@ -98,6 +103,11 @@ impl Document {
 
     /// Header and body of a private document.
     pub fn inbound(&self) -> Result<(Header, Inbound), DecodeError> {
+        self.envelope.read()
+    }
+
+    /// Header and body of a document of pods.
+    pub fn pods(&self) -> Result<(Header, Pods), DecodeError> {
         self.envelope.read()
     }
 

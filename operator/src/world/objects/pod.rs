@@ -1,10 +1,12 @@
 //! Pods, and what their containers say about the proxy in them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as core;
 use kube::api::ObjectMeta;
 use serde::Deserialize;
+use weft_config::Prefix;
 use weft_config::bootstrap::{self, PortRange};
 use weft_crds::names;
 
@@ -14,6 +16,10 @@ use super::port::is_tcp;
 
 /// The service account of pods that name none.
 const DEFAULT_ACCOUNT: &str = "default";
+
+/// Ranges of excluded ports that a pod may have in a document of pods. One with more is called as if it had no identity:
+/// it cannot make the document too large for the other pods in it.
+const EXCLUDED_MAX: usize = 64;
 
 /// The kubelet's annotation on the mirror of a static pod.
 const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
@@ -33,6 +39,13 @@ pub struct Pod {
     pub deleting: bool,
     /// Has a proxy.
     pub has_proxy: bool,
+    /// Its proxy proves the identity of its service account. Without one, it may have a proxy all the same.
+    pub has_identity: bool,
+    /// The addresses at which its proxy proves its identity: from when Kubernetes has assigned them, so also before it
+    /// is ready, until it has ended. Sorted; empty for other pods, and with more than 64 ranges of excluded ports.
+    pub identified: Vec<IpAddr>,
+    /// When it was created, in seconds since 1970.
+    pub created: i64,
     /// Ports that are excluded from redirection: their connections do not go through the proxy.
     pub excluded: Vec<PortRange>,
     /// Ports that the proxy forwards as opaque TCP. `None`: its default ones.
@@ -155,6 +168,14 @@ struct RawPodStatus {
     phase: Option<String>,
     #[serde(default)]
     conditions: Vec<RawCondition>,
+    #[serde(rename = "podIPs", default)]
+    ips: Vec<RawIp>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct RawIp {
+    #[serde(default)]
+    ip: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -179,6 +200,17 @@ impl Pod {
     /// Whether connections to this port are not redirected to its proxy.
     pub fn excludes(&self, port: u16) -> bool {
         is_in(&self.excluded, port)
+    }
+
+    /// The prefixes of the addresses at which its proxy proves its identity.
+    pub fn prefixes(&self) -> BTreeSet<Prefix> {
+        self.identified.iter().copied().map(Prefix::of).collect()
+    }
+
+    /// Whether `next` says the same of who is at which address.
+    pub fn has_same_identity(&self, next: &Self) -> bool {
+        let of = |pod: &Self| (pod.uid.clone(), pod.service_account.clone(), pod.created, pod.deleting);
+        (&self.identified, &self.excluded) == (&next.identified, &next.excluded) && of(self) == of(next)
     }
 
     /// Whether its proxy forwards connections to this port as opaque TCP.
@@ -222,6 +254,9 @@ impl From<RawPod> for Pod {
         // Label and annotation can be removed while the pod runs, its containers cannot.
         let marked = annotated || label(&metadata, names::PROXY_VERSION_LABEL).is_some();
         let has_proxy = marked || proxy(&spec).is_some();
+        let has_identity = has_proxy && !spec.host_network && has_identity(&spec);
+        let excluded = excluded(&spec);
+        let is_identified = has_identity && !has_ended(&status) && excluded.len() <= EXCLUDED_MAX;
         let has_zone_label = label(&metadata, bootstrap::ZONE_LABEL).is_some_and(|zone| !zone.is_empty());
         Self {
             key: key(&metadata),
@@ -229,7 +264,10 @@ impl From<RawPod> for Pod {
             readiness: Readiness::from(&status),
             deleting: metadata.deletion_timestamp.is_some(),
             has_proxy,
-            excluded: excluded(&spec),
+            has_identity,
+            identified: if is_identified { addresses(&status) } else { Vec::new() },
+            created: metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
+            excluded,
             opaque: opaque(&spec),
             host_network: spec.host_network,
             ports: ports(&spec),
@@ -267,11 +305,37 @@ fn proxy(spec: &RawPodSpec) -> Option<&RawContainer> {
     containers(spec).find(|container| container.name == names::PROXY_CONTAINER)
 }
 
-/// Ports that are excluded from redirection, from the arguments that the injector gave to the init container.
+/// Whether the injector has told the proxy where to get a certificate. Containers cannot be changed while the pod runs.
+fn has_identity(spec: &RawPodSpec) -> bool {
+    proxy(spec).is_some_and(|proxy| proxy.env.iter().any(|variable| variable.name == bootstrap::ENV_IDENTITY_URL))
+}
+
+/// What Kubernetes has assigned.
+fn addresses(status: &RawPodStatus) -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = status.ips.iter().filter_map(|assigned| assigned.ip.parse().ok()).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
+}
+
+/// Ports that are excluded from redirection, from the arguments that the injector gave to the init container, in as few
+/// ranges as possible, sorted.
 fn excluded(spec: &RawPodSpec) -> Vec<PortRange> {
     let containers = containers(spec).filter(|container| is_ours(container));
     let arguments = containers.flat_map(|container| &container.args);
-    ranges(arguments.filter_map(|argument| argument.strip_prefix("--exclude-inbound-ports=")))
+    merged(ranges(arguments.filter_map(|argument| argument.strip_prefix("--exclude-inbound-ports="))))
+}
+
+fn merged(mut ranges: Vec<PortRange>) -> Vec<PortRange> {
+    ranges.sort_unstable();
+    ranges.dedup_by(|next, previous| {
+        let touches = u32::from(next.first.get()) <= u32::from(previous.last.get()) + 1;
+        if touches {
+            previous.last = previous.last.max(next.last);
+        }
+        touches
+    });
+    ranges
 }
 
 /// Ports that are declared opaque, from the environment that the injector gave to the proxy; `None` if it gave none.
@@ -308,7 +372,7 @@ fn ranges<'a>(lists: impl Iterator<Item = &'a str>) -> Vec<PortRange> {
 }
 
 fn is_in(ranges: &[PortRange], port: u16) -> bool {
-    ranges.iter().any(|range| (range.first.get()..=range.last.get()).contains(&port))
+    ranges.iter().any(|range| range.contains(port))
 }
 
 /// The pod's labels at injection, from the proxy's environment. `None`: no proxy, or an older one that reads its
@@ -345,6 +409,26 @@ impl From<&RawPodStatus> for Readiness {
             (true, _) => Self::Ready,
             (false, true) if ready.is_some() && !gated => Self::Lost,
             (false, _) => Self::NotReady,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn excluded_ports_are_merged() {
+        for (given, expected) in [
+            (&[][..], &[][..]),
+            (&["22", "22"], &["22"]),
+            (&["8000-8010", "22", "8005-8020", "8021"], &["22", "8000-8021"]),
+            (&["1-65535", "65535", "80"], &["1-65535"]),
+            (&["80", "82"], &["80", "82"]),
+        ] {
+            let read =
+                |ranges: &[&str]| -> Vec<PortRange> { ranges.iter().map(|range| range.parse().unwrap()).collect() };
+            assert_eq!(merged(read(given)), read(expected), "{given:?}");
         }
     }
 }

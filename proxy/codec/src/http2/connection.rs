@@ -126,6 +126,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.state.borrow_mut().start_graceful_shutdown();
     }
 
+    /// Wakes the tasks of all streams.
+    pub fn wake_streams(&self) {
+        self.state.borrow_mut().wake_streams();
+    }
+
     /// Sends a PING, to check whether the peer is alive.
     pub fn ping(&mut self) {
         self.state.borrow_mut().ping();

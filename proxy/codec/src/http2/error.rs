@@ -56,6 +56,8 @@ impl Reason {
     /// The connection that a CONNECT made was reset or closed abnormally.
     pub const CONNECT_ERROR: Self = Self(10);
     pub(super) const ENHANCE_YOUR_CALM: Self = Self(11);
+    /// The peer may not have this stream. gRPC clients see PERMISSION_DENIED.
+    pub const INADEQUATE_SECURITY: Self = Self(12);
 }
 
 impl fmt::Display for Reason {

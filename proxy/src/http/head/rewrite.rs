@@ -132,6 +132,7 @@ mod tests {
         assert!(!parts.headers.contains_key("host"));
     }
 
+    /// ID-13
     #[test]
     fn id_13_copies_of_the_client_certificate_header_are_replaced() {
         let names = ["x-forwarded-client-cert", "x_forwarded_client_cert", "X-Forwarded_Client-Cert"];

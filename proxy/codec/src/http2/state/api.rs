@@ -22,6 +22,10 @@ impl State {
         self.error.is_none() && self.go_away == GoAway::None && !self.rejects_requests && self.next_id < 0x7fff_fff0
     }
 
+    pub(in crate::http2) fn wake_streams(&mut self) {
+        self.streams.values_mut().for_each(|stream| stream.wake());
+    }
+
     /// Streams that are open.
     #[inline]
     pub(in crate::http2) fn open_streams(&self) -> usize {
