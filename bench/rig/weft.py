@@ -44,6 +44,8 @@ RETRY = {
 }
 REQUEST_TIMEOUT_MS = 15_000
 LIMITS = {"maxConnections": 100_000, "maxRequests": 100_000, "maxPending": 100_000}
+# With a limit of connections, no requests share one.
+SHARING_LIMITS = {"maxRequests": 100_000}
 
 
 def binary() -> Path:
@@ -129,7 +131,8 @@ def documents(role: str, listen: int, upstream: int, count: int = 0) -> dict[str
     peer = {"hasProxy": True, "serviceAccount": ACCOUNTS["server"]} if role == "client" else {}
     endpoints = [{"address": address} | peer for address in addresses]
     routes = _routes(SERVICE, listen, count if role == "routes" else 0)
-    service = _service(SERVICE, ["127.0.0.1"], listen, PROTOCOLS[role], routes, endpoints)
+    limits = SHARING_LIMITS if role == "client" else LIMITS
+    service = _service(SERVICE, ["127.0.0.1"], listen, PROTOCOLS[role], routes, endpoints, limits)
     further = [_further_service(number) for number in range(count if role == "config" else 0)]
     return {f"x.{NAMESPACE}": {"services": [service, *further]}, f"i.{NAMESPACE}": {}}
 
@@ -139,11 +142,19 @@ def path_of_last_route(count: int) -> str:
     return f"/routes/{count - 1}/item"
 
 
-def _service(name: str, addresses: list[str], port: int, protocol: str, routes: dict, endpoints: list[dict]) -> dict:
+def _service(
+    name: str,
+    addresses: list[str],
+    port: int,
+    protocol: str,
+    routes: dict,
+    endpoints: list[dict],
+    limits: dict = LIMITS,
+) -> dict:
     spoken = {"port": port, "protocol": protocol, "endpoints": endpoints}
     if protocol != "tcp":
         spoken["routes"] = routes
-    return {"name": name, "addresses": addresses, "settings": {"limits": LIMITS}, "ports": [spoken]}
+    return {"name": name, "addresses": addresses, "settings": {"limits": limits}, "ports": [spoken]}
 
 
 def _further_service(number: int) -> dict:
