@@ -71,7 +71,7 @@ async fn accept_http(downstream: &Rc<Downstream>, stream: TcpStream) -> Option<(
             None => (Verdict::Opaque, None),
             Some(_) if is_opaque => (Verdict::Opaque, None),
             Some(Protocol::Http1) => (Verdict::Http1, None),
-            Some(Protocol::Http2) => (Verdict::Http2, None),
+            Some(Protocol::Http2 | Protocol::MultiplexedHttp1) => (Verdict::Http2, None),
             Some(Protocol::Tcp) => detect(downstream, &mut stream, false).await?,
         };
     }
@@ -156,7 +156,7 @@ async fn accept_proxy(downstream: &Rc<Downstream>, mut stream: Prefixed) -> Opti
             // Boxed: short-lived.
             match Box::pin(tls::accept_mutual(socket, &hello, &own, shared.timeouts.head)).await {
                 Ok((stream, protocol, client)) => {
-                    let _ = downstream.caller.set(Box::new(Caller::new(client, &own.id)));
+                    let _ = downstream.caller.set(Box::new(Caller::new(client, &own.id, protocol)));
                     return Some((Prefixed::new(stream), Some(protocol)));
                 }
                 Err(error) => {
@@ -292,7 +292,7 @@ async fn send_to_application(mut request: Box<Request<Incoming>>, guard: &mut Re
     }
     let plan = Plan {
         // The path stays as it came: policies allow every reading of it.
-        http2: request.version() == Version::HTTP_2,
+        http2: request.version() == Version::HTTP_2 && !downstream.multiplexes_http1(),
         protected: inbound.policies.protected.as_ref(),
         judged: Some(Cell::new(seen)),
         ..Plan::new(Upstream::Local(guard.worker().local(destination)))

@@ -121,7 +121,7 @@ pub(crate) async fn connect(
     }
     // The server's first frame says that it has accepted this side's certificate. In HTTP/1.1 the response says so; here,
     // several requests would fail together.
-    if protocol == Protocol::Http2 && stream.fill_buf().await?.is_empty() {
+    if protocol.is_multiplexed() && stream.fill_buf().await?.is_empty() {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the peer closed the connection after the handshake"));
     }
     Ok(stream)
