@@ -6,7 +6,7 @@ use tokio::sync::watch;
 use super::*;
 
 /// Requests that wait in the application, so that further ones are multiplexed.
-const WAITING: usize = 6;
+const WAITING: u32 = 6;
 
 /// What an application has received, and what a client.
 type Seen = Vec<(String, String)>;
@@ -66,9 +66,10 @@ async fn send(address: SocketAddr, request: &str) -> String {
 async fn multiplexed_requests_of_http_1_look_like_others() {
     let received = Arc::new(Mutex::new(Vec::new()));
     let (release, released) = watch::channel(false);
-    let recorded = received.clone();
+    let waiting = Arc::new(AtomicU32::new(0));
+    let (recorded, waits) = (received.clone(), waiting.clone());
     let (application, _) = raw_application(move |mut stream| {
-        let (recorded, mut released) = (recorded.clone(), released.clone());
+        let (recorded, waits, mut released) = (recorded.clone(), waits.clone(), released.clone());
         async move {
             loop {
                 let request = read_request(&mut stream).await;
@@ -77,6 +78,7 @@ async fn multiplexed_requests_of_http_1_look_like_others() {
                 }
                 let answer = answer(&request);
                 if request.starts_with("GET /wait ") {
+                    waits.fetch_add(1, Ordering::SeqCst);
                     let _ = released.wait_for(|released| *released).await;
                 } else {
                     recorded.lock().expect("not poisoned").push(request);
@@ -117,20 +119,18 @@ async fn multiplexed_requests_of_http_1_look_like_others() {
     let alone = all().await;
     assert_eq!(multiplexed().await, 0, "one at a time goes as it is");
 
-    let wait_request = format!("GET /wait HTTP/1.1\r\n{close}\r\n");
-    let address = client.outbound;
-    let waiting: Vec<_> = (0..WAITING)
-        .map(|_| {
-            let request = wait_request.clone();
-            tokio::spawn(async move { send(address, &request).await })
-        })
-        .collect();
+    let mut requests_that_wait = Vec::new();
+    for number in 1..=WAITING {
+        let (address, request) = (client.outbound, format!("GET /wait HTTP/1.1\r\n{close}\r\n"));
+        requests_that_wait.push(tokio::spawn(async move { send(address, &request).await }));
+        wait("it waits in the application", async || waiting.load(Ordering::SeqCst) == number).await;
+    }
     wait("requests are multiplexed", async || multiplexed().await > 0).await;
     let among_others = all().await;
     assert_eq!(among_others, alone);
     assert!(multiplexed().await > 0, "those that wait still do");
     release.send(true).expect("they wait");
-    for request in waiting {
+    for request in requests_that_wait {
         assert!(request.await.expect("no panic").starts_with("HTTP/1.1 200 "));
     }
 }
