@@ -82,6 +82,7 @@ gitops: ## Argo CD and Flux keep Weft and a shop in sync, on a cluster of its ow
 
 soak: $(cluster) images install ## the e2e-groups repeatedly on busy CPUs; lists the tests that failed (RUNS=20)
 	@e2e/soak.sh $(RUNS)
+	@WEFT_DENIED_REQUESTS=1000000 cargo test $(profile) --locked --package weft-e2e --test enforcement -- --test-threads 1 --nocapture
 
 soak-identity: ## certificates that live for a minute are renewed, while traffic goes between two proxies (MINUTES=60)
 	@WEFT_SOAK_MINUTES=$(MINUTES) cargo test $(profile) --locked --workspace --exclude weft-e2e --test mtls -- \
@@ -99,12 +100,12 @@ conformance-installed:
 e2e-installed: e2e-groups conformance-installed
 	@cargo test $(profile) --locked --package weft-e2e --test mistakes -- --test-threads 2 --show-output
 	@cargo test $(profile) --locked --package weft-e2e --test latency --test demo -- --test-threads 1 --nocapture
-	@cargo test $(profile) --locked --package weft-e2e --test disruption --test enforcement --test helm -- --test-threads 1 --nocapture
+	@cargo test $(profile) --locked --package weft-e2e --test disruption --test enforcement --test authority --test helm -- --test-threads 1 --nocapture
 
 e2e-groups:
 	@cargo test $(profile) --locked --package weft-e2e --test charts --test inject --test routing --test filters --test streams \
-	  --test policy --test resilience --test balance --test services --test bad_input --test apply --test gateway_api \
-	  -- --test-threads $(THREADS) --show-output
+	  --test policy --test identity --test resilience --test balance --test services --test bad_input --test apply \
+	  --test gateway_api -- --test-threads $(THREADS) --show-output
 
 bench: ## benchmark Weft against Envoy, nginx and haproxy (BENCH_SCENARIOS="h1_sat mem" BENCH_REPS=5 BENCH_SECS=4)
 	@bench/setup.sh

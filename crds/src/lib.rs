@@ -4,7 +4,8 @@
 //! MeshRoute    parentRefs -> Service         routes its HTTP requests, TLS and TCP connections
 //!              backendRefs -> Service port, subset of its pods
 //! MeshCluster  targetRef  -> Service         how to send to it: subsets, load balancing, limits, health
-//! MeshPolicy   targetRef  -> Service | ServiceAccount | Namespace     authorization: which requests it accepts
+//! MeshPolicy   targetRef  -> Service | ServiceAccount | Namespace     mutual TLS, and which requests are accepted
+//! Mesh         the whole cluster                                      trust domain, default mode of mutual TLS
 //! ```
 //!
 //! Spelling, defaults, precedence and conditions follow the Kubernetes Gateway API where it has the concept. The doc
@@ -18,6 +19,7 @@
 
 pub mod cluster;
 pub mod duration;
+pub mod mesh;
 pub mod names;
 mod patterns;
 pub mod policy;
@@ -28,6 +30,7 @@ pub mod suggest;
 
 pub use cluster::{MeshCluster, MeshClusterSpec};
 pub use duration::Duration;
+pub use mesh::{Mesh, MeshSpec};
 pub use policy::{MeshPolicy, MeshPolicySpec};
 pub use route::{MeshRoute, MeshRouteSpec};
 pub use status::{Condition, Status};
@@ -40,6 +43,7 @@ use serde_json::Value;
 pub fn yaml() -> Vec<(&'static str, String)> {
     [
         ("meshclusters.yaml", MeshCluster::crd()),
+        ("meshes.yaml", Mesh::crd()),
         ("meshpolicies.yaml", MeshPolicy::crd()),
         ("meshroutes.yaml", MeshRoute::crd()),
     ]

@@ -7,7 +7,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::{duration, policy};
+use crate::{duration, mesh, policy};
 
 /// How the values of a pattern are checked.
 enum Check {
@@ -18,12 +18,18 @@ enum Check {
 }
 
 /// Each pattern with its check and its message, which has examples.
-const PATTERNS: [(&str, Check, &str); 15] = [
+const PATTERNS: [(&str, Check, &str); 16] = [
     (duration::PATTERN, Check::Matches, "must be whole numbers with a unit (h, m, s or ms): 500ms, 5s, 1m, 1m30s"),
     (
         "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
         Check::Matches,
         "must be lower case letters, digits, dashes and dots, with a letter or digit at both ends: v1, shop.example",
+    ),
+    (
+        mesh::TRUST_DOMAIN_PATTERN,
+        Check::Matches,
+        "must be lower case letters, digits, dashes and underscores in parts separated by single dots, without scheme and \
+         slash: cluster.local",
     ),
     (
         "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",

@@ -1,9 +1,10 @@
-//! MeshPolicy: authorization of the requests and connections that pods receive.
+//! MeshPolicy: mutual TLS and authorization of the requests and connections that pods receive.
 
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::mesh::Mode;
 use crate::refs::PolicyTargetRef;
 use crate::route::{HeaderMatch, Method, PathMatch};
 use crate::status::Status;
@@ -21,8 +22,13 @@ pub(crate) const ACCOUNT: &str = "^([a-z0-9]([-a-z0-9]*[a-z0-9])?/)?[a-z0-9]([-a
 /// The name of a namespace.
 const NAMESPACE: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
 
-/// Authorization: which requests and connections the pods of a Service, of a ServiceAccount or of a whole namespace
-/// accept. What Istio calls an AuthorizationPolicy.
+/// Mutual TLS and authorization: which requests and connections the pods of a Service, of a ServiceAccount or of a whole
+/// namespace accept. What Istio calls a PeerAuthentication and an AuthorizationPolicy.
+///
+/// `mtls` says whether connections must be encrypted and authenticated by both sides (Strict), and which ports take
+/// plaintext nevertheless. Without a mode for a port, that of the policies for its Service or ServiceAccount holds, then
+/// that of the policies for the Namespace, then that of the Mesh. Where several policies of the same kind of target
+/// disagree, Strict wins.
 ///
 /// A request or connection that matches any Deny rule is refused (HTTP: 403; TCP: the connection is closed). If a
 /// policy for the pod and port has Allow rules, one of them must match: an Allow rule that names other ports closes
@@ -57,6 +63,11 @@ const NAMESPACE: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
     derive = "PartialEq",
     printcolumn(name = "Target", type_ = "string", json_path = ".spec.targetRef.kind"),
     printcolumn(name = "Name", type_ = "string", json_path = ".spec.targetRef.name"),
+    printcolumn(
+        name = "Strict-Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"StrictReady\")].status"
+    ),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
@@ -91,14 +102,64 @@ const NAMESPACE: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Ready\")].message",
         priority = 1
+    ),
+    printcolumn(
+        name = "Strict-Message",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"StrictReady\")].message",
+        priority = 1
     )
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.mtls) || has(self.authorization)").message("give mtls, authorization, or both")
+)]
 pub struct MeshPolicySpec {
     /// The pods that the policy applies to.
     pub target_ref: PolicyTargetRef,
+    /// Mutual TLS of connections to the pods: a mode, ports with a mode of their own, or both. A Strict mode for kind
+    /// Namespace also means that pods of the namespace send no plaintext to Services of the mesh.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtls: Option<MutualTls>,
     /// Which requests and connections are allowed.
-    pub authorization: Authorization,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authorization: Option<Authorization>,
+}
+
+/// Mutual TLS of connections to the pods: a mode, ports with a mode of their own, or both. A Strict mode for kind Namespace
+/// also means that pods of the namespace send no plaintext to Services of the mesh.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.mode) || has(self.ports)").message("give mode, ports, or both"))]
+pub struct MutualTls {
+    /// The mode of ports without an entry. Default: that of the policy for the Namespace, or of the Mesh.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
+    /// Ports with a mode of their own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 32))]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["port"]))]
+    pub ports: Vec<PortTls>,
+}
+
+/// Mutual TLS of a port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.ipBlocks) || self.mode == 'Permissive'")
+        .message("ipBlocks say who may use plaintext: remove them, or set mode: Permissive")
+)]
+pub struct PortTls {
+    /// Port of the pod (not of the Service).
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: u16,
+    /// Permissive: the port takes plaintext too. Strict: mutual TLS only.
+    pub mode: Mode,
+    /// Addresses that plaintext is accepted from, in CIDR notation: `198.18.0.0/15`, `10.0.0.7/32`, `2001:db8::/32`. Required
+    /// if the mode is Strict without this entry. Only with mode Permissive. Default: all addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 49)))]
+    pub ip_blocks: Vec<String>,
 }
 
 /// Which requests and connections are allowed.

@@ -13,9 +13,10 @@ pub struct Status {
     /// The `metadata.generation` that the conditions refer to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Conditions. Accepted: the object is valid and in use. ResolvedRefs: the objects that it references exist.
-    /// Programmed: it is in the configuration that proxies read. InEffect: the pods that it concerns have a proxy that
-    /// applies it. Ready: all of these; its reason and message are those of the first condition that says something.
+    /// Conditions. Accepted: the object is valid and in use. ResolvedRefs: the objects that it references exist (not of a
+    /// Mesh). Programmed: it is in the configuration that proxies read. InEffect: the pods that it concerns have a proxy
+    /// that applies it (not of a Mesh). Ready: all of these; its reason and message are those of the first condition that
+    /// says something. StrictReady, of objects about mutual TLS: nobody calls in plaintext whom Strict would refuse.
     #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -34,6 +35,8 @@ pub enum ConditionType {
     InEffect,
     /// All of the above, for tools that know only this condition.
     Ready,
+    /// Nobody calls the pods in plaintext whom the mode Strict would refuse. Not part of Ready.
+    StrictReady,
     /// Parts of it are not in use: only of a route of the Gateway API, and only while it is true.
     PartiallyInvalid,
 }
@@ -51,7 +54,7 @@ pub enum Reason {
     UnsupportedValue,
     /// Not accepted, of a route of the Gateway API: the Service, or its port, does not exist.
     NoMatchingParent,
-    /// Not accepted, or in part: an older object, or a route of another kind, has precedence.
+    /// Not accepted, or in part: an older object, a route of another kind, or a stricter policy has precedence.
     Conflicted,
     /// Not accepted: the object cannot be parsed.
     Invalid,
@@ -79,6 +82,10 @@ pub enum Reason {
     InEffect,
     /// Pods that it concerns have no proxy.
     NoProxy,
+    /// Pods that must prove who they are were created without identity.
+    NoIdentity,
+    /// Ports take plaintext although mutual TLS is demanded otherwise, as the object says.
+    PlaintextDeclared,
     /// It concerns no pod at present.
     NoPods,
     /// A Service that it names has no ready pod at present.
@@ -87,6 +94,12 @@ pub enum Reason {
     PortNotFound,
     /// Pods exclude a port from their proxy.
     PortExcluded,
+    /// StrictReady: nobody calls in plaintext.
+    NoPlaintextCallers,
+    /// Not StrictReady: clients call in plaintext.
+    PlaintextCallers,
+    /// It is not known whether StrictReady: pods could not be asked.
+    PodsNotAsked,
     /// Ready: all conditions are true.
     Ready,
 }

@@ -6,8 +6,8 @@
 #                           etcd coredns helm kubernetes kubectl forward probe pause.tar coredns.tar probe.tar,
 #                           or of those that only tests of Weft need: h2spec (HTTP/2); conformance, conformance.crds
 #                           and echo.tar (the Gateway API's conformance suite, the folder of its CRDs, and its image);
-#                           interop.tar (server and client of gRPC's interoperability tests); argocd,
-#                           kustomize-controller and git-server (GitOps); helm3
+#                           interop.tar (server and client of gRPC's interoperability tests); databases.tar (PostgreSQL,
+#                           MariaDB and Redis); argocd, kustomize-controller and git-server (GitOps); helm3
 #
 # Parts are cached outside the checkout, in $WEFT_CACHE (~/.cache/weft), each under a hash of its sources. The
 # directory may be deleted while no cluster is running.
@@ -85,7 +85,8 @@ build_part() {
       ;;
     etcd | coredns | forward | probe | git-server) build_go "$1" "" "" . ;;
     pause) build_pause ;;
-    pause.tar | coredns.tar | probe.tar | interop.tar) build_image "${1%.tar}" "localhost/weft/${1%.tar}:cluster" ;;
+    databases) build_databases ;;
+    pause.tar | coredns.tar | probe.tar | interop.tar | databases.tar) build_image "${1%.tar}" "localhost/weft/${1%.tar}:cluster" ;;
     echo.tar) image=$(echo_image); build_image echo "$image" ;;
     *) die "unknown part: $1" ;;
   esac
@@ -142,6 +143,17 @@ build_pause() {
 gcc_build() {
   begin
   gcc -Os -static -o "$making/pause" "$here/components/pause/pause.c"
+  keep
+}
+
+build_databases() {
+  place databases "$("$here/components/databases/root.sh" --packages)"
+  [[ -e $built ]] || step "making the root of an image with databases" make_databases
+}
+
+make_databases() {
+  begin
+  "$here/components/databases/root.sh" "$making/databases"
   keep
 }
 
@@ -232,7 +244,7 @@ keep() {
 need_packages() {
   local missing=()
   need_commands containerd:containerd runc:runc iptables:iptables nft:nftables conntrack:conntrack buildah:buildah \
-    gcc:gcc openssl:openssl ip:iproute2 sysctl:procps umount:mount
+    gcc:gcc openssl:openssl ip:iproute2 sysctl:procps umount:mount tcpdump:tcpdump
   [[ -e /usr/lib/cni/ptp || -e /opt/cni/bin/ptp ]] || missing+=(containernetworking-plugins)
   [[ -e /etc/containers/policy.json ]] || missing+=(golang-github-containers-common)
   echo 'int main(void) { return 0; }' | gcc -static -x c -o /dev/null - 2>/dev/null || missing+=(libc6-dev)

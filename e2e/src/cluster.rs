@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use crate::{command, progress};
+use crate::command::{self, Running};
+use crate::progress;
+use crate::wait::eventually;
 
 /// Time limit of scripts.
 const SCRIPT_LIMIT: Duration = Duration::from_secs(120);
@@ -121,6 +123,23 @@ impl Embedded {
         let stopped = StoppedApiServer(self);
         script("apiserver.sh", &["--name", &self.name, "stop"])?;
         Ok(stopped)
+    }
+
+    /// Writes the packets that a node's interfaces see to a file, as pcap, until the returned value is dropped. Returns once
+    /// it captures. The filter is that of tcpdump.
+    pub fn capture(&self, node: &str, filter: &str, file: &Path) -> Result<Running> {
+        let _ = fs::remove_file(file);
+        let mut tcpdump = Command::new("nsenter");
+        tcpdump
+            .arg(format!("--net=/run/netns/{node}"))
+            .args(["--", "tcpdump", "-Z", "root", "-i", "any", "-s", "0", "-U", "-w"]);
+        let running = command::start(tcpdump.arg(file).arg(filter), "")?;
+        // tcpdump writes the header of the file when it has opened the interfaces.
+        eventually("tcpdump to capture", SCRIPT_LIMIT, || {
+            ensure!(fs::metadata(file)?.len() > 0, "{} is empty", file.display());
+            Ok(())
+        })?;
+        Ok(running)
     }
 
     /// Kills the processes of a pod's container with SIGKILL, as the OOM killer does, without the API server. The

@@ -10,11 +10,12 @@ use anyhow::{Context, Result, anyhow, ensure};
 use crate::cluster::{self, Cluster, checkout, target};
 use crate::command;
 use crate::kubectl::Kubectl;
+use crate::wait::eventually;
 
 /// Namespace of the control plane.
 pub const SYSTEM: &str = "weft-system";
-/// Helm's timeout for the control plane to be ready.
-const READY_SECONDS: u64 = 180;
+/// Timeout for the control plane to be ready.
+const READY: Duration = Duration::from_secs(180);
 /// Time limit of Helm without a cluster.
 const OFFLINE_LIMIT: Duration = Duration::from_secs(60);
 
@@ -35,17 +36,43 @@ pub fn values() -> Result<std::path::PathBuf> {
 
 /// Installs or upgrades Weft from charts/ with this Helm.
 pub fn with(helm: &Path) -> Result<()> {
+    upgrade(helm, "weft-crds", &[]).context("installing the CRDs")?;
     let values = values()?;
-    let values = path(&values)?;
-    let timeout = format!("{READY_SECONDS}s");
-    let common = ["--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", &timeout];
-    let mut crds = vec!["upgrade", "--install", "weft-crds", "charts/weft-crds"];
-    crds.extend(common);
-    run(helm, &crds).context("installing the CRDs")?;
-    let mut weft = vec!["upgrade", "--install", "weft", "charts/weft", "--values", values];
-    weft.extend(common);
-    run(helm, &weft).map_err(add_diagnostics).context("installing Weft")?;
-    Ok(())
+    upgrade(helm, "weft", &["--values", path(&values)?]).map_err(add_diagnostics).context("installing Weft")
+}
+
+/// Runs `work` while these values of the chart, as in `operator.replicas=3`, are in force, and then the default ones
+/// again, also after a failure. Other tests must not run meanwhile.
+pub fn with_settings<T>(settings: &[&str], work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let (helm, values) = (cluster::helm()?, values()?);
+    let mut arguments = vec!["--values", path(&values)?];
+    settings.iter().for_each(|setting| arguments.extend(["--set", setting]));
+    let changed = upgrade(&helm, "weft", &arguments).map_err(add_diagnostics);
+    let result = changed.with_context(|| format!("installing Weft with {settings:?}")).and_then(|()| work());
+    with(&helm)?;
+    result
+}
+
+/// Runs `work` while a component of the control plane is scaled to zero, and then restores it, also after a failure.
+/// Other tests must not run meanwhile.
+pub fn without<T>(component: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let (system, deployment) = (Kubectl::within(Cluster::get()?, SYSTEM), format!("deployment/weft-{component}"));
+    system.run(&["scale", &deployment, "--replicas=0"])?;
+    let gone = eventually(&format!("the {component} to be gone"), READY, || {
+        let pods = system.list("pods", &format!("app.kubernetes.io/component={component}"))?;
+        ensure!(pods.is_empty(), "{} are left", pods.len());
+        Ok(())
+    });
+    let result = gone.and_then(|()| work());
+    system.run(&["scale", &deployment, "--replicas=1"])?;
+    system.rolled_out(&deployment, READY)?;
+    result
+}
+
+fn upgrade(helm: &Path, chart: &str, arguments: &[&str]) -> Result<()> {
+    let (folder, timeout) = (format!("charts/{chart}"), format!("{}s", READY.as_secs()));
+    let common = ["upgrade", "--install", chart, &folder, "--namespace", SYSTEM, "--create-namespace"];
+    run(helm, &[&common[..], &["--wait", "--timeout", &timeout], arguments].concat()).map(drop)
 }
 
 /// Installs the CRDs of the Gateway API's standard channel, in the version of its conformance suite, once in this process.
@@ -76,7 +103,7 @@ pub fn run(helm: &Path, arguments: &[&str]) -> Result<String> {
     let mut command = helm_command(helm, arguments);
     command.env("KUBECONFIG", &Cluster::get()?.kubeconfig);
     let what = command::describe(&command);
-    command::run(&mut command, "", Duration::from_secs(READY_SECONDS + 60))?.stdout_of_success(&what)
+    command::run(&mut command, "", READY + Duration::from_secs(60))?.stdout_of_success(&what)
 }
 
 /// Runs Helm without a cluster, as for `lint` and `template`, and returns its stdout.

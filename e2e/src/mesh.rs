@@ -89,3 +89,14 @@ pub fn route_in_force(namespace: &Namespace, client: &Client, name: &str, rules:
 pub fn proxy_metrics(namespace: &Namespace, app: &str) -> Result<Metrics> {
     Ok(Metrics::parse(&namespace.pod_get(&namespace.pod_of(app)?, 15020, "metrics")?))
 }
+
+/// The number of requests with these labels in the metrics of the proxies of an app's pods.
+pub fn requests(namespace: &Namespace, app: &str, labels: &[(&str, &str)]) -> Result<f64> {
+    sum(namespace, app, "weft_requests_total", labels)
+}
+
+/// The sum of a metric over the proxies of an app's pods.
+pub fn sum(namespace: &Namespace, app: &str, metric: &str, labels: &[(&str, &str)]) -> Result<f64> {
+    let pages = namespace.pods_of(app)?.into_iter().map(|pod| namespace.pod_get(&pod, 15020, "metrics"));
+    pages.map(|page| Ok(Metrics::parse(&page?).sum(metric, labels))).sum()
+}

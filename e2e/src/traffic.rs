@@ -21,8 +21,9 @@ const EXEC_LIMIT: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug)]
 pub struct Client {
     kubectl: Kubectl,
-    /// The Deployment, and the container in its pod.
-    name: String,
+    /// What `kubectl exec` takes: `deployment/NAME` or `pod/NAME`.
+    workload: String,
+    container: String,
 }
 
 /// A request to send.
@@ -90,6 +91,12 @@ pub struct Report {
     pub timeline: Vec<(u64, u16, String, f64)>,
 }
 
+/// A TCP connection that is open.
+#[derive(Debug)]
+pub struct RunningTcp {
+    running: Running,
+}
+
 /// The result of a TCP connection.
 #[derive(Clone, Debug, Deserialize)]
 pub struct TcpAnswer {
@@ -117,7 +124,12 @@ impl Client {
 
     /// The client in an existing Deployment.
     pub fn of(kubectl: &Kubectl, name: &str) -> Self {
-        Self { kubectl: kubectl.clone(), name: name.to_owned() }
+        Self { kubectl: kubectl.clone(), workload: format!("deployment/{name}"), container: name.to_owned() }
+    }
+
+    /// The client in the container of an existing pod.
+    pub fn within(kubectl: &Kubectl, pod: &str, container: &str) -> Self {
+        Self { kubectl: kubectl.clone(), workload: format!("pod/{pod}"), container: container.to_owned() }
     }
 
     /// A GET of that URL.
@@ -132,10 +144,14 @@ impl Client {
 
     /// A TCP connection, by the arguments of `weft-demo tcp-client`.
     pub fn tcp(&self, address: &str, arguments: &[&str]) -> Result<TcpAnswer> {
+        self.tcp_start(address, arguments)?.finish()
+    }
+
+    /// As [`Client::tcp`], in the background.
+    pub fn tcp_start(&self, address: &str, arguments: &[&str]) -> Result<RunningTcp> {
         let mut all = words(&["tcp-client", "--address", address]);
         all.extend(words(arguments));
-        let printed = self.run(&all)?;
-        serde_json::from_str(&printed).with_context(|| format!("reading what tcp-client printed: {printed}"))
+        Ok(RunningTcp { running: self.kubectl.start(&borrowed(&self.exec(&all)))? })
     }
 
     /// As [`Client::tcp`], repeated until it succeeds: the client's proxy closes connections until it has learned of
@@ -155,7 +171,7 @@ impl Client {
     }
 
     fn exec(&self, arguments: &[String]) -> Vec<String> {
-        let mut all = words(&["exec", &format!("deployment/{}", self.name), "-c", &self.name, "--", PROGRAM]);
+        let mut all = words(&["exec", &self.workload, "-c", &self.container, "--", PROGRAM]);
         all.extend_from_slice(arguments);
         all
     }
@@ -322,6 +338,21 @@ impl RunningLoad {
         let output = self.running.finish(self.limit)?;
         let ended = output.ended;
         Ok((Report::parse(&output.stdout_of_success("weft-demo load")?)?, ended))
+    }
+}
+
+// === impl RunningTcp ===
+
+impl RunningTcp {
+    /// Whether it is still open.
+    pub fn is_open(&mut self) -> Result<bool> {
+        self.running.is_running()
+    }
+
+    /// Waits for its end.
+    pub fn finish(self) -> Result<TcpAnswer> {
+        let printed = self.running.finish(EXEC_LIMIT)?.stdout_of_success("weft-demo tcp-client")?;
+        serde_json::from_str(&printed).with_context(|| format!("reading what tcp-client printed: {printed}"))
     }
 }
 

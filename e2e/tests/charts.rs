@@ -282,10 +282,9 @@ fn operator_mounts_the_volume_of_the_issuer() -> Result<()> {
     Ok(())
 }
 
-/// Nothing uses identities yet, so pods get none by default.
 #[test]
-fn injector_gives_identities_when_told_and_reads_the_roots_by_name() -> Result<()> {
-    for (settings, expected) in [(&[][..], "false"), (&["--set", "identity.enabled=true"], "true")] {
+fn injector_gives_identities_unless_told_not_to_and_reads_the_roots_by_name() -> Result<()> {
+    for (settings, expected) in [(&[][..], "true"), (&["--set", "identity.enabled=false"], "false")] {
         let objects = rendered("charts/weft", settings)?;
         let deployment = objects.iter().find(|object| name(object) == "Deployment/weft-injector");
         let containers = &deployment.context("a Deployment")?["spec"]["template"]["spec"]["containers"];
@@ -404,7 +403,7 @@ fn installed_control_plane_is_ready() -> Result<()> {
         let found = system.get("deployment", workload)?;
         ensure!(found["status"]["readyReplicas"].as_u64() >= Some(1), "{workload}: {}", found["status"]);
     }
-    for kind in ["meshroutes", "meshclusters", "meshpolicies"] {
+    for kind in ["meshes", "meshroutes", "meshclusters", "meshpolicies"] {
         let crd = format!("crd/{kind}.weft.dev");
         Kubectl::new(Cluster::get()?).wait(&crd, "condition=Established", READY)?;
     }
@@ -454,13 +453,13 @@ fn readme_examples_apply() -> Result<()> {
 fn every_crd_field_has_a_description() -> Result<()> {
     install::ensure()?;
     let kubectl = Kubectl::new(Cluster::get()?);
-    for kind in ["meshroute", "meshcluster", "meshpolicy"] {
+    for kind in ["mesh", "meshroute", "meshcluster", "meshpolicy"] {
         let fields = kubectl.run(&["explain", kind, "--recursive"])?;
         ensure!(!fields.contains("<no description>"), "{kind} has a field without a description: {fields}");
         let spec = kubectl.run(&["explain", &format!("{kind}.spec")])?;
         ensure!(!spec.contains("<no description>"), "{kind}.spec has a field without a description: {spec}");
     }
     let short = kubectl.run(&["api-resources", "--categories=weft", "-o", "name"])?;
-    ensure!(short.lines().count() == 3, "kubectl get weft shows three kinds: {short}");
+    ensure!(short.lines().count() == 4, "kubectl get weft shows four kinds: {short}");
     Ok(())
 }

@@ -18,6 +18,10 @@ fn demo_page_shows_each_change() -> Result<()> {
         ensure!(answers > 1000, "only {answers} requests were sent");
         ensure!(shown.answers == answers, "{answers} answers, and {} points", shown.answers);
         ensure!(shown.applies == 6 && story.steps.len() == 6, "six changes, and {} marks", shown.applies);
+        // Five Services are called by the client, one by the pods of another; all are servers but the client.
+        let encrypted = story.traffic.iter().filter(|traffic| traffic.is_encrypted()).count();
+        ensure!(encrypted >= 8 && encrypted == story.traffic.len(), "not all are encrypted: {:?}", story.traffic);
+        ensure!(shown.encrypted == encrypted, "{encrypted} rows of encrypted requests, and {}", shown.encrypted);
         browser::screenshot(&html, &folder.join("page.png"), 1280, 2400)
     })
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use weft_e2e::Cluster;
 use weft_e2e::gateway_api::{self, await_condition};
-use weft_e2e::install::{self, SYSTEM};
+use weft_e2e::install::{self, SYSTEM, without};
 use weft_e2e::kubectl::Kubectl;
 use weft_e2e::mesh::{self, proxy_metrics, route_in_force};
 use weft_e2e::namespace::{Namespace, READY, SOON, in_mesh};
@@ -182,22 +182,6 @@ fn await_endpoint_slices(ns: &Namespace) -> Result<()> {
         })?;
     }
     Ok(())
-}
-
-/// Runs `work` while a component of the control plane is scaled to zero. The component is restored also after a
-/// failure.
-fn without<T>(component: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let (system, deployment) = (system()?, format!("deployment/weft-{component}"));
-    system.run(&["scale", &deployment, "--replicas=0"])?;
-    let gone = eventually(&format!("the {component} to be gone"), READY, || {
-        let pods = system.list("pods", &format!("app.kubernetes.io/component={component}"))?;
-        ensure!(pods.is_empty(), "{} are left", pods.len());
-        Ok(())
-    });
-    let result = gone.and_then(|()| work());
-    system.run(&["scale", &deployment, "--replicas=1"])?;
-    system.rolled_out(&deployment, READY)?;
-    result
 }
 
 #[test]

@@ -76,8 +76,8 @@ fn denied_requests_stay_denied_during_restarts() -> Result<()> {
     })
 }
 
-/// CP-12: deleting the namespace with its policy opens nothing. Its pods serve for 15 s more, in which Kubernetes deletes all
-/// other objects.
+/// CP-12: deleting the namespace with its policy opens nothing. The pod serves for 15 s more. Kubernetes deletes the other
+/// objects after the pods since 1.33, and before, in any order.
 #[test]
 fn denied_requests_stay_denied_until_the_last_pod_of_a_deleted_namespace_is_gone() -> Result<()> {
     let outside = Namespace::create("enforcement-deleted-client", Mesh::Outside)?;
@@ -89,15 +89,8 @@ fn denied_requests_stay_denied_until_the_last_pod_of_a_deleted_namespace_is_gone
     let address = ns.get("pod", &pod)?["status"]["podIP"].as_str().context("the pod has an address")?.to_owned();
     let direct = format!("http://{address}:{PORT}/no");
     client.get(&direct).send()?.expect_status(403)?;
-    let mut load = client.load(&direct).rate(100).duration(READY / 2).start()?;
+    let load = client.load(&direct).rate(100).duration(READY / 2).start()?;
     Kubectl::new(Cluster::get()?).run(&["delete", "namespace", &ns.name, "--wait=false"])?;
-    eventually("the policy to be deleted before the pod", SOON, || {
-        let policies = ns.list("meshpolicies", "")?;
-        ensure!(policies.is_empty(), "{policies:?}");
-        Ok(())
-    })?;
-    let pods = ns.list("pods", "app=echo")?;
-    ensure!(!pods.is_empty() && load.is_running()?, "the pod should outlive the policy");
     let report = load.finish()?;
     println!("namespace deleted: {}", report.summary());
     ensure!(report.status(200) == 0, "{} denied requests passed: {}", report.status(200), report.summary());

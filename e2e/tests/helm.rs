@@ -97,8 +97,8 @@ fn uninstall(helm: &Path) -> Result<()> {
         install::run(helm, &["uninstall", release, "--namespace", SYSTEM])?;
     }
     let kept = existing(&manifests[0])?;
-    let crds =
-        ["meshclusters", "meshpolicies", "meshroutes"].map(|kind| format!("CustomResourceDefinition//{kind}.weft.dev"));
+    let crds = ["meshclusters", "meshes", "meshpolicies", "meshroutes"]
+        .map(|kind| format!("CustomResourceDefinition//{kind}.weft.dev"));
     ensure!(kept.keys().eq(&crds), "the CRDs stay, and with them all objects: {kept:?}");
     eventually("the objects of the chart to be gone", GONE, || {
         let left = existing(&manifests[1])?;
@@ -150,7 +150,7 @@ fn chart_before_names(folder: &Path) -> Result<String> {
     for file in ["Chart.yaml", "values.yaml", "values.schema.json"] {
         fs::copy(chart.join(file), folder.join(file))?;
     }
-    for kind in ["meshclusters", "meshpolicies", "meshroutes"] {
+    for kind in ["meshclusters", "meshes", "meshpolicies", "meshroutes"] {
         let file = format!("templates/{kind}.yaml");
         let yaml = fs::read_to_string(chart.join(&file))?;
         let arguments = ["create", "--dry-run=client", "-o", "json", "-f", "-"];

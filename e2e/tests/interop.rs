@@ -1,10 +1,11 @@
 //! The interoperability tests of gRPC, with grpc-go's client and server
-//! (<https://github.com/grpc/grpc/blob/master/doc/interop-test-descriptions.md>), through a client's and a server's proxy.
+//! (<https://github.com/grpc/grpc/blob/master/doc/interop-test-descriptions.md>), through a client's and a server's proxy,
+//! with mutual TLS between them.
 
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use weft_e2e::metrics::Metrics;
+use weft_e2e::mesh::requests;
 use weft_e2e::namespace::{Namespace, READY, SOON, in_mesh};
 use weft_e2e::wait::eventually;
 use weft_e2e::{Cluster, install, table};
@@ -103,20 +104,14 @@ fn await_counted(ns: &Namespace, app: &str, labels: &[(&str, &str)]) -> Result<(
     })
 }
 
-/// The number of requests in the metrics of the proxies of an app's pods.
-fn requests(ns: &Namespace, app: &str, labels: &[(&str, &str)]) -> Result<f64> {
-    let pages = ns.pods_of(app)?.into_iter().map(|pod| ns.pod_get(&pod, 15020, "metrics"));
-    let sums = pages.map(|page| Ok(Metrics::parse(&page?).sum("weft_requests_total", labels)));
-    sums.sum()
-}
-
 #[test]
 fn grpc_interop_cases_pass_without_a_route() -> Result<()> {
     in_mesh("interop", |ns| {
         deploy(ns)?;
         print!("{}", run_all(ns)?);
-        await_counted(ns, "client", &[("direction", "outbound"), ("service", &format!("{}/server:10000", ns.name))])?;
-        await_counted(ns, "server", &[("direction", "inbound")])
+        let service = format!("{}/server:10000", ns.name);
+        await_counted(ns, "client", &[("direction", "outbound"), ("service", &service), ("security", "mtls")])?;
+        await_counted(ns, "server", &[("direction", "inbound"), ("security", "mtls")])
     })
 }
 

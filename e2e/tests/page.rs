@@ -17,6 +17,8 @@ fn page_shows_every_answer_and_every_apply() -> Result<()> {
     let answers: usize = story.streams.iter().map(|stream| stream.answers.len()).sum();
     ensure!(shown.answers == answers, "{answers} answers, and {} points", shown.answers);
     ensure!(shown.applies == story.steps.len(), "{} applies, and {} marks", story.steps.len(), shown.applies);
+    let encrypted = story.traffic.len();
+    ensure!(shown.encrypted == encrypted, "{encrypted} rows of requests, and {} encrypted", shown.encrypted);
     for (name, width, height) in [("wide.png", 1280, 2400), ("phone.png", 390, 2600)] {
         browser::screenshot(&html, &folder.join(name), width, height)?;
     }

@@ -1,7 +1,6 @@
 //! The injector's process: watches, admin server, webhook. The webhook starts last, when certificate and API server
 //! version are known: before that it would refuse pods wrongly.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use weft_config::bootstrap::{IDENTITY_PATH, IDENTITY_PORT};
-use weft_crds::names::{IDENTITY, OPERATOR_ACCOUNT, SYSTEM_NAMESPACE};
-use weft_identity::{SpiffeId, TrustDomain};
+use weft_crds::names::{IDENTITY, SYSTEM_NAMESPACE};
 use weft_runtime::admin::{self, Admin};
 use weft_runtime::readiness::Readiness;
 
@@ -50,11 +48,8 @@ pub struct Arguments {
     #[arg(long, env = "WEFT_EXCLUDED_NAMESPACES", value_delimiter = ',')]
     pub excluded_namespaces: Vec<String>,
     /// Whether pods get an identity: certificates from the operator's authority.
-    #[arg(long, env = "WEFT_IDENTITY_ENABLED", default_value_t = false, action = clap::ArgAction::Set)]
+    #[arg(long, env = "WEFT_IDENTITY_ENABLED", default_value_t = true, action = clap::ArgAction::Set)]
     pub identity: bool,
-    /// Trust domain of the cluster's identities.
-    #[arg(long, env = "WEFT_TRUST_DOMAIN", default_value = "cluster.local")]
-    pub trust_domain: TrustDomain,
     /// Log filter, as in info,weft_injector=debug.
     #[arg(long, env = "WEFT_LOG", default_value = "info")]
     pub log: String,
@@ -111,9 +106,6 @@ pub enum Error {
         /// What to do.
         remedy: &'static str,
     },
-    /// The operator has no identity.
-    #[error("the identity of the operator is invalid")]
-    Id(#[from] weft_identity::id::Error),
     /// The client of the API server cannot be configured.
     #[error("cannot configure a client for the API server; run in a pod, or set KUBECONFIG")]
     Client(#[source] Box<kube::Error>),
@@ -136,14 +128,13 @@ pub async fn run(arguments: Arguments) -> Result<(), Error> {
         system_namespace,
         excluded_namespaces,
         identity,
-        trust_domain,
         log,
         log_format,
         injected,
     } = arguments;
     weft_runtime::log::init(&log, &log_format)?;
-    let identity = if identity { Some(own_authority(trust_domain, &system_namespace)?) } else { None };
-    let domain = identity.as_ref().map(|identity| identity.trust_domain.clone());
+    let has_identity = identity;
+    let identity = has_identity.then(|| own_authority(&system_namespace));
     let installation = Arc::new(Installation { excluded_namespaces, identity, ..injected.installation()? });
     let stop = weft_runtime::signal::drain().map_err(Error::Signal)?;
     let (readiness, metrics) = (Readiness::default(), Metrics::default());
@@ -156,10 +147,10 @@ pub async fn run(arguments: Arguments) -> Result<(), Error> {
     let client = Client::try_default().await.map_err(|error| Error::Client(Box::new(error)))?;
     let (certificates, certificate) = watch::channel(None);
     let (versions, version) = watch::channel(None);
-    let (roots, known_roots) = watch::channel(BTreeSet::new());
+    let (trusts, trust) = watch::channel(None);
     let (store, writer) = reflector::store();
-    if let Some(domain) = domain {
-        tokio::spawn(trust::follow(client.clone(), domain, roots, readiness.part("trust")));
+    if has_identity {
+        tokio::spawn(trust::follow(client.clone(), system_namespace.clone(), trusts, readiness.part("trust")));
     }
     tokio::spawn(certificate::follow(client.clone(), system_namespace, certificates, parts.0, metrics.clone()));
     tokio::spawn(namespaces::follow(client.clone(), writer, versions, parts.1));
@@ -175,7 +166,7 @@ pub async fn run(arguments: Arguments) -> Result<(), Error> {
     let start = tokio::select! { start = certificate_and_version => start, () = stop.cancelled() => None };
     if let Some((first, certificates)) = start {
         let namespaces = Namespaces::new(store, client);
-        let webhook = Webhook { namespaces, installation, version, roots: known_roots, metrics };
+        let webhook = Webhook { namespaces, installation, version, trust, metrics };
         let listener =
             std::net::TcpListener::bind(webhook_address).map_err(|error| Error::Listen(webhook_address, error))?;
         parts.2.report(true, &format!("listening on {webhook_address}"));
@@ -189,10 +180,9 @@ pub async fn run(arguments: Arguments) -> Result<(), Error> {
 }
 
 /// Identities from the authority of the operator in this namespace.
-fn own_authority(trust_domain: TrustDomain, namespace: &str) -> Result<Identity, Error> {
-    let authority = SpiffeId::new(trust_domain.clone(), namespace, OPERATOR_ACCOUNT)?;
+fn own_authority(namespace: &str) -> Identity {
     let url = format!("https://{IDENTITY}.{namespace}.svc:{IDENTITY_PORT}{IDENTITY_PATH}");
-    Ok(Identity { trust_domain, url, authority, roots: BTreeSet::new() })
+    Identity { url, trust: None }
 }
 
 /// Serves the webhook until `stop`, always with the newest certificate.

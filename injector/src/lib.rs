@@ -95,7 +95,7 @@ fn try_inject(namespace: &Namespace, raw: &Value, installation: &Installation) -
     }
     decide::check_injectable(namespace, &pod)?;
     let (settings, mut warnings) = Settings::resolve(namespace, &pod, installation)?;
-    if settings.identity.as_ref().is_some_and(|identity| identity.roots.is_empty()) {
+    if settings.identity.as_ref().is_some_and(|identity| identity.trust.is_none()) {
         return Err(Refusal::NoRoots);
     }
     let rewritten = probe::rewrite(&pod, &installation.hook_secret)?;

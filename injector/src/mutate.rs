@@ -36,7 +36,7 @@ use weft_crds::names::{
 
 use crate::pod::is_tcp;
 use crate::probe::{ProbeLocation, Rewritten};
-use crate::settings::{Identity, Resources, Settings};
+use crate::settings::{Identity, Resources, Settings, Trust};
 
 /// Names of the proxy's ports. Prefixed, because a Service with targetPort "metrics" means the application's port.
 const METRICS_PORT_NAME: &str = "weft-metrics";
@@ -196,11 +196,11 @@ fn environment(pod: &Pod, settings: &Settings, probes: &Probes, hooks: &Hooks) -
         text(ENV_PURGE_DELAY, PURGE_DELAY_MS),
     ];
     environment.extend((!settings.native).then(|| text(ENV_CLASSIC, "true")));
-    if let Some(Identity { trust_domain, url, authority, roots }) = &settings.identity {
+    if let Some(Identity { url, trust: Some(Trust { domain, authority, roots }) }) = &settings.identity {
         environment.extend([
             text(ENV_IDENTITY_URL, url),
             text(ENV_IDENTITY_AUTHORITY, &authority.to_string()),
-            text(ENV_TRUST_DOMAIN, trust_domain.as_str()),
+            text(ENV_TRUST_DOMAIN, domain.as_str()),
             text(ENV_ROOTS, &roots.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")),
         ]);
     }

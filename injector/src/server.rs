@@ -3,7 +3,6 @@
 //! a dry run is handled like any other review. Responses: 200 with allowed or denied for a review, 400 for any other
 //! body, 413 for a body larger than [`BODY_MAX`].
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,14 +17,13 @@ use kube::core::DynamicObject;
 use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview, Operation};
 use serde_json::Value;
 use tokio::sync::watch;
-use weft_identity::Fingerprint;
 
 use crate::decide::Skip;
 use crate::metrics::{Metrics, Review, WarningReview};
 use crate::namespace::Namespace;
 use crate::namespaces::Namespaces;
 use crate::refusal::Refusal;
-use crate::settings::{Installation, ServerVersion};
+use crate::settings::{Installation, ServerVersion, Trust};
 use crate::workload::Workload;
 use crate::{Outcome, inject, warn};
 
@@ -63,8 +61,8 @@ pub struct Webhook {
     pub installation: Arc<Installation>,
     /// The API server's version, as last read.
     pub version: watch::Receiver<Option<ServerVersion>>,
-    /// The roots of the mesh, as last read.
-    pub roots: watch::Receiver<BTreeSet<Fingerprint>>,
+    /// Whom new pods trust, as last read.
+    pub trust: watch::Receiver<Option<Trust>>,
     /// The injector's metrics.
     pub metrics: Metrics,
 }
@@ -261,7 +259,7 @@ impl Webhook {
             installation.server = server;
         }
         if let Some(identity) = &mut installation.identity {
-            identity.roots.clone_from(&self.roots.borrow());
+            identity.trust.clone_from(&self.trust.borrow());
         }
         installation
     }

@@ -63,13 +63,20 @@ pub struct Installation {
 /// How a pod gets its identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// Trust domain of the cluster.
-    pub trust_domain: TrustDomain,
     /// URL of the certificate authority.
     pub url: String,
-    /// Who the authority is.
+    /// Whom the pod trusts at first. None: that is not known yet, and no pod is created.
+    pub trust: Option<Trust>,
+}
+
+/// Whom a pod trusts at first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trust {
+    /// Trust domain of the cluster.
+    pub domain: TrustDomain,
+    /// Who the certificate authority is.
     pub authority: SpiffeId,
-    /// Fingerprints of the roots that are trusted now. Without any, no pod is created.
+    /// Fingerprints of the roots that are trusted now: at least one.
     pub roots: BTreeSet<Fingerprint>,
 }
 

@@ -6,7 +6,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that fails")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use weft_identity::{SpiffeId, TrustDomain};
 use weft_injector::decide::Skip;
 use weft_injector::namespace::Namespace;
-use weft_injector::settings::{Identity, Installation, Resources, ServerVersion};
+use weft_injector::settings::{Identity, Installation, Resources, ServerVersion, Trust};
 use weft_injector::workload::Workload;
 use weft_injector::{Outcome, inject, warn};
 
@@ -114,12 +114,14 @@ impl Case {
     }
 
     fn installation(&self) -> Installation {
-        let trust_domain: TrustDomain = "cluster.local".parse().unwrap();
-        let identity = self.roots.clone().map(|roots| Identity {
-            authority: SpiffeId::new(trust_domain.clone(), "weft-system", "weft-operator").unwrap(),
-            trust_domain,
-            url: "https://weft-identity.weft-system.svc:15012/v1/certificates".to_owned(),
-            roots: roots.iter().map(|root| root.parse().unwrap()).collect(),
+        let domain: TrustDomain = "cluster.local".parse().unwrap();
+        let identity = self.roots.clone().map(|roots| {
+            let authority = SpiffeId::new(domain.clone(), "weft-system", "weft-operator").unwrap();
+            let roots: BTreeSet<_> = roots.iter().map(|root| root.parse().unwrap()).collect();
+            Identity {
+                url: "https://weft-identity.weft-system.svc:15012/v1/certificates".to_owned(),
+                trust: (!roots.is_empty()).then_some(Trust { domain, authority, roots }),
+            }
         });
         Installation { identity, ..installation(&self.server) }
     }

@@ -9,11 +9,11 @@ use std::time::Duration;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Api, Client};
 use tokio::net::TcpListener;
-use tokio::sync::watch as channel;
+use tokio::sync::{mpsc, watch as channel};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weft_crds::names;
-use weft_identity::{SpiffeId, TrustDomain};
+use weft_identity::SpiffeId;
 use weft_runtime::admin::{self, Admin};
 use weft_runtime::readiness::Readiness;
 
@@ -21,7 +21,7 @@ use crate::events::Recorder;
 use crate::identity::{self, Identity};
 use crate::metrics::Metrics;
 use crate::reconcile::Reconciler;
-use crate::{lease, watch, webhook};
+use crate::{callers, lease, watch, webhook};
 
 /// Timeouts of connecting and of sending to the API server.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
@@ -42,8 +42,6 @@ pub struct Settings {
     pub identity: SocketAddr,
     /// Where the issuer is, if not in its Secret.
     pub issuer_directory: Option<PathBuf>,
-    /// Trust domain of the cluster's identities.
-    pub trust_domain: TrustDomain,
     /// Lifetime of the certificates of workloads.
     pub certificate_lifetime: Duration,
 }
@@ -78,10 +76,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
         excluded_namespaces,
         identity: identity_address,
         issuer_directory,
-        trust_domain,
         certificate_lifetime,
     } = settings;
-    let own_id = SpiffeId::new(trust_domain.clone(), &system_namespace, names::OPERATOR_ACCOUNT)?;
     let mut config = kube::Config::infer().await.map_err(Error::Config)?;
     config.connect_timeout = Some(CONNECT_MAX);
     config.write_timeout = Some(SEND_MAX);
@@ -90,10 +86,18 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
     let mut registry = weft_runtime::metrics::registry("operator", env!("CARGO_PKG_VERSION"));
     let metrics = Metrics::register(&mut registry);
     let readiness = Readiness::default();
+    let [identity_part, world_part, writer_part] = ["identity", "world", "writer"].map(|name| readiness.part(name));
     let listener = TcpListener::bind(admin).await.map_err(|error| Error::Admin(admin, error))?;
     let router = admin::router(Admin { readiness: readiness.clone(), registry: Arc::new(registry), log: None });
     let serving = CancellationToken::new();
     let server = tokio::spawn(admin::serve(listener, router, serving.clone()));
+
+    identity_part.report(false, "the trust domain is not known yet");
+    let trust_domain = tokio::select! {
+        domain = identity::domain::in_force(&client) => domain,
+        () = stop.cancelled() => return Ok(()),
+    };
+    let own_id = SpiffeId::new(trust_domain.clone(), &system_namespace, names::OPERATOR_ACCOUNT)?;
 
     let tasks = TaskTracker::new();
     let events = watch::start(&client, &metrics, &stop, &tasks);
@@ -118,6 +122,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
     );
     tasks.spawn(webhooks);
 
+    let (to_ask, targets) = channel::channel(Vec::new());
+    let (answer, answers) = mpsc::channel(1);
+    tasks.spawn(callers::run(targets, answer, stop.clone()));
+
     let recorder = Recorder::start(client.clone(), name, lease.clone(), metrics.clone(), stop.clone(), &tasks);
 
     let (signs, signing) = channel::channel(None);
@@ -132,7 +140,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
             lease: lease.clone(),
             recorder: recorder.clone(),
             metrics: metrics.clone(),
-            part: readiness.part("identity"),
+            part: identity_part,
             signing: signs,
         },
         authority_listener,
@@ -149,9 +157,11 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
         signing,
         metrics,
         recorder,
+        to_ask,
+        answers,
         excluded_namespaces,
-        world_part: readiness.part("world"),
-        writer_part: readiness.part("writer"),
+        world_part,
+        writer_part,
         stop: stop.clone(),
     };
     reconciler.run(events).await;

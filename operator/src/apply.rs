@@ -140,12 +140,19 @@ pub async fn delete_access(client: &Client, kind: AccessKind, namespace: &str) -
 /// Writes the status of an object, and returns its new resourceVersion.
 pub async fn status(client: &Client, id: &ObjectId, uid: &str, status: &Status) -> Result<Option<String>, Error> {
     let resource = id.kind.resource();
-    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &id.key.namespace, &resource);
+    let api: Api<DynamicObject> = match id.key.namespace.as_str() {
+        "" => Api::all_with(client.clone(), &resource),
+        namespace => Api::namespaced_with(client.clone(), namespace, &resource),
+    };
+    // The uid prevents a write to a new object of the same name.
+    let mut metadata = json!({ "name": id.key.name, "uid": uid });
+    if !id.key.namespace.is_empty() {
+        metadata["namespace"] = json!(id.key.namespace);
+    }
     let object = json!({
         "apiVersion": resource.api_version,
         "kind": id.kind.as_str(),
-        // The uid prevents a write to a new object of the same name.
-        "metadata": { "name": id.key.name, "namespace": id.key.namespace, "uid": uid },
+        "metadata": metadata,
         "status": status,
     });
     // With force: conditions that another manager took over are taken back.

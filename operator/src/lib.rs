@@ -1,4 +1,4 @@
-//! The operator: compiles MeshRoutes, MeshClusters, MeshPolicies, Services, EndpointSlices and pods to the documents
+//! The operator: compiles MeshRoutes, MeshClusters, MeshPolicies, the Mesh, Services, EndpointSlices and pods to the documents
 //! that proxies read.
 //!
 //! ```text
@@ -13,10 +13,11 @@
 //! [`world`], [`compile`], [`render`] and [`status`] are pure: no client, no clock, no randomness.
 //!
 //! Beside that loop, [`webhook`] maintains the injector's certificate and the webhook's `caBundle`, and [`identity`] is
-//! the certificate authority of the mesh.
+//! the certificate authority of the mesh. [`callers`] asks the pods' proxies who calls them in plaintext.
 
 pub mod app;
 pub mod apply;
+pub mod callers;
 pub mod compile;
 pub mod events;
 pub mod identity;

@@ -8,11 +8,10 @@ use anyhow::Context;
 use clap::Parser;
 use weft_config::bootstrap::IDENTITY_PORT;
 use weft_crds::names;
-use weft_identity::TrustDomain;
 use weft_operator::app::{self, Settings};
 use weft_runtime::{log, signal};
 
-/// Watches MeshRoutes, MeshClusters, MeshPolicies, Services and pods, and writes the configuration that proxies read.
+/// Watches MeshRoutes, MeshClusters, MeshPolicies, the Mesh, Services and pods, and writes the configuration that proxies read.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
@@ -34,9 +33,6 @@ struct Arguments {
     /// Directory with the issuer: tls.crt, tls.key and ca.crt, reread when they change. Default: Secret weft-issuer.
     #[arg(long, env = "WEFT_ISSUER_DIR")]
     issuer_dir: Option<PathBuf>,
-    /// Trust domain of the cluster's identities.
-    #[arg(long, env = "WEFT_TRUST_DOMAIN", default_value = "cluster.local")]
-    trust_domain: TrustDomain,
     /// Lifetime of the certificates of workloads, in seconds: from a minute to 30 days.
     #[arg(long, env = "WEFT_CERTIFICATE_SECONDS", default_value_t = 24 * 60 * 60, value_parser = clap::value_parser!(u64).range(60..=30 * 24 * 60 * 60))]
     certificate_seconds: u64,
@@ -58,7 +54,6 @@ fn main() -> anyhow::Result<()> {
         excluded_namespaces,
         identity_address,
         issuer_dir,
-        trust_domain,
         certificate_seconds,
         log,
         log_format,
@@ -75,7 +70,6 @@ fn main() -> anyhow::Result<()> {
             excluded_namespaces,
             identity: identity_address,
             issuer_directory: issuer_dir,
-            trust_domain,
             certificate_lifetime: Duration::from_secs(certificate_seconds),
         };
         app::run(settings, stop).await?;

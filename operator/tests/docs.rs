@@ -14,8 +14,9 @@ use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use serde::de::{Deserialize, Deserializer, Visitor};
 use serde_json::{Value, json};
 use weft_crds::status::Reason;
-use weft_crds::{MeshCluster, MeshPolicy, MeshRoute};
+use weft_crds::{Mesh, MeshCluster, MeshPolicy, MeshRoute};
 use weft_gateway_api as gateway;
+use weft_identity::UnixTime;
 use weft_operator::compile::{self, Severity};
 
 /// The fence of an example of Weft.
@@ -73,6 +74,7 @@ fn check_fields(manifest: &Value) {
         }
     }
     let known = match manifest["kind"].as_str().unwrap_or_default() {
+        "Mesh" => read::<Mesh>(manifest),
         "MeshRoute" => read::<MeshRoute>(manifest),
         "MeshCluster" => read::<MeshCluster>(manifest),
         "MeshPolicy" => read::<MeshPolicy>(manifest),
@@ -145,8 +147,9 @@ fn check(block: &str) {
     world.extend(manifests.iter().filter(|manifest| manifest["kind"] == "ReferenceGrant").cloned());
     let world = support::world(&world);
     let mut compiled = 0;
-    for namespace in namespaces {
-        for (id, outcome) in compile::compile(&world, &namespace).objects {
+    let of_namespaces = namespaces.iter().map(|namespace| compile::compile(&world, namespace).objects);
+    for objects in of_namespaces.chain([compile::mesh(&world, UnixTime::now())]) {
+        for (id, outcome) in objects {
             compiled += 1;
             let of_parents = outcome.parents.into_iter().flat_map(|parent| parent.diagnostics);
             for diagnostic in outcome.diagnostics.into_iter().chain(of_parents) {
@@ -154,7 +157,7 @@ fn check(block: &str) {
                 let bad = match diagnostic.severity {
                     Severity::Refused | Severity::Partial => true,
                     Severity::Unresolved => diagnostic.reason != Reason::SubsetNotFound,
-                    Severity::Ineffective | Severity::Limited | Severity::Note => false,
+                    Severity::Ineffective | Severity::Limited | Severity::Note | Severity::StrictReady => false,
                 };
                 assert!(!bad, "{id}: {}", diagnostic.message);
             }

@@ -230,17 +230,17 @@ fn policy_is_in_effect_if_pods_have_its_ports() {
         (
             "the port of the Service",
             vec![shop(), reviews(), web(), deny_reviews(&[80])],
-            "False PortNotFound: rule 0: no pod listens on 80: rules name ports of pods; did you mean 9080?",
+            "False PortNotFound: rule 0: no pod listens on 80: policies name ports of pods; did you mean 9080?",
         ),
         (
             "the port of the Service, before there are pods",
             vec![shop(), reviews(), deny_reviews(&[80])],
-            "False PortNotFound: rule 0: no pod listens on 80: rules name ports of pods; did you mean 9080?",
+            "False PortNotFound: rule 0: no pod listens on 80: policies name ports of pods; did you mean 9080?",
         ),
         (
             "a port that no pod has",
             vec![shop(), reviews(), web(), deny_reviews(&[9080, 7777])],
-            "False PortNotFound: rule 0: no pod listens on 7777: rules name ports of pods; did you mean 9080?",
+            "False PortNotFound: rule 0: no pod listens on 7777: policies name ports of pods; did you mean 9080?",
         ),
         (
             "a port of the pods that is no target port",
@@ -258,7 +258,7 @@ fn policy_is_in_effect_if_pods_have_its_ports() {
         (
             "a Service port, in a policy for the namespace",
             vec![shop(), reviews(), web(), whole(&[80])],
-            "False PortNotFound: rule 0: no pod listens on 80: rules name ports of pods; did you mean 9080?",
+            "False PortNotFound: rule 0: no pod listens on 80: policies name ports of pods; did you mean 9080?",
         ),
         (
             "an undeclared port, in a policy for the namespace",
@@ -615,4 +615,74 @@ fn conditions_follow_pods_services_and_namespaces() {
 
     let not_enabled = json!({"kind": "Namespace", "metadata": {"name": "shop"}});
     assert_eq!(observe(applied(&not_enabled)), "True NoPods", "its message has the remedy now");
+}
+
+/// A ready pod with a proxy that has an identity, for `reviews`.
+fn pod_with_identity(name: &str) -> Value {
+    let mut pod = pod(name, "reviews", true);
+    pod["spec"]["initContainers"] =
+        json!([{"name": "weft-proxy", "env": [{"name": "WEFT_IDENTITY_URL", "value": "u"}]}]);
+    pod
+}
+
+fn mtls(target: Value, mtls: Value) -> Value {
+    json!({
+        "kind": "MeshPolicy", "metadata": {"namespace": "shop", "name": "p", "generation": 1},
+        "spec": {"targetRef": target, "mtls": mtls},
+    })
+}
+
+#[test]
+fn policy_about_mutual_tls_tells_which_pods_cannot_and_which_ports_need_not() {
+    let shop = || namespace("shop");
+    let strict_mesh = || json!({"kind": "Mesh", "metadata": {"name": "weft"}, "spec": {"mtls": {"mode": "Strict"}}});
+    let of_reviews = |value| mtls(json!({"kind": "Service", "name": "reviews"}), value);
+    let whole = |value| mtls(json!({"kind": "Namespace"}), value);
+    let declared = |ports: &[u16]| {
+        let entry = |port| json!({"port": port, "mode": "Permissive", "ipBlocks": ["10.0.0.0/8"]});
+        ports.iter().map(entry).collect::<Vec<_>>()
+    };
+    let set = |policy: Value| vec![shop(), reviews(), pod_with_identity("web-1"), policy];
+    check(&[
+        ("Strict", set(of_reviews(json!({"mode": "Strict"}))), APPLIED),
+        (
+            "Strict for a pod without identity",
+            vec![
+                shop(),
+                reviews(),
+                pod_with_identity("web-1"),
+                pod("web-2", "reviews", true),
+                whole(json!({"mode": "Strict"})),
+            ],
+            "False NoIdentity: mtls: shop/web-2 was created without identity, and nobody can connect to ports where Strict \
+             holds: restart it (kubectl rollout restart)",
+        ),
+        (
+            "Permissive for one without",
+            vec![shop(), reviews(), pod("web-2", "reviews", true), whole(json!({"mode": "Permissive"}))],
+            APPLIED,
+        ),
+        (
+            "a port that nobody has",
+            set(of_reviews(json!({"ports": [{"port": 80, "mode": "Strict"}]}))),
+            "False PortNotFound: mtls: no pod listens on 80: policies name ports of pods; did you mean 9080?",
+        ),
+        (
+            "a declared port",
+            set(of_reviews(json!({"mode": "Strict", "ports": declared(&[9080])}))),
+            "True PlaintextDeclared: 1 port accepts plaintext by declaration",
+        ),
+        (
+            "Strict by the Mesh",
+            [set(of_reviews(json!({"ports": declared(&[9080])}))), vec![strict_mesh()]].concat(),
+            "True PlaintextDeclared: 1 port accepts plaintext by declaration",
+        ),
+        ("nothing is Strict", set(of_reviews(json!({"ports": declared(&[9080])}))), APPLIED),
+        (
+            "declared before there are pods",
+            vec![shop(), whole(json!({"mode": "Strict", "ports": declared(&[9080, 9090])}))],
+            "True NoPods: the namespace has no ready pod: the policy applies to such pods with a proxy as soon as they start; \
+             2 ports accept plaintext by declaration",
+        ),
+    ]);
 }

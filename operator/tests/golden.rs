@@ -65,7 +65,16 @@ fn describe(world: &World) -> String {
     let mut namespaces = Map::new();
     for name in world.mesh() {
         let compiled = compile::compile(world, &name);
-        let Compiled { export, inbound, export_requires, inbound_requires, objects, rejected_addresses } = &compiled;
+        let Compiled {
+            export,
+            inbound,
+            export_requires,
+            inbound_requires,
+            objects,
+            permissive: _,
+            strictness: _,
+            rejected_addresses,
+        } = &compiled;
         let written = Written { namespace: name.clone(), ..Written::default() };
         assert_eq!(Envelope::write(written.clone(), export).read::<Export>().unwrap().1, *export, "reads back");
         assert_eq!(Envelope::write(written, inbound).read::<Inbound>().unwrap().1, *inbound, "reads back");

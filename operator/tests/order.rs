@@ -15,7 +15,7 @@ use weft_operator::world::World;
 use support::{applied, deleted, identified, namespace, pod, service, slice};
 
 /// How many there are.
-const OBJECTS: usize = 26;
+const OBJECTS: usize = 28;
 
 fn objects() -> Vec<Value> {
     let route = |namespace: &str, name: &str, created: u32, parent: Value, path: &str, backend: Value| {
@@ -75,6 +75,13 @@ fn objects() -> Vec<Value> {
             "kind": "MeshPolicy", "metadata": {"namespace": "a", "name": "p"},
             "spec": {"targetRef": {"kind": "Service", "name": "web"}, "authorization": {"rules": [{"action": "Deny"}]}},
         }),
+        json!({
+            "kind": "MeshPolicy", "metadata": {"namespace": "a", "name": "callers"},
+            "spec": {"targetRef": {"kind": "Namespace"}, "authorization": {"default": "Deny", "rules": [
+                {"action": "Allow", "from": [{"serviceAccounts": ["b/robot"]}, {"namespaces": ["bb"]}]},
+            ]}},
+        }),
+        json!({"kind": "ServiceAccount", "metadata": {"namespace": "b", "name": "robot"}}),
         json!({
             "kind": "ReferenceGrant", "metadata": {"namespace": "b", "name": "g"},
             "spec": {

@@ -96,7 +96,7 @@ fn keys_of_distinct_objects_differ() {
     let mut state = 4;
     let mut pairs = 0;
     while pairs < PAIRS {
-        let length = if random(&mut state) % 2 == 0 { 6 + random(&mut state) % 10 } else { 63 };
+        let length = if random(&mut state).is_multiple_of(2) { 6 + random(&mut state) % 10 } else { 63 };
         let text: String = (0..length).map(|_| ['a', 'x', 'i', '-', '.'][random(&mut state) % 5]).collect();
         let mut cut = || {
             let at = 1 + random(&mut state) % (length - 2);

@@ -3,6 +3,9 @@
 mod support;
 
 use serde_json::json;
+use weft_config::{Envelope, Written};
+use weft_crds::mesh::Mode;
+use weft_identity::{TrustBundle, UnixTime};
 use weft_operator::world::objects::{RawPod, RawService};
 use weft_operator::world::{
     Availability, Change, Document, DocumentKind, Event, Key, Kind, Node, Pod, Service, Touched, WatchedKind, World,
@@ -74,11 +77,11 @@ fn only_changes_of_who_is_where_mark_documents_of_pods() {
     let prefixes: Vec<String> = world.prefixes().into_iter().map(|prefix| prefix.to_string()).collect();
     assert_eq!(prefixes, ["10.1.9.0/24"]);
     let mut excluding = identified("bank", "db-0", "db", "10.1.9.3");
-    let ports: Vec<String> = (1..=65).map(|port| (2 * port).to_string()).collect();
+    let ports: Vec<String> = (1..=101).map(|port| (2 * port).to_string()).collect();
     excluding["spec"]["containers"] =
         json!([{"name": "weft-init", "args": [format!("--exclude-inbound-ports={}", ports.join(","))]}]);
     world.observe(applied(&excluding));
-    assert!(world.prefixes().is_empty(), "a pod with more ranges of excluded ports than fit into a document");
+    assert!(world.prefixes().is_empty(), "more ranges of excluded ports than the injector accepts");
 }
 
 #[test]
@@ -176,6 +179,31 @@ fn first_namespace_with_a_proxy_marks_those_with_routes() {
     assert_eq!(scopes(&world.observe(deleted(&proxied("b", "p1")))), ["b"]);
     assert_eq!(scopes(&world.observe(deleted(&proxied("b", "p2")))), ["a", "b"], "the last");
     assert!(!world.is_meshed_outside("a"));
+}
+
+#[test]
+fn account_marks_the_namespaces_whose_policies_name_it() {
+    let policy = |namespace: &str, from: serde_json::Value| {
+        let rules = json!([{"action": "Deny", "from": from}]);
+        applied(&json!({
+            "kind": "MeshPolicy", "metadata": {"namespace": namespace, "name": "p"},
+            "spec": {"targetRef": {"kind": "Namespace"}, "authorization": {"rules": rules}}
+        }))
+    };
+    let account = json!({"kind": "ServiceAccount", "metadata": {"namespace": "bank", "name": "teller"}});
+    let mut world = World::default();
+    for name in ["shop", "lab", "bank", "farm"] {
+        world.observe(applied(&namespace(name)));
+    }
+    world.observe(policy("shop", json!([{"serviceAccounts": ["bank/teller"]}])));
+    world.observe(policy("lab", json!([{"notNamespaces": ["bank"]}])));
+    world.observe(policy("farm", json!([{"serviceAccounts": ["teller"]}, {"namespaces": ["shop"]}])));
+    assert_eq!(scopes(&world.observe(applied(&account))), ["bank", "lab", "shop"]);
+    assert_eq!(scopes(&world.observe(applied(&account))), [""; 0], "nothing changed");
+    assert_eq!(scopes(&world.observe(deleted(&account))), ["bank", "lab", "shop"]);
+    assert_eq!(scopes(&world.observe(applied(&namespace("x")))), ["x"], "no policy names it");
+    world.observe(policy("farm", json!([{"namespaces": ["baank"]}])));
+    assert_eq!(scopes(&world.observe(applied(&namespace("y")))), ["farm", "y"], "it may be the one that was meant");
 }
 
 #[test]
@@ -279,4 +307,48 @@ fn list_of_one_kind_of_the_gateway_api_leaves_the_others() {
     assert_eq!(kinds(&world), [Kind::GrpcRoute]);
     assert_eq!(scopes(&world.observe(Event::GatewayRoute(Kind::GrpcRoute, Change::Reset(vec![])))), ["shop"]);
     assert_eq!(kinds(&world), []);
+}
+
+#[test]
+fn mode_of_the_mesh_touches_every_namespace_and_one_that_does_not_parse_changes_nothing() {
+    let mesh = |name: &str, spec: serde_json::Value| json!({"kind": "Mesh", "metadata": {"name": name}, "spec": spec});
+    let strict = json!({"mtls": {"mode": "Strict"}});
+    let mut world = support::world(&[namespace("shop"), namespace("web")]);
+    for (desc, event, touched, mode) in [
+        ("no mode", applied(&mesh("weft", json!({}))), vec![""], Mode::Permissive),
+        ("Strict", applied(&mesh("weft", strict.clone())), vec!["", "shop", "web"], Mode::Strict),
+        (
+            "another field",
+            applied(&mesh("weft", json!({"mtls": {"mode": "Strict"}, "trustDomain": "a"}))),
+            vec![""],
+            Mode::Strict,
+        ),
+        ("nonsense", applied(&mesh("weft", json!({"mtls": 7}))), vec![""], Mode::Strict),
+        (
+            "a Mesh with another name",
+            applied(&mesh("shop", json!({"mtls": {"mode": "Permissive"}}))),
+            vec![""],
+            Mode::Strict,
+        ),
+        ("deleted", deleted(&mesh("weft", strict)), vec!["", "shop", "web"], Mode::Permissive),
+    ] {
+        assert_eq!(scopes(&world.observe(event)), touched, "{desc}");
+        assert_eq!(world.mode(), mode, "{desc}");
+    }
+}
+
+#[test]
+fn trust_document_is_taken_if_it_is_intact() {
+    let root = weft_identity::authority::Authority::root(&"cluster.local".parse().expect("a domain"), UnixTime::now());
+    let root = root.expect("a root").certificate;
+    let bundle = TrustBundle::new("cluster.local".parse().expect("a domain"), [root]).expect("a bundle");
+    let intact = Document { envelope: Envelope::write(Written::default(), &bundle), ..document("trust", 2) };
+    let mut world = World::default();
+    let event = |document: &Document| Event::Document(DocumentKind::Export, Change::Apply(document.clone()));
+    assert_eq!(scopes(&world.observe(event(&document("trust", 1)))), [""; 0], "damaged");
+    assert_eq!(scopes(&world.observe(event(&intact))), [""]);
+    assert_eq!(scopes(&world.observe(event(&intact))), [""; 0], "the same");
+    world.observe(event(&document("trust", 3)));
+    world.observe(Event::Document(DocumentKind::Export, Change::Delete(Key::new("", "trust"))));
+    assert_eq!(world.trust(), Some(&bundle), "damaged, then deleted: the last good one stays");
 }

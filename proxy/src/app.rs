@@ -16,6 +16,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
+use axum::{Json, Router, routing};
 use futures_util::future::join;
 use nix::sys::prctl;
 use prometheus_client::registry::Registry;
@@ -25,11 +26,13 @@ use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weft_codec::Tick;
+use weft_config::bootstrap::CALLERS_PATH;
 use weft_runtime::admin::{self, Admin};
 use weft_runtime::readiness::Readiness;
 use weft_runtime::{log, metrics as process_metrics, signal};
 
 use crate::bootstrap::{Bootstrap, Source as SourceChoice};
+use crate::callers::Callers;
 use crate::clock::time_of_day;
 use crate::direction::Direction;
 use crate::filter::rate_limit::Limiters;
@@ -152,7 +155,9 @@ pub async fn start(
     };
     // These are served until the process ends: probes go on while the pod drains.
     let never = CancellationToken::new();
-    tokio::spawn(admin::serve(metrics_listener, admin::router(admin.clone()), never.clone()));
+    let (callers, started) = (Arc::new(Callers::default()), Tick::now());
+    let metrics_pages = admin::router(admin.clone()).merge(callers_page(callers.clone(), started));
+    tokio::spawn(admin::serve(metrics_listener, metrics_pages, never.clone()));
     let awaited = classic.then_some(&running.connections);
     let health = admin::router(admin.clone()).merge(probe::router(probes, hooks, awaited, &pod_ips));
     tokio::spawn(admin::serve(health_listener, health, never.clone()));
@@ -182,11 +187,12 @@ pub async fn start(
         tls,
         mutual_tls,
         identity: slot,
+        callers,
         own_ports,
         access_log,
         drain,
         connections: running.connections.clone(),
-        started: Tick::now(),
+        started,
     });
     tokio::spawn(health::run(shared.clone()));
     tokio::spawn(sweep::run(shared.clone()));
@@ -202,6 +208,11 @@ pub async fn start(
         })
         .collect::<anyhow::Result<_>>()?;
     Ok(Running { workers, ..running })
+}
+
+/// The page with the clients that call this pod in plaintext. `started`: when the process started.
+fn callers_page(callers: Arc<Callers>, started: Tick) -> Router {
+    Router::new().route(CALLERS_PATH, routing::get(async move || Json(callers.report(started.elapsed()))))
 }
 
 /// Starts the source of the identity. Returns what signatures of documents are held against, if it knows.

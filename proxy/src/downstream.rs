@@ -1,6 +1,6 @@
 //! A downstream connection, as shared by everything that serves it.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 
@@ -10,6 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use weft_identity::{Account, SpiffeId};
 
+use crate::callers::OpenCall;
 use crate::changes::Changes;
 use crate::direction::Direction;
 use crate::identity::Protocol;
@@ -28,6 +29,10 @@ pub(crate) struct Downstream {
     pub(crate) destination: SocketAddr,
     /// Who the client is, once it has proven that.
     pub(crate) caller: OnceCell<Box<Caller>>,
+    /// Why plaintext of the client is accepted.
+    plaintext: Cell<Why>,
+    /// Set for a caller that Strict would refuse. Boxed: few are.
+    recorded: Cell<Option<Box<OpenCall>>>,
     _permit: OwnedSemaphorePermit,
     _tracked: TaskTrackerToken,
     _open: Open,
@@ -80,8 +85,31 @@ impl Downstream {
             Direction::Outbound => Security::None,
             Direction::Inbound if self.caller.get().is_some() => Security::Mtls,
             Direction::Inbound if shared.tls.is_some() => Security::Tls,
-            Direction::Inbound if shared.identity.is_expected() => Security::Plaintext(Why::Permissive),
+            Direction::Inbound if shared.identity.is_expected() => Security::Plaintext(self.plaintext.get()),
             Direction::Inbound => Security::Plaintext(Why::NoIdentity),
+        }
+    }
+
+    /// Sets why plaintext of the client is accepted.
+    pub(crate) fn set_plaintext(&self, why: Why) {
+        self.plaintext.set(why);
+        if why != Why::Permissive {
+            self.end_record();
+        }
+    }
+
+    /// Records a client whose plaintext was let pass, if Strict would refuse it.
+    pub(crate) fn record_caller(&self) {
+        if self.security() == Security::Plaintext(Why::Permissive) {
+            let (ip, port) = (self.peer.ip(), self.destination.port());
+            let begin = || Box::new(self.worker.shared.callers.begin(ip, port, self.worker.now()));
+            self.recorded.set(Some(self.recorded.take().unwrap_or_else(begin)));
+        }
+    }
+
+    fn end_record(&self) {
+        if let Some(recorded) = self.recorded.take() {
+            recorded.end(self.worker.now());
         }
     }
 
@@ -105,10 +133,18 @@ impl Downstream {
             peer: SocketAddr::new(peer.ip().to_canonical(), peer.port()),
             destination,
             caller: OnceCell::new(),
+            plaintext: Cell::new(Why::Permissive),
+            recorded: Cell::new(None),
             _permit: permit,
             _tracked: shared.connections.token(),
             _open: worker.handles.connection(direction),
         }))
+    }
+}
+
+impl Drop for Downstream {
+    fn drop(&mut self) {
+        self.end_record();
     }
 }
 

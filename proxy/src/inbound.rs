@@ -230,6 +230,8 @@ async fn relay_tcp(downstream: &Rc<Downstream>, stream: Prefixed, upstream: Opti
     if log.reason.is_some() {
         return access::connection(log);
     }
+    log.security = downstream.security();
+    downstream.record_caller();
     let upstream = match upstream {
         Some(upstream) => Ok(upstream),
         None => open(destination, LOCAL_CONNECT_TIMEOUT).await.map(Stream::Plain),
@@ -290,6 +292,8 @@ async fn send_to_application(mut request: Box<Request<Incoming>>, guard: &mut Re
         }
         return Err(Answer::refused(&refused, request.uri().path()));
     }
+    guard.log.security = downstream.security();
+    guard.log.downstream.record_caller();
     let plan = Plan {
         // The path stays as it came: policies allow every reading of it.
         http2: request.version() == Version::HTTP_2 && !downstream.multiplexes_http1(),

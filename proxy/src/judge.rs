@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use http::{HeaderMap, Method, Uri};
-use weft_config::MtlsMode;
 
 use crate::downstream::Downstream;
 use crate::matcher::RequestHead;
@@ -20,7 +19,7 @@ use crate::value::RuleName;
 /// Why a call is refused.
 #[derive(Debug)]
 pub(crate) enum Refusal {
-    /// The client has proven no identity where the mode of mutual TLS is Strict.
+    /// The client has proven no identity, and the mode of the port accepts no plaintext from it.
     Plaintext,
     /// This Deny rule matches.
     Denied(Arc<RuleName>),
@@ -116,6 +115,13 @@ pub(crate) fn again<R>(
     judge(&downstream.worker.shared.store.load().inbound).err()
 }
 
+/// Whether an inbound connection may carry no further request, because changes after those in `seen` made its port Strict.
+/// Policies do not close it: they may allow its next request.
+pub(crate) fn is_over(downstream: &Downstream, seen: &Cell<u64>) -> bool {
+    let is_refused = |inbound: &Inbound| downstream.changes().is_some() && is_refused_plaintext(downstream, inbound);
+    again(downstream, seen, |inbound| if is_refused(inbound) { Err(()) } else { Ok(()) }).is_some()
+}
+
 /// Waits until a call is refused that was allowed after the changes in `seen`.
 pub(crate) async fn refused<R>(downstream: &Downstream, seen: u64, judge: impl Fn(&Inbound) -> Result<(), R>) -> R {
     let (seen, mut registration) = (Cell::new(seen), None);
@@ -126,7 +132,14 @@ pub(crate) async fn refused<R>(downstream: &Downstream, seen: u64, judge: impl F
     .await
 }
 
-/// Whether the client has proven no identity where the mode of mutual TLS is Strict.
+/// Whether the client has proven no identity, and the mode of the port accepts no plaintext from it. Notes why it does.
 fn is_refused_plaintext(downstream: &Downstream, inbound: &Inbound) -> bool {
-    inbound.mtls.inbound == MtlsMode::Strict && downstream.security() != Security::Mtls
+    if downstream.security() == Security::Mtls {
+        return false;
+    }
+    match inbound.modes.accepts_plaintext(downstream.destination.port(), downstream.peer.ip()) {
+        Some(why) => downstream.set_plaintext(why),
+        None => return true,
+    }
+    false
 }

@@ -23,6 +23,7 @@
 mod affinity;
 pub mod app;
 pub mod bootstrap;
+mod callers;
 mod changes;
 mod clock;
 mod cookie;
@@ -38,6 +39,7 @@ mod judge;
 mod listener;
 mod matcher;
 mod memory;
+mod mode;
 mod multiplexed;
 mod orig_dst;
 mod outbound;

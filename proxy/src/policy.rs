@@ -382,7 +382,11 @@ fn compile_header(condition: wire::ValueMatch) -> Result<(HeaderName, ValueTest)
 }
 
 /// The ports of this pod that a target has. Outer None: the target does not select the pod. Inner None: all ports.
-fn target_ports_of(pod: &Pod, labels: &BTreeMap<String, String>, target: &wire::Target) -> Option<Option<Vec<u16>>> {
+pub(crate) fn target_ports_of(
+    pod: &Pod,
+    labels: &BTreeMap<String, String>,
+    target: &wire::Target,
+) -> Option<Option<Vec<u16>>> {
     match target {
         wire::Target::Namespace => Some(None),
         wire::Target::ServiceAccount(name) => (*name == pod.service_account).then_some(None),

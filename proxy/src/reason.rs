@@ -132,8 +132,10 @@ reasons! {
         "Raise config.weft.dev/proxy-memory-limit; `weft_memory_utilization_ratio` is the current usage \
          ([resilience](../resilience.md#overload-protection-memory)).";
     PolicyDenied: "policy-denied" FORBIDDEN, "server's" "both",
-        "A MeshPolicy denies the request or connection, or none allows it.",
-        "`weft-source` names the rule: of a Deny the one that matched, of an Allow the first that could have.";
+        "A MeshPolicy denies the request or connection, or none allows it. One that is open ends when a change denies it.",
+        "`weft-source` names the rule: of a Deny the one that matched, of an Allow the first that could have; `default` \
+         is the policy's default. `src.identity` in the access log of the server's proxy says who called \
+         ([policies](../policy.md)).";
     WrongDestination: "wrong-destination" MISDIRECTED_REQUEST, "both" "connection",
         "The destination is not this pod, or is a port of the proxy itself.",
         "Use the Service's port. [ARCHITECTURE.md](../../ARCHITECTURE.md) has the ports of the proxy.";

@@ -23,6 +23,10 @@ pub(crate) enum Why {
     NoIdentity,
     /// The client proved no identity, and the mode is Permissive.
     Permissive,
+    /// The client proved no identity, and a policy names its address as one that may use the port in plaintext.
+    Declared,
+    /// The endpoint's pod excludes the port from its proxy.
+    Excluded,
     /// The endpoint has no identity.
     OutsideMesh,
     /// The endpoint is this pod itself.
@@ -48,6 +52,8 @@ impl Security {
         match self {
             Self::Plaintext(Why::NoIdentity) => "no-identity",
             Self::Plaintext(Why::Permissive) => "permissive",
+            Self::Plaintext(Why::Declared) => "declared",
+            Self::Plaintext(Why::Excluded) => "excluded",
             Self::Plaintext(Why::OutsideMesh) => "outside-mesh",
             Self::Plaintext(Why::SamePod) => "same-pod",
             Self::None | Self::Mtls | Self::Tls | Self::Passthrough => "",

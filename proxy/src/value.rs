@@ -40,6 +40,9 @@ pub(crate) enum CompileError {
     /// The service account of an endpoint, a pod or a caller is not a name of one.
     #[error("invalid service account: {0}")]
     Account(#[source] weft_identity::id::Error),
+    /// A block of addresses is invalid.
+    #[error("invalid block of addresses {0:?}")]
+    IpBlock(String),
     /// The weights of a rule's backends sum to 0.
     #[error("rule {0} has no backend with a weight above 0")]
     Weights(String),

@@ -17,6 +17,7 @@ use weft_codec::Tick;
 use weft_config::bootstrap::AccessLog;
 
 use crate::bootstrap::Timeouts;
+use crate::callers::Callers;
 use crate::changes::Changes;
 use crate::filter::rate_limit::Limiters;
 use crate::identity::Slot;
@@ -59,6 +60,8 @@ pub(crate) struct Shared {
     pub(crate) mutual_tls: bool,
     /// Who this pod is, for mutual TLS with other pods.
     pub(crate) identity: Arc<Slot>,
+    /// Who calls this pod in plaintext.
+    pub(crate) callers: Arc<Callers>,
     /// Ports of the proxy itself: connections to them are refused.
     pub(crate) own_ports: HashSet<u16>,
     pub(crate) access_log: AccessLog,

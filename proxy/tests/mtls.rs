@@ -217,12 +217,23 @@ impl Proxy {
         self.export_as("detect", json!({}), None, endpoints).await;
     }
 
+    /// Exports it with a mode of mutual TLS for its port.
+    async fn export_with(&self, protocol: &str, mode: &str, endpoints: Value) {
+        let port = json!({"protocol": protocol, "mtls": mode, "endpoints": endpoints});
+        self.export_port(json!({}), port).await;
+    }
+
     async fn export_as(&self, protocol: &str, settings: Value, routes: Option<Value>, endpoints: Value) {
-        let before = self.generation().await;
-        let mut port = json!({"port": self.outbound.port(), "protocol": protocol, "endpoints": endpoints});
+        let mut port = json!({"protocol": protocol, "endpoints": endpoints});
         if let Some(routes) = routes {
             port["routes"] = routes;
         }
+        self.export_port(settings, port).await;
+    }
+
+    async fn export_port(&self, settings: Value, mut port: Value) {
+        let before = self.generation().await;
+        port["port"] = self.outbound.port().into();
         let service = json!({"name": "web", "addresses": ["127.0.0.1"], "settings": settings, "ports": [port]});
         write(&self.folder, "x.shop.json", &json!({"services": [service]}).to_string());
         wait("the configuration is in use", async || self.generation().await > before).await;

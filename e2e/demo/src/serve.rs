@@ -4,7 +4,7 @@
 //! | path | response |
 //! |---|---|
 //! | `/` | calls the services of `--calls`; the description includes their results |
-//! | `/large?bytes=N` | N bytes |
+//! | `/large?bytes=N` | N bytes, or with `&each=1s` one byte a second |
 //! | `/healthz` | 200, always |
 //! | `/grpc.health.v1.Health/Check` | SERVING, or NOT_SERVING with `--not-serving`, in the gRPC health protocol |
 //! | `/_seen`, `/_reset` | request counts since the last reset, by method and first path segment, and by token |
@@ -15,11 +15,11 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::future::{Ready, ready};
+use std::future::Ready;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -37,6 +37,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Interval, interval};
 
 use crate::client::{self, RequestArgs, Target};
 use crate::duration;
@@ -111,6 +112,8 @@ struct Seen {
 /// A body of a given length.
 struct Large {
     remaining: u64,
+    /// Between two bytes; without it, there is no pause.
+    each: Option<Interval>,
 }
 
 /// The options in a query.
@@ -119,6 +122,7 @@ struct Options {
     delay: Option<Duration>,
     status: Option<StatusCode>,
     bytes: u64,
+    each: Option<Duration>,
     header: Option<(HeaderName, HeaderValue)>,
 }
 
@@ -219,7 +223,7 @@ impl Service {
         let status = if self.args.not_serving { 2 } else { 1 };
         let message = Full::new(Bytes::copy_from_slice(&[0, 0, 0, 0, 2, 0x08, status]));
         let trailers = HeaderMap::from_iter([(HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"))]);
-        let message = message.with_trailers(ready(Some(Ok(trailers))));
+        let message = message.with_trailers(std::future::ready(Some(Ok(trailers))));
         self.respond(StatusCode::OK, "application/grpc", Either::Right(Either::Right(message)))
     }
 
@@ -245,7 +249,10 @@ impl Service {
             return self.respond(
                 status,
                 "application/octet-stream",
-                Either::Right(Either::Left(Large { remaining: options.bytes })),
+                Either::Right(Either::Left(Large {
+                    remaining: options.bytes,
+                    each: options.each.filter(|each| !each.is_zero()).map(interval),
+                })),
             );
         }
         let calls = if request.uri().path() == "/" { self.call(&request).await } else { Vec::new() };
@@ -358,6 +365,7 @@ impl Options {
             match key {
                 "delay" => options.delay = Some(duration::parse(value)?),
                 "status" => options.status = Some(final_status(value).ok_or("status is a number from 200 to 599")?),
+                "each" => options.each = Some(duration::parse(value)?),
                 "bytes" => options.bytes = value.parse().map_err(|_| "bytes is a number")?,
                 "header" => options.header = Some(header(value).ok_or("header is NAME:VALUE")?),
                 _ => {}
@@ -382,8 +390,15 @@ impl Body for Large {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let size = CHUNK.len().min(usize::try_from(self.remaining).unwrap_or(usize::MAX));
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let mut size = CHUNK.len().min(usize::try_from(self.remaining).unwrap_or(usize::MAX));
+        if let Some(each) = self.each.as_mut().filter(|_| size > 0) {
+            ready!(each.poll_tick(context));
+            size = 1;
+        }
         self.remaining -= size as u64;
         Poll::Ready((size > 0).then(|| Ok(Frame::data(Bytes::from_static(&CHUNK[..size])))))
     }
@@ -499,6 +514,15 @@ mod tests {
             let answer = client::run(parse(&["--url", &format!("{url}/large?bytes={bytes}")])).await;
             assert_eq!((answer.status, answer.body.len()), (200, bytes));
         }
+    }
+
+    #[tokio::test]
+    async fn large_pauses_before_each_byte() {
+        let url = start(&[]).await;
+        let began = Instant::now();
+        let answer = client::run(parse(&["--url", &format!("{url}/large?bytes=5&each=50ms")])).await;
+        assert_eq!((answer.status, answer.body.as_str()), (200, "xxxxx"));
+        assert!(began.elapsed() >= Duration::from_millis(200), "{:?}", began.elapsed());
     }
 
     #[tokio::test]

@@ -87,6 +87,16 @@ fn mistakes() -> Vec<Mistake> {
                 &["ServiceAccount robot does not exist", "The policy is not applied"],
             )
             .mended(apply("---\napiVersion: v1\nkind: ServiceAccount\nmetadata: {name: robot}\n")),
+        Mistake::new(
+            "a rule before the ServiceAccount of its caller",
+            apply(deny("caller", "kind: Namespace", "from: [{serviceAccounts: [machine]}]")),
+        )
+        .not_ready(
+            "meshpolicy/caller",
+            "CallerNotFound",
+            &["rule 0: from: ServiceAccount {ns}/machine does not exist"],
+        )
+        .mended(apply("---\napiVersion: v1\nkind: ServiceAccount\nmetadata: {name: machine}\n")),
         Mistake::new("a policy before its pods", apply(deny("later", "kind: Service, name: later", "")))
             .given(service("later", "later"))
             .limited(

@@ -12,6 +12,7 @@ const RESTART: &str = "restart it (kubectl rollout restart), new pods get one";
 
 pub(super) fn group() -> Group {
     let mut mistakes = enforced();
+    mistakes.extend(modes());
     mistakes.extend(outside());
     mistakes.extend(not_restarted());
     Group {
@@ -32,6 +33,58 @@ fn own() -> String {
     let out = App::server("out", "v1").label("weft.dev/inject", "false").yaml();
     let bare = App::server("bare", "v1").annotation("config.weft.dev/exclude-inbound-ports", "9080").yaml();
     server("web") + &out + &bare
+}
+
+/// Policies about mutual TLS.
+fn modes() -> Vec<Mistake> {
+    let policy = |name: &str, mtls: &str| {
+        apply(weft("MeshPolicy", name, &format!("targetRef: {{kind: Service, name: {name}}}, mtls: {{{mtls}}}")))
+    };
+    vec![
+        Mistake::new(
+            "Strict, and a port for plaintext of anybody",
+            policy("anybody", "mode: Strict, ports: [{port: 9080, mode: Permissive}]"),
+        )
+        .given(service("anybody", "web"))
+        .limited(
+            "meshpolicy/anybody",
+            "PartiallyInvalid",
+            &[
+                "accepted, except: mtls: port 9080 takes no plaintext: it is Strict otherwise, by MeshPolicy anybody",
+                "the entry must say who may use plaintext: add ipBlocks",
+            ],
+        ),
+        Mistake::new(
+            "an address instead of a block of addresses",
+            policy("block", "ports: [{port: 9080, mode: Permissive, ipBlocks: [10.0.0.7]}]"),
+        )
+        .given(service("block", "web"))
+        .limited(
+            "meshpolicy/block",
+            "PartiallyInvalid",
+            &["mtls: port 9080: ipBlocks: \"10.0.0.7\" is no block of addresses", "as in 198.18.0.0/15, 10.0.0.7/32"],
+        ),
+        Mistake::new("a mode for a port that no pod has", policy("metrics", "ports: [{port: 9090, mode: Strict}]"))
+            .given(service("metrics", "web"))
+            .not_ready(
+                "meshpolicy/metrics",
+                "PortNotFound",
+                &["InEffect is False: mtls: no pod listens on 9090: policies name ports of pods", "did you mean 9080?"],
+            ),
+        Mistake::new(
+            "two policies for the same pods that disagree",
+            apply(weft("MeshPolicy", "lax", "targetRef: {kind: Service, name: both}, mtls: {mode: Permissive}")),
+        )
+        .given(
+            service("both", "web")
+                + &weft("MeshPolicy", "strict", "targetRef: {kind: Service, name: both}, mtls: {mode: Strict}"),
+        )
+        .limited(
+            "meshpolicy/lax",
+            "Conflicted",
+            &["accepted, except: mtls:", "MeshPolicy strict is Strict for the same pods, and wins"],
+        ),
+    ]
 }
 
 /// Pods that run, and policies for them.
@@ -61,7 +114,7 @@ fn enforced() -> Vec<Mistake> {
             .not_ready(
                 "meshpolicy/port",
                 "PortNotFound",
-                &["InEffect is False: rule 0: no pod listens on 80: rules name ports of pods", "did you mean 9080?"],
+                &["InEffect is False: rule 0: no pod listens on 80: policies name ports of pods", "did you mean 9080?"],
             )
             .event(
                 "service/port",
@@ -73,7 +126,7 @@ fn enforced() -> Vec<Mistake> {
             .not_ready(
                 "meshpolicy/nobody",
                 "PortNotFound",
-                &["rule 0: no pod listens on 7777: rules name ports of pods", "did you mean 9080?"],
+                &["rule 0: no pod listens on 7777: policies name ports of pods", "did you mean 9080?"],
             ),
         Mistake::new("a Deny for a Service whose targetPort no pod names", of_service("named", ""))
             .given(service_with("named", "selector: {app: web}, ports: [{port: 80, targetPort: mian}]"))

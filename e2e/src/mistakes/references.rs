@@ -390,6 +390,24 @@ fn policies() -> Vec<Mistake> {
             &["ServiceAccount defualt does not exist; did you mean default?", "The policy is not applied"],
         ),
         Mistake::new(
+            "a rule that names a caller with a typo",
+            apply(deny("caller", "kind: Namespace", "from: [{serviceAccounts: [defualt]}]")),
+        )
+        .not_ready(
+            "meshpolicy/caller",
+            "CallerNotFound",
+            &["rule 0: from: ServiceAccount {ns}/defualt does not exist", "did you mean default?"],
+        ),
+        Mistake::new(
+            "a rule that names a namespace that does not exist",
+            apply(deny("elsewhere", "kind: Namespace", "from: [{namespaces: [nowhere]}]")),
+        )
+        .not_ready(
+            "meshpolicy/elsewhere",
+            "CallerNotFound",
+            &["rule 0: from: namespace nowhere does not exist"],
+        ),
+        Mistake::new(
             "a policy for a Service with a port of UDP",
             apply(deny("guarded", "kind: Service, name: guarded", "")),
         )

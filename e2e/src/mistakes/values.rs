@@ -13,6 +13,8 @@ pub(super) fn group() -> Group {
     mistakes.extend(of_backend_filters());
     mistakes.extend(of_clusters());
     mistakes.extend(of_policies());
+    mistakes.extend(of_meshes());
+    mistakes.extend(of_mutual_tls());
     Group { name: "values", title: "Values that are refused", mesh: Mesh::Outside, scene: Scene::default(), mistakes }
 }
 
@@ -222,6 +224,13 @@ fn of_clusters() -> Vec<Mistake> {
 fn of_policies() -> Vec<Mistake> {
     let policy = |name: &str, spec: &str| Mistake::new(name, apply(weft("MeshPolicy", "refused", spec)));
     let rules = "authorization: {rules: [{action: Deny}]}";
+    let caller = |name: &str, account: &str| {
+        let from = format!("from: [{{serviceAccounts: [\"{account}\"]}}]");
+        Mistake::new(name, apply(deny("refused", "kind: Namespace", &from))).refused(&[
+            "spec.authorization.rules[0].from[0].serviceAccounts[0]",
+            "must be a service account, as namespace/name, or as name in the policy's own namespace: shop/web, web",
+        ])
+    };
     vec![
         policy(
             "a Namespace as the target, with a name",
@@ -242,13 +251,52 @@ fn of_policies() -> Vec<Mistake> {
                 "supported values: \"Allow\", \"Deny\"",
             ]),
         policy("no rules", "targetRef: {kind: Namespace}, authorization: {rules: []}")
-            .refused(&["spec.authorization.rules", "should have at least 1 items"]),
+            .refused(&["spec.authorization", "give at least one rule, or default: Deny, which refuses everything"]),
         Mistake::new(
             "a caller's identity, as in Istio",
             apply(deny("refused", "kind: Namespace", "from: [{source: {principals: [shop]}}]")),
         )
-        .refused(&["unknown field \"spec.authorization.rules[0].from\""]),
+        .refused(&["unknown field \"spec.authorization.rules[0].from[0].source\""]),
+        caller("a caller as SPIFFE id", "spiffe://cluster.local/ns/shop/sa/web"),
+        caller("a caller as the user name of Kubernetes", "system:serviceaccount:shop:web"),
+        caller("a caller with an asterisk", "shop/*"),
+        Mistake::new("`from` without callers", apply(deny("refused", "kind: Namespace", "from: []")))
+            .refused(&["spec.authorization.rules[0].from", "should have at least 1 items"]),
+        Mistake::new("an entry of `from` without callers", apply(deny("refused", "kind: Namespace", "from: [{}]")))
+            .refused(&["spec.authorization.rules[0].from[0]", "To match everybody, leave out from"]),
         Mistake::new("a port's name instead of its number", apply(deny("refused", "kind: Namespace", "ports: [http]")))
             .refused(&["spec.authorization.rules[0].ports[0]", "must be of type integer"]),
+    ]
+}
+
+fn of_meshes() -> Vec<Mistake> {
+    let mesh = |name: &str, object: &str, spec: &str| Mistake::new(name, apply(weft("Mesh", object, spec)));
+    let domain = "must be lower case letters, digits, dashes and underscores in parts separated by single dots, without scheme and slash";
+    vec![
+        mesh("a second Mesh", "other", "mtls: {mode: Strict}")
+            .refused(&["Invalid value", "there is one Mesh, named weft: set metadata.name: weft"]),
+        mesh("a trust domain with capitals", "weft", "trustDomain: Shop.Example")
+            .refused(&["spec.trustDomain", domain]),
+        mesh("a trust domain with a slash", "weft", "trustDomain: \"spiffe://shop.example\"")
+            .refused(&["spec.trustDomain", domain]),
+        mesh("mode `strict` in lower case", "weft", "mtls: {mode: strict}").refused(&[
+            "spec.mtls.mode: Unsupported value: \"strict\"",
+            "supported values: \"Permissive\", \"Strict\"",
+        ]),
+    ]
+}
+
+fn of_mutual_tls() -> Vec<Mistake> {
+    let policy = |name: &str, fields: &str| {
+        Mistake::new(name, apply(weft("MeshPolicy", "refused", &format!("targetRef: {{kind: Namespace}}{fields}"))))
+    };
+    vec![
+        policy("a policy that says nothing", "").refused(&["spec", "give mtls, authorization, or both"]),
+        policy("mtls without a mode", ", mtls: {}").refused(&["spec.mtls", "give mode, ports, or both"]),
+        policy(
+            "addresses that may use plaintext on a Strict port",
+            ", mtls: {ports: [{port: 9080, mode: Strict, ipBlocks: [198.18.0.0/15]}]}",
+        )
+        .refused(&["spec.mtls.ports[0]", "ipBlocks say who may use plaintext: remove them, or set mode: Permissive"]),
     ]
 }

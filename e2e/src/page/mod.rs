@@ -5,11 +5,13 @@
 //! are drawn as round line caps, which stay round when stretched.
 
 mod chart;
+mod connections;
 pub mod sample;
 mod summary;
 
 use std::fmt::Write;
 
+pub use connections::Traffic;
 pub use summary::{Row, quantile, summarise};
 
 /// The data of the page.
@@ -23,6 +25,8 @@ pub struct Story {
     pub streams: Vec<Stream>,
     /// Applied changes, in order.
     pub steps: Vec<Step>,
+    /// Requests meanwhile, as the proxies of callers and of servers counted them.
+    pub traffic: Vec<Traffic>,
 }
 
 /// A client that sends the same request repeatedly.
@@ -161,11 +165,13 @@ pub fn html(story: &Story) -> String {
         (story.steps.len().to_string(), "changes applied"),
         (format!("{:.0} s", story.length_ms / 1000.0), "of traffic"),
         (thousands(lost), "requests without a response"),
+        (format!("{} %", connections::percent(&story.traffic)), "encrypted between the pods"),
     ] {
         let _ = writeln!(out, "<div><dt>{what}</dt><dd>{figure}</dd></div>");
     }
     out.push_str("</dl>\n</header>\n<main>\n");
     chart::section(story, &mut out);
+    connections::section(&story.traffic, &mut out);
     steps(story, &mut out);
     out.push_str("</main>\n</body>\n</html>\n");
     out
@@ -178,6 +184,8 @@ pub struct Shown {
     pub answers: usize,
     /// Labelled marks, one per apply.
     pub applies: usize,
+    /// Rows of callers and servers whose requests were all encrypted.
+    pub encrypted: usize,
 }
 
 /// Counts the marks in a document, from [`html`] or from a browser's DOM dump.
@@ -186,6 +194,7 @@ pub fn shown(document: &str) -> Shown {
     Shown {
         answers: dots.map(|path| path.matches("h0").count()).sum(),
         applies: document.matches("class=\"apply\"").count(),
+        encrypted: document.matches(connections::ALL).count(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Synthetic data, for tests of the page and for working on its design without a cluster.
 
-use super::{Answer, Outcome, Step, Story, Stream};
+use super::{Answer, Outcome, Step, Story, Stream, Traffic};
 
 /// Synthetic data of a successful demo.
 pub fn sample() -> Story {
@@ -84,5 +84,18 @@ pub fn sample() -> Story {
             status: "NAMESPACE   NAME                              SERVICE   READY   REASON   AGE\nshop        meshroute.weft.dev/reviews        reviews   True    Ready    12s\n\nNAMESPACE   NAME                              TARGET    READY   REASON   AGE\nshop        meshcluster.weft.dev/reviews      reviews   True    Ready    40s\n".to_owned(),
         })
         .collect();
-    Story { environment: "Kubernetes v1.36.3, one node, namespace shop".to_owned(), length_ms, streams, steps }
+    let traffic = [
+        ("client", Some("reviews"), 1710),
+        ("reviews", Some("ratings"), 1710),
+        ("reviews", None, 1710),
+        ("ratings", None, 1710),
+    ];
+    let traffic = traffic.map(|(app, service, requests)| Traffic {
+        app: app.to_owned(),
+        service: service.map(str::to_owned),
+        requests,
+        encrypted: requests,
+    });
+    let environment = "Kubernetes v1.36.3, one node, namespace shop".to_owned();
+    Story { environment, length_ms, streams, steps, traffic: traffic.to_vec() }
 }

@@ -6,13 +6,27 @@ fn page_has_a_point_per_response_and_a_mark_per_apply() {
     let story = sample();
     let page = html(&story);
     let answers: usize = story.streams.iter().map(|stream| stream.answers.len()).sum();
-    assert_eq!(shown(&page), Shown { answers, applies: story.steps.len() });
+    let encrypted = story.traffic.iter().filter(|traffic| traffic.is_encrypted()).count();
+    assert_eq!(shown(&page), Shown { answers, applies: story.steps.len(), encrypted });
     assert_eq!(
         page.matches("class=\"mark\" d").count(),
         2 * story.streams.len() * story.steps.len(),
         "lines of applies"
     );
-    assert_eq!(page.matches("<article").count(), story.steps.len(), "steps");
+    assert_eq!(page.matches("<article id=\"step-").count(), story.steps.len(), "steps");
+}
+
+#[test]
+fn page_says_which_requests_were_not_encrypted() {
+    let mut story = sample();
+    let all = shown(&html(&story)).encrypted;
+    assert!(all == story.traffic.len() && all > 0, "{all}");
+    assert!(html(&story).contains("<dd>100 %</dd>"), "all requests are encrypted");
+    story.traffic[0].encrypted = 0;
+    story.traffic[1].encrypted -= 1;
+    let page = html(&story);
+    assert_eq!(shown(&page).encrypted, all - 2);
+    assert!(page.contains(">none</td>") && !page.contains("<dd>100 %</dd>"), "two rows are not all encrypted");
 }
 
 #[test]

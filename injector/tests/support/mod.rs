@@ -20,7 +20,7 @@ use weft_identity::{Fingerprint, SpiffeId, TrustDomain};
 use weft_injector::metrics::Metrics;
 use weft_injector::namespaces::Namespaces;
 use weft_injector::server::{Webhook, router};
-use weft_injector::settings::{Identity, Installation, Resources, ServerVersion};
+use weft_injector::settings::{Identity, Installation, Resources, ServerVersion, Trust};
 
 /// A webhook whose watch has the namespace `shop`, and an API server that has also `fresh`.
 pub(crate) struct Fixture {
@@ -33,18 +33,19 @@ pub(crate) struct Fixture {
 
 impl Fixture {
     pub(crate) fn new() -> Self {
-        Self::with(None, BTreeSet::new())
+        Self::with(None, None)
     }
 
     /// A webhook that gives pods an identity which begins with these roots.
     pub(crate) fn with_roots(roots: BTreeSet<Fingerprint>) -> Self {
-        let trust_domain: TrustDomain = "cluster.local".parse().unwrap();
-        let authority = SpiffeId::new(trust_domain.clone(), "weft-system", "weft-operator").unwrap();
+        let domain: TrustDomain = "cluster.local".parse().unwrap();
+        let authority = SpiffeId::new(domain.clone(), "weft-system", "weft-operator").unwrap();
+        let trust = (!roots.is_empty()).then_some(Trust { domain, authority, roots });
         let url = "https://weft-identity.weft-system.svc:15012/v1/certificates".to_owned();
-        Self::with(Some(Identity { trust_domain, url, authority, roots: BTreeSet::new() }), roots)
+        Self::with(Some(Identity { url, trust: None }), trust)
     }
 
-    fn with(identity: Option<Identity>, roots: BTreeSet<Fingerprint>) -> Self {
+    fn with(identity: Option<Identity>, trust: Option<Trust>) -> Self {
         let requested_paths: Arc<Mutex<Vec<String>>> = Arc::default();
         let log = requested_paths.clone();
         let api_server = service_fn(move |request: Request<kube::client::Body>| {
@@ -82,7 +83,7 @@ impl Fixture {
             namespaces: Namespaces::new(store, Client::new(api_server, "default")),
             installation: Arc::new(installation),
             version: watch::channel(ServerVersion::parse("1", "33")).1,
-            roots: watch::channel(roots).1,
+            trust: watch::channel(trust).1,
             metrics: metrics.clone(),
         };
         Self { router: router(webhook), requested_paths, metrics }

@@ -7,7 +7,8 @@ use weft_config::{Export, Inbound};
 use weft_gateway_api::ParentReference;
 
 use super::diagnostic::Diagnostic;
-use crate::world::{DocumentKind, ObjectId};
+use super::strictness::Strictness;
+use crate::world::{DocumentKind, Key, ObjectId};
 
 /// The compiled configuration of one namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,6 +23,10 @@ pub struct Compiled {
     pub inbound_requires: BTreeSet<String>,
     /// All custom resources of the namespace, with their outcome.
     pub objects: BTreeMap<ObjectId, Outcome>,
+    /// Pods that accept plaintext, and are to be asked who sends them any.
+    pub permissive: Vec<Key>,
+    /// What is known of that, for ports that only the Mesh is about.
+    pub strictness: Strictness,
     /// Endpoint addresses that were rejected (loopback, link-local, ...), by Service.
     pub rejected_addresses: BTreeSet<(String, IpAddr)>,
 }

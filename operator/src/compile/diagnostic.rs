@@ -29,6 +29,9 @@ pub enum Severity {
     Limited,
     /// Information only. Accepted is True and its message has it.
     Note,
+    /// Whether Strict would refuse anybody: the condition StrictReady, whose status follows from the reason. It says nothing
+    /// about the object itself.
+    StrictReady,
 }
 
 // === impl Diagnostic ===

@@ -7,9 +7,11 @@
 //! MeshRoutes, HTTPRoutes, ... ──route───────┤
 //!                          consumer routes  └──> Inbound  (i.<ns>)
 //! MeshPolicies, Pods ───────────policy─────────> Inbound
+//! MeshPolicies, Mesh, Pods ─────mtls───────────> Inbound, Export
 //! Nodes, Pods ──────────────────zones──────────> Inbound
 //! Pods ─────────────────────────pods───────────> Pods     (p.<prefix>)
 //! Pods ─────────────────────────effect─────────> diagnostics: who does not apply an object
+//! what proxies have seen ───────strict─────────> diagnostics: whom the mode Strict would refuse
 //! ```
 //!
 //! [`compile`] returns the documents and, as diagnostics, what could not be compiled: one invalid object never
@@ -21,13 +23,17 @@ mod compiled;
 mod diagnostic;
 mod effect;
 mod endpoint;
+mod mesh;
 mod missing;
+mod mtls;
 mod pods;
 mod policy;
 mod precedence;
 mod route;
 mod service;
 mod source;
+mod strict;
+mod strictness;
 mod unused;
 mod value;
 
@@ -37,7 +43,9 @@ use std::net::IpAddr;
 pub use compiled::{Compiled, Outcome, ParentOutcome};
 pub use diagnostic::{Diagnostic, Severity};
 use endpoint::has_endpoints;
+pub use mesh::{compile as mesh, missing_roots};
 pub use pods::pods;
+pub use strictness::Strictness;
 use weft_config::{Index, Protocol};
 
 use crate::world::{Grant, Namespace, Slice, TargetPort, World};
@@ -90,11 +98,15 @@ pub fn compile(world: &World, name: &str) -> Compiled {
             port.routes = tables.remove(&route::ServicePortKey::new(name, &service.name, port.port));
         }
     }
-    compiled.inbound.policies = policy::compile(world, namespace, &mut compiled.objects);
-    compiled.inbound.relabelled = policy::relabelled(namespace, &compiled.inbound.policies);
+    let policy::Accepted { authorization, mtls } = policy::compile(world, namespace, &mut compiled.objects);
+    compiled.inbound.policies = authorization;
+    compiled.inbound.mtls = mtls::of_namespace(world.mode(), mtls);
+    mtls::set_ports(namespace, &compiled.inbound.mtls.policies, world.mode(), &mut compiled.export.services);
+    compiled.inbound.relabelled = policy::relabelled(namespace, &compiled.inbound);
     compiled.inbound.zones = zones(world, namespace);
     compiled.inbound.routes = tables.into_iter().map(|(port_key, table)| port_key.consumer(table)).collect();
     effect::check(world, name, namespace, &mut compiled);
+    strict::check(world, name, namespace, &mut compiled);
     compiled
 }
 

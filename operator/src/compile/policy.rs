@@ -1,8 +1,8 @@
-//! MeshPolicies: their targets and rules. A rejected policy is not applied, and its condition says so.
+//! MeshPolicies: their targets, rules and modes. A rejected policy is not applied, and its condition says so.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use weft_config::{AuthorizationRule, Policy, PolicyAction, PortRef, Protocol, Source, Target};
+use weft_config::{AuthorizationRule, Inbound, MtlsPolicy, Policy, PolicyAction, PortRef, Protocol, Source, Target};
 use weft_crds::MeshPolicySpec;
 use weft_crds::policy::{self, Action, Authorization};
 use weft_crds::refs::{PolicyTargetKind, PolicyTargetRef};
@@ -10,22 +10,30 @@ use weft_crds::status::Reason;
 
 use super::compiled::Outcome;
 use super::diagnostic::Diagnostic;
-use super::{missing, source, value};
-use crate::world::{self, DocumentKind, Kind, Namespace, ObjectId, Pod, Service, TargetPort, World};
+use super::{missing, mtls, source, value};
+use crate::world::{self, DocumentKind, Key, Kind, Namespace, ObjectId, Pod, Service, TargetPort, World};
 
 /// What conditions on HTTP requests mean where the proxy sees none.
 pub(super) const ON_OPAQUE_TCP: &str =
     "Deny rules with methods, paths or headers refuse every connection there, and such Allow rules match none";
 
-/// Accepted policies, sorted by name.
-pub(super) fn compile(world: &World, namespace: &Namespace, objects: &mut BTreeMap<ObjectId, Outcome>) -> Vec<Policy> {
-    let mut policies = Vec::new();
+/// What the accepted policies of a namespace say, each sorted by name.
+#[derive(Default)]
+pub(super) struct Accepted {
+    pub(super) authorization: Vec<Policy>,
+    pub(super) mtls: Vec<MtlsPolicy>,
+}
+
+/// Compiles the policies of a namespace.
+pub(super) fn compile(world: &World, namespace: &Namespace, objects: &mut BTreeMap<ObjectId, Outcome>) -> Accepted {
+    let mut accepted = Accepted::default();
     for policy in namespace.policies.values() {
         let outcome = objects.entry(ObjectId { kind: Kind::Policy, key: policy.meta.key.clone() }).or_default();
         match check(world, namespace, policy, &mut outcome.diagnostics) {
-            Ok(compiled) => {
+            Ok((authorization, mtls)) => {
                 outcome.documents.insert(DocumentKind::Inbound);
-                policies.push(compiled);
+                accepted.authorization.extend(authorization);
+                accepted.mtls.extend(mtls);
             }
             Err(mut refused) => {
                 refused.message.push_str(". The policy is not applied");
@@ -33,13 +41,13 @@ pub(super) fn compile(world: &World, namespace: &Namespace, objects: &mut BTreeM
             }
         }
     }
-    policies
+    accepted
 }
 
 /// Pods (by UID) with changed labels since injection that a policy selects by: the current values of all labels that
 /// policies select by.
-pub(super) fn relabelled(namespace: &Namespace, policies: &[Policy]) -> BTreeMap<String, BTreeMap<String, String>> {
-    let keys: BTreeSet<&str> = policies.iter().flat_map(|policy| selector_keys(&policy.target)).collect();
+pub(super) fn relabelled(namespace: &Namespace, inbound: &Inbound) -> BTreeMap<String, BTreeMap<String, String>> {
+    let keys: BTreeSet<&str> = targets(inbound).flat_map(selector_keys).collect();
     let labels = |pod: &Pod| {
         let selected_by = pod.labels.iter().filter(|(key, _)| keys.contains(key.as_str()));
         selected_by.map(|(key, value)| (key.clone(), value.clone())).collect()
@@ -48,18 +56,25 @@ pub(super) fn relabelled(namespace: &Namespace, policies: &[Policy]) -> BTreeMap
     relabelled.map(|pod| (pod.uid.clone(), labels(pod))).collect()
 }
 
+/// The targets of all policies.
+pub(super) fn targets(inbound: &Inbound) -> impl Iterator<Item = &Target> {
+    let of_authorization = inbound.policies.iter().map(|policy| &policy.target);
+    of_authorization.chain(inbound.mtls.policies.iter().map(|policy| &policy.target))
+}
+
 fn check(
     world: &World,
     namespace: &Namespace,
     policy: &world::Policy,
     diagnostics: &mut Vec<Diagnostic>,
-) -> Result<Policy, Diagnostic> {
+) -> Result<(Option<Policy>, Option<MtlsPolicy>), Diagnostic> {
     let spec = policy
         .spec
         .as_ref()
         .map_err(|error| Diagnostic::refused(Reason::Invalid, format!("the object cannot be parsed: {error}")))?;
-    let MeshPolicySpec { target_ref, authorization: Authorization { default, rules } } = spec;
-    let own = &policy.meta.key.namespace;
+    let MeshPolicySpec { target_ref, mtls, authorization } = spec;
+    let Key { namespace: own, name } = &policy.meta.key;
+    let rules = authorization.as_ref().map(|authorization| &authorization.rules[..]).unwrap_or_default();
     let mut compiled = Vec::new();
     for (index, rule) in rules.iter().enumerate() {
         let rule = source::compile(world, own, rule.from.as_deref(), index, diagnostics)
@@ -68,8 +83,12 @@ fn check(
         compiled.push(rule);
     }
     let target = target(namespace, target_ref, looks_into_http(&compiled), diagnostics)?;
-    let default_deny = *default == Action::Deny;
-    Ok(Policy { name: policy.meta.key.name.clone(), target, default_deny, rules: compiled })
+    let mtls = mtls.as_ref().map(|mtls| mtls::policy(name, &target, mtls, diagnostics));
+    let authorization = authorization.as_ref().map(|Authorization { default, rules: _ }| {
+        let default_deny = *default == Action::Deny;
+        Policy { name: name.clone(), target, default_deny, rules: compiled }
+    });
+    Ok((authorization, mtls))
 }
 
 /// Keys of the labels that a target selects by.

@@ -45,7 +45,7 @@ pub(super) fn compile(
     };
     let ports = service.ports.iter().map(|port| {
         let endpoints = endpoints(namespace, slices, service, port, governed, &topology, rejected_addresses);
-        wire::ServicePort { port: port.port, protocol: port.protocol, routes: None, endpoints }
+        wire::ServicePort { port: port.port, protocol: port.protocol, mtls: None, routes: None, endpoints }
     });
     let mut ports: Vec<wire::ServicePort> = ports.collect();
     ports.dedup_by_key(|port| port.port);
@@ -109,8 +109,8 @@ fn endpoints(
                 terminating,
                 lost,
                 has_proxy: pod.is_some_and(|pod| pod.has_proxy_at(number)),
-                // Until proxies have identities. Where there is no proxy at the port, there never is one.
-                service_account: None,
+                excluded: pod.is_some_and(|pod| pod.has_identity && pod.excludes(number)),
+                service_account: pod.and_then(|pod| pod.identity_at(number)).map(Box::from),
             });
             known.terminating &= terminating;
             known.lost &= lost;

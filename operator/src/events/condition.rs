@@ -17,12 +17,9 @@ use crate::world::{GatewayRoute, Kind, Namespace, ObjectId, OwnStatus, ParentSta
 /// Events about the change of an object's status.
 pub fn events(world: &World, id: &ObjectId, before: &Status, after: &Status) -> Vec<Event> {
     let changes = changes(before, after);
-    let (Some(namespace), Some((uid, ..)), false) =
-        (world.namespace(&id.key.namespace), world.status(id), changes.is_empty())
-    else {
-        return Vec::new();
-    };
-    about(id, uid, &targets(namespace, id), &changes)
+    let (Some((uid, ..)), false) = (world.status(id), changes.is_empty()) else { return Vec::new() };
+    let targets = world.namespace(&id.key.namespace).map(|namespace| targets(namespace, id));
+    about(id, uid, &targets.unwrap_or_default(), &changes)
 }
 
 /// Events about the change of `status.parents` of a route of the Gateway API.
@@ -94,10 +91,12 @@ fn changes<'a>(before: &'a Status, after: &'a Status) -> Vec<(Severity, &'a Cond
 /// The conditions that are False by themselves, by type: Ready only repeats the others, and the others of an object
 /// that is not accepted follow from that.
 fn failures(status: &Status) -> BTreeMap<&str, &Condition> {
+    // Clients that call in plaintext are no fault of the object.
+    let strict = ConditionType::StrictReady.to_string();
     let mut failures: BTreeMap<&str, &Condition> = status
         .conditions
         .iter()
-        .filter(|condition| condition.status == "False")
+        .filter(|condition| condition.status == "False" && condition.type_ != strict)
         .map(|condition| (condition.type_.as_str(), condition))
         .collect();
     let [accepted, ready] = [ConditionType::Accepted, ConditionType::Ready].map(|kind| kind.to_string());
@@ -141,8 +140,8 @@ fn targets(namespace: &Namespace, id: &ObjectId) -> Vec<Object> {
             });
             target.into_iter().collect()
         }
-        // They have a status for each target.
-        Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => Vec::new(),
+        // A Mesh has no target, and routes of the Gateway API have a status for each.
+        Kind::Mesh | Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => Vec::new(),
     }
 }
 

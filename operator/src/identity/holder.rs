@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Secret;
-use weft_identity::{Fingerprint, TrustBundle, TrustDomain, UnixTime};
+use weft_identity::{CertificateDer, Fingerprint, TrustBundle, TrustDomain, UnixTime};
 
 use super::secret::{Invalid, Issuing, read_issuer};
 
@@ -11,6 +11,7 @@ use super::secret::{Invalid, Issuing, read_issuer};
 #[derive(Debug)]
 pub struct Holder {
     domain: TrustDomain,
+    further: Vec<CertificateDer<'static>>,
     current: Option<Arc<Issuing>>,
     problem: Option<Problem>,
 }
@@ -40,7 +41,12 @@ pub enum Change {
 impl Holder {
     /// Without an issuer.
     pub fn new(domain: TrustDomain) -> Self {
-        Self { domain, current: None, problem: None }
+        Self { domain, further: Vec::new(), current: None, problem: None }
+    }
+
+    /// Sets the roots that are trusted beside those of the Secret, from the next observation on.
+    pub fn trust(&mut self, further: Vec<CertificateDer<'static>>) {
+        self.further = further;
     }
 
     /// The issuer in use.
@@ -86,10 +92,10 @@ impl Holder {
         published: Option<&TrustBundle>,
         now: UnixTime,
     ) -> Result<Option<Issuing>, Invalid> {
-        if self.current.as_ref().is_some_and(|current| current.is_from(secret)) {
+        if self.current.as_ref().is_some_and(|current| current.is_from(secret, &self.further)) {
             return Ok(None);
         }
-        let issuing = read_issuer(secret, &self.domain, now)?;
+        let issuing = read_issuer(secret, &self.domain, now)?.trusting(&self.domain, &self.further)?;
         let root = Fingerprint::of(issuing.issuer.root());
         if published.is_some_and(|published| !published.fingerprints(&self.domain).any(|trusted| trusted == root)) {
             return Err(Invalid::NotYetTrusted { root: root.to_string() });
@@ -114,7 +120,7 @@ impl Holder {
 mod tests {
     use k8s_openapi::ByteString;
     use weft_identity::authority::Authority;
-    use weft_identity::{CertificateDer, pem};
+    use weft_identity::pem;
 
     use super::*;
     use crate::identity::secret;

@@ -13,6 +13,7 @@
 //! Pure: [`secret`], [`holder`], [`lifecycle`], [`trust`], [`caller`], [`fairness`], [`refusal`].
 
 pub mod caller;
+pub mod domain;
 pub mod fairness;
 pub mod files;
 pub mod holder;

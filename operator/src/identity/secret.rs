@@ -9,7 +9,7 @@ use kube::api::ObjectMeta;
 use weft_crds::names;
 use weft_identity::authority::Authority;
 use weft_identity::issue::{self, Issuer};
-use weft_identity::{TrustBundle, TrustDomain, UnixTime, bundle, pem, verify};
+use weft_identity::{CertificateDer, TrustBundle, TrustDomain, UnixTime, bundle, pem, verify};
 
 const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
@@ -23,10 +23,12 @@ const TYPE: &str = "kubernetes.io/tls";
 pub struct Issuing {
     /// What signs.
     pub issuer: Issuer,
-    /// The roots of `ca.crt`.
+    /// The roots of `ca.crt`, and further ones.
     pub bundle: TrustBundle,
     /// The data that it was read from.
     data: BTreeMap<String, ByteString>,
+    /// Roots that are trusted beside those of `ca.crt`.
+    further: Vec<CertificateDer<'static>>,
 }
 
 /// Why a Secret cannot be used: the field, and what to do.
@@ -78,7 +80,7 @@ pub fn read_issuer(secret: &Secret, domain: &TrustDomain, now: UnixTime) -> Resu
     let roots = pem::read_certificates(roots).map_err(|_| Invalid::Pem(ROOTS))?;
     let bundle = TrustBundle::new(domain.clone(), roots).map_err(Invalid::Roots)?;
     let issuer = Issuer::new(&certificates, &key, domain.clone(), &bundle, now).map_err(Invalid::Issuer)?;
-    Ok(Issuing { issuer, bundle, data: secret.data.clone().unwrap_or_default() })
+    Ok(Issuing { issuer, bundle, data: secret.data.clone().unwrap_or_default(), further: Vec::new() })
 }
 
 /// Reads the generated root.
@@ -134,9 +136,16 @@ fn field<'a>(secret: &'a Secret, name: &'static str) -> Result<&'a [u8], Invalid
 // === impl Issuing ===
 
 impl Issuing {
-    /// Whether a Secret has the very data that this was read from.
-    pub fn is_from(&self, secret: &Secret) -> bool {
-        secret.data.as_ref() == Some(&self.data)
+    /// With further roots.
+    pub fn trusting(self, domain: &TrustDomain, further: &[CertificateDer<'static>]) -> Result<Self, Invalid> {
+        let own = self.bundle.roots(domain).iter().map(|root| root.certificate().clone());
+        let bundle = TrustBundle::new(domain.clone(), own.chain(further.iter().cloned())).map_err(Invalid::Roots)?;
+        Ok(Self { bundle, further: further.to_vec(), ..self })
+    }
+
+    /// Whether a Secret has the very data that this was read from, and these are the further roots.
+    pub fn is_from(&self, secret: &Secret, further: &[CertificateDer<'static>]) -> bool {
+        secret.data.as_ref() == Some(&self.data) && self.further == further
     }
 
     /// Whether another one signs with the same certificate under the same roots, in whatever order they are written.

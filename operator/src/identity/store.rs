@@ -19,6 +19,7 @@ use weft_identity::authority::{self, Authority};
 use weft_identity::{SpiffeId, TrustBundle, TrustDomain, UnixTime, rfc3339};
 use weft_runtime::readiness::Part;
 
+use super::domain;
 use super::files;
 use super::holder::{Change, Holder, Problem};
 use super::lifecycle::{self, Action, Found};
@@ -30,6 +31,7 @@ use crate::lease;
 use crate::metrics::Metrics;
 use crate::signing::Signing;
 use crate::watch::watch_one;
+use crate::world::objects::RawMeshObject;
 use crate::world::{Document, Key};
 
 /// Interval of checks without events: of the issuer's dates.
@@ -72,6 +74,10 @@ enum Error {
     Write(&'static str, #[source] apply::Error),
     #[error("cannot read or write the trust document")]
     Trust(#[source] apply::Error),
+    #[error("cannot read the Mesh")]
+    Mesh(#[source] apply::Error),
+    #[error("trust domain {in_force} is in force, and this process started with {own}")]
+    OtherDomain { in_force: TrustDomain, own: TrustDomain },
     #[error("cannot make a root or an issuer")]
     Make(#[from] authority::Error),
     #[error("Secret {} cannot be used", names::ROOT_SECRET)]
@@ -92,7 +98,9 @@ impl Store {
             watch_one(secrets.clone(), names::ISSUER_SECRET, changed.clone(), stop.clone(), &tasks);
             watch_one(secrets.clone(), names::ROOT_SECRET, changed.clone(), stop.clone(), &tasks);
         }
-        watch_one(documents.clone(), bootstrap::TRUST_NAME, changed, stop.clone(), &tasks);
+        watch_one(documents.clone(), bootstrap::TRUST_NAME, changed.clone(), stop.clone(), &tasks);
+        let meshes: Api<RawMeshObject<weft_crds::Mesh>> = Api::all(self.client.clone());
+        watch_one(meshes, weft_crds::mesh::NAME, changed, stop.clone(), &tasks);
         self.part.report(false, "there is no issuer yet");
 
         let mut holder = Holder::new(self.domain.clone());
@@ -116,8 +124,15 @@ impl Store {
                 }
             }
             let files = files.as_ref().map(|files| files.borrow().clone());
-            let wait = match self.round(&secrets, files, &documents, &mut holder, &mut told).await {
+            let round = self.round(&secrets, files, &documents, &mut holder, &mut told).await;
+            let wait = match round {
                 Ok(()) => CHECK_INTERVAL,
+                // All that this process has is of its own trust domain.
+                Err(error @ Error::OtherDomain { .. }) => {
+                    tracing::error!(%error, "stopping, to begin again with the trust domain in force");
+                    stop.cancel();
+                    return;
+                }
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
                     tracing::warn!(error, "cannot reconcile the certificate authority, retrying");
@@ -145,6 +160,17 @@ impl Store {
         };
         let document = call(documents.get_opt(bootstrap::TRUST_NAME)).await.map_err(Error::Trust)?.map(Document::from);
         let published = document.as_ref().and_then(trust::read);
+
+        let other = published.as_ref().and_then(TrustBundle::only_domain).filter(|in_force| **in_force != self.domain);
+        // The leader that has issued certificates has written the domain: somebody else has changed the document since.
+        let is_mine = holder.current().is_some() && self.lease.borrow().epoch().is_some();
+        if let Some(in_force) = other.filter(|_| !is_mine) {
+            return Err(Error::OtherDomain { in_force: in_force.clone(), own: self.domain.clone() });
+        }
+        let mesh = domain::read_mesh(&self.client).await.map_err(Error::Mesh)?;
+        let in_use = holder.current().map(|current| &current.bundle).or(published.as_ref());
+        let further = trust::further_roots(mesh.as_ref(), in_use, &self.domain);
+        holder.trust(further);
 
         let now = UnixTime::now();
         match holder.observe(found.as_ref(), published.as_ref(), now) {

@@ -8,15 +8,31 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::ObjectMeta;
 use weft_config::{Envelope, Written, bootstrap};
 use weft_crds::names;
-use weft_identity::{TrustBundle, UnixTime};
+use weft_identity::{CertificateDer, Root, TrustBundle, TrustDomain, UnixTime};
 
 use crate::render;
 use crate::signing::Signing;
-use crate::world::Document;
+use crate::world::{Document, Mesh};
 
 /// The bundle of a document, if it is intact.
 pub fn read(document: &Document) -> Option<TrustBundle> {
     document.envelope.read().ok().map(|(_, bundle)| bundle)
+}
+
+/// The roots of the Mesh. If one of them cannot be read, those in use: the last good ones are among them.
+pub fn further_roots(
+    mesh: Option<&Mesh>,
+    in_use: Option<&TrustBundle>,
+    domain: &TrustDomain,
+) -> Vec<CertificateDer<'static>> {
+    let Some(mesh) = mesh else { return Vec::new() };
+    let read = mesh.spec.as_ref().ok().and_then(|spec| {
+        let texts = spec.roots().iter().map(|text| Root::read(text).ok());
+        Some(texts.collect::<Option<Vec<_>>>()?.into_iter().flatten().collect())
+    });
+    let last_good = || in_use.map(|bundle| bundle.roots(domain).to_vec()).unwrap_or_default();
+    let roots: Vec<Root> = read.unwrap_or_else(last_good);
+    roots.iter().map(|root| root.certificate().clone()).collect()
 }
 
 /// The document to write; `None` if the one found has this bundle already, and a signature under this issuer.
@@ -56,14 +72,17 @@ pub fn plan(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::time::Duration;
 
+    use serde_json::{Value, json};
     use weft_identity::authority::Authority;
     use weft_identity::sign::Signature;
-    use weft_identity::{SpiffeId, TrustDomain, pem};
+    use weft_identity::{SpiffeId, pem};
 
     use super::*;
     use crate::identity::secret::{self, Issuing};
+    use crate::world::objects::RawMeshObject;
 
     const NOW: u64 = 1_800_000_000;
 
@@ -128,6 +147,31 @@ mod tests {
             ("unsigned", Document { envelope: Envelope::write(Written::default(), &smaller.bundle), ..third.clone() }),
         ] {
             assert!(plan_at(&smaller, Some(&found), NOW).is_some(), "{desc}: it is repaired");
+        }
+    }
+
+    #[test]
+    fn roots_of_a_mesh_that_cannot_be_read_are_those_in_use() {
+        let [ours, further, new] = [(); 3].map(|()| new_root());
+        let in_use = TrustBundle::new(domain(), [&ours, &further].map(|root| root.certificate.clone())).unwrap();
+        let text = |root: &Authority| pem::certificates([&root.certificate]);
+        let mesh = |roots: Value| -> Mesh {
+            let object = json!({"metadata": {"name": "weft"}, "spec": {"trust": {"roots": roots}}});
+            serde_json::from_value::<RawMeshObject<weft_crds::Mesh>>(object).unwrap().read()
+        };
+        for (desc, mesh, expected) in [
+            ("no Mesh", None, vec![]),
+            ("no roots", Some(mesh(json!([]))), vec![]),
+            ("roots", Some(mesh(json!([text(&further), text(&new)]))), vec![&further, &new]),
+            ("one is none", Some(mesh(json!([text(&new), "x"]))), vec![&ours, &further]),
+            ("no list", Some(mesh(json!("x"))), vec![&ours, &further]),
+        ] {
+            let sorted = |certificates: Vec<CertificateDer<'static>>| {
+                certificates.iter().map(|certificate| certificate.to_vec()).collect::<BTreeSet<_>>()
+            };
+            let expected = expected.into_iter().map(|root| root.certificate.clone()).collect();
+            let found = further_roots(mesh.as_ref(), Some(&in_use), &domain());
+            assert_eq!(sorted(found), sorted(expected), "{desc}");
         }
     }
 

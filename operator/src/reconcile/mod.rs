@@ -27,6 +27,7 @@ use weft_config::bootstrap::prefix_of_name;
 use weft_runtime::readiness::Part;
 
 use crate::apply;
+use crate::callers::Target;
 use crate::compile::Compiled;
 use crate::events::Recorder;
 use crate::lease;
@@ -34,7 +35,7 @@ use crate::metrics::{AvailabilityLabels, DocumentLabel, KindLabel, Metrics};
 use crate::render::{self, Body, Plan, Published, Writer};
 use crate::signing::Signing;
 use crate::status::Delivery;
-use crate::world::{Access, AccessKind, Availability, Change, Document, DocumentKind, Event, Key, WatchedKind};
+use crate::world::{Access, AccessKind, Answer, Availability, Change, Document, DocumentKind, Event, Key, WatchedKind};
 
 /// Maximum events applied before timers are checked again.
 const EVENTS_MAX: usize = 1024;
@@ -59,6 +60,10 @@ pub struct Reconciler {
     pub metrics: Metrics,
     /// Where Kubernetes Events go.
     pub recorder: Recorder,
+    /// Where the pods go that are to be asked for their plaintext callers.
+    pub to_ask: watch::Sender<Vec<Target>>,
+    /// What they answered, a round at a time.
+    pub answers: mpsc::Receiver<Vec<Answer>>,
     /// Namespaces that are never injected: their pods need no Event that says so.
     pub excluded_namespaces: BTreeSet<String>,
     /// Ready once all kinds have been listed.
@@ -106,6 +111,7 @@ impl Reconciler {
                         return;
                     }
                 }
+                Some(answers) = self.answers.recv() => state.observe_callers(answers, Instant::now()),
                 Ok(()) = self.signing.changed() => state.touch_all(Instant::now()),
                 () = sleep_until(flush_at), if flush_at.is_some() => self.flush(&mut state).await,
                 _ = tick.tick() => self.update_gauges(&mut state),
@@ -113,6 +119,7 @@ impl Reconciler {
             let epoch = self.lease.borrow_and_update().epoch();
             if state.epoch != epoch {
                 state.reset(epoch, Instant::now());
+                self.to_ask.send_replace(Vec::new());
                 self.report_readiness(&state);
                 self.update_gauges(&mut state);
             }
@@ -162,6 +169,12 @@ impl Reconciler {
                 None => self.remove(state, scope, epoch).await,
             }
         }
+        for scope in compiled.keys() {
+            state.mode_written(scope);
+        }
+        if with_index {
+            self.write_statuses_of_meshes(state, epoch).await;
+        }
         for (scope, compiled) in &compiled {
             if let Some(compiled) = compiled {
                 self.write_statuses(state, scope, compiled, epoch).await;
@@ -170,6 +183,12 @@ impl Reconciler {
                 self.recorder.record_pods(state.events_of_pods(scope));
             }
         }
+        self.to_ask.send_if_modified(|current| {
+            let next = state.to_ask();
+            let is_changed = *current != next;
+            *current = next;
+            is_changed
+        });
         state.failures.retain(|scope, _| state.dirty.contains(scope));
         let now = Instant::now();
         state.last_flush = Some(now);
@@ -179,7 +198,16 @@ impl Reconciler {
     }
 
     fn plan_namespace(&self, state: &mut State, scope: &str, compiled: &Compiled, epoch: u64, jobs: &mut Vec<Job>) {
-        let Compiled { export, inbound, export_requires, inbound_requires, objects: _, rejected_addresses } = compiled;
+        let Compiled {
+            export,
+            inbound,
+            export_requires,
+            inbound_requires,
+            objects: _,
+            permissive: _,
+            strictness: _,
+            rejected_addresses,
+        } = compiled;
         for (service, address) in rejected_addresses {
             tracing::debug!(ns = scope, service, %address, "endpoint address rejected");
         }

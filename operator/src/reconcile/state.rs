@@ -3,19 +3,24 @@
 //! Pure: no client; the time is a parameter.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use weft_config::bootstrap::pods_name;
+use weft_config::bootstrap::{self, pods_name};
 use weft_config::{Index, Prefix};
 
-use crate::compile::{self, Compiled, Exports};
+use crate::callers::Target;
+use crate::compile::{self, Compiled, Exports, Strictness};
 use crate::events;
 use crate::metrics::NotReadyLabels;
 use crate::render::{Body, Published};
 use crate::status::{self, Delivery};
-use crate::world::{Availability, Definition, DocumentKind, Event, ObjectId, WatchedKind, World, documents_namespace};
+use crate::world::{
+    Answer, Availability, Definition, DocumentKind, Event, Key, ObjectId, Touched, WatchedKind, World,
+    documents_namespace,
+};
 
-/// The scope of the index; no namespace has this name.
+/// The scope of the index and of the Mesh; no namespace has this name.
 pub(super) const INDEX: &str = "";
 
 /// Coalescing delay of the first change after a quiet period.
@@ -52,6 +57,10 @@ pub(super) struct State {
     pub(super) delivery: BTreeMap<(DocumentKind, String), Delivery>,
     exports: BTreeMap<String, Exports>,
     references: BTreeMap<String, BTreeSet<String>>,
+    /// Pods that accept plaintext, and what is known of their callers; by namespace.
+    plaintext: BTreeMap<String, (Vec<Key>, Strictness)>,
+    /// Namespaces whose documents do not have the default mode of mutual TLS yet.
+    without_mode: BTreeSet<String>,
     /// How many objects were not ready when the gauges were last set.
     pub(super) not_ready: BTreeMap<NotReadyLabels, i64>,
     status_written_at: HashMap<ObjectId, Instant>,
@@ -84,7 +93,22 @@ impl State {
         if reset {
             self.listed.insert(kind);
         }
+        let mode = self.world.mode();
         let touched = self.world.observe(event);
+        if mode != self.world.mode() {
+            self.without_mode.extend(touched.scopes.iter().filter(|scope| *scope != INDEX).cloned());
+        }
+        self.touch(touched, now);
+    }
+
+    /// Takes what the proxies of all asked pods have answered.
+    pub(super) fn observe_callers(&mut self, answers: Vec<Answer>, now: Instant) {
+        let touched = self.world.observe_callers(answers);
+        self.touch(touched, now);
+    }
+
+    /// Marks namespaces dirty, and schedules a round.
+    fn touch(&mut self, touched: Touched, now: Instant) {
         if touched.scopes.is_empty() {
             return;
         }
@@ -113,6 +137,7 @@ impl State {
         self.delivery.clear();
         self.exports.clear();
         self.references.clear();
+        self.plaintext.clear();
         self.failures.clear();
         self.dirty.clear();
         self.not_before.clear();
@@ -121,6 +146,8 @@ impl State {
         self.reported.clear();
         self.reported_definitions.clear();
         self.touch_all(now);
+        // What an earlier leader has written is not known.
+        self.without_mode = self.dirty.iter().filter(|scope| *scope != INDEX).cloned().collect();
     }
 
     /// Marks everything dirty, because all documents may have to be written again.
@@ -132,6 +159,33 @@ impl State {
         self.dirty.extend(scopes);
         self.dirty.insert(INDEX.to_owned());
         self.flush_at = Some(now);
+    }
+
+    /// Notes that a namespace's documents were compiled with the default mode of mutual TLS, and written if they are to be.
+    pub(super) fn mode_written(&mut self, scope: &str) {
+        let inbound = (DocumentKind::Inbound, scope.to_owned());
+        let is_written = self.delivery.get(&inbound).is_none_or(|delivery| matches!(delivery, Delivery::Written(_)));
+        if is_written && self.without_mode.remove(scope) && self.without_mode.is_empty() {
+            self.dirty.insert(INDEX.to_owned());
+        }
+    }
+
+    /// Whether all documents have what the Mesh says. `is_programmed`: they did at this generation, which a restart of the
+    /// operator does not change.
+    pub(super) fn delivery_of_mesh(&self, is_programmed: bool) -> Delivery {
+        let roots = compile::missing_roots(&self.world);
+        match self.without_mode.first().filter(|_| !is_programmed) {
+            Some(namespace) => {
+                let count = self.without_mode.len();
+                Delivery::Pending(format!("namespaces do not have the mode yet: {namespace}, {count} in all"))
+            }
+            None if roots > 0 => Delivery::Pending(format!(
+                "{roots} roots are not in {}/{} yet",
+                bootstrap::EXPORT_NAMESPACE,
+                bootstrap::TRUST_NAME
+            )),
+            None => Delivery::Written("all namespaces have the mode, and all proxies may trust the roots".to_owned()),
+        }
     }
 
     /// The dirty scopes that are not delayed, at most one round of them.
@@ -206,11 +260,36 @@ impl State {
         let references = self.world.references(scope);
         let before = self.references.insert(scope.to_owned(), references.clone()).unwrap_or_default();
         self.dirty.extend(before.symmetric_difference(&references).filter(|other| *other != scope).cloned());
+        let plaintext = compiled.as_ref().map(|compiled| (compiled.permissive.clone(), compiled.strictness.clone()));
+        let before = self.plaintext.insert(scope.to_owned(), plaintext.clone().unwrap_or_default());
+        // The Mesh's status is about all namespaces.
+        if before.unwrap_or_default().1 != plaintext.unwrap_or_default().1 {
+            self.dirty.insert(INDEX.to_owned());
+        }
         if compiled.is_none() {
             self.exports.remove(scope);
             self.references.remove(scope);
+            self.plaintext.remove(scope);
         }
         compiled
+    }
+
+    /// What is known of plaintext callers where only the Mesh decides.
+    pub(super) fn strictness(&self) -> Strictness {
+        let mut all = Strictness::default();
+        self.plaintext.values().for_each(|(_, strictness)| all.merge(strictness));
+        all
+    }
+
+    /// The pods to ask for their plaintext callers.
+    pub(super) fn to_ask(&self) -> Vec<Target> {
+        let pods = self.plaintext.values().flat_map(|(pods, _)| pods);
+        let target = |key: &Key| {
+            let pod = self.world.namespace(&key.namespace)?.pods.get(&key.name)?;
+            let address = SocketAddr::new(*pod.addresses.first()?, bootstrap::METRICS_PORT);
+            Some(Target { pod: key.clone(), uid: pod.uid.clone(), address })
+        };
+        pods.filter_map(target).collect()
     }
 
     /// The index. Of prefixes, it lists those whose documents exist.
@@ -340,114 +419,4 @@ pub(super) fn delivered(kind: DocumentKind, scope: &str, published: &Published) 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::world::{Change, NamespaceMeta};
-
-    #[test]
-    fn state_has_synced_when_every_kind_was_listed() {
-        let (mut state, kinds) = (State::default(), WatchedKind::ALL);
-        let namespaces: Vec<NamespaceMeta> = Vec::new();
-        state.observe(Event::Namespace(Change::Reset(namespaces)), Instant::now());
-        assert_eq!(state.listed, BTreeSet::from([WatchedKind::Namespaces]));
-        state.listed.extend(kinds.iter().skip(2));
-        assert!(!state.has_synced(), "services are missing");
-        state.listed.extend(kinds);
-        assert!(state.has_synced());
-    }
-
-    fn set(names: &[&str]) -> BTreeSet<String> {
-        names.iter().map(|name| (*name).to_owned()).collect()
-    }
-
-    #[test]
-    fn referenced_namespaces_are_written_first() {
-        let mut state = State::default();
-        state.references.insert("a".into(), set(&["b", "elsewhere"]));
-        state.references.insert("b".into(), set(&["c"]));
-        assert_eq!(state.levels(set(&["a", "b", "c", "d"])), [vec!["c", "d"], vec!["b"], vec!["a"]]);
-        state.references.insert("c".into(), set(&["a"]));
-        assert_eq!(state.levels(set(&["a", "b", "c", "d"])), [vec!["d"], vec!["a", "b", "c"]], "a cycle ends");
-    }
-
-    #[test]
-    fn retries_back_off_up_to_a_limit() {
-        let mut state = State::default();
-        for _ in 0..40 {
-            state.retry("shop", Instant::now());
-        }
-        let wait = state.not_before["shop"] - Instant::now();
-        assert!(wait <= RETRY_MAX && wait > RETRY_MAX / 2, "{wait:?}");
-        assert!(state.take_due(Instant::now()).is_empty(), "backing off");
-        state.schedule(Instant::now());
-        assert!(state.flush_at.is_some_and(|at| at > Instant::now()), "scheduled for later");
-    }
-
-    #[test]
-    fn change_does_not_wait_for_the_retry_of_another_namespace() {
-        let (mut state, now) = (State::new(), Instant::now());
-        for _ in 0..40 {
-            state.retry("failing", now);
-        }
-        state.schedule(now);
-        assert_eq!(state.flush_at, Some(now + RETRY_MAX));
-        let meta = NamespaceMeta { name: "shop".into(), enabled: true };
-        state.observe(Event::Namespace(Change::Apply(meta)), now);
-        assert_eq!(state.flush_at, Some(now + COALESCE_MIN));
-    }
-
-    #[test]
-    fn statuses_are_throttled_and_delay_nothing_else() {
-        let (mut state, start) = (State::new(), Instant::now());
-        let id = ObjectId { kind: crate::world::Kind::Policy, key: crate::world::Key::new("shop", "p") };
-        assert!(state.may_write_status(&id, true, start), "the first");
-        state.status_written(id.clone(), start);
-        let soon = start + Duration::from_millis(500);
-        assert!(!state.may_write_status(&id, false, soon));
-        assert!(!state.may_write_status(&id, true, soon));
-        state.schedule(soon);
-        assert_eq!(state.flush_at, Some(start + STATUS_INTERVAL), "the earlier of both");
-        state.dirty.insert("shop".into());
-        assert_eq!(state.take_due(soon), ["shop"], "a change of the configuration does not wait");
-
-        let later = start + STATUS_INTERVAL;
-        assert_eq!(state.take_due(later), ["shop"]);
-        assert!(state.may_write_status(&id, true, later), "a status changed");
-        assert!(!state.may_write_status(&id, false, later), "only the message changed");
-        state.schedule(later);
-        assert_eq!(state.flush_at, Some(start + MESSAGE_INTERVAL));
-        assert!(state.may_write_status(&id, false, start + MESSAGE_INTERVAL));
-    }
-
-    #[test]
-    fn messages_of_many_objects_are_spread_over_time() {
-        let (mut state, start) = (State::new(), Instant::now());
-        let id = |n: u32| ObjectId {
-            kind: crate::world::Kind::Policy,
-            key: crate::world::Key::new("shop", format!("p{n}")),
-        };
-        let written = |state: &mut State, is_prompt, at| {
-            (0..100).filter(|n| state.may_write_status(&id(*n), is_prompt, at)).count()
-        };
-        assert_eq!(written(&mut state, false, start), MESSAGES_MAX as usize);
-        assert_eq!(written(&mut state, true, start), 100, "a status that changed does not wait");
-        assert_eq!(written(&mut state, false, start + STATUS_INTERVAL / 2), 0);
-        assert_eq!(state.status_due["shop"], start + STATUS_INTERVAL);
-        assert_eq!(written(&mut state, false, start + STATUS_INTERVAL), MESSAGES_MAX as usize);
-    }
-
-    #[test]
-    fn first_change_is_written_at_once_and_a_burst_is_coalesced() {
-        let namespace =
-            |name: &str, enabled| Event::Namespace(Change::Apply(NamespaceMeta { name: name.into(), enabled }));
-        let mut state = State::new();
-        state.observe(namespace("a", true), Instant::now());
-        assert_eq!(state.coalesce, COALESCE_MIN);
-        for round in 0..8 {
-            assert_eq!(state.take_due(Instant::now()).len(), 1);
-            state.last_flush = Some(Instant::now());
-            state.observe(namespace("a", round % 2 == 1), Instant::now());
-        }
-        assert_eq!(state.coalesce, COALESCE_MAX);
-    }
-}
+mod tests;

@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use k8s_openapi::jiff::Timestamp;
-use weft_crds::Status;
+use weft_crds::{Status, mesh};
+use weft_identity::UnixTime;
 
-use super::state::State;
+use super::state::{INDEX, State};
 use super::{Reconciler, WRITES_MAX};
 use crate::apply;
-use crate::compile::{Compiled, Outcome, ParentOutcome};
+use crate::compile::{self, Compiled, Outcome, ParentOutcome};
 use crate::events::condition;
 use crate::metrics::OutcomeLabel;
 use crate::status::{self, Delivery};
@@ -20,6 +21,8 @@ use crate::world::{GatewayRoute, ObjectId, ParentStatus};
 /// the conditions of a thousand policies, and documents have precedence.
 const STATUSES_MAX: usize = 256;
 const STATUSES_INTERVAL: Duration = Duration::from_millis(100);
+/// When a Mesh with roots is looked at again: they expire.
+const ROOTS_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
 /// A status to write.
 struct Next {
@@ -40,11 +43,37 @@ impl Reconciler {
     /// Writes the statuses that changed, up to a number in one round, and each object's at most so often
     /// (`State::may_write_status`).
     pub(super) async fn write_statuses(&self, state: &mut State, scope: &str, compiled: &Compiled, epoch: u64) {
-        let (now, time) = (Instant::now(), Timestamp::now());
+        let time = Timestamp::now();
         let of_own = compiled.objects.iter().filter_map(|(id, outcome)| next_status(state, id, outcome, time));
         let routes = state.world.namespace(scope).into_iter().flat_map(|namespace| namespace.gateway_routes());
         let of_routes = routes.filter_map(|route| next_parents(state, compiled, route, time));
         let changed: Vec<Next> = of_own.chain(of_routes).collect();
+        self.write_changed(state, scope, changed, epoch).await;
+    }
+
+    /// The same for the kind Mesh, which is in no namespace.
+    pub(super) async fn write_statuses_of_meshes(&self, state: &mut State, epoch: u64) {
+        let time = Timestamp::now();
+        let outcomes = compile::mesh(&state.world, UnixTime::now());
+        let changed = outcomes.iter().filter_map(|(id, outcome)| {
+            let (uid, generation, previous) = state.world.status(id)?;
+            let is_programmed = status::is_programmed(previous, generation);
+            let delivery = state.delivery_of_mesh(is_programmed);
+            let mut diagnostics = outcome.diagnostics.clone();
+            diagnostics.extend((id.key.name == mesh::NAME).then(|| state.strictness().diagnostic()));
+            let status = status::next_of_mesh(previous, generation, &diagnostics, &delivery, time)?;
+            let is_prompt = status::is_prompt(previous, &status);
+            Some(Next { id: id.clone(), status: NextStatus::Own { uid: uid.to_owned(), status }, is_prompt })
+        });
+        let changed: Vec<Next> = changed.collect();
+        self.write_changed(state, INDEX, changed, epoch).await;
+        if state.world.meshes().any(|mesh| mesh.spec.as_ref().is_ok_and(|spec| !spec.roots().is_empty())) {
+            state.write_statuses_at(INDEX, Instant::now() + ROOTS_INTERVAL);
+        }
+    }
+
+    async fn write_changed(&self, state: &mut State, scope: &str, changed: Vec<Next>, epoch: u64) {
+        let now = Instant::now();
         let mut jobs: Vec<Next> = Vec::new();
         for next in changed {
             if jobs.len() == STATUSES_MAX {

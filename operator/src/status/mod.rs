@@ -55,13 +55,40 @@ pub fn next(
     let resolved = resolved(diagnostics);
     let programmed = programmed(&accepted, delivery);
     let in_effect = in_effect(&accepted, diagnostics);
-    let ready = ready([&accepted, &resolved, &programmed, &in_effect]);
-    let conditions = [accepted, resolved, programmed, in_effect, ready]
+    complete(previous, generation, vec![accepted, resolved, programmed, in_effect], diagnostics, now)
+}
+
+/// The status of a Mesh, which refers to no object and concerns all pods.
+pub fn next_of_mesh(
+    previous: &Status,
+    generation: i64,
+    diagnostics: &[Diagnostic],
+    delivery: &Delivery,
+    now: Timestamp,
+) -> Option<Status> {
+    let accepted = accepted(diagnostics);
+    let programmed = programmed(&accepted, delivery);
+    complete(previous, generation, vec![accepted, programmed], diagnostics, now)
+}
+
+/// With the condition Ready, and StrictReady if there is anything to say about that.
+fn complete(
+    previous: &Status,
+    generation: i64,
+    mut desired: Vec<Desired>,
+    diagnostics: &[Diagnostic],
+    now: Timestamp,
+) -> Option<Status> {
+    desired.push(ready(&desired));
+    desired.extend(strict_ready(diagnostics));
+    let conditions = desired
+        .into_iter()
         .map(|desired| condition(desired.kind.to_string(), desired, &previous.conditions, generation, now));
+    let conditions: Vec<Condition> = conditions.collect();
     // Ignores conditions of other controllers, and the order in which the API server returns them.
     let is_current = |desired: &Condition| previous.conditions.contains(desired);
     let same = previous.observed_generation == Some(generation) && conditions.iter().all(is_current);
-    (!same).then(|| Status { observed_generation: Some(generation), conditions: conditions.into() })
+    (!same).then_some(Status { observed_generation: Some(generation), conditions })
 }
 
 /// Whether a status tells more than other words for the same: the spec, or the status or reason of a condition changed. The
@@ -75,6 +102,13 @@ pub fn is_prompt(previous: &Status, next: &Status) -> bool {
 fn is_known(previous: &[Condition], condition: &Condition) -> bool {
     let before = previous.iter().find(|before| before.type_ == condition.type_);
     before.is_some_and(|before| (&before.status, &before.reason) == (&condition.status, &condition.reason))
+}
+
+/// Whether a generation of an object is in the configuration that proxies read, as its status says.
+pub fn is_programmed(status: &Status, generation: i64) -> bool {
+    let kind = ConditionType::Programmed.to_string();
+    let is_true = |condition: &Condition| condition.type_ == kind && condition.status == "True";
+    status.observed_generation == Some(generation) && status.conditions.iter().any(is_true)
 }
 
 /// The reason why an object is not ready; `Pending` while it has no such condition.
@@ -154,14 +188,24 @@ fn in_effect(accepted: &Desired, diagnostics: &[Diagnostic]) -> Desired {
     Desired { kind, status: "True", reason, message }
 }
 
+fn strict_ready(diagnostics: &[Diagnostic]) -> Option<Desired> {
+    let (reason, message) = summarize(diagnostics, Severity::StrictReady)?;
+    let status = match reason {
+        Reason::NoPlaintextCallers => "True",
+        Reason::PlaintextCallers => "False",
+        _ => "Unknown",
+    };
+    Some(Desired { kind: ConditionType::StrictReady, status, reason, message })
+}
+
 /// Has the reason of the first condition that says something, so that one column shows it.
-fn ready(conditions: [&Desired; 4]) -> Desired {
+fn ready(conditions: &[Desired]) -> Desired {
     let kind = ConditionType::Ready;
-    if let Some(first) = conditions.into_iter().find(|desired| desired.status != "True") {
+    if let Some(first) = conditions.iter().find(|desired| desired.status != "True") {
         let message = format!("{} is {}: {}", first.kind, first.status, first.message);
         return Desired { kind, status: "False", reason: first.reason, message };
     }
-    let telling = conditions.into_iter().filter(|desired| !desired.is_usual());
+    let telling = conditions.iter().filter(|desired| !desired.is_usual());
     let (mut reason, mut messages) = (Reason::Ready, Vec::new());
     for desired in telling {
         if messages.is_empty() {
@@ -315,6 +359,22 @@ mod tests {
                 "{diagnostics:?}"
             );
         }
+    }
+
+    #[test]
+    fn mesh_has_no_conditions_about_references_and_pods() {
+        let status = next_of_mesh(&Status::default(), 1, &[], &written(), at(EARLIER)).unwrap();
+        let kinds: Vec<&str> = status.conditions.iter().map(|condition| condition.type_.as_str()).collect();
+        assert_eq!(kinds, ["Accepted", "Programmed", "Ready"]);
+        assert_eq!(find(&status, "Ready").status, "True");
+        assert!(is_programmed(&status, 1) && !is_programmed(&status, 2));
+        let pending = Delivery::Pending("2 namespaces do not have the mode yet".into());
+        let status = next_of_mesh(&status, 2, &[], &pending, at(LATER)).unwrap();
+        assert_eq!(
+            (find(&status, "Ready").status.as_str(), find(&status, "Ready").reason.as_str()),
+            ("False", "Pending")
+        );
+        assert!(!is_programmed(&status, 2));
     }
 
     #[test]

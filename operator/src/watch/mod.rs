@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weft_config::bootstrap;
-use weft_crds::{MeshCluster, MeshPolicy, MeshRoute};
+use weft_crds::{Mesh, MeshCluster, MeshPolicy, MeshRoute};
 use weft_runtime::watch::Backoff;
 
 use crate::metrics::{KindLabel, Metrics};
@@ -58,6 +58,7 @@ pub fn start(
     sink.run(Api::<kube::core::PartialObjectMeta<ServiceAccount>>::all(client.clone()), From::from, Event::Account);
     // Metadata only: the status of nodes is large and changes all the time.
     sink.run(Api::<kube::core::PartialObjectMeta<Node>>::all(client.clone()), From::from, Event::Node);
+    sink.run(Api::<RawMeshObject<Mesh>>::all(client.clone()), RawMeshObject::read, Event::Mesh);
     sink.run(Api::<RawMeshObject<MeshRoute>>::all(client.clone()), RawMeshObject::read, Event::Route);
     sink.run(Api::<RawMeshObject<MeshCluster>>::all(client.clone()), RawMeshObject::read, Event::Cluster);
     sink.run(Api::<RawMeshObject<MeshPolicy>>::all(client.clone()), RawMeshObject::read, Event::Policy);

@@ -2,8 +2,8 @@
 
 use super::availability::Availability;
 use super::objects::{
-    Access, AccessKind, Account, Cluster, Document, DocumentKind, GatewayRoute, Grant, Key, Kind, NamespaceMeta, Node,
-    Pod, Policy, Route, Service, Slice,
+    Access, AccessKind, Account, Cluster, Document, DocumentKind, GatewayRoute, Grant, Key, Kind, Mesh, NamespaceMeta,
+    Node, Pod, Policy, Route, Service, Slice,
 };
 
 /// Declares [`WatchedKind`]: its variants, the list of them and their names come from one list.
@@ -37,6 +37,7 @@ watched_kinds! {
     EndpointSlices => "endpointslices",
     ServiceAccounts => "serviceaccounts",
     Nodes => "nodes",
+    Meshes => "meshes",
     MeshRoutes => "meshroutes",
     MeshClusters => "meshclusters",
     MeshPolicies => "meshpolicies",
@@ -73,6 +74,7 @@ pub enum Event {
     Slice(Change<Slice>),
     Account(Change<Account>),
     Node(Change<Node>),
+    Mesh(Change<Mesh>),
     Route(Change<Route>),
     Cluster(Change<Cluster>),
     Policy(Change<Policy>),
@@ -100,6 +102,7 @@ impl Event {
             Self::Slice(change) => (WatchedKind::EndpointSlices, is_reset(change)),
             Self::Account(change) => (WatchedKind::ServiceAccounts, is_reset(change)),
             Self::Node(change) => (WatchedKind::Nodes, is_reset(change)),
+            Self::Mesh(change) => (WatchedKind::Meshes, is_reset(change)),
             Self::Route(change) => (WatchedKind::MeshRoutes, is_reset(change)),
             Self::Cluster(change) => (WatchedKind::MeshClusters, is_reset(change)),
             Self::Policy(change) => (WatchedKind::MeshPolicies, is_reset(change)),
@@ -124,6 +127,7 @@ impl Kind {
     pub fn watched(self) -> WatchedKind {
         match self {
             Self::Cluster => WatchedKind::MeshClusters,
+            Self::Mesh => WatchedKind::Meshes,
             Self::Policy => WatchedKind::MeshPolicies,
             Self::Route => WatchedKind::MeshRoutes,
             Self::HttpRoute => WatchedKind::HttpRoutes,

@@ -5,8 +5,10 @@
 //! arrives as one [`Change::Reset`], so the World never holds part of a list.
 
 mod availability;
+mod callers;
 mod documents;
 mod event;
+mod mesh;
 mod namespace;
 pub mod objects;
 mod stored;
@@ -17,15 +19,17 @@ pub use availability::{Availability, Definition};
 pub use event::{Change, Event, WatchedKind};
 pub use namespace::Namespace;
 pub use objects::{
-    Access, AccessKind, Account, Cluster, ContainerPort, Distribution, Document, DocumentKind, GatewayRoute,
-    GatewaySpec, Grant, Key, Kind, MeshObject, Meta, NamespaceMeta, Node, ObjectId, OwnStatus, Owner, ParentStatus,
-    Pod, Policy, Protocol, Readiness, Route, Service, ServicePort, Slice, SliceEndpoint, SlicePort, TargetPort,
-    WithoutProxy, documents_namespace,
+    Access, AccessKind, Account, Answer, Answers, Asked, Caller, Cluster, ContainerPort, Distribution, Document,
+    DocumentKind, GatewayRoute, GatewaySpec, Grant, Key, Kind, Mesh, MeshObject, Meta, NamespaceMeta, Node, ObjectId,
+    OwnStatus, Owner, ParentStatus, Pod, Policy, Protocol, Readiness, Route, Service, ServicePort, Slice,
+    SliceEndpoint, SlicePort, TargetPort, WithoutProxy, documents_namespace,
 };
 use stored::Stored;
 use weft_config::Prefix;
 use weft_config::bootstrap::pods_name;
 use weft_crds::Status;
+use weft_crds::mesh::Mode;
+use weft_identity::TrustBundle;
 
 /// The effect of an event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,6 +51,13 @@ pub struct World {
     documents: BTreeMap<(DocumentKind, String), Document>,
     access: BTreeMap<(AccessKind, String), Access>,
     has_grants: bool,
+    /// What proxies say of plaintext callers.
+    asked: Answers,
+    /// By name. One counts.
+    meshes: BTreeMap<String, Mesh>,
+    /// The default mode of mutual TLS.
+    mode: Mode,
+    trust: Option<TrustBundle>,
     /// Of the Gateway API's kinds, once it is known.
     availability: BTreeMap<WatchedKind, Availability>,
 }
@@ -70,6 +81,7 @@ impl World {
                 self.touch_those_that_name(&mut touched);
             }
             Event::Node(change) => self.observe_node(change, &mut touched),
+            Event::Mesh(change) => self.observe_mesh(change, &mut touched),
             Event::Route(change) => self.observe_stored(change, |all| &mut all.routes, &mut touched),
             Event::Cluster(change) => self.observe_stored(change, |all| &mut all.clusters, &mut touched),
             Event::Policy(change) => self.observe_stored(change, |all| &mut all.policies, &mut touched),
@@ -79,7 +91,10 @@ impl World {
             }
             Event::Availability(kind, availability) => self.observe_availability(kind, availability, &mut touched),
             Event::GatewayRoute(kind, change) => self.observe_gateway_route(kind, change, &mut touched),
-            Event::Document(kind, change) => self.observe_document(kind, change, &mut touched),
+            Event::Document(kind, change) => {
+                self.observe_trust(&change, &mut touched);
+                self.observe_document(kind, change, &mut touched);
+            }
             Event::Access(kind, change) => self.observe_access(kind, change, &mut touched),
         }
         touched
@@ -187,12 +202,15 @@ impl World {
         fn of<S>(object: &MeshObject<S>) -> (&str, i64, &Status) {
             (&object.meta.uid, object.meta.generation, &object.status)
         }
+        if id.kind == Kind::Mesh {
+            return self.meshes.get(&id.key.name).map(of);
+        }
         let namespace = self.namespaces.get(&id.key.namespace)?;
         match id.kind {
             Kind::Route => namespace.routes.get(&id.key.name).map(of),
             Kind::Cluster => namespace.clusters.get(&id.key.name).map(of),
             Kind::Policy => namespace.policies.get(&id.key.name).map(of),
-            Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => None,
+            Kind::Mesh | Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => None,
         }
     }
 
@@ -203,12 +221,14 @@ impl World {
 
     /// The status of every custom resource.
     pub fn statuses(&self) -> impl Iterator<Item = (Kind, &Status)> {
-        self.namespaces.values().flat_map(|namespace| {
+        let meshes = self.meshes.values().map(|object| (Kind::Mesh, &object.status));
+        let namespaced = self.namespaces.values().flat_map(|namespace| {
             let routes = namespace.routes.values().map(|object| (Kind::Route, &object.status));
             let clusters = namespace.clusters.values().map(|object| (Kind::Cluster, &object.status));
             let policies = namespace.policies.values().map(|object| (Kind::Policy, &object.status));
             routes.chain(clusters).chain(policies)
-        })
+        });
+        meshes.chain(namespaced)
     }
 
     /// Stores a status that was just written, before the watch reports it.
@@ -217,12 +237,18 @@ impl World {
             object.status = status;
             object.meta.revision = object.meta.revision.max(revision);
         }
+        if id.kind == Kind::Mesh {
+            if let Some(object) = self.meshes.get_mut(&id.key.name) {
+                set(object, status, revision);
+            }
+            return;
+        }
         let Some(namespace) = self.namespaces.get_mut(&id.key.namespace) else { return };
         match id.kind {
             Kind::Route => namespace.routes.get_mut(&id.key.name).map(|object| set(object, status, revision)),
             Kind::Cluster => namespace.clusters.get_mut(&id.key.name).map(|object| set(object, status, revision)),
             Kind::Policy => namespace.policies.get_mut(&id.key.name).map(|object| set(object, status, revision)),
-            Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => None,
+            Kind::Mesh | Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => None,
         };
     }
 
@@ -249,6 +275,7 @@ impl World {
             ("grpcroutes", sum(|n| n.grpc_routes.len())),
             ("tlsroutes", sum(|n| n.tls_routes.len())),
             ("tcproutes", sum(|n| n.tcp_routes.len())),
+            ("meshes", self.meshes.len()),
             ("meshroutes", sum(|n| n.routes.len())),
             ("meshclusters", sum(|n| n.clusters.len())),
             ("meshpolicies", sum(|n| n.policies.len())),
@@ -311,7 +338,7 @@ impl World {
             Kind::GrpcRoute => self.observe_stored(change, |all| &mut all.grpc_routes, touched),
             Kind::TlsRoute => self.observe_stored(change, |all| &mut all.tls_routes, touched),
             Kind::TcpRoute => self.observe_stored(change, |all| &mut all.tcp_routes, touched),
-            Kind::Cluster | Kind::Policy | Kind::Route => {}
+            Kind::Cluster | Kind::Mesh | Kind::Policy | Kind::Route => {}
         }
     }
 
@@ -445,9 +472,14 @@ impl World {
             .extend(self.namespaces.iter().filter(|(_, namespace)| on(namespace)).map(|(name, _)| name.clone()));
     }
 
-    /// Marks the namespaces whose policies name callers of the marked ones: their conditions say whether these exist.
+    /// Marks the namespaces whose policies name callers of the marked ones, or of namespaces that do not exist: their
+    /// conditions say whether these exist, and which name was probably meant.
     fn touch_those_that_name(&self, touched: &mut Touched) {
-        let names = |namespace: &Namespace| namespace.callers().any(|caller| touched.scopes.contains(caller));
+        if touched.scopes.is_empty() {
+            return;
+        }
+        let is_concerned = |caller: &str| touched.scopes.contains(caller) || !self.has_namespace(caller);
+        let names = |namespace: &Namespace| namespace.callers().any(is_concerned);
         let concerned: Vec<String> =
             self.namespaces.iter().filter(|(_, namespace)| names(namespace)).map(|(name, _)| name.clone()).collect();
         touched.scopes.extend(concerned);

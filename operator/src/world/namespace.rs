@@ -63,7 +63,7 @@ impl Namespace {
             Kind::GrpcRoute => self.grpc_routes.get_mut(name),
             Kind::TlsRoute => self.tls_routes.get_mut(name),
             Kind::TcpRoute => self.tcp_routes.get_mut(name),
-            Kind::Cluster | Kind::Policy | Kind::Route => None,
+            Kind::Cluster | Kind::Mesh | Kind::Policy | Kind::Route => None,
         }
     }
 
@@ -84,7 +84,7 @@ impl Namespace {
             Kind::GrpcRoute => self.grpc_routes.get(name),
             Kind::TlsRoute => self.tls_routes.get(name),
             Kind::TcpRoute => self.tcp_routes.get(name),
-            Kind::Cluster | Kind::Policy | Kind::Route => None,
+            Kind::Cluster | Kind::Mesh | Kind::Policy | Kind::Route => None,
         }
     }
 
@@ -123,7 +123,7 @@ impl Namespace {
     /// Other namespaces whose service accounts its policies name.
     pub(super) fn callers(&self) -> impl Iterator<Item = &str> {
         let specs = self.policies.values().filter_map(|policy| policy.spec.as_ref().ok());
-        let rules = specs.flat_map(|spec| &spec.authorization.rules);
+        let rules = specs.filter_map(|spec| spec.authorization.as_ref()).flat_map(|authorization| &authorization.rules);
         rules.flat_map(|rule| rule.from.iter().flatten()).flat_map(|source| {
             let accounts = source.service_accounts.iter().chain(&source.not_service_accounts);
             let of_accounts = accounts.filter_map(|account| Some(account.split_once('/')?.0));

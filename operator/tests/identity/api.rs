@@ -20,6 +20,7 @@ use tokio::sync::watch;
 
 pub(crate) const SECRETS: &str = "/api/v1/namespaces/weft-system/secrets";
 pub(crate) const CONFIG_MAPS: &str = "/api/v1/namespaces/weft-config/configmaps";
+pub(crate) const MESHES: &str = "/apis/weft.dev/v1alpha1/meshes";
 const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/weft-system/events";
 const REVIEWS: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
 
@@ -144,7 +145,7 @@ async fn handle(State(api): State<Api>, method: Method, uri: Uri, body: Bytes) -
     };
     let selected = parameter("fieldSelector").and_then(|selector| selector.strip_prefix("metadata.name%3D"));
     let is_collection =
-        [SECRETS, CONFIG_MAPS, EVENTS, REVIEWS].contains(&path) || path.ends_with("webhookconfigurations");
+        [SECRETS, CONFIG_MAPS, MESHES, EVENTS, REVIEWS].contains(&path) || path.ends_with("webhookconfigurations");
     let (collection, name) = if is_collection { (path, "") } else { path.rsplit_once('/').unwrap_or((path, "")) };
     let object: Value = serde_json::from_slice(&body).unwrap_or_default();
     match method {

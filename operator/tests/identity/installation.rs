@@ -1,14 +1,18 @@
 //! What the authority makes by itself, and what becomes of it.
 
-use serde_json::json;
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use weft_config::{Envelope, Written};
+use weft_identity::authority::Authority;
 use weft_identity::verify::{Purpose, verify};
-use weft_identity::{UnixTime, pem};
+use weft_identity::{Fingerprint, TrustBundle, TrustDomain, UnixTime, pem};
 use weft_operator::lease::State;
 
-use crate::api::{Api, CONFIG_MAPS, SECRETS};
-use crate::fixture::{Fixture, base64_field, fixture, leader, replica, until};
+use crate::api::{Api, CONFIG_MAPS, MESHES, SECRETS};
+use crate::fixture::{Fixture, base64_field, domain, fixture, leader, new_root, replica, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn first_installation_makes_one_root_and_all_replicas_sign() {
@@ -84,4 +88,69 @@ async fn installation_goes_on_when_the_api_server_is_back() {
     api.set_read_only(false);
     until("it is ready", || replica.readiness.is_ready()).await;
     Fixture { api, replicas: vec![replica], stop, tasks }.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roots_of_the_mesh_are_trusted_and_a_list_with_a_wrong_one_changes_nothing() {
+    let fixture = fixture(2).await;
+    let root = fixture.root().await;
+    let [further, other] = [(); 2].map(|()| new_root());
+    let text = |root: &Authority| pem::certificates([&root.certificate]);
+    let put = |roots: Value| {
+        let mesh = json!({"metadata": {"name": "weft"}, "spec": {"trust": {"roots": roots}}});
+        fixture.api.put(MESHES, "weft", Some(mesh));
+    };
+    let trusts = |roots: &[Fingerprint]| {
+        let found = fixture.bundle().map(|bundle| bundle.fingerprints(&domain()).collect::<BTreeSet<_>>());
+        found == Some(roots.iter().copied().collect())
+    };
+    let both = [root, Fingerprint::of(&further.certificate)];
+    put(json!([text(&further)]));
+    until("both roots are in the document", || trusts(&both)).await;
+    let (_, answer) = fixture.request(0, root, "web").await;
+    assert_eq!(answer.ok().map(|answer| answer.bundle), fixture.bundle(), "and in the answers of the authority");
+    put(json!([text(&other), "x"]));
+    // The next round of the leader writes the document again.
+    fixture.api.put(CONFIG_MAPS, "trust", None);
+    until("the same roots again", || trusts(&both)).await;
+    put(json!([]));
+    until("the root of the issuer alone", || trusts(&[root])).await;
+    fixture.end().await;
+}
+
+/// The trust document of another trust domain.
+fn of_another_domain() -> Value {
+    let other: TrustDomain = "other.example".parse().expect("a domain");
+    let root = Authority::root(&other, UnixTime::now()).expect("a root");
+    let bundle = TrustBundle::new(other, [root.certificate]).expect("a bundle");
+    let Envelope { data, .. } = Envelope::write(Written::default(), &bundle);
+    json!({"metadata": {"name": "trust", "namespace": "weft-config"}, "data": data})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replica_stops_if_another_trust_domain_is_in_force() {
+    let (api, client) = Api::start().await;
+    let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+    let written = of_another_domain();
+    api.put(CONFIG_MAPS, "trust", Some(written.clone()));
+    let _replica = replica(client, leader(), None, &stop, &tasks).await;
+    until("it stops", || stop.is_cancelled()).await;
+    assert_eq!(api.get(CONFIG_MAPS, "trust").expect("a ConfigMap")["data"], written["data"], "it overwrites nothing");
+    assert!(api.get(SECRETS, "weft-root").is_none(), "and makes no root");
+    tasks.close();
+    tasks.wait().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leader_repairs_a_document_in_which_somebody_changed_the_trust_domain() {
+    let fixture = fixture(1).await;
+    let root = fixture.root().await;
+    fixture.api.put(CONFIG_MAPS, "trust", Some(of_another_domain()));
+    until("the document is repaired", || {
+        fixture.bundle().is_some_and(|bundle| bundle.only_domain() == Some(&domain()))
+    })
+    .await;
+    assert_eq!(fixture.root().await, root);
+    assert!(!fixture.stop.is_cancelled());
+    fixture.end().await;
 }

@@ -7,7 +7,7 @@ pub(crate) mod reconcile;
 
 use kube::api::DynamicObject;
 use serde_json::{Value, json};
-use weft_crds::{MeshCluster, MeshPolicy, MeshRoute};
+use weft_crds::{Mesh, MeshCluster, MeshPolicy, MeshRoute};
 use weft_operator::world::objects::{RawMeshObject, RawNamespace, RawPod, RawService, RawSlice};
 use weft_operator::world::{Account, Change, Event, GatewayRoute, Grant, Key, Kind, Node, World};
 
@@ -42,6 +42,7 @@ pub(crate) fn applied(manifest: &Value) -> Event {
             let zone = manifest["metadata"]["labels"]["topology.kubernetes.io/zone"].as_str().map(str::to_owned);
             Event::Node(Change::Apply(Node { key: key(manifest), zone }))
         }
+        "Mesh" => Event::Mesh(Change::Apply(read::<RawMeshObject<Mesh>>(manifest).read())),
         "MeshRoute" => Event::Route(Change::Apply(read::<RawMeshObject<MeshRoute>>(manifest).read())),
         "MeshCluster" => Event::Cluster(Change::Apply(read::<RawMeshObject<MeshCluster>>(manifest).read())),
         kind @ ("HTTPRoute" | "GRPCRoute" | "TLSRoute" | "TCPRoute") => {
@@ -68,6 +69,7 @@ pub(crate) fn deleted(manifest: &Value) -> Event {
         "EndpointSlice" => Event::Slice(Change::Delete(key)),
         "ServiceAccount" => Event::Account(Change::Delete(key)),
         "Node" => Event::Node(Change::Delete(key)),
+        "Mesh" => Event::Mesh(Change::Delete(key)),
         "MeshRoute" => Event::Route(Change::Delete(key)),
         "MeshCluster" => Event::Cluster(Change::Delete(key)),
         "MeshPolicy" => Event::Policy(Change::Delete(key)),

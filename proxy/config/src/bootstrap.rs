@@ -18,8 +18,10 @@ pub const OUTBOUND_PORT: u16 = 15001;
 pub const INBOUND_PORT: u16 = 15006;
 /// Configuration dump and log level, on loopback only.
 pub const ADMIN_PORT: u16 = 15000;
-/// `GET /metrics`.
+/// `GET /metrics`, and [`CALLERS_PATH`].
 pub const METRICS_PORT: u16 = 15020;
+/// `GET`: who calls the pod in plaintext, as [`PlaintextCallers`](crate::PlaintextCallers) in JSON.
+pub const CALLERS_PATH: &str = "/plaintext-callers";
 /// `GET /readyz` and the pod's own probes and lifecycle hooks, rewritten.
 pub const HEALTH_PORT: u16 = 15021;
 /// Port of the certificate authority in the operator: HTTPS.

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::inbound::MtlsMode;
 use crate::route::RouteTable;
 use crate::{compact_vec, is_default};
 
@@ -45,6 +46,9 @@ pub struct ServicePort {
     /// The protocol of the port.
     #[serde(default, skip_serializing_if = "is_default")]
     pub protocol: Protocol,
+    /// Mode of mutual TLS that policies set for the port. Absent: they set none, and that of the client holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtls: Option<MtlsMode>,
     /// Routes of the Service's own namespace. Absent: every request goes to `endpoints`. Present: a request that no
     /// match accepts is answered 404.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -87,6 +91,8 @@ pub struct Endpoint {
     pub lost: bool,
     /// The pod has a proxy, so the headers that begin with `weft-` in its responses are trusted.
     pub has_proxy: bool,
+    /// The pod has an identity, and excludes the port from its proxy: connections to it are in plaintext.
+    pub excluded: bool,
     /// The pod's service account, if its proxy proves it. It is in the namespace of the document, and in the trust domain
     /// of the mesh, which is that of the client. Nobody else is spoken to at this address.
     pub service_account: Option<Box<str>>,
@@ -126,6 +132,8 @@ struct FlatEndpoint {
     lost: bool,
     #[serde(default, skip_serializing_if = "is_default")]
     has_proxy: bool,
+    #[serde(default, skip_serializing_if = "is_default")]
+    excluded: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     service_account: Option<Box<str>>,
 }
@@ -427,19 +435,32 @@ impl From<FlatEndpoint> for Endpoint {
             terminating,
             lost,
             has_proxy,
+            excluded,
             service_account,
         } = flat;
         let locality = Locality { zone, node, for_zones, for_nodes }.boxed();
-        Self { address, subsets, locality, terminating, lost, has_proxy, service_account }
+        Self { address, subsets, locality, terminating, lost, has_proxy, excluded, service_account }
     }
 }
 
 impl From<Endpoint> for FlatEndpoint {
     fn from(endpoint: Endpoint) -> Self {
-        let Endpoint { address, subsets, locality, terminating, lost, has_proxy, service_account } = endpoint;
+        let Endpoint { address, subsets, locality, terminating, lost, has_proxy, excluded, service_account } = endpoint;
         let Locality { zone, node, for_zones, for_nodes } =
             locality.map_or_else(Locality::default, |locality| *locality);
-        Self { address, subsets, zone, node, for_zones, for_nodes, terminating, lost, has_proxy, service_account }
+        Self {
+            address,
+            subsets,
+            zone,
+            node,
+            for_zones,
+            for_nodes,
+            terminating,
+            lost,
+            has_proxy,
+            excluded,
+            service_account,
+        }
     }
 }
 
@@ -456,6 +477,7 @@ mod tests {
             terminating: false,
             lost: false,
             has_proxy: true,
+            excluded: false,
             service_account: account.map(Into::into),
         };
         for (account, text) in [

@@ -35,15 +35,48 @@ pub struct Inbound {
 }
 
 /// Mutual TLS between pods of the mesh.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Mtls {
-    /// For connections to the pods.
+    /// For connections to the pods: the namespace's mode, where no policy says otherwise.
     #[serde(default, skip_serializing_if = "is_default")]
     pub inbound: MtlsMode,
     /// For connections from the pods to Services of the mesh.
     #[serde(default, skip_serializing_if = "is_default")]
     pub outbound: MtlsMode,
+    /// What policies say, sorted by name. Of a pod's port: the entry of the port before the mode; a policy for a Service
+    /// or ServiceAccount before one for the namespace; `inbound` last. Of equal ones that disagree, Strict wins.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<MtlsPolicy>,
+}
+
+/// Mutual TLS of the pods that a policy targets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct MtlsPolicy {
+    /// Name of the user's object; its namespace is the document's.
+    pub name: String,
+    /// The pods and, if any, the ports that it applies to.
+    pub target: Target,
+    /// The mode of ports without an entry. Absent: the policy sets none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<MtlsMode>,
+    /// Ports with a mode of their own, sorted by number.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<MtlsPort>,
+}
+
+/// Mutual TLS of a port of a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct MtlsPort {
+    /// Its number.
+    pub port: u16,
+    /// The mode.
+    pub mode: MtlsMode,
+    /// Addresses that plaintext is accepted from, in CIDR notation, sorted. Empty: all. Only in permissive mode.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ip_blocks: Vec<String>,
 }
 
 /// What is done where a connection would not be encrypted and authenticated by both sides.
@@ -177,7 +210,7 @@ mod tests {
             (MtlsMode::Strict, MtlsMode::Permissive, r#"{"mtls":{"inbound":"strict"}}"#),
             (MtlsMode::Permissive, MtlsMode::Strict, r#"{"mtls":{"outbound":"strict"}}"#),
         ] {
-            let document = Inbound { mtls: Mtls { inbound, outbound }, ..Inbound::default() };
+            let document = Inbound { mtls: Mtls { inbound, outbound, policies: Vec::new() }, ..Inbound::default() };
             assert_eq!(serde_json::to_string(&document).expect("writes"), text);
             assert_eq!(serde_json::from_str::<Inbound>(text).expect("reads"), document);
         }

@@ -17,6 +17,7 @@
 use serde::Deserialize as _;
 
 pub mod bootstrap;
+mod callers;
 mod envelope;
 mod export;
 mod filters;
@@ -26,6 +27,7 @@ mod pods;
 mod refs;
 mod route;
 
+pub use callers::{PlaintextCaller, PlaintextCallers};
 pub use envelope::{
     BODY_BYTES_MAX, DecodeError, Encoding, Envelope, FORMAT_VERSION, Header, OBJECT_BYTES_MAX, Written,
 };
@@ -35,7 +37,8 @@ pub use export::{
 };
 pub use filters::*;
 pub use inbound::{
-    Action as PolicyAction, AuthorizationRule, ConsumerRoutes, Inbound, Mtls, MtlsMode, Policy, PortRef, Source, Target,
+    Action as PolicyAction, AuthorizationRule, ConsumerRoutes, Inbound, Mtls, MtlsMode, MtlsPolicy, MtlsPort, Policy,
+    PortRef, Source, Target,
 };
 pub use index::Index;
 pub use pods::{PodIdentity, Pods, Prefix, PrefixError};

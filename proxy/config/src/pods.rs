@@ -100,8 +100,8 @@ impl From<Prefix> for String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Index;
     use crate::bootstrap::{pods_name, prefix_of_name};
+    use crate::{Envelope, Index, OBJECT_BYTES_MAX, Written};
 
     #[test]
     fn prefixes_are_addresses_without_their_last_byte() {
@@ -155,6 +155,62 @@ mod tests {
             };
             assert!(name.len() <= 253 && name.split('.').all(is_part), "{name}");
         }
+    }
+
+    /// The document of 256 pods, of which `account` says who they are.
+    fn full(account: impl Fn(u8) -> PodIdentity) -> Envelope {
+        let pods = (0..=255).map(|last| (IpAddr::from([198, 18, 200, last]), account(last))).collect();
+        let written =
+            Written { namespace: "p.198.18.200.0".into(), generation: 1_800_000_000_000, ..Written::default() };
+        Envelope::write(written, &Pods { pods })
+    }
+
+    /// The figures of docs/adr/008-pod-addresses.md: `--nocapture` prints them.
+    #[test]
+    fn full_documents_fit_into_an_object() {
+        let names = ["cart", "checkout", "currency", "payment-service", "recommendations", "shipping"];
+        let usual = full(|last| {
+            let at = usize::from(last);
+            let (namespace, service_account) = (format!("team-{}", at % 5), names[at % names.len()].to_owned());
+            PodIdentity { namespace, service_account, excluded: Vec::new() }
+        });
+        let one = serde_json::to_vec(&Pods {
+            pods: [(
+                "198.18.200.200".parse().expect("an address"),
+                PodIdentity {
+                    namespace: "team-3".into(),
+                    service_account: "payment-service".into(),
+                    excluded: Vec::new(),
+                },
+            )]
+            .into(),
+        });
+        let index = |prefixes: u32| {
+            let prefix = |number: u32| Prefix::of(Ipv4Addr::from(0x0a00_0000 + (number << 8)).into());
+            Envelope::write(
+                Written::default(),
+                &Index { prefixes: (0..prefixes).map(prefix).collect(), ..Index::default() },
+            )
+        };
+        println!(
+            "a pod: {} bytes of JSON; 256 pods: {} stored; 10,000 prefixes of the index: {} stored",
+            one.expect("writes").len() - r#"{"pods":{}}"#.len(),
+            usual.stored_bytes(),
+            index(10_000).stored_bytes() - index(0).stored_bytes(),
+        );
+        assert!(usual.stored_bytes() < 8 * 1024, "{}", usual.stored_bytes());
+        // The longest names, and as many ranges as the operator accepts, all different.
+        let most = full(|last| PodIdentity {
+            namespace: format!("{last:063}"),
+            service_account: format!("{last:0253}"),
+            excluded: (0..100)
+                .map(|range| {
+                    let first = 1_000 + 600 * range + u32::from(last);
+                    format!("{first}-{}", first + 300).parse().expect("a range")
+                })
+                .collect(),
+        });
+        assert!(most.stored_bytes() < OBJECT_BYTES_MAX, "{}", most.stored_bytes());
     }
 
     #[test]

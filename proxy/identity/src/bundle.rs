@@ -81,6 +81,9 @@ pub enum RootError {
     /// It cannot be read.
     #[error(transparent)]
     Unreadable(#[from] Unreadable),
+    /// The text has no certificate, or something that is none.
+    #[error("it is no certificate in PEM")]
+    Pem,
     /// It is a certificate of something else than an authority.
     #[error("it is not the certificate of an authority: it lacks CA:TRUE or the key usage keyCertSign")]
     NotAnAuthority,
@@ -146,6 +149,13 @@ impl Root {
         Ok(Self { fingerprint: Fingerprint::of(&certificate), certificate, anchor, not_after })
     }
 
+    /// The roots of a text in PEM: at least one.
+    pub fn read(text: &str) -> Result<Vec<Self>, RootError> {
+        let certificates = pem::read_certificates(text.as_bytes()).map_err(|_| RootError::Pem)?;
+        let roots: Vec<Self> = certificates.into_iter().map(Self::new).collect::<Result<_, _>>()?;
+        if roots.is_empty() { Err(RootError::Pem) } else { Ok(roots) }
+    }
+
     /// Its fingerprint.
     pub fn fingerprint(&self) -> Fingerprint {
         self.fingerprint
@@ -209,6 +219,11 @@ impl TrustBundle {
         Ok(())
     }
 
+    /// The trust domain, if it is the only one.
+    pub fn only_domain(&self) -> Option<&TrustDomain> {
+        Some(self.domains.keys().next()?).filter(|_| self.domains.len() == 1)
+    }
+
     /// The roots of a trust domain; none if it is unknown.
     pub fn roots(&self, domain: &TrustDomain) -> &[Root] {
         self.domains.get(domain).map_or(&[], Vec::as_slice)
@@ -270,6 +285,32 @@ mod tests {
         assert_eq!(serde_json::to_string(&bundle).unwrap(), serde_json::to_string(&other).unwrap());
         assert_ne!(bundle, TrustBundle::new(domain("td"), [a, b]).unwrap());
         assert_ne!(bundle, TrustBundle::new(domain("other"), [c]).unwrap());
+    }
+
+    #[test]
+    fn roots_of_a_text_are_read_or_it_has_none() {
+        let [a, b] = [Ca::root("a"), Ca::root("b")];
+        let text = |certificates: &[&CertificateDer<'static>]| pem::certificates(certificates.iter().copied());
+        let leaf = a.leaf(|_| {}).0;
+        for (desc, text, expected) in [
+            ("one", text(&[&a.certificate]), Ok(1)),
+            ("two", text(&[&a.certificate, &b.certificate]), Ok(2)),
+            ("none", String::new(), Err(RootError::Pem)),
+            ("another text", "shop".to_owned(), Err(RootError::Pem)),
+            ("broken", "-----BEGIN CERTIFICATE-----\n".to_owned(), Err(RootError::Pem)),
+            ("a leaf beside a root", text(&[&a.certificate, &leaf]), Err(RootError::NotAnAuthority)),
+        ] {
+            assert_eq!(Root::read(&text).map(|roots| roots.len()), expected, "{desc}");
+        }
+    }
+
+    #[test]
+    fn only_trust_domain_is_named_and_one_of_several_is_not() {
+        let mut bundle = TrustBundle::new(domain("one"), [Ca::root("a").certificate]).unwrap();
+        assert_eq!(bundle.only_domain(), Some(&domain("one")));
+        bundle.add(domain("two"), [Ca::root("b").certificate]).unwrap();
+        assert_eq!(bundle.only_domain(), None);
+        assert_eq!(TrustBundle::default().only_domain(), None);
     }
 
     #[test]

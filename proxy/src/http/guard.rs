@@ -115,7 +115,7 @@ impl RequestGuard {
         let judge = |inbound: &Inbound| judge::request(&log.downstream, inbound, &log.method, &log.uri, headers);
         let Some(RefusedRequest { refusal, .. }) = judge::again(&log.downstream, seen, judge) else { return false };
         log.rule_name = refusal.rule_name().cloned();
-        log.body_error = Some(refusal.reason());
+        (log.reason, log.body_error) = (Some(refusal.reason()), Some(refusal.reason()));
         true
     }
 

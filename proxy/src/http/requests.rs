@@ -26,6 +26,7 @@ use super::response_body::{Handover, RefusedError, ResponseBody};
 use super::watch::{ConnectionTimers, Ended, TimedStream};
 use super::{date, head, respond};
 use crate::downstream::Downstream;
+use crate::judge;
 use crate::tcp::End;
 use crate::telemetry::access;
 
@@ -96,12 +97,16 @@ async fn serve_requests<F, R>(
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Response<ResponseBody>>,
 {
+    let seen = Cell::new(downstream.worker.changes.seen());
     let last_action = loop {
         if wire.has_buffered() {
             // The head arrived during the previous request; its timeout starts now.
             wire.with(|stream| stream.head_started());
         }
         let head = poll_fn(|cx| {
+            if judge::is_over(downstream, &seen) {
+                draining.set(true);
+            }
             let head = wire.poll_head(cx, parse::request);
             // Drained between requests: no response is pending.
             if head.is_pending() && draining.get() && !wire.has_buffered() { Poll::Ready(None) } else { head.map(Some) }

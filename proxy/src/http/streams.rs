@@ -2,7 +2,6 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
-use std::mem;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -22,6 +21,7 @@ use super::response_body::{Handover, ResponseBody};
 use super::watch::{ConnectionTimers, TimedStream};
 use super::{date, limits, respond};
 use crate::downstream::Downstream;
+use crate::judge;
 use crate::telemetry::{access, alive};
 
 /// Concurrent streams of one downstream connection.
@@ -74,18 +74,20 @@ async fn accept<F, R>(
     R: Future<Output = Response<ResponseBody>> + 'static,
 {
     let mut is_shutting_down = false;
-    let mut seen = downstream.worker.changes.seen();
+    let seen = Cell::new(downstream.worker.changes.seen());
     let mut timer: Option<Pin<Box<Sleep>>> = None;
     loop {
         let accepted = poll_fn(|cx| {
+            if downstream.worker.changes.seen() != seen.get() {
+                // Each judges its request again.
+                connection.wake_streams();
+            }
+            if judge::is_over(downstream, &seen) {
+                draining.set(true);
+            }
             if draining.get() && !is_shutting_down {
                 is_shutting_down = true;
                 connection.graceful_shutdown();
-            }
-            let now = downstream.worker.changes.seen();
-            if mem::replace(&mut seen, now) != now {
-                // Each judges its request again.
-                connection.wake_streams();
             }
             let mut accepted = connection.poll_accept(cx);
             while accepted.is_pending() && connection.is_read_closed() {

@@ -35,6 +35,8 @@ pub(crate) struct Cluster {
     pub(crate) client_ip: Option<Duration>,
     /// The Service's own address, for which the kernel (kube-proxy) picks the endpoint.
     pub(crate) address: Option<SocketAddr>,
+    /// Mode of mutual TLS that policies set for the port. None: that of this pod holds.
+    pub(crate) mtls: Option<wire::MtlsMode>,
     /// Ready endpoints first, then terminating ones, then those whose node is unreachable.
     pub(crate) endpoints: Box<[SocketAddr]>,
     /// There are endpoints on other nodes, but only those on this node may be used.
@@ -43,6 +45,8 @@ pub(crate) struct Cluster {
     pub(crate) members: Members,
     /// Which endpoints are pods with a proxy.
     pub(crate) with_proxy: Box<[bool]>,
+    /// Which endpoints are pods that exclude the port from their proxy.
+    pub(crate) excluding: Box<[bool]>,
     /// Whom the endpoints prove to be; `None` for those without an identity. Empty: none has one.
     pub(crate) accounts: Box<[Option<Account>]>,
     /// Which endpoint is this pod itself. Connections to it do not leave the pod, and reach the application and not its
@@ -135,8 +139,9 @@ impl Cluster {
             health_check: health_check.clone().map(Box::new),
             retry_budget: *retry_budget,
             client_ip: client_ip_seconds.map(|seconds| Duration::from_secs(seconds.into())),
-            // Set by the caller, which knows the Service.
+            // Set by the caller, which knows the Service and its port.
             address: None,
+            mtls: None,
             has_endpoints_elsewhere,
             members: Members {
                 usable: endpoints.partition_point(|endpoint| Some(rank(endpoint)) == best),
@@ -146,6 +151,7 @@ impl Cluster {
             accounts,
             own: endpoints.iter().position(|endpoint| pod.ips.contains(&endpoint.address.ip())),
             with_proxy: endpoints.iter().map(|endpoint| endpoint.has_proxy).collect(),
+            excluding: endpoints.iter().map(|endpoint| endpoint.excluded).collect(),
             endpoints: endpoints.into_iter().map(|endpoint| endpoint.address).collect(),
         })
     }

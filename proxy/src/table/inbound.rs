@@ -7,6 +7,7 @@ use weft_config as wire;
 
 use super::route::Routes;
 use crate::bootstrap::Pod;
+use crate::mode::Modes;
 use crate::policy::Policies;
 use crate::value::CompileError;
 
@@ -16,7 +17,9 @@ pub(crate) struct Inbound {
     pub(crate) policies: Policies,
     /// By namespace, service and port.
     pub(crate) routes: HashMap<(Arc<str>, Arc<str>, u16), Arc<Routes>>,
-    pub(crate) mtls: wire::Mtls,
+    pub(crate) modes: Modes,
+    /// Mode of mutual TLS for connections to Services of the mesh.
+    pub(crate) outbound: wire::MtlsMode,
     pub(crate) dependencies: Vec<Arc<str>>,
     /// The zone of this pod's node, if the document has it.
     pub(crate) zone: Option<String>,
@@ -31,10 +34,12 @@ impl Inbound {
             let key = (service.namespace.as_str().into(), service.name.as_str().into(), port);
             by_port.insert(key, Arc::new(Routes::compile(table)?));
         }
+        let labels = relabelled.get(&pod.uid).unwrap_or(&pod.labels);
         Ok(Self {
-            policies: Policies::compile(pod, relabelled.get(&pod.uid).unwrap_or(&pod.labels), policies)?,
+            policies: Policies::compile(pod, labels, policies)?,
             routes: by_port,
-            mtls,
+            modes: Modes::compile(pod, labels, mtls.inbound, mtls.policies)?,
+            outbound: mtls.outbound,
             dependencies: dependencies.iter().map(|name| name.as_str().into()).collect(),
             zone: zones.into_iter().find(|(_, nodes)| nodes.contains(&pod.node)).map(|(zone, _)| zone),
         })
@@ -42,7 +47,7 @@ impl Inbound {
 
     /// Whether every inbound call gets the same verdict from both, because policies and modes are the same.
     pub(crate) fn judges_as(&self, other: &Self) -> bool {
-        self.mtls == other.mtls && self.policies.is_same(&other.policies)
+        self.modes == other.modes && self.policies.is_same(&other.policies)
     }
 }
 

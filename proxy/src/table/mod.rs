@@ -156,6 +156,11 @@ impl Table {
         pods.at(address)
     }
 
+    /// Who is at an address that is not a Service's, if that is known.
+    pub(crate) fn known_occupant(&self, address: SocketAddr) -> Option<Occupant> {
+        Some(self.occupant(address)).filter(|occupant| !matches!(occupant, Occupant::Unknown(_)))
+    }
+
     /// The routes of a port for clients in this pod: consumer routes of their own namespace, else those of the
     /// Service.
     pub(crate) fn routes<'a>(&'a self, port: &'a Port) -> Option<&'a Arc<Routes>> {
@@ -327,7 +332,8 @@ mod tests {
         let table = table.with_pods(prefix, Some(Arc::new(pods)));
         assert!(matches!(table.occupant(address), Occupant::Pod(_)));
         assert_eq!(table.with_index(&wire::Index::default()).occupant(address), Occupant::Stranger, "no longer listed");
-        assert_eq!(table.with_pods(prefix, None).occupant(address), Occupant::Unknown(prefix));
+        let table = table.with_pods(prefix, None);
+        assert_eq!((table.occupant(address), table.known_occupant(address)), (Occupant::Unknown(prefix), None));
     }
 
     #[test]

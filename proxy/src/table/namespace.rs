@@ -53,9 +53,10 @@ impl Namespace {
             let same_family = |ip: &&IpAddr| pod.ips.iter().any(|own| own.is_ipv4() == ip.is_ipv4());
             let address = addresses.iter().find(same_family).or(addresses.first());
             for port in ports {
-                let wire::ServicePort { port: number, protocol, routes, endpoints } = port;
+                let wire::ServicePort { port: number, protocol, mtls, routes, endpoints } = port;
                 let cluster = Cluster::compile(namespace, &name, number, protocol, &settings, pod, endpoints)?;
-                let cluster = Arc::new(Cluster { address: address.map(|ip| SocketAddr::new(*ip, number)), ..cluster });
+                let address = address.map(|ip| SocketAddr::new(*ip, number));
+                let cluster = Arc::new(Cluster { address, mtls, ..cluster });
                 if *namespace == *pod.namespace {
                     for own in cluster.endpoints.iter().filter(|endpoint| pod.ips.contains(&endpoint.ip())) {
                         let is_tcp = protocol == wire::Protocol::Tcp;

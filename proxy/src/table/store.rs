@@ -78,8 +78,7 @@ impl Store {
         if self.open.try_send(Document::Pods(prefix)).is_err() {
             return occupant;
         }
-        let known = self
-            .find(|table| Some(table.occupant(address)).filter(|occupant| !matches!(occupant, Occupant::Unknown(_))));
+        let known = self.find(|table| table.known_occupant(address));
         match tokio::time::timeout(OPEN_TIMEOUT, known).await {
             Ok(Some(known)) => known,
             _ => {
@@ -91,7 +90,7 @@ impl Store {
 
     /// Who is at an address now, where `before` was. Waits for the news, up to [`NEWS_TIMEOUT`]. None: there was none.
     pub(crate) async fn find_successor(&self, address: SocketAddr, before: &Occupant) -> Option<Occupant> {
-        let next = self.find(|table| Some(table.occupant(address)).filter(|occupant| occupant != before));
+        let next = self.find(|table| table.known_occupant(address).filter(|occupant| occupant != before));
         tokio::time::timeout(NEWS_TIMEOUT, next).await.ok().flatten()
     }
 

@@ -286,7 +286,7 @@ impl Updater {
             }
             Compiled::Inbound(inbound) => {
                 let (dependencies, zone) = (inbound.dependencies.clone(), inbound.zone.clone());
-                self.identity.set_outbound(inbound.mtls.outbound);
+                self.identity.set_outbound(inbound.outbound);
                 self.store.swap(|table| Table { inbound, ..table.clone() });
                 self.set_zone(zone);
                 for namespace in dependencies {
@@ -510,6 +510,7 @@ mod tests {
     use crate::decide::decide;
     use crate::identity::fake::{OPERATOR, Root, domain, id};
     use crate::matcher::RequestHead;
+    use crate::table::Occupant;
     use crate::table::route::Action;
     use crate::telemetry::identity::IdentityMetrics;
 
@@ -591,6 +592,62 @@ mod tests {
         }
         priorities(&[1, 2]).await;
         updater.abort();
+        std::fs::remove_dir_all(folder).expect("removed");
+    }
+
+    #[tokio::test]
+    async fn prefixes_are_open_while_the_index_lists_them_and_the_least_recently_used_are_closed() {
+        let folder = std::env::temp_dir().join(format!("weft-prefixes-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let metrics = ConfigMetrics::new(&mut Registry::default());
+        let part = Readiness::default().part("configuration");
+        let (source, slot) = (Source::Directory("/nowhere".into()), Arc::new(Slot::new(true)));
+        let (store, mut updater) =
+            Updater::new(Pod::default(), None, source, Some(folder.clone()), slot, metrics, part);
+        let prefix = |number: u8| Prefix::of([198, 18, number, 1].into());
+        let index = |updater: &mut Updater, generation, prefixes: u8| {
+            let body = json!({"namespaces": {}, "prefixes": (0..prefixes).map(prefix).collect::<Vec<_>>()});
+            let written = Written { generation, ..Written::default() };
+            updater.on_document(&Document::Index, Envelope::write(written, &body));
+        };
+        let arrives = |updater: &mut Updater, number| {
+            let document = Document::Pods(prefix(number));
+            let pods = json!({format!("198.18.{number}.1"): {"namespace": "shop", "serviceAccount": "db"}});
+            let written = Written { namespace: document.to_string(), generation: 1, ..Written::default() };
+            updater.on_document(&document, Envelope::write(written, &json!({"pods": pods})));
+        };
+        updater.open(Document::Pods(prefix(0)));
+        assert_eq!(updater.prefixes().count(), 0, "it is not listed");
+        updater.open(Document::Index);
+        index(&mut updater, 1, 100);
+        for number in 0..PREFIXES_MAX as u8 {
+            updater.open(Document::Pods(prefix(number)));
+            arrives(&mut updater, number);
+        }
+        for (open, pods) in &store.load().pods {
+            // The third was used least recently, and the others will be used more recently than those that are opened.
+            pods.last_used.store(if *open == prefix(3) { 0 } else { u64::MAX }, Ordering::Relaxed);
+        }
+        let (third, other) = (Document::Pods(prefix(3)), Document::Pods(prefix(50)));
+        assert!(cache::read(&folder, &third).is_some());
+        updater.open(other.clone());
+        assert!(updater.documents.contains_key(&other) && !updater.documents.contains_key(&third));
+        assert_eq!(store.load().occupant("198.18.3.1:80".parse().expect("an address")), Occupant::Unknown(prefix(3)));
+        assert!(cache::read(&folder, &third).is_none(), "its copy is gone");
+        for number in 51..100 {
+            updater.open(Document::Pods(prefix(number)));
+        }
+        assert_eq!(updater.prefixes().count(), PREFIXES_MAX, "also those that have not arrived");
+        assert!(store.load().pods.len() <= PREFIXES_MAX);
+
+        index(&mut updater, 2, 1);
+        assert_eq!(updater.prefixes().collect::<Vec<_>>(), [prefix(0)], "the others are no longer listed");
+        arrives(&mut updater, 1);
+        assert_eq!(store.load().pods.keys().collect::<Vec<_>>(), [&prefix(0)], "what is closed is not read");
+        let other = Written { namespace: "p.198.18.1.0".into(), generation: 2, ..Written::default() };
+        updater.on_document(&Document::Pods(prefix(0)), Envelope::write(other, &json!({"pods": {}})));
+        let error = updater.documents[&Document::Pods(prefix(0))].error.clone();
+        assert_eq!(error.as_deref(), Some("refused: the document is for namespace \"p.198.18.1.0\""));
         std::fs::remove_dir_all(folder).expect("removed");
     }
 

@@ -56,7 +56,8 @@ pub(super) const FIELDS: &[(&str, &str, &str)] = &[
     (
         "plaintext",
         "both",
-        "why: `permissive`: the client proved no identity, and need not; `outside-mesh`: the endpoint has none; \
+        "why: `permissive`: the client proved no identity, and need not; `declared`: a policy names its address for this port; \
+         `outside-mesh`: the endpoint has no identity; `excluded`: the endpoint's pod excludes the port from its proxy; \
          `same-pod`: it does not leave the pod; `no-identity`: this proxy has none",
     ),
     ("src.identity", "both", "who the client is, by its certificate; inbound only"),
@@ -358,6 +359,7 @@ pub(crate) fn connection(note: ConnectionLog) {
         direction: downstream.direction,
         service,
         security: note.security,
+        rule_name: note.rule_name.as_ref(),
         reason: note.reason,
         sent: note.sent,
         received: note.received,

@@ -58,6 +58,7 @@ pub(crate) struct FinishedConnection<'a> {
     pub(crate) direction: Direction,
     pub(crate) service: Option<&'a str>,
     pub(crate) security: Security,
+    pub(crate) rule_name: Option<&'a Arc<RuleName>>,
     /// Why it did not end by itself, if it did not.
     pub(crate) reason: Option<Reason>,
     /// Bytes that it carried upstream.
@@ -230,12 +231,14 @@ impl Handles {
 
     /// Counts a TCP connection, and the bytes that it carried.
     pub(crate) fn connection_finished(&self, connection: &FinishedConnection<'_>) {
-        let FinishedConnection { direction, service, security, reason, sent, received } = *connection;
+        let FinishedConnection { direction, service, security, rule_name, reason, sent, received } = *connection;
         let service = service.unwrap_or_default().to_owned();
         let bytes = BytesLabels { direction, service: service.clone() };
         self.metrics.sent.get_or_create(&bytes).inc_by(sent);
         self.metrics.received.get_or_create(&bytes).inc_by(received);
-        let labels = ConnectionLabels { direction, service, reason: ReasonValue(reason), security: security.into() };
+        let source = rule_name.map(|name| name.text.clone()).unwrap_or_default();
+        let (reason, security) = (ReasonValue(reason), security.into());
+        let labels = ConnectionLabels { direction, service, source, reason, security };
         self.metrics.connections.get_or_create(&labels).inc();
     }
 }

@@ -128,6 +128,7 @@ pub(super) struct DirectionLabels {
 pub(super) struct ConnectionLabels {
     pub(super) direction: Direction,
     pub(super) service: String,
+    pub(super) source: String,
     pub(super) reason: ReasonValue,
     #[prometheus(flatten)]
     pub(super) security: SecurityLabels,

@@ -156,6 +156,7 @@ impl Metrics {
         };
         self.requests.for_each(|labels| add(&labels.source));
         self.mirrored.for_each(|labels| add(&labels.source));
+        self.connections.for_each(|labels| add(&labels.source));
         sources
     }
 
@@ -194,7 +195,7 @@ impl Metrics {
         ejected.sweep(|labels| is_service(&labels.service));
         healthy.sweep(|labels| is_service(&labels.service));
         unhealthy.sweep(|labels| is_service(&labels.service));
-        connections.sweep(|labels| is_service(&labels.service));
+        connections.sweep(|labels| is_service(&labels.service) && is_source(&labels.source));
         sent.sweep(|labels| is_service(&labels.service));
         received.sweep(|labels| is_service(&labels.service));
     }

@@ -50,6 +50,7 @@ fn page_of_metrics_lists_those_of_the_proxy() {
         direction: Direction::Inbound,
         service: name,
         security: Security::Mtls,
+        rule_name: None,
         reason: None,
         sent: 1,
         received: 1,

@@ -64,7 +64,7 @@ impl ClusterState {
             shared: shared.get_or_create(&cluster.name),
             handles: metrics.endpoints(&cluster.name),
         };
-        state.update_has_proxy();
+        state.update_endpoints();
         state.rebuild_candidates();
         state
     }
@@ -106,7 +106,7 @@ impl ClusterState {
             self.endpoints.borrow().iter().for_each(|endpoint| with_outlier_stats(endpoint, OutlierStats::uneject));
         }
         *self.cluster.borrow_mut() = cluster.clone();
-        self.update_has_proxy();
+        self.update_endpoints();
         self.rebuild_candidates();
         // Surplus HTTP/2 connections are retired here; `lease` closes surplus HTTP/1.1 connections.
         let mut surplus = self.shared.surplus(Kind::Connection, cluster.limits.max_connections) as usize;
@@ -117,13 +117,15 @@ impl ClusterState {
         }
     }
 
-    /// Marks the endpoints that are pods with a proxy.
-    fn update_has_proxy(&self) {
+    /// Sets what may change of endpoints that stay.
+    fn update_endpoints(&self) {
         let cluster = self.cluster.borrow();
-        for (endpoint, has_proxy) in self.endpoints.borrow().iter().zip(&cluster.with_proxy) {
-            endpoint.has_proxy.set(*has_proxy);
+        for (at, endpoint) in self.endpoints.borrow().iter().enumerate() {
+            endpoint.has_proxy.set(cluster.with_proxy[at]);
+            endpoint.is_excluded.set(cluster.excluding[at]);
+            endpoint.mode.set(cluster.mtls);
         }
-        self.fallback.update_has_proxy(&cluster);
+        self.fallback.update_address(&cluster);
     }
 
     pub(crate) fn cluster(&self) -> Arc<Cluster> {

@@ -20,6 +20,7 @@ use tokio::net::TcpStream;
 use weft_balance::outlier::OutlierStats;
 use weft_balance::{EndpointView, PeakEwma};
 use weft_codec::Tick;
+use weft_config::MtlsMode;
 use weft_identity::{Account, SpiffeId, UnixTime};
 
 use super::error::{LeaseError, SendError};
@@ -70,6 +71,10 @@ pub(crate) struct Endpoint {
     peer: Option<Peer>,
     /// It is a pod with a proxy. Set by the cluster.
     pub(crate) has_proxy: Cell<bool>,
+    /// Its pod excludes the port from its proxy. Set by the cluster.
+    pub(super) is_excluded: Cell<bool>,
+    /// Mode of mutual TLS that policies set for its port. None: that of this pod holds. Set by the cluster.
+    pub(super) mode: Cell<Option<MtlsMode>>,
     in_flight: Cell<u32>,
     ewma: Cell<PeakEwma>,
     /// Updated by the cluster.
@@ -127,6 +132,8 @@ impl Endpoint {
             address,
             peer,
             has_proxy: Cell::new(false),
+            is_excluded: Cell::new(false),
+            mode: Cell::new(None),
             in_flight: Cell::new(0),
             ewma: Cell::new(PeakEwma::new(now)),
             outlier_stats: Cell::default(),
@@ -235,10 +242,9 @@ impl Endpoint {
         Ok(self.lease(Connection::Http1(Some(connection)), false))
     }
 
-    /// Opens a connection: with mutual TLS if both sides have an identity, else in plaintext, unless this pod's mode is
-    /// Strict.
+    /// Opens a connection: with mutual TLS if both sides have an identity, else in plaintext, unless the mode is Strict.
     pub(crate) async fn open(&self, protocol: Protocol, timeout: Duration) -> Result<Stream, LeaseError> {
-        match self.peer.as_ref().map_or(Ok(None), Peer::required)? {
+        match self.peer.as_ref().map_or(Ok(None), |peer| peer.required(self.mode.get()))? {
             None => open(self.address, timeout).await.map(Stream::Plain),
             // Boxed: short-lived.
             Some(security) => Box::pin(open_tls(self.address, security, protocol, timeout)).await,
@@ -247,7 +253,7 @@ impl Endpoint {
 
     /// Whether a request may use an open connection. The mode may have changed since it was made.
     fn may_use(&self, is_tls: bool) -> bool {
-        is_tls || self.peer.as_ref().is_none_or(|peer| peer.identity.may_send_plaintext())
+        is_tls || self.peer.as_ref().is_none_or(|peer| peer.may_send_plaintext(self.mode.get()))
     }
 
     /// How a connection to it is secured.
@@ -255,8 +261,9 @@ impl Endpoint {
         match &self.peer {
             None => Security::Plaintext(Why::SamePod),
             Some(_) if is_tls => Security::Mtls,
-            Some(peer) if peer.identity.is_expected() => Security::Plaintext(Why::OutsideMesh),
-            Some(_) => Security::Plaintext(Why::NoIdentity),
+            Some(peer) if !peer.identity.is_expected() => Security::Plaintext(Why::NoIdentity),
+            Some(_) if self.is_excluded.get() => Security::Plaintext(Why::Excluded),
+            Some(_) => Security::Plaintext(Why::OutsideMesh),
         }
     }
 
@@ -310,8 +317,8 @@ impl Peer {
         (!cluster.is_own(at)).then(|| Self { account, identity: identity.clone() })
     }
 
-    /// Who must prove what on a new connection. None: it is in plaintext.
-    pub(super) fn required(&self) -> Result<Option<(Arc<Identity>, SpiffeId)>, LeaseError> {
+    /// Who must prove what on a new connection. None: it is in plaintext. `mode`: what policies set for the port.
+    pub(super) fn required(&self, mode: Option<MtlsMode>) -> Result<Option<(Arc<Identity>, SpiffeId)>, LeaseError> {
         match &self.account {
             // A certificate that is expected and not there yet is no reason for plaintext.
             Some(account) if self.identity.is_expected() => {
@@ -322,9 +329,14 @@ impl Peer {
                 let peer = account.in_domain(own.id.trust_domain());
                 Ok(Some((own, peer)))
             }
-            _ if self.identity.may_send_plaintext() => Ok(None),
+            _ if self.may_send_plaintext(mode) => Ok(None),
             _ => Err(LeaseError::Plaintext),
         }
+    }
+
+    /// Whether requests may be sent to it in plaintext. The port's mode comes before that of this pod.
+    fn may_send_plaintext(&self, mode: Option<MtlsMode>) -> bool {
+        mode.map_or_else(|| self.identity.may_send_plaintext(), |mode| mode == MtlsMode::Permissive)
     }
 }
 

@@ -79,9 +79,12 @@ impl FallbackState {
     }
 
     /// Pods behind the ClusterIP count as having a proxy if all known endpoints have one.
-    pub(super) fn update_has_proxy(&self, cluster: &Cluster) {
+    pub(super) fn update_address(&self, cluster: &Cluster) {
         let all = !cluster.with_proxy.is_empty() && cluster.with_proxy.iter().all(|has_proxy| *has_proxy);
-        self.service_address.borrow().iter().for_each(|address| address.has_proxy.set(all));
+        for address in self.service_address.borrow().iter() {
+            address.has_proxy.set(all);
+            address.mode.set(cluster.mtls);
+        }
     }
 
     /// The endpoint for the ClusterIP, made on first use and when the address or the identity changes.
@@ -92,7 +95,7 @@ impl FallbackState {
         }
         let endpoint = Rc::new(Endpoint::new(address, Some(peer), now));
         *self.service_address.borrow_mut() = Some(endpoint.clone());
-        self.update_has_proxy(cluster);
+        self.update_address(cluster);
         endpoint
     }
 

@@ -24,12 +24,20 @@ use crate::{probe, tls};
 const UPDATE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The running checks, by cluster and endpoint.
-type Checks = HashMap<(Arc<str>, SocketAddr), (wire::HealthCheck, Option<Account>, JoinHandle<()>)>;
+type Checks = HashMap<(Arc<str>, SocketAddr), (Demand, JoinHandle<()>)>;
+
+/// What is asked of an endpoint.
+#[derive(Clone, PartialEq)]
+struct Demand {
+    check: wire::HealthCheck,
+    account: Option<Account>,
+    /// Mode of mutual TLS that policies set for the port.
+    mode: Option<wire::MtlsMode>,
+}
 
 /// What is checked, and how.
 struct Target {
-    check: wire::HealthCheck,
-    account: Option<Account>,
+    demand: Demand,
     peer: Option<Peer>,
     cluster: Arc<SharedCluster>,
 }
@@ -66,22 +74,23 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             shared.metrics.set_unhealthy(&name, unhealthy.len());
             for (at, endpoint) in cluster.endpoints.iter().enumerate() {
                 let (check, account) = (wire::HealthCheck::clone(check), cluster.account(at).cloned());
+                let demand = Demand { check, account, mode: cluster.mtls };
                 let peer = Peer::of(cluster, at, &shared.identity);
-                wanted.insert((name.clone(), *endpoint), Target { check, account, peer, cluster: state.clone() });
+                wanted.insert((name.clone(), *endpoint), Target { demand, peer, cluster: state.clone() });
             }
         }
-        checks.retain(|key, (check, account, task)| {
-            let stays = wanted.get(key).is_some_and(|wanted| wanted.check == *check && wanted.account == *account);
+        checks.retain(|key, (demand, task)| {
+            let stays = wanted.get(key).is_some_and(|wanted| wanted.demand == *demand);
             if !stays {
                 task.abort();
             }
             stays
         });
-        for (key, Target { check, account, peer, cluster }) in wanted {
+        for (key, Target { demand, peer, cluster }) in wanted {
             if !checks.contains_key(&key) {
                 let rng = Rng::new(rng.next_u64());
-                let task = tokio::spawn(check_endpoint(check.clone(), key.1, peer, cluster, rng));
-                checks.insert(key, (check, account, task));
+                let task = tokio::spawn(check_endpoint(demand.clone(), key.1, peer, cluster, rng));
+                checks.insert(key, (demand, task));
             }
         }
     }
@@ -89,7 +98,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
 
 /// Checks one endpoint periodically. It counts as healthy until checks fail, because Kubernetes reports it ready.
 async fn check_endpoint(
-    check: wire::HealthCheck,
+    Demand { check, account: _, mode }: Demand,
     endpoint: SocketAddr,
     peer: Option<Peer>,
     cluster: Arc<SharedCluster>,
@@ -101,7 +110,7 @@ async fn check_endpoint(
     // A random delay, so that proxies that start together do not send their checks together.
     tokio::time::sleep(interval.mul_f64(f64::from(rng.below(1_000)) / 1_000.0)).await;
     loop {
-        let answer = tokio::time::timeout(timeout, check_once(&kind, address, peer.as_ref(), timeout)).await;
+        let answer = tokio::time::timeout(timeout, check_once(&kind, address, peer.as_ref(), mode, timeout)).await;
         let is_healthy = matches!(answer, Ok(Ok(())));
         if health.record(is_healthy, &check) {
             tracing::info!(dst.endpoint = %endpoint, is_healthy, "endpoint health changed");
@@ -117,6 +126,7 @@ async fn check_once(
     kind: &ProbeKind,
     address: SocketAddr,
     peer: Option<&Peer>,
+    mode: Option<wire::MtlsMode>,
     timeout: Duration,
 ) -> anyhow::Result<()> {
     let protocol = match kind {
@@ -124,7 +134,7 @@ async fn check_once(
         ProbeKind::Grpc { .. } => Protocol::Http2,
         ProbeKind::Tcp => Protocol::Tcp,
     };
-    let required = peer.map_or(Ok(None), Peer::required)?;
+    let required = peer.map_or(Ok(None), |peer| peer.required(mode))?;
     let stream = open(address, timeout).await?;
     match required {
         None => probe::check(stream, address, kind).await,

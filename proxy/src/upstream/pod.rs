@@ -67,6 +67,7 @@ pub(crate) async fn reach(worker: &Worker, address: SocketAddr) -> Result<Reache
         let identity = identity.map(|(account, own)| account.in_domain(own.id.trust_domain()));
         let peer = Peer { account, identity: shared.identity.clone() };
         let endpoint = Endpoint::new(address, Some(peer), worker.now());
+        endpoint.is_excluded.set(occupant == Occupant::Excluded);
         let error = match endpoint.open(Protocol::Tcp, TIMEOUT).await {
             Ok(stream) => return Ok(Reached { security: endpoint.security(stream.is_tls()), stream, identity }),
             Err(error) => error,

@@ -92,6 +92,8 @@ async fn rules_name_callers_of_tcp_connections_too() {
     let events = server.events(2).await;
     let denied: Vec<_> = events.iter().filter(is_denied).collect();
     assert_eq!(denied.len(), 1, "{events:?}");
+    let labels = ["reason=\"policy-denied\"", "source=\"MeshPolicy/shop/callers/0\""];
+    assert_eq!(server.sum("weft_tcp_connections_total", &labels).await, 1);
     assert_eq!((&denied[0]["src.identity"], &denied[0]["source"]), (&json!(BANK), &json!("MeshPolicy/shop/callers/0")));
 }
 
@@ -296,9 +298,9 @@ async fn id_11_tightened_policy_ends_what_it_denies_and_nothing_else() {
     tokio::time::sleep(LIMIT).await;
     assert_eq!((denied.ended(), allowed.ended()), (vec![], vec![]), "no verdict has changed");
 
-    let begun = Instant::now();
     let deny = json!({"action": "deny", "from": accounts(&["cart"])});
     apply(&server, json!({"policies": [policy("callers", true, json!([deny, exempt]))]})).await;
+    let begun = Instant::now();
     let ended = denied.end().await;
     assert!(begun.elapsed() < LIMIT, "{:?}", begun.elapsed());
     let rule = "MeshPolicy/shop/callers/0";
@@ -343,4 +345,27 @@ async fn id_11_strict_mode_ends_what_is_in_plaintext() {
         |event: &&Value| event["reason"] == "plaintext-refused" || event["body_error"] == "plaintext-refused";
     assert_eq!(events.iter().filter(is_refused).count(), ended.len(), "{events:#?}");
     assert_eq!(mutual.ended(), Vec::<&str>::new());
+}
+
+/// ID-11: an open request is judged with the headers that it had.
+#[tokio::test(flavor = "multi_thread")]
+async fn id_11_open_request_is_judged_again_with_its_headers() {
+    let application = Application::default();
+    let shared = application.clone();
+    let (address, _) = raw_application(move |stream| shared.clone().serve(stream)).await;
+    let server = Proxy::ready(address, None, json!({})).await;
+    let mut streams = Vec::new();
+    for team in ["a", "b"] {
+        let mut stream = TcpStream::connect(server.inbound).await.expect("connects");
+        let request = format!("GET /stream/{team} HTTP/1.1\r\nhost: web\r\nx-team: {team}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("sent");
+        while stream.read_u8().await.expect("an answer") != b'!' {}
+        streams.push(tokio::spawn(async move { stream.read_to_end(&mut Vec::new()).await.is_ok() }));
+    }
+    let deny = json!({"action": "deny", "headers": [{"name": "x-team", "test": {"exact": "a"}}]});
+    apply(&server, json!({"policies": [policy("teams", false, json!([deny]))]})).await;
+    let [denied, allowed] = streams.try_into().expect("two");
+    tokio::time::timeout(LIMIT, denied).await.expect("it ends").expect("no panic");
+    tokio::time::sleep(LIMIT).await;
+    assert!(!allowed.is_finished());
 }

@@ -1,5 +1,5 @@
-//! Certificates of another library, as an attacker or a wrong authority might make them, before proxies that run: none is
-//! accepted from a client or from a server, and no byte of a request passes.
+//! Certificates of another library, as an attacker or a wrong authority might make them, before proxies that run: none
+//! is accepted from a client or from a server, and no byte of a request passes.
 
 use std::io;
 
@@ -271,8 +271,8 @@ async fn certificates_of_an_intermediate_that_is_no_authority_are_refused() {
     assert!(heads.lock().expect("not poisoned").is_empty());
 }
 
-/// ID-04: a client that has a ticket and would send early data gets a full handshake from a proxy, and so does a proxy from a
-/// server that gives it tickets: what was verified once is verified for each connection.
+/// ID-04: a client that has a ticket and would send early data gets a full handshake from a proxy, and so does a proxy
+/// from a server that gives it tickets: what was verified once is verified for each connection.
 #[tokio::test(flavor = "multi_thread")]
 async fn id_04_proxies_resume_no_connection_and_take_no_early_data() {
     let company = Company::new(|_| {});

@@ -147,8 +147,8 @@ async fn sender(client: &Proxy) -> h2::client::SendRequest<Bytes> {
     sender.ready().await.expect("ready")
 }
 
-/// Starts a gRPC-like server. It answers each message with itself and ends with a status in trailers; at `/reset` it resets
-/// the stream after a message, at `/early` it answers at once. Tells what its clients have reset.
+/// Starts a gRPC-like server. It answers each message with itself and ends with a status in trailers; at `/reset` it
+/// resets the stream after a message, at `/early` it answers at once. Tells what its clients have reset.
 async fn calls() -> (SocketAddr, mpsc::UnboundedReceiver<Option<Code>>) {
     let (resets, received) = mpsc::unbounded_channel();
     let (address, _) = raw_application(move |stream| {

@@ -25,6 +25,9 @@ async fn id_13_plaintext_passes_in_permissive_mode_and_is_classed() {
     assert_eq!(event(server.events(1).await), (json!("plaintext"), json!("permissive")));
     let labels = ["security=\"plaintext\"", "plaintext=\"permissive\""];
     assert_eq!(server.sum("weft_requests_total", &labels).await, 1);
+    client.export(json!([{"address": server.inbound, "excluded": true}])).await;
+    assert_eq!(client.get(&[]).await.0, 200);
+    assert_eq!(client.events(2).await[1]["plaintext"], "excluded");
 }
 
 /// ID-13
@@ -183,8 +186,8 @@ async fn id_05_last_good_identity_stays_in_use() {
     assert_eq!(client.get(&[]).await.0, 200, "on the open connection");
 }
 
-/// ID-05: a proxy that finds no roots when it starts is not ready, and accepts no connection of another proxy: it is never
-/// one that demands no certificate. ID-10: without fingerprints of the roots, it does not start.
+/// ID-05, ID-10: a proxy that finds no roots when it starts is not ready, and accepts no connection of another proxy: it is
+/// never one that demands no certificate. Without fingerprints of the roots, it does not start.
 #[tokio::test(flavor = "multi_thread")]
 async fn id_05_proxy_without_roots_serves_nobody() {
     let ca = Ca::new("cluster.local");
@@ -221,4 +224,204 @@ async fn id_05_proxy_without_roots_serves_nobody() {
     let mut proxy = Proxy::certified(&authority, &root, "web", application, json!({}), &no_roots);
     let status = tokio::task::block_in_place(|| proxy.child.wait()).expect("it ends");
     assert_eq!((status.success(), authority.requests()), (false, 0));
+}
+
+/// The private document of a Strict namespace that declares a port for plaintext from these addresses.
+fn declared(port: u16, blocks: &[&str]) -> Value {
+    let entry = json!({"port": port, "mode": "permissive", "ipBlocks": blocks});
+    json!({"mtls": {"inbound": "strict", "policies": [{"name": "scraper", "target": "namespace", "ports": [entry]}]}})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn id_13_declared_port_accepts_plaintext_from_its_blocks_only() {
+    let ca = Ca::new("cluster.local");
+    let (application, heads) = application().await;
+    let port = application.port();
+    let server = Proxy::ready(application, Some(&ca.identity(WEB)), declared(port, &["127.0.0.0/8"])).await;
+    let (status, _, body) = get(server.inbound, &[("x-forwarded-client-cert", CART)]).await;
+    assert_eq!(status, 200);
+    assert!(!body.contains("x-forwarded-client-cert"), "nobody was proven: {body}");
+    let event = server.events(1).await.remove(0);
+    assert_eq!((&event["security"], &event["plaintext"]), (&json!("plaintext"), &json!("declared")));
+    assert_eq!(server.sum("weft_requests_total", &["plaintext=\"declared\""]).await, 1);
+    assert_eq!(callers(&server).await, json!([]), "Strict would not refuse it");
+
+    // Other addresses, and other ports.
+    for policies in [declared(port, &["198.18.0.0/15", "::1/128"]), declared(port ^ 1, &["127.0.0.0/8"])] {
+        write(&server.folder, "i.shop.json", &policies.to_string());
+        let refused = async || reason(&get(server.inbound, &[]).await.1) == "plaintext-refused";
+        wait("the document is in use", refused).await;
+    }
+    let served = heads.lock().expect("not poisoned").len();
+    assert_eq!(get(server.inbound, &[]).await.0, 403);
+    assert_eq!(heads.lock().expect("not poisoned").len(), served);
+}
+
+/// A policy for the port decides, whatever the mode of the client and whatever the document says of the endpoint.
+#[tokio::test(flavor = "multi_thread")]
+async fn id_13_mode_of_the_port_comes_before_that_of_the_client() {
+    let ca = Ca::new("cluster.local");
+    let (application, heads) = application().await;
+    let server = Proxy::ready(application, Some(&ca.identity(WEB)), json!({})).await;
+    let plain = || json!([endpoint(server.inbound, None)]);
+    let client = Proxy::ready(free_address(), Some(&ca.identity(CART)), json!({})).await;
+    client.export(plain()).await;
+    assert_eq!(client.get(&[]).await.0, 200, "both are Permissive");
+    for protocol in ["detect", "http2"] {
+        client.export_with(protocol, "strict", plain()).await;
+        let before = heads.lock().expect("not poisoned").len();
+        let (status, headers, _) = client.get(&[]).await;
+        assert_eq!((status.as_u16(), reason(&headers)), (403, "plaintext-refused"), "{protocol}");
+        assert_eq!(heads.lock().expect("not poisoned").len(), before, "not on the open connection either");
+    }
+    client.export_with("detect", "strict", json!([endpoint(server.inbound, Some("web"))])).await;
+    assert_eq!(client.get(&[]).await.0, 200, "with an identity");
+
+    let client = Proxy::ready(free_address(), Some(&ca.identity(CART)), strict("outbound")).await;
+    client.export(plain()).await;
+    assert_eq!(reason(&client.get(&[]).await.1), "plaintext-refused");
+    client.export_with("detect", "permissive", plain()).await;
+    assert_eq!(client.get(&[]).await.0, 200, "the port takes plaintext from a Strict client");
+
+    // Without an identity of its own, a client's proxy keeps to it too.
+    let client = Proxy::ready(free_address(), None, json!({})).await;
+    client.export_with("detect", "strict", json!([endpoint(server.inbound, Some("web"))])).await;
+    assert_eq!(reason(&client.get(&[]).await.1), "plaintext-refused");
+}
+
+/// Somebody between the proxies changes the names in the ClientHello, so that the server's proxy takes it for one of the
+/// application's own.
+#[tokio::test(flavor = "multi_thread")]
+async fn id_13_alpn_stripped_on_the_way_exposes_nothing() {
+    let ca = Ca::new("cluster.local");
+    let received = Arc::new(Mutex::new(Vec::new()));
+    let seen = received.clone();
+    let (application, _) = raw_application(move |mut stream: TcpStream| {
+        let seen = seen.clone();
+        async move {
+            let mut bytes = [0; 4096];
+            while let Ok(count @ 1..) = stream.read(&mut bytes).await {
+                seen.lock().expect("not poisoned").extend_from_slice(&bytes[..count]);
+            }
+        }
+    })
+    .await;
+    for mode in [json!({}), strict("inbound")] {
+        let server = Proxy::ready(application, Some(&ca.identity(WEB)), mode.clone()).await;
+        let inbound = server.inbound;
+        let (between, _) = raw_application(move |mut client: TcpStream| async move {
+            let mut server = TcpStream::connect(inbound).await.expect("connects");
+            let mut hello = vec![0; 16 * 1024];
+            let mut count = client.read(&mut hello).await.unwrap_or_default();
+            while let Ok(Ok(more @ 1..)) =
+                tokio::time::timeout(Duration::from_millis(50), client.read(&mut hello[count..])).await
+            {
+                count += more;
+            }
+            while let Some(at) = hello[..count].windows(5).position(|name| name == b"weft-") {
+                hello[at] = b'x';
+            }
+            let _ = server.write_all(&hello[..count]).await;
+            let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+        })
+        .await;
+        let client = Proxy::ready(free_address(), Some(&ca.identity(CART)), json!({})).await;
+        let settings = json!({"connectTimeoutMs": 500});
+        client.export_as("detect", settings, None, json!([endpoint(between, Some("web"))])).await;
+        let (status, headers, body) = client.get(&[("x-secret", "swordfish")]).await;
+        assert_eq!(status, 503, "{mode}: {} {body}", reason(&headers));
+    }
+    let received = received.lock().expect("not poisoned");
+    assert!(!received.windows(9).any(|bytes| bytes == b"swordfish"), "no part of the request");
+}
+
+/// What the proxy says of its plaintext callers.
+async fn callers(proxy: &Proxy) -> Value {
+    let page = proxy.page("/plaintext-callers").await;
+    let body = page.split("\r\n\r\n").nth(1).expect("a body");
+    serde_json::from_str::<Value>(body).expect("JSON")["callers"].clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plaintext_callers_are_reported_and_no_others() {
+    let ca = Ca::new("cluster.local");
+    let (application, _) = application().await;
+    let guarded = json!({"policies": [{
+        "name": "guard", "target": "namespace", "rules": [{"action": "deny", "paths": [{"prefix": "/denied"}]}]
+    }]});
+    let (client, server) = pair(&ca, application, guarded).await;
+    assert_eq!(client.get(&[]).await.0, 200);
+    let mut denied = TcpStream::connect(server.inbound).await.expect("connects");
+    denied.write_all(b"GET /denied HTTP/1.1\r\nhost: web\r\n\r\n").await.expect("sent");
+    assert!(denied.read(&mut [0; 64]).await.is_ok_and(|count| count > 0));
+    drop(TcpStream::connect(server.inbound).await.expect("connects"));
+    assert_eq!(callers(&server).await, json!([]), "mutual TLS, a denied request, and a connection without a byte");
+
+    let mut plain = TcpStream::connect(server.inbound).await.expect("connects");
+    for _ in 0..2 {
+        plain.write_all(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n").await.expect("sent");
+        assert!(plain.read(&mut [0; 4096]).await.is_ok_and(|count| count > 0));
+    }
+    let port = application.port();
+    let caller =
+        |open: u32| json!([{"address": "127.0.0.1", "port": port, "connections": 1, "open": open, "secondsAgo": 0}]);
+    assert_eq!(callers(&server).await, caller(1), "one connection, however many requests");
+    drop(plain);
+    wait("the connection ends", async || callers(&server).await == caller(0)).await;
+    assert_eq!(server.sum("weft_requests_total", &["plaintext=\"permissive\""]).await, 3);
+}
+
+/// Of a port that becomes Strict, and of no other connection: requests in flight, idle HTTP/1.1 and HTTP/2 connections,
+/// and TCP.
+#[tokio::test(flavor = "multi_thread")]
+async fn id_13_plaintext_connections_end_within_2_s_when_their_port_becomes_strict() {
+    let ca = Ca::new("cluster.local");
+    let (application, _) = application().await;
+    let (client, server) = pair(&ca, application, json!({})).await;
+    let mut idle = TcpStream::connect(server.inbound).await.expect("connects");
+    idle.write_all(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n").await.expect("sent");
+    assert!(idle.read(&mut [0; 4096]).await.is_ok_and(|count| count > 0));
+    let mut uploading = TcpStream::connect(server.inbound).await.expect("connects");
+    uploading.write_all(b"POST / HTTP/1.1\r\nhost: web\r\ncontent-length: 9\r\n\r\n").await.expect("sent");
+    let http2 = TcpStream::connect(server.inbound).await.expect("connects");
+    let (mut sender, http2) = h2::client::handshake(http2).await.expect("HTTP/2");
+    let http2 = tokio::spawn(http2);
+    let request = Request::get("http://web/").body(()).expect("a request");
+    let (response, _) = sender.send_request(request, true).expect("sent");
+    assert_eq!(response.await.expect("a response").status(), 200);
+    let mut mutual = TcpStream::connect(client.outbound).await.expect("connects");
+    mutual.write_all(b"POST / HTTP/1.1\r\nhost: web\r\ncontent-length: 2\r\n\r\no").await.expect("sent");
+
+    let (echo, _) = raw_application(async |mut stream: TcpStream| {
+        let mut bytes = [0; 64];
+        while let Ok(count @ 1..) = stream.read(&mut bytes).await {
+            let _ = stream.write_all(&bytes[..count]).await;
+        }
+    })
+    .await;
+    let tcp = Proxy::ready(echo, Some(&ca.identity(WEB)), json!({})).await;
+    let mut relayed = TcpStream::connect(tcp.inbound).await.expect("connects");
+    relayed.write_all(b"\0\x01").await.expect("sent");
+    relayed.read_exact(&mut [0; 2]).await.expect("an echo");
+
+    let open = async || server.sum("weft_downstream_connections_open", &["inbound"]).await;
+    wait("the upload has begun", async || server.sum("weft_requests_in_flight", &[]).await > 0 || open().await >= 4)
+        .await;
+    let begun = Instant::now();
+    write(&server.folder, "i.shop.json", &strict("inbound").to_string());
+    write(&tcp.folder, "i.shop.json", &strict("inbound").to_string());
+    let mut rest = Vec::new();
+    for (desc, stream) in [("idle", &mut idle), ("TCP", &mut relayed), ("in flight", &mut uploading)] {
+        let _ = tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut rest)).await.expect("it ends");
+        assert!(begun.elapsed() < Duration::from_secs(2), "{desc}: {:?}", begun.elapsed());
+    }
+    drop((idle, uploading, relayed));
+    tokio::time::timeout(TIMEOUT, http2).await.expect("it ends").expect("no panic").expect("GOAWAY, and no error");
+    assert!(begun.elapsed() < Duration::from_secs(2), "HTTP/2: {:?}", begun.elapsed());
+    assert_eq!(tcp.sum("weft_tcp_connections_total", &["reason=\"plaintext-refused\""]).await, 1);
+
+    mutual.write_all(b"k").await.expect("sent");
+    let count = mutual.read(&mut [0; 12]).await.expect("a response");
+    assert_eq!(count, 12, "mutual TLS goes on");
+    assert_eq!(client.get(&[]).await.0, 200);
 }

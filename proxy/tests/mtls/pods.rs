@@ -165,6 +165,7 @@ async fn other_addresses_and_excluded_ports_are_not_encrypted() {
             assert!(answer.is_empty() && !has_arrived(&received, b"two"), "nothing was sent");
         } else {
             assert_eq!((answer, class(&event)), (b"two".to_vec(), (json!("plaintext"), Value::Null)), "{event}");
+            assert_eq!(event["plaintext"], "excluded");
         }
 
         write(&client.folder, "index.json", &json!({"namespaces": {}}).to_string());

@@ -160,7 +160,15 @@ async fn exchange_on_stream(mut sender: SendRequest<Bytes>, messages: u64) -> Re
             sleep(PACE).await;
         }
     }
-    sending.send_data(Bytes::new(), true).map_err(text)
+    sending.send_data(Bytes::new(), true).map_err(text)?;
+    let mut body = received.ok_or("no messages")?;
+    while let Some(rest) = body.data().await {
+        let rest = rest.map_err(text)?;
+        if !rest.is_empty() {
+            return Err(format!("{rest:?} after the end"));
+        }
+    }
+    Ok(())
 }
 
 /// A TCP connection on which messages go back and forth.
@@ -251,7 +259,7 @@ async fn run(lifetime: Duration, length: Duration) -> String {
     let due = length.as_secs_f64() / (0.6 * lifetime.as_secs_f64());
     assert!(renewals.iter().all(|count| *count as f64 > due - 1.0), "{due}: {report}");
     let plaintext = server.sum("weft_tcp_connections_total", &["security=\"plaintext\""]).await;
-    assert!(requests * streams * relays * relayed > 0 && plaintext == 0, "{report}, {plaintext} in plaintext");
+    assert!(counts.iter().all(|count| *count > 0) && plaintext == 0, "{report}, {plaintext} in plaintext");
     report
 }
 

@@ -75,8 +75,8 @@ async fn ask(
     Some((status, response.into_body().collect().await.ok()?.to_bytes()))
 }
 
-/// ID-13: two workloads have two addresses, and exchange them all the time, while clients of both send 100,000 requests. No
-/// request reaches the other workload: the handshake shows who is there, and the request goes to the other address.
+/// ID-13: two workloads have two addresses, and exchange them all the time, while clients of both send 100,000 requests.
+/// No request reaches the other workload: the handshake shows who is there, and the request goes to the other address.
 #[tokio::test(flavor = "multi_thread")]
 async fn id_13_of_100_000_requests_none_reaches_another_workload() {
     let (ca, strayed) = (Ca::new("cluster.local"), Arc::new(AtomicU64::new(0)));

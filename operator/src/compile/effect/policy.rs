@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use weft_config::{AuthorizationRule, Policy, PortRef, Protocol, Target};
+use weft_config::{AuthorizationRule, MtlsMode, MtlsPolicy, Policy, PortRef, Protocol, Target};
 use weft_crds::status::Reason;
 use weft_crds::suggest::did_you_mean;
 
@@ -15,16 +15,67 @@ use crate::world::{Namespace, Pod, Service, TargetPort};
 /// How many Services a message names.
 const SERVICES_MAX: usize = 5;
 
+/// An accepted policy.
+pub(super) struct Checked<'a> {
+    pub(super) name: &'a str,
+    pub(super) target: &'a Target,
+    pub(super) authorization: Option<&'a Policy>,
+    pub(super) mtls: Option<&'a MtlsPolicy>,
+}
+
+/// A port that a policy names, and where.
+struct NamedPort {
+    place: String,
+    port: u16,
+}
+
 /// The pods that a target selects, and what policies with this target have in common.
 pub(super) struct Selection<'a> {
-    pods: Vec<&'a Pod>,
+    pub(super) pods: Vec<&'a Pod>,
     without_proxy: Option<String>,
+    /// Pods with a proxy that has no identity.
+    without_identity: Vec<&'a Pod>,
     /// TCP ports that containers declare, and their names.
     declared: BTreeSet<u16>,
     named: BTreeMap<&'a str, BTreeSet<u16>>,
     /// Pods with a proxy that is not in the way of all ports, and pods with opaque ports.
     excluding: Vec<&'a Pod>,
     opaque: Vec<&'a Pod>,
+}
+
+// === impl Checked ===
+
+impl Checked<'_> {
+    fn rules(&self) -> &[AuthorizationRule] {
+        self.authorization.map(|policy| &policy.rules[..]).unwrap_or_default()
+    }
+
+    /// The ports that it names.
+    fn ports(&self) -> Vec<NamedPort> {
+        let rules = self.rules().iter().enumerate();
+        let of_rules = rules.flat_map(|(index, rule)| {
+            rule.ports.iter().map(move |port| NamedPort { place: format!("rule {index}"), port: *port })
+        });
+        let entries = self.mtls.into_iter().flat_map(|mtls| &mtls.ports);
+        of_rules.chain(entries.map(|entry| NamedPort { place: "mtls".to_owned(), port: entry.port })).collect()
+    }
+
+    /// Whether it is about all ports of its target.
+    fn is_about_all_ports(&self) -> bool {
+        let is_of_rules = self
+            .authorization
+            .is_some_and(|policy| policy.default_deny || policy.rules.iter().any(|rule| rule.ports.is_empty()));
+        is_of_rules || self.mtls.is_some_and(|mtls| mtls.mode.is_some())
+    }
+
+    /// Whether it demands mutual TLS anywhere.
+    fn is_strict(&self) -> bool {
+        let strict = |mtls: &MtlsPolicy| {
+            let of_ports = mtls.ports.iter().map(|entry| entry.mode);
+            mtls.mode.into_iter().chain(of_ports).any(|mode| mode == MtlsMode::Strict)
+        };
+        self.mtls.is_some_and(strict)
+    }
 }
 
 // === impl Selection ===
@@ -49,6 +100,7 @@ impl<'a> Selection<'a> {
             declared: named.values().flatten().copied().collect(),
             named,
             excluding: proxied(|pod| !pod.excluded.is_empty()),
+            without_identity: proxied(|pod| !pod.has_identity),
             opaque: proxied(|pod| pod.opaque.as_ref().is_none_or(|ports| !ports.is_empty())),
             pods: selected,
         }
@@ -59,29 +111,33 @@ impl<'a> Selection<'a> {
 pub(super) fn check(
     namespace: &Namespace,
     pods: &Pods<'_>,
-    policy: &Policy,
+    policy: &Checked<'_>,
     service: Option<&Service>,
     selection: &Selection<'_>,
 ) -> Vec<Diagnostic> {
     let mut found = Vec::new();
     if selection.pods.is_empty() {
-        found.push(no_pods(namespace, pods, &policy.target, service));
+        found.push(no_pods(namespace, pods, policy.target, service));
     }
     found.extend(selection.without_proxy.iter().map(|message| Diagnostic::ineffective(Reason::NoProxy, message)));
-    let ports = match (&policy.target, service) {
+    if policy.is_strict() && !selection.without_identity.is_empty() {
+        found.push(no_identity(&selection.without_identity));
+    }
+    let named = policy.ports();
+    let ports = match (policy.target, service) {
         (Target::Service { ports, .. }, Some(service)) => {
-            Some(target_ports(ports, service, selection, &policy.rules, &mut found))
+            Some(target_ports(ports, service, selection, &named, &mut found))
         }
         _ => {
-            rule_ports(namespace, &policy.rules, selection, &mut found);
+            named_ports(namespace, &named, selection, &mut found);
             None
         }
     };
-    let ports = concerned(ports, &policy.rules);
+    let ports = if policy.is_about_all_ports() { ports } else { Some(concerned(ports, &named)) };
     found.extend(excluded(ports.as_ref(), selection));
-    if looks_into_http(&policy.rules) {
+    if looks_into_http(policy.rules()) {
         found.extend(opaque(ports.as_ref(), selection));
-        if policy.target == Target::Namespace {
+        if *policy.target == Target::Namespace {
             found.extend(declared_opaque(namespace));
         }
     }
@@ -117,13 +173,24 @@ fn no_pods(namespace: &Namespace, pods: &Pods<'_>, target: &Target, service: Opt
     Diagnostic::limited(Reason::NoPods, message)
 }
 
+/// Mutual TLS is demanded of pods that cannot prove who they are: nobody can connect to them.
+fn no_identity(pods: &[&Pod]) -> Diagnostic {
+    let restart = if pods.len() == 1 { "restart it" } else { "restart them" };
+    let message = format!(
+        "mtls: {} created without identity, and nobody can connect to ports where Strict holds: {restart} (kubectl rollout \
+         restart)",
+        if pods.len() == 1 { format!("{} was", list(pods)) } else { format!("{} were", list(pods)) }
+    );
+    Diagnostic::ineffective(Reason::NoIdentity, message)
+}
+
 /// The ports of the pods that a policy for a Service applies to. Reports target ports that the pods do not have, and
 /// ports of rules that are no target port.
 fn target_ports(
     targets: &[PortRef],
     service: &Service,
     selection: &Selection<'_>,
-    rules: &[AuthorizationRule],
+    ports: &[NamedPort],
     found: &mut Vec<Diagnostic>,
 ) -> BTreeSet<u16> {
     let name = &service.key.name;
@@ -146,85 +213,73 @@ fn target_ports(
             },
         }
     }
-    for (index, port) in missing(rules, &resolved).filter(|_| is_complete) {
-        let mut meant = service.port(port).map(|port| &port.target).into_iter().flat_map(|target| match target {
+    for NamedPort { place, port } in missing(ports, &resolved).filter(|_| is_complete) {
+        let mut meant = service.port(*port).map(|port| &port.target).into_iter().flat_map(|target| match target {
             TargetPort::Number(number) => vec![*number],
             TargetPort::Name(name) => selection.named.get(name.as_str()).into_iter().flatten().copied().collect(),
         });
-        let message = if selection.declared.contains(&port) {
+        let message = if selection.declared.contains(port) {
             format!(
-                "rule {index}: port {port} is no targetPort of Service {name} ({}), to which a policy for a Service is \
+                "{place}: port {port} is no targetPort of Service {name} ({}), to which a policy for a Service is \
                  limited: target the ServiceAccount or the Namespace",
                 numbers(&resolved)
             )
         } else {
-            no_pod_listens(index, port, meant.next(), &resolved)
+            no_pod_listens(place, *port, meant.next(), &resolved)
         };
         found.push(Diagnostic::ineffective(Reason::PortNotFound, message));
     }
     resolved
 }
 
-/// Reports ports of rules that no pod declares, for targets that are not limited to ports. Pods may listen on ports that
+/// Reports named ports that no pod declares, for targets that are not limited to ports. Pods may listen on ports that
 /// they do not declare: it is a mistake only if a Service has the port under another number.
-fn rule_ports(
-    namespace: &Namespace,
-    rules: &[AuthorizationRule],
-    selection: &Selection<'_>,
-    found: &mut Vec<Diagnostic>,
-) {
+fn named_ports(namespace: &Namespace, ports: &[NamedPort], selection: &Selection<'_>, found: &mut Vec<Diagnostic>) {
     if selection.declared.is_empty() {
         return;
     }
     let services = || namespace.services.values().flat_map(|service| &service.ports);
-    for (index, port) in missing(rules, &selection.declared) {
-        if services().any(|candidate| candidate.target == TargetPort::Number(port)) {
+    for NamedPort { place, port } in missing(ports, &selection.declared) {
+        if services().any(|candidate| candidate.target == TargetPort::Number(*port)) {
             continue;
         }
         let meant =
-            services().filter(|candidate| candidate.port == port).find_map(|candidate| match candidate.target {
+            services().filter(|candidate| candidate.port == *port).find_map(|candidate| match candidate.target {
                 TargetPort::Number(number) => Some(number),
                 TargetPort::Name(ref name) => selection.named.get(name.as_str())?.first().copied(),
             });
         found.push(match meant.filter(|meant| selection.declared.contains(meant)) {
             Some(meant) => {
-                let message = no_pod_listens(index, port, Some(meant), &selection.declared);
+                let message = no_pod_listens(place, *port, Some(meant), &selection.declared);
                 Diagnostic::ineffective(Reason::PortNotFound, message)
             }
             None => Diagnostic::limited(
                 Reason::PortNotFound,
-                format!(
-                    "rule {index}: no pod that it selects declares port {port}, only {}",
-                    numbers(&selection.declared)
-                ),
+                format!("{place}: no pod that it selects declares port {port}, only {}", numbers(&selection.declared)),
             ),
         });
     }
 }
 
-/// The ports of rules that are not among `known`, with the rules' numbers.
-fn missing<'a>(rules: &'a [AuthorizationRule], known: &'a BTreeSet<u16>) -> impl Iterator<Item = (usize, u16)> + 'a {
-    let ports = rules.iter().enumerate().flat_map(|(index, rule)| rule.ports.iter().map(move |port| (index, *port)));
-    ports.filter(|(_, port)| !known.contains(port))
+/// The named ports that are not among `known`.
+fn missing<'a>(ports: &'a [NamedPort], known: &'a BTreeSet<u16>) -> impl Iterator<Item = &'a NamedPort> + 'a {
+    ports.iter().filter(|named| !known.contains(&named.port))
 }
 
-fn no_pod_listens(index: usize, port: u16, meant: Option<u16>, known: &BTreeSet<u16>) -> String {
+fn no_pod_listens(place: &str, port: u16, meant: Option<u16>, known: &BTreeSet<u16>) -> String {
     let only = known.first().copied().filter(|_| known.len() == 1);
     let hint = match meant.or(only) {
         Some(meant) => format!("; did you mean {meant}?"),
         None if known.is_empty() => String::new(),
         None => format!(" (they listen on {})", numbers(known)),
     };
-    format!("rule {index}: no pod listens on {port}: rules name ports of pods{hint}")
+    format!("{place}: no pod listens on {port}: policies name ports of pods{hint}")
 }
 
-/// The ports that a policy is about. `None`: all.
-fn concerned(ports: Option<BTreeSet<u16>>, rules: &[AuthorizationRule]) -> Option<BTreeSet<u16>> {
-    if rules.iter().any(|rule| rule.ports.is_empty()) {
-        return ports;
-    }
-    let named = rules.iter().flat_map(|rule| &rule.ports).copied();
-    Some(named.filter(|port| ports.as_ref().is_none_or(|ports| ports.contains(port))).collect())
+/// Those of the named ports that are among `ports`. `None`: all.
+fn concerned(ports: Option<BTreeSet<u16>>, named: &[NamedPort]) -> BTreeSet<u16> {
+    let named = named.iter().map(|named| named.port);
+    named.filter(|port| ports.as_ref().is_none_or(|ports| ports.contains(port))).collect()
 }
 
 /// Ports that bypass the proxy. If the policy is about all ports, an exclusion is no mistake but a limit of it.

@@ -35,7 +35,7 @@ impl Referrer<'_> {
             Kind::HttpRoute => RouteKind::HttpRoute,
             Kind::TlsRoute => RouteKind::TlsRoute,
             Kind::TcpRoute => RouteKind::TcpRoute,
-            Kind::Route | Kind::Cluster | Kind::Policy => RouteKind::MeshRoute,
+            Kind::Route | Kind::Cluster | Kind::Mesh | Kind::Policy => RouteKind::MeshRoute,
         };
         RouteRef { kind, namespace: self.key.namespace.clone(), name: self.key.name.clone() }
     }

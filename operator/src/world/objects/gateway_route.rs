@@ -98,7 +98,7 @@ impl GatewayRoute {
             Kind::GrpcRoute => parse(spec, GatewaySpec::Grpc, &mut unknown_fields),
             Kind::TlsRoute => parse(spec, GatewaySpec::Tls, &mut unknown_fields),
             Kind::TcpRoute => parse(spec, GatewaySpec::Tcp, &mut unknown_fields),
-            Kind::Cluster | Kind::Policy | Kind::Route => return None,
+            Kind::Cluster | Kind::Mesh | Kind::Policy | Kind::Route => return None,
         };
         let (version, meta) = (VERSION.to_owned(), Meta::from(metadata));
         Some(Self { kind, version, meta, spec, services, mistaken, unknown_fields, namespaces, parents })

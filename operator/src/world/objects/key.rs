@@ -17,6 +17,8 @@ pub struct Key {
 pub enum Kind {
     /// MeshCluster.
     Cluster,
+    /// Mesh, which has no namespace.
+    Mesh,
     /// MeshPolicy.
     Policy,
     /// MeshRoute.
@@ -65,6 +67,7 @@ impl Kind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Cluster => "MeshCluster",
+            Self::Mesh => "Mesh",
             Self::Policy => "MeshPolicy",
             Self::Route => "MeshRoute",
             Self::HttpRoute => "HTTPRoute",
@@ -104,7 +107,11 @@ impl Kind {
     /// The name of the resource in the API: in lower case and plural.
     pub fn plural(self) -> String {
         let kind = self.as_str().to_ascii_lowercase();
-        kind.strip_suffix('y').map_or_else(|| format!("{kind}s"), |stem| format!("{stem}ies"))
+        match kind.strip_suffix('y') {
+            Some(stem) => format!("{stem}ies"),
+            None if kind.ends_with("sh") => format!("{kind}es"),
+            None => format!("{kind}s"),
+        }
     }
 }
 

@@ -1,11 +1,10 @@
-//! Custom resources: MeshRoutes, MeshClusters and MeshPolicies.
+//! Custom resources: MeshRoutes, MeshClusters, MeshPolicies and the Mesh.
 
 use kube::api::ObjectMeta;
-use kube::core::NamespaceResourceScope;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use weft_crds::{MeshClusterSpec, MeshPolicySpec, MeshRouteSpec, Status};
+use weft_crds::{MeshClusterSpec, MeshPolicySpec, MeshRouteSpec, MeshSpec, Status};
 
 use super::key::Key;
 use super::metadata::{key, resource, revision};
@@ -16,6 +15,9 @@ pub type Route = MeshObject<MeshRouteSpec>;
 pub type Cluster = MeshObject<MeshClusterSpec>;
 /// A MeshPolicy.
 pub type Policy = MeshObject<MeshPolicySpec>;
+
+/// A Mesh, which has no namespace.
+pub type Mesh = MeshObject<MeshSpec>;
 
 /// Metadata of a custom resource.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,7 +60,7 @@ pub struct RawMeshObject<K> {
     kind: std::marker::PhantomData<fn() -> K>,
 }
 
-resource!(RawMeshObject<K>, K, NamespaceResourceScope, K);
+resource!(RawMeshObject<K>, K, <K as kube::Resource>::Scope, K);
 
 // === impl Meta ===
 

@@ -5,6 +5,7 @@
 
 mod access;
 mod account;
+mod caller;
 mod document;
 mod gateway_route;
 mod grant;
@@ -20,11 +21,12 @@ mod slice;
 
 pub use access::{Access, AccessKind};
 pub use account::Account;
+pub use caller::{Answer, Answers, Asked, Caller};
 pub use document::{Document, DocumentKind, documents_namespace};
 pub use gateway_route::{GatewayRoute, GatewaySpec, OwnStatus, ParentStatus};
 pub use grant::Grant;
 pub use key::{Key, Kind, ObjectId};
-pub use mesh_object::{Cluster, MeshObject, Meta, Policy, RawMeshObject, Route};
+pub use mesh_object::{Cluster, Mesh, MeshObject, Meta, Policy, RawMeshObject, Route};
 pub use namespace::{NamespaceMeta, RawNamespace};
 pub use node::Node;
 pub use pod::{ContainerPort, Owner, Pod, RawPod, Readiness, WithoutProxy};

@@ -17,9 +17,9 @@ use super::port::is_tcp;
 /// The service account of pods that name none.
 const DEFAULT_ACCOUNT: &str = "default";
 
-/// Ranges of excluded ports that a pod may have in a document of pods. One with more is called as if it had no identity:
-/// it cannot make the document too large for the other pods in it.
-const EXCLUDED_MAX: usize = 64;
+/// Ranges of excluded ports that a pod may have in a document of pods: as many as the injector accepts. One with more is
+/// called as if it had no identity: it cannot make the document too large for the other pods in it.
+const EXCLUDED_MAX: usize = 100;
 
 /// The kubelet's annotation on the mirror of a static pod.
 const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
@@ -39,10 +39,12 @@ pub struct Pod {
     pub deleting: bool,
     /// Has a proxy.
     pub has_proxy: bool,
+    /// Its addresses, until it has ended. With `host_network`, those of its node.
+    pub addresses: Vec<IpAddr>,
     /// Its proxy proves the identity of its service account. Without one, it may have a proxy all the same.
     pub has_identity: bool,
     /// The addresses at which its proxy proves its identity: from when Kubernetes has assigned them, so also before it
-    /// is ready, until it has ended. Sorted; empty for other pods, and with more than 64 ranges of excluded ports.
+    /// is ready, until it has ended. Sorted; empty for other pods, and with more than 100 ranges of excluded ports.
     pub identified: Vec<IpAddr>,
     /// When it was created, in seconds since 1970.
     pub created: i64,
@@ -197,6 +199,12 @@ impl Pod {
         self.has_proxy && !self.excludes(port) && !self.is_opaque(port)
     }
 
+    /// The service account that its proxy proves to clients of this port, opaque ports included. `None`: a client finds no
+    /// proxy there, or one without identity.
+    pub fn identity_at(&self, port: u16) -> Option<&str> {
+        (self.has_proxy && self.has_identity && !self.excludes(port)).then_some(&self.service_account)
+    }
+
     /// Whether connections to this port are not redirected to its proxy.
     pub fn excludes(&self, port: u16) -> bool {
         is_in(&self.excluded, port)
@@ -209,8 +217,9 @@ impl Pod {
 
     /// Whether `next` says the same of who is at which address.
     pub fn has_same_identity(&self, next: &Self) -> bool {
-        let of = |pod: &Self| (pod.uid.clone(), pod.service_account.clone(), pod.created, pod.deleting);
-        (&self.identified, &self.excluded) == (&next.identified, &next.excluded) && of(self) == of(next)
+        (&self.identified, &self.excluded, &self.uid) == (&next.identified, &next.excluded, &next.uid)
+            && (&self.service_account, self.created, self.deleting)
+                == (&next.service_account, next.created, next.deleting)
     }
 
     /// Whether its proxy forwards connections to this port as opaque TCP.
@@ -264,6 +273,7 @@ impl From<RawPod> for Pod {
             readiness: Readiness::from(&status),
             deleting: metadata.deletion_timestamp.is_some(),
             has_proxy,
+            addresses: if has_ended(&status) { Vec::new() } else { addresses(&status) },
             has_identity,
             identified: if is_identified { addresses(&status) } else { Vec::new() },
             created: metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),

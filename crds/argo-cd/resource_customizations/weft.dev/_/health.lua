@@ -1,4 +1,4 @@
--- Health of Weft's objects (MeshRoute, MeshCluster, MeshPolicy), from the condition Ready that each of them has.
+-- Health of Weft's objects (Mesh, MeshRoute, MeshCluster, MeshPolicy), from the condition Ready that each of them has.
 local hs = { status = "Progressing", message = "Waiting for Weft's operator" }
 
 if obj.status == nil or obj.status.conditions == nil then

@@ -8,6 +8,8 @@
 //!
 //! All printed and plotted numbers are measured by the clients; none is computed from the routes.
 
+mod encryption;
+
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -180,7 +182,7 @@ struct Run {
     load: RunningLoad,
 }
 
-/// Runs the demo. Fails if the clients' results do not match the routes.
+/// Runs the demo. Fails if the clients' results do not match the routes, or requests were not encrypted.
 pub fn run(options: &Options) -> Result<Story> {
     let cluster = Cluster::get()?;
     step("installing Weft", crate::install::ensure)?;
@@ -192,7 +194,10 @@ pub fn run(options: &Options) -> Result<Story> {
     for visitor in VISITORS.iter().filter(|visitor| visitor.name != "slow") {
         step("waiting for the first responses", || first_response(&client, visitor))?;
     }
-    let (story, failures) = watch(&shop, &client, environment(cluster, &options.namespace)?)?;
+    let before = encryption::counted(&shop)?;
+    let (mut story, mut failures) = watch(&shop, &client, environment(cluster, &options.namespace)?)?;
+    story.traffic = encryption::since(&before, encryption::counted(&shop)?);
+    failures.extend(encryption::report(&story.traffic));
     if let Some(folder) = options.page.parent() {
         fs::create_dir_all(folder)?;
     }
@@ -217,6 +222,7 @@ pub fn remove(options: &Options) -> Result<()> {
         run(&[
             "delete",
             "crd",
+            "meshes.weft.dev",
             "meshroutes.weft.dev",
             "meshclusters.weft.dev",
             "meshpolicies.weft.dev",
