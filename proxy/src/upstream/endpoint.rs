@@ -52,9 +52,8 @@ const IDLE_MAX: usize = 256;
 /// Requests that may wait for one HTTP/2 connection while it is being opened; further ones open another.
 const OPENING_REQUESTS_MAX: u32 = 100;
 
-/// Requests in flight from which on further ones of HTTP/1.1 are multiplexed. With fewer, connections of their own cost
-/// less.
-const MULTIPLEX_FROM: u32 = 4;
+/// Requests in flight from which on further ones of HTTP/1.1 are multiplexed. With fewer, there is little to save.
+const MULTIPLEX_FROM: u32 = 8;
 
 /// Who is at the other end of a cluster's connections, and who at this one.
 #[derive(Clone)]
@@ -169,14 +168,11 @@ impl Endpoint {
         self.ewma.set(ewma);
     }
 
-    /// Whether further requests of HTTP/1.1 are to be multiplexed: the other side is a proxy of the mesh, and others are
-    /// in flight.
+    /// Whether a further request of HTTP/1.1 is to be multiplexed: the other side is a proxy of the mesh, and many are in
+    /// flight.
     pub(crate) fn multiplexes_http1(&self) -> bool {
         let is_proxy = |peer: &Peer| peer.account.is_some() && peer.identity.is_expected();
-        let is_busy =
-            |connection: &Rc<Http2>| connection.protocol == Protocol::MultiplexedHttp1 && connection.is_busy();
-        self.peer.as_ref().is_some_and(is_proxy)
-            && (self.in_flight.get() >= MULTIPLEX_FROM || self.shared.borrow().iter().any(is_busy))
+        self.in_flight.get() >= MULTIPLEX_FROM && self.peer.as_ref().is_some_and(is_proxy)
     }
 
     /// A lease of an open connection.

@@ -158,11 +158,6 @@ impl Http2 {
         self.slots.get().max(u32::try_from(self.requests.open_streams()).unwrap_or(u32::MAX))
     }
 
-    /// Whether requests are in flight on it.
-    pub(crate) fn is_busy(&self) -> bool {
-        self.slots.get() > 0
-    }
-
     fn is_closed(&self) -> bool {
         self.state.is_closed.get() || self.requests.is_closed()
     }

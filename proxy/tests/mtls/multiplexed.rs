@@ -6,7 +6,7 @@ use tokio::sync::watch;
 use super::*;
 
 /// Requests that wait in the application, so that further ones are multiplexed.
-const WAITING: u32 = 6;
+const WAITING: u32 = 10;
 
 /// What an application has received, and what a client.
 type Seen = Vec<(String, String)>;
