@@ -14,6 +14,9 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 /// Limit from the start of the script until the proxy listens.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// First byte of a TLS connection.
+const TLS_HANDSHAKE: u8 = 22;
+
 /// A proxy process, which the script has exec'ed. Dropping it ends the process.
 struct Proxy {
     process: Child,
@@ -140,8 +143,15 @@ fn client_role_speaks_mutual_tls_with_the_server_role_and_nobody_else() {
     let server = Proxy::with("server", backend(), &folder);
     let client = Proxy::with("client", server.address.port(), &folder);
     assert_eq!(client.get("/"), 200);
-    let to_backend = Proxy::with("client", backend(), &folder);
-    assert_eq!(to_backend.get("/"), 503, "a server without TLS is sent nothing");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("binds");
+    let stranger = listener.local_addr().expect("an address").port();
+    let first_byte = thread::spawn(move || {
+        let mut byte = [0];
+        listener.accept().and_then(|(mut stream, _)| stream.read_exact(&mut byte)).expect("a connection");
+        byte[0]
+    });
+    assert_eq!(Proxy::with("client", stranger, &folder).get("/"), 503);
+    assert_eq!(first_byte.join().expect("no panic"), TLS_HANDSHAKE, "a stranger is sent no request");
 }
 
 #[test]
