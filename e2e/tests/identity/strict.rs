@@ -237,8 +237,9 @@ fn declared_plaintext_ports_admit_only_their_ip_blocks() -> Result<()> {
             let answer = client.get(&url(service)).send()?.expect_status(403)?;
             ensure!(answer.reason() == Some("plaintext-refused"), "{service}: {answer:?}");
         }
-        let accepted = ns.await_condition("meshpolicy", "scraped", "Accepted", "True")?;
-        ensure!(accepted.message.contains("1 port accepts plaintext by declaration"), "{accepted:?}");
+        let ready = ns.await_condition("meshpolicy", "scraped", "Ready", "True")?;
+        ensure!(ready.reason == "PlaintextDeclared", "{ready:?}");
+        ensure!(ready.message.contains("1 port accepts plaintext by declaration"), "{ready:?}");
         Ok(())
     })
 }
