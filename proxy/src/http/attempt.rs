@@ -308,7 +308,7 @@ async fn exchange(
             Some(lease) => Ok(lease),
             None => Box::pin(connect_local(endpoint, protocol)).await,
         },
-        Upstream::Cluster(state, _) if request.may_multiplex(state) && endpoint.multiplexes_http1() => {
+        Upstream::Cluster(state, _) if endpoint.multiplexes_http1() && request.may_multiplex(state) => {
             state.lease(endpoint, Protocol::MultiplexedHttp1, fresh).await
         }
         Upstream::Cluster(state, _) => state.lease(endpoint, protocol, fresh).await,
