@@ -156,7 +156,9 @@ fn check(block: &str) {
                 // Subsets select no pod, and callers are no service accounts: there are none.
                 let bad = match diagnostic.severity {
                     Severity::Refused | Severity::Partial => true,
-                    Severity::Unresolved => !matches!(diagnostic.reason, Reason::SubsetNotFound | Reason::CallerNotFound),
+                    Severity::Unresolved => {
+                        !matches!(diagnostic.reason, Reason::SubsetNotFound | Reason::CallerNotFound)
+                    }
                     Severity::Ineffective | Severity::Limited | Severity::Note | Severity::StrictReady => false,
                 };
                 assert!(!bad, "{id}: {}", diagnostic.message);

@@ -32,7 +32,7 @@ fn policy(name: &str, target: Value, mtls: Value) -> Value {
 /// What a pod of shop answers: addresses and ports. None: nothing.
 fn answer(pod: &str, callers: Option<&[(&str, u16)]>) -> Answer {
     let caller = |(address, port): &(&str, u16)| PlaintextCaller {
-        address: address.parse().unwrap(),
+        address: address.parse().expect("an address"),
         port: *port,
         connections: 1,
         open: 0,
