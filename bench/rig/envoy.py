@@ -21,6 +21,8 @@ def bootstrap(role: str, listen: int, upstream: int, certs: Path, count: int = 0
         protocol = None
     hosts = [loopback(number) for number in range(count)] if role == "endpoints" else ["127.0.0.1"]
     clusters = [_cluster("upstream", [_address(upstream, host) for host in hosts], protocol)]
+    if role == "client":
+        clusters[0]["transport_socket"] = _tls("Upstream", certs, "a", {"sni": "localhost"}, is_mutual=True)
     hosts = [_virtual_host("all", ["*"], "upstream")]
     for number in range(count if role == "config" else 0):
         name = f"service-{number}"
@@ -28,7 +30,10 @@ def bootstrap(role: str, listen: int, upstream: int, certs: Path, count: int = 0
         hosts.append(_virtual_host(name, [f"{name}.bench", f"{name}.bench.svc.cluster.local"], name))
     chain = {"filters": [_tcp_proxy() if role == "tcp" else _connection_manager(role, hosts)]}
     if role == "tlsterm":
-        chain["transport_socket"] = _tls(certs)
+        chain["transport_socket"] = _tls("Downstream", certs, "b", {})
+    if role == "server":
+        required = {"require_client_certificate": True}
+        chain["transport_socket"] = _tls("Downstream", certs, "b", required, is_mutual=True)
     listener = {"name": "listener", "address": _address(listen), "filter_chains": [chain]}
     return {"static_resources": {"listeners": [listener], "clusters": clusters}}
 
@@ -80,14 +85,15 @@ def _tcp_proxy() -> dict:
     return {"name": "tcp", "typed_config": {"@type": kind, "stat_prefix": "in", "cluster": "upstream"}}
 
 
-def _tls(certs: Path) -> dict:
+def _tls(direction: str, certs: Path, account: str, options: dict, is_mutual: bool = False) -> dict:
+    """TLS 1.3 with a certificate of certs.sh. Mutual: the peer must have one too."""
     certificate = {
-        "certificate_chain": {"filename": str(certs / "b.pem")},
-        "private_key": {"filename": str(certs / "b.key")},
+        "certificate_chain": {"filename": str(certs / f"{account}.pem")},
+        "private_key": {"filename": str(certs / f"{account}.key")},
     }
     versions = {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"}
-    config = {
-        "@type": f"{TYPE}.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
-        "common_tls_context": {"tls_certificates": [certificate], "tls_params": versions},
-    }
-    return {"name": "tls", "typed_config": config}
+    common = {"tls_certificates": [certificate], "tls_params": versions}
+    if is_mutual:
+        common["validation_context"] = {"trusted_ca": {"filename": str(certs / "ca.pem")}}
+    kind = f"{TYPE}.extensions.transport_sockets.tls.v3.{direction}TlsContext"
+    return {"name": "tls", "typed_config": {"@type": kind, "common_tls_context": common} | options}

@@ -56,12 +56,12 @@ def _weft_binary(binary: Path, role: str, listen: int, upstream: int, count: int
     if role not in weft.ROLES:
         return None
     folder = SCRATCH / f"weft-{listen}"
-    weft.write_documents(role, listen, upstream, folder, count)
+    weft.write_files(role, listen, upstream, CERTS, folder, count)
     return Command([str(binary)], weft.environment(role, listen, upstream, CERTS, folder))
 
 
 def _envoy(role: str, listen: int, upstream: int, count: int) -> Command | None:
-    if role not in ("h1", "h2", "tcp", "tlsterm", "config", "endpoints"):
+    if role not in ("h1", "h2", "tcp", "tlsterm", "config", "endpoints", "client", "server"):
         return None
     config = SCRATCH / f"envoy-{listen}.json"
     config.write_text(json.dumps(envoy.bootstrap(role, listen, upstream, CERTS, count)))

@@ -26,6 +26,8 @@ from rig.processes import (
 )
 
 FIRST_PORT = 9200
+# Between the ports of two proxies that requests pass in turn.
+PORTS_APART = 50
 # Pause for background work after a start, and after connections were opened or closed.
 SETTLE_SECONDS = 1.0
 # Repetitions of the scenarios that start a new process for each.
@@ -51,9 +53,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Load:
-    """Load through a proxy in a role."""
+    """Load through a proxy in a role, or through several: the first one forwards to the second."""
 
-    role: str
+    roles: str
     arguments: str
     backend: str = "backend"
     # Also measures without a proxy, and reports the difference of the medians (added_p50_us).
@@ -72,6 +74,9 @@ class Growth:
 @dataclass(frozen=True)
 class Memory:
     """Memory of a proxy that is idle, and with connections that each made one request."""
+
+    role: str = "h1"
+    arguments: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,17 +101,18 @@ class Instructions:
 
 @dataclass
 class Target:
-    """A running proxy."""
+    """A running proxy, or several that requests pass in turn."""
 
     port: int
-    pid: int | None = None
+    roots: tuple[int, ...] = ()
 
     def pids(self) -> list[int]:
         """The current processes: some proxies listen before all their workers have started."""
-        return process_tree(self.pid) if self.pid else []
+        return [pid for root in self.roots for pid in process_tree(root)]
 
 
 TLS = f"--tls {CERTS}/ca.pem"
+MUTUAL_TLS = f"{TLS} --certificate {CERTS}/a.pem --key {CERTS}/a.key"
 SCENARIOS = {
     "h1_sat": Load("h1", "load --connections 64"),
     "h1_rate1k": Load("h1", "load --connections 16 --rate 1000", added=True),
@@ -120,12 +126,16 @@ SCENARIOS = {
     "grpc_rate2k": Load("h2", "load2 --connections 10 --rate 2000 --grpc", "backend2"),
     "tls_sat": Load("tlsterm", f"load --connections 64 {TLS}"),
     "tls_hs": Load("tlsterm", f"load --connections 16 --close {TLS}"),
+    "mtls_hs": Load("server", f"load --connections 16 --close {MUTUAL_TLS}"),
+    "twohop_sat": Load("client server", "load --connections 64"),
+    "twohop_rate1k": Load("client server", "load --connections 16 --rate 1000", added=True),
     "tcp_req": Load("tcp", "load --connections 64"),
     "tcp_close": Load("tcp", "load --connections 16 --close"),
     "tcp_bulk": Load("tcp", "drain --connections 4", "source"),
     "routes": Growth("routes", (10, 1000, 10_000), weft.path_of_last_route),
     "endpoints": Growth("endpoints", (10, 3000), lambda _count: "/"),
     "mem": Memory(),
+    "tlsmem": Memory("server", MUTUAL_TLS),
     "config1000": Configuration(1000),
     "config10000": Configuration(10_000),
     "instructions": Instructions(),
@@ -142,8 +152,8 @@ def run_scenario(name: str, run: Run) -> Iterator[dict]:
             lines = _load(load, run)
         case Growth() as growth:
             lines = _growth(growth, run)
-        case Memory():
-            lines = _memory(run)
+        case Memory() as memory:
+            lines = _memory(memory, run)
         case Configuration(clusters):
             lines = _configuration(clusters, run)
         case Instructions() as instructions:
@@ -157,15 +167,25 @@ def _load(scenario: Load, run: Run) -> Iterator[dict]:
         processes.backend(scenario.backend)
         targets = {DIRECT: Target(UPSTREAM_PORT)} if scenario.added else {}
         for number, proxy in enumerate(run.proxies):
-            port = FIRST_PORT + number
-            prepared = command(proxy, scenario.role, port, UPSTREAM_PORT)
-            if prepared is None:
-                continue
             try:
-                targets[proxy] = _start(processes, prepared, port)
+                target = _start_all(processes, proxy, scenario.roles.split(), FIRST_PORT + number)
             except Failure as failure:
                 yield {"proxy": proxy, "failed": str(failure)}
+                continue
+            if target is not None:
+                targets[proxy] = target
         yield from _in_turn(processes, targets, lambda _name: scenario.arguments.split(), run)
+
+
+def _start_all(processes: Processes, proxy: str, roles: list[str], port: int) -> Target | None:
+    """Starts a proxy in each role, the last one first. None: it does not support a role."""
+    ports = [port + PORTS_APART * number for number in range(len(roles))]
+    upstreams = [*ports[1:], UPSTREAM_PORT]
+    commands = [command(proxy, *each) for each in zip(roles, ports, upstreams)]
+    if None in commands:
+        return None
+    started = [_start(processes, prepared, port) for prepared, port in reversed([*zip(commands, ports)])]
+    return Target(port, tuple(pid for target in started for pid in target.roots))
 
 
 def _growth(scenario: Growth, run: Run) -> Iterator[dict]:
@@ -188,7 +208,7 @@ def _growth(scenario: Growth, run: Run) -> Iterator[dict]:
 def _start(processes: Processes, prepared: Command, port: int) -> Target:
     process = processes.proxy(prepared)
     wait_for_port(process, port)
-    return Target(port, process.pid)
+    return Target(port, (process.pid,))
 
 
 def _in_turn(
@@ -230,19 +250,23 @@ def _per_unit(result: dict) -> dict:
     return result | {"cpu_us": cpu * 1e6 / requests}
 
 
-def _memory(run: Run) -> Iterator[dict]:
+def _memory(scenario: Memory, run: Run) -> Iterator[dict]:
     for repetition in range(min(run.repetitions, RESTARTS_MAX)):
         for proxy in run.proxies:
-            yield {"proxy": proxy, "repetition": repetition} | _or_failure(_memory_of, proxy)
+            prepared = command(proxy, scenario.role, FIRST_PORT, UPSTREAM_PORT)
+            if prepared is not None:
+                line = {"proxy": proxy, "repetition": repetition}
+                yield line | _or_failure(_memory_of, prepared, scenario.arguments.split())
 
 
-def _memory_of(proxy: str) -> dict:
+def _memory_of(prepared: Command, arguments: list[str]) -> dict:
     with Processes() as processes:
         processes.backend("backend")
-        target = _start(processes, command(proxy, "h1", FIRST_PORT, UPSTREAM_PORT), FIRST_PORT)
+        target = _start(processes, prepared, FIRST_PORT)
         time.sleep(SETTLE_SECONDS)
         idle = resident_kb(target.pids())
-        holder = processes.driver("hold", "--port", str(target.port), "--connections", str(IDLE_CONNECTIONS))
+        connections = ["--port", str(target.port), "--connections", str(IDLE_CONNECTIONS)]
+        holder = processes.driver("hold", *connections, *arguments)
         if not holder.stdout.readline():
             raise Failure(f"{IDLE_CONNECTIONS} connections could not be opened")
         time.sleep(SETTLE_SECONDS)

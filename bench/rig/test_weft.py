@@ -1,5 +1,6 @@
 """Tests of what is said about a wrong binary."""
 
+import json
 import os
 import tempfile
 import unittest
@@ -30,6 +31,27 @@ class NamedTest(unittest.TestCase):
             os.environ.pop("WEFT_PROXY_BEFORE", None)
             weft.named("WEFT_PROXY_BEFORE")
         self.assertIn("WEFT_PROXY_BEFORE", str(refused.exception))
+
+
+class IdentityTest(unittest.TestCase):
+    def test_identity_is_that_of_the_role_and_trusts_the_ca(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            certs, proxy = Path(folder), Path(folder) / "proxy"
+            for name in ("ca.pem", "a.pem", "a.key", "b.pem", "b.key"):
+                (certs / name).write_text(name)
+            for role, account in ("client", "a"), ("server", "b"):
+                weft.write_files(role, 1, 2, certs, proxy)
+                files = {path.name: path.read_text() for path in (proxy / weft.IDENTITY).iterdir()}
+                bundle = json.dumps({"domains": {"bench.local": ["ca.pem"]}})
+                expected = {"tls.crt": f"{account}.pem", "tls.key": f"{account}.key", "bundle.json": bundle}
+                self.assertEqual(files, expected, role)
+                self.assertIn("WEFT_IDENTITY", weft.environment(role, 1, 2, certs, proxy), role)
+            self.assertNotIn("WEFT_IDENTITY", weft.environment("h1", 1, 2, certs, proxy))
+
+    def test_missing_certificate_is_one_line_that_names_the_remedy(self) -> None:
+        with tempfile.TemporaryDirectory() as folder, self.assertRaises(SystemExit) as refused:
+            weft.write_files("client", 1, 2, Path(folder), Path(folder) / "proxy")
+        self.assertIn(f"bench/certs.sh {folder} creates it", str(refused.exception))
 
 
 if __name__ == "__main__":

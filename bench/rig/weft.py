@@ -10,14 +10,29 @@ from pathlib import Path
 from rig.envoy import loopback
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-NAMESPACE = "bench"
+# Namespace and trust domain are those in the certificates of certs.sh; the names of the certificates are ServiceAccounts.
+NAMESPACE = "default"
+TRUST_DOMAIN = "bench.local"
 SERVICE = "backend"
 
 # Outbound roles, with the protocol of the Service's port.
-PROTOCOLS = {"h1": "http", "h2": "http2", "tcp": "tcp", "config": "http", "routes": "http", "endpoints": "http"}
+PROTOCOLS = {
+    "h1": "http",
+    "h2": "http2",
+    "tcp": "tcp",
+    "config": "http",
+    "routes": "http",
+    "endpoints": "http",
+    "client": "http",
+}
 # Inbound roles. Connections go to the local application, without ports and routes.
-INBOUND = ("policy", "tlsterm")
+INBOUND = ("policy", "tlsterm", "server")
 ROLES = (*PROTOCOLS, *INBOUND)
+# The ServiceAccounts of the roles with an identity.
+ACCOUNTS = {"client": "a", "server": "b"}
+
+# The folder of the identity, beside the documents.
+IDENTITY = "identity"
 
 # What the operator writes for a rule with only `retry: {}` and `timeouts: {request: 15s}`, and limits that are never
 # reached.
@@ -29,6 +44,8 @@ RETRY = {
 }
 REQUEST_TIMEOUT_MS = 15_000
 LIMITS = {"maxConnections": 100_000, "maxRequests": 100_000, "maxPending": 100_000}
+# With a limit of connections, no requests share one.
+SHARING_LIMITS = {"maxRequests": 100_000}
 
 
 def binary() -> Path:
@@ -63,7 +80,11 @@ def environment(role: str, listen: int, upstream: int, certs: Path, folder: Path
         local = {"inboundPort": listen, "application": f"127.0.0.1:{upstream}"}
     if role == "tlsterm":
         local |= {"certificate": str(certs / "b.pem"), "key": str(certs / "b.key")}
-    return {
+    if role == "server":
+        # The driver is no proxy of the mesh.
+        local["mutualTls"] = True
+    identity = {"WEFT_IDENTITY": f"directory:{folder / IDENTITY}"} if role in ACCOUNTS else {}
+    return identity | {
         "WEFT_NAMESPACE": NAMESPACE,
         "WEFT_SOURCE": f"directory:{folder}",
         "WEFT_WORKERS": "1",
@@ -72,11 +93,26 @@ def environment(role: str, listen: int, upstream: int, certs: Path, folder: Path
     }
 
 
-def write_documents(role: str, listen: int, upstream: int, folder: Path, count: int = 0) -> None:
-    """Writes the configuration files of the proxy."""
+def write_files(role: str, listen: int, upstream: int, certs: Path, folder: Path, count: int = 0) -> None:
+    """Writes the documents of the proxy, and its identity if the role has one."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, body in documents(role, listen, upstream, count).items():
         (folder / f"{name}.json").write_text(json.dumps(body))
+    if role in ACCOUNTS:
+        _write_identity(ACCOUNTS[role], certs, folder / IDENTITY)
+
+
+def _write_identity(account: str, certs: Path, folder: Path) -> None:
+    """The files that a proxy reads its identity from, made of those of certs.sh."""
+    folder.mkdir(exist_ok=True)
+    texts = {"tls.crt": f"{account}.pem", "tls.key": f"{account}.key", "bundle.json": "ca.pem"}
+    for name, source in texts.items():
+        try:
+            text = (certs / source).read_text()
+        except OSError as error:
+            sys.exit(f"cannot read {certs / source}: {error.strerror}: bench/certs.sh {certs} creates it")
+        is_bundle = name == "bundle.json"
+        (folder / name).write_text(json.dumps({"domains": {TRUST_DOMAIN: [text]}}) if is_bundle else text)
 
 
 def documents(role: str, listen: int, upstream: int, count: int = 0) -> dict[str, dict]:
@@ -89,11 +125,14 @@ def documents(role: str, listen: int, upstream: int, count: int = 0) -> dict[str
         deny = {"action": "deny", "paths": [{"prefix": "/private"}]}
         policies = [{"name": "private", "target": "namespace", "rules": [deny]}]
         return {f"x.{NAMESPACE}": {}, f"i.{NAMESPACE}": {"policies": policies}}
-    if role == "tlsterm":
+    if role in INBOUND:
         return {f"x.{NAMESPACE}": {}, f"i.{NAMESPACE}": {}}
-    endpoints = [f"{loopback(number)}:{upstream}" for number in range(count if role == "endpoints" else 1)]
+    addresses = [f"{loopback(number)}:{upstream}" for number in range(count if role == "endpoints" else 1)]
+    peer = {"hasProxy": True, "serviceAccount": ACCOUNTS["server"]} if role == "client" else {}
+    endpoints = [{"address": address} | peer for address in addresses]
     routes = _routes(SERVICE, listen, count if role == "routes" else 0)
-    service = _service(SERVICE, ["127.0.0.1"], listen, PROTOCOLS[role], routes, endpoints)
+    limits = SHARING_LIMITS if role == "client" else LIMITS
+    service = _service(SERVICE, ["127.0.0.1"], listen, PROTOCOLS[role], routes, endpoints, limits)
     further = [_further_service(number) for number in range(count if role == "config" else 0)]
     return {f"x.{NAMESPACE}": {"services": [service, *further]}, f"i.{NAMESPACE}": {}}
 
@@ -103,17 +142,26 @@ def path_of_last_route(count: int) -> str:
     return f"/routes/{count - 1}/item"
 
 
-def _service(name: str, addresses: list[str], port: int, protocol: str, routes: dict, endpoints: list[str]) -> dict:
-    spoken = {"port": port, "protocol": protocol, "endpoints": [{"address": address} for address in endpoints]}
+def _service(
+    name: str,
+    addresses: list[str],
+    port: int,
+    protocol: str,
+    routes: dict,
+    endpoints: list[dict],
+    limits: dict = LIMITS,
+) -> dict:
+    spoken = {"port": port, "protocol": protocol, "endpoints": endpoints}
     if protocol != "tcp":
         spoken["routes"] = routes
-    return {"name": name, "addresses": addresses, "settings": {"limits": LIMITS}, "ports": [spoken]}
+    return {"name": name, "addresses": addresses, "settings": {"limits": limits}, "ports": [spoken]}
 
 
 def _further_service(number: int) -> dict:
     name, port = f"service-{number}", 80
     address = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
-    return _service(name, [address], port, "http", _routes(name, port, 0), ["127.0.0.1:20000", "127.0.0.1:20001"])
+    endpoints = [{"address": "127.0.0.1:20000"}, {"address": "127.0.0.1:20001"}]
+    return _service(name, [address], port, "http", _routes(name, port, 0), endpoints)
 
 
 def _routes(service: str, port: int, further: int) -> dict:

@@ -35,6 +35,8 @@ pub struct Bootstrap {
     pub ports: Ports,
     /// TLS for the inbound port, only outside of a pod. None: inbound connections are not terminated.
     pub tls: Option<Arc<ServerConfig>>,
+    /// Whether all TLS on the inbound port is mutual, only outside of a pod. See [`Local::mutual_tls`].
+    pub mutual_tls: bool,
     /// Timeouts towards clients.
     pub timeouts: Timeouts,
     /// Destination ports without protocol detection: their connections are TCP.
@@ -164,13 +166,19 @@ impl Bootstrap {
             Some(value) => parse_source(&value)?,
         };
         let mut pod = Pod::from_env(&source)?;
-        let (mut ports, mut tls, mut token) = (Ports::default(), None, contract::IDENTITY_TOKEN_FILE.into());
+        let (mut ports, mut tls, mut mutual_tls) = (Ports::default(), None, false);
+        let mut token = contract::IDENTITY_TOKEN_FILE.into();
         if let Some(local) = json::<Local>(contract::ENV_LOCAL)? {
             (ports, tls) = (local_ports(&local, &source)?, local_tls(&local)?);
             (pod.application, pod.destination) = (local.application, local.destination);
+            mutual_tls = local.mutual_tls;
             token = local.token.unwrap_or(token);
         }
         let identity = identity_from_env(&pod, token)?;
+        if mutual_tls && (tls.is_some() || identity.is_none()) {
+            let reason = format!("mutualTls needs {} and excludes a certificate", contract::ENV_IDENTITY);
+            return Err(invalid(contract::ENV_LOCAL, "mutualTls", reason));
+        }
         Ok(Self {
             pod,
             workers: parsed(contract::ENV_WORKERS)?.unwrap_or(1usize).clamp(1, 256),
@@ -179,6 +187,7 @@ impl Bootstrap {
             cache: contract::CACHE_DIR.into(),
             ports,
             tls,
+            mutual_tls,
             timeouts: json::<TimeoutsMs>(contract::ENV_TIMEOUTS_MS)?.unwrap_or_default().into(),
             opaque_ports: list(contract::ENV_OPAQUE_PORTS)?
                 .map_or_else(|| contract::OPAQUE_PORTS_DEFAULT.iter().copied().collect(), HashSet::from_iter),

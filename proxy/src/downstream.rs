@@ -13,6 +13,7 @@ use weft_identity::{Account, SpiffeId};
 use crate::callers::OpenCall;
 use crate::changes::Changes;
 use crate::direction::Direction;
+use crate::identity::Protocol;
 use crate::orig_dst::original_destination;
 use crate::policy::Call;
 use crate::reason::Reason;
@@ -42,6 +43,8 @@ pub(crate) struct Downstream {
 /// Who the client is, by its certificate.
 pub(crate) struct Caller {
     pub(crate) id: SpiffeId,
+    /// What its proxy speaks inside of TLS.
+    protocol: Protocol,
     /// Whether it is of the trust domain of this pod.
     is_of_domain: bool,
     /// What the application is told of it: the value of `x-forwarded-client-cert`.
@@ -50,9 +53,9 @@ pub(crate) struct Caller {
 
 impl Caller {
     /// A client that has proven to be `id` to this pod, which is `own`. Source of the form: Envoy.
-    pub(crate) fn new(id: SpiffeId, own: &SpiffeId) -> Self {
+    pub(crate) fn new(id: SpiffeId, own: &SpiffeId, protocol: Protocol) -> Self {
         let header = HeaderValue::try_from(format!("By={own};URI={id}")).ok();
-        Self { header, is_of_domain: id.trust_domain() == own.trust_domain(), id }
+        Self { header, protocol, is_of_domain: id.trust_domain() == own.trust_domain(), id }
     }
 
     /// Its name in metrics: `namespace/service account`, or the whole identity if it is of another trust domain.
@@ -74,6 +77,11 @@ impl Downstream {
     /// The call that policies judge: to which port, and by whom.
     pub(crate) fn call(&self) -> Call<'_> {
         Call { port: self.destination.port(), caller: self.caller.get().and_then(|caller| caller.account()) }
+    }
+
+    /// Whether its requests are of HTTP/1.1 though they come as streams of HTTP/2.
+    pub(crate) fn multiplexes_http1(&self) -> bool {
+        self.caller.get().is_some_and(|caller| caller.protocol == Protocol::MultiplexedHttp1)
     }
 
     /// The changes after which its calls are judged again.
@@ -166,7 +174,7 @@ mod tests {
     #[test]
     fn caller_of_another_trust_domain_has_no_account() {
         let id = |domain: &str| -> SpiffeId { format!("spiffe://{domain}/ns/shop/sa/web").parse().expect("an id") };
-        let account = |domain| Caller::new(id(domain), &id("cluster.local")).account().cloned();
+        let account = |domain| Caller::new(id(domain), &id("cluster.local"), Protocol::Http1).account().cloned();
         assert_eq!(account("cluster.local"), Some(id("cluster.local").account().clone()));
         for other in ["cluster.localhost", "cluster", "local", "other.local"] {
             assert_eq!(account(other), None, "{other}");

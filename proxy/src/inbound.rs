@@ -71,7 +71,7 @@ async fn accept_http(downstream: &Rc<Downstream>, stream: TcpStream) -> Option<(
             None => (Verdict::Opaque, None),
             Some(_) if is_opaque => (Verdict::Opaque, None),
             Some(Protocol::Http1) => (Verdict::Http1, None),
-            Some(Protocol::Http2) => (Verdict::Http2, None),
+            Some(Protocol::Http2 | Protocol::MultiplexedHttp1) => (Verdict::Http2, None),
             Some(Protocol::Tcp) => detect(downstream, &mut stream, false).await?,
         };
     }
@@ -129,21 +129,24 @@ async fn detect(
 }
 
 /// Makes the handshake with a client that is a proxy of the mesh. Returns the decrypted stream and the protocol in it; or
-/// the stream as it is, if the client is no such proxy. None: the handshake failed, which was logged.
+/// the stream as it is, if the client is no such proxy and needs not prove an identity. None: the handshake failed, which
+/// was logged.
 async fn accept_proxy(downstream: &Rc<Downstream>, mut stream: Prefixed) -> Option<(Prefixed, Option<Protocol>)> {
-    let is_proxy = match stream.offer().await {
-        Ok(Offer::Protocols(offered)) => offered.iter().any(|name| Protocol::of_alpn(name).is_some()),
+    let shared = &downstream.worker.shared;
+    let is_mutual = match stream.offer().await {
+        Ok(Offer::Protocols(offered)) => {
+            shared.mutual_tls || offered.iter().any(|name| Protocol::of_alpn(name).is_some())
+        }
         Ok(Offer::NeedMore | Offer::NotTls) => false,
         Err(_) => return None,
     };
-    if !is_proxy {
+    if !is_mutual {
         return Some((stream, None));
     }
     let (socket, hello) = match stream.into_socket() {
         Ok(parts) => parts,
         Err(stream) => return Some((stream, None)),
     };
-    let shared = &downstream.worker.shared;
     let mut log = ConnectionLog::new(downstream);
     log.security = Security::None;
     log.reason = match shared.identity.load() {
@@ -153,7 +156,7 @@ async fn accept_proxy(downstream: &Rc<Downstream>, mut stream: Prefixed) -> Opti
             // Boxed: short-lived.
             match Box::pin(tls::accept_mutual(socket, &hello, &own, shared.timeouts.head)).await {
                 Ok((stream, protocol, client)) => {
-                    let _ = downstream.caller.set(Box::new(Caller::new(client, &own.id)));
+                    let _ = downstream.caller.set(Box::new(Caller::new(client, &own.id, protocol)));
                     return Some((Prefixed::new(stream), Some(protocol)));
                 }
                 Err(error) => {
@@ -294,7 +297,7 @@ async fn send_to_application(mut request: Box<Request<Incoming>>, guard: &mut Re
     guard.log.downstream.record_caller();
     let plan = Plan {
         // The path stays as it came: policies allow every reading of it.
-        http2: request.version() == Version::HTTP_2,
+        http2: request.version() == Version::HTTP_2 && !downstream.multiplexes_http1(),
         protected: inbound.policies.protected.as_ref(),
         judged: Some(Cell::new(seen)),
         ..Plan::new(Upstream::Local(guard.worker().local(destination)))

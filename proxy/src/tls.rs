@@ -121,7 +121,7 @@ pub(crate) async fn connect(
     }
     // The server's first frame says that it has accepted this side's certificate. In HTTP/1.1 the response says so; here,
     // several requests would fail together.
-    if protocol == Protocol::Http2 && stream.fill_buf().await?.is_empty() {
+    if protocol.is_multiplexed() && stream.fill_buf().await?.is_empty() {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the peer closed the connection after the handshake"));
     }
     Ok(stream)
@@ -153,7 +153,8 @@ pub(crate) async fn accept_mutual(
         (_, Some(error)) => return Err(readable(error)),
     };
     let session = stream.get_ref().1;
-    let protocol = session.alpn_protocol().and_then(Protocol::of_alpn);
+    // A client that names none is no proxy of the mesh.
+    let protocol = session.alpn_protocol().map_or(Some(Protocol::Tcp), Protocol::of_alpn);
     let leaf = session.peer_certificates().and_then(|chain| chain.first());
     let (Some(protocol), Some(leaf)) = (protocol, leaf) else {
         return Err(io::Error::new(

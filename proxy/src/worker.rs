@@ -56,6 +56,8 @@ pub(crate) struct Shared {
     pub(crate) destination: Option<SocketAddr>,
     /// TLS for inbound connections. None: they are not terminated.
     pub(crate) tls: Option<Arc<ServerConfig>>,
+    /// Whether inbound TLS is mutual also with clients that are no proxies. Only outside of a pod.
+    pub(crate) mutual_tls: bool,
     /// Who this pod is, for mutual TLS with other pods.
     pub(crate) identity: Arc<Slot>,
     /// Who calls this pod in plaintext.

@@ -79,6 +79,7 @@ fn bootstrap(folder: &Path, identity: CaSettings) -> Bootstrap {
         cache,
         ports: Ports { outbound: 0, inbound: 0, admin: 0, metrics: 0, health: 0 },
         tls: None,
+        mutual_tls: false,
         timeouts: Default::default(),
         opaque_ports: [].into(),
         identity: Some(IdentitySource::Ca(identity)),

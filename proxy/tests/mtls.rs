@@ -44,6 +44,8 @@ mod hostile;
 mod http_details;
 #[path = "mtls/modes.rs"]
 mod modes;
+#[path = "mtls/multiplexed.rs"]
+mod multiplexed;
 #[path = "mtls/pods.rs"]
 mod pods;
 #[path = "mtls/renewal.rs"]

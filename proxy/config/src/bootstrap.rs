@@ -187,6 +187,10 @@ pub struct Local {
     pub certificate: Option<PathBuf>,
     /// The file with the private key, in PEM. Certificate and key are set together.
     pub key: Option<PathBuf>,
+    /// Whether TLS clients of the inbound port must prove an identity also if they are no proxies of the mesh, which
+    /// the names in their ClientHello say (ALPN). By default, the TLS of others is the application's own. Needs
+    /// [`ENV_IDENTITY`], and excludes a certificate.
+    pub mutual_tls: bool,
     /// Instead of [`IDENTITY_TOKEN_FILE`].
     pub token: Option<PathBuf>,
 }

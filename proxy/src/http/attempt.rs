@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::HeaderValue;
+use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{Method, Response, StatusCode};
@@ -20,6 +20,7 @@ use super::incoming::Incoming;
 use super::request_body::SharedBody;
 use super::respond::http_status;
 use crate::affinity::Affinity;
+use crate::identity::Protocol;
 use crate::reason::{Reason, UNPROCESSED};
 use crate::table::backend::BackendFilters;
 use crate::table::route::{Retry, Rule};
@@ -143,6 +144,20 @@ struct Progress {
     leased: Cell<bool>,
     /// Time to the head of the response.
     response_latency: Cell<Option<Duration>>,
+}
+
+// === impl PreparedRequest ===
+
+impl PreparedRequest<'_> {
+    /// Whether it may be sent as a stream of HTTP/2 to a proxy that hands it on in HTTP/1.1. Not if the connection becomes
+    /// its own, if several Cookie headers would be joined, or if a limit of connections is meant to limit requests.
+    fn may_multiplex(&self, state: &ClusterState) -> bool {
+        !self.plan.http2
+            && self.upgrade.is_none()
+            && self.parts.method != Method::CONNECT
+            && self.parts.headers.get_all(header::COOKIE).iter().nth(1).is_none()
+            && state.cluster().limits.max_connections.is_none()
+    }
 }
 
 // === impl Plan ===
@@ -287,12 +302,16 @@ async fn exchange(
     progress: &Progress,
 ) -> AttemptResult {
     let PreparedRequest { plan, parts, body, .. } = request;
+    let protocol = Protocol::of_version(plan.http2);
     let lease = match &plan.upstream {
-        Upstream::Local(endpoint) => match (!fresh).then(|| endpoint.idle(plan.http2)).flatten() {
+        Upstream::Local(endpoint) => match (!fresh).then(|| endpoint.idle(protocol)).flatten() {
             Some(lease) => Ok(lease),
-            None => Box::pin(connect_local(endpoint, plan.http2)).await,
+            None => Box::pin(connect_local(endpoint, protocol)).await,
         },
-        Upstream::Cluster(state, _) => state.lease(endpoint, plan.http2, fresh).await,
+        Upstream::Cluster(state, _) if endpoint.multiplexes_http1() && request.may_multiplex(state) => {
+            state.lease(endpoint, Protocol::MultiplexedHttp1, fresh).await
+        }
+        Upstream::Cluster(state, _) => state.lease(endpoint, protocol, fresh).await,
     };
     let lease = lease.map_err(|error| match error {
         LeaseError::Overflow => Failure::Overflow,
@@ -369,11 +388,11 @@ fn record(request: &PreparedRequest<'_>, endpoint: &Rc<Endpoint>, progress: &Pro
 }
 
 /// Connects to the application in this pod. An HTTP/2 connection that is being opened is shared.
-async fn connect_local(endpoint: &Rc<Endpoint>, http2: bool) -> Result<Lease, LeaseError> {
-    let opening = if http2 { endpoint.opening().await } else { None };
+async fn connect_local(endpoint: &Rc<Endpoint>, protocol: Protocol) -> Result<Lease, LeaseError> {
+    let opening = if protocol.is_multiplexed() { endpoint.opening(protocol).await } else { None };
     match opening {
         Some(opening) => opening,
-        None => endpoint.connect(http2, LOCAL_CONNECT_TIMEOUT, None).await,
+        None => endpoint.connect(protocol, LOCAL_CONNECT_TIMEOUT, None).await,
     }
 }
 

@@ -27,6 +27,7 @@ use super::head;
 use super::request_body::RequestBody;
 use crate::affinity::Affinity;
 use crate::filter::mirror::Mirror;
+use crate::identity::Protocol;
 use crate::table::route::Rule;
 use crate::telemetry::alive;
 use crate::upstream::error::LeaseError;
@@ -173,7 +174,7 @@ impl Shadow {
             state.pick(target.subset.as_deref(), &[], Affinity::default(), &mut worker.rng.borrow_mut(), worker.now());
         let Ok(endpoint) = picked else { return Outcome::NoEndpoints };
         let started = Instant::now();
-        let lease = match state.lease(&endpoint, http2, false).await {
+        let lease = match state.lease(&endpoint, Protocol::of_version(http2), false).await {
             Ok(lease) => lease,
             Err(LeaseError::Overflow) => return Outcome::Overflow,
             Err(_) => return Outcome::Failed,

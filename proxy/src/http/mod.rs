@@ -50,6 +50,26 @@ pub(crate) mod upgrade;
 pub(crate) mod upload;
 pub(crate) mod watch;
 
+use weft_codec::http2::Limits;
+use weft_codec::{HEAD_BYTES_MAX, HEADERS_MAX};
+
 /// HTTP/2 flow-control windows on both sides, in bytes: the maximum buffered for one stream and for one connection.
-pub(crate) const STREAM_WINDOW: u32 = 256 * 1024;
-pub(crate) const CONNECTION_WINDOW: u32 = 1024 * 1024;
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+/// The window of a connection that multiplexes HTTP/1.1: that of all streams which a client's proxy opens on one. They
+/// are of several clients, and one that stops reading must not block the others.
+const MULTIPLEXED_WINDOW: u32 = 100 * STREAM_WINDOW;
+
+/// What HTTP/2 adds to the size of a header. A head of HTTP/1.1 may have its maximum size without it.
+const HEADER_OVERHEAD: usize = 32;
+
+/// The limits of an HTTP/2 connection. `streams`: how many the peer may open.
+pub(crate) fn limits(streams: u32, multiplexes_http1: bool) -> Limits {
+    let (connection_window, head_bytes) = if multiplexes_http1 {
+        (MULTIPLEXED_WINDOW, HEAD_BYTES_MAX + HEADERS_MAX * HEADER_OVERHEAD)
+    } else {
+        (CONNECTION_WINDOW, HEAD_BYTES_MAX)
+    };
+    Limits { streams, stream_window: STREAM_WINDOW, connection_window, head_bytes: head_bytes as u32 }
+}

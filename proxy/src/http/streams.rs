@@ -11,26 +11,21 @@ use http::header::{self, HeaderValue};
 use http::{Request, Response, StatusCode};
 use http_body::Body;
 use tokio::time::{Instant, Sleep, sleep};
+use weft_codec::Tick;
 use weft_codec::http1::parse::BadMessage;
-use weft_codec::http2::{Connection, Limits, Reason, SendStream};
-use weft_codec::{HEAD_BYTES_MAX, Tick};
+use weft_codec::http2::{Connection, Reason, SendStream};
 
 use super::incoming::Incoming;
 use super::pipe::{Pipe, PipeError};
 use super::response_body::{Handover, ResponseBody};
 use super::watch::{ConnectionTimers, TimedStream};
-use super::{CONNECTION_WINDOW, STREAM_WINDOW, date, respond};
+use super::{date, limits, respond};
 use crate::downstream::Downstream;
 use crate::judge;
 use crate::telemetry::{access, alive};
 
-/// Limits of one downstream connection.
-const LIMITS: Limits = Limits {
-    streams: 1000,
-    stream_window: STREAM_WINDOW,
-    connection_window: CONNECTION_WINDOW,
-    head_bytes: HEAD_BYTES_MAX as u32,
-};
+/// Concurrent streams of one downstream connection.
+const STREAMS_MAX: u32 = 1000;
 
 /// How often a client that has closed its sending half (FIN) is probed while responses are pending. If it has closed
 /// its socket completely, the first probe finds a reset: what was sent to it after the FIN has caused one.
@@ -59,7 +54,8 @@ where
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Response<ResponseBody>> + 'static,
 {
-    let connection = Box::new(Connection::server(stream, LIMITS, alive::count_downstream_streams));
+    let limits = limits(STREAMS_MAX, downstream.multiplexes_http1());
+    let connection = Box::new(Connection::server(stream, limits, alive::count_downstream_streams));
     async move {
         let draining = Cell::new(false);
         let mut accepting = pin!(accept(connection, &timers, &downstream, &draining, &service));

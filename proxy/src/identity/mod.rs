@@ -38,6 +38,8 @@ pub(crate) enum Protocol {
     Http1,
     /// HTTP/2.
     Http2,
+    /// Requests of HTTP/1.1, as streams of HTTP/2: the application is spoken to in HTTP/1.1.
+    MultiplexedHttp1,
     /// Any bytes; the server's proxy detects what they are.
     Tcp,
 }
@@ -88,15 +90,26 @@ const UNKNOWN: u8 = u8::MAX;
 
 impl Protocol {
     /// All, in the order that a server prefers.
-    pub(crate) const ALL: [Self; 3] = [Self::Http1, Self::Http2, Self::Tcp];
+    pub(crate) const ALL: [Self; 4] = [Self::Http1, Self::Http2, Self::MultiplexedHttp1, Self::Tcp];
 
     /// Its name in ALPN.
     pub(crate) fn alpn(self) -> &'static [u8] {
         match self {
             Self::Http1 => b"weft-http/1.1",
             Self::Http2 => b"weft-h2",
+            Self::MultiplexedHttp1 => b"weft-http/1.1-h2",
             Self::Tcp => b"weft-tcp",
         }
+    }
+
+    /// HTTP/2 or HTTP/1.1, as such.
+    pub(crate) fn of_version(http2: bool) -> Self {
+        if http2 { Self::Http2 } else { Self::Http1 }
+    }
+
+    /// Whether requests share a connection.
+    pub(crate) fn is_multiplexed(self) -> bool {
+        matches!(self, Self::Http2 | Self::MultiplexedHttp1)
     }
 
     /// The protocol of a name in ALPN, if it is one of these.

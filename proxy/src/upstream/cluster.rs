@@ -18,7 +18,7 @@ use super::error::LeaseError;
 use super::fallback_state::FallbackState;
 use super::shared_cluster::{Kind, SharedCluster, SharedClusters};
 use crate::affinity::Affinity;
-use crate::identity::Slot;
+use crate::identity::{Protocol, Slot};
 use crate::table::Cluster;
 use crate::telemetry::metrics::{EndpointHandles, Metrics};
 
@@ -279,7 +279,12 @@ impl ClusterState {
 
     /// Leases a connection to an endpoint for one request. Waits for one if the limit of connections is reached.
     /// `fresh`: no connection from the pool.
-    pub(crate) async fn lease(&self, endpoint: &Rc<Endpoint>, http2: bool, fresh: bool) -> Result<Lease, LeaseError> {
+    pub(crate) async fn lease(
+        &self,
+        endpoint: &Rc<Endpoint>,
+        protocol: Protocol,
+        fresh: bool,
+    ) -> Result<Lease, LeaseError> {
         let cluster = self.cluster();
         let limit = cluster.limits.max_connections;
         let leased = |lease: Lease| if limit.is_some() { lease.with_waiters(self.shared.clone()) } else { lease };
@@ -288,15 +293,17 @@ impl ClusterState {
             while self.shared.surplus(Kind::Connection, limit) > 0
                 && (endpoint.close_one_idle() || self.close_one_idle(endpoint))
             {}
-            if !fresh && let Some(lease) = endpoint.idle(http2) {
+            if !fresh && let Some(lease) = endpoint.idle(protocol) {
                 return Ok(leased(lease));
             }
-            if http2 && let Some(opening) = Box::pin(endpoint.opening()).await {
+            if protocol.is_multiplexed()
+                && let Some(opening) = Box::pin(endpoint.opening(protocol)).await
+            {
                 return opening.map(leased);
             }
             if let Some(permit) = self.shared.admit(Kind::Connection, limit) {
                 // Boxed, so that the future of a request that finds a connection is smaller.
-                let lease = Box::pin(endpoint.connect(http2, cluster.connect_timeout, Some(permit))).await?;
+                let lease = Box::pin(endpoint.connect(protocol, cluster.connect_timeout, Some(permit))).await?;
                 return Ok(leased(lease));
             }
             // At the limit: close an idle connection to another endpoint, or one that `fresh` rules out.

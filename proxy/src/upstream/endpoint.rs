@@ -2,7 +2,8 @@
 //!
 //! An HTTP/1.1 connection carries one request at a time. It returns to the pool when both request and response are
 //! complete; otherwise it is closed. An HTTP/2 connection is shared by several requests, also while it is being
-//! opened.
+//! opened. Requests of HTTP/1.1 to a busy proxy of the mesh share connections too, as streams of HTTP/2: many of them
+//! then take one system call and one TLS record (docs/adr/007-multiplexed-http1.md).
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -51,6 +52,9 @@ const IDLE_MAX: usize = 256;
 /// Requests that may wait for one HTTP/2 connection while it is being opened; further ones open another.
 const OPENING_REQUESTS_MAX: u32 = 100;
 
+/// Requests in flight from which on further ones of HTTP/1.1 are multiplexed. With fewer, there is little to save.
+const MULTIPLEX_FROM: u32 = 8;
+
 /// Who is at the other end of a cluster's connections, and who at this one.
 #[derive(Clone)]
 pub(crate) struct Peer {
@@ -93,6 +97,7 @@ struct Idle {
 
 /// An HTTP/2 connection that is being opened. Requests that arrive meanwhile share it instead of opening one each.
 struct Opening {
+    protocol: Protocol,
     connection: Shared<LocalBoxFuture<'static, Result<Rc<Http2>, LeaseError>>>,
     /// Requests that wait for it.
     requests: u32,
@@ -163,11 +168,20 @@ impl Endpoint {
         self.ewma.set(ewma);
     }
 
+    /// Whether a further request of HTTP/1.1 is to be multiplexed: the other side is a proxy of the mesh, and many are in
+    /// flight.
+    pub(crate) fn multiplexes_http1(&self) -> bool {
+        let is_proxy = |peer: &Peer| peer.account.is_some() && peer.identity.is_expected();
+        self.in_flight.get() >= MULTIPLEX_FROM && self.peer.as_ref().is_some_and(is_proxy)
+    }
+
     /// A lease of an open connection.
-    pub(crate) fn idle(self: &Rc<Self>, http2: bool) -> Option<Lease> {
-        if http2 {
+    pub(crate) fn idle(self: &Rc<Self>, protocol: Protocol) -> Option<Lease> {
+        if protocol.is_multiplexed() {
             let shared = self.shared.borrow();
-            let is_usable = |connection: &&Rc<Http2>| connection.has_capacity() && self.may_use(connection.is_tls);
+            let is_usable = |connection: &&Rc<Http2>| {
+                connection.protocol == protocol && connection.has_capacity() && self.may_use(connection.is_tls)
+            };
             let connection = shared.iter().find(is_usable)?.clone();
             return Some(self.lease(Connection::Http2(connection), true));
         }
@@ -183,11 +197,11 @@ impl Endpoint {
     }
 
     /// A lease of the HTTP/2 connection that is being opened, if there is one with capacity.
-    pub(crate) async fn opening(self: &Rc<Self>) -> Option<Result<Lease, LeaseError>> {
+    pub(crate) async fn opening(self: &Rc<Self>, protocol: Protocol) -> Option<Result<Lease, LeaseError>> {
         loop {
             let connection = {
                 let mut opening = self.opening.borrow_mut();
-                let opening = (opening.as_mut())
+                let opening = (opening.as_mut().filter(|opening| opening.protocol == protocol))
                     .filter(|opening| opening.requests < OPENING_REQUESTS_MAX && opening.connection.peek().is_none())?;
                 opening.requests += 1;
                 opening.connection.clone()
@@ -203,24 +217,24 @@ impl Endpoint {
     /// A lease of a new connection. The connection holds the permit.
     pub(crate) async fn connect(
         self: &Rc<Self>,
-        http2: bool,
+        protocol: Protocol,
         timeout: Duration,
         permit: Option<Permit>,
     ) -> Result<Lease, LeaseError> {
-        if http2 {
+        if protocol.is_multiplexed() {
             // A task of its own, because this request may be cancelled while others wait for the connection.
             let own = Rc::<Cell<Option<Lease>>>::default();
-            let task = alive::spawn(connect_http2(self.clone(), timeout, permit, own.clone()));
+            let task = alive::spawn(connect_http2(self.clone(), protocol, timeout, permit, own.clone()));
             let failed = |error| LeaseError::Connect(Arc::new(io::Error::other(error)));
             let connection =
                 async move { task.await.unwrap_or_else(|error| Err(failed(error))) }.boxed_local().shared();
-            *self.opening.borrow_mut() = Some(Opening { connection: connection.clone(), requests: 1 });
+            *self.opening.borrow_mut() = Some(Opening { protocol, connection: connection.clone(), requests: 1 });
             let connected = connection.await;
             self.opening.borrow_mut().take_if(|opening| opening.connection.peek().is_some());
             let connected = connected?;
             return Ok(own.take().unwrap_or_else(|| self.lease(Connection::Http2(connected), false)));
         }
-        let connection = Http1::new(self.open(Protocol::Http1, timeout).await?, permit);
+        let connection = Http1::new(self.open(protocol, timeout).await?, permit);
         Ok(self.lease(Connection::Http1(Some(connection)), false))
     }
 
@@ -400,12 +414,13 @@ impl Drop for Lease {
 /// slots; if that request is cancelled, the lease is dropped with `own`.
 async fn connect_http2(
     endpoint: Rc<Endpoint>,
+    protocol: Protocol,
     timeout: Duration,
     permit: Option<Permit>,
     own: Rc<Cell<Option<Lease>>>,
 ) -> Result<Rc<Http2>, LeaseError> {
-    let stream = endpoint.open(Protocol::Http2, timeout).await?;
-    let connection = Http2::new(stream, permit, endpoint.no_pings.clone())?;
+    let stream = endpoint.open(protocol, timeout).await?;
+    let connection = Http2::new(stream, protocol, permit, endpoint.no_pings.clone())?;
     own.set(Some(endpoint.lease(Connection::Http2(connection.clone()), false)));
     endpoint.shared.borrow_mut().push(connection.clone());
     Ok(connection)
@@ -455,6 +470,25 @@ mod tests {
 
     const TIMEOUT: Duration = Duration::from_secs(5);
 
+    #[test]
+    fn http_1_is_multiplexed_to_proxies_with_an_identity_that_are_busy() {
+        let account = Account::new("shop", "web").ok();
+        for (desc, account, is_expected, in_flight, expected) in [
+            ("busy", account.clone(), true, MULTIPLEX_FROM, true),
+            ("not busy", account.clone(), true, MULTIPLEX_FROM - 1, false),
+            ("this side has no identity", account, false, MULTIPLEX_FROM, false),
+            ("the other side has none", None, true, MULTIPLEX_FROM, false),
+        ] {
+            let peer = Peer { account, identity: Arc::new(Slot::new(is_expected)) };
+            let endpoint = Endpoint::new(([198, 18, 128, 1], 80).into(), Some(peer), Duration::ZERO);
+            endpoint.in_flight.set(in_flight);
+            assert_eq!(endpoint.multiplexes_http1(), expected, "{desc}");
+        }
+        let own = Endpoint::new(([198, 18, 128, 1], 80).into(), None, Duration::ZERO);
+        own.in_flight.set(MULTIPLEX_FROM);
+        assert!(!own.multiplexes_http1(), "it is in this pod");
+    }
+
     /// Requests that wait for an HTTP/2 connection and requests that come when it is open share its slots: none is put on a
     /// connection that is full, where it would wait for streams that may never end.
     #[tokio::test]
@@ -462,25 +496,26 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let endpoint = Rc::new(Endpoint::new(listener.local_addr().expect("an address"), None, Duration::ZERO));
         let run = async {
-            let mut first = Box::pin(endpoint.connect(true, TIMEOUT, None));
+            let mut first = Box::pin(endpoint.connect(Protocol::Http2, TIMEOUT, None));
             assert!(poll_fn(|cx| Poll::Ready(first.as_mut().poll(cx).is_pending())).await);
-            let mut waiting: Vec<_> = (1..OPENING_REQUESTS_MAX).map(|_| Box::pin(endpoint.opening())).collect();
+            let mut waiting: Vec<_> =
+                (1..OPENING_REQUESTS_MAX).map(|_| Box::pin(endpoint.opening(Protocol::Http2))).collect();
             for request in &mut waiting {
                 assert!(poll_fn(|cx| Poll::Ready(request.as_mut().poll(cx).is_pending())).await);
             }
             let mut late = Vec::new();
             while late.is_empty() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
-                late.extend((0..60).map_while(|_| endpoint.idle(true)));
+                late.extend((0..60).map_while(|_| endpoint.idle(Protocol::Http2)));
             }
             assert_eq!(late.len(), 60);
             let first = first.await.expect("connected");
             let leases: Vec<Lease> = join_all(waiting).await.into_iter().flatten().flatten().collect();
             assert_eq!(leases.len(), 39, "slots that are left");
-            assert!(endpoint.idle(true).is_none());
+            assert!(endpoint.idle(Protocol::Http2).is_none());
             drop((first, leases, late));
             assert_eq!(
-                (0..200).map_while(|_| endpoint.idle(true)).collect::<Vec<_>>().len(),
+                (0..200).map_while(|_| endpoint.idle(Protocol::Http2)).collect::<Vec<_>>().len(),
                 100,
                 "all slots are free"
             );
@@ -493,13 +528,13 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let endpoint = Rc::new(Endpoint::new(listener.local_addr().expect("an address"), None, Duration::ZERO));
         let run = async {
-            let mut first = Box::pin(endpoint.connect(true, TIMEOUT, None));
+            let mut first = Box::pin(endpoint.connect(Protocol::Http2, TIMEOUT, None));
             assert!(poll_fn(|cx| Poll::Ready(first.as_mut().poll(cx).is_pending())).await);
             drop(first);
             let mut leases = Vec::new();
             while leases.is_empty() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
-                leases.extend((0..200).map_while(|_| endpoint.idle(true)));
+                leases.extend((0..200).map_while(|_| endpoint.idle(Protocol::Http2)));
             }
             assert_eq!((leases.len(), endpoint.in_flight.get()), (100, 100));
         };

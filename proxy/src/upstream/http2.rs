@@ -14,17 +14,18 @@ use http::{Method, Response};
 use http_body::Body;
 use socket2::SockRef;
 use tokio::time::{Instant, sleep_until};
-use weft_codec::http2::{Connection, Error, Limits, Reason, RecvStream, Requests};
-use weft_codec::{HEAD_BYTES_MAX, Tick};
+use weft_codec::Tick;
+use weft_codec::http2::{Connection, Error, Reason, RecvStream, Requests};
 
 use super::HEAD_TIMEOUT;
 use super::error::SendError;
 use super::shared_cluster::Permit;
 use crate::http::incoming::Incoming;
+use crate::http::limits;
 use crate::http::pipe::Pipe;
 use crate::http::request_body::{RequestBody, SharedBody};
 use crate::http::upload::Upload;
-use crate::http::{CONNECTION_WINDOW, STREAM_WINDOW};
+use crate::identity::Protocol;
 use crate::stream::Stream;
 use crate::telemetry::alive::{self, Alive, Kind};
 
@@ -56,15 +57,6 @@ const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long requests wait for a server that allows no streams (SETTINGS_MAX_CONCURRENT_STREAMS of 0).
 const NO_STREAMS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Limits on what a server may send.
-const LIMITS: Limits = Limits {
-    // Servers do not open streams.
-    streams: 0,
-    stream_window: STREAM_WINDOW,
-    connection_window: CONNECTION_WINDOW,
-    head_bytes: HEAD_BYTES_MAX as u32,
-};
-
 /// A handle to a connection, shared by its requests.
 pub(crate) struct Http2 {
     requests: Requests,
@@ -74,6 +66,8 @@ pub(crate) struct Http2 {
     idle_since: Cell<Tick>,
     /// It is encrypted.
     pub(crate) is_tls: bool,
+    /// What its requests are.
+    pub(crate) protocol: Protocol,
     state: Rc<State>,
 }
 
@@ -124,12 +118,19 @@ enum Liveness {
 impl Http2 {
     /// Starts an HTTP/2 connection, which holds the permit, and its task. `no_pings`: the server has closed a
     /// connection with ENHANCE_YOUR_CALM; then no keepalive PINGs are sent.
-    pub(crate) fn new(stream: Stream, permit: Option<Permit>, no_pings: Rc<Cell<bool>>) -> io::Result<Rc<Self>> {
+    pub(crate) fn new(
+        stream: Stream,
+        protocol: Protocol,
+        permit: Option<Permit>,
+        no_pings: Rc<Cell<bool>>,
+    ) -> io::Result<Rc<Self>> {
         if let Some(socket) = stream.socket() {
             SockRef::from(socket).set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))?;
         }
         let is_tls = stream.is_tls();
-        let (connection, requests) = Connection::client(stream, LIMITS, alive::count_upstream_streams);
+        // Servers do not open streams.
+        let limits = limits(0, protocol == Protocol::MultiplexedHttp1);
+        let (connection, requests) = Connection::client(stream, limits, alive::count_upstream_streams);
         let state = Rc::<State>::default();
         let task = drive(connection, state.clone(), no_pings);
         let shared = state.clone();
@@ -140,7 +141,7 @@ impl Http2 {
             drop((permit, alive));
         });
         let idle_since = Cell::new(Tick::now());
-        Ok(Rc::new(Self { requests, slots: Cell::new(0), idle_since, is_tls, state }))
+        Ok(Rc::new(Self { requests, slots: Cell::new(0), idle_since, is_tls, protocol, state }))
     }
 
     /// Whether one more request may use the connection.

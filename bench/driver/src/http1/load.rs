@@ -7,7 +7,6 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,9 +36,8 @@ pub(crate) struct Options {
     post: Option<usize>,
     #[arg(long, default_value = "/")]
     path: String,
-    /// Use TLS, and trust the CA certificate in this file.
-    #[arg(long)]
-    tls: Option<PathBuf>,
+    #[command(flatten)]
+    tls: tls::Options,
 }
 
 struct Load {
@@ -116,7 +114,7 @@ impl Load {
             address: options.target.address(),
             request: request(options),
             close: options.close,
-            tls: options.tls.as_deref().map(tls::client).transpose()?,
+            tls: tls::client(&options.tls)?,
             poll: Poll::new()?,
             connections: Vec::new(),
             pace: options.rate.map(Pace::new),
@@ -293,7 +291,7 @@ impl Connection {
 
     fn flush(&mut self, request: &[u8]) -> io::Result<()> {
         let flushed = match &mut self.tls {
-            Some(tls) => flush_tls(tls, &mut self.stream),
+            Some(tls) => tls::flush(tls, &mut self.stream),
             None => self.flush_plain(request),
         };
         flushed.or_else(|error| if error.kind() == ErrorKind::WouldBlock { Ok(()) } else { Err(error) })
@@ -307,27 +305,11 @@ impl Connection {
     }
 
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let Some(tls) = &mut self.tls else { return self.stream.read(buffer) };
-        loop {
-            match tls.reader().read(buffer) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                read => return read,
-            }
-            if tls.read_tls(&mut self.stream)? == 0 {
-                return Ok(0);
-            }
-            tls.process_new_packets().map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
-            // Sends handshake messages, and the request that waited for the handshake.
-            flush_tls(tls, &mut self.stream)?;
+        match &mut self.tls {
+            None => self.stream.read(buffer),
+            Some(tls) => tls::read(tls, &mut self.stream, buffer),
         }
     }
-}
-
-fn flush_tls(tls: &mut ClientConnection, stream: &mut TcpStream) -> io::Result<()> {
-    while tls.wants_write() {
-        tls.write_tls(stream)?;
-    }
-    Ok(())
 }
 
 fn request(options: &Options) -> Vec<u8> {

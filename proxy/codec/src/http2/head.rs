@@ -163,9 +163,8 @@ pub(super) fn put_request(
         encoder.begin(out);
         encoder.method(&head.method, out);
         if head.method != Method::CONNECT {
-            if let Some(scheme) = head.uri.scheme_str() {
-                encoder.scheme(scheme, out);
-            }
+            // The target of an HTTP/1.1 request has neither scheme nor authority: its Host header goes as it is.
+            encoder.scheme(head.uri.scheme_str().unwrap_or("http"), out);
             let path = head.uri.path_and_query().map_or("", PathAndQuery::as_str);
             let path = match path {
                 "" if head.method == Method::OPTIONS => "*",
