@@ -23,12 +23,6 @@ pub enum Refusal {
     /// The token could be of anyone who may request tokens of the account.
     #[error("the token is not bound to a pod: project it into the pod")]
     NotAPod,
-    /// The body is too large.
-    #[error(
-        "the body is larger than {} bytes: a request with a key of ECDSA P-256 has some hundred",
-        request::REQUEST_BYTES_MAX
-    )]
-    TooLarge,
     /// The body is no acceptable request.
     #[error("{0}")]
     Request(request::Error),
@@ -52,7 +46,7 @@ impl Refusal {
     /// The status of the response.
     pub fn status(&self) -> u16 {
         match self {
-            Self::Request(request::Error::TooLarge) | Self::TooLarge => 413,
+            Self::Request(request::Error::TooLarge) => 413,
             Self::Request(_) => 400,
             Self::NoToken | Self::Token(_) | Self::Audience(_) => 401,
             Self::NotAnAccount(_) | Self::NotAPod => 403,
@@ -69,7 +63,7 @@ impl Refusal {
             Self::Audience(_) => "audience",
             Self::NotAnAccount(_) => "not-an-account",
             Self::NotAPod => "not-a-pod",
-            Self::Request(request::Error::TooLarge) | Self::TooLarge => "too-large",
+            Self::Request(request::Error::TooLarge) => "too-large",
             Self::Request(_) => "request",
             Self::TooMany => "rate-limit",
             Self::Busy => "busy",

@@ -37,8 +37,9 @@ use crate::metrics::{Metrics, ReasonLabel};
 
 /// Connections at a time; further ones are closed.
 const CONNECTIONS_MAX: usize = 2048;
-/// Connections at a time from one address: a pod needs one. Further ones are closed.
-const CONNECTIONS_PER_ADDRESS_MAX: usize = 8;
+/// Connections at a time from one address: a pod needs one, but a network may show several pods as one address. Further
+/// ones are closed.
+const CONNECTIONS_PER_ADDRESS_MAX: usize = 16;
 /// Timeout of a handshake, and of a request's head.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 /// Timeout of a whole connection.
@@ -204,7 +205,8 @@ impl Authority {
     /// The whole of a request: the public key is checked first, because that costs nobody else anything.
     async fn certify(&self, headers: &HeaderMap, body: Body) -> Result<Answer, Refusal> {
         let token = bearer(headers)?;
-        let body = axum::body::to_bytes(body, REQUEST_BYTES_MAX).await.map_err(|_| Refusal::TooLarge)?;
+        let body = axum::body::to_bytes(body, REQUEST_BYTES_MAX).await;
+        let body = body.map_err(|_| Refusal::Request(request::Error::TooLarge))?;
         let key = request::read(&body).map_err(Refusal::Request)?;
         let Caller { id, pod } = {
             let _permit = self.limits.reviews.acquire().await.map_err(|_| Refusal::Busy)?;

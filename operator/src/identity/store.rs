@@ -179,7 +179,7 @@ impl Store {
             Change::Refused(problem) => *told |= self.refused(holder, found.as_ref(), &problem),
         }
         let epoch = self.lease.borrow().epoch();
-        self.report(holder, found.is_none() && epoch.is_none());
+        self.report(holder, found.is_none() && epoch.is_none(), now);
 
         let Some(epoch) = epoch else { return Ok(()) };
         let current = holder.current().cloned();
@@ -292,12 +292,12 @@ impl Store {
             let issuer = &current.issuer;
             format!("the last good issuer {} stays in use until {}", issuer.serial(), rfc3339(issuer.not_after()))
         });
-        self.tell(found, Severity::Warning, reason, format!("{message} ({in_use})"));
-        true
+        self.tell(found, Severity::Warning, reason, format!("{message} ({in_use})"))
     }
 
-    fn tell(&self, found: Option<&Secret>, severity: Severity, reason: &str, note: String) {
-        let Some(uid) = found.and_then(|secret| secret.metadata.uid.clone()) else { return };
+    /// Records an Event on the Secret. False: there is none.
+    fn tell(&self, found: Option<&Secret>, severity: Severity, reason: &str, note: String) -> bool {
+        let Some(uid) = found.and_then(|secret| secret.metadata.uid.clone()) else { return false };
         let regarding = Object {
             api_version: "v1".to_owned(),
             kind: "Secret".to_owned(),
@@ -307,6 +307,7 @@ impl Store {
         let reason = reason.to_owned();
         let event = Event { regarding, related: None, severity, reason, action: "ReadIssuer", note, repeats: true };
         self.recorder.record(vec![event]);
+        true
     }
 
     /// Where the issuer is, for people.
@@ -319,7 +320,7 @@ impl Store {
 
     /// `waits`: a standby before the leader has made an issuer. It is ready: the leader may be an operator of a version
     /// that makes none, which is replaced only when this one is ready.
-    fn report(&self, holder: &Holder, waits: bool) {
+    fn report(&self, holder: &Holder, waits: bool, now: UnixTime) {
         self.metrics.issuer_refused.set(i64::from(holder.problem().is_some()));
         let problem =
             holder.problem().map_or(String::new(), |problem| format!("{} refused: {}", self.place(), problem.message));
@@ -328,7 +329,8 @@ impl Store {
                 let until = rfc3339(current.issuer.not_after());
                 let state = format!("issuer {} until {until}", current.issuer.serial());
                 let detail = if problem.is_empty() { state } else { format!("{state}; {problem}") };
-                self.part.report(true, &detail);
+                // One that has expired cannot issue.
+                self.part.report(current.issuer.not_after() > now, &detail);
             }
             None => self.part.report(waits, &problem),
         }

@@ -25,8 +25,8 @@ async fn flood_of_one_account_delays_no_other() {
     let stop = CancellationToken::new();
     let mut flood = Vec::new();
     // Pods of one account, each with as many connections as it may have, and more.
-    for pod in 0..4 {
-        for _ in 0..10 {
+    for pod in 0..2 {
+        for _ in 0..20 {
             let stop = stop.clone();
             flood.push(tokio::spawn(async move {
                 let from = IpAddr::V4(Ipv4Addr::new(127, 0, 1, pod));

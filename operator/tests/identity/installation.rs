@@ -73,6 +73,7 @@ async fn deleted_objects_come_back_from_the_generated_root() {
     fixture.api.put(SECRETS, "weft-issuer", None);
     until("an issuer of the new leader", || next().is_some()).await;
     assert_eq!(fixture.root().await, root);
+    assert!(fixture.api.events().is_empty(), "there was nothing to tell: {:?}", fixture.api.events());
     fixture.end().await;
 }
 

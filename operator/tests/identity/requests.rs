@@ -102,8 +102,8 @@ async fn id_09_requests_decide_nothing_but_the_key() {
     for (desc, body, expected) in [
         ("nothing", vec![], (400, "not a certificate signing request in DER")),
         ("no proof of possession", forged, (400, "not made with its key")),
-        ("16 KiB and one byte", vec![0; 16 * 1024 + 1], (413, "larger than 16384 bytes")),
-        ("16 MiB", vec![0; 16 << 20], (413, "larger than 16384 bytes")),
+        ("16 KiB and one byte", vec![0; 16 * 1024 + 1], (413, "more than 16384 bytes")),
+        ("16 MiB", vec![0; 16 << 20], (413, "more than 16384 bytes")),
     ] {
         let (status, error) = fetch(LOOPBACK, address, root, head, &body).await.expect("a response");
         assert_eq!(status, expected.0, "{desc}: {error}");

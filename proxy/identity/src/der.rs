@@ -1,6 +1,5 @@
-//! Writes DER: the few types that certificates and requests are made of. They are written here and not by a library,
-//! because the issuer's name in a certificate must be, octet by octet, the name in the issuer's own certificate. rcgen
-//! parses and rewrites names, and loses attributes that occur twice, which issuers of companies have.
+//! Writes DER: the few types that certificates and requests are made of. docs/adr/009-certificates-of-our-own.md says
+//! why no library does.
 
 #[cfg(feature = "issue")]
 pub(crate) const BOOLEAN: u8 = 0x01;

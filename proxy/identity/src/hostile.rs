@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use proptest::prelude::*;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
@@ -357,4 +358,26 @@ fn certificates_of_workloads_sign_no_documents() {
     let (leaf, _) = root.leaf(|_| {});
     let error = verify(&[leaf], &root.bundle(), Purpose::Documents, now()).unwrap_err();
     assert!(matches!(error, Error::Usage(_)), "{error}");
+}
+
+proptest! {
+    #[test]
+    fn damaged_chain_is_refused_or_proves_the_same(at in 0_usize..1000, bits in 1_u8..=255, second: bool) {
+        let root = Ca::root("root");
+        let intermediate = root.below("intermediate", |_| {});
+        let mut chain = [intermediate.leaf(|_| {}).0.to_vec(), intermediate.certificate.to_vec()];
+        let damaged = &mut chain[usize::from(second)];
+        let at = at % damaged.len();
+        damaged[at] ^= bits;
+        let chain = chain.map(CertificateDer::from);
+        let verified = verify(&chain, &root.bundle(), Purpose::Server, now());
+        prop_assert!(verified.is_err() || verified.is_ok_and(|peer| peer.id.to_string() == ID));
+    }
+
+    #[test]
+    fn any_bytes_are_read_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        drop(verify(&[bytes.clone().into()], &TrustBundle::default(), Purpose::Client, now()));
+        drop(crate::request::read(&bytes));
+        drop(crate::Root::new(bytes.into()));
+    }
 }

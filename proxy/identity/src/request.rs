@@ -49,7 +49,7 @@ pub struct KeyError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// It is too large.
-    #[error("the request has more than {REQUEST_BYTES_MAX} bytes")]
+    #[error("the request has more than {REQUEST_BYTES_MAX} bytes: one with a key of ECDSA P-256 has some hundred")]
     TooLarge,
     /// It cannot be parsed.
     #[error("the body is not a certificate signing request in DER")]

@@ -105,8 +105,9 @@ pub fn verify(
     now: UnixTime,
 ) -> Result<Peer, Error> {
     let (leaf, issuers) = chain.split_first().ok_or(Error::Missing)?;
-    let id = identity(leaf)?;
-    check_usages(leaf, issuers, purpose)?;
+    let parsed = Parsed::new(leaf).map_err(|Unreadable| Error::Unreadable(1))?;
+    let id = identity_of(&parsed)?;
+    check_usages(&parsed, issuers, purpose)?;
     let domain = id.trust_domain();
     let roots = bundle.roots(domain);
     let valid = |root: &&Root| root.not_after().as_secs() + CLOCK_SKEW.as_secs() >= now.as_secs();
@@ -133,27 +134,30 @@ pub fn verify(
 
 /// The identity that a certificate names. It is proven only if the chain was verified.
 pub fn identity(leaf: &CertificateDer<'_>) -> Result<SpiffeId, Error> {
-    let uris = Parsed::new(leaf).and_then(|leaf| leaf.uris()).map_err(|Unreadable| Error::Unreadable(1))?;
+    identity_of(&Parsed::new(leaf).map_err(|Unreadable| Error::Unreadable(1))?)
+}
+
+fn identity_of(leaf: &Parsed<'_>) -> Result<SpiffeId, Error> {
+    let uris = leaf.uris().map_err(|Unreadable| Error::Unreadable(1))?;
     let [uri] = uris[..] else { return Err(Error::Uris(uris.len())) };
     uri.parse().map_err(Error::Id)
 }
 
 /// The usages that SPIFFE requires and webpki does not check.
-fn check_usages(leaf: &CertificateDer<'_>, issuers: &[CertificateDer<'_>], purpose: Purpose) -> Result<(), Error> {
+fn check_usages(leaf: &Parsed<'_>, issuers: &[CertificateDer<'_>], purpose: Purpose) -> Result<(), Error> {
     if issuers.len() >= CHAIN_MAX {
         return Err(Error::TooLong);
     }
     let unreadable = |Unreadable| Error::Unreadable(1);
-    let parsed = Parsed::new(leaf).map_err(unreadable)?;
-    if parsed.is_ca().map_err(unreadable)? {
+    if leaf.is_ca().map_err(unreadable)? {
         return Err(Error::Usage("the certificate is that of an authority, which identifies no workload"));
     }
-    if !parsed.is_for_signatures_only().map_err(unreadable)? {
+    if !leaf.is_for_signatures_only().map_err(unreadable)? {
         return Err(Error::Usage(
             "the key usage of the certificate is not digitalSignature without keyCertSign and cRLSign",
         ));
     }
-    let purposes = parsed.purposes().map_err(unreadable)?;
+    let purposes = leaf.purposes().map_err(unreadable)?;
     match purpose {
         Purpose::Server if !purposes.is_some_and(|purposes| purposes.server_auth) => {
             return Err(Error::Usage("the certificate has no extended key usage serverAuth"));
