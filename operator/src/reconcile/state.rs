@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use weft_config::bootstrap::{self, pods_name};
+use weft_config::bootstrap::{self, pods_name, prefix_of_name};
 use weft_config::{Index, Prefix};
 
 use crate::callers::Target;
@@ -96,7 +96,7 @@ impl State {
         let mode = self.world.mode();
         let touched = self.world.observe(event);
         if mode != self.world.mode() {
-            self.without_mode.extend(touched.scopes.iter().filter(|scope| *scope != INDEX).cloned());
+            self.without_mode.extend(touched.scopes.iter().filter(|scope| is_namespace(scope)).cloned());
         }
         self.touch(touched, now);
     }
@@ -147,7 +147,7 @@ impl State {
         self.reported_definitions.clear();
         self.touch_all(now);
         // What an earlier leader has written is not known.
-        self.without_mode = self.dirty.iter().filter(|scope| *scope != INDEX).cloned().collect();
+        self.without_mode = self.dirty.iter().filter(|scope| is_namespace(scope)).cloned().collect();
     }
 
     /// Marks everything dirty, because all documents may have to be written again.
@@ -407,6 +407,11 @@ impl State {
         let entry = self.not_before.entry(scope.to_owned()).or_insert(then);
         *entry = (*entry).max(then);
     }
+}
+
+/// Whether a scope is a namespace, and not the index or a prefix of addresses.
+fn is_namespace(scope: &str) -> bool {
+    scope != INDEX && prefix_of_name(scope).is_none()
 }
 
 /// Namespace and name of a document's ConfigMap, for logs and messages.

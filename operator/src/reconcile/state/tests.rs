@@ -2,7 +2,7 @@ use serde_json::json;
 
 use super::*;
 use crate::world::objects::RawMeshObject;
-use crate::world::{Change, NamespaceMeta};
+use crate::world::{Change, Document, NamespaceMeta};
 
 #[test]
 fn state_has_synced_when_every_kind_was_listed() {
@@ -61,6 +61,19 @@ fn mesh_is_programmed_when_every_namespace_was_written_with_its_mode() {
     written(&mut state, "b", Delivery::Written("in i.b".into()));
     assert!(matches!(state.delivery_of_mesh(false), Delivery::Written(_)));
     assert_eq!(state.dirty, set(&[INDEX]), "its status is to be written");
+}
+
+/// Only documents of namespaces have the mode.
+#[test]
+fn programmed_of_the_mesh_does_not_wait_for_documents_of_pods() {
+    let (now, mut state) = (Instant::now(), State::new());
+    for (kind, name) in [(DocumentKind::Export, "x.a"), (DocumentKind::Pods, "p.198.18.129.0")] {
+        let document = Document { name: name.into(), ..Document::default() };
+        state.observe(Event::Document(kind, Change::Apply(document)), now);
+    }
+    state.reset(Some(1), now);
+    assert_eq!(state.dirty, set(&[INDEX, "a", "p.198.18.129.0"]));
+    assert_eq!(state.without_mode, set(&["a"]));
 }
 
 #[test]
