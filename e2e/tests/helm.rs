@@ -112,8 +112,13 @@ fn uninstall(helm: &Path) -> Result<()> {
             .filter(|name| !["configmap/kube-root-ca.crt", "serviceaccount/default"].contains(name))
             .collect();
         left.sort_unstable();
-        let documented =
-            ["lease.coordination.k8s.io/weft-operator", "secret/weft-injector-tls", "secret/weft-webhook-ca"];
+        let documented = [
+            "lease.coordination.k8s.io/weft-operator",
+            "secret/weft-injector-tls",
+            "secret/weft-issuer",
+            "secret/weft-root",
+            "secret/weft-webhook-ca",
+        ];
         ensure!(left == documented, "{left:?}");
         Ok(())
     })
